@@ -1,0 +1,51 @@
+# Everything runs in .venv, which `make setup` builds from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check format test test-crash e2e bench crd lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## install Piton and its tools into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Piton needs Python 3.11 or newer; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[operator,trainer,dev]'
+	@touch $@
+
+demo: setup  ## train a small model that loses its machine twice on the way
+	piton run manifests/quickstart.yaml --fresh --drill preempt@35% --drill kill@70%
+
+check: setup  ## format, lint, types, import rules
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+format: setup  ## rewrite the code in our format
+	ruff format .
+	ruff check --fix .
+
+test: setup  ## every test that needs no root and no cluster
+	pytest -q -n auto -m 'not crash and not e2e'
+
+test-crash: setup  ## kill a trainer 200 times, resume 200 times
+	pytest -q -m crash --timeout 3600
+
+e2e: setup  ## the tests on a real cluster
+	pytest -q -m e2e
+
+crd: setup  ## generate crds/ from the typed models
+	python -m piton.crd > crds/trainingruns.piton.dev.yaml
+
+lock: setup  ## write constraints.txt from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f > constraints.txt
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,81 @@
+"""What a trainer is told to do: the JSON file that `PITON_CONFIG` names.
+
+On a cluster it is an annotation of the pod, mounted through the downward API, so it needs no object of its own.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavePolicy:
+    """When to save and what to keep. Whichever of the two intervals passes first triggers a save."""
+
+    every_seconds: float | None = None
+    every_steps: int | None = None
+    keep_last: int = 2
+    """At least 2 whole checkpoints: with a single one, a bad disk block ends the run."""
+    keep_best: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The metric that says how good the model is, and when that is good enough."""
+
+    metric: str
+    goal: Literal["Minimize", "Maximize"] = "Minimize"
+    target: float | None = None
+    """Training ends once the metric is at least as good as this."""
+    patience: int | None = None
+    """Training ends after this many evaluations in a row without improvement."""
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether `value` beats `than` (None: nothing measured yet). NaN never does."""
+        if value != value:
+            return False
+        if than is None:
+            return True
+        return value < than if self.goal == "Minimize" else value > than
+
+    def reached(self, value: float) -> bool:
+        """Whether `value` meets the target."""
+        if self.target is None or value != value:
+            return False
+        return value <= self.target if self.goal == "Minimize" else value >= self.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One run's orders for its trainers; the same for every attempt and every rank."""
+
+    recipe: str | None = None
+    """A recipe that piton_trainer ships; None for the user's own code."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    save: SavePolicy = SavePolicy(every_seconds=900.0)
+    objective: Objective | None = None
+    training_seconds: float | None = None
+    """Time to spend training, summed over attempts; None trains for as many steps as the recipe says."""
+
+    def to_json(self) -> str:
+        """The file's text, with sorted keys so that equal assignments are equal texts."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse the file's text.
+
+        Raises:
+            ValueError: it is not JSON, or has an unknown or missing key.
+        """
+        try:
+            fields = json.loads(text)
+            save, objective = fields.pop("save"), fields.pop("objective")
+            return cls(
+                save=SavePolicy(**save),
+                objective=Objective(**objective) if objective else None,
+                **fields,
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not an assignment: {error}") from error

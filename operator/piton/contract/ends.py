@@ -1,0 +1,129 @@
+"""How a trainer process ends: its exit code, and one JSON object as the container's termination message.
+
+    finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81 --- failed: any other
+
+143 is what a shell reports for SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves
+nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an outcome, or evidence from the pod.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Self
+
+TERMINATION_MESSAGE_BYTES_MAX = 4096
+"""The kubelet cuts a termination message here."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes that mean something to Piton."""
+
+    FINISHED = 0
+    BAD_CONFIG = 78
+    DIVERGED = 79
+    OUT_OF_SPACE = 80
+    FENCED = 81
+    STOPPED = 143
+
+
+class Outcome(StrEnum):
+    """What became of an attempt, in the trainer's own words."""
+
+    FINISHED = "finished"
+    """All of the training is done and COMPLETE.json is written."""
+    STOPPED = "stopped"
+    """Told to stop (SIGTERM, the server's answer, PITON_STOP_AT), saved, and left."""
+    BAD_CONFIG = "badConfig"
+    """The user's settings or data cannot work; another attempt would end the same way."""
+    DIVERGED = "diverged"
+    """The loss is not a finite number."""
+    OUT_OF_SPACE = "outOfSpace"
+    """The checkpoint volume is full; older checkpoints are untouched."""
+    FENCED = "fenced"
+    """A higher attempt has claimed the checkpoint directory."""
+    FAILED = "failed"
+    """An exception of the user's code or of ours."""
+
+
+EXIT_CODES: dict[Outcome, ExitCode] = {
+    Outcome.FINISHED: ExitCode.FINISHED,
+    Outcome.STOPPED: ExitCode.STOPPED,
+    Outcome.BAD_CONFIG: ExitCode.BAD_CONFIG,
+    Outcome.DIVERGED: ExitCode.DIVERGED,
+    Outcome.OUT_OF_SPACE: ExitCode.OUT_OF_SPACE,
+    Outcome.FENCED: ExitCode.FENCED,
+}
+OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Termination:
+    """The termination message that rank 0 leaves behind.
+
+    `step` is the last step that was trained, `checkpoint_step` the newest that is durable; the difference is what the
+    next attempt has to train again.
+    """
+
+    outcome: Outcome
+    step: int | None = None
+    checkpoint_step: int | None = None
+    resumed_from: int | None = None
+    weights_digest: str | None = None
+    best_step: int | None = None
+    best_metric: float | None = None
+    fence: int | None = None
+    """The attempt that holds the checkpoint directory, when it is not this one: the next attempt has to be higher."""
+    detail: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON that fits into `TERMINATION_MESSAGE_BYTES_MAX`; a long detail is cut."""
+        room = TERMINATION_MESSAGE_BYTES_MAX - len(self._dump(detail=""))
+        detail = self.detail
+        while len(json.dumps(detail)) - 2 > room:
+            detail = detail[: max(0, len(detail) - max(1, (len(json.dumps(detail)) - 2 - room) // 6 + 1))]
+        return self._dump(detail=detail)
+
+    def _dump(self, *, detail: str) -> str:
+        fields = {
+            "outcome": self.outcome.value,
+            "step": self.step,
+            "checkpointStep": self.checkpoint_step,
+            "resumedFrom": self.resumed_from,
+            "weightsDigest": self.weights_digest,
+            "bestStep": self.best_step,
+            "bestMetric": self.best_metric,
+            "fence": self.fence,
+            "detail": detail,
+        }
+        return json.dumps({key: value for key, value in fields.items() if value is not None})
+
+    @classmethod
+    def from_json(cls, text: str | None) -> Self | None:
+        """Parse a termination message; None for anything that is not one (user code may write its own text there)."""
+        try:
+            fields = json.loads(text or "")
+            return cls(
+                outcome=Outcome(fields["outcome"]),
+                step=_integer(fields.get("step")),
+                checkpoint_step=_integer(fields.get("checkpointStep")),
+                resumed_from=_integer(fields.get("resumedFrom")),
+                weights_digest=_string(fields.get("weightsDigest")),
+                best_step=_integer(fields.get("bestStep")),
+                best_metric=_number(fields.get("bestMetric")),
+                fence=_integer(fields.get("fence")),
+                detail=str(fields.get("detail", "")),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None

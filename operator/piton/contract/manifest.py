@@ -1,0 +1,149 @@
+"""The two files that make a checkpoint directory trustworthy.
+
+`MANIFEST.json` is written last into a step's folder; without a valid one the folder is not a checkpoint.
+`COMPLETE.json` says that the run is finished, and is the proof that `Succeeded` needs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+FORMAT = 1
+"""Version of both files; a reader refuses what it does not know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a checkpoint: its size in bytes and its SHA-256 as hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a committed checkpoint consists of."""
+
+    step: int
+    attempt: int
+    world_size: int
+    files: Mapping[str, FileEntry]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files.values())
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "step": self.step,
+                "attempt": self.attempt,
+                "worldSize": self.world_size,
+                "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in sorted(self.files.items())},
+                "metrics": dict(self.metrics),
+                "versions": dict(self.versions),
+                "created": self.created,
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse a manifest.
+
+        Raises:
+            ValueError: the text is torn, of another format, or has a field of the wrong type.
+        """
+        fields = _load(text, "manifest")
+        try:
+            manifest = cls(
+                step=_whole(fields["step"]),
+                attempt=_whole(fields["attempt"]),
+                world_size=_whole(fields["worldSize"]),
+                files={
+                    str(name): FileEntry(size=_whole(entry["size"]), sha256=str(entry["sha256"]))
+                    for name, entry in fields["files"].items()
+                },
+                metrics={str(name): float(value) for name, value in fields["metrics"].items()},
+                versions={str(name): str(value) for name, value in fields["versions"].items()},
+                created=str(fields["created"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the manifest has no good {error}") from error
+        if not manifest.files or any("/" in name or name.startswith(".saving") for name in manifest.files):
+            raise ValueError("the manifest lists no files, or files outside its own folder")
+        return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complete:
+    """The final manifest: the run is finished."""
+
+    attempt: int
+    step: int
+    weights_digest: str
+    """SHA-256 over the final weights (names, types, shapes, bytes), as `sha256:<hex>`."""
+    best_step: int | None = None
+    best_metric: float | None = None
+    reason: str = ""
+    """Why training ended: all steps done, target reached, no more improvement, training time spent."""
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "attempt": self.attempt,
+                "step": self.step,
+                "weightsDigest": self.weights_digest,
+                "bestStep": self.best_step,
+                "bestMetric": self.best_metric,
+                "reason": self.reason,
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse COMPLETE.json.
+
+        Raises:
+            ValueError: the text is torn, of another format, or has a field of the wrong type.
+        """
+        fields = _load(text, "final manifest")
+        try:
+            best_step, best_metric = fields["bestStep"], fields["bestMetric"]
+            return cls(
+                attempt=_whole(fields["attempt"]),
+                step=_whole(fields["step"]),
+                weights_digest=str(fields["weightsDigest"]),
+                best_step=None if best_step is None else _whole(best_step),
+                best_metric=None if best_metric is None else float(best_metric),
+                reason=str(fields["reason"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the final manifest has no good {error}") from error
+
+
+def _load(text: str, what: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the {what} is torn: {error}") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise ValueError(f"the {what} is not of format {FORMAT}")
+    return fields
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"whole number: {value!r}")
+    return value

@@ -1,0 +1,66 @@
+"""Names that both sides spell the same way: the API group, environment variables, labels, files.
+
+The limits on names come from Kubernetes: a pod's name doubles as its DNS label, so `<run>-<attempt>-worker-<n>`
+has to fit into 63 characters.
+"""
+
+API_GROUP = "piton.dev"
+API_VERSION = "v1alpha1"
+KIND = "TrainingRun"
+PLURAL = "trainingruns"
+SHORT_NAME = "trun"
+FINALIZER = f"{API_GROUP}/finalizer"
+
+# Environment of every trainer process.
+ENV_RUN = "PITON_RUN"
+ENV_NAMESPACE = "PITON_NAMESPACE"
+ENV_ATTEMPT = "PITON_ATTEMPT"
+ENV_CHECKPOINT_DIR = "PITON_CHECKPOINT_DIR"
+ENV_CONFIG = "PITON_CONFIG"
+ENV_STOP_AT = "PITON_STOP_AT"
+ENV_TERMINATION_LOG = "PITON_TERMINATION_LOG"
+ENV_REPORT_SECONDS = "PITON_REPORT_SECONDS"
+
+# KEP-2779 (kubeflow/trainer): where progress is pushed to. transformers 5 reads the same three.
+ENV_SERVER_URL = "KUBEFLOW_TRAINER_SERVER_URL"
+ENV_SERVER_CA_CERT = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+ENV_SERVER_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable
+
+# torchrun kills its workers this many seconds after SIGTERM, whatever Kubernetes allows (30 by default).
+ENV_ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+
+LABEL_RUN = f"{API_GROUP}/run"
+LABEL_ATTEMPT = f"{API_GROUP}/attempt"
+ANNOTATION_CONFIG = f"{API_GROUP}/config"
+
+CONTAINER = "pytorch"
+CHECKPOINT_MOUNT = "/checkpoints"
+CONFIG_MOUNT = "/etc/piton"
+CONFIG_FILE = "config.json"
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+
+# Layout of a checkpoint directory.
+FENCE_FILE = "FENCE"
+MANIFEST_FILE = "MANIFEST.json"
+COMPLETE_FILE = "COMPLETE.json"
+STEP_PREFIX = "step-"
+SAVING_PREFIX = ".saving-"
+
+MAX_RUN_NAME = 46
+"""`-<attempt>` (up to 5 digits) and `-worker-<nnn>` must still fit into the 63 characters of a DNS label."""
+
+
+def attempt_name(run: str, attempt: int) -> str:
+    """The name of an attempt's PyTorchJob and of its AppDef, e.g. `ragcun-3`."""
+    return f"{run}-{attempt}"
+
+
+def step_folder(step: int) -> str:
+    """The folder of a committed checkpoint, e.g. `step-000001200`."""
+    return f"{STEP_PREFIX}{step:09d}"
+
+
+def parse_step_folder(name: str) -> int | None:
+    """The step in a checkpoint folder's name, or None when it is not one."""
+    digits = name.removeprefix(STEP_PREFIX)
+    return int(digits) if name.startswith(STEP_PREFIX) and digits.isascii() and digits.isdigit() else None

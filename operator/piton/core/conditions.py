@@ -1,0 +1,69 @@
+"""Conditions, and the phase that sums them up.
+
+Pending -> Starting -> Training -> (Stopping -> Recovering -> Starting)* -> Succeeded | Failed
+|                       |
+Refused                Stopping -> Suspended -> Starting
+"""
+
+from datetime import datetime
+
+from piton.core.model import Condition, ConditionStatus, Phase, RunStatus
+from piton.core.reasons import Reason
+
+ACCEPTED, TRAINING, SUSPENDED, SUCCEEDED, FAILED = "Accepted", "Training", "Suspended", "Succeeded", "Failed"
+
+_T, _F, _U = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+_TABLE: dict[Phase, dict[str, ConditionStatus]] = {
+    Phase.PENDING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.REFUSED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.STARTING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.TRAINING: {TRAINING: _T, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.STOPPING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.RECOVERING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.SUSPENDED: {TRAINING: _F, SUSPENDED: _T, SUCCEEDED: _U, FAILED: _F},
+    Phase.SUCCEEDED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _T, FAILED: _F},
+    Phase.FAILED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _F, FAILED: _T},
+}
+
+
+def settled(status: RunStatus) -> bool:
+    """Whether the run has ended for good."""
+    return status.is_true(SUCCEEDED) or status.is_true(FAILED)
+
+
+def in_phase(
+    status: RunStatus, phase: Phase, reason: Reason, message: str, *, now: datetime, generation: int
+) -> RunStatus:
+    """The status in that phase, every condition set to match; the reason stands in those that the phase is about."""
+    conditions = status.conditions
+    accepted = _F if phase is Phase.REFUSED else _T
+    accepted_why = (reason, message) if phase is Phase.REFUSED else (Reason.ACCEPTED, "")
+    conditions = _set(conditions, ACCEPTED, accepted, *accepted_why, now, generation)
+    for kind, value in _TABLE[phase].items():
+        about = kind == TRAINING or value is _T or (value is _F and kind == SUCCEEDED)
+        why = (reason, message) if about else (Reason.NOT_YET, "")
+        conditions = _set(conditions, kind, value, *why, now, generation)
+    return status.model_copy(update={"phase": phase, "conditions": conditions, "observed_generation": generation})
+
+
+def _set(
+    conditions: tuple[Condition, ...],
+    kind: str,
+    status: ConditionStatus,
+    reason: Reason,
+    message: str,
+    now: datetime,
+    generation: int,
+) -> tuple[Condition, ...]:
+    old = next((c for c in conditions if c.type == kind), None)
+    new = Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message,
+        last_transition_time=old.last_transition_time if old and old.status is status else now,
+        observed_generation=generation,
+    )
+    if old is None:
+        return (*conditions, new)
+    return tuple(new if c is old else c for c in conditions)

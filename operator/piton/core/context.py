@@ -1,0 +1,81 @@
+"""What every rule gets: the observation, the time, the patience, and a few questions that several of them ask."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from piton.contract.duration import parse_duration
+from piton.core.backoff import Pace
+from piton.core.conditions import in_phase
+from piton.core.effects import Announcement
+from piton.core.model import AttemptState, AttemptStatus, Meta, Phase, RunStatus, Spec
+from piton.core.observed import AttemptSeen, Observed
+from piton.core.reasons import Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One moment of one run."""
+
+    observed: Observed
+    now: datetime
+    pace: Pace
+
+    @property
+    def meta(self) -> Meta:
+        """Name, generation, deletion, finalizer."""
+        return self.observed.meta
+
+    @property
+    def spec(self) -> Spec | None:
+        """The accepted spec, or None."""
+        return self.observed.spec
+
+    @property
+    def status(self) -> RunStatus:
+        """The status as it was last written."""
+        return self.observed.status
+
+    @property
+    def current(self) -> AttemptStatus | None:
+        """The newest attempt's record."""
+        return self.status.current
+
+    @property
+    def flying(self) -> AttemptStatus | None:
+        """The newest attempt's record while it has not ended."""
+        current = self.current
+        return current if current and current.state is not AttemptState.ENDED else None
+
+    @property
+    def seen(self) -> AttemptSeen | None:
+        """What exists of the newest attempt."""
+        return self.observed.attempt(self.current.number) if self.current else None
+
+    def deadline(self) -> datetime | None:
+        """When the run has to be over."""
+        return deadline_of(self.meta, self.spec) if self.spec else None
+
+    def seconds_to_deadline(self) -> float | None:
+        """Seconds left until then; negative when it has passed."""
+        deadline = self.deadline()
+        return None if deadline is None else (deadline - self.now).total_seconds()
+
+    def phase(self, status: RunStatus, phase: Phase, reason: Reason, message: str) -> RunStatus:
+        """The status in that phase, as of now and this generation."""
+        return in_phase(status, phase, reason, message, now=self.now, generation=self.meta.generation)
+
+    def announce_once(
+        self, status: RunStatus, reason: Reason, message: str, *, severity: Literal["Normal", "Warning"] = "Normal"
+    ) -> tuple[Announcement, ...]:
+        """The announcement, unless the run was in this phase already."""
+        if status.phase is self.status.phase and status.observed_generation == self.status.observed_generation:
+            return ()
+        return (Announcement(severity=severity, reason=reason, message=message),)
+
+
+def deadline_of(meta: Meta, spec: Spec) -> datetime | None:
+    """When the run has to be over, by its limits."""
+    if spec.limits.deadline is None:
+        return None
+    return meta.created + timedelta(seconds=parse_duration(spec.limits.deadline))

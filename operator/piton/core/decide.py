@@ -1,0 +1,248 @@
+"""What should happen to a run now. Rules in order; the first that speaks wins.
+
+Level-triggered: a rule looks at what is, never at what has just happened, so lost, repeated and reordered events change
+nothing and a crash between any two effects is repaired by the next pass. Two orders make that so:
+
+* an attempt's number is written to the status before its job is created, so a number is never used twice;
+* a verdict is written to the status before the job is deleted, so evidence is never lost.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from piton.core import flight, ledger
+from piton.core.backoff import Pace, delay_seconds, fruitless
+from piton.core.conditions import settled
+from piton.core.context import Context
+from piton.core.effects import (
+    Announcement,
+    Decision,
+    Effect,
+    HoldRun,
+    ReleaseRun,
+    RemoveReplica,
+    StopAttempt,
+)
+from piton.core.model import AttemptState, Phase, RunStatus, Verdict
+from piton.core.observed import Observed
+from piton.core.reasons import Reason
+
+Rule = Callable[[Context], Decision | None]
+
+
+def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> Decision:
+    """The effects, the status and the announcements that this moment asks for."""
+    context = Context(observed=observed, now=now, pace=pace or Pace())
+    return next(decision for rule in RULES if (decision := rule(context)) is not None)
+
+
+def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = None) -> Decision:
+    """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
+    pace = pace or Pace()
+    context = Context(observed=observed, now=now, pace=pace)
+    phase = observed.status.phase
+    status = (
+        context.phase(observed.status, phase, Reason.REFUSED, why) if not observed.meta.deleting else observed.status
+    )
+    return Decision(
+        rule="refused",
+        status=status,
+        announcements=(Announcement(severity="Warning", reason=Reason.REFUSED, message=why),),
+        look_again_seconds=pace.backoff_seconds,
+    )
+
+
+# --- the run as a whole ----------------------------------------------------------------------------------------------
+
+
+def deleted(context: Context) -> Decision | None:
+    """Stop every attempt in order, then let the run go."""
+    if not context.meta.deleting:
+        return None
+    effects = _stop_all(context, Reason.DELETED)
+    if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
+        effects = (ReleaseRun(reason=Reason.DELETED),)
+    return Decision(rule="deleted", effects=effects, status=context.status)
+
+
+def ended(context: Context) -> Decision | None:
+    """Nothing happens to a run that has ended, but that what is left of it is put away."""
+    if not settled(context.status):
+        return None
+    reason = context.status.conditions[-1].reason
+    alive = [seen for seen in context.observed.attempts if seen.ours and (not seen.over or seen.stranded)]
+    effects = tuple(effect for seen in alive for effect in _stop(seen.number, context, Reason.TRIMMED))
+    if not alive and context.meta.held:
+        effects = (ReleaseRun(reason=reason),)
+    return Decision(rule="ended", effects=effects, status=context.status)
+
+
+def unheld(context: Context) -> Decision | None:
+    """Hold the run before anything is started for it."""
+    if context.meta.held or (context.spec is None and not context.observed.attempts):
+        return None
+    return Decision(
+        rule="unheld", effects=(HoldRun(reason=Reason.ACCEPTED),), status=context.status, look_again_seconds=0
+    )
+
+
+def adopted(context: Context) -> Decision | None:
+    """A job of ours with a higher number than the status knows: the status was lost. Take it as it is."""
+    newest = max((seen.number for seen in context.observed.attempts if seen.ours), default=0)
+    if newest <= context.status.attempt:
+        return None
+    status = ledger.enter(context.status, newest, AttemptState.STARTING, now=context.now, pace=context.pace)
+    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"attempt {newest} was found")
+    return Decision(rule="adopted", status=status, look_again_seconds=0)
+
+
+def leftover(context: Context) -> Decision | None:
+    """An older attempt that is still alive is stopped; the fence keeps it from doing harm until then."""
+    flying = context.flying
+    old = [seen for seen in context.observed.attempts if not flying or seen.number != flying.number]
+    alive = [seen for seen in old if seen.ours and (not seen.over or seen.stranded)]
+    effects = tuple(effect for seen in alive for effect in _stop(seen.number, context, Reason.FENCED))
+    return Decision(rule="leftover", effects=effects, status=context.status, look_again_seconds=0) if effects else None
+
+
+# --- between attempts ------------------------------------------------------------------------------------------------
+
+
+def proven(context: Context) -> Decision | None:
+    """The last attempt proved the end of the training."""
+    last = context.current
+    if last is None or last.verdict is not Verdict.FINISHED:
+        return None
+    status = context.phase(context.status, Phase.SUCCEEDED, Reason(last.reason or Reason.FINISHED), last.message)
+    message = f"Finished after {status.attempt} attempt(s) and {status.preemptions} preemption(s): {last.message}"
+    return Decision(
+        rule="proven",
+        status=status,
+        announcements=(Announcement(reason=Reason.FINISHED, message=message),),
+        look_again_seconds=0,
+    )
+
+
+def hopeless(context: Context) -> Decision | None:
+    """Another attempt would fail the same way, or the run's limits are reached."""
+    last, status = context.current, context.status
+    if last is None:
+        return None
+    if last.permanent:
+        return _fail(
+            context, Reason(last.reason or Reason.CRASHED), f"another attempt would end the same way: {last.message}"
+        )
+    limit = context.spec.limits.failures if context.spec else None
+    if limit is not None and status.failures >= limit:
+        message = f"{status.failures} failures of the program, limits.failures is {limit}; the last: {last.message}"
+        return _fail(context, Reason.FAILURE_LIMIT, message)
+    rows = fruitless(status.attempts, Verdict.INFRASTRUCTURE)
+    if rows >= context.pace.fruitless_failures:
+        message = f"{rows} failures in a row without a newer checkpoint; the last: {last.message}"
+        return _fail(context, Reason.NO_PROGRESS, message)
+    return None
+
+
+def overdue(context: Context) -> Decision | None:
+    """The deadline has passed."""
+    left = context.seconds_to_deadline()
+    if left is None or left > 0:
+        return None
+    deadline = context.spec.limits.deadline if context.spec else ""
+    return _fail(
+        context, Reason.DEADLINE_EXCEEDED, f"limits.deadline of {deadline} has passed; its checkpoints are kept"
+    )
+
+
+def unacceptable(context: Context) -> Decision | None:
+    """The spec cannot work as written."""
+    if context.spec is not None:
+        return None
+    message = "; ".join(context.observed.problems)
+    status = context.phase(context.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
+    news = context.announce_once(status, Reason.INVALID_SPEC, message, severity="Warning")
+    return Decision(rule="unacceptable", status=status, announcements=news)
+
+
+def suspended(context: Context) -> Decision | None:
+    """The user wants it to hold."""
+    if context.spec is None or not context.spec.suspend:
+        return None
+    step = context.status.checkpoint.step if context.status.checkpoint else None
+    message = "suspended" if step is None else f"suspended; step {step} is saved"
+    status = context.phase(context.status, Phase.SUSPENDED, Reason.SUSPENDED, message)
+    news = context.announce_once(status, Reason.SUSPENDED, message)
+    return Decision(
+        rule="suspended", status=status, announcements=news, look_again_seconds=context.seconds_to_deadline()
+    )
+
+
+def backing_off(context: Context) -> Decision | None:
+    """The next attempt waits: the longer, the more often nothing came of the last ones."""
+    last = context.current
+    if last is None or last.ended_time is None:
+        return None
+    delay = delay_seconds(context.status.attempts, context.pace)
+    left = delay - (context.now - last.ended_time).total_seconds()
+    if left <= 0:
+        return None
+    message = f"attempt {context.status.attempt + 1} starts {delay:g}s after the end of the last: {last.message}"
+    status = context.phase(context.status, Phase.RECOVERING, Reason.WAITING, message)
+    return Decision(rule="backing_off", status=status, look_again_seconds=left)
+
+
+def due(context: Context) -> Decision:
+    """Take a number for the next attempt. Its job is created in the next pass, when the number is safely written."""
+    first = context.status.attempt == 0
+    reason = Reason.FIRST_ATTEMPT if first else Reason.RETRYING
+    status = ledger.begin(context.status, context.observed.attempts, now=context.now, pace=context.pace)
+    phase = Phase.PENDING if first else Phase.RECOVERING
+    status = context.phase(status, phase, reason, f"attempt {status.attempt} is about to start")
+    old = sorted(seen.number for seen in context.observed.attempts if seen.ours and not seen.deleting)
+    trimmed = tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.pace.kept_jobs])
+    return Decision(rule="due", effects=trimmed, status=status, look_again_seconds=0)
+
+
+def _fail(context: Context, reason: Reason, message: str) -> Decision:
+    status = context.phase(context.status, Phase.FAILED, reason, message)
+    news = (Announcement(severity="Warning", reason=reason, message=f"Failed: {message}"),)
+    return Decision(rule="failed", status=status, announcements=news, look_again_seconds=0)
+
+
+def _stop_all(context: Context, reason: Reason) -> tuple[Effect, ...]:
+    numbers = [seen.number for seen in context.observed.attempts if seen.ours]
+    return tuple(effect for number in numbers for effect in _stop(number, context, reason))
+
+
+def _stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
+    seen = context.observed.attempt(number)
+    assert seen is not None
+    effects: list[Effect] = [] if seen.deleting else [StopAttempt(number=number, reason=reason)]
+    effects += [
+        RemoveReplica(number=number, name=r.name, uid=r.uid, reason=Reason.NODE_GONE)
+        for r in seen.replicas
+        if r.node_gone
+    ]
+    return tuple(effects)
+
+
+RULES: tuple[Rule, ...] = (
+    deleted,  # deletion goes before everything, also for a spec that cannot be read
+    ended,  # Succeeded and Failed are for ever
+    unheld,  # nothing is started before the finalizer is on
+    adopted,  # jobs that the status has forgotten
+    leftover,  # older attempts that still live
+    *flight.RULES,  # the current attempt, until it has ended
+    proven,  # from here on no attempt is in flight
+    hopeless,
+    unacceptable,
+    overdue,
+    suspended,
+    backing_off,
+    due,
+)
+
+
+def still(decision: Decision, status: RunStatus) -> bool:
+    """Whether nothing is to be done and nothing to be written."""
+    return not decision.effects and decision.status == status

@@ -1,0 +1,82 @@
+"""What a decision wants done, as values. Every effect is idempotent and says why.
+
+Adapters `match` on `Effect` and end with `assert_never`, so a new effect fails type-checking until each handles it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from piton.core.model import RunStatus
+from piton.core.reasons import Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldRun:
+    """Put our finalizer on the run, so that it cannot vanish under its own attempt."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRun:
+    """Take our finalizer off: nothing of the run is left to stop."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateVolume:
+    """Create the claim for the checkpoints. Already existing and ours is success."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartAttempt:
+    """Create the attempt's job. Already existing and ours is success."""
+
+    number: int
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopAttempt:
+    """Delete the attempt's job with its grace period: replicas get SIGTERM and may save. Already gone is success."""
+
+    number: int
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveReplica:
+    """Force-delete a replica whose machine is gone; nobody else will. Already gone is success."""
+
+    number: int
+    name: str
+    uid: str
+    reason: Reason
+
+
+Effect = HoldRun | ReleaseRun | CreateVolume | StartAttempt | StopAttempt | RemoveReplica
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announcement:
+    """One sentence for people, told after the status that makes it true was written."""
+
+    severity: Literal["Normal", "Warning"] = "Normal"
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The outcome of one pass: effects in order, then the status, then the announcements."""
+
+    rule: str
+    """Name of the rule that spoke."""
+    effects: tuple[Effect, ...] = ()
+    status: RunStatus
+    announcements: tuple[Announcement, ...] = field(default=())
+    look_again_seconds: float | None = None
+    """When to reconcile again although nothing has happened; None: only when something does."""

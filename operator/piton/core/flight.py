@@ -1,0 +1,246 @@
+"""Rules for the current attempt, from its number to its end.
+
+Pending --start--> Starting --follow--> Running
+|                  |                    |
++----- not wanted, vanished, judged ----+--> Stopping --stop--> --close--> Ended
+"""
+
+from collections.abc import Callable
+
+from piton.core import ledger
+from piton.core.context import Context
+from piton.core.effects import Announcement, CreateVolume, Decision, Effect, RemoveReplica, StartAttempt, StopAttempt
+from piton.core.model import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.core.observed import AttemptSeen
+from piton.core.reasons import Reason
+from piton.core.verdict import Evidence, Judgement, judge
+
+
+def not_wanted(context: Context) -> Decision | None:
+    """A number was taken, but by now no attempt is wanted. Its job cannot exist: numbers are written first."""
+    record = context.flying
+    order = _order(context)
+    if record is None or record.state is not AttemptState.PENDING or context.seen or order is None:
+        return None
+    judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message="never started")
+    return _close(context, judgement, context.status)
+
+
+def name_taken(context: Context) -> Decision | None:
+    """Somebody else's job has our name. It is left alone, and so is the number."""
+    if context.flying is None or context.seen is None or context.seen.ours:
+        return None
+    message = f"a job named like attempt {context.seen.number} exists and does not belong to this run"
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NAME_TAKEN, message=message)
+    return _close(context, judgement, context.status)
+
+
+def start(context: Context) -> Decision | None:
+    """Create what the attempt needs, then the attempt."""
+    record = context.flying
+    if record is None or record.state is not AttemptState.PENDING or context.spec is None:
+        return None
+    if context.observed.volume.exists and not context.observed.volume.ours:
+        message = "a claim of the name that Piton would use exists and belongs to somebody else; name it in claimName"
+        status = context.phase(context.status, context.status.phase, Reason.NAME_TAKEN, message)
+        return Decision(rule="start", status=status, look_again_seconds=context.pace.backoff_seconds)
+    reason = Reason.FIRST_ATTEMPT if record.number == 1 else Reason.RETRYING
+    effects: tuple[Effect, ...] = (StartAttempt(number=record.number, reason=reason),)
+    if not context.observed.volume.exists:
+        effects = (CreateVolume(reason=reason), *effects)
+    status = ledger.change(context.status, state=AttemptState.STARTING)
+    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"attempt {record.number} was created")
+    news = Announcement(reason=Reason.STARTING, message=f"Created attempt {record.number} ({reason})")
+    return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
+
+
+def close(context: Context) -> Decision | None:
+    """A verdict is written and nothing of the attempt is left running."""
+    record = context.flying
+    if record is None or record.state is not AttemptState.STOPPING:
+        return None
+    if context.seen is not None and not context.seen.over:
+        return None
+    return _close(context, _final(context, record), _heard(context))
+
+
+def vanish(context: Context) -> Decision | None:
+    """The job is gone, and nobody here ordered it."""
+    record = context.flying
+    if record is None or context.seen is not None or record.state is AttemptState.PENDING:
+        return None
+    found = (
+        judge(_evidence(context, AttemptSeen(number=record.number, job=None))) if context.observed.complete else None
+    )
+    message = f"the job of attempt {record.number} disappeared"
+    judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
+    return _close(context, judgement, context.status)
+
+
+def stop(context: Context) -> Decision | None:
+    """The verdict is written: now the rest of the attempt may go. Survivors get their grace period to save."""
+    record, seen = context.flying, context.seen
+    if record is None or seen is None or record.state is not AttemptState.STOPPING:
+        return None
+    effects: list[Effect] = []
+    if not seen.deleting:
+        effects.append(StopAttempt(number=record.number, reason=record.reason or Reason.DELETED))
+    effects.extend(
+        RemoveReplica(number=record.number, name=r.name, uid=r.uid, reason=Reason.NODE_GONE)
+        for r in seen.replicas
+        if r.node_gone
+    )
+    return Decision(rule="stop", effects=tuple(effects), status=_heard(context))
+
+
+def judged(context: Context) -> Decision | None:
+    """There is evidence of an end. It is written down before anything is deleted."""
+    record, seen = context.flying, context.seen
+    if record is None or seen is None:
+        return None
+    judgement = judge(_evidence(context, seen))
+    if judgement is None:
+        return None
+    status = _heard(context)
+    if seen.over:
+        return _close(context, judgement, status)
+    failing = record.failing_time or context.now
+    patience = context.pace.start_seconds if judgement.reason is Reason.CANNOT_START else context.pace.evidence_seconds
+    left = patience - (context.now - failing).total_seconds()
+    status = ledger.change(status, failing_time=failing)
+    if judgement.patient and left > 0:
+        status = context.phase(
+            status, Phase.STOPPING if seen.running else status.phase, judgement.reason, judgement.message
+        )
+        return Decision(rule="judged", status=status, look_again_seconds=left)
+    status = ledger.change(status, state=AttemptState.STOPPING, **ledger.verdict_fields(judgement))
+    status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
+    return Decision(rule="judged", status=status, look_again_seconds=0)
+
+
+def unwanted(context: Context) -> Decision | None:
+    """The attempt runs, but it is to stop: suspended, or past the deadline."""
+    record, order = context.flying, _order(context)
+    if record is None or context.seen is None or order is None or order is Reason.INVALID_SPEC:
+        return None
+    judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=f"told to stop: {order}")
+    status = ledger.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
+    status = ledger.change(status, **ledger.verdict_fields(judgement))
+    status = context.phase(status, Phase.STOPPING, order, f"attempt {record.number} saves and stops")
+    return Decision(rule="unwanted", status=status, look_again_seconds=0)
+
+
+def follow(context: Context) -> Decision | None:
+    """The attempt is under way: write down how far it is, and why it waits if it does."""
+    record, seen = context.flying, context.seen
+    if record is None:
+        return None
+    if seen is None:  # Pending, with a spec that has become unreadable
+        return None
+    status = _heard(context)
+    if seen.running:
+        status = ledger.change(status, state=AttemptState.RUNNING, failing_time=None)
+        status = context.phase(status, Phase.TRAINING, Reason.TRAINING, f"attempt {record.number} is running")
+    else:
+        waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), seen.message)
+        status = ledger.change(status, state=AttemptState.STARTING)
+        status = context.phase(
+            status, Phase.STARTING, Reason.STARTING, waiting or f"attempt {record.number} was created"
+        )
+    if _only_progress(status, context):
+        return Decision(rule="follow", status=context.status, look_again_seconds=_next_progress(context))
+    return Decision(rule="follow", status=status, look_again_seconds=context.seconds_to_deadline())
+
+
+def _order(context: Context) -> Reason | None:
+    """Why no attempt should run now, if so."""
+    if context.spec is None:
+        return Reason.INVALID_SPEC
+    if context.spec.suspend:
+        return Reason.SUSPENDED
+    left = context.seconds_to_deadline()
+    return Reason.DEADLINE_EXCEEDED if left is not None and left <= 0 else None
+
+
+def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
+    record = context.flying
+    stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
+    return Evidence(
+        seen=seen,
+        complete=context.observed.complete,
+        proof_needed=context.spec is None or context.spec.trainer.recipe is not None,
+        ordered=record.reason if stopped and record else None,
+    )
+
+
+def _final(context: Context, record: AttemptStatus) -> Judgement:
+    """The verdict that was written, unless the last words prove that the training finished after all."""
+    written = Judgement(
+        verdict=record.verdict or Verdict.INFRASTRUCTURE,
+        reason=record.reason or Reason.NO_EVIDENCE,
+        message=record.message,
+        permanent=record.permanent,
+    )
+    seen = context.seen or AttemptSeen(number=record.number, job=None)
+    found = judge(_evidence(context, seen))
+    return found if found and found.verdict is Verdict.FINISHED and found.reason is Reason.FINISHED else written
+
+
+def _heard(context: Context) -> RunStatus:
+    return ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
+
+
+def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
+    status = ledger.end(status, judgement, now=context.now)
+    record = status.current
+    assert record is not None
+    if judgement.verdict is Verdict.FINISHED:
+        status = ledger.conclude(status, context.observed.complete, context.seen)
+    status = context.phase(status, Phase.RECOVERING, judgement.reason, judgement.message)
+    at = "" if record.step is None else f" at step {record.step}"
+    saved = "" if status.checkpoint is None else f"; step {status.checkpoint.step} is saved"
+    good = judgement.verdict in (Verdict.FINISHED, Verdict.STOPPED)
+    news = Announcement(
+        severity="Normal" if good else "Warning",
+        reason=judgement.reason,
+        message=f"Attempt {record.number} ended{at} ({judgement.verdict}): {judgement.message}{saved}",
+    )
+    return Decision(rule="close", status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _only_progress(status: RunStatus, context: Context) -> bool:
+    """Whether the new status says nothing new but a few more steps, too soon after the last write."""
+    old = context.status
+    if _next_progress(context) <= 0 or status.checkpoint != old.checkpoint or old.progress is None:
+        return False
+    record, known = status.current, old.current
+    assert record is not None
+    assert known is not None
+    quiet = status.model_copy(
+        update={
+            "progress": old.progress,
+            "attempts": (*status.attempts[:-1], record.model_copy(update={"step": known.step})),
+        }
+    )
+    return quiet == old
+
+
+def _next_progress(context: Context) -> float:
+    """Seconds until progress alone is worth a write again."""
+    shown = context.status.progress
+    if shown is None or shown.last_updated_time is None:
+        return 0.0
+    return context.pace.progress_seconds - (context.now - shown.last_updated_time).total_seconds()
+
+
+RULES: tuple[Callable[[Context], Decision | None], ...] = (
+    not_wanted,
+    name_taken,
+    start,
+    close,
+    vanish,
+    stop,
+    judged,
+    unwanted,
+    follow,
+)

@@ -1,0 +1,160 @@
+"""How the status changes: an attempt begins, reports, ends. The only place that counts.
+
+Every function takes a status and returns the next one. Each number moves together with the state that justifies it, in
+one write, so a pass that is repeated after a crash counts nothing twice.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from piton.contract.duration import format_duration
+from piton.contract.ends import Termination
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton.core.backoff import Pace
+from piton.core.model import (
+    AttemptState,
+    AttemptStatus,
+    CheckpointStatus,
+    Lost,
+    MetricValue,
+    ProgressStatus,
+    Result,
+    RunStatus,
+    Verdict,
+)
+from piton.core.observed import AttemptSeen
+from piton.core.verdict import Judgement
+
+_COUNTERS = {
+    Verdict.PREEMPTED: "preemptions",
+    Verdict.INFRASTRUCTURE: "infrastructure_failures",
+    Verdict.USER_FAILURE: "failures",
+}
+
+
+def begin(status: RunStatus, seen: Iterable[AttemptSeen], *, now: datetime, pace: Pace) -> RunStatus:
+    """Take the next attempt number; higher than any that is known from anywhere."""
+    number = max([status.attempt, *(attempt.number for attempt in seen)]) + 1
+    return enter(status, number, AttemptState.PENDING, now=now, pace=pace)
+
+
+def enter(status: RunStatus, number: int, state: AttemptState, *, now: datetime, pace: Pace) -> RunStatus:
+    """Append a record for an attempt."""
+    record = AttemptStatus(number=number, state=state, created_time=now)
+    return status.model_copy(
+        update={"attempt": number, "attempts": (*status.attempts, record)[-pace.kept_records :], "progress": None}
+    )
+
+
+def change(status: RunStatus, **fields: object) -> RunStatus:
+    """The current attempt's record with some fields changed."""
+    assert status.current is not None
+    return status.model_copy(update={"attempts": (*status.attempts[:-1], status.current.model_copy(update=fields))})
+
+
+def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
+    """Take in what the current attempt says of itself, live or in its last words."""
+    if progress is not None:
+        status = _heard(status, progress.step, progress.checkpoint_step, progress.resumed_from, now=now)
+        status = _show(status, progress, now=now)
+    for words in _last_words(seen):
+        status = _heard(status, words.step, words.checkpoint_step, words.resumed_from, now=now)
+        if words.fence is not None and words.fence > status.attempt:
+            status = status.model_copy(update={"attempt": words.fence})
+    return status
+
+
+def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
+    """Close the current attempt and move its verdict's counter."""
+    status = change(status, state=AttemptState.ENDED, ended_time=now, **verdict_fields(judgement))
+    counter = _COUNTERS.get(judgement.verdict)
+    if counter is None:
+        return status
+    return status.model_copy(update={counter: getattr(status, counter) + 1})
+
+
+def verdict_fields(judgement: Judgement) -> dict[str, object]:
+    """A judgement, as fields of an attempt's record."""
+    return {
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "message": judgement.message[:1024],
+        "permanent": judgement.permanent,
+    }
+
+
+def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:
+    """Write down what the run produced."""
+    if complete is not None:
+        result = Result(
+            step=complete.step,
+            weights_digest=complete.weights_digest,
+            best_step=complete.best_step,
+            best_metric=_text(complete.best_metric),
+            reason=complete.reason,
+        )
+    else:
+        words = next(iter(_last_words(seen)), None)
+        result = Result(
+            step=words.step if words else None,
+            weights_digest=words.weights_digest if words else None,
+            best_step=words.best_step if words else None,
+            best_metric=_text(words.best_metric) if words else None,
+            reason=words.detail if words else "",
+        )
+    return status.model_copy(update={"result": result})
+
+
+def _last_words(seen: AttemptSeen | None) -> list[Termination]:
+    """Termination messages, the one that knows most first."""
+    words = [replica.termination for replica in seen.replicas if replica.termination] if seen else []
+    return sorted(words, key=lambda w: (w.weights_digest is None, -(w.checkpoint_step or -1), -(w.step or -1)))
+
+
+def _heard(
+    status: RunStatus, step: int | None, checkpoint_step: int | None, resumed_from: int | None, *, now: datetime
+) -> RunStatus:
+    record = status.current
+    assert record is not None
+    if step is not None and record.training_time is None:
+        status = _count_lost(status, resumed_from or 0)
+        status = change(status, training_time=now, resumed_from=resumed_from)
+    status = change(
+        status,
+        step=_highest(record.step, step),
+        checkpoint_step=_highest(record.checkpoint_step, checkpoint_step),
+    )
+    if checkpoint_step is None or (status.checkpoint and status.checkpoint.step >= checkpoint_step):
+        return status
+    newest = CheckpointStatus(step=checkpoint_step, time=now, attempt=record.number)
+    return status.model_copy(update={"checkpoint": newest})
+
+
+def _count_lost(status: RunStatus, resumed_from: int) -> RunStatus:
+    """Steps that an earlier attempt had trained and this one trains again; counted once, at its first word."""
+    reached = next((r.step for r in reversed(status.attempts[:-1]) if r.step is not None), 0)
+    again = max(0, reached - resumed_from)
+    return status.model_copy(update={"lost": Lost(steps=status.lost.steps + again)})
+
+
+def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
+    shown = ProgressStatus(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        progress_percentage=progress.percentage,
+        estimated_remaining_seconds=progress.remaining_seconds,
+        eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),
+        metrics=tuple(MetricValue(name=n, value=f"{v:.6g}") for n, v in sorted(progress.metrics.items())[:32]),
+    )
+    if status.progress and status.progress.model_copy(update={"last_updated_time": None}) == shown:
+        return status
+    return status.model_copy(update={"progress": shown.model_copy(update={"last_updated_time": now})})
+
+
+def _highest(old: int | None, new: int | None) -> int | None:
+    return max((value for value in (old, new) if value is not None), default=None)
+
+
+def _text(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"

@@ -1,0 +1,442 @@
+"""The TrainingRun resource as typed models: what a user may write (`Spec`) and what Piton answers (`RunStatus`).
+
+These models are the source of the CRD: field names, docs, defaults and limits all come from here. They are parsed once,
+at the edge (`parse.py`), and never changed afterwards. Rules that need more than one field live in `rules.py`.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from piton.contract import duration
+from piton.core.reasons import Reason
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+Duration = Annotated[str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32)]
+Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=24)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class Model(BaseModel):
+    """Base of all models: frozen, camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+# --- spec ------------------------------------------------------------------------------------------------------------
+
+
+class KeyRef(Model):
+    """One key of a Secret or ConfigMap in the run's namespace."""
+
+    name: Name = Field(description="Name of the Secret or ConfigMap.")
+    key: Text = Field(description="Key inside it.")
+
+
+class EnvSource(Model):
+    """Where an environment variable's value comes from. Exactly one of the two."""
+
+    secret_key_ref: KeyRef | None = Field(default=None, description="A key of a Secret.")
+    config_map_key_ref: KeyRef | None = Field(default=None, description="A key of a ConfigMap.")
+
+
+class EnvVar(Model):
+    """An environment variable of the trainer's container."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = Field(
+        description="Name of the variable. PITON_*, PET_*, KUBEFLOW_TRAINER_* and the rendezvous variables are Piton's."
+    )
+    value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        default=None, description="Its value. Secrets belong into valueFrom."
+    )
+    value_from: EnvSource | None = Field(default=None, description="Where its value comes from, instead of value.")
+
+
+class Trainer(Model):
+    """What trains: a shipped recipe with its typed config, or the user's own command."""
+
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description="Container image of the trainer. A local run uses this machine's Python instead."
+    )
+    recipe: Name | None = Field(default=None, description="A recipe that the image ships, e.g. charlm.")
+    config: Mapping[str, Any] = Field(
+        default_factory=dict, description="The recipe's settings; checked by the recipe itself before it trains."
+    )
+    command: Annotated[tuple[Text, ...], Field(max_length=256)] = Field(
+        default=(), description="Your own program, instead of a recipe; run once per node, unchanged."
+    )
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] = Field(
+        default=(), description="Environment variables; secrets by reference only."
+    )
+
+
+class Toleration(Model):
+    """A toleration of the trainer's pods, as in core/v1."""
+
+    key: str | None = Field(
+        default=None, max_length=316, description="Taint key; empty with Exists matches every taint."
+    )
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How key and value are compared.")
+    value: str | None = Field(default=None, max_length=63, description="Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Taint effect; none matches all."
+    )
+    toleration_seconds: int | None = Field(
+        default=None, ge=0, description="How long NoExecute is tolerated, in seconds."
+    )
+
+
+class Resources(Model):
+    """Resources of one container, as in core/v1. Piton adds the GPUs itself."""
+
+    requests: Mapping[str, Quantity] = Field(default_factory=dict, description="What the scheduler reserves.")
+    limits: Mapping[str, Quantity] = Field(default_factory=dict, description="What the container may not exceed.")
+
+
+class PodTemplate(Model):
+    """The few pod fields that a user may set; not a PodSpec, because the operator's rights would come with it."""
+
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
+        default=(), description="Tolerations besides the GPU taint's, which Piton adds."
+    )
+    node_selector: Mapping[str, str] = Field(default_factory=dict, description="Labels that a node must have.")
+    service_account_name: Name | None = Field(default=None, description="Service account of the pods, e.g. for IRSA.")
+    resources: Resources = Field(default_factory=Resources, description="CPU, memory and other resources per node.")
+
+
+class Workers(Model):
+    """On how many machines of which kind the run trains."""
+
+    nodes: int = Field(default=1, ge=1, le=512, description="Machines, one pod each.")
+    min_nodes: int | None = Field(
+        default=None, ge=1, description="Continue with as few as these when nodes are scarce."
+    )
+    gpus_per_node: int = Field(
+        default=8, ge=0, le=64, description="GPUs, and processes, per machine. 0 trains on the CPU with one process."
+    )
+    instance_types: Annotated[tuple[Name, ...], Field(max_length=32)] = Field(
+        default=(), description="Instance types that will do; none means any."
+    )
+    zones: Annotated[tuple[Name, ...], Field(max_length=16)] = Field(
+        default=(), description="Availability zones that will do; none means any."
+    )
+    template: PodTemplate = Field(default_factory=PodTemplate, description="An allow-list of pod fields.")
+
+
+class Tier(StrEnum):
+    """How capacity is bought."""
+
+    SPOT = "Spot"
+    ON_DEMAND = "OnDemand"
+
+
+class Capacity(Model):
+    """A ladder of capacity tiers, climbed when a tier has none or the deadline demands it, and descended again."""
+
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=2)] = Field(
+        default=(), description="Tiers in order of preference; none takes whatever nodes there are."
+    )
+    patience: Duration | None = Field(default=None, description="How long to wait for a tier before climbing on.")
+    max_price_per_hour: Dollars | None = Field(
+        default=None, description="Highest price of a node, in dollars per hour."
+    )
+
+
+class Volume(Model):
+    """Where checkpoints live: a claim that exists, or one that Piton makes and that is deleted with the run."""
+
+    claim_name: Name | None = Field(
+        default=None, description="An existing PersistentVolumeClaim; never deleted by Piton."
+    )
+    size: Quantity | None = Field(default=None, description="Size of a new claim, e.g. 500Gi.")
+    storage_class_name: Name | None = Field(default=None, description="Storage class of a new claim.")
+    access_modes: Annotated[
+        tuple[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"], ...], Field(max_length=3)
+    ] = Field(default=(), description="Access modes of a new claim. Several nodes need ReadWriteMany.")
+
+
+class Every(Model):
+    """The save interval; whichever passes first triggers a save."""
+
+    minutes: int | None = Field(default=None, ge=1, le=10_080, description="Minutes between saves.")
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps between saves.")
+
+
+class Keep(Model):
+    """Which checkpoints are kept."""
+
+    last: int = Field(default=2, ge=2, le=1000, description="Newest ones. At least 2: one alone may turn out bad.")
+    best: int = Field(default=1, ge=0, le=1000, description="Best ones by the objective's metric.")
+    weights_only: int = Field(default=0, ge=0, le=1000, description="Older ones of which only the weights are kept.")
+
+
+class Mirror(Model):
+    """A second copy of the checkpoints in an object store."""
+
+    uri: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$", max_length=1024)] = Field(
+        description="Bucket and prefix, e.g. s3://bucket/prefix."
+    )
+
+
+class Checkpoint(Model):
+    """How progress is kept."""
+
+    volume: Volume = Field(description="Where checkpoints live.")
+    every: Every | Literal["auto"] = Field(
+        default=Every(minutes=15),
+        description='Save interval: {minutes: 15}, {steps: 500}, both, or "auto", which follows what is observed.',
+    )
+    keep: Keep = Field(default_factory=Keep, description="Which checkpoints are kept.")
+    mirror: Mirror | None = Field(default=None, description="A second copy in an object store.")
+
+
+class ObjectiveSpec(Model):
+    """The metric that says how good the model is."""
+
+    metric: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@-]+$", max_length=64)] = Field(
+        description="Name of a reported metric, e.g. val_loss."
+    )
+    goal: Literal["Minimize", "Maximize"] = Field(default="Minimize", description="Which direction is better.")
+    target: float | None = Field(default=None, description="Training ends once the metric is at least this good.")
+    patience: int | None = Field(
+        default=None, ge=1, description="Training ends after this many evaluations in a row without improvement."
+    )
+
+
+class Budget(Model):
+    """How much money the run may spend."""
+
+    usd: Dollars = Field(description='Dollars, as a string: "250".')
+    warn_at: int = Field(default=80, ge=1, le=100, description="Warn at this percentage.")
+    on_exceeded: Literal["Pause", "Stop"] = Field(
+        default="Pause", description="Pause checkpoints first, and resumes when the budget is raised."
+    )
+
+
+class Limits(Model):
+    """Where the run ends, whatever it has reached."""
+
+    budget: Budget | None = Field(default=None, description="Money.")
+    deadline: Duration | None = Field(default=None, description="Time from creation, through all attempts, e.g. 24h.")
+    training_time: Duration | None = Field(default=None, description="Time to spend training, e.g. 31h.")
+    failures: int = Field(
+        default=3, ge=1, le=1000, description="Failures of the user's code that end the run; preemptions never count."
+    )
+
+
+class PrepareStage(Model):
+    """Work on a cheap CPU node, on the same volume, before a GPU is asked for."""
+
+    command: Annotated[tuple[Text, ...], Field(max_length=256)] = Field(description="The program to run.")
+    resources: Resources = Field(default_factory=Resources, description="What it needs.")
+
+
+class EvaluateStage(Model):
+    """Work on the best checkpoint after training."""
+
+    command: Annotated[tuple[Text, ...], Field(max_length=256)] = Field(default=(), description="The program to run.")
+    recipe: Name | None = Field(default=None, description="Or a recipe's evaluation.")
+    config: Mapping[str, Any] = Field(default_factory=dict, description="The recipe's settings.")
+    resources: Resources = Field(default_factory=Resources, description="What it needs.")
+
+
+class Stages(Model):
+    """What happens before and after training."""
+
+    prepare: PrepareStage | None = Field(default=None, description="Before any GPU is asked for.")
+    evaluate: EvaluateStage | None = Field(default=None, description="On the best checkpoint.")
+
+
+class Spec(Model):
+    """What the user wants."""
+
+    suspend: bool = Field(default=False, description="Save, stop and hold; false goes on from there.")
+    trainer: Trainer = Field(description="What trains.")
+    workers: Workers = Field(default_factory=Workers, description="On how many machines of which kind.")
+    capacity: Capacity = Field(default_factory=Capacity, description="How the machines are bought.")
+    checkpoint: Checkpoint = Field(description="How progress is kept.")
+    objective: ObjectiveSpec | None = Field(default=None, description="The metric that says how good the model is.")
+    limits: Limits = Field(default_factory=Limits, description="Where the run ends, whatever it has reached.")
+    stages: Stages = Field(default_factory=Stages, description="What happens before and after training.")
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """Whose doing the end of an attempt was."""
+
+    FINISHED = "Finished"
+    PREEMPTED = "Preempted"
+    INFRASTRUCTURE = "Infrastructure"
+    USER_FAILURE = "UserFailure"
+    STOPPED = "Stopped"
+    """Piton's own doing, on the user's order (suspend, delete, a limit). Counts nowhere."""
+
+
+class AttemptState(StrEnum):
+    """Where an attempt stands, in order; every state but the first and the last may be skipped."""
+
+    PENDING = "Pending"
+    """Its number is taken; whether its job was created is not known."""
+    STARTING = "Starting"
+    """Its job was created."""
+    RUNNING = "Running"
+    """A replica has been seen running."""
+    STOPPING = "Stopping"
+    """Its verdict is written down; its replicas have not all ended."""
+    ENDED = "Ended"
+
+
+class AttemptStatus(Model):
+    """One attempt, as the status remembers it."""
+
+    number: int = Field(ge=1, description="Number of the attempt; also its fencing token.")
+    state: AttemptState = Field(description="Where it stands.")
+    created_time: AwareDatetime = Field(description="When its number was taken.")
+    training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
+    failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
+    ended_time: AwareDatetime | None = Field(default=None, description="When the last of its replicas was gone.")
+    verdict: Verdict | None = Field(default=None, description="Whose doing its end was.")
+    reason: Reason | None = Field(default=None, description="Why it ended, in one word.")
+    message: str = Field(default="", max_length=1024, description="The evidence for it.")
+    permanent: bool = Field(default=False, description="Another attempt would end the same way.")
+    resumed_from: int | None = Field(default=None, description="Step that it started from; none is a fresh start.")
+    step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
+    checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
+
+
+class ConditionStatus(StrEnum):
+    """As in metav1.Condition."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Model):
+    """A metav1.Condition."""
+
+    type: str = Field(description="Accepted, Training, Suspended, Succeeded or Failed.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Reason = Field(description="Why, in one word.")
+    message: str = Field(default="", max_length=32768, description="Why, in a sentence.")
+    last_transition_time: AwareDatetime = Field(description="When the status last changed.")
+    observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
+
+
+class Phase(StrEnum):
+    """A summary of the conditions, for the column."""
+
+    PENDING = "Pending"
+    REFUSED = "Refused"
+    STARTING = "Starting"
+    TRAINING = "Training"
+    STOPPING = "Stopping"
+    RECOVERING = "Recovering"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class MetricValue(Model):
+    """A reported metric; the value is a string, because an API has no floats."""
+
+    name: str = Field(description="Name of the metric.")
+    value: str = Field(description="Its newest value.")
+
+
+class ProgressStatus(Model):
+    """How far training is (names of KEP-2779)."""
+
+    step: int | None = Field(default=None, description="Steps trained.")
+    total_steps: int | None = Field(default=None, description="Steps to train.")
+    progress_percentage: int | None = Field(default=None, ge=0, le=100, description="Part done, in percent.")
+    estimated_remaining_seconds: int | None = Field(default=None, ge=0, description="Time left, in seconds.")
+    eta: str | None = Field(default=None, description="The same for people, e.g. 1h20m.")
+    metrics: tuple[MetricValue, ...] = Field(default=(), description="Newest metrics.")
+    last_updated_time: AwareDatetime | None = Field(default=None, description="When the trainer reported this.")
+
+
+class CheckpointStatus(Model):
+    """The newest durable checkpoint."""
+
+    step: int = Field(description="Its step.")
+    time: AwareDatetime = Field(description="When Piton learned of it.")
+    attempt: int = Field(description="The attempt that reported it.")
+
+
+class Lost(Model):
+    """Work that was done twice."""
+
+    steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
+
+
+class Result(Model):
+    """What the run produced."""
+
+    step: int | None = Field(default=None, description="Final step.")
+    weights_digest: str | None = Field(default=None, description="SHA-256 over the final weights.")
+    best_step: int | None = Field(default=None, description="Step of the best checkpoint.")
+    best_metric: str | None = Field(default=None, description="The objective's best value.")
+    reason: str = Field(default="", description="Why training ended.")
+
+
+class RunStatus(Model):
+    """What Piton answers. Conditions are the truth; phase is derived from them."""
+
+    observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
+    phase: Phase = Field(default=Phase.PENDING, description="A summary of the conditions.")
+    conditions: tuple[Condition, ...] = Field(default=(), description="The truth about the run.")
+    attempt: int = Field(default=0, ge=0, description="Highest attempt number so far; never goes back.")
+    preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
+    infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
+    failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
+    lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
+    progress: ProgressStatus | None = Field(default=None, description="How far training is.")
+    checkpoint: CheckpointStatus | None = Field(default=None, description="The newest durable checkpoint.")
+    result: Result | None = Field(default=None, description="What the run produced.")
+    attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
+
+    @property
+    def current(self) -> AttemptStatus | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    def condition(self, kind: str) -> Condition | None:
+        """The condition of that type."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        """Whether the condition of that type is True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status is ConditionStatus.TRUE
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+class Meta(Model):
+    """What Piton needs of an object's metadata."""
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    created: datetime
+    deleting: bool = False
+    held: bool = False
+    """Whether our finalizer is on it."""
+
+
+def dollars(amount: str) -> Decimal:
+    """A `Dollars` string as a number."""
+    return Decimal(amount)

@@ -1,0 +1,124 @@
+"""Everything that a decision may look at. Adapters fill these values in; rules see nothing else."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from piton.contract.ends import Termination
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton.core.model import Meta, RunStatus, Spec
+
+
+class ReplicaState(StrEnum):
+    """Where one replica (a pod, or a local process group) stands."""
+
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSeen:
+    """One replica of an attempt, with all the evidence that it carries."""
+
+    name: str
+    uid: str = ""
+    state: ReplicaState
+    exit_code: int | None = None
+    ended_at: datetime | None = None
+    termination: Termination | None = None
+    out_of_memory: bool = False
+    deleting: bool = False
+    """Being deleted, by whomever."""
+    disruption: str | None = None
+    """Why it was taken, in the cluster's word: a DisruptionTarget reason, Evicted, NodeShutdown."""
+    waiting: str | None = None
+    """Why it does not start, in the cluster's words: ImagePullBackOff, Unschedulable and its message."""
+    cannot_start: bool = False
+    """`waiting` is something that only the user can mend: an image or command that does not exist."""
+    node: str | None = None
+    node_gone: bool = False
+    """Its machine does not exist any more, or has not answered for too long."""
+    node_reclaimed: bool = False
+    """Its machine is announced to be taken."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has stopped for good: nothing of it can write any more, or the fence keeps it out."""
+        return self.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED) or self.node_gone
+
+
+class JobState(StrEnum):
+    """What the job's own conditions say; never believed without evidence."""
+
+    ACTIVE = "Active"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptSeen:
+    """One attempt's job and replicas as they are now."""
+
+    number: int
+    uid: str = ""
+    job: JobState | None = JobState.ACTIVE
+    """None: the job's object is gone, but replicas of it are left."""
+    ours: bool = True
+    """False: an object of this name exists that does not belong to the run."""
+    deleting: bool = False
+    message: str = ""
+    """What the cluster says about the job as a whole: an event about a quota, say."""
+    replicas: tuple[ReplicaSeen, ...] = ()
+    expected_replicas: int = 1
+
+    @property
+    def running(self) -> bool:
+        """Whether any replica runs."""
+        return any(r.state is ReplicaState.RUNNING for r in self.replicas)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is left that could run: its replicas ended, and no more will be made."""
+        if not all(r.ended for r in self.replicas):
+            return False
+        if self.job is JobState.ACTIVE and not self.deleting:
+            return bool(self.replicas) and len(self.replicas) >= self.expected_replicas
+        return True
+
+    @property
+    def stranded(self) -> bool:
+        """Whether a replica still stands in the books of a machine that is gone; nobody but us will take it off."""
+        return any(r.node_gone and r.state in (ReplicaState.WAITING, ReplicaState.RUNNING) for r in self.replicas)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSeen:
+    """The checkpoint volume."""
+
+    exists: bool
+    ours: bool = True
+    """False: a claim of the name that we would use belongs to somebody else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """One run, as it is now."""
+
+    meta: Meta
+    spec: Spec | None
+    """None when there are problems."""
+    problems: tuple[str, ...] = ()
+    status: RunStatus
+    volume: VolumeSeen
+    attempts: tuple[AttemptSeen, ...] = ()
+    progress: Progress | None = None
+    """The newest report of the current attempt, if it has reported."""
+    complete: Complete | None = None
+    """The final manifest, where the world can read it."""
+
+    def attempt(self, number: int) -> AttemptSeen | None:
+        """The attempt of that number, if anything of it exists."""
+        return next((seen for seen in self.attempts if seen.number == number), None)

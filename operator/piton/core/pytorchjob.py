@@ -1,0 +1,213 @@
+"""The cluster's objects for a run: the PyTorchJob of each attempt, made from its AppDef, and the claim.
+
+Pure values; the kube adapter creates them, `piton plan` prints them.
+"""
+
+from typing import Any
+
+from torchx import specs
+
+from piton.contract import names
+from piton.core.model import Meta, Spec, Tier
+from piton.core.render import GRACE_SECONDS, Place, appdef, assignment, processes_per_node
+
+GPU = "nvidia.com/gpu"
+UNREACHABLE_SECONDS = 30
+"""How long a pod tolerates a node that does not answer; Kubernetes' default is 300."""
+
+_CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
+    Tier.SPOT: {
+        "karpenter.sh/capacity-type": "spot",
+        "eks.amazonaws.com/capacityType": "SPOT",
+        "node.kubernetes.io/lifecycle": "spot",
+    },
+    Tier.ON_DEMAND: {
+        "karpenter.sh/capacity-type": "on-demand",
+        "eks.amazonaws.com/capacityType": "ON_DEMAND",
+        "node.kubernetes.io/lifecycle": "on-demand",
+    },
+}
+"""Karpenter, EKS managed node groups and self-managed nodes spell it three ways; a node has one of them."""
+
+
+def in_pod(meta: Meta) -> Place:
+    """The place inside a pod. Runs that share a claim get a folder each."""
+    return Place(checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}")
+
+
+def claim_name(meta: Meta, spec: Spec) -> str:
+    """The claim that holds the checkpoints."""
+    return spec.checkpoint.volume.claim_name or f"{meta.name}-checkpoints"
+
+
+def volume_claim(meta: Meta, spec: Spec) -> dict[str, Any]:
+    """The PersistentVolumeClaim for a run that brings none. Owned by the run, so it goes when the run is deleted."""
+    volume = spec.checkpoint.volume
+    claim: dict[str, Any] = {
+        "accessModes": list(volume.access_modes) or ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": volume.size}},
+    }
+    if volume.storage_class_name:
+        claim["storageClassName"] = volume.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": claim_name(meta, spec),
+            "namespace": meta.namespace,
+            "labels": {names.LABEL_RUN: meta.name},
+            "ownerReferences": [owner(meta)],
+        },
+        "spec": claim,
+    }
+
+
+def pytorchjob(meta: Meta, spec: Spec, attempt: int) -> dict[str, Any]:
+    """The PyTorchJob of one attempt: used once, never retried by its own controller."""
+    app = appdef(meta, spec, attempt, in_pod(meta))
+    role = app.roles[0]
+    replica = {
+        "restartPolicy": "Never",
+        "template": {
+            "metadata": {
+                "labels": dict(app.metadata),
+                "annotations": {names.ANNOTATION_CONFIG: assignment(spec).to_json()},
+            },
+            "spec": _pod(meta, spec, role),
+        },
+    }
+    replicas = {"Master": {"replicas": 1, **replica}}
+    if role.num_replicas > 1:
+        replicas["Worker"] = {"replicas": role.num_replicas - 1, **replica}
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {
+            "name": app.name,
+            "namespace": meta.namespace,
+            "labels": dict(app.metadata),
+            "ownerReferences": [owner(meta)],
+        },
+        "spec": {
+            "nprocPerNode": str(processes_per_node(spec)),
+            "runPolicy": {"cleanPodPolicy": "Running"},
+            "pytorchReplicaSpecs": replicas,
+        },
+    }
+
+
+def owner(meta: Meta) -> dict[str, Any]:
+    """The owner reference that makes an object the run's."""
+    return {
+        "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
+        "kind": names.KIND,
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _pod(meta: Meta, spec: Spec, role: specs.Role) -> dict[str, Any]:
+    template = spec.workers.template
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "containers": [_container(spec, role)],
+        "tolerations": _tolerations(spec),
+        "volumes": _volumes(meta, spec),
+    }
+    affinity = _affinity(spec)
+    if affinity:
+        pod["affinity"] = affinity
+    if template.node_selector:
+        pod["nodeSelector"] = dict(template.node_selector)
+    if template.service_account_name:
+        pod["serviceAccountName"] = template.service_account_name
+    return pod
+
+
+def _container(spec: Spec, role: specs.Role) -> dict[str, Any]:
+    env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(role.env.items())]
+    env += [
+        {"name": v.name, "valueFrom": v.value_from.model_dump(by_alias=True, exclude_none=True)}
+        for v in spec.trainer.env
+        if v.value_from
+    ]
+    return {
+        "name": names.CONTAINER,
+        "image": role.image,
+        "command": [role.entrypoint, *role.args],
+        "env": env,
+        "resources": _container_resources(spec, role.resource),
+        "terminationMessagePath": names.DEFAULT_TERMINATION_LOG,
+        "volumeMounts": [
+            {"name": "checkpoints", "mountPath": names.CHECKPOINT_MOUNT},
+            {"name": "config", "mountPath": names.CONFIG_MOUNT, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - where NCCL and data loaders expect it
+        ],
+    }
+
+
+def _container_resources(spec: Spec, resource: specs.Resource) -> dict[str, dict[str, str]]:
+    """GPUs and other devices as limits; CPU and memory as requests; the user's own words win."""
+    wanted = spec.workers.template.resources
+    requests: dict[str, str] = {}
+    if resource.cpu > 0:
+        requests["cpu"] = str(resource.cpu)
+    if resource.memMB > 0:
+        requests["memory"] = f"{resource.memMB}Mi"
+    devices = {name: str(count) for name, count in resource.devices.items()}
+    if resource.gpu:
+        devices[GPU] = str(resource.gpu)
+    found = {
+        "requests": {**requests, **devices, **wanted.requests},
+        "limits": {**devices, **wanted.limits},
+    }
+    return {part: values for part, values in found.items() if values}
+
+
+def _tolerations(spec: Spec) -> list[dict[str, Any]]:
+    """The user's; the GPU taint where GPUs are asked for; and a short patience with nodes that do not answer."""
+    own = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.workers.template.tolerations]
+    if spec.workers.gpus_per_node:
+        own.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
+    return own + [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": UNREACHABLE_SECONDS,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def _volumes(meta: Meta, spec: Spec) -> list[dict[str, Any]]:
+    config = {
+        "path": names.CONFIG_FILE,
+        "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_CONFIG}']"},
+    }
+    return [
+        {"name": "checkpoints", "persistentVolumeClaim": {"claimName": claim_name(meta, spec)}},
+        {"name": "config", "downwardAPI": {"items": [config]}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+
+
+def _affinity(spec: Spec) -> dict[str, Any] | None:
+    """Instance types and zones in every term; one term per spelling of the capacity type."""
+    wanted = {
+        "node.kubernetes.io/instance-type": list(spec.workers.instance_types),
+        "topology.kubernetes.io/zone": list(spec.workers.zones),
+    }
+    base = [{"key": k, "operator": "In", "values": values} for k, values in wanted.items() if values]
+    spellings = _CAPACITY_LABELS[spec.capacity.tiers[0]] if spec.capacity.tiers else {}
+    terms = [
+        {"matchExpressions": [*base, {"key": k, "operator": "In", "values": [value]}]} for k, value in spellings.items()
+    ]
+    if not terms and base:
+        terms = [{"matchExpressions": base}]
+    if not terms:
+        return None
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

@@ -1,0 +1,93 @@
+"""Every reason that Piton gives, once: the same word in the condition, the event, the metric's label and the CLI."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why something was decided. The string is API: it does not change."""
+
+    # Accepting a run
+    ACCEPTED = "Accepted"
+    """The spec is understood and nothing in it is impossible."""
+    INVALID_SPEC = "InvalidSpec"
+    """The spec cannot work as written; nothing is started until it is changed."""
+    REFUSED = "Refused"
+    """The cluster refused something that Piton asked for: a quota, a policy, missing rights."""
+
+    # An attempt's life
+    FIRST_ATTEMPT = "FirstAttempt"
+    """Nothing has run yet."""
+    RETRYING = "Retrying"
+    """The last attempt did not finish the run; the next one goes on from its checkpoint."""
+    WAITING = "Waiting"
+    """The next attempt waits for its back-off to pass."""
+    STARTING = "Starting"
+    """The job exists; no replica has been seen running."""
+    TRAINING = "Training"
+    """Replicas run."""
+
+    # Finished
+    FINISHED = "Finished"
+    """The trainer proved that it is done: its final manifest."""
+    EXITED_ZERO = "ExitedZero"
+    """The user's own program, which does not use the library, ended with exit code 0, undisturbed."""
+
+    # Preempted
+    DISRUPTED = "Disrupted"
+    """A pod carries DisruptionTarget or a kubelet's word (Evicted, NodeShutdown): drained, evicted, reclaimed."""
+    NODE_GONE = "NodeGone"
+    """The machine is gone or does not answer."""
+    NODE_RECLAIMED = "NodeReclaimed"
+    """The machine is announced to be taken: a taint, a cordon with a deletion, a spot notice."""
+    POD_DELETED = "PodDeleted"
+    """Somebody deleted a pod by hand; the trainer saved and left."""
+
+    # Infrastructure
+    JOB_VANISHED = "JobVanished"
+    """The job's object disappeared without an order of Piton's."""
+    KILLED = "Killed"
+    """SIGKILL from outside, and no out-of-memory on record."""
+    NO_PROOF = "NoProof"
+    """Everything exited 0, but there is no final manifest; that is no success."""
+    NAME_TAKEN = "NameTaken"
+    """A job of the attempt's name exists and is not this run's; the number is skipped."""
+    NO_EVIDENCE = "NoEvidence"
+    """The job failed and no pod is left to say why."""
+
+    # The user's
+    CRASHED = "Crashed"
+    """The program ended with an error."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """The container used more memory than its limit."""
+    CANNOT_START = "CannotStart"
+    """The container cannot be started: its image cannot be pulled, its command does not exist."""
+    BAD_CONFIG = "BadConfig"
+    """The recipe refused its settings or data."""
+    DIVERGED = "Diverged"
+    """The loss is not a finite number."""
+    OUT_OF_SPACE = "OutOfSpace"
+    """The checkpoint volume is full."""
+
+    # Stopped on order
+    SUSPENDED = "Suspended"
+    """spec.suspend is true."""
+    RESUMED = "Resumed"
+    """spec.suspend is false again."""
+    DELETED = "Deleted"
+    """The run is being deleted."""
+    FENCED = "Fenced"
+    """A newer attempt has taken over."""
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """limits.deadline has passed."""
+
+    # The end of a run
+    FAILURE_LIMIT = "FailureLimit"
+    """limits.failures failures of the user's code."""
+    NO_PROGRESS = "NoProgress"
+    """Failures in a row without a newer durable step; paid machines do not loop."""
+
+    # Housekeeping
+    TRIMMED = "Trimmed"
+    """An old attempt's job is deleted; the status keeps its verdict."""
+    NOT_YET = "NotYet"
+    """Nothing to say about this yet."""

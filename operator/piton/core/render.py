@@ -1,0 +1,152 @@
+"""From a run to one TorchX AppDef per attempt: the one description of what runs.
+
+The local world hands it to TorchX's scheduler; `pytorchjob.py` makes the cluster's objects from it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import floor
+from typing import Any
+
+from torchx import specs
+
+from piton.contract import names
+from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.duration import parse_duration
+from piton.core.context import deadline_of
+from piton.core.model import Every, Meta, ObjectiveSpec, Spec
+
+ROLE = "trainer"
+GRACE_SECONDS = 100
+"""A spot machine goes 120 s after its notice; this leaves time for the notice to travel."""
+ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
+"""torchrun has to be done before the kubelet is."""
+SHARE_FOR_PODS = 0.95
+"""Part of a machine's CPU and memory that pods may ask for; the rest is the kubelet's and the system's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What differs between the places where a trainer may run."""
+
+    python: str = "python"
+    torchrun: tuple[str, ...] = ("torchrun",)
+    checkpoint_dir: str
+    config_file: str = f"{names.CONFIG_MOUNT}/{names.CONFIG_FILE}"
+    termination_log: str = names.DEFAULT_TERMINATION_LOG
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def assignment(spec: Spec) -> Assignment:
+    """What the trainers are told; the same in every place."""
+    every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every(minutes=15)
+    return Assignment(
+        recipe=spec.trainer.recipe,
+        config=spec.trainer.config,
+        save=SavePolicy(
+            every_seconds=None if every.minutes is None else every.minutes * 60.0,
+            every_steps=every.steps,
+            keep_last=spec.checkpoint.keep.last,
+            keep_best=spec.checkpoint.keep.best,
+        ),
+        objective=_objective(spec.objective),
+        training_seconds=parse_duration(spec.limits.training_time) if spec.limits.training_time else None,
+    )
+
+
+def _objective(spec: ObjectiveSpec | None) -> Objective | None:
+    if spec is None:
+        return None
+    return Objective(metric=spec.metric, goal=spec.goal, target=spec.target, patience=spec.patience)
+
+
+def processes_per_node(spec: Spec) -> int:
+    """One process per GPU, or one for the CPU."""
+    return max(1, spec.workers.gpus_per_node)
+
+
+def appdef(meta: Meta, spec: Spec, attempt: int, place: Place) -> specs.AppDef:
+    """The AppDef of one attempt: a role with one replica per node."""
+    entrypoint, *args = _command(spec, place)
+    role = specs.Role(
+        name=ROLE,
+        image=spec.trainer.image,
+        entrypoint=entrypoint,
+        args=args,
+        env=_env(meta, spec, attempt, place),
+        num_replicas=spec.workers.nodes,
+        resource=_resource(spec),
+    )
+    return specs.AppDef(
+        name=names.attempt_name(meta.name, attempt),
+        roles=[role],
+        metadata={names.LABEL_RUN: meta.name, names.LABEL_ATTEMPT: str(attempt)},
+    )
+
+
+def _command(spec: Spec, place: Place) -> list[str]:
+    """The user's command as it is; a recipe through torchrun only where a node has several processes.
+
+    torchrun turns every end into exit code 1, so a single process does without it. It finds its arguments in the PET_*
+    variables that the PyTorchJob controller (or the local world) sets.
+    """
+    if spec.trainer.command:
+        return list(spec.trainer.command)
+    if processes_per_node(spec) > 1:
+        return [*place.torchrun, "-m", "piton_trainer"]
+    return [place.python, "-m", "piton_trainer"]
+
+
+def _env(meta: Meta, spec: Spec, attempt: int, place: Place) -> dict[str, str]:
+    env = {variable.name: variable.value for variable in spec.trainer.env if variable.value is not None}
+    env |= {
+        names.ENV_RUN: meta.name,
+        names.ENV_NAMESPACE: meta.namespace,
+        names.ENV_ATTEMPT: str(attempt),
+        names.ENV_CHECKPOINT_DIR: place.checkpoint_dir,
+        names.ENV_CONFIG: place.config_file,
+        names.ENV_TERMINATION_LOG: place.termination_log,
+        names.ENV_ELASTIC_SHUTDOWN_TIMEOUT: str(ELASTIC_SHUTDOWN_SECONDS),
+    }
+    deadline = deadline_of(meta, spec)
+    if deadline is not None:
+        env[names.ENV_STOP_AT] = deadline.isoformat()
+    return env | dict(place.env)
+
+
+def _resource(spec: Spec) -> specs.Resource:
+    """The share of the first instance type that the GPUs stand for; unknown types only give their GPUs."""
+    workers = spec.workers
+    capabilities: dict[str, Any] = {}
+    named = _named(workers.instance_types[0]) if workers.instance_types else None
+    if named is None:
+        return specs.Resource(cpu=-1, gpu=workers.gpus_per_node, memMB=-1, capabilities=capabilities)
+    share = min(1.0, workers.gpus_per_node / named.gpu) if named.gpu and workers.gpus_per_node else 1.0
+    return specs.Resource(
+        cpu=max(1, floor(named.cpu * share * SHARE_FOR_PODS)),
+        gpu=workers.gpus_per_node,
+        memMB=floor(named.memMB * share * SHARE_FOR_PODS),
+        capabilities=dict(named.capabilities),
+        devices=dict(named.devices) if share == 1.0 else {},
+    )
+
+
+def _named(instance_type: str) -> specs.Resource | None:
+    try:
+        return specs.resource(h=f"aws_{instance_type}")
+    except (KeyError, ValueError):
+        return None
+
+
+def as_text(app: specs.AppDef) -> dict[str, Any]:
+    """The AppDef as plain values, for people."""
+    role = app.roles[0]
+    return {
+        "name": app.name,
+        "role": role.name,
+        "replicas": role.num_replicas,
+        "command": [role.entrypoint, *role.args],
+        "env": dict(sorted(role.env.items())),
+        "resource": json.loads(json.dumps(vars(role.resource), default=str)),
+    }

@@ -1,0 +1,189 @@
+"""Rules on a spec that need more than one field, or more than a schema can say.
+
+Each is a small function that yields sentences; `RULES` lists them in the order in which people should hear them. The
+CRD carries the CEL twin of those in `CEL`, so that a good API server refuses early; these speak in any case.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+from piton.contract import duration, names
+from piton.core.model import DNS_LABEL, Spec
+
+Rule = Callable[[Spec], Iterator[str]]
+
+RESERVED_ENV = re.compile(
+    r"^(PITON_|PET_|KUBEFLOW_TRAINER_|TORCHELASTIC_)|^(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
+)
+SECRET_ENV = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
+
+
+def check_name(name: str) -> list[str]:
+    """The run's name has to fit into the names of its pods."""
+    if len(name) > names.MAX_RUN_NAME:
+        size = f"{name!r} has {len(name)} characters, and its pods add up to 17 to it"
+        return [f"metadata.name: {size}; write at most {names.MAX_RUN_NAME}"]
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        return [f"metadata.name: {name!r} is no DNS label; write lower-case letters, digits and dashes, a letter first"]
+    return []
+
+
+def check(spec: Spec) -> list[str]:
+    """Every sentence that the rules have to say about this spec."""
+    return [sentence for rule in RULES for sentence in rule(spec)]
+
+
+def one_program(spec: Spec) -> Iterator[str]:
+    """A recipe or a command, not both and not neither."""
+    trainer = spec.trainer
+    if bool(trainer.recipe) == bool(trainer.command):
+        found = "both are" if trainer.recipe else "neither is"
+        yield f"spec.trainer: exactly one of recipe and command is needed, {found} given; name a recipe such as charlm"
+    if trainer.config and trainer.command:
+        yield "spec.trainer.config: only a recipe has a config; pass your program its settings in spec.trainer.command"
+
+
+def one_volume(spec: Spec) -> Iterator[str]:
+    """A claim that exists, or the size of a new one."""
+    volume = spec.checkpoint.volume
+    if bool(volume.claim_name) == bool(volume.size):
+        yield "spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim"
+    elif volume.claim_name and (volume.storage_class_name or volume.access_modes):
+        yield "spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName"
+
+
+def shared_volume(spec: Spec) -> Iterator[str]:
+    """Several nodes can share only a volume that several nodes can mount."""
+    volume = spec.checkpoint.volume
+    if spec.workers.nodes > 1 and volume.size and "ReadWriteMany" not in volume.access_modes:
+        yield (
+            f"spec.checkpoint.volume.accessModes: {list(volume.access_modes)} cannot serve {spec.workers.nodes} nodes; "
+            "write [ReadWriteMany] and a storage class that offers it, such as EFS or FSx for Lustre"
+        )
+
+
+def an_interval(spec: Spec) -> Iterator[str]:
+    """An interval needs a number."""
+    every = spec.checkpoint.every
+    if every != "auto" and every.minutes is None and every.steps is None:
+        yield "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}"
+
+
+def good_env(spec: Spec) -> Iterator[str]:
+    """Secrets by reference; Piton's own variables left alone; no variable twice."""
+    seen: set[str] = set()
+    for index, variable in enumerate(spec.trainer.env):
+        path = f"spec.trainer.env[{index}]"
+        if variable.name in seen:
+            yield f"{path}.name: {variable.name!r} is given twice; remove one"
+        seen.add(variable.name)
+        if RESERVED_ENV.search(variable.name):
+            yield f"{path}.name: {variable.name!r} is set by Piton; choose another name"
+        if (variable.value is None) == (variable.value_from is None):
+            yield f"{path}: exactly one of value and valueFrom is needed for {variable.name}"
+        if variable.value and SECRET_ENV.search(variable.name):
+            yield (
+                f"{path}.value: {variable.name} looks like a secret; put it into a Secret and write "
+                "valueFrom: {secretKeyRef: {name: …, key: …}}"
+            )
+        source = variable.value_from
+        if source and bool(source.secret_key_ref) == bool(source.config_map_key_ref):
+            yield f"{path}.valueFrom: exactly one of secretKeyRef and configMapKeyRef is needed for {variable.name}"
+
+
+def good_durations(spec: Spec) -> Iterator[str]:
+    """A duration of nothing is a mistake."""
+    for path, text in (("deadline", spec.limits.deadline), ("trainingTime", spec.limits.training_time)):
+        if text is not None and duration.parse_duration(text) <= 0:
+            yield f"spec.limits.{path}: {text!r} is no time at all; write a duration such as 24h"
+
+
+def positive_budget(spec: Spec) -> Iterator[str]:
+    """A budget of nothing trains nothing."""
+    budget = spec.limits.budget
+    if budget and float(budget.usd) <= 0:
+        yield f'spec.limits.budget.usd: {budget.usd!r} buys nothing; write a positive amount of dollars, such as "250"'
+
+
+def gpus_by_piton(spec: Spec) -> Iterator[str]:
+    """GPUs have one field."""
+    resources = spec.workers.template.resources
+    for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
+        if "nvidia.com/gpu" in wanted:
+            path = f"spec.workers.template.resources.{part}"
+            yield f"{path}: nvidia.com/gpu is set by spec.workers.gpusPerNode; remove it"
+
+
+def good_labels(spec: Spec) -> Iterator[str]:
+    """Zones are label values."""
+    for index, zone in enumerate(spec.workers.zones):
+        if not re.fullmatch(DNS_LABEL, zone):
+            yield f"spec.workers.zones[{index}]: {zone!r} is no zone; write one such as us-east-1a"
+
+
+def not_yet(spec: Spec) -> Iterator[str]:
+    """What this version does not do is refused: a limit that is silently ignored costs money."""
+    capacity, checkpoint, limits, stages = spec.capacity, spec.checkpoint, spec.limits, spec.stages
+    fields = {
+        "workers.minNodes": spec.workers.min_nodes is not None,
+        "capacity.tiers": len(capacity.tiers) > 1,
+        "capacity.patience": capacity.patience is not None,
+        "capacity.maxPricePerHour": capacity.max_price_per_hour is not None,
+        "checkpoint.every": checkpoint.every == "auto",
+        "checkpoint.keep.weightsOnly": checkpoint.keep.weights_only > 0,
+        "checkpoint.mirror": checkpoint.mirror is not None,
+        "limits.budget": limits.budget is not None,
+        "stages.prepare": stages.prepare is not None,
+        "stages.evaluate": stages.evaluate is not None,
+    }
+    instead = {
+        "capacity.tiers": "name one tier",
+        "checkpoint.every": "write {minutes: 15}",
+        "limits.budget": "remove it and set limits.deadline",
+    }
+    for path, used in fields.items():
+        if used:
+            yield f"spec.{path}: this version of Piton does not act on it yet; {instead.get(path, 'remove it')}"
+
+
+RULES: tuple[Rule, ...] = (
+    one_program,
+    one_volume,
+    shared_volume,
+    an_interval,
+    good_env,
+    good_durations,
+    positive_budget,
+    gpus_by_piton,
+    good_labels,
+    not_yet,
+)
+
+CEL: dict[str, tuple[tuple[str, str], ...]] = {
+    "": (
+        (
+            f"size(self.metadata.name) <= {names.MAX_RUN_NAME}",
+            f"metadata.name: at most {names.MAX_RUN_NAME} characters, so that the names of the pods fit",
+        ),
+    ),
+    "spec.trainer": (
+        (
+            "(has(self.recipe) && size(self.recipe) > 0) != (has(self.command) && size(self.command) > 0)",
+            "exactly one of recipe and command is needed",
+        ),
+    ),
+    "spec.checkpoint.volume": (
+        ("has(self.claimName) != has(self.size)", "exactly one of claimName and size is needed"),
+    ),
+    "spec": (
+        (
+            (
+                "!has(self.workers) || !has(self.workers.nodes) || self.workers.nodes <= 1"
+                " || !has(self.checkpoint.volume.size) || (has(self.checkpoint.volume.accessModes)"
+                " && 'ReadWriteMany' in self.checkpoint.volume.accessModes)"
+            ),
+            "several nodes need accessModes: [ReadWriteMany]",
+        ),
+    ),
+}
+"""Path of a schema -> (CEL rule, message); `self` is the value at that path."""

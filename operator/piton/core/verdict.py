@@ -1,0 +1,215 @@
+"""Whose doing the end of an attempt was. Rules over the evidence, in order; the first that speaks wins.
+
+    proof of the end         -> Finished
+    a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
+    an order of ours         -> Stopped
+    a reserved outcome       -> UserFailure, often permanent
+    the first replica to fall: told to stop -> Preempted, SIGKILL -> Infrastructure, an error -> UserFailure
+    what nobody explains     -> Infrastructure
+
+A job's own Succeeded or Failed is never enough: see the traps of PyTorchJob v1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from piton.contract.ends import OUTCOMES, Outcome
+from piton.contract.manifest import Complete
+from piton.core.model import Verdict
+from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
+from piton.core.reasons import Reason
+
+SIGKILL_EXIT = 137
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED)
+"""Who is believed when several fell in the same second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a verdict rule may look at."""
+
+    seen: AttemptSeen
+    complete: Complete | None
+    proof_needed: bool
+    """A recipe proves its end; the user's own program may not know how."""
+    ordered: Reason | None
+    """Why Piton told the attempt to stop, if it did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict with its reason and the sentence that justifies it."""
+
+    verdict: Verdict
+    reason: Reason
+    message: str
+    permanent: bool = False
+    """Another attempt would end the same way."""
+    patient: bool = False
+    """A peer may still bring better evidence."""
+
+
+def judge(evidence: Evidence) -> Judgement | None:
+    """The verdict, or None when nothing speaks of an end yet."""
+    return next((found for rule in VERDICT_RULES if (found := rule(evidence))), None)
+
+
+def finished_by_proof(evidence: Evidence) -> Judgement | None:
+    """The final manifest, read from the volume or told in the termination message."""
+    if evidence.complete:
+        step = evidence.complete.step
+        return Judgement(
+            verdict=Verdict.FINISHED,
+            reason=Reason.FINISHED,
+            message=f"finished at step {step}: {evidence.complete.reason}",
+        )
+    for replica in evidence.seen.replicas:
+        end = replica.termination
+        if end and end.outcome is Outcome.FINISHED and end.weights_digest:
+            return Judgement(
+                verdict=Verdict.FINISHED, reason=Reason.FINISHED, message=f"finished at step {end.step}: {end.detail}"
+            )
+    return None
+
+
+def disrupted(evidence: Evidence) -> Judgement | None:
+    """A replica lost its machine, or is losing it."""
+    for replica in evidence.seen.replicas:
+        where = f"{replica.name} on {replica.node}" if replica.node else replica.name
+        if replica.disruption:
+            return _preempted(Reason.DISRUPTED, f"{where} was disrupted: {replica.disruption}")
+        if replica.node_gone:
+            return _preempted(Reason.NODE_GONE, f"{where}: the machine is gone")
+        if replica.node_reclaimed and (replica.ended or replica.deleting):
+            return _preempted(Reason.NODE_RECLAIMED, f"{where}: the machine is being reclaimed")
+    return None
+
+
+def ordered(evidence: Evidence) -> Judgement | None:
+    """Piton itself asked for the end."""
+    if evidence.ordered is None or not evidence.seen.over:
+        return None
+    return Judgement(verdict=Verdict.STOPPED, reason=evidence.ordered, message="stopped on order")
+
+
+def reserved(evidence: Evidence) -> Judgement | None:
+    """The trainer says itself what was wrong; a cause that another attempt would meet again is permanent."""
+    for replica in evidence.seen.replicas:
+        outcome = _outcome(replica)
+        if outcome is None or outcome not in _RESERVED:
+            continue
+        verdict, reason, permanent = _RESERVED[outcome]
+        detail = replica.termination.detail if replica.termination else ""
+        message = f"{replica.name} ended as {outcome.value}" + (f": {detail}" if detail else "")
+        return Judgement(verdict=verdict, reason=reason, message=message, permanent=permanent)
+    return None
+
+
+def out_of_memory(evidence: Evidence) -> Judgement | None:
+    """The kernel killed the container at its own limit."""
+    for replica in evidence.seen.replicas:
+        if replica.out_of_memory:
+            message = f"{replica.name} ran out of memory; raise spec.workers.template.resources or shrink the batch"
+            return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_MEMORY, message=message)
+    return None
+
+
+def cannot_start(evidence: Evidence) -> Judgement | None:
+    """The container cannot be started as it is described; judged with patience, since registries hiccup."""
+    for replica in evidence.seen.replicas:
+        if replica.cannot_start:
+            message = f"{replica.name} cannot start: {replica.waiting}"
+            return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.CANNOT_START, message=message, patient=True)
+    return None
+
+
+def first_to_fall(evidence: Evidence) -> Judgement | None:
+    """The replica that ended first decides: its peers fail because it is gone, or are cleaned away afterwards."""
+    fallen = [r for r in evidence.seen.replicas if r.state is ReplicaState.FAILED or _deleted_by_others(r, evidence)]
+    judged = [
+        (r.ended_at or _NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := _how_it_fell(r, evidence))
+    ]
+    if not judged:
+        return None
+    _, _, replica, how = min(judged, key=lambda entry: entry[:2])
+    detail = f": {replica.termination.detail}" if replica.termination and replica.termination.detail else ""
+    if how is Reason.POD_DELETED:
+        return _preempted(how, f"{replica.name} was told to stop by somebody else")
+    if how is Reason.KILLED:
+        message = f"{replica.name} was killed (SIGKILL) and nothing says by whom{detail}"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
+    message = f"{replica.name} ended with exit code {replica.exit_code}{detail}"
+    return Judgement(verdict=Verdict.USER_FAILURE, reason=how, message=message, patient=True)
+
+
+def exited_zero(evidence: Evidence) -> Judgement | None:
+    """Everything exited 0. That is the end for a program without the library, and a riddle for a recipe."""
+    seen = evidence.seen
+    if not seen.replicas or not all(r.state is ReplicaState.SUCCEEDED for r in seen.replicas):
+        return None
+    if len(seen.replicas) < seen.expected_replicas and seen.job is JobState.ACTIVE:
+        return None
+    if evidence.proof_needed or any(r.termination for r in seen.replicas):
+        message = "every replica exited 0, but there is no final manifest"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_PROOF, message=message)
+    message = "every replica exited 0, undisturbed"
+    return Judgement(verdict=Verdict.FINISHED, reason=Reason.EXITED_ZERO, message=message)
+
+
+def unexplained(evidence: Evidence) -> Judgement | None:
+    """The job is over and nobody is left to say why."""
+    seen = evidence.seen
+    failed = next((r for r in seen.replicas if r.state is ReplicaState.FAILED), None)
+    if failed is None and seen.job is JobState.ACTIVE and not seen.deleting:
+        return None
+    if seen.replicas and not seen.over and seen.job is not JobState.FAILED:
+        return None
+    message = (
+        f"{failed.name} failed without an exit code" if failed else f"the job is over without evidence: {seen.message}"
+    )
+    return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message, patient=True)
+
+
+def _how_it_fell(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
+    if _outcome(replica) is Outcome.STOPPED or _deleted_by_others(replica, evidence):
+        return Reason.POD_DELETED
+    if replica.exit_code == SIGKILL_EXIT:
+        return Reason.KILLED
+    return Reason.CRASHED if replica.exit_code else None
+
+
+def _deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Deleted, though neither Piton deletes the job nor its controller cleans up after a failure."""
+    return replica.deleting and not evidence.seen.deleting and evidence.seen.job is not JobState.FAILED
+
+
+def _preempted(reason: Reason, message: str) -> Judgement:
+    return Judgement(verdict=Verdict.PREEMPTED, reason=reason, message=message)
+
+
+def _outcome(replica: ReplicaSeen) -> Outcome | None:
+    if replica.termination:
+        return replica.termination.outcome
+    return OUTCOMES.get(replica.exit_code) if replica.exit_code else None
+
+
+_RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
+    Outcome.BAD_CONFIG: (Verdict.USER_FAILURE, Reason.BAD_CONFIG, True),
+    Outcome.DIVERGED: (Verdict.USER_FAILURE, Reason.DIVERGED, True),
+    Outcome.OUT_OF_SPACE: (Verdict.USER_FAILURE, Reason.OUT_OF_SPACE, False),
+    Outcome.FENCED: (Verdict.INFRASTRUCTURE, Reason.FENCED, False),
+}
+
+VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
+    finished_by_proof,
+    disrupted,
+    ordered,
+    reserved,
+    out_of_memory,
+    cannot_start,
+    first_to_fall,
+    exited_zero,
+    unexplained,
+)

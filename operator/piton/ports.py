@@ -1,0 +1,60 @@
+"""The narrow interfaces between the core and a world that it drives. `drive.reconcile` calls them, nobody else does.
+
+PortError
+├── Conflict     somebody wrote in between; look again at once
+├── Unavailable  the world did not answer; try again later
+└── Refused      the world said no for a reason of its own (quota, policy, rights); people must hear it
+"""
+
+from datetime import datetime
+from typing import Protocol
+
+from piton.core.effects import Announcement, Effect
+from piton.core.model import RunStatus
+from piton.core.observed import Observed
+
+
+class PortError(Exception):
+    """Base of what an adapter may raise; anything else is a bug."""
+
+
+class Conflict(PortError):  # noqa: N818 - a situation, not an error
+    """The run has changed since it was observed; the pass is void and the next one begins at once."""
+
+
+class Unavailable(PortError):  # noqa: N818 - a situation, not an error
+    """The world did not answer, or asked for patience. Nothing is known about whether the effect took place."""
+
+
+class Refused(PortError):  # noqa: N818 - a situation, not an error
+    """The world refused an effect. The text is a sentence for people."""
+
+
+class Clock(Protocol):
+    """The time. Virtual in tests and in the simulator."""
+
+    def now(self) -> datetime:
+        """The present, in UTC."""
+
+
+class World(Protocol):
+    """One run in its world: what is there, and how to change it.
+
+    Not a cache: `observe` reads what is true now, since a decision on stale facts may start a second attempt.
+    """
+
+    async def observe(self) -> Observed | None:
+        """Gather everything about the run; None when it does not exist any more. Raises Unavailable."""
+
+    async def apply(self, effect: Effect) -> None:
+        """Carry out one effect. Idempotent: what is already so is success. Raises Conflict, Unavailable, Refused."""
+
+    async def write_status(self, status: RunStatus) -> None:
+        """Replace the run's status, if the run is still as it was last observed. Raises Conflict, Unavailable."""
+
+
+class Announcer(Protocol):
+    """Tells people. Called after the status that makes it true was written; must not raise."""
+
+    async def announce(self, announcement: Announcement) -> None:
+        """Tell one thing, once."""

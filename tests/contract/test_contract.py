@@ -1,0 +1,195 @@
+import json
+
+import pytest
+
+from piton.contract import names
+from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.duration import format_duration, parse_duration
+from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Termination
+from piton.contract.manifest import Complete, FileEntry, Manifest
+from piton.contract.progress import Progress, Wishes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("24h", 86_400), ("1h30m", 5_400), ("2d", 172_800)]
+)
+def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1", "5 hours", "-3m", "1.5h", "30m1h"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="write it like 90s"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.6, "1m"), (5_400, "1h30m"), (90_061, "1d1h")])
+def test_durations_are_shown_with_two_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_a_step_folder_sorts_like_its_step() -> None:
+    assert names.step_folder(1200) == "step-000001200"
+    assert names.parse_step_folder("step-000001200") == 1200
+    assert [names.parse_step_folder(name) for name in ("step-", "step-x", ".saving-step-1", "1200")] == [None] * 4
+
+
+def test_the_longest_run_name_fits_into_a_pods_name() -> None:
+    longest = names.attempt_name("x" * names.MAX_RUN_NAME, 99_999)
+
+    assert len(f"{longest}-worker-512") <= 63
+
+
+def test_last_words_survive_the_trip() -> None:
+    words = Termination(
+        outcome=Outcome.STOPPED, step=7, checkpoint_step=7, best_metric=0.5, fence=3, detail="told to stop"
+    )
+
+    assert Termination.from_json(words.to_json()) == words
+
+
+def test_long_last_words_are_cut_to_what_the_kubelet_keeps() -> None:
+    words = Termination(outcome=Outcome.FAILED, step=7, detail='ü"' * 5_000)
+
+    text = words.to_json()
+
+    assert len(text.encode()) <= TERMINATION_MESSAGE_BYTES_MAX
+    read = Termination.from_json(text)
+    assert read is not None
+    assert len(read.detail) > 300
+
+
+@pytest.mark.parametrize("text", [None, "", "Killed", "[]", '{"outcome": "great"}', '{"step": 3}', "3"])
+def test_other_peoples_last_words_are_no_termination_message(text: str | None) -> None:
+    assert Termination.from_json(text) is None
+
+
+def test_an_assignment_survives_the_trip() -> None:
+    assignment = Assignment(
+        recipe="charlm",
+        config={"depth": 4},
+        save=SavePolicy(every_steps=10),
+        objective=Objective(metric="val_loss", target=0.2),
+        training_seconds=60.0,
+    )
+
+    assert Assignment.from_json(assignment.to_json()) == assignment
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {}, "objective": null, "colour": 1}'])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not an assignment|Expecting"):
+        Assignment.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "than", "better"),
+    [
+        ("Minimize", 1.0, None, True),
+        ("Minimize", 1.0, 2.0, True),
+        ("Minimize", 2.0, 2.0, False),
+        ("Maximize", 3.0, 2.0, True),
+        ("Maximize", float("nan"), None, False),
+    ],
+)
+def test_an_objective_knows_what_is_better(goal: str, value: float, than: float | None, better: bool) -> None:
+    objective = Objective(metric="m", goal="Minimize" if goal == "Minimize" else "Maximize")
+
+    assert objective.better(value, than) is better
+
+
+def test_a_manifest_survives_the_trip() -> None:
+    manifest = Manifest(
+        step=3,
+        attempt=2,
+        world_size=1,
+        files={"a": FileEntry(size=5, sha256="00")},
+        metrics={"val_loss": 0.5},
+        created="now",
+    )
+
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.size == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"step": -1},
+        {"step": "3"},
+        {"files": {}},
+        {"files": {"../x": {"size": 1, "sha256": "0"}}},
+        {"files": {"a": {"size": True, "sha256": "0"}}},
+        {"metrics": None},
+    ],
+)
+def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
+    good = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}).to_json())
+
+    with pytest.raises(ValueError, match="manifest"):
+        Manifest.from_json(json.dumps(good | change))
+
+
+def test_a_torn_manifest_is_refused() -> None:
+    text = Manifest(step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}).to_json()
+
+    for length in range(len(text) - 1):
+        with pytest.raises(ValueError, match="manifest"):
+            Manifest.from_json(text[:length])
+
+
+def test_a_final_manifest_survives_the_trip() -> None:
+    complete = Complete(attempt=3, step=100, weights_digest="sha256:1", best_step=90, best_metric=0.2, reason="done")
+
+    assert Complete.from_json(complete.to_json()) == complete
+    with pytest.raises(ValueError, match="torn"):
+        Complete.from_json(complete.to_json()[:-2])
+
+
+def test_progress_survives_the_trip() -> None:
+    progress = Progress(
+        updated="2026-11-21T10:30:45+00:00",
+        percentage=45,
+        remaining_seconds=7956,
+        step=450,
+        total_steps=1000,
+        checkpoint_step=440,
+        resumed_from=200,
+        metrics={"loss": 0.2347},
+    )
+
+    assert Progress.from_wire(json.loads(json.dumps(progress.to_wire()))) == progress
+
+
+def test_an_unmodified_transformers_trainer_is_understood() -> None:
+    """The example of KEP-2779; the callback sends current_step where we send step."""
+    body = {
+        "trainerStatus": {
+            "lastUpdatedTime": "2026-11-21T10:30:45+00:00",
+            "progressPercentage": 45,
+            "estimatedRemainingSeconds": 7956,
+            "metrics": [
+                {"name": "loss", "value": "0.2347"},
+                {"name": "current_step", "value": "450"},
+                {"name": "total_steps", "value": "1000"},
+                {"name": "text", "value": "not a number"},
+                {"name": "worse", "value": "nan"},
+            ],
+        }
+    }
+
+    progress = Progress.from_wire(body)
+
+    assert (progress.step, progress.total_steps, progress.metrics) == (450, 1000, {"loss": 0.2347})
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"trainerStatus": {}}, {"trainerStatus": {"lastUpdatedTime": 3}}])
+def test_what_is_no_report_is_refused(body: object) -> None:
+    with pytest.raises(ValueError, match="KEP-2779"):
+        Progress.from_wire(body)
+
+
+def test_an_answer_asks_only_for_what_it_says() -> None:
+    assert Wishes.from_json(Wishes(stop=True).to_json()) == Wishes(stop=True)
+    assert [Wishes.from_json(text) for text in ("", "ok", "[]", '{"stop": 1}')] == [Wishes()] * 4

@@ -1,0 +1,366 @@
+"""Tables for the rules, in both directions: what speaks, and what does not."""
+
+import pytest
+
+from piton.contract.ends import Outcome
+from piton.core.backoff import Pace, delay_seconds
+from piton.core.decide import decide, refused, still
+from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
+from piton.core.model import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
+from piton.core.observed import Observed, ReplicaState, VolumeSeen
+from piton.core.reasons import Reason
+from support.builders import (
+    NOW,
+    a_complete,
+    a_failed_attempt,
+    a_progress,
+    a_record,
+    a_replica,
+    a_spec,
+    a_status,
+    an_attempt,
+    an_ended,
+    an_observed,
+    failed,
+    later,
+    meta,
+    said,
+)
+
+
+def kinds(observed: Observed, **when: float) -> list[str]:
+    return [type(effect).__name__ for effect in decide(observed, now=later(when.get("after", 0))).effects]
+
+
+def test_a_new_run_is_held_before_anything_is_started() -> None:
+    decision = decide(an_observed(run=meta(held=False)), now=NOW)
+
+    assert [type(e) for e in decision.effects] == [HoldRun]
+
+
+def test_an_attempts_number_is_written_before_its_job_is_created() -> None:
+    first = decide(an_observed(), now=NOW)
+    assert first.effects == ()
+    assert first.status.attempt == 1
+
+    second = decide(an_observed(status=first.status, volume=VolumeSeen(exists=False)), now=NOW)
+    assert [type(e) for e in second.effects] == [CreateVolume, StartAttempt]
+    assert second.status.phase is Phase.STARTING
+
+
+def test_a_verdict_is_written_before_the_job_is_deleted() -> None:
+    seen = an_attempt(a_replica(disruption="EvictionByEvictionAPI", deleting=True), a_replica(name="b"))
+    first = decide(an_observed(seen, status=a_status(a_record())), now=NOW)
+    assert first.effects == ()
+    assert first.status.current is not None
+    assert first.status.current.verdict is Verdict.PREEMPTED
+
+    second = decide(an_observed(seen, status=first.status), now=NOW)
+    assert [type(e) for e in second.effects] == [StopAttempt]
+
+
+def test_the_next_attempt_waits_until_every_replica_of_the_last_has_ended() -> None:
+    stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.PREEMPTED, reason=Reason.DISRUPTED))
+    alive = an_observed(an_attempt(a_replica(deleting=True), deleting=True), status=stopping)
+    gone = an_observed(status=stopping)
+
+    assert decide(alive, now=NOW).status.attempt == 1
+    assert decide(alive, now=NOW).status.current == stopping.current
+    ended = decide(gone, now=NOW).status
+    assert ended.preemptions == 1
+    assert decide(an_observed(status=ended), now=NOW).status.attempt == 2
+
+
+def test_replicas_on_a_machine_that_is_gone_are_removed_and_not_waited_for() -> None:
+    stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.PREEMPTED, reason=Reason.NODE_GONE))
+    lost = a_replica(node="n1", node_gone=True)
+    alive = a_replica(name="b", deleting=True)
+
+    both = decide(an_observed(an_attempt(lost, alive, deleting=True), status=stopping), now=NOW)
+    assert [type(e) for e in both.effects] == [RemoveReplica]
+    only_lost = decide(an_observed(an_attempt(lost, deleting=True), status=stopping), now=NOW)
+    assert only_lost.status.current is not None
+    assert only_lost.status.current.state is AttemptState.ENDED
+
+
+def test_a_crash_waits_for_word_of_its_peers() -> None:
+    """Peers of a dead node fail at once; that the node is dead is known 40 s later."""
+    seen = a_failed_attempt(failed(1, name="a"), a_replica(name="b"))
+    first = decide(an_observed(seen, status=a_status(a_record())), now=NOW)
+    assert first.status.current is not None
+    assert first.status.current.verdict is None
+    assert first.look_again_seconds == Pace().evidence_seconds
+
+    lost = a_failed_attempt(failed(1, name="a"), a_replica(name="b", node="n1", node_gone=True))
+    second = decide(an_observed(lost, status=first.status), now=later(45))
+    assert second.status.preemptions == 1
+    third = decide(an_observed(seen, status=first.status), now=later(91))
+    assert third.status.current is not None
+    assert third.status.current.verdict is Verdict.USER_FAILURE
+
+
+def test_preemption_does_not_spend_the_failure_budget() -> None:
+    attempts = tuple(an_ended(n) for n in range(1, 20))
+    status = a_status(*attempts, preemptions=19, failures=2)
+
+    decision = decide(an_observed(status=status), now=later(3600))
+
+    assert decision.status.attempt == 20
+    assert decision.status.failures == 2
+
+
+@pytest.mark.parametrize(("failures", "phase"), [(2, Phase.RECOVERING), (3, Phase.FAILED)])
+def test_the_failure_limit_ends_the_run(failures: int, phase: Phase) -> None:
+    status = a_status(an_ended(3, Verdict.USER_FAILURE, reason=Reason.CRASHED), failures=failures)
+
+    decision = decide(an_observed(status=status, spec=a_spec(limits={"failures": 3})), now=NOW)
+
+    assert decision.status.phase is phase
+
+
+def test_a_permanent_failure_ends_the_run_at_once() -> None:
+    seen = a_failed_attempt(failed(78, termination=said(Outcome.BAD_CONFIG, detail="trainer.config.deph: unknown")))
+    closed = decide(an_observed(seen, status=a_status(a_record())), now=NOW).status
+
+    decision = decide(an_observed(seen, status=closed), now=NOW)
+
+    assert decision.status.phase is Phase.FAILED
+    failure = decision.status.condition("Failed")
+    assert failure is not None
+    assert "deph" in failure.message
+
+
+def test_failures_of_the_cluster_without_a_newer_checkpoint_end_the_run() -> None:
+    def rows(*steps: int) -> RunStatus:
+        records = [
+            an_ended(n, Verdict.INFRASTRUCTURE, reason=Reason.KILLED, checkpoint_step=step)
+            for n, step in enumerate(steps, start=1)
+        ]
+        return a_status(*records)
+
+    stuck = decide(an_observed(status=rows(10, 10, 10, 10, 10, 10)), now=later(9999))
+    moving = decide(an_observed(status=rows(10, 20, 30, 40, 50, 60)), now=later(9999))
+
+    assert stuck.status.phase is Phase.FAILED
+    assert stuck.announcements[0].reason is Reason.NO_PROGRESS
+    assert moving.status.attempt == 7
+
+
+@pytest.mark.parametrize(
+    ("ends", "seconds"),
+    [
+        pytest.param([(Verdict.PREEMPTED, None)], 0, id="one preemption is followed at once"),
+        pytest.param([(Verdict.PREEMPTED, None)] * 2, 10, id="a second one without a checkpoint waits"),
+        pytest.param([(Verdict.PREEMPTED, None)] * 4, 40, id="and longer each time"),
+        pytest.param([(Verdict.PREEMPTED, 10), (Verdict.PREEMPTED, 20)], 0, id="progress is followed at once"),
+        pytest.param([(Verdict.USER_FAILURE, 10)], 10, id="a failure always waits"),
+        pytest.param([(Verdict.INFRASTRUCTURE, None)] * 3, 40, id="so does a failure of the cluster"),
+        pytest.param([(Verdict.INFRASTRUCTURE, None)] * 30, 600, id="but never longer than that"),
+        pytest.param([(Verdict.STOPPED, None)], 0, id="a stop on order is followed at once"),
+    ],
+)
+def test_the_back_off_grows_with_what_gets_nowhere(ends: list[tuple[Verdict, int | None]], seconds: float) -> None:
+    attempts = [an_ended(n, verdict, checkpoint_step=step) for n, (verdict, step) in enumerate(ends, start=1)]
+
+    assert delay_seconds(attempts, Pace()) == seconds
+
+
+def test_suspending_stops_the_attempt_and_counts_nothing() -> None:
+    spec = a_spec(suspend=True)
+    running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), spec=spec)
+    first = decide(running, now=NOW)
+    assert first.status.phase is Phase.STOPPING
+    second = decide(an_observed(an_attempt(a_replica()), status=first.status, spec=spec), now=NOW)
+    assert [type(e) for e in second.effects] == [StopAttempt]
+    third = decide(an_observed(status=second.status, spec=spec), now=NOW)
+    fourth = decide(an_observed(status=third.status, spec=spec), now=NOW)
+
+    assert fourth.status.phase is Phase.SUSPENDED
+    assert fourth.status.is_true("Suspended")
+    assert (fourth.status.preemptions, fourth.status.failures, fourth.status.infrastructure_failures) == (0, 0, 0)
+    resumed = decide(an_observed(status=fourth.status), now=NOW)
+    assert resumed.status.attempt == 2
+
+
+def test_an_attempt_that_finished_while_it_was_told_to_stop_has_finished() -> None:
+    stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.SUSPENDED))
+
+    decision = decide(an_observed(status=stopping, complete=a_complete(), spec=a_spec(suspend=True)), now=NOW)
+
+    assert decision.status.current is not None
+    assert decision.status.current.verdict is Verdict.FINISHED
+    assert decision.status.result is not None
+    assert decision.status.result.weights_digest == "sha256:abc"
+
+
+def test_the_deadline_stops_the_attempt_and_fails_the_run() -> None:
+    spec = a_spec(limits={"deadline": "1h"})
+    running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), spec=spec)
+
+    assert decide(running, now=later(3599)).status.phase is Phase.TRAINING
+    assert decide(running, now=later(3600)).status.phase is Phase.STOPPING
+    over = decide(an_observed(status=a_status(an_ended()), spec=spec), now=later(3600))
+    assert over.status.phase is Phase.FAILED
+    assert over.announcements[0].reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_deleting_stops_everything_and_then_lets_go() -> None:
+    run = meta(deleting=True)
+    running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), run=run)
+
+    assert kinds(running) == ["StopAttempt"]
+    assert kinds(an_observed(an_attempt(a_replica(deleting=True), deleting=True), run=run)) == []
+    assert kinds(an_observed(an_attempt(a_replica(deleting=True, node_gone=True), deleting=True), run=run)) == [
+        "RemoveReplica"
+    ]
+    assert kinds(an_observed(run=run)) == ["ReleaseRun"]
+    assert kinds(an_observed(run=meta(deleting=True, held=False))) == []
+
+
+def test_a_run_whose_spec_cannot_be_read_can_be_deleted() -> None:
+    assert kinds(an_observed(run=meta(deleting=True), problems=("spec.x: unknown",))) == ["ReleaseRun"]
+
+
+def test_an_invalid_spec_starts_nothing_and_says_why() -> None:
+    decision = decide(an_observed(problems=("spec.x: unknown field",), run=meta(held=False)), now=NOW)
+
+    assert decision.effects == ()
+    accepted = decision.status.condition("Accepted")
+    assert accepted is not None
+    assert (accepted.status, accepted.message) == (ConditionStatus.FALSE, "spec.x: unknown field")
+    again = decide(
+        an_observed(problems=("spec.x: unknown field",), run=meta(held=False), status=decision.status), now=later(9)
+    )
+    assert still(again, decision.status)
+    assert again.announcements == ()
+
+
+def test_an_invalid_edit_does_not_stop_an_attempt_that_runs() -> None:
+    running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), problems=("spec.x: unknown",))
+
+    assert kinds(running) == []
+
+
+def test_a_job_that_disappeared_is_the_clusters_failure() -> None:
+    decision = decide(an_observed(status=a_status(a_record())), now=NOW)
+
+    assert decision.status.infrastructure_failures == 1
+    assert decision.status.current is not None
+    assert decision.status.current.reason is Reason.JOB_VANISHED
+
+
+def test_a_foreign_job_of_our_name_is_left_alone_and_its_number_skipped() -> None:
+    status = a_status(a_record(state=AttemptState.PENDING))
+    decision = decide(an_observed(an_attempt(a_replica(), ours=False), status=status), now=NOW)
+
+    assert decision.effects == ()
+    assert decision.status.current is not None
+    assert decision.status.current.reason is Reason.NAME_TAKEN
+
+
+def test_a_foreign_claim_of_our_name_is_not_used() -> None:
+    status = a_status(a_record(state=AttemptState.PENDING))
+    decision = decide(an_observed(status=status, volume=VolumeSeen(exists=True, ours=False)), now=NOW)
+
+    assert decision.effects == ()
+    training = decision.status.condition("Training")
+    assert training is not None
+    assert training.reason is Reason.NAME_TAKEN
+
+
+def test_a_lost_status_is_rebuilt_from_the_jobs() -> None:
+    decision = decide(an_observed(an_attempt(a_replica(), number=4)), now=NOW)
+
+    assert decision.status.attempt == 4
+    assert decide(an_observed(an_attempt(a_replica(), number=4), status=decision.status), now=NOW).rule == "follow"
+
+
+def test_an_older_attempt_that_still_lives_is_stopped() -> None:
+    old, new = an_attempt(a_replica(), number=1), an_attempt(a_replica(), number=2)
+    decision = decide(an_observed(old, new, status=a_status(an_ended(1), a_record(2))), now=NOW)
+
+    assert [(type(e), getattr(e, "number", None)) for e in decision.effects] == [(StopAttempt, 1)]
+
+
+def test_steps_trained_again_are_counted_once() -> None:
+    status = a_status(an_ended(1, step=150, checkpoint_step=100), a_record(2))
+    report = a_progress(101, checkpoint=100, resumed=100)
+    first = decide(an_observed(an_attempt(a_replica(), number=2), status=status, progress=report), now=NOW).status
+    second = decide(
+        an_observed(
+            an_attempt(a_replica(), number=2), status=first, progress=a_progress(120, checkpoint=100, resumed=100)
+        ),
+        now=later(60),
+    ).status
+
+    assert first.lost.steps == 50
+    assert second.lost.steps == 50
+    assert second.checkpoint is not None
+    assert second.checkpoint.step == 100
+
+
+def test_a_noticed_preemption_that_saved_loses_nothing() -> None:
+    words = said(Outcome.STOPPED, step=150, checkpoint_step=150)
+    seen = a_failed_attempt(failed(143, disruption="EvictionByEvictionAPI", termination=words))
+    status = decide(an_observed(seen, status=a_status(a_record(step=149))), now=NOW).status
+    status = decide(an_observed(seen, status=status), now=NOW).status
+    report = a_progress(151, resumed=150)
+    status = decide(an_observed(an_attempt(number=2), status=status), now=NOW).status
+    status = decide(an_observed(an_attempt(a_replica(), number=2), status=status, progress=report), now=NOW).status
+
+    assert status.lost.steps == 0
+    assert status.preemptions == 1
+
+
+def test_a_fenced_attempt_is_followed_by_a_higher_number_than_the_fence() -> None:
+    seen = a_failed_attempt(failed(81, termination=said(Outcome.FENCED, fence=7)))
+    status = decide(an_observed(seen, status=a_status(a_record())), now=NOW).status
+    status = decide(an_observed(seen, status=status), now=later(60)).status
+
+    assert status.attempt == 8
+
+
+def test_progress_alone_is_written_only_now_and_then() -> None:
+    seen = an_attempt(a_replica())
+    first = decide(an_observed(seen, status=a_status(a_record()), progress=a_progress(5)), now=NOW).status
+    soon = decide(an_observed(seen, status=first, progress=a_progress(6)), now=later(1))
+    at_last = decide(an_observed(seen, status=first, progress=a_progress(7)), now=later(11))
+
+    assert still(soon, first)
+    assert soon.look_again_seconds == pytest.approx(9)
+    assert at_last.status.progress is not None
+    assert at_last.status.progress.step == 7
+
+
+def test_a_refusal_is_told_and_tried_again() -> None:
+    observed = an_observed(status=a_status(a_record(state=AttemptState.PENDING), phase=Phase.PENDING))
+    decision = refused(observed, "quota exceeded", now=NOW)
+
+    training = decision.status.condition("Training")
+    assert training is not None
+    assert (training.reason, training.message) == (Reason.REFUSED, "quota exceeded")
+    assert decision.look_again_seconds is not None
+    assert decide(an_observed(status=decision.status), now=NOW).effects != ()
+
+
+SUCCEEDED = a_status(an_ended(1, Verdict.FINISHED, reason=Reason.FINISHED), phase=Phase.SUCCEEDED)
+FAILED = a_status(an_ended(1, Verdict.USER_FAILURE, reason=Reason.CRASHED), phase=Phase.FAILED)
+
+
+@pytest.mark.parametrize("status", [SUCCEEDED, FAILED], ids=["Succeeded", "Failed"])
+@pytest.mark.parametrize("after", [0, 10_000_000])
+def test_a_settled_run_yields_no_effects(status: RunStatus, after: float) -> None:
+    finished = an_attempt(a_replica(ReplicaState.SUCCEEDED, exit_code=0))
+    released = an_observed(finished, status=status, run=meta(held=False), spec=a_spec(limits={"deadline": "1h"}))
+    held = an_observed(finished, status=status)
+
+    assert still(decide(released, now=later(after)), status)
+    assert [type(e) for e in decide(held, now=later(after)).effects] == [ReleaseRun]
+
+
+def test_a_suspended_run_yields_no_effects() -> None:
+    spec = a_spec(suspend=True)
+    status = decide(an_observed(spec=spec), now=NOW).status
+
+    assert status.phase is Phase.SUSPENDED
+    assert still(decide(an_observed(spec=spec, status=status), now=later(10_000_000)), status)

@@ -1,0 +1,219 @@
+"""What a user may write, and what is said to them when they may not."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from piton.core import model, rules
+from piton.core.parse import SpecError, parse, parse_file
+from piton.crd import crd
+from support.builders import NOW, a_manifest, a_spec, problems_of
+
+VOLUME = {"size": "1Gi"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ({"wokers": {}}, "spec.wokers: unknown field; did you mean workers?"),
+        ({"workers": {"gpuPerNode": 1}}, "spec.workers.gpuPerNode: unknown field; did you mean gpusPerNode?"),
+        ({"workers": {"nodes": "two"}}, 'spec.workers.nodes: "two" is of the wrong type; write a whole number'),
+        ({"workers": {"nodes": 1.5}}, "spec.workers.nodes: 1.5 is of the wrong type; write a whole number"),
+        ({"workers": {"nodes": 0}}, "spec.workers.nodes: 0 is out of range; write at least 1"),
+        ({"suspend": "yes"}, 'spec.suspend: "yes" is of the wrong type; write true or false'),
+        (
+            {"limits": {"budget": {"usd": "-5"}}},
+            'spec.limits.budget.usd: "-5" is not allowed; write an amount of dollars, not below zero, in quotes',
+        ),
+        (
+            {"limits": {"budget": {"usd": 250}}},
+            "spec.limits.budget.usd: 250 is of the wrong type; write text (quote it)",
+        ),
+        ({"limits": {"deadline": "5 hours"}}, "a duration such as 90s, 15m, 24h or 1h30m"),
+        ({"limits": {"deadline": "0h"}}, "spec.limits.deadline: '0h' is no time at all"),
+        ({"objective": {"metric": "val_loss", "goal": "Min"}}, "write 'Minimize' or 'Maximize'"),
+        ({"trainer": {"image": "i"}}, "spec.trainer: exactly one of recipe and command is needed, neither is given"),
+        (
+            {"trainer": {"image": "i", "recipe": "charlm", "command": ["python"]}},
+            "spec.trainer: exactly one of recipe and command is needed, both are given",
+        ),
+        ({"trainer": {"recipe": "charlm"}}, "spec.trainer.image: missing; it is required"),
+        ({"checkpoint": {"volume": {}}}, "spec.checkpoint.volume: exactly one of claimName and size is needed"),
+        ({"checkpoint": {"volume": VOLUME, "every": "often"}}, 'spec.checkpoint.every: "often" is not known'),
+        ({"checkpoint": {"volume": VOLUME, "every": {"hours": 1}}}, "spec.checkpoint.every.hours: unknown field"),
+        ({"checkpoint": {"volume": VOLUME, "every": {}}}, "spec.checkpoint.every: neither minutes nor steps is given"),
+        (
+            {"checkpoint": {"volume": VOLUME, "keep": {"last": 1}}},
+            "spec.checkpoint.keep.last: 1 is out of range; write at least 2",
+        ),
+        (
+            {"checkpoint": {"volume": VOLUME}, "workers": {"nodes": 2}},
+            "spec.checkpoint.volume.accessModes: [] cannot serve 2 nodes",
+        ),
+        (
+            {"workers": {"template": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}},
+            "spec.workers.template.resources.limits: nvidia.com/gpu is set by spec.workers.gpusPerNode",
+        ),
+    ],
+)
+def test_a_bad_spec_gets_a_sentence_with_path_value_and_fix(parts: dict[str, Any], problem: str) -> None:
+    found = problems_of(**parts)
+
+    assert any(problem in sentence for sentence in found), found
+    assert all("\n" not in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("variable", "problem"),
+    [
+        ({"name": "HF_TOKEN", "value": "hf_1"}, "looks like a secret"),
+        ({"name": "RANK", "value": "0"}, "is set by Piton"),
+        ({"name": "PITON_ATTEMPT", "value": "0"}, "is set by Piton"),
+        ({"name": "A"}, "exactly one of value and valueFrom"),
+        ({"name": "A", "valueFrom": {}}, "exactly one of secretKeyRef and configMapKeyRef"),
+    ],
+)
+def test_the_environment_is_checked(variable: dict[str, Any], problem: str) -> None:
+    found = problems_of(trainer={"image": "i", "recipe": "charlm", "env": [variable]})
+
+    assert any(problem in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize(
+    ("parts", "path"),
+    [
+        ({"workers": {"minNodes": 1}}, "workers.minNodes"),
+        ({"capacity": {"tiers": ["Spot", "OnDemand"]}}, "capacity.tiers"),
+        ({"capacity": {"patience": "30m"}}, "capacity.patience"),
+        ({"capacity": {"maxPricePerHour": "15.00"}}, "capacity.maxPricePerHour"),
+        ({"checkpoint": {"volume": VOLUME, "every": "auto"}}, "checkpoint.every"),
+        ({"checkpoint": {"volume": VOLUME, "keep": {"weightsOnly": 10}}}, "checkpoint.keep.weightsOnly"),
+        ({"checkpoint": {"volume": VOLUME, "mirror": {"uri": "s3://bucket/prefix"}}}, "checkpoint.mirror"),
+        ({"limits": {"budget": {"usd": "250"}}}, "limits.budget"),
+        ({"stages": {"prepare": {"command": ["x"]}}}, "stages.prepare"),
+        ({"stages": {"evaluate": {"command": ["x"]}}}, "stages.evaluate"),
+    ],
+)
+def test_what_has_no_behaviour_yet_is_refused_and_not_ignored(parts: dict[str, Any], path: str) -> None:
+    assert any(f"spec.{path}: this version" in sentence for sentence in problems_of(**parts))
+
+
+@pytest.mark.parametrize("name", ["x" * 47, "Upper", "1st", "a_b", "a.b", "-a", ""])
+def test_a_name_that_does_not_fit_its_pods_is_refused(name: str) -> None:
+    assert any("metadata.name" in sentence for sentence in problems_of(name))
+
+
+def test_the_longest_good_name_is_accepted() -> None:
+    assert problems_of("x" * 46) == ()
+
+
+def test_everything_that_this_version_acts_on_is_accepted() -> None:
+    spec = a_spec(
+        suspend=True,
+        trainer={
+            "image": "i",
+            "command": ["python", "train.py"],
+            "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}],
+        },
+        workers={
+            "nodes": 2,
+            "gpusPerNode": 8,
+            "instanceTypes": ["p4d.24xlarge"],
+            "zones": ["us-east-1a"],
+            "template": {"tolerations": [{"key": "a", "operator": "Exists"}], "serviceAccountName": "trainer"},
+        },
+        capacity={"tiers": ["Spot"]},
+        checkpoint={
+            "volume": {"claimName": "shared"},
+            "every": {"minutes": 5, "steps": 100},
+            "keep": {"last": 3, "best": 2},
+        },
+        objective={"metric": "val_loss", "target": 0.24, "patience": 5},
+        limits={"deadline": "24h", "trainingTime": "31h", "failures": 5},
+    )
+
+    assert spec.workers.nodes == 2
+
+
+def test_a_bad_spec_leaves_the_metadata_readable() -> None:
+    parsed = parse(a_manifest(wokers={}))
+
+    assert parsed.spec is None
+    assert parsed.meta.name == "ragcun"
+
+
+def test_a_status_of_another_version_counts_as_none() -> None:
+    assert parse({**a_manifest(), "status": {"mood": "good"}}).status == model.RunStatus()
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        (None, "holds no TrainingRun"),
+        ([], "holds no TrainingRun"),
+        ({"apiVersion": "v1", "kind": "Pod"}, "apiVersion: 'v1' is not known; write 'piton.dev/v1alpha1'"),
+        ({"apiVersion": "piton.dev/v1alpha1", "kind": "Pod"}, "kind: 'Pod' is not known"),
+        ({"apiVersion": "piton.dev/v1alpha1", "kind": "TrainingRun"}, "metadata.name: missing"),
+        ({**a_manifest(), "sepc": {}}, "sepc: unknown field; did you mean spec?"),
+    ],
+)
+def test_a_file_that_is_no_run_is_refused(document: object, problem: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        parse_file(document, now=NOW)
+
+    assert problem in str(refusal.value)
+
+
+def nodes_of(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    children = [(f"{path}.{name}", child) for name, child in schema.get("properties", {}).items()]
+    children += [(f"{path}[]", schema[key]) for key in ("items", "additionalProperties") if key in schema]
+    return [(path, schema), *(node for name, child in children for node in nodes_of(child, name))]
+
+
+SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def test_the_crd_is_structural() -> None:
+    for path, node in nodes_of(SCHEMA):
+        assert "type" in node or node.get("x-kubernetes-preserve-unknown-fields") is True, path
+        assert not {"$ref", "anyOf", "oneOf", "allOf", "title", "const"} & set(node), path
+        assert not ("properties" in node and "additionalProperties" in node), path
+
+
+def test_every_field_is_explained() -> None:
+    for path, node in nodes_of(SCHEMA):
+        if path.startswith((".spec", ".status")):
+            assert path.endswith("[]") or node.get("description"), path
+
+
+def test_every_cel_rule_is_placed_in_the_crd() -> None:
+    placed = {rule["rule"] for _, node in nodes_of(SCHEMA) for rule in node.get("x-kubernetes-validations", [])}
+
+    assert placed == {rule for group in rules.CEL.values() for rule, _ in group}
+
+
+def test_the_design_example_is_understood_up_to_what_is_not_built_yet() -> None:
+    document = yaml.safe_load(
+        """
+        apiVersion: piton.dev/v1alpha1
+        kind: TrainingRun
+        metadata: {name: ragcun-isotropy}
+        spec:
+          trainer: {image: "example/piton-trainer:0.1.0", recipe: retrieval, config: {epochs: 3, lambdaIsotropy: 1.0}}
+          workers: {nodes: 1, gpusPerNode: 8, instanceTypes: [p4d.24xlarge, p4de.24xlarge], zones: []}
+          capacity: {tiers: [Spot, OnDemand], patience: 30m, maxPricePerHour: "15.00"}
+          checkpoint:
+            volume: {size: 500Gi, storageClassName: fsx, accessModes: [ReadWriteMany]}
+            every: {minutes: 15}
+            keep: {last: 2, best: 1, weightsOnly: 10}
+            mirror: {uri: s3://bucket/prefix}
+          objective: {metric: val_loss, goal: Minimize, target: 0.24, patience: 5}
+          limits: {budget: {usd: "250", warnAt: 80, onExceeded: Pause}, deadline: 24h, trainingTime: 31h, failures: 3}
+          stages: {prepare: {command: [python, prepare.py], resources: {requests: {cpu: "4"}}}}
+        """
+    )
+    with pytest.raises(SpecError) as refusal:
+        parse_file(document, now=NOW)
+
+    assert all("this version of Piton does not act on it yet" in problem for problem in refusal.value.problems)

@@ -1,0 +1,225 @@
+"""Hypothesis drives the core through random worlds and checks, at every step, what must never happen.
+
+A failure prints the steps that lead to it; `@reproduce_failure` or the example database replays it.
+"""
+
+import asyncio
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from piton.core.backoff import Pace
+from piton.core.conditions import settled
+from piton.core.decide import decide, still
+from piton.core.model import AttemptState, Phase
+from piton.drive import reconcile
+from piton.ports import Conflict, Unavailable
+from support.builders import a_spec
+from support.fake_world import TOTAL_STEPS, Crash, FakeWorld
+
+PACE = Pace(backoff_seconds=2, backoff_seconds_max=8, evidence_seconds=3, start_seconds=5, fruitless_failures=4)
+PASSES_TO_CONVERGE = 2_000
+ENDS = (Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
+
+
+class RandomWorld(RuleBasedStateMachine):
+    """One run, one adversary."""
+
+    @initialize(failures=st.integers(1, 4), old_news=st.booleans(), deletion=st.booleans())
+    def begin(self, failures: int, old_news: bool, deletion: bool) -> None:
+        """Some worlds are free of stale observations, and some of deletion: both hide other faults."""
+        self.old_news, self.deletion = old_news, deletion
+        self.world = FakeWorld(spec=a_spec(limits={"failures": failures}))
+        self.highest = 0
+        self.succeeded = False
+        self.crashes = 0
+        self.machines_lost = 0
+        self.jobs_lost = 0
+        self.failure_limit = failures
+        self.spec = self.world.spec
+
+    def _pass(self) -> None:
+        try:
+            asyncio.run(reconcile(self.world, self.world, self.world, PACE))
+        except (Conflict, Unavailable, Crash):
+            pass
+        finally:
+            self.world.calls_until_crash, self.world.stale = None, 0
+
+    # --- the operator ------------------------------------------------------------------------------------------------
+
+    @rule(times=st.integers(1, 6))
+    def look(self, times: int) -> None:
+        for _ in range(times):
+            self._pass()
+
+    @rule(calls=st.integers(1, 3), after=st.booleans())
+    def look_and_die(self, calls: int, after: bool) -> None:
+        self.world.calls_until_crash, self.world.crash_after_the_call = calls, after
+        self._pass()
+
+    @precondition(lambda self: self.old_news)
+    @rule(ago=st.integers(1, 6))
+    def look_at_old_news(self, ago: int) -> None:
+        self.world.stale = ago
+        self._pass()
+
+    # --- the world ---------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.integers(1, 12))
+    def time_passes(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.world.tick()
+
+    @rule(how=st.sampled_from(["preempt", "kill_node", "cut_node"]))
+    def machine_goes(self, how: str) -> None:
+        trainer = self.world.running()
+        if trainer:
+            self.machines_lost += 1
+            getattr(self.world, how)(trainer)
+
+    @rule(out_of_memory=st.booleans())
+    def program_fails(self, out_of_memory: bool) -> None:
+        trainer = self.world.running()
+        if trainer and trainer.dies_at is None:
+            self.crashes += 1
+            self.world.crash(trainer, out_of_memory=out_of_memory)
+
+    @precondition(lambda self: self.world.job_exists)
+    @rule()
+    def job_vanishes(self) -> None:
+        self.jobs_lost += 1
+        self.world._stop(max(self.world.job_exists))
+
+    # --- the user ----------------------------------------------------------------------------------------------------
+
+    @rule()
+    def suspend_or_resume(self) -> None:
+        if self.world.spec is not None:
+            self._edit(self.world.spec.model_copy(update={"suspend": not self.world.spec.suspend}))
+
+    @rule()
+    def suspend_for_a_while(self) -> None:
+        """Nothing is paid for while a run is suspended, and nothing is started."""
+        if self.world.spec is None:
+            return
+        spec = self.world.spec
+        self._edit(spec.model_copy(update={"suspend": True}))
+        for _ in range(15):
+            self._pass()
+            self.world.tick()
+        assert not self.world.billed()
+        assert not self.world.exists or self.world.deleting or self.world.status.phase in ENDS
+        self._edit(spec.model_copy(update={"suspend": False}))
+
+    @rule()
+    def misspell_or_mend(self) -> None:
+        if self.world.spec is None:
+            self._edit(self.spec)
+        else:
+            self.spec = self.world.spec
+            self._edit(None)
+
+    @precondition(lambda self: self.deletion and self.world.created)
+    @rule()
+    def delete(self) -> None:
+        self.world.deleting = True
+        self.world.version += 1
+        self.world._forget()
+
+    def _edit(self, spec) -> None:  # type: ignore[no-untyped-def]
+        self.world.spec, self.world.problems = spec, () if spec else ("spec.x: unknown field",)
+        self.world.generation += 1
+        self.world.version += 1
+
+    # --- what must never happen --------------------------------------------------------------------------------------
+
+    @invariant()
+    def at_most_one_attempt_can_commit(self) -> None:
+        assert len(self.world.unfenced()) <= 1
+
+    @invariant()
+    def at_most_one_attempt_is_paid_for_unless_old_news_were_believed(self) -> None:
+        if not self.old_news:
+            assert len(self.world.billed()) <= 1, self.world.jobs
+
+    @invariant()
+    def attempt_numbers_never_go_back(self) -> None:
+        assert self.world.status.attempt >= self.highest
+        self.highest = self.world.status.attempt
+        if not self.old_news:
+            assert self.world.created == sorted(self.world.created)
+        if not self.old_news and not self.jobs_lost:
+            # A job that somebody deletes between its creation and the status write is created again; the fence tells
+            # the two apart by their owners.
+            assert len(self.world.created) == len(set(self.world.created))
+
+    @invariant()
+    def a_commit_never_comes_from_an_older_attempt(self) -> None:
+        writers = [attempt for _, attempt in self.world.store.steps]
+        assert writers == sorted(writers)
+
+    @invariant()
+    def success_is_proven_and_for_ever(self) -> None:
+        now = self.world.status.is_true("Succeeded")
+        assert not (self.succeeded and not now)
+        assert not now or self.world.store.complete is not None
+        self.succeeded = now
+
+    @invariant()
+    def every_end_is_booked_to_its_own_account(self) -> None:
+        assert self.world.status.failures <= self.crashes
+        status = self.world.status
+        assert status.failures <= self.failure_limit
+        assert status.preemptions <= self.machines_lost
+        if not self.old_news:  # a pod that went before anybody looked leaves no evidence of a preemption
+            assert status.preemptions + status.infrastructure_failures <= self.machines_lost + self.jobs_lost
+
+    # --- and in the end ----------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Faults stop: the run comes to its end, and then nothing more is done."""
+        world = getattr(self, "world", None)
+        if world is None:
+            return
+        if world.spec is None or world.spec.suspend:
+            spec = world.spec or self.spec
+            assert spec is not None
+            self._edit(spec.model_copy(update={"suspend": False}))
+        for _ in range(PASSES_TO_CONVERGE):
+            if not world.exists or (settled(world.status) and not world.held):
+                break
+            self._pass()
+            world.tick()
+        self._check_the_end(world)
+
+    def _check_the_end(self, world: FakeWorld) -> None:
+        if not world.exists:
+            assert not world.billed()
+            return
+        assert settled(world.status), (world.status.phase, world.status.conditions)
+        current = world.status.current
+        assert current is not None
+        assert current.state is AttemptState.ENDED
+        if world.status.is_true("Succeeded"):
+            assert world.status.result is not None
+            assert world.status.result.step == TOTAL_STEPS
+        else:
+            limit = self.spec.limits.failures if self.spec else 0
+            assert world.status.failures >= limit or world.status.infrastructure_failures >= PACE.fruitless_failures
+        for _ in range(20):
+            self._pass()
+            world.tick()
+        before = world.writes
+        self._pass()
+        assert world.writes == before
+        observed = asyncio.run(world.observe())
+        assert observed is not None
+        assert still(decide(observed, now=world.now(), pace=PACE), world.status)
+
+
+RandomWorld.TestCase.settings = settings(
+    max_examples=400, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+TestRandomWorld = RandomWorld.TestCase

@@ -1,0 +1,180 @@
+import pytest
+
+from piton.contract.ends import Outcome
+from piton.contract.manifest import Complete
+from piton.core.model import Verdict
+from piton.core.observed import AttemptSeen, JobState, ReplicaState
+from piton.core.reasons import Reason
+from piton.core.verdict import Evidence, Judgement, judge
+from support.builders import a_complete, a_failed_attempt, a_replica, an_attempt, failed, later, said
+
+DONE = ReplicaState.SUCCEEDED
+
+
+def judged(
+    seen: AttemptSeen, *, complete: Complete | None = None, proof_needed: bool = True, ordered: Reason | None = None
+) -> Judgement | None:
+    return judge(Evidence(seen=seen, complete=complete, proof_needed=proof_needed, ordered=ordered))
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "reason"),
+    [
+        pytest.param(
+            an_attempt(
+                a_replica(DONE, exit_code=0, termination=said(Outcome.FINISHED, step=9, weights_digest="sha256:1"))
+            ),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="the final manifest told in the termination message is proof",
+        ),
+        pytest.param(
+            a_failed_attempt(a_replica(DONE, exit_code=0, disruption="EvictionByEvictionAPI")),
+            Verdict.PREEMPTED,
+            Reason.DISRUPTED,
+            id="exit 0 after a disruption is no success",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0)),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_PROOF,
+            id="exit 0 without a final manifest is no success for a recipe",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, disruption="TerminationByKubelet")),
+            Verdict.PREEMPTED,
+            Reason.DISRUPTED,
+            id="torchrun's exit 1 on SIGTERM is not the user's failure",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, name="a"), a_replica(name="b", node="n1", node_gone=True)),
+            Verdict.PREEMPTED,
+            Reason.NODE_GONE,
+            id="a peer that fails because a node is gone is not the user's failure",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, node="n1", node_reclaimed=True)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="a reclaimed machine is a preemption",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143)),
+            Verdict.PREEMPTED,
+            Reason.POD_DELETED,
+            id="SIGTERM from nobody known is not the user's failure",
+        ),
+        pytest.param(
+            an_attempt(a_replica(deleting=True)),
+            Verdict.PREEMPTED,
+            Reason.POD_DELETED,
+            id="a pod deleted by hand is not the user's failure",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, name="a", ended_at=later(1)), failed(143, name="b", ended_at=later(3))),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="peers that are cleaned away after a crash do not hide it",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, name="a", ended_at=later(3)), failed(137, name="b", ended_at=later(1))),
+            Verdict.INFRASTRUCTURE,
+            Reason.KILLED,
+            id="peers that fail after one was killed are not the user's failure",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(137, out_of_memory=True)),
+            Verdict.USER_FAILURE,
+            Reason.OUT_OF_MEMORY,
+            id="out of memory is the user's to mend",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(78, termination=said(Outcome.BAD_CONFIG, detail="deph is unknown"))),
+            Verdict.USER_FAILURE,
+            Reason.BAD_CONFIG,
+            id="a bad config is the user's",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(80)),
+            Verdict.USER_FAILURE,
+            Reason.OUT_OF_SPACE,
+            id="a full volume by its reserved code",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, termination=said(Outcome.DIVERGED))),
+            Verdict.USER_FAILURE,
+            Reason.DIVERGED,
+            id="divergence is known by its outcome when torchrun hides the code",
+        ),
+        pytest.param(a_failed_attempt(failed(1)), Verdict.USER_FAILURE, Reason.CRASHED, id="a crash is the user's"),
+        pytest.param(
+            an_attempt(a_replica(ReplicaState.WAITING, waiting="ErrImagePull", cannot_start=True)),
+            Verdict.USER_FAILURE,
+            Reason.CANNOT_START,
+            id="an image that does not exist is the user's",
+        ),
+        pytest.param(a_failed_attempt(), Verdict.INFRASTRUCTURE, Reason.NO_EVIDENCE, id="a failed job without pods"),
+        pytest.param(
+            a_failed_attempt(failed(None)),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_EVIDENCE,
+            id="a failed pod without exit code",
+        ),
+    ],
+)
+def test_the_evidence_decides(seen: AttemptSeen, verdict: Verdict, reason: Reason) -> None:
+    judgement = judged(seen)
+
+    assert judgement is not None
+    assert (judgement.verdict, judgement.reason) == (verdict, reason), judgement.message
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param(an_attempt(a_replica()), id="it runs"),
+        pytest.param(an_attempt(), id="no pod yet"),
+        pytest.param(an_attempt(a_replica(ReplicaState.WAITING, waiting="Unschedulable: 0/3 nodes")), id="no capacity"),
+        pytest.param(an_attempt(a_replica(node="n1", node_reclaimed=True)), id="a notice alone ends nothing"),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, name="a"), a_replica(name="b")),
+            id="one replica is done, one still works",
+        ),
+        pytest.param(an_attempt(a_replica(DONE, exit_code=0), expected_replicas=2), id="a replica is still to come"),
+    ],
+)
+def test_without_evidence_there_is_no_verdict(seen: AttemptSeen) -> None:
+    assert judged(seen) is None
+
+
+def test_exit_0_is_the_end_for_a_program_that_does_not_use_the_library() -> None:
+    judgement = judged(an_attempt(a_replica(DONE, exit_code=0)), proof_needed=False)
+
+    assert judgement is not None
+    assert judgement.reason is Reason.EXITED_ZERO
+
+
+def test_exit_0_of_a_program_that_uses_the_library_still_needs_proof() -> None:
+    replica = a_replica(DONE, exit_code=0, termination=said(Outcome.STOPPED, step=3))
+
+    judgement = judged(an_attempt(replica, job=JobState.SUCCEEDED), proof_needed=False)
+
+    assert judgement is not None
+    assert judgement.verdict is not Verdict.FINISHED
+
+
+def test_an_order_of_ours_outranks_the_exit_code_once_everything_has_ended() -> None:
+    still = an_attempt(a_replica(deleting=True), deleting=True)
+    gone = an_attempt(failed(143), deleting=True)
+
+    assert judged(still, ordered=Reason.SUSPENDED) is None
+    judgement = judged(gone, ordered=Reason.SUSPENDED)
+    assert judgement is not None
+    assert (judgement.verdict, judgement.reason) == (Verdict.STOPPED, Reason.SUSPENDED)
+
+
+def test_proof_on_the_volume_outranks_everything() -> None:
+    judgement = judged(a_failed_attempt(failed(1, disruption="Evicted")), complete=a_complete(7))
+
+    assert judgement is not None
+    assert judgement.verdict is Verdict.FINISHED

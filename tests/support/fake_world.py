@@ -1,0 +1,332 @@
+"""An in-memory world for one run: a cluster with trainers that train, save, are fenced, and lose their machines.
+
+It implements `piton.ports.World` and breaks on command: machines die with and without notice, observations are stale or
+missing, and the operator's process dies before or after any single call. Time is virtual; one tick is one second.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from piton.contract.ends import Outcome, Termination
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton.core.effects import (
+    Announcement,
+    CreateVolume,
+    Effect,
+    HoldRun,
+    ReleaseRun,
+    RemoveReplica,
+    StartAttempt,
+    StopAttempt,
+)
+from piton.core.model import Meta, RunStatus, Spec
+from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.ports import Conflict, Unavailable
+from support.builders import NOW, a_spec
+
+TOTAL_STEPS = 60
+SAVE_EVERY = 7
+STEPS_PER_SECOND = 2
+GRACE_SECONDS = 3
+
+
+class Crash(BaseException):
+    """The operator's process dies here. Not an Exception, so that nothing in between can catch it."""
+
+
+@dataclass
+class Trainer:
+    """One attempt's single pod, and the process inside it; after a network cut the process lives on without the pod."""
+
+    number: int
+    resumed_from: int
+    step: int
+    owner: int = 0
+    checkpoint_step: int | None = None
+    alive: bool = True
+    fenced_at_start: bool = False
+    exit_code: int | None = None
+    termination: Termination | None = None
+    out_of_memory: bool = False
+    disruption: str | None = None
+    node_gone: bool = False
+    deleting: bool = False
+    shown: bool = True
+    """Whether the pod object still exists."""
+    dies_at: datetime | None = None
+
+
+@dataclass
+class Store:
+    """The checkpoint volume."""
+
+    fence: int = 0
+    owner: int = 0
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    complete: Complete | None = None
+
+
+@dataclass
+class FakeWorld:
+    """See the module's docstring."""
+
+    spec: Spec | None = field(default_factory=a_spec)
+    problems: tuple[str, ...] = ()
+    time: datetime = NOW
+    exists: bool = True
+    deleting: bool = False
+    held: bool = False
+    generation: int = 1
+    version: int = 0
+    status: RunStatus = field(default_factory=RunStatus)
+    volume: bool = False
+    store: Store = field(default_factory=Store)
+    jobs: dict[int, Trainer] = field(default_factory=dict)
+    job_exists: set[int] = field(default_factory=set)
+    zombies: list[Trainer] = field(default_factory=list)
+    created: list[int] = field(default_factory=list)
+    announced: list[Announcement] = field(default_factory=list)
+    calls_until_crash: int | None = None
+    crash_after_the_call: bool = False
+    stale: int = 0
+    """Observe as many passes ago as this."""
+    history: list[tuple[int, Observed]] = field(default_factory=list)
+    writes: int = 0
+    _observed_version: int = 0
+    _owners: int = 0
+
+    # --- the ports ---------------------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        return self.time
+
+    async def announce(self, announcement: Announcement) -> None:
+        self.announced.append(announcement)
+
+    async def observe(self) -> Observed | None:
+        if not self.exists:
+            return None
+        self.history.append((self.version, self._look()))
+        self.history = self.history[-8:]
+        self._observed_version, observed = self.history[max(0, len(self.history) - 1 - self.stale)]
+        return observed
+
+    async def apply(self, effect: Effect) -> None:
+        self._call(lambda: self._apply(effect))
+
+    async def write_status(self, status: RunStatus) -> None:
+        self._call(lambda: self._write(status))
+
+    def _call(self, act: Callable[[], None]) -> None:
+        if self.calls_until_crash is not None:
+            self.calls_until_crash -= 1
+        dies = self.calls_until_crash == 0
+        if not dies or self.crash_after_the_call:
+            act()
+        if dies:
+            raise Crash
+
+    def _write(self, status: RunStatus) -> None:
+        self._check_version()
+        self.status = status
+        self.version += 1
+        self.writes += 1
+
+    def _check_version(self) -> None:
+        if not self.exists:
+            raise Unavailable("the run is gone")
+        if self._observed_version != self.version:
+            raise Conflict("the run was written in between")
+
+    def _apply(self, effect: Effect) -> None:
+        self.writes += 1
+        match effect:
+            case HoldRun() | ReleaseRun():
+                self._check_version()
+                self.held = isinstance(effect, HoldRun)
+                self.version += 1
+                self._observed_version = self.version
+                self._forget()
+            case CreateVolume():
+                self.volume = True
+            case StartAttempt(number=number):
+                self._start(number)
+            case StopAttempt(number=number):
+                self._stop(number)
+            case RemoveReplica(number=number):
+                if number in self.jobs and self.jobs[number].node_gone:
+                    self.jobs[number].shown = False
+
+    # --- what it does ------------------------------------------------------------------------------------------------
+
+    def _start(self, number: int) -> None:
+        if number in self.job_exists or (number in self.jobs and self.jobs[number].shown):
+            return
+        self.created.append(number)
+        self._owners += 1
+        trainer = Trainer(number=number, resumed_from=0, step=0, owner=self._owners)
+        if number in self.jobs:
+            self.zombies.append(self.jobs[number])
+        self.jobs[number] = trainer
+        self.job_exists.add(number)
+        self._claim(trainer)
+
+    def _claim(self, trainer: Trainer) -> None:
+        if trainer.number < self.store.fence:
+            self._exit(trainer, 81, Termination(outcome=Outcome.FENCED, fence=self.store.fence))
+            return
+        self.store.fence, self.store.owner = trainer.number, trainer.owner
+        trainer.resumed_from = trainer.step = max((step for step, _ in self.store.steps), default=0)
+
+    def _stop(self, number: int) -> None:
+        self.job_exists.discard(number)
+        trainer = self.jobs.get(number)
+        if trainer and trainer.shown and not trainer.deleting:
+            trainer.deleting = True
+            if not trainer.alive or trainer.node_gone:
+                trainer.shown = trainer.node_gone
+            else:
+                trainer.dies_at = self.time + timedelta(seconds=GRACE_SECONDS)
+
+    def unfenced(self) -> list[Trainer]:
+        """Processes that could commit now, wherever they are."""
+        return [t for t in [*self.jobs.values(), *self.zombies] if t.alive and t.owner == self.store.owner]
+
+    def billed(self) -> list[Trainer]:
+        """Processes on machines that answer."""
+        return [t for t in self.jobs.values() if t.alive and not t.node_gone]
+
+    def tick(self) -> None:
+        """One second passes."""
+        self.time += timedelta(seconds=1)
+        for trainer in [*self.jobs.values(), *self.zombies]:
+            if trainer.alive:
+                self._train(trainer)
+        self._forget()
+
+    def _train(self, trainer: Trainer) -> None:
+        if trainer.dies_at is not None:
+            self._save(trainer)
+            if trainer.alive:
+                saved = Termination(outcome=Outcome.STOPPED, step=trainer.step, checkpoint_step=trainer.step)
+                self._exit(trainer, 143, saved)
+            trainer.shown = not trainer.deleting
+            return
+        for _ in range(STEPS_PER_SECOND):
+            trainer.step = min(trainer.step + 1, TOTAL_STEPS)
+            if trainer.step % SAVE_EVERY == 0 or trainer.step == TOTAL_STEPS:
+                self._save(trainer)
+            if not trainer.alive:
+                return
+        if trainer.step == TOTAL_STEPS:
+            digest = f"sha256:{TOTAL_STEPS}"
+            self.store.complete = Complete(attempt=trainer.number, step=TOTAL_STEPS, weights_digest=digest)
+            self._exit(trainer, 0, Termination(outcome=Outcome.FINISHED, step=TOTAL_STEPS, weights_digest=digest))
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.owner != self.store.owner:
+            self._exit(trainer, 81, Termination(outcome=Outcome.FENCED, fence=self.store.fence))
+            return
+        if (trainer.step, trainer.number) not in self.store.steps:
+            self.store.steps.append((trainer.step, trainer.number))
+        trainer.checkpoint_step = trainer.step
+
+    def _exit(self, trainer: Trainer, code: int, termination: Termination | None = None) -> None:
+        trainer.alive, trainer.exit_code, trainer.termination = False, code, termination
+
+    def _forget(self) -> None:
+        """What Kubernetes collects: pods that have gone, jobs without pods, a released run that is being deleted."""
+        for number in list(self.jobs):
+            trainer = self.jobs[number]
+            if not trainer.shown and number not in self.job_exists:
+                if trainer.alive:
+                    self.zombies.append(trainer)
+                del self.jobs[number]
+        if self.deleting and not self.held:
+            self.exists = False
+
+    def _look(self) -> Observed:
+        current = self.status.attempt
+        trainer = self.jobs.get(current)
+        return Observed(
+            meta=Meta(
+                name="ragcun",
+                namespace="team",
+                uid="uid-of-the-run",
+                generation=self.generation,
+                created=NOW,
+                deleting=self.deleting,
+                held=self.held,
+            ),
+            spec=self.spec,
+            problems=self.problems,
+            status=self.status,
+            volume=VolumeSeen(exists=self.volume),
+            attempts=tuple(self._seen(number) for number in sorted(self.jobs)),
+            progress=self._report(trainer) if trainer and trainer.step > trainer.resumed_from else None,
+            complete=self.store.complete,
+        )
+
+    def _report(self, trainer: Trainer) -> Progress:
+        return Progress(
+            updated=self.time.isoformat(),
+            step=trainer.step,
+            total_steps=TOTAL_STEPS,
+            checkpoint_step=trainer.checkpoint_step,
+            resumed_from=trainer.resumed_from or None,
+        )
+
+    def _seen(self, number: int) -> AttemptSeen:
+        trainer = self.jobs[number]
+        exists = number in self.job_exists
+        failed = trainer.exit_code not in (None, 0) or trainer.deleting or trainer.disruption is not None
+        job = JobState.FAILED if failed else JobState.ACTIVE
+        return AttemptSeen(
+            number=number,
+            job=job if exists else None,
+            deleting=not exists,
+            replicas=(self._replica(trainer),) if trainer.shown else (),
+        )
+
+    def _replica(self, trainer: Trainer) -> ReplicaSeen:
+        state = ReplicaState.RUNNING
+        if not trainer.alive:
+            state = ReplicaState.SUCCEEDED if trainer.exit_code == 0 else ReplicaState.FAILED
+        return ReplicaSeen(
+            name=f"ragcun-{trainer.number}-master-0",
+            state=state,
+            exit_code=trainer.exit_code,
+            termination=trainer.termination,
+            out_of_memory=trainer.out_of_memory,
+            deleting=trainer.deleting,
+            disruption=trainer.disruption,
+            node_gone=trainer.node_gone,
+        )
+
+    # --- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def running(self) -> Trainer | None:
+        """A trainer to break."""
+        return next((t for t in self.jobs.values() if t.alive and not t.node_gone), None)
+
+    def preempt(self, trainer: Trainer) -> None:
+        """Eviction with notice: SIGTERM, a save, the pod goes."""
+        trainer.disruption, trainer.deleting = "EvictionByEvictionAPI", True
+        trainer.dies_at = self.time + timedelta(seconds=GRACE_SECONDS)
+
+    def kill_node(self, trainer: Trainer) -> None:
+        """The machine is gone, and the process with it."""
+        trainer.node_gone = True
+        self._exit(trainer, 137)
+        trainer.exit_code = None
+
+    def cut_node(self, trainer: Trainer) -> None:
+        """The network is gone; the process goes on, and so does its access to the volume."""
+        trainer.node_gone = True
+
+    def crash(self, trainer: Trainer, *, out_of_memory: bool = False) -> None:
+        """A bug of the user's."""
+        trainer.out_of_memory = out_of_memory
+        self._exit(trainer, 137 if out_of_memory else 1)
