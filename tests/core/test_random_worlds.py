@@ -156,6 +156,10 @@ class RandomWorld(RuleBasedStateMachine):
             assert len(self.world.created) == len(set(self.world.created))
 
     @invariant()
+    def an_attempt_ends_before_the_next_begins(self) -> None:
+        assert all(record.state is AttemptState.ENDED for record in self.world.status.attempts[:-1])
+
+    @invariant()
     def a_commit_never_comes_from_an_older_attempt(self) -> None:
         writers = [attempt for _, attempt in self.world.store.steps]
         assert writers == sorted(writers)

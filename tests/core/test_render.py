@@ -1,0 +1,189 @@
+"""What is executed: the AppDef and the objects made from it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from piton.contract import names
+from piton.contract.assignment import Assignment
+from piton.core.pytorchjob import pytorchjob, volume_claim
+from piton.core.render import ELASTIC_SHUTDOWN_SECONDS, GRACE_SECONDS, Place, appdef
+from support.builders import a_spec, meta
+
+SHARED = {"volume": {"size": "500Gi", "storageClassName": "fsx", "accessModes": ["ReadWriteMany"]}}
+
+
+def job(**parts: Any) -> dict[str, Any]:
+    return pytorchjob(meta(), a_spec(**parts), 3)
+
+
+def pod(manifest: dict[str, Any], role: str = "Master") -> dict[str, Any]:
+    spec: dict[str, Any] = manifest["spec"]["pytorchReplicaSpecs"][role]["template"]["spec"]
+    return spec
+
+
+def container(manifest: dict[str, Any], role: str = "Master") -> dict[str, Any]:
+    only: dict[str, Any] = pod(manifest, role)["containers"][0]
+    return only
+
+
+def env(manifest: dict[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container(manifest)["env"] if "value" in entry}
+
+
+def test_an_attempts_job_is_used_once_and_never_retried_by_its_controller() -> None:
+    manifest = job(workers={"nodes": 3, "gpusPerNode": 0}, checkpoint=SHARED)
+    spec = manifest["spec"]
+
+    assert manifest["metadata"]["name"] == "ragcun-3"
+    assert spec["runPolicy"] == {"cleanPodPolicy": "Running"}
+    assert {name: r["restartPolicy"] for name, r in spec["pytorchReplicaSpecs"].items()} == {
+        "Master": "Never",
+        "Worker": "Never",
+    }
+    assert {name: r["replicas"] for name, r in spec["pytorchReplicaSpecs"].items()} == {"Master": 1, "Worker": 2}
+    assert container(manifest)["name"] == "pytorch"
+
+
+def test_a_single_node_has_no_workers() -> None:
+    assert list(job()["spec"]["pytorchReplicaSpecs"]) == ["Master"]
+
+
+def test_the_run_owns_what_is_made_for_it() -> None:
+    for manifest in (job(), volume_claim(meta(), a_spec())):
+        (owner,) = manifest["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"]) == ("uid-of-the-run", True)
+        assert manifest["metadata"]["labels"][names.LABEL_RUN] == "ragcun"
+
+
+def test_torchrun_is_done_before_the_kubelet_loses_patience() -> None:
+    """torchrun kills its workers 30 s after SIGTERM unless it is told otherwise."""
+    manifest = job()
+
+    assert env(manifest)[names.ENV_ELASTIC_SHUTDOWN_TIMEOUT] == str(ELASTIC_SHUTDOWN_SECONDS)
+    assert ELASTIC_SHUTDOWN_SECONDS < GRACE_SECONDS == pod(manifest)["terminationGracePeriodSeconds"] < 120
+
+
+@pytest.mark.parametrize(("gpus", "command"), [(0, ["python", "-m"]), (1, ["python", "-m"]), (8, ["torchrun", "-m"])])
+def test_torchrun_is_used_only_where_a_node_has_several_processes(gpus: int, command: list[str]) -> None:
+    manifest = job(workers={"gpusPerNode": gpus})
+
+    assert container(manifest)["command"] == [*command, "piton_trainer"]
+    assert manifest["spec"]["nprocPerNode"] == str(max(1, gpus))
+
+
+def test_the_users_own_command_is_not_touched() -> None:
+    manifest = job(trainer={"image": "mine", "command": ["python", "train.py", "--epochs", "3"]})
+
+    assert container(manifest)["command"] == ["python", "train.py", "--epochs", "3"]
+
+
+def test_the_config_is_a_file_in_the_pod() -> None:
+    manifest = job(trainer={"image": "i", "recipe": "charlm", "config": {"depth": 4}}, limits={"trainingTime": "31h"})
+    template = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    assignment = Assignment.from_json(template["metadata"]["annotations"][names.ANNOTATION_CONFIG])
+
+    assert assignment.config == {"depth": 4}
+    assert assignment.training_seconds == 31 * 3600
+    volume = next(v for v in pod(manifest)["volumes"] if v["name"] == "config")
+    (item,) = volume["downwardAPI"]["items"]
+    mount = next(m for m in container(manifest)["volumeMounts"] if m["name"] == "config")
+    assert env(manifest)[names.ENV_CONFIG] == f"{mount['mountPath']}/{item['path']}"
+
+
+def test_runs_that_share_a_claim_have_a_folder_each() -> None:
+    manifest = job(checkpoint={"volume": {"claimName": "shared"}})
+
+    claim = next(v for v in pod(manifest)["volumes"] if v["name"] == "checkpoints")
+    assert claim["persistentVolumeClaim"]["claimName"] == "shared"
+    assert env(manifest)[names.ENV_CHECKPOINT_DIR] == "/checkpoints/ragcun"
+
+
+def test_a_whole_p4d_gets_its_gpus_and_its_network() -> None:
+    resources = container(job(workers={"instanceTypes": ["p4d.24xlarge"]}))["resources"]
+
+    assert resources["limits"] == {"nvidia.com/gpu": "8", "vpc.amazonaws.com/efa": "4"}
+    assert int(resources["requests"]["cpu"]) < 95.690  # what a p4d can give to pods
+
+
+def test_eight_runs_fit_on_one_p4d() -> None:
+    resources = container(job(workers={"gpusPerNode": 1, "instanceTypes": ["p4d.24xlarge"]}))["resources"]
+
+    assert resources["limits"] == {"nvidia.com/gpu": "1"}
+    assert 8 * int(resources["requests"]["cpu"]) <= 95
+    assert 8 * int(resources["requests"]["memory"].removesuffix("Mi")) <= 1_082_712
+
+
+def test_spot_is_recognised_in_all_three_spellings() -> None:
+    manifest = job(
+        capacity={"tiers": ["Spot"]},
+        workers={"instanceTypes": ["p4d.24xlarge", "p4de.24xlarge"], "zones": ["us-east-1a"]},
+    )
+    required = pod(manifest)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    terms = [{e["key"]: e["values"] for e in term["matchExpressions"]} for term in required["nodeSelectorTerms"]]
+
+    assert [term.get("karpenter.sh/capacity-type") for term in terms] == [["spot"], None, None]
+    assert [term.get("eks.amazonaws.com/capacityType") for term in terms] == [None, ["SPOT"], None]
+    assert [term.get("node.kubernetes.io/lifecycle") for term in terms] == [None, None, ["spot"]]
+    assert all(term["node.kubernetes.io/instance-type"] == ["p4d.24xlarge", "p4de.24xlarge"] for term in terms)
+    assert all(term["topology.kubernetes.io/zone"] == ["us-east-1a"] for term in terms)
+
+
+def test_without_wishes_any_node_will_do() -> None:
+    assert "affinity" not in pod(job())
+
+
+def test_a_pod_has_no_rights_and_only_the_fields_that_a_user_may_set() -> None:
+    manifest = job(
+        workers={
+            "gpusPerNode": 0,
+            "template": {
+                "serviceAccountName": "trainer",
+                "nodeSelector": {"disk": "fast"},
+                "tolerations": [{"key": "team", "operator": "Exists"}],
+                "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "4Gi"}},
+            },
+        }
+    )
+
+    assert pod(manifest)["automountServiceAccountToken"] is False
+    assert pod(manifest)["serviceAccountName"] == "trainer"
+    assert pod(manifest)["nodeSelector"] == {"disk": "fast"}
+    assert pod(manifest)["tolerations"][0] == {"key": "team", "operator": "Exists"}
+    assert container(manifest)["resources"] == {"requests": {"cpu": "2"}, "limits": {"memory": "4Gi"}}
+
+
+def test_a_secret_travels_by_reference() -> None:
+    reference = {"secretKeyRef": {"name": "hf", "key": "token"}}
+    manifest = job(
+        trainer={
+            "image": "i",
+            "recipe": "charlm",
+            "env": [{"name": "HF_TOKEN", "valueFrom": reference}, {"name": "A", "value": "1"}],
+        }
+    )
+
+    assert {"name": "HF_TOKEN", "valueFrom": reference} in container(manifest)["env"]
+    assert env(manifest)["A"] == "1"
+
+
+def test_the_deadline_travels_with_the_attempt() -> None:
+    assert env(job(limits={"deadline": "24h"}))[names.ENV_STOP_AT] == "2026-11-22T12:00:00+00:00"
+    assert names.ENV_STOP_AT not in env(job())
+
+
+def test_the_same_run_gives_the_same_job() -> None:
+    assert json.dumps(job(), sort_keys=True) == json.dumps(job(), sort_keys=True)
+
+
+def test_a_place_decides_where_things_lie() -> None:
+    place = Place(
+        python="/usr/bin/python3", checkpoint_dir="/data/ckpt", config_file="/data/config.json", env={"RANK": "0"}
+    )
+
+    (role,) = appdef(meta(), a_spec(), 1, place).roles
+
+    assert role.env[names.ENV_CHECKPOINT_DIR] == "/data/ckpt"
+    assert role.env["RANK"] == "0"
+    assert role.entrypoint == "torchrun"
