@@ -1,0 +1,148 @@
+"""The kopf half of the operator: watches that wake the controller, and a liveness probe.
+
+Only `on.event` handlers, on every kind: any other kind of handler makes kopf write annotations and finalizers into the
+objects that it watches. Finalizer, status and events are the controller's, through its own client.
+"""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import ConfigException
+
+from piton.contract import names
+from piton.kube import log
+from piton.kube.client import JOBS, NODES, PODS, RUNS, Client, Resource, load_configuration
+from piton.kube.clock import SystemClock
+from piton.kube.controller import Controller
+from piton.kube.settings import Settings
+
+Flag = asyncio.Event | threading.Event
+
+SERVER_SECONDS = 290.0
+"""How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes."""
+CLIENT_SECONDS = 310.0
+"""After so long the client gives a watch up even if the server has not."""
+
+
+def run(settings: Settings) -> None:
+    """Run the operator until SIGTERM or SIGINT.
+
+    Raises:
+        ValueError: no cluster is configured.
+    """
+    log.configure()
+    asyncio.run(serve(settings))
+
+
+async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | None = None) -> None:
+    """Run the operator in this event loop, until a signal or `stop`."""
+    try:
+        configuration = await load_configuration(settings.api_url)
+    except ConfigException as error:
+        raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
+    loop = asyncio.get_running_loop()
+    async with Client(configuration) as client:
+        controller = Controller(client, SystemClock(), loop, settings)
+        working = asyncio.create_task(controller.run(), name="controller")
+        watching = asyncio.create_task(_watch(controller, configuration, settings, stop, ready), name="kopf")
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            ends = await asyncio.gather(working, watching, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
+
+
+async def _watch(
+    controller: Controller,
+    configuration: Configuration,
+    settings: Settings,
+    stop: Flag | None,
+    ready: Flag | None,
+) -> None:
+    await kopf.operator(
+        registry=build_registry(controller, configuration),
+        settings=build_kopf_settings(),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://{settings.probe_host}:{settings.probe_port}/healthz"
+        if settings.probe_port
+        else None,
+        stop_flag=stop,
+        ready_flag=ready,
+    )
+
+
+def build_kopf_settings() -> kopf.OperatorSettings:
+    """Kopf's settings: it watches, filtered by the server, and does nothing else."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # no rights on CRDs and namespaces needed
+    settings.watching.server_timeout = SERVER_SECONDS
+    settings.watching.client_timeout = CLIENT_SECONDS
+    settings.watching.connect_timeout = 30
+    for resource in (JOBS, PODS):
+        settings.watching.label_selectors[_resource(resource)] = names.LABEL_RUN
+    return settings
+
+
+def build_registry(controller: Controller, configuration: Configuration) -> kopf.OperatorRegistry:
+    """The handlers. Each only adds keys to the queue."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await credentials(configuration)
+
+    @kopf.on.event(*_resource(RUNS), registry=registry)
+    async def run_changed(namespace: str | None, name: str, **_: Any) -> None:
+        controller.wake(str(namespace), name)
+
+    @kopf.on.event(*_resource(JOBS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
+    async def job_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        controller.wake(str(namespace), labels[names.LABEL_RUN])
+
+    @kopf.on.event(*_resource(PODS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
+    async def pod_changed(namespace: str | None, labels: Mapping[str, str], spec: Mapping[str, Any], **_: Any) -> None:
+        controller.saw_pod(str(namespace), labels[names.LABEL_RUN], spec.get("nodeName"))
+
+    @kopf.on.event(*_resource(NODES), registry=registry)
+    async def node_changed(name: str, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
+        controller.saw_node(name, deleted=type == "DELETED")
+
+    @kopf.on.probe(registry=registry, id="controller")
+    async def alive(**_: Any) -> str:
+        ailment = controller.ailment()
+        if ailment:  # anything but PermanentError makes kopf repeat the probe and the kubelet wait
+            raise kopf.PermanentError(ailment)
+        return "working"
+
+    return registry
+
+
+async def credentials(configuration: Configuration) -> kopf.ConnectionInfo:
+    """Our client's credentials for kopf, so that both always speak to the same cluster as the same user."""
+    header = (await configuration.auth_settings()).get("BearerToken", {}).get("value") or ""
+    scheme, _, token = header.rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=scheme.capitalize() or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        trust_env=True,
+    )
+
+
+def _resource(resource: Resource) -> tuple[str, str, str]:
+    return resource.group, resource.version, resource.plural

@@ -1,0 +1,61 @@
+"""What the API server's answers mean to the core. The only place that knows HTTP statuses.
+
+PortError
+├── Conflict
+│   └── AlreadyExists  an object of this name exists; whose it is has to be looked at
+├── Unavailable        no answer, overload, or credentials that are being renewed
+└── Refused            quota, policy, rights, a body that the server does not accept; its own sentence is kept
+    └── NotFound       no such object, or no such kind of object
+"""
+
+import json
+
+import aiohttp
+from kubernetes.aio.client import ApiException
+
+from piton.ports import Conflict, PortError, Refused, Unavailable
+
+_ALREADY_EXISTS = "AlreadyExists"
+_BUSY = frozenset({401, 408, 410, 429})
+"""401: the token has just expired and the next call renews it. 410: the list moved on while it was paged through."""
+_SENTENCE_MAX = 900
+"""A reason has to fit into an event's message, with a few words around it."""
+
+
+class AlreadyExists(Conflict):
+    """An object of this name exists."""
+
+
+class NotFound(Refused):
+    """There is no such object, or the cluster does not know this kind of object."""
+
+
+class Silence(Unavailable):
+    """The connection broke or timed out: whether a write took effect is not known."""
+
+
+def translate(error: Exception) -> PortError:
+    """The port's word for what a call to the API server raised."""
+    if not isinstance(error, ApiException) or not error.status:
+        return Silence(f"the API server did not answer: {type(error).__name__}: {error}")
+    reason, sentence = _read(error)
+    if error.status == 409:
+        return AlreadyExists(sentence) if reason == _ALREADY_EXISTS else Conflict(sentence)
+    if error.status in _BUSY or error.status >= 500:
+        return Unavailable(f"the API server answered {error.status}: {sentence}")
+    if error.status == 404:
+        return NotFound(sentence)
+    return Refused(sentence)
+
+
+TRANSLATED = (ApiException, aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError)
+"""What a call to the API server may raise; anything else is a bug of ours."""
+
+
+def _read(error: ApiException) -> tuple[str, str]:
+    """The reason and the sentence of a metav1.Status; proxies answer with something else."""
+    try:
+        status = json.loads(error.body or "")
+        return str(status.get("reason", "")), str(status["message"])[:_SENTENCE_MAX]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "", f"{error.status} {error.reason}"

@@ -1,0 +1,116 @@
+"""Announcements as Events of core/v1: what `kubectl describe` shows. Told once each, counted when repeated.
+
+The Event's name is made from what it says, so a repetition finds its own Event again, also after a restart. A run
+may only say so much in a time; what it says too often is in the status anyway.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from piton.contract import names
+from piton.core.effects import Announcement
+from piton.core.model import Meta
+from piton.kube.client import EVENTS, Client
+from piton.kube.errors import AlreadyExists
+from piton.ports import Clock, PortError
+
+COMPONENT = "piton-operator"
+BURST = 25
+"""Events that a run may have at once."""
+REFILL_SECONDS = 30.0
+"""One more after so long."""
+_MESSAGE_MAX = 1024
+
+Key = tuple[str, str]
+"""Namespace and name of a run."""
+
+_log = logging.getLogger(__name__)
+
+
+class Ration:
+    """How much each run may say: a bucket of tokens per run, as client-go has one per object."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._tokens: dict[Key, tuple[float, datetime]] = {}
+
+    def take(self, key: Key) -> bool:
+        """Whether the run may say one more thing now."""
+        now = self._clock.now()
+        tokens, since = self._tokens.get(key, (float(BURST), now))
+        tokens = min(BURST, tokens + (now - since).total_seconds() / REFILL_SECONDS)
+        granted = tokens >= 1
+        self._tokens[key] = (tokens - 1 if granted else tokens), now
+        return granted
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+        self._tokens.pop(key, None)
+
+
+class EventAnnouncer:
+    """The port `Announcer` for one run."""
+
+    def __init__(self, client: Client, clock: Clock, ration: Ration, subject: Callable[[], Meta | None]) -> None:
+        self._client = client
+        self._clock = clock
+        self._ration = ration
+        self._subject = subject
+
+    async def announce(self, announcement: Announcement) -> None:
+        """Post the Event, or count it once more. What cannot be told is only logged: the status has it."""
+        meta = self._subject()
+        if meta is None or not self._ration.take((meta.namespace, meta.name)):
+            return
+        event = _event(meta, announcement, self._clock.now())
+        try:
+            await self._post(event)
+        except PortError as error:
+            _log.warning(
+                "event not posted", extra={"fields": {"run": f"{meta.namespace}/{meta.name}", "error": str(error)}}
+            )
+
+    async def _post(self, event: dict[str, Any]) -> None:
+        try:
+            await self._client.create(EVENTS, event)
+        except AlreadyExists:
+            name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
+            old = await self._client.get(EVENTS, name, namespace=namespace) or {}
+            again = {"count": int(old.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
+            await self._client.patch(EVENTS, name, again, namespace=namespace)
+
+
+def _event(meta: Meta, announcement: Announcement, now: datetime) -> dict[str, Any]:
+    time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    said = f"{meta.uid}/{announcement.severity}/{announcement.reason}/{announcement.message}"
+    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{meta.name}.{digest}", "namespace": meta.namespace},
+        "involvedObject": {
+            "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
+            "kind": names.KIND,
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "uid": meta.uid,
+        },
+        "type": announcement.severity,
+        "reason": announcement.reason.value,
+        "message": _cut(announcement.message),
+        "count": 1,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": COMPONENT,
+    }
+
+
+def _cut(message: str) -> str:
+    """The API server counts bytes."""
+    data = message.encode()
+    return message if len(data) <= _MESSAGE_MAX else data[: _MESSAGE_MAX - 3].decode(errors="ignore") + "..."

@@ -1,0 +1,233 @@
+"""Reads everything about one run from the API server, live.
+
+Never from a watch or an index: those may be behind, and kopf's keep ghosts after a relist.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from piton.contract import names
+from piton.core import parse
+from piton.core.model import AttemptState, Meta, RunStatus, Spec
+from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, VolumeSeen
+from piton.core.pytorchjob import claim_name
+from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
+from piton.kube.errors import NotFound
+from piton.kube.pods import NodeView, condition, moment, replica
+from piton.ports import Refused, Unavailable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One look at a run: what the core may see, and what the adapter needs to act on exactly that."""
+
+    manifest: Body
+    observed: Observed
+    pods: Mapping[int, tuple[Body, ...]] = field(default_factory=dict)
+    """The pods of each attempt that is ours."""
+    changes_at: datetime | None = None
+    """When time alone will change this observation: a silent node is about to count as gone."""
+
+
+async def read(client: Client, namespace: str, name: str, *, now: datetime) -> Reading | None:
+    """Look at the run and all that belongs to it; None when it does not exist.
+
+    Raises:
+        Unavailable: something could not be read; nothing may be decided on half of the facts.
+    """
+    try:
+        manifest = await client.get(RUNS, name, namespace=namespace)
+        return None if manifest is None else await _Reader(client, manifest, now).read()
+    except Refused as refusal:
+        raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
+
+
+class _Reader:
+    """One look; it holds what its steps share."""
+
+    def __init__(self, client: Client, manifest: Body, now: datetime) -> None:
+        self._client = client
+        self._manifest = manifest
+        self._now = now
+        self._parsed = parse.parse(manifest)
+        self._changes_at: datetime | None = None
+
+    @property
+    def _meta(self) -> Meta:
+        return self._parsed.meta
+
+    async def read(self) -> Reading:
+        jobs = await self._jobs()
+        pods = await self._pods(jobs)
+        views = await self._nodes(pods)
+        attempts = [
+            await self._attempt(number, jobs.get(number), pods.get(number, ()), views) for number in {*jobs, *pods}
+        ]
+        observed = Observed(
+            meta=self._meta,
+            spec=self._parsed.spec,
+            problems=self._parsed.problems,
+            status=self._parsed.status,
+            volume=await self._volume(self._parsed.spec),
+            attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
+        )
+        return Reading(manifest=self._manifest, observed=observed, pods=pods, changes_at=self._changes_at)
+
+    async def _jobs(self) -> dict[int, Body]:
+        """Our jobs, and whatever has the name of the job that we want to create."""
+        jobs: dict[int, Body] = {}
+        for job in await self._labelled_jobs():
+            number = self._number(job)
+            if number is not None and owned(job, self._meta):
+                jobs[number] = job
+        wanted = _in_flight(self._parsed.status)
+        if wanted is not None and wanted not in jobs:
+            name = names.attempt_name(self._meta.name, wanted)
+            other = await self._client.get(JOBS, name, namespace=self._meta.namespace)
+            if other is not None:
+                jobs[wanted] = other
+        return jobs
+
+    async def _labelled_jobs(self) -> list[Body]:
+        try:
+            return await self._client.list(JOBS, namespace=self._meta.namespace, labels=self._selector())
+        except NotFound:  # the cluster does not know PyTorchJobs; creating one will say so in the run's condition
+            return []
+
+    async def _pods(self, jobs: Mapping[int, Body]) -> dict[int, tuple[Body, ...]]:
+        found: dict[int, list[Body]] = {}
+        for pod in await self._client.list(PODS, namespace=self._meta.namespace, labels=self._selector()):
+            number = self._number(pod)
+            if number is not None and self._belongs(pod, number, jobs.get(number)):
+                found.setdefault(number, []).append(pod)
+        return {
+            number: tuple(sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))) for number, pods in found.items()
+        }
+
+    def _belongs(self, pod: Body, number: int, job: Body | None) -> bool:
+        """Whether the pod is the attempt's. By its owner's uid where the job exists, else by name and age.
+
+        Without the job nobody can tell which uid it had; but a pod that is older than the run is an earlier run's of
+        the same name. An orphan, whose owner was taken off, still runs and still counts.
+        """
+        owner = controller(pod)
+        if job is not None:
+            return owner is not None and owner.get("uid") == job["metadata"]["uid"]
+        attempt = names.attempt_name(self._meta.name, number)
+        born = moment(pod["metadata"].get("creationTimestamp"))
+        if born is not None and born < self._meta.created:
+            return False
+        if owner is None:
+            return str(pod["metadata"]["name"]).startswith(f"{attempt}-")
+        return owner.get("kind") == "PyTorchJob" and owner.get("name") == attempt
+
+    async def _nodes(self, pods: Mapping[int, Iterable[Body]]) -> dict[str, NodeView]:
+        """The nodes whose state can still matter: under the newest attempt, and under whatever has not ended."""
+        wanted = {
+            str(pod["spec"]["nodeName"])
+            for number, group in pods.items()
+            for pod in group
+            if (pod.get("spec") or {}).get("nodeName") and (number == self._parsed.status.attempt or _alive(pod))
+        }
+        nodes = {name: await self._client.get(NODES, name) for name in sorted(wanted)}
+        return {name: NodeView(node=node, now=self._now) for name, node in nodes.items()}
+
+    async def _attempt(
+        self, number: int, job: Body | None, pods: Iterable[Body], views: Mapping[str, NodeView]
+    ) -> AttemptSeen:
+        seen = ((pod, self._replica(pod, views)) for pod in pods)
+        replicas = tuple(found for pod, found in seen if not (found.node_gone and _force_deleted(pod)))
+        if job is None:
+            return AttemptSeen(number=number, job=None, deleting=any(r.deleting for r in replicas), replicas=replicas)
+        state, message = _job_state(job)
+        expected = _expected_replicas(job)
+        if state is JobState.ACTIVE and len(replicas) < expected:
+            message = await self._complaint(job)
+        return AttemptSeen(
+            number=number,
+            uid=job["metadata"]["uid"],
+            job=state,
+            ours=owned(job, self._meta),
+            deleting=bool(job["metadata"].get("deletionTimestamp")),
+            message=message,
+            replicas=replicas,
+            expected_replicas=expected,
+        )
+
+    async def _complaint(self, job: Body) -> str:
+        """Why the job's controller does not make its pods: a quota, a policy. Only its events say so."""
+        about = f"involvedObject.uid={job['metadata']['uid']},type=Warning"
+        events = await self._client.list(EVENTS, namespace=self._meta.namespace, fields=about)
+        newest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""), default={})
+        return str(newest.get("message") or "")
+
+    def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
+        view = views.get((pod.get("spec") or {}).get("nodeName") or "")
+        gone_at = view.gone_at(pod) if view else None
+        if gone_at is not None and gone_at > self._now:
+            self._changes_at = min(filter(None, (self._changes_at, gone_at)))
+        return replica(pod, view)
+
+    async def _volume(self, spec: Spec | None) -> VolumeSeen:
+        """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""
+        if spec is None:
+            return VolumeSeen(exists=False)
+        claim = await self._client.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
+        if claim is None:
+            return VolumeSeen(exists=False)
+        return VolumeSeen(exists=True, ours=bool(spec.checkpoint.volume.claim_name) or owned(claim, self._meta))
+
+    def _selector(self) -> str:
+        return f"{names.LABEL_RUN}={self._meta.name}"
+
+    def _number(self, thing: Body) -> int | None:
+        digits = str((thing["metadata"].get("labels") or {}).get(names.LABEL_ATTEMPT, ""))
+        return int(digits) if digits.isascii() and digits.isdigit() and int(digits) > 0 else None
+
+
+def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The owner reference of the object's controller."""
+    owners = thing["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def owned(thing: Mapping[str, Any], meta: Meta) -> bool:
+    """Whether this very run, and not an earlier one of its name, is the object's controller."""
+    owner = controller(thing)
+    return owner is not None and bool(meta.uid) and owner.get("uid") == meta.uid
+
+
+def seconds_until(reading: Reading | None, now: datetime) -> float | None:
+    """Seconds until time alone changes what was read."""
+    if reading is None or reading.changes_at is None:
+        return None
+    return max(0.0, (reading.changes_at - now) / timedelta(seconds=1))
+
+
+def _in_flight(status: RunStatus) -> int | None:
+    current = status.current
+    return current.number if current and current.state is not AttemptState.ENDED else None
+
+
+def _force_deleted(pod: Body) -> bool:
+    """Whether only somebody's finalizer keeps the object; nothing that Piton can do would change that."""
+    return bool(pod["metadata"].get("deletionTimestamp")) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
+
+
+def _alive(pod: Body) -> bool:
+    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+
+
+def _job_state(job: Body) -> tuple[JobState, str]:
+    for kind, state in (("Failed", JobState.FAILED), ("Succeeded", JobState.SUCCEEDED)):
+        found = condition(job, kind)
+        if found.get("status") == "True":
+            return state, str(found.get("message") or "")
+    return JobState.ACTIVE, ""
+
+
+def _expected_replicas(job: Body) -> int:
+    specs = (job.get("spec") or {}).get("pytorchReplicaSpecs") or {}
+    return sum(int(spec.get("replicas") or 1) for spec in specs.values())

@@ -1,0 +1,187 @@
+"""What a pod, and the node under it, say about one replica. Pure: dictionaries of the API in, evidence out.
+
+Evidence has to be read generously, because each of these signs may be missing: DisruptionTarget when a node dies, the
+exit code when the kubelet does, the node when the cloud is quick.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from piton.contract import names
+from piton.contract.ends import OUTCOMES, Outcome, Termination
+from piton.core.observed import ReplicaSeen, ReplicaState
+
+UNREACHABLE_SECONDS = 40.0
+"""How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 40-50 s before it
+says Unknown; as long again outlasts a restart of the kubelet and most partitions. Shorter would force-delete pods that
+still train, longer leaves paid machines of the same attempt waiting."""
+OVERSTAY_SECONDS = 30.0
+"""How long a pod may outstay its deletion before a node that is not Ready counts as gone under it. A kubelet that works
+is done within the grace period; the rest is the time that it takes to say so."""
+
+_GONE_TAINTS = frozenset(
+    {
+        "node.kubernetes.io/out-of-service",  # somebody vouches that the machine is off
+        "node.cloudprovider.kubernetes.io/shutdown",  # the cloud says that the machine is off
+    }
+)
+_RECLAIM_TAINTS = frozenset(
+    {
+        "karpenter.sh/disrupted",
+        "karpenter.sh/disruption",  # before Karpenter 1
+        "ToBeDeletedByClusterAutoscaler",
+        "aws-node-termination-handler/spot-itn",
+        "aws-node-termination-handler/scheduled-maintenance",
+        "aws-node-termination-handler/asg-lifecycle-termination",
+    }
+)
+"""A rebalance recommendation is not among them: the machine may live for hours, and bugs must not hide behind it."""
+
+_DISRUPTED_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "Preempting"})
+_CANNOT_START = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    }
+)
+_OWN_LIMIT = ("exceeds the limit", "exceeds the total limit")
+"""The kubelet also evicts a pod for using more disk than it asked for. That is no disruption, and happens again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeView:
+    """What is known of the node that a pod is on."""
+
+    node: Mapping[str, Any] | None
+    """None: the node's object does not exist."""
+    now: datetime
+
+    def gone_at(self, pod: Mapping[str, Any]) -> datetime | None:
+        """When the pod's machine counts as gone, perhaps in the future; None while nothing speaks for it."""
+        if self.node is None or _replaced(self.node, pod):
+            return self.now
+        if any(taint.get("key") in _GONE_TAINTS for taint in self._taints()):
+            return self.now
+        ready = condition(self.node, "Ready")
+        if ready.get("status") not in ("Unknown", "False"):
+            return None
+        moments = []
+        if ready["status"] == "Unknown" and (since := moment(ready.get("lastTransitionTime"))):
+            moments.append(since + timedelta(seconds=UNREACHABLE_SECONDS))
+        if leaves := moment(pod["metadata"].get("deletionTimestamp")):
+            moments.append(leaves + timedelta(seconds=OVERSTAY_SECONDS))
+        return min(moments, default=None)
+
+    def reclaimed(self) -> bool:
+        """Whether the machine is announced to be taken."""
+        if self.node is None:
+            return False
+        cordoned = bool((self.node.get("spec") or {}).get("unschedulable"))
+        deleted = bool(self.node["metadata"].get("deletionTimestamp"))
+        return cordoned or deleted or any(taint.get("key") in _RECLAIM_TAINTS for taint in self._taints())
+
+    def _taints(self) -> list[dict[str, Any]]:
+        return (self.node.get("spec") or {}).get("taints") or [] if self.node else []
+
+
+def replica(pod: Mapping[str, Any], view: NodeView | None) -> ReplicaSeen:
+    """One pod as a replica; `view` is None when the pod is on no node, or its node does not matter any more."""
+    meta, status = pod["metadata"], pod.get("status") or {}
+    container = _container(status)
+    ended = (container.get("state") or {}).get("terminated") or {}
+    exit_code = ended.get("exitCode")
+    waiting, cannot_start = _waiting(pod, container)
+    gone_at = view.gone_at(pod) if view else None
+    return ReplicaSeen(
+        name=meta["name"],
+        uid=meta.get("uid", ""),
+        state=_state(status, exit_code),
+        exit_code=exit_code,
+        ended_at=moment(ended.get("finishedAt")),
+        termination=_termination(ended),
+        out_of_memory=ended.get("reason") == "OOMKilled",
+        deleting=bool(meta.get("deletionTimestamp")),
+        disruption=_disruption(pod),
+        waiting=waiting,
+        cannot_start=cannot_start,
+        node=(pod.get("spec") or {}).get("nodeName"),
+        node_gone=gone_at is not None and view is not None and gone_at <= view.now,
+        node_reclaimed=view is not None and view.reclaimed(),
+    )
+
+
+def condition(thing: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of that type; empty when there is none."""
+    found = ((thing.get("status") or {}).get("conditions")) or []
+    return next((c for c in found if c.get("type") == kind), {})
+
+
+def moment(text: str | None) -> datetime | None:
+    """A time of the API's."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The trainer's container; others, such as a mesh's sidecar, do not speak for the replica."""
+    found = status.get("containerStatuses") or []
+    return next((c for c in found if c.get("name") == names.CONTAINER), {})
+
+
+def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
+    """The pod's phase; but a trainer that has ended has ended, even where a sidecar keeps the pod running."""
+    phase = status.get("phase")
+    if phase == "Failed":
+        return ReplicaState.FAILED  # also with exit code 0, when the kubelet shuts the node down
+    if exit_code is not None:
+        return ReplicaState.FAILED if exit_code else ReplicaState.SUCCEEDED
+    if phase == "Succeeded":
+        return ReplicaState.SUCCEEDED
+    return ReplicaState.RUNNING if phase in ("Running", "Unknown") else ReplicaState.WAITING
+
+
+def _termination(ended: Mapping[str, Any]) -> Termination | None:
+    """The trainer's last words, or the cluster's where the program wrote plain text or never began."""
+    text = ended.get("message")
+    words = Termination.from_json(text)
+    if words is None and text and ended.get("exitCode") and ended["exitCode"] not in OUTCOMES:
+        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-500:])
+    return words
+
+
+def _disruption(pod: Mapping[str, Any]) -> str | None:
+    target = condition(pod, "DisruptionTarget")
+    if target.get("status") == "True":
+        return str(target.get("reason") or "DisruptionTarget")
+    status = pod.get("status") or {}
+    reason, message = status.get("reason"), status.get("message") or ""
+    if reason not in _DISRUPTED_REASONS or any(words in message for words in _OWN_LIMIT):
+        return None
+    return str(reason)
+
+
+def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Why it does not start, and whether only the user can mend that."""
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return _sentence(scheduled.get("reason"), scheduled.get("message")), False
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason = waiting.get("reason")
+    return _sentence(reason, waiting.get("message")), reason in _CANNOT_START
+
+
+def _sentence(reason: str | None, message: str | None) -> str | None:
+    return f"{reason}: {message}" if reason and message else reason
+
+
+def _replaced(node: Mapping[str, Any], pod: Mapping[str, Any]) -> bool:
+    """Whether the node is younger than the pod's start on it: the cloud has used the name again."""
+    born = moment(node["metadata"].get("creationTimestamp"))
+    started = moment((pod.get("status") or {}).get("startTime"))
+    return born is not None and started is not None and born > started

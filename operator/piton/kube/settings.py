@@ -1,0 +1,65 @@
+"""What an operator process is told: from flags, or from the environment where flags are silent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from piton.core.backoff import Pace
+
+ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
+ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
+ENV_WORKERS = "PITON_OPERATOR_WORKERS"
+ENV_PROBE_PORT = "PITON_OPERATOR_PROBE_PORT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The operator's settings."""
+
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; none means the whole cluster."""
+    resync_seconds: float = 60.0
+    """How often every run is looked at although nothing seems to have happened: repairs whatever a watch has lost."""
+    workers: int = 4
+    """Runs that are reconciled at the same time. A pass waits for the API server most of the time."""
+    probe_port: int | None = 8080
+    """Port of the liveness probe at /healthz; None: no probe."""
+    probe_host: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
+    """Address of the liveness probe."""
+    stuck_seconds: float = 300.0
+    """A pass that takes longer than this fails the liveness probe. Every call to the API server gives up after 30 s."""
+    api_url: str | None = None
+    """URL of the API server, without credentials (kubectl proxy, tests); None: KUBECONFIG or the service account."""
+    pace: Pace = field(default_factory=Pace)
+    """The patience of the core."""
+
+    def __post_init__(self) -> None:
+        if self.resync_seconds <= 0:
+            raise ValueError(f"resync of {self.resync_seconds} s: has to be above 0")
+        if self.workers < 1:
+            raise ValueError(f"{self.workers} workers: at least one is needed")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Settings from the environment; what is not set keeps its default.
+
+        Raises:
+            ValueError: a variable is not a number, or out of range.
+        """
+        defaults = cls()
+        namespaces = tuple(name.strip() for name in env.get(ENV_NAMESPACES, "").split(",") if name.strip())
+        port = int(_number(env, ENV_PROBE_PORT, float(defaults.probe_port or 0)))
+        return cls(
+            namespaces=namespaces,
+            resync_seconds=_number(env, ENV_RESYNC_SECONDS, defaults.resync_seconds),
+            workers=int(_number(env, ENV_WORKERS, float(defaults.workers))),
+            probe_port=port or None,
+        )
+
+
+def _number(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name, "")
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a number") from None

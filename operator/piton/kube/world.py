@@ -1,0 +1,164 @@
+"""One run on a cluster, as `piton.drive` wants to see it."""
+
+from collections.abc import Awaitable
+from typing import assert_never
+
+from piton.contract import names
+from piton.core.effects import (
+    CreateVolume,
+    Effect,
+    HoldRun,
+    ReleaseRun,
+    RemoveReplica,
+    StartAttempt,
+    StopAttempt,
+)
+from piton.core.model import Meta, RunStatus, Spec
+from piton.core.observed import Observed
+from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
+from piton.kube.client import CLAIMS, JOBS, PODS, RUNS, Body, Client, Resource
+from piton.kube.errors import AlreadyExists, NotFound
+from piton.kube.observe import Reading, owned, read, seconds_until
+from piton.ports import Clock, Conflict, Refused
+
+
+class KubeWorld:
+    """The port `World` over the Kubernetes API. Made for one pass: it acts on what it has read, and on nothing newer.
+
+    Every write carries a precondition (a name that only this attempt has, a uid, a resourceVersion), so a pass that
+    was overtaken does nothing, and one that is repeated does nothing twice.
+    """
+
+    def __init__(self, client: Client, clock: Clock, namespace: str, name: str) -> None:
+        self._client = client
+        self._clock = clock
+        self._namespace = namespace
+        self._name = name
+        self._reading: Reading | None = None
+
+    async def observe(self) -> Observed | None:
+        """Read the run and all that is its own, live."""
+        self._reading = await read(self._client, self._namespace, self._name, now=self._clock.now())
+        return self._reading.observed if self._reading else None
+
+    @property
+    def meta(self) -> Meta | None:
+        """The run's metadata as last observed."""
+        return self._reading.observed.meta if self._reading else None
+
+    @property
+    def observed(self) -> Observed | None:
+        """What was last observed."""
+        return self._reading.observed if self._reading else None
+
+    def look_again_seconds(self) -> float | None:
+        """When time alone will change the observation; None: only an event can."""
+        return seconds_until(self._reading, self._clock.now())
+
+    async def apply(self, effect: Effect) -> None:
+        """Carry out one effect."""
+        match effect:
+            case HoldRun():
+                await self._set_finalizer(held=True)
+            case ReleaseRun():
+                await self._set_finalizer(held=False)
+            case CreateVolume():
+                await self._create_volume()
+            case StartAttempt():
+                await self._start(effect.number)
+            case StopAttempt():
+                await self._stop(effect.number)
+            case RemoveReplica():
+                await self._delete(PODS, effect.name, effect.uid, grace_seconds=0)
+            case _:
+                assert_never(effect)
+
+    async def write_status(self, status: RunStatus) -> None:
+        """Replace the status, unless anybody has written to the run since it was observed."""
+        manifest = self._read.manifest
+        body = {**manifest, "status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        self._remember(await self._write(self._client.replace_status(RUNS, body)))
+
+    @property
+    def _read(self) -> Reading:
+        assert self._reading is not None, "observe comes first"
+        return self._reading
+
+    @property
+    def _meta(self) -> Meta:
+        return self._read.observed.meta
+
+    @property
+    def _spec(self) -> Spec:
+        spec = self._read.observed.spec
+        assert spec is not None, "nothing is created for a run without an accepted spec"
+        return spec
+
+    async def _set_finalizer(self, *, held: bool) -> None:
+        metadata = self._read.manifest["metadata"]
+        others = [finalizer for finalizer in metadata.get("finalizers") or () if finalizer != names.FINALIZER]
+        finalizers = [*others, names.FINALIZER] if held else others
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": finalizers}}
+        self._remember(await self._write(self._client.patch(RUNS, self._name, body, namespace=self._namespace)))
+
+    def _remember(self, manifest: Body) -> None:
+        """The run as our own write left it: what we write next builds on that."""
+        self._read.manifest.clear()
+        self._read.manifest.update(manifest)
+
+    async def _create_volume(self) -> None:
+        name = claim_name(self._meta, self._spec)
+        if self._spec.checkpoint.volume.claim_name:
+            raise Refused(
+                f"spec.checkpoint.volume.claimName: there is no claim {name!r} in {self._namespace!r}; create it"
+            )
+        await self._create(CLAIMS, volume_claim(self._meta, self._spec))
+
+    async def _start(self, number: int) -> None:
+        try:
+            await self._create(JOBS, pytorchjob(self._meta, self._spec, number))
+        except NotFound as error:
+            raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
+
+    async def _create(self, resource: Resource, body: Body) -> None:
+        """Create it; what is there already is success only if it is this run's, and this attempt's."""
+        try:
+            await self._client.create(resource, body)
+        except AlreadyExists:
+            await self._recognise(resource, body)
+
+    async def _recognise(self, resource: Resource, body: Body) -> None:
+        name = body["metadata"]["name"]
+        found = await self._client.get(resource, name, namespace=self._namespace)
+        if found is None:
+            raise Conflict(f"{resource.plural} {name!r} was there and is gone again")
+        labels = found["metadata"].get("labels") or {}
+        if not owned(found, self._meta) or body["metadata"]["labels"].items() - labels.items():
+            raise Refused(f"{resource.plural} {name!r} exists and does not belong to this run; it is left alone")
+
+    async def _stop(self, number: int) -> None:
+        """Delete the job; its pods follow with their grace period. Where the job is gone, the pods themselves."""
+        seen = self._read.observed.attempt(number)
+        if seen is None or not seen.ours:
+            return
+        if seen.job is not None:
+            await self._delete(JOBS, names.attempt_name(self._name, number), seen.uid)
+            return
+        for replica in seen.replicas:
+            if not replica.deleting:
+                await self._delete(PODS, replica.name, replica.uid)
+
+    async def _delete(self, resource: Resource, name: str, uid: str, *, grace_seconds: int | None = None) -> None:
+        try:
+            await self._client.delete(resource, name, uid=uid, namespace=self._namespace, grace_seconds=grace_seconds)
+        except NotFound:
+            return
+        except Conflict:  # the name has a new bearer: the one that was meant is gone
+            return
+
+    async def _write(self, writing: Awaitable[Body]) -> Body:
+        """A write to the run itself. A run that is gone is one that has changed: the next look finds out."""
+        try:
+            return await writing
+        except NotFound as error:
+            raise Conflict(f"the run is gone: {error}") from error

@@ -1,0 +1,148 @@
+"""The whole operator with kopf's watches, in this process; the cluster is moved by hand, the operator moves itself."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from piton.contract import names
+from piton.core.model import Phase, RunStatus
+from piton.core.parse import parse
+from piton.kube.app import serve
+from piton.kube.settings import Settings
+from support.apiserver import NODES, PODS, RUNS, to_json
+from support.builders import a_manifest
+from support.cluster import Cluster, Disrupted, Runs
+from support.pilot import url
+
+NEVER = 3600.0
+WATCHES = 4
+"""Runs, jobs, pods and nodes."""
+
+
+@asynccontextmanager
+async def _operator(cluster: Cluster, **options: Any) -> AsyncIterator[None]:
+    """The operator, ready; stopped in the end as by a signal.
+
+    In a thread, because kopf takes every task of its loop for its own when it ends, the API server's as well.
+    """
+    stop, ready = threading.Event(), threading.Event()
+    defaults: dict[str, Any] = {"api_url": url(cluster.server), "probe_port": None, "resync_seconds": NEVER}
+    settings = Settings(**(defaults | options))
+    running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))
+    try:
+        await cluster.server.until(lambda: cluster.server.watchers >= WATCHES * len(settings.namespaces or "*"))
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+def _status(cluster: Cluster, name: str = "ragcun") -> RunStatus | None:
+    run = cluster.server.find(RUNS, name, "team")
+    return parse(run).status if run else None
+
+
+async def _until(cluster: Cluster, true: Callable[[RunStatus], bool]) -> None:
+    def so() -> bool:
+        status = _status(cluster)
+        return status is not None and true(status)
+
+    await cluster.server.until(so)
+
+
+async def _reach_training(cluster: Cluster) -> None:
+    await cluster.apply(a_manifest())
+    await _until(cluster, lambda status: status.phase is Phase.STARTING)
+    await cluster.step()
+    await cluster.step()
+    await _until(cluster, lambda status: status.phase is Phase.TRAINING)
+
+
+async def test_watches_alone_bring_a_run_through_a_preemption_to_its_end(cluster: Cluster) -> None:
+    cluster.script[1] = Disrupted()
+    async with _operator(cluster):
+        await _reach_training(cluster)
+        await cluster.step()
+        await _until(cluster, lambda status: status.phase is Phase.STOPPING)
+        for _ in range(3):
+            await cluster.step()
+        await _until(cluster, lambda status: status.attempt == 2 and status.phase is Phase.STARTING)
+        for _ in range(4):
+            await cluster.step()
+        await _until(cluster, lambda status: status.phase is Phase.SUCCEEDED)
+        status = _status(cluster)
+        assert status is not None
+        assert (status.preemptions, status.failures) == (1, 0)
+
+
+async def test_kopf_leaves_no_finalizer_and_no_annotation_on_anything(cluster: Cluster) -> None:
+    async with _operator(cluster):
+        await _reach_training(cluster)
+        for _ in range(3):
+            await cluster.step()
+        await _until(cluster, lambda status: status.phase is Phase.SUCCEEDED)
+        await cluster.server.until(lambda: '"finalizers": []' in to_json(cluster.server.all(RUNS)[0]))
+    versions = [version for found in cluster.server.objects.values() for version in found.history if version]
+    assert len(versions) > 15
+    finalizers = {name for version in versions for name in version["metadata"].get("finalizers", [])}
+    assert finalizers == {names.FINALIZER}
+    assert not [text for version in versions if "kopf" in (text := to_json(version.raw))]
+    assert {w.resource.plural for w in cluster.server.writes if w.method == "PATCH"} == {"trainingruns"}
+
+
+async def test_a_node_that_goes_wakes_the_run_on_it(cluster: Cluster) -> None:
+    cluster.script[1] = Runs()
+    async with _operator(cluster):
+        await _reach_training(cluster)
+        await cluster.server.remove(NODES, "node-of-ragcun-1-master-0", None)
+        await _until(cluster, lambda status: status.attempt == 2)
+        await cluster.server.until(lambda: cluster.server.find(PODS, "ragcun-1-master-0", "team") is None)
+
+
+async def test_events_that_the_watches_lost_are_made_up_for_by_the_resync(cluster: Cluster) -> None:
+    async with _operator(cluster, resync_seconds=0.05):
+        cluster.server.deaf = True
+        await _reach_training(cluster)
+        await cluster.step()
+        await _until(cluster, lambda status: status.phase is Phase.SUCCEEDED)
+
+
+async def test_only_the_namespaces_that_were_named_are_served(cluster: Cluster) -> None:
+    async with _operator(cluster, namespaces=("team",), resync_seconds=0.05):
+        other = a_manifest()
+        other["metadata"]["namespace"] = "elsewhere"
+        await cluster.apply(other)
+        await _reach_training(cluster)
+        assert "status" not in (cluster.server.find(RUNS, "ragcun", "elsewhere") or {})
+
+
+@pytest.mark.parametrize(("stuck_seconds", "status"), [(300.0, 200), (-NEVER, 500)])
+async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stuck_seconds: float, status: int) -> None:
+    """With less than no patience, everything that takes time is stuck."""
+    port = _free_port()
+    options = {"probe_port": port, "probe_host": "127.0.0.1", "stuck_seconds": stuck_seconds, "resync_seconds": 0.05}
+    async with (
+        _operator(cluster, **options),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/healthz") as answer,
+    ):
+        assert answer.status == status
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_without_a_cluster_the_operator_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no cluster"):
+        await serve(Settings())

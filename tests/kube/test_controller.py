@@ -1,0 +1,164 @@
+"""The controller: who is woken, what an error does, and when the process counts as ill."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from piton.core.model import Phase
+from piton.kube.controller import Controller
+from piton.kube.log import JsonFormatter
+from piton.kube.settings import Settings
+from support.apiserver import NODES, RUNS, refusal
+from support.builders import a_manifest
+from support.cluster import CRASHES, Cluster, Runs
+from support.pilot import FakeTimer, MortalClient, Pilot, configuration
+
+
+async def test_an_api_server_that_is_down_for_a_while_costs_only_time(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.STARTING)
+    pilot.server.refuse = lambda request: refusal(503, "ServiceUnavailable", "apiserver is shutting down")
+    pilot.controller.wake("team", "ragcun")
+    for _ in range(5):
+        await pilot.settle(resync=False)
+        pilot.advance(30)
+    pilot.server.refuse = lambda request: None
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, pilot.creates()["pytorchjobs"]) == (1, 1)
+
+
+async def test_errors_in_a_row_are_waited_for_longer_each_time(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    pilot.server.refuse = lambda request: refusal(429, "TooManyRequests", "later")
+    pilot.controller.wake("team", "ragcun")
+    for _ in range(100):
+        await pilot.settle(resync=False)
+        pilot.advance(1)
+    assert 8 <= len(pilot.server.asked) <= 12
+
+
+async def test_a_bug_that_one_run_meets_does_not_stop_the_others(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Buggy(MortalClient):
+        async def request(self, method: str, path: str, **options: Any) -> Any:
+            if "/trainingruns/cursed" in path:
+                raise ZeroDivisionError("a bug")
+            return await super().request(method, path, **options)
+
+    await cluster.apply(a_manifest("cursed"))
+    await cluster.apply(a_manifest())
+    async with Pilot(cluster, Buggy(configuration(cluster.server))) as pilot:
+        await pilot.until_phase(Phase.SUCCEEDED)
+    failures = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "pass failed"]
+    assert {fields["run"] for fields in failures} == {"team/cursed"}
+    assert "ZeroDivisionError" in failures[0]["traceback"]
+
+
+async def test_a_bug_is_tried_again_with_patience(cluster: Cluster) -> None:
+    class Buggy(MortalClient):
+        broken = True
+
+        async def request(self, method: str, path: str, **options: Any) -> Any:
+            if self.broken:
+                raise ZeroDivisionError("a bug")
+            return await super().request(method, path, **options)
+
+    client = Buggy(configuration(cluster.server))
+    await cluster.apply(a_manifest())
+    async with Pilot(cluster, client) as pilot:
+        pilot.controller.wake("team", "ragcun")
+        await pilot.settle(resync=False)
+        client.broken = False
+        assert pilot.server.writes == []
+        pilot.advance(0.1)
+        await pilot.settle(resync=False)
+        assert pilot.status().phase is Phase.STARTING
+
+
+async def test_a_run_that_does_not_exist_is_forgotten(pilot: Pilot) -> None:
+    pilot.controller.saw_pod("team", "ghost", "node-1")
+    await pilot.settle(resync=False)
+    pilot.controller.saw_node("node-1", deleted=False)
+    assert len(pilot.controller.queue) == 0
+
+
+async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
+    for name in ("one", "two"):
+        await pilot.cluster.apply(a_manifest(name))
+        pilot.controller.saw_pod("team", name, f"node-of-{name}")
+    await pilot.settle(resync=False)
+    pilot.controller.saw_node("node-of-one", deleted=False)
+    assert await pilot.controller.queue.get() == ("team", "one")
+    assert len(pilot.controller.queue) == 0
+
+
+async def test_a_back_off_ends_by_itself(pilot: Pilot) -> None:
+    """Nobody wakes the run: the operator has remembered when the next attempt is due."""
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.RECOVERING)
+    await pilot.settle(resync=False)
+    pilot.advance(10)
+    await pilot.settle(resync=False)
+    assert pilot.status().attempt == 2
+
+
+async def test_every_decision_that_changes_something_is_one_line_and_others_are_none(
+    pilot: Pilot, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="piton")
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await pilot.settle()
+    lines = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.getMessage() == "decided"]
+    assert [line["rule"] for line in lines][:3] == ["unheld", "due", "start"]
+    assert lines[2]["effects"] == ["CreateVolume(FirstAttempt)", "StartAttempt(FirstAttempt)"]
+    assert {line["run"] for line in lines} == {"team/ragcun"}
+    count = len(caplog.records)
+    await pilot.settle()
+    assert len(caplog.records) == count
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
+    client = MortalClient(configuration(cluster.server))
+    return Controller(client, cluster.clock, timer, Settings(resync_seconds=60, stuck_seconds=300))
+
+
+async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:
+    timer = FakeTimer()
+    controller = _controller(cluster, timer)
+    timer.advance(420)
+    assert controller.ailment() is None
+    timer.advance(1)
+    assert controller.ailment() == "the runs have not been listed for 421 s"
+
+
+async def test_a_pass_that_hangs_makes_the_controller_ill(pilot: Pilot) -> None:
+    seen: list[str | None] = []
+
+    async def hang(request: Any) -> None:
+        pilot.timer.advance(301)
+        seen.append(pilot.controller.ailment())
+
+    await pilot.cluster.apply(a_manifest())
+    pilot.server.before_write = hang
+    pilot.controller.wake("team", "ragcun")
+    await pilot.controller.handle(await pilot.controller.queue.get())
+    assert seen == ["a pass over team/ragcun has taken 301 s"]
+
+
+async def test_nodes_are_not_read_for_pods_that_have_long_ended(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    before = len(pilot.server.asked)
+    await pilot.settle()
+    nodes = [r.name for r in pilot.server.asked[before:] if r.resource == NODES]
+    assert nodes == ["node-of-ragcun-2-master-0"]
+    assert RUNS in {r.resource for r in pilot.server.asked[before:]}

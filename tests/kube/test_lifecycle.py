@@ -1,0 +1,332 @@
+"""Whole lives of runs, from apply to the end, against an API server over HTTP."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from piton.contract import names
+from piton.contract.ends import Outcome
+from piton.core.model import ConditionStatus, Phase, Verdict
+from piton.core.reasons import Reason
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
+from support.builders import a_manifest
+from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits, a_node
+from support.pilot import Pilot
+
+FINALIZER = names.FINALIZER
+
+
+async def test_a_run_is_applied_and_succeeds(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.failures) == (1, 0, 0)
+    assert status.result is not None
+    assert (status.result.step, status.result.weights_digest) == (100, "sha256:5eed")
+    assert pilot.creates() == {"persistentvolumeclaims": 1, "pytorchjobs": 1}
+
+
+async def test_what_was_created_belongs_to_the_run(pilot: Pilot) -> None:
+    run = await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+    for kind, name in ((JOBS, "ragcun-1"), (CLAIMS, "ragcun-checkpoints")):
+        found = pilot.server.find(kind, name, "team")
+        assert found is not None
+        owner = found["metadata"]["ownerReferences"][0]
+        assert (owner["uid"], owner["kind"], owner["controller"]) == (run["metadata"]["uid"], "TrainingRun", True)
+
+
+async def test_a_disrupted_pod_leads_to_a_second_attempt_and_not_to_a_failure(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Disrupted()
+    await pilot.cluster.apply(a_manifest())
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.failures) == (2, 1, 0)
+    assert status.attempts[0].verdict is Verdict.PREEMPTED
+    assert "EvictionByEvictionAPI" in status.attempts[0].message
+    assert pilot.creates() == {"persistentvolumeclaims": 1, "pytorchjobs": 2}
+
+
+async def test_every_worker_of_a_preempted_attempt_is_gone_before_the_next_begins(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Disrupted()
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 3}))
+
+    def second_exists() -> bool:
+        return pilot.server.find(JOBS, "ragcun-2", "team") is not None
+
+    await pilot.until(second_exists)
+    alive = [p["metadata"]["name"] for p in pilot.server.all(PODS) if p["status"]["phase"] in ("Pending", "Running")]
+    assert not [name for name in alive if name.startswith("ragcun-1-")]
+
+
+async def test_three_failures_of_the_program_end_the_run(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: CRASHES, 2: CRASHES, 3: CRASHES}
+    await pilot.cluster.apply(a_manifest())
+    status = await pilot.until_phase(Phase.FAILED)
+    assert (status.attempt, status.failures, status.preemptions) == (3, 3, 0)
+    failed = status.condition("Failed")
+    assert failed is not None
+    assert failed.reason is Reason.FAILURE_LIMIT
+    assert pilot.creates()["pytorchjobs"] == 3
+
+
+async def test_a_config_that_cannot_work_ends_the_run_at_once(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Ends(outcome=Outcome.BAD_CONFIG)
+    await pilot.cluster.apply(a_manifest())
+    status = await pilot.until_phase(Phase.FAILED)
+    assert (status.attempt, status.failures) == (1, 1)
+    assert status.attempts[0].reason is Reason.BAD_CONFIG
+
+
+async def test_exit_0_after_a_disruption_is_a_preemption_although_the_job_succeeded(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert pod is not None
+    pod["status"] |= {"phase": "Succeeded", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    pod["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 0}}
+    await pilot.server.put(PODS, pod)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions) == (2, 1)
+
+
+async def test_pods_on_a_node_that_is_gone_are_force_deleted_and_the_next_attempt_follows(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Vanishes()
+    await pilot.cluster.apply(a_manifest())
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.failures) == (2, 1, 0)
+    assert status.attempts[0].reason is Reason.NODE_GONE
+    assert pilot.server.find(PODS, "ragcun-1-master-0", "team") is None
+    assert pilot.count("DELETE") == {"pytorchjobs": 1, "pods": 1}
+
+
+async def test_a_node_that_falls_silent_counts_as_gone_after_a_while_and_not_before(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    silent = a_node("node-of-ragcun-1-master-0", ready="Unknown", since=pilot.clock.now().isoformat())
+    await pilot.server.put(NODES, silent)
+    await pilot.settle()
+    pilot.advance(39)
+    await pilot.settle(resync=False)
+    assert pilot.status().phase is Phase.TRAINING
+    pilot.advance(1)  # nothing happens in the cluster: the operator itself has set its alarm for now
+    await pilot.settle(resync=False)
+    assert pilot.status().attempts[0].reason is Reason.NODE_GONE
+
+
+async def test_an_image_that_cannot_be_pulled_is_shown_first_and_judged_later(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Waits()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: "ImagePullBackOff" in str(pilot.status().condition("Training")))
+    assert pilot.status().phase is Phase.STARTING
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.failures, status.attempts[0].reason) == (1, Reason.CANNOT_START)
+
+
+async def test_a_suspended_run_saves_stops_and_goes_on_when_resumed(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    status = await pilot.until_phase(Phase.SUSPENDED)
+    assert not [pod for pod in pilot.server.all(PODS) if pod["status"]["phase"] == "Running"]
+    assert (status.attempts[0].verdict, status.attempts[0].checkpoint_step) == (Verdict.STOPPED, 10)
+    await pilot.cluster.apply(a_manifest(suspend=False))
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.failures) == (2, 0, 0)
+
+
+async def test_a_run_that_is_born_suspended_creates_nothing(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    await pilot.until_phase(Phase.SUSPENDED)
+    assert pilot.creates() == {}
+
+
+# --- deletion in every phase ------------------------------------------------------------------------------------------
+
+
+async def _pending(pilot: Pilot) -> None:
+    pilot.server.refuse = lambda request: (
+        refusal(403, "Forbidden", "exceeded quota") if request.resource == CLAIMS and request.method == "POST" else None
+    )
+    await pilot.until_phase(Phase.PENDING)
+
+
+async def _starting(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Waits(reason="ContainerCreating")
+    await pilot.until_phase(Phase.STARTING)
+    await pilot.turn()
+
+
+async def _training(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.until_phase(Phase.TRAINING)
+
+
+async def _stopping(pilot: Pilot) -> None:
+    await _training(pilot)
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    await pilot.settle()
+    assert pilot.status().phase is Phase.STOPPING
+
+
+async def _recovering(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = CRASHES
+    await pilot.until_phase(Phase.RECOVERING)
+
+
+async def _suspended(pilot: Pilot) -> None:
+    await _stopping(pilot)
+    await pilot.until_phase(Phase.SUSPENDED)
+
+
+async def _refused(pilot: Pilot) -> None:
+    await _training(pilot)
+    await pilot.cluster.apply(a_manifest(trainer={"image": "trainer:1"}))
+    await pilot.settle()
+
+
+async def _succeeded(pilot: Pilot) -> None:
+    await pilot.until_phase(Phase.SUCCEEDED)
+
+
+async def _failed(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Ends(outcome=Outcome.DIVERGED)
+    await pilot.until_phase(Phase.FAILED)
+
+
+async def _on_a_dead_node(pilot: Pilot) -> None:
+    await _training(pilot)
+    await pilot.server.remove(NODES, "node-of-ragcun-1-master-0", None)
+
+
+PHASES = (
+    _pending,
+    _starting,
+    _training,
+    _stopping,
+    _recovering,
+    _suspended,
+    _refused,
+    _succeeded,
+    _failed,
+    _on_a_dead_node,
+)
+
+
+@pytest.mark.parametrize("reach", PHASES, ids=lambda reach: reach.__name__.strip("_"))
+async def test_a_deleted_run_goes_with_all_that_was_its_own(
+    pilot: Pilot, reach: Callable[[Pilot], Awaitable[None]]
+) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await reach(pilot)
+    created = pilot.creates()
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.until(lambda: pilot.run() is None)
+    assert not [pod for pod in pilot.server.all(PODS) if pod["status"]["phase"] == "Running"]
+    for _ in range(3):
+        await pilot.turn()
+    assert [pilot.server.all(kind) for kind in (JOBS, PODS, CLAIMS)] == [[], [], []]
+    assert pilot.creates() == created, "nothing is created for a run that is being deleted"
+
+
+async def test_a_run_is_held_until_its_pods_have_stopped(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.settle()
+    run = pilot.run()
+    assert run is not None
+    assert run["metadata"]["finalizers"] == [FINALIZER]
+    assert pilot.count("DELETE") == {"pytorchjobs": 1}
+
+
+async def test_other_finalizers_are_left_alone(pilot: Pilot) -> None:
+    run = await pilot.cluster.apply(a_manifest())
+    run["metadata"]["finalizers"] = ["example.com/audit"]
+    await pilot.server.put(RUNS, run)
+    await pilot.until_phase(Phase.TRAINING)
+    held = pilot.run()
+    assert held is not None
+    assert held["metadata"]["finalizers"] == ["example.com/audit", FINALIZER]
+    await pilot.until_phase(Phase.SUCCEEDED)
+    released = pilot.run()
+    assert released is not None
+    assert released["metadata"]["finalizers"] == ["example.com/audit"]
+
+
+# --- quiet, and trouble ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reach", [_training, _suspended, _succeeded, _failed], ids=lambda r: r.__name__.strip("_"))
+async def test_a_settled_run_causes_no_write(pilot: Pilot, reach: Callable[[Pilot], Awaitable[None]]) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await reach(pilot)
+    await pilot.turn()
+    await pilot.settle()
+    written = len(pilot.server.writes)
+    for _ in range(3):
+        pilot.advance(60)
+        await pilot.settle()
+    assert pilot.server.writes[written:] == []
+
+
+async def test_an_invalid_spec_is_explained_and_starts_nothing_until_it_is_fixed(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest(limits={"failures": 0}))
+    status = await pilot.until_phase(Phase.REFUSED)
+    accepted = status.condition("Accepted")
+    assert accepted is not None
+    assert accepted.status is ConditionStatus.FALSE
+    assert "spec.limits.failures" in accepted.message
+    assert pilot.creates() == {}
+    await pilot.cluster.apply(a_manifest(limits={"failures": 1}))
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert status.is_true("Accepted")
+
+
+async def test_a_quota_shows_in_the_condition_and_is_tried_again(pilot: Pilot) -> None:
+    sentence = 'pytorchjobs.kubeflow.org "ragcun-1" is forbidden: exceeded quota: team, limited: count/pytorchjobs=2'
+    full = True
+    pilot.server.refuse = lambda request: (
+        refusal(403, "Forbidden", sentence) if full and request.resource == JOBS and request.method == "POST" else None
+    )
+    await pilot.cluster.apply(a_manifest())
+    await pilot.settle()
+    training = pilot.status().condition("Training")
+    assert training is not None
+    assert (training.reason, training.message) == (Reason.REFUSED, sentence)
+    await pilot.turn(60)
+    await pilot.settle()
+    told = [event for event in pilot.server.all(EVENTS) if event["reason"] == "Refused"]
+    assert [event["type"] for event in told] == ["Warning"]
+    full = False
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert status.attempt == 1
+
+
+async def test_a_quota_that_keeps_the_pods_from_being_made_shows_in_the_condition(pilot: Pilot) -> None:
+    """The job exists and stays silent; only an event of its controller says what is wrong."""
+    pilot.cluster.quota = 'pods "ragcun-1-master-0" is forbidden: exceeded quota: gpus'
+    await pilot.cluster.apply(a_manifest())
+    await pilot.turn()
+    await pilot.settle()
+    training = pilot.status().condition("Training")
+    assert training is not None
+    assert training.message == f"Error creating: {pilot.cluster.quota}"
+    pilot.cluster.quota = None
+    assert (await pilot.until_phase(Phase.SUCCEEDED)).attempt == 1
+
+
+async def test_a_cluster_without_pytorchjobs_is_named_as_the_reason(pilot: Pilot) -> None:
+    absent = True
+    pilot.server.refuse = lambda request: (
+        refusal(404, "NotFound", "the server could not find the requested resource")
+        if absent and request.resource == JOBS
+        else None
+    )
+    await pilot.cluster.apply(a_manifest())
+    await pilot.settle()
+    assert "is their CRD installed?" in str(pilot.status().condition("Training"))
+    absent = False
+    assert (await pilot.until_phase(Phase.SUCCEEDED)).attempt == 1

@@ -1,0 +1,190 @@
+"""What is read from a pod and from the node under it."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from piton.contract.ends import Outcome, Termination
+from piton.core.observed import ReplicaSeen, ReplicaState
+from piton.kube.pods import NodeView, replica
+from support.builders import NOW
+from support.cluster import a_node
+
+
+def _pod(*, phase: str = "Running", meta: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "ragcun-1-master-0", "uid": "uid-9", **(meta or {})},
+        "spec": {"nodeName": "node-1"},
+        "status": {"phase": phase, "startTime": "2026-11-21T11:30:00Z", **status},
+    }
+
+
+def _container(name: str = "pytorch", **state: Any) -> list[dict[str, Any]]:
+    return [{"name": name, "state": state}]
+
+
+def _seen(pod: dict[str, Any], node: dict[str, Any] | None = None, *, exists: bool = True) -> ReplicaSeen:
+    return replica(pod, NodeView(node=(node or a_node("node-1")) if exists else None, now=NOW))
+
+
+@pytest.mark.parametrize("reason", ["EvictionByEvictionAPI", "DeletionByTaintManager", "PreemptionByScheduler"])
+def test_a_disruption_target_is_a_disruption(reason: str) -> None:
+    pod = _pod(conditions=[{"type": "DisruptionTarget", "status": "True", "reason": reason}])
+    assert _seen(pod).disruption == reason
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "NodeShutdown", "Terminated", "NodeLost"])
+def test_a_word_of_the_kubelet_is_a_disruption(reason: str) -> None:
+    seen = _seen(_pod(phase="Failed", reason=reason, containerStatuses=_container(terminated={"exitCode": 0})))
+    assert (seen.disruption, seen.state, seen.exit_code) == (reason, ReplicaState.FAILED, 0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 10Gi.",
+        'Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ',
+    ],
+)
+def test_an_eviction_for_the_pods_own_limit_is_no_disruption(message: str) -> None:
+    assert _seen(_pod(phase="Failed", reason="Evicted", message=message)).disruption is None
+
+
+def test_a_deletion_by_hand_is_a_deletion_and_no_disruption() -> None:
+    seen = _seen(_pod(meta={"deletionTimestamp": "2026-11-21T12:01:00Z"}))
+    assert (seen.deleting, seen.disruption, seen.state) == (True, None, ReplicaState.RUNNING)
+
+
+def test_the_last_words_are_read() -> None:
+    words = Termination(outcome=Outcome.FINISHED, step=7, weights_digest="sha256:1")
+    ended = {"exitCode": 0, "message": words.to_json(), "finishedAt": "2026-11-21T11:59:00Z"}
+    seen = _seen(_pod(phase="Succeeded", containerStatuses=_container(terminated=ended)))
+    assert (seen.termination, seen.state, seen.ended_at) == (words, ReplicaState.SUCCEEDED, NOW - timedelta(minutes=1))
+
+
+def test_plain_text_of_a_program_that_failed_becomes_the_detail() -> None:
+    ended = {"exitCode": 128, "reason": "StartError", "message": 'exec: "pyhton": executable file not found in $PATH'}
+    seen = _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended)))
+    assert seen.termination is not None
+    assert seen.termination.outcome is Outcome.FAILED
+    assert "pyhton" in seen.termination.detail
+
+
+@pytest.mark.parametrize("code", [0, 78, 143])
+def test_plain_text_never_outweighs_an_exit_code_with_a_meaning(code: int) -> None:
+    ended = {"exitCode": code, "message": "goodbye"}
+    seen = _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended)))
+    assert (seen.termination, seen.exit_code) == (None, code)
+
+
+def test_out_of_memory_is_seen() -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled"}
+    assert _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended))).out_of_memory
+
+
+def test_a_sidecar_does_not_speak_for_the_trainer() -> None:
+    statuses = _container("istio-proxy", running={}) + _container(terminated={"exitCode": 1})
+    seen = _seen(_pod(phase="Running", containerStatuses=statuses))
+    assert (seen.state, seen.exit_code) == (ReplicaState.FAILED, 1)
+    crashed = _container("istio-proxy", terminated={"exitCode": 1}) + _container(running={})
+    assert _seen(_pod(phase="Running", containerStatuses=crashed)).state is ReplicaState.RUNNING
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    ],
+)
+def test_what_only_the_user_can_mend_cannot_start(reason: str) -> None:
+    waiting = {"reason": reason, "message": "no such image"}
+    seen = _seen(_pod(phase="Pending", containerStatuses=_container(waiting=waiting)))
+    assert (seen.cannot_start, seen.waiting, seen.state) == (True, f"{reason}: no such image", ReplicaState.WAITING)
+
+
+def test_a_pod_that_finds_no_node_waits_and_may_still_start() -> None:
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    pod = _pod(
+        phase="Pending",
+        conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}],
+    )
+    seen = replica(pod, None)
+    assert (seen.cannot_start, seen.waiting) == (False, f"Unschedulable: {message}")
+
+
+def test_a_container_that_is_being_created_may_still_start() -> None:
+    seen = _seen(_pod(phase="Pending", containerStatuses=_container(waiting={"reason": "ContainerCreating"})))
+    assert (seen.cannot_start, seen.waiting) == (False, "ContainerCreating")
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_does_not_exist_is_gone() -> None:
+    seen = _seen(_pod(), exists=False)
+    assert (seen.node_gone, seen.node_reclaimed, seen.ended) == (True, False, True)
+
+
+def test_a_healthy_node_is_neither_gone_nor_reclaimed() -> None:
+    seen = _seen(_pod())
+    assert (seen.node_gone, seen.node_reclaimed) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("ready", "seconds", "gone"),
+    [("Unknown", 39, False), ("Unknown", 40, True), ("False", 3600, False), ("True", 3600, False)],
+)
+def test_only_silence_makes_a_node_count_as_gone(ready: str, seconds: int, gone: bool) -> None:
+    since = (NOW - timedelta(seconds=seconds)).isoformat()
+    assert _seen(_pod(), a_node("node-1", ready=ready, since=since)).node_gone is gone
+
+
+@pytest.mark.parametrize(
+    ("ready", "seconds_over", "gone"),
+    [("False", 29, False), ("False", 30, True), ("Unknown", 30, True), ("True", 3600, False)],
+)
+def test_a_pod_that_outstays_its_deletion_on_a_node_that_is_not_ready_is_on_a_node_that_is_gone(
+    ready: str,
+    seconds_over: int,
+    gone: bool,
+) -> None:
+    leaves = (NOW - timedelta(seconds=seconds_over)).isoformat()
+    node = a_node("node-1", ready=ready, since=NOW.isoformat())
+    assert _seen(_pod(meta={"deletionTimestamp": leaves}), node).node_gone is gone
+
+
+@pytest.mark.parametrize("taint", ["node.kubernetes.io/out-of-service", "node.cloudprovider.kubernetes.io/shutdown"])
+def test_somebodys_word_that_the_machine_is_off_is_enough(taint: str) -> None:
+    assert _seen(_pod(), a_node("node-1", taints=[{"key": taint, "effect": "NoExecute"}])).node_gone
+
+
+@pytest.mark.parametrize(
+    "taint",
+    [
+        "karpenter.sh/disrupted",
+        "ToBeDeletedByClusterAutoscaler",
+        "aws-node-termination-handler/spot-itn",
+        "aws-node-termination-handler/asg-lifecycle-termination",
+    ],
+)
+def test_a_taint_announces_that_the_machine_will_be_taken(taint: str) -> None:
+    seen = _seen(_pod(), a_node("node-1", taints=[{"key": taint, "effect": "NoSchedule"}]))
+    assert (seen.node_reclaimed, seen.node_gone) == (True, False)
+
+
+@pytest.mark.parametrize("taint", ["aws-node-termination-handler/rebalance-recommendation", "nvidia.com/gpu"])
+def test_other_taints_announce_nothing(taint: str) -> None:
+    assert not _seen(_pod(), a_node("node-1", taints=[{"key": taint}])).node_reclaimed
+
+
+def test_a_cordon_and_a_deletion_announce_it_too() -> None:
+    assert _seen(_pod(), a_node("node-1", unschedulable=True)).node_reclaimed
+    leaving = a_node("node-1")
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
+    assert _seen(_pod(), leaving).node_reclaimed

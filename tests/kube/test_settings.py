@@ -1,0 +1,33 @@
+"""The operator's settings."""
+
+import pytest
+
+from piton.kube.settings import Settings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_env({}) == Settings()
+
+
+def test_the_environment_is_read() -> None:
+    env = {
+        "PITON_OPERATOR_NAMESPACES": "team-a, team-b",
+        "PITON_OPERATOR_RESYNC_SECONDS": "30",
+        "PITON_OPERATOR_WORKERS": "2",
+        "PITON_OPERATOR_PROBE_PORT": "0",
+    }
+    wanted = Settings(namespaces=("team-a", "team-b"), resync_seconds=30, workers=2, probe_port=None)
+    assert Settings.from_env(env) == wanted
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({"PITON_OPERATOR_WORKERS": "many"}, "PITON_OPERATOR_WORKERS: 'many' is not a number"),
+        ({"PITON_OPERATOR_WORKERS": "0"}, "at least one"),
+        ({"PITON_OPERATOR_RESYNC_SECONDS": "-1"}, "above 0"),
+    ],
+)
+def test_nonsense_is_refused_with_a_sentence(env: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Settings.from_env(env)

@@ -1,0 +1,190 @@
+"""An operator process in virtual time: the real controller and client over HTTP, with watches replaced by a resync."""
+
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, Self
+
+import certifi
+import kmock
+from kubernetes.aio.client import Configuration
+
+from piton.core.backoff import Pace
+from piton.core.model import RunStatus
+from piton.core.parse import parse
+from piton.kube.client import Client
+from piton.kube.controller import Controller
+from piton.kube.settings import Settings
+from support.apiserver import RUNS, ApiServer, Body
+from support.cluster import Cluster, FakeClock
+
+PASSES_MAX = 200
+"""A run that is not settled after so many passes never will be."""
+
+
+class Death(BaseException):
+    """The operator's process ends here. No Exception: nothing in the operator may catch it."""
+
+
+class MortalClient(Client):
+    """A client whose process dies right after a certain write has taken effect."""
+
+    def __init__(self, configuration: Configuration, *, dies_after: int | None = None) -> None:
+        super().__init__(configuration)
+        self._left = dies_after
+
+    async def request(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Body | None = None
+    ) -> Body:
+        answer = await super().request(method, path, query=query, body=body)
+        if method != "GET" and self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                raise Death
+        return answer
+
+
+class FakeTimer:
+    """The loop's clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._order = itertools.count()
+        self._calls: list[tuple[float, int, _Call]] = []
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(self, when: float, callback: Callable[..., object], /, *args: object) -> "_Call":
+        call = _Call(callback, args)
+        heapq.heappush(self._calls, (when, next(self._order), call))
+        return call
+
+    def advance(self, seconds: float) -> None:
+        end = self._now + seconds
+        while self._calls and self._calls[0][0] <= end:
+            self._now, _, call = heapq.heappop(self._calls)
+            call.run()
+        self._now = end
+
+
+class _Call:
+    def __init__(self, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+        self._callback: Callable[..., object] | None = callback
+        self._args = args
+
+    def cancel(self) -> None:
+        self._callback = None
+
+    def run(self) -> None:
+        if self._callback:
+            self._callback(*self._args)
+
+
+class Pilot:
+    """Moves the operator and the cluster in turns."""
+
+    def __init__(self, cluster: Cluster, client: Client, *, pace: Pace | None = None) -> None:
+        self.cluster = cluster
+        self.server = cluster.server
+        self.clock: FakeClock = cluster.clock
+        self.timer = FakeTimer()
+        self.client = client
+        settings = Settings(pace=pace or Pace())
+        self.controller = Controller(client, self.clock, self.timer, settings)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def settle(self, *, resync: bool = True) -> None:
+        """Let the operator do all that it wants to do now."""
+        if resync:
+            await self.controller.resync()
+        for _ in range(PASSES_MAX):
+            if not len(self.controller.queue):
+                return
+            await self.controller.handle(await self.controller.queue.get())
+        raise AssertionError(f"still busy after {PASSES_MAX} passes: {self.server.writes[-10:]}")
+
+    async def turn(self, seconds: float = 5.0) -> None:
+        """The operator, the cluster, and some time."""
+        await self.settle()
+        await self.cluster.step()
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass for everybody."""
+        self.clock.advance(seconds)
+        self.timer.advance(seconds)
+
+    async def until(self, true: Callable[[], bool], *, turns: int = 80) -> None:
+        """Take turns until something is so."""
+        for _ in range(turns):
+            await self.settle()
+            if true():
+                return
+            await self.cluster.step()
+            self.advance(5.0)
+        raise AssertionError(f"not so after {turns} turns; the run says {self.run()}")
+
+    async def until_phase(self, phase: str) -> RunStatus:
+        """Take turns until the run is in that phase."""
+        await self.until(lambda: self.run() is not None and self.status().phase == phase)
+        return self.status()
+
+    def run(self, name: str = "ragcun") -> Body | None:
+        return self.server.find(RUNS, name, "team")
+
+    def status(self, name: str = "ragcun") -> RunStatus:
+        found = self.run(name)
+        assert found is not None, "the run is gone"
+        return parse(found).status
+
+    def creates(self) -> dict[str, int]:
+        """How many objects of each kind were created over HTTP; events aside."""
+        return self.count("POST")
+
+    def count(self, method: str) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for write in self.server.writes:
+            if write.method == method and write.done and write.resource.plural != "events":
+                counts[str(write.resource.plural)] = counts.get(str(write.resource.plural), 0) + 1
+        return counts
+
+
+@asynccontextmanager
+async def a_cluster() -> AsyncIterator[Cluster]:
+    """A fresh cluster that listens on a port of its own."""
+    clock = FakeClock()
+    async with ApiServer(now=clock.now) as server, kmock.Server(server):
+        yield Cluster(server, clock)
+
+
+def configuration(server: ApiServer) -> Configuration:
+    """How to reach it."""
+    found = Configuration(host=url(server))
+    found.retries = None
+    found.ca_cert_data = _one_authority()
+    return found
+
+
+@cache
+def _one_authority() -> str:
+    """Any certificate. Without one the client reads all of the system's, which takes longer than most tests."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    return begin + certifi.contents().partition(begin)[2].partition(end)[0] + end
+
+
+def url(server: ApiServer) -> str:
+    return str(server.servers[0].url).rstrip("/")
+
+
+def a_pilot(cluster: Cluster, **options: Any) -> Pilot:
+    """A new operator process."""
+    dies_after = options.pop("dies_after", None)
+    return Pilot(cluster, MortalClient(configuration(cluster.server), dies_after=dies_after), **options)
