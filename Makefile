@@ -41,6 +41,9 @@ test-crash: setup  ## kill a trainer 200 times, resume 200 times
 e2e: setup  ## the tests on a real cluster
 	pytest -q -m e2e
 
+bench: setup  ## what a session costs, over a bare PyTorch loop
+	python bench/session.py
+
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml
 

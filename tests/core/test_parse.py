@@ -155,6 +155,8 @@ def test_a_status_of_another_version_counts_as_none() -> None:
         ({"apiVersion": "v1", "kind": "Pod"}, "apiVersion: 'v1' is not known; write 'piton.dev/v1alpha1'"),
         ({"apiVersion": "piton.dev/v1alpha1", "kind": "Pod"}, "kind: 'Pod' is not known"),
         ({"apiVersion": "piton.dev/v1alpha1", "kind": "TrainingRun"}, "metadata.name: missing"),
+        ({**a_manifest(), "metadata": {"name": 7}}, "metadata.name: 7 is of the wrong type; write text"),
+        ({**a_manifest(), "metadata": {"name": "a", "namespace": 5}}, "metadata.namespace: 5 is of the wrong type"),
         ({**a_manifest(), "sepc": {}}, "sepc: unknown field; did you mean spec?"),
     ],
 )

@@ -60,13 +60,13 @@ def judged(
         ),
         pytest.param(
             a_failed_attempt(failed(143)),
-            Verdict.PREEMPTED,
+            Verdict.INFRASTRUCTURE,
             Reason.POD_DELETED,
             id="SIGTERM from nobody known is not the user's failure",
         ),
         pytest.param(
             an_attempt(a_replica(deleting=True)),
-            Verdict.PREEMPTED,
+            Verdict.INFRASTRUCTURE,
             Reason.POD_DELETED,
             id="a pod deleted by hand is not the user's failure",
         ),

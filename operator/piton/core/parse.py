@@ -84,13 +84,20 @@ def parse_file(document: object, *, now: datetime) -> Parsed:
     unknown = sorted(set(document) - {"apiVersion", "kind", "metadata", "spec", "status"})
     if unknown:
         raise SpecError([_unknown(unknown[0], unknown[0], ["metadata", "spec"])])
-    metadata = document.get("metadata")
-    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("name"), str):
-        raise SpecError(["metadata.name: missing; give the run a name"])
-    parsed = parse({**document, "metadata": {"creationTimestamp": now.isoformat(), **metadata}, "status": None})
+    metadata = _metadata(document.get("metadata"))
+    parsed = parse({**document, "metadata": {**metadata, "creationTimestamp": now.isoformat()}, "status": None})
     if parsed.problems:
         raise SpecError(parsed.problems)
     return parsed
+
+
+def _metadata(metadata: object) -> Mapping[str, Any]:
+    if not isinstance(metadata, Mapping) or metadata.get("name") is None:
+        raise SpecError(["metadata.name: missing; give the run a name"])
+    for key in ("name", "namespace"):
+        if not isinstance(metadata.get(key, ""), str):
+            raise SpecError([f"metadata.{key}: {show(metadata[key])} is of the wrong type; write text (quote it)"])
+    return metadata
 
 
 def _meta(metadata: Mapping[str, Any]) -> model.Meta:

@@ -39,10 +39,10 @@ class Reason(StrEnum):
     """The machine is gone or does not answer."""
     NODE_RECLAIMED = "NodeReclaimed"
     """The machine is announced to be taken: a taint, a cordon with a deletion, a spot notice."""
-    POD_DELETED = "PodDeleted"
-    """Somebody deleted a pod by hand; the trainer saved and left."""
 
     # Infrastructure
+    POD_DELETED = "PodDeleted"
+    """SIGTERM from somebody unknown: a pod deleted by hand, or a program that stops itself, which must not loop."""
     JOB_VANISHED = "JobVanished"
     """The job's object disappeared without an order of Piton's."""
     KILLED = "Killed"

@@ -4,7 +4,7 @@
     a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent
-    the first replica to fall: told to stop -> Preempted, SIGKILL -> Infrastructure, an error -> UserFailure
+    the first replica to fall: told to stop or SIGKILL -> Infrastructure, an error -> UserFailure
     what nobody explains     -> Infrastructure
 
 A job's own Succeeded or Failed is never enough: see the traps of PyTorchJob v1.
@@ -136,7 +136,8 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
     _, _, replica, how = min(judged, key=lambda entry: entry[:2])
     detail = f": {replica.termination.detail}" if replica.termination and replica.termination.detail else ""
     if how is Reason.POD_DELETED:
-        return _preempted(how, f"{replica.name} was told to stop by somebody else")
+        message = f"{replica.name} was told to stop by somebody else"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message)
     if how is Reason.KILLED:
         message = f"{replica.name} was killed (SIGKILL) and nothing says by whom{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)

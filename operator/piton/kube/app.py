@@ -13,10 +13,10 @@ import kopf
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
 
+from piton.clock import SystemClock
 from piton.contract import names
 from piton.kube import log
 from piton.kube.client import JOBS, NODES, PODS, RUNS, Client, Resource, load_configuration
-from piton.kube.clock import SystemClock
 from piton.kube.controller import Controller
 from piton.kube.settings import Settings
 

@@ -1,0 +1,117 @@
+"""`piton validate` and `piton plan`: what is wrong with a run, and what it would do. Neither starts anything."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from piton.cli import files
+from piton.clock import SystemClock
+from piton.core.decide import decide
+from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
+from piton.core.model import Meta, RunStatus, Spec
+from piton.core.observed import Observed, VolumeSeen
+from piton.core.parse import SpecError
+from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
+from piton.core.render import appdef, as_text
+from piton.local.preflight import recipe_problems
+
+_PASSES_MAX = 20
+"""More passes than any start takes."""
+
+
+def validate(file: Path) -> int:
+    """Print ok, or every problem on a line of its own."""
+    try:
+        parsed = files.read(file)
+    except SpecError as error:
+        return _tell(error.problems)
+    assert parsed.spec is not None
+    problems = recipe_problems(parsed.spec)
+    if problems:
+        return _tell(problems)
+    click.echo(f"{file}: ok, {parsed.meta.name} is a TrainingRun that can work")
+    return 0
+
+
+def _tell(problems: tuple[str, ...] | list[str]) -> int:
+    for problem in problems:
+        click.echo(f"piton: {problem}", err=True)
+    return 2
+
+
+def plan(file: Path, *, as_json: bool) -> int:
+    """Print what would run."""
+    parsed = files.read(file)
+    assert parsed.spec is not None
+    found = _plan(parsed.meta, parsed.spec)
+    if as_json:
+        click.echo(json.dumps(found))
+        return 0
+    click.echo(f"What Piton decides for {parsed.meta.name}, pass by pass:")
+    for decision in found["decisions"]:
+        click.echo(f"  {decision['rule']}: {decision['message']}")
+        for effect in decision["effects"]:
+            click.echo(f"    -> {_effect_text(effect)}")
+    for title, kind in (("AppDef", "appDef"), ("PyTorchJob", "pyTorchJob"), ("PersistentVolumeClaim", "volumeClaim")):
+        if found[kind]:
+            click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
+    return 0
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - people read this, and kubectl users write it out
+        return True
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=110).rstrip()
+
+
+def _plan(meta: Meta, spec: Spec) -> dict[str, Any]:
+    meta = meta.model_copy(update={"uid": meta.uid or "given-by-the-cluster"})
+    return {
+        "name": meta.name,
+        "decisions": [_decision(decision) for decision in _decisions(meta, spec)],
+        "appDef": as_text(appdef(meta, spec, 1, in_pod(meta))),
+        "pyTorchJob": pytorchjob(meta, spec, 1),
+        "volumeClaim": volume_claim(meta, spec) if spec.checkpoint.volume.size else None,
+    }
+
+
+def _decisions(meta: Meta, spec: Spec) -> Iterator[Decision]:
+    """The passes over a run that is new, as if each effect succeeded, up to its first job or its rest."""
+    now, status = SystemClock().now(), RunStatus()
+    volume = VolumeSeen(exists=spec.checkpoint.volume.claim_name is not None)
+    for _ in range(_PASSES_MAX):
+        decision = decide(Observed(meta=meta, spec=spec, status=status, volume=volume), now=now)
+        yield decision
+        kinds = {type(effect) for effect in decision.effects}
+        if StartAttempt in kinds or (not kinds and decision.status == status):
+            return
+        meta = meta.model_copy(update={"held": meta.held or HoldRun in kinds})
+        status = decision.status
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    accepted = decision.status.condition("Training")
+    return {
+        "rule": decision.rule,
+        "phase": decision.status.phase.value,
+        "message": accepted.message if accepted else "the run is taken into care",
+        "effects": [_effect(effect) for effect in decision.effects],
+    }
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    return {"effect": type(effect).__name__, **asdict(effect)}
+
+
+def _effect_text(effect: dict[str, Any]) -> str:
+    details = {key: value for key, value in effect.items() if key not in ("effect", "reason")}
+    shown = "".join(f" {key} {value}" for key, value in details.items())
+    return f"{effect['effect']}{shown} (reason: {effect['reason']})"

@@ -1,0 +1,100 @@
+"""The commands, and the one promise that all of them keep: bad input is exit code 2 and one sentence on stderr.
+
+Each command imports what it needs when it is called: `piton --help` is quick, `piton run` needs no Kubernetes.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from piton import __version__
+
+BAD_INPUT = 2
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="piton")
+def cli() -> None:
+    """Train models on machines that will be taken away."""
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<name>]")
+@click.option(
+    "--drill",
+    "drills",
+    multiple=True,
+    metavar="KIND@WHEN",
+    help="Lose the machine: preempt@50% with notice, kill@30% without; also kill@step120, preempt@90s. Repeatable.",
+)
+@click.option("--notice", default="30s", show_default=True, help="Time between the notice and the end of the machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--fresh", is_flag=True, help="Start over: forget what an earlier command of this run left.")
+@click.option("--quiet", is_flag=True, help="Print the summary only.")
+def run(
+    *, file: Path, folder: Path | None, drills: tuple[str, ...], notice: str, as_json: bool, fresh: bool, quiet: bool
+) -> int:
+    """Train a run on this machine. Ctrl-C saves and stops; the same command continues."""
+    from piton.cli import train
+
+    return train.train(file, folder=folder, drills=drills, notice=notice, as_json=as_json, fresh=fresh, quiet=quiet)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def validate(file: Path) -> int:
+    """Say whether a run can work as it is written; one line for each problem."""
+    from piton.cli import inspect
+
+    return inspect.validate(file)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(*, file: Path, as_json: bool) -> int:
+    """Print what would run, and which rules decide so."""
+    from piton.cli import inspect
+
+    return inspect.plan(file, as_json=as_json)
+
+
+@cli.command()
+@click.option("--namespace", "namespaces", multiple=True, help="Namespace to serve; repeatable.  [default: all]")
+def operator(namespaces: tuple[str, ...]) -> int:
+    """Serve the TrainingRuns of a cluster. What no option says comes from the environment."""
+    try:
+        from piton.kube import app, settings
+    except ImportError as error:
+        raise ValueError(
+            f"the operator is not installed here ({error}); say pip install 'piton-operator[operator]'"
+        ) from error
+    found = settings.Settings.from_env(os.environ)
+    app.run(replace(found, namespaces=namespaces) if namespaces else found)
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        code = BAD_INPUT
+    except click.ClickException as error:
+        code = _complain(error.format_message())
+    except ValueError as error:
+        code = _complain(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+def _complain(sentence: str) -> int:
+    click.echo(f"piton: {' '.join(sentence.split())}", err=True)
+    return BAD_INPUT

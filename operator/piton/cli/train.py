@@ -1,0 +1,143 @@
+"""`piton run`: from arguments to an order, and from its ending to words, JSON and an exit code."""
+
+import contextlib
+import json
+import sys
+from collections import deque
+from pathlib import Path
+
+import click
+
+from piton.cli import files
+from piton.cli.watch import Lines, Live, Silence
+from piton.contract.duration import format_duration, parse_duration
+from piton.core.model import Phase
+from piton.local import drills as fire
+from piton.local.run import Audience, Ending, Order, run
+from piton.local.summary import Summary
+
+_LOG_LINES = 15
+_TENTHS_BELOW = 60
+
+
+def train(
+    file: Path, *, folder: Path | None, drills: tuple[str, ...], notice: str, as_json: bool, fresh: bool, quiet: bool
+) -> int:
+    """Run it; the exit code is 0 when the model is trained, 1 when the run failed, 128 + the signal's after Ctrl-C."""
+    parsed = files.read(file)
+    assert parsed.spec is not None
+    order = Order(
+        name=parsed.meta.name,
+        spec=parsed.spec,
+        root=folder or Path("runs") / parsed.meta.name,
+        fresh=fresh,
+        drills=tuple(fire.parse(text) for text in drills),
+        notice_seconds=_notice(notice),
+    )
+    with _audience(quiet=quiet) as audience:
+        ending = run(order, audience)
+    if as_json:
+        click.echo(json.dumps(ending.summary.to_wire()))
+    _close(ending)
+    return _exit_code(ending)
+
+
+def _notice(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"--notice: {error}") from error
+
+
+def _audience(*, quiet: bool) -> contextlib.AbstractContextManager[Audience]:
+    if quiet:
+        return Silence()
+    return Live() if sys.stderr.isatty() else Lines()
+
+
+def _exit_code(ending: Ending) -> int:
+    if ending.summary.phase == Phase.SUCCEEDED:
+        return 0
+    if ending.interrupted is not None:
+        return 128 + int(ending.interrupted)
+    return 1
+
+
+def _close(ending: Ending) -> None:
+    """The last words, on stderr: stdout belongs to --json."""
+    summary = ending.summary
+    if ending.failed_log:
+        _say(f"The last lines of {_shown(ending.failed_log)}:")
+        for line in _tail(ending.failed_log):
+            _say(f"  | {line}")
+    if ending.interrupted is not None and summary.phase != Phase.SUCCEEDED:
+        step = summary.final_step if summary.checkpoint else None
+        _say("Stopped; the same command continues." if step is None else _saved(summary))
+    elif not ending.trained:
+        _say(f"{summary.name} is finished already; nothing was trained. Say --fresh to start over.")
+    for name, value in _rows(summary):
+        _say(f"{name:>12}  {value}")
+
+
+def _saved(summary: Summary) -> str:
+    assert summary.checkpoint is not None
+    step = int(summary.checkpoint.name.rpartition("-")[2])
+    return f"Stopped; saved at step {step}; the same command continues."
+
+
+def _rows(summary: Summary) -> list[tuple[str, str]]:
+    outcome = summary.phase + (f": {summary.message}" if summary.message else "")
+    rows = [("run", summary.name), ("outcome", outcome)]
+    if summary.final_step is not None:
+        rows.append(("steps", f"{summary.final_step:,}, of which {summary.lost_steps:,} were trained twice"))
+    rows.append(("attempts", _attempts(summary)))
+    if summary.best_metric is not None:
+        at = "" if summary.best_step is None else f" at step {summary.best_step:,}"
+        rows.append(("best metric", f"{summary.best_metric:.4f}{at}"))
+    paths = (
+        ("checkpoint", summary.checkpoint),
+        ("best", summary.best_checkpoint),
+        ("curve", summary.curve),
+        ("logs", summary.logs),
+    )
+    rows += [(name, _shown(path)) for name, path in paths if path]
+    if summary.weights_digest:
+        rows.append(("weights", summary.weights_digest))
+    if summary.drills_not_fired:
+        rows.append(("not fired", ", ".join(summary.drills_not_fired)))
+    return rows
+
+
+def _attempts(summary: Summary) -> str:
+    text = f"{summary.attempts}, with {_count(summary.preemptions, 'preemption')}"
+    text += f" and {_count(summary.failures, 'failure')}"
+    if summary.infrastructure_failures:
+        text += f", {_count(summary.infrastructure_failures, 'failure')} of the machine"
+    if summary.recovery_seconds:
+        text += f"; {_seconds(summary.recovery_seconds)} to recover, in all"
+    return text
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < _TENTHS_BELOW else format_duration(seconds)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _tail(path: Path) -> list[str]:
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        return [line.rstrip("\n") for line in deque(file, maxlen=_LOG_LINES)]
+    return []
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the user stands, when that is shorter."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

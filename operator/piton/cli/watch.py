@@ -1,0 +1,158 @@
+"""Three ways to watch a run: live in a terminal, as lines, and not at all. All of them on stderr."""
+
+import sys
+from datetime import datetime
+from typing import Self
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from piton.contract.duration import format_duration
+from piton.contract.progress import Progress
+from piton.core.effects import Announcement
+from piton.local.run import View
+
+_LINE_SECONDS = 5.0
+"""Between two lines about progress alone."""
+_BAR_WIDTH_MIN = 8
+
+
+class Silence:
+    """Nobody watches."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    async def announce(self, announcement: Announcement) -> None:
+        """Say nothing."""
+
+    def show(self, view: View) -> None:
+        """Show nothing."""
+
+
+class Lines(Silence):
+    """Plain lines, for logs and pipes: each announcement, and progress from time to time."""
+
+    def __init__(self) -> None:
+        self._last: datetime | None = None
+        self._step: int | None = None
+
+    async def announce(self, announcement: Announcement) -> None:
+        """One line."""
+        _line(announcement.message)
+
+    def show(self, view: View) -> None:
+        """A line when the last one is old and there is something new."""
+        step = view.progress.step if view.progress else None
+        if step is None or step == self._step:
+            return
+        if self._last is not None and (view.now - self._last).total_seconds() < _LINE_SECONDS:
+            return
+        self._last, self._step = view.now, step
+        _line(", ".join([_position(view.progress), *facts(view)]))
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Live(Silence):
+    """A bar and a line of facts at the bottom of the terminal, whatever its width; announcements scroll above."""
+
+    def __init__(self) -> None:
+        self._view: View | None = None
+        self._console = Console(stderr=True, highlight=False)
+        self._live = RichLive(console=self._console, get_renderable=self._render, refresh_per_second=8)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    async def announce(self, announcement: Announcement) -> None:
+        """One line above the bar."""
+        style = "yellow" if announcement.severity == "Warning" else ""
+        self._live.console.print(Text(announcement.message, style=style))
+
+    def show(self, view: View) -> None:
+        """Keep it for the next refresh."""
+        self._view = view
+
+    def _render(self) -> "Panel | Text":
+        return Text("") if self._view is None else Panel(self._view)
+
+
+class Panel:
+    """Two lines about a run that never wrap: what does not fit is left out, the least important first."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._bar(options.max_width)
+        parts: list[str] = []
+        for fact in facts(self.view):
+            if len(" · ".join([*parts, fact])) <= options.max_width:
+                parts.append(fact)
+        yield Text(" · ".join(parts), no_wrap=True, overflow="ellipsis", style="dim")
+
+    def _bar(self, width: int) -> Table | Text:
+        view, left, right = self.view, self.view.name, _position(self.view.progress)
+        fixed = len(left) + len(right) + 2
+        if width < fixed + _BAR_WIDTH_MIN:
+            return Text(f"{left} {right}", no_wrap=True, overflow="ellipsis")
+        table = Table.grid(padding=(0, 1, 0, 0))
+        bar = ProgressBar(total=100, completed=fraction(view.progress) * 100, width=width - fixed)
+        table.add_row(Text(left, style="bold", no_wrap=True), bar, Text(right, no_wrap=True))
+        return table
+
+
+def fraction(progress: Progress | None) -> float:
+    """The part of the training that is done, from 0 to 1."""
+    if progress is None:
+        return 0.0
+    if progress.step is not None and progress.total_steps:
+        return min(1.0, progress.step / progress.total_steps)
+    return (progress.percentage or 0) / 100
+
+
+def _position(progress: Progress | None) -> str:
+    if progress is None or progress.step is None:
+        return "starting"
+    total = "" if progress.total_steps is None else f"/{progress.total_steps}"
+    return f"{fraction(progress):.0%} step {progress.step}{total}"
+
+
+def facts(view: View) -> list[str]:
+    """What is known of the moment, the most important first."""
+    status, progress = view.status, view.progress
+    found = [view.status.phase.value.lower() if view.status.phase != "Training" else ""]
+    if progress is not None:
+        found += _training(view, progress)
+    if status.checkpoint:
+        age = (view.now - status.checkpoint.time).total_seconds()
+        found.append(f"saved step {status.checkpoint.step}, {format_duration(age)} ago")
+    found.append(f"attempt {status.attempt}" if status.attempt else "")
+    found.append(f"{status.preemptions} preempted" if status.preemptions else "")
+    found.append(f"{status.failures} failed" if status.failures else "")
+    return [fact for fact in found if fact]
+
+
+def _training(view: View, progress: Progress) -> list[str]:
+    shown = dict.fromkeys(("loss", view.objective or "val_loss"))
+    found = [f"{name} {progress.metrics[name]:.4g}" for name in shown if name in progress.metrics]
+    if progress.remaining_seconds is not None:
+        found.append(f"{format_duration(progress.remaining_seconds)} left")
+    if "tokens_per_second" in progress.metrics:
+        found.append(f"{progress.metrics['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in progress.metrics:
+        found.append(f"MFU {progress.metrics['mfu']:.1%}")
+    return found

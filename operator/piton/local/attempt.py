@@ -1,0 +1,121 @@
+"""One attempt of the local world: its replicas, what was done to them, and the evidence that they carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from piton.contract.ends import Termination
+from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
+from piton.local.processes import Replica, kill
+
+
+@dataclass(kw_only=True)
+class LocalAttempt:
+    """The local twin of a PyTorchJob and its pods."""
+
+    number: int
+    termination_logs: Sequence[Path]
+    replicas: tuple[Replica, ...] = ()
+    why_not_started: str = ""
+    deleting: bool = False
+    """Piton has ordered its end."""
+    _told: bool = False
+    _reclaimed: bool = False
+    _gone: bool = False
+    _kill_at: datetime | None = None
+    _ended: dict[str, datetime] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything of it still runs, as of the last poll."""
+        return len(self._ended) < len(self.replicas)
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether it runs and nobody has told it to stop: a machine that can be lost."""
+        return self.alive and not self._told and not self._gone
+
+    def poll(self, now: datetime) -> bool:
+        """Look after the processes; whether something has changed. SIGKILL to who has outstayed the notice."""
+        ended = [r for r in self.replicas if r.name not in self._ended and r.exit_code is not None]
+        self._ended.update({replica.name: now for replica in ended})
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            self.kill()
+        return bool(ended)
+
+    def stop(self, now: datetime, grace_seconds: float) -> None:
+        """Its end is ordered: SIGTERM now, SIGKILL after the grace."""
+        self.deleting = True
+        self._tell(now, grace_seconds)
+
+    def reclaim(self, now: datetime, notice_seconds: float) -> None:
+        """Its machines are announced to be taken: SIGTERM now, SIGKILL when the notice is over."""
+        self._reclaimed = True
+        self._tell(now, notice_seconds)
+
+    def _tell(self, now: datetime, seconds: float) -> None:
+        """Once only: a second SIGTERM would cut torchrun's own patience short."""
+        if self._told or self._gone:
+            return
+        self._told = True
+        self._kill_at = now + timedelta(seconds=seconds)
+        for replica in self.replicas:
+            replica.terminate()
+
+    def lose(self) -> None:
+        """Its machines are gone, this instant."""
+        self._gone = True
+        self.kill()
+
+    def kill(self, name: str | None = None) -> None:
+        """SIGKILL to everything, or to one replica."""
+        kill([replica for replica in self.replicas if name in (None, replica.name)])
+
+    def failed_log(self) -> Path | None:
+        """The log of the replica that failed first."""
+        failed = [r for r in self.replicas if r.name in self._ended and r.exit_code]
+        return min(failed, key=lambda replica: self._ended[replica.name]).log if failed else None
+
+    def seen(self) -> AttemptSeen | None:
+        """What the core may know of it; None when it was stopped before it could start."""
+        if self.why_not_started:
+            waiting = ReplicaSeen(
+                name="trainer-0", state=ReplicaState.WAITING, waiting=self.why_not_started, cannot_start=True
+            )
+            return None if self.deleting else AttemptSeen(number=self.number, replicas=(waiting,))
+        return AttemptSeen(
+            number=self.number,
+            job=JobState.ACTIVE,
+            deleting=self.deleting,
+            replicas=tuple(self._replica(index, replica) for index, replica in enumerate(self.replicas)),
+            expected_replicas=len(self.replicas),
+        )
+
+    def _replica(self, index: int, replica: Replica) -> ReplicaSeen:
+        ended_at = self._ended.get(replica.name)
+        if ended_at is None:
+            return ReplicaSeen(
+                name=replica.name,
+                state=ReplicaState.RUNNING,
+                deleting=self._told,
+                node_reclaimed=self._reclaimed,
+            )
+        return ReplicaSeen(
+            name=replica.name,
+            state=ReplicaState.FAILED if replica.exit_code else ReplicaState.SUCCEEDED,
+            exit_code=replica.exit_code,
+            ended_at=ended_at,
+            termination=_last_words(self.termination_logs[index]),
+            deleting=self._told,
+            node_reclaimed=self._reclaimed,
+            node_gone=self._gone,
+        )
+
+
+def _last_words(path: Path) -> Termination | None:
+    try:
+        return Termination.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None

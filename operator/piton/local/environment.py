@@ -1,0 +1,90 @@
+"""What a trainer's environment holds on this machine: what the PyTorchJob controller sets in a cluster, and secrets.
+
+Names with `${replica_id}` are TorchX's macros; everything else is made safe from them.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+from torchx import specs
+
+from piton.contract import names
+from piton.core.model import Spec
+from piton.core.render import Place, processes_per_node
+from piton.local.folder import RunFolder
+from piton.local.processes import literal
+
+REPORT_SECONDS = 0.1
+_THREADS = "OMP_NUM_THREADS"
+
+
+def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str) -> Place:
+    """The place of one attempt of this machine."""
+    own = folder.attempt(attempt)
+    return Place(
+        python=python,
+        torchrun=(python, "-m", "torch.distributed.run"),
+        checkpoint_dir=literal(str(folder.checkpoints)),
+        config_file=literal(str(folder.config_file)),
+        termination_log=literal(str(own)) + f"/termination-{specs.macros.replica_id}.json",
+        env={
+            **_rendezvous(spec),
+            **_threads(spec),
+            **{name: literal(value) for name, value in secrets(spec, os.environ).items()},
+            names.ENV_SERVER_URL: url,
+            names.ENV_REPORT_SECONDS: str(REPORT_SECONDS),
+            "PET_LOG_DIR": literal(str(own / "torchelastic")),
+        },
+    )
+
+
+def _rendezvous(spec: Spec) -> dict[str, str]:
+    """As the PyTorchJob controller of v1.9 sets them; RANK is the node's, and torchrun's workers get their own."""
+    processes, port = processes_per_node(spec), str(_free_port())
+    return {
+        "WORLD_SIZE": str(spec.workers.nodes * processes),
+        "RANK": specs.macros.replica_id,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": port,
+        "PET_NNODES": str(spec.workers.nodes),
+        "PET_NODE_RANK": specs.macros.replica_id,
+        "PET_NPROC_PER_NODE": str(processes),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _threads(spec: Spec) -> dict[str, str]:
+    """The processes share the cores; with all cores each, they would fight for them."""
+    if _THREADS in os.environ or any(variable.name == _THREADS for variable in spec.trainer.env):
+        return {}
+    processes = spec.workers.nodes * processes_per_node(spec)
+    return {_THREADS: str(max(1, _cores() // processes))}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def secrets(spec: Spec, environ: Mapping[str, str]) -> dict[str, str]:
+    """What stands in a Secret or ConfigMap of the cluster is taken from the user's own environment.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    wanted = [variable for variable in spec.trainer.env if variable.value_from]
+    missing = next((variable.name for variable in wanted if variable.name not in environ), None)
+    if missing:
+        raise ValueError(
+            f"spec.trainer.env: {missing} comes from a Secret or ConfigMap, and a local run takes it from your "
+            f"environment, where it is not set; say export {missing}=…"
+        )
+    return {variable.name: environ[variable.name] for variable in wanted}

@@ -1,0 +1,63 @@
+"""Every report of a run as a line of JSON: what the curve is drawn from, across attempts and commands."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from piton.contract.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What was reported of one step."""
+
+    attempt: int
+    step: int
+    metrics: Mapping[str, float]
+
+
+def append(path: Path, attempt: int, progress: Progress) -> None:
+    """Add a report. A full disk costs the curve a point and the run nothing."""
+    if progress.step is None:
+        return
+    record = {
+        "time": progress.updated,
+        "attempt": attempt,
+        "step": progress.step,
+        "checkpointStep": progress.checkpoint_step,
+        "metrics": dict(progress.metrics),
+    }
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[Point]:
+    """All reports, oldest first; lines that were torn by a crash are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [point for line in lines if (point := _point(line))]
+
+
+def _point(line: str) -> Point | None:
+    try:
+        record = json.loads(line)
+        metrics = {str(name): float(value) for name, value in record["metrics"].items()}
+        return Point(attempt=int(record["attempt"]), step=int(record["step"]), metrics=metrics)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def series(points: Iterable[Point], name: str) -> list[tuple[int, float]]:
+    """One metric over steps. A step that was trained again counts as it came out last."""
+    values = {point.step: point.metrics[name] for point in points if name in point.metrics}
+    return sorted(values.items())
+
+
+def changes(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Where a metric got a new value: reports repeat the last evaluation until the next one."""
+    earlier = [None, *(value for _, value in values)]
+    return [(step, value) for (step, value), before in zip(values, earlier, strict=False) if value != before]

@@ -1,0 +1,89 @@
+"""What can be known to be wrong before anything is spent. Every problem is one sentence that names the fix."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from piton.contract.duration import parse_duration
+from piton.core.model import Spec
+from piton.core.render import processes_per_node
+from piton.local import environment
+from piton.local.processes import search_path
+
+
+def recipe_problems(spec: Spec) -> list[str]:
+    """What the recipe says of its config, data and number of processes; nothing where no trainer is installed."""
+    if spec.trainer.recipe is None:
+        return []
+    try:
+        from piton_trainer.recipes import catalog
+    except ImportError:
+        return []
+    seconds = parse_duration(spec.limits.training_time) if spec.limits.training_time else None
+    try:
+        config = catalog.check(spec.trainer.recipe, spec.trainer.config)
+        config.check_length(seconds)
+        config.check_world(spec.workers.nodes * processes_per_node(spec))
+        config.check_data()
+    except ValueError as error:
+        return [f"spec.{error}"]
+    return []
+
+
+def check(spec: Spec) -> None:
+    """Whether this machine can run it.
+
+    Raises:
+        ValueError: it cannot; the first problem, as a sentence.
+    """
+    problem = next(_problems(spec), None)
+    if problem:
+        raise ValueError(problem)
+
+
+def _problems(spec: Spec) -> Iterator[str]:
+    if spec.suspend:
+        yield "spec.suspend: the run is told to hold; remove the field to train here"
+    yield from _program_problems(spec)
+    yield from recipe_problems(spec)
+    wanted, found = spec.workers.nodes * spec.workers.gpus_per_node, len(gpus())
+    if wanted > found:
+        yield (
+            f"spec.workers: {wanted} GPUs are asked for (nodes x gpusPerNode) and this machine has {found}; "
+            f"write gpusPerNode: {found // spec.workers.nodes}" + (" to train on the CPU" if found == 0 else "")
+        )
+    try:
+        environment.secrets(spec, os.environ)
+    except ValueError as error:
+        yield str(error)
+
+
+def _program_problems(spec: Spec) -> Iterator[str]:
+    if spec.trainer.command and shutil.which(spec.trainer.command[0], path=search_path()) is None:
+        program = spec.trainer.command[0]
+        yield f"spec.trainer.command: there is no program {program} here; install it, or give the path to it"
+    if spec.trainer.recipe and not _trainer_installed():
+        yield "spec.trainer.recipe: the trainer is not installed here; say pip install 'piton-operator[trainer]'"
+
+
+def _trainer_installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torch") is not None and find_spec("piton_trainer") is not None
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that this command may use, as CUDA_VISIBLE_DEVICES spells them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(str(index) for index, line in enumerate(_gpu_lines(listing.stdout)) if line)
+
+
+def _gpu_lines(listing: str) -> list[str]:
+    return [line for line in listing.splitlines() if line.startswith("GPU ")]

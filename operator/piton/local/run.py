@@ -1,0 +1,261 @@
+"""`piton run`: drives one run on this machine from here to its end, or to Ctrl-C.
+
+    check -> take the folder -> kill what an earlier command left -> loop -> draw the curve
+
+The loop reconciles whenever something happens: a report, the end of a process, a signal, a moment that the core named.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from piton.clock import SystemClock
+from piton.contract.progress import Progress
+from piton.core.backoff import Pace
+from piton.core.conditions import SUCCEEDED
+from piton.core.effects import Announcement
+from piton.core.model import Phase, RunStatus, Spec
+from piton.core.reasons import Reason
+from piton.core.render import GRACE_SECONDS
+from piton.drive import reconcile
+from piton.local import continuing, curve, metrics, preflight, processes, sweep
+from piton.local.drills import Drill
+from piton.local.folder import RunFolder, State, opened
+from piton.local.server import receiving
+from piton.local.summary import Summary, summarise
+from piton.local.world import LocalWorld
+from piton.ports import Announcer, Clock, Conflict, Unavailable
+
+LOCAL_PACE = Pace(
+    backoff_seconds=1.0,
+    backoff_seconds_max=60.0,
+    evidence_seconds=1.0,  # no machine is far away: peers that fall together fall within a second
+    start_seconds=0.0,  # a program that is not there will not come
+    kept_records=1000,  # recovery is summed up over all attempts
+    progress_seconds=1.0,
+)
+_POLL_SECONDS = 0.05
+_RETRY_SECONDS = 1.0
+_INTERRUPTED = "Interrupted: the trainers save and stop; once more kills them"
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the user asked for."""
+
+    name: str
+    spec: Spec
+    root: Path
+    """The run's folder."""
+    fresh: bool = False
+    """Start over, whatever lies there."""
+    drills: tuple[Drill, ...] = ()
+    notice_seconds: float = 30.0
+    """From SIGTERM to SIGKILL in a drill with notice. A spot machine gives 120."""
+    pace: Pace = LOCAL_PACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What there is to show at a moment."""
+
+    name: str
+    status: RunStatus
+    progress: Progress | None
+    objective: str | None
+    now: datetime
+
+
+class Audience(Announcer, Protocol):
+    """Who watches a run. Neither method may raise."""
+
+    def show(self, view: View) -> None:
+        """Take the newest view; called 20 times a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the command ended."""
+
+    summary: Summary
+    trained: bool = True
+    """False: the run was finished before."""
+    interrupted: signal.Signals | None = None
+    failed_log: Path | None = None
+    """The log of the replica that failed first, for a run that failed."""
+
+
+def run(order: Order, audience: Audience, clock: Clock | None = None) -> Ending:
+    """Drive the run until it ends or is interrupted.
+
+    Raises:
+        ValueError: it cannot be started; one sentence that says why and what to do.
+    """
+    clock = clock or SystemClock()
+    preflight.check(order.spec)
+    with opened(order.root) as folder:
+        left = sweep.kill_marked(folder.mark, _recorded(folder))
+        if order.fresh:
+            folder.clear()
+        state = continuing.state_of(folder, name=order.name, spec=order.spec, now=clock.now())
+        if state.status.is_true(SUCCEEDED):
+            return Ending(summary=summarise(folder, state, ()), trained=False)
+        _save_first(folder, state)
+        return _train(order, audience, clock, folder, state, left)
+
+
+def _recorded(folder: RunFolder) -> tuple[sweep.Process, ...]:
+    """The processes of the last command, if it left word of them."""
+    with contextlib.suppress(ValueError):
+        state = folder.load()
+        return state.leftovers if state else ()
+    return ()
+
+
+def _save_first(folder: RunFolder, state: State) -> None:
+    try:
+        folder.save(state)
+    except OSError as error:
+        raise ValueError(
+            f"{folder.root} cannot be written ({error.strerror}); name another folder with --dir"
+        ) from error
+
+
+def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, state: State, left: int) -> Ending:
+    def hear(attempt: int, progress: Progress) -> None:
+        metrics.append(folder.metrics_file, attempt, progress)
+
+    with receiving(hear) as receiver, processes.watchdog(folder.mark, GRACE_SECONDS):
+        world = LocalWorld(
+            folder=folder,
+            state=state,
+            receiver=receiver,
+            clock=clock,
+            drills=order.drills,
+            notice_seconds=order.notice_seconds,
+            devices=preflight.gpus() if order.spec.workers.gpus_per_node else (),
+        )
+        try:
+            interrupted = asyncio.run(_Loop(world, clock, audience, order).drive(left))
+        finally:
+            world.kill()
+    _draw(folder, world.state)
+    return Ending(
+        summary=summarise(folder, world.state, [drill.text for drill in world.drills_left()]),
+        interrupted=interrupted,
+        failed_log=world.failed_log() if world.state.status.phase is Phase.FAILED else None,
+    )
+
+
+def _draw(folder: RunFolder, state: State) -> None:
+    """The curve is a courtesy: a disk that does not take it changes nothing about the run."""
+    objective = state.spec.objective.metric if state.spec.objective else None
+    with contextlib.suppress(OSError):
+        curve.draw(
+            folder.curve_file,
+            name=state.name,
+            points=metrics.read(folder.metrics_file),
+            objective=objective,
+            attempts=state.status.attempts,
+        )
+
+
+class _Loop:
+    """The loop, with the signals that it has heard."""
+
+    def __init__(self, world: LocalWorld, clock: Clock, audience: Audience, order: Order) -> None:
+        self.world = world
+        self.clock = clock
+        self.audience = audience
+        self.order = order
+        self.wake = asyncio.Event()
+        self.interrupted: signal.Signals | None = None
+        self.told: set[str] = set()
+
+    async def drive(self, left: int) -> signal.Signals | None:
+        """Reconcile until the run is over or stopped; the signal that stopped it."""
+        if left:
+            message = f"Killed {left} process(es) that an earlier command had left behind"
+            await self._tell(Announcement(severity="Warning", reason=Reason.RETRYING, message=message))
+        with self._signals():
+            look_at: datetime | None = self.clock.now()
+            heard: Progress | None = None
+            while True:
+                changed = self.world.poll() or self.wake.is_set() or self.world.progress is not heard
+                if changed or (look_at is not None and self.clock.now() >= look_at):
+                    self.wake.clear()
+                    heard = self.world.progress
+                    look_at = await self._pass()
+                self._show()
+                if self.world.over or self._stopped():
+                    return self.interrupted
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.wake.wait(), _POLL_SECONDS)
+
+    async def _pass(self) -> datetime | None:
+        """Look for a drill and reconcile, again and again while there is something to do at once."""
+        seconds: float | None = 0.0
+        if self.interrupted:
+            await self._tell(Announcement(reason=Reason.SUSPENDED, message=_INTERRUPTED))
+        try:
+            while seconds == 0.0:
+                drill = self.world.drill()
+                if drill:
+                    await self._tell(drill)
+                decision = await reconcile(self.world, self.clock, self.audience, self.order.pace)
+                assert decision is not None
+                seconds = None if self._stopped() else decision.look_again_seconds
+        except Conflict:
+            seconds = 0.0
+        except Unavailable as error:
+            await self._tell(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            seconds = _RETRY_SECONDS
+        return None if seconds is None else self.clock.now() + timedelta(seconds=seconds)
+
+    def _stopped(self) -> bool:
+        status = self.world.state.status
+        return self.interrupted is not None and status.phase is Phase.SUSPENDED and not self.world.alive
+
+    def _show(self) -> None:
+        spec = self.world.state.spec
+        self.audience.show(
+            View(
+                name=self.world.state.name,
+                status=self.world.state.status,
+                progress=self.world.progress,
+                objective=spec.objective.metric if spec.objective else None,
+                now=self.clock.now(),
+            )
+        )
+
+    async def _tell(self, announcement: Announcement) -> None:
+        """The same words are told once."""
+        if announcement.message not in self.told:
+            self.told.add(announcement.message)
+            await self.audience.announce(announcement)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for signum in _STOP_SIGNALS:
+            loop.add_signal_handler(signum, self._interrupt, signum)
+        try:
+            yield
+        finally:
+            for signum in _STOP_SIGNALS:
+                loop.remove_signal_handler(signum)
+
+    def _interrupt(self, signum: signal.Signals) -> None:
+        """The first signal asks for a save and an end; the second one does not wait."""
+        if self.interrupted is None:
+            self.interrupted = signum
+            self.world.interrupted = True
+        else:
+            self.world.kill()
+        self.wake.set()

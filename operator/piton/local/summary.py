@@ -1,0 +1,121 @@
+"""What a command has to tell at its end, as one value: printed for people, or as one JSON object for machines."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED
+from piton.core.model import AttemptStatus, RunStatus, Verdict
+from piton.local.folder import RunFolder, State
+
+_TAKEN = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The state of a run when its command ends."""
+
+    name: str
+    phase: str
+    reason: str | None
+    message: str
+    final_step: int | None
+    lost_steps: int
+    preemptions: int
+    attempts: int
+    failures: int
+    infrastructure_failures: int
+    best_metric: float | None
+    best_step: int | None
+    weights_digest: str | None
+    checkpoint: Path | None
+    """The newest one."""
+    best_checkpoint: Path | None
+    recovery_seconds: float
+    """From each loss of a machine to the first trained step of the next attempt, summed up."""
+    drills_not_fired: tuple[str, ...]
+    curve: Path | None
+    logs: Path
+
+    def to_wire(self) -> dict[str, Any]:
+        """As plain values, camelCase; JSON has no other numbers than finite ones."""
+        return {
+            "name": self.name,
+            "phase": self.phase,
+            "reason": self.reason,
+            "message": self.message,
+            "finalStep": self.final_step,
+            "lostSteps": self.lost_steps,
+            "preemptions": self.preemptions,
+            "attempts": self.attempts,
+            "failures": self.failures,
+            "infrastructureFailures": self.infrastructure_failures,
+            "bestMetric": self.best_metric if self.best_metric is None or math.isfinite(self.best_metric) else None,
+            "bestStep": self.best_step,
+            "weightsDigest": self.weights_digest,
+            "checkpoint": _text(self.checkpoint),
+            "bestCheckpoint": _text(self.best_checkpoint),
+            "recoverySeconds": self.recovery_seconds,
+            "drillsNotFired": list(self.drills_not_fired),
+            "curve": _text(self.curve),
+            "logs": str(self.logs),
+        }
+
+
+def summarise(folder: RunFolder, state: State, drills_not_fired: Sequence[str]) -> Summary:
+    """Sum a run up from its folder and state."""
+    status, complete = state.status, folder.complete()
+    result = status.result
+    condition = next(
+        (c for kind in (SUCCEEDED, FAILED, SUSPENDED) if status.is_true(kind) and (c := status.condition(kind))), None
+    )
+    best_step = result.best_step if result else None
+    best_metric = complete.best_metric if complete else None
+    if best_metric is None and result and result.best_metric is not None:
+        best_metric = float(result.best_metric)
+    return Summary(
+        name=state.name,
+        phase=status.phase.value,
+        reason=condition.reason.value if condition else None,
+        message=condition.message if condition else "",
+        final_step=_final_step(status),
+        lost_steps=status.lost.steps,
+        preemptions=status.preemptions,
+        attempts=status.attempt,
+        failures=status.failures,
+        infrastructure_failures=status.infrastructure_failures,
+        best_metric=best_metric,
+        best_step=best_step,
+        weights_digest=result.weights_digest if result else None,
+        checkpoint=folder.newest_checkpoint(),
+        best_checkpoint=folder.checkpoint(best_step),
+        recovery_seconds=round(recovery_seconds(status.attempts), 3),
+        drills_not_fired=tuple(drills_not_fired),
+        curve=folder.curve_file if folder.curve_file.exists() else None,
+        logs=folder.root / "logs",
+    )
+
+
+def recovery_seconds(attempts: Sequence[AttemptStatus]) -> float:
+    """From each loss of a machine to the first trained step after it, summed up."""
+    total = 0.0
+    for lost, following in pairwise(attempts):
+        if lost.verdict in _TAKEN and lost.ended_time and following.training_time:
+            total += (following.training_time - lost.ended_time).total_seconds()
+    return total
+
+
+def _final_step(status: RunStatus) -> int | None:
+    """The step that the run ended at, or has reached so far."""
+    if status.result and status.result.step is not None:
+        return status.result.step
+    steps = [attempt.step for attempt in status.attempts if attempt.step is not None]
+    saved = [status.checkpoint.step] if status.checkpoint else []
+    return steps[-1] if steps else max(saved, default=None)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

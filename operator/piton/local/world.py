@@ -1,0 +1,249 @@
+"""One run on this machine: implements `piton.ports.World` on processes and a folder.
+
+It carries out what the core decides and drills that the user orders, and it shows the evidence. It decides nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import assert_never
+
+from torchx import specs
+
+from piton.contract import names
+from piton.contract.duration import format_duration
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton.core.conditions import settled
+from piton.core.effects import (
+    Announcement,
+    CreateVolume,
+    Effect,
+    HoldRun,
+    ReleaseRun,
+    RemoveReplica,
+    StartAttempt,
+    StopAttempt,
+)
+from piton.core.model import Meta, RunStatus, Spec
+from piton.core.observed import Observed, VolumeSeen
+from piton.core.reasons import Reason
+from piton.core.render import GRACE_SECONDS, appdef, assignment
+from piton.local import environment, processes
+from piton.local.attempt import LocalAttempt
+from piton.local.drills import Drill, first_due, pending
+from piton.local.folder import ProcessRecord, RunFolder, State, replace_text
+from piton.local.server import Receiver
+from piton.ports import Clock, Refused, Unavailable
+
+LEAVE_SECONDS = 30.0
+"""How long trainers may take to leave after the final manifest, which is written a moment before they end."""
+
+
+class LocalWorld:
+    """A run's world. `poll` and `drill` belong to the loop in run.py; the rest is the port."""
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        state: State,
+        receiver: Receiver,
+        clock: Clock,
+        drills: Sequence[Drill] = (),
+        notice_seconds: float = 30.0,
+        devices: Sequence[str] = (),
+    ) -> None:
+        self.folder = folder
+        self.state = state
+        self.interrupted = False
+        """The user wants it to stop for now; the same as `suspend: true`."""
+        self._receiver = receiver
+        self._clock = clock
+        self._drills = drills
+        self._notice_seconds = notice_seconds
+        self._devices = devices
+        self._attempts: dict[int, LocalAttempt] = {}
+        self._proven = False
+        """The final manifest had been seen at the last poll."""
+        self._touched = False
+        """An attempt was stopped since the last poll, which may have been its end already."""
+
+    # --- the port ----------------------------------------------------------------------------------------------------
+
+    async def observe(self) -> Observed:
+        """Gather everything about the run."""
+        seen = [attempt.seen() for attempt in self._attempts.values()]
+        return Observed(
+            meta=self._meta(),
+            spec=self._spec(),
+            status=self.state.status,
+            volume=VolumeSeen(exists=self.folder.checkpoints.is_dir()),
+            attempts=tuple(attempt for attempt in seen if attempt),
+            progress=self.progress,
+            complete=self._complete(),
+        )
+
+    async def apply(self, effect: Effect) -> None:
+        """Carry out one effect."""
+        match effect:
+            case HoldRun():
+                self._save(held=True)
+            case ReleaseRun():
+                self._save(held=False)
+            case CreateVolume():
+                self._create(self.folder.checkpoints)
+            case StartAttempt(number=number):
+                self._start(number)
+            case StopAttempt(number=number):
+                self._stop(number)
+            case RemoveReplica(number=number, name=name):
+                if number in self._attempts:
+                    self._attempts[number].kill(name)
+            case _:
+                assert_never(effect)
+
+    async def write_status(self, status: RunStatus) -> None:
+        """Replace the run's status."""
+        self._save(status=status)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress | None:
+        """The newest report of the newest attempt."""
+        return self._receiver.newest(self.state.status.attempt)
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended for good and nothing of it is left."""
+        return settled(self.state.status) and not self.state.held and not self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether any process is left."""
+        return any(attempt.alive for attempt in self._attempts.values())
+
+    def poll(self) -> bool:
+        """Look after the processes; whether something has changed."""
+        now = self._clock.now()
+        changed = [self._touched, *(attempt.poll(now) for attempt in self._attempts.values())]
+        proven = self._complete() is not None
+        changed.append(proven != self._proven)
+        self._touched, self._proven = False, proven
+        return any(changed)
+
+    def drill(self) -> Announcement | None:
+        """Carry out the first due drill, if there is a machine to lose; written down first, so that it fires once."""
+        attempt = self._attempts.get(self.state.status.attempt)
+        if attempt is None or not attempt.undisturbed:
+            return None
+        now = self._clock.now()
+        due = first_due(self.drills_left(), progress=self.progress, seconds=(now - self.state.created).total_seconds())
+        if due is None:
+            return None
+        self._save(drills_fired=(*self.state.drills_fired, due.text))
+        return self._reclaim(attempt, due, now)
+
+    def drills_left(self) -> tuple[Drill, ...]:
+        """The drills that have not fired."""
+        return pending(self._drills, self.state.drills_fired)
+
+    def kill(self) -> None:
+        """SIGKILL to everything; nobody waits any more."""
+        for attempt in self._attempts.values():
+            attempt.kill()
+
+    def failed_log(self) -> Path | None:
+        """The log of the replica that failed first in the newest attempt of this command."""
+        return self._attempts[max(self._attempts)].failed_log() if self._attempts else None
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _meta(self) -> Meta:
+        return Meta(
+            name=self.state.name,
+            uid=self.state.name,
+            generation=1,
+            created=self.state.created,
+            held=self.state.held,
+        )
+
+    def _spec(self) -> Spec:
+        return self.state.spec.model_copy(update={"suspend": True}) if self.interrupted else self.state.spec
+
+    def _complete(self) -> Complete | None:
+        """The final manifest, once the trainers are gone or have had the time for it."""
+        complete = self.folder.complete()
+        if complete and self.alive:
+            written = (self.folder.checkpoints / names.COMPLETE_FILE).stat().st_mtime
+            return complete if self._clock.now().timestamp() - written > LEAVE_SECONDS else None
+        return complete
+
+    def _save(self, **fields: object) -> None:
+        state = self.state.model_copy(update=fields)
+        try:
+            self.folder.save(state)
+        except OSError as error:
+            raise Unavailable(f"{self.folder.root} does not take the run's state: {error.strerror}") from error
+        self.state = state
+
+    def _create(self, *folders: Path) -> None:
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self.folder.config_file, assignment(self.state.spec).to_json())
+        except OSError as error:
+            raise Refused(f"{error.filename} cannot be written: {error.strerror}") from error
+
+    def _start(self, number: int) -> None:
+        if number in self._attempts:
+            return
+        self._create(self.folder.attempt(number))
+        self._attempts = {n: a for n, a in self._attempts.items() if a.alive or not a.deleting}
+        nodes = range(self.state.spec.workers.nodes)
+        attempt = LocalAttempt(
+            number=number,
+            termination_logs=[self.folder.attempt(number) / f"termination-{node}.json" for node in nodes],
+        )
+        try:
+            attempt.replicas = processes.start(self._app(number), logs=self.folder.logs(number), devices=self._devices)
+        except OSError as error:
+            attempt.why_not_started = f"{error.strerror}: {error.filename}"
+        self._attempts[number] = attempt
+        identities = [replica.identity for replica in attempt.replicas]
+        records = tuple(ProcessRecord(pid=i.pid, started=i.started) for i in identities if i)
+        self._save(processes=records)
+
+    def _app(self, number: int) -> specs.AppDef:
+        """The attempt's AppDef, in which only our own variables are macros."""
+        place = environment.place(
+            self.folder, self.state.spec, number, url=self._receiver.url(number), python=sys.executable
+        )
+        app = appdef(self._meta(), self.state.spec, number, place)
+        ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
+        role = app.roles[0]
+        role.args = [processes.literal(argument) for argument in role.args]
+        role.env = {k: v if k in ours else processes.literal(v) for k, v in role.env.items()}
+        return app
+
+    def _stop(self, number: int) -> None:
+        attempt = self._attempts.get(number)
+        if attempt is None:
+            return
+        self._touched = True
+        if attempt.alive or attempt.why_not_started:
+            attempt.stop(self._clock.now(), GRACE_SECONDS)
+        else:
+            del self._attempts[number]
+
+    def _reclaim(self, attempt: LocalAttempt, drill: Drill, now: datetime) -> Announcement:
+        at = "" if self.progress is None or self.progress.step is None else f" at step {self.progress.step}"
+        if drill.kind == "kill":
+            attempt.lose()
+            message = f"Drill {drill.text}{at}: the machine is gone, without notice"
+            return Announcement(severity="Warning", reason=Reason.NODE_GONE, message=message)
+        attempt.reclaim(now, self._notice_seconds)
+        message = f"Drill {drill.text}{at}: the machine goes in {format_duration(self._notice_seconds)}"
+        return Announcement(severity="Warning", reason=Reason.NODE_RECLAIMED, message=message)

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cli.conftest import Piton
+from local.helpers import fake_parts, write_manifest
+
+
+def test_validate_says_ok_to_a_good_run(tmp_path: Path, piton: Piton) -> None:
+    result = piton("validate", write_manifest(tmp_path / "run.yaml", **fake_parts()))
+
+    assert (result.code, result.err) == (0, "")
+    assert "run.yaml: ok, fake is a TrainingRun" in result.out
+
+
+def test_validate_tells_every_problem_on_a_line_of_its_own(tmp_path: Path, piton: Piton) -> None:
+    parts = fake_parts(worker={}, limits={"failures": 0, "deadline": "soon"})
+    result = piton("validate", write_manifest(tmp_path / "run.yaml", **parts))
+
+    assert result.code == 2
+    lines = result.err.splitlines()
+    assert len(lines) == 3
+    for words in ("spec.worker: unknown field", "spec.limits.failures: 0 is out of range", "spec.limits.deadline"):
+        assert any(words in line for line in lines)
+
+
+def test_validate_asks_the_recipe(tmp_path: Path, piton: Piton) -> None:
+    trainer = {"image": "none", "recipe": "charlm", "config": {"depths": 3}}
+    result = piton("validate", write_manifest(tmp_path / "run.yaml", trainer=trainer))
+
+    assert result.code == 2
+    assert "spec.trainer.config.depths: charlm has no such setting" in result.err
+
+
+def test_plan_shows_the_rules_and_everything_that_would_run(tmp_path: Path, piton: Piton) -> None:
+    result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts()))
+
+    assert result.code == 0
+    assert "due: attempt 1 is about to start" in result.out
+    assert "-> StartAttempt number 1 (reason: FirstAttempt)" in result.out
+    documents = [document for document in yaml.safe_load_all(result.out.split("---\n", 1)[1]) if document]
+    assert [document.get("kind", "AppDef") for document in documents] == [
+        "AppDef",
+        "PyTorchJob",
+        "PersistentVolumeClaim",
+    ]
+    assert "&id" not in result.out
+
+
+def test_plan_as_json_is_one_object(tmp_path: Path, piton: Piton) -> None:
+    volume: dict[str, Any] = {"volume": {"claimName": "mine"}}
+    result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts(checkpoint=volume)), "--json")
+    found = json.loads(result.out)
+
+    assert [decision["rule"] for decision in found["decisions"]] == ["unheld", "due", "start"]
+    effects = [effect["effect"] for decision in found["decisions"] for effect in decision["effects"]]
+    assert effects == ["HoldRun", "StartAttempt"], "a claim that exists is not made"
+    assert found["appDef"]["command"][0] == "python"
+    assert found["pyTorchJob"]["metadata"]["name"] == "fake-1"
+    assert found["volumeClaim"] is None
+
+
+def test_plan_of_a_suspended_run_starts_nothing(tmp_path: Path, piton: Piton) -> None:
+    result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts(suspend=True)), "--json")
+    decisions = json.loads(result.out)["decisions"]
+
+    assert decisions[-1]["phase"] == "Suspended"
+    assert all(effect["effect"] == "HoldRun" for decision in decisions for effect in decision["effects"])

@@ -1,0 +1,114 @@
+"""`piton run` as people and machines use it: what it prints, how it is stopped, and what it exits with."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Piton
+from local.helpers import a_command, alive, eventually, fake_parts, text_of, train, write_manifest
+
+
+def command(tmp_path: Path, *fake: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
+    file = write_manifest(tmp_path / "run.yaml", **fake_parts(*fake))
+    return ("run", str(file), "--dir", str(tmp_path / "run"), *options)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def held(tmp_path: Path, step: int = 7) -> int:
+    """Wait until the trainer waits; its process id."""
+    return int(eventually(lambda: text_of(tmp_path / f"run/checkpoints/held-{step}")))
+
+
+def test_json_is_one_object_and_everything_else_goes_to_stderr(tmp_path: Path) -> None:
+    arguments = command(tmp_path, "--hold-at", "7", options=("--json", "--drill", "kill@step7"))
+    with a_command(*arguments, cwd=tmp_path) as process:
+        code, out, err = finish(process)
+
+    summary: dict[str, Any] = json.loads(out)
+    assert code == 0
+    assert out.count("\n") == 1
+    assert {"name", "phase", "reason", "finalStep", "lostSteps", "preemptions", "attempts", "failures", "bestMetric",
+            "weightsDigest", "checkpoint", "recoverySeconds"} <= set(summary)  # fmt: skip
+    assert (summary["name"], summary["phase"], summary["finalStep"]) == ("fake", "Succeeded", 20)
+    assert (summary["lostSteps"], summary["preemptions"], summary["attempts"]) == (2, 1, 2)
+    assert summary["checkpoint"] == str(tmp_path / "run/checkpoints/step-000000020")
+    assert "Drill kill@step7 at step 7" in err
+    assert "2 were trained twice" in err
+    assert "Traceback" not in err
+
+
+def test_a_failed_run_exits_with_1_and_shows_the_end_of_the_log(tmp_path: Path, piton: Piton) -> None:
+    result = piton(*command(tmp_path, "--end", "diverged", options=("--quiet", "--json")))
+
+    assert result.code == 1
+    assert json.loads(result.out)["phase"] == "Failed"
+    assert "the fake diverged" in result.err
+    assert f"The last lines of {tmp_path}/run/logs/attempt-1/trainer-0/output.log" in result.err
+
+
+def test_a_finished_run_says_so_and_exits_with_0(tmp_path: Path, piton: Piton) -> None:
+    arguments = command(tmp_path, options=("--json",))
+    first, again = piton(*arguments), piton(*arguments)
+
+    assert (first.code, again.code) == (0, 0)
+    assert "finished already; nothing was trained" in again.err
+    assert json.loads(again.out) == json.loads(first.out)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_stops_and_the_same_command_continues(
+    signum: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    undisturbed, _ = train(tmp_path / "undisturbed")
+    arguments = command(tmp_path, "--hold-at", "7", options=("--json",))
+    with a_command(*arguments, cwd=tmp_path) as process:
+        trainer = held(tmp_path)
+        process.send_signal(signum)
+        stopped = finish(process)
+    with a_command(*arguments, cwd=tmp_path) as process:
+        continued = finish(process)
+
+    assert stopped[0] == code
+    assert "saved at step 7; the same command continues" in stopped[2]
+    assert json.loads(stopped[1])["phase"] == "Suspended"
+    assert not alive(trainer)
+    assert continued[0] == 0
+    summary = json.loads(continued[1])
+    assert (summary["attempts"], summary["lostSteps"], summary["preemptions"], summary["failures"]) == (2, 0, 0, 0)
+    assert summary["weightsDigest"] == undisturbed.summary.weights_digest
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with a_command(*command(tmp_path, "--hold-at", "7", "--deaf"), cwd=tmp_path) as process:
+        trainer = held(tmp_path)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "once more kills them" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        code, _, err = finish(process)
+
+    assert code == 130
+    assert "saved at step 5; the same command continues" in err
+    assert not alive(trainer)
+
+
+def test_a_second_command_on_the_same_folder_is_refused(tmp_path: Path, piton: Piton) -> None:
+    arguments = command(tmp_path, "--hold-at", "7")
+    with a_command(*arguments, cwd=tmp_path) as process:
+        held(tmp_path)
+        second = piton(*arguments, "--fresh")
+        process.send_signal(signal.SIGINT)
+        code, _, _ = finish(process)
+
+    assert (second.code, code) == (2, 130)
+    assert f"another `piton run` (process {process.pid}) works in" in second.err

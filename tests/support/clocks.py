@@ -1,0 +1,22 @@
+"""A clock that stands still until a test moves it."""
+
+from datetime import UTC, datetime, timedelta
+
+from piton_trainer.clock import Clock
+
+
+class FakeClock(Clock):
+    """Starts at noon."""
+
+    def __init__(self) -> None:
+        self._passed = 0.0
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Let time go by."""
+        self._passed += seconds
+
+    def monotonic(self) -> float:
+        return self._passed
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 31, 12, tzinfo=UTC) + timedelta(seconds=self._passed)

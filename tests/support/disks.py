@@ -1,0 +1,58 @@
+"""Disks that fail where a test says: `FullDisk(step=8, file="shard")`."""
+
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+
+from piton.contract import names
+from piton_trainer.checkpoint import layout
+
+
+class FullDisk(layout.Disk):
+    """A disk on which a file of a certain kind does not fit any more, from a step on."""
+
+    def __init__(self, *, step: int, file: str, code: int = errno.ENOSPC) -> None:
+        self.step, self.file, self.code = step, file, code
+
+    def writer(self, folder: Path) -> FileSystemWriter:
+        writer = super().writer(folder)
+        if self.file == "shard" and names.step_folder(self.step) in folder.name:
+            writer.fs = FullFileSystem(self.code)
+        return writer
+
+    def write(self, path: Path, text: str) -> None:
+        if path.name == self.file and names.step_folder(self.step) in path.parent.name:
+            raise OSError(self.code, "No space left on device")
+        super().write(path, text)
+
+
+class FullFileSystem(FileSystem):
+    """Takes some bytes of a file, then no more."""
+
+    def __init__(self, code: int, *, room: int = 9000) -> None:
+        self.code, self.room = code, room
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        with io.BufferedWriter(FullFile(path, mode, self.code, self.room)) as file:
+            yield file
+
+
+class FullFile(io.FileIO):
+    def __init__(self, path: str | os.PathLike[str], mode: str, code: int, room: int) -> None:
+        super().__init__(os.fspath(path), mode)
+        self.code, self.room = code, room
+
+    def write(self, data: Any) -> int:
+        # As the kernel does it: a part of the data at first, and only then the error.
+        part = memoryview(data)[: self.room]
+        if not part:
+            raise OSError(self.code, "No space left on device")
+        self.room -= len(part)
+        return super().write(part)

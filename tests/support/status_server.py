@@ -1,0 +1,65 @@
+"""A server that takes progress reports, as the operator would: real HTTP on a port of this machine."""
+
+import json
+import ssl
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+from piton.contract.progress import Progress, Wishes
+
+
+class StatusServer:
+    """Collects reports; `answer` says what to reply to each."""
+
+    def __init__(self, answer: Callable[[Progress], Wishes] | None = None, *, status: int = 200) -> None:
+        self.reports: list[Progress] = []
+        self.tokens: list[str | None] = []
+        self.paths: list[str] = []
+        self._answer = answer or (lambda _: Wishes())
+        self._status = status
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._scheme = "http"
+
+    def secure(self, certificate: str, key: str) -> None:
+        """Speak TLS."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._scheme = "https"
+
+    @property
+    def url(self) -> str:
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}/apis/status?run=tiny"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                progress = Progress.from_wire(json.loads(body))
+                owner.paths.append(self.path)
+                owner.tokens.append(self.headers.get("Authorization"))
+                owner.reports.append(progress)
+                answer = owner._answer(progress).to_json().encode()
+                self.send_response(owner._status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+                """Nothing: the tests look at the reports."""
+
+        return Handler

@@ -1,0 +1,72 @@
+"""The style that a linter cannot see."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from piton.crd import crd
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [*(ROOT / "operator" / "piton").rglob("*.py"), *(ROOT / "trainer" / "piton_trainer").rglob("*.py")]
+CLOCKS = {"operator/piton/clock.py", "trainer/piton_trainer/clock.py"}
+"""The only files that read the time of day."""
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("folder", ["operator", "trainer", "tests"])
+def test_plain_folders_are_no_packages(folder: str) -> None:
+    """An `operator/__init__.py` would replace Python's own `operator`."""
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_the_crd_is_the_models() -> None:
+    written = yaml.safe_load((ROOT / "crds" / "trainingruns.piton.dev.yaml").read_text())
+
+    assert written == crd(), "run `make crd`"
+
+
+def test_only_the_clocks_read_the_time_of_day() -> None:
+    readers = {relative(path) for path in SOURCES for name in clock_reads(path) if relative(path) not in CLOCKS}
+
+    assert readers == set()
+
+
+def clock_reads(path: Path) -> Iterator[str]:
+    """Calls of datetime.now, datetime.utcnow and time.time; monotonic clocks only measure."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = f"{node.value.id}.{node.attr}"
+            if name in ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns"):
+                yield name
+
+
+def test_exports_are_sorted() -> None:
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and any(
+                isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
+            ):
+                exports = ast.literal_eval(node.value)
+                assert exports == sorted(exports), relative(path)
+
+
+def test_the_operator_starts_without_torch() -> None:
+    program = "import sys, piton.kube.app, piton.cli, piton.core.pytorchjob; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "False"
+
+
+def test_a_recipe_is_checked_without_torch() -> None:
+    program = "import sys, piton_trainer.recipes.catalog as c; c.config_model('charlm'); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert found.stdout.strip() == "False", found.stderr
