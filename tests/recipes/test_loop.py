@@ -1,0 +1,111 @@
+"""The shared loop, with the real session and `charlm`: it learns, it resumes, and nothing else changes its weights."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from piton_trainer.clock import Clock
+from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.loop import Average, Throughput, peak_flops
+from piton_trainer.recipes.charlm.config import CharlmConfig
+from support.charlm import TINY, CrashError, attempt, changed, completion, crash, terminate
+
+
+def test_twenty_steps_teach_it_something(tmp_path: Path) -> None:
+    metrics = attempt(tmp_path)
+    assert metrics["val_loss"] < 3.5  # it starts at log(104) = 4.64
+    assert completion(tmp_path).step == 20
+
+
+@pytest.mark.parametrize("config", [TINY, changed(ema=None, grad_clip=None, precision="bf16")])
+def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run(
+    tmp_path: Path, config: CharlmConfig
+) -> None:
+    attempt(tmp_path / "undisturbed", config)
+
+    with pytest.raises(CrashError):
+        attempt(tmp_path / "disturbed", config, at=8, action=crash)
+    with pytest.raises(Stopped):
+        attempt(tmp_path / "disturbed", config, at=12, action=terminate)
+    attempt(tmp_path / "disturbed", config)
+
+    one, other = completion(tmp_path / "undisturbed"), completion(tmp_path / "disturbed")
+    assert one.weights_digest == other.weights_digest
+    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+
+
+def test_an_evaluation_leaves_no_trace_in_the_training(tmp_path: Path) -> None:
+    for name, every in (("often", 1), ("once", 1000)):
+        attempt(tmp_path / name, changed(eval_every=every, steps=6))
+    assert completion(tmp_path / "often").weights_digest == completion(tmp_path / "once").weights_digest
+
+
+@pytest.mark.parametrize(("device_batch", "precision"), [(16, "fp32"), (4, "bf16")])
+def test_neither_accumulation_nor_bf16_changes_what_is_learned(
+    tmp_path: Path, device_batch: int, precision: str
+) -> None:
+    plain = attempt(tmp_path / "plain", changed(dropout=0.0))
+    other = attempt(tmp_path / "other", changed(dropout=0.0, device_batch_size=device_batch, precision=precision))
+    assert [other["loss"], other["val_loss"]] == pytest.approx([plain["loss"], plain["val_loss"]], abs=0.02)
+
+
+def test_a_run_without_steps_trains_for_its_time(tmp_path: Path) -> None:
+    attempt(tmp_path, changed(steps=None), training_seconds=1.0)
+    assert completion(tmp_path).reason == "the training time of 1s is spent"
+    assert completion(tmp_path).step >= 1
+
+
+def test_another_text_than_the_checkpoints_is_refused_by_name(tmp_path: Path) -> None:
+    with suppress(CrashError):
+        attempt(tmp_path / "run", at=6, action=crash)
+    (tmp_path / "other.txt").write_text("Something else. " * 1000)
+    with pytest.raises(BadConfig) as caught:
+        attempt(tmp_path / "run", changed(data=str(tmp_path / "other.txt")))
+    assert "the text has other characters than the checkpoint's" in caught.value.detail
+
+
+@pytest.mark.parametrize(("updates", "weight"), [(1, 1.0), (2, 1 - 2 / 11), (3, 1 - 3 / 12), (10_000, 1 - 0.99)])
+def test_the_average_forgets_the_first_weights_soon_and_then_keeps_its_decay(updates: int, weight: float) -> None:
+    model, average = nn.Linear(1, 1, bias=False), Average(nn.Linear(1, 1, bias=False), decay=0.99)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+        if updates > 1:
+            average.update_parameters(model)
+        average.n_averaged.fill_(updates - 1)
+        model.weight.fill_(1.0)
+        average.update_parameters(model)
+    assert average.module.get_parameter("weight").item() == pytest.approx(weight, rel=1e-5)
+
+
+class StoppedClock(Clock):
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def test_throughput_is_the_median_lap_and_does_not_see_a_save() -> None:
+    clock = StoppedClock()
+    throughput = Throughput(tokens_per_step=1000, mfu_per_token=1e-6, clock=clock)
+    assert throughput.lap() == {}
+    for seconds in (0.5, 0.5, 30.0, 0.5):
+        clock.seconds += seconds
+        figures = throughput.lap()
+    assert figures == {"tokens_per_second": 2000.0, "mfu": pytest.approx(0.002)}
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_of_a_card_is_its_own_and_not_its_familys(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak

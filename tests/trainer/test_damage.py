@@ -1,0 +1,214 @@
+"""A checkpoint that is not what its manifest says is noticed, named, and passed over for the one before."""
+
+import errno
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+
+import piton_trainer
+from piton.contract import names
+from piton_trainer.checkpoint import layout
+from piton_trainer.errors import OutOfSpace
+from support import tiny
+from support.disks import FullDisk
+
+OLDER, NEWER = 4, 6
+FILES = ["__0_0.distcp", ".metadata", "state.json"]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two good checkpoints."""
+    directory = tmp_path_factory.mktemp("pristine")
+    tiny.train(directory, at={NEWER: tiny.terminate})
+    return directory
+
+
+@pytest.fixture
+def directory(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def newer(directory: Path) -> Path:
+    return directory / names.step_folder(NEWER)
+
+
+def resumed_from(directory: Path) -> int | None:
+    """The step that a session picks, without training."""
+    with piton_trainer.session(tiny.config(directory)) as session:
+        restored = session.restore(model=tiny.build())
+    return None if restored is None else restored.step
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flipped": (flip, "has flipped bits"),
+    "truncated": (truncate, "bytes instead of"),
+    "deleted": (Path.unlink, "cannot be read: No such file"),
+}
+
+
+def test_without_damage_the_newest_checkpoint_is_chosen(directory: Path) -> None:
+    assert resumed_from(directory) == NEWER
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named_and_the_older_checkpoint_chosen(
+    file: str, kind: str, directory: Path, newer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage, complaint = DAMAGE[kind]
+    damage(newer / file)
+    assert resumed_from(directory) == OLDER
+    assert [r.getMessage() for r in caplog.records if complaint in r.getMessage()] != []
+    assert newer.name in caplog.text
+    assert file in caplog.text
+
+
+def test_the_files_of_a_checkpoint_are_those_that_are_tested_here(newer: Path) -> None:
+    assert sorted(path.name for path in newer.iterdir()) == sorted([*FILES, names.MANIFEST_FILE])
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: path.write_text("{}")])
+def test_without_a_valid_manifest_a_folder_is_no_checkpoint(
+    damage: Callable[[Path], None], directory: Path, newer: Path
+) -> None:
+    damage(newer / names.MANIFEST_FILE)
+    assert resumed_from(directory) == OLDER
+
+
+def test_a_manifest_of_another_step_makes_no_checkpoint(directory: Path, newer: Path) -> None:
+    newer.rename(directory / names.step_folder(9))
+    assert resumed_from(directory) == OLDER
+
+
+def test_when_every_checkpoint_is_damaged_the_run_starts_afresh(directory: Path) -> None:
+    for _, folder in layout.step_folders(directory):
+        flip(folder / "__0_0.distcp")
+    assert resumed_from(directory) is None
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(directory: Path, newer: Path) -> None:
+    flip(newer / "__0_0.distcp")
+    tiny.train(directory, at={NEWER: tiny.terminate})
+    assert resumed_from(directory) == NEWER
+
+
+def test_a_good_checkpoint_is_kept_when_its_step_is_saved_again(directory: Path, newer: Path) -> None:
+    before = (newer / names.MANIFEST_FILE).read_text()
+    flip_later = directory / names.step_folder(OLDER)
+    hidden = newer.rename(directory / "hidden")
+
+    def bring_back(_: piton_trainer.Session) -> None:
+        hidden.rename(newer)
+        tiny.terminate(_)
+
+    assert tiny.train(directory, at={NEWER: bring_back}).resumed_from == OLDER
+    assert flip_later.exists()
+    assert (newer / names.MANIFEST_FILE).read_text() == before
+
+
+class Bomb:
+    """What an attacker would put into a pickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+def forge(folder: Path, index: object) -> None:
+    """Replace a checkpoint's index by another one, with a manifest that agrees."""
+    data = pickle.dumps(index)
+    (folder / ".metadata").write_bytes(data)
+    manifest = json.loads((folder / names.MANIFEST_FILE).read_text())
+    manifest["files"][".metadata"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / names.MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def read_index(folder: Path) -> Metadata:
+    index: Metadata = pickle.loads((folder / ".metadata").read_bytes())
+    return index
+
+
+def test_a_malicious_index_is_refused_unopened(
+    directory: Path, newer: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    forge(newer, Bomb())
+    assert resumed_from(directory) == OLDER
+    assert not (tmp_path / "exploded").exists()
+    assert ".metadata is refused: it asks for pathlib.Path.touch" in caplog.text
+
+
+def test_an_index_with_something_to_unpickle_is_refused(
+    directory: Path, newer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = read_index(newer)
+    index.state_dict_metadata["model/0.weight"] = BytesStorageMetadata()
+    forge(newer, index)
+    assert resumed_from(directory) == OLDER
+    assert "metadata.BytesStorageMetadata" in caplog.text
+
+
+def test_an_index_that_names_a_file_elsewhere_is_refused(
+    directory: Path, newer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = read_index(newer)
+    next(iter(index.storage_data.values())).relative_path = "../elsewhere"
+    forge(newer, index)
+    assert resumed_from(directory) == OLDER
+    assert "it names a file that is not in the manifest" in caplog.text
+
+
+def test_an_index_that_is_no_index_is_refused(directory: Path, newer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forge(newer, {"not": "an index"})
+    assert resumed_from(directory) == OLDER
+    assert "it is not an index of shards" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["shard", layout.STATE_FILE, names.MANIFEST_FILE])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_the_older_checkpoint_and_exits_with_its_code(
+    file: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = tiny.train(tmp_path, disk=FullDisk(step=8, file=file, code=code))
+    assert ran.code == 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names.FENCE_FILE, names.step_folder(4)]
+    assert capsys.readouterr().err == (
+        f"piton: the disk of {tmp_path} is full; the checkpoints that are there are untouched\n"
+    )
+    assert resumed_from(tmp_path) == 4
+
+
+def test_another_error_of_the_disk_is_no_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="rank 0 failed to write its shard: OSError"):
+        tiny.train(tmp_path, disk=FullDisk(step=8, file="shard", code=errno.EIO))
+    assert resumed_from(tmp_path) == 4
+
+
+def test_a_disk_that_fills_up_inside_a_large_tensor_is_a_full_disk_too(tmp_path: Path) -> None:
+    """torch.save then covers the OSError up with a RuntimeError about its own bookkeeping."""
+    session = piton_trainer.session(tiny.config(tmp_path), disk=FullDisk(step=1, file="shard"))
+    with pytest.raises(OutOfSpace), session:
+        train_one_step(session, nn.Linear(50_000, 1))
+
+
+def train_one_step(session: piton_trainer.Session, model: nn.Module) -> None:
+    session.restore(model=model)
+    assert list(session.steps([0])) == [0]

@@ -1,0 +1,74 @@
+"""The bring-your-own example is what it says: a plain script that resumes, and a TrainingRun."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from piton.contract import names
+from piton.core.parse import parse_file
+
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
+SCRIPT = EXAMPLES / "byo_train.py"
+
+
+def start(directory: Path) -> "subprocess.Popen[str]":
+    env = {**os.environ, "OMP_NUM_THREADS": "1", names.ENV_CHECKPOINT_DIR: str(directory / "checkpoints")}
+    return subprocess.Popen([sys.executable, str(SCRIPT)], cwd=directory, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def complete(directory: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((directory / "checkpoints" / names.COMPLETE_FILE).read_text())
+    return found
+
+
+def test_the_script_is_stopped_resumed_and_ends_with_the_weights_of_a_run_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    parts.mkdir()
+    monkeypatch.setenv(names.ENV_CHECKPOINT_DIR, str(whole / "checkpoints"))
+    runpy.run_path(str(SCRIPT))
+    with start(parts) as stopped:
+        try:
+            wait_for(parts / "checkpoints" / names.FENCE_FILE)
+            stopped.send_signal(signal.SIGTERM)
+            stop_words = stopped.communicate(timeout=60)[1]
+        finally:
+            stopped.kill()
+    with start(parts) as resumed:
+        try:
+            resume_words = resumed.communicate(timeout=60)[1]
+        finally:
+            resumed.kill()
+    assert (stopped.returncode, resumed.returncode) == (143, 0)
+    assert stop_words.startswith("piton: told to stop by SIGTERM; ")
+    assert "Traceback" not in stop_words + resume_words
+    assert complete(parts)["weightsDigest"] == complete(whole)["weightsDigest"]
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
+def test_the_script_is_about_30_lines_of_which_4_are_pitons() -> None:
+    lines = [line for line in SCRIPT.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 32
+    assert len([line for line in lines if "session" in line]) == 5
+
+
+def test_the_manifest_is_a_training_run_of_this_script() -> None:
+    manifest = yaml.safe_load((EXAMPLES / "bring-your-own.yaml").read_text())
+    assert (EXAMPLES.parents[1] / manifest["spec"]["trainer"]["command"][1]) == SCRIPT
+    assert parse_file(manifest, now=datetime(2026, 1, 31, tzinfo=UTC)).meta.name == "bring-your-own"

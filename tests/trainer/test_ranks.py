@@ -1,0 +1,205 @@
+"""Two ranks act as one: they save, stop, fail and resume together."""
+
+import json
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import piton_trainer
+from piton.contract import names
+from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.load import newest_good
+from piton_trainer.distributed import Ranks
+from support import ranks, tiny
+from support.disks import FullDisk
+
+
+def on_rank(rank: int, event: tiny.Event) -> tiny.Event:
+    def only_there(session: piton_trainer.Session) -> None:
+        if session.rank == rank:
+            event(session)
+
+    return only_there
+
+
+def digests(exits: list[ranks.Exit]) -> set[str]:
+    return {exit_.result.complete.weights_digest for exit_ in exits}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[ranks.Exit]:
+    directory = tmp_path_factory.mktemp("whole")
+    return ranks.run(2, partial(tiny.train, directory))
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_rank_stops_both_at_one_step_and_nothing_is_lost(
+    told: int, whole: list[ranks.Exit], tmp_path: Path
+) -> None:
+    stopped = ranks.run(2, partial(tiny.train, tmp_path, at={7: on_rank(told, tiny.terminate)}))
+    resumed = ranks.run(2, partial(tiny.train, tmp_path, seed=9))
+    assert [e.result.code for e in stopped] == [143, 143]
+    assert [e.result.resumed_from for e in resumed] == [7, 7]
+    for rank in range(2):
+        assert stopped[rank].result.losses | resumed[rank].result.losses == whole[rank].result.losses
+    assert digests(resumed) == digests(whole)
+
+
+def test_a_rank_that_is_killed_costs_at_most_one_interval(whole: list[ranks.Exit], tmp_path: Path) -> None:
+    def kill(_: piton_trainer.Session) -> None:
+        signal.raise_signal(signal.SIGKILL)
+
+    killed = ranks.run(2, partial(tiny.train, tmp_path, at={7: on_rank(1, kill)}))
+    assert [e.code for e in killed][1] == -signal.SIGKILL
+    assert killed[0].code == 1
+    resumed = ranks.run(2, partial(tiny.train, tmp_path, seed=9))
+    assert [e.result.resumed_from for e in resumed] == [4, 4]
+    assert digests(resumed) == digests(whole)
+
+
+def test_a_full_disk_on_one_rank_ends_both(tmp_path: Path) -> None:
+    def train() -> tiny.Ran:
+        full = os.environ["RANK"] == "1"
+        return tiny.train(tmp_path, disk=FullDisk(step=8, file="shard") if full else None)
+
+    ends = ranks.run(2, train)
+    assert [e.result.code for e in ends] == [80, 80]
+    assert [step for step, _ in layout.step_folders(tmp_path)] == [4]
+
+
+class Moody:
+    """An object that has no state to give on rank 1."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.rank == 1:
+            raise OSError("no state today")
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("nothing was saved")
+
+
+def test_state_that_cannot_be_saved_on_one_rank_fails_both(tmp_path: Path) -> None:
+    def train() -> str:
+        try:
+            with piton_trainer.session(tiny.config(tmp_path)) as session:
+                session.restore(model=tiny.build(), moody=Moody(session.rank))
+                list(session.steps([0]))
+        except (OSError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "saved"
+
+    ends = ranks.run(2, train)
+    assert [e.result for e in ends] == [
+        "RuntimeError: rank 1 failed with OSError: no state today",
+        "OSError: no state today",
+    ]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, tmp_path: Path) -> None:
+    stopped = ranks.run(before, partial(tiny.train, tmp_path, at={7: tiny.terminate}))
+    resumed = ranks.run(after, partial(tiny.train, tmp_path, seed=9))
+    again = ranks.run(after, partial(tiny.train, tmp_path, seed=10))
+    assert [e.result.code for e in stopped] == [143] * before
+    assert all(sorted(e.result.losses) == list(range(8, tiny.STEPS + 1)) for e in resumed)
+    assert len(digests(resumed) | digests(again)) == 1
+
+
+def test_a_rank_that_did_not_exist_gets_the_same_random_numbers_each_time(tmp_path: Path) -> None:
+    ranks.run(1, partial(tiny.train, tmp_path, at={7: tiny.terminate}))
+    saved = tmp_path / "saved"
+    shutil.copytree(tmp_path / names.step_folder(7), saved / names.step_folder(7))
+    first = ranks.run(2, partial(tiny.train, tmp_path, seed=9))
+    second = ranks.run(2, partial(tiny.train, saved, seed=10))
+    assert digests(first) == digests(second)
+    assert first[1].result.losses == second[1].result.losses
+    assert first[0].result.losses != first[1].result.losses
+
+
+def test_each_file_is_verified_by_one_of_the_ranks(tmp_path: Path) -> None:
+    ranks.run(2, partial(tiny.train, tmp_path, at={7: tiny.terminate}))
+    folder = tmp_path / names.step_folder(7)
+    files = [path for path in folder.iterdir() if path.name != names.MANIFEST_FILE]
+    assert {"__0_0.distcp", "__1_0.distcp"} < {path.name for path in files}
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        chosen = ranks.run(2, partial(chosen_step, tmp_path))
+        path.write_bytes(data)
+        assert [e.result for e in chosen] == [4, 4]
+    assert [e.result for e in ranks.run(2, partial(chosen_step, tmp_path))] == [7, 7]
+
+
+def chosen_step(directory: Path) -> int | None:
+    world = Ranks.join()
+    checkpoint = newest_good(directory, world)
+    world.leave()
+    return None if checkpoint is None else checkpoint.manifest.step
+
+
+def train_sharded(directory: Path, *, steps: int) -> tuple[dict[str, list[float]], list[float]]:
+    """FSDP2 over however many ranks there are; the whole momenta of the first layer, and COMPLETE.json's digest."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+    with piton_trainer.session(tiny.config(directory)) as session:
+        if session.world_size > 1:
+            fully_shard(model, mesh=init_device_mesh("cpu", (session.world_size,)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        session.restore(model=model, optimizer=optimizer)
+        losses = []
+        for x in session.steps([torch.ones(2, 3)], total=steps):
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        momenta = {}
+        for number, state in enumerate(optimizer.state.values()):
+            value = state["exp_avg"]
+            momenta[str(number)] = (value.full_tensor() if hasattr(value, "full_tensor") else value).flatten().tolist()
+    return momenta, losses
+
+
+def test_shards_of_two_ranks_are_loaded_by_one(tmp_path: Path) -> None:
+    """Sharded weights and momenta are whole again in a world of one, to the last bit."""
+    sharded = ranks.run(2, partial(train_sharded, tmp_path, steps=3))
+    digest = json.loads((tmp_path / names.COMPLETE_FILE).read_text())["weightsDigest"]
+    alone = ranks.run(1, partial(train_sharded, tmp_path, steps=3))
+    assert [e.code for e in [*sharded, *alone]] == [0, 0, 0]
+    assert alone[0].result == (sharded[0].result[0], [])
+    assert json.loads((tmp_path / names.COMPLETE_FILE).read_text())["weightsDigest"] == digest
+
+
+def test_the_whole_weights_of_one_rank_are_sharded_over_two(tmp_path: Path) -> None:
+    alone = ranks.run(1, partial(train_sharded, tmp_path, steps=3))
+    digest = json.loads((tmp_path / names.COMPLETE_FILE).read_text())["weightsDigest"]
+    sharded = ranks.run(2, partial(train_sharded, tmp_path, steps=3))
+    assert [e.result for e in sharded] == [(alone[0].result[0], [])] * 2
+    assert json.loads((tmp_path / names.COMPLETE_FILE).read_text())["weightsDigest"] == digest
+
+
+def test_ranks_whose_loaders_differ_in_length_are_told(tmp_path: Path) -> None:
+    def train() -> str:
+        try:
+            with piton_trainer.session(tiny.config(tmp_path)) as session:
+                session.restore(model=tiny.build())
+                list(session.steps([0] * (1 + session.rank)))
+        except ValueError as error:
+            return str(error)
+        return "trained"
+
+    complaint = "the ranks have loaders of different lengths; give each the same number of batches"
+    assert [e.result for e in ranks.run(2, train)] == [complaint] * 2

@@ -1,0 +1,178 @@
+"""Progress over real HTTP: what is said, what is heard, and that nobody waits for it."""
+
+import math
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import piton_trainer
+from piton.contract.assignment import Assignment, SavePolicy
+from piton.contract.progress import Progress, Wishes
+from piton_trainer.checkpoint import layout
+from piton_trainer.config import Server
+from piton_trainer.progress import progress_of
+from piton_trainer.report import Reporter, push
+from piton_trainer.state import TrainState
+from support import tiny
+from support.clocks import FakeClock
+from support.status_server import StatusServer
+
+
+def a_report(step: int = 1) -> Progress:
+    return Progress(updated="2026-01-31T12:00:00+00:00", step=step)
+
+
+def test_a_run_says_how_far_it_is(tmp_path: Path) -> None:
+    tiny.train(tmp_path, at={6: tiny.terminate})
+    with StatusServer() as server:
+        tiny.train(tmp_path, server=Server(url=server.url))
+    last = server.reports[-1]
+    assert (last.step, last.total_steps, last.checkpoint_step, last.resumed_from) == (15, 15, 15, 6)
+    assert (last.percentage, last.remaining_seconds) == (100, 0)
+    assert math.isfinite(last.metrics["loss"])
+    assert server.paths[0] == "/apis/status?run=tiny"
+    before = server.reports[:-1]
+    assert all(report.percentage is not None and report.percentage <= 99 for report in before)
+    assert [r.step for r in server.reports] == sorted(r.step or 0 for r in server.reports)
+
+
+def test_a_run_that_stops_reports_its_last_checkpoint(tmp_path: Path) -> None:
+    with StatusServer() as server:
+        tiny.train(tmp_path, at={6: tiny.terminate}, server=Server(url=server.url))
+    assert (server.reports[-1].step, server.reports[-1].checkpoint_step) == (6, 6)
+    assert server.reports[-1].percentage == 40
+
+
+def test_a_metric_of_the_users_does_not_pass_for_the_step(tmp_path: Path) -> None:
+    with StatusServer() as server:
+        tiny.train(tmp_path, at={15: lambda session: session.report(step=77)}, server=Server(url=server.url))
+    assert server.reports[-1].step == 15
+
+
+def wait_for_a_wish(session: piton_trainer.Session) -> None:
+    """A step that is so long that the server's answer to the step before is there when it ends."""
+    reporter, deadline = session._reporter, time.monotonic() + 10
+    assert reporter is not None
+    while not (reporter.stop_wished or reporter.checkpoint_wished):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_server_wishes_a_checkpoint_and_gets_one(tmp_path: Path) -> None:
+    with StatusServer(lambda report: Wishes(checkpoint=report.step == 1)) as server:
+        orders = Assignment(save=SavePolicy(keep_last=9))
+        tiny.train(tmp_path, assignment=orders, server=Server(url=server.url), at={2: wait_for_a_wish})
+    steps = [step for step, _ in layout.step_folders(tmp_path)]
+    assert steps == [15, 2]
+
+
+def test_the_server_wishes_a_stop_and_gets_it(tmp_path: Path) -> None:
+    with StatusServer(lambda _: Wishes(stop=True)) as server:
+        ran = tiny.train(tmp_path, server=Server(url=server.url), at={2: wait_for_a_wish})
+    assert (ran.code, ran.error) == (143, "told to stop by the server, the clock or another rank; step 2 is saved")
+
+
+def test_a_server_that_is_not_there_is_mentioned_once_and_disturbs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with StatusServer() as gone:
+        url = gone.url
+    ran = tiny.train(tmp_path, server=Server(url=url))
+    assert ran.complete is not None
+    assert [r.getMessage() for r in caplog.records if "progress is not reported" in r.getMessage()] != []
+    assert len([r for r in caplog.records if r.name == "piton_trainer.report"]) == 1
+
+
+def test_a_server_that_refuses_is_mentioned_with_its_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with StatusServer(status=403) as server:
+        tiny.train(tmp_path, server=Server(url=server.url))
+    assert "the server answered 403 Forbidden" in caplog.text
+
+
+def test_a_server_that_does_not_answer_costs_reports_and_never_steps() -> None:
+    release = threading.Event()
+
+    def hang(_: Progress) -> Wishes:
+        release.wait(10)
+        return Wishes()
+
+    with StatusServer(hang) as server:
+        reporter = Reporter(Server(url=server.url), interval_seconds=0, timeout_seconds=0.2)
+        for step in range(1000):
+            reporter.post(a_report(step), now=float(step))
+        reporter.close(a_report(1000))
+        release.set()
+    steps = [report.step for report in server.reports]
+    assert len(steps) < 10
+    assert steps[-1] == 1000
+
+
+def test_reports_keep_their_distance() -> None:
+    with StatusServer() as server:
+        reporter = Reporter(Server(url=server.url), interval_seconds=5)
+        assert reporter.is_due(100.0)
+        reporter.post(a_report(), now=100.0)
+        assert not reporter.is_due(104.9)
+        assert reporter.is_due(105.0)
+        reporter.close(None)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    names = ["-subj", "/CN=piton", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_the_token_is_read_again_for_each_report_and_goes_over_tls(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    with StatusServer() as server:
+        server.secure(*map(str, certificate))
+        target = Server(url=server.url, ca_cert=certificate[0], token_file=token)
+        for secret in ("one\n", "two"):
+            token.write_text(secret)
+            push(target, a_report())
+    assert server.tokens == ["Bearer one", "Bearer two"]
+
+
+def test_a_server_that_nobody_vouches_for_gets_no_token(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    with StatusServer() as server:
+        server.secure(*map(str, certificate))
+        with pytest.raises(OSError, match="certificate verify failed"):
+            push(Server(url=server.url, token_file=tmp_path / "token"), a_report())
+    assert server.tokens == []
+
+
+def remaining(state: TrainState, *, training_seconds: float | None = None, total: int | None = None) -> int | None:
+    return progress_of(
+        state,
+        assignment=Assignment(training_seconds=training_seconds),
+        total=total,
+        started=(10, 100.0),
+        durable_step=None,
+        resumed_from=10,
+        metrics={},
+        now=FakeClock().now(),
+        finished=False,
+    ).remaining_seconds
+
+
+def test_the_time_that_is_left_follows_the_pace_of_this_attempt() -> None:
+    state = TrainState(step=20, training_seconds=120.0)
+    assert remaining(state, total=50) == 60
+    assert remaining(state, training_seconds=130) == 10
+    assert remaining(state, total=50, training_seconds=130) == 10
+    assert remaining(state) is None
+    assert remaining(TrainState(step=10, training_seconds=100.0), total=50) is None

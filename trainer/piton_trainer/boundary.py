@@ -1,0 +1,72 @@
+"""What the ranks tell each other at a step boundary, and what follows from it. Pure.
+
+Rank 0's clock and rank 0's metrics decide; every rank works with the agreed numbers, so that all of them do the same.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from piton.contract.assignment import Assignment
+from piton.contract.duration import format_duration
+from piton_trainer.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """One rank's word, or after the exchange what all ranks agreed on: of each number, the largest."""
+
+    stop: bool = False
+    """A signal came, the server wishes it, or PITON_STOP_AT has passed."""
+    save: bool = False
+    """Rank 0 only: a save is due."""
+    diverged: bool = False
+    value: float | None = None
+    """Rank 0 only: the objective, when it was evaluated in this step."""
+    training_seconds: float = 0.0
+    """Rank 0 only."""
+
+    def to_vector(self) -> list[float]:
+        """Numbers of which the largest is taken."""
+        value = -math.inf if self.value is None else self.value
+        return [float(self.stop), float(self.save), float(self.diverged), value, self.training_seconds]
+
+    @classmethod
+    def from_vector(cls, vector: Sequence[float]) -> Self:
+        """The agreed word."""
+        stop, save, diverged, value, training_seconds = vector
+        return cls(
+            stop=stop > 0,
+            save=save > 0,
+            diverged=diverged > 0,
+            value=None if value == -math.inf else value,
+            training_seconds=training_seconds,
+        )
+
+
+def reason_to_end(state: TrainState, assignment: Assignment, total: int | None) -> str | None:
+    """Why training is over; None while it is not.
+
+    It is worked out from what the state remembers, so that an attempt that starts after the end sees the end as well,
+    and one that is given a longer assignment goes on.
+    """
+    objective = assignment.objective
+    if state.ended is not None:
+        return state.ended
+    if total is not None and state.step >= total:
+        return "all steps are done"
+    if objective is not None and state.best_metric is not None and objective.reached(state.best_metric):
+        return f"{objective.metric} reached its target of {objective.target:g}"
+    if objective is not None and objective.patience and state.evaluations_since_best >= objective.patience:
+        return f"{objective.metric} did not improve in {objective.patience} evaluations"
+    if assignment.training_seconds is not None and state.training_seconds >= assignment.training_seconds:
+        return f"the training time of {format_duration(assignment.training_seconds)} is spent"
+    return None
+
+
+def fraction_done(state: TrainState, assignment: Assignment, total: int | None) -> float:
+    """How much of the training is done, from 0 to 1, by steps or by time, whichever is further."""
+    by_steps = state.step / total if total else 0.0
+    by_time = state.training_seconds / assignment.training_seconds if assignment.training_seconds else 0.0
+    return min(1.0, max(by_steps, by_time))

@@ -1,0 +1,76 @@
+"""State as JSON plus tensors, so that nothing has to be pickled.
+
+`split` takes the tensors out of nested state and leaves `{"$tensor": key}` behind; `join` puts them back. What JSON
+would change on the way (tuples, keys that are not strings) is marked, so that the state comes back as it was.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+_TENSOR, _TUPLE, _ITEMS, _COUNTER = "$tensor", "$tuple", "$items", "$counter"
+
+
+def split(value: object, key: str) -> tuple[Any, dict[str, Tensor]]:
+    """The JSON of a piece of state, and its tensors by keys that begin with `key`.
+
+    Raises:
+        ValueError: it holds something that only pickle could save.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _split(value, key, tensors), tensors
+
+
+def join(document: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """The state that `split` took apart; `tensor` finds a tensor by its key."""
+    if isinstance(document, list):
+        return [join(item, tensor) for item in document]
+    if not isinstance(document, dict):
+        return document
+    if _TENSOR in document:
+        return tensor(document[_TENSOR])
+    if _TUPLE in document:
+        return tuple(join(item, tensor) for item in document[_TUPLE])
+    if _ITEMS in document:
+        return {_hashable(join(k, tensor)): join(v, tensor) for k, v in document[_ITEMS]}
+    if _COUNTER in document:
+        return Counter({_hashable(join(k, tensor)): v for k, v in document[_COUNTER]})
+    return {name: join(item, tensor) for name, item in document.items()}
+
+
+def keys(document: Any) -> list[str]:
+    """The keys of all tensors that a document refers to."""
+    if isinstance(document, dict) and _TENSOR in document:
+        return [document[_TENSOR]]
+    parts = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    return [key for part in parts for key in keys(part)]
+
+
+def _split(value: object, key: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[key] = value.detach()
+        return {_TENSOR: key}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_split(item, f"{key}/{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {_TUPLE: [_split(item, f"{key}/{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, Mapping):
+        return _split_mapping(value, key, tensors)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise ValueError(f"{key} is a {kind}; a checkpoint holds tensors, numbers, strings, lists and dicts only")
+
+
+def _split_mapping(value: Mapping[Any, Any], key: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Counter):
+        return {_COUNTER: [[_split(k, key, tensors), v] for k, v in value.items()]}
+    if all(isinstance(name, str) and not name.startswith("$") for name in value):
+        return {name: _split(item, f"{key}/{name}", tensors) for name, item in value.items()}
+    return {_ITEMS: [[_split(k, key, tensors), _split(v, f"{key}/{k}", tensors)] for k, v in value.items()]}
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(key) if isinstance(key, list) else key

@@ -1,0 +1,126 @@
+"""What the environment tells a trainer process, parsed once.
+
+Outside Piton none of the variables is set: checkpoints then go to `./checkpoints`, and nothing is reported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from piton.contract import names
+from piton.contract.assignment import Assignment
+
+REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where progress is pushed to (KEP-2779)."""
+
+    url: str
+    ca_cert: Path | None = None
+    """The authority that signed the server's certificate; None trusts what the machine trusts."""
+    token_file: Path | None = None
+    """A projected service-account token. The kubelet renews it, so it is read again for each report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One trainer process's orders."""
+
+    checkpoint_dir: Path
+    assignment: Assignment = field(default_factory=Assignment)
+    run: str | None = None
+    namespace: str | None = None
+    attempt: int | None = None
+    """None outside Piton: one more than whoever was here last."""
+    stop_at: datetime | None = None
+    """Save and leave at this time, UTC."""
+    report_seconds: float = REPORT_SECONDS
+    """At least this long between two reports; 0 reports as fast as the server answers."""
+    server: Server | None = None
+    termination_log: Path | None = None
+    """Where the termination message goes; None writes none."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Parse the environment.
+
+        Raises:
+            ValueError: a variable has a value that makes no sense; the message names it.
+        """
+        set_vars = {name: value for name, value in env.items() if value}
+        return cls(
+            checkpoint_dir=Path(set_vars.get(names.ENV_CHECKPOINT_DIR, "checkpoints")).absolute(),
+            assignment=_assignment(set_vars.get(names.ENV_CONFIG)),
+            run=set_vars.get(names.ENV_RUN),
+            namespace=set_vars.get(names.ENV_NAMESPACE),
+            attempt=_attempt(set_vars.get(names.ENV_ATTEMPT)),
+            stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),
+            report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
+            server=_server(set_vars),
+            termination_log=termination_log(set_vars),
+        )
+
+
+def _assignment(path: str | None) -> Assignment:
+    if path is None:
+        return Assignment()
+    try:
+        return Assignment.from_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{names.ENV_CONFIG} names {path}, which cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{names.ENV_CONFIG} names {path}, which is wrong: {error}") from error
+
+
+def _attempt(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(f"{names.ENV_ATTEMPT} has to be a whole number above 0, not {text!r}")
+    return int(text)
+
+
+def _stop_at(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{names.ENV_STOP_AT} has to be a time such as 2026-01-31T12:00:00Z, not {text!r}") from error
+    return moment.replace(tzinfo=moment.tzinfo or UTC)
+
+
+def _report_seconds(text: str | None) -> float:
+    try:
+        seconds = REPORT_SECONDS if text is None else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{names.ENV_REPORT_SECONDS} has to be a number of seconds, 0 or more, not {text!r}")
+    return seconds
+
+
+def _server(env: Mapping[str, str]) -> Server | None:
+    url = env.get(names.ENV_SERVER_URL)
+    if url is None:
+        return None
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"{names.ENV_SERVER_URL} has to start with https:// or http://, not be {url!r}")
+    ca_cert, token = env.get(names.ENV_SERVER_CA_CERT), env.get(names.ENV_SERVER_TOKEN)
+    return Server(
+        url=url,
+        ca_cert=None if ca_cert is None else Path(ca_cert),
+        token_file=None if token is None else Path(token),
+    )
+
+
+def termination_log(env: Mapping[str, str]) -> Path | None:
+    """Where the termination message goes; wrong values elsewhere in the environment do not matter to it."""
+    if path := env.get(names.ENV_TERMINATION_LOG):
+        return Path(path)
+    default = Path(names.DEFAULT_TERMINATION_LOG)
+    return default if env.get(names.ENV_ATTEMPT) and default.exists() else None

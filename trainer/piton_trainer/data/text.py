@@ -1,0 +1,115 @@
+"""Text from wherever it lies: Python's own documentation, a file, a directory, an S3 prefix.
+
+One string comes out, the same on every rank and in every attempt as long as the source is the same. What the user can
+mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a network that is down is not, and passes through.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from piton_trainer.errors import BadConfig
+
+PYDOC = "pydoc"
+S3_SCHEME = "s3://"
+SUFFIXES = (".txt", ".md")
+"""What counts as text in a directory or below an S3 prefix."""
+BETWEEN = "\n\n"
+"""Between two texts: a blank line, as between paragraphs."""
+
+_USERS_TO_MEND = {
+    "403",
+    "404",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "NoSuchBucket",
+    "NoSuchKey",
+    "SignatureDoesNotMatch",
+}
+
+
+def read_text(source: str) -> str:
+    """All text of a source: `pydoc`, a file, a directory or `s3://bucket/prefix`.
+
+    Raises:
+        BadConfig: there is nothing to read there.
+    """
+    if source == PYDOC:
+        return pydoc_text()
+    if source.startswith(S3_SCHEME):
+        return _joined(source, s3_objects(source, _s3_client()))
+    return _joined(source, _files(Path(source)))
+
+
+def pydoc_text() -> str:
+    """The topics of Python's `help()`: the language reference, which comes with every CPython.
+
+    In the alphabet's order the end would be about sequence types alone, and topics quote each other. So they lie in the
+    order of their digests and every paragraph stands once: then the end is a fair sample that training has not seen.
+    """
+    from pydoc_data.topics import topics
+
+    names = sorted(topics, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return BETWEEN.join(dict.fromkeys(part.strip("\n") for name in names for part in topics[name].split(BETWEEN)))
+
+
+def s3_objects(uri: str, client: Any) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the object of that name, or of the text objects below that prefix, in the order of the keys.
+
+    Raises:
+        BadConfig: no such bucket, or no permission.
+    """
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
+    try:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        for key in sorted(key for key in keys if _wanted(key, prefix)):
+            yield f"{S3_SCHEME}{bucket}/{key}", client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except NoCredentialsError as error:
+        raise BadConfig(f"trainer.config.data: no AWS credentials to read {uri} with") from error
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in _USERS_TO_MEND:
+            raise
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error.response['Error']['Message']}") from error
+
+
+def _s3_client() -> Any:
+    """A client that follows the usual environment, AWS_ENDPOINT_URL included."""
+    import boto3
+
+    return boto3.client("s3")
+
+
+def _wanted(key: str, prefix: str) -> bool:
+    """Whether an object is the one named, or a text in that folder (`s3://b/day` means no object of `daylight/`)."""
+    folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
+    return key == prefix or (key.startswith(folder) and key.endswith(SUFFIXES))
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        if path.is_dir():
+            paths = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        else:
+            paths = [path]
+        for file in paths:
+            yield str(file), file.read_bytes()
+    except OSError as error:
+        raise BadConfig(f"trainer.config.data: cannot read {error.filename}: {error.strerror}") from error
+
+
+def _joined(source: str, parts: Iterable[tuple[str, bytes]]) -> str:
+    texts = [_decoded(name, content) for name, content in parts]
+    if not any(texts):
+        raise BadConfig(f"trainer.config.data: there is no text in {source} (*.txt and *.md count)")
+    return BETWEEN.join(texts)
+
+
+def _decoded(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadConfig(f"trainer.config.data: {name} is not UTF-8 text (byte {error.start})") from error

@@ -1,0 +1,32 @@
+"""One SHA-256 that says which weights a run ended with, whatever machines and however many ranks they came from."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
+
+
+def weights_digest(modules: Mapping[str, nn.Module]) -> str:
+    """`sha256:<hex>` over the tensors of these modules: sorted names, types, shapes and bytes.
+
+    All ranks call it together: sharded tensors are gathered, one at a time so that the whole model never has to fit
+    onto one device.
+    """
+    total = hashlib.sha256()
+    for owner, module in sorted(modules.items()):
+        state: dict[str, Any] = get_model_state_dict(module)
+        for name, value in sorted(state.items()):
+            if isinstance(value, Tensor):
+                _update(total, f"{owner}/{name}", value)
+    return f"sha256:{total.hexdigest()}"
+
+
+@torch.no_grad()
+def _update(total: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    total.update(f"{name}\0{whole.dtype}\0{tuple(whole.shape)}\0".encode())
+    total.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,70 @@
+"""The ends of a trainer that mean something to Piton, as exceptions.
+
+    SystemExit
+      Ended               says how the attempt ended; its exit code comes from piton.contract.ends
+        Stopped     143   told to stop, saved
+        BadConfig    78   the user's settings or data cannot work
+        Diverged     79   the loss is not a finite number
+        OutOfSpace   80   the checkpoint volume is full
+        Fenced       81   a higher attempt owns the checkpoint directory
+
+They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
+ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.
+"""
+
+from typing import ClassVar
+
+from piton.contract.ends import EXIT_CODES, Outcome
+
+
+class Ended(SystemExit):
+    """An attempt ended in a way that has its own exit code; `detail` is the sentence for a person."""
+
+    outcome: ClassVar[Outcome]
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(int(EXIT_CODES[self.outcome]))
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class Stopped(Ended):
+    """Told to stop, and nothing that was trained is lost."""
+
+    outcome = Outcome.STOPPED
+
+
+class BadConfig(Ended):
+    """The user's settings or data cannot work; another attempt would end the same way."""
+
+    outcome = Outcome.BAD_CONFIG
+
+
+class Diverged(Ended):
+    """The loss, or the objective, is not a finite number; the state is not worth saving."""
+
+    outcome = Outcome.DIVERGED
+
+
+class OutOfSpace(Ended):
+    """A checkpoint did not fit onto its volume; the older ones are untouched."""
+
+    outcome = Outcome.OUT_OF_SPACE
+
+
+class Fenced(Ended):
+    """A higher attempt has claimed the checkpoint directory; this one may not commit any more."""
+
+    outcome = Outcome.FENCED
+
+    def __init__(self, detail: str, *, holder: int | None = None) -> None:
+        super().__init__(detail)
+        self.holder = holder
+        """The attempt that may commit, as far as this process has seen it."""
+
+
+BY_OUTCOME: dict[Outcome, type[Ended]] = {
+    kind.outcome: kind for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced)
+}

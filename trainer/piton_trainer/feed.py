@@ -1,0 +1,118 @@
+"""Batches from a loader, from wherever the run was.
+
+A loader that carries state continues by itself. A plain DataLoader does not, so its epoch is played again: with the
+random numbers of the epoch's start it makes the same order, the batches that are done are skipped, and then the random
+numbers of the save are put back. Loader workers that survive an epoch (`persistent_workers`) keep random numbers of
+their own that cannot be seen from here; random augmentation in those is not repeated exactly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piton_trainer import rng
+from piton_trainer.state import Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """The random numbers of a save."""
+
+    epoch_rng: dict[str, Any] | None
+    """At the start of the epoch; None for a rank that did not exist."""
+    rng: dict[str, Any] | None
+    """At the save; None for a rank that did not exist."""
+    derive: Callable[[], None]
+    """Seeds a rank that did not exist."""
+
+
+class Feed:
+    """The epochs of one loader."""
+
+    def __init__(self, loader: Iterable[Any], position: Position, *, replay: bool, resume: Resume | None) -> None:
+        self._loader = loader
+        self._position = position
+        self._replay = replay
+        self._resume = resume
+        self._generators = generators_of(loader)
+        self.epoch_rng: dict[str, Any] | None = None
+        position.rescale(length_of(loader))
+
+    def rng(self) -> dict[str, Any]:
+        """The random numbers of this moment, the loader's own among them."""
+        return rng.capture(self._generators)
+
+    def epoch(self) -> Iterator[Any]:
+        """The batches that are left of the current epoch; `position` moves with them, and on to the next epoch."""
+        set_epoch(self._loader, self._position.epoch)
+        before = self._position.batch
+        for batch in self._open():
+            self._position.batch += 1
+            yield batch
+        if self._position.batch == 0 == before:
+            raise ValueError("the loader has no batches")
+        self._position.epoch, self._position.batch = self._position.epoch + 1, 0
+
+    def _open(self) -> Iterator[Any]:
+        resume, self._resume = self._resume, None
+        if resume is None:
+            return self._start()
+        if self._position.batch == 0:
+            self._put_back(resume)
+            return self._start()
+        iterator = self._skip(resume) if self._replay else iter(self._loader)
+        self._put_back(resume)
+        return iterator
+
+    def _start(self) -> Iterator[Any]:
+        self.epoch_rng = self.rng()
+        return iter(self._loader)
+
+    def _skip(self, resume: Resume) -> Iterator[Any]:
+        if resume.epoch_rng is None:
+            resume.derive()
+        else:
+            rng.restore(resume.epoch_rng, self._generators)
+        iterator = self._start()
+        for _ in range(self._position.batch):
+            next(iterator, None)
+        return iterator
+
+    def _put_back(self, resume: Resume) -> None:
+        if resume.rng is None:
+            resume.derive()
+        else:
+            rng.restore(resume.rng, self._generators)
+
+
+def length_of(loader: Iterable[Any]) -> int | None:
+    """How many batches an epoch has; None when the loader does not know."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def generators_of(loader: object) -> list[torch.Generator]:
+    """The random number generators of a DataLoader and of its samplers, each once."""
+    found: list[torch.Generator] = []
+    for owner in _samplers(loader):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and not any(generator is known for known in found):
+            found.append(generator)
+    return found
+
+
+def set_epoch(loader: object, epoch: int) -> None:
+    """Tell a DistributedSampler, or whoever asks for it, which epoch it is."""
+    for owner in _samplers(loader):
+        if callable(tell := getattr(owner, "set_epoch", None)):
+            tell(epoch)
+
+
+def _samplers(loader: object) -> list[object]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    return [owner for owner in owners if owner is not None]

@@ -1,0 +1,220 @@
+"""The training loop that all recipes share. It exists once.
+
+    recipe: model, data, optimizers, rates, loss, metric        session: restore, save, report, stop
+                          |                                               |
+                          +------------ train(): step, evaluate ----------+
+
+The loop knows how to compute on one device or many. It must not know files, signals or attempts, which are the
+session's, nor what is trained, which is the recipe's.
+"""
+
+import logging
+import os
+import statistics
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from piton_trainer import Session
+from piton_trainer.clock import Clock
+from piton_trainer.recipes.config import RecipeConfig
+from piton_trainer.recipes.protocol import Place, Recipe
+
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16 operations per second, by what a device's name contains."""
+
+_log = logging.getLogger(__name__)
+
+
+def train(session: Session, recipe: Recipe) -> None:
+    """Train a recipe from its newest checkpoint, or from the start, to its end."""
+    config = recipe.config
+    _make_repeatable(config, session)
+    trainee = Trainee(recipe, session)
+    # The data comes first: where it has changed, that is the thing to say, and not that some weight has another shape.
+    session.restore(
+        **recipe.extras, loader=recipe.loader, model=trainee.model, optimizer=trainee.optimizers, ema=trainee.average
+    )
+    trainee.connect()
+    if session.is_main:
+        _log.info(recipe.describe())
+    throughput = Throughput(recipe.tokens_per_step, _mfu_per_token(recipe, trainee.model, session), Clock())
+    for batches in session.steps(recipe.loader, total=config.steps):
+        recipe.tune(trainee.optimizers, fraction=session.fraction, step=session.step)
+        metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
+        if _is_evaluated(session.step + 1, config):
+            metrics |= trainee.evaluate()
+        session.report(**metrics)
+
+
+class Trainee:
+    """A model with everything that changes when it learns."""
+
+    def __init__(self, recipe: Recipe, place: Place) -> None:
+        self.recipe = recipe
+        self.config = recipe.config
+        self.place = place
+        self.model = _build(recipe, place)
+        self.optimizers = recipe.optimizers(self.model)
+        self.average = None if self.config.ema is None else Average(_build(recipe, place), decay=self.config.ema)
+        self.runner = self.model
+        """What the training calls: the model, or what keeps its gradients equal on all ranks."""
+
+    def connect(self) -> None:
+        """Make ready to train once the state is restored."""
+        if self.config.compile:
+            for block in self.recipe.blocks(self.model):
+                block.compile()
+        if dist.is_initialized() and self.config.parallelism == "ddp":
+            device_ids = [self.place.device] if self.place.device.type == "cuda" else None
+            self.runner = DistributedDataParallel(
+                self.model, device_ids=device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def step(self, batches: list[Any]) -> Tensor:
+        """One optimizer step over this rank's micro-batches; the mean loss over all ranks."""
+        total = torch.zeros((), device=self.place.device)
+        for number, batch in enumerate(batches, start=1):
+            with self._communicating(number == len(batches)):
+                with self._precision():
+                    loss = self.recipe.loss(self.runner, batch) / len(batches)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return _sum_over_ranks(total) / self.place.world_size
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The recipe's metrics over all ranks, of the averaged weights if there are any. Training does not notice."""
+        model = self.model if self.average is None else self.average.module
+        cuda = [self.place.device] if self.place.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), self._precision():
+            model.eval()
+            sums, count = self.recipe.evaluate(model)
+            model.train()
+        if isinstance(model, FSDPModule):
+            model.reshard()  # it gathered its weights for a backward pass that does not come
+        total = torch.tensor(float(count), dtype=torch.float64, device=self.place.device)
+        sums_and_count = _sum_over_ranks(torch.stack([*sums.values(), total])).tolist()
+        return {name: value / sums_and_count[-1] for name, value in zip(sums, sums_and_count, strict=False)}
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @contextmanager
+    def _communicating(self, last: bool) -> Iterator[None]:
+        """Exchange gradients once per step: with those of the last micro-batch."""
+        if isinstance(self.runner, FSDPModule):
+            self.runner.set_requires_gradient_sync(last)
+        if isinstance(self.runner, DistributedDataParallel) and not last:
+            with self.runner.no_sync():
+                yield
+        else:
+            yield
+
+
+class Average(AveragedModel):
+    """An exponential average of a model's weights, whose decay warms up so that the first weights are soon forgotten.
+
+    It takes a module of its own instead of copying the model: a sharded model cannot be copied.
+    """
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        super().__init__(nn.Module(), multi_avg_fn=self._mix)
+        self.module = module
+        self.decay = decay
+
+    def _mix(self, averages: Any, weights: Any, _: Any) -> None:
+        done = int(self.n_averaged)  # our own, which lies on the CPU; the argument would make the GPU wait
+        torch._foreach_lerp_(averages, weights, 1.0 - min(self.decay, (1 + done) / (10 + done)))
+
+
+class Throughput:
+    """Tokens per second over the last steps, and the share of the devices' peak that they are."""
+
+    LAPS = 20
+    """Steps that count. Their median does not see the odd save or evaluation."""
+
+    def __init__(self, tokens_per_step: int, mfu_per_token: float | None, clock: Clock) -> None:
+        """Measure with this clock; `mfu_per_token` is the share of the peak that one token per second is."""
+        self.tokens_per_step = tokens_per_step
+        self.mfu_per_token = mfu_per_token
+        self.clock = clock
+        self.laps: deque[float] = deque(maxlen=self.LAPS)
+        self.last: float | None = None
+
+    def lap(self) -> dict[str, float]:
+        """The figures at the end of a step; none after the first, which has nothing to be measured against."""
+        now, last = self.clock.monotonic(), self.last
+        self.last = now
+        if last is None:
+            return {}
+        self.laps.append(now - last)
+        speed = self.tokens_per_step / statistics.median(self.laps)
+        figures = {"tokens_per_second": speed}
+        return figures if self.mfu_per_token is None else {**figures, "mfu": speed * self.mfu_per_token}
+
+
+def _make_repeatable(config: RecipeConfig, place: Place) -> None:
+    """Give every rank its own random numbers, and sums that do not depend on the machine."""
+    torch.manual_seed(config.seed * 65_536 + place.rank)
+    if place.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # The order of a sum depends on the number of threads, and the next machine may have another number of cores.
+        torch.set_num_threads(1)
+
+
+def _build(recipe: Recipe, place: Place) -> nn.Module:
+    """A model with its initial weights, sharded over the ranks where the config asks for it."""
+    if recipe.config.parallelism == "fsdp" and dist.is_initialized():
+        with torch.device("meta"):
+            model = recipe.build()
+        _shard(recipe, model, place)
+        model.to_empty(device=place.device)
+    else:
+        with place.device:
+            model = recipe.build()
+    recipe.draw_weights(model)
+    return model
+
+
+def _shard(recipe: Recipe, model: nn.Module, place: Place) -> None:
+    mesh = init_device_mesh(place.device.type, (place.world_size,))
+    half = recipe.config.precision == "bf16"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    for module in [*recipe.blocks(model), model]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def _sum_over_ranks(value: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def _is_evaluated(step: int, config: RecipeConfig) -> bool:
+    return step % config.eval_every == 0 or step == config.steps
+
+
+def _mfu_per_token(recipe: Recipe, model: nn.Module, place: Place) -> float | None:
+    peak = peak_flops(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
+    return None if peak is None else recipe.flops_per_token(model) / (peak * place.world_size)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """What a GPU can do at best; None for one that nobody has looked up."""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_name), None)

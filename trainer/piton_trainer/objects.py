@@ -1,0 +1,163 @@
+"""The user's objects, as a checkpoint sees them.
+
+Modules and optimizers go through `torch.distributed.checkpoint.state_dict`: names instead of numbers, and sharded
+tensors stay sharded, so that another world size can load them. Anything else brings `state_dict` and
+`load_state_dict`; `torch.Generator`s are understood as well.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from piton_trainer import codec
+
+MODEL, EMA, LOADER = "model", "ema", "loader"
+Load = Callable[[dict[str, Tensor | None]], dict[str, Tensor]]
+"""Fills the given tensors, or makes one where None is given, from the checkpoint's tensors of these keys."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Whatever can say and take its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in tensors, numbers, strings, lists and dicts."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Become what `state_dict` described."""
+        ...
+
+
+class Objects:
+    """Named objects that are saved and restored together."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
+
+    def modules(self, *names: str) -> dict[str, nn.Module]:
+        """Those of the named objects that are given and are modules."""
+        found = {name: self._objects.get(name) for name in names}
+        return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
+
+    def is_given(self, thing: object) -> bool:
+        """Whether this very object is one of them."""
+        return any(thing is value for value in self._objects.values())
+
+    def capture(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state of everything but the loader, as JSON and tensors."""
+        states = {name: self._state_of(value) for name, value in self._objects.items() if name != LOADER}
+        documents: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, state in states.items():
+            documents[name], own = codec.split(state, name)
+            tensors |= own
+        return documents, tensors
+
+    def capture_loader(self) -> Any:
+        """The state of the loader, which every rank has its own of; None when it has none."""
+        return self._state_of(self._objects[LOADER]) if LOADER in self._objects else None
+
+    def restore(self, documents: Mapping[str, Any], load: Load) -> None:
+        """Put the saved states back into the objects that have one here.
+
+        Raises:
+            ValueError: an object is not in the checkpoint, or does not fit what was saved.
+        """
+        for name, value in self._objects.items():
+            if documents.get(name) is None:
+                raise ValueError(f"the checkpoint has no state of {name}; it was saved without it")
+            self._restore(name, value, documents[name], load)
+
+    def _state_of(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return get_model_state_dict(value)
+        if isinstance(value, torch.Generator):
+            return {"generator": value.get_state()}
+        if _optimizers(value):
+            return [self._optimizer_state(optimizer) for optimizer in _optimizers(value)]
+        return value.state_dict()
+
+    def _optimizer_state(self, optimizer: Optimizer) -> Any:
+        model = self._objects.get(MODEL)
+        if model is None or not optimizer.state:
+            # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
+            return optimizer.state_dict()
+        try:
+            return get_optimizer_state_dict(model, optimizer)
+        except KeyError as error:
+            raise ValueError(
+                "an optimizer holds parameters that are not the model's; put them into the model"
+            ) from error
+
+    def _restore(self, name: str, value: Any, document: Any, load: Load) -> None:
+        if isinstance(value, nn.Module):
+            _restore_module(name, value, document, load)
+        elif _optimizers(value):
+            self._restore_optimizers(name, _optimizers(value), document, load)
+        else:
+            tensors = load(dict.fromkeys(codec.keys(document)))
+            state = codec.join(document, tensors.__getitem__)
+            if isinstance(value, torch.Generator):
+                value.set_state(state["generator"])
+            else:
+                value.load_state_dict(state)
+
+    def _restore_optimizers(self, name: str, optimizers: Sequence[Optimizer], document: Any, load: Load) -> None:
+        if len(document) != len(optimizers):
+            raise ValueError(
+                f"the checkpoint has {len(document)} optimizers as {name}, the script has {len(optimizers)}"
+            )
+        model = self._objects.get(MODEL)
+        for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
+            stepped = bool(saved["state"])
+            # The template has tensors that are sharded as this world shards them; the checkpoint fills them in place.
+            template = get_optimizer_state_dict(model, optimizer) if model is not None and stepped else {}
+            targets = codec.split(template, f"{name}/{number}")[1]
+            tensors = load({key: targets.get(key) for key in codec.keys(saved)})
+            state = codec.join(saved, tensors.__getitem__)
+            if model is not None and stepped:
+                set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
+            else:
+                optimizer.load_state_dict(state)
+
+
+def _restore_module(name: str, module: nn.Module, document: Any, load: Load) -> None:
+    current, targets = codec.split(get_model_state_dict(module), name)
+    if current.keys() != document.keys():
+        missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
+        raise ValueError(f"{name} does not fit the checkpoint, which {_difference(missing, extra)}")
+    tensors = load(dict(targets))
+    set_model_state_dict(module, codec.join(document, tensors.__getitem__))
+
+
+def _difference(missing: list[str], extra: list[str]) -> str:
+    parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+    parts += [f"also has {extra[0]} and {len(extra) - 1} more"] if extra else []
+    return " and ".join(parts)
+
+
+def _optimizers(value: Any) -> tuple[Optimizer, ...]:
+    items = value if isinstance(value, list | tuple) else (value,)
+    return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
+
+
+def _is_ours(name: str, value: Any) -> bool:
+    """Whether an object carries state; a plain DataLoader does not, `feed` replays it instead."""
+    return value is not None and (name != LOADER or isinstance(value, Stateful))
+
+
+def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, Stateful | torch.Generator) or _optimizers(value):
+        return value
+    raise ValueError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")

@@ -1,0 +1,1 @@
+"""The recipes that Piton ships; `catalog` lists them. Importing this package imports no torch."""

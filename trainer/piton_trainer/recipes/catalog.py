@@ -1,0 +1,102 @@
+"""Which recipes there are, and whether a config suits one: known before a machine is paid for.
+
+Nothing here or below it may import torch: the command line asks on machines that do not train.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from piton_trainer.recipes.config import RecipeConfig
+
+RECIPES: Mapping[str, str] = {
+    "charlm": "piton_trainer.recipes.charlm",
+}
+"""Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
+
+PATH = "trainer.config"
+"""Where a config stands in a TrainingRun's spec."""
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "string_too_short": "a text with at least one character",
+    "literal_error": "one of {expected}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
+"""What pydantic's error types ask for, in our words."""
+
+
+def config_model(name: str) -> type[RecipeConfig]:
+    """The typed settings of a recipe.
+
+    Raises:
+        ValueError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"trainer.recipe: there is no recipe {name}; {_suggestion(name, RECIPES)}")
+    model: type[RecipeConfig] = import_module(RECIPES[name]).Config
+    return model
+
+
+def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:
+    """Parse a recipe's config.
+
+    Raises:
+        ValueError: one sentence that names the path, the value and the fix.
+    """
+    model = config_model(name)
+    try:
+        return model.model_validate({str(key): value for key, value in config.items()})
+    except ValidationError as error:
+        raise ValueError(_sentence(name, model, error)) from error
+
+
+def _sentence(name: str, model: type[RecipeConfig], error: ValidationError) -> str:
+    """The first complaint as a sentence; an unknown key comes first, being the likeliest cause of the others."""
+    complaints = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    complaint = complaints[0]
+    path = ".".join([PATH, *(str(part) for part in complaint["loc"])])
+    if complaint["type"] == "extra_forbidden":
+        keys = [field.alias or key for key, field in model.model_fields.items()]
+        return f"{path}: {name} has no such setting; {_suggestion(str(complaint['loc'][-1]), keys)}"
+    if complaint["type"] == "value_error":  # a sentence of the config's own, which begins with the name of the field
+        return f"{path}.{complaint['ctx']['error']}"
+    return f"{path}: {_expectation(complaint)}"
+
+
+def _expectation(complaint: ErrorDetails) -> str:
+    kind, value = complaint["type"], complaint["input"]
+    if kind not in _EXPECTED:
+        return f"{value!r} does not fit: {complaint['msg']}"
+    wanted = _EXPECTED[kind].format(**complaint.get("ctx", {}))
+    shown = "null" if value is None else repr(value)
+    fix = _unquoted(value) if kind in {"int_type", "float_type"} and isinstance(value, str) else ""
+    return f"has to be {wanted}, not {shown}{fix}"
+
+
+def _unquoted(text: str) -> str:
+    """How a number should have been written: YAML 1.1 reads `1e-3` as text."""
+    try:
+        return f"; write {float(text):g}"
+    except ValueError:
+        return ""
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = get_close_matches(word.lower(), [name.lower() for name in names], n=1)
+    if close:
+        return f"did you mean {next(name for name in names if name.lower() == close[0])}?"
+    return f"there is {', '.join(names)}"

@@ -1,0 +1,264 @@
+"""The session around a training loop: restores, saves, reports and stops, on all ranks together.
+
+    enter     signals, process group, fence
+    restore   the newest good checkpoint, into the user's objects
+    steps     batches; between two of them the boundary: agree, save, report, end or stop
+    exit      last save, COMPLETE.json, termination message
+
+The session knows nothing of models and losses, and it owns no loop: the recipes' loop is its user like anybody's.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from piton.contract.assignment import Assignment
+from piton.contract.ends import Outcome, Termination
+from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.save import SyncCheckpointer
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config, termination_log
+from piton_trainer.distributed import Ranks
+from piton_trainer.ending import TerminationLog, outcome_of, say
+from piton_trainer.errors import BadConfig, Ended, Fenced
+from piton_trainer.report import Reporter
+from piton_trainer.signals import StopFlag
+from piton_trainer.steps import Steps
+from piton_trainer.store import Restored, Store
+
+_NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+"""What the operating system says to a directory that was chosen wrongly."""
+
+
+def session(config: Config | None = None, *, clock: Clock | None = None, disk: layout.Disk | None = None) -> "Session":
+    """A session as the environment describes it, or as `config` does.
+
+    Outside Piton it keeps its checkpoints in `./checkpoints`, or where PITON_CHECKPOINT_DIR says.
+
+    Raises:
+        BadConfig: a variable of the environment makes no sense.
+    """
+    if config is None:
+        try:
+            config = Config.from_env(os.environ)
+        except ValueError as error:
+            say(str(error))
+            refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
+            TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
+            raise BadConfig(str(error)) from error
+    return Session(config, clock=clock or Clock(), disk=disk or layout.Disk())
+
+
+class Session:
+    """One process of one attempt. Use it as a context manager, once; `session()` makes it."""
+
+    def __init__(self, config: Config, *, clock: Clock, disk: layout.Disk) -> None:
+        self._config = config
+        self._clock = clock
+        self._disk = disk
+        self._signals = StopFlag()
+        self._ranks = Ranks()
+        self._attempt = config.attempt or 0
+        self._log = TerminationLog(config.termination_log, self._ranks)
+        self._reporter: Reporter | None = None
+        self._steps: Steps | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process among all ranks."""
+        return self._ranks.rank
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those on the same node; the number of its GPU."""
+        return self._ranks.local_rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._ranks.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self._ranks.is_main
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's GPU, or the CPU."""
+        return self._ranks.device
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt; outside Piton they are counted in the checkpoint directory."""
+        return self._attempt
+
+    @property
+    def assignment(self) -> Assignment:
+        """The run's orders."""
+        return self._config.assignment
+
+    @property
+    def step(self) -> int:
+        """Completed steps, over all attempts."""
+        return self._opened.state.step
+
+    @property
+    def training_seconds(self) -> float:
+        """Time that went into the current state, over all attempts; saving and what was lost do not count."""
+        return self._opened.state.training_seconds
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, from 0 to 1; the same on every rank."""
+        return self._opened.fraction
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the best objective so far."""
+        step, metric = self._opened.state.best_step, self._opened.state.best_metric
+        return None if step is None or metric is None else (step, metric)
+
+    def __enter__(self) -> Self:
+        try:
+            self._open()
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if error is None and self._opened.has_begun:
+                self._opened.conclude()
+        except BaseException as failure:
+            self._close(failure)
+            raise
+        self._close(error)
+
+    def restore(self, **objects: Any) -> Restored | None:
+        """Name the objects that a checkpoint consists of, and put the newest good one into them.
+
+        Call it once, when everything is built and before `steps`. `model`, `optimizer` (one or a list), `ema` and
+        `loader` are known by name; anything else needs `state_dict` and `load_state_dict`. An argument that is None is
+        left out.
+
+        Returns:
+            Where the run resumes from, or None when it starts afresh.
+
+        Raises:
+            BadConfig: the checkpoint is of other objects.
+            ValueError: an object cannot be saved.
+        """
+        restored = self._opened.restore(objects)
+        if restored is not None and self.is_main:
+            say(f"resumed from step {restored.step} in {restored.folder}")
+        return restored
+
+    def report(self, **metrics: float | Tensor) -> None:
+        """Say how the step under way went. A tensor on a GPU is read only when a report or a save is due.
+
+        A metric named `loss` is the loss of one batch: as the objective it is judged only where a save is due. Any
+        other objective counts as an evaluation whenever it is reported.
+        """
+        self._opened.report(metrics)
+
+    def steps(self, loader: Iterable[Any], *, epochs: int = 1, total: int | None = None) -> Iterator[Any]:
+        """The batches that are left to train on. Saves, reports and stops happen between two of them.
+
+        Args:
+            loader: batches, the same number on every rank.
+            epochs: how often to go through them.
+            total: steps overall instead, through as many epochs as that takes.
+
+        Raises:
+            Stopped: told to stop; everything is saved.
+            Diverged: the loss or the objective is not a finite number.
+            OutOfSpace: a checkpoint does not fit.
+            Fenced: another attempt has taken over.
+        """
+        return self._opened.run(loader, epochs=epochs, total=total)
+
+    @property
+    def _opened(self) -> Steps:
+        if self._steps is None:
+            raise RuntimeError("a session is used as a context manager: with piton_trainer.session() as session")
+        return self._steps
+
+    def _open(self) -> None:
+        self._signals.install()
+        try:
+            self._ranks = Ranks.join()
+        except ValueError as error:
+            raise BadConfig(str(error)) from error
+        self._log = TerminationLog(self._config.termination_log, self._ranks)
+        self._log.clear()
+        fence = self._ranks.on_main(self._claim)
+        self._attempt = fence.attempt
+        if self.is_main and self._config.server is not None:
+            self._reporter = Reporter(self._config.server, interval_seconds=self._config.report_seconds)
+        self._steps = Steps(
+            self._config,
+            ranks=self._ranks,
+            store=self._make_store(fence),
+            reporter=self._reporter,
+            signals=self._signals,
+            clock=self._clock,
+        )
+
+    def _claim(self) -> Fence:
+        directory = self._config.checkpoint_dir
+        try:
+            with layout.full_disk_is_an_end(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                fence = Fence(directory, disk=self._disk, attempt=self._config.attempt)
+                fence.claim()
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _NOT_OURS_TO_WRITE:
+                raise  # a disk that fails today may work for the next attempt
+            raise BadConfig(f"checkpoints cannot be kept in {directory}: {error}") from error
+        return fence
+
+    def _make_store(self, fence: Fence) -> Store:
+        checkpointer = SyncCheckpointer(
+            self._config.checkpoint_dir,
+            ranks=self._ranks,
+            fence=fence,
+            policy=self.assignment.save,
+            objective=self.assignment.objective,
+            disk=self._disk,
+            clock=self._clock,
+        )
+        return Store(
+            self._config.checkpoint_dir, ranks=self._ranks, fence=fence, checkpointer=checkpointer, disk=self._disk
+        )
+
+    def _close(self, error: BaseException | None) -> None:
+        """Say how it ended, wherever somebody listens, and give everything back."""
+        outcome, detail = outcome_of(error)
+        finished = error is None and self._steps is not None and self._steps.complete is not None
+        in_order = error is None or isinstance(error, Ended)
+        if finished or error is not None:
+            holder = error.holder if isinstance(error, Fenced) else None
+            self._log.leave(replace(self._termination(outcome, detail), fence=holder))
+        if isinstance(error, Ended) and self.local_rank == 0:
+            say(detail)
+        if self._reporter is not None and self._steps is not None:
+            # After a crash there may be no device left to read metrics from.
+            has_news = in_order and self._steps.has_begun
+            self._reporter.close(self._steps.progress(finished=finished) if has_news else None)
+        self._signals.restore()
+        if in_order:
+            self._ranks.leave()
+
+    def _termination(self, outcome: Outcome, detail: str) -> Termination:
+        if self._steps is None:
+            return Termination(outcome=outcome, detail=detail)
+        return self._steps.termination(outcome, detail)

@@ -1,0 +1,42 @@
+"""SIGTERM and SIGINT as a flag.
+
+A handler does nothing but remember; the training loop looks at the flag at a step boundary, where all ranks agree.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopFlag:
+    """Remembers that a stop signal came, from `install` until `restore`."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._owner = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over. Python allows that in the main thread only; elsewhere nothing happens."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in STOP_SIGNALS:
+            self._before[signum] = signal.signal(signum, self._remember)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them before."""
+        for signum, handler in self._before.items():
+            # None: the handler before was not installed from Python, so it cannot be given back.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+
+    def _remember(self, signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # A child that was forked with our handler, by a data loader say, has no boundary to stop at.
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.received = signal.Signals(signum)

@@ -1,0 +1,298 @@
+"""The steps of one attempt, and the boundary between two of them.
+
+    begin -> [ batch -> the user's step -> boundary ]* -> finish
+                                           |
+                                           agree -> judge -> save if due -> report -> end, stop, or go on
+
+Everything that this process has done so far is known here; the session around it opens and closes the doors.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+
+from piton.contract.ends import Outcome, Termination
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton_trainer.boundary import Word, fraction_done, reason_to_end
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config
+from piton_trainer.digest import weights_digest
+from piton_trainer.distributed import Ranks
+from piton_trainer.errors import Diverged, Ended, Stopped
+from piton_trainer.feed import Feed, Resume, length_of
+from piton_trainer.metrics import LOSS, Metrics
+from piton_trainer.objects import EMA, MODEL, Objects, Stateful
+from piton_trainer.progress import progress_of
+from piton_trainer.report import Reporter
+from piton_trainer.signals import StopFlag
+from piton_trainer.state import TrainState
+from piton_trainer.store import Restored, Store
+
+
+class Steps:
+    """What is trained, and how far."""
+
+    def __init__(
+        self, config: Config, *, ranks: Ranks, store: Store, reporter: Reporter | None, signals: StopFlag, clock: Clock
+    ) -> None:
+        self.state = TrainState()
+        self.complete: Complete | None = None
+        self.has_begun = False
+        self._config = config
+        self._assignment = config.assignment
+        self._ranks = ranks
+        self._store = store
+        self._reporter = reporter
+        self._signals = signals
+        self._clock = clock
+        self._metrics = Metrics()
+        self._objects: Objects | None = None
+        self._feed: Feed | None = None
+        self._resume: Resume | None = None
+        self._restored: Restored | None = None
+        self._total: int | None = None
+        self._started = (0, 0.0)
+        self._inside_step = False
+        self._has_diverged = False
+        self._end: Ended | None = None
+        self._lap = self._last_save = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, from 0 to 1."""
+        return fraction_done(self.state, self._assignment, self._total)
+
+    def restore(self, objects: Mapping[str, Any]) -> Restored | None:
+        """Take the user's objects, and put the newest good checkpoint into them."""
+        self._objects = Objects(objects)
+        found = self._store.restore(self._objects)
+        if found is not None:
+            self._restored, self.state, self._resume = found
+        return self._restored
+
+    def report(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Take the metrics of the step under way."""
+        self._metrics.report(metrics)
+
+    def run(self, loader: Iterable[Any], *, epochs: int, total: int | None) -> Iterator[Any]:
+        """The batches that are left, with a boundary after each."""
+        try:
+            yield from self._batches(loader, epochs, total)
+        except Ended as end:
+            self._end = end
+            raise
+
+    def _batches(self, loader: Iterable[Any], epochs: int, total: int | None) -> Iterator[Any]:
+        feed = self._begin(loader, epochs, total)
+        if feed is None:
+            return
+        for _ in range(self.state.position.epoch, epochs) if total is None else count():
+            for batch in feed.epoch():
+                self._inside_step = True
+                yield batch
+                self._inside_step = False
+                if self._is_over():
+                    return
+        self._finish("all steps are done")
+
+    def conclude(self) -> None:
+        """The user's block is done, and so is the training, whether or not all steps were taken: write the proof."""
+        if self._end is not None:
+            # The script has caught what was meant to end it; that does not make the run a finished one.
+            raise self._end
+        if self.complete is None:
+            # The loop was left by `break`; as far as anybody can tell, its body had done its work by then.
+            self.state.step += self._inside_step
+            self.state.ended = "the script ended its loop"
+            self._finish(self.state.ended)
+        assert self.complete is not None
+        self._ranks.on_main(partial(self._store.close, self.complete))
+
+    def progress(self, *, finished: bool = False) -> Progress:
+        """A report of this moment."""
+        return progress_of(
+            self.state,
+            assignment=self._assignment,
+            total=self._total,
+            started=self._started,
+            durable_step=self._store.durable_step,
+            resumed_from=None if self._restored is None else self._restored.step,
+            metrics=self._metrics.read_all(),
+            now=self._clock.now(),
+            finished=finished,
+        )
+
+    def termination(self, outcome: Outcome, detail: str) -> Termination:
+        """The last message, for an end of this kind."""
+        finished = self.complete if outcome is Outcome.FINISHED else None
+        return Termination(
+            outcome=outcome,
+            step=self.state.step,
+            checkpoint_step=self._store.durable_step,
+            resumed_from=None if self._restored is None else self._restored.step,
+            weights_digest=finished.weights_digest if finished else None,
+            best_step=self.state.best_step,
+            best_metric=self.state.best_metric,
+            detail=finished.reason if finished else detail,
+        )
+
+    def _begin(self, loader: Iterable[Any], epochs: int, total: int | None) -> Feed | None:
+        """Take the loader; None when there is nothing left to train."""
+        self._refuse_misuse(loader)
+        replay = self._objects is not None and not self._objects.is_given(loader)
+        self._feed = feed = Feed(loader, self.state.position, replay=replay, resume=self._resume)
+        self._total = self._steps_left(length_of(loader), epochs) if total is None else total
+        if len(set(self._ranks.gather(self._total))) > 1:
+            raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
+        self.has_begun = True
+        self._started = (self.state.step, self.state.training_seconds)
+        self._lap = self._last_save = self._clock.monotonic()
+        if ending := reason_to_end(self.state, self._assignment, self._total):
+            self._finish(ending)
+            return None
+        if self._agree().stop:
+            raise self._stopped()
+        self._ranks.on_main(self._store.reopen)
+        return feed
+
+    def _refuse_misuse(self, loader: Iterable[Any]) -> None:
+        if self.has_begun:
+            raise ValueError("session.steps() is called once; for more epochs say session.steps(loader, epochs=3)")
+        if self._objects is None:
+            raise ValueError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
+        if isinstance(loader, Stateful) and not self._objects.is_given(loader):
+            raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+
+    def _steps_left(self, length: int | None, epochs: int) -> int | None:
+        """The step at which the epochs are done."""
+        if length is None:
+            return None
+        position = self.state.position
+        return self.state.step + max(0, (epochs - position.epoch) * length - position.batch)
+
+    def _is_over(self) -> bool:
+        """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
+        self.state.step += 1
+        word = self._agree()
+        self.state.training_seconds = word.training_seconds
+        if word.diverged:
+            raise self._diverged()
+        is_best = word.value is not None and self._judge(word.value)
+        ending = reason_to_end(self.state, self._assignment, self._total)
+        if word.save or word.stop or is_best or ending:
+            self._save()
+        if ending:
+            self._finish(ending)
+            return True
+        if word.stop:
+            self._store.wait()
+            raise self._stopped()
+        self._report()
+        self._metrics.next_step()
+        self._lap = self._clock.monotonic()
+        return False
+
+    def _agree(self) -> Word:
+        """Say what this rank has to say, and hear what holds for all."""
+        save = self._ranks.is_main and self._save_is_due()
+        value = self._evaluation(save) if self._ranks.is_main else None
+        lap = self._clock.monotonic() - self._lap
+        word = Word(
+            stop=self._signals.received is not None or (self._ranks.is_main and self._stop_is_wished()),
+            save=save,
+            diverged=self._has_diverged or self._metrics.not_finite(self._watched, on_device=False) is not None,
+            value=value,
+            training_seconds=self.state.training_seconds + lap if self._ranks.is_main else 0.0,
+        )
+        return Word.from_vector(self._ranks.agree(word.to_vector()))
+
+    def _save_is_due(self) -> bool:
+        policy, step = self._assignment.save, self.state.step
+        by_steps = policy.every_steps is not None and step % policy.every_steps == 0
+        since = self._clock.monotonic() - self._last_save
+        by_time = policy.every_seconds is not None and since >= policy.every_seconds
+        wished = self._reporter is not None and self._reporter.checkpoint_wished
+        return by_steps or by_time or wished or step == self._total
+
+    def _stop_is_wished(self) -> bool:
+        too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
+        return too_late or (self._reporter is not None and self._reporter.stop_wished)
+
+    def _evaluation(self, save: bool) -> float | None:
+        """The objective's value, if it was evaluated in this step. The loss of a batch is not, unless a save is due."""
+        objective = self._assignment.objective
+        if objective is None or not self._metrics.is_fresh(objective.metric):
+            return None
+        if objective.metric == LOSS and not save:
+            return None
+        value = self._metrics.read(objective.metric)
+        return value if value is not None and math.isfinite(value) else None
+
+    def _judge(self, value: float) -> bool:
+        objective = self._assignment.objective
+        return objective is not None and self.state.judge(value, objective)
+
+    @property
+    def _watched(self) -> tuple[str, ...]:
+        """Metrics without which there is nothing worth saving."""
+        objective = self._assignment.objective
+        return (LOSS,) if objective is None else (LOSS, objective.metric)
+
+    def _save(self) -> None:
+        """Save this step, unless it is durable already. A diverged state is never saved."""
+        if self._store.durable_step == self.state.step or self._objects is None or self._feed is None:
+            return
+        bad = self._metrics.not_finite(self._watched, on_device=True) is not None
+        if self._ranks.agree([float(bad)])[0]:
+            raise self._diverged()
+        self._store.save(self.state, self._objects, self._feed, self._metrics_to_save())
+        self._last_save = self._clock.monotonic()
+        if self._reporter is not None:
+            self._reporter.checkpoint_made()
+
+    def _metrics_to_save(self) -> dict[str, float]:
+        """The metrics that belong to this state: an objective from an earlier step does not."""
+        objective = self._assignment.objective
+        metrics = self._metrics.read_all()
+        if objective is not None and not self._metrics.is_fresh(objective.metric):
+            metrics.pop(objective.metric, None)
+        return metrics
+
+    def _finish(self, reason: str) -> None:
+        self._save()
+        self._store.wait()
+        assert self._objects is not None
+        self.complete = Complete(
+            attempt=self._store.attempt,
+            step=self.state.step,
+            weights_digest=weights_digest(self._objects.modules(MODEL, EMA)),
+            best_step=self.state.best_step,
+            best_metric=self.state.best_metric,
+            reason=reason,
+        )
+
+    def _report(self) -> None:
+        now = self._clock.monotonic()
+        if self._reporter is not None and self._reporter.is_due(now):
+            self._reporter.post(self.progress(), now)
+            # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
+            self._has_diverged = self._metrics.not_finite(self._watched, on_device=True) is not None
+
+    def _stopped(self) -> Stopped:
+        received, step = self._signals.received, self._store.durable_step
+        cause = "the server, the clock or another rank" if received is None else received.name
+        return Stopped(
+            f"told to stop by {cause}; " + ("nothing was trained yet" if step is None else f"step {step} is saved")
+        )
+
+    def _diverged(self) -> Diverged:
+        names = " or ".join(self._watched)
+        return Diverged(
+            f"{names} is not a finite number at step {self.state.step}; "
+            f"the newest checkpoint is of step {self._store.durable_step}"
+        )

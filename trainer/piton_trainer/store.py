@@ -1,0 +1,140 @@
+"""Between the session and the checkpoints: what a checkpoint of this run consists of.
+
+state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON}, "ranks": [JSON per rank]}
+shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piton.contract import names
+from piton.contract.manifest import Complete
+from piton_trainer import codec, rng
+from piton_trainer.checkpoint import Checkpointer, Snapshot, layout
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.layout import Checkpoint, read_document
+from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.distributed import Ranks
+from piton_trainer.errors import BadConfig
+from piton_trainer.feed import Feed, Resume
+from piton_trainer.objects import LOADER, Objects
+from piton_trainer.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """Where a resumed attempt starts from."""
+
+    step: int
+    attempt: int
+    """The attempt that made the checkpoint."""
+    folder: Path
+    training_seconds: float
+    metrics: Mapping[str, float]
+
+
+class Store:
+    """Saves and restores the whole of a run. All ranks call each method together."""
+
+    def __init__(
+        self, directory: Path, *, ranks: Ranks, fence: Fence, checkpointer: Checkpointer, disk: layout.Disk
+    ) -> None:
+        self._directory = directory
+        self._ranks = ranks
+        self._fence = fence
+        self._checkpointer = checkpointer
+        self._disk = disk
+        self._restored_step: int | None = None
+
+    @property
+    def durable_step(self) -> int | None:
+        """The newest step that a next attempt could resume from."""
+        saved = self._checkpointer.durable
+        return self._restored_step if saved is None else saved.step
+
+    @property
+    def attempt(self) -> int:
+        """The number that this run's process saves under."""
+        return self._fence.attempt
+
+    def wait(self) -> None:
+        """Until nothing is in flight."""
+        self._checkpointer.wait()
+
+    def reopen(self) -> None:
+        """The run goes on, even if it was finished before: rank 0 takes COMPLETE.json back."""
+        self._fence.check()
+        (self._directory / names.COMPLETE_FILE).unlink(missing_ok=True)
+
+    def close(self, complete: Complete) -> None:
+        """The run is finished: rank 0 writes the proof of it."""
+        self._fence.check()
+        with layout.full_disk_is_an_end(self._directory):
+            self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
+
+    def save(self, state: TrainState, objects: Objects, feed: Feed, metrics: Mapping[str, float]) -> None:
+        """Save everything as of now."""
+        tensors: dict[str, Tensor] = {}
+        documents: dict[str, Any] = {}
+        parts = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
+        document = {"train": state.to_document(), "seed": torch.initial_seed(), "objects": documents, "ranks": parts}
+        self._checkpointer.save(Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics))
+
+    def _capture(
+        self, objects: Objects, feed: Feed, documents: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Add this rank's state to `documents` and `tensors`. What only this rank has is returned, for rank 0."""
+        shared, shared_tensors = objects.capture()
+        own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
+        part, part_tensors = codec.split(own, f"rank{self._ranks.rank}")
+        documents.update(shared)
+        tensors.update(shared_tensors | part_tensors)
+        return part  # type: ignore[no-any-return]
+
+    def restore(self, objects: Objects) -> tuple[Restored, TrainState, Resume] | None:
+        """Put the newest good checkpoint into the objects; None when there is none.
+
+        Raises:
+            BadConfig: the checkpoint is good, but it is not one of these objects.
+        """
+        checkpoint = newest_good(self._directory, self._ranks)
+        if checkpoint is None:
+            return None
+        state, resume = self._ranks.together(partial(self._load, checkpoint, objects))[self._ranks.rank]
+        self._restored_step = state.step
+        restored = Restored(
+            step=state.step,
+            attempt=checkpoint.manifest.attempt,
+            folder=checkpoint.folder,
+            training_seconds=state.training_seconds,
+            metrics=checkpoint.manifest.metrics,
+        )
+        return restored, state, resume
+
+    def _load(self, checkpoint: Checkpoint, objects: Objects) -> tuple[TrainState, Resume]:
+        load = partial(load_tensors, checkpoint)
+        document = read_document(checkpoint.folder)
+        state = TrainState.from_document(document["train"])
+        part = self._part_of_this_rank(document["ranks"])
+        try:
+            objects.restore(document["objects"] | {LOADER: part[LOADER]}, load)
+        except ValueError as error:
+            raise BadConfig(f"{checkpoint.folder} cannot be resumed from: {error}") from error
+        is_own = self._ranks.rank < len(document["ranks"])
+        tensors = load(dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]])))
+        return state, Resume(
+            rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,
+            epoch_rng=codec.join(part["epoch_rng"], tensors.__getitem__) if is_own else None,
+            derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
+        )
+
+    def _part_of_this_rank(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
+        part = parts[min(self._ranks.rank, len(parts) - 1)]
+        return part if len(parts) == self._ranks.world_size else part | {LOADER: parts[0][LOADER]}
