@@ -19,7 +19,7 @@ from support.builders import a_spec
 from support.fake_world import TOTAL_STEPS, Crash, FakeWorld
 
 PACE = Pace(backoff_seconds=2, backoff_seconds_max=8, evidence_seconds=3, start_seconds=5, fruitless_failures=4)
-PASSES_TO_CONVERGE = 2_000
+PASSES_TO_CONVERGE = 300
 ENDS = (Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
 
 
