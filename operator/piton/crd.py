@@ -11,7 +11,8 @@ import yaml
 
 from piton.contract import names
 from piton.core import rules
-from piton.core.model import RunStatus, Spec
+from piton.core.model import Spec
+from piton.core.status import RunStatus
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Protocol
 
 from piton.core.effects import Announcement, Effect
-from piton.core.model import RunStatus
 from piton.core.observed import Observed
+from piton.core.status import RunStatus
 
 
 class PortError(Exception):

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from piton.cli.watch import Lines, Panel, facts
 from piton.contract.progress import Progress
-from piton.core.model import CheckpointStatus, Phase, RunStatus
+from piton.core.status import CheckpointStatus, Phase, RunStatus
 from piton.local.run import View
 from support.builders import NOW, later
 

@@ -6,9 +6,9 @@ from piton.contract.ends import Outcome
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.model import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
 from piton.core.observed import Observed, ReplicaState, VolumeSeen
 from piton.core.reasons import Reason
+from piton.core.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
 from support.builders import (
     NOW,
     a_complete,

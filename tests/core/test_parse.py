@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from piton.core import model, rules
+from piton.core import rules
 from piton.core.parse import SpecError, parse, parse_file
+from piton.core.status import RunStatus
 from piton.crd import crd
 from support.builders import NOW, a_manifest, a_spec, problems_of
 
@@ -144,7 +145,7 @@ def test_a_bad_spec_leaves_the_metadata_readable() -> None:
 
 
 def test_a_status_of_another_version_counts_as_none() -> None:
-    assert parse({**a_manifest(), "status": {"mood": "good"}}).status == model.RunStatus()
+    assert parse({**a_manifest(), "status": {"mood": "good"}}).status == RunStatus()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from piton.core.backoff import Pace
 from piton.core.conditions import settled
 from piton.core.decide import decide, still
-from piton.core.model import AttemptState, Phase
+from piton.core.status import AttemptState, Phase
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
 from support.builders import a_spec

@@ -2,9 +2,9 @@ import pytest
 
 from piton.contract.ends import Outcome
 from piton.contract.manifest import Complete
-from piton.core.model import Verdict
 from piton.core.observed import AttemptSeen, JobState, ReplicaState
 from piton.core.reasons import Reason
+from piton.core.status import Verdict
 from piton.core.verdict import Evidence, Judgement, judge
 from support.builders import a_complete, a_failed_attempt, a_replica, an_attempt, failed, later, said
 

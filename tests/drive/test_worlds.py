@@ -10,9 +10,9 @@ import pytest
 
 from piton.clock import SystemClock
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.model import Phase
 from piton.core.observed import AttemptSeen, Observed
 from piton.core.reasons import Reason
+from piton.core.status import Phase
 from piton.kube.client import Client
 from piton.kube.world import KubeWorld
 from piton.local.folder import RunFolder, State

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from piton.contract import names
-from piton.core.model import Phase, RunStatus
 from piton.core.parse import parse
+from piton.core.status import Phase, RunStatus
 from piton.kube.app import serve
 from piton.kube.settings import Settings
 from support.apiserver import NODES, PODS, RUNS, to_json

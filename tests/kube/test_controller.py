@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from piton.core.model import Phase
+from piton.core.status import Phase
 from piton.kube.controller import Controller
 from piton.kube.log import JsonFormatter
 from piton.kube.settings import Settings

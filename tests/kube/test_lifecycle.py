@@ -6,8 +6,8 @@ import pytest
 
 from piton.contract import names
 from piton.contract.ends import Outcome
-from piton.core.model import ConditionStatus, Phase, Verdict
 from piton.core.reasons import Reason
+from piton.core.status import ConditionStatus, Phase, Verdict
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits, a_node

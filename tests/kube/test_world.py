@@ -14,8 +14,8 @@ from piton.core.effects import (
     StartAttempt,
     StopAttempt,
 )
-from piton.core.model import Phase
 from piton.core.reasons import Reason
+from piton.core.status import Phase
 from piton.kube.world import KubeWorld
 from piton.ports import Conflict, Refused, Unavailable
 from support.apiserver import CLAIMS, JOBS, PODS, RUNS, refusal

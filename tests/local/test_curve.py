@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 from piton.contract.progress import Progress
-from piton.core.model import AttemptStatus, Verdict
 from piton.core.reasons import Reason
+from piton.core.status import AttemptStatus, Verdict
 from piton.local import curve, metrics
 from support.builders import an_ended
 

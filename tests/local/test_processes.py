@@ -8,7 +8,7 @@ from torchx import specs
 
 from local.helpers import eventually, fake_parts, spec_of, train
 from piton.contract import names
-from piton.core.model import Phase
+from piton.core.status import Phase
 from piton.local import environment, processes
 from piton.local.folder import RunFolder
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from local.helpers import alive, fake_parts, spec_of, train
-from piton.core.model import Phase
+from piton.core.status import Phase
 from piton.local import world
 
 

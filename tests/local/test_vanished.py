@@ -15,7 +15,7 @@ from local.helpers import (
     train,
     write_manifest,
 )
-from piton.core.model import Phase, Verdict
+from piton.core.status import Phase, Verdict
 from piton.local.folder import RunFolder
 
 

@@ -8,18 +8,11 @@ from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core.conditions import in_phase
-from piton.core.model import (
-    AttemptState,
-    AttemptStatus,
-    Meta,
-    Phase,
-    RunStatus,
-    Spec,
-    Verdict,
-)
+from piton.core.model import Meta, Spec
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.parse import parse
 from piton.core.reasons import Reason
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 

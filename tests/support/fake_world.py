@@ -21,8 +21,9 @@ from piton.core.effects import (
     StartAttempt,
     StopAttempt,
 )
-from piton.core.model import Meta, RunStatus, Spec
+from piton.core.model import Meta, Spec
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.core.status import RunStatus
 from piton.ports import Conflict, Unavailable
 from support.builders import NOW, a_spec
 

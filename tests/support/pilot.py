@@ -12,8 +12,8 @@ import kmock
 from kubernetes.aio.client import Configuration
 
 from piton.core.backoff import Pace
-from piton.core.model import RunStatus
 from piton.core.parse import parse
+from piton.core.status import RunStatus
 from piton.kube.client import Client
 from piton.kube.controller import Controller
 from piton.kube.settings import Settings

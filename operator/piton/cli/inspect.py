@@ -13,11 +13,12 @@ from piton.cli import files
 from piton.clock import SystemClock
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
-from piton.core.model import Meta, RunStatus, Spec
+from piton.core.model import Meta, Spec
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.parse import SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text
+from piton.core.status import RunStatus
 from piton.local.preflight import recipe_problems
 
 _PASSES_MAX = 20

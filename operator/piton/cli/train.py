@@ -11,7 +11,7 @@ import click
 from piton.cli import files
 from piton.cli.watch import Lines, Live, Silence
 from piton.contract.duration import format_duration, parse_duration
-from piton.core.model import Phase
+from piton.core.status import Phase
 from piton.local import drills as fire
 from piton.local.run import Audience, Ending, Order, run
 from piton.local.summary import Summary

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from piton.core.model import AttemptStatus, Verdict
+from piton.core.status import AttemptStatus, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ Refused                Stopping -> Suspended -> Starting
 
 from datetime import datetime
 
-from piton.core.model import Condition, ConditionStatus, Phase, RunStatus
 from piton.core.reasons import Reason
+from piton.core.status import Condition, ConditionStatus, Phase, RunStatus
 
 ACCEPTED, TRAINING, SUSPENDED, SUCCEEDED, FAILED = "Accepted", "Training", "Suspended", "Succeeded", "Failed"
 

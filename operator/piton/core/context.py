@@ -8,9 +8,10 @@ from piton.contract.duration import parse_duration
 from piton.core.backoff import Pace
 from piton.core.conditions import in_phase
 from piton.core.effects import Announcement
-from piton.core.model import AttemptState, AttemptStatus, Meta, Phase, RunStatus, Spec
+from piton.core.model import Meta, Spec
 from piton.core.observed import AttemptSeen, Observed
 from piton.core.reasons import Reason
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus
 
 
 @dataclass(frozen=True, kw_only=True)

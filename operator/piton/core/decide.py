@@ -23,9 +23,9 @@ from piton.core.effects import (
     RemoveReplica,
     StopAttempt,
 )
-from piton.core.model import AttemptState, Phase, RunStatus, Verdict
 from piton.core.observed import Observed
 from piton.core.reasons import Reason
+from piton.core.status import AttemptState, Phase, RunStatus, Verdict
 
 Rule = Callable[[Context], Decision | None]
 

@@ -6,8 +6,8 @@ Adapters `match` on `Effect` and end with `assert_never`, so a new effect fails 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from piton.core.model import RunStatus
 from piton.core.reasons import Reason
+from piton.core.status import RunStatus
 
 
 @dataclass(frozen=True, kw_only=True)

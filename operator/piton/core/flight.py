@@ -10,9 +10,9 @@ from collections.abc import Callable
 from piton.core import ledger
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.model import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 from piton.core.observed import AttemptSeen
 from piton.core.reasons import Reason
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 from piton.core.verdict import Evidence, Judgement, judge
 
 

@@ -12,7 +12,8 @@ from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core.backoff import Pace
-from piton.core.model import (
+from piton.core.observed import AttemptSeen
+from piton.core.status import (
     AttemptState,
     AttemptStatus,
     CheckpointStatus,
@@ -23,7 +24,6 @@ from piton.core.model import (
     RunStatus,
     Verdict,
 )
-from piton.core.observed import AttemptSeen
 from piton.core.verdict import Judgement
 
 _COUNTERS = {

@@ -1,4 +1,4 @@
-"""The TrainingRun resource as typed models: what a user may write (`Spec`) and what Piton answers (`RunStatus`).
+"""What a user may write into a TrainingRun, as typed models; what Piton answers is in `status.py`.
 
 These models are the source of the CRD: field names, docs, defaults and limits all come from here. They are parsed once,
 at the edge (`parse.py`), and never changed afterwards. Rules that need more than one field live in `rules.py`.
@@ -6,15 +6,13 @@ at the edge (`parse.py`), and never changed afterwards. Rules that need more tha
 
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from piton.contract import duration
-from piton.core.reasons import Reason
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
@@ -29,9 +27,6 @@ class Model(BaseModel):
     """Base of all models: frozen, camelCase outside, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
-
-
-# --- spec ------------------------------------------------------------------------------------------------------------
 
 
 class KeyRef(Model):
@@ -268,162 +263,6 @@ class Spec(Model):
     stages: Stages = Field(default_factory=Stages, description="What happens before and after training.")
 
 
-# --- status ----------------------------------------------------------------------------------------------------------
-
-
-class Verdict(StrEnum):
-    """Whose doing the end of an attempt was."""
-
-    FINISHED = "Finished"
-    PREEMPTED = "Preempted"
-    INFRASTRUCTURE = "Infrastructure"
-    USER_FAILURE = "UserFailure"
-    STOPPED = "Stopped"
-    """Piton's own doing, on the user's order (suspend, delete, a limit). Counts nowhere."""
-
-
-class AttemptState(StrEnum):
-    """Where an attempt stands, in order; every state but the first and the last may be skipped."""
-
-    PENDING = "Pending"
-    """Its number is taken; whether its job was created is not known."""
-    STARTING = "Starting"
-    """Its job was created."""
-    RUNNING = "Running"
-    """A replica has been seen running."""
-    STOPPING = "Stopping"
-    """Its verdict is written down; its replicas have not all ended."""
-    ENDED = "Ended"
-
-
-class AttemptStatus(Model):
-    """One attempt, as the status remembers it."""
-
-    number: int = Field(ge=1, description="Number of the attempt; also its fencing token.")
-    state: AttemptState = Field(description="Where it stands.")
-    created_time: AwareDatetime = Field(description="When its number was taken.")
-    training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
-    failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
-    ended_time: AwareDatetime | None = Field(default=None, description="When the last of its replicas was gone.")
-    verdict: Verdict | None = Field(default=None, description="Whose doing its end was.")
-    reason: Reason | None = Field(default=None, description="Why it ended, in one word.")
-    message: str = Field(default="", max_length=1024, description="The evidence for it.")
-    permanent: bool = Field(default=False, description="Another attempt would end the same way.")
-    resumed_from: int | None = Field(default=None, description="Step that it started from; none is a fresh start.")
-    step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
-    checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
-
-
-class ConditionStatus(StrEnum):
-    """As in metav1.Condition."""
-
-    TRUE = "True"
-    FALSE = "False"
-    UNKNOWN = "Unknown"
-
-
-class Condition(Model):
-    """A metav1.Condition."""
-
-    type: str = Field(description="Accepted, Training, Suspended, Succeeded or Failed.")
-    status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: Reason = Field(description="Why, in one word.")
-    message: str = Field(default="", max_length=32768, description="Why, in a sentence.")
-    last_transition_time: AwareDatetime = Field(description="When the status last changed.")
-    observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
-
-
-class Phase(StrEnum):
-    """A summary of the conditions, for the column."""
-
-    PENDING = "Pending"
-    REFUSED = "Refused"
-    STARTING = "Starting"
-    TRAINING = "Training"
-    STOPPING = "Stopping"
-    RECOVERING = "Recovering"
-    SUSPENDED = "Suspended"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-
-
-class MetricValue(Model):
-    """A reported metric; the value is a string, because an API has no floats."""
-
-    name: str = Field(description="Name of the metric.")
-    value: str = Field(description="Its newest value.")
-
-
-class ProgressStatus(Model):
-    """How far training is (names of KEP-2779)."""
-
-    step: int | None = Field(default=None, description="Steps trained.")
-    total_steps: int | None = Field(default=None, description="Steps to train.")
-    progress_percentage: int | None = Field(default=None, ge=0, le=100, description="Part done, in percent.")
-    estimated_remaining_seconds: int | None = Field(default=None, ge=0, description="Time left, in seconds.")
-    eta: str | None = Field(default=None, description="The same for people, e.g. 1h20m.")
-    metrics: tuple[MetricValue, ...] = Field(default=(), description="Newest metrics.")
-    last_updated_time: AwareDatetime | None = Field(default=None, description="When the trainer reported this.")
-
-
-class CheckpointStatus(Model):
-    """The newest durable checkpoint."""
-
-    step: int = Field(description="Its step.")
-    time: AwareDatetime = Field(description="When Piton learned of it.")
-    attempt: int = Field(description="The attempt that reported it.")
-
-
-class Lost(Model):
-    """Work that was done twice."""
-
-    steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
-
-
-class Result(Model):
-    """What the run produced."""
-
-    step: int | None = Field(default=None, description="Final step.")
-    weights_digest: str | None = Field(default=None, description="SHA-256 over the final weights.")
-    best_step: int | None = Field(default=None, description="Step of the best checkpoint.")
-    best_metric: str | None = Field(default=None, description="The objective's best value.")
-    reason: str = Field(default="", description="Why training ended.")
-
-
-class RunStatus(Model):
-    """What Piton answers. Conditions are the truth; phase is derived from them."""
-
-    observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
-    phase: Phase = Field(default=Phase.PENDING, description="A summary of the conditions.")
-    conditions: tuple[Condition, ...] = Field(default=(), description="The truth about the run.")
-    attempt: int = Field(default=0, ge=0, description="Highest attempt number so far; never goes back.")
-    preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
-    infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
-    failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
-    lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
-    progress: ProgressStatus | None = Field(default=None, description="How far training is.")
-    checkpoint: CheckpointStatus | None = Field(default=None, description="The newest durable checkpoint.")
-    result: Result | None = Field(default=None, description="What the run produced.")
-    attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
-
-    @property
-    def current(self) -> AttemptStatus | None:
-        """The newest attempt."""
-        return self.attempts[-1] if self.attempts else None
-
-    def condition(self, kind: str) -> Condition | None:
-        """The condition of that type."""
-        return next((c for c in self.conditions if c.type == kind), None)
-
-    def is_true(self, kind: str) -> bool:
-        """Whether the condition of that type is True."""
-        condition = self.condition(kind)
-        return condition is not None and condition.status is ConditionStatus.TRUE
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
 class Meta(Model):
     """What Piton needs of an object's metadata."""
 
@@ -435,8 +274,3 @@ class Meta(Model):
     deleting: bool = False
     held: bool = False
     """Whether our finalizer is on it."""
-
-
-def dollars(amount: str) -> Decimal:
-    """A `Dollars` string as a number."""
-    return Decimal(amount)

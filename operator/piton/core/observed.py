@@ -7,7 +7,8 @@ from enum import StrEnum
 from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton.core.model import Meta, RunStatus, Spec
+from piton.core.model import Meta, Spec
+from piton.core.status import RunStatus
 
 
 class ReplicaState(StrEnum):

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from piton.contract import duration, names
 from piton.core import model, rules
+from piton.core.status import RunStatus
 
 _TYPES = {
     "int_type": "a whole number",
@@ -51,7 +52,7 @@ class Parsed:
     meta: model.Meta
     spec: model.Spec | None
     problems: tuple[str, ...]
-    status: model.RunStatus
+    status: RunStatus
 
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:
@@ -128,12 +129,12 @@ def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     return sorted(tried, key=lambda problem: problem["type"] == "missing")
 
 
-def _status(status: object) -> model.RunStatus:
+def _status(status: object) -> RunStatus:
     """A status that cannot be read (an older version's, say) counts as none: it is rebuilt from what is observed."""
     try:
-        return model.RunStatus.model_validate_json(json.dumps(status or {}), strict=True)
+        return RunStatus.model_validate_json(json.dumps(status or {}), strict=True)
     except ValidationError:
-        return model.RunStatus()
+        return RunStatus()
 
 
 def sentence(problem: ErrorDetails) -> str:

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 
 from piton.contract.ends import OUTCOMES, Outcome
 from piton.contract.manifest import Complete
-from piton.core.model import Verdict
 from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.core.reasons import Reason
+from piton.core.status import Verdict
 
 SIGKILL_EXIT = 137
 _NEVER = datetime.max.replace(tzinfo=UTC)

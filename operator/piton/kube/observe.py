@@ -10,9 +10,10 @@ from typing import Any
 
 from piton.contract import names
 from piton.core import parse
-from piton.core.model import AttemptState, Meta, RunStatus, Spec
+from piton.core.model import Meta, Spec
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, VolumeSeen
 from piton.core.pytorchjob import claim_name
+from piton.core.status import AttemptState, RunStatus
 from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.pods import NodeView, condition, moment, replica

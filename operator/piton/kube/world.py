@@ -13,9 +13,10 @@ from piton.core.effects import (
     StartAttempt,
     StopAttempt,
 )
-from piton.core.model import Meta, RunStatus, Spec
+from piton.core.model import Meta, Spec
 from piton.core.observed import Observed
 from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
+from piton.core.status import RunStatus
 from piton.kube.client import CLAIMS, JOBS, PODS, RUNS, Body, Client, Resource
 from piton.kube.errors import AlreadyExists, NotFound
 from piton.kube.observe import Reading, owned, read, seconds_until

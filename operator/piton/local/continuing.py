@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from piton.core.conditions import FAILED
-from piton.core.model import RunStatus, Spec
+from piton.core.model import Spec
+from piton.core.status import RunStatus
 from piton.local.folder import RunFolder, State
 
 _IDENTITY = {

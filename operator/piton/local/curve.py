@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piton.core.model import AttemptStatus, Verdict
 from piton.core.reasons import Reason
+from piton.core.status import AttemptStatus, Verdict
 from piton.local import metrics
 
 if TYPE_CHECKING:

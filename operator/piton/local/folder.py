@@ -19,7 +19,8 @@ from pydantic import AwareDatetime, ValidationError
 
 from piton.contract import names
 from piton.contract.manifest import Complete
-from piton.core.model import Model, RunStatus, Spec
+from piton.core.model import Model, Spec
+from piton.core.status import RunStatus
 from piton.local.sweep import Process
 
 LOCK_FILE = "lock"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED
-from piton.core.model import AttemptStatus, RunStatus, Verdict
+from piton.core.status import AttemptStatus, RunStatus, Verdict
 from piton.local.folder import RunFolder, State
 
 _TAKEN = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE)

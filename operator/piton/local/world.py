@@ -26,10 +26,11 @@ from piton.core.effects import (
     StartAttempt,
     StopAttempt,
 )
-from piton.core.model import Meta, RunStatus, Spec
+from piton.core.model import Meta, Spec
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.reasons import Reason
 from piton.core.render import GRACE_SECONDS, appdef, assignment
+from piton.core.status import RunStatus
 from piton.local import environment, processes
 from piton.local.attempt import LocalAttempt
 from piton.local.drills import Drill, first_due, pending
