@@ -182,6 +182,18 @@ def test_suspending_stops_the_attempt_and_counts_nothing() -> None:
     assert resumed.status.attempt == 2
 
 
+def test_a_number_whose_job_was_never_created_is_closed_when_no_attempt_is_wanted() -> None:
+    pending = a_status(a_record(state=AttemptState.PENDING), phase=Phase.PENDING)
+
+    closed = decide(an_observed(status=pending, spec=a_spec(suspend=True)), now=NOW)
+    assert closed.effects == ()
+    assert closed.status.current is not None
+    assert (closed.status.current.state, closed.status.current.verdict) == (AttemptState.ENDED, Verdict.STOPPED)
+
+    wanted = decide(an_observed(status=pending), now=NOW)
+    assert [type(e) for e in wanted.effects] == [StartAttempt]
+
+
 def test_an_attempt_that_finished_while_it_was_told_to_stop_has_finished() -> None:
     stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.SUSPENDED))
 
