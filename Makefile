@@ -38,7 +38,7 @@ test: setup  ## every test that needs no root and no cluster
 test-crash: setup  ## kill a trainer 200 times, resume 200 times
 	pytest -q -m crash --timeout 3600
 
-e2e: setup  ## the tests on a real cluster
+e2e: setup  ## the quickstart at full size, through its drills
 	pytest -q -m e2e
 
 bench: setup  ## what a session costs, over a bare PyTorch loop
