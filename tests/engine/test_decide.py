@@ -363,22 +363,23 @@ def test_a_resumed_job_waits_until_its_former_pods_are_gone() -> None:
     manifest = _suspended()
     manifest["spec"]["runPolicy"] = {}
     decision = _look(manifest, _pod(deleting=True), now=later(20))
-    assert (decision.rule, decision.changes) == ("leaving", False)
+    assert (decision.rule, decision.changes) == ("resumed", False)
     again = _look(manifest, _pod(), now=later(20))
     assert _deleted(again) == [("Pod", MASTER)]
 
 
-def test_a_resumed_job_begins_anew() -> None:
+def test_a_resumed_job_says_so_before_it_begins_anew() -> None:
     manifest = _suspended()
     manifest["spec"]["runPolicy"] = {"activeDeadlineSeconds": 60}
     decision = _look(manifest, now=later(100))
-    assert _created(decision) == [("Service", MASTER), ("Pod", MASTER)]
+    assert _created(decision) == []
     assert decision.status.started == later(100)
     resumed = decision.status.conditions[-1]
     assert (resumed.type, resumed.status, resumed.reason) == ("Suspended", False, "PyTorchJobResumed")
     assert resumed.message == "PyTorchJob ragcun-1 is resumed."
-    running = _look({**manifest, "status": decision.status.to_body()}, _pod(), now=later(110))
-    assert _conditions(running) == ["Created", "not Suspended", "Running"]
+    manifest = {**manifest, "status": decision.status.to_body()}
+    assert _created(_look(manifest, now=later(100))) == [("Service", MASTER), ("Pod", MASTER)]
+    assert _conditions(_look(manifest, _pod(), now=later(110))) == ["Created", "not Suspended", "Running"]
 
 
 def test_a_finished_job_is_not_suspended() -> None:

@@ -154,11 +154,19 @@ def _suspended(scene: Scene) -> Decision | None:
     return _decision(replace(status, replicas=idle), deletes=_deletions(scene, scene.pods))
 
 
-def _leaving(scene: Scene) -> Decision | None:
-    """A resumed job begins when its former pods are gone: two lives of a replica are never there at once."""
-    if not scene.status.is_true(ConditionType.SUSPENDED) or not scene.pods:
+def _resumed(scene: Scene) -> Decision | None:
+    """A resumed job begins anew, its time and its numbers with it; but not before its former pods are gone.
+
+    Nothing is created in the same pass: pods that are there while the job is suspended are always former ones.
+    """
+    status = scene.status
+    if not status.is_true(ConditionType.SUSPENDED):
         return None
-    return _decision(scene.status, deletes=_deletions(scene, scene.pods))
+    if scene.pods:
+        return _decision(status, deletes=_deletions(scene, scene.pods))
+    message = f"{KIND} {scene.job.name} is resumed."
+    status = status.put(ConditionType.SUSPENDED, message, now=scene.now, status=False, reason=REASON_RESUMED)
+    return _decision(replace(status, started=scene.now, replicas={}))
 
 
 def _exhausted(scene: Scene) -> Decision | None:
@@ -194,7 +202,7 @@ RULES: tuple[tuple[str, Callable[[Scene], Decision | None]], ...] = (
     ("finished", _finished),  # has succeeded or failed: clean up
     ("impossible", _impossible),  # breaks a rule of the resource: fails
     ("suspended", _suspended),  # is to wait: nothing runs
-    ("leaving", _leaving),  # resumed while its former pods leave: waits for them
+    ("resumed", _resumed),  # is to go on: waits for its former pods to leave, and begins anew
     ("exhausted", _exhausted),  # past a limit: fails
     ("working", _working),  # everything else
 )
@@ -288,17 +296,8 @@ def _created(scene: Scene) -> JobStatus:
 
 
 def _begun(scene: Scene) -> Scene:
-    """The scene once the job has begun, or begun anew after a suspension: its time and its numbers start then."""
+    """The scene once the job has begun."""
     status = _created(scene)
-    if status.is_true(ConditionType.SUSPENDED):
-        status = status.put(
-            ConditionType.SUSPENDED,
-            f"{KIND} {scene.job.name} is resumed.",
-            now=scene.now,
-            status=False,
-            reason=REASON_RESUMED,
-        )
-        status = replace(status, started=scene.now, replicas={})
     return replace(scene, status=replace(status, started=status.started or scene.now))
 
 
