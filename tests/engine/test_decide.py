@@ -8,6 +8,7 @@ import pytest
 
 from piton.engine.decide import Create, Decision, ObjectKind, decide
 from piton.engine.job import Job
+from piton.engine.status import JobStatus
 from support.builders import NOW, later
 from support.jobs import Body, a_job, a_pod, a_service, an_elastic_job, replicas
 
@@ -111,6 +112,18 @@ def test_what_lies_past_the_last_index_goes() -> None:
     extra = "ragcun-1-worker-1"
     decision = _look(a_job(workers=1), _pod(), _pod(WORKER), _pod(extra), services=[MASTER, WORKER, extra])
     assert _deleted(decision) == [("Pod", extra), ("Service", extra)]
+
+
+def test_a_failure_past_the_last_index_is_none_of_the_job() -> None:
+    extra = _pod("ragcun-1-worker-1", "Failed", exit_code=1)
+    assert _conditions(_look(a_job(workers=1), _pod(), _pod(WORKER), extra)) == ["Created", "Running"]
+    spared = a_job(workers=1, policy="OnFailure", runPolicy={"backoffLimit": 0})
+    assert _conditions(_look(spared, _pod(), _pod(WORKER), extra)) == ["Created", "Running"]
+
+
+def test_times_are_what_the_api_server_can_hold() -> None:
+    status = _look(a_job(), _pod(MASTER, "Succeeded"), now=later(0.5)).status
+    assert JobStatus.read(status.to_body()) == status
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

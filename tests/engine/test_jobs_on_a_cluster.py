@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from piton.core.pytorchjob import pytorchjob
-from piton.kube.app import serve
+from piton.kube.app import build_registry, serve
+from piton.kube.controller import Controller
 from piton.kube.engine import JobController
 from piton.kube.settings import Engine, Settings
 from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
@@ -207,6 +208,9 @@ async def test_jobs_without_pitons_label_are_left_alone(cluster: Cluster) -> Non
         await hand.settle()
         assert cluster.server.writes == []
         assert cluster.server.find(JOBS, "ragcun-1", "team") == before
+        asked = len(cluster.server.asked)
+        await hand.settle()
+        assert len(cluster.server.asked) == asked + 1, "a resync lists nobody else's jobs"
 
 
 async def test_a_pod_of_somebody_else_is_not_adopted_and_the_job_says_what_is_in_its_way(cluster: Cluster) -> None:
@@ -299,6 +303,44 @@ async def test_a_job_that_changed_meanwhile_is_looked_at_again(cluster: Cluster)
         assert [w.done for w in cluster.server.writes if w.subresource == "status"] == [False, True]
 
 
+async def test_a_job_that_goes_while_it_is_looked_at_is_no_error(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await _apply(cluster)
+    async with Hand(cluster) as hand:
+
+        async def somebody_deletes(request: Any) -> None:
+            if request.subresource == "status":
+                cluster.server.before_write = None
+                await cluster.server.remove(JOBS, "ragcun-1", "team")
+
+        cluster.server.before_write = somebody_deletes
+        await hand.settle()
+        assert caplog.records == []
+
+
+@pytest.mark.parametrize("comes_again", [True, False])
+async def test_only_the_pod_that_was_meant_is_deleted(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, comes_again: bool
+) -> None:
+    await _apply(cluster)
+    async with Hand(cluster) as hand:
+        await _succeed(hand)
+        other = {"metadata": {"name": WORKER, "namespace": "team"}, "spec": {}, "status": {"phase": "Running"}}
+
+        async def somebody_is_quicker(request: Any) -> None:
+            if (request.resource, request.name) == (PODS, WORKER):
+                cluster.server.before_write = None
+                await cluster.server.remove(PODS, WORKER, "team")
+                if comes_again:
+                    await cluster.server.put(PODS, other)
+
+        cluster.server.before_write = somebody_is_quicker
+        await hand.settle()
+        assert (WORKER in hand.pods()) is comes_again
+        assert caplog.records == []
+
+
 async def test_a_deadline_ends_a_job_that_nothing_else_wakes(cluster: Cluster) -> None:
     await _apply(cluster, nodes=1)
     async with Hand(cluster) as hand:
@@ -336,6 +378,19 @@ async def test_jobs_that_are_not_listed_for_too_long_make_the_process_ill(cluste
 # --- with kopf's watches ----------------------------------------------------------------------------------------------
 
 
+async def test_every_pod_and_every_service_that_changes_wakes_its_job(cluster: Cluster) -> None:
+    async with Hand(cluster) as hand:
+        settings = hand.client.configuration
+        controller = Controller(hand.client, cluster.clock, hand.timer, Settings())
+        registry = build_registry(controller, hand.jobs, settings)
+        heard: list[Any] = [h for h in registry._watching._handlers if "replica_changed" in str(h.id)]
+        assert sorted(h.selector.plural or h.selector.any_name for h in heard) == ["pods", "services"]
+        for number, handler in enumerate(heard):
+            labels = {"training.kubeflow.org/job-name": f"ragcun-{number}"}
+            await handler.fn(namespace="team", labels=labels)
+            assert await hand.jobs.queue.get() == ("team", f"ragcun-{number}")
+
+
 class Machines(Cluster):
     """A cluster without a training operator."""
 
@@ -349,6 +404,13 @@ async def _until_run(cluster: Cluster, phase: str) -> None:
         return run is not None and run.get("status", {}).get("phase") == phase
 
     await cluster.server.until(so)
+
+
+def _state(cluster: Cluster) -> str | None:
+    """What `kubectl get pytorchjobs` shows."""
+    job = cluster.server.find(JOBS, "ragcun-1", "team")
+    conditions = (job or {}).get("status", {}).get("conditions", [])
+    return conditions[-1]["type"] if conditions else None
 
 
 @pytest.mark.parametrize("engine", [Engine.BUNDLED, Engine.KUBEFLOW])
@@ -370,6 +432,7 @@ async def test_only_the_bundled_engine_makes_pods(cluster: Cluster, engine: Engi
         for _ in range(2):
             await machines.step()
         await _until_run(cluster, "Training")
+        await cluster.server.until(lambda: _state(cluster) == "Running")
         await machines.step()
         await _until_run(cluster, "Succeeded")
         created = [(str(w.resource.plural), w.name) for w in cluster.server.writes if w.method == "POST" and w.done]

@@ -37,7 +37,7 @@ class JobPass:
         A creation that is refused does not keep the others, or the status, from being written.
 
         Raises:
-            Conflict: somebody wrote to the job in between; call again at once.
+            Conflict: the job or something of it is not as it was read; call again at once.
             Unavailable: the API server did not answer; call again later.
             Refused: something could not be created. The job has an event that says why.
         """
@@ -100,6 +100,4 @@ class JobPass:
         try:
             await self._client.delete(_RESOURCES[delete.kind], delete.name, uid=delete.uid, namespace=self._namespace)
         except NotFound:
-            return
-        except Conflict:  # the name has a new bearer: the one that was meant is gone
             return
