@@ -152,6 +152,9 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         if error is not None:
             self._log(request, done=False)
             raise error
+        if known and not request.params.get("timeoutSeconds", "0").isdigit():
+            seconds = request.params["timeoutSeconds"]
+            raise refusal(400, "BadRequest", f'strconv.ParseInt: parsing "{seconds}": invalid syntax')
         if not known or request.action is action.WATCH:
             found: aiohttp.web.StreamResponse = await super()._handle(request)
             return found

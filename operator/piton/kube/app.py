@@ -23,8 +23,9 @@ from piton.kube.settings import Engine, Settings
 
 Flag = asyncio.Event | threading.Event
 
-SERVER_SECONDS = 290.0
-"""How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes."""
+SERVER_SECONDS = 290
+"""How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
+number: the server refuses to read any other."""
 CLIENT_SECONDS = 310.0
 """After so long the client gives a watch up even if the server has not."""
 
