@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Mapping
 
 from piton.contract import names
-from piton.engine.decide import Decision
 from piton.engine.job import LABEL_JOB
+from piton.engine.scene import Decision
 from piton.kube.client import JOBS, Client
 from piton.kube.errors import NotFound
 from piton.kube.jobs import JobPass

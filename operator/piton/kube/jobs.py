@@ -6,8 +6,9 @@ pass that was overtaken does nothing, and one that is repeated does nothing twic
 
 import logging
 
-from piton.engine.decide import Create, Decision, Delete, ObjectKind, decide
+from piton.engine.decide import decide
 from piton.engine.job import Job
+from piton.engine.scene import Create, Decision, Delete, ObjectKind
 from piton.kube import events
 from piton.kube.client import JOBS, PODS, SERVICES, Body, Client, Resource
 from piton.kube.errors import AlreadyExists, NotFound
