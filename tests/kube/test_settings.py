@@ -2,7 +2,7 @@
 
 import pytest
 
-from piton.kube.settings import Settings
+from piton.kube.settings import Engine, Settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -15,8 +15,11 @@ def test_the_environment_is_read() -> None:
         "PITON_OPERATOR_RESYNC_SECONDS": "30",
         "PITON_OPERATOR_WORKERS": "2",
         "PITON_OPERATOR_PROBE_PORT": "0",
+        "PITON_OPERATOR_ENGINE": "bundled",
     }
-    wanted = Settings(namespaces=("team-a", "team-b"), resync_seconds=30, workers=2, probe_port=None)
+    wanted = Settings(
+        namespaces=("team-a", "team-b"), resync_seconds=30, workers=2, probe_port=None, engine=Engine.BUNDLED
+    )
     assert Settings.from_env(env) == wanted
 
 
@@ -26,6 +29,7 @@ def test_the_environment_is_read() -> None:
         ({"PITON_OPERATOR_WORKERS": "many"}, "PITON_OPERATOR_WORKERS: 'many' is not a number"),
         ({"PITON_OPERATOR_WORKERS": "0"}, "at least one"),
         ({"PITON_OPERATOR_RESYNC_SECONDS": "-1"}, "above 0"),
+        ({"PITON_OPERATOR_ENGINE": "volcano"}, "PITON_OPERATOR_ENGINE: 'volcano' is none of bundled, kubeflow"),
     ],
 )
 def test_nonsense_is_refused_with_a_sentence(env: dict[str, str], sentence: str) -> None:

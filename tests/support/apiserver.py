@@ -22,6 +22,7 @@ Body = dict[str, Any]
 RUNS = resource("piton.dev", "v1alpha1", "trainingruns")
 JOBS = resource("kubeflow.org", "v1", "pytorchjobs")
 PODS = resource("", "v1", "pods")
+SERVICES = resource("", "v1", "services")
 CLAIMS = resource("", "v1", "persistentvolumeclaims")
 NODES = resource("", "v1", "nodes")
 EVENTS = resource("", "v1", "events")
@@ -32,6 +33,7 @@ _KINDS = {
     RUNS: ("TrainingRun", True),
     JOBS: ("PyTorchJob", True),
     PODS: ("Pod", True),
+    SERVICES: ("Service", True),
     CLAIMS: ("PersistentVolumeClaim", True),
     NODES: ("Node", False),
     EVENTS: ("Event", True),
@@ -150,6 +152,9 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         if error is not None:
             self._log(request, done=False)
             raise error
+        if known and not request.params.get("timeoutSeconds", "0").isdigit():
+            seconds = request.params["timeoutSeconds"]
+            raise refusal(400, "BadRequest", f'strconv.ParseInt: parsing "{seconds}": invalid syntax')
         if not known or request.action is action.WATCH:
             found: aiohttp.web.StreamResponse = await super()._handle(request)
             return found
@@ -210,6 +215,8 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         body["metadata"]["namespace"] = namespace
         if kind in _WITH_STATUS:
             body.pop("status", None)
+        if kind == PODS:
+            body["status"] = {"phase": "Pending"}
         return await self._store(kind, namespace, self._born(kind, body), None)
 
     async def _delete(self, kind: resource, namespace: str | None, old: Body, options: Body) -> Body:

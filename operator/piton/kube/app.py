@@ -16,14 +16,16 @@ from kubernetes.aio.config import ConfigException
 from piton.clock import SystemClock
 from piton.contract import names
 from piton.kube import log
-from piton.kube.client import JOBS, NODES, PODS, RUNS, Client, Resource, load_configuration
+from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, Client, Resource, load_configuration
 from piton.kube.controller import Controller
-from piton.kube.settings import Settings
+from piton.kube.engine import JobController
+from piton.kube.settings import Engine, Settings
 
 Flag = asyncio.Event | threading.Event
 
-SERVER_SECONDS = 290.0
-"""How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes."""
+SERVER_SECONDS = 290
+"""How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
+number: the server refuses to read any other."""
 CLIENT_SECONDS = 310.0
 """After so long the client gives a watch up even if the server has not."""
 
@@ -47,28 +49,25 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
     loop = asyncio.get_running_loop()
     async with Client(configuration) as client:
         controller = Controller(client, SystemClock(), loop, settings)
-        working = asyncio.create_task(controller.run(), name="controller")
-        watching = asyncio.create_task(_watch(controller, configuration, settings, stop, ready), name="kopf")
+        jobs = JobController(client, SystemClock(), loop, settings) if settings.engine is Engine.BUNDLED else None
+        registry = build_registry(controller, jobs, configuration)
+        tasks = [asyncio.create_task(controller.run(), name="controller")]
+        tasks += [asyncio.create_task(jobs.run(), name="jobs")] if jobs else []
+        tasks += [asyncio.create_task(_watch(registry, settings, stop, ready), name="kopf")]
         try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (working, watching):
+            for task in tasks:
                 task.cancel()
-            ends = await asyncio.gather(working, watching, return_exceptions=True)
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
     for end in ends:
         if isinstance(end, Exception):
             raise end
 
 
-async def _watch(
-    controller: Controller,
-    configuration: Configuration,
-    settings: Settings,
-    stop: Flag | None,
-    ready: Flag | None,
-) -> None:
+async def _watch(registry: kopf.OperatorRegistry, settings: Settings, stop: Flag | None, ready: Flag | None) -> None:
     await kopf.operator(
-        registry=build_registry(controller, configuration),
+        registry=registry,
         settings=build_kopf_settings(),
         standalone=True,
         clusterwide=not settings.namespaces,
@@ -89,19 +88,35 @@ def build_kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = SERVER_SECONDS
     settings.watching.client_timeout = CLIENT_SECONDS
     settings.watching.connect_timeout = 30
-    for resource in (JOBS, PODS):
+    for resource in (JOBS, PODS, SERVICES):
         settings.watching.label_selectors[_resource(resource)] = names.LABEL_RUN
     return settings
 
 
-def build_registry(controller: Controller, configuration: Configuration) -> kopf.OperatorRegistry:
-    """The handlers. Each only adds keys to the queue."""
+def build_registry(
+    controller: Controller, jobs: JobController | None, configuration: Configuration
+) -> kopf.OperatorRegistry:
+    """The handlers. Each only adds keys to the queues; without `jobs` somebody else serves the PyTorchJobs."""
     registry = kopf.OperatorRegistry()
+    _wake_runs(registry, controller)
+    if jobs is not None:
+        _wake_jobs(registry, jobs)
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await credentials(configuration)
 
+    @kopf.on.probe(registry=registry, id="controller")
+    async def alive(**_: Any) -> str:
+        ailment = controller.ailment() or (jobs.ailment() if jobs else None)
+        if ailment:  # anything but PermanentError makes kopf repeat the probe and the kubelet wait
+            raise kopf.PermanentError(ailment)
+        return "working"
+
+    return registry
+
+
+def _wake_runs(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     @kopf.on.event(*_resource(RUNS), registry=registry)
     async def run_changed(namespace: str | None, name: str, **_: Any) -> None:
         controller.wake(str(namespace), name)
@@ -118,14 +133,16 @@ def build_registry(controller: Controller, configuration: Configuration) -> kopf
     async def node_changed(name: str, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
         controller.saw_node(name, deleted=type == "DELETED")
 
-    @kopf.on.probe(registry=registry, id="controller")
-    async def alive(**_: Any) -> str:
-        ailment = controller.ailment()
-        if ailment:  # anything but PermanentError makes kopf repeat the probe and the kubelet wait
-            raise kopf.PermanentError(ailment)
-        return "working"
 
-    return registry
+def _wake_jobs(registry: kopf.OperatorRegistry, jobs: JobController) -> None:
+    @kopf.on.event(*_resource(JOBS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
+    async def served_job_changed(namespace: str | None, name: str, **_: Any) -> None:
+        jobs.wake(str(namespace), name)
+
+    @kopf.on.event(*_resource(PODS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
+    @kopf.on.event(*_resource(SERVICES), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
+    async def replica_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        jobs.saw_replica(str(namespace), labels)
 
 
 async def credentials(configuration: Configuration) -> kopf.ConnectionInfo:

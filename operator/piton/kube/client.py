@@ -47,6 +47,7 @@ class Resource:
 RUNS = Resource(group=names.API_GROUP, version=names.API_VERSION, plural=names.PLURAL)
 JOBS = Resource(group="kubeflow.org", version="v1", plural="pytorchjobs")
 PODS = Resource(group="", version="v1", plural="pods")
+SERVICES = Resource(group="", version="v1", plural="services")
 CLAIMS = Resource(group="", version="v1", plural="persistentvolumeclaims")
 NODES = Resource(group="", version="v1", plural="nodes", namespaced=False)
 EVENTS = Resource(group="", version="v1", plural="events")

@@ -8,12 +8,11 @@ import hashlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from piton.contract import names
 from piton.core.effects import Announcement
 from piton.core.model import Meta
-from piton.kube.client import EVENTS, Client
+from piton.kube.client import EVENTS, Body, Client
 from piton.kube.errors import AlreadyExists
 from piton.ports import Clock, PortError
 
@@ -65,42 +64,44 @@ class EventAnnouncer:
         meta = self._subject()
         if meta is None or not self._ration.take((meta.namespace, meta.name)):
             return
-        event = _event(meta, announcement, self._clock.now())
         try:
-            await self._post(event)
+            await post(self._client, _event(meta, announcement, self._clock.now()))
         except PortError as error:
             _log.warning(
                 "event not posted", extra={"fields": {"run": f"{meta.namespace}/{meta.name}", "error": str(error)}}
             )
 
-    async def _post(self, event: dict[str, Any]) -> None:
-        try:
-            await self._client.create(EVENTS, event)
-        except AlreadyExists:
-            name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
-            old = await self._client.get(EVENTS, name, namespace=namespace) or {}
-            again = {"count": int(old.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
-            await self._client.patch(EVENTS, name, again, namespace=namespace)
+
+async def post(client: Client, event: Body) -> None:
+    """Post the Event, or count it once more."""
+    try:
+        await client.create(EVENTS, event)
+    except AlreadyExists:
+        name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
+        old = await client.get(EVENTS, name, namespace=namespace) or {}
+        again = {"count": int(old.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
+        await client.patch(EVENTS, name, again, namespace=namespace)
 
 
-def _event(meta: Meta, announcement: Announcement, now: datetime) -> dict[str, Any]:
+def event_about(subject: Body, *, severity: str, reason: str, message: str, now: datetime) -> Body:
+    """The Event that says this about the object."""
     time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    said = f"{meta.uid}/{announcement.severity}/{announcement.reason}/{announcement.message}"
-    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    meta = subject["metadata"]
+    digest = hashlib.sha256(f"{meta['uid']}/{severity}/{reason}/{message}".encode()).hexdigest()[:16]
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta.name}.{digest}", "namespace": meta.namespace},
+        "metadata": {"name": f"{meta['name']}.{digest}", "namespace": meta["namespace"]},
         "involvedObject": {
-            "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
-            "kind": names.KIND,
-            "name": meta.name,
-            "namespace": meta.namespace,
-            "uid": meta.uid,
+            "apiVersion": subject["apiVersion"],
+            "kind": subject["kind"],
+            "name": meta["name"],
+            "namespace": meta["namespace"],
+            "uid": meta["uid"],
         },
-        "type": announcement.severity,
-        "reason": announcement.reason.value,
-        "message": _cut(announcement.message),
+        "type": severity,
+        "reason": reason,
+        "message": _cut(message),
         "count": 1,
         "firstTimestamp": time,
         "lastTimestamp": time,
@@ -108,6 +109,16 @@ def _event(meta: Meta, announcement: Announcement, now: datetime) -> dict[str, A
         "reportingComponent": COMPONENT,
         "reportingInstance": COMPONENT,
     }
+
+
+def _event(meta: Meta, announcement: Announcement, now: datetime) -> Body:
+    subject = {
+        "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
+        "kind": names.KIND,
+        "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
+    }
+    reason = announcement.reason.value
+    return event_about(subject, severity=announcement.severity, reason=reason, message=announcement.message, now=now)
 
 
 def _cut(message: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Self
 
 from piton.core.backoff import Pace
@@ -10,6 +11,16 @@ ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
 ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
 ENV_WORKERS = "PITON_OPERATOR_WORKERS"
 ENV_PROBE_PORT = "PITON_OPERATOR_PROBE_PORT"
+ENV_ENGINE = "PITON_OPERATOR_ENGINE"
+
+
+class Engine(StrEnum):
+    """Who makes pods of the PyTorchJobs that Piton creates. There must be exactly one."""
+
+    BUNDLED = "bundled"
+    """This operator: nothing else has to be installed but the resource itself."""
+    KUBEFLOW = "kubeflow"
+    """Kubeflow's training operator, v1.9 or what is like it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,8 @@ class Settings:
     """A pass that takes longer than this fails the liveness probe. Every call to the API server gives up after 30 s."""
     api_url: str | None = None
     """URL of the API server, without credentials (kubectl proxy, tests); None: KUBECONFIG or the service account."""
+    engine: Engine = Engine.KUBEFLOW
+    """Who serves the PyTorchJobs. Two controllers on one job would fight, so nobody else's is assumed to be absent."""
     pace: Pace = field(default_factory=Pace)
     """The patience of the core."""
 
@@ -44,7 +57,7 @@ class Settings:
         """Settings from the environment; what is not set keeps its default.
 
         Raises:
-            ValueError: a variable is not a number, or out of range.
+            ValueError: a variable is not a number, out of range, or an unknown word.
         """
         defaults = cls()
         namespaces = tuple(name.strip() for name in env.get(ENV_NAMESPACES, "").split(",") if name.strip())
@@ -54,7 +67,16 @@ class Settings:
             resync_seconds=_number(env, ENV_RESYNC_SECONDS, defaults.resync_seconds),
             workers=int(_number(env, ENV_WORKERS, float(defaults.workers))),
             probe_port=port or None,
+            engine=_engine(env, defaults.engine),
         )
+
+
+def _engine(env: Mapping[str, str], default: Engine) -> Engine:
+    word = env.get(ENV_ENGINE, "")
+    try:
+        return Engine(word) if word else default
+    except ValueError:
+        raise ValueError(f"{ENV_ENGINE}: {word!r} is none of {', '.join(Engine)}") from None
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:

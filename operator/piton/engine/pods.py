@@ -1,0 +1,115 @@
+"""What a job's pods say: which replica each is, what it counts as, and what is to happen to it.
+
+         Pending, Unknown  ->  in no number
+         Running           ->  active;     being deleted: failed, from the first moment of its grace period
+         Succeeded         ->  succeeded;  being deleted: failed, because nobody knows what it would have done next
+         Failed            ->  failed
+         gone              ->  failed, if it had begun and may not be repeated (restartPolicy Never)
+
+The last two are ours. Kubeflow takes the exit code 0 of a trainer that was told to leave for the end of the training,
+and quietly starts a single replica again in the middle of a training that goes on without it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from piton.contract import names
+from piton.engine.job import LABEL_INDEX, LABEL_TYPE, Body, Job, Replicas
+from piton.engine.status import Tally
+
+RETRYABLE_FROM = 128
+"""Exit codes from here on are signals: somebody else's doing, by the policy `ExitCode`."""
+EXIT_UNKNOWN = 0xBEEF
+"""The exit code of a container that never ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """One pod of the job."""
+
+    name: str
+    uid: str
+    kind: str
+    """Type of the replica as its label says it: lower case."""
+    index: int
+    phase: str
+    deleting: bool
+    exit_code: int
+    restarts: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether it counts as failed."""
+        return self.phase == "Failed" or (self.deleting and self.phase in ("Running", "Succeeded"))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it still holds a machine, or will."""
+        return self.phase in ("Running", "Pending")
+
+
+def read(job: Job, manifests: Sequence[Mapping[str, Any]]) -> tuple[Pod, ...]:
+    """The pods that are replicas of this very job. Nothing is adopted: neither orphans nor an earlier job's."""
+    found = (_read(job, manifest) for manifest in manifests if job.owns(manifest))
+    return tuple(sorted(filter(None, found), key=lambda pod: pod.name))
+
+
+def _read(job: Job, manifest: Mapping[str, Any]) -> Pod | None:
+    meta, status = manifest["metadata"], manifest.get("status") or {}
+    labels = meta.get("labels") or {}
+    kind, digits = labels.get(LABEL_TYPE, ""), labels.get(LABEL_INDEX, "")
+    if not (digits.isascii() and digits.isdigit()) or meta["name"] != job.replica_name(kind, int(digits)):
+        return None
+    return Pod(
+        name=meta["name"],
+        uid=meta["uid"],
+        kind=kind,
+        index=int(digits),
+        phase=status.get("phase") or "Pending",
+        deleting=bool(meta.get("deletionTimestamp")),
+        exit_code=_exit_code(status),
+        restarts=_restarts(status),
+    )
+
+
+def _exit_code(status: Mapping[str, Any]) -> int:
+    containers = status.get("containerStatuses") or []
+    trainer: Body = next((c for c in containers if c.get("name") == names.CONTAINER), {})
+    ended = (trainer.get("state") or {}).get("terminated") or {}
+    return int(ended.get("exitCode", EXIT_UNKNOWN))
+
+
+def _restarts(status: Mapping[str, Any]) -> int:
+    fields = ("initContainerStatuses", "containerStatuses")
+    return sum(int(c.get("restartCount") or 0) for field in fields for c in status.get(field) or ())
+
+
+def of_kind(pods: Sequence[Pod], replicas: Replicas) -> tuple[Pod, ...]:
+    """The pods of that type, those past the last index as well."""
+    return tuple(pod for pod in pods if pod.kind == replicas.kind.lower())
+
+
+def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
+    """What the replicas of that type do."""
+    mine = of_kind(pods, replicas)
+    failed = sum(pod.failed for pod in mine)
+    if replicas.restart_policy == "Never":
+        failed += max(0, job.status.tally(replicas.kind).begun - len(mine))
+    return Tally(
+        active=sum(pod.phase == "Running" and not pod.failed for pod in mine),
+        succeeded=sum(pod.phase == "Succeeded" and not pod.failed for pod in mine),
+        failed=failed,
+        selector=job.selector(replicas.kind),
+    )
+
+
+def permanent(replicas: Replicas, pod: Pod) -> bool:
+    """Whether the policy `ExitCode` calls the pod's end a bug: no exit code of a signal, and none that is unknown."""
+    return replicas.restart_policy == "ExitCode" and pod.phase == "Failed" and pod.exit_code < RETRYABLE_FROM
+
+
+def repeats(replicas: Replicas, pod: Pod) -> bool:
+    """Whether the pod is to be deleted so that a fresh one takes its place."""
+    again = replicas.restart_policy != "Never" and not permanent(replicas, pod)
+    return pod.phase == "Failed" and not pod.deleting and again

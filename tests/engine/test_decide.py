@@ -1,0 +1,413 @@
+"""What happens to a job: rows A.5, A.7 and A.8 of the conformance table."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from piton.engine.decide import decide
+from piton.engine.job import Job
+from piton.engine.scene import Create, Decision, ObjectKind
+from piton.engine.status import JobStatus
+from support.builders import NOW, later
+from support.jobs import Body, a_job, a_pod, a_service, an_elastic_job, replicas
+
+MASTER, WORKER = "ragcun-1-master-0", "ragcun-1-worker-0"
+
+
+def _look(manifest: Body, *pods: Body, services: Sequence[str] = (), now: datetime = NOW) -> Decision:
+    job = Job.read(manifest)
+    return decide(job, pods, [a_service(job, name) for name in services], now=now)
+
+
+def _pod(name: str = MASTER, phase: str = "Running", **fields: Any) -> Body:
+    kind = name.split("-")[2].capitalize()
+    return a_pod(Job.read(a_job()), name, kind, phase, **fields)
+
+
+def _after(manifest: Body, *pods: Body, now: datetime = NOW) -> Body:
+    """The job with the status that a look at these pods gives it."""
+    return {**manifest, "status": _look(manifest, *pods, now=now).status.to_body()}
+
+
+def _running(manifest: Body | None = None) -> Body:
+    manifest = manifest or a_job()
+    job = Job.read(manifest)
+    return _after(manifest, *(_pod(name) for name in job.replica_names()))
+
+
+def _created(decision: Decision) -> list[tuple[str, str]]:
+    return [(create.kind, create.body["metadata"]["name"]) for create in decision.creates]
+
+
+def _deleted(decision: Decision) -> list[tuple[str, str]]:
+    return [(delete.kind, delete.name) for delete in decision.deletes]
+
+
+def _conditions(decision: Decision) -> list[str]:
+    return [c.type if c.status else f"not {c.type}" for c in decision.status.conditions]
+
+
+def _numbers(decision: Decision, kind: str = "Master") -> tuple[int, int, int]:
+    tally = decision.status.tally(kind)
+    return tally.active, tally.succeeded, tally.failed
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_job_gets_a_service_and_a_pod_for_each_replica() -> None:
+    decision = _look(a_job(workers=2))
+    names = [MASTER, WORKER, "ragcun-1-worker-1"]
+    assert _created(decision) == [("Service", name) for name in names] + [("Pod", name) for name in names]
+    assert _conditions(decision) == ["Created"]
+    assert decision.status.conditions[0].message == "PyTorchJob ragcun-1 is created."
+    assert (decision.status.started, decision.status.completed) == (NOW, None)
+    assert _numbers(decision, "Worker") == (0, 0, 0)
+
+
+def test_only_what_is_missing_is_created() -> None:
+    decision = _look(a_job(workers=1), _pod(), services=[WORKER])
+    assert _created(decision) == [("Service", MASTER), ("Pod", WORKER)]
+
+
+def test_pods_of_somebody_else_count_as_missing() -> None:
+    foreign, former = _pod(), _pod()
+    foreign["metadata"]["ownerReferences"] = []
+    former["metadata"]["ownerReferences"][0]["uid"] = "uid-of-an-earlier-job"
+    for pod in (foreign, former):
+        decision = _look(a_job(), pod, services=[MASTER])
+        assert _created(decision) == [("Pod", MASTER)]
+        assert _deleted(decision) == []
+        assert _numbers(decision) == (0, 0, 0)
+
+
+def test_a_service_of_somebody_else_counts_as_missing() -> None:
+    service = a_service(Job.read(a_job()), MASTER)
+    service["metadata"]["ownerReferences"] = []
+    decision = decide(Job.read(a_job()), [_pod()], [service], now=NOW)
+    assert _created(decision) == [("Service", MASTER)]
+
+
+@pytest.mark.parametrize("change", ["label", "managed", "deleted"])
+def test_a_job_that_is_not_ours_is_left_alone(change: str) -> None:
+    manifest = a_job(runPolicy={"managedBy": "kueue.x-k8s.io/multikueue"} if change == "managed" else {})
+    if change == "label":
+        manifest["metadata"]["labels"] = {}
+    if change == "deleted":
+        manifest["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
+    decision = _look(manifest)
+    assert (decision.rule, decision.changes) == ("foreign", False)
+
+
+def test_a_job_that_cannot_be_fails_with_a_sentence_and_gets_nothing() -> None:
+    decision = _look(a_job(pytorchReplicaSpecs={"Master": replicas(2)}))
+    assert (decision.rule, _created(decision)) == ("impossible", [])
+    assert _conditions(decision) == ["Created", "Failed"]
+    message = "PyTorchJob ragcun-1 is failed because Master.replicas is 2; has to be 1."
+    assert decision.status.conditions[-1].message == message
+
+
+def test_what_lies_past_the_last_index_goes() -> None:
+    extra = "ragcun-1-worker-1"
+    decision = _look(a_job(workers=1), _pod(), _pod(WORKER), _pod(extra), services=[MASTER, WORKER, extra])
+    assert _deleted(decision) == [("Pod", extra), ("Service", extra)]
+
+
+def test_a_failure_past_the_last_index_is_none_of_the_job() -> None:
+    extra = _pod("ragcun-1-worker-1", "Failed", exit_code=1)
+    assert _conditions(_look(a_job(workers=1), _pod(), _pod(WORKER), extra)) == ["Created", "Running"]
+    spared = a_job(workers=1, policy="OnFailure", runPolicy={"backoffLimit": 0})
+    assert _conditions(_look(spared, _pod(), _pod(WORKER), extra)) == ["Created", "Running"]
+
+
+def test_times_are_what_the_api_server_can_hold() -> None:
+    status = _look(a_job(), _pod(MASTER, "Succeeded"), now=later(0.5)).status
+    assert JobStatus.read(status.to_body()) == status
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("manifest", "pods", "conditions"),
+    [
+        (a_job(), [_pod(MASTER, "Pending")], ["Created"]),
+        (a_job(), [_pod(MASTER, "Unknown")], ["Created"]),
+        (a_job(), [_pod()], ["Created", "Running"]),
+        (a_job(), [_pod(MASTER, "Succeeded")], ["Created", "Succeeded"]),
+        (a_job(), [_pod(MASTER, "Failed", exit_code=1)], ["Created", "Failed"]),
+        (a_job(workers=1), [_pod(MASTER, "Pending"), _pod(WORKER)], ["Created"]),
+        (a_job(workers=1), [_pod(), _pod(WORKER, "Pending")], ["Created", "Running"]),
+        (a_job(workers=1), [_pod(MASTER, "Succeeded"), _pod(WORKER)], ["Created", "Succeeded"]),
+        (a_job(workers=1), [_pod(MASTER, "Succeeded"), _pod(WORKER, "Failed")], ["Created", "Succeeded"]),
+        (a_job(workers=1), [_pod(), _pod(WORKER, "Failed")], ["Created", "Failed"]),
+        (a_job(workers=1), [_pod(), _pod(WORKER, "Succeeded")], ["Created", "Running"]),
+        (an_elastic_job(), [_pod(WORKER), _pod("ragcun-1-worker-1", "Pending")], ["Created", "Running"]),
+        (an_elastic_job(), [_pod(WORKER), _pod("ragcun-1-worker-1", "Succeeded")], ["Created", "Succeeded"]),
+    ],
+    ids=[
+        "waiting", "unknown", "running", "succeeded", "failed", "only a worker runs", "only the master runs",
+        "the master decides", "the master decides even then", "a failed worker", "a worker that is done",
+        "workers run", "any elastic worker decides",
+    ],
+)  # fmt: skip
+def test_the_pods_make_the_condition(manifest: Body, pods: list[Body], conditions: list[str]) -> None:
+    assert _conditions(_look(manifest, *pods)) == conditions
+
+
+@pytest.mark.parametrize(("second", "succeeded"), [("Running", False), ("Succeeded", True)])
+def test_workers_without_a_master_succeed_together(second: str, succeeded: bool) -> None:
+    manifest = a_job(pytorchReplicaSpecs={"Worker": replicas(2)})
+    decision = _look(manifest, _pod(WORKER, "Succeeded"), _pod("ragcun-1-worker-1", second))
+    assert ("Succeeded" in _conditions(decision)) is succeeded
+    message = "successfully completed." if succeeded else "is running."
+    assert decision.status.conditions[-1].message == f"PyTorchJob team/ragcun-1 {message}"
+
+
+def test_never_turns_one_failed_replica_into_a_failed_job() -> None:
+    decision = _look(_running(a_job(workers=2)), _pod(), _pod(WORKER, "Failed"), _pod("ragcun-1-worker-1"))
+    assert _conditions(decision) == ["Created", "not Running", "Failed"]
+    assert decision.status.conditions[-1].message == "PyTorchJob ragcun-1 is failed because 1 Worker replica(s) failed."
+    assert decision.status.completed == NOW
+    assert (_numbers(decision), _numbers(decision, "Worker")) == ((1, 0, 0), (1, 0, 1))
+
+
+def test_a_pod_fails_with_the_first_moment_of_its_grace_period() -> None:
+    assert _conditions(_look(_running(), _pod(deleting=True)))[-1] == "Failed"
+
+
+def test_a_pod_that_never_ran_may_be_deleted_and_comes_again() -> None:
+    waiting = _after(a_job(), _pod(MASTER, "Pending"))
+    assert _conditions(_look(waiting, _pod(MASTER, "Pending", deleting=True))) == ["Created"]
+    assert _created(_look(waiting, services=[MASTER])) == [("Pod", MASTER)]
+
+
+@pytest.mark.parametrize("manifest", [a_job(), an_elastic_job()])
+def test_exit_code_0_of_a_pod_that_was_told_to_leave_is_no_success(manifest: Body) -> None:
+    name = next(iter(Job.read(manifest).replica_names()))
+    assert _conditions(_look(_running(manifest), _pod(name, "Succeeded", exit_code=0, deleting=True)))[-1] == "Failed"
+
+
+def test_a_pod_that_ran_and_is_gone_is_not_started_again() -> None:
+    decision = _look(_running(a_job(workers=1)), _pod(), services=[MASTER, WORKER])
+    assert _conditions(decision)[-1] == "Failed"
+    assert _created(decision) == []
+    assert _numbers(decision, "Worker") == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "exit_code", "condition"),
+    [
+        ("OnFailure", 1, "Restarting"),
+        ("Always", 1, "Restarting"),
+        ("ExitCode", 128, "Restarting"),
+        ("ExitCode", 143, "Restarting"),
+        ("ExitCode", None, "Restarting"),
+        ("ExitCode", 127, "Failed"),
+        ("ExitCode", 1, "Failed"),
+        ("Never", 143, "Failed"),
+    ],
+)
+def test_the_restart_policy_decides_about_a_failed_pod(policy: str, exit_code: int | None, condition: str) -> None:
+    ended = {} if exit_code is None else {"exit_code": exit_code}
+    decision = _look(_running(a_job(policy=policy)), _pod(MASTER, "Failed", **ended), services=[MASTER])
+    assert _conditions(decision)[-1] == condition
+    assert _deleted(decision) == ([("Pod", MASTER)] if condition == "Restarting" else [])
+    assert (decision.status.completed is not None) is (condition == "Failed")
+
+
+def test_only_the_failed_pod_is_restarted() -> None:
+    decision = _look(
+        _running(a_job(workers=1, policy="OnFailure")), _pod(), _pod(WORKER, "Failed"), services=[MASTER, WORKER]
+    )
+    assert _deleted(decision) == [("Pod", WORKER)]
+    message = "PyTorchJob ragcun-1 is restarting because 1 Worker replica(s) failed."
+    assert decision.status.conditions[-1].message == message
+
+
+def test_a_job_that_restarts_runs_again() -> None:
+    manifest = _running(a_job(policy="OnFailure"))
+    manifest = _after(manifest, _pod(MASTER, "Failed"))
+    assert _created(_look(manifest, services=[MASTER])) == [("Pod", MASTER)]
+    manifest = _after(manifest, _pod(MASTER, "Pending"))
+    assert _conditions(_look(manifest, _pod())) == ["Created", "Running"]
+
+
+def test_the_same_pods_give_the_same_conditions_again_and_again() -> None:
+    pods = [_pod(), _pod(WORKER, "Failed", deleting=True)]
+    restarting = _after(_running(a_job(workers=1, policy="OnFailure")), *pods)
+    decision = _look(restarting, *pods, services=[MASTER, WORKER], now=later(60))
+    assert not decision.changes
+
+
+def test_the_selector_of_each_type_is_told() -> None:
+    assert _look(a_job(), _pod()).status.tally("Master").selector == (
+        "training.kubeflow.org/job-name=ragcun-1,training.kubeflow.org/operator-name=pytorchjob-controller,"
+        "training.kubeflow.org/replica-type=master"
+    )
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+ENDS = [
+    _pod(MASTER, "Succeeded"),
+    _pod(WORKER),
+    _pod("ragcun-1-worker-1", "Pending"),
+    _pod("ragcun-1-worker-2", "Failed"),
+]
+ALL = [MASTER, WORKER, "ragcun-1-worker-1", "ragcun-1-worker-2"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "gone"), [(None, []), ("None", []), ("Running", [WORKER, "ragcun-1-worker-1"]), ("All", ALL)]
+)
+def test_the_clean_pod_policy_says_what_stays_of_a_finished_job(policy: str | None, gone: list[str]) -> None:
+    manifest = _after(a_job(workers=3, runPolicy={"cleanPodPolicy": policy} if policy else {}), *ENDS)
+    decision = _look(manifest, *ENDS, services=ALL)
+    assert decision.rule == "finished"
+    assert _deleted(decision) == [("Service", name) for name in gone] + [("Pod", name) for name in gone]
+
+
+def test_services_of_a_finished_job_without_pods_stay() -> None:
+    manifest = _after(a_job(runPolicy={"cleanPodPolicy": "All"}), _pod(MASTER, "Succeeded"))
+    assert _deleted(_look(manifest, services=[MASTER])) == []
+
+
+def test_what_ran_when_the_job_succeeded_has_succeeded() -> None:
+    manifest = _after(a_job(workers=3), *ENDS)
+    assert _numbers(_look(manifest, *ENDS), "Worker") == (0, 1, 1)
+
+
+def test_what_ran_when_the_job_failed_stays_as_it_was() -> None:
+    pods = [_pod(MASTER, "Failed"), _pod(WORKER)]
+    assert _numbers(_look(_after(a_job(workers=1), *pods), *pods), "Worker") == (1, 0, 0)
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_finished_job_is_finished_whatever_becomes_of_its_pods(phase: str) -> None:
+    manifest = _after(_after(a_job(), _pod(MASTER, phase)), _pod(MASTER, phase))
+    for pods in ([], [_pod()], [_pod(MASTER, "Failed")], [_pod(MASTER, "Succeeded")]):
+        assert not _look(manifest, *pods, services=[MASTER], now=later(3600)).changes
+
+
+@pytest.mark.parametrize(("seconds", "deleted"), [(59, False), (60, True)])
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_finished_job_is_deleted_after_its_time_to_live(phase: str, seconds: float, deleted: bool) -> None:
+    manifest = _after(
+        a_job(policy="ExitCode", runPolicy={"ttlSecondsAfterFinished": 60}), _pod(MASTER, phase, exit_code=1)
+    )
+    decision = _look(manifest, _pod(MASTER, phase), now=later(seconds))
+    assert ((ObjectKind.JOB, "ragcun-1") in _deleted(decision)) is deleted
+    assert decision.look_again_seconds == (None if deleted else 1)
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "failed"), [(59, False), (60, True)])
+def test_the_deadline_is_kept_by_a_timer_of_its_own(seconds: float, failed: bool) -> None:
+    manifest = _running(a_job(runPolicy={"activeDeadlineSeconds": 60}))
+    decision = _look(manifest, _pod(), services=[MASTER], now=later(seconds))
+    assert (_conditions(decision)[-1] == "Failed") is failed
+    assert decision.look_again_seconds == (None if failed else 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "restarts", "failed"),
+    [
+        ("OnFailure", 3, 2, False),
+        ("OnFailure", 3, 3, True),
+        ("OnFailure", 0, 0, False),
+        ("OnFailure", 0, 1, True),
+        ("Never", 1, 5, False),
+        ("OnFailure", None, 99, False),
+    ],
+)
+def test_the_backoff_limit_counts_restarts_in_place(
+    policy: str, limit: int | None, restarts: int, failed: bool
+) -> None:
+    manifest = _running(a_job(policy=policy, runPolicy={} if limit is None else {"backoffLimit": limit}))
+    decision = _look(manifest, _pod(restarts=restarts))
+    assert (_conditions(decision)[-1] == "Failed") is failed
+    if failed:
+        message = "Job ragcun-1 has failed because it has reached the specified backoff limit"
+        assert decision.status.conditions[-1].message == message
+
+
+@pytest.mark.parametrize(("limit", "condition"), [(0, "Failed"), (1, "Restarting")])
+def test_a_backoff_limit_of_0_allows_no_failed_pod(limit: int, condition: str) -> None:
+    manifest = _running(a_job(policy="OnFailure", runPolicy={"backoffLimit": limit}))
+    assert _conditions(_look(manifest, _pod(MASTER, "Failed", exit_code=137)))[-1] == condition
+
+
+# --- suspension -------------------------------------------------------------------------------------------------------
+
+SUSPENDED = {"suspend": True, "cleanPodPolicy": "None"}
+
+
+def _suspended() -> Body:
+    manifest = _running()
+    manifest["spec"]["runPolicy"] = SUSPENDED
+    return _after(manifest, _pod(), now=later(10))
+
+
+def test_suspension_deletes_every_pod_and_says_so() -> None:
+    manifest = _running(a_job(workers=1))
+    manifest["spec"]["runPolicy"] = SUSPENDED
+    decision = _look(manifest, _pod(), _pod(WORKER, "Succeeded"), services=[MASTER, WORKER])
+    assert _deleted(decision) == [("Service", MASTER), ("Service", WORKER), ("Pod", MASTER), ("Pod", WORKER)]
+    assert _conditions(decision) == ["Created", "not Running", "Suspended"]
+    assert {c.reason for c in decision.status.conditions[1:]} == {"PyTorchJobSuspended"}
+    assert _numbers(decision) == (0, 0, 0)
+
+
+def test_a_job_that_is_created_suspended_gets_nothing() -> None:
+    decision = _look(a_job(runPolicy=SUSPENDED))
+    assert (_created(decision), _conditions(decision)) == ([], ["Created", "Suspended"])
+    assert decision.status.started is None
+
+
+def test_a_suspended_job_is_settled() -> None:
+    assert not _look(_suspended(), now=later(3600)).changes
+
+
+def test_a_resumed_job_waits_until_its_former_pods_are_gone() -> None:
+    manifest = _suspended()
+    manifest["spec"]["runPolicy"] = {}
+    decision = _look(manifest, _pod(deleting=True), now=later(20))
+    assert (decision.rule, decision.changes) == ("resumed", False)
+    again = _look(manifest, _pod(), now=later(20))
+    assert _deleted(again) == [("Pod", MASTER)]
+
+
+def test_a_resumed_job_says_so_before_it_begins_anew() -> None:
+    manifest = _suspended()
+    manifest["spec"]["runPolicy"] = {"activeDeadlineSeconds": 60}
+    decision = _look(manifest, now=later(100))
+    assert _created(decision) == []
+    assert decision.status.started == later(100)
+    resumed = decision.status.conditions[-1]
+    assert (resumed.type, resumed.status, resumed.reason) == ("Suspended", False, "PyTorchJobResumed")
+    assert resumed.message == "PyTorchJob ragcun-1 is resumed."
+    manifest = {**manifest, "status": decision.status.to_body()}
+    assert _created(_look(manifest, now=later(100))) == [("Service", MASTER), ("Pod", MASTER)]
+    assert _conditions(_look(manifest, _pod(), now=later(110))) == ["Created", "not Suspended", "Running"]
+
+
+def test_a_finished_job_is_not_suspended() -> None:
+    manifest = _after(a_job(), _pod(MASTER, "Succeeded"))
+    manifest["spec"]["runPolicy"] = SUSPENDED
+    assert _look(manifest, _pod(MASTER, "Succeeded")).rule == "finished"
+
+
+# --- settled ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running", "Unknown"])
+def test_a_settled_job_gets_nothing(phase: str) -> None:
+    manifest = _after(a_job(), _pod(MASTER, phase))
+    decision = _look(manifest, _pod(MASTER, phase), services=[MASTER], now=later(3600))
+    assert not decision.changes
+    assert decision.creates == tuple[Create]()
