@@ -1,5 +1,6 @@
 """What a user may write, and what is said to them when they may not."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ import yaml
 
 from piton.core import rules
 from piton.core.parse import SpecError, parse, parse_file
-from piton.core.status import RunStatus
+from piton.core.status import Phase, Result, RunStatus
 from piton.crd import crd
-from support.builders import NOW, a_manifest, a_spec, problems_of
+from support.builders import NOW, a_manifest, a_spec, a_status, an_ended, problems_of
 
 VOLUME = {"size": "1Gi"}
 
@@ -142,6 +143,17 @@ def test_a_bad_spec_leaves_the_metadata_readable() -> None:
 
     assert parsed.spec is None
     assert parsed.meta.name == "ragcun"
+
+
+def test_a_status_survives_the_trip_without_blanks() -> None:
+    """Kubernetes 1.20 refuses an empty string where a schema says string."""
+    status = a_status(an_ended(checkpoint_step=0, message=""), phase=Phase.RECOVERING, result=Result(step=0))
+
+    wire = status.to_wire()
+
+    assert '""' not in json.dumps(wire)
+    assert "null" not in json.dumps(wire)
+    assert parse({**a_manifest(), "status": json.loads(json.dumps(wire))}).status == status
 
 
 def test_a_status_of_another_version_counts_as_none() -> None:

@@ -4,6 +4,7 @@ Conditions are the truth, the phase sums them up, and the records of the attempt
 """
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import AwareDatetime, Field
 
@@ -146,6 +147,11 @@ class RunStatus(Model):
     result: Result | None = Field(default=None, description="What the run produced.")
     attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
 
+    def to_wire(self) -> dict[str, Any]:
+        """As the API server takes it. What is absent or empty is left out: old servers refuse empty strings."""
+        written: dict[str, Any] = _without_blanks(self.model_dump(mode="json", by_alias=True))
+        return written
+
     @property
     def current(self) -> AttemptStatus | None:
         """The newest attempt."""
@@ -159,3 +165,9 @@ class RunStatus(Model):
         """Whether the condition of that type is True."""
         condition = self.condition(kind)
         return condition is not None and condition.status is ConditionStatus.TRUE
+
+
+def _without_blanks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_blanks(item) for key, item in value.items() if item is not None and item != ""}
+    return [_without_blanks(item) for item in value] if isinstance(value, list) else value

@@ -77,7 +77,7 @@ class KubeWorld:
     async def write_status(self, status: RunStatus) -> None:
         """Replace the status, unless anybody has written to the run since it was observed."""
         manifest = self._read.manifest
-        body = {**manifest, "status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        body = {**manifest, "status": status.to_wire()}
         self._remember(await self._write(self._client.replace_status(RUNS, body)))
 
     @property
