@@ -12,6 +12,7 @@ from pathlib import Path
 from hack.cluster.layout import BRIDGE, GATEWAY, NODE_NET, POD_NET, Node
 from hack.cluster.shell import BoxError, run
 
+_IMDS = "169.254.169.254"  # the machine's own cloud is not the box's: a kubelet would ask it, and wait
 _OURS = "10.64.0.0/10"  # nodes, pods and services
 _RULES = (
     ("nat", "POSTROUTING", "-s", POD_NET, "!", "-d", _OURS, "-j", "MASQUERADE"),
@@ -50,6 +51,7 @@ def attach(node: Node) -> None:
     run([*inside, "addr", "add", f"{node.address}/{NODE_NET.split('/')[1]}", "dev", "eth0"])
     run([*inside, "link", "set", "eth0", "up"])
     run([*inside, "route", "add", "default", "via", GATEWAY])
+    run([*inside, "route", "add", "unreachable", _IMDS])
     run(["nsenter", f"--net={namespace_file(node)}", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
     run(["ip", "route", "replace", node.pod_net, "via", node.address])
 

@@ -68,6 +68,8 @@ def kubelet(node: Node, authority: str) -> dict[str, Any]:
         "clusterDomain": CLUSTER_DOMAIN,
         "evictionHard": {"memory.available": "100Mi"},  # the disk is the machine's, and not ours to judge
         "imageGCHighThresholdPercent": 100,  # images that were loaded cannot be pulled again
+        "nodeStatusUpdateFrequency": "1s",  # looks this often, …
+        "nodeStatusReportFrequency": "5m",  # … and tells when something changed; the default would be Ready 10 s late
         "volumePluginDir": str(node.folder / "plugins"),
     }
 

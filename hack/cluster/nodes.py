@@ -54,9 +54,8 @@ def wait_until_ready(node: Node, *, seconds: float = 60) -> None:
     Raises:
         BoxError: It never was.
     """
-    processes.wait_for(
-        f"{node.name} to be Ready", lambda: is_ready(node), seconds=seconds, of=_process(node, "kubelet")
-    )
+    kubelet = _process(node, "kubelet")
+    processes.wait_for(f"{node.name} to be Ready", lambda: is_ready(node), seconds=seconds, of=kubelet)
     if node.spot:
         gpus = {nodeconfig.GPU: str(nodeconfig.GPUS)}
         api.patch(f"/api/v1/nodes/{node.name}/status", {"status": {"capacity": gpus, "allocatable": gpus}})
