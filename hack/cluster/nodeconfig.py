@@ -60,7 +60,6 @@ def kubelet(node: Node, authority: str) -> dict[str, Any]:
         "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": authority}},
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": False,
         "cgroupRoot": node.cgroup,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,

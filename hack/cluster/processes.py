@@ -121,9 +121,8 @@ def _hierarchy() -> Path:
 
 def _join(cgroup: str) -> Path:
     """The file to write a pid to. In v2 a cgroup with children may hold no processes itself, hence the leaf."""
-    for tree in ("cpu", "memory", "pids"):
-        if (_CGROUPS / tree).is_dir():  # v1: the kubelet writes the node's limits there, and takes them for granted
-            (_CGROUPS / tree / cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for tree in _CGROUPS.glob("*/cgroup.procs"):  # v1: the kubelet wants its root in every hierarchy
+        (tree.parent / cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
     leaf = _hierarchy() / cgroup.lstrip("/") / "daemons"
     leaf.mkdir(parents=True, exist_ok=True)
     return leaf / "cgroup.procs"
