@@ -35,6 +35,8 @@ def _run(options: argparse.Namespace) -> None:
             print(box.status())
         case "kubeconfig":
             print(KUBECONFIG)
+        case "restart":
+            box.restart(options.part)
         case "build":
             box.require_root()
             print(build.build(say))
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("kubeconfig", help="print the path for KUBECONFIG")
     commands.add_parser("build", help="build Kubernetes into the cache, and start nothing")
     commands.add_parser("load", help="import an image into every node").add_argument("image", type=Path)
+    commands.add_parser("restart", help="crash a part of the control plane and start it again").add_argument("part")
     commands.add_parser("addons")  # what `up` starts
     node = commands.add_parser("node", help="the ways in which a node goes and comes")
     drills_of = node.add_subparsers(dest="drill", required=True)

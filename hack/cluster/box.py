@@ -4,7 +4,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-from hack.cluster import addons, api, build, controlplane, dns, images, network, nodes, packages, pki, processes
+from hack.cluster import addons, api, build, controlplane, dns, drills, images, network, nodes, packages, pki, processes
 from hack.cluster.layout import KUBECONFIG, LOGS, STATE, Node
 from hack.cluster.shell import BoxError
 
@@ -24,8 +24,7 @@ def up(*, spot_nodes: int, say: build.Say) -> None:
     wanted = [Node(number=number) for number in range(spot_nodes + 1)]
     fresh = [node for node in wanted if not nodes.alive(node)]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(nodes.start, fresh))
-        list(pool.map(nodes.wait_until_ready, fresh))
+        list(pool.map(drills.add, fresh))
     say(f"{', '.join(node.name for node in wanted)}: Ready")
 
 
@@ -46,6 +45,19 @@ def down() -> None:
 def is_up() -> bool:
     """Whether the API server is ready."""
     return bool(processes.running("kube-apiserver")) and api.ready()
+
+
+def restart(name: str) -> None:
+    """Kill one part of the control plane, as a crash would, and start it again.
+
+    Raises:
+        BoxError: There is no such part, or it does not come back.
+    """
+    require_root()
+    if name not in controlplane.NAMES:
+        raise BoxError(f"{name!r} is no part of the control plane: {', '.join(controlplane.NAMES)}")
+    processes.stop(name, seconds=0)
+    controlplane.start()
 
 
 def status() -> str:

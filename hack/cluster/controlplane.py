@@ -17,7 +17,7 @@ from hack.cluster.layout import (
     SERVICE_NET,
     STATE,
 )
-from hack.cluster.shell import BoxError, run
+from hack.cluster.shell import run
 
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _ETCD = f"http://127.0.0.1:{ETCD_PORT}"
@@ -126,13 +126,3 @@ def _scheduler() -> list[str | Path]:
         "--bind-address=127.0.0.1",
         "--port=0",
     ]
-
-
-def require_programs() -> None:
-    """Say what is missing before anything is started.
-
-    Raises:
-        BoxError: Kubernetes was not built.
-    """
-    if not build.built():
-        raise BoxError("Kubernetes is not built yet: python -m hack.cluster build")

@@ -21,9 +21,18 @@ _POLL_SECONDS = 0.1
 
 
 def add(node: Node) -> None:
-    """Boot it and wait until it is Ready. An old Node object of that name belonged to another machine."""
+    """Boot a machine and wait until it is Ready.
+
+    What the cluster knows under that name belonged to another machine: a kubelet that found old pods bound to it would
+    start them anew.
+
+    Raises:
+        BoxError: It runs already.
+    """
     if nodes.alive(node):
         raise BoxError(f"{node.name} runs already")
+    for pod in _pods(node):
+        api.delete(f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}", grace_seconds=0)
     _forget(node)
     nodes.start(node)
     nodes.wait_until_ready(node)
@@ -75,7 +84,7 @@ def _give_notice(node: Node) -> None:
 
 def _evict_all(node: Node) -> None:
     """Ask for each; a disruption budget may refuse, and is asked again."""
-    for pod in api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node.name}")["items"]:
+    for pod in _pods(node):
         if evictable(pod):
             name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
             eviction = {
@@ -85,6 +94,11 @@ def _evict_all(node: Node) -> None:
             }
             with contextlib.suppress(api.ApiError):
                 api.call("POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", eviction)
+
+
+def _pods(node: Node) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node.name}")["items"]
+    return found
 
 
 def _forget(node: Node) -> None:

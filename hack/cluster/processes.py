@@ -8,7 +8,6 @@ that is how a whole node is killed.
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,11 +27,13 @@ def start(name: str, command: Sequence[str | Path], *, cgroup: str | None = None
         words = ["sh", "-c", _IN_CGROUP, str(_join(cgroup)), *words]
     LOGS.mkdir(parents=True, exist_ok=True)
     PIDS.mkdir(parents=True, exist_ok=True)
-    with log_of(name).open("ab") as log:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    _pid_file(name).write_text(f"{process.pid} {_start_time(process.pid)}\n")
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log_of(name)), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    pid = os.posix_spawnp(words[0], words, os.environ, file_actions=files, setsid=True)  # nobody here waits for it
+    _pid_file(name).write_text(f"{pid} {_start_time(pid)}\n")
 
 
 def stop(name: str, *, seconds: float = 5.0) -> None:
