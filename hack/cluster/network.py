@@ -9,7 +9,7 @@ A node is cut off by pulling its cable. What pods send to the world beyond the b
 import contextlib
 from pathlib import Path
 
-from hack.cluster.layout import BRIDGE, GATEWAY, NODE_NET, POD_NET, Node
+from hack.cluster.layout import BRIDGE, GATEWAY, NODE_NET, POD_NET, SERVICE_NET, Node
 from hack.cluster.shell import BoxError, run
 
 _IMDS = "169.254.169.254"  # the machine's own cloud is not the box's: a kubelet would ask it, and wait
@@ -28,6 +28,8 @@ def up() -> None:
         run(["ip", "link", "add", BRIDGE, "type", "bridge"])
         run(["ip", "addr", "add", f"{GATEWAY}/{NODE_NET.split('/')[1]}", "dev", BRIDGE])
     run(["ip", "link", "set", BRIDGE, "up"])
+    # A service that kube-proxy does not know yet has to fail at once; on its way to nowhere a connection would hang.
+    run(["ip", "route", "replace", "unreachable", SERVICE_NET])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     _remove_rules()
     for table, chain, *rule in _RULES:
@@ -37,6 +39,7 @@ def up() -> None:
 def down() -> None:
     """Leave nothing of it behind."""
     _remove_rules()
+    run(["ip", "route", "flush", "type", "unreachable", "exact", SERVICE_NET])
     if _link(BRIDGE).exists():
         run(["ip", "link", "del", BRIDGE])
 
