@@ -50,7 +50,7 @@ def _watch(path: str, changed: Callable[[Objects], None]) -> None:
         try:
             for objects in api.follow(path):
                 changed(objects)
-        except BoxError as error:
+        except (BoxError, ValueError) as error:
             print(f"{path}: {error}", flush=True)
             time.sleep(_RETRY_SECONDS)
 

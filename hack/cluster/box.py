@@ -4,7 +4,21 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-from hack.cluster import addons, api, build, controlplane, dns, drills, images, network, nodes, packages, pki, processes
+from hack.cluster import (
+    addons,
+    api,
+    build,
+    controlplane,
+    dns,
+    drills,
+    folders,
+    images,
+    network,
+    nodes,
+    packages,
+    pki,
+    processes,
+)
 from hack.cluster.layout import KUBECONFIG, LOGS, STATE, Node
 from hack.cluster.shell import BoxError
 
@@ -14,9 +28,12 @@ def up(*, spot_nodes: int, say: build.Say) -> None:
     require_root()
     packages.install(packages.RUNTIME)
     build.build(say)
+    if not processes.names():
+        shutil.rmtree(LOGS, ignore_errors=True)  # of the box before
     pki.create()
     network.up()
-    nodes.prepare_mounts()
+    nodes.prepare()
+    folders.prepare()
     images.keep_basics()
     controlplane.start()
     say("the control plane is ready")
@@ -31,12 +48,11 @@ def up(*, spot_nodes: int, say: build.Say) -> None:
 def down() -> None:
     """Stop everything that the box started, and leave nothing behind but logs and the cache."""
     require_root()
-    for node in nodes.all_nodes():
-        nodes.discard(node)
+    nodes.remove_all()
     addons.stop()
     controlplane.stop()
     network.down()
-    nodes.remove_mounts()
+    folders.remove_all()
     for path in STATE.glob("*"):
         if path != LOGS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,7 +1,7 @@
 """Builds Kubernetes from Debian's source package: Debian ships no control plane, only its source.
 
-About five minutes on two cores, so the programs are kept in the cache, keyed by version. Five things are not as one
-would expect; each is told where it is done:
+Some minutes on two cores, so the programs are kept in the cache, keyed by version. Five things are not as one would
+expect; each is told where it is done:
 
 1. the sources only build the old way, in a GOPATH;
 2. the OpenAPI definitions are not in the sources: they are generated first;
@@ -32,6 +32,7 @@ _OPENAPI = "k8s.io/kubernetes/pkg/generated/openapi"
 _OPENAPI_MARK = "+k8s:openapi-gen="
 _DOCKER_RETRIES = "rootDirRetries = 5"
 _NOT_OURS = ("sample-apiserver", "sample-controller", "sample-cli-plugin", "code-generator", "/test/", "/testdata/")
+_WITHOUT = ("-tags", "providerless,dockerless")  # less to build: there is neither in the box
 _NICE = ("nice", "-n", "10")  # the machine has other work
 
 Say = Callable[[str], None]
@@ -71,11 +72,15 @@ def _build(work: Path, say: Say) -> None:
     env = _environment(work)
     say("generating the OpenAPI definitions")
     _generate_openapi(work, tree, env)
-    say(f"building {', '.join(PROGRAMS)}: about five minutes on two cores")
+    say(f"building {', '.join(PROGRAMS)}: some minutes on two cores")
     out = work / "bin"
     out.mkdir()
     targets = [f"k8s.io/kubernetes/cmd/{name}" for name in PROGRAMS]
-    run([*_NICE, _GO, "build", "-o", f"{out}/", f"-ldflags={linker_flags(KUBERNETES)}", *targets], cwd=tree, env=env)
+    run(
+        [*_NICE, _GO, "build", "-o", f"{out}/", f"-ldflags={linker_flags(KUBERNETES)}", *_WITHOUT, *targets],
+        cwd=tree,
+        env=env,
+    )
     run(["gcc", "-Os", "-static", "-o", out / PAUSE, tree / "build" / "pause" / "linux" / "pause.c"])
     shutil.rmtree(HOME, ignore_errors=True)
     out.rename(HOME)  # only a finished build is ever seen

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from hack.cluster import api, build, images, network, nodeconfig, pki, processes
+from hack.cluster import api, build, images, mounts, network, nodeconfig, pki, processes
 from hack.cluster.layout import NODES, STATE, Node
 from hack.cluster.shell import BoxError, run
 
@@ -81,8 +81,7 @@ def power_off(node: Node) -> None:
     processes.kill_cgroup(node.cgroup)
     for daemon in _DAEMONS:
         processes.stop(_process(node, daemon))
-    if _mounted(_namespace(node)):
-        run(["umount", _namespace(node)])
+    mounts.unmount_all(_namespace(node))
     network.detach(node)
 
 
@@ -94,18 +93,16 @@ def discard(node: Node) -> None:
     shutil.rmtree(node.folder, ignore_errors=True)
 
 
-def prepare_mounts() -> None:
+def prepare() -> None:
     """A folder whose mounts nobody else sees: the kernel keeps a mount namespace only there."""
-    _MOUNTS.mkdir(parents=True, exist_ok=True)
-    if not _mounted(_MOUNTS):
-        run(["mount", "--bind", _MOUNTS, _MOUNTS])
-        run(["mount", "--make-private", _MOUNTS])
+    mounts.bind_to_itself(_MOUNTS, "private")
 
 
-def remove_mounts() -> None:
-    """Undo it."""
-    while _mounted(_MOUNTS):
-        run(["umount", _MOUNTS])
+def remove_all() -> None:
+    """Discard every node, and undo what was prepared."""
+    for node in all_nodes():
+        discard(node)
+    mounts.unmount_all(_MOUNTS)
 
 
 def _make_mounts(node: Node) -> None:
@@ -117,11 +114,6 @@ def _make_mounts(node: Node) -> None:
         binds.append(f"mount --bind {node.folder / folder} {place}")
     script = " && ".join([*binds, "mount --make-rshared /"])
     run(["unshare", f"--mount={_namespace(node)}", "--propagation", "slave", "sh", "-c", script])
-
-
-def _mounted(path: Path) -> bool:
-    """Path.is_mount() sees no bind mounts."""
-    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def _namespace(node: Node) -> Path:

@@ -18,6 +18,8 @@ RUNTIME = {
     "openssl": "openssl",
     "ip": "iproute2",
     "nsenter": "util-linux",
+    "mount": "mount",
+    "mkfs.ext4": "e2fsprogs",
 }
 """A program, or a file, and the package that brings it."""
 

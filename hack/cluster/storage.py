@@ -1,29 +1,29 @@
-"""Volumes that are folders of this machine, by two storage classes. What a claim gets is decided purely.
+"""Volumes that are folders of this machine, by three storage classes. What a claim gets is decided purely.
 
 `shared` is a file system that every node mounts (RWX). `zonal` behaves like EBS: RWO, made in the zone of the first
-node that needs it, and of no use elsewhere.
+node that needs it, and of no use elsewhere. `bounded` is shared, and full when its size is reached.
 """
 
-import shutil
-from pathlib import Path
 from typing import Any
 
-from hack.cluster import api
+from hack.cluster import api, folders
 from hack.cluster.layout import VOLUMES, Node
 
 Object = dict[str, Any]
 SHARED = "shared"
 ZONAL = "zonal"
+BOUNDED = "bounded"
 _PROVISIONER = "box.local/folders"
 _PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 _SELECTED_NODE = "volume.kubernetes.io/selected-node"
 _ZONE = "topology.kubernetes.io/zone"
-_MODES = {SHARED: ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"], ZONAL: ["ReadWriteOnce"]}
+_ALL_MODES = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]
+_MODES = {SHARED: _ALL_MODES, BOUNDED: _ALL_MODES, ZONAL: ["ReadWriteOnce"]}
 
 
 def create_classes() -> None:
     """Make the storage classes; `shared` is the default."""
-    for name, binding in ((SHARED, "Immediate"), (ZONAL, "WaitForFirstConsumer")):
+    for name in _MODES:
         default = str(name == SHARED).lower()
         api.create(
             "/apis/storage.k8s.io/v1/storageclasses",
@@ -32,7 +32,7 @@ def create_classes() -> None:
                 "kind": "StorageClass",
                 "metadata": {"name": name, "annotations": {"storageclass.kubernetes.io/is-default-class": default}},
                 "provisioner": _PROVISIONER,
-                "volumeBindingMode": binding,
+                "volumeBindingMode": "WaitForFirstConsumer" if name == ZONAL else "Immediate",
                 "reclaimPolicy": "Delete",
             },
         )
@@ -42,9 +42,9 @@ def provision(claims: list[Object]) -> None:
     """Make the volumes that claims wait for."""
     for claim in claims:
         if volume := volume_for(claim):
-            folder = Path(volume["spec"]["hostPath"]["path"])
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o777)  # images that do not run as root write here, and a folder ignores fsGroup
+            bounded = volume["spec"]["storageClassName"] == BOUNDED
+            size = folders.size_in_bytes(volume["spec"]["capacity"]["storage"]) if bounded else None
+            folders.make(volume["metadata"]["name"], size_bytes=size)
             api.create("/api/v1/persistentvolumes", volume)
 
 
@@ -52,8 +52,9 @@ def reclaim(volumes: list[Object]) -> None:
     """Delete the volumes whose claims are gone."""
     for volume in volumes:
         if is_released(volume):
-            shutil.rmtree(volume["spec"]["hostPath"]["path"], ignore_errors=True)
-            api.delete(f"/api/v1/persistentvolumes/{volume['metadata']['name']}")
+            name = volume["metadata"]["name"]
+            folders.remove(name)
+            api.delete(f"/api/v1/persistentvolumes/{name}")
 
 
 def is_released(volume: Object) -> bool:

@@ -41,8 +41,7 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     name = request.node.name.replace("_", "-")[:40].strip("-")
     kubectl("create", "namespace", name)
     wait_for(lambda: kubectl("get", "serviceaccount", "-n", name, "-o", "name").strip())
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-    apply(name, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": claim})
+    apply(name, a_claim("data"))
     yield name
     kubectl("delete", "pods", "--all", "-n", name, "--force", "--grace-period=0")
     kubectl("delete", "namespace", name, "--wait=false")
@@ -66,7 +65,14 @@ def apply(namespace: str, *objects: dict[str, Any]) -> None:
     kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(objects))
 
 
-def a_pod(name: str, script: str, *, node: dict[str, str], gpus: int = 1, memory: str = "64Mi") -> dict[str, Any]:
+def a_claim(name: str, *, kind: str = "shared", mode: str = "ReadWriteMany", size: str = "1Gi") -> dict[str, Any]:
+    spec = {"storageClassName": kind, "accessModes": [mode], "resources": {"requests": {"storage": size}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+def a_pod(
+    name: str, script: str, *, node: dict[str, str], gpus: int = 1, memory: str = "64Mi", claim: str = "data"
+) -> dict[str, Any]:
     container = {
         "name": "pytorch",
         "image": images.BUSYBOX,
@@ -80,7 +86,7 @@ def a_pod(name: str, script: str, *, node: dict[str, str], gpus: int = 1, memory
         "terminationGracePeriodSeconds": 20,
         "nodeSelector": node,
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
         "containers": [container],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
@@ -159,6 +165,27 @@ def test_a_pod_that_takes_too_much_memory_is_killed(namespace: str) -> None:
     apply(namespace, a_pod("hungry", "exec tail -c 300m /dev/zero", node=SPOT, memory="32Mi"))
 
     assert ended(namespace, "hungry")["reason"] == "OOMKilled"
+
+
+def test_a_bounded_volume_is_full_at_its_size(namespace: str) -> None:
+    apply(namespace, a_claim("small", kind="bounded", size="16Mi"))
+    apply(namespace, a_pod("writer", "dd if=/dev/zero of=/data/big bs=1M count=32", node=SPOT, claim="small"))
+
+    assert ended(namespace, "writer")["exitCode"] == 1
+    assert "No space left on device" in kubectl("logs", "writer", "-n", namespace)
+
+
+def test_a_zonal_volume_stays_in_the_zone_of_its_first_node(namespace: str) -> None:
+    first, other = Node(number=1), Node(number=2)
+    apply(namespace, a_claim("disk", kind="zonal", mode="ReadWriteOnce"))
+    apply(namespace, a_pod("first", "echo here > /data/it", node=on(first), claim="disk"))
+    assert ended(namespace, "first")["exitCode"] == 0
+
+    apply(namespace, a_pod("again", "cat /data/it", node=on(first), claim="disk"))
+    apply(namespace, a_pod("elsewhere", "true", node=on(other), claim="disk"))
+
+    assert ended(namespace, "again")["exitCode"] == 0
+    wait_for(lambda: "volume node affinity conflict" in json.dumps(status(namespace, "elsewhere")))
 
 
 def test_a_reclaimed_node_lets_its_pods_save_and_is_gone_at_the_deadline(namespace: str, all_nodes_back: None) -> None:

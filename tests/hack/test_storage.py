@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from hack.cluster.folders import size_in_bytes
 from hack.cluster.layout import Node
 from hack.cluster.storage import is_released, volume_for
 
@@ -54,3 +57,14 @@ def test_only_what_we_made_and_nobody_claims_is_removed() -> None:
     assert is_released({**volume, "status": {"phase": "Released"}})
     assert not is_released({**volume, "status": {"phase": "Bound"}})
     assert not is_released(foreign)
+
+
+@pytest.mark.parametrize(("quantity", "size"), [("512", 512), ("64Mi", 64 << 20), ("2Gi", 2 << 30)])
+def test_a_size_is_read_as_kubernetes_writes_it(quantity: str, size: int) -> None:
+    assert size_in_bytes(quantity) == size
+
+
+@pytest.mark.parametrize("quantity", ["", "1.5Gi", "2G", "Gi"])
+def test_a_size_in_other_words_is_refused(quantity: str) -> None:
+    with pytest.raises(ValueError, match="no size that the box knows"):
+        size_in_bytes(quantity)
