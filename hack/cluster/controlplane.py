@@ -101,6 +101,7 @@ def _apiserver() -> list[str | Path]:
         f"--kubelet-client-certificate={pki.certificate('apiserver-kubelet')}",
         f"--kubelet-client-key={pki.key('apiserver-kubelet')}",
         "--kubelet-preferred-address-types=InternalIP",  # node names do not resolve
+        "--enable-aggregator-routing=true",  # straight to the pods of a webhook: there is no kube-proxy here
         "--allow-privileged=true",
     ]
 
