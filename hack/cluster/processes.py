@@ -122,8 +122,9 @@ def _hierarchy() -> Path:
 
 def _join(cgroup: str) -> Path:
     """The file to write a pid to. In v2 a cgroup with children may hold no processes itself, hence the leaf."""
-    for tree in _CGROUPS.glob("*/cgroup.procs"):  # v1: the kubelet wants its root in every hierarchy
-        (tree.parent / cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    if _hierarchy() != _CGROUPS:  # v1: the kubelet wants its root in every hierarchy
+        for procs in _CGROUPS.glob("*/cgroup.procs"):
+            (procs.parent / cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
     leaf = _hierarchy() / cgroup.lstrip("/") / "daemons"
     leaf.mkdir(parents=True, exist_ok=True)
     return leaf / "cgroup.procs"

@@ -34,12 +34,14 @@ def test_it_runs_until_it_is_stopped() -> None:
 
 
 def test_what_ignores_sigterm_is_killed_with_its_children() -> None:
-    processes.start("stubborn", ["sh", "-c", "trap '' TERM; echo up; sleep 600"])
-    processes.wait_for("the trap", lambda: "up" in processes.log_of("stubborn").read_text(), seconds=10)
+    processes.start("stubborn", ["sh", "-c", "trap '' TERM; sleep 600 & echo $!; wait"])
+    log = processes.log_of("stubborn")
+    processes.wait_for("the child", lambda: log.exists() and log.read_text().endswith("\n"), seconds=10)
 
     processes.stop("stubborn", seconds=0.2)
 
     assert processes.running("stubborn") is None
+    processes.wait_for("the child to die", lambda: processes._start_time(int(log.read_text())) is None, seconds=10)
 
 
 def test_a_pid_that_now_belongs_to_somebody_else_is_left_alone(folder: Path) -> None:
