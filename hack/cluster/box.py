@@ -19,7 +19,7 @@ from hack.cluster import (
     pki,
     processes,
 )
-from hack.cluster.layout import KUBECONFIG, LOGS, STATE, Node
+from hack.cluster.layout import CGROUP, KUBECONFIG, LOGS, STATE, Node
 from hack.cluster.shell import BoxError
 
 
@@ -53,6 +53,7 @@ def down() -> None:
     controlplane.stop()
     network.down()
     folders.remove_all()
+    processes.remove_cgroup(CGROUP)
     for path in STATE.glob("*"):
         if path != LOGS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

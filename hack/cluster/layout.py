@@ -28,6 +28,7 @@ VOLUMES = STATE / "volumes"
 KUBECONFIG = STATE / "kubeconfig"
 
 BRIDGE = "piton-box"
+CGROUP = "/piton-box"
 GATEWAY = "10.77.0.1"
 NODE_NET = "10.77.0.0/24"
 POD_NET = "10.78.0.0/16"
@@ -115,4 +116,4 @@ class Node:
     @property
     def cgroup(self) -> str:
         """Everything that runs on the node is in this cgroup or below it."""
-        return f"/piton-box/{self.name}"
+        return f"{CGROUP}/{self.name}"
