@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e bench crd lock clean
+.PHONY: help setup demo check format test test-crash test-box e2e cluster-up cluster-down cluster-status kubeconfig bench crd lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP)  ## install Piton and its tools into .venv
 
@@ -33,13 +33,28 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto -m 'not crash and not e2e'
+	pytest -q -n auto -m 'not crash and not e2e and not box'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times
 	pytest -q -m crash --timeout 3600
 
 e2e: setup  ## the quickstart at full size, through its drills
 	pytest -q -m e2e
+
+test-box: setup  ## the tests of the cluster in a box; root only
+	pytest -q -m box
+
+cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes; root only
+	python -m hack.cluster up
+
+cluster-down: setup  ## stop it; logs and the programs it was built from stay
+	python -m hack.cluster down
+
+cluster-status: setup  ## what of it runs
+	@python -m hack.cluster status
+
+kubeconfig: setup  ## the path for KUBECONFIG (make -s kubeconfig)
+	@python -m hack.cluster kubeconfig
 
 bench: setup  ## what a session costs, over a bare PyTorch loop
 	python bench/session.py

@@ -1,0 +1,100 @@
+"""The command line of the box; see the package."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from hack.cluster import addons, box, build, drills, images, nodes
+from hack.cluster.layout import KUBECONFIG, Node
+from hack.cluster.shell import BoxError
+
+_NOTICE_SECONDS = 120.0  # what AWS gives
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 1 with a sentence when it cannot be done."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (BoxError, ValueError) as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    say = _sayer()
+    match options.command:
+        case "up":
+            box.up(spot_nodes=options.nodes, say=say)
+            say(f"export KUBECONFIG={KUBECONFIG}")
+        case "down":
+            box.down()
+        case "status":
+            print(box.status())
+        case "kubeconfig":
+            print(KUBECONFIG)
+        case "restart":
+            box.restart(options.part)
+        case "build":
+            box.require_root()
+            print(build.build(say))
+        case "load":
+            _load(options.image)
+        case "addons":
+            addons.serve()
+        case "node":
+            _node(options)
+
+
+def _node(options: argparse.Namespace) -> None:
+    box.require_root()
+    node = Node.named(options.node)
+    match options.drill:
+        case "add":
+            drills.add(node)
+        case "reclaim":
+            drills.reclaim(node, notice_seconds=options.notice)
+        case "kill":
+            drills.kill(node)
+        case "cut":
+            drills.cut(node)
+        case "heal":
+            drills.heal(node)
+
+
+def _load(tar: Path) -> None:
+    kept = images.keep(tar)
+    for node in nodes.all_nodes():
+        if nodes.alive(node):
+            images.load(node, [kept])
+
+
+def _sayer() -> build.Say:
+    started = time.monotonic()
+    return lambda text: print(f"{time.monotonic() - started:5.1f}s  {text}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m hack.cluster", description="A real Kubernetes in a box.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="bring it up; returns when every node is Ready")
+    up.add_argument("--nodes", type=int, default=2, help="spot nodes, besides node-0 (default: 2)")
+    commands.add_parser("down", help="stop everything; logs and the cache stay")
+    commands.add_parser("status", help="what runs")
+    commands.add_parser("kubeconfig", help="print the path for KUBECONFIG")
+    commands.add_parser("build", help="build Kubernetes into the cache, and start nothing")
+    commands.add_parser("load", help="import an image into every node").add_argument("image", type=Path)
+    commands.add_parser("restart", help="crash a part of the control plane and start it again").add_argument("part")
+    commands.add_parser("addons")  # what `up` starts
+    node = commands.add_parser("node", help="the ways in which a node goes and comes")
+    drills_of = node.add_subparsers(dest="drill", required=True)
+    for drill in ("add", "kill", "cut", "heal", "reclaim"):
+        drills_of.add_parser(drill).add_argument("node", help="its name: node-1")
+    drills_of.choices["reclaim"].add_argument("--notice", type=float, default=_NOTICE_SECONDS, metavar="SECONDS")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

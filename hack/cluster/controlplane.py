@@ -1,0 +1,129 @@
+"""etcd, the API server, the controller manager and the scheduler, and how one tells that they are up."""
+
+import os
+from pathlib import Path
+from urllib.request import urlopen
+
+from hack.cluster import api, build, pki, processes
+from hack.cluster.layout import (
+    API_PORT,
+    CLUSTER_DOMAIN,
+    ETCD_PEER_PORT,
+    ETCD_PORT,
+    GATEWAY,
+    KUBECONFIG,
+    KUBERNETES,
+    PKI,
+    SERVICE_NET,
+    STATE,
+)
+from hack.cluster.shell import run
+
+NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+_ETCD = f"http://127.0.0.1:{ETCD_PORT}"
+
+
+def start() -> None:
+    """Start what does not run yet, and wait until the API server is ready."""
+    commands = {
+        "etcd": _etcd(),
+        "kube-apiserver": _apiserver(),
+        "kube-controller-manager": _controller_manager(),
+        "kube-scheduler": _scheduler(),
+    }
+    for name in NAMES:
+        if processes.running(name):
+            continue
+        processes.start(name, commands[name])
+        if name == "etcd":
+            processes.wait_for("etcd to be healthy", _etcd_is_healthy, seconds=30, of=name)
+        if name == "kube-apiserver":
+            processes.wait_for("the API server to be ready", api.ready, seconds=60, of=name)
+    pki.kubeconfig(pki.ADMIN, KUBECONFIG)
+
+
+def stop() -> None:
+    """Stop all of it, etcd last."""
+    for name in reversed(NAMES):
+        processes.stop(name)
+
+
+def program(name: str) -> Path:
+    """Where it is: in KUBEBUILDER_ASSETS if that has one that fits the rest, else in the cache."""
+    given = Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nowhere") / name
+    if given.exists() and fits(name, run([given, "--version"])):
+        return given
+    return Path("etcd") if name == "etcd" else build.HOME / name
+
+
+def fits(name: str, version: str) -> bool:
+    """Any etcd does. An API server of another minor version than the scheduler and the kubelets does not serve them."""
+    return name == "etcd" or f"v{KUBERNETES.rpartition('.')[0]}." in version
+
+
+def _etcd() -> list[str | Path]:
+    return [
+        program("etcd"),
+        f"--data-dir={STATE / 'etcd'}",
+        f"--listen-client-urls={_ETCD}",
+        f"--advertise-client-urls={_ETCD}",
+        f"--listen-peer-urls=http://127.0.0.1:{ETCD_PEER_PORT}",
+        f"--initial-advertise-peer-urls=http://127.0.0.1:{ETCD_PEER_PORT}",
+        f"--initial-cluster=default=http://127.0.0.1:{ETCD_PEER_PORT}",
+        "--unsafe-no-fsync",  # the box does not outlive the machine
+    ]
+
+
+def _etcd_is_healthy() -> bool:
+    try:
+        with urlopen(f"{_ETCD}/health", timeout=2) as response:  # noqa: S310 - the address is ours
+            return b"true" in response.read()
+    except OSError:
+        return False
+
+
+def _apiserver() -> list[str | Path]:
+    return [
+        program("kube-apiserver"),
+        f"--etcd-servers={_ETCD}",
+        "--bind-address=0.0.0.0",
+        f"--secure-port={API_PORT}",
+        f"--advertise-address={GATEWAY}",
+        f"--service-cluster-ip-range={SERVICE_NET}",
+        f"--tls-cert-file={pki.certificate('apiserver')}",
+        f"--tls-private-key-file={pki.key('apiserver')}",
+        f"--client-ca-file={pki.CA}",
+        f"--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}",
+        f"--service-account-key-file={pki.SERVICE_ACCOUNT_PUBLIC}",
+        f"--service-account-signing-key-file={pki.SERVICE_ACCOUNT_KEY}",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        f"--kubelet-client-certificate={pki.certificate('apiserver-kubelet')}",
+        f"--kubelet-client-key={pki.key('apiserver-kubelet')}",
+        "--kubelet-preferred-address-types=InternalIP",  # node names do not resolve
+        "--enable-aggregator-routing=true",  # straight to the pods of a webhook: there is no kube-proxy here
+        "--allow-privileged=true",
+    ]
+
+
+def _controller_manager() -> list[str | Path]:
+    return [
+        build.HOME / "kube-controller-manager",
+        f"--kubeconfig={pki.kubeconfig('controller-manager', PKI / 'controller-manager.kubeconfig')}",
+        "--leader-elect=false",
+        "--use-service-account-credentials=true",
+        f"--service-account-private-key-file={pki.SERVICE_ACCOUNT_KEY}",
+        f"--root-ca-file={pki.CA}",
+        "--bind-address=127.0.0.1",
+        "--port=0",
+    ]
+
+
+def _scheduler() -> list[str | Path]:
+    return [
+        build.HOME / "kube-scheduler",
+        f"--kubeconfig={pki.kubeconfig('scheduler', PKI / 'scheduler.kubeconfig')}",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+        "--port=0",
+    ]

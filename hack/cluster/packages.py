@@ -1,0 +1,80 @@
+"""What the box needs of Debian: packages to install, and the source of what Debian does not ship as a program."""
+
+import os
+import shutil
+from pathlib import Path
+
+from hack.cluster.shell import BoxError, run
+
+RUNTIME = {
+    "etcd": "etcd-server",
+    "containerd": "containerd",
+    "runc": "runc",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "dnsmasq": "dnsmasq-base",
+    "/bin/busybox": "busybox-static",
+    "openssl": "openssl",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "mount": "mount",
+    "mkfs.ext4": "e2fsprogs",
+}
+"""A program, or a file, and the package that brings it."""
+
+BUILD = {
+    "/usr/lib/go-1.19/bin/go": "golang-1.19-go",
+    "/usr/share/gocode/src/github.com/modern-go/reflect2": "golang-github-modern-go-reflect2-dev",
+    "gcc": "gcc",
+    "/usr/lib/x86_64-linux-gnu/libc.a": "libc6-dev",
+    "dpkg-source": "dpkg-dev",
+}
+
+_MIRROR = "deb-src http://deb.debian.org/debian bookworm main\n"
+
+
+def missing(needed: dict[str, str]) -> list[str]:
+    """The packages whose program or file is not here."""
+    return sorted({package for what, package in needed.items() if not _present(what)})
+
+
+def _present(what: str) -> bool:
+    return Path(what).exists() if what.startswith("/") else shutil.which(what) is not None
+
+
+def install(needed: dict[str, str]) -> None:
+    """Install what is missing.
+
+    Raises:
+        BoxError: Something is missing, and this is no Debian or we are not root.
+    """
+    if not (packages := missing(needed)):
+        return
+    if not shutil.which("apt-get"):
+        raise BoxError(f"the box needs these Debian packages, and there is no apt-get: {', '.join(packages)}")
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run(["apt-get", "update", "-qq"], env=quiet)
+    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=quiet)
+
+
+def download_source(package: str, version: str, into: Path) -> Path:
+    """Fetch the source package; return its upstream tarball.
+
+    It has lists of its own: the machine's sources rarely name `deb-src`, and are not ours to change.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (into / "sources.list").write_text(_MIRROR)
+    options = [
+        f"-oDir::Etc::SourceList={into / 'sources.list'}",
+        "-oDir::Etc::SourceParts=-",
+        f"-oDir::State::Lists={into / 'lists'}",
+        "-oAPT::Sandbox::User=root",
+    ]
+    run(["apt-get", *options, "update", "-qq"])
+    run(["apt-get", *options, "source", "--download-only", "-qq", f"{package}={version}"], cwd=into)
+    found = list(into.glob(f"{package}_*.orig.tar.*"))
+    if not found:
+        raise BoxError(f"Debian's source package {package} {version} brought no upstream tarball")
+    return found[0]

@@ -1,0 +1,47 @@
+"""What nodes are told, and how they look."""
+
+import tomllib
+
+from hack.cluster import nodeconfig
+from hack.cluster.layout import Node
+
+SPOT, PLAIN = Node(number=1), Node(number=0)
+
+
+def test_a_spot_node_says_so_in_all_three_spellings() -> None:
+    labels = nodeconfig.labels(SPOT)
+
+    assert labels["karpenter.sh/capacity-type"] == "spot"
+    assert labels["eks.amazonaws.com/capacityType"] == "SPOT"
+    assert labels["node.kubernetes.io/lifecycle"] == "spot"
+    assert labels["node.kubernetes.io/instance-type"] == "p4d.24xlarge"
+
+
+def test_node_0_is_neither_spot_nor_for_gpus() -> None:
+    assert "spot" not in {value.lower() for value in nodeconfig.labels(PLAIN).values()}
+    assert nodeconfig.taints(PLAIN) == ""
+    assert nodeconfig.taints(SPOT) == "nvidia.com/gpu=true:NoSchedule"
+
+
+def test_the_provider_names_the_zone() -> None:
+    assert nodeconfig.provider_id(SPOT) == f"aws:///{SPOT.zone}/i-00000000000000001"
+
+
+def test_containerd_reads_its_configuration() -> None:
+    found = tomllib.loads(nodeconfig.containerd(SPOT))
+
+    assert found["grpc"]["address"] == str(SPOT.socket)
+    assert found["plugins"]["io.containerd.grpc.v1.cri"]["restrict_oom_score_adj"] is True
+
+
+def test_all_containers_of_a_node_are_below_its_cgroup() -> None:
+    found = nodeconfig.kubelet(SPOT, "/ca.crt")
+
+    assert found["cgroupRoot"] == SPOT.cgroup
+    assert found.get("cgroupsPerQOS", True)  # without, the kubelet ignores the root
+
+
+def test_pods_get_addresses_of_their_node() -> None:
+    bridge = nodeconfig.cni(SPOT)["plugins"][0]
+
+    assert bridge["ipam"]["ranges"] == [[{"subnet": SPOT.pod_net}]]
