@@ -99,6 +99,19 @@ def test_a_crash_waits_for_word_of_its_peers() -> None:
     assert third.status.current.verdict is Verdict.USER_FAILURE
 
 
+def test_a_pod_that_the_cluster_deletes_waits_for_word_of_its_node() -> None:
+    """A dead node's pods are deleted 30 s after it went silent, and the node counts as gone after 40 s."""
+    deleted = an_attempt(a_replica(deleting=True, node="n1"))
+    first = decide(an_observed(deleted, status=a_status(a_record())), now=NOW)
+    assert first.status.current is not None
+    assert first.status.current.verdict is None
+
+    gone = an_attempt(a_replica(deleting=True, node="n1", node_gone=True))
+    assert decide(an_observed(gone, status=first.status), now=later(10)).status.preemptions == 1
+    by_hand = an_attempt(failed(143, deleting=True))
+    assert decide(an_observed(by_hand, status=first.status), now=later(10)).status.infrastructure_failures == 1
+
+
 def test_preemption_does_not_spend_the_failure_budget() -> None:
     attempts = tuple(an_ended(n) for n in range(1, 20))
     status = a_status(*attempts, preemptions=19, failures=2)

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from piton.core import flight, ledger
 from piton.core.backoff import Pace, delay_seconds, fruitless
-from piton.core.conditions import settled
+from piton.core.conditions import TRAINING, settled
 from piton.core.context import Context
 from piton.core.effects import (
     Announcement,
@@ -69,7 +69,8 @@ def ended(context: Context) -> Decision | None:
     """Nothing happens to a run that has ended, but that what is left of it is put away."""
     if not settled(context.status):
         return None
-    reason = context.status.conditions[-1].reason
+    training = context.status.condition(TRAINING)
+    reason = training.reason if training else Reason.FINISHED
     alive = [seen for seen in context.observed.attempts if seen.ours and (not seen.over or seen.stranded)]
     effects = tuple(effect for seen in alive for effect in _stop(seen.number, context, Reason.TRIMMED))
     if not alive and context.meta.held:

@@ -136,8 +136,9 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
     _, _, replica, how = min(judged, key=lambda entry: entry[:2])
     detail = f": {replica.termination.detail}" if replica.termination and replica.termination.detail else ""
     if how is Reason.POD_DELETED:
+        # Patient: a pod on a node that does not answer is deleted by the cluster before the node counts as gone.
         message = f"{replica.name} was told to stop by somebody else"
-        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message)
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     if how is Reason.KILLED:
         message = f"{replica.name} was killed (SIGKILL) and nothing says by whom{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
