@@ -1,8 +1,8 @@
 """Builds images from plain Dockerfiles, with Debian's buildah and skopeo: no Docker engine, no registry.
 
 What a Dockerfile starts from, a slim Debian with Python, is made here by debootstrap. buildah keeps each step that it
-has done, so a change of the code repeats only what follows the copy of the code; what has not changed at all is not even
-asked of it. Its folder and the finished images are in the cache.
+has done, so a change of the code repeats only what follows the copy of the code; for what has not changed at all it is
+not even asked. Its folder and the finished images are in the cache.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def build(name: str, dockerfile: Path, context: Path, say: Say) -> oci.Image:
     """The image that the Dockerfile makes of the files that .dockerignore lets into its context."""
-    tag = f"{name.rpartition(':')[0].replace('/', '-')}-{_key(name, dockerfile, context)}"
+    tag = f"{name.rpartition(':')[0].replace('/', '-')}-{key_of(name, dockerfile, context)}"
     with _only_one():
         if not (found := _finished(name, tag)):
             packages.install(packages.IMAGES)
@@ -59,7 +59,7 @@ def files_of(context: Path) -> list[Path]:
     return sorted(file for file in found if "__pycache__" not in file.parts)
 
 
-def _key(name: str, dockerfile: Path, context: Path) -> str:
+def key_of(name: str, dockerfile: Path, context: Path) -> str:
     """Of everything that the image depends on, but for what Debian and the indexes have today."""
     base = [name, _base_name(), context.joinpath(".dockerignore").read_text()]
     sums = [f"{file.relative_to(context)} {file.stat().st_mode:o} {_sum(file.read_bytes())}"
