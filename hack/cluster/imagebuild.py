@@ -32,6 +32,9 @@ _MIRROR = "http://deb.debian.org/debian"
 _INCLUDE = ("ca-certificates", "python3", "python3-venv")
 _WASTE = ("var/cache/apt", "var/lib/apt/lists", "var/log", "usr/share/doc", "usr/share/man", "usr/share/info",
           "usr/share/locale", "usr/share/lintian")  # fmt: skip
+_OF_THIS_MACHINE = ("etc/hostname", "etc/resolv.conf")
+"""What debootstrap copies, and containers get from whoever runs them."""
+
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -68,7 +71,9 @@ def key_of(name: str, dockerfile: Path, context: Path) -> str:
 
 
 def _base_name() -> str:
-    return f"localhost/debian-python:{_sum(repr((_RELEASE, _MIRROR, _INCLUDE, _WASTE, _PATH)).encode())}"
+    return (
+        f"localhost/debian-python:{_sum(repr((_RELEASE, _MIRROR, _INCLUDE, _WASTE, _OF_THIS_MACHINE, _PATH)).encode())}"
+    )
 
 
 def _sum(data: bytes) -> str:
@@ -108,6 +113,8 @@ def _make_base(buildah: Sequence[str]) -> None:
         for waste in _WASTE:
             shutil.rmtree(root / waste)
             (root / waste).mkdir()
+        for file in _OF_THIS_MACHINE:
+            (root / file).write_text("")
         tar = Path(folder) / "root.tar"
         run(["tar", "-C", root, "-cf", tar, "."])
         container = run([*buildah, "from", "scratch"]).strip()

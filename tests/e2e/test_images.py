@@ -16,7 +16,7 @@ from hack.cluster.layout import KUBECONFIG, Node
 
 NODE = Node(number=2)
 RUNS = """
-import os, sys, tempfile, torch, piton_trainer.session
+import os, tempfile, torch, piton_trainer.loop
 open("/dev/termination-log", "w").write("told")
 tempfile.TemporaryFile()
 print(os.getuid(), torch.ones(2).sum().item())
