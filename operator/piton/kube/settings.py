@@ -66,6 +66,8 @@ class Settings:
             raise ValueError(f"{self.workers} workers: at least one is needed")
         if self.progress_url is not None and not self.progress_url.startswith("https://"):
             raise ValueError(f"{ENV_PROGRESS_URL}: {self.progress_url!r} has to start with https://")
+        if not 1 <= self.progress_port <= 65_535:
+            raise ValueError(f"{ENV_PROGRESS_PORT}: {self.progress_port} is no port")
         if self.progress_url is not None and self.tls_dir is None:
             raise ValueError(f"{ENV_PROGRESS_URL} is set, {ENV_TLS_DIR} is not: name the folder with the certificate")
 
