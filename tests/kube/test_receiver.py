@@ -18,6 +18,7 @@ from piton.contract.progress import BODY_BYTES_MAX, Progress, Wishes
 from piton.core.status import Phase
 from piton.kube.door import BAD_SECONDS, GOOD_SECONDS, Door
 from piton.kube.receiver import Receiver
+from piton.kube.reports import Sender
 from piton.kube.tls import AUTHORITY, Certificates
 from piton_trainer.config import Server
 from piton_trainer.report import push
@@ -58,13 +59,16 @@ class Post:
         target = Server(url=self.url(), ca_cert=self.folder / AUTHORITY, token_file=self._token_file)
         return await asyncio.to_thread(push, target, progress)
 
-    async def say(self, body: bytes, authorization: str | None = None, **where: str) -> tuple[int, str]:
+    async def say(
+        self, body: bytes | AsyncIterator[bytes], authorization: str | None = None, **where: str
+    ) -> tuple[int, str]:
         """As anybody does it; status and text of the answer."""
         trust = ssl.create_default_context(cafile=self.folder / AUTHORITY)
+        data = io.BytesIO(body) if isinstance(body, bytes) else body
         headers = {"Authorization": f"Bearer {self.token().text()}" if authorization is None else authorization}
         async with (
             aiohttp.ClientSession() as session,
-            session.post(self.url(**where), data=io.BytesIO(body), headers=headers, ssl=trust) as answer,
+            session.post(self.url(**where), data=data, headers=headers, ssl=trust) as answer,
         ):
             return answer.status, await answer.text()
 
@@ -73,11 +77,12 @@ class Post:
 
 
 @asynccontextmanager
-async def receiving(pilot: Pilot, folder: Path, token_file: Path) -> AsyncIterator[Post]:
-    door = Door(pilot.client, pilot.clock, pilot.timer)
-    receiver = Receiver(
-        door, pilot.controller.hear, Certificates(folder), host="127.0.0.1", port=0, renewal_seconds=0.02
-    )
+async def receiving(
+    pilot: Pilot, folder: Path, token_file: Path, *, door: Door | None = None, **options: float
+) -> AsyncIterator[Post]:
+    door = door or Door(pilot.client, pilot.clock, pilot.timer)
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "renewal_seconds": 0.02, **options}
+    receiver = Receiver(door, pilot.controller.hear, Certificates(folder), **given)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(receiver.run(ready=port.set_result))
     try:
@@ -368,6 +373,20 @@ async def test_an_api_server_that_does_not_answer_is_503_and_then_all_is_well(
     assert (await post.say(wire()))[0] == 200
 
 
+class SlowDoor(Door):
+    """The API server lets us wait."""
+
+    async def admit(self, token: str, *, namespace: str, run: str) -> Sender:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_an_api_server_that_takes_too_long_is_503(pilot: Pilot, folder: Path, tmp_path: Path) -> None:
+    door = SlowDoor(pilot.client, pilot.clock, pilot.timer)
+    async with receiving(pilot, folder, tmp_path / "token", door=door, patience_seconds=0.05) as post:
+        assert (await post.say(wire()))[0] == 503
+
+
 # --- what is no report ------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +409,20 @@ async def test_what_is_too_long_is_413(post: Post) -> None:
 
 async def test_a_path_that_is_none_is_404(post: Post) -> None:
     assert (await post.say(wire(), run="ragcun/status/of"))[0] == 404
+
+
+async def test_a_report_that_does_not_arrive_is_not_waited_for(pilot: Pilot, folder: Path, tmp_path: Path) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with receiving(pilot, folder, tmp_path / "token", patience_seconds=0.5) as post:
+        await post.report(a_progress(1))
+        assert await post.say(trickle()) == (400, "the report did not arrive within 0.5 s\n")
 
 
 async def test_a_trainer_that_dies_in_the_middle_of_a_report_disturbs_nobody(

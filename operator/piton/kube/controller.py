@@ -71,6 +71,8 @@ class Controller:
 
     def hear(self, sender: Sender, progress: Progress) -> None:
         """A trainer reported. Many do, all the time: a pass follows when there is something in it."""
+        if self._settings.namespaces and sender.namespace not in self._settings.namespaces:
+            return
         self.queue.add_after((sender.namespace, sender.run), self._reports.take(sender, progress))
 
     async def resync(self) -> None:

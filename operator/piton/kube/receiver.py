@@ -20,8 +20,8 @@ from piton.kube.tls import Certificates
 from piton.ports import PortError
 
 PATH = f"/namespaces/{{namespace}}/{names.PLURAL}/{{run}}/status"
-BODY_SECONDS = 10.0
-"""How long a sender may take for its body."""
+PATIENCE_SECONDS = 10.0
+"""How long the API server may take to know the token, and then the sender for its body. Trainers wait for 5."""
 RENEWAL_SECONDS = 30.0
 """How often the certificate's files are looked at."""
 
@@ -42,6 +42,7 @@ class Receiver:
         *,
         host: str,
         port: int,
+        patience_seconds: float = PATIENCE_SECONDS,
         renewal_seconds: float = RENEWAL_SECONDS,
     ) -> None:
         self._door = door
@@ -49,6 +50,7 @@ class Receiver:
         self._certificates = certificates
         self._host = host
         self._port = port
+        self._patience_seconds = patience_seconds
         self._renewal_seconds = renewal_seconds
         self._complaint: str | None = None
 
@@ -80,16 +82,15 @@ class Receiver:
 
     async def _answer(self, request: web.Request) -> web.Response:
         try:
-            sender = await self._door.admit(
-                _token(request), namespace=request.match_info["namespace"], run=request.match_info["run"]
-            )
-            progress = await _read(request)
+            async with asyncio.timeout(self._patience_seconds):
+                sender = await self._door.admit(_token(request), **request.match_info)
+            progress = await self._read(request)
         except Stranger as refusal:
             return _say(401, str(refusal), {"WWW-Authenticate": "Bearer"})
         except Trespasser as refusal:
             return _say(403, str(refusal))
-        except PortError as error:
-            self._complain(str(error))
+        except (PortError, TimeoutError) as error:
+            self._complain(str(error) or "the API server takes too long")
             return _say(503, "whether the token is good cannot be found out now; try again", {"Retry-After": "10"})
         except ValueError as error:
             return _say(400, str(error))
@@ -98,6 +99,13 @@ class Receiver:
         self._complaint = None
         self._hear(sender, progress)
         return web.Response(text=Wishes().to_json(), content_type="application/json")
+
+    async def _read(self, request: web.Request) -> Progress:
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                return Progress.from_json(await request.read())
+        except (TimeoutError, ConnectionError):  # the sender may have died: that is nothing to tell
+            raise ValueError(f"the report did not arrive within {self._patience_seconds:g} s") from None
 
     def _complain(self, why: str) -> None:
         """Once, not for every report."""
@@ -111,14 +119,6 @@ def _token(request: web.Request) -> str:
     if scheme.lower() != "bearer":
         raise Stranger("a token is needed: Authorization: Bearer …")
     return token.strip()
-
-
-async def _read(request: web.Request) -> Progress:
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return Progress.from_json(await request.read())
-    except (TimeoutError, ConnectionError):  # the sender may have died: that is nothing to tell
-        raise ValueError(f"the report did not arrive within {BODY_SECONDS:g} s") from None
 
 
 def _say(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
