@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from piton.contract.ends import Outcome
+from piton.contract.progress import Progress
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
@@ -357,6 +358,17 @@ def test_progress_alone_is_written_only_now_and_then() -> None:
     assert soon.look_again_seconds == pytest.approx(9)
     assert at_last.status.progress is not None
     assert at_last.status.progress.step == 7
+
+
+def test_a_last_report_without_steps_hides_none() -> None:
+    """transformers says 100 % in the end, and no step."""
+    seen = an_attempt(a_replica())
+    status = decide(an_observed(seen, status=a_status(a_record()), progress=a_progress(970)), now=NOW).status
+    last = Progress(updated="", percentage=100, metrics={"train_loss": 0.5})
+    status = decide(an_observed(seen, status=status, progress=last), now=later(60)).status
+
+    assert status.progress is not None
+    assert (status.progress.progress_percentage, status.progress.step, status.progress.total_steps) == (100, 970, 1000)
 
 
 def test_what_was_shown_stays_until_the_next_attempt_speaks_but_for_the_time_left() -> None:

@@ -140,9 +140,12 @@ def _count_lost(status: RunStatus, resumed_from: int) -> RunStatus:
 
 
 def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
+    """The newest report, for people. transformers leaves the steps out of its first and last ones: they are known."""
+    known = status.current.step if status.current else None
+    total = status.progress.total_steps if status.progress else None
     shown = ProgressStatus(
-        step=progress.step,
-        total_steps=progress.total_steps,
+        step=known if progress.step is None else progress.step,
+        total_steps=total if progress.total_steps is None else progress.total_steps,
         progress_percentage=progress.percentage,
         estimated_remaining_seconds=progress.remaining_seconds,
         eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),

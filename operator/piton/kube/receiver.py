@@ -8,6 +8,7 @@ Who is not let in is not listened to: the body is read after the token was found
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from aiohttp import web
@@ -24,6 +25,8 @@ PATIENCE_SECONDS = 10.0
 """How long the API server may take to know the token, and then the sender for its body. Trainers wait for 5."""
 RENEWAL_SECONDS = 30.0
 """How often the certificate's files are looked at."""
+COMPLAINT_SECONDS = 60.0
+"""How often the log says that reports cannot be checked."""
 
 Hear = Callable[[Sender, Progress], None]
 """Called with each report that was let in."""
@@ -52,7 +55,7 @@ class Receiver:
         self._port = port
         self._patience_seconds = patience_seconds
         self._renewal_seconds = renewal_seconds
-        self._complaint: str | None = None
+        self._complained_at = -math.inf
 
     async def run(self, *, ready: Callable[[int], None] | None = None) -> None:
         """Listen until cancelled; `ready` is called with the port once that is so.
@@ -96,7 +99,6 @@ class Receiver:
             return _say(400, str(error))
         except web.HTTPRequestEntityTooLarge:
             return _say(413, f"a report has at most {BODY_BYTES_MAX} bytes")
-        self._complaint = None
         self._hear(sender, progress)
         return web.Response(text=Wishes().to_json(), content_type="application/json")
 
@@ -108,10 +110,11 @@ class Receiver:
             raise ValueError(f"the report did not arrive within {self._patience_seconds:g} s") from None
 
     def _complain(self, why: str) -> None:
-        """Once, not for every report."""
-        if why != self._complaint:
+        """Now and then, not for every report."""
+        now = asyncio.get_running_loop().time()
+        if now - self._complained_at >= COMPLAINT_SECONDS:
+            self._complained_at = now
             _log.warning("reports cannot be checked", extra={"fields": {"error": why}})
-        self._complaint = why
 
 
 def _token(request: web.Request) -> str:
