@@ -28,6 +28,9 @@ from piton.kube.tls import Certificates
 
 Flag = asyncio.Event | threading.Event
 
+_IDENTITY: Any = "piton"
+"""For kopf's peering, which is off. Without a name kopf asks for the user's, and in a container there may be none."""
+
 SERVER_SECONDS = 290
 """How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
 number: the server refuses to read any other."""
@@ -90,6 +93,7 @@ async def _watch(registry: kopf.OperatorRegistry, settings: Settings, stop: Flag
         registry=registry,
         settings=build_kopf_settings(),
         standalone=True,
+        identity=_IDENTITY,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
         liveness_endpoint=f"http://{settings.probe_host}:{settings.probe_port}/healthz"
