@@ -92,6 +92,17 @@ def test_the_config_is_a_file_in_the_pod() -> None:
     assert env(manifest)[names.ENV_CONFIG] == f"{mount['mountPath']}/{item['path']}"
 
 
+def test_only_the_pod_of_rank_0_is_scraped() -> None:
+    manifest = job(workers={"nodes": 2})
+    master, worker = (manifest["spec"]["pytorchReplicaSpecs"][role]["template"] for role in ("Master", "Worker"))
+
+    assert container(manifest)["ports"] == [{"name": "metrics", "containerPort": 9401}]
+    assert master["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert master["metadata"]["annotations"]["prometheus.io/port"] == env(manifest)["PITON_METRICS_PORT"] == "9401"
+    assert "ports" not in container(manifest, "Worker")
+    assert list(worker["metadata"]["annotations"]) == [names.ANNOTATION_CONFIG]
+
+
 def test_runs_that_share_a_claim_have_a_folder_each() -> None:
     manifest = job(checkpoint={"volume": {"claimName": "shared"}})
 

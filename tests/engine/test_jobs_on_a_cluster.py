@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from piton.core.pytorchjob import pytorchjob
 from piton.kube.app import build_registry, serve
 from piton.kube.controller import Controller
 from piton.kube.engine import JobController
+from piton.kube.metrics import Meter
 from piton.kube.settings import Engine, Settings
 from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
 from support.builders import a_manifest, a_spec, meta
@@ -35,7 +37,8 @@ class Hand:
         self.server: ApiServer = cluster.server
         self.timer = FakeTimer()
         self.client = MortalClient(configuration(cluster.server), dies_after=dies_after)
-        self.jobs = JobController(self.client, cluster.clock, self.timer, Settings(engine=Engine.BUNDLED))
+        self.meter = Meter(CollectorRegistry())
+        self.jobs = JobController(self.client, cluster.clock, self.timer, Settings(engine=Engine.BUNDLED), self.meter)
 
     async def __aenter__(self) -> "Hand":
         return self
@@ -381,7 +384,7 @@ async def test_jobs_that_are_not_listed_for_too_long_make_the_process_ill(cluste
 async def test_every_pod_and_every_service_that_changes_wakes_its_job(cluster: Cluster) -> None:
     async with Hand(cluster) as hand:
         settings = hand.client.configuration
-        controller = Controller(hand.client, cluster.clock, hand.timer, Settings())
+        controller = Controller(hand.client, cluster.clock, hand.timer, Settings(), hand.meter)
         registry = build_registry(controller, hand.jobs, settings)
         heard: list[Any] = [h for h in registry._watching._handlers if "replica_changed" in str(h.id)]
         assert sorted(h.selector.plural or h.selector.any_name for h in heard) == ["pods", "services"]

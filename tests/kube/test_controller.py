@@ -5,10 +5,12 @@ import logging
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from piton.core.status import Phase
 from piton.kube.controller import Controller
 from piton.kube.log import JsonFormatter
+from piton.kube.metrics import Meter
 from piton.kube.settings import Settings
 from support.apiserver import NODES, RUNS, refusal
 from support.builders import a_manifest
@@ -127,7 +129,8 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
 
 def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
     client = MortalClient(configuration(cluster.server))
-    return Controller(client, cluster.clock, timer, Settings(resync_seconds=60, stuck_seconds=300))
+    settings = Settings(resync_seconds=60, stuck_seconds=300)
+    return Controller(client, cluster.clock, timer, settings, Meter(CollectorRegistry()))
 
 
 async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:

@@ -20,6 +20,7 @@ ENV_CONFIG = "PITON_CONFIG"
 ENV_STOP_AT = "PITON_STOP_AT"
 ENV_TERMINATION_LOG = "PITON_TERMINATION_LOG"
 ENV_REPORT_SECONDS = "PITON_REPORT_SECONDS"
+ENV_METRICS_PORT = "PITON_METRICS_PORT"
 
 # KEP-2779 (kubeflow/trainer): where progress is pushed to. transformers 5 reads the same three.
 ENV_SERVER_URL = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -37,6 +38,10 @@ CONTAINER = "pytorch"
 CHECKPOINT_MOUNT = "/checkpoints"
 CONFIG_MOUNT = "/etc/piton"
 CONFIG_FILE = "config.json"
+METRICS_PORT = 9401
+METRICS_PORT_NAME = "metrics"
+ANNOTATION_SCRAPE = "prometheus.io/scrape"
+ANNOTATION_SCRAPE_PORT = "prometheus.io/port"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 # Layout of a checkpoint directory.

@@ -3,6 +3,8 @@
 Pure values; the kube adapter creates them, `piton plan` prints them.
 """
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from torchx import specs
@@ -32,7 +34,9 @@ _CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
 
 def in_pod(meta: Meta) -> Place:
     """The place inside a pod. Runs that share a claim get a folder each."""
-    return Place(checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}")
+    return Place(
+        checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}", env={names.ENV_METRICS_PORT: str(names.METRICS_PORT)}
+    )
 
 
 def claim_name(meta: Meta, spec: Spec) -> str:
@@ -76,7 +80,7 @@ def pytorchjob(meta: Meta, spec: Spec, attempt: int) -> dict[str, Any]:
             "spec": _pod(meta, spec, role),
         },
     }
-    replicas = {"Master": {"replicas": 1, **replica}}
+    replicas = {"Master": {"replicas": 1, **_scraped(replica)}}
     if role.num_replicas > 1:
         replicas["Worker"] = {"replicas": role.num_replicas - 1, **replica}
     return {
@@ -94,6 +98,19 @@ def pytorchjob(meta: Meta, spec: Spec, attempt: int) -> dict[str, Any]:
             "pytorchReplicaSpecs": replicas,
         },
     }
+
+
+def _scraped(replica: Mapping[str, Any]) -> dict[str, Any]:
+    """The replica that rank 0 is in: it serves metrics, and says so in both ways that Prometheus is set up for."""
+    scraped = deepcopy(dict(replica))
+    template = scraped["template"]
+    template["metadata"]["annotations"] |= {
+        names.ANNOTATION_SCRAPE: "true",
+        names.ANNOTATION_SCRAPE_PORT: str(names.METRICS_PORT),
+    }
+    (container,) = template["spec"]["containers"]
+    container["ports"] = [{"name": names.METRICS_PORT_NAME, "containerPort": names.METRICS_PORT}]
+    return scraped
 
 
 def owner(meta: Meta) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import kopf
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
+from prometheus_client import CollectorRegistry
 
 from piton.clock import SystemClock
 from piton.contract import names
@@ -19,6 +20,7 @@ from piton.kube import log
 from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, Client, Resource, load_configuration
 from piton.kube.controller import Controller
 from piton.kube.engine import JobController
+from piton.kube.metrics import Meter, served
 from piton.kube.settings import Engine, Settings
 
 Flag = asyncio.Event | threading.Event
@@ -34,7 +36,7 @@ def run(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT.
 
     Raises:
-        ValueError: no cluster is configured.
+        ValueError: no cluster is configured, or the port for metrics is taken.
     """
     log.configure()
     asyncio.run(serve(settings))
@@ -47,9 +49,12 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
     except ConfigException as error:
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     loop = asyncio.get_running_loop()
-    async with Client(configuration) as client:
-        controller = Controller(client, SystemClock(), loop, settings)
-        jobs = JobController(client, SystemClock(), loop, settings) if settings.engine is Engine.BUNDLED else None
+    meter = Meter(CollectorRegistry())
+    async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
+        controller = Controller(client, SystemClock(), loop, settings, meter)
+        jobs = (
+            JobController(client, SystemClock(), loop, settings, meter) if settings.engine is Engine.BUNDLED else None
+        )
         registry = build_registry(controller, jobs, configuration)
         tasks = [asyncio.create_task(controller.run(), name="controller")]
         tasks += [asyncio.create_task(jobs.run(), name="jobs")] if jobs else []

@@ -11,6 +11,7 @@ ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
 ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
 ENV_WORKERS = "PITON_OPERATOR_WORKERS"
 ENV_PROBE_PORT = "PITON_OPERATOR_PROBE_PORT"
+ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
 
 
@@ -37,6 +38,8 @@ class Settings:
     """Port of the liveness probe at /healthz; None: no probe."""
     probe_host: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
     """Address of the liveness probe."""
+    metrics_port: int | None = 8081
+    """Port of the Prometheus metrics at /metrics; None: they are not served."""
     stuck_seconds: float = 300.0
     """A pass that takes longer than this fails the liveness probe. Every call to the API server gives up after 30 s."""
     api_url: str | None = None
@@ -67,6 +70,7 @@ class Settings:
             resync_seconds=_number(env, ENV_RESYNC_SECONDS, defaults.resync_seconds),
             workers=int(_number(env, ENV_WORKERS, float(defaults.workers))),
             probe_port=port or None,
+            metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
             engine=_engine(env, defaults.engine),
         )
 
