@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from piton.core.pytorchjob import pytorchjob
 from piton.kube.app import build_registry, serve
 from piton.kube.controller import Controller
 from piton.kube.engine import JobController
-from piton.kube.metrics import Meter
+from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Engine, Settings
 from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
 from support.builders import a_manifest, a_spec, meta
@@ -37,7 +36,7 @@ class Hand:
         self.server: ApiServer = cluster.server
         self.timer = FakeTimer()
         self.client = MortalClient(configuration(cluster.server), dies_after=dies_after)
-        self.meter = Meter(CollectorRegistry())
+        self.meter = Meter(Registry())
         self.jobs = JobController(self.client, cluster.clock, self.timer, Settings(engine=Engine.BUNDLED), self.meter)
 
     async def __aenter__(self) -> "Hand":

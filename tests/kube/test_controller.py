@@ -5,12 +5,11 @@ import logging
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from piton.core.status import Phase
 from piton.kube.controller import Controller
 from piton.kube.log import JsonFormatter
-from piton.kube.metrics import Meter
+from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Settings
 from support.apiserver import NODES, RUNS, refusal
 from support.builders import a_manifest
@@ -130,7 +129,7 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
 def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
     client = MortalClient(configuration(cluster.server))
     settings = Settings(resync_seconds=60, stuck_seconds=300)
-    return Controller(client, cluster.clock, timer, settings, Meter(CollectorRegistry()))
+    return Controller(client, cluster.clock, timer, settings, Meter(Registry()))
 
 
 async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:

@@ -1,12 +1,12 @@
 """The operator's metrics: counted once, bounded, and gone with the run."""
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from piton.core.increments import REASONS, End, Increments, Recovery
 from piton.core.reasons import Reason
 from piton.core.status import CheckpointStatus, Lost, Phase, ProgressStatus, Verdict
-from piton.kube.metrics import JOB, RUN, Meter
+from piton.kube.metrics import JOB, RUN, Meter, Registry
 from piton.ports import Conflict, Refused, Unavailable
 from support.apiserver import RUNS, refusal
 from support.builders import NOW, a_manifest, a_record, a_status
@@ -20,12 +20,13 @@ def value(meter: Meter, name: str, **labels: str) -> float | None:
 
 @pytest.fixture
 def meter() -> Meter:
-    return Meter(CollectorRegistry())
+    return Meter(Registry())
 
 
 def test_what_can_be_known_beforehand_starts_at_zero(meter: Meter) -> None:
     assert value(meter, "piton_runs", phase="Training") == 0
     assert value(meter, "piton_lost_steps_total") == 0
+    assert "_created" not in generate_latest(meter.registry).decode()
     assert value(meter, "piton_queue_depth", controller=JOB) == 0
     assert value(meter, "piton_reconcile_errors_total", controller=RUN, fault="bug") == 0
     assert value(meter, "piton_recovery_seconds_count", cause="Preempted") == 0

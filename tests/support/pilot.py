@@ -10,14 +10,13 @@ from typing import Any, Self
 import certifi
 import kmock
 from kubernetes.aio.client import Configuration
-from prometheus_client import CollectorRegistry
 
 from piton.core.backoff import Pace
 from piton.core.parse import parse
 from piton.core.status import RunStatus
 from piton.kube.client import Client
 from piton.kube.controller import Controller
-from piton.kube.metrics import Meter
+from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Settings
 from support.apiserver import RUNS, ApiServer, Body
 from support.cluster import Cluster, FakeClock
@@ -95,7 +94,7 @@ class Pilot:
         self.timer = FakeTimer()
         self.client = client
         settings = Settings(pace=pace or Pace())
-        self.meter = Meter(CollectorRegistry())
+        self.meter = Meter(Registry())
         self.controller = Controller(client, self.clock, self.timer, settings, self.meter)
 
     async def __aenter__(self) -> Self:

@@ -27,11 +27,21 @@ _STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 _CHECKPOINT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
+class Registry(CollectorRegistry):
+    """A registry without the `_created` series that the library adds to each counter: nothing here reads them."""
+
+    def collect(self) -> Iterator[Metric]:
+        """What the server asks for."""
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
 class Exporter:
     """What rank 0 shows. It listens where a `Reporter` does, and to steps and saves besides."""
 
     def __init__(self, *, world_size: int, interval_seconds: float) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = registry = Registry()
         self._interval_seconds = interval_seconds
         self._last_post: float | None = None
         self._server: tuple[WSGIServer, threading.Thread] | None = None

@@ -12,7 +12,6 @@ from typing import Any
 import kopf
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
-from prometheus_client import CollectorRegistry
 
 from piton.clock import SystemClock
 from piton.contract import names
@@ -20,7 +19,7 @@ from piton.kube import log
 from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, Client, Resource, load_configuration
 from piton.kube.controller import Controller
 from piton.kube.engine import JobController
-from piton.kube.metrics import Meter, served
+from piton.kube.metrics import Meter, Registry, served
 from piton.kube.settings import Engine, Settings
 
 Flag = asyncio.Event | threading.Event
@@ -49,7 +48,7 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
     except ConfigException as error:
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     loop = asyncio.get_running_loop()
-    meter = Meter(CollectorRegistry())
+    meter = Meter(Registry())
     async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
         controller = Controller(client, SystemClock(), loop, settings, meter)
         jobs = (
