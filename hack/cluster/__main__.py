@@ -72,6 +72,7 @@ def _load(tar: Path) -> None:
 
 
 def _prometheus() -> None:
+    box.require_root()
     if not box.is_up():
         raise BoxError("the box is not up: there is nothing to scrape")
     prometheus.start()

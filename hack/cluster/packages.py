@@ -74,6 +74,7 @@ def unpack(package: str, into: Path) -> None:
     (archive,) = aside.glob("*.deb")
     run(["dpkg-deb", "--extract", archive, aside])
     archive.unlink()
+    shutil.rmtree(into, ignore_errors=True)
     aside.replace(into)
 
 

@@ -42,10 +42,12 @@ def test_lost_steps_are_those_of_this_pass() -> None:
     assert increments(new, old).lost_steps == 0, "a status that was lost is no negative loss"
 
 
-def test_a_recovery_lasts_from_the_first_sign_of_the_end_to_the_first_report() -> None:
-    before = a_status(FALLEN, a_record(2))
+@pytest.mark.parametrize("state", [AttemptState.RUNNING, AttemptState.STARTING])
+def test_a_recovery_lasts_from_the_first_sign_of_the_end_to_the_first_report(state: AttemptState) -> None:
+    """A report can be there before the cluster says that the replica runs."""
+    before = a_status(FALLEN, a_record(2, state))
 
-    found = between(FALLEN, a_record(2, training_time=later(50)), before=before)
+    found = between(FALLEN, a_record(2, state, training_time=later(50)), before=before)
 
     assert found.recovery == Recovery(verdict=Verdict.PREEMPTED, seconds=50)
 

@@ -91,6 +91,18 @@ async def _apply(cluster: Cluster, nodes: int = 2) -> Body:
     return await cluster.server.put(JOBS, pytorchjob(meta(), spec, 1))
 
 
+async def test_passes_over_jobs_are_measured_apart_from_those_over_runs(cluster: Cluster) -> None:
+    await _apply(cluster)
+    async with Hand(cluster) as hand:
+        await hand.calm()
+        hand.server.refuse = lambda request: refusal(403, "Forbidden", "no") if request.resource == PODS else None
+        await hand.calm()
+        ask = hand.meter.registry.get_sample_value
+        assert ask("piton_reconcile_errors_total", {"controller": "job", "fault": "api"}) == 2
+        assert (ask("piton_reconcile_seconds_count", {"controller": "job"}) or 0) > 2
+        assert ask("piton_reconcile_seconds_count", {"controller": "run"}) == 0
+
+
 async def _succeed(hand: Hand) -> None:
     await hand.calm()
     await hand.phase("Running", MASTER, WORKER)

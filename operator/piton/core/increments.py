@@ -91,7 +91,7 @@ def _end(old: AttemptStatus | None, new: AttemptStatus) -> End | None:
 
 def _recovery(known: dict[int, AttemptStatus], attempts: Sequence[AttemptStatus]) -> Recovery | None:
     """The first report of an attempt that follows a disturbed one. Last words are no report: their time is the end."""
-    if not attempts or attempts[-1].state is not AttemptState.RUNNING:
+    if not attempts or attempts[-1].state not in (AttemptState.STARTING, AttemptState.RUNNING):
         return None
     record, before = attempts[-1], known.get(attempts[-1].number)
     fallen = _fallen(attempts[:-1])
