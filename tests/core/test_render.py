@@ -92,17 +92,6 @@ def test_the_config_is_a_file_in_the_pod() -> None:
     assert env(manifest)[names.ENV_CONFIG] == f"{mount['mountPath']}/{item['path']}"
 
 
-def test_only_the_pod_of_rank_0_is_scraped() -> None:
-    manifest = job(workers={"nodes": 2})
-    master, worker = (manifest["spec"]["pytorchReplicaSpecs"][role]["template"] for role in ("Master", "Worker"))
-
-    assert container(manifest)["ports"] == [{"name": "metrics", "containerPort": 9401}]
-    assert master["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
-    assert master["metadata"]["annotations"]["prometheus.io/port"] == env(manifest)["PITON_METRICS_PORT"] == "9401"
-    assert "ports" not in container(manifest, "Worker")
-    assert list(worker["metadata"]["annotations"]) == [names.ANNOTATION_CONFIG]
-
-
 def test_runs_that_share_a_claim_have_a_folder_each() -> None:
     manifest = job(checkpoint={"volume": {"claimName": "shared"}})
 
@@ -124,6 +113,18 @@ def test_eight_runs_fit_on_one_p4d() -> None:
     assert resources["limits"] == {"nvidia.com/gpu": "1"}
     assert 8 * int(resources["requests"]["cpu"]) <= 95
     assert 8 * int(resources["requests"]["memory"].removesuffix("Mi")) <= 1_082_712
+
+
+def test_only_the_pod_of_rank_0_is_scraped() -> None:
+    manifest = job(workers={"nodes": 2})
+    master, worker = (manifest["spec"]["pytorchReplicaSpecs"][role]["template"] for role in ("Master", "Worker"))
+
+    assert container(manifest)["ports"] == [{"name": "metrics", "containerPort": 9401}]
+    assert master["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert master["metadata"]["annotations"]["prometheus.io/port"] == env(manifest)["PITON_METRICS_PORT"] == "9401"
+    assert "PITON_METRICS_PORT" not in {variable["name"] for variable in container(manifest, "Worker")["env"]}
+    assert "ports" not in container(manifest, "Worker")
+    assert "prometheus.io/scrape" not in worker["metadata"]["annotations"]
 
 
 def test_spot_is_recognised_in_all_three_spellings() -> None:

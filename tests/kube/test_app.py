@@ -127,19 +127,6 @@ async def test_only_the_namespaces_that_were_named_are_served(cluster: Cluster) 
         assert "status" not in (cluster.server.find(RUNS, "ragcun", "elsewhere") or {})
 
 
-@pytest.mark.parametrize(("stuck_seconds", "status"), [(300.0, 200), (-NEVER, 500)])
-async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stuck_seconds: float, status: int) -> None:
-    """With less than no patience, everything that takes time is stuck."""
-    port = _free_port()
-    options = {"probe_port": port, "probe_host": "127.0.0.1", "stuck_seconds": stuck_seconds, "resync_seconds": 0.05}
-    async with (
-        _operator(cluster, **options),
-        aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}/healthz") as answer,
-    ):
-        assert answer.status == status
-
-
 async def test_metrics_are_served_until_the_operator_ends(cluster: Cluster) -> None:
     port = _free_port()
     async with aiohttp.ClientSession() as session:
@@ -162,6 +149,19 @@ async def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
         settings = Settings(api_url=url(cluster.server), probe_port=None, metrics_port=taken.getsockname()[1])
         with pytest.raises(ValueError, match="metrics cannot be served on port"):
             await serve(settings)
+
+
+@pytest.mark.parametrize(("stuck_seconds", "status"), [(300.0, 200), (-NEVER, 500)])
+async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stuck_seconds: float, status: int) -> None:
+    """With less than no patience, everything that takes time is stuck."""
+    port = _free_port()
+    options = {"probe_port": port, "probe_host": "127.0.0.1", "stuck_seconds": stuck_seconds, "resync_seconds": 0.05}
+    async with (
+        _operator(cluster, **options),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/healthz") as answer,
+    ):
+        assert answer.status == status
 
 
 def _free_port() -> int:

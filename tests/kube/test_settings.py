@@ -11,11 +11,11 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 def test_the_environment_is_read() -> None:
     env = {
+        "PITON_OPERATOR_METRICS_PORT": "0",
         "PITON_OPERATOR_NAMESPACES": "team-a, team-b",
         "PITON_OPERATOR_RESYNC_SECONDS": "30",
         "PITON_OPERATOR_WORKERS": "2",
         "PITON_OPERATOR_PROBE_PORT": "0",
-        "PITON_OPERATOR_METRICS_PORT": "0",
         "PITON_OPERATOR_ENGINE": "bundled",
     }
     wanted = Settings(

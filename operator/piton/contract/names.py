@@ -34,14 +34,15 @@ LABEL_RUN = f"{API_GROUP}/run"
 LABEL_ATTEMPT = f"{API_GROUP}/attempt"
 ANNOTATION_CONFIG = f"{API_GROUP}/config"
 
-CONTAINER = "pytorch"
-CHECKPOINT_MOUNT = "/checkpoints"
-CONFIG_MOUNT = "/etc/piton"
-CONFIG_FILE = "config.json"
 METRICS_PORT = 9401
 METRICS_PORT_NAME = "metrics"
 ANNOTATION_SCRAPE = "prometheus.io/scrape"
 ANNOTATION_SCRAPE_PORT = "prometheus.io/port"
+
+CONTAINER = "pytorch"
+CHECKPOINT_MOUNT = "/checkpoints"
+CONFIG_MOUNT = "/etc/piton"
+CONFIG_FILE = "config.json"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 # Layout of a checkpoint directory.

@@ -34,9 +34,7 @@ _CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
 
 def in_pod(meta: Meta) -> Place:
     """The place inside a pod. Runs that share a claim get a folder each."""
-    return Place(
-        checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}", env={names.ENV_METRICS_PORT: str(names.METRICS_PORT)}
-    )
+    return Place(checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}")
 
 
 def claim_name(meta: Meta, spec: Spec) -> str:
@@ -109,6 +107,7 @@ def _scraped(replica: Mapping[str, Any]) -> dict[str, Any]:
         names.ANNOTATION_SCRAPE_PORT: str(names.METRICS_PORT),
     }
     (container,) = template["spec"]["containers"]
+    container["env"].append({"name": names.ENV_METRICS_PORT, "value": str(names.METRICS_PORT)})
     container["ports"] = [{"name": names.METRICS_PORT_NAME, "containerPort": names.METRICS_PORT}]
     return scraped
 

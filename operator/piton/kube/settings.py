@@ -11,8 +11,8 @@ ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
 ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
 ENV_WORKERS = "PITON_OPERATOR_WORKERS"
 ENV_PROBE_PORT = "PITON_OPERATOR_PROBE_PORT"
-ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
+ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 
 
 class Engine(StrEnum):
@@ -38,14 +38,14 @@ class Settings:
     """Port of the liveness probe at /healthz; None: no probe."""
     probe_host: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
     """Address of the liveness probe."""
-    metrics_port: int | None = 8081
-    """Port of the Prometheus metrics at /metrics; None: they are not served."""
     stuck_seconds: float = 300.0
     """A pass that takes longer than this fails the liveness probe. Every call to the API server gives up after 30 s."""
     api_url: str | None = None
     """URL of the API server, without credentials (kubectl proxy, tests); None: KUBECONFIG or the service account."""
     engine: Engine = Engine.KUBEFLOW
     """Who serves the PyTorchJobs. Two controllers on one job would fight, so nobody else's is assumed to be absent."""
+    metrics_port: int | None = 8081
+    """Port of the Prometheus metrics at /metrics; None: they are not served."""
     pace: Pace = field(default_factory=Pace)
     """The patience of the core."""
 
@@ -70,8 +70,8 @@ class Settings:
             resync_seconds=_number(env, ENV_RESYNC_SECONDS, defaults.resync_seconds),
             workers=int(_number(env, ENV_WORKERS, float(defaults.workers))),
             probe_port=port or None,
-            metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
             engine=_engine(env, defaults.engine),
+            metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
         )
 
 
