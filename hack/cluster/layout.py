@@ -37,6 +37,7 @@ API_SERVICE_IP = "10.96.0.1"
 API_PORT = 16443
 ETCD_PORT = 12379
 ETCD_PEER_PORT = 12380
+PROMETHEUS_PORT = 19090
 CLUSTER_DOMAIN = "cluster.local"
 
 ZONES = ("us-east-1a", "us-east-1b")
@@ -112,6 +113,11 @@ class Node:
     def socket(self) -> Path:
         """Where its containerd listens."""
         return self.folder / "containerd.sock"
+
+    @property
+    def images(self) -> Path:
+        """Where its containerd keeps images and what runs of them."""
+        return self.folder / "containerd"
 
     @property
     def cgroup(self) -> str:

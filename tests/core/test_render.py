@@ -140,6 +140,18 @@ def test_eight_runs_fit_on_one_p4d() -> None:
     assert 8 * int(resources["requests"]["memory"].removesuffix("Mi")) <= 1_082_712
 
 
+def test_only_the_pod_of_rank_0_is_scraped() -> None:
+    manifest = job(workers={"nodes": 2})
+    master, worker = (manifest["spec"]["pytorchReplicaSpecs"][role]["template"] for role in ("Master", "Worker"))
+
+    assert container(manifest)["ports"] == [{"name": "metrics", "containerPort": 9401}]
+    assert master["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert master["metadata"]["annotations"]["prometheus.io/port"] == env(manifest)["PITON_METRICS_PORT"] == "9401"
+    assert "PITON_METRICS_PORT" not in {variable["name"] for variable in container(manifest, "Worker")["env"]}
+    assert "ports" not in container(manifest, "Worker")
+    assert "prometheus.io/scrape" not in worker["metadata"]["annotations"]
+
+
 def test_spot_is_recognised_in_all_three_spellings() -> None:
     manifest = job(
         capacity={"tiers": ["Spot"]},

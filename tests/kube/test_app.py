@@ -38,7 +38,12 @@ async def _operator(cluster: Cluster, **options: Any) -> AsyncIterator[None]:
     In a thread, because kopf takes every task of its loop for its own when it ends, the API server's as well.
     """
     stop, ready = threading.Event(), threading.Event()
-    defaults: dict[str, Any] = {"api_url": url(cluster.server), "probe_port": None, "resync_seconds": NEVER}
+    defaults: dict[str, Any] = {
+        "api_url": url(cluster.server),
+        "probe_port": None,
+        "metrics_port": None,
+        "resync_seconds": NEVER,
+    }
     settings = Settings(**(defaults | options))
     running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))
     try:
@@ -126,6 +131,30 @@ async def test_only_the_namespaces_that_were_named_are_served(cluster: Cluster) 
         await cluster.apply(other)
         await _reach_training(cluster)
         assert "status" not in (cluster.server.find(RUNS, "ragcun", "elsewhere") or {})
+
+
+async def test_metrics_are_served_until_the_operator_ends(cluster: Cluster) -> None:
+    port = _free_port()
+    async with aiohttp.ClientSession() as session:
+        async with _operator(cluster, metrics_port=port):
+            await _reach_training(cluster)
+            assert "piton_attempts_started_total 1.0" in await _text(session, port)
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await _text(session, port)
+
+
+async def _text(session: aiohttp.ClientSession, port: int) -> str:
+    async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        return await answer.text()
+
+
+async def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        settings = Settings(api_url=url(cluster.server), probe_port=None, metrics_port=taken.getsockname()[1])
+        with pytest.raises(ValueError, match="metrics cannot be served on port"):
+            await serve(settings)
 
 
 @pytest.mark.parametrize(("stuck_seconds", "status"), [(300.0, 200), (-NEVER, 500)])

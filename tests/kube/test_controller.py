@@ -9,6 +9,7 @@ import pytest
 from piton.core.status import Phase
 from piton.kube.controller import Controller
 from piton.kube.log import JsonFormatter
+from piton.kube.metrics import Meter, Registry
 from piton.kube.reports import Sender
 from piton.kube.settings import Settings
 from support.apiserver import NODES, RUNS, refusal
@@ -98,7 +99,7 @@ async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
 
 async def test_a_report_from_a_namespace_that_is_not_served_wakes_nobody(cluster: Cluster) -> None:
     async with MortalClient(configuration(cluster.server)) as client:
-        controller = Controller(client, cluster.clock, FakeTimer(), Settings(namespaces=("team",)))
+        controller = Controller(client, cluster.clock, FakeTimer(), Settings(namespaces=("team",)), Meter(Registry()))
         for namespace in ("elsewhere", "team"):
             controller.hear(Sender(namespace=namespace, run="ragcun", run_uid="u", attempt=1), a_progress(1))
         assert [await controller.queue.get() for _ in range(len(controller.queue))] == [("team", "ragcun")]
@@ -136,7 +137,8 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
 
 def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
     client = MortalClient(configuration(cluster.server))
-    return Controller(client, cluster.clock, timer, Settings(resync_seconds=60, stuck_seconds=300))
+    settings = Settings(resync_seconds=60, stuck_seconds=300)
+    return Controller(client, cluster.clock, timer, settings, Meter(Registry()))
 
 
 async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 def test_the_environment_is_read() -> None:
     env = {
+        "PITON_OPERATOR_METRICS_PORT": "0",
         "PITON_OPERATOR_NAMESPACES": "team-a, team-b",
         "PITON_OPERATOR_RESYNC_SECONDS": "30",
         "PITON_OPERATOR_WORKERS": "2",
@@ -20,7 +21,12 @@ def test_the_environment_is_read() -> None:
         "PITON_OPERATOR_ENGINE": "bundled",
     }
     wanted = Settings(
-        namespaces=("team-a", "team-b"), resync_seconds=30, workers=2, probe_port=None, engine=Engine.BUNDLED
+        namespaces=("team-a", "team-b"),
+        resync_seconds=30,
+        workers=2,
+        probe_port=None,
+        metrics_port=None,
+        engine=Engine.BUNDLED,
     )
     assert Settings.from_env(env) == wanted
 

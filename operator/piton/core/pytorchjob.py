@@ -3,6 +3,8 @@
 Pure values; the kube adapter creates them, `piton plan` prints them.
 """
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from torchx import specs
@@ -89,7 +91,7 @@ def pytorchjob(meta: Meta, spec: Spec, attempt: int, server: ProgressServer | No
             "spec": _pod(meta, spec, role, server),
         },
     }
-    replicas = {"Master": {"replicas": 1, **replica}}
+    replicas = {"Master": {"replicas": 1, **_scraped(replica)}}
     if role.num_replicas > 1:
         replicas["Worker"] = {"replicas": role.num_replicas - 1, **replica}
     return {
@@ -107,6 +109,20 @@ def pytorchjob(meta: Meta, spec: Spec, attempt: int, server: ProgressServer | No
             "pytorchReplicaSpecs": replicas,
         },
     }
+
+
+def _scraped(replica: Mapping[str, Any]) -> dict[str, Any]:
+    """The replica that rank 0 is in: it serves metrics, and says so in both ways that Prometheus is set up for."""
+    scraped = deepcopy(dict(replica))
+    template = scraped["template"]
+    template["metadata"]["annotations"] |= {
+        names.ANNOTATION_SCRAPE: "true",
+        names.ANNOTATION_SCRAPE_PORT: str(names.METRICS_PORT),
+    }
+    (container,) = template["spec"]["containers"]
+    container["env"].append({"name": names.ENV_METRICS_PORT, "value": str(names.METRICS_PORT)})
+    container["ports"] = [{"name": names.METRICS_PORT_NAME, "containerPort": names.METRICS_PORT}]
+    return scraped
 
 
 def owner(meta: Meta) -> dict[str, Any]:

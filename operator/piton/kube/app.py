@@ -22,6 +22,7 @@ from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, Client, Resourc
 from piton.kube.controller import Controller
 from piton.kube.door import Door
 from piton.kube.engine import JobController
+from piton.kube.metrics import Meter, Registry, served
 from piton.kube.receiver import Receiver
 from piton.kube.settings import Engine, Settings
 from piton.kube.tls import Certificates
@@ -42,7 +43,7 @@ def run(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT.
 
     Raises:
-        ValueError: no cluster is configured.
+        ValueError: no cluster is configured, or the port for metrics is taken.
     """
     log.configure()
     asyncio.run(serve(settings))
@@ -56,9 +57,13 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     loop = asyncio.get_running_loop()
-    async with Client(configuration) as client:
-        controller = Controller(client, SystemClock(), loop, settings, partial(_server, settings, certificates))
-        jobs = JobController(client, SystemClock(), loop, settings) if settings.engine is Engine.BUNDLED else None
+    meter = Meter(Registry())
+    async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
+        server = partial(_server, settings, certificates)
+        controller = Controller(client, SystemClock(), loop, settings, meter, server)
+        jobs = (
+            JobController(client, SystemClock(), loop, settings, meter) if settings.engine is Engine.BUNDLED else None
+        )
         registry = build_registry(controller, jobs, configuration)
         tasks = [asyncio.create_task(controller.run(), name="controller")]
         tasks += [asyncio.create_task(jobs.run(), name="jobs")] if jobs else []

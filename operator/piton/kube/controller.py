@@ -12,11 +12,13 @@ from collections.abc import Callable
 from piton.contract.progress import Progress
 from piton.core.conditions import TRAINING
 from piton.core.effects import Decision
+from piton.core.increments import increments
 from piton.core.observed import Observed
 from piton.core.render import ProgressServer
 from piton.drive import reconcile
 from piton.kube.client import RUNS, Client
 from piton.kube.events import EventAnnouncer, Key, Ration
+from piton.kube.metrics import RUN, Meter
 from piton.kube.queue import Timer, WorkQueue
 from piton.kube.reports import Reports, Sender
 from piton.kube.settings import Settings
@@ -36,9 +38,17 @@ class Controller:
     """Everything that one operator process does."""
 
     def __init__(
-        self, client: Client, clock: Clock, timer: Timer, settings: Settings, server: ServerNow = lambda: None
+        self,
+        client: Client,
+        clock: Clock,
+        timer: Timer,
+        settings: Settings,
+        meter: Meter,
+        server: ServerNow = lambda: None,
     ) -> None:
         self.queue: WorkQueue[Key] = WorkQueue(timer)
+        self._meter = meter
+        meter.watch_queue(RUN, self.queue.__len__)
         self._client = client
         self._clock = clock
         self._timer = timer
@@ -107,7 +117,8 @@ class Controller:
         """One key from the queue: a pass over the run, and when to look again."""
         self._busy_since[key] = self._timer.time()
         try:
-            await self._pass(key)
+            with self._meter.reconciling(RUN):
+                await self._pass(key)
         except Conflict:
             self.queue.retry(key, free=_CONFLICTS_AT_ONCE)
         except PortError as error:
@@ -128,11 +139,19 @@ class Controller:
             self._forget(key)
             return
         _tell(key, decision, world.observed)
+        self._measure(key, decision, world.observed)
         waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
         if waits:
             self.queue.add_after(key, min(waits))
 
+    def _measure(self, key: Key, decision: Decision, observed: Observed | None) -> None:
+        """The pass went well, so the status is written: what it says can be shown and counted."""
+        self._meter.show(key, decision.status)
+        if observed is not None:
+            self._meter.count(increments(observed.status, decision.status))
+
     def _forget(self, key: Key) -> None:
+        self._meter.forget(key)
         self._ration.forget(key)
         self._reports.forget(key)
         for node in [node for node, runs in self._runs_on_node.items() if key in runs]:

@@ -16,6 +16,7 @@ ENV_PROGRESS_URL = "PITON_OPERATOR_PROGRESS_URL"
 ENV_PROGRESS_PORT = "PITON_OPERATOR_PROGRESS_PORT"
 ENV_TLS_DIR = "PITON_OPERATOR_TLS_DIR"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
+ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 
 
 class Engine(StrEnum):
@@ -56,6 +57,8 @@ class Settings:
     """URL of the API server, without credentials (kubectl proxy, tests); None: KUBECONFIG or the service account."""
     engine: Engine = Engine.KUBEFLOW
     """Who serves the PyTorchJobs. Two controllers on one job would fight, so nobody else's is assumed to be absent."""
+    metrics_port: int | None = 8081
+    """Port of the Prometheus metrics at /metrics; None: they are not served."""
     pace: Pace = field(default_factory=Pace)
     """The patience of the core."""
 
@@ -90,6 +93,7 @@ class Settings:
             progress_port=int(_number(env, ENV_PROGRESS_PORT, defaults.progress_port)),
             tls_dir=Path(env[ENV_TLS_DIR]) if env.get(ENV_TLS_DIR) else None,
             engine=_engine(env, defaults.engine),
+            metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
         )
 
 
