@@ -4,7 +4,7 @@ There is no Docker engine, no kind and no image registry on such a machine, and 
 this package builds Kubernetes from Debian's source package and runs it as plain processes. It knows nothing of Piton:
 what it brings up is a cluster that looks like one with spot p4d nodes, and the ways in which such nodes go away.
 
-    python -m hack.cluster up | down | status | kubeconfig | build | load IMAGE
+    python -m hack.cluster up | down | status | kubeconfig | build | load IMAGE | prometheus
     python -m hack.cluster node add | reclaim | kill | cut | heal NODE
 
 One box per machine: its addresses and its folder are fixed.

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from hack.cluster import addons, box, build, depot, drills, nodes
+from hack.cluster import addons, box, build, depot, drills, nodes, prometheus
 from hack.cluster.layout import KUBECONFIG, Node
 from hack.cluster.shell import BoxError
 
@@ -42,10 +42,10 @@ def _run(options: argparse.Namespace) -> None:
             print(build.build(say))
         case "load":
             _load(options.image)
-        case "addons":
-            addons.serve()
         case "node":
             _node(options)
+        case "prometheus" | "addons" | "discovery":
+            _SERVICES[options.command]()
 
 
 def _node(options: argparse.Namespace) -> None:
@@ -70,6 +70,17 @@ def _load(tar: Path) -> None:
     nodes.refresh_all_images()
 
 
+def _prometheus() -> None:
+    box.require_root()
+    if not box.is_up():
+        raise BoxError("the box is not up: there is nothing to scrape")
+    prometheus.start()
+    print(prometheus.URL)
+
+
+_SERVICES = {"prometheus": _prometheus, "addons": addons.serve, "discovery": prometheus.discover}
+
+
 def _sayer() -> build.Say:
     started = time.monotonic()
     return lambda text: print(f"{time.monotonic() - started:5.1f}s  {text}", file=sys.stderr, flush=True)
@@ -86,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("build", help="build Kubernetes into the cache, and start nothing")
     commands.add_parser("load", help="import an image into every node").add_argument("image", type=Path)
     commands.add_parser("restart", help="crash a part of the control plane and start it again").add_argument("part")
+    commands.add_parser("prometheus", help="start a Prometheus that scrapes the pods, and print its address")
     commands.add_parser("addons")  # what `up` starts
+    commands.add_parser("discovery")  # what `prometheus` starts
     node = commands.add_parser("node", help="the ways in which a node goes and comes")
     drills_of = node.add_subparsers(dest="drill", required=True)
     for drill in ("add", "kill", "cut", "heal", "reclaim"):

@@ -37,15 +37,15 @@ def serve() -> None:
         "/api/v1/persistentvolumeclaims": storage.provision,
         "/api/v1/persistentvolumes": storage.reclaim,
     }
-    threads = [threading.Thread(target=_watch, args=pair) for pair in watched.items()]
+    threads = [threading.Thread(target=watch, args=pair) for pair in watched.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def _watch(path: str, changed: Callable[[Objects], None]) -> None:
-    """The API server may go away and come back as it likes."""
+def watch(path: str, changed: Callable[[Objects], None]) -> None:
+    """Tell of every change, for ever. The API server may go away and come back as it likes."""
     while True:
         try:
             for objects in api.follow(path):

@@ -18,6 +18,7 @@ from hack.cluster import (
     packages,
     pki,
     processes,
+    prometheus,
 )
 from hack.cluster.layout import CGROUP, KUBECONFIG, LOGS, STATE, Node
 from hack.cluster.shell import BoxError
@@ -48,6 +49,7 @@ def up(*, spot_nodes: int, say: build.Say) -> None:
 def down() -> None:
     """Stop everything that the box started, and leave nothing behind but logs and the cache."""
     require_root()
+    prometheus.stop()
     nodes.remove_all()
     addons.stop()
     controlplane.stop()
@@ -79,7 +81,7 @@ def restart(name: str) -> None:
 
 def status() -> str:
     """What runs and what does not, for people."""
-    parts = (*controlplane.NAMES, addons.PROCESS, dns.PROCESS)
+    parts = (*controlplane.NAMES, addons.PROCESS, dns.PROCESS, prometheus.PROCESS, prometheus.DISCOVERY)
     words = {name: _word(processes.running(name)) for name in parts}
     words |= {node.name: _node_word(node) for node in nodes.all_nodes()}
     words["kubeconfig"] = str(KUBECONFIG)

@@ -64,6 +64,26 @@ def install(needed: dict[str, str]) -> None:
     run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=quiet)
 
 
+def unpack(package: str, into: Path) -> None:
+    """Fetch the package and unpack it there. Nothing is installed, so nothing that it would start is started.
+
+    Raises:
+        BoxError: This is no Debian, or there is no such package.
+    """
+    if not shutil.which("apt-get"):
+        raise BoxError(f"the box needs the Debian package {package}, and there is no apt-get")
+    aside = into.with_suffix(".new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    run(["apt-get", "update", "-qq"])
+    run(["apt-get", "download", "-qq", "-oAPT::Sandbox::User=root", package], cwd=aside)
+    (archive,) = aside.glob("*.deb")
+    run(["dpkg-deb", "--extract", archive, aside])
+    archive.unlink()
+    shutil.rmtree(into, ignore_errors=True)
+    aside.replace(into)
+
+
 def download_source(package: str, version: str, into: Path) -> Path:
     """Fetch the source package; return its upstream tarball.
 

@@ -20,8 +20,10 @@ def build(say: Say) -> list[oci.Image]:
     return [imagebuild.build(name, dockerfile, _REPOSITORY, say) for name, dockerfile in _DOCKERFILES.items()]
 
 
-def load(say: Say) -> None:
-    """Build both, unpack them once for all nodes to come, and bring them to those that run."""
-    depot.add(build(say))
+def load(say: Say) -> dict[str, str]:
+    """Build both, unpack them once for all nodes to come, and bring them to those that run; their digests, by name."""
+    images = build(say)
+    depot.add(images)
     nodes.refresh_all_images()
     say(f"every node has {', '.join(_DOCKERFILES)}")
+    return {image.name: image.digest for image in images}

@@ -11,6 +11,7 @@ from piton.core.pytorchjob import pytorchjob
 from piton.kube.app import build_registry, serve
 from piton.kube.controller import Controller
 from piton.kube.engine import JobController
+from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Engine, Settings
 from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
 from support.builders import a_manifest, a_spec, meta
@@ -35,7 +36,8 @@ class Hand:
         self.server: ApiServer = cluster.server
         self.timer = FakeTimer()
         self.client = MortalClient(configuration(cluster.server), dies_after=dies_after)
-        self.jobs = JobController(self.client, cluster.clock, self.timer, Settings(engine=Engine.BUNDLED))
+        self.meter = Meter(Registry())
+        self.jobs = JobController(self.client, cluster.clock, self.timer, Settings(engine=Engine.BUNDLED), self.meter)
 
     async def __aenter__(self) -> "Hand":
         return self
@@ -87,6 +89,18 @@ async def _apply(cluster: Cluster, nodes: int = 2) -> Body:
     """The job that Piton makes of a run, as the API server keeps it."""
     spec = a_spec(workers={"nodes": nodes})
     return await cluster.server.put(JOBS, pytorchjob(meta(), spec, 1))
+
+
+async def test_passes_over_jobs_are_measured_apart_from_those_over_runs(cluster: Cluster) -> None:
+    await _apply(cluster)
+    async with Hand(cluster) as hand:
+        await hand.calm()
+        hand.server.refuse = lambda request: refusal(403, "Forbidden", "no") if request.resource == PODS else None
+        await hand.calm()
+        ask = hand.meter.registry.get_sample_value
+        assert ask("piton_reconcile_errors_total", {"controller": "job", "fault": "api"}) == 2
+        assert (ask("piton_reconcile_seconds_count", {"controller": "job"}) or 0) > 2
+        assert ask("piton_reconcile_seconds_count", {"controller": "run"}) == 0
 
 
 async def _succeed(hand: Hand) -> None:
@@ -381,7 +395,7 @@ async def test_jobs_that_are_not_listed_for_too_long_make_the_process_ill(cluste
 async def test_every_pod_and_every_service_that_changes_wakes_its_job(cluster: Cluster) -> None:
     async with Hand(cluster) as hand:
         settings = hand.client.configuration
-        controller = Controller(hand.client, cluster.clock, hand.timer, Settings())
+        controller = Controller(hand.client, cluster.clock, hand.timer, Settings(), hand.meter)
         registry = build_registry(controller, hand.jobs, settings)
         heard: list[Any] = [h for h in registry._watching._handlers if "replica_changed" in str(h.id)]
         assert sorted(h.selector.plural or h.selector.any_name for h in heard) == ["pods", "services"]

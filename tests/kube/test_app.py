@@ -5,6 +5,8 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,10 +17,14 @@ from piton.core.parse import parse
 from piton.core.status import Phase, RunStatus
 from piton.kube.app import serve
 from piton.kube.settings import Settings
+from piton_trainer.config import Server
+from piton_trainer.report import push
+from support import certificates
 from support.apiserver import NODES, PODS, RUNS, to_json
-from support.builders import a_manifest
+from support.builders import a_manifest, a_progress
 from support.cluster import Cluster, Disrupted, Runs
 from support.pilot import url
+from support.tokens import Token
 
 NEVER = 3600.0
 WATCHES = 4
@@ -32,7 +38,12 @@ async def _operator(cluster: Cluster, **options: Any) -> AsyncIterator[None]:
     In a thread, because kopf takes every task of its loop for its own when it ends, the API server's as well.
     """
     stop, ready = threading.Event(), threading.Event()
-    defaults: dict[str, Any] = {"api_url": url(cluster.server), "probe_port": None, "resync_seconds": NEVER}
+    defaults: dict[str, Any] = {
+        "api_url": url(cluster.server),
+        "probe_port": None,
+        "metrics_port": None,
+        "resync_seconds": NEVER,
+    }
     settings = Settings(**(defaults | options))
     running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))
     try:
@@ -122,6 +133,30 @@ async def test_only_the_namespaces_that_were_named_are_served(cluster: Cluster) 
         assert "status" not in (cluster.server.find(RUNS, "ragcun", "elsewhere") or {})
 
 
+async def test_metrics_are_served_until_the_operator_ends(cluster: Cluster) -> None:
+    port = _free_port()
+    async with aiohttp.ClientSession() as session:
+        async with _operator(cluster, metrics_port=port):
+            await _reach_training(cluster)
+            assert "piton_attempts_started_total 1.0" in await _text(session, port)
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await _text(session, port)
+
+
+async def _text(session: aiohttp.ClientSession, port: int) -> str:
+    async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        return await answer.text()
+
+
+async def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        settings = Settings(api_url=url(cluster.server), probe_port=None, metrics_port=taken.getsockname()[1])
+        with pytest.raises(ValueError, match="metrics cannot be served on port"):
+            await serve(settings)
+
+
 @pytest.mark.parametrize(("stuck_seconds", "status"), [(300.0, 200), (-NEVER, 500)])
 async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stuck_seconds: float, status: int) -> None:
     """With less than no patience, everything that takes time is stuck."""
@@ -133,6 +168,33 @@ async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stu
         session.get(f"http://127.0.0.1:{port}/healthz") as answer,
     ):
         assert answer.status == status
+
+
+async def test_trainers_report_to_the_operator(cluster: Cluster, tmp_path: Path) -> None:
+    """The pod has all that it takes: where to, whom to trust, and who it is."""
+    cluster.script[1] = Runs()
+    port, folder = _free_port(), certificates.make(tmp_path / "tls")
+    options = {"progress_url": f"https://127.0.0.1:{port}", "progress_port": port, "progress_host": "127.0.0.1"}
+    async with _operator(cluster, tls_dir=folder, **options):
+        await _reach_training(cluster)
+        pod = cluster.server.find(PODS, "ragcun-1-master-0", "team")
+        assert pod is not None
+        variables = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
+        (tmp_path / "ca.crt").write_text(pod["metadata"]["annotations"][names.ANNOTATION_CA])
+        token = Token(
+            pod="ragcun-1-master-0", pod_uid=pod["metadata"]["uid"], expires=datetime.now(UTC) + timedelta(hours=1)
+        )
+        (tmp_path / "token").write_text(token.text())
+        cluster.clock.advance((datetime.now(UTC) - cluster.clock.now()).total_seconds())
+        target = Server(url=variables[names.ENV_SERVER_URL], ca_cert=tmp_path / "ca.crt", token_file=tmp_path / "token")
+        await asyncio.to_thread(push, target, a_progress(70, checkpoint=50))
+        await _until(cluster, lambda status: status.checkpoint is not None and status.checkpoint.step == 50)
+
+
+async def test_without_its_certificate_the_operator_does_not_start(cluster: Cluster, tmp_path: Path) -> None:
+    settings = Settings(api_url=url(cluster.server), progress_url="https://piton:8443", tls_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"tls\.crt: No such file"):
+        await serve(settings)
 
 
 def _free_port() -> int:

@@ -9,9 +9,11 @@ import pytest
 from piton.core.status import Phase
 from piton.kube.controller import Controller
 from piton.kube.log import JsonFormatter
+from piton.kube.metrics import Meter, Registry
+from piton.kube.reports import Sender
 from piton.kube.settings import Settings
 from support.apiserver import NODES, RUNS, refusal
-from support.builders import a_manifest
+from support.builders import a_manifest, a_progress
 from support.cluster import CRASHES, Cluster, Runs
 from support.pilot import FakeTimer, MortalClient, Pilot, configuration
 
@@ -95,6 +97,14 @@ async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
     assert len(pilot.controller.queue) == 0
 
 
+async def test_a_report_from_a_namespace_that_is_not_served_wakes_nobody(cluster: Cluster) -> None:
+    async with MortalClient(configuration(cluster.server)) as client:
+        controller = Controller(client, cluster.clock, FakeTimer(), Settings(namespaces=("team",)), Meter(Registry()))
+        for namespace in ("elsewhere", "team"):
+            controller.hear(Sender(namespace=namespace, run="ragcun", run_uid="u", attempt=1), a_progress(1))
+        assert [await controller.queue.get() for _ in range(len(controller.queue))] == [("team", "ragcun")]
+
+
 async def test_a_back_off_ends_by_itself(pilot: Pilot) -> None:
     """Nobody wakes the run: the operator has remembered when the next attempt is due."""
     pilot.cluster.script = {1: CRASHES, 2: Runs()}
@@ -127,7 +137,8 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
 
 def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
     client = MortalClient(configuration(cluster.server))
-    return Controller(client, cluster.clock, timer, Settings(resync_seconds=60, stuck_seconds=300))
+    settings = Settings(resync_seconds=60, stuck_seconds=300)
+    return Controller(client, cluster.clock, timer, settings, Meter(Registry()))
 
 
 async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:

@@ -1,5 +1,7 @@
 """The operator's settings."""
 
+from pathlib import Path
+
 import pytest
 
 from piton.kube.settings import Engine, Settings
@@ -11,6 +13,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 def test_the_environment_is_read() -> None:
     env = {
+        "PITON_OPERATOR_METRICS_PORT": "0",
         "PITON_OPERATOR_NAMESPACES": "team-a, team-b",
         "PITON_OPERATOR_RESYNC_SECONDS": "30",
         "PITON_OPERATOR_WORKERS": "2",
@@ -18,9 +21,26 @@ def test_the_environment_is_read() -> None:
         "PITON_OPERATOR_ENGINE": "bundled",
     }
     wanted = Settings(
-        namespaces=("team-a", "team-b"), resync_seconds=30, workers=2, probe_port=None, engine=Engine.BUNDLED
+        namespaces=("team-a", "team-b"),
+        resync_seconds=30,
+        workers=2,
+        probe_port=None,
+        metrics_port=None,
+        engine=Engine.BUNDLED,
     )
     assert Settings.from_env(env) == wanted
+
+
+def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
+    env = {
+        "PITON_OPERATOR_PROGRESS_URL": "https://piton-operator.piton-system.svc:8443/",
+        "PITON_OPERATOR_PROGRESS_PORT": "9443",
+        "PITON_OPERATOR_TLS_DIR": "/etc/piton/tls",
+    }
+    settings = Settings.from_env(env)
+    assert settings.progress_url == "https://piton-operator.piton-system.svc:8443"
+    assert (settings.progress_port, settings.tls_dir) == (9443, Path("/etc/piton/tls"))
+    assert Settings.from_env({"PITON_OPERATOR_PROGRESS_URL": ""}).progress_url is None
 
 
 @pytest.mark.parametrize(
@@ -29,6 +49,9 @@ def test_the_environment_is_read() -> None:
         ({"PITON_OPERATOR_WORKERS": "many"}, "PITON_OPERATOR_WORKERS: 'many' is not a number"),
         ({"PITON_OPERATOR_WORKERS": "0"}, "at least one"),
         ({"PITON_OPERATOR_RESYNC_SECONDS": "-1"}, "above 0"),
+        ({"PITON_OPERATOR_PROGRESS_URL": "https://piton:8443"}, "PITON_OPERATOR_TLS_DIR is not"),
+        ({"PITON_OPERATOR_PROGRESS_URL": "http://piton:8443"}, "has to start with https://"),
+        ({"PITON_OPERATOR_PROGRESS_PORT": "70000"}, "PITON_OPERATOR_PROGRESS_PORT: 70000 is no port"),
         ({"PITON_OPERATOR_ENGINE": "volcano"}, "PITON_OPERATOR_ENGINE: 'volcano' is none of bundled, kubeflow"),
     ],
 )

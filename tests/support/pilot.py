@@ -16,6 +16,7 @@ from piton.core.parse import parse
 from piton.core.status import RunStatus
 from piton.kube.client import Client
 from piton.kube.controller import Controller
+from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Settings
 from support.apiserver import RUNS, ApiServer, Body
 from support.cluster import Cluster, FakeClock
@@ -93,7 +94,8 @@ class Pilot:
         self.timer = FakeTimer()
         self.client = client
         settings = Settings(pace=pace or Pace())
-        self.controller = Controller(client, self.clock, self.timer, settings)
+        self.meter = Meter(Registry())
+        self.controller = Controller(client, self.clock, self.timer, settings, self.meter)
 
     async def __aenter__(self) -> Self:
         return self

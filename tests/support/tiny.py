@@ -79,6 +79,7 @@ def train(
     disk: Disk | None = None,
     server: Server | None = None,
     termination_log: Path | None = None,
+    metrics_port: int | None = None,
 ) -> Ran:
     """One attempt, in this process and its ranks. `at` says what happens in the body of which step (from 1)."""
     ran = Ran()
@@ -88,6 +89,7 @@ def train(
         attempt=attempt,
         server=server,
         termination_log=termination_log,
+        metrics_port=metrics_port,
         report_seconds=0.0,
     )
     try:

@@ -43,6 +43,8 @@ class Config:
     server: Server | None = None
     termination_log: Path | None = None
     """Where the termination message goes; None writes none."""
+    metrics_port: int | None = None
+    """Where rank 0 serves Prometheus metrics; None: nowhere."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -62,6 +64,7 @@ class Config:
             report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
             server=_server(set_vars),
             termination_log=termination_log(set_vars),
+            metrics_port=_port(set_vars.get(names.ENV_METRICS_PORT)),
         )
 
 
@@ -102,6 +105,14 @@ def _report_seconds(text: str | None) -> float:
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"{names.ENV_REPORT_SECONDS} has to be a number of seconds, 0 or more, not {text!r}")
     return seconds
+
+
+def _port(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65_536):
+        raise ValueError(f"{names.ENV_METRICS_PORT} has to be a port, 1 to 65535, not {text!r}")
+    return int(text)
 
 
 def _server(env: Mapping[str, str]) -> Server | None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
 from piton_trainer.steps import Steps
 from piton_trainer.store import Restored, Store
+
+if TYPE_CHECKING:  # only those who serve metrics need the library
+    from piton_trainer.exporter import Exporter
 
 _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 """What the operating system says to a directory that was chosen wrongly."""
@@ -68,6 +71,7 @@ class Session:
         self._attempt = config.attempt or 0
         self._log = TerminationLog(config.termination_log, self._ranks)
         self._reporter: Reporter | None = None
+        self._exporter: Exporter | None = None
         self._steps: Steps | None = None
 
     @property
@@ -204,14 +208,27 @@ class Session:
         self._attempt = fence.attempt
         if self.is_main and self._config.server is not None:
             self._reporter = Reporter(self._config.server, interval_seconds=self._config.report_seconds)
+        if self.is_main and self._config.metrics_port is not None:
+            self._exporter = self._export(self._config.metrics_port)
         self._steps = Steps(
             self._config,
             ranks=self._ranks,
             store=self._make_store(fence),
             reporter=self._reporter,
+            exporter=self._exporter,
             signals=self._signals,
             clock=self._clock,
         )
+
+    def _export(self, port: int) -> "Exporter | None":
+        try:
+            from piton_trainer.exporter import Exporter
+        except ImportError as error:  # an image of the user's own need not have prometheus-client
+            say(f"metrics are not served: {error}")
+            return None
+        exporter = Exporter(world_size=self.world_size, interval_seconds=self._config.report_seconds)
+        exporter.serve(port)
+        return exporter
 
     def _claim(self) -> Fence:
         directory = self._config.checkpoint_dir
@@ -254,6 +271,8 @@ class Session:
             # After a crash there may be no device left to read metrics from.
             has_news = in_order and self._steps.has_begun
             self._reporter.close(self._steps.progress(finished=finished) if has_news else None)
+        if self._exporter is not None:
+            self._exporter.close()
         self._signals.restore()
         if in_order:
             self._ranks.leave()

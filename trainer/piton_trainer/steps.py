@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -33,12 +33,23 @@ from piton_trainer.signals import StopFlag
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
 
+if TYPE_CHECKING:  # only those who serve metrics need the library
+    from piton_trainer.exporter import Exporter
+
 
 class Steps:
     """What is trained, and how far."""
 
     def __init__(
-        self, config: Config, *, ranks: Ranks, store: Store, reporter: Reporter | None, signals: StopFlag, clock: Clock
+        self,
+        config: Config,
+        *,
+        ranks: Ranks,
+        store: Store,
+        reporter: Reporter | None,
+        exporter: "Exporter | None",
+        signals: StopFlag,
+        clock: Clock,
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
@@ -48,6 +59,8 @@ class Steps:
         self._ranks = ranks
         self._store = store
         self._reporter = reporter
+        self._exporter = exporter
+        self._listeners = [listener for listener in (reporter, exporter) if listener is not None]
         self._signals = signals
         self._clock = clock
         self._metrics = Metrics()
@@ -60,7 +73,7 @@ class Steps:
         self._inside_step = False
         self._has_diverged = False
         self._end: Ended | None = None
-        self._lap = self._last_save = 0.0
+        self._lap = self._last_save = self._waited = 0.0
 
     @property
     def fraction(self) -> float:
@@ -93,6 +106,7 @@ class Steps:
             return
         for _ in range(self.state.position.epoch, epochs) if total is None else count():
             for batch in feed.epoch():
+                self._waited = self._clock.monotonic() - self._lap
                 self._inside_step = True
                 yield batch
                 self._inside_step = False
@@ -179,7 +193,9 @@ class Steps:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
         word = self._agree()
-        self.state.training_seconds = word.training_seconds
+        lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
+        if self._exporter is not None:
+            self._exporter.stepped(seconds=lap, waited_seconds=self._waited)
         if word.diverged:
             raise self._diverged()
         is_best = word.value is not None and self._judge(word.value)
@@ -250,8 +266,12 @@ class Steps:
         bad = self._metrics.not_finite(self._watched, on_device=True) is not None
         if self._ranks.agree([float(bad)])[0]:
             raise self._diverged()
+        began = self._clock.monotonic()
         self._store.save(self.state, self._objects, self._feed, self._metrics_to_save())
         self._last_save = self._clock.monotonic()
+        if self._exporter is not None:
+            seconds, timestamp = self._last_save - began, self._clock.now().timestamp()
+            self._exporter.saved(self._store.saved, seconds=seconds, timestamp=timestamp)
         if self._reporter is not None:
             self._reporter.checkpoint_made()
 
@@ -278,8 +298,10 @@ class Steps:
 
     def _report(self) -> None:
         now = self._clock.monotonic()
-        if self._reporter is not None and self._reporter.is_due(now):
-            self._reporter.post(self.progress(), now)
+        if due := [listener for listener in self._listeners if listener.is_due(now)]:
+            progress = self.progress()
+            for listener in due:
+                listener.post(progress, now)
             # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
             self._has_diverged = self._metrics.not_finite(self._watched, on_device=True) is not None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from piton.contract import names
 from piton.contract.manifest import Complete
 from piton_trainer import codec, rng
-from piton_trainer.checkpoint import Checkpointer, Snapshot, layout
+from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.layout import Checkpoint, read_document
 from piton_trainer.checkpoint.load import load_tensors, newest_good
@@ -57,6 +57,11 @@ class Store:
         """The newest step that a next attempt could resume from."""
         saved = self._checkpointer.durable
         return self._restored_step if saved is None else saved.step
+
+    @property
+    def saved(self) -> Saved | None:
+        """The newest checkpoint that this process has made durable."""
+        return self._checkpointer.durable
 
     @property
     def attempt(self) -> int:

@@ -20,6 +20,7 @@ ENV_CONFIG = "PITON_CONFIG"
 ENV_STOP_AT = "PITON_STOP_AT"
 ENV_TERMINATION_LOG = "PITON_TERMINATION_LOG"
 ENV_REPORT_SECONDS = "PITON_REPORT_SECONDS"
+ENV_METRICS_PORT = "PITON_METRICS_PORT"
 
 # KEP-2779 (kubeflow/trainer): where progress is pushed to. transformers 5 reads the same three.
 ENV_SERVER_URL = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -32,11 +33,22 @@ ENV_ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 LABEL_RUN = f"{API_GROUP}/run"
 LABEL_ATTEMPT = f"{API_GROUP}/attempt"
 ANNOTATION_CONFIG = f"{API_GROUP}/config"
+ANNOTATION_CA = f"{API_GROUP}/ca"
+
+METRICS_PORT = 9401
+METRICS_PORT_NAME = "metrics"
+ANNOTATION_SCRAPE = "prometheus.io/scrape"
+ANNOTATION_SCRAPE_PORT = "prometheus.io/port"
 
 CONTAINER = "pytorch"
 CHECKPOINT_MOUNT = "/checkpoints"
 CONFIG_MOUNT = "/etc/piton"
 CONFIG_FILE = "config.json"
+PROGRESS_MOUNT = "/var/run/secrets/piton.dev"
+PROGRESS_CA_FILE = "ca.crt"
+PROGRESS_TOKEN_FILE = "token"  # noqa: S105 - the name of a file
+TOKEN_AUDIENCE = API_GROUP
+"""The only thing that the token in a trainer's pod is good for."""
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 # Layout of a checkpoint directory.

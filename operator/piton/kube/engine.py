@@ -14,6 +14,7 @@ from piton.engine.scene import Decision
 from piton.kube.client import JOBS, Client
 from piton.kube.errors import NotFound
 from piton.kube.jobs import JobPass
+from piton.kube.metrics import JOB, Meter
 from piton.kube.queue import Timer, WorkQueue
 from piton.kube.settings import Settings
 from piton.ports import Clock, Conflict, PortError
@@ -30,8 +31,10 @@ _log = logging.getLogger(__name__)
 class JobController:
     """Serves the PyTorchJobs that carry Piton's label."""
 
-    def __init__(self, client: Client, clock: Clock, timer: Timer, settings: Settings) -> None:
+    def __init__(self, client: Client, clock: Clock, timer: Timer, settings: Settings, meter: Meter) -> None:
         self.queue: WorkQueue[Key] = WorkQueue(timer)
+        self._meter = meter
+        meter.watch_queue(JOB, self.queue.__len__)
         self._client = client
         self._clock = clock
         self._timer = timer
@@ -80,7 +83,8 @@ class JobController:
         """One key from the queue: a pass over the job, and when to look again."""
         self._busy_since[key] = self._timer.time()
         try:
-            decision = await JobPass(self._client, self._clock, *key).run()
+            with self._meter.reconciling(JOB):
+                decision = await JobPass(self._client, self._clock, *key).run()
         except Conflict:
             self.queue.retry(key, free=_CONFLICTS_AT_ONCE)
         except PortError as error:

@@ -1,0 +1,232 @@
+"""The operator's Prometheus metrics. They listen: what to count is decided by the core, and nobody here is asked.
+
+Fleet-wide counters have bounded labels and start at zero. Series about one run are made when they are scraped, from
+the runs' newest statuses, so they go when the run goes. docs/metrics.md names all of them.
+"""
+
+import platform
+import time
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from piton import __version__
+from piton.core.increments import DISTURBANCES, REASONS, Increments
+from piton.core.status import Phase, ProgressStatus, RunStatus, Verdict
+from piton.kube.events import Key
+from piton.ports import Conflict, PortError
+
+RUN = "run"
+JOB = "job"
+_CONTROLLERS = (RUN, JOB)
+"""Label values of `controller`: the one for TrainingRuns, and the bundled one for PyTorchJobs."""
+_FAULTS = ("conflict", "api", "bug")
+_RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_RECOVERY_BUCKETS = (5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600)
+_OF_RUN = ("namespace", "run")
+
+
+class Registry(CollectorRegistry):
+    """A registry without the `_created` series that the library adds to each counter: nothing here reads them."""
+
+    def collect(self) -> Iterator[Metric]:
+        """What the server asks for."""
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
+class Meter:
+    """Everything that one operator process counts. It has a registry of its own, never the library's global one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._runs = _Runs()
+        registry.register(self._runs)
+        build = Info("piton_build", "Version of the operator.", registry=registry)
+        build.info({"version": __version__, "python": platform.python_version()})
+        self._fleet(registry)
+        self._process(registry)
+
+    def _fleet(self, registry: CollectorRegistry) -> None:
+        """What happens to runs."""
+        self._started = Counter("piton_attempts_started", "Attempts whose job was created.", registry=registry)
+        self._attempts = Counter(
+            "piton_attempts", "Attempts that have ended.", ["verdict", "reason"], registry=registry
+        )
+        self._preemptions = Counter("piton_preemptions", "Attempts that lost a machine.", ["cause"], registry=registry)
+        self._failures = Counter(
+            "piton_failures",
+            "Attempts that failed, by whose failure it was: the user's program's or the infrastructure's.",
+            ["verdict", "cause"],
+            registry=registry,
+        )
+        self._lost_steps = Counter("piton_lost_steps", "Steps that were trained again.", registry=registry)
+        self._recovery = Histogram(
+            "piton_recovery_seconds",
+            "From the first sign of an attempt's end to the first step that the next one reported.",
+            ["cause"],
+            buckets=_RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        for verdict in DISTURBANCES:
+            self._recovery.labels(verdict)
+        for verdict, reasons in REASONS.items():
+            for reason in reasons:
+                self._ended(verdict, reason, times=0)
+
+    def _process(self, registry: CollectorRegistry) -> None:
+        """What the operator itself does."""
+        self._reconcile = Histogram(
+            "piton_reconcile_seconds",
+            "One pass over one object.",
+            ["controller"],
+            buckets=_RECONCILE_BUCKETS,
+            registry=registry,
+        )
+        self._errors = Counter(
+            "piton_reconcile_errors", "Passes that failed.", ["controller", "fault"], registry=registry
+        )
+        self._depth = Gauge("piton_queue_depth", "Objects that wait for a pass.", ["controller"], registry=registry)
+        for controller in _CONTROLLERS:
+            self._reconcile.labels(controller)
+            self._depth.labels(controller)
+            for fault in _FAULTS:
+                self._errors.labels(controller, fault)
+
+    def count(self, happened: Increments) -> None:
+        """Count what a pass has brought about. Called once the status that says so was written."""
+        self._started.inc(happened.started)
+        self._lost_steps.inc(happened.lost_steps)
+        for end in happened.ends:
+            self._ended(end.verdict, end.reason)
+        if happened.recovery is not None:
+            self._recovery.labels(happened.recovery.verdict).observe(happened.recovery.seconds)
+
+    def _ended(self, verdict: Verdict, reason: str, *, times: int = 1) -> None:
+        self._attempts.labels(verdict, reason).inc(times)
+        if verdict is Verdict.PREEMPTED:
+            self._preemptions.labels(reason).inc(times)
+        if verdict in (Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE):
+            self._failures.labels(verdict, reason).inc(times)
+
+    def show(self, run: Key, status: RunStatus) -> None:
+        """How the run stands now."""
+        self._runs.statuses[run] = status
+
+    def forget(self, run: Key) -> None:
+        """The run is gone, and with it its series."""
+        self._runs.statuses.pop(run, None)
+
+    def watch_queue(self, controller: str, depth: Callable[[], float]) -> None:
+        """Ask for the depth of the controller's queue at each scrape."""
+        self._depth.labels(controller).set_function(depth)
+
+    @contextmanager
+    def reconciling(self, controller: str) -> Iterator[None]:
+        """Measure one pass, however it ends."""
+        began = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self._errors.labels(controller, _fault(error)).inc()
+            raise
+        finally:
+            self._reconcile.labels(controller).observe(time.monotonic() - began)
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, Conflict):
+        return "conflict"
+    return "api" if isinstance(error, PortError) else "bug"
+
+
+class _Runs(Collector):
+    """The runs as gauges, made from their statuses at each scrape."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[Key, RunStatus] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the server's thread; the copy is made in one step."""
+        statuses = list(self.statuses.items())
+        yield _phases(statuses)
+        for name, (help_text, read) in _PER_RUN.items():
+            family = GaugeMetricFamily(name, help_text, labels=_OF_RUN)
+            for run, status in statuses:
+                if (value := read(status)) is not None:
+                    family.add_metric(run, value)
+            yield family
+
+
+def _phases(statuses: list[tuple[Key, RunStatus]]) -> Metric:
+    family = GaugeMetricFamily("piton_runs", "TrainingRuns, by phase.", labels=["phase"])
+    runs = Tally(status.phase for _, status in statuses)
+    for phase in Phase:
+        family.add_metric([phase], runs[phase])
+    return family
+
+
+_PER_RUN: dict[str, tuple[str, Callable[[RunStatus], float | None]]] = {
+    "piton_run_step": ("Steps trained, as far as reported.", lambda run: _progress(run).step),
+    "piton_run_progress_ratio": (
+        "Part of the training that is done.",
+        lambda run: _ratio(_progress(run).progress_percentage),
+    ),
+    "piton_run_remaining_seconds": (
+        "Training time that is left.",
+        lambda run: _progress(run).estimated_remaining_seconds,
+    ),
+    "piton_run_checkpoint_step": (
+        "Step of the newest durable checkpoint.",
+        lambda run: run.checkpoint.step if run.checkpoint else None,
+    ),
+    "piton_run_checkpoint_timestamp_seconds": (
+        "When the operator learned of the newest durable checkpoint.",
+        lambda run: run.checkpoint.time.timestamp() if run.checkpoint else None,
+    ),
+    "piton_run_attempt": ("Highest attempt number so far.", lambda run: run.attempt),
+    "piton_run_preemptions": ("Attempts that lost a machine.", lambda run: run.preemptions),
+    "piton_run_failures": ("Attempts that the user's program failed.", lambda run: run.failures),
+    "piton_run_infrastructure_failures": (
+        "Attempts that the cluster failed.",
+        lambda run: run.infrastructure_failures,
+    ),
+    "piton_run_lost_steps": ("Steps that were trained again.", lambda run: run.lost.steps),
+}
+"""Series about one run: what the status says, so they are right also after a restart of the operator."""
+
+
+def _progress(status: RunStatus) -> ProgressStatus:
+    return status.progress or ProgressStatus()
+
+
+def _ratio(percentage: int | None) -> float | None:
+    return None if percentage is None else percentage / 100
+
+
+@asynccontextmanager
+async def served(registry: CollectorRegistry, port: int | None) -> AsyncIterator[None]:
+    """Serve /metrics meanwhile, from a thread of its own: a loop that is stuck can still be looked at.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = prometheus.start_http_server(port, registry=registry)
+    except OSError as error:
+        raise ValueError(f"metrics cannot be served on port {port}: {error}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
