@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash test-box e2e cluster-up cluster-down cluster-status kubeconfig bench crd lock clean
+.PHONY: help setup demo check format test test-crash test-box e2e cluster-up cluster-down cluster-status images kubeconfig bench crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ cluster-down: setup  ## stop it; logs and the programs it was built from stay
 cluster-status: setup  ## what of it runs
 	@python -m hack.cluster status
 
+images: setup  ## build both images without Docker and load them into the box; root only
+	python -m hack.images
+
 kubeconfig: setup  ## the path for KUBECONFIG (make -s kubeconfig)
 	@python -m hack.cluster kubeconfig
 
@@ -61,9 +64,10 @@ bench: setup  ## what a session costs, over a bare PyTorch loop
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml
+	cp crds/trainingruns.piton.dev.yaml crds/bundled/kubeflow.org_pytorchjobs.yaml charts/piton/files/
 
 lock: setup  ## write constraints.txt from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f > constraints.txt
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from hack.cluster import addons, box, build, drills, images, nodes, prometheus
+from hack.cluster import addons, box, build, depot, drills, nodes, prometheus
 from hack.cluster.layout import KUBECONFIG, Node
 from hack.cluster.shell import BoxError
 
@@ -65,10 +65,9 @@ def _node(options: argparse.Namespace) -> None:
 
 
 def _load(tar: Path) -> None:
-    kept = images.keep(tar)
-    for node in nodes.all_nodes():
-        if nodes.alive(node):
-            images.load(node, [kept])
+    box.require_root()
+    depot.add_tar(tar)
+    nodes.refresh_all_images()
 
 
 def _prometheus() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import ssl
+import time
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPSConnection
 from typing import Any
@@ -15,6 +16,8 @@ from hack.cluster.shell import BoxError
 Object = dict[str, Any]
 _MERGE = "application/strategic-merge-patch+json"
 _WATCH_SECONDS = 300
+_RESTART_SECONDS = 20.0
+_POLL_SECONDS = 0.1
 _CONFLICT = 409
 _NOT_FOUND = 404
 
@@ -32,12 +35,23 @@ class ApiUnreachableError(BoxError):
 
 
 def call(method: str, path: str, body: Object | None = None, *, kind: str = "application/json") -> Object:
-    """Send one request; return what came back.
+    """Send one request; return what came back. A server that restarts is asked again for a while.
 
     Raises:
         ApiError: Refused.
         ApiUnreachableError: No answer.
     """
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while True:
+        try:
+            return _call(method, path, body, kind=kind)
+        except ApiUnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+
+
+def _call(method: str, path: str, body: Object | None = None, *, kind: str = "application/json") -> Object:
     with _connection(timeout=15) as connection:
         try:
             connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": kind})
@@ -54,7 +68,7 @@ def call(method: str, path: str, body: Object | None = None, *, kind: str = "app
 def ready() -> bool:
     """Whether the API server says so."""
     try:
-        return call("GET", "/readyz").get("text") == "ok"
+        return _call("GET", "/readyz").get("text") == "ok"
     except (ApiError, ApiUnreachableError, FileNotFoundError):
         return False
 

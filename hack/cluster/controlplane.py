@@ -13,14 +13,27 @@ from hack.cluster.layout import (
     GATEWAY,
     KUBECONFIG,
     KUBERNETES,
+    LOGS,
     PKI,
     SERVICE_NET,
     STATE,
 )
 from hack.cluster.shell import run
 
+AUDIT_LOG = LOGS / "audit.log"
+"""Who created and deleted what, one JSON object per line; what tests count."""
+
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _ETCD = f"http://127.0.0.1:{ETCD_PORT}"
+_AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: None, resources: [{group: "", resources: [events]}, {group: events.k8s.io}]}
+  - {level: Metadata, verbs: [create, delete]}
+  - {level: None}
+"""
 
 
 def start() -> None:
@@ -83,6 +96,8 @@ def _etcd_is_healthy() -> bool:
 
 
 def _apiserver() -> list[str | Path]:
+    policy = STATE / "audit.yaml"
+    policy.write_text(_AUDIT_POLICY)
     return [
         program("kube-apiserver"),
         f"--etcd-servers={_ETCD}",
@@ -103,6 +118,8 @@ def _apiserver() -> list[str | Path]:
         "--kubelet-preferred-address-types=InternalIP",  # node names do not resolve
         "--enable-aggregator-routing=true",  # straight to the pods of a webhook: there is no kube-proxy here
         "--allow-privileged=true",
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={AUDIT_LOG}",
     ]
 
 

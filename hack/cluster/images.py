@@ -6,50 +6,37 @@ An image is a tar of a layer, a config that names the layer's digest, and a mani
 import hashlib
 import io
 import json
-import os
-import shutil
 import tarfile
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from hack.cluster import build
-from hack.cluster.layout import STATE, Node
+from hack.cluster import build, depot
 from hack.cluster.shell import run
 
 PAUSE = "piton-box/pause:1"
 BUSYBOX = "piton-box/busybox:1"
-KEPT = STATE / "images"
-"""What every node gets, also those that come later."""
+REGISTRY = "docker.io/"
+"""What Kubernetes puts before names that have no registry."""
 
 _BUSYBOX = Path("/bin/busybox")
 
 
 def keep_basics() -> None:
     """The image that holds a pod's namespaces together, and a small one to try things with."""
-    if not (KEPT / "pause.tar").exists():
-        write_image(KEPT / "pause.tar", PAUSE, _layer({"pause": build.HOME / build.PAUSE}), ["/pause"])
-    if not (KEPT / "busybox.tar").exists():
+    if REGISTRY + PAUSE not in depot.images():
+        _keep(PAUSE, _layer({"pause": build.HOME / build.PAUSE}), ["/pause"])
+    if REGISTRY + BUSYBOX not in depot.images():
         applets = run([_BUSYBOX, "--list"]).split()
         layer = _layer({"bin/busybox": _BUSYBOX}, links={f"bin/{name}": "busybox" for name in applets})
-        write_image(KEPT / "busybox.tar", BUSYBOX, layer, ["/bin/sh"])
+        _keep(BUSYBOX, layer, ["/bin/sh"])
 
 
-def keep(tar: Path) -> Path:
-    """Have every node, also later ones, get this image."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    kept = KEPT / tar.name
-    kept.unlink(missing_ok=True)
-    try:
-        os.link(tar, kept)
-    except OSError:  # on another disk
-        shutil.copyfile(tar, kept)
-    return kept
-
-
-def load(node: Node, tars: Iterable[Path]) -> None:
-    """Import images into a node that runs."""
-    for tar in tars:
-        run(["ctr", "--address", node.socket, "--namespace", "k8s.io", "images", "import", "--all-platforms", tar])
+def _keep(name: str, layer: bytes, command: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "image.tar"
+        write_image(tar, name, layer, command)
+        depot.add_tar(tar)
 
 
 def write_image(path: Path, name: str, layer: bytes, command: Sequence[str]) -> None:
@@ -63,7 +50,7 @@ def write_image(path: Path, name: str, layer: bytes, command: Sequence[str]) -> 
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         }
     ).encode()
-    manifest = [{"Config": "config.json", "RepoTags": [f"docker.io/{name}"], "Layers": ["layer.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [REGISTRY + name], "Layers": ["layer.tar"]}]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for file, data in {

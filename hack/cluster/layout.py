@@ -115,6 +115,11 @@ class Node:
         return self.folder / "containerd.sock"
 
     @property
+    def images(self) -> Path:
+        """Where its containerd keeps images and what runs of them."""
+        return self.folder / "containerd"
+
+    @property
     def cgroup(self) -> str:
         """Everything that runs on the node is in this cgroup or below it."""
         return f"{CGROUP}/{self.name}"

@@ -12,7 +12,7 @@ _SYSTEM_INSTANCE_TYPE = "m5.xlarge"
 
 _CONTAINERD = """\
 version = 2
-root = "{folder}/containerd"
+root = "{images}"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
                     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
@@ -33,7 +33,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 
 def containerd(node: Node) -> str:
     """Its configuration; the paths under /run are the node's own, see `nodes.py`."""
-    return _CONTAINERD.format(folder=node.folder, socket=node.socket, pause=PAUSE)
+    return _CONTAINERD.format(images=node.images, folder=node.folder, socket=node.socket, pause=PAUSE)
 
 
 def cni(node: Node) -> dict[str, Any]:

@@ -4,17 +4,17 @@ The mount namespace gives each node its own /run/containerd and /var/log/pods: a
 it does not know, and those would be its neighbour's. It also takes all mounts of the node with it when it ends.
 """
 
-import contextlib
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
-from hack.cluster import api, build, images, mounts, network, nodeconfig, pki, processes
+from hack.cluster import api, build, depot, mounts, network, nodeconfig, pki, processes
 from hack.cluster.layout import NODES, STATE, Node
-from hack.cluster.shell import BoxError, run
+from hack.cluster.shell import run
 
 _DAEMONS = ("containerd", "kubelet", "kube-proxy")
 _OWN = {
@@ -41,11 +41,24 @@ def start(node: Node) -> None:
     _make_mounts(node)
     _configure(node)
     kubeconfig = node.folder / "kubelet.kubeconfig"
+    depot.stock(node.images)
     _daemon(node, "containerd", ["containerd", "--config", node.folder / "containerd.toml"])
-    processes.wait_for(f"containerd of {node.name}", lambda: _serves(node), seconds=30, of=_process(node, "containerd"))
-    images.load(node, sorted(images.KEPT.glob("*.tar")))
+    containerd = _process(node, "containerd")
+    processes.wait_for(f"containerd of {node.name}", lambda: depot.serves(node.socket), seconds=30, of=containerd)
+    refresh_images(node)  # what the depot got in the meantime
     _daemon(node, "kubelet", [build.HOME / "kubelet", *_kubelet_flags(node, kubeconfig)])
     _daemon(node, "kube-proxy", [build.HOME / "kube-proxy", "--config", node.folder / "kube-proxy.yaml"])
+
+
+def refresh_images(node: Node) -> None:
+    """Bring a node that runs what the depot has got since it started."""
+    depot.refresh(node.socket, node.images)
+
+
+def refresh_all_images() -> None:
+    """The same for every node that runs."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(refresh_images, [node for node in all_nodes() if alive(node)]))
 
 
 def wait_until_ready(node: Node, *, seconds: float = 60) -> None:
@@ -155,10 +168,3 @@ def _daemon(node: Node, daemon: str, command: Sequence[str | Path]) -> None:
 
 def _process(node: Node, daemon: str) -> str:
     return f"{node.name}-{daemon}"
-
-
-def _serves(node: Node) -> bool:
-    with contextlib.suppress(BoxError):
-        run(["ctr", "--address", node.socket, "version"])
-        return True
-    return False

@@ -31,6 +31,12 @@ BUILD = {
     "dpkg-source": "dpkg-dev",
 }
 
+IMAGES = {
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+    "skopeo": "skopeo",
+}
+
 _MIRROR = "deb-src http://deb.debian.org/debian bookworm main\n"
 
 

@@ -96,6 +96,16 @@ def kill_cgroup(cgroup: str) -> None:
         raise BoxError(f"processes in {top} survived SIGKILL: {_pids(top)}")
 
 
+def members(cgroup: str) -> dict[int, str]:
+    """Everything that runs in it: process ids and command lines."""
+    found = {}
+    for pid in _pids(_hierarchy() / cgroup.lstrip("/")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+            found[pid] = line.decode(errors="replace")
+    return found
+
+
 def remove_cgroup(cgroup: str) -> None:
     """Remove it and those below it, in every hierarchy."""
     tops = [_CGROUPS / cgroup.lstrip("/"), *_CGROUPS.glob(f"*/{cgroup.lstrip('/')}")]

@@ -190,6 +190,30 @@ def test_what_is_no_report_is_refused(body: object) -> None:
         Progress.from_wire(body)
 
 
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "[" * 100_000, json.dumps({"trainerStatus": {}})])
+def test_what_is_no_report_at_all_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"KEP-2779|Expecting|decode"):
+        Progress.from_json(text)
+
+
+def test_a_report_cannot_grow_beyond_what_a_status_can_hold() -> None:
+    many = [{"name": f"metric {number}", "value": 1} for number in range(1000)]
+    odd = [
+        {"name": "x" * 1000, "value": 1},
+        {"name": "huge", "value": 10**400},
+        {"name": "step", "value": "1e300"},
+        {"name": "checkpoint_step", "value": "7"},
+    ]
+    body = {"trainerStatus": {"lastUpdatedTime": "now", "metrics": [*many, *odd]}}
+
+    progress = Progress.from_wire(body)
+
+    assert len(progress.metrics) == 64
+    assert (progress.step, progress.checkpoint_step) == (None, 7)
+    with pytest.raises(ValueError, match="KEP-2779"):
+        Progress.from_wire({"trainerStatus": {"lastUpdatedTime": "x" * 1000}})
+
+
 def test_an_answer_asks_only_for_what_it_says() -> None:
     assert Wishes.from_json(Wishes(stop=True).to_json()) == Wishes(stop=True)
     assert [Wishes.from_json(text) for text in ("", "ok", "[]", '{"stop": 1}')] == [Wishes()] * 4

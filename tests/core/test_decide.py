@@ -1,8 +1,11 @@
 """Tables for the rules, in both directions: what speaks, and what does not."""
 
+from dataclasses import replace
+
 import pytest
 
 from piton.contract.ends import Outcome
+from piton.contract.progress import Progress
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
@@ -355,6 +358,38 @@ def test_progress_alone_is_written_only_now_and_then() -> None:
     assert soon.look_again_seconds == pytest.approx(9)
     assert at_last.status.progress is not None
     assert at_last.status.progress.step == 7
+
+
+def test_a_last_report_without_steps_hides_none() -> None:
+    """transformers says 100 % in the end, and no step."""
+    seen = an_attempt(a_replica())
+    status = decide(an_observed(seen, status=a_status(a_record()), progress=a_progress(970)), now=NOW).status
+    last = Progress(updated="", percentage=100, metrics={"train_loss": 0.5})
+    status = decide(an_observed(seen, status=status, progress=last), now=later(60)).status
+
+    assert status.progress is not None
+    assert (status.progress.progress_percentage, status.progress.step, status.progress.total_steps) == (100, 970, 1000)
+
+
+def test_what_was_shown_stays_until_the_next_attempt_speaks_but_for_the_time_left() -> None:
+    known = replace(a_progress(70, loss=0.25), remaining_seconds=600)
+    crashed = an_observed(a_failed_attempt(failed(1)), status=a_status(a_record()), progress=known)
+    status = decide(crashed, now=NOW).status
+    for later_on in (later(100), later(1000)):
+        status = decide(an_observed(a_failed_attempt(failed(1)), status=status), now=later_on).status
+
+    assert status.attempt == 2
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.progress_percentage, status.progress.eta) == (70, 7, None)
+    assert status.current is not None
+    assert status.current.step is None
+
+
+def test_what_a_vanished_attempt_had_reported_is_written_down() -> None:
+    status = a_status(a_record())
+    status = decide(an_observed(status=status, progress=a_progress(70, checkpoint=50)), now=NOW).status
+
+    assert [(r.state, r.step, r.checkpoint_step) for r in status.attempts] == [(AttemptState.ENDED, 70, 50)]
 
 
 def test_a_refusal_is_told_and_tried_again() -> None:

@@ -8,7 +8,7 @@ import pytest
 from piton.contract import names
 from piton.contract.assignment import Assignment
 from piton.core.pytorchjob import pytorchjob, volume_claim
-from piton.core.render import ELASTIC_SHUTDOWN_SECONDS, GRACE_SECONDS, Place, appdef
+from piton.core.render import ELASTIC_SHUTDOWN_SECONDS, GRACE_SECONDS, Place, ProgressServer, appdef
 from support.builders import a_spec, meta
 
 SHARED = {"volume": {"size": "500Gi", "storageClassName": "fsx", "accessModes": ["ReadWriteMany"]}}
@@ -90,6 +90,31 @@ def test_the_config_is_a_file_in_the_pod() -> None:
     (item,) = volume["downwardAPI"]["items"]
     mount = next(m for m in container(manifest)["volumeMounts"] if m["name"] == "config")
     assert env(manifest)[names.ENV_CONFIG] == f"{mount['mountPath']}/{item['path']}"
+
+
+def test_a_pod_knows_where_to_report_whom_to_trust_and_who_it_is() -> None:
+    """The three variables of KEP-2779; no object of the namespace has to be made for them."""
+    server = ProgressServer(url="https://piton:8443", ca_pem="-----BEGIN CERTIFICATE-----\n")
+    manifest = pytorchjob(meta(), a_spec(workers={"nodes": 2}, checkpoint=SHARED), 3, server)
+
+    for role in ("Master", "Worker"):
+        template = manifest["spec"]["pytorchReplicaSpecs"][role]["template"]
+        (volume,) = [v for v in template["spec"]["volumes"] if v["name"] == "progress"]
+        token, authority = volume["projected"]["sources"]
+        mount = next(m["mountPath"] for m in container(manifest, role)["volumeMounts"] if m["name"] == "progress")
+        assert template["metadata"]["annotations"][names.ANNOTATION_CA] == server.ca_pem
+        assert authority["downwardAPI"]["items"][0]["fieldRef"]["fieldPath"] == "metadata.annotations['piton.dev/ca']"
+        assert token["serviceAccountToken"]["audience"] == "piton.dev"
+        variables = env(manifest)
+        assert variables[names.ENV_SERVER_URL] == "https://piton:8443/namespaces/team/trainingruns/ragcun/status"
+        assert variables[names.ENV_SERVER_TOKEN] == f"{mount}/{token['serviceAccountToken']['path']}"
+        assert variables[names.ENV_SERVER_CA_CERT] == f"{mount}/{authority['downwardAPI']['items'][0]['path']}"
+
+
+def test_without_a_server_nothing_of_it_is_in_the_pod() -> None:
+    assert names.ENV_SERVER_URL not in env(job())
+    assert [v["name"] for v in pod(job())["volumes"]] == ["checkpoints", "config", "shm"]
+    assert [m["name"] for m in container(job())["volumeMounts"]] == ["checkpoints", "config", "shm"]
 
 
 def test_runs_that_share_a_claim_have_a_folder_each() -> None:

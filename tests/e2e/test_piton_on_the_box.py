@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ import pytest
 import yaml
 
 from hack.cluster import box, drills, images
-from hack.cluster.layout import KUBECONFIG, Node
+from hack.cluster.layout import GATEWAY, KUBECONFIG, Node
+from piton.contract import names
+from piton_trainer.config import Server
+from piton_trainer.report import push
+from support import certificates
+from support.builders import a_progress
 
 ROOT = Path(__file__).parents[2]
+PROGRESS_PORT = 18443
 SCRIPT = "trap 'exit 143' TERM; i=0; while [ $i -lt {tenths} ]; do sleep 0.1; i=$((i+1)); done"
 
 pytestmark = [
@@ -42,7 +49,14 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     was_up = box.is_up()
     box.up(spot_nodes=2, say=print)
     log = tmp_path_factory.mktemp("operator") / "log"
-    environment = {**os.environ, "KUBECONFIG": str(KUBECONFIG), "PITON_OPERATOR_ENGINE": "bundled"}
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(KUBECONFIG),
+        "PITON_OPERATOR_ENGINE": "bundled",
+        "PITON_OPERATOR_PROGRESS_URL": f"https://{GATEWAY}:{PROGRESS_PORT}",
+        "PITON_OPERATOR_PROGRESS_PORT": str(PROGRESS_PORT),
+        "PITON_OPERATOR_TLS_DIR": str(certificates.make(tmp_path_factory.mktemp("tls"), GATEWAY)),
+    }
     try:
         for crd in ("trainingruns.piton.dev.yaml", "bundled"):
             kubectl("apply", "--validate=false", "-f", str(ROOT / "crds" / crd))
@@ -145,6 +159,26 @@ def test_a_dead_node_is_not_waited_for_five_minutes(run: str, all_nodes_back: No
     assert second != first
     found = succeeded(run)
     assert (found["preemptions"], found["failures"]) == (1, 0)
+
+
+def test_what_a_pod_reports_shows_while_it_works(run: str, tmp_path: Path) -> None:
+    """The stand-in cannot speak TLS; its token, its address and its authority are what the pod really has."""
+    apply(run, tenths=300)
+    pod = f"{run}-1-master-0"
+    wait_for(lambda: node_of(pod))
+    script = f"echo ${names.ENV_SERVER_URL}; cat ${names.ENV_SERVER_TOKEN}; echo; cat ${names.ENV_SERVER_CA_CERT}"
+    url, token, authority = kubectl("exec", pod, "--", "sh", "-c", script).split("\n", 2)
+    (tmp_path / "token").write_text(token)
+    (tmp_path / "ca.crt").write_text(authority)
+    server = Server(url=url, ca_cert=tmp_path / "ca.crt", token_file=tmp_path / "token")
+
+    push(server, a_progress(70, checkpoint=50, loss=0.25))
+
+    wait_for(lambda: "checkpoint" in status(run), seconds=20)
+    row = kubectl("get", "trainingrun", run, "--no-headers").split()
+    assert row[1:5] == ["Training", "7", "70", "0.25"]
+    with pytest.raises(ConnectionError, match="403"):
+        push(replace(server, url=url.replace(run, "another")), a_progress(999))
 
 
 def test_a_deleted_run_leaves_nothing_behind(run: str) -> None:

@@ -5,6 +5,8 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,10 +17,14 @@ from piton.core.parse import parse
 from piton.core.status import Phase, RunStatus
 from piton.kube.app import serve
 from piton.kube.settings import Settings
+from piton_trainer.config import Server
+from piton_trainer.report import push
+from support import certificates
 from support.apiserver import NODES, PODS, RUNS, to_json
-from support.builders import a_manifest
+from support.builders import a_manifest, a_progress
 from support.cluster import Cluster, Disrupted, Runs
 from support.pilot import url
+from support.tokens import Token
 
 NEVER = 3600.0
 WATCHES = 4
@@ -162,6 +168,33 @@ async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stu
         session.get(f"http://127.0.0.1:{port}/healthz") as answer,
     ):
         assert answer.status == status
+
+
+async def test_trainers_report_to_the_operator(cluster: Cluster, tmp_path: Path) -> None:
+    """The pod has all that it takes: where to, whom to trust, and who it is."""
+    cluster.script[1] = Runs()
+    port, folder = _free_port(), certificates.make(tmp_path / "tls")
+    options = {"progress_url": f"https://127.0.0.1:{port}", "progress_port": port, "progress_host": "127.0.0.1"}
+    async with _operator(cluster, tls_dir=folder, **options):
+        await _reach_training(cluster)
+        pod = cluster.server.find(PODS, "ragcun-1-master-0", "team")
+        assert pod is not None
+        variables = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
+        (tmp_path / "ca.crt").write_text(pod["metadata"]["annotations"][names.ANNOTATION_CA])
+        token = Token(
+            pod="ragcun-1-master-0", pod_uid=pod["metadata"]["uid"], expires=datetime.now(UTC) + timedelta(hours=1)
+        )
+        (tmp_path / "token").write_text(token.text())
+        cluster.clock.advance((datetime.now(UTC) - cluster.clock.now()).total_seconds())
+        target = Server(url=variables[names.ENV_SERVER_URL], ca_cert=tmp_path / "ca.crt", token_file=tmp_path / "token")
+        await asyncio.to_thread(push, target, a_progress(70, checkpoint=50))
+        await _until(cluster, lambda status: status.checkpoint is not None and status.checkpoint.step == 50)
+
+
+async def test_without_its_certificate_the_operator_does_not_start(cluster: Cluster, tmp_path: Path) -> None:
+    settings = Settings(api_url=url(cluster.server), progress_url="https://piton:8443", tls_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"tls\.crt: No such file"):
+        await serve(settings)
 
 
 def _free_port() -> int:

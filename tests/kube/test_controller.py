@@ -10,9 +10,10 @@ from piton.core.status import Phase
 from piton.kube.controller import Controller
 from piton.kube.log import JsonFormatter
 from piton.kube.metrics import Meter, Registry
+from piton.kube.reports import Sender
 from piton.kube.settings import Settings
 from support.apiserver import NODES, RUNS, refusal
-from support.builders import a_manifest
+from support.builders import a_manifest, a_progress
 from support.cluster import CRASHES, Cluster, Runs
 from support.pilot import FakeTimer, MortalClient, Pilot, configuration
 
@@ -94,6 +95,14 @@ async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
     pilot.controller.saw_node("node-of-one", deleted=False)
     assert await pilot.controller.queue.get() == ("team", "one")
     assert len(pilot.controller.queue) == 0
+
+
+async def test_a_report_from_a_namespace_that_is_not_served_wakes_nobody(cluster: Cluster) -> None:
+    async with MortalClient(configuration(cluster.server)) as client:
+        controller = Controller(client, cluster.clock, FakeTimer(), Settings(namespaces=("team",)), Meter(Registry()))
+        for namespace in ("elsewhere", "team"):
+            controller.hear(Sender(namespace=namespace, run="ragcun", run_uid="u", attempt=1), a_progress(1))
+        assert [await controller.queue.get() for _ in range(len(controller.queue))] == [("team", "ragcun")]
 
 
 async def test_a_back_off_ends_by_itself(pilot: Pilot) -> None:

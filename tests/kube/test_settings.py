@@ -1,5 +1,7 @@
 """The operator's settings."""
 
+from pathlib import Path
+
 import pytest
 
 from piton.kube.settings import Engine, Settings
@@ -29,12 +31,27 @@ def test_the_environment_is_read() -> None:
     assert Settings.from_env(env) == wanted
 
 
+def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
+    env = {
+        "PITON_OPERATOR_PROGRESS_URL": "https://piton-operator.piton-system.svc:8443/",
+        "PITON_OPERATOR_PROGRESS_PORT": "9443",
+        "PITON_OPERATOR_TLS_DIR": "/etc/piton/tls",
+    }
+    settings = Settings.from_env(env)
+    assert settings.progress_url == "https://piton-operator.piton-system.svc:8443"
+    assert (settings.progress_port, settings.tls_dir) == (9443, Path("/etc/piton/tls"))
+    assert Settings.from_env({"PITON_OPERATOR_PROGRESS_URL": ""}).progress_url is None
+
+
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [
         ({"PITON_OPERATOR_WORKERS": "many"}, "PITON_OPERATOR_WORKERS: 'many' is not a number"),
         ({"PITON_OPERATOR_WORKERS": "0"}, "at least one"),
         ({"PITON_OPERATOR_RESYNC_SECONDS": "-1"}, "above 0"),
+        ({"PITON_OPERATOR_PROGRESS_URL": "https://piton:8443"}, "PITON_OPERATOR_TLS_DIR is not"),
+        ({"PITON_OPERATOR_PROGRESS_URL": "http://piton:8443"}, "has to start with https://"),
+        ({"PITON_OPERATOR_PROGRESS_PORT": "70000"}, "PITON_OPERATOR_PROGRESS_PORT: 70000 is no port"),
         ({"PITON_OPERATOR_ENGINE": "volcano"}, "PITON_OPERATOR_ENGINE: 'volcano' is none of bundled, kubeflow"),
     ],
 )

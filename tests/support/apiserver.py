@@ -17,6 +17,8 @@ import aiohttp.web
 import attrs
 from kmock import KubernetesEmulator, KubernetesError, Request, action, resource
 
+from support import tokens
+
 Body = dict[str, Any]
 
 RUNS = resource("piton.dev", "v1alpha1", "trainingruns")
@@ -29,6 +31,8 @@ EVENTS = resource("", "v1", "events")
 NAMESPACES = resource("", "v1", "namespaces")
 CRDS = resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
+TOKEN_REVIEWS = resource("authentication.k8s.io", "v1", "tokenreviews")
+
 _KINDS = {
     RUNS: ("TrainingRun", True),
     JOBS: ("PyTorchJob", True),
@@ -39,6 +43,7 @@ _KINDS = {
     EVENTS: ("Event", True),
     NAMESPACES: ("Namespace", False),
     CRDS: ("CustomResourceDefinition", False),
+    TOKEN_REVIEWS: ("TokenReview", False),
 }
 _WITH_STATUS = frozenset({RUNS, JOBS, PODS, NODES})
 
@@ -79,6 +84,8 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
     """Watches that have begun."""
     lost: int = attrs.field(default=0, init=False)
     """Answers that were lost so far."""
+    knows_audiences: bool = attrs.field(default=True)
+    """Whether token reviews say which audience was asked for; old servers ignore it."""
     deaf: bool = attrs.field(default=False)
     """Whether watches miss everything."""
     changed: asyncio.Condition = attrs.field(factory=asyncio.Condition, init=False)
@@ -160,6 +167,8 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
             return found
         if request.action in (action.LIST, action.FETCH):  # kmock would search all of its past requests first
             return aiohttp.web.json_response(self._read(request))
+        if request.resource == TOKEN_REVIEWS:
+            return aiohttp.web.json_response({**request.data, "status": self._review(request.data["spec"])})
         if self.before_write is not None:
             await self.before_write(request)
         try:
@@ -174,6 +183,18 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
             request._raw_request.transport.abort()
             self.lost += 1
         return aiohttp.web.json_response(answer)
+
+    def _review(self, spec: Body) -> Body:
+        """The status of a TokenReview: a token is good while its pod exists."""
+        token = tokens.read(spec["token"])
+        if token is None or token.expires <= self.now() or token.audience not in spec["audiences"]:
+            return {"authenticated": False, "error": "invalid bearer token"}
+        if token.pod is not None:
+            pod = self.find(PODS, token.pod, token.namespace)
+            if pod is None or pod["metadata"]["uid"] != token.pod_uid:
+                return {"authenticated": False, "error": "the pod is gone"}
+        audiences = [token.audience] if self.knows_audiences else []
+        return {"authenticated": True, "user": tokens.user(token), "audiences": audiences}
 
     def _read(self, request: Request) -> Body:
         assert request.resource is not None

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import io
 import json
 import pickle
 import shutil
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +135,25 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-def forge(folder: Path, index: object) -> None:
+class Reacher:
+    """What an attacker who knows of early Python 3.11 would try."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (Metadata, "__init__")
+
+
+class EarlyPickler(pickle.Pickler):
+    """Writes members of enums as Python 3.11.2 does."""
+
+    def reducer_override(self, thing: object) -> Any:
+        return (getattr, (type(thing), thing.name)) if isinstance(thing, Enum) else NotImplemented
+
+
+def forge(folder: Path, index: object, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
     """Replace a checkpoint's index by another one, with a manifest that agrees."""
-    data = pickle.dumps(index)
+    stream = io.BytesIO()
+    pickler(stream).dump(index)
+    data = stream.getvalue()
     (folder / ".metadata").write_bytes(data)
     manifest = json.loads((folder / names.MANIFEST_FILE).read_text())
     manifest["files"][".metadata"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -154,6 +172,20 @@ def test_a_malicious_index_is_refused_unopened(
     assert resumed_from(directory) == OLDER
     assert not (tmp_path / "exploded").exists()
     assert ".metadata is refused: it asks for pathlib.Path.touch" in caplog.text
+
+
+def test_an_index_that_an_early_python_wrote_is_read(directory: Path, newer: Path) -> None:
+    forge(newer, read_index(newer), EarlyPickler)
+    assert b"getattr" in (newer / ".metadata").read_bytes()
+    assert resumed_from(directory) == NEWER
+
+
+def test_what_lets_members_of_enums_in_lets_nothing_else_in(
+    directory: Path, newer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forge(newer, Reacher())
+    assert resumed_from(directory) == OLDER
+    assert ".metadata is refused: it asks for builtins.getattr" in caplog.text
 
 
 def test_an_index_with_something_to_unpickle_is_refused(

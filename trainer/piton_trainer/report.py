@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
 _ANSWER_BYTES_MAX = 65_536
+_SENTENCE_MAX = 200
 
 
 class Reporter:
@@ -113,7 +114,7 @@ def push(server: Server, progress: Progress, *, timeout_seconds: float = TIMEOUT
     finally:
         connection.close()
     if answer.status // 100 != http.HTTPStatus.OK // 100:
-        raise ConnectionError(f"the server answered {answer.status} {answer.reason}")
+        raise ConnectionError(f"the server answered {answer.status} {answer.reason}: {text[:_SENTENCE_MAX].strip()}")
     return Wishes.from_json(text)
 
 

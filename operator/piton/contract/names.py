@@ -33,6 +33,7 @@ ENV_ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 LABEL_RUN = f"{API_GROUP}/run"
 LABEL_ATTEMPT = f"{API_GROUP}/attempt"
 ANNOTATION_CONFIG = f"{API_GROUP}/config"
+ANNOTATION_CA = f"{API_GROUP}/ca"
 
 METRICS_PORT = 9401
 METRICS_PORT_NAME = "metrics"
@@ -43,6 +44,11 @@ CONTAINER = "pytorch"
 CHECKPOINT_MOUNT = "/checkpoints"
 CONFIG_MOUNT = "/etc/piton"
 CONFIG_FILE = "config.json"
+PROGRESS_MOUNT = "/var/run/secrets/piton.dev"
+PROGRESS_CA_FILE = "ca.crt"
+PROGRESS_TOKEN_FILE = "token"  # noqa: S105 - the name of a file
+TOKEN_AUDIENCE = API_GROUP
+"""The only thing that the token in a trainer's pod is good for."""
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 # Layout of a checkpoint directory.

@@ -21,6 +21,14 @@ RESUMED_FROM = "resumed_from_step"
 _ALIASES = {"current_step": STEP}
 _RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM})
 
+BODY_BYTES_MAX = 1 << 20
+"""A longer report is refused unread."""
+# What is kept of a report ends in the run's status, so a sender must not be able to make that too large to store.
+_METRICS_MAX = 64
+_NAME_MAX = 128
+_TIME_MAX = 64
+_WHOLE_MAX = 2**53
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -64,11 +72,12 @@ class Progress:
             ValueError: it is not a KEP-2779 report.
         """
         status = body.get("trainerStatus") if isinstance(body, dict) else None
-        if not isinstance(status, dict) or not isinstance(status.get("lastUpdatedTime"), str):
+        updated = status.get("lastUpdatedTime") if isinstance(status, dict) else None
+        if not isinstance(status, dict) or not isinstance(updated, str) or len(updated) > _TIME_MAX:
             raise ValueError("not a KEP-2779 report: no trainerStatus.lastUpdatedTime")
         numbers = _numbers(status.get("metrics"))
         return cls(
-            updated=status["lastUpdatedTime"],
+            updated=updated,
             percentage=_bounded(status.get("progressPercentage"), 100),
             remaining_seconds=_bounded(status.get("estimatedRemainingSeconds"), 2**31),
             step=_whole(numbers.get(STEP)),
@@ -77,6 +86,18 @@ class Progress:
             resumed_from=_whole(numbers.get(RESUMED_FROM)),
             metrics={name: value for name, value in numbers.items() if name not in _RESERVED},
         )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Parse a request's body as it came.
+
+        Raises:
+            ValueError: it is not JSON, or not a KEP-2779 report.
+        """
+        try:
+            return cls.from_wire(json.loads(text))
+        except RecursionError:
+            raise ValueError("not a KEP-2779 report: nested too deeply") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +126,28 @@ class Wishes:
 def _numbers(metrics: object) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for item in metrics if isinstance(metrics, list) else []:
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str) or len(name) > _NAME_MAX:
             continue
-        try:
-            value = float(item.get("value", "nan"))
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(value):
-            name: str = item["name"]
-            numbers[_ALIASES.get(name, name)] = value
+        value = _number(item.get("value"))
+        name = _ALIASES.get(name, name)
+        if value is not None and (name in _RESERVED or len(numbers) < _METRICS_MAX):
+            numbers[name] = value
     return numbers
 
 
+def _number(value: object) -> float | None:
+    if not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _whole(value: float | None) -> int | None:
-    return None if value is None or value < 0 else int(value)
+    return None if value is None or not 0 <= value <= _WHOLE_MAX else int(value)
 
 
 def _bounded(value: object, top: int) -> int | None:

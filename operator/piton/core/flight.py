@@ -74,7 +74,7 @@ def vanish(context: Context) -> Decision | None:
     )
     message = f"the job of attempt {record.number} disappeared"
     judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
-    return _close(context, judgement, context.status)
+    return _close(context, judgement, _heard(context))
 
 
 def stop(context: Context) -> Decision | None:

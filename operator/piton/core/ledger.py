@@ -40,11 +40,9 @@ def begin(status: RunStatus, seen: Iterable[AttemptSeen], *, now: datetime, pace
 
 
 def enter(status: RunStatus, number: int, state: AttemptState, *, now: datetime, pace: Pace) -> RunStatus:
-    """Append a record for an attempt."""
+    """Append a record for an attempt. What the one before has shown stays until there is something new to show."""
     record = AttemptStatus(number=number, state=state, created_time=now)
-    return status.model_copy(
-        update={"attempt": number, "attempts": (*status.attempts, record)[-pace.kept_records :], "progress": None}
-    )
+    return status.model_copy(update={"attempt": number, "attempts": (*status.attempts, record)[-pace.kept_records :]})
 
 
 def change(status: RunStatus, **fields: object) -> RunStatus:
@@ -66,8 +64,11 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
 
 
 def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
-    """Close the current attempt and move its verdict's counter."""
+    """Close the current attempt and move its verdict's counter. While nobody trains, nobody knows how long it takes."""
     status = change(status, state=AttemptState.ENDED, ended_time=now, **verdict_fields(judgement))
+    if status.progress is not None:
+        shown = status.progress.model_copy(update={"estimated_remaining_seconds": None, "eta": None})
+        status = status.model_copy(update={"progress": shown})
     counter = _COUNTERS.get(judgement.verdict)
     if counter is None:
         return status
@@ -139,9 +140,12 @@ def _count_lost(status: RunStatus, resumed_from: int) -> RunStatus:
 
 
 def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
+    """The newest report, for people. transformers leaves the steps out of its first and last ones: they are known."""
+    known = status.current.step if status.current else None
+    total = status.progress.total_steps if status.progress else None
     shown = ProgressStatus(
-        step=progress.step,
-        total_steps=progress.total_steps,
+        step=known if progress.step is None else progress.step,
+        total_steps=total if progress.total_steps is None else progress.total_steps,
         progress_percentage=progress.percentage,
         estimated_remaining_seconds=progress.remaining_seconds,
         eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),

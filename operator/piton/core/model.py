@@ -21,6 +21,8 @@ Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", m
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=24)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+"""One word of a command; long enough for a script after `python -c` or `bash -c`."""
 
 
 class Model(BaseModel):
@@ -65,7 +67,7 @@ class Trainer(Model):
     config: Mapping[str, Any] = Field(
         default_factory=dict, description="The recipe's settings; checked by the recipe itself before it trains."
     )
-    command: Annotated[tuple[Text, ...], Field(max_length=256)] = Field(
+    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(
         default=(), description="Your own program, instead of a recipe; run once per node, unchanged."
     )
     env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] = Field(
@@ -230,14 +232,14 @@ class Limits(Model):
 class PrepareStage(Model):
     """Work on a cheap CPU node, on the same volume, before a GPU is asked for."""
 
-    command: Annotated[tuple[Text, ...], Field(max_length=256)] = Field(description="The program to run.")
+    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(description="The program to run.")
     resources: Resources = Field(default_factory=Resources, description="What it needs.")
 
 
 class EvaluateStage(Model):
     """Work on the best checkpoint after training."""
 
-    command: Annotated[tuple[Text, ...], Field(max_length=256)] = Field(default=(), description="The program to run.")
+    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(default=(), description="The program to run.")
     recipe: Name | None = Field(default=None, description="Or a recipe's evaluation.")
     config: Mapping[str, Any] = Field(default_factory=dict, description="The recipe's settings.")
     resources: Resources = Field(default_factory=Resources, description="What it needs.")

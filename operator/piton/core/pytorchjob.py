@@ -11,11 +11,14 @@ from torchx import specs
 
 from piton.contract import names
 from piton.core.model import Meta, Spec, Tier
-from piton.core.render import GRACE_SECONDS, Place, appdef, assignment, processes_per_node
+from piton.core.render import GRACE_SECONDS, Place, ProgressServer, appdef, assignment, processes_per_node
 
 GPU = "nvidia.com/gpu"
 UNREACHABLE_SECONDS = 30
 """How long a pod tolerates a node that does not answer; Kubernetes' default is 300."""
+
+TOKEN_SECONDS = 3600
+"""How long a pod's token is valid; the kubelet renews it before that."""
 
 _CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
     Tier.SPOT: {
@@ -32,9 +35,16 @@ _CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
 """Karpenter, EKS managed node groups and self-managed nodes spell it three ways; a node has one of them."""
 
 
-def in_pod(meta: Meta) -> Place:
+def in_pod(meta: Meta, server: ProgressServer | None = None) -> Place:
     """The place inside a pod. Runs that share a claim get a folder each."""
-    return Place(checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}")
+    env: dict[str, str] = {}
+    if server is not None:
+        env = {
+            names.ENV_SERVER_URL: server.run_url(meta),
+            names.ENV_SERVER_CA_CERT: f"{names.PROGRESS_MOUNT}/{names.PROGRESS_CA_FILE}",
+            names.ENV_SERVER_TOKEN: f"{names.PROGRESS_MOUNT}/{names.PROGRESS_TOKEN_FILE}",
+        }
+    return Place(checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}", env=env)
 
 
 def claim_name(meta: Meta, spec: Spec) -> str:
@@ -64,18 +74,21 @@ def volume_claim(meta: Meta, spec: Spec) -> dict[str, Any]:
     }
 
 
-def pytorchjob(meta: Meta, spec: Spec, attempt: int) -> dict[str, Any]:
-    """The PyTorchJob of one attempt: used once, never retried by its own controller."""
-    app = appdef(meta, spec, attempt, in_pod(meta))
+def pytorchjob(meta: Meta, spec: Spec, attempt: int, server: ProgressServer | None = None) -> dict[str, Any]:
+    """The PyTorchJob of one attempt: used once, never retried by its own controller.
+
+    Without a `server` the trainers report nothing until they end.
+    """
+    app = appdef(meta, spec, attempt, in_pod(meta, server))
     role = app.roles[0]
     replica = {
         "restartPolicy": "Never",
         "template": {
             "metadata": {
                 "labels": dict(app.metadata),
-                "annotations": {names.ANNOTATION_CONFIG: assignment(spec).to_json()},
+                "annotations": _annotations(spec, server),
             },
-            "spec": _pod(meta, spec, role),
+            "spec": _pod(meta, spec, role, server),
         },
     }
     replicas = {"Master": {"replicas": 1, **_scraped(replica)}}
@@ -124,7 +137,12 @@ def owner(meta: Meta) -> dict[str, Any]:
     }
 
 
-def _pod(meta: Meta, spec: Spec, role: specs.Role) -> dict[str, Any]:
+def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
+    found = {names.ANNOTATION_CONFIG: assignment(spec).to_json()}
+    return found if server is None else {**found, names.ANNOTATION_CA: server.ca_pem}
+
+
+def _pod(meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None) -> dict[str, Any]:
     template = spec.workers.template
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
@@ -133,6 +151,10 @@ def _pod(meta: Meta, spec: Spec, role: specs.Role) -> dict[str, Any]:
         "tolerations": _tolerations(spec),
         "volumes": _volumes(meta, spec),
     }
+    if server is not None:
+        pod["volumes"].append(_progress_volume())
+        mount = {"name": "progress", "mountPath": names.PROGRESS_MOUNT, "readOnly": True}
+        pod["containers"][0]["volumeMounts"].append(mount)
     affinity = _affinity(spec)
     if affinity:
         pod["affinity"] = affinity
@@ -200,15 +222,29 @@ def _tolerations(spec: Spec) -> list[dict[str, Any]]:
 
 
 def _volumes(meta: Meta, spec: Spec) -> list[dict[str, Any]]:
-    config = {
-        "path": names.CONFIG_FILE,
-        "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_CONFIG}']"},
-    }
     return [
         {"name": "checkpoints", "persistentVolumeClaim": {"claimName": claim_name(meta, spec)}},
-        {"name": "config", "downwardAPI": {"items": [config]}},
+        {"name": "config", "downwardAPI": {"items": [_from_annotation(names.ANNOTATION_CONFIG, names.CONFIG_FILE)]}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
+
+
+def _progress_volume() -> dict[str, Any]:
+    """What a trainer needs to report: the authority to trust, and a token that the API server itself does not take."""
+    token = {
+        "audience": names.TOKEN_AUDIENCE,
+        "expirationSeconds": TOKEN_SECONDS,
+        "path": names.PROGRESS_TOKEN_FILE,
+    }
+    authority = {"items": [_from_annotation(names.ANNOTATION_CA, names.PROGRESS_CA_FILE)]}
+    return {
+        "name": "progress",
+        "projected": {"sources": [{"serviceAccountToken": token}, {"downwardAPI": authority}]},
+    }
+
+
+def _from_annotation(annotation: str, path: str) -> dict[str, Any]:
+    return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
 
 
 def _affinity(spec: Spec) -> dict[str, Any] | None:

@@ -38,6 +38,20 @@ class Place:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProgressServer:
+    """Where trainers on a cluster report to, as the operator's settings say."""
+
+    url: str
+    """Base URL, without a slash at the end."""
+    ca_pem: str
+    """The certificate of the authority that vouches for it."""
+
+    def run_url(self, meta: Meta) -> str:
+        """Where the trainers of that run report to."""
+        return f"{self.url}/namespaces/{meta.namespace}/{names.PLURAL}/{meta.name}/status"
+
+
 def assignment(spec: Spec) -> Assignment:
     """What the trainers are told; the same in every place."""
     every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every(minutes=15)

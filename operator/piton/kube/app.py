@@ -7,6 +7,7 @@ objects that it watches. Finalizer, status and events are the controller's, thro
 import asyncio
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import kopf
@@ -15,14 +16,21 @@ from kubernetes.aio.config import ConfigException
 
 from piton.clock import SystemClock
 from piton.contract import names
+from piton.core.render import ProgressServer
 from piton.kube import log
 from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, Client, Resource, load_configuration
 from piton.kube.controller import Controller
+from piton.kube.door import Door
 from piton.kube.engine import JobController
 from piton.kube.metrics import Meter, Registry, served
+from piton.kube.receiver import Receiver
 from piton.kube.settings import Engine, Settings
+from piton.kube.tls import Certificates
 
 Flag = asyncio.Event | threading.Event
+
+_IDENTITY: Any = "piton"
+"""For kopf's peering, which is off. Without a name kopf asks for the user's, and in a container there may be none."""
 
 SERVER_SECONDS = 290
 """How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
@@ -47,16 +55,21 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
         configuration = await load_configuration(settings.api_url)
     except ConfigException as error:
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
+    certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     loop = asyncio.get_running_loop()
     meter = Meter(Registry())
     async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
-        controller = Controller(client, SystemClock(), loop, settings, meter)
+        server = partial(_server, settings, certificates)
+        controller = Controller(client, SystemClock(), loop, settings, meter, server)
         jobs = (
             JobController(client, SystemClock(), loop, settings, meter) if settings.engine is Engine.BUNDLED else None
         )
         registry = build_registry(controller, jobs, configuration)
         tasks = [asyncio.create_task(controller.run(), name="controller")]
         tasks += [asyncio.create_task(jobs.run(), name="jobs")] if jobs else []
+        if certificates is not None:
+            receiver = _receiver(controller, client, certificates, settings)
+            tasks.append(asyncio.create_task(receiver.run(), name="receiver"))
         tasks += [asyncio.create_task(_watch(registry, settings, stop, ready), name="kopf")]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -69,11 +82,23 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
             raise end
 
 
+def _server(settings: Settings, certificates: Certificates | None) -> ProgressServer | None:
+    if settings.progress_url is None or certificates is None:
+        return None
+    return ProgressServer(url=settings.progress_url, ca_pem=certificates.authority)
+
+
+def _receiver(controller: Controller, client: Client, certificates: Certificates, settings: Settings) -> Receiver:
+    door = Door(client, SystemClock(), asyncio.get_running_loop())
+    return Receiver(door, controller.hear, certificates, host=settings.progress_host, port=settings.progress_port)
+
+
 async def _watch(registry: kopf.OperatorRegistry, settings: Settings, stop: Flag | None, ready: Flag | None) -> None:
     await kopf.operator(
         registry=registry,
         settings=build_kopf_settings(),
         standalone=True,
+        identity=_IDENTITY,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
         liveness_endpoint=f"http://{settings.probe_host}:{settings.probe_port}/healthz"

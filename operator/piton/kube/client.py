@@ -51,6 +51,7 @@ SERVICES = Resource(group="", version="v1", plural="services")
 CLAIMS = Resource(group="", version="v1", plural="persistentvolumeclaims")
 NODES = Resource(group="", version="v1", plural="nodes", namespaced=False)
 EVENTS = Resource(group="", version="v1", plural="events")
+TOKEN_REVIEWS = Resource(group="authentication.k8s.io", version="v1", plural="tokenreviews", namespaced=False)
 
 
 async def load_configuration(url: str | None = None) -> Configuration:

@@ -7,16 +7,20 @@ import asyncio
 import logging
 import traceback
 from collections import defaultdict
+from collections.abc import Callable
 
+from piton.contract.progress import Progress
 from piton.core.conditions import TRAINING
 from piton.core.effects import Decision
 from piton.core.increments import increments
 from piton.core.observed import Observed
+from piton.core.render import ProgressServer
 from piton.drive import reconcile
 from piton.kube.client import RUNS, Client
 from piton.kube.events import EventAnnouncer, Key, Ration
 from piton.kube.metrics import RUN, Meter
 from piton.kube.queue import Timer, WorkQueue
+from piton.kube.reports import Reports, Sender
 from piton.kube.settings import Settings
 from piton.kube.world import KubeWorld
 from piton.ports import Clock, Conflict, PortError
@@ -24,13 +28,24 @@ from piton.ports import Clock, Conflict, PortError
 _CONFLICTS_AT_ONCE = 3
 """Conflicts in a row after which a run waits as after any other error: somebody keeps writing to it."""
 
+ServerNow = Callable[[], ProgressServer | None]
+"""Where new attempts report to, with the certificate of today; None: nowhere."""
+
 _log = logging.getLogger(__name__)
 
 
 class Controller:
     """Everything that one operator process does."""
 
-    def __init__(self, client: Client, clock: Clock, timer: Timer, settings: Settings, meter: Meter) -> None:
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        timer: Timer,
+        settings: Settings,
+        meter: Meter,
+        server: ServerNow = lambda: None,
+    ) -> None:
         self.queue: WorkQueue[Key] = WorkQueue(timer)
         self._meter = meter
         meter.watch_queue(RUN, self.queue.__len__)
@@ -38,6 +53,8 @@ class Controller:
         self._clock = clock
         self._timer = timer
         self._settings = settings
+        self._server = server
+        self._reports = Reports(timer, pass_seconds=settings.pace.progress_seconds)
         self._ration = Ration(clock)
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
         self._busy_since: dict[Key, float] = {}
@@ -61,6 +78,12 @@ class Controller:
             self.wake(namespace, run)
         if deleted:
             self._runs_on_node.pop(node, None)
+
+    def hear(self, sender: Sender, progress: Progress) -> None:
+        """A trainer reported. Many do, all the time: a pass follows when there is something in it."""
+        if self._settings.namespaces and sender.namespace not in self._settings.namespaces:
+            return
+        self.queue.add_after((sender.namespace, sender.run), self._reports.take(sender, progress))
 
     async def resync(self) -> None:
         """Have every run that exists looked at. What is not listed here is no run, whatever a watch believes."""
@@ -109,7 +132,7 @@ class Controller:
             self.queue.done(key)
 
     async def _pass(self, key: Key) -> None:
-        world = KubeWorld(self._client, self._clock, *key)
+        world = KubeWorld(self._client, self._clock, *key, reports=self._reports, server=self._server())
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.pace)
         if decision is None:
@@ -130,6 +153,7 @@ class Controller:
     def _forget(self, key: Key) -> None:
         self._meter.forget(key)
         self._ration.forget(key)
+        self._reports.forget(key)
         for node in [node for node, runs in self._runs_on_node.items() if key in runs]:
             self._runs_on_node[node].discard(key)
             if not self._runs_on_node[node]:

@@ -4,6 +4,12 @@ import json
 import logging
 from datetime import UTC, datetime
 
+_CHATTY = (
+    "kopf.objects",  # one line for every event of every watch
+    "kopf.activities.probe",  # two for every look of the kubelet
+    "aiohttp.access",
+)
+
 
 class JsonFormatter(logging.Formatter):
     """Time, level, logger, message, and whatever the call passed as `extra={"fields": {...}}`."""
@@ -27,4 +33,5 @@ def configure(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # one line for every event of every watch
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from piton.contract import names
+from piton.contract.progress import Progress
 from piton.core import parse
 from piton.core.model import Meta, Spec
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, VolumeSeen
@@ -17,6 +18,7 @@ from piton.core.status import AttemptState, RunStatus
 from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.pods import NodeView, condition, moment, replica
+from piton.kube.reports import Reports
 from piton.ports import Refused, Unavailable
 
 
@@ -32,7 +34,9 @@ class Reading:
     """When time alone will change this observation: a silent node is about to count as gone."""
 
 
-async def read(client: Client, namespace: str, name: str, *, now: datetime) -> Reading | None:
+async def read(
+    client: Client, namespace: str, name: str, *, now: datetime, reports: Reports | None = None
+) -> Reading | None:
     """Look at the run and all that belongs to it; None when it does not exist.
 
     Raises:
@@ -40,7 +44,7 @@ async def read(client: Client, namespace: str, name: str, *, now: datetime) -> R
     """
     try:
         manifest = await client.get(RUNS, name, namespace=namespace)
-        return None if manifest is None else await _Reader(client, manifest, now).read()
+        return None if manifest is None else await _Reader(client, manifest, now, reports).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -48,10 +52,11 @@ async def read(client: Client, namespace: str, name: str, *, now: datetime) -> R
 class _Reader:
     """One look; it holds what its steps share."""
 
-    def __init__(self, client: Client, manifest: Body, now: datetime) -> None:
+    def __init__(self, client: Client, manifest: Body, now: datetime, reports: Reports | None) -> None:
         self._client = client
         self._manifest = manifest
         self._now = now
+        self._reports = reports
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -73,8 +78,16 @@ class _Reader:
             status=self._parsed.status,
             volume=await self._volume(self._parsed.spec),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
+            progress=self._progress(),
         )
         return Reading(manifest=self._manifest, observed=observed, pods=pods, changes_at=self._changes_at)
+
+    def _progress(self) -> Progress | None:
+        """The current attempt's newest report; what an older one, or an earlier run's, still says does not count."""
+        if self._reports is None:
+            return None
+        key = (self._meta.namespace, self._meta.name)
+        return self._reports.look(key, run_uid=self._meta.uid, attempt=self._parsed.status.attempt)
 
     async def _jobs(self) -> dict[int, Body]:
         """Our jobs, and whatever has the name of the job that we want to create."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 from piton.core.backoff import Pace
@@ -11,6 +12,9 @@ ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
 ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
 ENV_WORKERS = "PITON_OPERATOR_WORKERS"
 ENV_PROBE_PORT = "PITON_OPERATOR_PROBE_PORT"
+ENV_PROGRESS_URL = "PITON_OPERATOR_PROGRESS_URL"
+ENV_PROGRESS_PORT = "PITON_OPERATOR_PROGRESS_PORT"
+ENV_TLS_DIR = "PITON_OPERATOR_TLS_DIR"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
 ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 
@@ -38,6 +42,15 @@ class Settings:
     """Port of the liveness probe at /healthz; None: no probe."""
     probe_host: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
     """Address of the liveness probe."""
+    progress_url: str | None = None
+    """Base URL at which trainer pods reach this operator, e.g. https://piton-operator.piton-system.svc:8443; None: it
+    receives no reports, and how far a run is shows when an attempt ends."""
+    progress_port: int = 8443
+    """Port at which the reports arrive."""
+    progress_host: str = "0.0.0.0"  # noqa: S104 - the trainers report from other pods
+    """Address at which the reports arrive."""
+    tls_dir: Path | None = None
+    """Folder with tls.crt, tls.key and ca.crt for that; read again when they change."""
     stuck_seconds: float = 300.0
     """A pass that takes longer than this fails the liveness probe. Every call to the API server gives up after 30 s."""
     api_url: str | None = None
@@ -54,6 +67,12 @@ class Settings:
             raise ValueError(f"resync of {self.resync_seconds} s: has to be above 0")
         if self.workers < 1:
             raise ValueError(f"{self.workers} workers: at least one is needed")
+        if self.progress_url is not None and not self.progress_url.startswith("https://"):
+            raise ValueError(f"{ENV_PROGRESS_URL}: {self.progress_url!r} has to start with https://")
+        if not 1 <= self.progress_port <= 65_535:
+            raise ValueError(f"{ENV_PROGRESS_PORT}: {self.progress_port} is no port")
+        if self.progress_url is not None and self.tls_dir is None:
+            raise ValueError(f"{ENV_PROGRESS_URL} is set, {ENV_TLS_DIR} is not: name the folder with the certificate")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -70,6 +89,9 @@ class Settings:
             resync_seconds=_number(env, ENV_RESYNC_SECONDS, defaults.resync_seconds),
             workers=int(_number(env, ENV_WORKERS, float(defaults.workers))),
             probe_port=port or None,
+            progress_url=env.get(ENV_PROGRESS_URL, "").rstrip("/") or None,
+            progress_port=int(_number(env, ENV_PROGRESS_PORT, defaults.progress_port)),
+            tls_dir=Path(env[ENV_TLS_DIR]) if env.get(ENV_TLS_DIR) else None,
             engine=_engine(env, defaults.engine),
             metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
         )

@@ -16,10 +16,12 @@ from piton.core.effects import (
 from piton.core.model import Meta, Spec
 from piton.core.observed import Observed
 from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
+from piton.core.render import ProgressServer
 from piton.core.status import RunStatus
 from piton.kube.client import CLAIMS, JOBS, PODS, RUNS, Body, Client, Resource
 from piton.kube.errors import AlreadyExists, NotFound
 from piton.kube.observe import Reading, owned, read, seconds_until
+from piton.kube.reports import Reports
 from piton.ports import Clock, Conflict, Refused
 
 
@@ -30,16 +32,29 @@ class KubeWorld:
     was overtaken does nothing, and one that is repeated does nothing twice.
     """
 
-    def __init__(self, client: Client, clock: Clock, namespace: str, name: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        namespace: str,
+        name: str,
+        *,
+        reports: Reports | None = None,
+        server: ProgressServer | None = None,
+    ) -> None:
         self._client = client
         self._clock = clock
         self._namespace = namespace
         self._name = name
+        self._reports = reports
+        self._server = server
         self._reading: Reading | None = None
 
     async def observe(self) -> Observed | None:
         """Read the run and all that is its own, live."""
-        self._reading = await read(self._client, self._namespace, self._name, now=self._clock.now())
+        self._reading = await read(
+            self._client, self._namespace, self._name, now=self._clock.now(), reports=self._reports
+        )
         return self._reading.observed if self._reading else None
 
     @property
@@ -117,7 +132,7 @@ class KubeWorld:
 
     async def _start(self, number: int) -> None:
         try:
-            await self._create(JOBS, pytorchjob(self._meta, self._spec, number))
+            await self._create(JOBS, pytorchjob(self._meta, self._spec, number, self._server))
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 

@@ -3,7 +3,6 @@
 The path carries the attempt's number, so that the late words of an older attempt are not taken for the new one's.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +10,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 
-from piton.contract.progress import Progress, Wishes
+from piton.contract.progress import BODY_BYTES_MAX, Progress, Wishes
 
 _PATH = re.compile(r"/attempts/([0-9]{1,9})/status")
-_BODY_BYTES_MAX = 1 << 20
 
 Hear = Callable[[int, Progress], None]
 """Called in the server's thread with the attempt's number and its report."""
@@ -80,15 +78,15 @@ class _Handler(BaseHTTPRequestHandler):
         size = self.headers.get("Content-Length", "")
         if found is None:
             self.send_error(404)
-        elif not size.isdigit() or int(size) > _BODY_BYTES_MAX:
+        elif not size.isdigit() or int(size) > BODY_BYTES_MAX:
             self.send_error(411)
         else:
             self._take(int(found[1]), self.rfile.read(int(size)))
 
     def _take(self, attempt: int, body: bytes) -> None:
         try:
-            progress = Progress.from_wire(json.loads(body))
-        except (ValueError, RecursionError) as error:
+            progress = Progress.from_json(body)
+        except ValueError as error:
             self.send_error(400, explain=str(error))
             return
         assert isinstance(self.server, _Server)

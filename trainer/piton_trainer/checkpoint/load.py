@@ -8,6 +8,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,4 +142,13 @@ class _IndexUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _member(kind: object, name: str) -> Enum:
+    """Early Python 3.11 (Debian 12 has one) writes a member of an enum as getattr(class, name)."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError("it asks for builtins.getattr")

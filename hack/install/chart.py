@@ -1,0 +1,48 @@
+"""The chart, installed by helm as anybody would; on a Kubernetes before 1.25 with the two flags that it needs."""
+
+import json
+from pathlib import Path
+
+from hack.cluster.shell import run
+from hack.install import tools
+
+CHART = Path(__file__).parents[2] / "charts" / "piton"
+RELEASE = "piton"
+NAMESPACE = "piton-system"
+DEPLOYMENT = "piton-operator"
+_CEL_SINCE = 25
+"""Minor version of Kubernetes from which the API server knows CEL rules in CRDs; older ones refuse the word."""
+
+
+def install(
+    kubeconfig: Path, *, values: dict[str, str] | None = None, annotations: dict[str, str] | None = None
+) -> None:
+    """Install or upgrade, and wait until the operator serves.
+
+    `annotations` are the operator pod's: a new value replaces a pod whose image has changed under the same name.
+
+    Raises:
+        BoxError: helm refuses, or the operator does not come up.
+    """
+    command: list[str | Path] = [tools.helm(), "upgrade", "--install", RELEASE, CHART, "--kubeconfig", kubeconfig]
+    command += ["--namespace", NAMESPACE, "--create-namespace", *_for_old_servers(kubeconfig)]
+    for key, value in (values or {}).items():
+        command += ["--set", f"{key}={value}"]
+    for key, value in (annotations or {}).items():
+        command += ["--set-string", f"operator.podAnnotations.{key.replace('.', chr(92) + '.')}={value}"]
+    run(command)
+    kubectl: list[str | Path] = [tools.kubectl(), "--kubeconfig", kubeconfig, "--namespace", NAMESPACE]
+    run([*kubectl, "rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s"])
+
+
+def remove(kubeconfig: Path) -> None:
+    """Uninstall; the CRDs stay, and with them the runs."""
+    run(
+        [tools.helm(), "uninstall", RELEASE, "--kubeconfig", kubeconfig, "--namespace", NAMESPACE, "--ignore-not-found"]
+    )
+
+
+def _for_old_servers(kubeconfig: Path) -> list[str]:
+    versions = json.loads(run([tools.kubectl(), "--kubeconfig", kubeconfig, "version", "--output=json"]))
+    minor = int(versions["serverVersion"]["minor"].rstrip("+"))
+    return [] if minor >= _CEL_SINCE else ["--disable-openapi-validation", "--server-side=false"]

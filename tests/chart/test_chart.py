@@ -1,0 +1,182 @@
+"""The chart as helm renders it: what it grants, what it refuses, what it carries."""
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hack.install import tools
+from hack.install.chart import CHART, NAMESPACE, RELEASE
+from piton.kube.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+Object = dict[str, Any]
+
+
+def helm(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(tools.helm()), *words], capture_output=True, text=True)
+
+
+@cache
+def rendered(*values: str) -> list[Object]:
+    """Every object of the chart with these values."""
+    sets = [word for value in values for word in ("--set", value)]
+    done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *sets)
+    assert done.returncode == 0, done.stderr
+    return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+
+def of_kind(kind: str, *values: str) -> list[Object]:
+    return [found for found in rendered(*values) if found["kind"] == kind]
+
+
+def granted(*values: str) -> set[tuple[str, str]]:
+    """Every (resource, verb) that the operator's roles allow."""
+    rules = [rule for role in of_kind("ClusterRole", *values) for rule in role["rules"]]
+    return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_helm_finds_nothing_to_complain_about() -> None:
+    done = helm("lint", "--strict", str(CHART))
+
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("engine=docker", "engine"),
+        ("bundled=true", "bundled"),
+        ("operator.worker=3", "worker"),
+        ("operator.workers=0", "workers"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("namespaces[0]=Not A Name", "namespaces"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(value: str, word: str) -> None:
+    done = helm("template", RELEASE, str(CHART), "--set", value)
+
+    assert done.returncode != 0
+    assert word in done.stderr
+
+
+def test_every_default_is_allowed_by_the_schema_and_nothing_else() -> None:
+    """Each key of values.yaml is in the schema, and each of the schema's in values.yaml, where people look."""
+
+    def keys(tree: Any, path: str = "") -> set[str]:
+        if not isinstance(tree, dict) or not tree:
+            return {path}
+        return {key for name, below in tree.items() for key in keys(below, f"{path}.{name}")}
+
+    def allowed(schema: Object, path: str = "") -> set[str]:
+        if "properties" not in schema:
+            return {path}
+        return {key for name, below in schema["properties"].items() for key in allowed(below, f"{path}.{name}")}
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    free = ".operator.resources"
+    wanted = {key for key in allowed(schema) if not key.startswith(free)} - {".global"}
+    assert {key for key in keys(values) if not key.startswith(free)} == wanted
+
+
+def test_the_operator_gets_no_secrets_no_wildcards_and_no_exec() -> None:
+    for engine in ("bundled", "kubeflow"):
+        for resource, verb in granted(f"engine={engine}"):
+            assert "*" not in (resource, verb)
+            assert resource not in {"secrets", "configmaps", "pods/exec", "pods/attach", "serviceaccounts/token"}
+    bindings = of_kind("ClusterRoleBinding")
+    assert {b["roleRef"]["name"] for b in bindings} == {r["metadata"]["name"] for r in of_kind("ClusterRole")}
+
+
+def test_only_the_bundled_engine_may_create_pods() -> None:
+    assert ("pods", "create") in granted("engine=bundled")
+    assert ("pods", "create") not in granted("engine=kubeflow")
+    assert not {resource for resource, _ in granted("engine=kubeflow")} & {"services", "pytorchjobs/status"}
+
+
+def test_with_namespaces_named_the_rights_end_there() -> None:
+    values = ("namespaces[0]=team-a", "namespaces[1]=team-b")
+
+    everywhere = {binding["roleRef"]["name"] for binding in of_kind("ClusterRoleBinding", *values)}
+
+    roles = {role["metadata"]["name"]: role for role in of_kind("ClusterRole", *values)}
+    resources = {r for name in everywhere for rule in roles[name]["rules"] for r in rule["resources"]}
+    assert resources == {"nodes", "tokenreviews"}
+    assert {b["metadata"]["namespace"] for b in of_kind("RoleBinding", *values)} == {"team-a", "team-b"}
+
+
+def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:
+    """Pod Security Standard `restricted`, and a root file system that nobody writes to."""
+    pod = of_kind("Deployment")[0]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_operator_understands_its_environment() -> None:
+    """What the chart sets are variables that the operator reads, with values that it accepts."""
+    (container,) = of_kind("Deployment", "engine=kubeflow", "namespaces[0]=a")[0]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+
+    settings = Settings.from_env(env)
+
+    assert (settings.engine, settings.namespaces) == ("kubeflow", ("a",))
+    for name in env:  # a misspelt variable would be ignored
+        read: set[str] = set()
+        Settings.from_env(_Recording(env, read))
+        assert name in read
+
+
+class _Recording(dict[str, str]):
+    """An environment that remembers which of its variables were asked for."""
+
+    def __init__(self, env: dict[str, str], read: set[str]) -> None:
+        super().__init__(env)
+        self._read = read
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
+
+
+def test_the_crds_of_the_chart_are_the_projects() -> None:
+    for source in (ROOT / "crds").rglob("*.yaml"):
+        assert (CHART / "files" / source.name).read_text() == source.read_text(), "say make crd"
+    assert len(of_kind("CustomResourceDefinition", "engine=bundled")) == 2
+    assert len(of_kind("CustomResourceDefinition", "engine=kubeflow")) == 1
+    assert not of_kind("CustomResourceDefinition", "crds.install=false")
+    for crd in of_kind("CustomResourceDefinition"):
+        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_the_dashboards_carry_the_sidecars_label() -> None:
+    (found,) = of_kind("ConfigMap")
+
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert {Path(name).suffix for name in found["data"]} == {".json"}
+    for text in found["data"].values():
+        assert json.loads(text)["title"]
+
+
+def test_the_certificate_is_for_the_name_that_trainers_call() -> None:
+    (secret,) = of_kind("Secret")
+    (container,) = of_kind("Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    url = next(v["value"] for v in container["env"] if v["name"] == "PITON_OPERATOR_PROGRESS_URL")
+
+    assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
+    assert url == f"https://{RELEASE}-operator.{NAMESPACE}.svc:8443"
+    assert not of_kind("Secret", "progress.tls.secretName=mine")
+    assert not of_kind("Secret", "progress.enabled=false")

@@ -1,0 +1,197 @@
+"""Piton's two images, built from their Dockerfiles, in pods that may do no more than they have to."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from hack import images
+from hack.cluster import box, depot, drills
+from hack.cluster.layout import KUBECONFIG, Node
+
+NODE = Node(number=2)
+RUNS = """
+import os, sys, tempfile, torch, piton_trainer.session
+open("/dev/termination-log", "w").write("told")
+tempfile.TemporaryFile()
+print(os.getuid(), torch.ones(2).sum().item())
+"""
+SUM = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+one = torch.ones(1)
+dist.all_reduce(one)
+print("sum", one.item())
+"""
+
+pytestmark = [
+    pytest.mark.box,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.geteuid() != 0, reason="the box needs root"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A box with the images of this checkout. One that was up already stays up."""
+    was_up = box.is_up()
+    try:
+        images.load(print)
+        box.up(spot_nodes=2, say=print)
+        yield
+    finally:
+        if not was_up:
+            box.down()
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    name = request.node.name.replace("_", "-")[:40].strip("-")
+    kubectl("create", "namespace", name)
+    kubectl("create", "serviceaccount", "none", "-n", name)
+    yield name
+    kubectl("delete", "pods", "--all", "-n", name, "--force", "--grace-period=0")
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def all_nodes_back() -> Iterator[None]:
+    yield
+    box.up(spot_nodes=2, say=print)
+
+
+def kubectl(*words: str, stdin: str = "") -> str:
+    command = ["kubectl", "--kubeconfig", str(KUBECONFIG), *words]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def apply(namespace: str, *objects: dict[str, Any]) -> None:
+    kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+
+def a_pod(
+    name: str, image: str, *, node: Node = NODE, env: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    """One that may not be root, may write nowhere but to /tmp, and has no token."""
+    container = {
+        "name": "pytorch",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "securityContext": {
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        **more,
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "serviceAccountName": "none",
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True},
+        "nodeSelector": {"kubernetes.io/hostname": node.name},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "containers": [container],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
+
+
+def ended(namespace: str, pod: str) -> dict[str, Any]:
+    """How its container ended."""
+    deadline = time.monotonic() + 120
+    while True:
+        status = json.loads(kubectl("get", "pod", pod, "-n", namespace, "-o", "json"))["status"]
+        if status["phase"] in ("Succeeded", "Failed"):
+            found: dict[str, Any] = status["containerStatuses"][0]["state"]["terminated"]
+            return found
+        assert time.monotonic() < deadline, f"{pod} does not end: {status}"
+        time.sleep(0.1)
+
+
+def logs(namespace: str, pod: str) -> str:
+    return kubectl("logs", pod, "-n", namespace)
+
+
+def test_the_operator_says_its_version_and_needs_no_root(namespace: str) -> None:
+    apply(namespace, a_pod("version", images.OPERATOR, args=["--version"]))
+
+    assert ended(namespace, "version")["exitCode"] == 0, logs(namespace, "version")
+    assert logs(namespace, "version").startswith("piton, version ")
+
+
+def test_the_operator_is_what_its_image_starts_and_has_no_torch(namespace: str) -> None:
+    find = "import importlib.util as u; import piton.kube.app; print([n for n in ('torch', 'boto3') if u.find_spec(n)])"
+    apply(namespace, a_pod("help", images.OPERATOR, args=["operator", "--help"]),
+          a_pod("find", images.OPERATOR, command=["python", "-c", find]))  # fmt: skip
+
+    assert ended(namespace, "help")["exitCode"] == 0, logs(namespace, "help")
+    assert ended(namespace, "find")["exitCode"] == 0, logs(namespace, "find")
+    assert logs(namespace, "find") == "[]\n"
+
+
+def test_the_trainer_runs_torch_and_tells_how_it_ended_without_root(namespace: str) -> None:
+    apply(namespace, a_pod("train", images.TRAINER, command=["python", "-c", RUNS]))
+
+    end = ended(namespace, "train")
+
+    assert (end["exitCode"], end.get("message")) == (0, "told"), logs(namespace, "train")
+    assert logs(namespace, "train").split() == ["65532", "2.0"]
+
+
+def test_nothing_of_the_operator_is_installed_for_the_trainer(namespace: str) -> None:
+    find = "import importlib.util as u; print([n for n in ('kopf', 'kubernetes', 'pytest') if u.find_spec(n)])"
+    apply(namespace, a_pod("find", images.TRAINER, command=["python", "-c", find]))
+
+    assert ended(namespace, "find")["exitCode"] == 0, logs(namespace, "find")
+    assert logs(namespace, "find") == "[]\n"
+
+
+def test_trainers_on_two_nodes_add_up_their_numbers(namespace: str) -> None:
+    master = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "master-0"},
+        "spec": {"clusterIP": "None", "selector": {"app": "rank-0"}, "ports": [{"port": 23456}]},
+    }
+    world = {"MASTER_ADDR": "master-0", "MASTER_PORT": "23456", "WORLD_SIZE": "2"}
+    ranks = [
+        a_pod(f"rank-{rank}", images.TRAINER, node=Node(number=rank + 1), env={**world, "RANK": str(rank)},
+              command=["python", "-c", SUM])
+        for rank in range(2)
+    ]  # fmt: skip
+    apply(namespace, master, *ranks)
+
+    for rank in range(2):
+        assert ended(namespace, f"rank-{rank}")["exitCode"] == 0, logs(namespace, f"rank-{rank}")
+        assert "sum 2.0" in logs(namespace, f"rank-{rank}")
+
+
+def test_torchrun_is_on_the_path_of_the_trainer(namespace: str) -> None:
+    apply(namespace, a_pod("many", images.TRAINER,
+                           command=["torchrun", "--nproc-per-node", "2", "--no-python", "true"]))  # fmt: skip
+
+    assert ended(namespace, "many")["exitCode"] == 0, logs(namespace, "many")
+
+
+def test_a_node_that_is_added_anew_has_the_images_at_once(namespace: str, all_nodes_back: None) -> None:
+    drills.kill(NODE)
+    started = time.monotonic()
+    drills.add(NODE)
+    took = time.monotonic() - started
+
+    inside = NODE.images / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
+    assert all(layer.is_symlink() for layer in inside.iterdir())  # nothing was unpacked
+    assert {images.OPERATOR, images.TRAINER} <= set(depot.images())
+    assert took < 20
+    apply(namespace, a_pod("version", images.OPERATOR, args=["--version"]))
+    assert ended(namespace, "version")["exitCode"] == 0
