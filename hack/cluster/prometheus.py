@@ -123,7 +123,10 @@ def config() -> Object:
 
 
 def relabelling() -> list[Object]:
-    """Which pods are scraped, where, and what they are called. Labels of the pod's that name a run stay."""
+    """Which pods are scraped, where, and what they are called; docs/metrics.md gives the same rules to everybody.
+
+    The last one is all that the box knows of Piton: two labels that say whose pod it is.
+    """
     scrape, port = (f"{_POD}annotation_prometheus_io_{what}" for what in ("scrape", "port"))
     return [
         {

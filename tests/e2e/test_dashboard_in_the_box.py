@@ -1,7 +1,7 @@
 """Every query of the dashboard returns data while a run trains: a real Prometheus in the box scrapes what there is.
 
-The operator is a process of this machine and the trainer a stand-in that serves what a real one would, with numbers
-that grow, so they prove nothing about training: only that what is exported is found, scraped, named, and asked for.
+The trainer is a stand-in that serves what a real one would, with numbers that grow. It proves nothing about training,
+only that what is exported is found, scraped, named, and asked for.
 """
 
 import json
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from hack.cluster import box, images, prometheus
+from hack.cluster import box, images, processes, prometheus
 from hack.cluster.layout import KUBECONFIG
 from support.dashboard import Query, ask, load, queries, unanswered
 from support.exported import a_trainers_registry
@@ -57,27 +58,43 @@ def kubectl(*words: str, stdin: str = "") -> str:
 @pytest.fixture(scope="module")
 def scraped() -> Iterator[str]:
     """The address of a Prometheus in a box. A box that was up already stays as it is."""
-    was_up = box.is_up()
+    was_up, was_running = box.is_up(), processes.running(prometheus.PROCESS)
     try:
         if not was_up:
             box.up(spot_nodes=2, say=print)
         prometheus.start()
         yield prometheus.URL
     finally:
+        if not was_running:
+            prometheus.stop()
         if not was_up:
             box.down()
 
 
 @pytest.fixture(scope="module")
 def operator(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The operator for one namespace, as a process of this machine, which Prometheus is told of."""
-    log, port = tmp_path_factory.mktemp("operator") / "log", _free_port()
-    for crd in ("trainingruns.piton.dev.yaml", "bundled"):
-        kubectl("apply", "--validate=false", "-f", str(ROOT / "crds" / crd))
+    """The operator that is installed in the box; where none is, one as a process of this machine."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump(namespace))
-    target = prometheus.TARGETS / "operator.json"
-    target.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": {"pod": "host"}}]))
+    try:
+        if kubectl("get", "deployment", "piton-operator", "-n", "piton-system", "--ignore-not-found", "-o", "name"):
+            yield
+        else:
+            with _as_a_process(tmp_path_factory.mktemp("operator")):
+                yield
+    finally:
+        kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@contextmanager
+def _as_a_process(folder: Path) -> Iterator[None]:
+    """Prometheus is told of it, since it is no pod."""
+    port, target = _free_port(), prometheus.TARGETS / "operator.json"
+    for crd in ("trainingruns.piton.dev.yaml", "bundled"):
+        kubectl("apply", "--validate=false", "-f", str(ROOT / "crds" / crd))
+    aside = target.with_suffix(".new")  # Prometheus reads whatever it finds, at once
+    aside.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": {"pod": "host"}}]))
+    aside.replace(target)
     environment = os.environ | {
         "KUBECONFIG": str(KUBECONFIG),
         "PITON_OPERATOR_ENGINE": "bundled",
@@ -85,7 +102,7 @@ def operator(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "PITON_OPERATOR_PROBE_PORT": "0",
         "PITON_OPERATOR_METRICS_PORT": str(port),
     }
-    with log.open("w") as output:
+    with (folder / "log").open("w") as output:
         command = [sys.executable, "-m", "piton.cli", "operator"]
         with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
             try:
@@ -93,8 +110,7 @@ def operator(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             finally:
                 process.terminate()
                 target.unlink()
-                kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-    print(log.read_text()[-4000:])
+    print((folder / "log").read_text()[-4000:])
 
 
 @pytest.fixture
