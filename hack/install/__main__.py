@@ -22,7 +22,9 @@ def main() -> int:
         if options.remove:
             chart.remove(kubeconfig)
         else:
-            piton.install(kubeconfig, lambda text: print(f"{time.monotonic() - started:5.1f}s  {text}", file=sys.stderr))
+            piton.install(
+                kubeconfig, lambda text: print(f"{time.monotonic() - started:5.1f}s  {text}", file=sys.stderr)
+            )
     except BoxError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
