@@ -14,6 +14,8 @@ from piton.core.model import Meta, Spec, Tier
 from piton.core.render import GRACE_SECONDS, Place, ProgressServer, appdef, assignment, processes_per_node
 
 GPU = "nvidia.com/gpu"
+TRAINER_GROUP = 65532
+"""The group of the trainer image's user. A fresh block volume is root's; with this it is the group's as well."""
 UNREACHABLE_SECONDS = 30
 """How long a pod tolerates a node that does not answer; Kubernetes' default is 300."""
 
@@ -146,6 +148,7 @@ def _pod(meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None
     template = spec.workers.template
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
+        "securityContext": {"fsGroup": TRAINER_GROUP, "fsGroupChangePolicy": "OnRootMismatch"},
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [_container(spec, role)],
         "tolerations": _tolerations(spec),
