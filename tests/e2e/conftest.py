@@ -1,0 +1,99 @@
+"""A real cluster with Piton on it, for all e2e tests: the box, or whatever KUBECONFIG names.
+
+A missing part fails the tests in CI and skips them elsewhere, with the reason: nothing is quietly left out.
+"""
+
+import functools
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from hack.cluster import box, drills, network, nodes
+from hack.cluster.layout import KUBECONFIG, Node
+from hack.cluster.shell import BoxError
+from hack.install import piton
+from support.live import DigestOf, LiveCluster, NewTraining, Training, paced
+
+SPOT_NODES = 2
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LiveCluster]:
+    """A cluster with Piton. A box that was up stays up; somebody else's cluster has Piton already."""
+    theirs = os.environ.get("KUBECONFIG")
+    if theirs and Path(theirs) != KUBECONFIG:
+        yield LiveCluster(Path(theirs))
+        return
+    was_up = box.is_up()
+    try:
+        box.up(spot_nodes=SPOT_NODES, say=print)
+        piton.install(KUBECONFIG, say=print)
+        yield LiveCluster(KUBECONFIG)
+    except BoxError as error:
+        _missing(str(error))
+    finally:
+        if not was_up and os.geteuid() == 0:
+            box.down()
+
+
+@pytest.fixture
+def drilled(cluster: LiveCluster) -> Iterator[None]:
+    """The right to lose nodes; all of them are back afterwards."""
+    if cluster.kubeconfig != KUBECONFIG:
+        _missing("nodes are lost in the box only: unset KUBECONFIG")
+    yield
+    for number in range(1, SPOT_NODES + 1):
+        if not nodes.alive(node := Node(number=number)):
+            drills.add(node)
+        elif network.is_cut(node):
+            drills.heal(node)
+
+
+@pytest.fixture
+def namespace(cluster: LiveCluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own."""
+    with _namespace(cluster, request.node.name.removeprefix("test_").replace("_", "-")) as name:
+        yield name
+
+
+@pytest.fixture
+def training(cluster: LiveCluster, namespace: str) -> NewTraining:
+    """Makes the handle of a run in the test's namespace."""
+    return lambda name="run": Training(cluster, namespace, name)
+
+
+@pytest.fixture(scope="session")
+def digest_of(cluster: LiveCluster) -> Iterator[DigestOf]:
+    """The digest of `paced.py` after so many steps, trained on the cluster without any disturbance; each once."""
+    with _namespace(cluster, "undisturbed") as namespace:
+        yield functools.cache(lambda steps: _undisturbed(Training(cluster, namespace, f"steps-{steps}"), steps))
+
+
+def _undisturbed(run: Training, steps: int) -> str:
+    run.apply(paced(steps, 0.0, save_every=steps))
+    status = run.wait_for_phase("Succeeded")
+    assert status["attempt"] == 1
+    digest: str = status["result"]["weightsDigest"]
+    return digest
+
+
+@contextmanager
+def _namespace(cluster: LiveCluster, name: str) -> Iterator[str]:
+    """One that nobody had before: deleting takes a while, and nobody waits for it."""
+    name = f"{name[:40].strip('-[]')}-{secrets.token_hex(3)}"
+    cluster.kubectl("create", "namespace", name)
+    try:
+        yield name
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"CI has to run this: {reason}")
+    pytest.skip(reason)

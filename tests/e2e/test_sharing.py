@@ -1,0 +1,74 @@
+"""Runs that share nodes, and runs that take several."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.live import DigestOf, NewTraining, Training, paced, wait_for
+
+ROOT = Path(__file__).parents[2]
+GPUS_PER_NODE = 8
+STEPS = 60
+
+pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
+
+
+def nodes_of(run: Training) -> list[str]:
+    return sorted(pod["spec"].get("nodeName", "") for pod in run.pods())
+
+
+def test_two_runs_share_a_node_and_do_not_mix(training: NewTraining, digest_of: DigestOf) -> None:
+    """Half a node each, and one of them is told to stop: the other never hears of it."""
+    only = {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}
+    first, second = training("first"), training("second")
+    first.apply(paced(STEPS, 0.1, template=only))
+    second.apply(paced(2 * STEPS, 0.1, template=only))
+    assert first.wait_for_node(1) == second.wait_for_node(1) == "node-1"
+    first.wait_for_commit(10)
+
+    first.patch({"suspend": True})
+    first.wait_for_phase("Suspended")
+    assert second.status["phase"] == "Training"
+    first.patch({"suspend": False})
+
+    assert first.wait_for_phase("Succeeded")["result"]["weightsDigest"] == digest_of(STEPS)
+    status = second.wait_for_phase("Succeeded")
+    assert status["attempt"] == 1
+    assert status["result"]["weightsDigest"] == digest_of(2 * STEPS)
+
+
+def test_eight_runs_of_one_gpu_fill_one_node(training: NewTraining, digest_of: DigestOf) -> None:
+    only = {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}
+    runs = [training(f"run-{number}") for number in range(GPUS_PER_NODE)]
+    for run in runs:
+        run.apply(paced(STEPS, 0.5, template=only))
+    wait_for(lambda: all(nodes_of(run) == ["node-1"] and run.node(1) for run in runs), "eight pods", seconds=120)
+
+    ninth = training("ninth")
+    ninth.apply(paced(STEPS, 0.0, template=only))
+    waiting = wait_for(lambda: _why_it_waits(ninth), "the ninth has no room and says so", seconds=30)
+
+    assert "nvidia.com/gpu" in waiting
+    for run in [*runs, ninth]:
+        assert run.wait_for_phase("Succeeded")["result"]["weightsDigest"] == digest_of(STEPS)
+
+
+def test_the_quickstart_trains_on_two_nodes(training: NewTraining) -> None:
+    """Master and worker find each other by name, on two machines, and train the quickstart's model."""
+    spec = yaml.safe_load((ROOT / "manifests" / "quickstart.yaml").read_text())["spec"]
+    spec["trainer"]["config"] |= {"steps": 40, "evalEvery": 20}
+    spec["workers"] |= {"gpusPerNode": GPUS_PER_NODE // GPUS_PER_NODE, "nodes": 2}
+    run = training()
+    run.apply(spec)
+    run.wait_for_node(1)
+
+    status = run.wait_for_phase("Succeeded")
+
+    assert (status["attempt"], status["result"]["step"]) == (1, 40)
+    assert run.complete().weights_digest == status["result"]["weightsDigest"]
+
+
+def _why_it_waits(run: Training) -> str:
+    conditions = run.status.get("conditions", [])
+    return next((c["message"] for c in conditions if c["type"] == "Training" and "Unschedulable" in c["message"]), "")
