@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash test-box e2e cluster-up cluster-down cluster-status images kubeconfig bench crd lock clean
+.PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig bench crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,14 +38,14 @@ test: setup  ## every test that needs no root and no cluster
 test-crash: setup  ## kill a trainer 200 times, resume 200 times
 	pytest -q -m crash --timeout 3600
 
-e2e: setup  ## the quickstart at full size, through its drills
-	pytest -q -m e2e
+e2e: setup  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
+	pytest -q -m 'e2e or box'
 
-test-box: setup  ## the tests of the cluster in a box; root only
-	pytest -q -m box
+chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without SEED twenty storms; root only
+	CHAOS_SEEDS="$(or $(SEED),$(shell seq -s ' ' 20))" pytest -q -s tests/e2e/test_chaos.py
 
-cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes; root only
-	python -m hack.cluster up
+cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes and Piton; root only
+	python -m hack.install
 
 cluster-down: setup  ## stop it; logs and the programs it was built from stay
 	python -m hack.cluster down

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hack.cluster import oci, processes
+from hack.cluster import oci, packages, processes
 from hack.cluster.layout import CACHE, NODES, STATE
 from hack.cluster.shell import BoxError, run
 
@@ -115,6 +115,7 @@ def _link(source: Path, target: Path) -> None:
 @contextmanager
 def _containerd() -> Iterator[None]:
     """Serve the depot; record what is in it in the end."""
+    packages.install(packages.RUNTIME)
     _STATE.mkdir(parents=True, exist_ok=True)
     config = _STATE / "containerd.toml"
     config.write_text(_CONFIG.format(root=_ROOT, state=_STATE / "state", socket=_SOCKET))

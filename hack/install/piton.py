@@ -1,21 +1,24 @@
 """Everything that makes a cluster run Piton."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from hack import images
+from hack.cluster import box
 from hack.cluster.layout import KUBECONFIG
 from hack.install import chart
 
+IMAGE = "piton.dev/image"
+"""Annotation of the operator's pod: which image it was made for, so that another one replaces it."""
 
-def install(kubeconfig: Path, say: Callable[[str], None]) -> None:
-    """Bring the chart into the cluster, and into the box the images of this checkout as well.
+
+def install_in_box(*, spot_nodes: int, say: Callable[[str], None]) -> None:
+    """Bring up the box, or what of it is not up, with Piton as it is in this checkout.
 
     Raises:
-        BoxError: An image cannot be built, helm refuses, or the operator does not come up.
+        BoxError: The box does not come up, an image cannot be built, helm refuses, or the operator does not serve.
     """
-    annotations = {}
-    if kubeconfig == KUBECONFIG:
-        annotations["piton.dev/image"] = images.load(say)[images.OPERATOR]
-    chart.install(kubeconfig, annotations=annotations)
+    box.require_root()
+    digests = images.load(say)  # before there are nodes: these start with what was unpacked once
+    box.up(spot_nodes=spot_nodes, say=say)
+    chart.install(KUBECONFIG, annotations={IMAGE: digests[images.OPERATOR]})
     say("the operator serves")

@@ -5,6 +5,7 @@ A missing part fails the tests in CI and skips them elsewhere, with the reason: 
 
 import functools
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 
+from hack import images
 from hack.cluster import box, drills, network, nodes
 from hack.cluster.layout import KUBECONFIG, Node
 from hack.cluster.shell import BoxError
@@ -23,17 +25,16 @@ SPOT_NODES = 2
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[LiveCluster]:
-    """A cluster with Piton. A box that was up stays up; somebody else's cluster has Piton already."""
-    theirs = os.environ.get("KUBECONFIG")
-    if theirs and Path(theirs) != KUBECONFIG:
-        yield LiveCluster(Path(theirs))
-        return
-    was_up = box.is_up()
+def the_box() -> Iterator[None]:
+    """A box, with or without Piton. One that was up stays up."""
+    if _somebody_elses():
+        _missing("this needs the box: unset KUBECONFIG")
+    was_up = os.geteuid() == 0 and box.is_up()
     try:
+        box.require_root()
+        images.load(print)  # cheaper before there are nodes
         box.up(spot_nodes=SPOT_NODES, say=print)
-        piton.install(KUBECONFIG, say=print)
-        yield LiveCluster(KUBECONFIG)
+        yield
     except BoxError as error:
         _missing(str(error))
     finally:
@@ -41,10 +42,20 @@ def cluster() -> Iterator[LiveCluster]:
             box.down()
 
 
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> LiveCluster:
+    """A cluster with Piton: the box, or somebody else's, which has Piton already."""
+    if theirs := _somebody_elses():
+        return LiveCluster(theirs)
+    request.getfixturevalue("the_box")
+    piton.install_in_box(spot_nodes=SPOT_NODES, say=print)
+    return LiveCluster(KUBECONFIG)
+
+
 @pytest.fixture
 def drilled(cluster: LiveCluster) -> Iterator[None]:
     """The right to lose nodes; all of them are back afterwards."""
-    if cluster.kubeconfig != KUBECONFIG:
+    if _somebody_elses():
         _missing("nodes are lost in the box only: unset KUBECONFIG")
     yield
     for number in range(1, SPOT_NODES + 1):
@@ -57,7 +68,7 @@ def drilled(cluster: LiveCluster) -> Iterator[None]:
 @pytest.fixture
 def namespace(cluster: LiveCluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own."""
-    with _namespace(cluster, request.node.name.removeprefix("test_").replace("_", "-")) as name:
+    with _namespace(cluster, request.node.name.removeprefix("test_")) as name:
         yield name
 
 
@@ -85,12 +96,18 @@ def _undisturbed(run: Training, steps: int) -> str:
 @contextmanager
 def _namespace(cluster: LiveCluster, name: str) -> Iterator[str]:
     """One that nobody had before: deleting takes a while, and nobody waits for it."""
-    name = f"{name[:40].strip('-[]')}-{secrets.token_hex(3)}"
+    words = re.sub("[^a-z0-9]+", "-", name.lower())[:40].strip("-")
+    name = f"{words}-{secrets.token_hex(3)}"
     cluster.kubectl("create", "namespace", name)
     try:
         yield name
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _somebody_elses() -> Path | None:
+    theirs = os.environ.get("KUBECONFIG")
+    return Path(theirs) if theirs and Path(theirs) != KUBECONFIG else None
 
 
 def _missing(reason: str) -> NoReturn:

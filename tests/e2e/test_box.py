@@ -1,7 +1,6 @@
 """The box itself: pods run, find each other by name, and go away as on real nodes. Built first where it must be."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,23 +16,11 @@ from hack.cluster.layout import KUBECONFIG, VOLUMES, Node
 pytestmark = [
     pytest.mark.box,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(os.geteuid() != 0, reason="the box needs root"),
+    pytest.mark.usefixtures("the_box"),
 ]
 TRAP = "trap 'echo saved > /data/saved; echo told > /dev/termination-log; exit 143' TERM; "
 TICK = TRAP + "while true; do echo tick >> /data/ticks; sleep 0.1; done"
 SPOT = {"karpenter.sh/capacity-type": "spot"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """A box that was up already stays up."""
-    was_up = box.is_up()
-    try:
-        box.up(spot_nodes=2, say=print)
-        yield
-    finally:
-        if not was_up:
-            box.down()
 
 
 @pytest.fixture

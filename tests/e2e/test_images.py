@@ -1,7 +1,6 @@
 """Piton's two images, built from their Dockerfiles, in pods that may do no more than they have to."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,21 +31,8 @@ print("sum", one.item())
 pytestmark = [
     pytest.mark.box,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(os.geteuid() != 0, reason="the box needs root"),
+    pytest.mark.usefixtures("cluster"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """A box with the images of this checkout. One that was up already stays up."""
-    was_up = box.is_up()
-    try:
-        images.load(print)
-        box.up(spot_nodes=2, say=print)
-        yield
-    finally:
-        if not was_up:
-            box.down()
 
 
 @pytest.fixture

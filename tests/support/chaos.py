@@ -49,7 +49,7 @@ class Blow:
 
     def __str__(self) -> str:
         where = f" node-{self.node} for {self.away_seconds:.1f} s" if self.node else ""
-        return f"{self.at_seconds:5.1f} s {self.kind}{where}"
+        return f"{self.kind}{where}"
 
 
 def plan(seed: int, *, seconds: float, nodes: int) -> tuple[Blow, ...]:
@@ -77,7 +77,7 @@ def strike(blows: Sequence[Blow], cluster: LiveCluster, say: Callable[[str], Non
     def follow(lane: Sequence[Blow]) -> None:
         for blow in lane:
             calm.wait(max(0.0, began + blow.at_seconds - time.monotonic()))
-            say(f"{time.monotonic() - began:5.1f} s: {blow}")
+            say(f"{time.monotonic() - began:5.1f} s  {blow}")
             _strike(blow, cluster, calm)
 
     lanes = [[blow for blow in blows if blow.node == node] for node in {blow.node for blow in blows}]

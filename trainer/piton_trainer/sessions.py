@@ -267,6 +267,8 @@ class Session:
             self._log.leave(replace(self._termination(outcome, detail), fence=holder))
         if isinstance(error, Ended) and self.local_rank == 0:
             say(detail)
+        if finished and self.is_main and self._steps is not None and self._steps.complete is not None:
+            say(f"finished at step {self._steps.complete.step}: {self._steps.complete.reason}")
         if self._reporter is not None and self._steps is not None:
             # After a crash there may be no device left to read metrics from.
             has_news = in_order and self._steps.has_begun

@@ -26,6 +26,7 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Diverged, Ended, Stopped
 from piton_trainer.feed import Feed, Resume, length_of
 from piton_trainer.metrics import LOSS, Metrics
+from piton_trainer.narrator import Narrator
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.report import Reporter
@@ -60,7 +61,8 @@ class Steps:
         self._store = store
         self._reporter = reporter
         self._exporter = exporter
-        self._listeners = [listener for listener in (reporter, exporter) if listener is not None]
+        narrator = Narrator() if ranks.is_main else None
+        self._listeners = [listener for listener in (reporter, exporter, narrator) if listener is not None]
         self._signals = signals
         self._clock = clock
         self._metrics = Metrics()

@@ -1,0 +1,50 @@
+"""Rank 0 says now and then how far it is, for whoever reads the pod's log.
+
+It listens where the `Reporter` does. The lines come further and further apart: the first ones show that it works, and a
+day of training fills no screen after screen.
+"""
+
+from piton.contract.duration import format_duration
+from piton.contract.progress import Progress
+from piton_trainer.ending import say
+from piton_trainer.metrics import LOSS
+
+FIRST_SECONDS = 5.0
+APART_SECONDS_MAX = 60.0
+
+
+class Narrator:
+    """Says a line when enough time has passed since the one before."""
+
+    def __init__(self) -> None:
+        self._pause_seconds = FIRST_SECONDS
+        self._said_at: float | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for a line."""
+        if self._said_at is None:
+            self._said_at = now
+        return now - self._said_at >= self._pause_seconds
+
+    def post(self, progress: Progress, now: float) -> None:
+        """Say it."""
+        self._said_at = now
+        self._pause_seconds = min(2 * self._pause_seconds, APART_SECONDS_MAX)
+        say(line(progress))
+
+
+def line(progress: Progress) -> str:
+    """A report in a line: step 120 of 600 (20%), loss 2.31, 1m10s left, step 100 is saved."""
+    step = f"step {progress.step}"
+    if progress.total_steps is not None:
+        step += f" of {progress.total_steps}"
+    if progress.percentage is not None:
+        step += f" ({progress.percentage}%)"
+    parts = [step]
+    if LOSS in progress.metrics:
+        parts.append(f"{LOSS} {progress.metrics[LOSS]:.4g}")
+    if progress.remaining_seconds is not None:
+        parts.append(f"{format_duration(progress.remaining_seconds)} left")
+    if progress.checkpoint_step is not None:
+        parts.append(f"step {progress.checkpoint_step} is saved")
+    return ", ".join(parts)
