@@ -16,6 +16,7 @@ from hack.cluster.layout import LOGS, PIDS
 from hack.cluster.shell import BoxError
 
 _POLL_SECONDS = 0.05
+_DEATH_SECONDS = 10.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _IN_CGROUP = 'echo $$ > "$0" && exec "$@"'
 
@@ -43,7 +44,7 @@ def stop(name: str, *, seconds: float = 5.0) -> None:
         if not _true_within(seconds, lambda: not running(name)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            _true_within(seconds, lambda: not running(name))
+            _true_within(_DEATH_SECONDS, lambda: not running(name))  # its port is free only then
     _pid_file(name).unlink(missing_ok=True)
 
 

@@ -46,7 +46,7 @@ def test_every_query_returns_data_while_a_run_trains_and_none_about_a_run_that_i
         lambda: not unanswered(scraped, asked),
         "data for every query",
         seconds=240,
-        say=lambda: "\n".join(unanswered(scraped, asked)),
+        say=lambda: "\n".join([*unanswered(scraped, asked), run.say()]),
     )
     mine = f'namespace="{run.namespace}",run="{run.name}"'
     (series,) = ask(scraped, f"piton_trainer_step{{{mine}}}")

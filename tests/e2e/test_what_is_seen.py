@@ -1,5 +1,6 @@
 """What people see of a run on a cluster while it trains, and which kinds of PyTorchJob it may be made of."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,13 @@ def test_the_table_reads_well_while_it_trains(cluster: LiveCluster, training: Ne
 
     def row() -> dict[str, str]:
         heads, *rows = cluster.kubectl("-n", run.namespace, "get", "trainingruns").splitlines()
-        at = [heads.index(head) for head in heads.split()]
+        at = [found.start() for found in re.finditer(r"\S+", heads)]
         cells = [rows[0][a:b].strip() for a, b in zip(at, [*at[1:], None], strict=True)] if rows else []
         return dict(zip(heads.split(), cells, strict=False))
 
-    wait_for(lambda: int(row().get("STEP") or 0) >= 40, "forty steps in the table", seconds=90)
+    wait_for(lambda: int((seen := row()).get("STEP") or 0) >= 40 and seen["CKPT-AGE"], "forty steps", seconds=90)
     seen = row()
-    print(cluster.kubectl("-n", run.namespace, "get", "trainingruns"))
+    print(seen)
 
     assert (seen["PHASE"], seen["PREEMPTS"]) == ("Training", "0")
     assert 30 <= int(seen["PROGRESS"]) <= 100

@@ -230,6 +230,18 @@ async def test_a_deleted_run_goes_with_all_that_was_its_own(
     assert pilot.creates() == created, "nothing is created for a run that is being deleted"
 
 
+async def test_a_deleted_run_does_not_wait_for_a_pod_that_ended_on_a_node_that_is_gone(pilot: Pilot) -> None:
+    """Nobody is left who could take the pod's object off; the cluster's own collector comes after a minute."""
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    await pilot.server.remove(NODES, "node-of-ragcun-1-master-0", None)
+    await pilot.server.delete(PODS, "ragcun-1-master-0", "team")
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.until(lambda: pilot.run() is None)
+    assert pilot.server.all(PODS) == []
+
+
 async def test_a_run_is_held_until_its_pods_have_stopped(pilot: Pilot) -> None:
     pilot.cluster.script[1] = Runs()
     await pilot.cluster.apply(a_manifest())

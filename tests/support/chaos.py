@@ -82,8 +82,9 @@ def strike(blows: Sequence[Blow], cluster: LiveCluster, say: Callable[[str], Non
 
     lanes = [[blow for blow in blows if blow.node == node] for node in {blow.node for blow in blows}]
     with ThreadPoolExecutor(len(lanes) or 1) as pool:
-        for done in [pool.submit(follow, lane) for lane in lanes]:
-            done.result()
+        errors = [error for done in [pool.submit(follow, lane) for lane in lanes] if (error := done.exception())]
+    if errors:
+        raise BaseExceptionGroup("the storm itself went wrong", errors)
 
 
 def _strike(blow: Blow, cluster: LiveCluster, calm: threading.Event) -> None:

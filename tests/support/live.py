@@ -178,17 +178,18 @@ class Training:
 
     def wait_for_node(self, attempt: int, *, seconds: float = 240) -> str:
         """Until that attempt has started; where."""
-        return wait_for(lambda: self.node(attempt), f"attempt {attempt} of {self.name}", seconds=seconds, say=self._say)
+        return wait_for(lambda: self.node(attempt), f"attempt {attempt} of {self.name}", seconds=seconds, say=self.say)
 
     def wait_for_phase(self, *phases: str, seconds: float = 240) -> Object:
         """Until it is in one of these phases; its status then. Ends early when it can no longer get there."""
         final = {"Succeeded", "Failed", *phases}
-        wait_for(lambda: self.phase in final, f"{self.name}: {' or '.join(phases)}", seconds=seconds, say=self._say)
+        wait_for(lambda: self.phase in final, f"{self.name}: {' or '.join(phases)}", seconds=seconds, say=self.say)
         found = self.status
-        assert found["phase"] in phases, f"{self.name} is {found['phase']}: {self._say()}"
+        assert found["phase"] in phases, f"{self.name} is {found['phase']}: {self.say()}"
         return found
 
-    def _say(self) -> str:
+    def say(self) -> str:
+        """All that may tell why it is not where it should be."""
         return yaml.safe_dump(self.status) + self.cluster.kubectl(
             "-n", self.namespace, "get", "events,pods,pytorchjobs", "-o", "wide", check=False
         )

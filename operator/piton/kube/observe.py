@@ -138,12 +138,12 @@ class _Reader:
         return owner.get("kind") == "PyTorchJob" and owner.get("name") == attempt
 
     async def _nodes(self, pods: Mapping[int, Iterable[Body]]) -> dict[str, NodeView]:
-        """The nodes whose state can still matter: under the newest attempt, and under whatever has not ended."""
+        """The nodes whose state can still matter: under the newest attempt, and under whatever is not quite gone."""
         wanted = {
             str(pod["spec"]["nodeName"])
             for number, group in pods.items()
             for pod in group
-            if (pod.get("spec") or {}).get("nodeName") and (number == self._parsed.status.attempt or _alive(pod))
+            if (pod.get("spec") or {}).get("nodeName") and (number == self._parsed.status.attempt or _stays(pod))
         }
         nodes = {name: await self._client.get(NODES, name) for name in sorted(wanted)}
         return {name: NodeView(node=node, now=self._now) for name, node in nodes.items()}
@@ -230,8 +230,10 @@ def _force_deleted(pod: Body) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp")) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
 
 
-def _alive(pod: Body) -> bool:
-    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+def _stays(pod: Body) -> bool:
+    """Whether it has not ended, or has and cannot go: that needs a kubelet that lives, or somebody's force."""
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return not ended or "deletionTimestamp" in pod["metadata"]
 
 
 def _job_state(job: Body) -> tuple[JobState, str]:
