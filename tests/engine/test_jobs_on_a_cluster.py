@@ -377,7 +377,7 @@ async def test_a_bug_that_one_job_meets_does_not_stop_the_others(
     async with Hand(cluster) as hand:
         await hand.settle()
         assert hand.written() == REPLICAS
-    failures = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "pass over job failed"]
+    failures = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "pass failed"]
     assert {fields["job"] for fields in failures} == {"team/cursed-1"}
 
 
@@ -386,7 +386,7 @@ async def test_jobs_that_are_not_listed_for_too_long_make_the_process_ill(cluste
         hand.timer.advance(420)
         assert hand.jobs.ailment() is None
         hand.timer.advance(1)
-        assert hand.jobs.ailment() == "the jobs have not been listed for 421 s"
+        assert hand.jobs.ailment() == "no job has been listed for 421 s"
 
 
 # --- with kopf's watches ----------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Clus
     timer.advance(420)
     assert controller.ailment() is None
     timer.advance(1)
-    assert controller.ailment() == "the runs have not been listed for 421 s"
+    assert controller.ailment() == "no run has been listed for 421 s"
 
 
 async def test_a_pass_that_hangs_makes_the_controller_ill(pilot: Pilot) -> None:
@@ -161,7 +161,7 @@ async def test_a_pass_that_hangs_makes_the_controller_ill(pilot: Pilot) -> None:
     pilot.server.before_write = hang
     pilot.controller.wake("team", "ragcun")
     await pilot.controller.handle(await pilot.controller.queue.get())
-    assert seen == ["a pass over team/ragcun has taken 301 s"]
+    assert seen == ["a pass over the run team/ragcun has taken 301 s"]
 
 
 async def test_nodes_are_not_read_for_pods_that_have_long_ended(pilot: Pilot) -> None:
