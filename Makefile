@@ -64,7 +64,8 @@ bench: setup  ## what a session costs, over a bare PyTorch loop
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml
-	cp crds/trainingruns.piton.dev.yaml crds/bundled/kubeflow.org_pytorchjobs.yaml charts/piton/files/
+	cp crds/trainingruns.piton.dev.yaml charts/piton/files/
+	cp crds/bundled/kubeflow.org_pytorchjobs.yaml charts/piton/crds/
 
 lock: setup  ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f > constraints.txt

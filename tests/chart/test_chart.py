@@ -153,13 +153,19 @@ class _Recording(dict[str, str]):
 
 
 def test_the_crds_of_the_chart_are_the_projects() -> None:
-    for source in (ROOT / "crds").rglob("*.yaml"):
-        assert (CHART / "files" / source.name).read_text() == source.read_text(), "say make crd"
-    assert len(of_kind("CustomResourceDefinition", "engine=bundled")) == 2
-    assert len(of_kind("CustomResourceDefinition", "engine=kubeflow")) == 1
+    (compact,) = (ROOT / "crds" / "bundled").glob("*.yaml")
+    (ours,) = (ROOT / "crds").glob("*.yaml")
+    assert (CHART / "crds" / compact.name).read_text() == compact.read_text(), "say make crd"
+    assert (CHART / "files" / ours.name).read_text() == ours.read_text(), "say make crd"
+
+
+def test_no_crd_goes_with_the_chart() -> None:
+    """With it would go every object of its kind. What lies in crds/ helm never deletes."""
+    (crd,) = of_kind("CustomResourceDefinition")
+
+    assert crd["metadata"]["name"] == "trainingruns.piton.dev"
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert not of_kind("CustomResourceDefinition", "crds.install=false")
-    for crd in of_kind("CustomResourceDefinition"):
-        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
 def test_the_dashboards_carry_the_sidecars_label() -> None:
