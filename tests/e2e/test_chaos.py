@@ -11,9 +11,9 @@ from hack.cluster.layout import VOLUMES
 from support import audit, chaos
 from support.live import DigestOf, LiveCluster, NewTraining, paced, wait_for
 
-STORM_SECONDS = 60.0
+STORM_SECONDS = 45.0
 SPOT_NODES = 2
-STEPS = 300
+STEPS = 250
 RUNS = 3
 SEEDS = [int(word) for word in os.environ.get("CHAOS_SEEDS", "1 2 3").split()]
 
