@@ -23,7 +23,7 @@ import piton_trainer
 from piton.contract import names
 from piton.contract.manifest import Complete
 from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.save import is_good
+from piton_trainer.checkpoint.commit import is_good
 from support import ranks, tiny
 
 EVERY = 2

@@ -27,7 +27,6 @@ from piton_trainer.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE = ".metadata"
 _DCP = "torch.distributed.checkpoint"
 _INDEX_CLASSES = {
     f"{_DCP}.metadata": {
@@ -124,14 +123,14 @@ class IndexedReader(FileSystemReader):
             ValueError: it holds anything but the places of tensors in files of this checkpoint.
         """
         try:
-            with (Path(self.path) / INDEX_FILE).open("rb") as file:
+            with (Path(self.path) / layout.INDEX_FILE).open("rb") as file:
                 index = _IndexUnpickler(file).load()
         except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-            raise ValueError(f"{INDEX_FILE} is refused: {error}") from error
+            raise ValueError(f"{layout.INDEX_FILE} is refused: {error}") from error
         if not isinstance(index, Metadata):
-            raise ValueError(f"{INDEX_FILE} is refused: it is not an index of shards")
+            raise ValueError(f"{layout.INDEX_FILE} is refused: it is not an index of shards")
         if not all(place.relative_path in self._files for place in index.storage_data.values()):
-            raise ValueError(f"{INDEX_FILE} is refused: it names a file that is not in the manifest")
+            raise ValueError(f"{layout.INDEX_FILE} is refused: it names a file that is not in the manifest")
         return index
 
 
