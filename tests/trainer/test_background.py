@@ -193,6 +193,14 @@ def writer_of(saver: object) -> int:
     return saver._scribe.pid
 
 
+def test_the_writer_does_without_torch(tmp_path: Path) -> None:
+    with checkpointer(tmp_path) as saver:
+        save_durably(saver, 1)
+        mapped = Path(f"/proc/{writer_of(saver)}/maps").read_text()
+    assert "memfd:piton-save" in mapped
+    assert "torch" not in mapped
+
+
 def test_a_full_disk_is_an_end_of_its_own(tmp_path: Path) -> None:
     with checkpointer(tmp_path) as saver:
         save_durably(saver, 1)

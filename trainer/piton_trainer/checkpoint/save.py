@@ -124,7 +124,8 @@ def draft_of(snapshot: Snapshot, *, world_size: int, clock: Clock) -> Draft:
         step=snapshot.step,
         world_size=world_size,
         metrics=snapshot.metrics,
-        versions={"torch": torch.__version__, "python": platform.python_version()},
+        # A string of torch's own kind would make the writer import torch to read it.
+        versions={"torch": str(torch.__version__), "python": platform.python_version()},
         created=clock.now().isoformat(timespec="seconds"),
     )
 
