@@ -91,6 +91,7 @@ class BackgroundCheckpointer:
         self._signature: Signature | None = None
         self._items: list[WriteItem] = []
         self._image = Image()
+        self._views: list[Tensor] = []
         self._index = b""
         self._is_refused = False
         self._flight: Flight | None = None
@@ -203,9 +204,8 @@ class BackgroundCheckpointer:
         """The stall: everything that training may change from now on."""
         self._arena.settle()
         sources = [cast("Tensor", planner.resolve_data(item)) for item in self._items]
-        views = self._image.views(self._arena.bytes)
-        if views:
-            torch._foreach_copy_(views, sources, non_blocking=True)
+        if sources:
+            torch._foreach_copy_(self._views, sources, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
@@ -234,8 +234,10 @@ class BackgroundCheckpointer:
                 logger.warning("%s; training waits for each save", refusal)
 
     def _reserve(self) -> str | None:
+        self._views = []
         try:
             self._arena.reserve(self._image.size, then=self._stamp)
+            self._views = self._image.views(self._arena.bytes)
         except (NoRoomError, OSError) as error:
             return str(error)
         return None

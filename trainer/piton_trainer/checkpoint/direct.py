@@ -46,7 +46,7 @@ def write_parts(folder: Path, parts: Sequence[Part], memory: memoryview) -> dict
             except OSError as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(min(len(parts), len(os.sched_getaffinity(0))) - 1)]
+    threads = [threading.Thread(target=work) for _ in range(min(len(parts), len(os.sched_getaffinity(0)) + 2) - 1)]
     for thread in threads:
         thread.start()
     work()

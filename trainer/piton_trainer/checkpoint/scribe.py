@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from piton_trainer.checkpoint.orders import Answer, Failed, Order, Settings
@@ -88,11 +89,9 @@ class Scribe:
         self.kill()
         self._has_died, self._answered = True, 0
         self._start()
-        try:
+        with suppress(OSError):  # it is dead as well, and the next look for an answer says so
             for order in self._orders:
                 self._connection.send(order)
-        except OSError:
-            return  # it is dead as well, and the next look for an answer says so
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -114,4 +113,5 @@ class Scribe:
                 start_new_session=True,
             )
             self._connection = Connection(ours.detach())
-        self._connection.send(self._settings)
+        with suppress(OSError):  # it is dead already, and the next look for an answer says so
+            self._connection.send(self._settings)
