@@ -17,6 +17,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections import defaultdict
@@ -145,8 +146,6 @@ def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int,
 
 def steps_until_durable(method: Method, step: Callable[[], float]) -> Iterator[float]:
     """The times of steps while a thread of this process waits for the method."""
-    import threading
-
     waiter = threading.Thread(target=method.wait)
     waiter.start()
     yield step()
@@ -172,8 +171,8 @@ def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int,
             if method.can_load:
                 drop_from_cache(method.path)
                 took[name] = seconds(lambda method=method: method.load(into))
-        for name in took:
-            found["load_over_raw"][name].append(took[name] / took[RAW])
+        for name, value in took.items():
+            found["load_over_raw"][name].append(value / took[RAW])
 
 
 def is_consistent(method: Method, state: State) -> bool:

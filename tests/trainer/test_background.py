@@ -25,6 +25,7 @@ from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced, OutOfSpace
+from piton_trainer.store import Store
 from support import ranks, tiny
 
 KINDS = pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
@@ -239,12 +240,17 @@ def test_a_writer_that_is_killed_twice_over_one_save_is_an_error(tmp_path: Path)
         os.mkfifo(saving(tmp_path, 1) / "__0_0.distcp")
         saver.save(Snapshot(step=1, tensors=state()))
         os.kill(first := writer_of(saver), signal.SIGKILL)
-        wait_for(lambda: saver.poll() is None and writer_of(saver) != first)
+        wait_for(lambda: not has_landed(saver) and writer_of(saver) != first)
         os.kill(writer_of(saver), signal.SIGKILL)
         with pytest.raises(RuntimeError, match="step 1 could not be written: the writer's process died twice"):
             saver.wait()
         save_durably(saver, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [names.FENCE_FILE, names.step_folder(2)]
+
+
+def has_landed(saver: Checkpointer | Store) -> bool:
+    saver.poll()
+    return not saver.in_flight
 
 
 def wait_for(happens: Callable[[], bool]) -> None:
@@ -262,7 +268,7 @@ def test_a_save_in_flight_is_not_durable_until_it_is_seen_to_be(tmp_path: Path) 
         assert (saver.durable, saver.in_flight) == (None, True)
         assert list(layout.committed(tmp_path)) == []
         os.kill(writer_of(saver), signal.SIGCONT)
-        wait_for(lambda: saver.poll() is None and not saver.in_flight)
+        wait_for(lambda: has_landed(saver))
         assert saver.durable is not None
 
 
@@ -401,7 +407,7 @@ def continue_writer(session: piton_trainer.Session) -> None:
 def let_it_land(session: piton_trainer.Session) -> None:
     assert session._store is not None
     store = session._store
-    wait_for(lambda: store.poll() is None and not store.in_flight)
+    wait_for(lambda: has_landed(store))
 
 
 def test_a_periodic_save_waits_for_the_one_before_and_training_does_not(tmp_path: Path) -> None:

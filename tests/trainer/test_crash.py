@@ -35,9 +35,11 @@ ORDERS = tiny.every(EVERY)
 KILLS = 200
 SEED_VARIABLE = "CRASH_SEED"
 
-# The last step whose body the trainer has done, and its writer's process: seen from outside whenever it dies.
+# The last step whose body the trainer has done, its writer's process, and whether that was at a save then: seen from
+# outside whenever it dies.
 _trained = multiprocessing.get_context("fork").Value("i", 0)
 _writer = multiprocessing.get_context("fork").Value("i", 0)
+_in_flight = multiprocessing.get_context("fork").Value("i", 0)
 
 
 def attempt(
@@ -56,6 +58,7 @@ def attempt(
         # Steps that take no time would be done before the first save is: each save has an interval to become durable.
         while (session.step + 1) % EVERY == 0 and session._store.in_flight:
             session._store.poll()
+        _in_flight.value = session._store.in_flight
         _trained.value = session.step + 1
 
     before()
@@ -112,12 +115,13 @@ def test_a_trainer_killed_at_200_random_moments_loses_at_most_one_interval_each_
     try:
         while kills < KILLS:
             before = whole_checkpoints(directory)
-            _trained.value = _writer.value = 0
+            _trained.value = _writer.value = _in_flight.value = 0
             victims = dice.choice(["trainer", "writer", "both"])
             with ranks.start(1, partial(attempt, directory)) as world:
                 delay_seconds = dice.uniform(0, delay_seconds_max)
                 if victims != "trainer":
                     time.sleep(delay_seconds)
+                    inside_saves += _in_flight.value
                     writers += kill_writer()
                 if victims != "writer":
                     world.kill_after(delay_seconds if victims == "trainer" else 0)
@@ -125,7 +129,7 @@ def test_a_trainer_killed_at_200_random_moments_loses_at_most_one_interval_each_
             assert code in (0, -signal.SIGKILL)
             wait_for_writer()
             kills += code != 0
-            inside_saves += any(directory.glob(f"{names.SAVING_PREFIX}*"))
+            inside_saves += _in_flight.value if code != 0 and victims == "trainer" else 0
             check_after_kill(directory, before)
             if (found := digest_in(directory)) is not None:
                 assert found == digest

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from piton.contract.manifest import FileEntry
 
 CHUNK_BYTES = 4 << 20
+_MORE_THREADS = 2
+"""While one hashes, another one writes: with one thread per core the disk would stand still at times."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -26,7 +28,7 @@ class Part(NamedTuple):
 
 
 def write_parts(folder: Path, parts: Sequence[Part], memory: memoryview) -> dict[str, FileEntry]:
-    """Write files, durably, on as many threads as this process may use cores.
+    """Write files, durably, on a few threads more than this process may use cores.
 
     Raises:
         OSError: the first that went wrong.
@@ -46,7 +48,8 @@ def write_parts(folder: Path, parts: Sequence[Part], memory: memoryview) -> dict
             except OSError as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(min(len(parts), len(os.sched_getaffinity(0)) + 2) - 1)]
+    count = min(len(parts), len(os.sched_getaffinity(0)) + _MORE_THREADS)
+    threads = [threading.Thread(target=work) for _ in range(count - 1)]
     for thread in threads:
         thread.start()
     work()
