@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
@@ -110,11 +110,12 @@ def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
     return None if digest.hexdigest() == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
 
 
-def _update(digest: "hashlib._Hash", file: Any) -> int:
-    size = 0
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-        size += len(chunk)
+def _update(digest: "hashlib._Hash", file: BinaryIO) -> int:
+    """Hash what is left of a file; its size. One buffer does for all of it."""
+    size, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        digest.update(buffer[:count])
+        size += count
     return size
 
 

@@ -5,9 +5,11 @@ the next older one is tried. Nothing is unpickled but torch's own index of the s
 """
 
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -99,8 +101,10 @@ def _problem(folder: Path, manifest: Manifest, ranks: Ranks) -> str | None:
     """What is wrong with this rank's share of the files."""
     # Largest first, dealt out like cards, so that the ranks have about as much to read as each other.
     dealt = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))[ranks.rank :: ranks.world_size]
-    problems = (layout.what_is_wrong(folder / name, entry) for name, entry in dealt)
-    problem = next((p for p in problems if p), None)
+    # Neither reading nor hashing holds the interpreter; a thread more per core keeps the disk busy.
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as threads:
+        problems = threads.map(lambda item: layout.what_is_wrong(folder / item[0], item[1]), dealt)
+        problem = next((p for p in problems if p), None)
     if problem is None and ranks.is_main:
         try:
             IndexedReader(Checkpoint(folder=folder, manifest=manifest)).read_metadata()

@@ -27,7 +27,7 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 
-NICE = 10
+NICE = 19
 _PR_SET_PDEATHSIG = 1
 
 
