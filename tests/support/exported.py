@@ -58,7 +58,8 @@ def a_trainers_registry() -> CollectorRegistry:
     )
     exporter.post(report, now=0.0)
     exporter.stepped(seconds=0.2, waited_seconds=0.1)
-    exporter.saved(Saved(step=1, folder=Path(), size=1), seconds=1, timestamp=1)
+    exporter.stood_still(seconds=1)
+    exporter.saved(Saved(step=1, folder=Path(), size=1), timestamp=1)
     return exporter.registry
 
 

@@ -63,7 +63,12 @@ def every(steps: int, *, keep_last: int = 2) -> Assignment:
 
 def config(directory: Path, assignment: Assignment | None = None, **changes: object) -> Config:
     """A trainer's configuration without Piton."""
-    fields: dict[str, object] = {"checkpoint_dir": directory, "assignment": assignment or every(4), **changes}
+    fields: dict[str, object] = {
+        "checkpoint_dir": directory,
+        "assignment": assignment or every(4),
+        "background_saves": False,  # a process less to start, and a disk that fails by coordinates
+        **changes,
+    }
     return Config(**fields)  # type: ignore[arg-type]
 
 
@@ -80,6 +85,7 @@ def train(
     server: Server | None = None,
     termination_log: Path | None = None,
     metrics_port: int | None = None,
+    background_saves: bool = False,
 ) -> Ran:
     """One attempt, in this process and its ranks. `at` says what happens in the body of which step (from 1)."""
     ran = Ran()
@@ -91,6 +97,7 @@ def train(
         termination_log=termination_log,
         metrics_port=metrics_port,
         report_seconds=0.0,
+        background_saves=background_saves,
     )
     try:
         with piton_trainer.session(settings, clock=clock, disk=disk) as session:

@@ -30,6 +30,7 @@ def test_everything_is_understood(tmp_path: Path) -> None:
         names.ENV_TERMINATION_LOG: "/tmp/log",
         names.ENV_REPORT_SECONDS: "0.5",
         names.ENV_METRICS_PORT: "9401",
+        names.ENV_SAVES: "blocking",
         names.ENV_SERVER_URL: "https://piton/status",
         names.ENV_SERVER_CA_CERT: "/ca.crt",
         names.ENV_SERVER_TOKEN: "/token",
@@ -45,6 +46,7 @@ def test_everything_is_understood(tmp_path: Path) -> None:
         server=Server(url="https://piton/status", ca_cert=Path("/ca.crt"), token_file=Path("/token")),
         termination_log=Path("/tmp/log"),
         metrics_port=9401,
+        background_saves=False,
     )
 
 
@@ -61,6 +63,7 @@ REFUSED = {
     "PITON_STOP_AT has to be a time such as 2026-01-31T12:00:00Z, not 'soon'": {names.ENV_STOP_AT: "soon"},
     "PITON_REPORT_SECONDS has to be a number of seconds, 0 or more, not 'nan'": {names.ENV_REPORT_SECONDS: "nan"},
     "PITON_REPORT_SECONDS has to be a number of seconds, 0 or more, not '-2'": {names.ENV_REPORT_SECONDS: "-2"},
+    "PITON_SAVES has to be background or blocking, not 'never'": {names.ENV_SAVES: "never"},
     "PITON_METRICS_PORT has to be a port, 1 to 65535, not 'http'": {names.ENV_METRICS_PORT: "http"},
     "PITON_METRICS_PORT has to be a port, 1 to 65535, not '65536'": {names.ENV_METRICS_PORT: "65536"},
     "KUBEFLOW_TRAINER_SERVER_URL has to start with https:// or http://, not be 'ftp://x'": {

@@ -185,7 +185,8 @@ def test_what_is_not_known_has_no_series() -> None:
     exporter = an_exporter()
     assert exporter.registry.get_sample_value("piton_trainer_step") is None
 
-    exporter.saved(Saved(step=7, folder=Path(), size=99), seconds=0.2, timestamp=1e9)
+    exporter.stood_still(seconds=0.2)
+    exporter.saved(Saved(step=7, folder=Path(), size=99), timestamp=1e9)
 
     assert exporter.registry.get_sample_value("piton_trainer_checkpoint_step") == 7
     assert exporter.registry.get_sample_value("piton_trainer_step") is None

@@ -43,6 +43,8 @@ class Config:
     server: Server | None = None
     termination_log: Path | None = None
     """Where the termination message goes; None writes none."""
+    background_saves: bool = True
+    """Training goes on while a checkpoint is written; False: it waits."""
     metrics_port: int | None = None
     """Where rank 0 serves Prometheus metrics; None: nowhere."""
 
@@ -64,6 +66,7 @@ class Config:
             report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
             server=_server(set_vars),
             termination_log=termination_log(set_vars),
+            background_saves=_background_saves(set_vars.get(names.ENV_SAVES)),
             metrics_port=_port(set_vars.get(names.ENV_METRICS_PORT)),
         )
 
@@ -105,6 +108,12 @@ def _report_seconds(text: str | None) -> float:
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"{names.ENV_REPORT_SECONDS} has to be a number of seconds, 0 or more, not {text!r}")
     return seconds
+
+
+def _background_saves(text: str | None) -> bool:
+    if text not in (None, "background", "blocking"):
+        raise ValueError(f"{names.ENV_SAVES} has to be background or blocking, not {text!r}")
+    return text != "blocking"
 
 
 def _port(text: str | None) -> int | None:

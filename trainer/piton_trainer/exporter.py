@@ -70,11 +70,13 @@ class Exporter:
         self._step_seconds.observe(seconds)
         self._data_wait.inc(waited_seconds)
 
-    def saved(self, saved: Saved | None, *, seconds: float, timestamp: float) -> None:
-        """Training stood still for a save; `saved` is what is durable by now."""
+    def stood_still(self, *, seconds: float) -> None:
+        """Training waited for a save."""
         self._checkpoint_seconds.observe(seconds)
-        if saved is not None:
-            self._newest.checkpoint = saved.step, saved.size, timestamp
+
+    def saved(self, saved: Saved, *, timestamp: float) -> None:
+        """A checkpoint became durable."""
+        self._newest.checkpoint = saved.step, saved.size, timestamp
 
     def is_due(self, now: float) -> bool:
         """Whether enough time has passed since the report before."""

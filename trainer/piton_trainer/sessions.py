@@ -22,7 +22,7 @@ from piton.contract.assignment import Assignment
 from piton.contract.ends import Outcome, Termination
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.save import SyncCheckpointer
+from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
@@ -43,7 +43,8 @@ _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EN
 def session(config: Config | None = None, *, clock: Clock | None = None, disk: layout.Disk | None = None) -> "Session":
     """A session as the environment describes it, or as `config` does.
 
-    Outside Piton it keeps its checkpoints in `./checkpoints`, or where PITON_CHECKPOINT_DIR says.
+    Outside Piton it keeps its checkpoints in `./checkpoints`, or where PITON_CHECKPOINT_DIR says. With a `disk` that is
+    given, training waits for each save.
 
     Raises:
         BadConfig: a variable of the environment makes no sense.
@@ -56,16 +57,17 @@ def session(config: Config | None = None, *, clock: Clock | None = None, disk: l
             refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
             TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
             raise BadConfig(str(error)) from error
-    return Session(config, clock=clock or Clock(), disk=disk or layout.Disk())
+    return Session(config, clock=clock or Clock(), disk=disk)
 
 
 class Session:
     """One process of one attempt. Use it as a context manager, once; `session()` makes it."""
 
-    def __init__(self, config: Config, *, clock: Clock, disk: layout.Disk) -> None:
+    def __init__(self, config: Config, *, clock: Clock, disk: layout.Disk | None) -> None:
         self._config = config
         self._clock = clock
-        self._disk = disk
+        self._saves_in_background = config.background_saves and disk is None
+        self._disk = disk or layout.Disk()
         self._signals = StopFlag()
         self._ranks = Ranks()
         self._attempt = config.attempt or 0
@@ -73,6 +75,7 @@ class Session:
         self._reporter: Reporter | None = None
         self._exporter: Exporter | None = None
         self._steps: Steps | None = None
+        self._store: Store | None = None
 
     @property
     def rank(self) -> int:
@@ -210,10 +213,11 @@ class Session:
             self._reporter = Reporter(self._config.server, interval_seconds=self._config.report_seconds)
         if self.is_main and self._config.metrics_port is not None:
             self._exporter = self._export(self._config.metrics_port)
+        self._store = self._make_store(fence)
         self._steps = Steps(
             self._config,
             ranks=self._ranks,
-            store=self._make_store(fence),
+            store=self._store,
             reporter=self._reporter,
             exporter=self._exporter,
             signals=self._signals,
@@ -244,7 +248,7 @@ class Session:
         return fence
 
     def _make_store(self, fence: Fence) -> Store:
-        checkpointer = SyncCheckpointer(
+        checkpointer = make_checkpointer(
             self._config.checkpoint_dir,
             ranks=self._ranks,
             fence=fence,
@@ -252,6 +256,7 @@ class Session:
             objective=self.assignment.objective,
             disk=self._disk,
             clock=self._clock,
+            background=self._saves_in_background,
         )
         return Store(
             self._config.checkpoint_dir, ranks=self._ranks, fence=fence, checkpointer=checkpointer, disk=self._disk
@@ -262,6 +267,8 @@ class Session:
         outcome, detail = outcome_of(error)
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
+        if self._store is not None:
+            self._store.release()
         if finished or error is not None:
             holder = error.holder if isinstance(error, Fenced) else None
             self._log.leave(replace(self._termination(outcome, detail), fence=holder))

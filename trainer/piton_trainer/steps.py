@@ -19,6 +19,7 @@ from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton_trainer.boundary import Word, fraction_done, reason_to_end
+from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
@@ -76,6 +77,8 @@ class Steps:
         self._has_diverged = False
         self._end: Ended | None = None
         self._lap = self._last_save = self._waited = 0.0
+        self._is_prepared = self._is_postponed = False
+        self._announced: Saved | None = None
 
     @property
     def fraction(self) -> float:
@@ -194,6 +197,8 @@ class Steps:
     def _is_over(self) -> bool:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
+        self._store.poll()
+        self._announce()
         word = self._agree()
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
         if self._exporter is not None:
@@ -202,13 +207,18 @@ class Steps:
             raise self._diverged()
         is_best = word.value is not None and self._judge(word.value)
         ending = reason_to_end(self.state, self._assignment, self._total)
-        if word.save or word.stop or is_best or ending:
+        # One save at a time. A periodic one begins at the first boundary that finds the one before durable.
+        must_save = word.stop or is_best or ending is not None
+        self._is_postponed = word.save and self._store.in_flight and not must_save
+        if must_save or (word.save and not self._is_postponed):
             self._save()
+        elif not self._is_prepared:
+            self._prepare()
         if ending:
             self._finish(ending)
             return True
         if word.stop:
-            self._store.wait()
+            self._settle()
             raise self._stopped()
         self._report()
         self._metrics.next_step()
@@ -218,7 +228,7 @@ class Steps:
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
         save = self._ranks.is_main and self._save_is_due()
-        value = self._evaluation(save) if self._ranks.is_main else None
+        value = self._evaluation(save and not self._store.in_flight) if self._ranks.is_main else None
         lap = self._clock.monotonic() - self._lap
         word = Word(
             stop=self._signals.received is not None or (self._ranks.is_main and self._stop_is_wished()),
@@ -235,7 +245,7 @@ class Steps:
         since = self._clock.monotonic() - self._last_save
         by_time = policy.every_seconds is not None and since >= policy.every_seconds
         wished = self._reporter is not None and self._reporter.checkpoint_wished
-        return by_steps or by_time or wished or step == self._total
+        return by_steps or by_time or wished or self._is_postponed or step == self._total
 
     def _stop_is_wished(self) -> bool:
         too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
@@ -262,8 +272,8 @@ class Steps:
         return (LOSS,) if objective is None else (LOSS, objective.metric)
 
     def _save(self) -> None:
-        """Save this step, unless it is durable already. A diverged state is never saved."""
-        if self._store.durable_step == self.state.step or self._objects is None or self._feed is None:
+        """Save this step, unless that is done already. A diverged state is never saved."""
+        if self._store.taken_step == self.state.step or self._objects is None or self._feed is None:
             return
         bad = self._metrics.not_finite(self._watched, on_device=True) is not None
         if self._ranks.agree([float(bad)])[0]:
@@ -271,11 +281,30 @@ class Steps:
         began = self._clock.monotonic()
         self._store.save(self.state, self._objects, self._feed, self._metrics_to_save())
         self._last_save = self._clock.monotonic()
+        self._is_prepared = True
         if self._exporter is not None:
-            seconds, timestamp = self._last_save - began, self._clock.now().timestamp()
-            self._exporter.saved(self._store.saved, seconds=seconds, timestamp=timestamp)
+            self._exporter.stood_still(seconds=self._last_save - began)
         if self._reporter is not None:
             self._reporter.checkpoint_made()
+        self._announce()
+
+    def _prepare(self) -> None:
+        """After the first step there is all that will be saved: an optimizer has no momenta before."""
+        self._is_prepared = True
+        if self._objects is not None and self._feed is not None:
+            self._store.prepare(self._objects, self._feed)
+
+    def _settle(self) -> None:
+        """Wait for the save on its way."""
+        self._store.wait()
+        self._announce()
+
+    def _announce(self) -> None:
+        """Tell whoever listens of a checkpoint that has become durable."""
+        saved = self._store.saved
+        if saved is not None and saved is not self._announced and self._exporter is not None:
+            self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
+        self._announced = saved
 
     def _metrics_to_save(self) -> dict[str, float]:
         """The metrics that belong to this state: an objective from an earlier step does not."""
@@ -287,7 +316,7 @@ class Steps:
 
     def _finish(self, reason: str) -> None:
         self._save()
-        self._store.wait()
+        self._settle()
         assert self._objects is not None
         self.complete = Complete(
             attempt=self._store.attempt,
@@ -315,6 +344,7 @@ class Steps:
         )
 
     def _diverged(self) -> Diverged:
+        self._settle()
         names = " or ".join(self._watched)
         return Diverged(
             f"{names} is not a finite number at step {self.state.step}; "

@@ -51,6 +51,7 @@ class Store:
         self._checkpointer = checkpointer
         self._disk = disk
         self._restored_step: int | None = None
+        self._taken_step: int | None = None
 
     @property
     def durable_step(self) -> int | None:
@@ -64,13 +65,35 @@ class Store:
         return self._checkpointer.durable
 
     @property
+    def taken_step(self) -> int | None:
+        """The newest step that needs no further save: it is durable, or on its way."""
+        return self._restored_step if self._taken_step is None else self._taken_step
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is on its way."""
+        return self._checkpointer.in_flight
+
+    @property
     def attempt(self) -> int:
         """The number that this run's process saves under."""
         return self._fence.attempt
 
+    def prepare(self, objects: Objects, feed: Feed) -> None:
+        """Get ready for saves of these objects."""
+        self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
+
+    def poll(self) -> None:
+        """See how the save on its way is doing."""
+        self._checkpointer.poll()
+
     def wait(self) -> None:
         """Until nothing is in flight."""
         self._checkpointer.wait()
+
+    def release(self) -> None:
+        """Give back what saving holds. Each rank on its own."""
+        self._checkpointer.close()
 
     def reopen(self) -> None:
         """The run goes on, even if it was finished before: rank 0 takes COMPLETE.json back."""
@@ -85,11 +108,17 @@ class Store:
 
     def save(self, state: TrainState, objects: Objects, feed: Feed, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""
+        own, tensors = self._gather(objects, feed)
+        document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
+        self._checkpointer.save(Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics))
+        self._taken_step = state.step
+
+    def _gather(self, objects: Objects, feed: Feed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The JSON of all ranks' objects, and the tensors of this one's."""
         tensors: dict[str, Tensor] = {}
         documents: dict[str, Any] = {}
         parts = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
-        document = {"train": state.to_document(), "seed": torch.initial_seed(), "objects": documents, "ranks": parts}
-        self._checkpointer.save(Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics))
+        return {"objects": documents, "ranks": parts}, tensors
 
     def _capture(
         self, objects: Objects, feed: Feed, documents: dict[str, Any], tensors: dict[str, Tensor]

@@ -2,19 +2,22 @@
 
     layout      folders and files: what is committed, what is in flight, writing so that it lasts
     fence       which attempt may commit
-    save        one checkpoint: shards, digests, manifest, rename
+    commit      from shards that are written to a folder that counts: manifest, rename, retention, listeners
+    save        a checkpoint while training waits
+    background  a checkpoint while training goes on: image, arena and scribe on our side, writer and direct on the other
     load        the newest checkpoint that is good
     retention   which checkpoints may go (pure)
 
 Nothing here knows models or loops: a checkpoint is tensors by name and one JSON document.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # the process that writes checkpoints does without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Snapshot:
     """What one rank hands over to be saved."""
 
     step: int
-    tensors: Mapping[str, Tensor]
+    tensors: "Mapping[str, Tensor]"
     document: Mapping[str, Any] = field(default_factory=dict)
     """Everything that is not a tensor, as JSON. Rank 0's is saved."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -39,19 +42,36 @@ class Saved:
 
 
 class Checkpointer(Protocol):
-    """Saves snapshots. All ranks call each method together.
+    """Saves snapshots. All ranks call each method together, but for `close`.
 
     `save` may return before the checkpoint is durable, but not before the tensors may change again; at most one save is
-    in flight. `wait` returns when none is. Both raise what went wrong, on every rank: OutOfSpace, Fenced, or the error
-    as it came. What failed leaves nothing behind, and the older checkpoints as they were.
+    in flight. `save`, `poll` and `wait` raise what went wrong, on every rank: OutOfSpace, Fenced, or the error as it
+    came. What failed leaves nothing behind, and the older checkpoints as they were.
     """
+
+    def prepare(self, tensors: "Callable[[], Mapping[str, Tensor]]") -> None:
+        """Get ready for snapshots of tensors like these, so that the first save is not the slowest."""
+        ...
 
     def save(self, snapshot: Snapshot) -> None:
         """Begin to save, after waiting for the save before."""
         ...
 
+    def poll(self) -> None:
+        """See how the save in flight is doing, without waiting for it."""
+        ...
+
     def wait(self) -> None:
         """Until nothing is in flight."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Each rank on its own; what it can finish without the others, it does."""
+        ...
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save has begun and is not durable yet, as far as `poll` and `wait` have seen."""
         ...
 
     @property

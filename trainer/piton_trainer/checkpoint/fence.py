@@ -34,13 +34,19 @@ class Holder:
 
 
 class Fence:
-    """The right of one process to commit. Rank 0 holds it for its attempt."""
+    """The right of one process to commit. Rank 0 holds it for its attempt; its writer acts in the same name.
 
-    def __init__(self, directory: Path, *, disk: layout.Disk, attempt: int | None = None) -> None:
+    The folder in flight may be made by the writer of any rank, and again when a writer had to be replaced. That is
+    always before the last look at FENCE, which comes when all shards are written, so the above holds for it.
+    """
+
+    def __init__(
+        self, directory: Path, *, disk: layout.Disk, attempt: int | None = None, owner: str | None = None
+    ) -> None:
         self._directory = directory
         self._disk = disk
         self.attempt = attempt if attempt is not None else _next_attempt(directory)
-        self.owner = uuid.uuid4().hex
+        self.owner = owner or uuid.uuid4().hex
 
     def claim(self) -> None:
         """Become the one who may commit; whoever claimed before with this number or a lower one no longer may.

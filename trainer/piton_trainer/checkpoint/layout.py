@@ -19,18 +19,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.errors import OutOfSpace
 
+if TYPE_CHECKING:  # the process that writes checkpoints does without torch
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
 STATE_FILE = "state.json"
+INDEX_FILE = ".metadata"
+"""torch's index of the shards."""
 SWEPT_PREFIX = ".swept-"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK_BYTES = 1 << 20
@@ -47,9 +47,11 @@ class Checkpoint:
 class Disk:
     """Writes that lasts. A port: tests hand in a disk that is full."""
 
-    def writer(self, folder: Path) -> FileSystemWriter:
+    def writer(self, folder: Path) -> "FileSystemWriter":
         """A writer of shards. It does not fsync: torch does so before it flushes, so `seal` does it afterwards."""
-        return _Writer(folder, sync_files=False)
+        from piton_trainer.checkpoint.shards import ShardWriter
+
+        return ShardWriter(folder, sync_files=False)
 
     def write(self, path: Path, text: str) -> None:
         """Write a whole file, durably, or leave the one before."""
@@ -63,18 +65,6 @@ class Disk:
         finally:
             aside.unlink(missing_ok=True)
         sync_folder(path.parent)
-
-
-class _Writer(FileSystemWriter):
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write, and name the disk's error: torch.save covers an OSError up with a RuntimeError of its own."""
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            cause = error.__context__
-            if isinstance(cause, OSError):
-                raise cause from None
-            raise
 
 
 @contextmanager
@@ -120,11 +110,12 @@ def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
     return None if digest.hexdigest() == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
 
 
-def _update(digest: "hashlib._Hash", file: Any) -> int:
-    size = 0
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-        size += len(chunk)
+def _update(digest: "hashlib._Hash", file: BinaryIO) -> int:
+    """Hash what is left of a file; its size. One buffer does for all of it."""
+    size, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        digest.update(buffer[:count])
+        size += count
     return size
 
 

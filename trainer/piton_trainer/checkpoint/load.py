@@ -5,9 +5,11 @@ the next older one is tried. Nothing is unpickled but torch's own index of the s
 """
 
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,6 @@ from piton_trainer.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE = ".metadata"
 _DCP = "torch.distributed.checkpoint"
 _INDEX_CLASSES = {
     f"{_DCP}.metadata": {
@@ -100,8 +101,10 @@ def _problem(folder: Path, manifest: Manifest, ranks: Ranks) -> str | None:
     """What is wrong with this rank's share of the files."""
     # Largest first, dealt out like cards, so that the ranks have about as much to read as each other.
     dealt = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))[ranks.rank :: ranks.world_size]
-    problems = (layout.what_is_wrong(folder / name, entry) for name, entry in dealt)
-    problem = next((p for p in problems if p), None)
+    # Neither reading nor hashing holds the interpreter; a thread more per core keeps the disk busy.
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as threads:
+        problems = threads.map(lambda item: layout.what_is_wrong(folder / item[0], item[1]), dealt)
+        problem = next((p for p in problems if p), None)
     if problem is None and ranks.is_main:
         try:
             IndexedReader(Checkpoint(folder=folder, manifest=manifest)).read_metadata()
@@ -124,14 +127,14 @@ class IndexedReader(FileSystemReader):
             ValueError: it holds anything but the places of tensors in files of this checkpoint.
         """
         try:
-            with (Path(self.path) / INDEX_FILE).open("rb") as file:
+            with (Path(self.path) / layout.INDEX_FILE).open("rb") as file:
                 index = _IndexUnpickler(file).load()
         except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-            raise ValueError(f"{INDEX_FILE} is refused: {error}") from error
+            raise ValueError(f"{layout.INDEX_FILE} is refused: {error}") from error
         if not isinstance(index, Metadata):
-            raise ValueError(f"{INDEX_FILE} is refused: it is not an index of shards")
+            raise ValueError(f"{layout.INDEX_FILE} is refused: it is not an index of shards")
         if not all(place.relative_path in self._files for place in index.storage_data.values()):
-            raise ValueError(f"{INDEX_FILE} is refused: it names a file that is not in the manifest")
+            raise ValueError(f"{layout.INDEX_FILE} is refused: it names a file that is not in the manifest")
         return index
 
 

@@ -1,39 +1,38 @@
-"""One checkpoint, from tensors in memory to a folder that counts.
+"""One checkpoint while training waits, from tensors in memory to a folder that counts.
 
     every rank   write shards, then hash them and make them durable
-    rank 0       state.json before that; afterwards the manifest, the fence, the rename, retention
+    rank 0       state.json before that; afterwards the commit
 
 A step that fails on one rank fails on all of them, and the folder in flight is removed.
 """
 
 import json
-import logging
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from piton.contract import names
 from piton.contract.assignment import Objective, SavePolicy
-from piton.contract.manifest import FileEntry, Manifest
+from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import Saved, Snapshot, layout
+from piton_trainer.checkpoint.commit import Committer, Draft
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.retention import steps_to_delete
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
-
-logger = logging.getLogger(__name__)
 
 
 class SyncCheckpointer:
     """A `Checkpointer` whose `save` returns when the checkpoint is durable."""
+
+    in_flight = False
 
     def __init__(
         self,
@@ -49,8 +48,7 @@ class SyncCheckpointer:
         self._directory = directory
         self._ranks = ranks
         self._fence = fence
-        self._policy = policy
-        self._objective = objective
+        self._committer = Committer(directory, fence=fence, policy=policy, objective=objective, disk=disk)
         self._disk = disk
         self._clock = clock
         self._durable: Saved | None = None
@@ -60,20 +58,28 @@ class SyncCheckpointer:
         """The newest checkpoint that this process has made durable."""
         return self._durable
 
+    def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """There is nothing to prepare."""
+
+    def poll(self) -> None:
+        """Nothing is ever in flight."""
+
     def wait(self) -> None:
         """Nothing is ever in flight."""
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def save(self, snapshot: Snapshot) -> None:
         """Save, durably, on all ranks together."""
-        folder = layout.saving_folder(
-            self._directory, step=snapshot.step, attempt=self._fence.attempt, owner=self._fence.owner
-        )
+        folder = self._committer.folder(snapshot.step)
         try:
             self._ranks.on_main(partial(self._begin, folder, snapshot))
             self._write_shards(folder, snapshot)
             sealed = self._ranks.together(partial(self._seal, folder))
             files = {name: entry for part in sealed for name, entry in part.items()}
-            self._durable = self._ranks.on_main(partial(self._commit, folder, snapshot, files))
+            draft = draft_of(snapshot, world_size=self._ranks.world_size, clock=self._clock)
+            self._durable = self._ranks.on_main(partial(self._committer.commit, draft, files))
         except BaseException:
             if self._ranks.is_main:
                 layout.discard(folder)
@@ -81,7 +87,7 @@ class SyncCheckpointer:
             self._ranks.on_main(self._fence.check)
             raise
         if self._ranks.is_main:
-            self._retain(snapshot.step)
+            self._committer.follow_up(self._durable)
 
     def _begin(self, folder: Path, snapshot: Snapshot) -> None:
         self._fence.check()
@@ -107,50 +113,21 @@ class SyncCheckpointer:
         """This rank's files, and on rank 0 those that are everybody's."""
         own = sorted(folder.glob(f"__{self._ranks.rank}_*"))
         if self._ranks.is_main:
-            own += [folder / ".metadata", folder / layout.STATE_FILE]
+            own += [folder / layout.INDEX_FILE, folder / layout.STATE_FILE]
         with layout.full_disk_is_an_end(self._directory):
             return {path.name: layout.seal(path) for path in own}
 
-    def _commit(self, folder: Path, snapshot: Snapshot, files: Mapping[str, FileEntry]) -> Saved:
-        manifest = Manifest(
-            step=snapshot.step,
-            attempt=self._fence.attempt,
-            world_size=self._ranks.world_size,
-            files=files,
-            metrics=snapshot.metrics,
-            versions={"torch": torch.__version__, "python": platform.python_version()},
-            created=self._clock.now().isoformat(timespec="seconds"),
-        )
-        with layout.full_disk_is_an_end(self._directory):
-            self._disk.write(folder / names.MANIFEST_FILE, manifest.to_json())
-        target = self._directory / names.step_folder(snapshot.step)
-        self._fence.check()
-        if is_good(target):
-            layout.discard(folder)
-        else:
-            layout.discard(target)
-            folder.rename(target)
-        layout.sync_folder(self._directory)
-        return Saved(step=snapshot.step, folder=target, size=manifest.size)
 
-    def _retain(self, newest: int) -> None:
-        # A folder of a later step is one that a resume passed over: it is no reason to delete a good one.
-        present = [c for c in layout.committed(self._directory) if c.manifest.step <= newest]
-        measured = [(c.manifest.step, c.manifest.metrics) for c in present]
-        for step in steps_to_delete(measured, policy=self._policy, objective=self._objective):
-            try:
-                layout.discard(self._directory / names.step_folder(step))
-            except OSError as error:
-                logger.warning("the checkpoint of step %d cannot be deleted: %s", step, error)
-
-
-def is_good(folder: Path) -> bool:
-    """Whether a folder is a checkpoint whose files are what its manifest says."""
-    try:
-        manifest = layout.read_manifest(folder)
-    except ValueError:
-        return False
-    return not any(layout.what_is_wrong(folder / name, entry) for name, entry in manifest.files.items())
+def draft_of(snapshot: Snapshot, *, world_size: int, clock: Clock) -> Draft:
+    """What the manifest of this snapshot says."""
+    return Draft(
+        step=snapshot.step,
+        world_size=world_size,
+        metrics=snapshot.metrics,
+        # A string of torch's own kind would make the writer import torch to read it.
+        versions={"torch": str(torch.__version__), "python": platform.python_version()},
+        created=clock.now().isoformat(timespec="seconds"),
+    )
 
 
 def _raise_first(error: CheckpointException, directory: Path) -> NoReturn:

@@ -1,0 +1,268 @@
+"""What a checkpoint costs, over what the machine could do at best: one memcpy, one write past the page cache.
+
+All methods take turns, repetition by repetition, so that the machine's moods hit all alike; what is printed are medians
+of the ratios within a repetition, never seconds. The last line is one JSON object, each row of the table by method.
+
+    stall_over_memcpy        how long `save` keeps training from going on
+    durable_over_raw         until what was saved is on the disk, while nobody trains
+    step_time_while_saving   a training step on one core while a save is being written, over one that is alone
+    first_over_steady        the first save's stall over the median of the later ones
+    load_over_raw            the state read back from the disk, not from the cache; ours verified
+    reshard_over_raw         a state that two ranks saved, loaded by one
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing
+from checkpoint_methods import (
+    Dcp,
+    DcpAsync,
+    Memcpy,
+    Method,
+    Piton,
+    Raw,
+    Safetensors,
+    State,
+    TorchSave,
+    restore,
+    save_file,
+)
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from piton_trainer.distributed import Ranks
+
+MEMCPY, RAW, PITON = "memcpy", "raw O_DIRECT", "piton"
+WIDTH, HIDDEN = 512, 2048
+Ratios = dict[str, dict[str, list[float]]]
+
+
+def build_state(megabytes: int) -> State:
+    """Weights and Adam's two momenta of a stack of transformer layers."""
+    layer = {"attention": (4 * WIDTH, WIDTH), "up": (HIDDEN, WIDTH), "down": (WIDTH, HIDDEN), "norm": (WIDTH,)}
+    layer_bytes = 3 * 4 * sum(torch.Size(shape).numel() for shape in layer.values())
+    count = max(1, round(megabytes * 1e6 / layer_bytes))
+    names = [f"{kind}/{number}/{name}" for kind in "wmv" for number in range(count) for name in layer]
+    return {name: torch.randn(layer[name.rpartition("/")[2]]) for name in names}
+
+
+def size_of(state: State) -> int:
+    """Bytes."""
+    return sum(value.nbytes for value in state.values())
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def make_methods(root: Path, state: State) -> dict[str, Method]:
+    """Floors first."""
+
+    def folder(name: str) -> Path:
+        path = root / name.replace(" ", "-")
+        path.mkdir()
+        return path
+
+    methods: dict[str, Method] = {
+        MEMCPY: Memcpy(folder(MEMCPY), state),
+        RAW: Raw(folder(RAW), size_of(state)),
+        "torch.save": TorchSave(folder("torch.save")),
+        "dcp.save": Dcp(folder("dcp.save")),
+    }
+    for kind in AsyncCheckpointerType:
+        for cached in (False, True):
+            name = f"dcp.async_save {kind.value}{' cached' if cached else ''}"
+            methods[name] = DcpAsync(folder(name), kind, cached=cached)
+    if save_file is not None:
+        methods["safetensors"] = Safetensors(folder("safetensors"))
+    methods[PITON] = Piton(folder(PITON), state)
+    return methods
+
+
+def turns(methods: Mapping[str, Method], repetition: int) -> list[tuple[str, Method]]:
+    """All methods; another one begins each time."""
+    items = list(methods.items())
+    cut = repetition % len(items)
+    return items[cut:] + items[:cut]
+
+
+def measure_saves(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
+    """Stall and durable time. Repetition 0 is the first save of each."""
+    stalls: dict[str, list[float]] = defaultdict(list)
+    for repetition in range(repetitions + 1):
+        durable = {}
+        for name, method in turns(methods, repetition):
+            start = time.perf_counter()
+            method.save(state, repetition)
+            stalls[name].append(time.perf_counter() - start)
+            method.wait()
+            durable[name] = time.perf_counter() - start
+            if repetition < repetitions:
+                method.tidy()
+        for name in methods if repetition else ():
+            found["stall_over_memcpy"][name].append(stalls[name][-1] / stalls[MEMCPY][-1])
+            found["durable_over_raw"][name].append(durable[name] / durable[RAW])
+    for name, (first, *steady) in stalls.items():
+        found["first_over_steady"][name].append(first / statistics.median(steady))
+
+
+def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
+    """Steps on one core, in turns alone and while each method writes."""
+    torch.set_num_threads(1)
+    a, b = torch.randn(384, 384), torch.randn(384, 384)
+
+    def step() -> float:
+        return seconds(lambda: a @ b)
+
+    for repetition in range(repetitions):
+        for name, method in turns(methods, repetition):
+            if not method.goes_on:
+                continue
+            alone = [step() for _ in range(200)]
+            method.save(state, 1000 + repetition)
+            saving = list(steps_until_durable(method, step))
+            found["step_time_while_saving"][name].append(statistics.mean(saving) / statistics.mean(alone))
+            method.tidy()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def steps_until_durable(method: Method, step: Callable[[], float]) -> Iterator[float]:
+    """The times of steps while a thread of this process waits for the method."""
+    waiter = threading.Thread(target=method.wait)
+    waiter.start()
+    yield step()
+    while waiter.is_alive():
+        yield step()
+    waiter.join()
+
+
+def drop_from_cache(path: Path) -> None:
+    """What was written has to come from the disk again."""
+    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
+    """What is there, brought back into tensors."""
+    into = {key: torch.empty_like(value) for key, value in state.items()}
+    for repetition in range(repetitions):
+        took = {}
+        for name, method in turns(methods, repetition):
+            if method.can_load:
+                drop_from_cache(method.path)
+                took[name] = seconds(lambda method=method: method.load(into))
+        for name, value in took.items():
+            found["load_over_raw"][name].append(value / took[RAW])
+
+
+def is_consistent(method: Method, state: State) -> bool:
+    """Whether a change right after `save` stays out of what was saved."""
+    before = {key: value.clone() for key, value in state.items()}
+    method.save(state, 9999)
+    for value in state.values():
+        value.add_(1)
+    method.wait()
+    into = {key: torch.empty_like(value) for key, value in state.items()}
+    method.load(into)
+    method.tidy()
+    return all(torch.equal(into[key], before[key]) for key in before)
+
+
+def save_sharded(rank: int, megabytes: int, root: str, rendezvous: str) -> None:
+    """One of two ranks: half of each matrix is its own."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    mesh = init_device_mesh("cpu", (2,))
+    state = {
+        key: distribute_tensor(value, mesh, [Shard(0) if value.ndim > 1 else Replicate()])
+        for key, value in build_state(megabytes).items()
+    }
+    dcp.save(state, checkpoint_id=Path(root) / "dcp-2")
+    world = Ranks(rank=rank, world_size=2, group=dist.new_group(backend="gloo"))
+    ours = Piton(Path(root) / "piton-2", state, world)
+    ours.save(state, 1)
+    ours.wait()
+    ours.close()
+    dist.destroy_process_group()
+
+
+def measure_reshards(root: Path, megabytes: int, raw: Method, state: State, repetitions: int, found: Ratios) -> None:
+    """Two ranks' shards into one rank's whole tensors."""
+    for name in ("dcp-2", "piton-2"):
+        (root / name).mkdir()
+    torch.multiprocessing.spawn(save_sharded, (megabytes, str(root), str(root / "rendezvous")), nprocs=2)
+    into = {key: torch.empty_like(value) for key, value in state.items()}
+    loads = {
+        "dcp.save": (root / "dcp-2", lambda: dcp.load(into, checkpoint_id=root / "dcp-2")),
+        PITON: (root / "piton-2", lambda: restore(root / "piton-2", into)),
+    }
+    for _ in range(repetitions):
+        floor = seconds(lambda: raw.load(into))
+        for name, (path, load) in loads.items():
+            drop_from_cache(path)
+            found["reshard_over_raw"][name].append(seconds(load) / floor)
+
+
+def show(found: Ratios) -> None:
+    """The table, and the JSON object."""
+    medians = {row: {name: statistics.median(ratios) for name, ratios in by.items()} for row, by in found.items()}
+    print(f"{'':<32}" + "".join(f"{row.split('_')[0]:>10}" for row in medians))
+    for name in medians["stall_over_memcpy"]:
+        cells = (f"{by[name]:>10.2f}" if name in by else f"{'':>10}" for by in medians.values())
+        print(f"{name:<32}" + "".join(cells))
+    print(json.dumps({row: {name: round(ratio, 4) for name, ratio in by.items()} for row, by in medians.items()}))
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="What a checkpoint costs, over one memcpy and one raw write.")
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the state")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--directory", type=Path, default=Path(), help="where to save; the disk that is measured")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    root = Path(tempfile.mkdtemp(prefix="bench-", dir=options.directory.absolute()))
+    found: Ratios = defaultdict(lambda: defaultdict(list))
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{root / 'alone'}", rank=0, world_size=1)
+        torch.manual_seed(0)
+        state = build_state(options.megabytes)
+        methods = make_methods(root, state)
+        measure_saves(methods, state, options.repetitions, found)
+        measure_loads(methods, state, options.repetitions, found)
+        measure_steps(methods, state, max(1, options.repetitions // 2), found)
+        raw = methods[RAW]
+        raw.save(state, 0)
+        measure_reshards(root, options.megabytes, raw, state, options.repetitions, found)
+        consistent = {name: is_consistent(method, state) for name, method in methods.items() if method.goes_on}
+        print(f"a change after save stays out of the checkpoint: {consistent}")
+        for method in methods.values():
+            method.close()
+        dist.destroy_process_group()
+    finally:
+        shutil.rmtree(root)
+    show(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Ways to save and load one state, behind one face, and the physical floors that they are measured against."""
+
+import mmap
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+from piton.contract.assignment import SavePolicy
+from piton_trainer.checkpoint import Snapshot, layout
+from piton_trainer.checkpoint.background import BackgroundCheckpointer
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.clock import Clock
+from piton_trainer.distributed import Ranks
+
+try:
+    from safetensors.torch import load_file, save_file
+except ImportError:  # not a dependency; without it there is a row less
+    save_file = load_file = None
+
+State = dict[str, Tensor]
+CHUNK_BYTES = 16 << 20
+
+
+class Method:
+    """`save` returns when the tensors may change, `wait` when they are durable; then `load` brings them back."""
+
+    goes_on = False
+    """Training goes on between the two."""
+    can_load = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder
+
+    def save(self, state: State, step: int) -> None:
+        """Until the tensors may change."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Until what was saved is durable."""
+
+    def load(self, into: State) -> None:
+        """The newest, into tensors that are there."""
+        raise NotImplementedError
+
+    def tidy(self) -> None:
+        """Delete what was saved."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+
+    def close(self) -> None:
+        """The last save is done."""
+
+
+class Memcpy(Method):
+    """Floor of a stall: the state into shared memory that is warm."""
+
+    can_load = False
+
+    def __init__(self, folder: Path, state: State) -> None:
+        super().__init__(folder)
+        self._copies = [torch.zeros_like(value).share_memory_() for value in state.values()]
+
+    def save(self, state: State, step: int) -> None:
+        """Copy."""
+        torch._foreach_copy_(self._copies, list(state.values()))
+
+
+class Raw(Method):
+    """Floor of a durable save: as many bytes from memory, past the page cache, in one row."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        super().__init__(folder)
+        self._bytes = mmap.mmap(-1, -(-size // 4096) * 4096)
+        torch.frombuffer(self._bytes, dtype=torch.uint8).random_()
+        self.path = folder / "raw"
+
+    def save(self, state: State, step: int) -> None:
+        """Write and fsync."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+        view = memoryview(self._bytes)
+        for start in range(0, len(view), CHUNK_BYTES):
+            os.write(descriptor, view[start : start + CHUNK_BYTES])
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def load(self, into: State) -> None:
+        """Read."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+        view = memoryview(self._bytes)
+        for start in range(0, len(view), CHUNK_BYTES):
+            os.readv(descriptor, [view[start : start + CHUNK_BYTES]])
+        os.close(descriptor)
+
+
+class TorchSave(Method):
+    """`torch.save` and fsync."""
+
+    def save(self, state: State, step: int) -> None:
+        """All of it in one file."""
+        self.path = self.folder / "state.pt"
+        with self.path.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load(self, into: State) -> None:
+        """`torch.load` and copy."""
+        found = torch.load(self.path, weights_only=True)
+        torch._foreach_copy_([into[key] for key in found], list(found.values()))
+
+
+class Safetensors(Method):
+    """`safetensors` and fsync."""
+
+    def save(self, state: State, step: int) -> None:
+        """All of it in one file."""
+        self.path = self.folder / "state.safetensors"
+        save_file(state, self.path)
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def load(self, into: State) -> None:
+        """`load_file` and copy."""
+        found = load_file(self.path)
+        torch._foreach_copy_([into[key] for key in found], list(found.values()))
+
+
+class Dcp(Method):
+    """`dcp.save`, which fsyncs."""
+
+    def save(self, state: State, step: int) -> None:
+        """All of it."""
+        self.path = self.folder / str(step)
+        dcp.save(state, checkpoint_id=self.path)
+
+    def load(self, into: State) -> None:
+        """In place."""
+        dcp.load(into, checkpoint_id=self.path)
+
+
+class DcpAsync(Dcp):
+    """`dcp.async_save`, with or without a stager that keeps its memory."""
+
+    goes_on = True
+
+    def __init__(self, folder: Path, kind: AsyncCheckpointerType, *, cached: bool) -> None:
+        super().__init__(folder)
+        self._kind = kind
+        self._stager = DefaultStager(StagingOptions(False, True, False, False)) if cached else None
+        self._done: Future[Any] | None = None
+
+    def save(self, state: State, step: int) -> None:
+        """Until staged."""
+        self.path = self.folder / str(step)
+        more = {} if self._stager is None else {"async_stager": self._stager}
+        response = dcp.async_save(state, checkpoint_id=self.path, async_checkpointer_type=self._kind, **more)
+        if isinstance(response, Future):
+            self._done = response
+        else:
+            response.staging_completion.result()
+            self._done = response.upload_completion
+
+    def wait(self) -> None:
+        """Until written."""
+        if self._done is not None:
+            self._done.result()
+            self._done = None
+
+    def close(self) -> None:
+        """Give the stager's memory back."""
+        if self._stager is not None:
+            self._stager.close()
+
+
+class Piton(Method):
+    """Ours."""
+
+    goes_on = True
+
+    def __init__(self, folder: Path, state: State, ranks: Ranks | None = None) -> None:
+        super().__init__(folder)
+        self._ranks = ranks or Ranks()
+        self._saver = self._make(state)
+
+    def _make(self, state: State) -> BackgroundCheckpointer:
+        fence = self._ranks.on_main(self._claim)
+        saver = BackgroundCheckpointer(self.folder, ranks=self._ranks, fence=fence, policy=SavePolicy(), clock=Clock())
+        saver.prepare(lambda: state)
+        return saver
+
+    def _claim(self) -> Fence:
+        fence = Fence(self.folder, disk=layout.Disk())
+        fence.claim()
+        return fence
+
+    def save(self, state: State, step: int) -> None:
+        """Until copied."""
+        self._saver.save(Snapshot(step=step, tensors=state))
+
+    def wait(self) -> None:
+        """Until committed."""
+        self._saver.wait()
+
+    def load(self, into: State) -> None:
+        """Verified, in place."""
+        restore(self.folder, into)
+
+    def tidy(self) -> None:
+        """Delete the checkpoints; the fence stays."""
+        for _, folder in layout.step_folders(self.folder):
+            layout.discard(folder)
+
+    def close(self) -> None:
+        """End the writer."""
+        self._saver.close()
+
+
+def restore(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """As a session does it: the newest good checkpoint, every file verified."""
+    checkpoint = newest_good(folder, Ranks())
+    assert checkpoint is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_tensors(checkpoint, into)

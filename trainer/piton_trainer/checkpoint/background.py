@@ -1,0 +1,271 @@
+"""One checkpoint while training goes on.
+
+    training    prepare: plan, memory         save: copy          poll … poll       wait
+    writer                                    shards, hashes      commit            retention
+
+A save costs the loop one copy of the state into memory that is there and warm; the rest is the writer's. The plan, the
+places of all tensors and the index are the same from save to save, and are worked out again only when a tensor comes,
+goes or changes its shape.
+
+Several ranks meet at the boundaries between steps, not through files: a file that another node wrote may be seen late
+on a network volume, and cannot be written at all on a full one. A rank that fails is heard by all, and the writer of
+rank 0 commits only what all ranks have made durable.
+"""
+
+import json
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.tensor import DTensor
+
+from piton.contract.assignment import Objective, SavePolicy
+from piton.contract.manifest import FileEntry
+from piton_trainer.checkpoint import Saved, Snapshot, layout
+from piton_trainer.checkpoint.arena import Arena, NoRoomError
+from piton_trainer.checkpoint.commit import Draft
+from piton_trainer.checkpoint.direct import Part
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.image import Image, lay_out
+from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Sealed, Settings, Write
+from piton_trainer.checkpoint.save import SyncCheckpointer, draft_of
+from piton_trainer.checkpoint.scribe import Scribe
+from piton_trainer.clock import Clock
+from piton_trainer.distributed import Ranks
+
+logger = logging.getLogger(__name__)
+
+Signature = tuple[object, ...]
+
+
+@dataclass(kw_only=True)
+class Flight:
+    """A save that is not durable yet."""
+
+    draft: Draft
+    is_sealed: bool
+    """All ranks have written; what is left is rank 0's writer's to do."""
+    answer: Answer | None = None
+
+
+class BackgroundCheckpointer:
+    """A `Checkpointer` whose `save` returns when the tensors may change again."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        ranks: Ranks,
+        fence: Fence,
+        policy: SavePolicy,
+        objective: Objective | None = None,
+        clock: Clock,
+    ) -> None:
+        self._directory = directory
+        self._ranks = ranks
+        self._fence = fence
+        self._clock = clock
+        self._blocking = SyncCheckpointer(
+            directory, ranks=ranks, fence=fence, policy=policy, objective=objective, disk=layout.Disk(), clock=clock
+        )
+        self._arena = Arena()
+        settings = Settings(
+            directory=directory,
+            attempt=fence.attempt,
+            owner=fence.owner,
+            is_main=ranks.is_main,
+            policy=policy,
+            objective=objective,
+        )
+        self._scribe = Scribe(settings, memory=self._arena.descriptor)
+        self._signature: Signature | None = None
+        self._items: list[WriteItem] = []
+        self._image = Image()
+        self._views: list[Tensor] = []
+        self._index = b""
+        self._is_refused = False
+        self._flight: Flight | None = None
+        self._durable: Saved | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is not durable yet."""
+        return self._flight is not None
+
+    @property
+    def durable(self) -> Saved | None:
+        """The newest checkpoint that this object has made durable."""
+        return self._durable
+
+    def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Plan a save of these tensors, and begin to warm the memory for it."""
+        self._plan(tensors())
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Copy the snapshot, and leave it to the writer."""
+        self.wait()
+        planner = self._plan(snapshot.tensors)
+        if self._is_refused:
+            self._blocking.save(snapshot)
+            self._durable = self._blocking.durable
+            return
+        self._ranks.together(partial(self._copy, planner))
+        draft = draft_of(snapshot, world_size=self._ranks.world_size, clock=self._clock)
+        alone = self._ranks.world_size == 1
+        small = {}
+        if self._ranks.is_main:
+            small = {layout.STATE_FILE: json.dumps(snapshot.document).encode(), layout.INDEX_FILE: self._index}
+        parts = [Part(part.name, part.start, part.size) for part in self._image.parts]
+        self._flight = Flight(draft=draft, is_sealed=alone)
+        self._scribe.begin(Write(step=snapshot.step, parts=parts, small=small))
+        if alone:
+            self._scribe.go_on(Commit(draft=draft, files=None))
+
+    def poll(self) -> None:
+        """Take the save in flight as far as it goes by now."""
+        flight = self._flight
+        if flight is None:
+            return
+        asked = self._ranks.is_main or not flight.is_sealed
+        if asked and flight.answer is None:
+            flight.answer = self._scribe.answer(wait=False)
+        waits, fails = self._ranks.agree([asked and flight.answer is None, isinstance(flight.answer, Failed)])
+        if fails or not waits:
+            self._advance(flight)
+
+    def wait(self) -> None:
+        """Until nothing is in flight."""
+        while self._flight is not None:
+            self._advance(self._flight)
+
+    def close(self) -> None:
+        """End the writer; a save that needs no other rank any more is finished first."""
+        try:
+            if self._flight is not None and self._flight.is_sealed and self._ranks.is_main:
+                self._durable = self._committed(self._flight)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends the session is worth more
+            logger.warning("the last checkpoint is lost: %s", error)
+        finally:
+            self._flight = None
+            self._scribe.close()
+            self._arena.close()
+
+    def _advance(self, flight: Flight) -> None:
+        """The next stage of a save, waiting for the writers."""
+        try:
+            if flight.is_sealed:
+                self._durable = self._ranks.on_main(partial(self._committed, flight))
+                self._flight = None
+                return
+            parts = self._ranks.together(partial(self._sealed, flight))
+            flight.is_sealed = True
+            if self._ranks.is_main:
+                files = {name: entry for part in parts for name, entry in part.items()}
+                self._scribe.go_on(Commit(draft=flight.draft, files=files))
+        except BaseException:
+            self._flight = None
+            if self._ranks.is_main:
+                saving = layout.saving_folder(
+                    self._directory, step=flight.draft.step, attempt=self._fence.attempt, owner=self._fence.owner
+                )
+                layout.discard(saving)
+            # A claim sweeps our folder away under us; then the fence is the reason, not the file that is missing.
+            self._ranks.on_main(self._fence.check)
+            raise
+
+    def _sealed(self, flight: Flight) -> Mapping[str, FileEntry]:
+        answer = self._answer(flight)
+        assert isinstance(answer, Sealed)
+        return answer.files
+
+    def _committed(self, flight: Flight) -> Saved:
+        answer = self._answer(flight)
+        assert isinstance(answer, Saved)
+        return answer
+
+    def _answer(self, flight: Flight) -> Answer:
+        answer, flight.answer = flight.answer or self._scribe.answer(wait=True), None
+        assert answer is not None
+        if isinstance(answer, Failed):
+            raise answer.error(flight.draft.step)
+        return answer
+
+    def _copy(self, planner: DefaultSavePlanner) -> None:
+        """The stall: everything that training may change from now on."""
+        self._arena.settle()
+        sources = [cast("Tensor", planner.resolve_data(item)) for item in self._items]
+        if sources:
+            torch._foreach_copy_(self._views, sources, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def _plan(self, tensors: Mapping[str, Tensor]) -> DefaultSavePlanner:
+        """A planner of these tensors, with the plan, image and index in place; on all ranks anew if on any."""
+        planner = DefaultSavePlanner(flatten_state_dict=False)
+        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.is_main)
+        signature = signature_of(tensors)
+        if self._ranks.agree([signature != self._signature])[0]:
+            self._is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
+            self._signature = signature
+            if not self._is_refused:
+                self._arrange(planner)
+        return planner
+
+    def _arrange(self, planner: DefaultSavePlanner) -> None:
+        plans = self._ranks.gather(planner.create_local_plan())
+        plans, metadata = self._ranks.on_main(partial(planner.create_global_plan, plans))
+        self._items = planner.finish_plan(plans[self._ranks.rank]).items
+        self._image = lay_out(map(_shape_of, self._items), rank=self._ranks.rank)
+        self._index = _index(metadata, self._ranks.gather(self._image.index()))
+        refusal = self._reserve()
+        if self._ranks.agree([refusal is not None])[0]:
+            self._is_refused = True
+            if refusal is not None:
+                logger.warning("%s; training waits for each save", refusal)
+
+    def _reserve(self) -> str | None:
+        self._views = []
+        try:
+            self._arena.reserve(self._image.size, then=self._stamp)
+            self._views = self._image.views(self._arena.bytes)
+        except (NoRoomError, OSError) as error:
+            return str(error)
+        return None
+
+    def _stamp(self) -> None:
+        self._image.stamp(self._arena.bytes)
+
+
+def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
+    """What a plan depends on."""
+    return tuple(
+        (key, tensor.dtype, tensor.shape, str(tensor.placements) if isinstance(tensor, DTensor) else None)
+        for key, tensor in tensors.items()
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but numbers in rows."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return type(local) in (Tensor, torch.nn.Parameter) and local.layout is torch.strided and not local.is_quantized
+
+
+def _shape_of(item: WriteItem) -> tuple[MetadataIndex, torch.dtype, torch.Size]:
+    assert item.tensor_data is not None
+    return item.index, item.tensor_data.properties.dtype, item.tensor_data.chunk.sizes
+
+
+def _index(metadata: Metadata, places: list[dict[MetadataIndex, _StorageInfo]]) -> bytes:
+    metadata.version = CURRENT_DCP_VERSION
+    metadata.storage_data = {index: place for part in places for index, place in part.items()}
+    return pickle.dumps(metadata)

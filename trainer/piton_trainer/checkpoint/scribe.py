@@ -1,0 +1,117 @@
+"""The writer's process, as its trainer sees it: started, given orders, replaced once when it dies over them."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from piton_trainer.checkpoint.orders import Answer, Failed, Order, Settings
+
+_LEAVE_SECONDS = 10.0
+
+
+class Scribe:
+    """One rank's writer. It starts at once, so that it is ready when the first save is."""
+
+    def __init__(self, settings: Settings, *, memory: int) -> None:
+        self._settings = settings
+        self._memory = memory
+        self._orders: list[Order] = []
+        self._answered = 0
+        self._has_died = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process; None when there is none."""
+        return None if self._process is None else self._process.pid
+
+    def begin(self, order: Order) -> None:
+        """Give the first order of a save."""
+        self._orders, self._answered, self._has_died = [], 0, False
+        self.go_on(order)
+
+    def go_on(self, order: Order) -> None:
+        """Give a further order of the same save."""
+        self._orders.append(order)
+        try:
+            if self._process is None:
+                self._start()
+            self._connection.send(order)
+        except OSError:
+            self._replace()
+
+    def answer(self, *, wait: bool) -> Answer | None:
+        """The answer to the newest order, or the first failure; None: not yet. Each is given once."""
+        while wait or self._connection.poll():
+            try:
+                answer: Answer = self._connection.recv()
+            except (EOFError, OSError):
+                if self._has_died:
+                    return self._failed(Failed(detail="the writer's process died twice"))
+                self._replace()
+                continue
+            self._answered += 1
+            if isinstance(answer, Failed):
+                return self._failed(answer)
+            if self._answered == len(self._orders):
+                return answer
+        return None
+
+    def close(self) -> None:
+        """Let the process end, which it does when it has done what it is at."""
+        if self._process is None:
+            return
+        self._connection.close()
+        try:
+            self._process.wait(_LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """End the process at once, whatever it is at."""
+        if self._process is not None:
+            self._process.kill()
+            self.close()
+
+    def _failed(self, failure: Failed) -> Failed:
+        """Forget the process, and with it the answers to orders that followed on this one."""
+        self.kill()
+        return failure
+
+    def _replace(self) -> None:
+        """Start a new process, and have it do all of this save: the memory still holds it."""
+        self.kill()
+        self._has_died, self._answered = True, 0
+        self._start()
+        with suppress(OSError):  # it is dead as well, and the next look for an answer says so
+            for order in self._orders:
+                self._connection.send(order)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            descriptors = (theirs.fileno(), self._memory)
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "piton_trainer.checkpoint.writer",
+                    *map(str, descriptors),
+                    str(os.getpid()),
+                ],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                # Signals to a terminal's whole group are the trainer's to answer: it may want to save.
+                start_new_session=True,
+            )
+            self._connection = Connection(ours.detach())
+        with suppress(OSError):  # it is dead already, and the next look for an answer says so
+            self._connection.send(self._settings)

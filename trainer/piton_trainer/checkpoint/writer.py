@@ -1,0 +1,124 @@
+"""The process that writes a rank's checkpoints while the rank trains. It imports no torch.
+
+It is started by `scribe`, reads the trainer's memory, does one order after the other, and never says a word unasked.
+It ends with its trainer, however that ends: by the end of the socket or, when a forked child of the trainer still
+holds that, by the signal that the kernel sends. What an orphan has not renamed by then is never committed.
+
+Its priority is low. While a trainer trains, it takes what the trainer leaves; when one waits for it, there is nobody
+to be polite to.
+"""
+
+import ctypes
+import hashlib
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import assert_never
+
+from piton.contract.manifest import FileEntry
+from piton_trainer.checkpoint import Saved, layout
+from piton_trainer.checkpoint.commit import Committer
+from piton_trainer.checkpoint.direct import write_parts
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
+from piton_trainer.errors import Ended
+
+NICE = 19
+_PR_SET_PDEATHSIG = 1
+
+
+class Writer:
+    """Carries out orders."""
+
+    def __init__(self, settings: Settings, memory: int) -> None:
+        self._directory = settings.directory
+        self._is_main = settings.is_main
+        self._memory = memory
+        self._mapped: mmap.mmap | None = None
+        self._sealed: Mapping[str, FileEntry] = {}
+        disk = layout.Disk()
+        self._fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
+        self._committer = Committer(
+            settings.directory, fence=self._fence, policy=settings.policy, objective=settings.objective, disk=disk
+        )
+
+    def obey(self, order: Order) -> Answer:
+        """Carry out an order; what goes wrong is an answer too."""
+        try:
+            match order:
+                case Write():
+                    return self._write(order)
+                case Commit():
+                    return self._committer.commit(order.draft, self._sealed if order.files is None else order.files)
+                case _:
+                    assert_never(order)
+        except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
+            return Failed.by(error)
+
+    def follow_up(self, saved: Saved) -> None:
+        """What comes after a commit, when the trainer knows of it already."""
+        self._committer.follow_up(saved)
+
+    def _write(self, order: Write) -> Sealed:
+        folder = self._committer.folder(order.step)
+        if self._is_main:
+            self._fence.check()
+        with layout.full_disk_is_an_end(self._directory):
+            folder.mkdir(exist_ok=True)
+            files = {name: _write_small(folder / name, data) for name, data in order.small.items()}
+            if order.parts:
+                files |= write_parts(folder, order.parts, self._bytes(order))
+            layout.sync_folder(folder)
+        self._sealed = files
+        return Sealed(files=files)
+
+    def _bytes(self, order: Write) -> memoryview:
+        size = max(part.start + part.size for part in order.parts)
+        if self._mapped is None or len(self._mapped) < size:
+            self._mapped = mmap.mmap(self._memory, os.fstat(self._memory).st_size, prot=mmap.PROT_READ)
+        return memoryview(self._mapped)
+
+
+def _write_small(path: Path, data: bytes) -> FileEntry:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def serve(connection: Connection, memory: int) -> None:
+    """Do what comes in, until the trainer hangs up."""
+    try:
+        writer = Writer(connection.recv(), memory)
+        while True:
+            answer = writer.obey(connection.recv())
+            connection.send(answer)
+            if isinstance(answer, Saved):
+                writer.follow_up(answer)
+    except (EOFError, ConnectionError):
+        return
+
+
+def end_with(parent: int) -> None:
+    """Die when the trainer does, also when it is dead already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Serve the trainer that started this process."""
+    connection, memory, parent = (int(argument) for argument in sys.argv[1:])
+    end_with(parent)
+    os.nice(NICE)
+    with Connection(connection) as trainer:
+        serve(trainer, memory)
+
+
+if __name__ == "__main__":
+    main()
