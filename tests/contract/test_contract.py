@@ -6,7 +6,7 @@ from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Termination
-from piton.contract.manifest import Complete, FileEntry, Manifest
+from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
 from piton.contract.progress import Progress, Wishes
 
 
@@ -115,7 +115,7 @@ def test_a_manifest_survives_the_trip() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"step": -1},
         {"step": "3"},
         {"files": {}},
@@ -127,8 +127,23 @@ def test_a_manifest_survives_the_trip() -> None:
 def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
     good = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}).to_json())
 
+    good.pop("sha256")
+    assert Manifest.from_json(sealed(good)).step == 3
     with pytest.raises(ValueError, match="manifest"):
-        Manifest.from_json(json.dumps(good | change))
+        Manifest.from_json(sealed(good | change))
+
+
+def test_every_changed_byte_of_a_manifest_is_found() -> None:
+    manifest = Manifest(
+        step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}, metrics={"loss": 0.25}
+    )
+    text = manifest.to_json()
+
+    for place, letter in enumerate(text):
+        for bit in range(7):
+            changed = text[:place] + chr(ord(letter) ^ 1 << bit) + text[place + 1 :]
+            with pytest.raises(ValueError, match="manifest"):
+                Manifest.from_json(changed)
 
 
 def test_a_torn_manifest_is_refused() -> None:

@@ -5,6 +5,8 @@
     save        one checkpoint: shards, digests, manifest, rename
     load        the newest checkpoint that is good
     retention   which checkpoints may go (pure)
+    survey      what is there, for people; it needs no torch
+    export      formats that others read
 
 Nothing here knows models or loops: a checkpoint is tensors by name and one JSON document.
 """
@@ -12,9 +14,10 @@ Nothing here knows models or loops: a checkpoint is tensors by name and one JSON
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # looking at checkpoints needs no torch, and is quicker without
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Snapshot:
     """What one rank hands over to be saved."""
 
     step: int
-    tensors: Mapping[str, Tensor]
+    tensors: "Mapping[str, Tensor]"
     document: Mapping[str, Any] = field(default_factory=dict)
     """Everything that is not a tensor, as JSON. Rank 0's is saved."""
     metrics: Mapping[str, float] = field(default_factory=dict)

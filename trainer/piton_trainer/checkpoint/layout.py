@@ -19,16 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
+from typing import TYPE_CHECKING, Any
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.errors import OutOfSpace
+
+if TYPE_CHECKING:  # only those who save need torch
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 STATE_FILE = "state.json"
 SWEPT_PREFIX = ".swept-"
@@ -47,9 +45,11 @@ class Checkpoint:
 class Disk:
     """Writes that lasts. A port: tests hand in a disk that is full."""
 
-    def writer(self, folder: Path) -> FileSystemWriter:
+    def writer(self, folder: Path) -> "FileSystemWriter":
         """A writer of shards. It does not fsync: torch does so before it flushes, so `seal` does it afterwards."""
-        return _Writer(folder, sync_files=False)
+        from piton_trainer.checkpoint.shards import Writer
+
+        return Writer(folder, sync_files=False)
 
     def write(self, path: Path, text: str) -> None:
         """Write a whole file, durably, or leave the one before."""
@@ -63,18 +63,6 @@ class Disk:
         finally:
             aside.unlink(missing_ok=True)
         sync_folder(path.parent)
-
-
-class _Writer(FileSystemWriter):
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write, and name the disk's error: torch.save covers an OSError up with a RuntimeError of its own."""
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            cause = error.__context__
-            if isinstance(cause, OSError):
-                raise cause from None
-            raise
 
 
 @contextmanager
@@ -106,13 +94,21 @@ def seal(path: Path) -> FileEntry:
     return FileEntry(size=size, sha256=digest.hexdigest())
 
 
-def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
-    """What a file's bytes have against its entry in the manifest; None if nothing."""
-    digest = hashlib.sha256()
+def wrong_size(path: Path, entry: FileEntry) -> str | None:
+    """What a file's size has against its entry in the manifest; None if nothing."""
     try:
         size = path.stat().st_size
-        if size != entry.size:
-            return f"{path.name} has {size} bytes instead of {entry.size}"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None if size == entry.size else f"{path.name} has {size} bytes instead of {entry.size}"
+
+
+def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
+    """What a file's bytes have against its entry in the manifest; None if nothing."""
+    if problem := wrong_size(path, entry):
+        return problem
+    digest = hashlib.sha256()
+    try:
         with path.open("rb") as file:
             _update(digest, file)
     except OSError as error:
@@ -146,7 +142,7 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: the folder is not a checkpoint; the message says why.
     """
     try:
-        text = (folder / names.MANIFEST_FILE).read_text(encoding="utf-8")
+        text = (folder / names.MANIFEST_FILE).read_bytes().decode()
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
     except (OSError, UnicodeDecodeError) as error:
