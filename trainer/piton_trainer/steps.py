@@ -8,7 +8,7 @@ Everything that this process has done so far is known here; the session around i
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
-from piton.contract.progress import Progress
+from piton.contract.progress import MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
 from piton_trainer.boundary import Word, fraction_done, reason_to_end
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
@@ -26,6 +26,7 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Diverged, Ended, Stopped
 from piton_trainer.feed import Feed, Resume, length_of
 from piton_trainer.metrics import LOSS, Metrics
+from piton_trainer.mirror import Lag
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.report import Reporter
@@ -50,6 +51,7 @@ class Steps:
         exporter: "Exporter | None",
         signals: StopFlag,
         clock: Clock,
+        lag: Callable[[], Lag | None] | None = None,
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
@@ -63,6 +65,7 @@ class Steps:
         self._listeners = [listener for listener in (reporter, exporter) if listener is not None]
         self._signals = signals
         self._clock = clock
+        self._lag = lag
         self._metrics = Metrics()
         self._objects: Objects | None = None
         self._feed: Feed | None = None
@@ -136,10 +139,15 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all(),
+            metrics=self._metrics.read_all() | self._lag_metrics(),
             now=self._clock.now(),
             finished=finished,
         )
+
+    def _lag_metrics(self) -> dict[str, float]:
+        """How far the mirror is behind, where there is one."""
+        lag = self._lag() if self._lag is not None else None
+        return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:
         """The last message, for an end of this kind."""
