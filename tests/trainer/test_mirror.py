@@ -4,6 +4,7 @@ import hashlib
 import logging
 import random
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from piton.cli import main
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.manifest import FileEntry, Manifest
@@ -434,6 +436,31 @@ def test_uploads_keep_to_their_bandwidth(volume: Volume) -> None:
     assert volume.mirrored(4)
 
     assert time.monotonic() - began > 0.3
+
+
+def test_people_restore_by_hand(
+    volume: Volume, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume.commit(4)
+    assert volume.mirrored(4)
+
+    assert call(monkeypatch, "restore", f"{uri}/run", str(tmp_path / "mine")) == 0
+    assert capsys.readouterr().out == f"step 4 of attempt 1 is restored into {tmp_path / 'mine'}\n"
+    assert (tmp_path / "mine" / "step-000000004" / "__0_0.distcp").exists()
+    assert call(monkeypatch, "restore", uri, str(tmp_path / "other")) == 2
+    assert "has no checkpoint; name the folder of the run" in capsys.readouterr().err
+    assert call(monkeypatch, "restore", f"s3://no-such-bucket-{s3.BUCKET}/run", str(tmp_path / "other")) == 2
+    assert "cannot be read: " in capsys.readouterr().err
+    assert call(monkeypatch, "restore", "gs://bucket", str(tmp_path / "other")) == 2
+    assert not (tmp_path / "other").exists()
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["piton", "checkpoint", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
 
 
 # Whole sessions.

@@ -223,7 +223,7 @@ class Session:
             exporter=self._exporter,
             signals=self._signals,
             clock=self._clock,
-            lag=None if self._mirror is None else self._mirror.lag,
+            mirror=self._mirror,
         )
 
     def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> "Mirror":
@@ -285,7 +285,6 @@ class Session:
             objective=self.assignment.objective,
             disk=self._disk,
             clock=self._clock,
-            on_commit=None if self._mirror is None else self._mirror.committed,
         )
         return Store(
             self._config.checkpoint_dir,

@@ -8,7 +8,7 @@ Everything that this process has done so far is known here; the session around i
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Diverged, Ended, Stopped
 from piton_trainer.feed import Feed, Resume, length_of
 from piton_trainer.metrics import LOSS, Metrics
-from piton_trainer.mirror import Lag
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.report import Reporter
@@ -36,6 +35,7 @@ from piton_trainer.store import Restored, Store
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
+    from piton_trainer.mirror.follow import Mirror
 
 
 class Steps:
@@ -51,7 +51,7 @@ class Steps:
         exporter: "Exporter | None",
         signals: StopFlag,
         clock: Clock,
-        lag: Callable[[], Lag | None] | None = None,
+        mirror: "Mirror | None" = None,
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
@@ -65,7 +65,7 @@ class Steps:
         self._listeners = [listener for listener in (reporter, exporter) if listener is not None]
         self._signals = signals
         self._clock = clock
-        self._lag = lag
+        self._mirror = mirror
         self._metrics = Metrics()
         self._objects: Objects | None = None
         self._feed: Feed | None = None
@@ -146,7 +146,7 @@ class Steps:
 
     def _lag_metrics(self) -> dict[str, float]:
         """How far the mirror is behind, where there is one."""
-        lag = self._lag() if self._lag is not None else None
+        lag = None if self._mirror is None else self._mirror.lag()
         return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:
@@ -277,6 +277,8 @@ class Steps:
         began = self._clock.monotonic()
         self._store.save(self.state, self._objects, self._feed, self._metrics_to_save())
         self._last_save = self._clock.monotonic()
+        if self._mirror is not None and self._store.saved is not None:
+            self._mirror.committed(self._store.saved.step)
         if self._exporter is not None:
             seconds, timestamp = self._last_save - began, self._clock.now().timestamp()
             self._exporter.saved(self._store.saved, seconds=seconds, timestamp=timestamp)

@@ -207,9 +207,39 @@ def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: 
     try:
         from piton_trainer.checkpoint import export as exporter
     except ImportError as error:
-        raise ValueError(
-            f"the trainer is not installed here ({error}); say pip install 'piton-operator[trainer]'"
-        ) from error
+        raise _not_installed(error) from error
     written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights)
     click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
     return 0
+
+
+def restore(uri: str, directory: Path) -> int:
+    """Fetch the newest checkpoint that a mirror has."""
+    try:
+        from piton_trainer.mirror import restore as fetch
+        from piton_trainer.mirror.bucket import Bucket, Trouble
+        from piton_trainer.mirror.place import Place
+        from piton_trainer.mirror.upload import read_latest
+    except ImportError as error:
+        raise _not_installed(error) from error
+    place = Place.parse(uri)
+    try:
+        bucket = Bucket(place)
+        latest, _ = read_latest(bucket)
+        if latest is None or latest.newest is None:
+            raise ValueError(f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one")
+        directory.mkdir(parents=True, exist_ok=True)
+        step = fetch.restore(bucket, latest, directory, newer_than=-1)
+    except Trouble as trouble:
+        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
+    if step is None:
+        click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
+        return 1
+    click.echo(f"step {step:,} of attempt {latest.attempt} is restored into {directory}")
+    return 0
+
+
+def _not_installed(error: ImportError) -> ValueError:
+    return ValueError(f"the trainer is not installed here ({error}); say pip install 'piton-operator[trainer]'")

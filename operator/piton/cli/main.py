@@ -145,6 +145,16 @@ def export(*, directory: Path, out: Path, kind: str, step: int | None, weights_o
     return checkpoints.export(directory, out, kind=kind, step=step, weights=name if weights_only else None)
 
 
+@checkpoint.command()
+@click.argument("uri")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def restore(*, uri: str, directory: Path) -> int:
+    """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""
+    from piton.cli import checkpoints
+
+    return checkpoints.restore(uri, directory)
+
+
 def main() -> None:
     """The console script."""
     try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # looking at checkpoints needs no torch, and is quicker without
+if TYPE_CHECKING:  # the process that writes checkpoints does without torch
     from torch import Tensor
 
 

@@ -25,7 +25,7 @@ from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.errors import OutOfSpace
 
-if TYPE_CHECKING:  # only those who save need torch
+if TYPE_CHECKING:  # the process that writes checkpoints does without torch
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 STATE_FILE = "state.json"
@@ -47,9 +47,9 @@ class Disk:
 
     def writer(self, folder: Path) -> "FileSystemWriter":
         """A writer of shards. It does not fsync: torch does so before it flushes, so `seal` does it afterwards."""
-        from piton_trainer.checkpoint.shards import Writer
+        from piton_trainer.checkpoint.shards import ShardWriter
 
-        return Writer(folder, sync_files=False)
+        return ShardWriter(folder, sync_files=False)
 
     def write(self, path: Path, text: str) -> None:
         """Write a whole file, durably, or leave the one before."""

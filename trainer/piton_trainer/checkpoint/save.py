@@ -10,7 +10,7 @@ import json
 import logging
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -45,7 +45,6 @@ class SyncCheckpointer:
         objective: Objective | None = None,
         disk: layout.Disk,
         clock: Clock,
-        on_commit: Callable[[int], None] | None = None,
     ) -> None:
         self._directory = directory
         self._ranks = ranks
@@ -54,7 +53,6 @@ class SyncCheckpointer:
         self._objective = objective
         self._disk = disk
         self._clock = clock
-        self._on_commit = on_commit
         self._durable: Saved | None = None
 
     @property
@@ -84,8 +82,6 @@ class SyncCheckpointer:
             raise
         if self._ranks.is_main:
             self._retain(snapshot.step)
-            if self._on_commit is not None:
-                self._on_commit(snapshot.step)
 
     def _begin(self, folder: Path, snapshot: Snapshot) -> None:
         self._fence.check()

@@ -1,4 +1,4 @@
-"""torch's writer of shards, with the disk's own word for what went wrong. Apart from `layout`, which needs no torch."""
+"""torch's own writer of shards, for saves that training waits for."""
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -6,11 +6,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 
-class Writer(FileSystemWriter):
-    """Writes the shards of one rank."""
+class ShardWriter(FileSystemWriter):
+    """Writes, and names the disk's error."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write, and name the disk's error: torch.save covers an OSError up with a RuntimeError of its own."""
+        """Write; torch.save covers an OSError up with a RuntimeError of its own."""
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
