@@ -4,6 +4,7 @@ server = Server(folder)        SeaweedFS, one process; stop() kills it by its pr
 with Proxy(server) as proxy:   proxy.fail(method="PUT", key="MANIFEST", code="SlowDown", times=2)
 """
 
+import json
 import random
 import re
 import socket
@@ -19,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.request import urlopen
 
 import boto3
 from botocore.config import Config
@@ -56,7 +58,7 @@ class Server:
         free = _free_ports(8)
         ports = dict(zip(("master", "volume", "filer", "s3"), free[:4], strict=True))
         grpc = dict(zip(ports, free[4:], strict=True))
-        self.port = ports["s3"]
+        self.port, self._master = ports["s3"], ports["master"]
         options = [f"-{part}.port={port}" for part, port in ports.items()]
         options += [f"-{part}.port.grpc={port}" for part, port in grpc.items()]
         options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}"]
@@ -76,8 +78,11 @@ class Server:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
+                # Before the volume server has reported, a first write would wait for seconds.
+                with urlopen(f"http://127.0.0.1:{self._master}/dir/assign?collection={BUCKET}", timeout=5) as answer:
+                    json.load(answer)["fid"]
                 client.create_bucket(Bucket=BUCKET)
-            except (BotoCoreError, ClientError):
+            except (BotoCoreError, ClientError, OSError, KeyError):
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     self.stop()
                     raise
