@@ -3,7 +3,7 @@ import json
 import pytest
 
 from piton.contract import names
-from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Termination
 from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
@@ -70,10 +70,18 @@ def test_an_assignment_survives_the_trip() -> None:
         config={"depth": 4},
         save=SavePolicy(every_steps=10),
         objective=Objective(metric="val_loss", target=0.2),
+        mirror=MirrorPolicy(uri="s3://bucket/prefix", megabytes_per_second=200),
         training_seconds=60.0,
     )
 
     assert Assignment.from_json(assignment.to_json()) == assignment
+
+
+def test_an_assignment_of_an_operator_that_knew_no_mirror_is_read() -> None:
+    older = json.loads(Assignment().to_json())
+    del older["mirror"]
+
+    assert Assignment.from_json(json.dumps(older)) == Assignment()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {}, "objective": null, "colour": 1}'])

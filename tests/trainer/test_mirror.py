@@ -247,7 +247,7 @@ def test_a_checkpoint_that_has_gone_bad_is_not_mirrored(
     volume.commit(6)
     damage(volume.directory / names.step_folder(6) / "__0_0.distcp")
 
-    assert volume.mirrored(6)
+    assert not volume.mirrored(6)
 
     assert folders() == {good: FILES}
     assert newest_folder(latest) == good
@@ -405,6 +405,20 @@ def test_a_bucket_that_refuses_is_a_wrong_setting(lost: Volume, proxy: s3.Proxy)
 
     with pytest.raises(BadConfig, match=r"the volume has no checkpoint, and s3://.* refuses: .*AccessDenied"):
         lost.mirror().restore(None)
+
+
+def test_a_place_that_holds_something_else_is_left_alone(lost: Volume, server: s3.Server, uri: str) -> None:
+    server.client.put_object(Bucket=s3.BUCKET, Key=Place.parse(uri, "run").key("latest"), Body=b"{}")
+
+    assert lost.mirror().restore(4) is None
+    with pytest.raises(BadConfig, match="latest in the bucket is not one of ours"):
+        lost.mirror().restore(None)
+    lost.commit(8)
+    mirror = lost.mirror()
+    mirror.committed(8)
+    assert wait_for(lambda: lag_errors(mirror) > 0)
+    assert not mirror.close(0)
+    assert server.client.get_object(Bucket=s3.BUCKET, Key=Place.parse(uri, "run").key("latest"))["Body"].read() == b"{}"
 
 
 def test_the_first_attempt_does_not_ask(volume: Volume, proxy: s3.Proxy) -> None:

@@ -112,6 +112,11 @@ class Mirror:
                     raise RuntimeError(
                         f"the volume has no checkpoint, and {self.place} is gone: {trouble}"
                     ) from trouble
+            except ValueError as error:
+                if newer_than is None:
+                    raise BadConfig(f"the volume has no checkpoint, and of {self.place}: {error}") from error
+                self._say("Foreign", f"nothing is restored from {self.place}: {error}")
+                return None
             threading.Event().wait(delay)
             delay = min(2 * delay, self._patience.backoff_max)
 
@@ -126,6 +131,7 @@ class Mirror:
         """This step is durable on the volume. Returns at once."""
         with self._changed:
             self._wanted = step
+            self._is_idle = False
             self._commits.append((step, self._clock.monotonic()))
             self._changed.notify_all()
             is_first, self._has_begun = not self._has_begun, True
@@ -152,7 +158,7 @@ class Mirror:
     def close(self, seconds: float) -> bool:
         """Wait at most so long for the rest; whether the bucket has it all."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or (self._is_idle and not self._commits), seconds)
+            self._changed.wait_for(lambda: self._is_over or self._is_idle, seconds)
             self._is_over = True
             self._changed.notify_all()
             done = not self._commits
@@ -166,23 +172,17 @@ class Mirror:
         failures = 0
         while self._is_due(failures):
             try:
-                is_done = not self._step()
+                self._step()
                 failures = 0
             except NotOurs as refusal:
                 self._say("NotOurs", f"nothing is mirrored any more: {refusal}")
-                is_done = True
                 self._give_up()
             except Trouble as trouble:
                 failures += 1
-                is_done = False
                 self._fail(trouble.kind, str(trouble))
             except Exception as error:  # noqa: BLE001 - no mistake of the mirror may cost the training
                 failures += 1
-                is_done = False
                 self._fail(type(error).__name__, str(error))
-            with self._changed:
-                self._is_idle = is_done
-                self._changed.notify_all()
 
     def _is_due(self, failures: int) -> bool:
         """Wait until there is something to do; False when there never will be."""
@@ -191,21 +191,21 @@ class Mirror:
             if delay is not None:
                 self._changed.wait_for(lambda: self._is_over, delay)
             else:
-                self._changed.wait_for(lambda: self._is_over or self._commits or not self._is_idle)
+                self._changed.wait_for(lambda: self._is_over or not self._is_idle)
             return not self._is_over
 
-    def _step(self) -> bool:
+    def _step(self) -> None:
+        """One checkpoint into the bucket, or the finding that there is nothing left to do."""
         with self._changed:
-            self._is_idle = False
             wanted = self._wanted
         assert wanted is not None
         uploaded = self._uploader.sync(wanted)
         with self._changed:
             self._mirrored = self._uploader.mirrored_step
-            has = -1 if self._mirrored is None else self._mirrored
-            # Without an upload the volume has nothing that the bucket lacks: retention took it, or it is there.
-            self._commits = [(step, at) for step, at in self._commits if step > (has if uploaded else max(has, wanted))]
-        return uploaded
+            if self._mirrored is not None:
+                self._commits = [(step, at) for step, at in self._commits if step > self._mirrored]
+            self._is_idle = not uploaded and wanted == self._wanted
+            self._changed.notify_all()
 
     def _check_fence(self) -> None:
         holder = read(self._directory)
@@ -215,6 +215,7 @@ class Mirror:
     def _give_up(self) -> None:
         with self._changed:
             self._is_over = True
+            self._changed.notify_all()
 
     def _fail(self, kind: str, detail: str) -> None:
         with self._changed:
