@@ -3,10 +3,10 @@ import json
 import pytest
 
 from piton.contract import names
-from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Termination
-from piton.contract.manifest import Complete, FileEntry, Manifest
+from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
 from piton.contract.progress import Progress, Wishes
 
 
@@ -70,10 +70,18 @@ def test_an_assignment_survives_the_trip() -> None:
         config={"depth": 4},
         save=SavePolicy(every_steps=10),
         objective=Objective(metric="val_loss", target=0.2),
+        mirror=MirrorPolicy(uri="s3://bucket/prefix", megabytes_per_second=200),
         training_seconds=60.0,
     )
 
     assert Assignment.from_json(assignment.to_json()) == assignment
+
+
+def test_an_assignment_of_an_operator_that_knew_no_mirror_is_read() -> None:
+    older = json.loads(Assignment().to_json())
+    del older["mirror"]
+
+    assert Assignment.from_json(json.dumps(older)) == Assignment()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {}, "objective": null, "colour": 1}'])
@@ -115,7 +123,7 @@ def test_a_manifest_survives_the_trip() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"step": -1},
         {"step": "3"},
         {"files": {}},
@@ -127,8 +135,23 @@ def test_a_manifest_survives_the_trip() -> None:
 def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
     good = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}).to_json())
 
+    good.pop("sha256")
+    assert Manifest.from_json(sealed(good)).step == 3
     with pytest.raises(ValueError, match="manifest"):
-        Manifest.from_json(json.dumps(good | change))
+        Manifest.from_json(sealed(good | change))
+
+
+def test_every_changed_byte_of_a_manifest_is_found() -> None:
+    manifest = Manifest(
+        step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}, metrics={"loss": 0.25}
+    )
+    text = manifest.to_json()
+
+    for place, letter in enumerate(text):
+        for bit in range(7):
+            changed = text[:place] + chr(ord(letter) ^ 1 << bit) + text[place + 1 :]
+            with pytest.raises(ValueError, match="manifest"):
+                Manifest.from_json(changed)
 
 
 def test_a_torn_manifest_is_refused() -> None:

@@ -91,7 +91,6 @@ def test_the_environment_is_checked(variable: dict[str, Any], problem: str) -> N
         ({"capacity": {"maxPricePerHour": "15.00"}}, "capacity.maxPricePerHour"),
         ({"checkpoint": {"volume": VOLUME, "every": "auto"}}, "checkpoint.every"),
         ({"checkpoint": {"volume": VOLUME, "keep": {"weightsOnly": 10}}}, "checkpoint.keep.weightsOnly"),
-        ({"checkpoint": {"volume": VOLUME, "mirror": {"uri": "s3://bucket/prefix"}}}, "checkpoint.mirror"),
         ({"limits": {"budget": {"usd": "250"}}}, "limits.budget"),
         ({"stages": {"prepare": {"command": ["x"]}}}, "stages.prepare"),
         ({"stages": {"evaluate": {"command": ["x"]}}}, "stages.evaluate"),

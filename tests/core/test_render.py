@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from piton.contract import names
-from piton.contract.assignment import Assignment
+from piton.contract.assignment import Assignment, MirrorPolicy
 from piton.core.pytorchjob import pytorchjob, volume_claim
-from piton.core.render import ELASTIC_SHUTDOWN_SECONDS, GRACE_SECONDS, Place, ProgressServer, appdef
+from piton.core.render import ELASTIC_SHUTDOWN_SECONDS, GRACE_SECONDS, Place, ProgressServer, appdef, assignment
 from support.builders import a_spec, meta
 
 SHARED = {"volume": {"size": "500Gi", "storageClassName": "fsx", "accessModes": ["ReadWriteMany"]}}
@@ -77,6 +77,15 @@ def test_the_users_own_command_is_not_touched() -> None:
     manifest = job(trainer={"image": "mine", "command": ["python", "train.py", "--epochs", "3"]})
 
     assert container(manifest)["command"] == ["python", "train.py", "--epochs", "3"]
+
+
+def test_the_trainers_are_told_of_the_mirror() -> None:
+    checkpoint = {"volume": {"size": "1Gi"}, "mirror": {"uri": "s3://bucket/team", "maxMegabytesPerSecond": 200}}
+
+    mirror = assignment(a_spec(checkpoint=checkpoint)).mirror
+
+    assert mirror == MirrorPolicy(uri="s3://bucket/team", megabytes_per_second=200)
+    assert assignment(a_spec()).mirror is None
 
 
 def test_the_config_is_a_file_in_the_pod() -> None:

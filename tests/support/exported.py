@@ -13,6 +13,7 @@ from piton.core.status import CheckpointStatus, ProgressStatus, Verdict
 from piton.kube.metrics import Meter, Registry
 from piton_trainer.checkpoint import Saved
 from piton_trainer.exporter import Exporter
+from piton_trainer.mirror import Lag
 from support.builders import NOW, a_record, a_status
 
 TARGET_LABELS = frozenset({"namespace", "pod", "node", "run", "attempt"})
@@ -46,7 +47,7 @@ def trainer() -> list[Exported]:
 
 def a_trainers_registry() -> CollectorRegistry:
     """What rank 0 shows in the middle of its work."""
-    exporter = Exporter(world_size=1, interval_seconds=0)
+    exporter = Exporter(world_size=1, interval_seconds=0, lag=lambda: Lag(steps=4, seconds=2.5, errors=1))
     report = Progress(
         updated="",
         percentage=50,

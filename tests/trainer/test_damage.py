@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 import piton_trainer
 from piton.contract import names
+from piton.contract.manifest import sealed
 from piton_trainer.checkpoint import layout
 from piton_trainer.errors import OutOfSpace
 from support import tiny
@@ -157,7 +158,8 @@ def forge(folder: Path, index: object, pickler: type[pickle.Pickler] = pickle.Pi
     (folder / ".metadata").write_bytes(data)
     manifest = json.loads((folder / names.MANIFEST_FILE).read_text())
     manifest["files"][".metadata"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / names.MANIFEST_FILE).write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    (folder / names.MANIFEST_FILE).write_text(sealed(manifest))
 
 
 def read_index(folder: Path) -> Metadata:

@@ -7,17 +7,18 @@ read it anyway. Which run and attempt this is says the pod's labels; a scraper a
 import logging
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from wsgiref.simple_server import WSGIServer
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, start_http_server
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from piton import __version__
 from piton.contract.progress import Progress
 from piton_trainer.checkpoint import Saved
+from piton_trainer.mirror import Lag
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,14 @@ class Registry(CollectorRegistry):
 class Exporter:
     """What rank 0 shows. It listens where a `Reporter` does, and to steps and saves besides."""
 
-    def __init__(self, *, world_size: int, interval_seconds: float) -> None:
+    def __init__(
+        self, *, world_size: int, interval_seconds: float, lag: Callable[[], Lag | None] | None = None
+    ) -> None:
         self.registry = registry = Registry()
         self._interval_seconds = interval_seconds
         self._last_post: float | None = None
         self._server: tuple[WSGIServer, threading.Thread] | None = None
-        self._newest = _Newest(world_size)
+        self._newest = _Newest(world_size, lag)
         registry.register(self._newest)
         build = Info("piton_trainer_build", "Versions of the trainer.", registry=registry)
         build.info({"version": __version__, "torch": torch.__version__, "python": platform.python_version()})
@@ -106,10 +109,11 @@ class Exporter:
 class _Newest(Collector):
     """The newest report and checkpoint as gauges; what is not known has no series."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, lag: Callable[[], Lag | None] | None) -> None:
         self.progress: Progress | None = None
         self.checkpoint: tuple[int, int, float] | None = None
         self._world_size = world_size
+        self._lag = lag
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread, which only reads."""
@@ -127,6 +131,13 @@ class _Newest(Collector):
         yield _gauge("checkpoint_step", "Step of the newest checkpoint of this attempt.", saved[0])
         yield _gauge("checkpoint_bytes", "Its size.", saved[1])
         yield _gauge("checkpoint_timestamp_seconds", "When it became durable.", saved[2])
+        lag = None if self._lag is None else self._lag()
+        yield _gauge("mirror_lag_steps", "Steps that the mirror is behind the volume.", lag.steps if lag else None)
+        yield _gauge("mirror_lag_seconds", "Since the oldest save that the mirror lacks.", lag.seconds if lag else None)
+        errors = CounterMetricFamily("piton_trainer_mirror_errors", "Attempts to mirror that failed.")
+        if lag is not None:
+            errors.add_metric([], lag.errors)
+        yield errors
         reported = GaugeMetricFamily("piton_trainer_metric", "What the training reports of itself.", labels=["name"])
         for name in sorted(said.metrics)[:METRICS_MAX]:
             reported.add_metric([name], said.metrics[name])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from piton.contract.assignment import Assignment
+from piton.contract.assignment import Assignment, MirrorPolicy
 from piton.contract.ends import Outcome, Termination
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence
@@ -28,6 +28,7 @@ from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced
+from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
 from piton_trainer.steps import Steps
@@ -35,6 +36,7 @@ from piton_trainer.store import Restored, Store
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
+    from piton_trainer.mirror.follow import Mirror
 
 _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 """What the operating system says to a directory that was chosen wrongly."""
@@ -74,6 +76,7 @@ class Session:
         self._log = TerminationLog(config.termination_log, self._ranks)
         self._reporter: Reporter | None = None
         self._exporter: Exporter | None = None
+        self._mirror: Mirror | None = None
         self._steps: Steps | None = None
         self._store: Store | None = None
 
@@ -209,6 +212,8 @@ class Session:
         self._log.clear()
         fence = self._ranks.on_main(self._claim)
         self._attempt = fence.attempt
+        if self.is_main and self.assignment.mirror is not None:
+            self._mirror = self._make_mirror(self.assignment.mirror, fence)
         if self.is_main and self._config.server is not None:
             self._reporter = Reporter(self._config.server, interval_seconds=self._config.report_seconds)
         if self.is_main and self._config.metrics_port is not None:
@@ -222,7 +227,31 @@ class Session:
             exporter=self._exporter,
             signals=self._signals,
             clock=self._clock,
+            mirror=self._mirror,
         )
+
+    def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> "Mirror":
+        try:
+            from piton_trainer.mirror.follow import Mirror, Patience
+        except ImportError as error:  # an image of the user's own need not have boto3
+            raise BadConfig(f"checkpoint.mirror needs boto3, which is not installed here: {error}") from error
+        config = self._config
+        try:
+            place = Place.parse(policy.uri, config.namespace, config.run)
+            return Mirror(config, place, policy, fence=fence, clock=self._clock, disk=self._disk, patience=Patience())
+        except ValueError as error:
+            raise BadConfig(f"checkpoint.mirror: {error}") from error
+
+    def _fetch(self, there: int | None) -> int | None:
+        """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
+        assert self._mirror is not None
+        fetched = self._mirror.restore(there)
+        if fetched is not None:
+            say(f"step {fetched} is restored from {self._mirror.place}")
+        newest = fetched or there
+        if newest is not None:
+            self._mirror.committed(newest)
+        return fetched
 
     def _export(self, port: int) -> "Exporter | None":
         try:
@@ -230,7 +259,11 @@ class Session:
         except ImportError as error:  # an image of the user's own need not have prometheus-client
             say(f"metrics are not served: {error}")
             return None
-        exporter = Exporter(world_size=self.world_size, interval_seconds=self._config.report_seconds)
+        exporter = Exporter(
+            world_size=self.world_size,
+            interval_seconds=self._config.report_seconds,
+            lag=None if self._mirror is None else self._mirror.lag,
+        )
         exporter.serve(port)
         return exporter
 
@@ -259,7 +292,12 @@ class Session:
             background=self._saves_in_background,
         )
         return Store(
-            self._config.checkpoint_dir, ranks=self._ranks, fence=fence, checkpointer=checkpointer, disk=self._disk
+            self._config.checkpoint_dir,
+            ranks=self._ranks,
+            fence=fence,
+            checkpointer=checkpointer,
+            disk=self._disk,
+            fetch=None if self.assignment.mirror is None else self._fetch,
         )
 
     def _close(self, error: BaseException | None) -> None:
@@ -276,6 +314,9 @@ class Session:
             say(detail)
         if finished and self.is_main and self._steps is not None and self._steps.complete is not None:
             say(f"finished at step {self._steps.complete.step}: {self._steps.complete.reason}")
+        if self._mirror is not None:
+            # The last report comes after it, and says how far the mirror came.
+            self._mirror.end(outcome)
         if self._reporter is not None and self._steps is not None:
             # After a crash there may be no device left to read metrics from.
             has_news = in_order and self._steps.has_begun

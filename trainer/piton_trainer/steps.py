@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
-from piton.contract.progress import Progress
+from piton.contract.progress import MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
 from piton_trainer.boundary import Word, fraction_done, reason_to_end
 from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
@@ -37,6 +37,7 @@ from piton_trainer.store import Restored, Store
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
+    from piton_trainer.mirror.follow import Mirror
 
 
 class Steps:
@@ -52,6 +53,7 @@ class Steps:
         exporter: "Exporter | None",
         signals: StopFlag,
         clock: Clock,
+        mirror: "Mirror | None" = None,
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
@@ -66,6 +68,7 @@ class Steps:
         self._listeners = [listener for listener in (reporter, exporter, narrator) if listener is not None]
         self._signals = signals
         self._clock = clock
+        self._mirror = mirror
         self._metrics = Metrics()
         self._objects: Objects | None = None
         self._feed: Feed | None = None
@@ -141,10 +144,15 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all(),
+            metrics=self._metrics.read_all() | self._lag_metrics(),
             now=self._clock.now(),
             finished=finished,
         )
+
+    def _lag_metrics(self) -> dict[str, float]:
+        """How far the mirror is behind, where there is one."""
+        lag = None if self._mirror is None else self._mirror.lag()
+        return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:
         """The last message, for an end of this kind."""
@@ -302,9 +310,13 @@ class Steps:
     def _announce(self) -> None:
         """Tell whoever listens of a checkpoint that has become durable."""
         saved = self._store.saved
-        if saved is not None and saved is not self._announced and self._exporter is not None:
-            self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
+        if saved is None or saved is self._announced:
+            return
         self._announced = saved
+        if self._exporter is not None:
+            self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
+        if self._mirror is not None:
+            self._mirror.committed(saved.step)
 
     def _metrics_to_save(self) -> dict[str, float]:
         """The metrics that belong to this state: an objective from an earlier step does not."""

@@ -4,7 +4,7 @@ state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON
 shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,13 +43,21 @@ class Store:
     """Saves and restores the whole of a run. All ranks call each method together."""
 
     def __init__(
-        self, directory: Path, *, ranks: Ranks, fence: Fence, checkpointer: Checkpointer, disk: layout.Disk
+        self,
+        directory: Path,
+        *,
+        ranks: Ranks,
+        fence: Fence,
+        checkpointer: Checkpointer,
+        disk: layout.Disk,
+        fetch: Callable[[int | None], int | None] | None = None,
     ) -> None:
         self._directory = directory
         self._ranks = ranks
         self._fence = fence
         self._checkpointer = checkpointer
         self._disk = disk
+        self._fetch = fetch
         self._restored_step: int | None = None
         self._taken_step: int | None = None
 
@@ -138,6 +146,10 @@ class Store:
             BadConfig: the checkpoint is good, but it is not one of these objects.
         """
         checkpoint = newest_good(self._directory, self._ranks)
+        if self._fetch is not None:
+            there = None if checkpoint is None else checkpoint.manifest.step
+            if self._ranks.on_main(partial(self._fetch, there)) is not None:
+                checkpoint = newest_good(self._directory, self._ranks)
         if checkpoint is None:
             return None
         state, resume = self._ranks.together(partial(self._load, checkpoint, objects))[self._ranks.rank]

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -77,6 +78,81 @@ def operator(namespaces: tuple[str, ...]) -> int:
     found = settings.Settings.from_env(os.environ)
     app.run(replace(found, namespaces=namespaces) if namespaces else found)
     return 0
+
+
+@cli.group()
+def checkpoint() -> None:
+    """Look at the checkpoints of a directory, check them, thin them out, take them elsewhere."""
+
+
+@checkpoint.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ls(*, directory: Path, as_json: bool) -> int:
+    """List what is there. Names and sizes are looked at; `verify` looks at every byte."""
+    from piton.cli import checkpoints
+
+    return checkpoints.ls(directory, as_json=as_json)
+
+
+@checkpoint.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--step", type=int, help="Only the checkpoint of this step.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(*, directory: Path, step: int | None, as_json: bool) -> int:
+    """Hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
+    from piton.cli import checkpoints
+
+    return checkpoints.verify(directory, step=step, as_json=as_json)
+
+
+@checkpoint.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--keep-last", required=True, type=click.IntRange(min=1), metavar="N", help="Newest ones to keep.")
+@click.option(
+    "--keep-best", default=1, show_default=True, type=click.IntRange(min=0), metavar="K", help="Best ones to keep."
+)
+@click.option("--metric", help="What is best is said by this metric.  [default: the run's own best, for K = 1]")
+@click.option("--goal", type=click.Choice(["Minimize", "Maximize"]), default="Minimize", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+def prune(
+    *,
+    directory: Path,
+    keep_last: int,
+    keep_best: int,
+    metric: str | None,
+    goal: Literal["Minimize", "Maximize"],
+    dry_run: bool,
+) -> int:
+    """Delete what is neither among the newest nor among the best; never the newest good one, nor what is newer."""
+    from piton.cli import checkpoints
+
+    rule = checkpoints.Rule(keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal)
+    return checkpoints.prune(directory, rule, dry_run=dry_run)
+
+
+@checkpoint.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "dcp", "torch"]))
+@click.option("--step", type=int, help="The checkpoint of this step.  [default: the newest good one]")
+@click.option("--weights-only", is_flag=True, help="Only the model's tensors, by the names that its state_dict has.")
+@click.option("--weights", "name", default="model", show_default=True, help="Which weights: model, or ema.")
+def export(*, directory: Path, out: Path, kind: str, step: int | None, weights_only: bool, name: str) -> int:
+    """Write a checkpoint to OUT in a format that others read, after verifying it."""
+    from piton.cli import checkpoints
+
+    return checkpoints.export(directory, out, kind=kind, step=step, weights=name if weights_only else None)
+
+
+@checkpoint.command()
+@click.argument("uri")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def restore(*, uri: str, directory: Path) -> int:
+    """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""
+    from piton.cli import checkpoints
+
+    return checkpoints.restore(uri, directory)
 
 
 def main() -> None:

@@ -47,6 +47,16 @@ class Objective:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MirrorPolicy:
+    """Where a second copy of the checkpoints goes."""
+
+    uri: str
+    """`s3://bucket/prefix`; the run's name is added to it."""
+    megabytes_per_second: int | None = None
+    """At most so much of the network, for uploads; None takes what is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Assignment:
     """One run's orders for its trainers; the same for every attempt and every rank."""
 
@@ -55,6 +65,7 @@ class Assignment:
     config: Mapping[str, Any] = field(default_factory=dict)
     save: SavePolicy = SavePolicy(every_seconds=900.0)
     objective: Objective | None = None
+    mirror: MirrorPolicy | None = None
     training_seconds: float | None = None
     """Time to spend training, summed over attempts; None trains for as many steps as the recipe says."""
 
@@ -72,9 +83,11 @@ class Assignment:
         try:
             fields = json.loads(text)
             save, objective = fields.pop("save"), fields.pop("objective")
+            mirror = fields.pop("mirror", None)  # an older operator does not know of it
             return cls(
                 save=SavePolicy(**save),
                 objective=Objective(**objective) if objective else None,
+                mirror=MirrorPolicy(**mirror) if mirror else None,
                 **fields,
             )
         except (TypeError, KeyError, AttributeError) as error:

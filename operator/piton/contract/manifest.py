@@ -2,15 +2,21 @@
 
 `MANIFEST.json` is written last into a step's folder; without a valid one the folder is not a checkpoint.
 `COMPLETE.json` says that the run is finished, and is the proof that `Succeeded` needs.
+
+A manifest ends with the SHA-256 of all that stands before it: a flipped bit in it is found like one in a shard.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-FORMAT = 1
-"""Version of both files; a reader refuses what it does not know."""
+FORMAT = 2
+COMPLETE_FORMAT = 1
+"""Versions of the two files; a reader refuses what it does not know."""
+_SEAL = ',\n "sha256": "'
+"""What the digest's line begins with; the text before it is what the digest is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +47,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(
+        return sealed(
             {
                 "format": FORMAT,
                 "step": self.step,
@@ -51,8 +57,7 @@ class Manifest:
                 "metrics": dict(self.metrics),
                 "versions": dict(self.versions),
                 "created": self.created,
-            },
-            indent=1,
+            }
         )
 
     @classmethod
@@ -62,7 +67,7 @@ class Manifest:
         Raises:
             ValueError: the text is torn, of another format, or has a field of the wrong type.
         """
-        fields = _load(text, "manifest")
+        fields = _unsealed(text)
         try:
             manifest = cls(
                 step=_whole(fields["step"]),
@@ -100,7 +105,7 @@ class Complete:
         """The file's text."""
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": COMPLETE_FORMAT,
                 "attempt": self.attempt,
                 "step": self.step,
                 "weightsDigest": self.weights_digest,
@@ -118,7 +123,7 @@ class Complete:
         Raises:
             ValueError: the text is torn, of another format, or has a field of the wrong type.
         """
-        fields = _load(text, "final manifest")
+        fields = _load(text, "final manifest", COMPLETE_FORMAT)
         try:
             best_step, best_metric = fields["bestStep"], fields["bestMetric"]
             return cls(
@@ -133,13 +138,31 @@ class Complete:
             raise ValueError(f"the final manifest has no good {error}") from error
 
 
-def _load(text: str, what: str) -> dict[str, Any]:
+def sealed(fields: Mapping[str, Any]) -> str:
+    """The JSON of these fields, with its digest as the last one."""
+    body = json.dumps(fields, indent=1).removesuffix("\n}")
+    return f'{body}{_SEAL}{_digest(body)}"\n}}'
+
+
+def _unsealed(text: str) -> dict[str, Any]:
+    fields = _load(text, "manifest", FORMAT)
+    body, _, seal = text.rpartition(_SEAL)
+    if seal != f'{_digest(body)}"\n}}':
+        raise ValueError("the manifest has flipped bits: its SHA-256 is another")
+    return fields
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _load(text: str, what: str, version: int) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except ValueError as error:
         raise ValueError(f"the {what} is torn: {error}") from error
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise ValueError(f"the {what} is not of format {FORMAT}")
+    if not isinstance(fields, dict) or fields.get("format") != version:
+        raise ValueError(f"the {what} is not of format {version}")
     return fields
 
 

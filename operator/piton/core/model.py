@@ -179,7 +179,10 @@ class Mirror(Model):
     """A second copy of the checkpoints in an object store."""
 
     uri: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$", max_length=1024)] = Field(
-        description="Bucket and prefix, e.g. s3://bucket/prefix."
+        description="Bucket and prefix, e.g. s3://bucket/prefix; the namespace and the name of the run are added."
+    )
+    max_megabytes_per_second: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="At most so much of the network, for uploads."
     )
 
 

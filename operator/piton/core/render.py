@@ -12,10 +12,10 @@ from typing import Any
 from torchx import specs
 
 from piton.contract import names
-from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import parse_duration
 from piton.core.context import deadline_of
-from piton.core.model import Every, Meta, ObjectiveSpec, Spec
+from piton.core.model import Every, Meta, Mirror, ObjectiveSpec, Spec
 
 ROLE = "trainer"
 GRACE_SECONDS = 100
@@ -65,8 +65,15 @@ def assignment(spec: Spec) -> Assignment:
             keep_best=spec.checkpoint.keep.best,
         ),
         objective=_objective(spec.objective),
+        mirror=_mirror(spec.checkpoint.mirror),
         training_seconds=parse_duration(spec.limits.training_time) if spec.limits.training_time else None,
     )
+
+
+def _mirror(mirror: Mirror | None) -> MirrorPolicy | None:
+    if mirror is None:
+        return None
+    return MirrorPolicy(uri=mirror.uri, megabytes_per_second=mirror.max_megabytes_per_second)
 
 
 def _objective(spec: ObjectiveSpec | None) -> Objective | None:

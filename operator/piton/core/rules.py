@@ -131,7 +131,6 @@ def not_yet(spec: Spec) -> Iterator[str]:
         "capacity.maxPricePerHour": capacity.max_price_per_hour is not None,
         "checkpoint.every": checkpoint.every == "auto",
         "checkpoint.keep.weightsOnly": checkpoint.keep.weights_only > 0,
-        "checkpoint.mirror": checkpoint.mirror is not None,
         "limits.budget": limits.budget is not None,
         "stages.prepare": stages.prepare is not None,
         "stages.evaluate": stages.evaluate is not None,

@@ -7,6 +7,8 @@
     background  a checkpoint while training goes on: image, arena and scribe on our side, writer and direct on the other
     load        the newest checkpoint that is good
     retention   which checkpoints may go (pure)
+    survey      what is there, for people; it needs no torch
+    export      formats that others read
 
 Nothing here knows models or loops: a checkpoint is tensors by name and one JSON document.
 """

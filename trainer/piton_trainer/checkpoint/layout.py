@@ -96,13 +96,21 @@ def seal(path: Path) -> FileEntry:
     return FileEntry(size=size, sha256=digest.hexdigest())
 
 
-def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
-    """What a file's bytes have against its entry in the manifest; None if nothing."""
-    digest = hashlib.sha256()
+def wrong_size(path: Path, entry: FileEntry) -> str | None:
+    """What a file's size has against its entry in the manifest; None if nothing."""
     try:
         size = path.stat().st_size
-        if size != entry.size:
-            return f"{path.name} has {size} bytes instead of {entry.size}"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None if size == entry.size else f"{path.name} has {size} bytes instead of {entry.size}"
+
+
+def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
+    """What a file's bytes have against its entry in the manifest; None if nothing."""
+    if problem := wrong_size(path, entry):
+        return problem
+    digest = hashlib.sha256()
+    try:
         with path.open("rb") as file:
             _update(digest, file)
     except OSError as error:
@@ -137,7 +145,7 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: the folder is not a checkpoint; the message says why.
     """
     try:
-        text = (folder / names.MANIFEST_FILE).read_text(encoding="utf-8")
+        text = (folder / names.MANIFEST_FILE).read_bytes().decode()
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
     except (OSError, UnicodeDecodeError) as error:

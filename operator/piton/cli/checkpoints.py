@@ -1,0 +1,245 @@
+"""`piton checkpoint`: what is in a checkpoint directory, for people as a table, for machines as JSON.
+
+The reading is the trainer's, which also has the rules of what may go; only `export` needs torch.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import Progress
+from rich.table import Table
+
+from piton.clock import SystemClock
+from piton.contract.assignment import Objective, SavePolicy
+from piton.contract.duration import format_duration
+
+if TYPE_CHECKING:
+    from piton_trainer.checkpoint.survey import Checked, Found
+
+_METRICS_SHOWN = 3
+_PLAIN_WIDTH = 160
+"""Of a table that no terminal limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What `prune` keeps."""
+
+    keep_last: int
+    keep_best: int
+    metric: str | None
+    goal: Literal["Minimize", "Maximize"]
+
+
+def ls(directory: Path, *, as_json: bool) -> int:
+    """Print what is there."""
+    from piton_trainer.checkpoint import survey
+
+    found = survey.survey(directory)
+    newest = next((item for item in found if item.problem is None), None)
+    best = None if newest is None else survey.best_step(newest)
+    rows = [_row(item, is_newest=item is newest, is_best=item.step == best) for item in found]
+    complete, fence = survey.complete(directory), survey.fence(directory)
+    if as_json:
+        proof = None if complete is None else json.loads(complete.to_json())
+        click.echo(json.dumps({"directory": str(directory), "fence": fence, "complete": proof, "checkpoints": rows}))
+        return 0
+    _print_table(rows)
+    click.echo("fence: nobody has claimed it" if fence is None else f"fence: held by attempt {fence}")
+    if complete is None:
+        click.echo("complete: no, the run has not finished here")
+    else:
+        click.echo(f"complete: {complete.reason} at step {complete.step:,}; weights {complete.weights_digest}")
+    return 0
+
+
+def _row(found: "Found", *, is_newest: bool, is_best: bool) -> dict[str, Any]:
+    manifest = found.manifest
+    row = {"step": found.step, "folder": found.folder.name, "problem": found.problem}
+    row |= {"newest": is_newest, "best": is_best}
+    if manifest is None:
+        return row
+    return row | {
+        "created": manifest.created,
+        "ageSeconds": _age(manifest.created),
+        "bytes": manifest.size,
+        "attempt": manifest.attempt,
+        "worldSize": manifest.world_size,
+        "metrics": {name: value for name, value in manifest.metrics.items() if math.isfinite(value)},
+        "versions": dict(manifest.versions),
+    }
+
+
+def _age(created: str) -> float | None:
+    try:
+        return (SystemClock().now() - datetime.fromisoformat(created)).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        click.echo("no checkpoints")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("STEP", "AGE", "SIZE", "ATTEMPT", "RANKS"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("METRICS", "SIZES", ""):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        age = row.get("ageSeconds")
+        marks = ", ".join(name for name in ("newest", "best") if row[name])
+        table.add_row(
+            f"{row['step']:,}",
+            "" if age is None else format_duration(age),
+            decimal(row["bytes"]) if "bytes" in row else "",
+            str(row.get("attempt", "")),
+            str(row.get("worldSize", "")),
+            _metrics(row.get("metrics", {})),
+            row["problem"] or "as written",
+            marks,
+        )
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    console.print(table)
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    shown = sorted(metrics, key=lambda name: ("loss" not in name, name))[:_METRICS_SHOWN]
+    more = f" and {len(metrics) - len(shown)} more" if len(metrics) > len(shown) else ""
+    return ", ".join(f"{name} {metrics[name]:.4g}" for name in shown) + more
+
+
+def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
+    """Print what is bad, or that nothing is."""
+    from piton_trainer.checkpoint import survey
+
+    found = _of_step(survey.survey(directory), step, directory)
+    checks = _hash(found)
+    bad = [check for check in checks if check.problem]
+    problems = [{"folder": check.found.folder.name, "problem": check.problem} for check in bad]
+    problems.sort(key=lambda item: (item["folder"] or "", item["problem"] or ""))
+    good = len(found) - len({check.found.step for check in bad})
+    if as_json:
+        read = sum(check.size for check in checks)
+        click.echo(json.dumps({"checkpoints": len(found), "good": good, "bytes": read, "problems": problems}))
+    else:
+        for problem in problems:
+            click.echo(f"{problem['folder']}: {problem['problem']}")
+        click.echo(f"{good} of {len(found)} checkpoints are good" if found else "no checkpoints")
+    return 0 if found and not bad else 1
+
+
+def _hash(found: "list[Found]") -> "list[Checked]":
+    from piton_trainer.checkpoint import survey
+
+    total = sum(item.manifest.size for item in found if item.manifest is not None)
+    checks = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("hashing", total=total)
+        for check in survey.verify(found):
+            progress.advance(task, check.size)
+            checks.append(check)
+    return checks
+
+
+def _of_step(found: "list[Found]", step: int | None, directory: Path) -> "list[Found]":
+    chosen = [item for item in found if step in (None, item.step)]
+    if step is not None and not chosen:
+        there = ", ".join(str(item.step) for item in found) or "none"
+        raise ValueError(f"{directory} has no checkpoint of step {step}; it has {there}")
+    return chosen
+
+
+def prune(directory: Path, rule: Rule, *, dry_run: bool) -> int:
+    """Delete by the rules that the trainer follows."""
+    from piton_trainer.checkpoint import layout, survey
+
+    if rule.keep_best > 1 and rule.metric is None:
+        raise ValueError(f"--keep-best {rule.keep_best}: by which metric? name it with --metric, such as val_loss")
+    found = survey.survey(directory)
+    newest = survey.newest_good(found)
+    if newest is None:
+        click.echo("nothing is deleted: none of the checkpoints is good")
+        return 1
+    going = set(_steps_to_delete([item for item in found if item.step <= newest.step], newest, rule))
+    for item in found:
+        if item.step in going:
+            if not dry_run:
+                layout.discard(item.folder)
+            click.echo(f"{item.folder.name}: {'would be deleted' if dry_run else 'deleted'}")
+    click.echo(f"{len(going)} of {len(found)} checkpoints {'would go' if dry_run else 'are gone'}")
+    return 0
+
+
+def _steps_to_delete(found: "list[Found]", newest: "Found", rule: Rule) -> Iterable[int]:
+    from piton_trainer.checkpoint.retention import steps_to_delete
+    from piton_trainer.checkpoint.survey import best_step
+
+    policy = SavePolicy(keep_last=rule.keep_last, keep_best=rule.keep_best)
+    objective = None if rule.metric is None else Objective(metric=rule.metric, goal=rule.goal)
+    # One that is broken by its sizes already is no reason to let a good one go.
+    measured = [(item.step, item.manifest.metrics) for item in found if item.manifest is not None and not item.problem]
+    if rule.metric is not None and not any(rule.metric in metrics for _, metrics in measured):
+        raise ValueError(f"--metric: no checkpoint has a metric {rule.metric}; it would keep nothing")
+    own_best = best_step(newest) if objective is None and rule.keep_best else None
+    return (step for step in steps_to_delete(measured, policy=policy, objective=objective) if step != own_best)
+
+
+def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None) -> int:
+    """Write one checkpoint in another format."""
+    from piton_trainer.checkpoint import survey
+
+    found = _of_step(survey.survey(directory), step, directory)
+    good = survey.newest_good(found)
+    if good is None or good.manifest is None:
+        raise ValueError(f"{directory} has no good checkpoint" + (f" of step {step}" if step is not None else ""))
+    try:
+        from piton_trainer.checkpoint import export as exporter
+    except ImportError as error:
+        raise _not_installed(error) from error
+    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights)
+    click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
+    return 0
+
+
+def restore(uri: str, directory: Path) -> int:
+    """Fetch the newest checkpoint that a mirror has."""
+    try:
+        from piton_trainer.mirror import restore as fetch
+        from piton_trainer.mirror.bucket import Bucket, Trouble
+        from piton_trainer.mirror.place import Place
+        from piton_trainer.mirror.upload import read_latest
+    except ImportError as error:
+        raise _not_installed(error) from error
+    place = Place.parse(uri)
+    try:
+        bucket = Bucket(place)
+        latest, _ = read_latest(bucket)
+        if latest is None or latest.newest is None:
+            raise ValueError(f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one")
+        directory.mkdir(parents=True, exist_ok=True)
+        step = fetch.restore(bucket, latest, directory, newer_than=-1)
+    except Trouble as trouble:
+        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
+    if step is None:
+        click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
+        return 1
+    click.echo(f"step {step:,} of attempt {latest.attempt} is restored into {directory}")
+    return 0
+
+
+def _not_installed(error: ImportError) -> ValueError:
+    return ValueError(f"the trainer is not installed here ({error}); say pip install 'piton-operator[trainer]'")

@@ -1,0 +1,244 @@
+"""A real S3 server on free ports of this machine, and a proxy in front of it that breaks what a test says.
+
+server = Server(folder)        SeaweedFS, one process; stop() kills it by its process id
+with Proxy(server) as proxy:   proxy.fail(method="PUT", key="MANIFEST", code="SlowDown", times=2)
+"""
+
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.request import urlopen
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+ACCESS_KEY, SECRET_KEY = "piton", "piton-secret"
+BUCKET = "piton-tests"
+"""One for all tests: the server sets room aside for each."""
+_START_SECONDS = 30.0
+_OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
+_PORTS = (12_000, 22_000)
+_STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
+_IDENTITIES = (
+    '{"identities":[{"name":"piton","credentials":[{"accessKey":"%s","secretKey":"%s"}],'
+    '"actions":["Admin","Read","Write","List","Tagging"]}]}'
+)
+
+
+def environment(url: str) -> dict[str, str]:
+    """What a trainer's environment has for a bucket there."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+class Server:
+    """SeaweedFS with its S3 door open; nothing of it leaves this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
+        free = _free_ports(8)
+        ports = dict(zip(("master", "volume", "filer", "s3"), free[:4], strict=True))
+        grpc = dict(zip(ports, free[4:], strict=True))
+        self.port, self._master = ports["s3"], ports["master"]
+        options = [f"-{part}.port={port}" for part, port in ports.items()]
+        options += [f"-{part}.port.grpc={port}" for part, port in grpc.items()]
+        options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}"]
+        options += ["-master.telemetry=false", "-s3.iam=false", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+        options += [f"-filer.localSocket={folder / 'f'}", f"-s3.localSocket={folder / 's'}"]
+        program = str(Path(sys.executable).parent / "weed")
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen([program, "server", *options], stdout=log, stderr=log, cwd=folder)
+        self.client = self._connect()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _connect(self) -> Any:
+        client = client_of(self.url)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                # Before the volume server has reported, a first write would wait for seconds.
+                with urlopen(f"http://127.0.0.1:{self._master}/dir/assign?collection={BUCKET}", timeout=5) as answer:
+                    json.load(answer)["fid"]
+                client.create_bucket(Bucket=BUCKET)
+            except (BotoCoreError, ClientError, OSError, KeyError):
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    self.stop()
+                    raise
+                time.sleep(0.05)
+            else:
+                return client
+
+    def stop(self) -> None:
+        """Told to end in order, it takes its time."""
+        self._process.kill()
+        self._process.wait()
+
+
+def client_of(url: str) -> Any:
+    """A client that does not retry."""
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10)
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+        config=config,
+    )
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """What goes wrong with which requests."""
+
+    method: str
+    key: str
+    """A pattern for the path and query."""
+    code: str | None = None
+    """S3's word for it; None cuts the connection."""
+    times: int = 1
+    before: bool = True
+    """Before the server has heard of it; else only its answer is lost."""
+
+
+class Proxy:
+    """Hands requests on to the server, but for those that a fault takes."""
+
+    def __init__(self, server: Server) -> None:
+        self.seen: list[str] = []
+        """`<method> <path>` of every request."""
+        self.bytes = 0
+        """Of bodies, towards the server."""
+        self.on_request: Callable[[str, str], object] | None = None
+        """Called with method and path before a request is handed on."""
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, server.port))
+        self._server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def fail(self, *, method: str = ".*", key: str = ".*", **fault: Any) -> None:
+        """From now on."""
+        self._faults.append(Fault(method=method, key=key, **fault))
+
+    def heal(self) -> None:
+        """Nothing fails any more."""
+        self._faults.clear()
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """The fault of this request, used up."""
+        with self._lock:
+            self.seen.append(f"{method} {path}")
+            for fault in self._faults:
+                if fault.times > 0 and re.fullmatch(fault.method, method) and re.search(fault.key, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - one small class
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except (ConnectionError, HTTPException):
+                self.close_connection = True
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            fault = proxy.take(self.command, self.path)
+            if fault is not None and fault.before:
+                self._break(fault)
+                return
+            if proxy.on_request is not None:
+                proxy.on_request(self.command, self.path)
+            proxy.bytes += len(body)
+            with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                data = answer.read()
+            if fault is None:
+                self._answer(answer, data)
+            else:
+                self._break(fault)
+
+        def _answer(self, answer: HTTPResponse, data: bytes) -> None:
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in _OF_THE_HOP:
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def _break(self, fault: Fault) -> None:
+            if fault.code is None:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            text = f"<Error><Code>{fault.code}</Code><Message>as the test says</Message></Error>".encode()
+            self.send_response(_STATUS[fault.code])
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(text)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on  # noqa: N815 - http.server's names
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+            """Nothing: the tests look at `seen`."""
+
+    return Handler
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that no outgoing connection is given in the meantime, as those above are."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(*_PORTS)))
+            found.append(probe.getsockname()[1])
+    return found
+
+
+def keys(client: Any, prefix: str) -> list[str]:
+    """Everything below a prefix."""
+    found = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    return sorted(item["Key"].removeprefix(prefix) for item in found)

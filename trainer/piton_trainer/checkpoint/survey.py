@@ -1,0 +1,106 @@
+"""What is in a checkpoint directory, for people and their tools. It only reads, and needs no torch.
+
+A look at names and sizes is cheap and finds what is torn or missing; `verify` hashes every file, and finds all.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from piton.contract import names
+from piton.contract.manifest import Complete, Manifest
+from piton_trainer.checkpoint import layout
+
+_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A folder that is named like a checkpoint."""
+
+    folder: Path
+    step: int
+    manifest: Manifest | None
+    problem: str | None
+    """What is wrong with it as far as names and sizes tell; None if nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A file that has been hashed, or a manifest that has been read."""
+
+    found: Found
+    size: int
+    problem: str | None
+
+
+def survey(directory: Path) -> list[Found]:
+    """Everything that is named like a checkpoint, newest first.
+
+    Raises:
+        ValueError: there is no such directory.
+    """
+    try:
+        folders = layout.step_folders(directory)
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
+    return [_look(step, folder) for step, folder in folders]
+
+
+def _look(step: int, folder: Path) -> Found:
+    try:
+        manifest = layout.read_manifest(folder)
+    except ValueError as error:
+        return Found(folder=folder, step=step, manifest=None, problem=str(error))
+    problems = (layout.wrong_size(folder / name, entry) for name, entry in manifest.files.items())
+    return Found(folder=folder, step=step, manifest=manifest, problem=next((p for p in problems if p), None))
+
+
+def verify(checkpoints: list[Found]) -> Iterator[Checked]:
+    """Hash every file of these checkpoints, several at a time, and say of each how it was, in no order."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+        checks = {}
+        for found in checkpoints:
+            if found.manifest is None:
+                yield Checked(found=found, size=0, problem=found.problem)
+                continue
+            for name, entry in sorted(found.manifest.files.items(), key=lambda item: -item[1].size):
+                checks[pool.submit(layout.what_is_wrong, found.folder / name, entry)] = found, entry.size
+        for done in as_completed(checks):
+            found, size = checks[done]
+            yield Checked(found=found, size=size, problem=done.result())
+
+
+def is_good(found: Found) -> bool:
+    """Whether every byte of a checkpoint is what its manifest says."""
+    return found.problem is None and not any(check.problem for check in verify([found]))
+
+
+def newest_good(checkpoints: list[Found]) -> Found | None:
+    """The first of them that is good, hashed; those before it are not."""
+    return next((found for found in checkpoints if is_good(found)), None)
+
+
+def best_step(found: Found) -> int | None:
+    """The best step as of a checkpoint, by its run's own objective."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        step = layout.read_document(found.folder)["train"]["best_step"]
+        return step if isinstance(step, int) else None
+    return None
+
+
+def fence(directory: Path) -> int | None:
+    """The attempt that may commit here; None when nobody ever claimed, or nobody can tell."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((directory / names.FENCE_FILE).read_text(encoding="utf-8"))["attempt"])
+    return None
+
+
+def complete(directory: Path) -> Complete | None:
+    """The proof that the run is finished; None when it is not."""
+    with suppress(OSError, ValueError):
+        return Complete.from_json((directory / names.COMPLETE_FILE).read_text(encoding="utf-8"))
+    return None

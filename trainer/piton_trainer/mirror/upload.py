@@ -1,0 +1,218 @@
+"""The volume's checkpoints into the bucket, and out of it what may go.
+
+It looks at what the volume has and what the bucket lacks, newest first, each time anew: nothing is remembered that a
+crash could lose. A folder whose manifest is in the bucket is whole, since the manifest goes last; `latest` moves after
+that, by a write that fails if anybody else wrote it meanwhile.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from piton.contract import names
+from piton.contract.assignment import Objective, SavePolicy
+from piton.contract.manifest import FileEntry, Manifest
+from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.checkpoint.retention import steps_to_delete
+from piton_trainer.mirror.bucket import Bucket, Missing, Overtaken, Trouble
+from piton_trainer.mirror.claim import NotOurs, claim
+from piton_trainer.mirror.place import LATEST, Latest, Pointer, folder_of, parse_folder
+
+logger = logging.getLogger(__name__)
+
+LINEAGE_FILE = "MIRROR"
+"""On the volume: the lineage that the bucket has too."""
+
+
+def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
+    """The record in the bucket and its version; nothing when the bucket is new.
+
+    Raises:
+        ValueError: the record is not one of ours.
+    """
+    try:
+        text, version = bucket.read(LATEST)
+    except Missing:
+        return None, None
+    return Latest.from_json(text), version
+
+
+class Damaged(Exception):  # noqa: N818 - the volume's, not ours
+    """A file on the volume is not what its manifest says."""
+
+
+class Uploader:
+    """One process's right and duty to keep the bucket like the volume."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        directory: Path,
+        *,
+        attempt: int | None,
+        policy: SavePolicy,
+        objective: Objective | None,
+        disk: layout.Disk,
+        check_fence: Callable[[], None],
+    ) -> None:
+        self._bucket = bucket
+        self._directory = directory
+        self._attempt = attempt
+        self._policy = policy
+        self._objective = objective
+        self._disk = disk
+        self._check_fence = check_fence
+        self._owner = uuid.uuid4().hex
+        self._is_empty = next(layout.committed(directory), None) is None
+        self._latest: Latest | None = None
+        self._version: str | None = None
+        self._manifests: dict[str, Manifest | None] = {}
+        self._unwanted: set[str] = set()
+        """Folders that are not uploaded again: the rules let them go, or they are damaged on the volume."""
+
+    @property
+    def mirrored_step(self) -> int | None:
+        """The newest step in the bucket, once it is ours."""
+        return None if self._latest is None or self._latest.newest is None else self._latest.newest.step
+
+    def may_restore(self, found: Latest | None) -> bool:
+        """Whether what is in the bucket is this run's."""
+        try:
+            return found is not None and self._claimed(found).lineage == found.lineage
+        except NotOurs as refusal:
+            logger.warning("nothing is restored from the mirror: %s", refusal)
+            return False
+
+    def adopt(self, found: Latest) -> None:
+        """Note on the volume that it has what the bucket has, before anything comes from there."""
+        if self._lineage != found.lineage:
+            self._disk.write(self._directory / LINEAGE_FILE, found.lineage)
+
+    def sync(self, newest: int) -> bool:
+        """Upload the newest checkpoint, up to this step, that the bucket lacks; whether there was any.
+
+        Raises:
+            NotOurs: this process may not write to the bucket.
+            Trouble: the bucket did not do it.
+        """
+        self._hold()
+        for checkpoint in layout.committed(self._directory):
+            if checkpoint.manifest.step > newest:
+                continue
+            try:
+                if self._put(checkpoint):
+                    return True
+            except Damaged as damage:
+                logger.warning("%s is not mirrored: %s", checkpoint.folder.name, damage)
+            except FileNotFoundError:
+                continue  # retention was quicker; then something newer is there
+        return False
+
+    def _hold(self) -> None:
+        """Make sure that the volume and the bucket are ours; the first time, take the bucket."""
+        self._check_fence()
+        found, version = read_latest(self._bucket)
+        if (
+            found is not None
+            and self._latest is not None
+            and found.owner != self._owner
+            and found.attempt >= self._latest.attempt
+        ):
+            raise NotOurs(f"attempt {found.attempt} has taken over {self._bucket.place}")
+        ours = self._claimed(found)
+        # First on the volume: if all ends in between, the next attempt still knows the bucket for its own.
+        self.adopt(ours)
+        if ours != found:
+            try:
+                version = self._bucket.write(ours.to_json(), LATEST, version=version, is_new=found is None)
+            except Overtaken as error:
+                raise Trouble("Overtaken", "somebody else claimed the bucket at the same moment") from error
+            self._bucket.sweep()
+        self._latest, self._version = ours, version
+
+    def _claimed(self, found: Latest | None) -> Latest:
+        return claim(
+            found,
+            attempt=self._attempt,
+            owner=self._owner,
+            lineage=self._lineage,
+            is_empty=self._is_empty,
+            place=self._bucket.place,
+        )
+
+    @property
+    def _lineage(self) -> str | None:
+        with suppress(FileNotFoundError):
+            return (self._directory / LINEAGE_FILE).read_text(encoding="utf-8").strip() or None
+        return None
+
+    def _put(self, checkpoint: Checkpoint) -> bool:
+        text = (checkpoint.folder / names.MANIFEST_FILE).read_bytes().decode()
+        pointer = Pointer(step=checkpoint.manifest.step, folder=folder_of(checkpoint.manifest.step, text))
+        if pointer.folder in self._unwanted:
+            return False
+        is_there = self._bucket.look(pointer.folder, names.MANIFEST_FILE) is not None
+        if not is_there:
+            for name, entry in checkpoint.manifest.files.items():
+                self._put_file(checkpoint.folder / name, entry, pointer.folder)
+            self._hold()
+            self._bucket.write(text, pointer.folder, names.MANIFEST_FILE)
+        if self.mirrored_step is None or self.mirrored_step < pointer.step:
+            self._move(pointer)
+            self._tidy(pointer)
+        return not is_there
+
+    def _put_file(self, path: Path, entry: FileEntry, folder: str) -> None:
+        found, checksum = self._bucket.fingerprint(path)
+        if found != entry:
+            self._unwanted.add(folder)
+            raise Damaged(f"{path.name} is not what its manifest says")
+        there = self._bucket.look(folder, path.name)
+        if there is None or (there.size, there.checksum) != (entry.size, checksum):
+            self._bucket.upload(path, folder, path.name)
+            there = self._bucket.look(folder, path.name)
+        if there is None or (there.size, there.checksum) != (entry.size, checksum):
+            raise Trouble("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
+
+    def _move(self, pointer: Pointer) -> None:
+        assert self._latest is not None
+        moved = self._latest.move(pointer)
+        try:
+            self._version = self._bucket.write(moved.to_json(), LATEST, version=self._version)
+        except Overtaken as error:
+            raise Trouble("Overtaken", "somebody else wrote to the bucket at the same moment") from error
+        self._latest = moved
+
+    def _tidy(self, newest: Pointer) -> None:
+        """Delete what the rules no longer keep, and what was never finished. Manifests go first."""
+        folders = self._bucket.folders()
+        read = {name: self._manifest(name) for name, files in folders.items() if names.MANIFEST_FILE in files}
+        whole = {name: manifest for name, manifest in read.items() if manifest is not None}
+        steps = {name: step for name in folders if (step := parse_folder(name)) is not None and step <= newest.step}
+        # Of two attempts' checkpoints of one step, only the one that training went on from may still be wanted.
+        by_step: dict[int, str] = {}
+        for name, step in steps.items():
+            other = by_step.get(step)
+            if name in whole and (other is None or whole[name].attempt > whole[other].attempt):
+                by_step[step] = name
+        by_step[newest.step] = newest.folder
+        measured = [(step, whole[name].metrics) for step, name in by_step.items() if name in whole]
+        gone = set(steps_to_delete(measured, policy=self._policy, objective=self._objective))
+        kept = {name for step, name in by_step.items() if step not in gone}
+        for name in steps.keys() - kept:
+            files = folders[name]
+            if names.MANIFEST_FILE in files:
+                self._bucket.delete(name, [names.MANIFEST_FILE])
+            self._bucket.delete(name, files)
+            self._unwanted.add(name)
+
+    def _manifest(self, folder: str) -> Manifest | None:
+        """A folder's manifest, read once; None when it is no good."""
+        if folder not in self._manifests:
+            self._manifests[folder] = None
+            with suppress(Missing, ValueError):
+                self._manifests[folder] = Manifest.from_json(self._bucket.read(folder, names.MANIFEST_FILE)[0])
+        return self._manifests[folder]
