@@ -1,6 +1,7 @@
 """The mirror against a real S3 server, with faults between the two."""
 
 import hashlib
+import json
 import logging
 import random
 import shutil
@@ -467,6 +468,30 @@ def test_people_restore_by_hand(
     assert "cannot be read: " in capsys.readouterr().err
     assert call(monkeypatch, "restore", "gs://bucket", str(tmp_path / "other")) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_people_see_what_is_in_the_bucket(
+    volume: Volume, server: s3.Server, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume.commit(4, val_loss=0.5)
+    volume.commit(6, val_loss=0.25)
+    assert volume.mirrored(6)
+    server.client.delete_object(Bucket=s3.BUCKET, Key=Place.parse(uri, "run").key(newest_of(server, uri), "state.json"))
+
+    assert call(monkeypatch, "ls", f"{uri}/run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert call(monkeypatch, "ls", f"{uri}/run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert [line.split()[0] for line in lines[1:3]] == ["6", "4"]
+    assert "val_loss 0.25" in lines[1]
+    assert lines[1].split()[-1] == "newest"
+    assert lines[3] == "fence: held by attempt 1"
+    assert [(row["step"], row["problem"]) for row in found["checkpoints"]] == [(6, "state.json is missing"), (4, None)]
+
+
+def newest_of(server: s3.Server, uri: str) -> str:
+    return max(key.partition("/")[0] for key in s3.keys(server.client, Place.parse(uri, "run").prefix) if "/" in key)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

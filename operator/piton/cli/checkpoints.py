@@ -47,13 +47,13 @@ def ls(directory: Path, *, as_json: bool) -> int:
     found = survey.survey(directory)
     newest = next((item for item in found if item.problem is None), None)
     best = None if newest is None else survey.best_step(newest)
-    rows = [_row(item, is_newest=item is newest, is_best=item.step == best) for item in found]
+    rows = [row_of(item, is_newest=item is newest, is_best=item.step == best) for item in found]
     complete, fence = survey.complete(directory), survey.fence(directory)
     if as_json:
         proof = None if complete is None else json.loads(complete.to_json())
         click.echo(json.dumps({"directory": str(directory), "fence": fence, "complete": proof, "checkpoints": rows}))
         return 0
-    _print_table(rows)
+    print_table(rows)
     click.echo("fence: nobody has claimed it" if fence is None else f"fence: held by attempt {fence}")
     if complete is None:
         click.echo("complete: no, the run has not finished here")
@@ -62,7 +62,8 @@ def ls(directory: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _row(found: "Found", *, is_newest: bool, is_best: bool) -> dict[str, Any]:
+def row_of(found: "Found", *, is_newest: bool, is_best: bool) -> dict[str, Any]:
+    """One checkpoint, for machines."""
     manifest = found.manifest
     row = {"step": found.step, "folder": found.folder.name, "problem": found.problem}
     row |= {"newest": is_newest, "best": is_best}
@@ -86,7 +87,8 @@ def _age(created: str) -> float | None:
         return None
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The table for people."""
     if not rows:
         click.echo("no checkpoints")
         return
@@ -207,39 +209,12 @@ def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: 
     try:
         from piton_trainer.checkpoint import export as exporter
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise not_installed(error) from error
     written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights)
     click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
     return 0
 
 
-def restore(uri: str, directory: Path) -> int:
-    """Fetch the newest checkpoint that a mirror has."""
-    try:
-        from piton_trainer.mirror import restore as fetch
-        from piton_trainer.mirror.bucket import Bucket, Trouble
-        from piton_trainer.mirror.place import Place
-        from piton_trainer.mirror.upload import read_latest
-    except ImportError as error:
-        raise _not_installed(error) from error
-    place = Place.parse(uri)
-    try:
-        bucket = Bucket(place)
-        latest, _ = read_latest(bucket)
-        if latest is None or latest.newest is None:
-            raise ValueError(f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one")
-        directory.mkdir(parents=True, exist_ok=True)
-        step = fetch.restore(bucket, latest, directory, newer_than=-1)
-    except Trouble as trouble:
-        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
-    except OSError as error:
-        raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
-    if step is None:
-        click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
-        return 1
-    click.echo(f"step {step:,} of attempt {latest.attempt} is restored into {directory}")
-    return 0
-
-
-def _not_installed(error: ImportError) -> ValueError:
+def not_installed(error: ImportError) -> ValueError:
+    """What to say where the trainer's libraries are missing."""
     return ValueError(f"the trainer is not installed here ({error}); say pip install 'piton-operator[trainer]'")

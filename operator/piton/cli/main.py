@@ -86,13 +86,15 @@ def checkpoint() -> None:
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("place", metavar="DIR|s3://…")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def ls(*, directory: Path, as_json: bool) -> int:
+def ls(*, place: str, as_json: bool) -> int:
     """List what is there. Names and sizes are looked at; `verify` looks at every byte."""
-    from piton.cli import checkpoints
+    from piton.cli import checkpoints, mirrored
 
-    return checkpoints.ls(directory, as_json=as_json)
+    if place.startswith("s3://"):
+        return mirrored.ls(place, as_json=as_json)
+    return checkpoints.ls(Path(place), as_json=as_json)
 
 
 @checkpoint.command()
@@ -150,9 +152,9 @@ def export(*, directory: Path, out: Path, kind: str, step: int | None, weights_o
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def restore(*, uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""
-    from piton.cli import checkpoints
+    from piton.cli import mirrored
 
-    return checkpoints.restore(uri, directory)
+    return mirrored.restore(uri, directory)
 
 
 def main() -> None:

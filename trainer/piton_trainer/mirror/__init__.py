@@ -5,6 +5,7 @@
     bucket     S3, as little of it as is needed, with its errors in our words
     upload     the volume's checkpoints into the bucket, and out of it what may go
     restore    the newest checkpoint out of the bucket into a volume
+    listing    what is in the bucket, for people
     follow     the thread that does so while training goes on
 
 Nothing here needs torch. Credentials and endpoint come from the environment, the way every AWS tool has them.

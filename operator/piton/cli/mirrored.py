@@ -1,0 +1,70 @@
+"""`piton checkpoint ls` and `restore` of a bucket that a run is mirrored to."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from piton.cli.checkpoints import not_installed, print_table, row_of
+
+if TYPE_CHECKING:
+    from piton_trainer.mirror.bucket import Bucket
+
+
+def ls(uri: str, *, as_json: bool) -> int:
+    """Print what is there, by names and manifests."""
+    bucket = _bucket(uri)
+    from piton_trainer.mirror.bucket import Trouble
+    from piton_trainer.mirror.listing import listing
+
+    try:
+        latest, found = listing(bucket)
+    except Trouble as trouble:
+        raise ValueError(f"{bucket.place} cannot be read: {trouble}") from trouble
+    newest = None if latest is None or latest.newest is None else latest.newest.folder
+    rows = [row_of(item, is_newest=item.folder.name == newest, is_best=False) for item in found]
+    fence = None if latest is None else latest.attempt
+    if as_json:
+        click.echo(json.dumps({"directory": str(bucket.place), "fence": fence, "complete": None, "checkpoints": rows}))
+        return 0
+    print_table(rows)
+    click.echo("fence: nobody has claimed it" if fence is None else f"fence: held by attempt {fence}")
+    return 0
+
+
+def restore(uri: str, directory: Path) -> int:
+    """Fetch the newest checkpoint that a mirror has."""
+    bucket = _bucket(uri)
+    from piton_trainer.mirror import restore as fetch
+    from piton_trainer.mirror.bucket import Trouble
+    from piton_trainer.mirror.upload import read_latest
+
+    place = bucket.place
+    try:
+        latest, _ = read_latest(bucket)
+        if latest is None or latest.newest is None:
+            raise ValueError(f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one")
+        directory.mkdir(parents=True, exist_ok=True)
+        step = fetch.restore(bucket, latest, directory, newer_than=-1)
+    except Trouble as trouble:
+        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
+    if step is None:
+        click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
+        return 1
+    click.echo(f"step {step:,} of attempt {latest.attempt} is restored into {directory}")
+    return 0
+
+
+def _bucket(uri: str) -> "Bucket":
+    try:
+        from piton_trainer.mirror.bucket import Bucket, Trouble
+        from piton_trainer.mirror.place import Place
+    except ImportError as error:
+        raise not_installed(error) from error
+    try:
+        return Bucket(Place.parse(uri))
+    except Trouble as trouble:
+        raise ValueError(f"{uri} cannot be read: {trouble}") from trouble

@@ -1,0 +1,38 @@
+"""What is in a bucket, for people and their tools. It reads manifests and names; the files themselves stay there."""
+
+from pathlib import Path
+
+from piton.contract import names
+from piton.contract.manifest import Manifest
+from piton_trainer.checkpoint.survey import Found
+from piton_trainer.mirror.bucket import Bucket, Missing
+from piton_trainer.mirror.place import Latest, parse_folder
+from piton_trainer.mirror.upload import read_latest
+
+
+def listing(bucket: Bucket) -> tuple[Latest | None, list[Found]]:
+    """The record, and everything that is named like a checkpoint, newest first.
+
+    Raises:
+        ValueError: the record is not one of ours.
+        Trouble: the bucket does not answer.
+    """
+    latest, _ = read_latest(bucket)
+    found = [
+        _look(bucket, folder, step, set(files))
+        for folder, files in bucket.folders().items()
+        if (step := parse_folder(folder)) is not None
+    ]
+    return latest, sorted(found, key=lambda item: (item.step, item.folder), reverse=True)
+
+
+def _look(bucket: Bucket, folder: str, step: int, there: set[str]) -> Found:
+    try:
+        manifest = Manifest.from_json(bucket.read(folder, names.MANIFEST_FILE)[0])
+    except Missing:
+        return Found(folder=Path(folder), step=step, manifest=None, problem="it has no manifest")
+    except ValueError as error:
+        return Found(folder=Path(folder), step=step, manifest=None, problem=str(error))
+    missing = sorted(manifest.files.keys() - there)
+    problem = f"{missing[0]} is missing" if missing else None
+    return Found(folder=Path(folder), step=step, manifest=manifest, problem=problem)
