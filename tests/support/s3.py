@@ -29,7 +29,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 ACCESS_KEY, SECRET_KEY = "piton", "piton-secret"
 BUCKET = "piton-tests"
 """One for all tests: the server sets room aside for each."""
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
+_TRIES = 5
 _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
 _PORTS = (12_000, 22_000)
 _STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
@@ -55,6 +56,19 @@ class Server:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
+        for tries_left in reversed(range(_TRIES)):
+            self._start(folder)
+            try:
+                self.client = self._connect()
+            except (BotoCoreError, ClientError, OSError, KeyError):
+                died = self._process.poll() is not None  # somebody else was quicker to take one of its ports
+                self.stop()
+                if not (died and tries_left):
+                    raise
+            else:
+                return
+
+    def _start(self, folder: Path) -> None:
         free = _free_ports(8)
         ports = dict(zip(("master", "volume", "filer", "s3"), free[:4], strict=True))
         grpc = dict(zip(ports, free[4:], strict=True))
@@ -67,7 +81,6 @@ class Server:
         program = str(Path(sys.executable).parent / "weed")
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen([program, "server", *options], stdout=log, stderr=log, cwd=folder)
-        self.client = self._connect()
 
     @property
     def url(self) -> str:
@@ -84,7 +97,6 @@ class Server:
                 client.create_bucket(Bucket=BUCKET)
             except (BotoCoreError, ClientError, OSError, KeyError):
                 if time.monotonic() > deadline or self._process.poll() is not None:
-                    self.stop()
                     raise
                 time.sleep(0.05)
             else:
