@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import piton_trainer
 from piton.contract import names
@@ -27,6 +29,7 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced, OutOfSpace
 from piton_trainer.store import Store
 from support import ranks, tiny
+from support.processes import is_running
 
 KINDS = pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
 
@@ -293,13 +296,6 @@ def test_a_writer_dies_with_its_trainer_and_commits_nothing(tmp_path: Path) -> N
     assert [step for step, _ in layout.step_folders(tmp_path / "checkpoints")] == [1]
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_without_memory_for_a_second_state_training_waits_for_each_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -344,6 +340,41 @@ def test_two_ranks_write_their_shards_and_commit_together(tmp_path: Path) -> Non
     assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "state.json"} == set(checkpoint.manifest.files)
     want = state() | {"rank0/rng": torch.zeros(3), "rank1/rng": torch.ones(3)}
     assert_same(load_tensors(checkpoint, dict.fromkeys(want)), want)
+
+
+def save_sharded(directory: Path) -> None:
+    world = Ranks.join()
+    mesh = init_device_mesh("cpu", (world.world_size,))
+    whole = state()["matrix"][:7]
+    tensors = {
+        "sharded": distribute_tensor(whole, mesh, [Shard(0)]),
+        "replicated": distribute_tensor(whole, mesh, [Replicate()]),
+    }
+    with checkpointer(directory, world=world) as saver:
+        saver.save(Snapshot(step=1, tensors=tensors))
+        saver.wait()
+    world.leave()
+
+
+def test_rows_that_two_ranks_share_unevenly_are_whole_again_in_one(tmp_path: Path) -> None:
+    ends = ranks.run(2, partial(save_sharded, tmp_path))
+    assert [e.code for e in ends] == [0, 0]
+    checkpoint = newest_good(tmp_path, Ranks())
+    assert checkpoint is not None
+    whole = state()["matrix"][:7]
+    found = load_tensors(checkpoint, {"sharded": torch.zeros(7, 33), "replicated": None})
+    assert_same(found, {"sharded": whole, "replicated": whole})
+
+
+def test_what_fails_while_memory_is_warmed_fails_the_save(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("no frame fits")
+
+    memory = arena.Arena()
+    memory.reserve(4096, then=fail)
+    with pytest.raises(ValueError, match="no frame fits"):
+        memory.settle()
+    memory.close()
 
 
 def test_a_writer_of_one_rank_that_is_killed_costs_two_ranks_nothing(tmp_path: Path) -> None:

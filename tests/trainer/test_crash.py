@@ -27,6 +27,7 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.commit import is_good
 from support import ranks, tiny
+from support.processes import is_running
 
 EVERY = 2
 LONG, SHORT = 6, 2
@@ -163,13 +164,6 @@ def wait_for_writer() -> None:
     while is_running(int(_writer.value)):
         assert time.monotonic() < deadline, "a writer has survived its trainer"
         time.sleep(0.001)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def die_at(operation: int, directory: Path) -> None:

@@ -40,6 +40,7 @@ class Arena:
         self.descriptor = os.memfd_create("piton-save")
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._warming: threading.Thread | None = None
+        self._failure: Exception | None = None
         self._pinned: int | None = None
 
     @property
@@ -66,23 +67,30 @@ class Arena:
         self._warming.start()
 
     def settle(self) -> None:
-        """Wait until it is warm."""
+        """Wait until it is warm. Raises what went wrong with that."""
         if self._warming is not None:
             self._warming.join()
             self._warming = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
-        """Give the memory back."""
-        self.settle()
+        """Give the memory back, once nothing made from it is left."""
+        if self._warming is not None:
+            self._warming.join()
         self._unpin()
         self._bytes = torch.empty(0, dtype=torch.uint8)
         os.close(self.descriptor)
 
     def _warm(self, grown: bool, then: Callable[[], None]) -> None:
-        if grown:
-            _populate(self._bytes)
-            self._pin()
-        then()
+        try:
+            if grown:
+                _populate(self._bytes)
+                self._pin()
+            then()
+        except Exception as error:  # noqa: BLE001 - `settle` raises it
+            self._failure = error
 
     def _pin(self) -> None:
         """Let a GPU write here without a detour."""

@@ -158,6 +158,7 @@ class BackgroundCheckpointer:
         finally:
             self._flight = None
             self._scribe.close()
+            self._views = []
             self._arena.close()
 
     def _advance(self, flight: Flight) -> None:
@@ -202,7 +203,11 @@ class BackgroundCheckpointer:
 
     def _copy(self, planner: DefaultSavePlanner) -> None:
         """The stall: everything that training may change from now on."""
-        self._arena.settle()
+        try:
+            self._arena.settle()
+        except Exception:
+            self._signature = None
+            raise
         sources = [cast("Tensor", planner.resolve_data(item)) for item in self._items]
         if sources:
             torch._foreach_copy_(self._views, sources, non_blocking=True)
@@ -215,10 +220,11 @@ class BackgroundCheckpointer:
         planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.is_main)
         signature = signature_of(tensors)
         if self._ranks.agree([signature != self._signature])[0]:
+            self._signature = None  # an image that is half made is none
             self._is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
-            self._signature = signature
             if not self._is_refused:
                 self._arrange(planner)
+            self._signature = signature
         return planner
 
     def _arrange(self, planner: DefaultSavePlanner) -> None:

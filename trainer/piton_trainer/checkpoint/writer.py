@@ -4,8 +4,8 @@ It is started by `scribe`, reads the trainer's memory, does one order after the 
 It ends with its trainer, however that ends: by the end of the socket or, when a forked child of the trainer still
 holds that, by the signal that the kernel sends. What an orphan has not renamed by then is never committed.
 
-Its priority is low. While a trainer trains, it takes what the trainer leaves; when one waits for it, there is nobody
-to be polite to.
+Its priority is low: while a trainer trains, it takes what the trainer leaves, and when one waits for it, the trainer
+leaves everything.
 """
 
 import ctypes
@@ -27,7 +27,8 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 
-NICE = 19
+NICE = 10
+"""Not the lowest: on a machine whose cores are all busy, a save would then take many times as long."""
 _PR_SET_PDEATHSIG = 1
 
 
