@@ -20,10 +20,12 @@ from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton_trainer.checkpoint import Checkpointer, Snapshot, arena, layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.checkpoint.commit import is_good
+from piton_trainer.checkpoint.commit import Draft, is_good
 from piton_trainer.checkpoint.fence import Fence, read
 from piton_trainer.checkpoint.load import load_tensors, newest_good
 from piton_trainer.checkpoint.make import make_checkpointer
+from piton_trainer.checkpoint.orders import Commit, Failed, Settings, Write
+from piton_trainer.checkpoint.writer import Writer
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced, OutOfSpace
@@ -488,3 +490,24 @@ def test_a_session_that_is_overtaken_while_it_saves_is_fenced(tmp_path: Path) ->
     assert ran.code == 81
     assert ran.complete is None
     assert [step for step, _ in layout.step_folders(tmp_path)] == [4]
+
+
+def test_what_could_not_be_written_is_not_committed_although_the_order_is_there(tmp_path: Path) -> None:
+    """A rank that is alone orders both at once. The files of the step before must not be taken for those of this one."""
+    fence = Fence(tmp_path, disk=layout.Disk(), attempt=1)
+    fence.claim()
+    settings = Settings(
+        directory=tmp_path, attempt=1, owner=fence.owner, is_main=True, policy=SavePolicy(keep_last=9), objective=None
+    )
+    writer = Writer(settings, memory=-1)
+    for step in (1, 2):
+        draft = Draft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
+        if step == 2:
+            (saving(tmp_path, 2) / "a").symlink_to("/dev/full")
+        answers = [
+            writer.obey(Write(step=step, parts=[], small={"a": b"1"})),
+            writer.obey(Commit(draft=draft, files=None)),
+        ]
+
+    assert [type(answer) for answer in answers] == [Failed, Failed]
+    assert [step for step, _ in layout.step_folders(tmp_path)] == [1]

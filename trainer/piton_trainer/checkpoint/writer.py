@@ -40,7 +40,7 @@ class Writer:
         self._is_main = settings.is_main
         self._memory = memory
         self._mapped: mmap.mmap | None = None
-        self._sealed: Mapping[str, FileEntry] = {}
+        self._sealed: Mapping[str, FileEntry] | None = None
         disk = layout.Disk()
         self._fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
         self._committer = Committer(
@@ -54,7 +54,7 @@ class Writer:
                 case Write():
                     return self._write(order)
                 case Commit():
-                    return self._committer.commit(order.draft, self._sealed if order.files is None else order.files)
+                    return self._commit(order)
                 case _:
                     assert_never(order)
         except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
@@ -64,7 +64,15 @@ class Writer:
         """What comes after a commit, when the trainer knows of it already."""
         self._committer.follow_up(saved)
 
+    def _commit(self, order: Commit) -> Saved:
+        """The order may lie in the socket before the files are written; then it is void if they could not be."""
+        files = self._sealed if order.files is None else order.files
+        if files is None:
+            raise RuntimeError("nothing is written that could be committed")
+        return self._committer.commit(order.draft, files)
+
     def _write(self, order: Write) -> Sealed:
+        self._sealed = None
         folder = self._committer.folder(order.step)
         if self._is_main:
             self._fence.check()
