@@ -493,7 +493,7 @@ def test_a_session_that_is_overtaken_while_it_saves_is_fenced(tmp_path: Path) ->
 
 
 def test_what_could_not_be_written_is_not_committed_although_the_order_is_there(tmp_path: Path) -> None:
-    """A rank that is alone orders both at once. The files of the step before must not be taken for those of this one."""
+    """A rank that is alone orders both at once. The files of the step before are not those of this one."""
     fence = Fence(tmp_path, disk=layout.Disk(), attempt=1)
     fence.claim()
     settings = Settings(
