@@ -76,7 +76,14 @@ class Server:
         options = [f"-{part}.port={port}" for part, port in ports.items()]
         options += [f"-{part}.port.grpc={port}" for part, port in grpc.items()]
         options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}"]
-        options += ["-master.telemetry=false", "-s3.iam=false", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+        options += [
+            "-master.telemetry=false",
+            "-s3.iam=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-master.volumeSizeLimitMB=64",
+            "-volume.max=20",
+        ]
         options += [f"-filer.localSocket={folder / 'f'}", f"-s3.localSocket={folder / 's'}"]
         program = str(Path(sys.executable).parent / "weed")
         with (folder / "log").open("wb") as log:
