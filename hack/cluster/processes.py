@@ -156,12 +156,16 @@ def _pid_file(name: str) -> Path:
 
 
 def _start_time(pid: int) -> str | None:
-    """The 22nd field of its stat, after the name in parentheses; None for the dead and for zombies."""
+    """The 22nd field of its stat, after the name in parentheses; None for the dead and for zombies.
+
+    A process whose first thread is a zombie lives on, with its ports, until the last of its threads is gone.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    return None if fields[0] in "ZX" and threads <= 1 else fields[19]
 
 
 def _true_within(seconds: float, true: Callable[[], bool]) -> bool:

@@ -47,7 +47,7 @@ def test_out_of_memory_is_the_users_failure_and_ends_the_run(training: NewTraini
 def test_a_full_volume_ends_the_run_and_keeps_what_is_saved(training: NewTraining) -> None:
     run = training()
     spec = paced(
-        STEPS, 0.0, save_every=1, limits={"failures": 1}, volume={"size": "1Mi", "storageClassName": "bounded"}
+        STEPS, 0.1, save_every=1, limits={"failures": 1}, volume={"size": "1Mi", "storageClassName": "bounded"}
     )
     spec["checkpoint"]["keep"] = {"last": 50}
     run.apply(spec)
