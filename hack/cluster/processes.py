@@ -162,7 +162,7 @@ def _start_time(pid: int) -> str | None:
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        threads = len(os.listdir(f"/proc/{pid}/task"))
+        threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" and threads <= 1 else fields[19]
