@@ -14,9 +14,7 @@ _CEL_SINCE = 25
 """Minor version of Kubernetes from which the API server knows CEL rules in CRDs; older ones refuse the word."""
 
 
-def install(
-    kubeconfig: Path, *, values: dict[str, str] | None = None, annotations: dict[str, str] | None = None
-) -> None:
+def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None) -> None:
     """Install or upgrade, and wait until the operator serves.
 
     `annotations` are the operator pod's: a new value replaces a pod whose image has changed under the same name.
@@ -26,8 +24,6 @@ def install(
     """
     command: list[str | Path] = [tools.helm(), "upgrade", "--install", RELEASE, CHART, "--kubeconfig", kubeconfig]
     command += ["--namespace", NAMESPACE, "--create-namespace", *_for_old_servers(kubeconfig)]
-    for key, value in (values or {}).items():
-        command += ["--set", f"{key}={value}"]
     for key, value in (annotations or {}).items():
         command += ["--set-string", f"operator.podAnnotations.{key.replace('.', chr(92) + '.')}={value}"]
     run(command)

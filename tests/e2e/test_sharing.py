@@ -58,7 +58,7 @@ def test_the_quickstart_trains_on_two_nodes(training: NewTraining) -> None:
     """Master and worker find each other by name, on two machines, and train the quickstart's model."""
     spec = yaml.safe_load((ROOT / "manifests" / "quickstart.yaml").read_text())["spec"]
     spec["trainer"]["config"] |= {"steps": 40, "evalEvery": 20}
-    spec["workers"] |= {"gpusPerNode": GPUS_PER_NODE // GPUS_PER_NODE, "nodes": 2}
+    spec["workers"] |= {"gpusPerNode": 1, "nodes": 2}
     run = training()
     run.apply(spec)
     run.wait_for_node(1)

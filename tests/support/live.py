@@ -90,9 +90,9 @@ class Training:
         patch = json.dumps({"spec": spec})
         self.cluster.kubectl("-n", self.namespace, "patch", "trun", self.name, "--type=merge", "-p", patch)
 
-    def delete(self, *, wait: bool = True) -> None:
+    def delete(self) -> None:
         """Delete it; that it is gone already is as good."""
-        words = ["delete", "trun", self.name, "--ignore-not-found", f"--wait={str(wait).lower()}", "--timeout=150s"]
+        words = ["delete", "trun", self.name, "--ignore-not-found", "--timeout=150s"]
         self.cluster.kubectl("-n", self.namespace, *words)
 
     @property

@@ -2,7 +2,7 @@
 
     layout      folders and files: what is committed, what is in flight, writing so that it lasts
     fence       which attempt may commit
-    commit      from shards that are written to a folder that counts: manifest, rename, retention, listeners
+    commit      from shards that are written to a folder that counts: manifest, rename, retention
     save        a checkpoint while training waits
     background  a checkpoint while training goes on: image, arena and scribe on our side, writer and direct on the other
     load        the newest checkpoint that is good

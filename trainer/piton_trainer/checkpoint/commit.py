@@ -1,10 +1,10 @@
-"""From shards that are written to a folder that counts: manifest, fence, rename; then retention and the listeners.
+"""From shards that are written to a folder that counts: manifest, fence, rename; then retention.
 
 Whoever commits does it here: rank 0 itself, or its writer, which has no torch.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,6 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.retention import steps_to_delete
 
 logger = logging.getLogger(__name__)
-
-Listener = Callable[[Path], None]
-"""Hears of each folder that was committed, after retention, in the process that committed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +40,12 @@ class Committer:
         policy: SavePolicy,
         objective: Objective | None = None,
         disk: layout.Disk,
-        listeners: Sequence[Listener] = (),
     ) -> None:
         self.directory = directory
         self.fence = fence
         self._policy = policy
         self._objective = objective
         self._disk = disk
-        self._listeners = listeners
 
     def folder(self, step: int) -> Path:
         """Where a save of this step is in flight."""
@@ -85,10 +80,8 @@ class Committer:
         return Saved(step=draft.step, folder=target, size=manifest.size)
 
     def follow_up(self, saved: Saved) -> None:
-        """What comes after a commit and is no part of it: retention, and whoever listens."""
+        """What comes after a commit and is no part of it: retention."""
         self._retain(saved.step)
-        for listener in self._listeners:
-            listener(saved.folder)
 
     def _retain(self, newest: int) -> None:
         # A folder of a later step is one that a resume passed over: it is no reason to delete a good one.
