@@ -9,24 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from piton_trainer.data.bucket import S3_SCHEME, reading, s3_client
 from piton_trainer.errors import BadConfig
 
 PYDOC = "pydoc"
-S3_SCHEME = "s3://"
 SUFFIXES = (".txt", ".md")
 """What counts as text in a directory or below an S3 prefix."""
 BETWEEN = "\n\n"
 """Between two texts: a blank line, as between paragraphs."""
-
-_USERS_TO_MEND = {
-    "403",
-    "404",
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "NoSuchBucket",
-    "NoSuchKey",
-    "SignatureDoesNotMatch",
-}
 
 
 def read_text(source: str) -> str:
@@ -38,7 +28,7 @@ def read_text(source: str) -> str:
     if source == PYDOC:
         return pydoc_text()
     if source.startswith(S3_SCHEME):
-        return _joined(source, s3_objects(source, _s3_client()))
+        return _joined(source, s3_objects(source, s3_client()))
     return _joined(source, _files(Path(source)))
 
 
@@ -60,27 +50,12 @@ def s3_objects(uri: str, client: Any) -> Iterator[tuple[str, bytes]]:
     Raises:
         BadConfig: no such bucket, or no permission.
     """
-    from botocore.exceptions import ClientError, NoCredentialsError
-
     bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
-    try:
+    with reading(uri):
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         for key in sorted(key for key in keys if _wanted(key, prefix)):
             yield f"{S3_SCHEME}{bucket}/{key}", client.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except NoCredentialsError as error:
-        raise BadConfig(f"trainer.config.data: no AWS credentials to read {uri} with") from error
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in _USERS_TO_MEND:
-            raise
-        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error.response['Error']['Message']}") from error
-
-
-def _s3_client() -> Any:
-    """A client that follows the usual environment, AWS_ENDPOINT_URL included."""
-    import boto3
-
-    return boto3.client("s3")
 
 
 def _wanted(key: str, prefix: str) -> bool:

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from piton_trainer.data.text import PYDOC, S3_SCHEME
+from piton_trainer.data.bucket import S3_SCHEME
+from piton_trainer.data.text import PYDOC
 from piton_trainer.recipes.config import RecipeConfig
 
 
