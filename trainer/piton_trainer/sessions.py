@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +31,7 @@ from piton_trainer.ending import TerminationLog, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced
 from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
+from piton_trainer.shelf import FOLDER, Shelf
 from piton_trainer.signals import StopFlag
 from piton_trainer.steps import Steps
 from piton_trainer.store import Restored, Store
@@ -125,6 +127,16 @@ class Session:
     def assignment(self) -> Assignment:
         """The run's orders."""
         return self._config.assignment
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self._config.checkpoint_dir
+
+    @property
+    def shelf(self) -> Shelf:
+        """For what is made once and every attempt needs."""
+        return Shelf(self.directory / FOLDER, self._ranks)
 
     @property
     def step(self) -> int:
