@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,6 @@ QUICK = Patience(backoff=0.02, backoff_max=0.05, restore=0.2, finish=20, stop=20
 
 HASTY = Tuning(tries=1, chunk_bytes=5 * MIB, connect_seconds=1, read_seconds=5)
 ORDERS = Assignment(save=SavePolicy(every_steps=1), objective=Objective(metric="val_loss"))
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
-    found = s3.Server(tmp_path_factory.mktemp("s3"))
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def proxy(server: s3.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Proxy]:
-    with s3.Proxy(server) as found:
-        for name, value in s3.environment(found.url).items():
-            monkeypatch.setenv(name, value)
-        yield found
 
 
 @pytest.fixture
