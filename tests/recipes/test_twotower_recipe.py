@@ -130,10 +130,10 @@ def test_nothing_of_a_held_out_query_reaches_the_start_of_its_fold() -> None:
     for query in plain.folds[0].held_out.tolist():
         judgments.gains[judgments.starts[query] : judgments.starts[query + 1]] = 0.7
     spoiled = a_recipe(judgments=judgments)
-    assert np.array_equal(plain.priors[0].smoothed, spoiled.priors[0].smoothed)
-    assert np.array_equal(plain.priors[0].popularity, spoiled.priors[0].popularity)
-    assert not np.array_equal(plain.priors[1].smoothed, spoiled.priors[1].smoothed)
-    assert torch.equal(plain._weights[0], spoiled._weights[0])
+    assert np.array_equal(plain.criterion.priors[0].smoothed, spoiled.criterion.priors[0].smoothed)
+    assert np.array_equal(plain.criterion.priors[0].popularity, spoiled.criterion.priors[0].popularity)
+    assert not np.array_equal(plain.criterion.priors[1].smoothed, spoiled.criterion.priors[1].smoothed)
+    assert torch.equal(plain.criterion._shares[0], spoiled.criterion._shares[0])
 
 
 def test_the_baseline_ranks_all_queries_of_a_fold_by_the_means_of_the_others() -> None:
@@ -159,7 +159,7 @@ def test_guesses_do_not_count_when_it_is_measured() -> None:
     judgments.gains[guess] = 1.0
     spoiled = a_recipe(judgments=judgments)
     cells = spoiled.table.cells(spoiled.folds[0].held_out[:1])
-    row = spoiled._ndcg(torch.zeros(1, 12), spoiled.folds[0].held_out[:1])
+    row = spoiled.yardstick.of(torch.zeros(1, 12), spoiled.folds[0].held_out[:1])
     gains = (cells.gains * cells.originals)[0]
     assert not gains[judgments.ids[guess]]
     assert row.item() == pytest.approx(
@@ -171,7 +171,7 @@ def test_all_ids_compete_where_the_config_says_so() -> None:
     judged, everybody = a_recipe(), a_recipe(changed(candidates="all"))
     queries, scores = torch.tensor([0]), torch.zeros(1, 12)
     scores[0, 1::2] = 1.0  # query 0 has judgments of the even ids only
-    assert judged._ndcg(scores, queries).item() > everybody._ndcg(scores, queries).item()
+    assert judged.yardstick.of(scores, queries).item() > everybody.yardstick.of(scores, queries).item()
 
 
 def some_gradients(config: TwoTowerConfig, numbers: torch.Tensor) -> dict[str, torch.Tensor]:

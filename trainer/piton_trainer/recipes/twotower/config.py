@@ -83,8 +83,9 @@ class TwoTowerConfig(RecipeConfig):
     # The training.
     loss: Literal["pointwise", "softmax", "sampled"] = "pointwise"
     """pointwise: binary cross-entropy of each judged pair against its gain. softmax: of the candidates of a query
-    against each other. sampled: the same against a sample of them, corrected for how often each is drawn; for more ids
-    than can be scored at once. On the data tried here pointwise was the best, and a softmax below the baseline."""
+    against each other. sampled: of the relevant ids against a sample of all, corrected for how often each is drawn;
+    for more ids than can be scored at once. On MovieLens pointwise was the best, and softmax no better than the
+    baseline."""
     negatives: int = Field(default=64, ge=1)
     """Ids drawn per fold and micro-batch, for the sampled loss; as often as they are relevant in training, to the power
     of 3/4."""

@@ -5,32 +5,26 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from piton_trainer.checkpoint import layout
 from piton_trainer.data.judgment_sources import judgments_of
 from piton_trainer.data.judgments import Judgments
-from piton_trainer.ranking import ndcg
 from piton_trainer.recipes.protocol import Stateful, Workplace
-from piton_trainer.recipes.twotower import losses
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
-from piton_trainer.recipes.twotower.folds import Fold, split
+from piton_trainer.recipes.twotower.criterion import Criterion
+from piton_trainer.recipes.twotower.folds import split
 from piton_trainer.recipes.twotower.model import Stacked, TwoTower
 from piton_trainer.recipes.twotower.queries import FoldedQueries
 from piton_trainer.recipes.twotower.results import Results
-from piton_trainer.recipes.twotower.table import Cells, Priors, Table, priors
+from piton_trainer.recipes.twotower.table import Table
+from piton_trainer.recipes.twotower.yardstick import Yardstick
 from piton_trainer.text_encoder import Embedded, Encoding, embed
 
-RANKS = 10
-"""nDCG@10."""
 RESULTS_FILE = "results.json"
 """Beside the checkpoints."""
-_EVAL_QUERIES = 256
-"""Of each fold, scored at once."""
 
 
 class TwoTowers:
@@ -49,8 +43,9 @@ class TwoTowers:
             seed=config.fold_seed,
             inner_fraction=config.inner_fraction,
         )
-        self.priors = [priors(judgments, fold.train) for fold in self.folds]
-        self.results = Results(self.folds, self._baselines())
+        self.criterion = Criterion(config, judgments, self.folds, place.device)
+        self.yardstick = Yardstick(judgments, self.table, self.embedded, config.candidates)
+        self.results = Results(self.folds, self.yardstick.baselines(self.folds))
         self.loader = FoldedQueries(
             self.folds,
             batch=config.batch_queries,
@@ -61,7 +56,6 @@ class TwoTowers:
         )
         self.tokens_per_step = config.batch_queries * len(self.folds)
         self.extras: Mapping[str, Stateful] = {"results": self.results}
-        self._weights = torch.tensor([self._weight(fold) for fold in self.folds], device=place.device)
         self._step = 0
 
     def describe(self) -> str:
@@ -79,8 +73,7 @@ class TwoTowers:
 
     def draw_weights(self, model: nn.Module) -> None:
         """Draw the initial weights; the biases of the ids are what the training queries say of them."""
-        prior = torch.from_numpy(np.stack([self._bias(known) for known in self.priors]))
-        _two_tower(model).draw_weights(self.config.seed, prior)
+        _two_tower(model).draw_weights(self.config.seed, self.criterion.biases())
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         """What is compiled as one."""
@@ -121,10 +114,9 @@ class TwoTowers:
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """The mean over the folds; its gradient is that of each fold's own loss, not a tenth of it."""
         cells = self.table.cells(batch)
-        columns = None if self.config.loss != "sampled" else self._columns(cells)
-        scores, alike = model(self.embedded.of(batch), None if columns is None else columns[0])
-        of_folds = self._per_query(scores, cells, columns).mean(1) / self._weights
-        of_folds = of_folds + self.config.diversity * alike.mean(1)
+        sample = self.criterion.sample(cells)
+        scores, alike = model(self.embedded.of(batch), None if sample is None else sample[0])
+        of_folds = self.criterion.of_folds(scores, cells, sample) + self.config.diversity * alike.mean(1)
         total = of_folds.sum()
         loss: Tensor = total + (of_folds.mean() - total).detach()
         return loss
@@ -134,9 +126,8 @@ class TwoTowers:
 
         Each rank scores everything, which takes less than telling each other would; all come to the same figures.
         """
-        inner, held_out = (
-            self._ndcg_by_fold(model, [getattr(fold, role) for fold in self.folds]) for role in ("inner", "held_out")
-        )
+        inner = self.yardstick.by_fold(model, [fold.inner for fold in self.folds])
+        held_out = self.yardstick.by_fold(model, [fold.held_out for fold in self.folds])
         self.results.consider(self._step + 1, inner, held_out)
         if self.place.rank == 0:
             with layout.full_disk_is_an_end(self.place.directory):
@@ -144,73 +135,6 @@ class TwoTowers:
         metrics = {"inner_ndcg_10": sum(inner) / len(inner), **self.results.metrics()}
         device = self.place.device
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in metrics.items()}, 1
-
-    def _per_query(self, scores: Tensor, cells: Cells, columns: tuple[Tensor, Tensor] | None) -> Tensor:
-        if self.config.loss == "pointwise":
-            weights = cells.weights
-            if self.config.candidates == "all":
-                weights = weights.masked_fill(weights == 0, 1.0)
-            return losses.pointwise(scores, cells.gains, weights)
-        if columns is None:
-            absent = torch.zeros_like(scores) if self.config.candidates == "all" else _outside(cells.weights > 0)
-            return losses.softmax(scores + absent, cells.gains, cells.weights)
-        return losses.softmax(scores + columns[1], cells.gains[:, :, columns[0]], cells.weights[:, :, columns[0]])
-
-    def _columns(self, cells: Cells) -> tuple[Tensor, Tensor]:
-        """The ids that stand for all in the sampled softmax, and the correction of their scores."""
-        relevant = cells.gains * cells.weights > 0
-        popularity = torch.from_numpy(np.stack([known.popularity for known in self.priors])).to(relevant.device)
-        drawn = torch.multinomial(popularity, self.config.negatives, replacement=True)
-        counts = torch.zeros_like(popularity).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=popularity.dtype))
-        columns = torch.nonzero(relevant.any(0).any(0) | counts.any(0)).squeeze(1)
-        correction = losses.sampling_correction(relevant[:, :, columns], counts[:, columns], popularity[:, columns])
-        return columns, correction.float()
-
-    @torch.no_grad()
-    def _ndcg_by_fold(self, model: nn.Module, queries: Sequence[Tensor]) -> list[float]:
-        sums = torch.zeros(len(queries), dtype=torch.float64, device=self.place.device)
-        for first in range(0, max(len(numbers) for numbers in queries), _EVAL_QUERIES):
-            batch, counts = _stacked([numbers[first : first + _EVAL_QUERIES] for numbers in queries])
-            scores, _ = model(self.embedded.of(batch))
-            sums += (self._ndcg(scores, batch) * counts.to(sums.device)).sum(1)
-        return [total / len(numbers) for total, numbers in zip(sums.tolist(), queries, strict=True)]
-
-    def _ndcg(self, scores: Tensor, queries: Tensor) -> Tensor:
-        """Of judged pairs; guesses neither count nor compete as if they were judged."""
-        cells = self.table.cells(queries)
-        gains = cells.gains * cells.originals
-        if self.config.candidates == "judged":
-            scores = scores + _outside(cells.originals)
-        return ndcg(scores, gains, k=RANKS)
-
-    def _baselines(self) -> list[float]:
-        """nDCG@10 of the means of all queries that are not held out, for each fold."""
-        found = []
-        for fold in self.folds:
-            means = priors(self.judgments, torch.cat([fold.train, fold.inner])).means
-            scores = torch.from_numpy(means).to(self.place.device).expand(len(fold.held_out), -1)
-            found.append(float(self._ndcg(scores, fold.held_out).mean()))
-        return found
-
-    def _bias(self, known: Priors) -> NDArray[np.float64]:
-        """What a score of 0 from the towers should mean for each id."""
-        mean = known.smoothed.clip(1e-4, 1 - 1e-4)
-        bias: NDArray[np.float64] = np.log(mean / (1 - mean)) if self.config.loss == "pointwise" else np.log(mean)
-        return bias
-
-    def _weight(self, fold: Fold) -> float:
-        """What a training query weighs on average: it makes a mean of the sums that the losses are."""
-        judgments = self.judgments
-        starts, weights = judgments.starts, np.asarray(judgments.weights, dtype=np.float64)
-        if self.config.loss != "pointwise":
-            weights = weights * judgments.gains
-        sums = np.concatenate([[0.0], np.cumsum(weights)])
-        numbers = fold.train.numpy()
-        total = float((sums[starts[numbers + 1]] - sums[starts[numbers]]).sum()) / len(numbers)
-        if self.config.loss == "pointwise" and self.config.candidates == "all":
-            rows = float((starts[numbers + 1] - starts[numbers]).mean())
-            total += len(judgments.names) - rows
-        return total or 1.0
 
     def _digest(self) -> str:
         """Says which data and folds these are, and whose vectors."""
@@ -234,20 +158,6 @@ def build(config: TwoTowerConfig, place: Workplace) -> TwoTowers:
         stored=config.embeddings,
     )
     return TwoTowers(config, place, judgments, embed(judgments.texts, encoding, place.shelf, place.device))
-
-
-def _stacked(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Parts of different lengths as one tensor, and 1 where it has no filler."""
-    width = max(len(part) for part in parts)
-    numbers, counts = torch.zeros(len(parts), width, dtype=torch.long), torch.zeros(len(parts), width)
-    for row, part in enumerate(parts):
-        numbers[row, : len(part)], counts[row, : len(part)] = part, 1.0
-    return numbers, counts
-
-
-def _outside(inside: Tensor) -> Tensor:
-    """What to add to scores so that others do not compete."""
-    return torch.zeros(inside.shape, device=inside.device).masked_fill(~inside, -math.inf)
 
 
 def _two_tower(model: nn.Module) -> TwoTower:
