@@ -144,6 +144,18 @@ def test_bests_notices_and_the_end_are_saved_whatever_the_interval_is(tmp_path: 
     assert steps_in(tmp_path) == [3, 6, 9, tiny.STEPS]
 
 
+def test_the_weights_do_not_depend_on_it(tmp_path: Path) -> None:
+    clock = FakeClock()
+    slow: dict[int, tiny.Event] = dict.fromkeys(range(1, tiny.STEPS), lambda _: clock.pass_seconds(10))
+    auto = tiny.train(tmp_path / "auto", assignment=AUTO, clock=clock, at=slow)
+    never = tiny.train(tmp_path / "never", assignment=Assignment(save=SavePolicy()))
+
+    assert len(steps_in(tmp_path / "auto")) > len(steps_in(tmp_path / "never")) == 1
+    assert auto.complete is not None
+    assert never.complete is not None
+    assert auto.complete.weights_digest == never.complete.weights_digest
+
+
 def signal_the_writer(signum: signal.Signals) -> Look:
     def send(session: piton_trainer.Session) -> None:
         assert session._store is not None

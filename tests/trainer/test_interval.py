@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bench.interval import Case, best_fixed, chosen_by_itself
 from piton.contract.assignment import SavePolicy
+from piton.core.model import Checkpoint
 from piton_trainer import interval
 from piton_trainer.interval import Evidence, Interval, choose
 from piton_trainer.state import TrainState
@@ -60,6 +61,12 @@ def test_the_interval_is_that_of_young_and_daly(cost: float, seen: Evidence, exp
     seen = replace(seen, cost_seconds=cost, durable_seconds=0.0)
 
     assert choose(seen).seconds == pytest.approx(expected)
+
+
+def test_the_bounds_are_those_that_the_field_is_explained_with() -> None:
+    words = f"from {interval.SHORTEST_SECONDS:g} seconds to {interval.LONGEST_SECONDS / 60:g} minutes"
+
+    assert words in (Checkpoint.model_fields["every"].description or "")
 
 
 @given(evidence)
@@ -170,11 +177,22 @@ def test_steps_that_are_slower_while_a_save_is_written_are_part_of_its_cost() ->
     assert made.choice.durable_seconds == 11
 
 
+def test_a_copy_beside_the_first_step_is_part_of_the_cost() -> None:
+    made = an_interval()
+    steps(made, *[1.0] * 9)
+    made.saved(1, began=60, ended=60.5, waited=False)
+    steps(made, 1.75, *[1.0] * 60)
+    made.durable(1, now=120)
+
+    assert made.choice is not None
+    assert made.choice.cost_seconds == 0.5 + 0.75
+
+
 def test_steps_that_are_not_slower_while_a_save_is_written_cost_nothing() -> None:
     made = an_interval()
     steps(made, 1.0, 1.0, 30.0)
     made.saved(1, began=60, ended=61, waited=False)
-    steps(made, 0.9, 1.0, 45.0)
+    steps(made, 0.9, 1.0, 45.0, 1.0)
     made.durable(1, now=71)
 
     assert made.choice is not None

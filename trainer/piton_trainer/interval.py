@@ -32,7 +32,7 @@ EXPECTED_WEIGHT = 1.0
 HALF_LIFE_SECONDS = 6 * 3600.0
 """What was seen so long ago counts half: a quiet night says little about a busy morning."""
 _SAVES, _LAPS = 5, 32
-"""How many of the newest ones a median is taken of."""
+"""How many of them a median is taken of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class Interval:
         self._first: _Sample | None = None
         self._samples: deque[_Sample] = deque(maxlen=_SAVES)
         self._quiet: deque[float] = deque(maxlen=_LAPS)
-        self._busy: deque[float] = deque(maxlen=_LAPS)
+        self._busy: list[float] = []
 
     def begin(self, evidence: Evidence, *, now: float) -> None:
         """The steps of this attempt begin."""
@@ -146,7 +146,10 @@ class Interval:
 
     def stepped(self, seconds: float) -> None:
         """A step took so long."""
-        (self._quiet if self._flight is None else self._busy).append(seconds)
+        if self._flight is None:
+            self._quiet.append(seconds)
+        elif len(self._busy) < _LAPS:
+            self._busy.append(seconds)
 
     def saved(self, step: int, *, began: float, ended: float, waited: bool) -> None:
         """Training stood still for a save; `waited`: first for another one."""
@@ -183,11 +186,12 @@ class Interval:
         )
 
     def _slowdown(self, written_seconds: float) -> float:
-        """Time that steps took longer while a save was written."""
-        busy = median(self._busy) if self._busy else 0.0
-        if not self._quiet or busy <= 0:
+        """Time that steps took longer: the first one, beside which tensors may be copied, and those after it."""
+        if not self._quiet or not self._busy:
             return 0.0
-        return written_seconds * max(0.0, 1 - median(self._quiet) / busy)
+        usual, first, rest = median(self._quiet), self._busy[0], self._busy[1:]
+        slowed = 1 - usual / max(median(rest), usual) if rest and usual > 0 else 0.0
+        return max(0.0, first - usual) + max(0.0, written_seconds - first) * slowed
 
     def _choose(self, now: float) -> None:
         if self._policy.auto:
