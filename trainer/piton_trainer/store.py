@@ -93,11 +93,11 @@ class Store:
 
     def poll(self) -> None:
         """See how the save on its way is doing."""
-        self._checkpointer.poll()
+        self._noting(self._checkpointer.poll)
 
     def wait(self) -> None:
         """Until nothing is in flight."""
-        self._checkpointer.wait()
+        self._noting(self._checkpointer.wait)
 
     def release(self) -> None:
         """Give back what saving holds. Each rank on its own."""
@@ -110,16 +110,25 @@ class Store:
 
     def close(self, complete: Complete) -> None:
         """The run is finished: rank 0 writes the proof of it."""
-        self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
+        with layout.trouble_is_an_end(self._directory):
+            self._fence.check()
             self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
 
     def save(self, state: TrainState, objects: Objects, feed: Feed, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""
         own, tensors = self._gather(objects, feed)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
-        self._checkpointer.save(Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics))
+        snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics)
+        self._noting(partial(self._checkpointer.save, snapshot))
         self._taken_step = state.step
+
+    def _noting(self, action: Callable[[], None]) -> None:
+        """Do it; when it fails, nothing is on its way any more."""
+        try:
+            action()
+        except BaseException:
+            self._taken_step = self.durable_step
+            raise
 
     def _gather(self, objects: Objects, feed: Feed) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The JSON of all ranks' objects, and the tensors of this one's."""

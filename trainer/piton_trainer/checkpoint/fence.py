@@ -82,10 +82,8 @@ class Fence:
             )
 
     def _sweep(self) -> None:
-        for entry in self._directory.iterdir():
-            mine = entry.name.endswith(f"-{self.attempt}-{self.owner[:8]}")
-            if entry.name.startswith(layout.SWEPT_PREFIX) or (entry.name.startswith(names.SAVING_PREFIX) and not mine):
-                layout.discard(entry)
+        # FENCE was written just before, so that no cache of this machine's answers for the folder.
+        layout.sweep(self._directory, keep=lambda name: name.endswith(f"-{self.attempt}-{self.owner[:8]}"))
 
 
 def read(directory: Path) -> Holder | None:

@@ -14,7 +14,7 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import assert_never
@@ -42,9 +42,9 @@ class Writer:
         self._mapped: mmap.mmap | None = None
         self._sealed: Mapping[str, FileEntry] | None = None
         disk = layout.Disk()
-        self._fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
+        fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
         self._committer = Committer(
-            settings.directory, fence=self._fence, policy=settings.policy, objective=settings.objective, disk=disk
+            settings.directory, fence=fence, policy=settings.policy, objective=settings.objective, disk=disk
         )
 
     def obey(self, order: Order) -> Answer:
@@ -60,24 +60,26 @@ class Writer:
         except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
             return Failed.by(error)
 
-    def follow_up(self, saved: Saved) -> None:
+    def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool]) -> None:
         """What comes after a commit, when the trainer knows of it already."""
-        self._committer.follow_up(saved)
+        self._committer.follow_up(saved, is_wanted=is_wanted)
 
     def _commit(self, order: Commit) -> Saved:
         """The order may lie in the socket before the files are written; then it is void if they could not be."""
         files = self._sealed if order.files is None else order.files
         if files is None:
             raise RuntimeError("nothing is written that could be committed")
-        return self._committer.commit(order.draft, files)
+        with layout.trouble_is_an_end(self._directory):
+            return self._committer.commit(order.draft, files)
 
     def _write(self, order: Write) -> Sealed:
         self._sealed = None
         folder = self._committer.folder(order.step)
-        if self._is_main:
-            self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
-            folder.mkdir(exist_ok=True)
+        with layout.trouble_is_an_end(self._directory):
+            if self._is_main:
+                self._committer.begin(order.step, order.size)
+            else:
+                layout.make_folder(folder)
             files = {name: _write_small(folder / name, data) for name, data in order.small.items()}
             if order.parts:
                 files |= write_parts(folder, order.parts, self._bytes(order))
@@ -108,7 +110,7 @@ def serve(connection: Connection, memory: int) -> None:
             answer = writer.obey(connection.recv())
             connection.send(answer)
             if isinstance(answer, Saved):
-                writer.follow_up(answer)
+                writer.follow_up(answer, is_wanted=connection.poll)
     except (EOFError, ConnectionError):
         return
 
