@@ -16,7 +16,8 @@ import pytest
 import piton_trainer
 from piton.contract import names
 from piton.contract.progress import CHECKPOINTS_THAT_FIT
-from piton_trainer.checkpoint import Saved, layout
+from piton_trainer.checkpoint import Checkpointer, Saved, layout
+from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.commit import is_good
 from piton_trainer.checkpoint.keep import with_the_rest
 from piton_trainer.trouble import Watch
@@ -70,9 +71,7 @@ def train(
         assert store is not None
         while store.in_flight and not GONE_AT < step <= until:
             store.poll()
-        if store.in_flight and session.world_size == 1:
-            # What went wrong is for the boundary to hear.
-            store._checkpointer._scribe._connection.poll(30)  # type: ignore[attr-defined]
+        wait_for_the_writer(store._checkpointer, session)
         heard.durable[step] = store.durable_step
         if step == GONE_AT:
             gone()
@@ -84,6 +83,14 @@ def train(
     ran = tiny.train(directory, assignment=orders, at=events, background_saves=background, clock=clock)
     heard.code, heard.error, heard.losses = ran.code, ran.error, len(ran.losses)
     return heard
+
+
+def wait_for_the_writer(saver: Checkpointer, session: piton_trainer.Session) -> None:
+    """Until this rank's writer has something to say; what that is the boundary hears."""
+    flight = saver._flight if isinstance(saver, BackgroundCheckpointer) else None
+    if flight is not None and flight.answer is None and (session.is_main or not flight.is_sealed):
+        assert isinstance(saver, BackgroundCheckpointer)
+        assert saver._scribe._connection.poll(30)
 
 
 def in_trouble(directory: Path, code: int, *, rank: int = 0, **how: Any) -> Heard:
