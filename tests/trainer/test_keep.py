@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.keep import Keeper, with_the_rest
 from piton_trainer.errors import OutOfSpace
 from support import tiny
-from support.weights import SAVED, five, flip, thin, whole
+from support.weights import SAVED, checkpoint, five, flip, thin, whole
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,22 @@ def test_the_verified_one_stays_until_a_newer_one_is_verified(run: Path) -> None
     same.committed(15)
     same.retain(15)
     assert whole(run) == [15]
+
+
+def test_when_the_verified_one_is_taken_away_another_one_is_read_back(run: Path) -> None:
+    same = keeper(run, keep_last=2)
+    (run / names.step_folder(15)).rename(run / "hidden")
+    same.retain(12)
+    assert whole(run) == [12, 9]
+    layout.discard(run / names.step_folder(12))
+    (run / "hidden").rename(run / names.step_folder(15))
+    for step in (18, 21):
+        other = checkpoint(run, names.step_folder(15))
+        again = shutil.copytree(other.folder, run / names.step_folder(step))
+        (again / names.MANIFEST_FILE).write_text(replace(other.manifest, step=step).to_json())
+    damage(run, 21, 18, 15)
+    same.retain(21)
+    assert whole(run) == [21, 18, 15, 9]
 
 
 def test_what_is_damaged_goes_when_something_newer_is_verified(run: Path) -> None:

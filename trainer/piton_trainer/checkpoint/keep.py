@@ -57,6 +57,8 @@ class Keeper:
     def committed(self, step: int) -> None:
         """A checkpoint of this step is there, whatever was there before."""
         self._damaged.discard(step)
+        if self._verified == step:
+            self._verified = None
 
     def retain(self, newest: int, *, is_wanted: Callable[[], bool] = never) -> None:
         """Let go what the rules let go, up to this step: a later one was passed over by a resume, which proves nothing.
@@ -103,6 +105,8 @@ class Keeper:
 
     def _retain(self, newest: int, policy: SavePolicy, is_wanted: Callable[[], bool]) -> None:
         whole = [c for c in layout.committed(self._directory) if c.manifest.step <= newest]
+        if self._verified not in {c.manifest.step for c in whole}:
+            self._verified = None  # somebody has taken it away
         gone = steps_to_delete(self._measured(whole), policy=policy, objective=self._objective)
         if gone and (self._verified is None or self._verified in gone):
             self._verify(whole, is_wanted if len(gone) <= _WAITING_MAX else never)
