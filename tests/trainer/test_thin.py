@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.checkpoint import state_dict_loader
 
 import piton_trainer
 from piton.contract import names
@@ -18,6 +19,7 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.commit import is_good
 from piton_trainer.checkpoint.keep import Keeper
 from piton_trainer.checkpoint.thin import make_thin
+from piton_trainer.digest import weights_digest
 from piton_trainer.objects import EMA, MODEL
 from support import ranks, tiny
 from support.weights import SAVED, checkpoint, digest_of, five, thin, trained, whole
@@ -66,6 +68,22 @@ def test_the_weights_of_a_thin_checkpoint_are_those_of_the_whole_one(background:
     assert [digest_of(after, name) for name in (MODEL, EMA)] == wanted
     assert after.manifest.metrics == before.manifest.metrics
     assert after.manifest.size < before.manifest.size / 2
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_plain_torch_reads_a_thin_checkpoint_whose_index_has_the_usual_name(run: Path) -> None:
+    wanted = digest_of(checkpoint(run, names.step_folder(9)))
+    folder = make_thin(checkpoint(run, names.step_folder(9)), layout.Disk())
+    shutil.copy(folder / layout.WEIGHTS_INDEX_FILE, folder / layout.INDEX_FILE)
+    model = tiny.build()
+    state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    state_dict_loader.load(state, checkpoint_id=folder, no_dist=True)
+    assert weights_digest({"model": model}) == wanted
+
+
+def test_the_mirror_and_a_resume_look_at_whole_ones_only(run: Path) -> None:
+    make_thin(checkpoint(run, names.step_folder(9)), layout.Disk())
+    assert [found.manifest.step for found in layout.committed(run)] == [15, 12, 6, 3]
 
 
 def test_without_the_rule_nothing_stands_apart(tmp_path: Path) -> None:
