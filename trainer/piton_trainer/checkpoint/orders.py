@@ -23,6 +23,8 @@ class Settings:
     is_main: bool
     policy: SavePolicy
     objective: Objective | None
+    threads: int = 1
+    """How many may write while the trainer trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Write:
     parts: Sequence[Part]
     small: Mapping[str, bytes] = field(default_factory=dict)
     """Files that are not tensors, whole."""
+    size: int = 0
+    """About as many bytes have all ranks' files together. Rank 0's writer makes sure that they fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,13 @@ class Commit:
     draft: Draft
     files: Mapping[str, FileEntry] | None
     """Of all ranks; None: those of the writer itself, which is alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hurry:
+    """From now on the trainer waits for this step: use all cores. Not answered."""
+
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
