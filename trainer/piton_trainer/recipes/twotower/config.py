@@ -84,8 +84,7 @@ class TwoTowerConfig(RecipeConfig):
     loss: Literal["pointwise", "softmax", "sampled"] = "pointwise"
     """pointwise: binary cross-entropy of each judged pair against its gain. softmax: of the candidates of a query
     against each other. sampled: of the relevant ids against a sample of all, corrected for how often each is drawn;
-    for more ids than can be scored at once. On MovieLens pointwise was the best, and softmax no better than the
-    baseline."""
+    for more ids than can be scored at once. On MovieLens pointwise was the best."""
     negatives: int = Field(default=64, ge=1)
     """Ids drawn per fold and micro-batch, for the sampled loss; as often as they are relevant in training, to the power
     of 3/4."""
@@ -125,6 +124,10 @@ class TwoTowerConfig(RecipeConfig):
             )
         if self.parallelism != "ddp":
             raise ValueError("parallelism: fsdp shards what does not fit onto a GPU, and these towers do; take ddp")
+        if self.loss == "sampled" and self.candidates != "all":
+            raise ValueError(
+                "loss: sampled draws from all ids, as if the unjudged were useless; say candidates: all too"
+            )
         if self.weak_data == self.data:
             raise ValueError(f"weakData: {self.weak_data} is data as well; remove it here")
         for grade in self.gains:
