@@ -34,7 +34,7 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto -m 'not crash and not e2e and not box'
+	pytest -q -n auto --dist loadgroup -m 'not crash and not e2e and not box'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times
 	pytest -q -m crash --timeout 3600

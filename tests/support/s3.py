@@ -32,6 +32,7 @@ BUCKET = "piton-tests"
 _START_SECONDS = 60.0
 _TRIES = 5
 _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
+_PARTS = ("master", "volume", "filer", "s3")
 _PORTS = (12_000, 22_000)
 _STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
 _IDENTITIES = (
@@ -54,12 +55,14 @@ class Server:
     """SeaweedFS with its S3 door open; nothing of it leaves this machine."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
         for tries_left in reversed(range(_TRIES)):
-            self._start(folder)
+            self._ports = _free_ports(8)
+            self.start()
             try:
-                self.client = self._connect()
+                self.client = self.wait()
             except (BotoCoreError, ClientError, OSError, KeyError):
                 died = self._process.poll() is not None  # somebody else was quicker to take one of its ports
                 self.stop()
@@ -68,16 +71,19 @@ class Server:
             else:
                 return
 
-    def _start(self, folder: Path) -> None:
-        free = _free_ports(8)
-        ports = dict(zip(("master", "volume", "filer", "s3"), free[:4], strict=True))
-        grpc = dict(zip(ports, free[4:], strict=True))
+    def start(self) -> None:
+        """Start the process, at first or again, with the data that are there. `wait` says when it answers."""
+        folder = self._folder
+        ports = dict(zip(_PARTS, self._ports[:4], strict=True))
+        grpc = dict(zip(_PARTS, self._ports[4:], strict=True))
         self.port, self._master = ports["s3"], ports["master"]
         options = [f"-{part}.port={port}" for part, port in ports.items()]
         options += [f"-{part}.port.grpc={port}" for part, port in grpc.items()]
         options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}"]
         options += [
             "-master.telemetry=false",
+            "-master.electionTimeout=500ms",
+            "-master.heartbeatInterval=100ms",
             "-s3.iam=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
@@ -87,13 +93,16 @@ class Server:
         options += [f"-filer.localSocket={folder / 'f'}", f"-s3.localSocket={folder / 's'}"]
         program = str(Path(sys.executable).parent / "weed")
         with (folder / "log").open("wb") as log:
-            self._process = subprocess.Popen([program, "server", *options], stdout=log, stderr=log, cwd=folder)
+            self._process = subprocess.Popen(
+                [program, f"-logdir={folder}", "server", *options], stdout=log, stderr=log, cwd=folder
+            )
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def _connect(self) -> Any:
+    def wait(self) -> Any:
+        """Until it answers; a client."""
         client = client_of(self.url)
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -101,7 +110,8 @@ class Server:
                 # Before the volume server has reported, a first write would wait for seconds.
                 with urlopen(f"http://127.0.0.1:{self._master}/dir/assign?collection={BUCKET}", timeout=5) as answer:
                     json.load(answer)["fid"]
-                client.create_bucket(Bucket=BUCKET)
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                    client.create_bucket(Bucket=BUCKET)
             except (BotoCoreError, ClientError, OSError, KeyError):
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
@@ -113,6 +123,9 @@ class Server:
         """Told to end in order, it takes its time."""
         self._process.kill()
         self._process.wait()
+        for part, port in zip(_PARTS, self._ports[4:], strict=True):
+            # No option says where these go, and it leaves them behind in any case.
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 def client_of(url: str) -> Any:

@@ -37,7 +37,7 @@ from piton_trainer.store import Restored, Store
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
-    from piton_trainer.mirror.follow import Mirror
+    from piton_trainer.mirror.mirror import Mirror
 
 
 class Steps:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def ls(uri: str, *, as_json: bool) -> int:
     """Print what is there, by names and manifests."""
     bucket = _bucket(uri)
-    from piton_trainer.mirror.bucket import Trouble
     from piton_trainer.mirror.listing import listing
+    from piton_trainer.s3 import Trouble
 
     try:
         latest, found = listing(bucket)
@@ -37,8 +37,8 @@ def restore(uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint that a mirror has."""
     bucket = _bucket(uri)
     from piton_trainer.mirror import restore as fetch
-    from piton_trainer.mirror.bucket import Trouble
     from piton_trainer.mirror.upload import read_latest
+    from piton_trainer.s3 import Trouble
 
     place = bucket.place
     try:
@@ -60,8 +60,9 @@ def restore(uri: str, directory: Path) -> int:
 
 def _bucket(uri: str) -> "Bucket":
     try:
-        from piton_trainer.mirror.bucket import Bucket, Trouble
+        from piton_trainer.mirror.bucket import Bucket
         from piton_trainer.mirror.place import Place
+        from piton_trainer.s3 import Trouble
     except ImportError as error:
         raise not_installed(error) from error
     try:

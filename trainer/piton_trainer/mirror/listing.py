@@ -5,9 +5,10 @@ from pathlib import Path
 from piton.contract import names
 from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint.survey import Found
-from piton_trainer.mirror.bucket import Bucket, Missing
+from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.place import Latest, parse_folder
 from piton_trainer.mirror.upload import read_latest
+from piton_trainer.s3 import Missing
 
 
 def listing(bucket: Bucket) -> tuple[Latest | None, list[Found]]:

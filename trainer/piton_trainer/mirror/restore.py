@@ -12,8 +12,9 @@ from pathlib import Path
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint import layout
-from piton_trainer.mirror.bucket import Bucket, Missing
+from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.place import Latest, folder_of, parse_folder
+from piton_trainer.s3 import Missing
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,56 @@
+"""`piton checkpoint ls`, `verify` and `restore` of a bucket."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from piton.cli import main
+from support import s3
+from support.mirrored import SHARD, Contents, Volume
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["piton", "checkpoint", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_people_restore_by_hand(
+    volume: Volume, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume.commit(4)
+    assert volume.mirrored(4)
+
+    assert call(monkeypatch, "restore", f"{uri}/run", str(tmp_path / "mine")) == 0
+    assert capsys.readouterr().out == f"step 4 of attempt 1 is restored into {tmp_path / 'mine'}\n"
+    assert (tmp_path / "mine" / "step-000000004" / SHARD).exists()
+    assert call(monkeypatch, "restore", uri, str(tmp_path / "other")) == 2
+    assert "has no checkpoint; name the folder of the run" in capsys.readouterr().err
+    assert call(monkeypatch, "restore", f"s3://no-such-bucket-{s3.BUCKET}/run", str(tmp_path / "other")) == 2
+    assert "cannot be read: " in capsys.readouterr().err
+    assert call(monkeypatch, "restore", "gs://bucket", str(tmp_path / "other")) == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_people_see_what_is_in_the_bucket(
+    volume: Volume, bucket: Contents, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume.commit(4, val_loss=0.5)
+    volume.commit(6, val_loss=0.25)
+    assert volume.mirrored(6)
+    bucket.client.delete_object(Bucket=s3.BUCKET, Key=bucket.place.key(max(bucket.folders()), "state.json"))
+
+    assert call(monkeypatch, "ls", f"{uri}/run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert call(monkeypatch, "ls", f"{uri}/run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert [line.split()[0] for line in lines[1:3]] == ["6", "4"]
+    assert "val_loss 0.25" in lines[1]
+    assert lines[1].split()[-1] == "newest"
+    assert lines[3] == "fence: held by attempt 1"
+    assert [(row["step"], row["problem"]) for row in found["checkpoints"]] == [(6, "state.json is missing"), (4, None)]
