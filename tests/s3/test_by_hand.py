@@ -8,7 +8,7 @@ import pytest
 
 from piton.cli import main
 from support import s3
-from support.mirrored import SHARD, Contents, Volume
+from support.mirrored import MIB, SHARD, Contents, Volume
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -54,3 +54,44 @@ def test_people_see_what_is_in_the_bucket(
     assert lines[1].split()[-1] == "newest"
     assert lines[3] == "fence: held by attempt 1"
     assert [(row["step"], row["problem"]) for row in found["checkpoints"]] == [(6, "state.json is missing"), (4, None)]
+
+
+def test_people_verify_what_is_in_the_bucket_by_its_bytes(
+    volume: Volume, bucket: Contents, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = volume.commit(4, size=12 * MIB)  # in parts, and read in pieces
+    bad = volume.commit(6)
+    assert volume.mirrored(6)
+    assert volume.mirrored(4)
+    assert call(monkeypatch, "verify", f"{uri}/run") == 0
+    assert capsys.readouterr().out == "2 of 2 checkpoints are good\n"
+
+    bucket.write(bytes(1000), bad, SHARD)
+
+    assert call(monkeypatch, "verify", f"{uri}/run") == 1
+    assert capsys.readouterr().out == (
+        f"{bad}: {SHARD} has flipped bits: its SHA-256 is another\n1 of 2 checkpoints are good\n"
+    )
+    assert call(monkeypatch, "verify", f"{uri}/run", "--step", "4", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "checkpoints": 1, "good": 1, "bytes": 12 * MIB + 2, "problems": []
+    }  # fmt: skip
+    bucket.client.delete_object(Bucket=s3.BUCKET, Key=bucket.place.key(bad, SHARD))
+    assert call(monkeypatch, "verify", f"{uri}/run", "--step", "6") == 1
+    assert capsys.readouterr().out == f"{bad}: {SHARD} is missing\n0 of 1 checkpoints are good\n"
+    assert call(monkeypatch, "verify", f"{uri}/run", "--step", "5") == 2
+    assert "has no checkpoint of step 5; it has 6, 4" in capsys.readouterr().err
+    assert bucket.folders().keys() == {good, bad}
+
+
+def test_a_download_that_is_cut_in_the_middle_goes_on_with_its_piece(
+    volume: Volume, proxy: s3.Proxy, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume.commit(4, size=12 * MIB)
+    assert volume.mirrored(4)
+    before = len(proxy.seen)
+    proxy.fail(method="GET", key="distcp", half=True)
+
+    assert call(monkeypatch, "verify", f"{uri}/run") == 0
+
+    assert sum("distcp" in line for line in proxy.seen[before:] if line.startswith("GET")) == 3

@@ -153,6 +153,8 @@ class Fault:
     times: int = 1
     before: bool = True
     """Before the server has heard of it; else only its answer is lost."""
+    half: bool = False
+    """The answer is cut in the middle of its body."""
 
 
 class Proxy:
@@ -215,7 +217,7 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = proxy.take(self.command, self.path)
-            if fault is not None and fault.before:
+            if fault is not None and fault.before and not fault.half:
                 self._break(fault)
                 return
             if proxy.on_request is not None:
@@ -227,10 +229,13 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
                 data = answer.read()
             if fault is None:
                 self._answer(answer, data)
+            elif fault.half:
+                self._answer(answer, data, data[: len(data) // 2])
+                self._cut()
             else:
                 self._break(fault)
 
-        def _answer(self, answer: HTTPResponse, data: bytes) -> None:
+        def _answer(self, answer: HTTPResponse, data: bytes, sent: bytes | None = None) -> None:
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in _OF_THE_HOP:
@@ -238,12 +243,11 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             self.send_header("Content-Length", length or "0")
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data if sent is None else sent)
 
         def _break(self, fault: Fault) -> None:
             if fault.code is None:
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                self._cut()
                 return
             text = f"<Error><Code>{fault.code}</Code><Message>as the test says</Message></Error>".encode()
             self.send_response(_STATUS[fault.code])
@@ -251,6 +255,10 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(text)
+
+        def _cut(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on  # noqa: N815 - http.server's names
 

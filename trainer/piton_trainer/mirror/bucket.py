@@ -1,5 +1,6 @@
 """The objects of one place: small ones as text, files in parts, each with a SHA-256 that S3 compares."""
 
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from piton_trainer.mirror.place import Place
 from piton_trainer.s3 import Missing, Tuning
 from piton_trainer.s3.checksums import fingerprint
 from piton_trainer.s3.client import connect, in_our_words
+from piton_trainer.s3.reading import Source
 
 _DELETE_MAX = 1000
 
@@ -22,6 +24,7 @@ class Object:
     size: int
     checksum: str | None
     """Of the whole, or of its parts' checksums and then `-<parts>`."""
+    version: str
 
 
 class Bucket:
@@ -73,7 +76,8 @@ class Bucket:
             answer = self._client.head_object(
                 Bucket=self.place.bucket, Key=self.place.key(*parts), ChecksumMode="ENABLED"
             )
-            return Object(size=answer["ContentLength"], checksum=answer.get("ChecksumSHA256"))
+            checksum = answer.get("ChecksumSHA256")
+            return Object(size=answer["ContentLength"], checksum=checksum, version=answer["ETag"])
         return None
 
     def upload(self, path: Path, *parts: str) -> None:
@@ -86,6 +90,17 @@ class Bucket:
         """Fetch an object, in parts where it is large."""
         with in_our_words():
             self._manager.download(self.place.bucket, self.place.key(*parts), str(path)).result()
+
+    def digest(self, *parts: str) -> FileEntry | None:
+        """What an object's bytes are, all of them read and none kept; None when it is not there."""
+        there = self.look(*parts)
+        if there is None:
+            return None
+        at = self.place.bucket, self.place.key(*parts)
+        digest = hashlib.sha256()
+        for piece in Source(self._client, *at, size=there.size, etag=there.version, tuning=self._tuning).pieces():
+            digest.update(piece)
+        return FileEntry(size=there.size, sha256=digest.hexdigest())
 
     def folders(self) -> dict[str, list[str]]:
         """The names of all objects here that are in a folder, by its name."""

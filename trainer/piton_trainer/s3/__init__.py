@@ -1,6 +1,7 @@
 """S3, as little of it as the trainer needs, with its errors in our words.
 
     client     a connection, and what counts as worth another try
+    reading    objects, piece by piece
     checksums  what S3 says of an object's bytes, and the same of a file
 
 Missing      there is no such object
@@ -13,7 +14,19 @@ This file needs no boto3. Credentials and endpoint come from the environment, th
 from dataclasses import dataclass
 
 _REFUSALS = frozenset(
-    {"AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentialsError", "403"}
+    {
+        "403",
+        "AccessDenied",
+        "InvalidAccessKeyId",
+        "InvalidBucketName",
+        "NoCredentialsError",
+        "NoSuchBucket",
+        "ParamValidationError",
+        "PartialCredentialsError",
+        "PermanentRedirect",
+        "ProfileNotFound",
+        "SignatureDoesNotMatch",
+    }
 )
 
 
