@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -94,12 +95,13 @@ def test_a_checkpoint_that_has_gone_bad_is_not_mirrored(
     volume: Volume, bucket: Contents, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = volume.commit(4)
-    volume.commit(6)
+    bad = volume.commit(6)
     damage(volume.directory / names.step_folder(6) / SHARD)
 
     assert not volume.mirrored(6)
 
-    assert bucket.folders() == {good: FILES}
+    assert bucket.folders()[good] == FILES
+    assert bucket.folders().get(bad, set()) <= {layout.STATE_FILE}
     assert bucket.newest() == good
     assert f"step-000000006 is not mirrored: {SHARD} is not what its manifest says" in caplog.text
 
@@ -162,6 +164,22 @@ def test_another_run_of_the_same_name_neither_takes_nor_overwrites_anything(
 
     assert (bucket.folders(), bucket.latest()) == before
     assert "holds the checkpoints of another run, which was at attempt 1; delete them" in caplog.text
+
+
+def test_files_go_several_at_a_time(volume: Volume, proxy: s3.Proxy) -> None:
+    volume.commit(4)
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(method: str, path: str) -> None:
+        if method == "PUT" and path.partition("?")[0].endswith((SHARD, layout.STATE_FILE)):
+            both.wait()
+
+    proxy.on_request = meet
+    mirror = volume.mirror()
+    mirror.committed(4)
+
+    assert mirror.close(20)
+    assert errors(mirror) == 0
 
 
 def test_uploads_keep_to_their_bandwidth(volume: Volume) -> None:

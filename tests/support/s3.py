@@ -54,8 +54,10 @@ def environment(url: str) -> dict[str, str]:
 class Server:
     """SeaweedFS with its S3 door open; nothing of it leaves this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, volume_megabytes: int = 64) -> None:
+        """Start it; `volume_megabytes` of room are added to its files at a time, 20 times at most."""
         self._folder = folder
+        self._volume_megabytes = volume_megabytes
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
         for tries_left in reversed(range(_TRIES)):
@@ -87,7 +89,7 @@ class Server:
             "-s3.iam=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            "-master.volumeSizeLimitMB=64",
+            f"-master.volumeSizeLimitMB={self._volume_megabytes}",
             "-volume.max=20",
         ]
         options += [f"-filer.localSocket={folder / 'f'}", f"-s3.localSocket={folder / 's'}"]

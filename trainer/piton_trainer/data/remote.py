@@ -12,7 +12,6 @@ may have neither; then each piece's length is all that is checked.
 
 import fcntl
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -142,11 +141,9 @@ class Cache:
         source = Source(client, *at.values(), size=remote.size, etag=remote.etag, tuning=self._tuning)
         with part.open("ab") as file:
             file.truncate(file.tell() // PIECE_BYTES * PIECE_BYTES)
-            starts = iter(source.starts(os.fstat(file.fileno()).st_size))
-            while batch := list(itertools.islice(starts, self._tuning.concurrency)):
-                for data in pool.map(source.piece, batch):
-                    file.write(data)
-                    counter.add(len(data))
+            for data in source.pieces(pool, os.fstat(file.fileno()).st_size):
+                file.write(data)
+                counter.add(len(data))
             file.flush()
             os.fsync(file.fileno())
         if problem := _what_is_wrong(part, remote, head):

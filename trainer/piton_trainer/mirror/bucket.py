@@ -1,6 +1,9 @@
 """The objects of one place: small ones as text, files in parts, each with a SHA-256 that S3 compares."""
 
 import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +44,7 @@ class Bucket:
             max_bandwidth=tuning.bytes_per_second,
         )
         self._manager = TransferManager(self._client, config=transfer)
+        self._pool = ThreadPoolExecutor(tuning.concurrency, thread_name_prefix="s3")
 
     def read(self, *parts: str) -> tuple[str, str]:
         """An object's text, and the version that it is.
@@ -86,20 +90,36 @@ class Bucket:
         with in_our_words():
             self._manager.upload(str(path), self.place.bucket, self.place.key(*parts), extra_args=extra).result()
 
-    def download(self, path: Path, *parts: str) -> None:
-        """Fetch an object, in parts where it is large."""
-        with in_our_words():
-            self._manager.download(self.place.bucket, self.place.key(*parts), str(path)).result()
+    def download(self, path: Path, *parts: str) -> FileEntry:
+        """Fetch an object into a file, durably; what its bytes are.
 
-    def digest(self, *parts: str) -> FileEntry | None:
-        """What an object's bytes are, all of them read and none kept; None when it is not there."""
+        Raises:
+            Missing: it is not there.
+        """
+        with path.open("wb") as file:
+            entry = self._read(parts, file.write)
+            file.flush()
+            os.fsync(file.fileno())
+        return entry
+
+    def digest(self, *parts: str) -> FileEntry:
+        """What an object's bytes are, all of them read and none kept.
+
+        Raises:
+            Missing: it is not there.
+        """
+        return self._read(parts, len)
+
+    def _read(self, parts: tuple[str, ...], take: Callable[[bytes], object]) -> FileEntry:
         there = self.look(*parts)
         if there is None:
-            return None
-        at = self.place.bucket, self.place.key(*parts)
+            raise Missing(self.place.key(*parts))
+        key = self.place.key(*parts)
+        source = Source(self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning)
         digest = hashlib.sha256()
-        for piece in Source(self._client, *at, size=there.size, etag=there.version, tuning=self._tuning).pieces():
+        for piece in source.pieces(self._pool):
             digest.update(piece)
+            take(piece)
         return FileEntry(size=there.size, sha256=digest.hexdigest())
 
     def folders(self) -> dict[str, list[str]]:
@@ -140,6 +160,7 @@ class Bucket:
     def close(self) -> None:
         """Give the threads and connections back; without it they go when the process does."""
         self._manager.shutdown()
+        self._pool.shutdown()
         self._client.close()
 
     def fingerprint(self, path: Path) -> tuple[FileEntry, str]:

@@ -96,8 +96,10 @@ class Follower:
             self._thread.start()
 
     def close(self) -> None:
-        """Begin nothing new."""
+        """Begin nothing new, and give everything back that is not at work."""
         self._stop()
+        if self._is_idle:
+            self._bucket.close()
 
     def _run(self) -> None:
         failures = 0

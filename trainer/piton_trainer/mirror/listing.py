@@ -51,8 +51,9 @@ def problem_of(bucket: Bucket, found: Found, name: str, entry: FileEntry) -> str
     Raises:
         Trouble: the bucket does not answer.
     """
-    there = bucket.digest(found.folder.name, name)
-    if there is None:
+    try:
+        there = bucket.digest(found.folder.name, name)
+    except Missing:
         return f"{name} is missing"
     if there.size != entry.size:
         return f"{name} has {there.size} bytes instead of {entry.size}"

@@ -88,10 +88,10 @@ def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path) -> str 
     def fetch(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
         try:
-            bucket.download(aside / name, folder, name)
+            there = bucket.download(aside / name, folder, name)
         except Missing:
             return f"{name} is missing"
-        return None if layout.seal(aside / name) == entry else f"{name} is not what the manifest says"
+        return None if there == entry else f"{name} is not what the manifest says"
 
     with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="restore") as pool:
         problems = list(pool.map(fetch, manifest.files.items()))

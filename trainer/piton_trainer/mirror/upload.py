@@ -7,6 +7,7 @@ that, by a write that fails if anybody else wrote it meanwhile.
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from piton_trainer.mirror.place import LATEST, Latest, Pointer, folder_of, parse
 from piton_trainer.s3 import Missing, Overtaken, Trouble
 
 logger = logging.getLogger(__name__)
+
+_FILES_AT_ONCE = 4
 
 LINEAGE_FILE = "MIRROR"
 """On the volume: the lineage that the bucket has too."""
@@ -145,14 +148,25 @@ class Uploader:
             return False
         is_there = self._bucket.look(pointer.folder, names.MANIFEST_FILE) is not None
         if not is_there:
-            for name, entry in checkpoint.manifest.files.items():
-                self._put_file(checkpoint.folder / name, entry, pointer.folder)
+            self._put_files(checkpoint, pointer.folder)
             self._hold()
             self._bucket.write(text, pointer.folder, names.MANIFEST_FILE)
         if self.mirrored_step is None or self.mirrored_step < pointer.step:
             self._move(pointer)
             self._tidy(pointer)
         return not is_there
+
+    def _put_files(self, checkpoint: Checkpoint, folder: str) -> None:
+        """Several at a time: while one is hashed, another is on its way."""
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="mirror") as pool:
+            files = checkpoint.manifest.files.items()
+            puts = [pool.submit(self._put_file, checkpoint.folder / name, entry, folder) for name, entry in files]
+            try:
+                for put in as_completed(puts):
+                    put.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def _put_file(self, path: Path, entry: FileEntry, folder: str) -> None:
         found, checksum = self._bucket.fingerprint(path)

@@ -1,13 +1,18 @@
 """Objects, read piece by piece: a connection that is cut costs one piece, not the object."""
 
+import itertools
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from piton_trainer.s3 import Overtaken, Trouble, Tuning
 from piton_trainer.s3.client import in_our_words
 
 PIECE_BYTES = 8 << 20
+_AHEAD = 4
+"""Pieces of one object that are asked for before they are needed."""
 _REFUSED = frozenset({"InvalidRange", "416"})
 
 
@@ -22,13 +27,17 @@ class Source:
         self._tries = tuning.tries
         self.size = size
 
-    def starts(self, first: int = 0) -> range:
-        """Where the pieces begin, from this byte on."""
-        return range(first, self.size, PIECE_BYTES)
-
-    def pieces(self) -> Iterator[bytes]:
-        """All of it, one piece after the other."""
-        return map(self.piece, self.starts())
+    def pieces(self, pool: ThreadPoolExecutor, first: int = 0) -> Iterator[bytes]:
+        """All of it from this byte on, in order, while the pool fetches a few pieces ahead."""
+        starts = iter(range(first, self.size, PIECE_BYTES))
+        coming = deque(pool.submit(self.piece, start) for start in itertools.islice(starts, _AHEAD))
+        try:
+            while coming:
+                yield coming.popleft().result()
+                coming.extend(pool.submit(self.piece, start) for start in itertools.islice(starts, 1))
+        finally:
+            for piece in coming:
+                piece.cancel()
 
     def piece(self, start: int) -> bytes:
         """The bytes from there on, up to the size of a piece.
