@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from piton.cli import main
+from piton_trainer.s3 import reading
 from support import s3
 from support.mirrored import MIB, SHARD, Contents, Volume
 
@@ -59,7 +60,8 @@ def test_people_see_what_is_in_the_bucket(
 def test_people_verify_what_is_in_the_bucket_by_its_bytes(
     volume: Volume, bucket: Contents, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = volume.commit(4, size=12 * MIB)  # in parts, and read in pieces
+    monkeypatch.setattr(reading, "PIECE_BYTES", MIB)
+    good = volume.commit(4, size=6 * MIB)  # in parts, and read in pieces
     bad = volume.commit(6)
     assert volume.mirrored(6)
     assert volume.mirrored(4)
@@ -74,7 +76,7 @@ def test_people_verify_what_is_in_the_bucket_by_its_bytes(
     )
     assert call(monkeypatch, "verify", f"{uri}/run", "--step", "4", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
-        "checkpoints": 1, "good": 1, "bytes": 12 * MIB + 2, "problems": []
+        "checkpoints": 1, "good": 1, "bytes": 6 * MIB + 2, "problems": []
     }  # fmt: skip
     bucket.client.delete_object(Bucket=s3.BUCKET, Key=bucket.place.key(bad, SHARD))
     assert call(monkeypatch, "verify", f"{uri}/run", "--step", "6") == 1
@@ -87,7 +89,8 @@ def test_people_verify_what_is_in_the_bucket_by_its_bytes(
 def test_a_download_that_is_cut_in_the_middle_goes_on_with_its_piece(
     volume: Volume, proxy: s3.Proxy, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volume.commit(4, size=12 * MIB)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 600)
+    volume.commit(4, size=1000)
     assert volume.mirrored(4)
     before = len(proxy.seen)
     proxy.fail(method="GET", key="distcp", half=True)

@@ -32,7 +32,7 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import Trouble, Tuning
 from piton_trainer.s3.checksums import as_s3_writes
 from piton_trainer.s3.client import connect, in_our_words
-from piton_trainer.s3.reading import PIECE_BYTES, Source
+from piton_trainer.s3.reading import Source, whole_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Cache:
             head = client.head_object(**at, ChecksumMode="ENABLED", IfMatch=remote.etag)
         source = Source(client, *at.values(), size=remote.size, etag=remote.etag, tuning=self._tuning)
         with part.open("ab") as file:
-            file.truncate(file.tell() // PIECE_BYTES * PIECE_BYTES)
+            file.truncate(whole_pieces(file.tell()))
             for data in source.pieces(pool, os.fstat(file.fileno()).st_size):
                 file.write(data)
                 counter.add(len(data))

@@ -16,6 +16,11 @@ _AHEAD = 4
 _REFUSED = frozenset({"InvalidRange", "416"})
 
 
+def whole_pieces(size: int) -> int:
+    """How many of so many bytes are in whole pieces."""
+    return size // PIECE_BYTES * PIECE_BYTES
+
+
 class Source:
     """One object, in the version that it had when it was looked at. Safe to use from several threads."""
 
