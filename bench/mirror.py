@@ -20,6 +20,7 @@ import os
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -203,6 +204,7 @@ def measure(methods: Mapping[str, Method], root: Path, files: list[Path], repeti
             for file in back.iterdir():
                 file.unlink()
             costs[name] = dict(zip(("upload", "upload_cpu", "download", "download_cpu"), up + down, strict=True))
+        print(f"repetition {repetition} of {repetitions}", file=sys.stderr, flush=True)
         for name, values in costs.items() if repetition else ():
             for row, value in values.items():
                 found[row][name].append(value / costs[CLASSIC][row])
