@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-mirror crd lock clean
+	bench bench-checkpoint bench-interval bench-mirror crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,9 @@ bench: setup  ## what a session costs, over a bare PyTorch loop
 
 bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw write (ARGS="--megabytes 128")
 	python bench/checkpoint.py $(ARGS)
+
+bench-interval: setup  ## what checkpoint.every: auto costs, over the best interval in hindsight
+	python bench/interval.py
 
 bench-mirror: setup  ## what an upload and a download cost, by each S3 client that is installed
 	PYTHONPATH=tests python bench/mirror.py $(ARGS)
