@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval crd lock clean
+	bench bench-checkpoint bench-interval bench-mirror crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,7 +34,7 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto -m 'not crash and not e2e and not box'
+	pytest -q -n auto --dist loadgroup -m 'not crash and not e2e and not box'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times
 	pytest -q -m crash --timeout 3600
@@ -68,6 +68,9 @@ bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw
 
 bench-interval: setup  ## what checkpoint.every: auto costs, over the best interval in hindsight
 	python bench/interval.py
+
+bench-mirror: setup  ## what an upload and a download cost, by each S3 client that is installed
+	PYTHONPATH=tests python bench/mirror.py $(ARGS)
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml

@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +29,8 @@ from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced
+from piton_trainer.mirror.mirror import Mirror
+from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
@@ -36,7 +39,6 @@ from piton_trainer.store import Restored, Store
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
-    from piton_trainer.mirror.follow import Mirror
 
 _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 """What the operating system says to a directory that was chosen wrongly."""
@@ -241,17 +243,15 @@ class Session:
             mirror=self._mirror,
         )
 
-    def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> "Mirror":
-        try:
-            from piton_trainer.mirror.follow import Mirror, Patience
-        except ImportError as error:  # an image of the user's own need not have boto3
-            raise BadConfig(f"checkpoint.mirror needs boto3, which is not installed here: {error}") from error
+    def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> Mirror:
+        if find_spec("boto3") is None:  # an image of the user's own need not have it
+            raise BadConfig("checkpoint.mirror needs boto3, which is not installed here")
         config = self._config
         try:
             place = Place.parse(policy.uri, config.namespace, config.run)
-            return Mirror(config, place, policy, fence=fence, clock=self._clock, disk=self._disk, patience=Patience())
         except ValueError as error:
             raise BadConfig(f"checkpoint.mirror: {error}") from error
+        return Mirror(config, place, policy, fence=fence, clock=self._clock, patience=Patience())
 
     def _fetch(self, there: int | None) -> int | None:
         """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""

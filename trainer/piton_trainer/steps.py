@@ -39,7 +39,7 @@ from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
-    from piton_trainer.mirror.follow import Mirror
+    from piton_trainer.mirror.mirror import Mirror
 
 
 class Steps:

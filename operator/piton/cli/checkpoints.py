@@ -129,14 +129,19 @@ def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     """Print what is bad, or that nothing is."""
     from piton_trainer.checkpoint import survey
 
-    found = _of_step(survey.survey(directory), step, directory)
-    checks = _hash(found)
-    bad = [check for check in checks if check.problem]
+    found = of_step(survey.survey(directory), step, str(directory))
+    return report(survey.verify(found), found, as_json=as_json)
+
+
+def report(checks: "Iterable[Checked]", found: "list[Found]", *, as_json: bool) -> int:
+    """Print how the checks went, while they go; the exit code."""
+    done = _watched(checks, found)
+    bad = [check for check in done if check.problem]
     problems = [{"folder": check.found.folder.name, "problem": check.problem} for check in bad]
     problems.sort(key=lambda item: (item["folder"] or "", item["problem"] or ""))
-    good = len(found) - len({check.found.step for check in bad})
+    good = len(found) - len({check.found.folder for check in bad})
     if as_json:
-        read = sum(check.size for check in checks)
+        read = sum(check.size for check in done)
         click.echo(json.dumps({"checkpoints": len(found), "good": good, "bytes": read, "problems": problems}))
     else:
         for problem in problems:
@@ -145,24 +150,23 @@ def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     return 0 if found and not bad else 1
 
 
-def _hash(found: "list[Found]") -> "list[Checked]":
-    from piton_trainer.checkpoint import survey
-
+def _watched(checks: "Iterable[Checked]", found: "list[Found]") -> "list[Checked]":
     total = sum(item.manifest.size for item in found if item.manifest is not None)
-    checks = []
+    done = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("hashing", total=total)
-        for check in survey.verify(found):
+        for check in checks:
             progress.advance(task, check.size)
-            checks.append(check)
-    return checks
+            done.append(check)
+    return done
 
 
-def _of_step(found: "list[Found]", step: int | None, directory: Path) -> "list[Found]":
+def of_step(found: "list[Found]", step: int | None, place: str) -> "list[Found]":
+    """Those of this step; all without one."""
     chosen = [item for item in found if step in (None, item.step)]
     if step is not None and not chosen:
         there = ", ".join(str(item.step) for item in found) or "none"
-        raise ValueError(f"{directory} has no checkpoint of step {step}; it has {there}")
+        raise ValueError(f"{place} has no checkpoint of step {step}; it has {there}")
     return chosen
 
 
@@ -231,7 +235,7 @@ def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: 
     """Write one checkpoint in another format."""
     from piton_trainer.checkpoint import survey
 
-    found = _of_step(survey.survey(directory), step, directory)
+    found = of_step(survey.survey(directory), step, str(directory))
     whole = [item for item in found if not item.is_thin]
     if weights is None and found and not whole:
         raise ValueError(f"of {found[0].folder.name} the weights are all that is left; say --weights-only")

@@ -98,14 +98,16 @@ def ls(*, place: str, as_json: bool) -> int:
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("place", metavar="DIR|s3://…")
 @click.option("--step", type=int, help="Only the checkpoint of this step.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(*, directory: Path, step: int | None, as_json: bool) -> int:
-    """Hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
-    from piton.cli import checkpoints
+def verify(*, place: str, step: int | None, as_json: bool) -> int:
+    """Read and hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
+    from piton.cli import checkpoints, mirrored
 
-    return checkpoints.verify(directory, step=step, as_json=as_json)
+    if place.startswith("s3://"):
+        return mirrored.verify(place, step=step, as_json=as_json)
+    return checkpoints.verify(Path(place), step=step, as_json=as_json)
 
 
 @checkpoint.command()
