@@ -6,6 +6,7 @@ The reading is the trainer's, which also has the rules of what may go; only `exp
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
