@@ -18,5 +18,5 @@ def share_out(sizes: Mapping[str, int], needs: Sequence[Mapping[str, int]]) -> l
         among = [rank for rank, need in enumerate(needs) if name in need] or range(len(needs))
         rank = min(among, key=lambda rank: (load[rank], rank))
         shares[rank].add(name)
-        load[rank] += size - needs[rank].get(name, 0)
+        load[rank] += size + size - needs[rank].get(name, 0)  # to hash, and to read besides what it reads anyway
     return shares
