@@ -18,5 +18,8 @@ class FakeClock(Clock):
     def monotonic(self) -> float:
         return self._passed
 
+    def process_seconds(self) -> float:
+        return 0.0
+
     def now(self) -> datetime:
         return datetime(2026, 1, 31, 12, tzinfo=UTC) + timedelta(seconds=self._passed)

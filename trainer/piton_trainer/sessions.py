@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from piton.contract import start
 from piton.contract.assignment import Assignment, MirrorPolicy
 from piton.contract.ends import Outcome, Termination
 from piton_trainer.checkpoint import layout
@@ -31,6 +32,7 @@ from piton_trainer.errors import BadConfig, Ended, Fenced
 from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
+from piton_trainer.startup import Startup
 from piton_trainer.steps import Steps
 from piton_trainer.store import Restored, Store
 
@@ -204,10 +206,12 @@ class Session:
 
     def _open(self) -> None:
         self._signals.install()
+        self._startup = startup = Startup(self._clock)
         try:
             self._ranks = Ranks.join()
         except ValueError as error:
             raise BadConfig(str(error)) from error
+        startup.lap(start.PROCESS_GROUP)
         self._log = TerminationLog(self._config.termination_log, self._ranks)
         self._log.clear()
         fence = self._ranks.on_main(self._claim)
@@ -227,8 +231,10 @@ class Session:
             exporter=self._exporter,
             signals=self._signals,
             clock=self._clock,
+            startup=startup,
             mirror=self._mirror,
         )
+        startup.lap(start.CLAIM)
 
     def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> "Mirror":
         try:
@@ -245,7 +251,9 @@ class Session:
     def _fetch(self, there: int | None) -> int | None:
         """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
         assert self._mirror is not None
+        self._startup.lap(start.CHECKPOINT)
         fetched = self._mirror.restore(there)
+        self._startup.lap(start.MIRROR)
         if fetched is not None:
             say(f"step {fetched} is restored from {self._mirror.place}")
         newest = fetched or there

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from piton.contract import start
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
@@ -24,6 +25,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
+from piton_trainer.ending import say
 from piton_trainer.errors import Diverged, Ended, Stopped
 from piton_trainer.feed import Feed, Resume, length_of
 from piton_trainer.metrics import LOSS, Metrics
@@ -32,6 +34,7 @@ from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
+from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
 
@@ -53,6 +56,7 @@ class Steps:
         exporter: "Exporter | None",
         signals: StopFlag,
         clock: Clock,
+        startup: Startup,
         mirror: "Mirror | None" = None,
     ) -> None:
         self.state = TrainState()
@@ -68,6 +72,7 @@ class Steps:
         self._listeners = [listener for listener in (reporter, exporter, narrator) if listener is not None]
         self._signals = signals
         self._clock = clock
+        self._startup = startup
         self._mirror = mirror
         self._metrics = Metrics()
         self._objects: Objects | None = None
@@ -91,7 +96,9 @@ class Steps:
     def restore(self, objects: Mapping[str, Any]) -> Restored | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
         self._objects = Objects(objects)
+        self._startup.lap(start.MODEL)
         found = self._store.restore(self._objects)
+        self._startup.lap(start.CHECKPOINT)
         if found is not None:
             self._restored, self.state, self._resume = found
         return self._restored
@@ -144,7 +151,7 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all() | self._lag_metrics(),
+            metrics=self._metrics.read_all() | self._lag_metrics() | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
         )
@@ -171,6 +178,7 @@ class Steps:
     def _begin(self, loader: Iterable[Any], epochs: int, total: int | None) -> Feed | None:
         """Take the loader; None when there is nothing left to train."""
         self._refuse_misuse(loader)
+        self._startup.lap(start.MODEL)
         replay = self._objects is not None and not self._objects.is_given(loader)
         self._feed = feed = Feed(loader, self.state.position, replay=replay, resume=self._resume)
         self._total = self._steps_left(length_of(loader), epochs) if total is None else total
@@ -205,6 +213,8 @@ class Steps:
     def _is_over(self) -> bool:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
+        if self._startup.end():
+            self._say_start()
         self._store.poll()
         self._announce()
         word = self._agree()
@@ -232,6 +242,12 @@ class Steps:
         self._metrics.next_step()
         self._lap = self._clock.monotonic()
         return False
+
+    def _say_start(self) -> None:
+        if self._exporter is not None:
+            self._exporter.started(self._startup.seconds)
+        if self._ranks.is_main:
+            say(f"started in {start.sentence(self._startup.seconds)}")
 
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
