@@ -4,8 +4,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import piton_trainer
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import Snapshot, image, intake, layout, reading
+from piton_trainer.checkpoint import Snapshot, image, intake, layout, readahead, reading
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Targets
 from piton_trainer.checkpoint.load import load_newest, newest_step
@@ -342,13 +345,17 @@ def stretches(*places: tuple[int, int]) -> deque[Landing]:
 PLACES = [(0, 1), (5, 4096), (reading.CHUNK_BYTES - 10, 20), (reading.CHUNK_BYTES + 3000, 1 << 20), (SIZE - 100, 100)]
 
 
-@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("cached", ["nothing", "all", "every other chunk"])
 @pytest.mark.parametrize("verified", [True, False])
 def test_stretches_of_a_file_land_where_they_should(
-    verified: bool, direct: bool, file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+    verified: bool, cached: str, file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not direct:
-        monkeypatch.setattr(os, "O_DIRECT", 0)
+    every = {"nothing": 0, "all": 1, "every other chunk": 2}[cached]
+
+    def is_cached(_: object, position: int, size: int) -> bool:
+        return every > 0 and position // reading.CHUNK_BYTES % every == 0
+
+    monkeypatch.setattr(reading._Source, "_is_cached", is_cached)
     path, data, entry = file
     landings = stretches(*PLACES)
     kept = list(landings)
@@ -411,3 +418,58 @@ def test_a_file_that_cannot_be_read_to_its_end_is_named(
     assert reading.read_files(path.parent, [job()]) == "file cannot be read: it ended early"
     monkeypatch.setattr(os, "preadv", fail)
     assert reading.read_files(path.parent, [job()]) == "file cannot be read: Input/output error"
+
+
+def test_what_is_cached_is_known(file: tuple[Path, bytes, FileEntry]) -> None:
+    path, data, _ = file
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
+        assert opened.read() == data
+    with closing(reading._Source(path)) as source:
+        assert source._is_cached(reading.CHUNK_BYTES, reading.CHUNK_BYTES)
+        assert source._is_cached(3 * reading.CHUNK_BYTES, 777)
+
+
+def test_each_rank_reads_ahead_what_its_predecessor_wrote_of_the_newest_checkpoint(of_two_ranks: Path) -> None:
+    newest = layout.step_folders(of_two_ranks)[0][1]
+    assert [readahead.files_of(of_two_ranks, rank) for rank in (0, 1, 2)] == [
+        [newest / "__0_0.distcp"],
+        [newest / "__1_0.distcp"],
+        [],
+    ]
+
+
+def test_reading_ahead_is_done_once_and_minds_no_directory_that_is_not_there(tmp_path: Path) -> None:
+    readahead.begin(tmp_path / "nowhere")
+    first = readahead._current
+    readahead.begin(tmp_path)
+    assert readahead._current is first
+    readahead.stop()
+    readahead.stop()
+    assert readahead._current is None
+
+
+def test_a_session_stops_reading_ahead(tmp_path: Path) -> None:
+    with piton_trainer.session(tiny.config(tmp_path)) as session:
+        assert readahead._current is not None
+        session.restore(model=tiny.build())
+        assert readahead._current is None
+
+
+def test_a_recipe_reads_ahead_before_it_imports_torch(directory: Path) -> None:
+    """In a process of its own, whose torch is a module that looks whether reading has begun."""
+    code = (
+        "import sys\n"
+        "from piton_trainer import __main__\n"
+        "from piton_trainer.checkpoint import readahead\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print(readahead._current is not None)\n"
+        "            sys.exit()\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "__main__.main()\n"
+    )
+    env = os.environ | {"PITON_CHECKPOINT_DIR": str(directory), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, text=True)
+    assert done.stdout == "True\n"

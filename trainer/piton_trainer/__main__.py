@@ -1,24 +1,37 @@
-"""`python -m piton_trainer`: trains the recipe that the assignment names. What is wrong with it costs one sentence."""
+"""`python -m piton_trainer`: trains the recipe that the assignment names. What is wrong with it costs one sentence.
+
+Importing torch takes seconds, so it waits until the checkpoint is on its way from the disk.
+"""
 
 import logging
+import os
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import piton_trainer
-from piton_trainer import Session
+from piton.contract import names
+from piton_trainer.checkpoint import readahead
 from piton_trainer.errors import BadConfig
-from piton_trainer.loop import train
 from piton_trainer.recipes import catalog
-from piton_trainer.recipes.protocol import Recipe
+
+if TYPE_CHECKING:
+    from piton_trainer import Session
+    from piton_trainer.recipes.protocol import Recipe
 
 
 def main() -> None:
     """Join the run and train."""
+    if directory := os.environ.get(names.ENV_CHECKPOINT_DIR):
+        readahead.begin(Path(directory))
+    import piton_trainer
+    from piton_trainer.loop import train
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with piton_trainer.session() as session:
         train(session, prepare(session))
 
 
-def prepare(session: Session) -> Recipe:
+def prepare(session: "Session") -> "Recipe":
     """The recipe of this session's assignment, checked and with its data read.
 
     Raises:

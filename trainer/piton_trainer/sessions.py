@@ -21,7 +21,7 @@ from torch import Tensor
 from piton.contract import start
 from piton.contract.assignment import Assignment, MirrorPolicy
 from piton.contract.ends import Outcome, Termination
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint import layout, readahead
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.clock import Clock
@@ -169,7 +169,10 @@ class Session:
             BadConfig: the checkpoint is of other objects.
             ValueError: an object cannot be saved.
         """
-        restored = self._opened.restore(objects)
+        try:
+            restored = self._opened.restore(objects)
+        finally:
+            readahead.stop()
         if restored is not None and self.is_main:
             say(f"resumed from step {restored.step} in {restored.folder}")
         return restored
@@ -207,6 +210,7 @@ class Session:
     def _open(self) -> None:
         self._signals.install()
         self._startup = startup = Startup(self._clock)
+        readahead.begin(self._config.checkpoint_dir)
         try:
             self._ranks = Ranks.join()
         except ValueError as error:
@@ -313,6 +317,7 @@ class Session:
         outcome, detail = outcome_of(error)
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
+        readahead.stop()
         if self._store is not None:
             self._store.release()
         if finished or error is not None:

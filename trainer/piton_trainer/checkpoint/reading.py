@@ -1,4 +1,4 @@
-"""Files that come past the page cache into memory, each read once: hashed and handed out on the way.
+"""Files that come into memory, past the page cache unless it has them, each once: hashed and handed out on the way.
 
 The loader's hands, as `direct` is the writer's. A chunk that has been read is hashed and copied to where its numbers
 belong while it is still in the processor's cache. Reading, hashing and copying all leave the interpreter to others.
@@ -6,16 +6,16 @@ belong while it is still in the processor's cache. Reading, hashing and copying 
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import layout
@@ -29,6 +29,7 @@ _BLOCK_BYTES = 4096
 _MORE_THREADS = 2
 """While some hash, others read: with one thread per core the disk would stand still at times."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,57 +102,78 @@ def read_file(path: Path, job: Job, buffer: memoryview) -> str | None:
     if problem := layout.wrong_size(path, job.entry):
         return problem
     try:
-        descriptor = _open(path)
-        try:
-            digest = _read(descriptor, job, buffer)
-        finally:
-            os.close(descriptor)
+        with closing(_Source(path)) as source:
+            digest = _read(source, job, buffer)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     return layout.wrong_digest(path, job.entry, digest) if job.is_verified else None
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError as error:
-        if error.errno not in _NOT_TAKEN:
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _read(descriptor: int, job: Job, buffer: memoryview) -> str:
+def _read(source: "_Source", job: Job, buffer: memoryview) -> str:
     """The SHA-256 of what was read."""
-    digest, address = hashlib.sha256(), ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    digest, address = hashlib.sha256(), _address(buffer)
     position, size = 0, job.entry.size
     while position < size and (job.is_verified or job.landings):
         if not job.is_verified:
             position = max(position, job.landings[0].start // _BLOCK_BYTES * _BLOCK_BYTES)
-        end = position + _fill(descriptor, buffer, position, min(len(buffer), size - position))
+        wanted = min(len(buffer), size - position)
+        source.fill(buffer, position, wanted)
         if job.is_verified:
-            digest.update(buffer[: end - position])
-        _hand_out(job.landings, address, position, end)
-        position = end
+            digest.update(buffer[:wanted])
+        _hand_out(job.landings, address, position, position + wanted)
+        position += wanted
     return digest.hexdigest()
 
 
-def _fill(descriptor: int, buffer: memoryview, position: int, wanted: int) -> int:
-    """Read at least so many bytes into the buffer, or say that the file has ended; how many are wanted of them."""
-    got = 0
-    while got < wanted:
-        try:
-            count = os.preadv(descriptor, [buffer[got:]], position + got)
-        except OSError as error:
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            if error.errno not in _NOT_TAKEN or not flags & os.O_DIRECT:
-                raise
-            # It is not taken here after all, or not in the middle of a block: on the ordinary way.
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-            continue
-        if count == 0:
-            raise OSError(errno.EIO, "it ended early")
-        got += count
-    return wanted
+class _Source:
+    """An open file. What the page cache holds is taken from there, the rest comes past it."""
+
+    def __init__(self, path: Path) -> None:
+        self._plain = self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._map: mmap.mmap | None = None
+        with suppress(OSError, ValueError):  # without a map nobody can tell what is cached
+            self._map = mmap.mmap(self._plain, 0, access=mmap.ACCESS_COPY)
+        with suppress(OSError):  # O_DIRECT is not taken here
+            self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+
+    def close(self) -> None:
+        """Close it."""
+        for descriptor in {self._plain, self._direct}:
+            os.close(descriptor)
+        if self._map is not None:
+            self._map.close()
+
+    def fill(self, buffer: memoryview, position: int, wanted: int) -> None:
+        """Read at least so many bytes into the buffer.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        descriptor = self._plain if self._is_cached(position, wanted) else self._direct
+        got = 0
+        while got < wanted:
+            try:
+                count = os.preadv(descriptor, [buffer[got:]], position + got)
+            except OSError as error:
+                if error.errno not in _NOT_TAKEN or descriptor == self._plain:
+                    raise
+                descriptor = self._plain  # it is not taken here after all, or not in the middle of a block
+                continue
+            if count == 0:
+                raise OSError(errno.EIO, "it ended early")
+            got += count
+
+    def _is_cached(self, position: int, size: int) -> bool:
+        if self._map is None:
+            return False
+        pages = -(-size // mmap.PAGESIZE)
+        resident = (ctypes.c_ubyte * pages)()
+        start = ctypes.c_void_p(_address(self._map) + position)
+        return _libc.mincore(start, ctypes.c_size_t(size), resident) == 0 and bytes(resident).count(1) == pages
+
+
+def _address(memory: Any) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _hand_out(landings: deque[Landing], address: int, position: int, end: int) -> None:
