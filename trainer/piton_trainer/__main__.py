@@ -30,7 +30,7 @@ def main() -> None:
     import piton_trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with piton_trainer.session() as session:
+    with piton_trainer.session(overlap_saves=True) as session:
         train(session, prepare(session))
 
 
@@ -41,7 +41,7 @@ def import_all() -> "Callable[[Session, Recipe], None]":
     """
     gc.disable()
     try:
-
+        import_module("torch._dynamo")  # the first optimizer would, whether or not anything is compiled
         from piton_trainer.loop import train
     finally:
         gc.freeze()

@@ -54,6 +54,17 @@ class Objects:
         """Whether this very object is one of them."""
         return any(thing is value for value in self._objects.values())
 
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """All of them, whatever they are called."""
+        return [optimizer for value in self._objects.values() for optimizer in _optimizers(value)]
+
+    def steady(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        """Which of these tensors hold the numbers that optimizers change when they step, or an average of them."""
+        changing = {_memory(tensor) for optimizer in self.optimizers for tensor in _changed_by(optimizer)}
+        averages = {_memory(tensor) for module in self.modules(EMA).values() for tensor in module.state_dict().values()}
+        return {key for key, tensor in tensors.items() if _memory(tensor) in changing | averages}
+
     def capture(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The state of everything but the loader, as JSON and tensors."""
         states = {name: self._state_of(value) for name, value in self._objects.items() if name != LOADER}
@@ -186,6 +197,19 @@ def _difference(missing: list[str], extra: list[str]) -> str:
 def _optimizers(value: Any) -> tuple[Optimizer, ...]:
     items = value if isinstance(value, list | tuple) else (value,)
     return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
+
+
+def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Parameters and momenta. What lies in the groups (a learning rate that is a tensor) is changed by others too."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _memory(tensor: Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.untyped_storage().data_ptr()
 
 
 def _is_ours(name: str, value: Any) -> bool:
