@@ -55,11 +55,6 @@ class Intake:
         self._aim = Aim()
 
     @property
-    def needs(self) -> dict[str, int]:
-        """How many bytes of which files this rank reads for itself."""
-        return self._aim.needs
-
-    @property
     def is_short_of_memory(self) -> bool:
         """Whether there is no room beside the tensors in use for what will replace them."""
         return sum(_local(tensor).nbytes for tensor in self._live.values()) > _SHARE_MAX * free_bytes()
@@ -103,14 +98,15 @@ class Intake:
                 jobs.append(Job(name=name, entry=entry, is_verified=name in verified, landings=landings))
         return read_files(self.checkpoint.folder, jobs)
 
-    def stage(self, *, aside: bool) -> None:
-        """Take aim: for live tensors at memory of its own, or straight at them."""
+    def stage(self, *, aside: bool) -> dict[str, int]:
+        """Take aim: for live tensors at memory of its own, or straight at them; how many bytes of which files it is."""
         into = {}
         for key, tensor in self._tensors.items():
             into[key] = _local(tensor)
             if aside and key in self._live:
                 into[key] = self._staged[key] = torch.empty(into[key].shape, dtype=into[key].dtype)
         self._aim = aim(self._index, self._tensors, into)
+        return self._aim.needs
 
     def settle(self) -> dict[str, Tensor]:
         """All tensors that were wanted, with what was read. The staged copies go as they are used."""

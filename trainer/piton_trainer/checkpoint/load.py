@@ -122,17 +122,22 @@ def _read(intake: Intake, ranks: Ranks, wanted: Wanted) -> str | None:
     """Open, read, agree; what any rank found wrong."""
     if problem := _first(ranks.together(intake.open)):
         return problem
-    in_place = any(ranks.together(partial(_want, intake, wanted)))
-    files = intake.checkpoint.manifest.files
-    if not in_place:
-        intake.stage(aside=True)
-    shares = share_out({name: entry.size for name, entry in files.items()}, ranks.gather(intake.needs))
-    problem = _first(ranks.together(partial(intake.read, shares[ranks.rank])))
-    if problem is None and in_place:
-        intake.stage(aside=False)
-        if late := _first(ranks.together(partial(intake.read, ()))):
-            raise RuntimeError(f"{intake.checkpoint.folder.name} was good a moment ago: {late}")
-    return problem
+    sizes = {name: entry.size for name, entry in intake.checkpoint.manifest.files.items()}
+    if any(ranks.together(partial(_want, intake, wanted))):
+        return _read_twice(intake, ranks, sizes)
+    shares = share_out(sizes, ranks.together(partial(intake.stage, aside=True)))
+    return _first(ranks.together(partial(intake.read, shares[ranks.rank])))
+
+
+def _read_twice(intake: Intake, ranks: Ranks, sizes: Mapping[str, int]) -> str | None:
+    """Where there is no memory to keep anything aside: verify, then read again, in place."""
+    shares = share_out(sizes, [{}] * ranks.world_size)
+    if problem := _first(ranks.together(partial(intake.read, shares[ranks.rank]))):
+        return problem
+    ranks.together(partial(intake.stage, aside=False))
+    if late := _first(ranks.together(partial(intake.read, ()))):
+        raise RuntimeError(f"{intake.checkpoint.folder.name} was good a moment ago: {late}")
+    return None
 
 
 def _want(intake: Intake, wanted: Wanted) -> bool:
