@@ -116,6 +116,14 @@ def test_the_trainers_are_told_of_the_mirror() -> None:
     assert assignment(a_spec()).mirror is None
 
 
+def test_trainers_are_told_what_to_keep_and_how_long_to_go_on_without_saving() -> None:
+    keep = {"last": 3, "best": 2, "weightsOnly": 10}
+    save = assignment(a_spec(checkpoint={"volume": {"size": "1Gi"}, "keep": keep, "patience": "30m"})).save
+
+    assert (save.keep_last, save.keep_best, save.keep_weights_only, save.patience_seconds) == (3, 2, 10, 1800.0)
+    assert assignment(a_spec()).save.patience_seconds == 3600.0
+
+
 def test_the_config_is_a_file_in_the_pod() -> None:
     manifest = job(trainer={"image": "i", "recipe": "charlm", "config": {"depth": 4}}, limits={"trainingTime": "31h"})
     template = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]

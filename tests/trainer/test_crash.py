@@ -84,7 +84,8 @@ def check_after_kill(directory: Path, before: list[int]) -> None:
     assert newest >= newest_before, f"the checkpoint of step {newest_before} was lost, {newest} is the newest"
     assert newest <= trained, f"a checkpoint of step {newest} when only {trained} was trained"
     assert trained - newest < 2 * EVERY, f"killed after step {trained}, but the newest checkpoint is of step {newest}"
-    assert len(after) <= ORDERS.save.keep_last + 1
+    # One that stays until a newer one was read back, the one just committed, and the one that a kill before that left.
+    assert len(after) <= ORDERS.save.keep_last + 3
 
 
 def digest_in(directory: Path) -> str | None:

@@ -21,6 +21,7 @@ from piton.contract.start import is_start_metric
 from piton_trainer.checkpoint import Saved
 from piton_trainer.interval import Choice
 from piton_trainer.mirror import Lag
+from piton_trainer.trouble import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,11 @@ class Exporter:
     def saved(self, saved: Saved, *, timestamp: float) -> None:
         """A checkpoint became durable."""
         self._newest.checkpoint = saved.step, saved.size, timestamp
+        self._newest.free = saved.free
+
+    def watch(self, watch: Watch) -> None:
+        """Show how the volume is doing, too."""
+        self._newest.watch = watch
 
     def chosen(self, choice: Choice) -> None:
         """The interval between saves was chosen anew."""
@@ -138,6 +144,8 @@ class _Newest(Collector):
         self.progress: Progress | None = None
         self.checkpoint: tuple[int, int, float] | None = None
         self.choice: Choice | None = None
+        self.free: int | None = None
+        self.watch: Watch | None = None
         self._world_size = world_size
         self._lag = lag
 
@@ -158,6 +166,7 @@ class _Newest(Collector):
         yield _gauge("checkpoint_bytes", "Its size.", saved[1])
         yield _gauge("checkpoint_timestamp_seconds", "When it became durable.", saved[2])
         yield from self._chosen()
+        yield from self._volume()
         lag = None if self._lag is None else self._lag()
         yield _gauge("mirror_lag_steps", "Steps that the mirror is behind the volume.", lag.steps if lag else None)
         yield _gauge("mirror_lag_seconds", "Since the oldest save that the mirror lacks.", lag.seconds if lag else None)
@@ -175,6 +184,18 @@ class _Newest(Collector):
         for name, field, help_text in _CHOICE:
             value = None if self.choice is None else getattr(self.choice, field)
             yield _gauge(name, help_text, value)
+
+    def _volume(self) -> Iterator[Metric]:
+        watch = self.watch
+        yield _gauge(
+            "checkpoint_volume_free_bytes", "Free bytes before the newest save, beside what is kept.", self.free
+        )
+        stuck = None if watch is None else watch.stuck_seconds
+        yield _gauge("checkpoint_stuck_seconds", "Since the first save that failed; 0 when saves succeed.", stuck)
+        skipped = CounterMetricFamily("piton_trainer_checkpoint_skipped", "Saves that could not be made.")
+        if watch is not None:
+            skipped.add_metric([], watch.skipped)
+        yield skipped
 
 
 def _gauge(name: str, help_text: str, value: float | None) -> Metric:

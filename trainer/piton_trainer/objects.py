@@ -22,8 +22,10 @@ from torch.optim import Optimizer
 
 from piton_trainer import codec
 from piton_trainer.checkpoint.intake import Targets
+from piton_trainer.checkpoint.layout import WEIGHTS
 
-MODEL, EMA, LOADER = "model", "ema", "loader"
+MODEL, EMA = WEIGHTS
+LOADER = "loader"
 
 
 @runtime_checkable

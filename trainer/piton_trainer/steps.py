@@ -8,7 +8,7 @@ Everything that this process has done so far is known here; the session around i
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import say
-from piton_trainer.errors import Diverged, Ended, Stopped
+from piton_trainer.errors import Diverged, Ended, Stopped, VolumeLost
 from piton_trainer.feed import Feed, Resume, length_of
 from piton_trainer.interval import Choice, Interval
 from piton_trainer.metrics import LOSS, Metrics
@@ -38,6 +38,7 @@ from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
+from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
@@ -75,6 +76,9 @@ class Steps:
         self._clock = clock
         self._startup = startup
         self._mirror = mirror
+        self._watch = Watch(clock, patience_seconds=config.assignment.save.patience_seconds)
+        if exporter is not None:
+            exporter.watch(self._watch)
         self._metrics = Metrics()
         self._objects: Objects | None = None
         self._feed: Feed | None = None
@@ -143,7 +147,7 @@ class Steps:
             self.state.ended = "the script ended its loop"
             self._finish(self.state.ended)
         assert self.complete is not None
-        self._ranks.on_main(partial(self._store.close, self.complete))
+        self._insist(partial(self._ranks.on_main, partial(self._store.close, self.complete)))
 
     def progress(self, *, finished: bool = False) -> Progress:
         """A report of this moment."""
@@ -157,6 +161,7 @@ class Steps:
             metrics=self._metrics.read_all()
             | self._lag_metrics()
             | self._interval_metrics()
+            | self._watch.metrics()
             | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
@@ -229,7 +234,9 @@ class Steps:
         self.state.step += 1
         if self._startup.end():
             self._say_start()
-        self._store.poll()
+        self._bear(self._store.poll)
+        if self._ranks.is_main:
+            self._watch.look(in_flight=self._store.in_flight)
         word = self._agree()
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
         self._interval.stepped(lap)
@@ -241,18 +248,17 @@ class Steps:
         is_best = word.value is not None and self._judge(word.value)
         ending = reason_to_end(self.state, self._assignment, self._total)
         # One save at a time. A periodic one begins at the first boundary that finds the one before durable.
-        must_save = word.stop or is_best or ending is not None
-        self._is_postponed = word.save and self._store.in_flight and not must_save
-        if must_save or (word.save and not self._is_postponed):
-            self._save()
-        elif not self._is_prepared:
-            self._prepare()
         if ending:
             self._finish(ending)
             return True
         if word.stop:
-            self._settle()
+            self._save_at_last(told_to_stop=True)
             raise self._stopped()
+        self._is_postponed = word.save and self._store.in_flight and not is_best
+        if is_best or (word.save and not self._is_postponed):
+            self._bear(self._save)
+        elif not self._is_prepared:
+            self._prepare()
         self._report()
         self._metrics.next_step()
         self._lap = self._clock.monotonic()
@@ -281,6 +287,8 @@ class Steps:
     def _save_is_due(self) -> bool:
         by_interval = self._interval.is_due(self.state.step, now=self._clock.monotonic())
         wished = self._reporter is not None and self._reporter.checkpoint_wished
+        if self._watch.is_stuck:
+            return not self._watch.holds_back
         return by_interval or wished or self._is_postponed or self.state.step == self._total
 
     def _stop_is_wished(self) -> bool:
@@ -326,6 +334,38 @@ class Steps:
             self._reporter.checkpoint_made()
         self._announce()
 
+    def _bear(self, action: Callable[[], None]) -> None:
+        """Do what may fail because of the volume; training goes on without, for a while."""
+        try:
+            action()
+        except Troubles as trouble:
+            self._put_off(trouble)
+
+    def _put_off(self, trouble: Trouble, *, told_to_stop: bool = False) -> None:
+        """Training goes on without a save; or it does not, on all ranks alike."""
+        step = self._store.durable_step
+        self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, told_to_stop=told_to_stop))
+
+    def _save_at_last(self, *, told_to_stop: bool = False) -> None:
+        """Save this step, durably, or end."""
+        # What befell the save before is no reason not to try.
+        self._bear(self._settle)
+        self._insist(self._save_durably, told_to_stop=told_to_stop)
+
+    def _save_durably(self) -> None:
+        self._save()
+        self._settle()
+
+    def _insist(self, action: Callable[[], None], *, told_to_stop: bool = False) -> None:
+        """Do what the end needs; while the volume is away, again and again as long as there is time."""
+        while True:
+            try:
+                return action()
+            except VolumeLost as trouble:
+                stop = self._ranks.agree([told_to_stop or self._signals.received is not None])[0] > 0
+                self._put_off(trouble, told_to_stop=stop)
+                self._clock.sleep(BACKOFF_SECONDS)
+
     def _prepare(self) -> None:
         """After the first step there is all that will be saved: an optimizer has no momenta before."""
         self._is_prepared = True
@@ -344,6 +384,8 @@ class Steps:
             return
         self._announced = saved
         self._interval.durable(saved.step, now=self._clock.monotonic())
+        if self._ranks.is_main:
+            self._watch.saved(saved)
         if self._exporter is not None:
             self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
         if self._mirror is not None:
@@ -358,8 +400,7 @@ class Steps:
         return metrics
 
     def _finish(self, reason: str) -> None:
-        self._save()
-        self._settle()
+        self._save_at_last()
         assert self._objects is not None
         self.complete = Complete(
             attempt=self._store.attempt,
@@ -397,7 +438,7 @@ class Steps:
         )
 
     def _diverged(self) -> Diverged:
-        self._settle()
+        self._bear(self._settle)
         names = " or ".join(self._watched)
         return Diverged(
             f"{names} is not a finite number at step {self.state.step}; "

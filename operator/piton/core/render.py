@@ -64,6 +64,8 @@ def assignment(spec: Spec) -> Assignment:
             every_steps=every.steps,
             keep_last=spec.checkpoint.keep.last,
             keep_best=spec.checkpoint.keep.best,
+            keep_weights_only=spec.checkpoint.keep.weights_only,
+            patience_seconds=parse_duration(spec.checkpoint.patience),
         ),
         objective=_objective(spec.objective),
         mirror=_mirror(spec.checkpoint.mirror),

@@ -35,20 +35,26 @@ BytesStorageMetadata is left out on purpose: what it describes, torch would unpi
 """
 
 
+def index_file(checkpoint: Checkpoint) -> str:
+    """The file that the index is in."""
+    return layout.WEIGHTS_INDEX_FILE if checkpoint.manifest.weights_only else layout.INDEX_FILE
+
+
 def parse_index(data: bytes, checkpoint: Checkpoint) -> Metadata:
     """The index that these bytes are.
 
     Raises:
         ValueError: it holds anything but the places of tensors in files of this checkpoint.
     """
+    name = index_file(checkpoint)
     try:
         index = _IndexUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{layout.INDEX_FILE} is refused: {error}") from error
+        raise ValueError(f"{name} is refused: {error}") from error
     if not isinstance(index, Metadata):
-        raise ValueError(f"{layout.INDEX_FILE} is refused: it is not an index of shards")
+        raise ValueError(f"{name} is refused: it is not an index of shards")
     if not all(place.relative_path in checkpoint.manifest.files for place in index.storage_data.values()):
-        raise ValueError(f"{layout.INDEX_FILE} is refused: it names a file that is not in the manifest")
+        raise ValueError(f"{name} is refused: it names a file that is not in the manifest")
     return index
 
 

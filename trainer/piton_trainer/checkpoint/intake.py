@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.arena import free_bytes
-from piton_trainer.checkpoint.index import IndexedReader, parse_index
+from piton_trainer.checkpoint.index import IndexedReader, index_file, parse_index
 from piton_trainer.checkpoint.landing import Aim, aim
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.reading import Job, read_files
@@ -78,7 +78,7 @@ class Intake:
         Raises:
             ValueError: it is refused.
         """
-        self._index = parse_index((self.checkpoint.folder / layout.INDEX_FILE).read_bytes(), self.checkpoint)
+        self._index = parse_index((self.checkpoint.folder / index_file(self.checkpoint)).read_bytes(), self.checkpoint)
 
     def want(self, targets: Targets) -> None:
         """Say what is wanted.

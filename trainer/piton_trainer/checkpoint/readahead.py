@@ -54,7 +54,8 @@ class Readahead:
 def files_of(directory: Path, rank: int) -> list[Path]:
     """What the rank of this number has written of the newest checkpoint, the largest first as they are loaded."""
     for checkpoint in layout.committed(directory):
-        own = {name: entry for name, entry in checkpoint.manifest.files.items() if name.startswith(f"__{rank}_")}
+        kinds = tuple(f"{kind}{rank}_" for kind in ("__", layout.WEIGHTS_SHARD))
+        own = {name: entry for name, entry in checkpoint.manifest.files.items() if name.startswith(kinds)}
         return [checkpoint.folder / name for name in sorted(own, key=lambda name: (-own[name].size, name))]
     return []
 
