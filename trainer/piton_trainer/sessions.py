@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from piton.contract import start
 from piton.contract.assignment import Assignment, MirrorPolicy
 from piton.contract.ends import Outcome, Termination
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint import layout, readahead
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.clock import Clock
@@ -34,6 +35,7 @@ from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
+from piton_trainer.startup import Startup
 from piton_trainer.steps import Steps
 from piton_trainer.store import Restored, Store
 
@@ -180,7 +182,10 @@ class Session:
             BadConfig: the checkpoint is of other objects.
             ValueError: an object cannot be saved.
         """
-        restored = self._opened.restore(objects)
+        try:
+            restored = self._opened.restore(objects)
+        finally:
+            readahead.stop()
         if restored is not None and self.is_main:
             say(f"resumed from step {restored.step} in {restored.folder}")
         return restored
@@ -217,10 +222,13 @@ class Session:
 
     def _open(self) -> None:
         self._signals.install()
+        self._startup = startup = Startup(self._clock)
+        readahead.begin(self._config.checkpoint_dir)
         try:
             self._ranks = Ranks.join()
         except ValueError as error:
             raise BadConfig(str(error)) from error
+        startup.lap(start.PROCESS_GROUP)
         self._log = TerminationLog(self._config.termination_log, self._ranks)
         self._log.clear()
         fence = self._ranks.on_main(self._claim)
@@ -240,8 +248,10 @@ class Session:
             exporter=self._exporter,
             signals=self._signals,
             clock=self._clock,
+            startup=startup,
             mirror=self._mirror,
         )
+        startup.lap(start.CLAIM)
 
     def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> Mirror:
         if find_spec("boto3") is None:  # an image of the user's own need not have it
@@ -256,7 +266,9 @@ class Session:
     def _fetch(self, there: int | None) -> int | None:
         """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
         assert self._mirror is not None
+        self._startup.lap(start.CHECKPOINT)
         fetched = self._mirror.restore(there)
+        self._startup.lap(start.MIRROR)
         if fetched is not None:
             say(f"step {fetched} is restored from {self._mirror.place}")
         newest = fetched or there
@@ -317,6 +329,7 @@ class Session:
         outcome, detail = outcome_of(error)
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
+        readahead.stop()
         if self._store is not None:
             self._store.release()
         if finished or error is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from piton.contract import start
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
@@ -24,6 +25,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
+from piton_trainer.ending import say
 from piton_trainer.errors import Diverged, Ended, Stopped, VolumeLost
 from piton_trainer.feed import Feed, Resume, length_of
 from piton_trainer.interval import Choice, Interval
@@ -33,6 +35,7 @@ from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
+from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
 from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
@@ -55,6 +58,7 @@ class Steps:
         exporter: "Exporter | None",
         signals: StopFlag,
         clock: Clock,
+        startup: Startup,
         mirror: "Mirror | None" = None,
     ) -> None:
         self.state = TrainState()
@@ -70,6 +74,7 @@ class Steps:
         self._listeners = [listener for listener in (reporter, exporter, self._narrator) if listener is not None]
         self._signals = signals
         self._clock = clock
+        self._startup = startup
         self._mirror = mirror
         self._watch = Watch(clock, patience_seconds=config.assignment.save.patience_seconds)
         if exporter is not None:
@@ -98,7 +103,9 @@ class Steps:
     def restore(self, objects: Mapping[str, Any]) -> Restored | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
         self._objects = Objects(objects)
+        self._startup.lap(start.MODEL)
         found = self._store.restore(self._objects)
+        self._startup.lap(start.CHECKPOINT)
         if found is not None:
             self._restored, self.state, self._resume = found
         return self._restored
@@ -151,7 +158,11 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all() | self._lag_metrics() | self._interval_metrics() | self._watch.metrics(),
+            metrics=self._metrics.read_all()
+            | self._lag_metrics()
+            | self._interval_metrics()
+            | self._watch.metrics()
+            | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
         )
@@ -183,6 +194,7 @@ class Steps:
     def _begin(self, loader: Iterable[Any], epochs: int, total: int | None) -> Feed | None:
         """Take the loader; None when there is nothing left to train."""
         self._refuse_misuse(loader)
+        self._startup.lap(start.MODEL)
         replay = self._objects is not None and not self._objects.is_given(loader)
         self._feed = feed = Feed(loader, self.state.position, replay=replay, resume=self._resume)
         self._total = self._steps_left(length_of(loader), epochs) if total is None else total
@@ -220,6 +232,8 @@ class Steps:
     def _is_over(self) -> bool:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
+        if self._startup.end():
+            self._say_start()
         self._bear(self._store.poll)
         if self._ranks.is_main:
             self._watch.look(in_flight=self._store.in_flight)
@@ -249,6 +263,12 @@ class Steps:
         self._metrics.next_step()
         self._lap = self._clock.monotonic()
         return False
+
+    def _say_start(self) -> None:
+        if self._exporter is not None:
+            self._exporter.started(self._startup.seconds)
+        if self._ranks.is_main:
+            say(f"started in {start.sentence(self._startup.seconds)}")
 
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""

@@ -19,8 +19,8 @@ from piton.contract.manifest import Complete
 from piton_trainer import codec, rng
 from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.layout import Checkpoint, read_document
-from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.checkpoint.intake import Targets
+from piton_trainer.checkpoint.load import Loaded, load_newest, newest_step
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
 from piton_trainer.feed import Feed, Resume
@@ -167,20 +167,17 @@ class Store:
         return part  # type: ignore[no-any-return]
 
     def restore(self, objects: Objects) -> tuple[Restored, TrainState, Resume] | None:
-        """Put the newest good checkpoint into the objects; None when there is none.
+        """Put the newest good checkpoint into the objects; None when there is none, and then they are untouched.
 
         Raises:
             BadConfig: the checkpoint is good, but it is not one of these objects.
         """
-        checkpoint = newest_good(self._directory, self._ranks)
-        if self._fetch is not None:
-            there = None if checkpoint is None else checkpoint.manifest.step
-            if self._ranks.on_main(partial(self._fetch, there)) is not None:
-                checkpoint = newest_good(self._directory, self._ranks)
-        if checkpoint is None:
+        loaded = self._newest(objects)
+        if loaded is None:
             return None
-        state, resume = self._ranks.together(partial(self._load, checkpoint, objects))[self._ranks.rank]
+        state, resume = self._ranks.together(partial(self._settle, loaded, objects))[self._ranks.rank]
         self._restored_step = state.step
+        checkpoint = loaded.checkpoint
         restored = Restored(
             step=state.step,
             attempt=checkpoint.manifest.attempt,
@@ -190,17 +187,36 @@ class Store:
         )
         return restored, state, resume
 
-    def _load(self, checkpoint: Checkpoint, objects: Objects) -> tuple[TrainState, Resume]:
-        load = partial(load_tensors, checkpoint)
-        document = read_document(checkpoint.folder)
+    def _newest(self, objects: Objects) -> Loaded | None:
+        """Read the newest good checkpoint of the volume, or of the mirror if that has a newer one."""
+        wanted = partial(self._wanted, objects)
+        if self._fetch is None:
+            return load_newest(self._directory, self._ranks, wanted)
+        there = self._ranks.on_main(partial(newest_step, self._directory))
+        fetched = self._ranks.on_main(partial(self._fetch, there))
+        loaded = load_newest(self._directory, self._ranks, wanted)
+        good = None if loaded is None else loaded.checkpoint.manifest.step
+        if good != (fetched or there) and self._ranks.on_main(partial(self._fetch, good)) is not None:
+            # What looked like the newest is damaged, and the mirror had something better than what was left.
+            loaded = load_newest(self._directory, self._ranks, wanted)
+        return loaded
+
+    def _wanted(self, objects: Objects, document: dict[str, Any]) -> Targets:
+        part = self._part_of_this_rank(document["ranks"])
+        targets = objects.wanted(document["objects"] | {LOADER: part[LOADER]})
+        own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
+        return Targets(live=targets.live, fresh={**targets.fresh, **own})
+
+    def _settle(self, loaded: Loaded, objects: Objects) -> tuple[TrainState, Resume]:
+        document = loaded.document
         state = TrainState.from_document(document["train"])
         part = self._part_of_this_rank(document["ranks"])
+        tensors = loaded.settle()
         try:
-            objects.restore(document["objects"] | {LOADER: part[LOADER]}, load)
+            objects.restore(document["objects"] | {LOADER: part[LOADER]}, tensors)
         except ValueError as error:
-            raise BadConfig(f"{checkpoint.folder} cannot be resumed from: {error}") from error
+            raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
         is_own = self._ranks.rank < len(document["ranks"])
-        tensors = load(dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]])))
         return state, Resume(
             rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,
             epoch_rng=codec.join(part["epoch_rng"], tensors.__getitem__) if is_own else None,

@@ -189,7 +189,12 @@ def flaw(path: Path, entry: FileEntry) -> str | None:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         _update(digest, file)
-    return None if digest.hexdigest() == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
+    return wrong_digest(path, entry, digest.hexdigest())
+
+
+def wrong_digest(path: Path, entry: FileEntry, digest: str) -> str | None:
+    """What the SHA-256 of a file has against its entry in the manifest; None if nothing."""
+    return None if digest == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
 
 
 def _update(digest: "hashlib._Hash", file: BinaryIO) -> int:
