@@ -51,10 +51,15 @@ class World:
             if rank in (None, number) and process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signum)
 
-    def kill_after(self, seconds: float) -> None:
-        """Kill all ranks after a while, unless one of them is done by then."""
-        if not multiprocessing.connection.wait([process.sentinel for process in self._processes], seconds):
-            self.kill()
+    def kill_groups(self) -> None:
+        """SIGKILL to the process groups that the ranks lead."""
+        for process in self._processes:
+            if process.is_alive() and process.pid is not None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait so long at most; whether one of the ranks is done by then."""
+        return bool(multiprocessing.connection.wait([process.sentinel for process in self._processes], seconds))
 
     def wait(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[Exit]:
         """The ends of all ranks."""
