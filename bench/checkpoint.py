@@ -34,12 +34,14 @@ from checkpoint_methods import (
     Memcpy,
     Method,
     Piton,
+    PitonBeside,
     Raw,
     Safetensors,
     State,
     TorchSave,
     restore,
     save_file,
+    seconds,
 )
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.device_mesh import init_device_mesh
@@ -47,7 +49,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from piton_trainer.distributed import Ranks
 
-MEMCPY, RAW, PITON = "memcpy", "raw O_DIRECT", "piton"
+MEMCPY, RAW, PITON, BESIDE = "memcpy", "raw O_DIRECT", "piton", "piton, copied beside a pass"
 WIDTH, HIDDEN = 512, 2048
 Ratios = dict[str, dict[str, list[float]]]
 
@@ -64,13 +66,6 @@ def build_state(megabytes: int) -> State:
 def size_of(state: State) -> int:
     """Bytes."""
     return sum(value.nbytes for value in state.values())
-
-
-def seconds(action: Callable[[], object]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def make_methods(root: Path, state: State) -> dict[str, Method]:
@@ -94,6 +89,7 @@ def make_methods(root: Path, state: State) -> dict[str, Method]:
     if save_file is not None:
         methods["safetensors"] = Safetensors(folder("safetensors"))
     methods[PITON] = Piton(folder(PITON), state)
+    methods[BESIDE] = PitonBeside(folder(BESIDE), state)
     return methods
 
 
@@ -111,17 +107,18 @@ def measure_saves(methods: Mapping[str, Method], state: State, repetitions: int,
         durable = {}
         for name, method in turns(methods, repetition):
             start = time.perf_counter()
-            method.save(state, repetition)
-            stalls[name].append(time.perf_counter() - start)
+            stalls[name].append(method.stall(state, repetition))
             method.wait()
             durable[name] = time.perf_counter() - start
             if repetition < repetitions:
                 method.tidy()
         for name in methods if repetition else ():
             found["stall_over_memcpy"][name].append(stalls[name][-1] / stalls[MEMCPY][-1])
-            found["durable_over_raw"][name].append(durable[name] / durable[RAW])
+            if not methods[name].only_stall:
+                found["durable_over_raw"][name].append(durable[name] / durable[RAW])
     for name, (first, *steady) in stalls.items():
-        found["first_over_steady"][name].append(first / statistics.median(steady))
+        if not methods[name].only_stall:
+            found["first_over_steady"][name].append(first / statistics.median(steady))
 
 
 def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
@@ -134,7 +131,7 @@ def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int,
 
     for repetition in range(repetitions):
         for name, method in turns(methods, repetition):
-            if not method.goes_on:
+            if not method.goes_on or method.only_stall:
                 continue
             alone = [step() for _ in range(200)]
             method.save(state, 1000 + repetition)
@@ -168,7 +165,7 @@ def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int,
     for repetition in range(repetitions):
         took = {}
         for name, method in turns(methods, repetition):
-            if method.can_load:
+            if method.can_load and not method.only_stall:
                 drop_from_cache(method.path)
                 took[name] = seconds(lambda method=method: method.load(into))
         for name, value in took.items():

@@ -86,6 +86,7 @@ def train(
     termination_log: Path | None = None,
     metrics_port: int | None = None,
     background_saves: bool = False,
+    overlap_saves: bool = False,
 ) -> Ran:
     """One attempt, in this process and its ranks. `at` says what happens in the body of which step (from 1)."""
     ran = Ran()
@@ -100,7 +101,7 @@ def train(
         background_saves=background_saves,
     )
     try:
-        with piton_trainer.session(settings, clock=clock, disk=disk) as session:
+        with piton_trainer.session(settings, overlap_saves=overlap_saves, clock=clock, disk=disk) as session:
             _loop(session, ran, seed=seed, at=at or {}, epochs=epochs)
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)

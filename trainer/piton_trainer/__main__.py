@@ -14,7 +14,7 @@ from piton_trainer.recipes.protocol import Recipe
 def main() -> None:
     """Join the run and train."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with piton_trainer.session() as session:
+    with piton_trainer.session(overlap_saves=True) as session:
         train(session, prepare(session))
 
 

@@ -5,7 +5,7 @@ tensors stay sharded, so that another world size can load them. Anything else br
 `load_state_dict`; `torch.Generator`s are understood as well.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from piton_trainer import codec
@@ -53,6 +54,17 @@ class Objects:
     def is_given(self, thing: object) -> bool:
         """Whether this very object is one of them."""
         return any(thing is value for value in self._objects.values())
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """All of them, whatever they are called."""
+        return [optimizer for value in self._objects.values() for optimizer in _optimizers(value)]
+
+    def steady(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        """Which of these tensors hold the numbers that optimizers change when they step, or an average of them."""
+        changing = {_memory(tensor) for optimizer in self.optimizers for tensor in _changed_by(optimizer)}
+        averages = {_memory(tensor) for module in self.modules(EMA).values() for tensor in module.state_dict().values()}
+        return {key for key, tensor in tensors.items() if _memory(tensor) in changing | averages}
 
     def capture(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The state of everything but the loader, as JSON and tensors."""
@@ -150,6 +162,19 @@ def _difference(missing: list[str], extra: list[str]) -> str:
 def _optimizers(value: Any) -> tuple[Optimizer, ...]:
     items = value if isinstance(value, list | tuple) else (value,)
     return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
+
+
+def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Parameters and momenta. What lies in the groups (a learning rate that is a tensor) is changed by others too."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _memory(tensor: Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.untyped_storage().data_ptr()
 
 
 def _is_ours(name: str, value: Any) -> bool:

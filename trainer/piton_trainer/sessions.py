@@ -44,11 +44,21 @@ _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EN
 """What the operating system says to a directory that was chosen wrongly."""
 
 
-def session(config: Config | None = None, *, clock: Clock | None = None, disk: layout.Disk | None = None) -> "Session":
+def session(
+    config: Config | None = None,
+    *,
+    overlap_saves: bool = False,
+    clock: Clock | None = None,
+    disk: layout.Disk | None = None,
+) -> "Session":
     """A session as the environment describes it, or as `config` does.
 
     Outside Piton it keeps its checkpoints in `./checkpoints`, or where PITON_CHECKPOINT_DIR says. With a `disk` that is
     given, training waits for each save.
+
+    `overlap_saves` is a promise: from one batch to the next, weights and momenta change only when an optimizer steps,
+    and an average of the weights (`ema`) after that. Then a save copies them beside the forward and backward pass
+    instead of before it. A promise that is not kept fails the save.
 
     Raises:
         BadConfig: a variable of the environment makes no sense.
@@ -61,14 +71,15 @@ def session(config: Config | None = None, *, clock: Clock | None = None, disk: l
             refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
             TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
             raise BadConfig(str(error)) from error
-    return Session(config, clock=clock or Clock(), disk=disk)
+    return Session(config, overlap_saves=overlap_saves, clock=clock or Clock(), disk=disk)
 
 
 class Session:
     """One process of one attempt. Use it as a context manager, once; `session()` makes it."""
 
-    def __init__(self, config: Config, *, clock: Clock, disk: layout.Disk | None) -> None:
+    def __init__(self, config: Config, *, overlap_saves: bool, clock: Clock, disk: layout.Disk | None) -> None:
         self._config = config
+        self._overlap_saves = overlap_saves
         self._clock = clock
         self._saves_in_background = config.background_saves and disk is None
         self._disk = disk or layout.Disk()
@@ -300,6 +311,7 @@ class Session:
             checkpointer=checkpointer,
             disk=self._disk,
             fetch=None if self.assignment.mirror is None else self._fetch,
+            overlaps=self._overlap_saves,
         )
 
     def _close(self, error: BaseException | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from piton.contract import names
 from piton.contract.manifest import Complete
@@ -51,6 +52,7 @@ class Store:
         checkpointer: Checkpointer,
         disk: layout.Disk,
         fetch: Callable[[int | None], int | None] | None = None,
+        overlaps: bool = False,
     ) -> None:
         self._directory = directory
         self._ranks = ranks
@@ -58,6 +60,8 @@ class Store:
         self._checkpointer = checkpointer
         self._disk = disk
         self._fetch = fetch
+        self._overlaps = overlaps
+        self._hooks: list[RemovableHandle] = []
         self._restored_step: int | None = None
         self._taken_step: int | None = None
 
@@ -101,6 +105,8 @@ class Store:
 
     def release(self) -> None:
         """Give back what saving holds. Each rank on its own."""
+        for hook in self._hooks:
+            hook.remove()
         self._checkpointer.close()
 
     def reopen(self) -> None:
@@ -118,8 +124,27 @@ class Store:
         """Save everything as of now."""
         own, tensors = self._gather(objects, feed)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
-        self._checkpointer.save(Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics))
+        self._checkpointer.save(
+            Snapshot(
+                step=state.step,
+                tensors=tensors,
+                document=document,
+                metrics=metrics,
+                steady=self._steady(objects, tensors),
+            )
+        )
         self._taken_step = state.step
+
+    def _steady(self, objects: Objects, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+        """What nothing changes before an optimizer steps; the first time, be there when it does."""
+        if not self._overlaps:
+            return frozenset()
+        if not self._hooks:
+            self._hooks = [
+                optimizer.register_step_pre_hook(lambda *_: self._checkpointer.settle())
+                for optimizer in objects.optimizers
+            ]
+        return frozenset(objects.steady(tensors)) if self._hooks else frozenset()
 
     def _gather(self, objects: Objects, feed: Feed) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The JSON of all ranks' objects, and the tensors of this one's."""

@@ -4,7 +4,8 @@
     fence       which attempt may commit
     commit      from shards that are written to a folder that counts: manifest, rename, retention
     save        a checkpoint while training waits
-    background  a checkpoint while training goes on: image, arena and scribe on our side, writer and direct on the other
+    background  a checkpoint while training goes on: image, arena, copying and scribe on our side, writer and direct on
+                the other
     load        the newest checkpoint that is good
     retention   which checkpoints may go (pure)
     survey      what is there, for people; it needs no torch
@@ -31,6 +32,8 @@ class Snapshot:
     document: Mapping[str, Any] = field(default_factory=dict)
     """Everything that is not a tensor, as JSON. Rank 0's is saved."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    steady: frozenset[str] = frozenset()
+    """Tensors that nobody changes before the next `settle`, so that they may be copied until then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,9 @@ class Saved:
 class Checkpointer(Protocol):
     """Saves snapshots. All ranks call each method together, but for `close`.
 
-    `save` may return before the checkpoint is durable, but not before the tensors may change again; at most one save is
-    in flight. `save`, `poll` and `wait` raise what went wrong, on every rank: OutOfSpace, Fenced, or the error as it
-    came. What failed leaves nothing behind, and the older checkpoints as they were.
+    `save` may return before the checkpoint is durable, but not before the tensors may change again, unless they are
+    steady; at most one save is in flight. `save`, `poll` and `wait` raise what went wrong, on every rank: OutOfSpace,
+    Fenced, or the error as it came. What failed leaves nothing behind, and the older checkpoints as they were.
     """
 
     def prepare(self, tensors: "Callable[[], Mapping[str, Tensor]]") -> None:
@@ -57,6 +60,10 @@ class Checkpointer(Protocol):
 
     def save(self, snapshot: Snapshot) -> None:
         """Begin to save, after waiting for the save before."""
+        ...
+
+    def settle(self) -> None:
+        """Let the steady tensors change from now on. Each rank on its own."""
         ...
 
     def poll(self) -> None:

@@ -14,8 +14,10 @@ rank 0 commits only what all ranks have made durable.
 
 import json
 import logging
+import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +36,11 @@ from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import Saved, Snapshot, layout
 from piton_trainer.checkpoint.arena import Arena, NoRoomError
 from piton_trainer.checkpoint.commit import Draft
+from piton_trainer.checkpoint.copying import BrokenPromiseError, Copying, can_wait
 from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.image import Image, lay_out
-from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Sealed, Settings, Write
+from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
 from piton_trainer.checkpoint.save import SyncCheckpointer, draft_of
 from piton_trainer.checkpoint.scribe import Scribe
 from piton_trainer.clock import Clock
@@ -55,6 +58,8 @@ class Flight:
     draft: Draft
     is_sealed: bool
     """All ranks have written; what is left is rank 0's writer's to do."""
+    orders: Sequence[Order]
+    """What the writer is told as soon as everything is copied."""
     answer: Answer | None = None
 
 
@@ -86,6 +91,7 @@ class BackgroundCheckpointer:
             is_main=ranks.is_main,
             policy=policy,
             objective=objective,
+            threads=_spare_cores(),
         )
         self._scribe = Scribe(settings, memory=self._arena.descriptor)
         self._signature: Signature | None = None
@@ -95,6 +101,8 @@ class BackgroundCheckpointer:
         self._index = b""
         self._is_refused = False
         self._flight: Flight | None = None
+        self._copying: Copying | None = None
+        """What is copied beside the training; the writer has not been told yet."""
         self._durable: Saved | None = None
 
     @property
@@ -119,17 +127,26 @@ class BackgroundCheckpointer:
             self._blocking.save(snapshot)
             self._durable = self._blocking.durable
             return
-        self._ranks.together(partial(self._copy, planner))
+        self._ranks.together(partial(self._copy, planner, snapshot.steady))
         draft = draft_of(snapshot, world_size=self._ranks.world_size, clock=self._clock)
         alone = self._ranks.world_size == 1
         small = {}
         if self._ranks.is_main:
             small = {layout.STATE_FILE: json.dumps(snapshot.document).encode(), layout.INDEX_FILE: self._index}
         parts = [Part(part.name, part.start, part.size) for part in self._image.parts]
-        self._flight = Flight(draft=draft, is_sealed=alone)
-        self._scribe.begin(Write(step=snapshot.step, parts=parts, small=small))
+        orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small)]
         if alone:
-            self._scribe.go_on(Commit(draft=draft, files=None))
+            orders.append(Commit(draft=draft, files=None))
+        self._flight = Flight(draft=draft, is_sealed=alone, orders=orders)
+        if self._copying is None:
+            self._launch(self._flight)
+
+    def settle(self) -> None:
+        """Let the steady tensors change; the writer begins as soon as they are copied."""
+        if self._copying is not None:
+            self._copying.settle()
+            if self._flight is not None and self._copying.is_done:
+                self._launch(self._flight)
 
     def poll(self) -> None:
         """Take the save in flight as far as it goes by now."""
@@ -137,7 +154,9 @@ class BackgroundCheckpointer:
         if flight is None:
             return
         asked = self._ranks.is_main or not flight.is_sealed
-        if asked and flight.answer is None:
+        if self._copying is not None and self._copying.is_done:
+            self._launch(flight)
+        if asked and flight.answer is None and self._copying is None:
             flight.answer = self._scribe.answer(wait=False)
         waits, fails = self._ranks.agree([asked and flight.answer is None, isinstance(flight.answer, Failed)])
         if fails or not waits:
@@ -157,6 +176,7 @@ class BackgroundCheckpointer:
             logger.warning("the last checkpoint is lost: %s", error)
         finally:
             self._flight = None
+            self._drop_copy()
             self._scribe.close()
             self._views = []
             self._arena.close()
@@ -184,6 +204,27 @@ class BackgroundCheckpointer:
             self._ranks.on_main(self._fence.check)
             raise
 
+    def _launch(self, flight: Flight) -> None:
+        """Everything is copied, or will be when this returns: give the writer its orders."""
+        copying, self._copying = self._copying, None
+        try:
+            if copying is not None:
+                copying.finish()
+        except BrokenPromiseError as error:
+            flight.answer = Failed.by(error)
+            return
+        first, *others = flight.orders
+        self._scribe.begin(first)
+        for order in others:
+            self._scribe.go_on(order)
+
+    def _drop_copy(self) -> None:
+        """Nobody wants it any more, but the memory is not ours before it has ended."""
+        copying, self._copying = self._copying, None
+        if copying is not None:
+            with suppress(BrokenPromiseError):
+                copying.finish()
+
     def _sealed(self, flight: Flight) -> Mapping[str, FileEntry]:
         answer = self._answer(flight)
         assert isinstance(answer, Sealed)
@@ -195,24 +236,32 @@ class BackgroundCheckpointer:
         return answer
 
     def _answer(self, flight: Flight) -> Answer:
+        if self._copying is not None:
+            self._launch(flight)
         answer, flight.answer = flight.answer or self._scribe.answer(wait=True), None
         assert answer is not None
         if isinstance(answer, Failed):
             raise answer.error(flight.draft.step)
         return answer
 
-    def _copy(self, planner: DefaultSavePlanner) -> None:
-        """The stall: everything that training may change from now on."""
+    def _copy(self, planner: DefaultSavePlanner, steady: frozenset[str]) -> None:
+        """The stall: everything that training may change from now on. What is steady is left to a `Copying`."""
         try:
             self._arena.settle()
         except Exception:
             self._signature = None
             raise
         sources = [cast("Tensor", planner.resolve_data(item)) for item in self._items]
-        if sources:
-            torch._foreach_copy_(self._views, sources, non_blocking=True)
+        names = [item.index.fqn for item in self._items]
+        rows = list(zip(names, sources, self._views, strict=True))
+        later = [row for row in rows if row[0] in steady and can_wait(row[1])]
+        now = [row for row in rows if not (row[0] in steady and can_wait(row[1]))] if later else rows
+        if now:
+            torch._foreach_copy_([view for *_, view in now], [source for _, source, _ in now], non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        if later:
+            self._copying = Copying(*zip(*later, strict=True))
 
     def _plan(self, tensors: Mapping[str, Tensor]) -> DefaultSavePlanner:
         """A planner of these tensors, with the plan, image and index in place; on all ranks anew if on any."""
@@ -250,6 +299,12 @@ class BackgroundCheckpointer:
 
     def _stamp(self) -> None:
         self._image.stamp(self._arena.bytes)
+
+
+def _spare_cores() -> int:
+    """What this rank's training leaves of its share of the machine; at least one."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, share - torch.get_num_threads())
 
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:

@@ -61,6 +61,9 @@ class SyncCheckpointer:
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """There is nothing to prepare."""
 
+    def settle(self) -> None:
+        """Nothing is ever copied later."""
+
     def poll(self) -> None:
         """Nothing is ever in flight."""
 

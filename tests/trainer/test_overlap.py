@@ -1,0 +1,178 @@
+"""A save whose copy runs beside the training is of one moment, or it is none."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import piton_trainer
+from piton.contract.assignment import SavePolicy
+from piton_trainer.checkpoint import Snapshot, copying, layout
+from piton_trainer.checkpoint.background import BackgroundCheckpointer
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.clock import Clock
+from piton_trainer.distributed import Ranks
+from piton_trainer.objects import Objects
+from support import tiny
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Copies beside the training wait until it is set."""
+    event, copy = threading.Event(), copying._OnThread._copy
+
+    def wait_and_copy(self: copying._OnThread) -> None:
+        event.wait()
+        copy(self)
+
+    monkeypatch.setattr(copying._OnThread, "_copy", wait_and_copy)
+    return event
+
+
+@contextmanager
+def checkpointer(directory: Path) -> Iterator[BackgroundCheckpointer]:
+    fence = Fence(directory, disk=layout.Disk())
+    fence.claim()
+    made = BackgroundCheckpointer(directory, ranks=Ranks(), fence=fence, policy=SavePolicy(), clock=Clock())
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def a_state() -> dict[str, Tensor]:
+    return {"weights": torch.randn(300, 7), "buffer": torch.randn(5), "transposed": torch.randn(4, 6).t()}
+
+
+def snapshot_of(state: dict[str, Tensor], *steady: str) -> Snapshot:
+    return Snapshot(step=1, tensors=state, steady=frozenset(steady))
+
+
+def loaded(directory: Path) -> dict[str, Tensor]:
+    found = newest_good(directory, Ranks())
+    assert found is not None
+    return load_tensors(found, dict.fromkeys(a_state()))
+
+
+def zero(state: dict[str, Tensor], *names: str) -> None:
+    for name in names:
+        state[name].zero_()
+
+
+def test_save_returns_while_steady_tensors_are_still_being_copied(tmp_path: Path, gate: threading.Event) -> None:
+    live = a_state()
+    before = {name: value.clone() for name, value in live.items()}
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights", "transposed"))
+        # What is not steady, or not in one row, is copied already.
+        zero(live, "buffer", "transposed")
+        saver.poll()
+        assert saver.in_flight
+        gate.set()
+        saver.settle()
+        zero(live, "weights")
+        saver.wait()
+    assert [name for name, value in loaded(tmp_path).items() if not torch.equal(value, before[name])] == []
+
+
+def test_what_changes_too_early_fails_the_save_and_the_next_one_is_good(tmp_path: Path) -> None:
+    live = a_state()
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights"))
+        zero(live, "weights")
+        with pytest.raises(RuntimeError, match="weights was changed before an optimizer stepped; leave overlap_saves"):
+            saver.wait()
+        assert newest_good(tmp_path, Ranks()) is None
+        saver.save(snapshot_of(live, "weights"))
+        saver.wait()
+    assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def test_a_session_that_ends_while_copying_keeps_the_save(tmp_path: Path, gate: threading.Event) -> None:
+    live = a_state()
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights"))
+        threading.Timer(0.05, gate.set).start()
+    assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def test_steady_is_what_optimizers_change_and_the_average_and_nothing_else() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model.requires_grad_(True)
+    frozen = nn.Linear(3, 3).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1))
+    model(torch.randn(2, 3)).sum().backward()
+    optimizer.step()
+    objects = Objects({"model": model, "frozen": frozen, "optimizer": optimizer, "ema": nn.Linear(3, 3)})
+    tensors = objects.capture()[1]
+    steady = objects.steady(tensors)
+    assert {name for name in tensors if name not in steady} == {
+        *(f"model/1.{buffer}" for buffer in ("running_mean", "running_var", "num_batches_tracked")),
+        *("frozen/weight", "frozen/bias"),
+        "optimizer/0/param_groups/0/lr",
+    }
+
+
+def test_a_run_that_overlaps_and_is_stopped_ends_like_one_that_was_never_disturbed(tmp_path: Path) -> None:
+    whole = tiny.train(tmp_path / "whole")
+    train = tmp_path / "parts"
+    stopped = tiny.train(train, at={7: tiny.terminate}, background_saves=True, overlap_saves=True)
+    resumed = tiny.train(train, seed=9, background_saves=True, overlap_saves=True)
+    assert (stopped.code, resumed.resumed_from) == (143, 7)
+    assert whole.complete is not None
+    assert resumed.complete is not None
+    assert resumed.complete.weights_digest == whole.complete.weights_digest
+
+
+def a_step(session: piton_trainer.Session, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    def step() -> None:
+        model(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+        session.report(loss=0.0)
+
+    return step
+
+
+def test_the_copy_ends_when_the_optimizer_steps(tmp_path: Path, gate: threading.Event) -> None:
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    seen: list[tuple[int, bool]] = []
+    config = tiny.config(tmp_path, tiny.every(2, keep_last=9), background_saves=True)
+    with piton_trainer.session(config, overlap_saves=True) as session:
+        session.restore(model=model, optimizer=optimizer)
+        assert session._store is not None
+        saver = session._store._checkpointer
+        assert isinstance(saver, BackgroundCheckpointer)
+        step = a_step(session, model, optimizer)
+        for number in session.steps(range(4)):
+            seen.append((number, saver._copying is not None))
+            gate.set()
+            step()
+            assert saver._copying is None
+            if number < 3:  # at the end there is no further step to wait for
+                gate.clear()
+    assert seen == [(0, False), (1, False), (2, True), (3, False)]
+    assert [step for step, _ in layout.step_folders(tmp_path)] == [4, 2]
+
+
+def test_a_loop_that_breaks_its_promise_hears_of_it(tmp_path: Path) -> None:
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    config = tiny.config(tmp_path, tiny.every(2), background_saves=True)
+
+    def train() -> None:
+        with piton_trainer.session(config, overlap_saves=True) as session:
+            session.restore(model=model, optimizer=optimizer)
+            step = a_step(session, model, optimizer)
+            for _ in session.steps(range(9)):
+                with torch.no_grad():
+                    model.weight.mul_(0.99)
+                step()
+
+    with pytest.raises(RuntimeError, match=r"step 2 could not be written: .* model/weight was changed before"):
+        train()
