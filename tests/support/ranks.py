@@ -10,6 +10,7 @@ import multiprocessing.connection
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -56,6 +57,17 @@ class World:
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+    def end_as_torchrun_does(self, patience_seconds: float = 10.0) -> None:
+        """Once a rank is gone the others may end by themselves, and are killed if they do not.
+
+        One that is on its way into a process group would wait there for minutes.
+        """
+        multiprocessing.connection.wait([process.sentinel for process in self._processes])
+        deadline = time.monotonic() + patience_seconds
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        self.kill()
 
     def ends_within(self, seconds: float) -> bool:
         """Wait so long at most; whether one of the ranks is done by then."""

@@ -102,8 +102,8 @@ def stop_under_torchrun(tmp_path: Path, **times: Any) -> int:
         wait_for_files(torchrun, tmp_path / "ready.0", tmp_path / "ready.1")
         (tmp_path / "slow").touch()
         torchrun.terminate()
-        # torchrun turns every end of its workers into 1; the termination message has the truth.
-        assert torchrun.wait(START_SECONDS) == 1
+        # torchrun turns every end of its workers into one of its own; the termination message has the truth.
+        assert torchrun.wait(START_SECONDS) != 0
     finally:
         torchrun.kill()
         torchrun.wait()
