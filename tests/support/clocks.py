@@ -18,5 +18,8 @@ class FakeClock(Clock):
     def monotonic(self) -> float:
         return self._passed
 
+    def sleep(self, seconds: float) -> None:
+        self.pass_seconds(seconds)
+
     def now(self) -> datetime:
         return datetime(2026, 1, 31, 12, tzinfo=UTC) + timedelta(seconds=self._passed)

@@ -85,8 +85,8 @@ def check_after_kill(directory: Path, before: list[int]) -> None:
     assert newest >= newest_before, f"the checkpoint of step {newest_before} was lost, {newest} is the newest"
     assert newest <= trained, f"a checkpoint of step {newest} when only {trained} was trained"
     assert trained - newest < 2 * EVERY, f"killed after step {trained}, but the newest checkpoint is of step {newest}"
-    # Whoever dies between a commit and what follows on it leaves one more; the next one who does not has them go.
-    assert len(after) <= max(len(before), ORDERS.save.keep_last) + 1
+    # One stays until a newer one was read back. Whoever dies between a commit and retention leaves one more, each time.
+    assert len(after) <= max(len(before), ORDERS.save.keep_last + 1) + 1
 
 
 def digest_in(directory: Path) -> str | None:

@@ -163,7 +163,7 @@ class RandomDirectory(RuleBasedStateMachine):
         saved = Saved(step=step, folder=self.directory / names.step_folder(step), size=0)
         try:
             with self.faults.armed(self.directory, fault):
-                attempt.writer.follow_up(saved)
+                attempt.writer.follow_up(saved, is_wanted=lambda: False)
         except OSError:
             assert self.faults.struck is not None
         self.may_delete = True

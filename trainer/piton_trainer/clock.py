@@ -11,6 +11,10 @@ class Clock:
         """Seconds since some moment; only differences mean something."""
         return time.monotonic()
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(seconds)
+
     def now(self) -> datetime:
         """The time of day, UTC."""
         return datetime.now(UTC)

@@ -21,8 +21,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from piton_trainer import codec
+from piton_trainer.checkpoint.layout import WEIGHTS
 
-MODEL, EMA, LOADER = "model", "ema", "loader"
+MODEL, EMA = WEIGHTS
+LOADER = "loader"
 Load = Callable[[dict[str, Tensor | None]], dict[str, Tensor]]
 """Fills the given tensors, or makes one where None is given, from the checkpoint's tensors of these keys."""
 

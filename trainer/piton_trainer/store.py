@@ -97,11 +97,11 @@ class Store:
 
     def poll(self) -> None:
         """See how the save on its way is doing."""
-        self._checkpointer.poll()
+        self._noting(self._checkpointer.poll)
 
     def wait(self) -> None:
         """Until nothing is in flight."""
-        self._checkpointer.wait()
+        self._noting(self._checkpointer.wait)
 
     def release(self) -> None:
         """Give back what saving holds. Each rank on its own."""
@@ -116,24 +116,26 @@ class Store:
 
     def close(self, complete: Complete) -> None:
         """The run is finished: rank 0 writes the proof of it."""
-        self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
+        with layout.trouble_is_an_end(self._directory):
+            self._fence.check()
             self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
 
     def save(self, state: TrainState, objects: Objects, feed: Feed, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""
         own, tensors = self._gather(objects, feed)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
-        self._checkpointer.save(
-            Snapshot(
-                step=state.step,
-                tensors=tensors,
-                document=document,
-                metrics=metrics,
-                steady=self._steady(objects, tensors),
-            )
-        )
+        steady = self._steady(objects, tensors)
+        snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics, steady=steady)
+        self._noting(partial(self._checkpointer.save, snapshot))
         self._taken_step = state.step
+
+    def _noting(self, action: Callable[[], None]) -> None:
+        """Do it; when it fails, nothing is on its way any more."""
+        try:
+            action()
+        except BaseException:
+            self._taken_step = self.durable_step
+            raise
 
     def _steady(self, objects: Objects, tensors: Mapping[str, Tensor]) -> frozenset[str]:
         """What nothing changes before an optimizer steps; the first time, be there when it does."""

@@ -114,6 +114,12 @@ def verify(*, directory: Path, step: int | None, as_json: bool) -> int:
 @click.option(
     "--keep-best", default=1, show_default=True, type=click.IntRange(min=0), metavar="K", help="Best ones to keep."
 )
+@click.option(
+    "--keep-weights",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of the others keep the weights of the N newest, where they were saved apart.  [default: thin ones stay]",
+)
 @click.option("--metric", help="What is best is said by this metric.  [default: the run's own best, for K = 1]")
 @click.option("--goal", type=click.Choice(["Minimize", "Maximize"]), default="Minimize", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
@@ -122,6 +128,7 @@ def prune(
     directory: Path,
     keep_last: int,
     keep_best: int,
+    keep_weights: int | None,
     metric: str | None,
     goal: Literal["Minimize", "Maximize"],
     dry_run: bool,
@@ -129,7 +136,9 @@ def prune(
     """Delete what is neither among the newest nor among the best; never the newest good one, nor what is newer."""
     from piton.cli import checkpoints
 
-    rule = checkpoints.Rule(keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal)
+    rule = checkpoints.Rule(
+        keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal, keep_weights=keep_weights
+    )
     return checkpoints.prune(directory, rule, dry_run=dry_run)
 
 

@@ -55,8 +55,11 @@ DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 # Layout of a checkpoint directory.
 FENCE_FILE = "FENCE"
 MANIFEST_FILE = "MANIFEST.json"
+WEIGHTS_FILE = "WEIGHTS.json"
+"""The manifest of a checkpoint of which only the weights are left."""
 COMPLETE_FILE = "COMPLETE.json"
 STEP_PREFIX = "step-"
+WEIGHTS_PREFIX = "weights-"
 SAVING_PREFIX = ".saving-"
 
 MAX_RUN_NAME = 46
@@ -75,5 +78,19 @@ def step_folder(step: int) -> str:
 
 def parse_step_folder(name: str) -> int | None:
     """The step in a checkpoint folder's name, or None when it is not one."""
-    digits = name.removeprefix(STEP_PREFIX)
-    return int(digits) if name.startswith(STEP_PREFIX) and digits.isascii() and digits.isdigit() else None
+    return _number_after(STEP_PREFIX, name)
+
+
+def weights_folder(step: int) -> str:
+    """The folder of a checkpoint of which only the weights are left: nothing resumes from it."""
+    return f"{WEIGHTS_PREFIX}{step:09d}"
+
+
+def parse_weights_folder(name: str) -> int | None:
+    """The step in such a folder's name, or None when it is not one."""
+    return _number_after(WEIGHTS_PREFIX, name)
+
+
+def _number_after(prefix: str, name: str) -> int | None:
+    digits = name.removeprefix(prefix)
+    return int(digits) if name.startswith(prefix) and digits.isascii() and digits.isdigit() else None

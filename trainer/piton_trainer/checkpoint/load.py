@@ -119,6 +119,7 @@ class IndexedReader(FileSystemReader):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.folder)
         self._files = checkpoint.manifest.files
+        self._name = layout.WEIGHTS_INDEX_FILE if checkpoint.manifest.weights_only else layout.INDEX_FILE
 
     def read_metadata(self) -> Metadata:
         """The index of the shards.
@@ -127,14 +128,14 @@ class IndexedReader(FileSystemReader):
             ValueError: it holds anything but the places of tensors in files of this checkpoint.
         """
         try:
-            with (Path(self.path) / layout.INDEX_FILE).open("rb") as file:
+            with (Path(self.path) / self._name).open("rb") as file:
                 index = _IndexUnpickler(file).load()
         except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-            raise ValueError(f"{layout.INDEX_FILE} is refused: {error}") from error
+            raise ValueError(f"{self._name} is refused: {error}") from error
         if not isinstance(index, Metadata):
-            raise ValueError(f"{layout.INDEX_FILE} is refused: it is not an index of shards")
+            raise ValueError(f"{self._name} is refused: it is not an index of shards")
         if not all(place.relative_path in self._files for place in index.storage_data.values()):
-            raise ValueError(f"{layout.INDEX_FILE} is refused: it names a file that is not in the manifest")
+            raise ValueError(f"{self._name} is refused: it names a file that is not in the manifest")
         return index
 
 

@@ -35,6 +35,8 @@ class Write:
     parts: Sequence[Part]
     small: Mapping[str, bytes] = field(default_factory=dict)
     """Files that are not tensors, whole."""
+    size: int = 0
+    """About as many bytes have all ranks' files together. Rank 0's writer makes sure that they fit."""
 
 
 @dataclass(frozen=True, kw_only=True)

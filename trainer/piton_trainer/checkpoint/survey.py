@@ -19,13 +19,18 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A folder that is named like a checkpoint."""
+    """A folder that is named like a checkpoint, whole or thin."""
 
     folder: Path
     step: int
     manifest: Manifest | None
     problem: str | None
     """What is wrong with it as far as names and sizes tell; None if nothing."""
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether its weights are all that is left."""
+        return names.parse_weights_folder(self.folder.name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ def survey(directory: Path) -> list[Found]:
         ValueError: there is no such directory.
     """
     try:
-        folders = layout.step_folders(directory)
+        folders = sorted(layout.step_folders(directory) + layout.weights_folders(directory), reverse=True)
     except OSError as error:
         raise ValueError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
     return [_look(step, folder) for step, folder in folders]

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,9 +50,9 @@ class Writer:
         self._crew: Crew | None = None
         self._hurry: Hurry | None = None
         disk = layout.Disk()
-        self._fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
+        fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
         self._committer = Committer(
-            settings.directory, fence=self._fence, policy=settings.policy, objective=settings.objective, disk=disk
+            settings.directory, fence=fence, policy=settings.policy, objective=settings.objective, disk=disk
         )
 
     def obey(self, order: Order) -> Answer:
@@ -74,24 +74,26 @@ class Writer:
         if crew is not None:
             crew.enlist(_all_cores())
 
-    def follow_up(self, saved: Saved) -> None:
+    def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool]) -> None:
         """What comes after a commit, when the trainer knows of it already."""
-        self._committer.follow_up(saved)
+        self._committer.follow_up(saved, is_wanted=is_wanted)
 
     def _commit(self, order: Commit) -> Saved:
         """The order may lie in the socket before the files are written; then it is void if they could not be."""
         files = self._sealed if order.files is None else order.files
         if files is None:
             raise RuntimeError("nothing is written that could be committed")
-        return self._committer.commit(order.draft, files)
+        with layout.trouble_is_an_end(self._directory):
+            return self._committer.commit(order.draft, files)
 
     def _write(self, order: Write) -> Sealed:
         self._sealed = None
         folder = self._committer.folder(order.step)
-        if self._is_main:
-            self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
-            folder.mkdir(exist_ok=True)
+        with layout.trouble_is_an_end(self._directory):
+            if self._is_main:
+                self._committer.begin(order.step, order.size)
+            else:
+                layout.make_folder(folder)
             files = {name: _write_small(folder / name, data) for name, data in order.small.items()}
             if order.parts:
                 files |= self._write_parts(folder, order)
@@ -137,7 +139,7 @@ def serve(connection: Connection, memory: int) -> None:
             answer = writer.obey(order)
             connection.send(answer)
             if isinstance(answer, Saved):
-                writer.follow_up(answer)
+                writer.follow_up(answer, is_wanted=lambda: not orders.empty())
     except (EOFError, ConnectionError):
         return
 
