@@ -8,7 +8,9 @@
 The session knows nothing of models and losses, and it owns no loop: the recipes' loop is its user like anybody's.
 """
 
+import atexit
 import errno
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -29,7 +31,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
-from piton_trainer.errors import BadConfig, Ended, Fenced
+from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
 from piton_trainer.mirror.mirror import Mirror
 from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Place
@@ -351,6 +353,9 @@ class Session:
         self._signals.restore()
         if in_order:
             self._ranks.leave()
+        if isinstance(error, Stopped):
+            # The interpreter ends by looking through all of torch for garbage; a node that goes has no time for that.
+            atexit.register(gc.freeze)
 
     def _termination(self, outcome: Outcome, detail: str) -> Termination:
         if self._steps is None:
