@@ -23,7 +23,7 @@ from piton_trainer.checkpoint.layout import Checkpoint, read_document
 from piton_trainer.checkpoint.load import load_tensors, newest_good
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
-from piton_trainer.feed import Feed, Resume
+from piton_trainer.feed import Randomness, Resume
 from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
 
@@ -64,6 +64,8 @@ class Store:
         self._hooks: list[RemovableHandle] = []
         self._restored_step: int | None = None
         self._taken_step: int | None = None
+        self._has_looked = False
+        self._found: Checkpoint | None = None
 
     @property
     def durable_step(self) -> int | None:
@@ -91,7 +93,7 @@ class Store:
         """The number that this run's process saves under."""
         return self._fence.attempt
 
-    def prepare(self, objects: Objects, feed: Feed) -> None:
+    def prepare(self, objects: Objects, feed: Randomness) -> None:
         """Get ready for saves of these objects."""
         self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
 
@@ -120,7 +122,7 @@ class Store:
             self._fence.check()
             self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
 
-    def save(self, state: TrainState, objects: Objects, feed: Feed, metrics: Mapping[str, float]) -> None:
+    def save(self, state: TrainState, objects: Objects, feed: Randomness, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""
         own, tensors = self._gather(objects, feed)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
@@ -148,7 +150,7 @@ class Store:
             ]
         return frozenset(objects.steady(tensors)) if self._hooks else frozenset()
 
-    def _gather(self, objects: Objects, feed: Feed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _gather(self, objects: Objects, feed: Randomness) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The JSON of all ranks' objects, and the tensors of this one's."""
         tensors: dict[str, Tensor] = {}
         documents: dict[str, Any] = {}
@@ -156,7 +158,7 @@ class Store:
         return {"objects": documents, "ranks": parts}, tensors
 
     def _capture(
-        self, objects: Objects, feed: Feed, documents: dict[str, Any], tensors: dict[str, Tensor]
+        self, objects: Objects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
     ) -> dict[str, Any]:
         """Add this rank's state to `documents` and `tensors`. What only this rank has is returned, for rank 0."""
         shared, shared_tensors = objects.capture()
@@ -166,17 +168,33 @@ class Store:
         tensors.update(shared_tensors | part_tensors)
         return part  # type: ignore[no-any-return]
 
+    def peek(self, name: str) -> Any:
+        """The state that one object has in the checkpoint that `restore` will take; None when there is none."""
+        checkpoint = self._find()
+        if checkpoint is None:
+            return None
+        states: list[Any] = []
+        self._ranks.together(lambda: states.append(_state_of(checkpoint, name)))
+        return states[0]
+
+    def _find(self) -> Checkpoint | None:
+        """The newest good checkpoint, here or in the mirror. It is looked for once."""
+        if not self._has_looked:
+            self._found = newest_good(self._directory, self._ranks)
+            if self._fetch is not None:
+                there = None if self._found is None else self._found.manifest.step
+                if self._ranks.on_main(partial(self._fetch, there)) is not None:
+                    self._found = newest_good(self._directory, self._ranks)
+            self._has_looked = True
+        return self._found
+
     def restore(self, objects: Objects) -> tuple[Restored, TrainState, Resume] | None:
         """Put the newest good checkpoint into the objects; None when there is none.
 
         Raises:
             BadConfig: the checkpoint is good, but it is not one of these objects.
         """
-        checkpoint = newest_good(self._directory, self._ranks)
-        if self._fetch is not None:
-            there = None if checkpoint is None else checkpoint.manifest.step
-            if self._ranks.on_main(partial(self._fetch, there)) is not None:
-                checkpoint = newest_good(self._directory, self._ranks)
+        checkpoint = self._find()
         if checkpoint is None:
             return None
         state, resume = self._ranks.together(partial(self._load, checkpoint, objects))[self._ranks.rank]
@@ -211,3 +229,8 @@ class Store:
         """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
         part = parts[min(self._ranks.rank, len(parts) - 1)]
         return part if len(parts) == self._ranks.world_size else part | {LOADER: parts[0][LOADER]}
+
+
+def _state_of(checkpoint: Checkpoint, name: str) -> Any:
+    document = read_document(checkpoint.folder)["objects"].get(name)
+    return codec.join(document, load_tensors(checkpoint, dict.fromkeys(codec.keys(document))).__getitem__)
