@@ -14,6 +14,7 @@ import pytest
 
 from piton.contract import names
 from piton_trainer.checkpoint import layout, load, survey
+from piton_trainer.checkpoint.index import parse_index
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.distributed import Ranks
 from support import ranks, tiny
@@ -97,7 +98,9 @@ def places(folder: Path, file: str, dice: random.Random) -> dict[str, int]:
 
 
 def _tensors_in(folder: Path, file: str) -> set[str]:
-    index = load.IndexedReader(Checkpoint(folder=folder, manifest=layout.read_manifest(folder))).read_metadata()
+    checkpoint = Checkpoint(folder=folder, manifest=layout.read_manifest(folder))
+    index = parse_index((folder / layout.INDEX_FILE).read_bytes(), checkpoint)
+    assert index.storage_data is not None
     return {key.fqn for key, place in index.storage_data.items() if place.relative_path == file}
 
 

@@ -12,14 +12,14 @@ import atexit
 import errno
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from piton.contract import start
 from piton.contract.assignment import Assignment, MirrorPolicy
@@ -32,6 +32,7 @@ from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
+from piton_trainer.feed import Randomness
 from piton_trainer.mirror.mirror import Mirror
 from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Place
@@ -215,6 +216,50 @@ class Session:
             Fenced: another attempt has taken over.
         """
         return self._opened.run(loader, epochs=epochs, total=total)
+
+    def peek(self, name: str) -> Any:
+        """The state of the object of this name in the checkpoint that `restore` will take; None when there is none.
+
+        For those who have to know how far a run is before they can build what is restored. All ranks call it together.
+        """
+        return self._opened.peek(name)
+
+    def begin(
+        self, *, total: int | None = None, step: int = 0, generators: Sequence[Generator] = ()
+    ) -> Randomness | None:
+        """For a loop that is somebody else's, instead of `steps`; call `boundary` after each of its steps.
+
+        Args:
+            total: the step at which the loop ends; None when nobody knows.
+            step: steps that the loop has behind it, if it comes from a checkpoint that is not ours.
+            generators: random number generators besides Python's, numpy's and torch's.
+
+        Returns:
+            The random numbers, which the loop is to take through its epochs; None when nothing is left to train.
+
+        Raises:
+            Stopped: told to stop before the first step.
+        """
+        randomness = self._opened.randomness(generators)
+        return randomness if self._opened.begin(randomness, total=total, step=step) else None
+
+    def listen(self) -> None:
+        """Take the signals over again from a framework that has taken them since."""
+        self._signals.listen()
+
+    def boundary(self, *, ended: str | None = None) -> bool:
+        """A step of somebody else's loop is done, with all that belongs to it: save, report, stop, as is due.
+
+        Args:
+            ended: why the loop ends here by itself.
+
+        Returns:
+            Whether the training is over. The rest is done when the session ends.
+
+        Raises:
+            Stopped, Diverged, OutOfSpace, Fenced: as `steps` does. Who catches one hears it again at the session's end.
+        """
+        return self._opened.boundary(ended=ended)
 
     @property
     def _opened(self) -> Steps:

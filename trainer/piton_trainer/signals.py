@@ -34,6 +34,11 @@ class StopFlag:
             self._before[signum] = signal.signal(signum, self._remember)
         _holders.add(self)
 
+    def listen(self) -> None:
+        """Take them over from whoever has done so since. Those from before `install` are still the ones given back."""
+        for signum in self._before:
+            signal.signal(signum, self._remember)
+
     def restore(self) -> None:
         """Give the signals back to whoever had them before."""
         for signum, handler in self._before.items():

@@ -8,12 +8,13 @@ Everything that this process has done so far is known here; the session around i
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from piton.contract import start
 from piton.contract.ends import Outcome, Termination
@@ -27,7 +28,7 @@ from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import say
 from piton_trainer.errors import Diverged, Ended, Stopped, VolumeLost
-from piton_trainer.feed import Feed, Resume, length_of
+from piton_trainer.feed import Feed, Randomness, Resume, length_of
 from piton_trainer.interval import Choice, Interval
 from piton_trainer.metrics import LOSS, Metrics
 from piton_trainer.narrator import Narrator
@@ -81,7 +82,7 @@ class Steps:
             exporter.watch(self._watch)
         self._metrics = Metrics()
         self._objects: Objects | None = None
-        self._feed: Feed | None = None
+        self._feed: Randomness | None = None
         self._resume: Resume | None = None
         self._restored: Restored | None = None
         self._total: int | None = None
@@ -114,17 +115,45 @@ class Steps:
         """Take the metrics of the step under way."""
         self._metrics.report(metrics)
 
+    def peek(self, name: str) -> Any:
+        """The state of one object in the checkpoint that `restore` will take."""
+        return self._store.peek(name)
+
     def run(self, loader: Iterable[Any], *, epochs: int, total: int | None) -> Iterator[Any]:
         """The batches that are left, with a boundary after each."""
-        try:
+        with self._remembering_the_end():
             yield from self._batches(loader, epochs, total)
+
+    def begin(self, randomness: Randomness, *, total: int | None, step: int) -> bool:
+        """Somebody else's loop begins; whether there is anything left for it to do."""
+        self._refuse_misuse()
+        if self._restored is None:
+            self.state.step = step
+        with self._remembering_the_end():
+            return self._begin(randomness, total)
+
+    def boundary(self, *, ended: str | None) -> bool:
+        """A step of somebody else's loop is done; whether the training is."""
+        self.state.ended = ended
+        with self._remembering_the_end():
+            return self._is_over()
+
+    def randomness(self, generators: Sequence[Generator]) -> Randomness:
+        """The random numbers for somebody else's loop."""
+        return Randomness(generators, self._resume)
+
+    @contextmanager
+    def _remembering_the_end(self) -> Iterator[None]:
+        try:
+            yield
         except Ended as end:
             self._end = end
             raise
 
     def _batches(self, loader: Iterable[Any], epochs: int, total: int | None) -> Iterator[Any]:
-        feed = self._begin(loader, epochs, total)
-        if feed is None:
+        self._refuse_misuse()
+        feed = self._feed_of(loader)
+        if not self._begin(feed, self._steps_left(length_of(loader), epochs) if total is None else total):
             return
         for _ in range(self.state.position.epoch, epochs) if total is None else count():
             for batch in feed.epoch():
@@ -191,13 +220,10 @@ class Steps:
             detail=finished.reason if finished else detail,
         )
 
-    def _begin(self, loader: Iterable[Any], epochs: int, total: int | None) -> Feed | None:
-        """Take the loader; None when there is nothing left to train."""
-        self._refuse_misuse(loader)
+    def _begin(self, feed: Randomness, total: int | None) -> bool:
+        """Get ready for the first step; whether there is anything left to train."""
         self._startup.lap(start.MODEL)
-        replay = self._objects is not None and not self._objects.is_given(loader)
-        self._feed = feed = Feed(loader, self.state.position, replay=replay, resume=self._resume)
-        self._total = self._steps_left(length_of(loader), epochs) if total is None else total
+        self._feed, self._total = feed, total
         if len(set(self._ranks.gather(self._total))) > 1:
             raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
         self.has_begun = True
@@ -208,19 +234,24 @@ class Steps:
         self._interval.begin(self.state.evidence.interrupted(ended), now=self._lap)
         if ending := reason_to_end(self.state, self._assignment, self._total):
             self._finish(ending)
-            return None
+            return False
         if self._agree().stop:
             raise self._stopped()
         self._ranks.on_main(self._store.reopen)
-        return feed
+        return True
 
-    def _refuse_misuse(self, loader: Iterable[Any]) -> None:
+    def _refuse_misuse(self) -> None:
         if self.has_begun:
             raise ValueError("session.steps() is called once; for more epochs say session.steps(loader, epochs=3)")
         if self._objects is None:
             raise ValueError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
-        if isinstance(loader, Stateful) and not self._objects.is_given(loader):
+
+    def _feed_of(self, loader: Iterable[Any]) -> Feed:
+        assert self._objects is not None
+        is_given = self._objects.is_given(loader)
+        if isinstance(loader, Stateful) and not is_given:
             raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+        return Feed(loader, self.state.position, replay=not is_given, resume=self._resume)
 
     def _steps_left(self, length: int | None, epochs: int) -> int | None:
         """The step at which the epochs are done."""

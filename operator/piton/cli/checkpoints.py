@@ -232,10 +232,14 @@ def _going(found: "list[Found]", newest: "Found", rule: Rule) -> "Going":
     )
 
 
-def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None) -> int:
+def export(
+    directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None, config: Path | None = None
+) -> int:
     """Write one checkpoint in another format."""
     from piton_trainer.checkpoint import survey
 
+    if config is not None and kind != "hf":
+        raise ValueError(f"--config goes with --format hf; {kind} says nothing of the kind of model")
     found = of_step(survey.survey(directory), step, str(directory))
     whole = [item for item in found if not item.is_thin]
     if weights is None and found and not whole:
@@ -247,7 +251,7 @@ def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: 
         from piton_trainer.checkpoint import export as exporter
     except ImportError as error:
         raise not_installed(error) from error
-    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights)
+    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights, config=config)
     click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
     return 0
 

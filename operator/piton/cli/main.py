@@ -147,15 +147,33 @@ def prune(
 @checkpoint.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "dcp", "torch"]))
+@click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "hf", "dcp", "torch"]))
 @click.option("--step", type=int, help="The checkpoint of this step.  [default: the newest good one]")
 @click.option("--weights-only", is_flag=True, help="Only the model's tensors, by the names that its state_dict has.")
 @click.option("--weights", "name", default="model", show_default=True, help="Which weights: model, or ema.")
-def export(*, directory: Path, out: Path, kind: str, step: int | None, weights_only: bool, name: str) -> int:
-    """Write a checkpoint to OUT in a format that others read, after verifying it."""
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="For hf: a config.json, or a folder with one and the tokenizer's files.  [default: what the callback saved]",
+)
+def export(
+    *,
+    directory: Path,
+    out: Path,
+    kind: str,
+    step: int | None,
+    weights_only: bool,
+    name: str,
+    config: Path | None,
+) -> int:
+    """Write a checkpoint to OUT in a format that others read, after verifying it.
+
+    hf is a folder that from_pretrained of transformers reads.
+    """
     from piton.cli import checkpoints
 
-    return checkpoints.export(directory, out, kind=kind, step=step, weights=name if weights_only else None)
+    weights = name if weights_only or kind == "hf" else None
+    return checkpoints.export(directory, out, kind=kind, step=step, weights=weights, config=config)
 
 
 @checkpoint.command()
