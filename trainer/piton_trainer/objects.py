@@ -102,6 +102,18 @@ class Objects:
                 fresh |= own_fresh
         return Targets(live=live, fresh={key: tensor for key, tensor in fresh.items() if key not in live})
 
+    def explain(self, documents: Mapping[str, Any]) -> None:
+        """A tensor does not fit: see whether an object without tensors, such as a vocabulary, has a plainer reason.
+
+        Raises:
+            BadConfig: it has.
+        """
+        for name, value in self._objects.items():
+            document = documents.get(name)
+            is_plain = not isinstance(value, nn.Module | torch.Generator) and not _optimizers(value)
+            if is_plain and document is not None and not codec.keys(document):
+                value.load_state_dict(codec.join(document, dict[str, Tensor]().__getitem__))
+
     def restore(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Put the saved states into the objects. The tensors are those that were wanted, filled.
 

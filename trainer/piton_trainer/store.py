@@ -209,9 +209,14 @@ class Store:
 
     def _wanted(self, objects: Objects, document: Document) -> Targets:
         part = self._part_of_this_rank(document["ranks"])
-        targets = objects.wanted(document["objects"] | {LOADER: part[LOADER]})
+        states = document["objects"] | {LOADER: part[LOADER]}
+        try:
+            targets = objects.wanted(states)
+        except ValueError:
+            objects.explain(states)
+            raise
         own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
-        return Targets(live=targets.live, fresh={**targets.fresh, **own})
+        return Targets(live=targets.live, fresh={**targets.fresh, **own}, explain=partial(objects.explain, states))
 
     def _settle(self, loaded: Loaded, objects: Objects) -> tuple[TrainState, Resume]:
         document = loaded.document

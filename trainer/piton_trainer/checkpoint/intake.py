@@ -8,7 +8,7 @@ settle   into the tensors that are in use; nothing can go wrong any more
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class Targets:
     """In use: they keep their numbers until everything is known to be good."""
     fresh: Mapping[str, Tensor | None] = field(default_factory=dict)
     """Of no use yet: filled at once. For None a tensor is made, on the CPU."""
+    explain: Callable[[], None] = lambda: None
+    """Called when a tensor does not fit: raises BadConfig if there is a plainer reason."""
 
 
 class Intake:

@@ -143,7 +143,12 @@ def _read_twice(intake: Intake, ranks: Ranks, sizes: Mapping[str, int]) -> str |
 def _want(intake: Intake, wanted: Wanted) -> bool:
     """Say what is wanted; whether there is too little memory to keep it aside."""
     try:
-        intake.want(wanted(intake.document))
+        targets = wanted(intake.document)
+        try:
+            intake.want(targets)
+        except ValueError:
+            targets.explain()
+            raise
     except ValueError as error:
         raise BadConfig(f"{intake.checkpoint.folder} cannot be resumed from: {error}") from error
     return intake.is_short_of_memory
