@@ -18,6 +18,9 @@ class FakeClock(Clock):
     def monotonic(self) -> float:
         return self._passed
 
+    def process_seconds(self) -> float:
+        return 0.0
+
     def sleep(self, seconds: float) -> None:
         self.pass_seconds(seconds)
 

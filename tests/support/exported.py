@@ -61,6 +61,7 @@ def a_trainers_registry() -> CollectorRegistry:
         metrics={"loss": 1.0, "tokens_per_second": 9.0},
     )
     exporter.post(report, now=0.0)
+    exporter.started({"imports": 2.5})
     exporter.stepped(seconds=0.2, waited_seconds=0.1)
     exporter.stood_still(seconds=1)
     exporter.chosen(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import s3
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _quiet_torch() -> Iterator[None]:
@@ -27,20 +25,3 @@ def _outside_piton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("PITON_", "KUBEFLOW_")) or name in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
-    """A real S3 server, one for all tests of a process."""
-    found = s3.Server(tmp_path_factory.mktemp("s3"))
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def proxy(server: s3.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Proxy]:
-    """What the environment takes for S3; it breaks what the test says."""
-    with s3.Proxy(server) as found:
-        for name, value in s3.environment(found.url).items():
-            monkeypatch.setenv(name, value)
-        yield found

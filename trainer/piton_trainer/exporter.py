@@ -7,16 +7,17 @@ read it anyway. Which run and attempt this is says the pod's labels; a scraper a
 import logging
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from wsgiref.simple_server import WSGIServer
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from piton import __version__
 from piton.contract.progress import Progress
+from piton.contract.start import is_start_metric
 from piton_trainer.checkpoint import Saved
 from piton_trainer.interval import Choice
 from piton_trainer.mirror import Lag
@@ -71,12 +72,23 @@ class Exporter:
         self._data_wait = Counter(
             "piton_trainer_data_wait_seconds", "Time that steps have waited for their batch.", registry=registry
         )
+        self._start_seconds = Gauge(
+            "piton_trainer_start_seconds",
+            "Where the time went from the start of rank 0's process to the end of its first step.",
+            ["phase"],
+            registry=registry,
+        )
         self._checkpoint_seconds = Histogram(
             "piton_trainer_checkpoint_seconds",
             "How long training stood still for a save.",
             buckets=_CHECKPOINT_BUCKETS,
             registry=registry,
         )
+
+    def started(self, phases: Mapping[str, float]) -> None:
+        """The first step of this attempt is done."""
+        for phase, seconds in phases.items():
+            self._start_seconds.labels(phase).set(seconds)
 
     def stepped(self, *, seconds: float, waited_seconds: float) -> None:
         """A step is done."""
@@ -163,7 +175,7 @@ class _Newest(Collector):
             errors.add_metric([], lag.errors)
         yield errors
         reported = GaugeMetricFamily("piton_trainer_metric", "What the training reports of itself.", labels=["name"])
-        for name in sorted(said.metrics)[:METRICS_MAX]:
+        for name in sorted(name for name in said.metrics if not is_start_metric(name))[:METRICS_MAX]:
             reported.add_metric([name], said.metrics[name])
         yield reported
 

@@ -6,6 +6,7 @@ The reading is the trainer's, which also has the rules of what may go; only `exp
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -129,14 +130,19 @@ def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     """Print what is bad, or that nothing is."""
     from piton_trainer.checkpoint import survey
 
-    found = _of_step(survey.survey(directory), step, directory)
-    checks = _hash(found)
-    bad = [check for check in checks if check.problem]
+    found = of_step(survey.survey(directory), step, str(directory))
+    return report(survey.verify(found), found, as_json=as_json)
+
+
+def report(checks: "Iterable[Checked]", found: "list[Found]", *, as_json: bool) -> int:
+    """Print how the checks went, while they go; the exit code."""
+    done = _watched(checks, found)
+    bad = [check for check in done if check.problem]
     problems = [{"folder": check.found.folder.name, "problem": check.problem} for check in bad]
     problems.sort(key=lambda item: (item["folder"] or "", item["problem"] or ""))
-    good = len(found) - len({check.found.step for check in bad})
+    good = len(found) - len({check.found.folder for check in bad})
     if as_json:
-        read = sum(check.size for check in checks)
+        read = sum(check.size for check in done)
         click.echo(json.dumps({"checkpoints": len(found), "good": good, "bytes": read, "problems": problems}))
     else:
         for problem in problems:
@@ -145,24 +151,23 @@ def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     return 0 if found and not bad else 1
 
 
-def _hash(found: "list[Found]") -> "list[Checked]":
-    from piton_trainer.checkpoint import survey
-
+def _watched(checks: "Iterable[Checked]", found: "list[Found]") -> "list[Checked]":
     total = sum(item.manifest.size for item in found if item.manifest is not None)
-    checks = []
+    done = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("hashing", total=total)
-        for check in survey.verify(found):
+        for check in checks:
             progress.advance(task, check.size)
-            checks.append(check)
-    return checks
+            done.append(check)
+    return done
 
 
-def _of_step(found: "list[Found]", step: int | None, directory: Path) -> "list[Found]":
+def of_step(found: "list[Found]", step: int | None, place: str) -> "list[Found]":
+    """Those of this step; all without one."""
     chosen = [item for item in found if step in (None, item.step)]
     if step is not None and not chosen:
         there = ", ".join(str(item.step) for item in found) or "none"
-        raise ValueError(f"{directory} has no checkpoint of step {step}; it has {there}")
+        raise ValueError(f"{place} has no checkpoint of step {step}; it has {there}")
     return chosen
 
 
@@ -227,11 +232,15 @@ def _going(found: "list[Found]", newest: "Found", rule: Rule) -> "Going":
     )
 
 
-def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None) -> int:
+def export(
+    directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None, config: Path | None = None
+) -> int:
     """Write one checkpoint in another format."""
     from piton_trainer.checkpoint import survey
 
-    found = _of_step(survey.survey(directory), step, directory)
+    if config is not None and kind != "hf":
+        raise ValueError(f"--config goes with --format hf; {kind} says nothing of the kind of model")
+    found = of_step(survey.survey(directory), step, str(directory))
     whole = [item for item in found if not item.is_thin]
     if weights is None and found and not whole:
         raise ValueError(f"of {found[0].folder.name} the weights are all that is left; say --weights-only")
@@ -242,7 +251,7 @@ def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: 
         from piton_trainer.checkpoint import export as exporter
     except ImportError as error:
         raise not_installed(error) from error
-    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights)
+    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights, config=config)
     click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
     return 0
 

@@ -6,7 +6,9 @@
     save        a checkpoint while training waits
     background  a checkpoint while training goes on: image, arena, copying and scribe on our side, writer and direct on
                 the other
-    load        the newest checkpoint that is good
+    load        the newest checkpoint that is good, in one pass: intake for one process, index and landing for what goes
+                where, sharing for who verifies what, reading for the bytes
+    readahead   a head start for the disk, before there is torch
     retention   which checkpoints may go (pure);  keep does it;  thin leaves the weights
     survey      what is there, for people; it needs no torch
     export      formats that others read

@@ -241,7 +241,7 @@ class BackgroundCheckpointer:
         answer, flight.answer = flight.answer or self._scribe.answer(wait=True), None
         assert answer is not None
         if isinstance(answer, Failed):
-            raise answer.error(flight.draft.step)
+            raise answer.error(f"the checkpoint of step {flight.draft.step} could not be written")
         return answer
 
     def _copy(self, planner: DefaultSavePlanner, steady: frozenset[str]) -> None:

@@ -38,6 +38,8 @@ INDEX_FILE = ".metadata"
 """torch's index of the shards."""
 WEIGHTS = ("model", "ema")
 """The objects that are weights. The key of a tensor begins with its object's name and a slash."""
+DESCRIPTION = "huggingface"
+"""The object that says what kind of model the weights are of, for transformers. It holds no tensors."""
 WEIGHTS_SHARD = "weights_"
 """What the name of a shard begins with that holds nothing but weights."""
 WEIGHTS_STATE_FILE = "weights.json"
@@ -189,7 +191,12 @@ def flaw(path: Path, entry: FileEntry) -> str | None:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         _update(digest, file)
-    return None if digest.hexdigest() == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
+    return wrong_digest(path, entry, digest.hexdigest())
+
+
+def wrong_digest(path: Path, entry: FileEntry, digest: str) -> str | None:
+    """What the SHA-256 of a file has against its entry in the manifest; None if nothing."""
+    return None if digest == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
 
 
 def _update(digest: "hashlib._Hash", file: BinaryIO) -> int:

@@ -26,7 +26,7 @@ def state_of_weights(document: Mapping[str, Any]) -> dict[str, Any]:
     objects = document.get("objects", {})
     return {
         "train": document.get("train"),
-        "objects": {name: objects[name] for name in objects if name in layout.WEIGHTS},
+        "objects": {name: objects[name] for name in objects if name in (*layout.WEIGHTS, layout.DESCRIPTION)},
     }
 
 

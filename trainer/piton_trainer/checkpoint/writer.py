@@ -8,12 +8,9 @@ Its priority is low: while a trainer trains, it takes what the trainer leaves, a
 leaves everything.
 """
 
-import ctypes
 import hashlib
 import mmap
 import os
-import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +20,7 @@ from queue import SimpleQueue
 from typing import assert_never
 
 from piton.contract.manifest import FileEntry
+from piton_trainer import helper
 from piton_trainer.checkpoint import Saved, layout
 from piton_trainer.checkpoint.commit import Committer
 from piton_trainer.checkpoint.direct import Crew
@@ -30,11 +28,8 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 
-NICE = 10
-"""Not the lowest: on a machine whose cores are all busy, a save would then take many times as long."""
 _MORE_THREADS = 2
 """In a hurry. While one hashes, another one writes: with one thread per core the disk would stand still at times."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Writer:
@@ -158,19 +153,10 @@ def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order |
         orders.put(None)
 
 
-def end_with(parent: int) -> None:
-    """Die when the trainer does, also when it is dead already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 def main() -> None:
     """Serve the trainer that started this process."""
-    connection, memory, parent = (int(argument) for argument in sys.argv[1:])
-    end_with(parent)
-    os.nice(NICE)
-    with Connection(connection) as trainer:
+    trainer, (memory,) = helper.join()
+    with trainer:
         serve(trainer, memory)
 
 

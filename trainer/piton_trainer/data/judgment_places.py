@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from piton_trainer.data import movielens
-from piton_trainer.data.bucket import S3_SCHEME
+from piton_trainer.data.text import S3_SCHEME
 
 
 def check_source(source: str) -> str | None:

@@ -15,7 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
-from piton_trainer.data.bucket import S3_SCHEME, open_object
+from piton_trainer.data.stream import open_object, users_fault
+from piton_trainer.data.text import S3_SCHEME
 from piton_trainer.errors import BadConfig
 
 ORIGINAL = "original"
@@ -65,7 +66,7 @@ def csv_rows(source: str, reading: Reading, take: Callable[[Row], None]) -> None
     """
     csv.field_size_limit(_LONGEST_FIELD)
     line = 1
-    with ExitStack() as stack:
+    with users_fault(source), ExitStack() as stack:
         table = csv.reader(_open(source, stack), strict=True)
         try:
             columns = _columns(next(table, []))
@@ -79,8 +80,6 @@ def csv_rows(source: str, reading: Reading, take: Callable[[Row], None]) -> None
         except (ValueError, csv.Error) as error:
             raise BadConfig(f"trainer.config.data: {source}, line {line}: {error}") from error
         except (OSError, EOFError) as error:
-            if source.startswith(S3_SCHEME):
-                raise  # a network that is down is not the user's to mend
             raise BadConfig(f"trainer.config.data: {source} cannot be read after line {line}: {error}") from error
 
 

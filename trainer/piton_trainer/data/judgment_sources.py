@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from piton_trainer.data import movielens
-from piton_trainer.data.bucket import S3_SCHEME, version_of
 from piton_trainer.data.judgment_rows import Reading, csv_rows
 from piton_trainer.data.judgments import Collector, Judgments
+from piton_trainer.data.stream import version_of
+from piton_trainer.data.text import S3_SCHEME
 from piton_trainer.shelf import Shelf
 
 _FORMAT = 1

@@ -7,12 +7,11 @@ mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a network that
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from piton_trainer.data.bucket import S3_SCHEME, reading, s3_client
 from piton_trainer.errors import BadConfig
 
 PYDOC = "pydoc"
+S3_SCHEME = "s3://"
 SUFFIXES = (".txt", ".md")
 """What counts as text in a directory or below an S3 prefix."""
 BETWEEN = "\n\n"
@@ -28,7 +27,7 @@ def read_text(source: str) -> str:
     if source == PYDOC:
         return pydoc_text()
     if source.startswith(S3_SCHEME):
-        return _joined(source, s3_objects(source, s3_client()))
+        return _joined(source, _objects(source))
     return _joined(source, _files(Path(source)))
 
 
@@ -44,18 +43,27 @@ def pydoc_text() -> str:
     return BETWEEN.join(dict.fromkeys(part.strip("\n") for name in names for part in topics[name].split(BETWEEN)))
 
 
-def s3_objects(uri: str, client: Any) -> Iterator[tuple[str, bytes]]:
+def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of the object of that name, or of the text objects below that prefix, in the order of the keys.
 
     Raises:
         BadConfig: no such bucket, or no permission.
     """
+    from piton_trainer.data.remote import Cache, cache_folder
+    from piton_trainer.s3 import Trouble
+
     bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
-    with reading(uri):
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        for key in sorted(key for key in keys if _wanted(key, prefix)):
-            yield f"{S3_SCHEME}{bucket}/{key}", client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    try:
+        cache = Cache(cache_folder())
+        remotes = [remote for remote in cache.below(bucket, prefix) if _wanted(remote.key, prefix)]
+        for remote, path in zip(remotes, cache.fetch(remotes, uri), strict=True):
+            yield str(remote), path.read_bytes()
+    except Trouble as trouble:
+        if not trouble.is_refusal:
+            raise
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
+    except ValueError as error:
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
 
 
 def _wanted(key: str, prefix: str) -> bool:
