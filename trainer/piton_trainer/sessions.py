@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,6 +38,7 @@ from piton_trainer.mirror.mirror import Mirror
 from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
+from piton_trainer.shelf import FOLDER, Shelf
 from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.steps import Steps
@@ -132,6 +134,16 @@ class Session:
     def assignment(self) -> Assignment:
         """The run's orders."""
         return self._config.assignment
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self._config.checkpoint_dir
+
+    @property
+    def shelf(self) -> Shelf:
+        """For what is made once and every attempt needs."""
+        return Shelf(self.directory / FOLDER, self._ranks)
 
     @property
     def step(self) -> int:

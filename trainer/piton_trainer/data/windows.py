@@ -1,8 +1,5 @@
 """Windows of a text in a shuffled order that can start anywhere.
 
-    epoch:      0                    1                    2
-    position:   0 .... windows-1 | windows .... 2w-1 | 2w ....       each epoch is its own permutation
-
 The position counts windows that all ranks together have seen; it is the whole state. So an attempt with another
 number of ranks goes on exactly where the last one stopped, and every window is seen once per epoch.
 """
@@ -12,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from piton_trainer.data.permutations import Permutations
 from piton_trainer.errors import BadConfig
 
 Batch = tuple[Tensor, Tensor]
@@ -77,12 +74,11 @@ class ShuffledWindows:
         self.device = device or torch.device("cpu")
         self.position = 0
         """Windows that all ranks together have seen."""
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.long)
+        self._order = Permutations(len(windows), seed)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         while True:
-            numbers = self._numbers(self.position, self.total_batch)
+            numbers = self._order.numbers(self.position, self.total_batch)
             self.position += self.total_batch
             passes = numbers.view(-1, self.world_size, self.device_batch)
             yield [self.windows.batch(part, self.device) for part in passes[:, self.rank]]
@@ -108,22 +104,6 @@ class ShuffledWindows:
                 "bring it back or start a new run"
             )
         self.position = int(state["position"])
-
-    def _numbers(self, position: int, count: int) -> Tensor:
-        """The windows at `count` positions; a step may begin in one epoch and end in another."""
-        parts = []
-        while count:
-            epoch, place = divmod(position, len(self.windows))
-            part = self._permutation(epoch)[place : place + count]
-            parts.append(part)
-            position, count = position + len(part), count - len(part)
-        return torch.cat(parts)
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            self._order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(len(self.windows)))
-            self._epoch = epoch
-        return self._order
 
 
 def in_order(

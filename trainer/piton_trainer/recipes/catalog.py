@@ -15,6 +15,7 @@ from piton_trainer.recipes.config import RecipeConfig
 
 RECIPES: Mapping[str, str] = {
     "charlm": "piton_trainer.recipes.charlm",
+    "twotower": "piton_trainer.recipes.twotower",
 }
 """Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
 
@@ -78,6 +79,8 @@ def _sentence(name: str, model: type[RecipeConfig], error: ValidationError) -> s
 
 def _expectation(complaint: ErrorDetails) -> str:
     kind, value = complaint["type"], complaint["input"]
+    if kind == "missing":
+        return "missing; this recipe has no default for it"
     if kind not in _EXPECTED:
         return f"{value!r} does not fit: {complaint['msg']}"
     wanted = _EXPECTED[kind].format(**complaint.get("ctx", {}))

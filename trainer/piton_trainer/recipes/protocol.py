@@ -1,13 +1,15 @@
 """What stands between the shared loop and a recipe. Neither knows more of the other than this."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from piton_trainer.recipes.config import RecipeConfig
+from piton_trainer.shelf import Shelf
 
 
 class Place(Protocol):
@@ -24,6 +26,18 @@ class Place(Protocol):
     @property
     def device(self) -> torch.device:
         """What this one computes on."""
+
+
+class Workplace(Place, Protocol):
+    """A place with a volume that outlives the attempt; a session is one."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoints lie; what is written here beside them stays with the run."""
+
+    @property
+    def shelf(self) -> Shelf:
+        """For what is made once and every attempt needs."""
 
 
 class Stateful(Protocol):
@@ -88,3 +102,11 @@ class Recipe(Protocol):
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, Tensor], int]:
         """Sums of metrics over this rank's share of the validation data, and the count that they are sums over."""
+
+
+@runtime_checkable
+class ClipsGradients(Protocol):
+    """A recipe for which the norm of all gradients together means nothing."""
+
+    def clip(self, model: nn.Module, largest: float) -> None:
+        """Limit the gradients before a step; called only where `gradClip` is set."""

@@ -1,0 +1,149 @@
+"""Tiny two-tower runs: made-up judgments with something to learn, vectors without an encoder, seats without a session.
+
+An id is good at the queries of its own subject, and some ids are better than others at everything.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import piton_trainer
+from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.manifest import Complete, Manifest
+from piton.contract.names import COMPLETE_FILE, MANIFEST_FILE, step_folder
+from piton_trainer.config import Config
+from piton_trainer.data.judgment_rows import Row
+from piton_trainer.data.judgments import Collector, Judgments
+from piton_trainer.distributed import Ranks
+from piton_trainer.loop import train
+from piton_trainer.recipes.twotower.config import TwoTowerConfig
+from piton_trainer.recipes.twotower.recipe import TwoTowers
+from piton_trainer.shelf import Shelf
+from piton_trainer.text_encoder import Embedded
+
+CPU = torch.device("cpu")
+SUBJECTS, WIDTH = 4, 12
+TINY = TwoTowerConfig(
+    data="made up",
+    folds=3,
+    heads=2,
+    head_width=6,
+    query_layers=[8],
+    id_width=8,
+    id_layers=[],
+    output_dim=8,
+    temperature=0.3,
+    dropout=0.1,
+    batch_queries=8,
+    learning_rate=0.02,
+    steps=20,
+    eval_every=5,
+    ema=0.8,
+)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place on a volume."""
+
+    directory: Path = Path()
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default=CPU)
+
+    @property
+    def shelf(self) -> Shelf:
+        return Shelf(self.directory / "cache", Ranks())
+
+
+def made_up(*, queries: int = 60, ids: int = 12, guesses: int = 0) -> Judgments:
+    """Judgments of every second pair; the guesses are about queries of their own."""
+    collector = Collector()
+    for query in range(queries + guesses):
+        subject = query % SUBJECTS
+        for number in range(query % 2, ids, 2):
+            good = number % SUBJECTS == subject or number > ids - 2
+            collector.add(
+                Row(
+                    query=f"q{query}",
+                    id=f"id{number:02d}",
+                    text=f"query {query} about {subject}",
+                    gain=(1.0 if number % 3 else 0.7) if good else 0.0,
+                    original=query < queries,
+                    confidence=0.5,
+                )
+            )
+    return collector.judgments("made up")
+
+
+def vectors_of(judgments: Judgments) -> Embedded:
+    """A vector per query: its subject, and noise."""
+    dice = torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(len(judgments.texts), WIDTH, generator=dice)
+    subjects = torch.tensor([int(text.rpartition(" ")[2]) for text in judgments.texts])
+    noise[torch.arange(len(subjects)), subjects] += 1.0
+    return Embedded(key="made up", vectors=noise, rows=torch.arange(len(judgments.texts)))
+
+
+def a_recipe(config: TwoTowerConfig = TINY, *, seat: Any = None, judgments: Judgments | None = None) -> TwoTowers:
+    """The recipe on made-up data."""
+    found = judgments or made_up()
+    return TwoTowers(config, seat or Seat(), found, vectors_of(found))
+
+
+class Drilled(TwoTowers):
+    """Does something in the middle of one step."""
+
+    at: int | None = None
+    action: Callable[[], None]
+
+    def tune(self, optimizers: Sequence[Optimizer], *, fraction: float, step: int) -> None:
+        if step == self.at:
+            self.action()
+        super().tune(optimizers, fraction=fraction, step=step)
+
+
+def attempt(
+    directory: Path,
+    config: TwoTowerConfig = TINY,
+    *,
+    judgments: Judgments | None = None,
+    at: int | None = None,
+    action: Callable[[], None] = lambda: None,
+) -> Mapping[str, float]:
+    """One attempt; what it measured at its end."""
+    data = judgments or made_up()
+    assignment = Assignment(
+        recipe="twotower",
+        config=config.model_dump(by_alias=True),
+        save=SavePolicy(every_steps=5),
+        objective=Objective(metric="inner_ndcg_10", goal="Maximize"),
+    )
+    settings = Config(checkpoint_dir=directory, assignment=assignment, background_saves=False)
+    with piton_trainer.session(settings) as session:
+        recipe = Drilled(config, session, data, vectors_of(data))
+        recipe.at, recipe.action = at, action
+        train(session, recipe)
+    return Manifest.from_json((directory / step_folder(session.step) / MANIFEST_FILE).read_text()).metrics
+
+
+def completion(directory: Path) -> Complete:
+    return Complete.from_json((directory / COMPLETE_FILE).read_text())
+
+
+def changed(**changes: Any) -> TwoTowerConfig:
+    return TwoTowerConfig.model_validate(TINY.model_dump() | changes)
+
+
+def logit(gain: float) -> float:
+    return math.log(gain / (1 - gain))
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
