@@ -56,7 +56,10 @@ class World:
         """SIGKILL to the process groups that the ranks lead."""
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it leads none yet, so there is nobody else in it
+                    os.kill(process.pid, signal.SIGKILL)
 
     def end_as_torchrun_does(self, patience_seconds: float = 10.0) -> None:
         """Once a rank is gone the others may end by themselves, and are killed if they do not.
