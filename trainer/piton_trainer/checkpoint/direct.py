@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from piton.contract.manifest import FileEntry
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 16 << 20
+"""Large, as for any disk; what is hashed meanwhile is another thread's chunk."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 

@@ -28,8 +28,8 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 
-_MORE_THREADS = 2
-"""In a hurry. While one hashes, another one writes: with one thread per core the disk would stand still at times."""
+_MORE_THREADS = 6
+"""In a hurry. While some hash, others write: with one thread per core the disk would stand still at times."""
 
 
 class Writer:
