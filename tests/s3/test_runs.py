@@ -8,7 +8,7 @@ import pytest
 
 import piton_trainer
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
-from piton_trainer import sessions
+from piton_trainer import audience
 from piton_trainer.config import Server
 from piton_trainer.mirror import mirror
 from support import ranks, s3, tiny
@@ -24,7 +24,7 @@ def orders(uri: str) -> Assignment:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "Patience", lambda: QUICK)
+    monkeypatch.setattr(audience, "Patience", lambda: QUICK)
     monkeypatch.setattr(mirror, "Tuning", lambda **_: HASTY)
 
 
@@ -72,7 +72,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
     seen: list[int] = []
 
     def see(session: piton_trainer.Session) -> None:
-        found = session._mirror
+        found = session._audience.mirror
         assert found is not None
         assert wait_for(lambda: errors(found) > 0)
         lag = found.lag()
@@ -94,7 +94,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
 def test_a_bucket_that_stays_away_costs_no_training_and_is_said_once(
     tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sessions, "Patience", lambda: replace(QUICK, finish=0.2))
+    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=0.2))
     proxy.fail(times=10_000)
     with StatusServer() as status:
         ran = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=1, server=Server(url=status.url))

@@ -156,7 +156,7 @@ def test_an_image_without_the_library_trains_without_metrics(
 def test_of_several_ranks_only_the_first_serves(tmp_path: Path, port: int) -> None:
     def whether(into: Path) -> tiny.Event:
         def tell(session: piton_trainer.Session) -> None:
-            serves = session._exporter is not None
+            serves = session._audience.exporter is not None
             (into / f"rank{session.rank}").write_text(f"{serves} {scrape(port)['piton_trainer_world_size']:g}")
 
         return tell

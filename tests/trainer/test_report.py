@@ -55,7 +55,7 @@ def test_a_metric_of_the_users_does_not_pass_for_the_step(tmp_path: Path) -> Non
 
 def wait_for_a_wish(session: piton_trainer.Session) -> None:
     """A step that is so long that the server's answer to the step before is there when it ends."""
-    reporter, deadline = session._reporter, time.monotonic() + 10
+    reporter, deadline = session._audience.reporter, time.monotonic() + 10
     assert reporter is not None
     while not (reporter.stop_wished or reporter.checkpoint_wished):
         assert time.monotonic() < deadline

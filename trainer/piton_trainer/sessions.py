@@ -14,17 +14,17 @@ import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor
 
 from piton.contract import start
-from piton.contract.assignment import Assignment, MirrorPolicy
+from piton.contract.assignment import Assignment
 from piton.contract.ends import Outcome, Termination
+from piton_trainer.audience import Audience, gather
 from piton_trainer.checkpoint import layout, readahead
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.make import make_checkpointer
@@ -34,18 +34,11 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
 from piton_trainer.feed import Randomness
-from piton_trainer.mirror.mirror import Mirror
-from piton_trainer.mirror.orders import Patience
-from piton_trainer.mirror.place import Place
-from piton_trainer.report import Reporter
 from piton_trainer.shelf import FOLDER, Shelf
 from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.steps import Steps
 from piton_trainer.store import Restored, Store
-
-if TYPE_CHECKING:  # only those who serve metrics need the library
-    from piton_trainer.exporter import Exporter
 
 _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 """What the operating system says to a directory that was chosen wrongly."""
@@ -94,9 +87,7 @@ class Session:
         self._ranks = Ranks()
         self._attempt = config.attempt or 0
         self._log = TerminationLog(config.termination_log, self._ranks)
-        self._reporter: Reporter | None = None
-        self._exporter: Exporter | None = None
-        self._mirror: Mirror | None = None
+        self._audience = Audience()
         self._steps: Steps | None = None
         self._store: Store | None = None
 
@@ -292,62 +283,33 @@ class Session:
         self._log.clear()
         fence = self._ranks.on_main(self._claim)
         self._attempt = fence.attempt
-        if self.is_main and self.assignment.mirror is not None:
-            self._mirror = self._make_mirror(self.assignment.mirror, fence)
-        if self.is_main and self._config.server is not None:
-            self._reporter = Reporter(self._config.server, interval_seconds=self._config.report_seconds)
-        if self.is_main and self._config.metrics_port is not None:
-            self._exporter = self._export(self._config.metrics_port)
+        if self.is_main:
+            self._audience = gather(self._config, world_size=self.world_size, fence=fence, clock=self._clock)
         self._store = self._make_store(fence)
         self._steps = Steps(
             self._config,
             ranks=self._ranks,
             store=self._store,
-            reporter=self._reporter,
-            exporter=self._exporter,
+            audience=self._audience,
             signals=self._signals,
             clock=self._clock,
             startup=startup,
-            mirror=self._mirror,
         )
         startup.lap(start.CLAIM)
 
-    def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> Mirror:
-        if find_spec("boto3") is None:  # an image of the user's own need not have it
-            raise BadConfig("checkpoint.mirror needs boto3, which is not installed here")
-        config = self._config
-        try:
-            place = Place.parse(policy.uri, config.namespace, config.run)
-        except ValueError as error:
-            raise BadConfig(f"checkpoint.mirror: {error}") from error
-        return Mirror(config, place, policy, fence=fence, clock=self._clock, patience=Patience())
-
     def _fetch(self, there: int | None) -> int | None:
         """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
-        assert self._mirror is not None
+        mirror = self._audience.mirror
+        assert mirror is not None
         self._startup.lap(start.CHECKPOINT)
-        fetched = self._mirror.restore(there)
+        fetched = mirror.restore(there)
         self._startup.lap(start.MIRROR)
         if fetched is not None:
-            say(f"step {fetched} is restored from {self._mirror.place}")
+            say(f"step {fetched} is restored from {mirror.place}")
         newest = fetched or there
         if newest is not None:
-            self._mirror.committed(newest)
+            mirror.committed(newest)
         return fetched
-
-    def _export(self, port: int) -> "Exporter | None":
-        try:
-            from piton_trainer.exporter import Exporter
-        except ImportError as error:  # an image of the user's own need not have prometheus-client
-            say(f"metrics are not served: {error}")
-            return None
-        exporter = Exporter(
-            world_size=self.world_size,
-            interval_seconds=self._config.report_seconds,
-            lag=None if self._mirror is None else self._mirror.lag,
-        )
-        exporter.serve(port)
-        return exporter
 
     def _claim(self) -> Fence:
         directory = self._config.checkpoint_dir
@@ -398,15 +360,11 @@ class Session:
             say(detail)
         if finished and self.is_main and self._steps is not None and self._steps.complete is not None:
             say(f"finished at step {self._steps.complete.step}: {self._steps.complete.reason}")
-        if self._mirror is not None:
-            # The last report comes after it, and says how far the mirror came.
-            self._mirror.end(outcome)
-        if self._reporter is not None and self._steps is not None:
-            # After a crash there may be no device left to read metrics from.
-            has_news = in_order and self._steps.has_begun
-            self._reporter.close(self._steps.progress(finished=finished) if has_news else None)
-        if self._exporter is not None:
-            self._exporter.close()
+        # The last report comes after it, and says how far the mirror came.
+        self._audience.end_mirror(outcome)
+        # After a crash there may be no device left to read metrics from.
+        has_news = in_order and self.is_main and self._steps is not None and self._steps.has_begun
+        self._audience.close(self._steps.progress(finished=finished) if has_news and self._steps is not None else None)
         self._signals.restore()
         if in_order:
             self._ranks.leave()

@@ -12,38 +12,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Generator, Tensor
 
 from piton.contract import start
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
-from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
+from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, Progress
+from piton_trainer.audience import Audience
 from piton_trainer.boundary import Word, fraction_done, reason_to_end
 from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
-from piton_trainer.ending import say
 from piton_trainer.errors import Diverged, Ended, Stopped, VolumeLost
 from piton_trainer.feed import Feed, Randomness, Resume, length_of
 from piton_trainer.interval import Choice, Interval
 from piton_trainer.metrics import LOSS, Metrics
-from piton_trainer.narrator import Narrator
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
-from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
 from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
-
-if TYPE_CHECKING:  # only those who serve metrics need the library
-    from piton_trainer.exporter import Exporter
-    from piton_trainer.mirror.mirror import Mirror
 
 
 class Steps:
@@ -55,12 +49,10 @@ class Steps:
         *,
         ranks: Ranks,
         store: Store,
-        reporter: Reporter | None,
-        exporter: "Exporter | None",
+        audience: Audience,
         signals: StopFlag,
         clock: Clock,
         startup: Startup,
-        mirror: "Mirror | None" = None,
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
@@ -69,17 +61,12 @@ class Steps:
         self._assignment = config.assignment
         self._ranks = ranks
         self._store = store
-        self._reporter = reporter
-        self._exporter = exporter
-        self._narrator = Narrator() if ranks.is_main else None
-        self._listeners = [listener for listener in (reporter, exporter, self._narrator) if listener is not None]
+        self._audience = audience
         self._signals = signals
         self._clock = clock
         self._startup = startup
-        self._mirror = mirror
         self._watch = Watch(clock, patience_seconds=config.assignment.save.patience_seconds)
-        if exporter is not None:
-            exporter.watch(self._watch)
+        audience.watch(self._watch)
         self._metrics = Metrics()
         self._objects: Objects | None = None
         self._feed: Randomness | None = None
@@ -188,18 +175,13 @@ class Steps:
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
             metrics=self._metrics.read_all()
-            | self._lag_metrics()
+            | self._audience.lag
             | self._interval_metrics()
             | self._watch.metrics()
             | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
         )
-
-    def _lag_metrics(self) -> dict[str, float]:
-        """How far the mirror is behind, where there is one."""
-        lag = None if self._mirror is None else self._mirror.lag()
-        return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 
     def _interval_metrics(self) -> dict[str, float]:
         """How often saves are made, where nobody has said it."""
@@ -264,7 +246,7 @@ class Steps:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
         if self._startup.end():
-            self._say_start()
+            self._audience.started(self._startup.seconds)
         self._bear(self._store.poll)
         if self._ranks.is_main:
             self._watch.look(in_flight=self._store.in_flight)
@@ -272,8 +254,7 @@ class Steps:
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
         self._interval.stepped(lap)
         self._announce()
-        if self._exporter is not None:
-            self._exporter.stepped(seconds=lap, waited_seconds=self._waited)
+        self._audience.stepped(seconds=lap, waited_seconds=self._waited)
         if word.diverged:
             raise self._diverged()
         is_best = word.value is not None and self._judge(word.value)
@@ -295,12 +276,6 @@ class Steps:
         self._lap = self._clock.monotonic()
         return False
 
-    def _say_start(self) -> None:
-        if self._exporter is not None:
-            self._exporter.started(self._startup.seconds)
-        if self._ranks.is_main:
-            say(f"started in {start.sentence(self._startup.seconds)}")
-
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
         save = self._ranks.is_main and self._save_is_due()
@@ -317,14 +292,14 @@ class Steps:
 
     def _save_is_due(self) -> bool:
         by_interval = self._interval.is_due(self.state.step, now=self._clock.monotonic())
-        wished = self._reporter is not None and self._reporter.checkpoint_wished
         if self._watch.is_stuck:
             return not self._watch.holds_back
+        wished = self._audience.wishes_checkpoint
         return by_interval or wished or self._is_postponed or self.state.step == self._total
 
     def _stop_is_wished(self) -> bool:
         too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
-        return too_late or (self._reporter is not None and self._reporter.stop_wished)
+        return too_late or self._audience.wishes_stop
 
     def _evaluation(self, save: bool) -> float | None:
         """The objective's value, if it was evaluated in this step. The loss of a batch is not, unless a save is due."""
@@ -359,10 +334,7 @@ class Steps:
         ended = self._clock.monotonic()
         self._interval.saved(self.state.step, began=began, ended=ended, waited=waited)
         self._is_prepared = True
-        if self._exporter is not None:
-            self._exporter.stood_still(seconds=ended - began)
-        if self._reporter is not None:
-            self._reporter.checkpoint_made()
+        self._audience.stood_still(seconds=ended - began)
         self._announce()
 
     def _bear(self, action: Callable[[], None]) -> None:
@@ -417,10 +389,7 @@ class Steps:
         self._interval.durable(saved.step, now=self._clock.monotonic())
         if self._ranks.is_main:
             self._watch.saved(saved)
-        if self._exporter is not None:
-            self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
-        if self._mirror is not None:
-            self._mirror.committed(saved.step)
+        self._audience.saved(saved, timestamp=self._clock.now().timestamp())
 
     def _metrics_to_save(self) -> dict[str, float]:
         """The metrics that belong to this state: an objective from an earlier step does not."""
@@ -445,7 +414,7 @@ class Steps:
     def _report(self) -> None:
         self._tell_interval()
         now = self._clock.monotonic()
-        if due := [listener for listener in self._listeners if listener.is_due(now)]:
+        if due := self._audience.due(now):
             progress = self.progress()
             for listener in due:
                 listener.post(progress, now)
@@ -457,9 +426,7 @@ class Steps:
         if choice is None or choice is self._told:
             return
         self._told = choice
-        for listener in (self._exporter, self._narrator):
-            if listener is not None:
-                listener.chosen(choice)
+        self._audience.chosen(choice)
 
     def _stopped(self) -> Stopped:
         received, step = self._signals.received, self._store.durable_step

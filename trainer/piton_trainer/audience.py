@@ -1,0 +1,148 @@
+"""Whoever hears how the training goes: the server, Prometheus, the log and the mirror. Only rank 0 has any.
+
+Training tells them and waits for none of them; what they say back is a wish.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from piton.contract import start
+from piton.contract.ends import Outcome
+from piton.contract.progress import MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
+from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config
+from piton_trainer.ending import say
+from piton_trainer.errors import BadConfig
+from piton_trainer.interval import Choice
+from piton_trainer.mirror.mirror import Mirror
+from piton_trainer.mirror.orders import Patience
+from piton_trainer.mirror.place import Place
+from piton_trainer.narrator import Narrator
+from piton_trainer.report import Reporter
+from piton_trainer.trouble import Watch
+
+if TYPE_CHECKING:  # only those who serve metrics need the library
+    from piton_trainer.exporter import Exporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audience:
+    """Those who are there."""
+
+    reporter: Reporter | None = None
+    exporter: "Exporter | None" = None
+    narrator: Narrator | None = None
+    mirror: Mirror | None = None
+
+    @property
+    def wishes_checkpoint(self) -> bool:
+        """Whether somebody wants a checkpoint that has not been made yet."""
+        return self.reporter is not None and self.reporter.checkpoint_wished
+
+    @property
+    def wishes_stop(self) -> bool:
+        """Whether somebody wants the training to stop."""
+        return self.reporter is not None and self.reporter.stop_wished
+
+    @property
+    def lag(self) -> dict[str, float]:
+        """How far the mirror is behind, as metrics, where there is one."""
+        lag = None if self.mirror is None else self.mirror.lag()
+        return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
+
+    def watch(self, watch: Watch) -> None:
+        """Here is how the volume is doing."""
+        if self.exporter is not None:
+            self.exporter.watch(watch)
+
+    def started(self, seconds: Mapping[str, float]) -> None:
+        """The first step is done; so long it took to get there, by phase."""
+        if self.exporter is not None:
+            self.exporter.started(seconds)
+        if self.narrator is not None:
+            say(f"started in {start.sentence(seconds)}")
+
+    def stepped(self, *, seconds: float, waited_seconds: float) -> None:
+        """A step is done."""
+        if self.exporter is not None:
+            self.exporter.stepped(seconds=seconds, waited_seconds=waited_seconds)
+
+    def stood_still(self, *, seconds: float) -> None:
+        """A save was made, or begun; training waited for it so long."""
+        if self.exporter is not None:
+            self.exporter.stood_still(seconds=seconds)
+        if self.reporter is not None:
+            self.reporter.checkpoint_made()
+
+    def saved(self, saved: Saved, *, timestamp: float) -> None:
+        """A checkpoint has become durable."""
+        if self.exporter is not None:
+            self.exporter.saved(saved, timestamp=timestamp)
+        if self.mirror is not None:
+            self.mirror.committed(saved.step)
+
+    def chosen(self, choice: Choice) -> None:
+        """The interval between saves was chosen anew."""
+        for listener in (self.exporter, self.narrator):
+            if listener is not None:
+                listener.chosen(choice)
+
+    def due(self, now: float) -> "list[Reporter | Exporter | Narrator]":
+        """Those for whom it is time for a report."""
+        listeners = (self.reporter, self.exporter, self.narrator)
+        return [listener for listener in listeners if listener is not None and listener.is_due(now)]
+
+    def end_mirror(self, outcome: Outcome) -> None:
+        """Wait for the mirror, as long as this kind of end allows."""
+        if self.mirror is not None:
+            self.mirror.end(outcome)
+
+    def close(self, last: Progress | None) -> None:
+        """Send the last report, if there is one, and let everybody go."""
+        if self.reporter is not None:
+            self.reporter.close(last)
+        if self.exporter is not None:
+            self.exporter.close()
+
+
+def gather(config: Config, *, world_size: int, fence: Fence, clock: Clock) -> Audience:
+    """Everybody whom rank 0's configuration names.
+
+    Raises:
+        BadConfig: there cannot be the mirror that it asks for.
+    """
+    mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock)
+    reporter = None if config.server is None else Reporter(config.server, interval_seconds=config.report_seconds)
+    return Audience(
+        reporter=reporter, exporter=_exporter(config, world_size, mirror), narrator=Narrator(), mirror=mirror
+    )
+
+
+def _mirror(config: Config, fence: Fence, clock: Clock) -> Mirror:
+    policy = config.assignment.mirror
+    assert policy is not None
+    if find_spec("boto3") is None:  # an image of the user's own need not have it
+        raise BadConfig("checkpoint.mirror needs boto3, which is not installed here")
+    try:
+        place = Place.parse(policy.uri, config.namespace, config.run)
+    except ValueError as error:
+        raise BadConfig(f"checkpoint.mirror: {error}") from error
+    return Mirror(config, place, policy, fence=fence, clock=clock, patience=Patience())
+
+
+def _exporter(config: Config, world_size: int, mirror: Mirror | None) -> "Exporter | None":
+    if config.metrics_port is None:
+        return None
+    try:
+        from piton_trainer.exporter import Exporter
+    except ImportError as error:  # an image of the user's own need not have prometheus-client
+        say(f"metrics are not served: {error}")
+        return None
+    lag = None if mirror is None else mirror.lag
+    exporter = Exporter(world_size=world_size, interval_seconds=config.report_seconds, lag=lag)
+    exporter.serve(config.metrics_port)
+    return exporter
