@@ -49,7 +49,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_fix(config: dict[Any, Any
     ("name", "sentence"),
     [
         ("charml", "trainer.recipe: there is no recipe charml; did you mean charlm?"),
-        ("yolo", "trainer.recipe: there is no recipe yolo; there is charlm"),
+        ("yolo", f"trainer.recipe: there is no recipe yolo; there is {', '.join(sorted(catalog.RECIPES))}"),
     ],
 )
 def test_an_unknown_recipe_is_told_the_known_ones(name: str, sentence: str) -> None:

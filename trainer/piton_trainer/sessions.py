@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -125,6 +126,11 @@ class Session:
     def assignment(self) -> Assignment:
         """The run's orders."""
         return self._config.assignment
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where the checkpoints are, on the run's volume."""
+        return self._config.checkpoint_dir
 
     @property
     def step(self) -> int:
