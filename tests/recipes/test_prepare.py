@@ -1,9 +1,5 @@
 """`python -m piton_trainer.prepare` makes a recipe's data from the assignment of the training, or says why not."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +24,22 @@ def made(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "volume" / "records").glob("*.records"))
 
 
-def test_a_process_makes_the_records_beside_the_checkpoints_and_says_so(tmp_path: Path) -> None:
+def test_it_makes_the_records_beside_the_checkpoints_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     data = quadrants(tmp_path / "images.npz", count=20)
     (tmp_path / "config.json").write_text(Assignment(recipe="resnet50", config={"data": str(data)}).to_json())
-    environment = {
-        names.ENV_CONFIG: str(tmp_path / "config.json"),
-        names.ENV_CHECKPOINT_DIR: str(tmp_path / "volume" / "checkpoints"),
-        names.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
-    }
-    command = [sys.executable, "-m", "piton_trainer.prepare"]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == ExitCode.FINISHED, done.stderr
-    assert "20 of 20" in done.stderr
+    monkeypatch.setenv(names.ENV_CONFIG, str(tmp_path / "config.json"))
+    monkeypatch.setenv(names.ENV_CHECKPOINT_DIR, str(tmp_path / "volume" / "checkpoints"))
+    monkeypatch.setenv(names.ENV_TERMINATION_LOG, str(tmp_path / "termination"))
+    with caplog.at_level("INFO"):
+        main()
+    assert "20 of 20" in caplog.text
     (path,) = made(tmp_path)
     assert len(Records(path)) == 20
-    assert json.loads((tmp_path / "termination").read_text())["outcome"] == Outcome.FINISHED
+    termination = Termination.from_json((tmp_path / "termination").read_text())
+    assert termination is not None
+    assert termination.outcome is Outcome.FINISHED
 
 
 def test_a_second_time_it_only_compares_the_checksums(tmp_path: Path) -> None:

@@ -197,6 +197,15 @@ def test_epochs_become_steps_once_the_number_of_images_is_known(tmp_path: Path) 
     assert sizes == [8] * 18 + [12] * 18
 
 
+def test_images_are_judged_at_the_size_that_training_has_come_to_where_none_is_given(tmp_path: Path) -> None:
+    recipe, given = a_recipe(tmp_path, eval_size=None), a_recipe(tmp_path, eval_size=10)
+    sizes = []
+    for step in (1, 18, 19, 36):
+        recipe.loader.position = given.loader.position = 24 * step
+        sizes.append([next(iter(one._held_out())).images.shape[1] for one in (recipe, given)])
+    assert sizes == [[8, 10], [8, 10], [12, 10], [12, 10]]
+
+
 def test_the_work_of_an_image_is_the_mean_over_the_sizes(tmp_path: Path) -> None:
     recipe = a_recipe(tmp_path, sizes=((0.0, 8), (0.5, 16)), layers=(1,))
     small = a_recipe(tmp_path, sizes=((0.0, 8),), layers=(1,))

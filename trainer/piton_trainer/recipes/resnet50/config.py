@@ -57,8 +57,9 @@ class ResnetConfig(RecipeConfig):
     """The same for MixUp: 0.2 leaves most images nearly whole."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Share of the target that is spread over all classes, mixed images included."""
-    eval_size: int = Field(default=256, ge=4)
-    """Height and width of validation images, in pixels. More than in training, as their crops show things smaller."""
+    eval_size: int | None = Field(default=256, ge=4)
+    """Height and width of validation images, in pixels. More than in training, as their crops show things smaller.
+    None takes the size that training has come to: small images are judged badly at any other."""
     eval_crop: float = Field(default=0.875, gt=0, le=1)
     """Side of the square in the middle that is shown, as a part of the shorter side."""
     eval_flip: bool = True

@@ -136,7 +136,7 @@ class Resnet:
             self.data.validation,
             self.data.held_out,
             batch=self.config.device_batch_size,
-            size=self.config.eval_size,
+            size=self.config.eval_size or self.loader.size_at(self.loader.position - 1),
             crop_ratio=self.config.eval_crop,
             threads=self.threads,
             rank=self.place.rank,
