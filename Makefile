@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint crd lock clean
+	bench bench-checkpoint bench-interval crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench: setup  ## what a session costs, over a bare PyTorch loop
 
 bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw write (ARGS="--megabytes 128")
 	python bench/checkpoint.py $(ARGS)
+
+bench-interval: setup  ## what checkpoint.every: auto costs, over the best interval in hindsight
+	python bench/interval.py
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml

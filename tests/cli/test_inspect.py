@@ -40,6 +40,7 @@ def test_plan_shows_the_rules_and_everything_that_would_run(tmp_path: Path, pito
     assert result.code == 0
     assert "due: attempt 1 is about to start" in result.out
     assert "-> StartAttempt number 1 (reason: FirstAttempt)" in result.out
+    assert "It saves as often as pays" in result.out
     documents = [document for document in yaml.safe_load_all(result.out.split("---\n", 1)[1]) if document]
     assert [document.get("kind", "AppDef") for document in documents] == [
         "AppDef",
@@ -57,6 +58,7 @@ def test_plan_as_json_is_one_object(tmp_path: Path, piton: Piton) -> None:
     assert [decision["rule"] for decision in found["decisions"]] == ["unheld", "due", "start"]
     effects = [effect["effect"] for decision in found["decisions"] for effect in decision["effects"]]
     assert effects == ["HoldRun", "StartAttempt"], "a claim that exists is not made"
+    assert found["saves"].endswith("(auto)")
     assert found["appDef"]["command"][0] == "python"
     assert found["pyTorchJob"]["metadata"]["name"] == "fake-1"
     assert found["volumeClaim"] is None

@@ -46,6 +46,10 @@ VOLUME = {"size": "1Gi"}
         ({"checkpoint": {"volume": VOLUME, "every": {"hours": 1}}}, "spec.checkpoint.every.hours: unknown field"),
         ({"checkpoint": {"volume": VOLUME, "every": {}}}, "spec.checkpoint.every: neither minutes nor steps is given"),
         (
+            {"objective": {"metric": "loss", "patience": 5}},
+            "spec.objective.patience: loss is judged whenever a save is due, and checkpoint.every: auto changes how",
+        ),
+        (
             {"checkpoint": {"volume": VOLUME, "keep": {"last": 1}}},
             "spec.checkpoint.keep.last: 1 is out of range; write at least 2",
         ),
@@ -89,7 +93,6 @@ def test_the_environment_is_checked(variable: dict[str, Any], problem: str) -> N
         ({"capacity": {"tiers": ["Spot", "OnDemand"]}}, "capacity.tiers"),
         ({"capacity": {"patience": "30m"}}, "capacity.patience"),
         ({"capacity": {"maxPricePerHour": "15.00"}}, "capacity.maxPricePerHour"),
-        ({"checkpoint": {"volume": VOLUME, "every": "auto"}}, "checkpoint.every"),
         ({"checkpoint": {"volume": VOLUME, "keep": {"weightsOnly": 10}}}, "checkpoint.keep.weightsOnly"),
         ({"limits": {"budget": {"usd": "250"}}}, "limits.budget"),
         ({"stages": {"prepare": {"command": ["x"]}}}, "stages.prepare"),
@@ -127,7 +130,7 @@ def test_everything_that_this_version_acts_on_is_accepted() -> None:
         capacity={"tiers": ["Spot"]},
         checkpoint={
             "volume": {"claimName": "shared"},
-            "every": {"minutes": 5, "steps": 100},
+            "every": "auto",
             "keep": {"last": 3, "best": 2},
         },
         objective={"metric": "val_loss", "target": 0.24, "patience": 5},
@@ -135,6 +138,14 @@ def test_everything_that_this_version_acts_on_is_accepted() -> None:
     )
 
     assert spec.workers.nodes == 2
+
+
+def test_patience_with_the_loss_of_a_batch_goes_with_saves_that_can_be_counted() -> None:
+    counted = {"volume": VOLUME, "every": {"steps": 100}}
+
+    assert problems_of(objective={"metric": "loss", "patience": 5}, checkpoint=counted) == ()
+    assert problems_of(objective={"metric": "loss", "target": 0.1}) == ()
+    assert problems_of(objective={"metric": "val_loss", "patience": 5}) == ()
 
 
 def test_a_bad_spec_leaves_the_metadata_readable() -> None:

@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 
 from piton.contract import names
-from piton.contract.assignment import Assignment, MirrorPolicy
+from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
 from piton.core.pytorchjob import pytorchjob, volume_claim
-from piton.core.render import ELASTIC_SHUTDOWN_SECONDS, GRACE_SECONDS, Place, ProgressServer, appdef, assignment
+from piton.core.render import (
+    ELASTIC_SHUTDOWN_SECONDS,
+    GRACE_SECONDS,
+    Place,
+    ProgressServer,
+    appdef,
+    assignment,
+    interval,
+)
 from support.builders import a_spec, meta
 
 SHARED = {"volume": {"size": "500Gi", "storageClassName": "fsx", "accessModes": ["ReadWriteMany"]}}
@@ -233,3 +241,32 @@ def test_a_place_decides_where_things_lie() -> None:
     assert role.env[names.ENV_CHECKPOINT_DIR] == "/data/ckpt"
     assert role.env["RANK"] == "0"
     assert role.entrypoint == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("every", "policy", "words"),
+    [
+        (
+            None,
+            SavePolicy(auto=True),
+            "as often as pays, by what saves cost and how often training is interrupted (auto)",
+        ),
+        (
+            "auto",
+            SavePolicy(auto=True),
+            "as often as pays, by what saves cost and how often training is interrupted (auto)",
+        ),
+        ({"minutes": 15}, SavePolicy(every_seconds=900), "every 15m"),
+        ({"steps": 500}, SavePolicy(every_steps=500), "every 500 steps"),
+        (
+            {"minutes": 90, "steps": 500},
+            SavePolicy(every_seconds=5400, every_steps=500),
+            "every 1h30m and every 500 steps",
+        ),
+    ],
+)
+def test_trainers_are_told_how_often_to_save_and_so_are_people(every: Any, policy: SavePolicy, words: str) -> None:
+    spec = a_spec(checkpoint=SHARED if every is None else SHARED | {"every": every})
+
+    assert assignment(spec).save == policy
+    assert interval(spec) == words

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 from piton.contract import names
 from piton_trainer.checkpoint import layout
+from support.clocks import FakeClock
 
 
 class FullDisk(layout.Disk):
@@ -29,6 +30,18 @@ class FullDisk(layout.Disk):
     def write(self, path: Path, text: str) -> None:
         if path.name == self.file and names.step_folder(self.step) in path.parent.name:
             raise OSError(self.code, "No space left on device")
+        super().write(path, text)
+
+
+class SlowDisk(layout.Disk):
+    """A disk on which a checkpoint takes so long."""
+
+    def __init__(self, clock: FakeClock, *, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def write(self, path: Path, text: str) -> None:
+        if path.name == names.MANIFEST_FILE:
+            self.clock.pass_seconds(self.seconds)
         super().write(path, text)
 
 

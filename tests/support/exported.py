@@ -13,6 +13,7 @@ from piton.core.status import CheckpointStatus, ProgressStatus, Verdict
 from piton.kube.metrics import Meter, Registry
 from piton_trainer.checkpoint import Saved
 from piton_trainer.exporter import Exporter
+from piton_trainer.interval import Choice
 from piton_trainer.mirror import Lag
 from support.builders import NOW, a_record, a_status
 
@@ -60,6 +61,7 @@ def a_trainers_registry() -> CollectorRegistry:
     exporter.post(report, now=0.0)
     exporter.stepped(seconds=0.2, waited_seconds=0.1)
     exporter.stood_still(seconds=1)
+    exporter.chosen(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))
     exporter.saved(Saved(step=1, folder=Path(), size=1), timestamp=1)
     return exporter.registry
 

@@ -15,10 +15,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import piton_trainer
+from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.progress import Progress
 from piton_trainer.checkpoint import Saved
 from piton_trainer.config import Server
 from piton_trainer.exporter import METRICS_MAX, Exporter
+from piton_trainer.interval import SHORTEST_SECONDS
 from piton_trainer.steps import Steps
 from support import ranks, tiny
 from support.clocks import FakeClock
@@ -93,6 +95,21 @@ def test_times_are_those_of_the_sessions_clock(tmp_path: Path, port: int) -> Non
 
     assert seen[8]["piton_trainer_step_seconds_sum"] == 24
     assert seen[8]["piton_trainer_checkpoint_timestamp_seconds"] == clock.now().timestamp()
+
+
+def test_an_interval_that_was_chosen_is_shown_with_its_reasons(tmp_path: Path, port: int) -> None:
+    clock, seen, fixed = FakeClock(), dict[int, Samples](), dict[int, Samples]()
+    slow: dict[int, tiny.Event] = {step: lambda _: clock.pass_seconds(30) for step in range(1, 9)}
+    orders = Assignment(save=SavePolicy(auto=True))
+
+    tiny.train(tmp_path, assignment=orders, clock=clock, metrics_port=port, at=slow | {9: scraping(port, seen)})
+    tiny.train(tmp_path / "fixed", metrics_port=port, at={9: scraping(port, fixed)})
+
+    assert seen[8]["piton_trainer_checkpoint_interval_seconds"] == SHORTEST_SECONDS
+    assert seen[8]["piton_trainer_checkpoint_cost_seconds"] == 0
+    assert seen[8]["piton_trainer_checkpoint_durable_seconds"] == 0
+    assert seen[8]["piton_trainer_interruption_interval_seconds"] == pytest.approx(3600 + 240, rel=0.01)
+    assert not {name for name in fixed[8] if "interval" in name or "cost" in name}
 
 
 def test_the_port_is_free_again_when_the_session_ends(tmp_path: Path, port: int) -> None:

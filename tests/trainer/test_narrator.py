@@ -3,6 +3,7 @@
 import pytest
 
 from piton.contract.progress import Progress
+from piton_trainer.interval import Choice
 from piton_trainer.narrator import Narrator, line
 
 REPORT = Progress(updated="2026-01-01T00:00:00+00:00", step=120)
@@ -33,3 +34,21 @@ def test_lines_come_further_and_further_apart(capsys: pytest.CaptureFixture[str]
 
     assert said == [5, 15, 35, 75, 135, 195, 255]
     assert capsys.readouterr().err.splitlines() == ["piton: step 120"] * 7
+
+
+def a_choice(seconds: float, *, cost: float | None = 1.472) -> Choice:
+    return Choice(seconds=seconds, cost_seconds=cost, durable_seconds=3.2, between_seconds=3500.0)
+
+
+def test_an_interval_is_told_with_its_reasons_when_it_is_known_and_when_it_changes_by_much(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    narrator = Narrator()
+    for choice in (a_choice(60, cost=None), a_choice(100), a_choice(130), a_choice(160), a_choice(110), a_choice(100)):
+        narrator.chosen(choice)
+
+    assert capsys.readouterr().err.splitlines() == [
+        f"piton: saving every {interval}: a save costs 1.5 s and is durable after 3.2 s, "
+        "an interruption is expected every 58m20s"
+        for interval in ("1m40s", "2m40s", "1m40s")
+    ]

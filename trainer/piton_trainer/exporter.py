@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from piton import __version__
 from piton.contract.progress import Progress
 from piton_trainer.checkpoint import Saved
+from piton_trainer.interval import Choice
 from piton_trainer.mirror import Lag
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,14 @@ METRICS_MAX = 32
 """Names of reported metrics that get a series; the first ones, in the order of the alphabet."""
 _STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _CHECKPOINT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+
+_CHOICE = (
+    ("checkpoint_interval_seconds", "seconds", "Time between saves, where it is chosen by what they cost."),
+    ("checkpoint_cost_seconds", "cost_seconds", "Training time that a save costs, as far as the interval knows."),
+    ("checkpoint_durable_seconds", "durable_seconds", "From the beginning of a save to where it counts; likewise."),
+    ("interruption_interval_seconds", "between_seconds", "Expected time between two interruptions; likewise."),
+)
+"""Name, field of a `Choice`, help."""
 
 
 class Registry(CollectorRegistry):
@@ -81,6 +90,10 @@ class Exporter:
         """A checkpoint became durable."""
         self._newest.checkpoint = saved.step, saved.size, timestamp
 
+    def chosen(self, choice: Choice) -> None:
+        """The interval between saves was chosen anew."""
+        self._newest.choice = choice
+
     def is_due(self, now: float) -> bool:
         """Whether enough time has passed since the report before."""
         return self._last_post is None or now - self._last_post >= self._interval_seconds
@@ -112,6 +125,7 @@ class _Newest(Collector):
     def __init__(self, world_size: int, lag: Callable[[], Lag | None] | None) -> None:
         self.progress: Progress | None = None
         self.checkpoint: tuple[int, int, float] | None = None
+        self.choice: Choice | None = None
         self._world_size = world_size
         self._lag = lag
 
@@ -131,6 +145,7 @@ class _Newest(Collector):
         yield _gauge("checkpoint_step", "Step of the newest checkpoint of this attempt.", saved[0])
         yield _gauge("checkpoint_bytes", "Its size.", saved[1])
         yield _gauge("checkpoint_timestamp_seconds", "When it became durable.", saved[2])
+        yield from self._chosen()
         lag = None if self._lag is None else self._lag()
         yield _gauge("mirror_lag_steps", "Steps that the mirror is behind the volume.", lag.steps if lag else None)
         yield _gauge("mirror_lag_seconds", "Since the oldest save that the mirror lacks.", lag.seconds if lag else None)
@@ -142,6 +157,12 @@ class _Newest(Collector):
         for name in sorted(said.metrics)[:METRICS_MAX]:
             reported.add_metric([name], said.metrics[name])
         yield reported
+
+    def _chosen(self) -> Iterator[Metric]:
+        """The interval that `checkpoint.every: auto` has come to, and what it was chosen from."""
+        for name, field, help_text in _CHOICE:
+            value = None if self.choice is None else getattr(self.choice, field)
+            yield _gauge(name, help_text, value)
 
 
 def _gauge(name: str, help_text: str, value: float | None) -> Metric:

@@ -7,10 +7,13 @@ day of training fills no screen after screen.
 from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton_trainer.ending import say
+from piton_trainer.interval import Choice
 from piton_trainer.metrics import LOSS
 
 FIRST_SECONDS = 5.0
 APART_SECONDS_MAX = 60.0
+_MUCH = 1.5
+"""By which factor an interval has to change to be worth a line."""
 
 
 class Narrator:
@@ -19,6 +22,7 @@ class Narrator:
     def __init__(self) -> None:
         self._pause_seconds = FIRST_SECONDS
         self._said_at: float | None = None
+        self._said_interval: float | None = None
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a line."""
@@ -31,6 +35,13 @@ class Narrator:
         self._said_at = now
         self._pause_seconds = min(2 * self._pause_seconds, APART_SECONDS_MAX)
         say(line(progress))
+
+    def chosen(self, choice: Choice) -> None:
+        """Say how often saves are made, the first time that it is known, and when it has changed by much."""
+        said, seconds = self._said_interval, choice.seconds
+        if choice.cost_seconds is not None and (said is None or not said / _MUCH < seconds < said * _MUCH):
+            self._said_interval = seconds
+            say(interval_line(choice))
 
 
 def line(progress: Progress) -> str:
@@ -48,3 +59,12 @@ def line(progress: Progress) -> str:
     if progress.checkpoint_step is not None:
         parts.append(f"step {progress.checkpoint_step} is saved")
     return ", ".join(parts)
+
+
+def interval_line(choice: Choice) -> str:
+    """An interval in a line, with its reasons."""
+    return (
+        f"saving every {format_duration(choice.seconds)}: a save costs {choice.cost_seconds or 0:.2g} s and is durable "
+        f"after {choice.durable_seconds or 0:.2g} s, an interruption is expected every "
+        f"{format_duration(choice.between_seconds)}"
+    )

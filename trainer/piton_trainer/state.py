@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from piton.contract.assignment import Objective
+from piton_trainer.interval import Evidence
 
 
 @dataclass(kw_only=True)
@@ -40,6 +41,8 @@ class TrainState:
     ended: str | None = None
     """Why the script ended its loop by itself; ends that the assignment asks for are worked out anew."""
     position: Position = field(default_factory=Position)
+    evidence: Evidence = field(default_factory=Evidence)
+    """Rank 0's: what the save interval is chosen from."""
 
     def judge(self, value: float, objective: Objective) -> bool:
         """Count an evaluation; whether it is the best so far."""
@@ -56,5 +59,10 @@ class TrainState:
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Self:
         """Parse what `to_document` made; a field that this version does not know is left out."""
-        known = {f.name: document[f.name] for f in fields(cls) if f.name in document and f.name != "position"}
-        return cls(**known, position=Position(**document["position"]))
+        parts = ("position", "evidence")
+        known = {f.name: document[f.name] for f in fields(cls) if f.name in document and f.name not in parts}
+        return cls(
+            **known,
+            position=Position(**document["position"]),
+            evidence=Evidence.from_document(document.get("evidence", {})),
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
-from piton.contract.progress import MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
+from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
 from piton_trainer.boundary import Word, fraction_done, reason_to_end
 from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
@@ -26,6 +26,7 @@ from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Diverged, Ended, Stopped
 from piton_trainer.feed import Feed, Resume, length_of
+from piton_trainer.interval import Choice, Interval
 from piton_trainer.metrics import LOSS, Metrics
 from piton_trainer.narrator import Narrator
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
@@ -64,8 +65,8 @@ class Steps:
         self._store = store
         self._reporter = reporter
         self._exporter = exporter
-        narrator = Narrator() if ranks.is_main else None
-        self._listeners = [listener for listener in (reporter, exporter, narrator) if listener is not None]
+        self._narrator = Narrator() if ranks.is_main else None
+        self._listeners = [listener for listener in (reporter, exporter, self._narrator) if listener is not None]
         self._signals = signals
         self._clock = clock
         self._mirror = mirror
@@ -79,7 +80,9 @@ class Steps:
         self._inside_step = False
         self._has_diverged = False
         self._end: Ended | None = None
-        self._lap = self._last_save = self._waited = 0.0
+        self._interval = Interval(config.assignment.save)
+        self._told: Choice | None = None
+        self._lap = self._waited = 0.0
         self._is_prepared = self._is_postponed = False
         self._announced: Saved | None = None
 
@@ -144,7 +147,7 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all() | self._lag_metrics(),
+            metrics=self._metrics.read_all() | self._lag_metrics() | self._interval_metrics(),
             now=self._clock.now(),
             finished=finished,
         )
@@ -153,6 +156,11 @@ class Steps:
         """How far the mirror is behind, where there is one."""
         lag = None if self._mirror is None else self._mirror.lag()
         return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
+
+    def _interval_metrics(self) -> dict[str, float]:
+        """How often saves are made, where nobody has said it."""
+        choice = self._interval.choice
+        return {} if choice is None else {CHECKPOINT_INTERVAL_SECONDS: round(choice.seconds, 1)}
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:
         """The last message, for an end of this kind."""
@@ -178,7 +186,10 @@ class Steps:
             raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
         self.has_begun = True
         self._started = (self.state.step, self.state.training_seconds)
-        self._lap = self._last_save = self._clock.monotonic()
+        self._lap = self._clock.monotonic()
+        # Whichever attempt made the checkpoint, it and those after it have ended since.
+        ended = self._store.attempt - (1 if self._restored is None else self._restored.attempt)
+        self._interval.begin(self.state.evidence.interrupted(ended), now=self._lap)
         if ending := reason_to_end(self.state, self._assignment, self._total):
             self._finish(ending)
             return None
@@ -206,9 +217,10 @@ class Steps:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
         self._store.poll()
-        self._announce()
         word = self._agree()
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
+        self._interval.stepped(lap)
+        self._announce()
         if self._exporter is not None:
             self._exporter.stepped(seconds=lap, waited_seconds=self._waited)
         if word.diverged:
@@ -248,12 +260,9 @@ class Steps:
         return Word.from_vector(self._ranks.agree(word.to_vector()))
 
     def _save_is_due(self) -> bool:
-        policy, step = self._assignment.save, self.state.step
-        by_steps = policy.every_steps is not None and step % policy.every_steps == 0
-        since = self._clock.monotonic() - self._last_save
-        by_time = policy.every_seconds is not None and since >= policy.every_seconds
+        by_interval = self._interval.is_due(self.state.step, now=self._clock.monotonic())
         wished = self._reporter is not None and self._reporter.checkpoint_wished
-        return by_steps or by_time or wished or self._is_postponed or step == self._total
+        return by_interval or wished or self._is_postponed or self.state.step == self._total
 
     def _stop_is_wished(self) -> bool:
         too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
@@ -286,12 +295,14 @@ class Steps:
         bad = self._metrics.not_finite(self._watched, on_device=True) is not None
         if self._ranks.agree([float(bad)])[0]:
             raise self._diverged()
-        began = self._clock.monotonic()
+        began, waited = self._clock.monotonic(), self._store.in_flight
+        self.state.evidence = self._interval.evidence(now=began)
         self._store.save(self.state, self._objects, self._feed, self._metrics_to_save())
-        self._last_save = self._clock.monotonic()
+        ended = self._clock.monotonic()
+        self._interval.saved(self.state.step, began=began, ended=ended, waited=waited)
         self._is_prepared = True
         if self._exporter is not None:
-            self._exporter.stood_still(seconds=self._last_save - began)
+            self._exporter.stood_still(seconds=ended - began)
         if self._reporter is not None:
             self._reporter.checkpoint_made()
         self._announce()
@@ -313,6 +324,7 @@ class Steps:
         if saved is None or saved is self._announced:
             return
         self._announced = saved
+        self._interval.durable(saved.step, now=self._clock.monotonic())
         if self._exporter is not None:
             self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
         if self._mirror is not None:
@@ -340,6 +352,7 @@ class Steps:
         )
 
     def _report(self) -> None:
+        self._tell_interval()
         now = self._clock.monotonic()
         if due := [listener for listener in self._listeners if listener.is_due(now)]:
             progress = self.progress()
@@ -347,6 +360,15 @@ class Steps:
                 listener.post(progress, now)
             # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
             self._has_diverged = self._metrics.not_finite(self._watched, on_device=True) is not None
+
+    def _tell_interval(self) -> None:
+        choice = self._interval.choice
+        if choice is None or choice is self._told:
+            return
+        self._told = choice
+        for listener in (self._exporter, self._narrator):
+            if listener is not None:
+                listener.chosen(choice)
 
     def _stopped(self) -> Stopped:
         received, step = self._signals.received, self._store.durable_step

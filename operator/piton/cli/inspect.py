@@ -17,7 +17,7 @@ from piton.core.model import Meta, Spec
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.parse import SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
-from piton.core.render import appdef, as_text
+from piton.core.render import appdef, as_text, interval
 from piton.core.status import RunStatus
 from piton.local.preflight import recipe_problems
 
@@ -58,6 +58,7 @@ def plan(file: Path, *, as_json: bool) -> int:
         click.echo(f"  {decision['rule']}: {decision['message']}")
         for effect in decision["effects"]:
             click.echo(f"    -> {_effect_text(effect)}")
+    click.echo(f"It saves {found['saves']}; besides that each new best, what a stop would lose, and the end.")
     for title, kind in (("AppDef", "appDef"), ("PyTorchJob", "pyTorchJob"), ("PersistentVolumeClaim", "volumeClaim")):
         if found[kind]:
             click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
@@ -78,6 +79,7 @@ def _plan(meta: Meta, spec: Spec) -> dict[str, Any]:
     return {
         "name": meta.name,
         "decisions": [_decision(decision) for decision in _decisions(meta, spec)],
+        "saves": interval(spec),
         "appDef": as_text(appdef(meta, spec, 1, in_pod(meta))),
         "pyTorchJob": pytorchjob(meta, spec, 1),
         "volumeClaim": volume_claim(meta, spec) if spec.checkpoint.volume.size else None,

@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 class SavePolicy:
     """When to save and what to keep. Whichever of the two intervals passes first triggers a save."""
 
+    auto: bool = False
+    """As often as pays, by what saves cost and how often training is interrupted; `every_seconds` is ignored then."""
     every_seconds: float | None = None
     every_steps: int | None = None
     keep_last: int = 2
@@ -63,7 +65,7 @@ class Assignment:
     recipe: str | None = None
     """A recipe that piton_trainer ships; None for the user's own code."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    save: SavePolicy = SavePolicy(every_seconds=900.0)
+    save: SavePolicy = SavePolicy(auto=True)
     objective: Objective | None = None
     mirror: MirrorPolicy | None = None
     training_seconds: float | None = None

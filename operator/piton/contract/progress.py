@@ -21,6 +21,7 @@ RESUMED_FROM = "resumed_from_step"
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
+CHECKPOINT_INTERVAL_SECONDS = "checkpoint_interval_seconds"
 _ALIASES = {"current_step": STEP}
 _RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM})
 

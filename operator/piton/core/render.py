@@ -13,7 +13,7 @@ from torchx import specs
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
-from piton.contract.duration import parse_duration
+from piton.contract.duration import format_duration, parse_duration
 from piton.core.context import deadline_of
 from piton.core.model import Every, Meta, Mirror, ObjectiveSpec, Spec
 
@@ -54,11 +54,12 @@ class ProgressServer:
 
 def assignment(spec: Spec) -> Assignment:
     """What the trainers are told; the same in every place."""
-    every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every(minutes=15)
+    every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every()
     return Assignment(
         recipe=spec.trainer.recipe,
         config=spec.trainer.config,
         save=SavePolicy(
+            auto=spec.checkpoint.every == "auto",
             every_seconds=None if every.minutes is None else every.minutes * 60.0,
             every_steps=every.steps,
             keep_last=spec.checkpoint.keep.last,
@@ -68,6 +69,16 @@ def assignment(spec: Spec) -> Assignment:
         mirror=_mirror(spec.checkpoint.mirror),
         training_seconds=parse_duration(spec.limits.training_time) if spec.limits.training_time else None,
     )
+
+
+def interval(spec: Spec) -> str:
+    """How often the trainers save, for people."""
+    save = assignment(spec).save
+    if save.auto:
+        return "as often as pays, by what saves cost and how often training is interrupted (auto)"
+    minutes = None if save.every_seconds is None else f"every {format_duration(save.every_seconds)}"
+    steps = None if save.every_steps is None else f"every {save.every_steps} steps"
+    return " and ".join(part for part in (minutes, steps) if part)
 
 
 def _mirror(mirror: Mirror | None) -> MirrorPolicy | None:

@@ -15,6 +15,8 @@ Rule = Callable[[Spec], Iterator[str]]
 RESERVED_ENV = re.compile(
     r"^(PITON_|PET_|KUBEFLOW_TRAINER_|TORCHELASTIC_)|^(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
 )
+LOSS = "loss"
+"""By its name the loss of one batch, as every training script reports it."""
 SECRET_ENV = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
 
 
@@ -66,7 +68,17 @@ def an_interval(spec: Spec) -> Iterator[str]:
     """An interval needs a number."""
     every = spec.checkpoint.every
     if every != "auto" and every.minutes is None and every.steps is None:
-        yield "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}"
+        yield "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto"
+
+
+def a_steady_judge(spec: Spec) -> Iterator[str]:
+    """The loss of a batch is judged at each save; patience with it needs saves that somebody can count."""
+    objective = spec.objective
+    if spec.checkpoint.every == "auto" and objective and objective.metric == LOSS and objective.patience:
+        yield (
+            f"spec.objective.patience: {LOSS} is judged whenever a save is due, and checkpoint.every: auto changes how "
+            "often that is; write checkpoint.every: {steps: 500}, or name a metric of an evaluation, such as val_loss"
+        )
 
 
 def good_env(spec: Spec) -> Iterator[str]:
@@ -129,7 +141,6 @@ def not_yet(spec: Spec) -> Iterator[str]:
         "capacity.tiers": len(capacity.tiers) > 1,
         "capacity.patience": capacity.patience is not None,
         "capacity.maxPricePerHour": capacity.max_price_per_hour is not None,
-        "checkpoint.every": checkpoint.every == "auto",
         "checkpoint.keep.weightsOnly": checkpoint.keep.weights_only > 0,
         "limits.budget": limits.budget is not None,
         "stages.prepare": stages.prepare is not None,
@@ -137,7 +148,6 @@ def not_yet(spec: Spec) -> Iterator[str]:
     }
     instead = {
         "capacity.tiers": "name one tier",
-        "checkpoint.every": "write {minutes: 15}",
         "limits.budget": "remove it and set limits.deadline",
     }
     for path, used in fields.items():
@@ -150,6 +160,7 @@ RULES: tuple[Rule, ...] = (
     one_volume,
     shared_volume,
     an_interval,
+    a_steady_judge,
     good_env,
     good_durations,
     positive_budget,

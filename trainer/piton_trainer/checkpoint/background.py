@@ -14,6 +14,7 @@ rank 0 commits only what all ranks have made durable.
 
 import json
 import logging
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -90,6 +91,7 @@ class BackgroundCheckpointer:
             is_main=ranks.is_main,
             policy=policy,
             objective=objective,
+            threads=_spare_cores(),
         )
         self._scribe = Scribe(settings, memory=self._arena.descriptor)
         self._signature: Signature | None = None
@@ -297,6 +299,12 @@ class BackgroundCheckpointer:
 
     def _stamp(self) -> None:
         self._image.stamp(self._arena.bytes)
+
+
+def _spare_cores() -> int:
+    """What this rank's training leaves of its share of the machine; at least one."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, share - torch.get_num_threads())
 
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:

@@ -8,14 +8,13 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 from piton.contract.manifest import FileEntry
 
 CHUNK_BYTES = 4 << 20
-_MORE_THREADS = 2
-"""While one hashes, another one writes: with one thread per core the disk would stand still at times."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -27,37 +26,54 @@ class Part(NamedTuple):
     size: int
 
 
-def write_parts(folder: Path, parts: Sequence[Part], memory: memoryview) -> dict[str, FileEntry]:
-    """Write files, durably, on a few threads more than this process may use cores.
+class Crew:
+    """Threads that write one save's files, durably: a few while the trainer trains, more when it waits for them."""
 
-    Raises:
-        OSError: the first that went wrong.
-    """
-    entries: dict[str, FileEntry] = {}
-    errors: list[OSError] = []
-    left = list(reversed(parts))
+    def __init__(self, folder: Path, parts: Sequence[Part], memory: memoryview) -> None:
+        self._folder = folder
+        self._memory = memory
+        self._left = list(reversed(parts))
+        self._entries: dict[str, FileEntry] = {}
+        self._errors: list[OSError] = []
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
 
-    def work() -> None:
-        while left and not errors:
+    def enlist(self, count: int) -> None:
+        """Have at least so many threads, as far as there are files for them."""
+        with self._lock:
+            for _ in range(min(count - len(self._threads), len(self._left))):
+                thread = threading.Thread(target=self._work)
+                thread.start()
+                self._threads.append(thread)
+
+    def finish(self) -> dict[str, FileEntry]:
+        """Wait for all files, and say what they are.
+
+        Raises:
+            OSError: the first that went wrong.
+        """
+        for number in count():
+            with self._lock:
+                if number == len(self._threads):
+                    break
+                thread = self._threads[number]
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+        return self._entries
+
+    def _work(self) -> None:
+        while not self._errors:
+            with self._lock:
+                if not self._left:
+                    return
+                part = self._left.pop()
             try:
-                part = left.pop()
-            except IndexError:
-                return
-            try:
-                entries[part.name] = write_file(folder / part.name, memory[part.start : part.start + part.size])
+                entry = write_file(self._folder / part.name, self._memory[part.start : part.start + part.size])
             except OSError as error:
-                errors.append(error)
-
-    count = min(len(parts), len(os.sched_getaffinity(0)) + _MORE_THREADS)
-    threads = [threading.Thread(target=work) for _ in range(count - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return entries
+                self._errors.append(error)
+            else:
+                self._entries[part.name] = entry
 
 
 def write_file(path: Path, data: memoryview) -> FileEntry:

@@ -23,6 +23,8 @@ class Settings:
     is_main: bool
     policy: SavePolicy
     objective: Objective | None
+    threads: int = 1
+    """How many may write while the trainer trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,13 @@ class Commit:
     draft: Draft
     files: Mapping[str, FileEntry] | None
     """Of all ranks; None: those of the writer itself, which is alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hurry:
+    """From now on the trainer waits for this step: use all cores. Not answered."""
+
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)

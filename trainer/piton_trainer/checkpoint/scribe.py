@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from piton_trainer.checkpoint.orders import Answer, Failed, Order, Settings
+from piton_trainer.checkpoint.orders import Answer, Failed, Hurry, Order, Settings, Write
 
 _LEAVE_SECONDS = 10.0
 
@@ -21,6 +21,7 @@ class Scribe:
         self._orders: list[Order] = []
         self._answered = 0
         self._has_died = False
+        self._hurry: Hurry | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -31,7 +32,7 @@ class Scribe:
 
     def begin(self, order: Order) -> None:
         """Give the first order of a save."""
-        self._orders, self._answered, self._has_died = [], 0, False
+        self._orders, self._answered, self._has_died, self._hurry = [], 0, False, None
         self.go_on(order)
 
     def go_on(self, order: Order) -> None:
@@ -46,6 +47,8 @@ class Scribe:
 
     def answer(self, *, wait: bool) -> Answer | None:
         """The answer to the newest order, or the first failure; None: not yet. Each is given once."""
+        if wait:
+            self._hasten()
         while wait or self._connection.poll():
             try:
                 answer: Answer = self._connection.recv()
@@ -79,6 +82,14 @@ class Scribe:
             self._process.kill()
             self.close()
 
+    def _hasten(self) -> None:
+        """Say once a save that training stands still for it."""
+        first = self._orders[0]
+        if self._hurry is None and isinstance(first, Write):
+            self._hurry = Hurry(step=first.step)
+            with suppress(OSError):  # it is dead, and the wait for its answer says so
+                self._connection.send(self._hurry)
+
     def _failed(self, failure: Failed) -> Failed:
         """Forget the process, and with it the answers to orders that followed on this one."""
         self.kill()
@@ -90,8 +101,8 @@ class Scribe:
         self._has_died, self._answered = True, 0
         self._start()
         with suppress(OSError):  # it is dead as well, and the next look for an answer says so
-            for order in self._orders:
-                self._connection.send(order)
+            for message in [*self._orders, *([] if self._hurry is None else [self._hurry])]:
+                self._connection.send(message)
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

@@ -14,21 +14,26 @@ import mmap
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import assert_never
 
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import Saved, layout
 from piton_trainer.checkpoint.commit import Committer
-from piton_trainer.checkpoint.direct import write_parts
+from piton_trainer.checkpoint.direct import Crew
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
+from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 
 NICE = 10
 """Not the lowest: on a machine whose cores are all busy, a save would then take many times as long."""
+_MORE_THREADS = 2
+"""In a hurry. While one hashes, another one writes: with one thread per core the disk would stand still at times."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,6 +46,9 @@ class Writer:
         self._memory = memory
         self._mapped: mmap.mmap | None = None
         self._sealed: Mapping[str, FileEntry] | None = None
+        self._threads = settings.threads
+        self._crew: Crew | None = None
+        self._hurry: Hurry | None = None
         disk = layout.Disk()
         self._fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
         self._committer = Committer(
@@ -59,6 +67,12 @@ class Writer:
                     assert_never(order)
         except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
             return Failed.by(error)
+
+    def hurry(self, hurry: Hurry) -> None:
+        """Take all cores for a step that is being written, or will be. Comes from another thread."""
+        self._hurry, crew = hurry, self._crew
+        if crew is not None:
+            crew.enlist(_all_cores())
 
     def follow_up(self, saved: Saved) -> None:
         """What comes after a commit, when the trainer knows of it already."""
@@ -80,10 +94,19 @@ class Writer:
             folder.mkdir(exist_ok=True)
             files = {name: _write_small(folder / name, data) for name, data in order.small.items()}
             if order.parts:
-                files |= write_parts(folder, order.parts, self._bytes(order))
+                files |= self._write_parts(folder, order)
             layout.sync_folder(folder)
         self._sealed = files
         return Sealed(files=files)
+
+    def _write_parts(self, folder: Path, order: Write) -> Mapping[str, FileEntry]:
+        self._crew = crew = Crew(folder, order.parts, self._bytes(order))
+        in_a_hurry = self._hurry is not None and self._hurry.step == order.step
+        crew.enlist(_all_cores() if in_a_hurry else self._threads)
+        try:
+            return crew.finish()
+        finally:
+            self._crew = None
 
     def _bytes(self, order: Write) -> memoryview:
         size = max(part.start + part.size for part in order.parts)
@@ -100,17 +123,37 @@ def _write_small(path: Path, data: bytes) -> FileEntry:
     return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+def _all_cores() -> int:
+    return len(os.sched_getaffinity(0)) + _MORE_THREADS
+
+
 def serve(connection: Connection, memory: int) -> None:
     """Do what comes in, until the trainer hangs up."""
     try:
         writer = Writer(connection.recv(), memory)
-        while True:
-            answer = writer.obey(connection.recv())
+        orders: SimpleQueue[Order | None] = SimpleQueue()
+        threading.Thread(target=_listen, args=(connection, writer, orders), daemon=True).start()
+        while (order := orders.get()) is not None:
+            answer = writer.obey(order)
             connection.send(answer)
             if isinstance(answer, Saved):
                 writer.follow_up(answer)
     except (EOFError, ConnectionError):
         return
+
+
+def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order | None]") -> None:
+    """Orders are done one after the other; only a hurry does not wait its turn."""
+    try:
+        with suppress(EOFError, OSError):
+            while True:
+                message = connection.recv()
+                if isinstance(message, Hurry):
+                    writer.hurry(message)
+                else:
+                    orders.put(message)
+    finally:
+        orders.put(None)
 
 
 def end_with(parent: int) -> None:
