@@ -7,6 +7,7 @@ This is what torchvision calls ResNet v1.5. The layout in memory is channels-las
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,10 @@ class ResNet(nn.Module):
             x = stage(x)
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for each size of images anew: they are few, and code for any size is slower and may not compile."""
+        super().compile(*args, dynamic=False, **kwargs)
 
     @property
     def blocks(self) -> list[nn.Module]:
