@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval crd lock clean
+	bench bench-checkpoint bench-interval bench-loader crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw
 
 bench-interval: setup  ## what checkpoint.every: auto costs, over the best interval in hindsight
 	python bench/interval.py
+
+bench-loader: setup  ## what the images of resnet50 cost, over decoding the same JPEGs
+	python bench/loader.py
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml

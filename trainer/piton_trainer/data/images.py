@@ -24,6 +24,8 @@ from piton_trainer.errors import BadConfig
 
 AHEAD = 2
 """Steps that are decoded before they are asked for."""
+SHARE = 8
+"""Images that a thread takes at a time: few, so that a slow thread delays nobody, and enough to cost nothing."""
 Numbers = NDArray[np.int64]
 
 
@@ -62,7 +64,6 @@ class Decoder:
 
     def __init__(self, records: Records, *, threads: int, pin: bool) -> None:
         self.records = records
-        self.threads = threads
         self.pin = pin
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="piton-decode")
 
@@ -81,8 +82,8 @@ class Decoder:
                 number = int(numbers[place])
                 target[place] = cut(self.records, number, crop(place, number), size)
 
-        shares = [range(thread, len(numbers), self.threads) for thread in range(self.threads)]
-        parts = [self._pool.submit(fill, share) for share in shares if share]
+        shares = [range(start, min(start + SHARE, len(numbers))) for start in range(0, len(numbers), SHARE)]
+        parts = [self._pool.submit(fill, share) for share in shares]
         return _Pending(Batch(images=images, labels=labels.pin_memory() if self.pin else labels, first=first), parts)
 
 
