@@ -64,14 +64,13 @@ class Recorder:
         """
         self.path = path
         self._part = path.with_name(path.name + PART)
-        self._heads: list[np.void] = []
-        self._offsets: list[int] = []
+        self._index = bytearray()
         beginning = about.to_bytes()
         self._end = self._scan(beginning) if self._part.exists() else 0
         self._file = self._open(beginning)
 
     def __len__(self) -> int:
-        return len(self._heads)
+        return len(self._index) // INDEX.itemsize
 
     def __enter__(self) -> Self:
         return self
@@ -91,18 +90,14 @@ class Recorder:
 
     def finish(self) -> None:
         """Write index and end, and give the file its name."""
-        index = np.zeros(len(self), INDEX)
-        index["head"], index["offset"] = self._heads, self._offsets
-        content = index.tobytes()
-        end = np.array((self._end, len(self), zlib.crc32(content), END_MAGIC), END)
-        self._file.write(content + end.tobytes())
+        end = np.array((self._end, len(self), zlib.crc32(self._index), END_MAGIC), END)
+        self._file.write(self._index + end.tobytes())
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(self.path)
 
     def _note(self, head: np.void, offset: int) -> None:
-        self._heads.append(head)
-        self._offsets.append(offset)
+        self._index += np.array((head, offset), INDEX).tobytes()
         self._end = offset + int(head["size"])
 
     def _open(self, beginning: bytes) -> IO[bytes]:
