@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-loader crd lock clean
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,10 +36,10 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto -m 'not crash and not e2e and not box'
+	pytest -q -n auto --dist loadgroup -m 'not crash and not e2e and not box'
 
-test-crash: setup  ## kill a trainer 200 times, resume 200 times
-	pytest -q -m crash --timeout 3600
+test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
+	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
 
 e2e: setup  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
 	pytest -q -m 'e2e or box'
@@ -68,11 +68,17 @@ bench: setup  ## what a session costs, over a bare PyTorch loop
 bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw write (ARGS="--megabytes 128")
 	python bench/checkpoint.py $(ARGS)
 
+bench-stop: setup  ## what SIGTERM costs until all is durable, and until the end, over one raw write of the state
+	python bench/stop.py $(ARGS)
+
 bench-interval: setup  ## what checkpoint.every: auto costs, over the best interval in hindsight
 	python bench/interval.py
 
 bench-loader: setup  ## what the images of resnet50 cost, over decoding the same JPEGs
 	python bench/loader.py
+
+bench-mirror: setup  ## what an upload and a download cost, by each S3 client that is installed
+	PYTHONPATH=tests python bench/mirror.py $(ARGS)
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd > crds/trainingruns.piton.dev.yaml

@@ -4,7 +4,6 @@ import mmap
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,7 +19,8 @@ from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import Snapshot, layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.checkpoint.intake import Targets
+from piton_trainer.checkpoint.load import load_newest
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 
@@ -278,9 +278,12 @@ class PitonBeside(Piton):
 
 
 def restore(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """As a session does it: the newest good checkpoint, every file verified."""
-    checkpoint = newest_good(folder, Ranks())
-    assert checkpoint is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load_tensors(checkpoint, into)
+    """As a session does it: the newest good checkpoint, every file verified, the tensors in use changed last.
+
+    The momenta of an optimizer that has not stepped yet are no tensors in use, so they may be filled at once.
+    """
+    weights = {key: tensor for key, tensor in into.items() if key.startswith("w/")}
+    momenta = {key: tensor for key, tensor in into.items() if key not in weights}
+    loaded = load_newest(folder, Ranks(), lambda _: Targets(live=weights, fresh=momenta))
+    assert loaded is not None
+    loaded.settle()

@@ -106,6 +106,23 @@ def test_an_objective_knows_what_is_better(goal: str, value: float, than: float 
     assert objective.better(value, than) is better
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_manifest_says_when_the_weights_are_all_that_is_left(weights_only: bool) -> None:
+    files = {"a": FileEntry(size=5, sha256="00")}
+    text = Manifest(step=3, attempt=2, world_size=1, files=files, weights_only=weights_only).to_json()
+
+    assert ("weightsOnly" in text) is weights_only
+    assert Manifest.from_json(text).weights_only is weights_only
+
+
+@pytest.mark.parametrize("name", ["step-000000012", "weights-000000012"])
+def test_a_folder_is_a_whole_checkpoint_or_a_thin_one(name: str) -> None:
+    steps = (names.parse_step_folder(name), names.parse_weights_folder(name))
+
+    assert steps == ((12, None) if name == names.step_folder(12) else (None, 12))
+    assert name in (names.step_folder(12), names.weights_folder(12))
+
+
 def test_a_manifest_survives_the_trip() -> None:
     manifest = Manifest(
         step=3,

@@ -34,6 +34,7 @@ VOLUME = {"size": "1Gi"}
         ),
         ({"limits": {"deadline": "5 hours"}}, "a duration such as 90s, 15m, 24h or 1h30m"),
         ({"limits": {"deadline": "0h"}}, "spec.limits.deadline: '0h' is no time at all"),
+        ({"checkpoint": {"volume": VOLUME, "patience": "0m"}}, "spec.checkpoint.patience: '0m' is no time at all"),
         ({"objective": {"metric": "val_loss", "goal": "Min"}}, "write 'Minimize' or 'Maximize'"),
         ({"trainer": {"image": "i"}}, "spec.trainer: exactly one of recipe and command is needed, neither is given"),
         (
@@ -93,7 +94,6 @@ def test_the_environment_is_checked(variable: dict[str, Any], problem: str) -> N
         ({"capacity": {"tiers": ["Spot", "OnDemand"]}}, "capacity.tiers"),
         ({"capacity": {"patience": "30m"}}, "capacity.patience"),
         ({"capacity": {"maxPricePerHour": "15.00"}}, "capacity.maxPricePerHour"),
-        ({"checkpoint": {"volume": VOLUME, "keep": {"weightsOnly": 10}}}, "checkpoint.keep.weightsOnly"),
         ({"limits": {"budget": {"usd": "250"}}}, "limits.budget"),
         ({"stages": {"prepare": {"command": ["x"]}}}, "stages.prepare"),
         ({"stages": {"evaluate": {"command": ["x"]}}}, "stages.evaluate"),
@@ -131,7 +131,8 @@ def test_everything_that_this_version_acts_on_is_accepted() -> None:
         checkpoint={
             "volume": {"claimName": "shared"},
             "every": "auto",
-            "keep": {"last": 3, "best": 2},
+            "keep": {"last": 3, "best": 2, "weightsOnly": 10},
+            "patience": "30m",
         },
         objective={"metric": "val_loss", "target": 0.24, "patience": 5},
         limits={"deadline": "24h", "trainingTime": "31h", "failures": 5},

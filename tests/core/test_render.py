@@ -73,6 +73,26 @@ def test_torchrun_is_done_before_the_kubelet_loses_patience() -> None:
     assert ELASTIC_SHUTDOWN_SECONDS < GRACE_SECONDS == pod(manifest)["terminationGracePeriodSeconds"] < 120
 
 
+def test_what_an_attempt_compiles_is_kept_on_the_volume_beside_the_checkpoints() -> None:
+    found = env(job())
+
+    assert found[names.ENV_INDUCTOR_CACHE] == f"{found[names.ENV_CHECKPOINT_DIR]}/.cache/inductor"
+    assert found[names.ENV_TRITON_CACHE] == f"{found[names.ENV_CHECKPOINT_DIR]}/.cache/triton"
+    assert names.parse_step_folder(names.CACHE_FOLDER) is None
+
+
+def test_where_the_user_wants_compiled_things_is_where_they_are() -> None:
+    chosen = [
+        {"name": names.ENV_INDUCTOR_CACHE, "value": "/scratch"},
+        {"name": names.ENV_TRITON_CACHE, "valueFrom": {"configMapKeyRef": {"name": "caches", "key": "triton"}}},
+    ]
+    manifest = job(trainer={"image": "mine", "recipe": "charlm", "env": chosen})
+
+    assert env(manifest)[names.ENV_INDUCTOR_CACHE] == "/scratch"
+    assert [e["name"] for e in container(manifest)["env"]].count(names.ENV_TRITON_CACHE) == 1
+    assert names.ENV_TRITON_CACHE not in env(manifest)
+
+
 @pytest.mark.parametrize(("gpus", "command"), [(0, ["python", "-m"]), (1, ["python", "-m"]), (8, ["torchrun", "-m"])])
 def test_torchrun_is_used_only_where_a_node_has_several_processes(gpus: int, command: list[str]) -> None:
     manifest = job(workers={"gpusPerNode": gpus})
@@ -94,6 +114,14 @@ def test_the_trainers_are_told_of_the_mirror() -> None:
 
     assert mirror == MirrorPolicy(uri="s3://bucket/team", megabytes_per_second=200)
     assert assignment(a_spec()).mirror is None
+
+
+def test_trainers_are_told_what_to_keep_and_how_long_to_go_on_without_saving() -> None:
+    keep = {"last": 3, "best": 2, "weightsOnly": 10}
+    save = assignment(a_spec(checkpoint={"volume": {"size": "1Gi"}, "keep": keep, "patience": "30m"})).save
+
+    assert (save.keep_last, save.keep_best, save.keep_weights_only, save.patience_seconds) == (3, 2, 10, 1800.0)
+    assert assignment(a_spec()).save.patience_seconds == 3600.0
 
 
 def test_the_config_is_a_file_in_the_pod() -> None:

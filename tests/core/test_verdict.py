@@ -101,6 +101,12 @@ def judged(
             id="a full volume by its reserved code",
         ),
         pytest.param(
+            a_failed_attempt(failed(82)),
+            Verdict.INFRASTRUCTURE,
+            Reason.VOLUME_LOST,
+            id="a volume that stays away is nobody's program's doing",
+        ),
+        pytest.param(
             a_failed_attempt(failed(1, termination=said(Outcome.DIVERGED))),
             Verdict.USER_FAILURE,
             Reason.DIVERGED,

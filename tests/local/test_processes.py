@@ -85,6 +85,8 @@ def test_a_program_that_is_not_there_leaves_nothing_running(tmp_path: Path) -> N
 def test_a_trainer_finds_what_the_controller_of_a_cluster_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "s3cr$t")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv(names.ENV_INDUCTOR_CACHE, raising=False)
+    monkeypatch.setenv(names.ENV_TRITON_CACHE, "/scratch/$me")
     secret = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
     plain = {"name": "GREETING", "value": "$HOME"}
     parts = fake_parts()
@@ -101,6 +103,8 @@ def test_a_trainer_finds_what_the_controller_of_a_cluster_sets(tmp_path: Path, m
     assert env[names.ENV_CHECKPOINT_DIR] == str(folder.checkpoints)
     assert env[names.ENV_TERMINATION_LOG] == str(folder.attempt(1) / "termination-0.json")
     assert int(env["OMP_NUM_THREADS"]) >= 1
+    assert env[names.ENV_INDUCTOR_CACHE] == str(folder.checkpoints / ".cache/inductor")
+    assert env[names.ENV_TRITON_CACHE] == "/scratch/$me"
     assert "s3cr$t" not in (folder.root / "state.json").read_text()
 
 

@@ -1,5 +1,6 @@
 """`python -m piton_trainer`: what it trains, and how it refuses."""
 
+import gc
 import json
 import os
 import subprocess
@@ -14,12 +15,22 @@ import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment
 from piton.contract.ends import ExitCode, Outcome, Termination
-from piton_trainer.__main__ import prepare
+from piton_trainer.__main__ import import_all, prepare
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
+from piton_trainer.loop import train
 from piton_trainer.recipes import catalog
 
 QUICKSTART = Path(__file__).parents[2] / "manifests" / "quickstart.yaml"
+
+
+def test_the_garbage_collector_is_back_when_everything_is_imported() -> None:
+    try:
+        assert import_all() is train
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def refusal(tmp_path: Path, **assignment: Any) -> str:

@@ -1,16 +1,11 @@
-"""Text comes from four kinds of places, the same every time."""
+"""Text comes from several kinds of places, the same every time; from S3: tests/s3."""
 
-import io
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 import torch
-from botocore.response import StreamingBody
-from botocore.stub import Stubber
 
-from piton_trainer.data.text import pydoc_text, read_text, s3_objects
+from piton_trainer.data.text import pydoc_text, read_text
 from piton_trainer.data.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.errors import BadConfig
 
@@ -56,54 +51,6 @@ def test_a_file_that_vanished_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(BadConfig) as caught:
         read_text(str(tmp_path / "gone"))
     assert caught.value.detail.endswith("gone: No such file or directory")
-
-
-def an_s3(*keys_of_pages: list[str]) -> tuple[Any, Stubber]:
-    client = boto3.client("s3", region_name="eu-west-1", aws_access_key_id="a", aws_secret_access_key="b")
-    stubber = Stubber(client)
-    for number, keys in enumerate(keys_of_pages, start=1):
-        page: dict[str, Any] = {"Contents": [{"Key": key} for key in keys], "IsTruncated": number < len(keys_of_pages)}
-        if page["IsTruncated"]:
-            page["NextContinuationToken"] = str(number)
-        stubber.add_response("list_objects_v2", page)
-    return client, stubber
-
-
-def hold(stubber: Stubber, key: str, text: str) -> None:
-    body = StreamingBody(io.BytesIO(text.encode()), len(text))
-    stubber.add_response("get_object", {"Body": body}, {"Bucket": "bucket", "Key": key})
-
-
-def test_an_s3_prefix_is_a_folder_whose_texts_come_in_the_order_of_their_keys() -> None:
-    client, stubber = an_s3(["day/z.txt", "day/", "day/x.png"], ["day/a/b.md", "daylight/c.txt"])
-    hold(stubber, "day/a/b.md", "one")
-    hold(stubber, "day/z.txt", "two")
-    with stubber:
-        found = list(s3_objects("s3://bucket/day", client))
-        stubber.assert_no_pending_responses()
-    assert found == [("s3://bucket/day/a/b.md", b"one"), ("s3://bucket/day/z.txt", b"two")]
-
-
-def test_an_s3_uri_can_name_one_object() -> None:
-    client, stubber = an_s3(["corpus"])
-    hold(stubber, "corpus", "all")
-    with stubber:
-        assert list(s3_objects("s3://bucket/corpus", client)) == [("s3://bucket/corpus", b"all")]
-
-
-def test_a_bucket_that_is_not_there_is_the_users_to_mend() -> None:
-    client, stubber = an_s3()
-    stubber.add_client_error("list_objects_v2", "NoSuchBucket", "The specified bucket does not exist", 404)
-    with stubber, pytest.raises(BadConfig) as caught:
-        list(s3_objects("s3://bucket/x", client))
-    assert caught.value.detail == "trainer.config.data: cannot read s3://bucket/x: The specified bucket does not exist"
-
-
-def test_an_s3_that_is_out_of_order_is_not_the_users_fault() -> None:
-    client, stubber = an_s3()
-    stubber.add_client_error("list_objects_v2", "InternalError", "We encountered an internal error", 500)
-    with stubber, pytest.raises(client.exceptions.ClientError):
-        list(s3_objects("s3://bucket/x", client))
 
 
 def test_a_vocabulary_is_sorted_and_knows_all_but_the_rare() -> None:

@@ -18,5 +18,11 @@ class FakeClock(Clock):
     def monotonic(self) -> float:
         return self._passed
 
+    def process_seconds(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.pass_seconds(seconds)
+
     def now(self) -> datetime:
         return datetime(2026, 1, 31, 12, tzinfo=UTC) + timedelta(seconds=self._passed)

@@ -12,9 +12,11 @@ from piton.core.reasons import Reason
 from piton.core.status import CheckpointStatus, ProgressStatus, Verdict
 from piton.kube.metrics import Meter, Registry
 from piton_trainer.checkpoint import Saved
+from piton_trainer.clock import Clock
 from piton_trainer.exporter import Exporter
 from piton_trainer.interval import Choice
 from piton_trainer.mirror import Lag
+from piton_trainer.trouble import Watch
 from support.builders import NOW, a_record, a_status
 
 TARGET_LABELS = frozenset({"namespace", "pod", "node", "run", "attempt"})
@@ -59,10 +61,12 @@ def a_trainers_registry() -> CollectorRegistry:
         metrics={"loss": 1.0, "tokens_per_second": 9.0},
     )
     exporter.post(report, now=0.0)
+    exporter.started({"imports": 2.5})
     exporter.stepped(seconds=0.2, waited_seconds=0.1)
     exporter.stood_still(seconds=1)
     exporter.chosen(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))
-    exporter.saved(Saved(step=1, folder=Path(), size=1), timestamp=1)
+    exporter.saved(Saved(step=1, folder=Path(), size=1, free=9), timestamp=1)
+    exporter.watch(Watch(Clock(), patience_seconds=1))
     return exporter.registry
 
 

@@ -10,6 +10,7 @@ import multiprocessing.connection
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch._dynamo  # every optimizer imports it when it is made: once here, instead of a second in each rank
 
 TIMEOUT_SECONDS = 60.0
 _FORK = multiprocessing.get_context("fork")
@@ -50,10 +52,26 @@ class World:
             if rank in (None, number) and process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signum)
 
-    def kill_after(self, seconds: float) -> None:
-        """Kill all ranks after a while, unless one of them is done by then."""
-        if not multiprocessing.connection.wait([process.sentinel for process in self._processes], seconds):
-            self.kill()
+    def kill_groups(self) -> None:
+        """SIGKILL to the process groups that the ranks lead."""
+        for process in self._processes:
+            if process.is_alive() and process.pid is not None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def end_as_torchrun_does(self, patience_seconds: float = 10.0) -> None:
+        """Once a rank is gone the others may end by themselves, and are killed if they do not.
+
+        One that is on its way into a process group would wait there for minutes.
+        """
+        multiprocessing.connection.wait([process.sentinel for process in self._processes])
+        deadline = time.monotonic() + patience_seconds
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        self.kill()
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait so long at most; whether one of the ranks is done by then."""
+        return bool(multiprocessing.connection.wait([process.sentinel for process in self._processes], seconds))
 
     def wait(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[Exit]:
         """The ends of all ranks."""

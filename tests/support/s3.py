@@ -32,6 +32,7 @@ BUCKET = "piton-tests"
 _START_SECONDS = 60.0
 _TRIES = 5
 _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
+_PARTS = ("master", "volume", "filer", "s3")
 _PORTS = (12_000, 22_000)
 _STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
 _IDENTITIES = (
@@ -53,13 +54,17 @@ def environment(url: str) -> dict[str, str]:
 class Server:
     """SeaweedFS with its S3 door open; nothing of it leaves this machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, volume_megabytes: int = 64) -> None:
+        """Start it; `volume_megabytes` of room are added to its files at a time, 20 times at most."""
+        self._folder = folder
+        self._volume_megabytes = volume_megabytes
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
         for tries_left in reversed(range(_TRIES)):
-            self._start(folder)
+            self._ports = _free_ports(8)
+            self.start()
             try:
-                self.client = self._connect()
+                self.client = self.wait()
             except (BotoCoreError, ClientError, OSError, KeyError):
                 died = self._process.poll() is not None  # somebody else was quicker to take one of its ports
                 self.stop()
@@ -68,32 +73,38 @@ class Server:
             else:
                 return
 
-    def _start(self, folder: Path) -> None:
-        free = _free_ports(8)
-        ports = dict(zip(("master", "volume", "filer", "s3"), free[:4], strict=True))
-        grpc = dict(zip(ports, free[4:], strict=True))
+    def start(self) -> None:
+        """Start the process, at first or again, with the data that are there. `wait` says when it answers."""
+        folder = self._folder
+        ports = dict(zip(_PARTS, self._ports[:4], strict=True))
+        grpc = dict(zip(_PARTS, self._ports[4:], strict=True))
         self.port, self._master = ports["s3"], ports["master"]
         options = [f"-{part}.port={port}" for part, port in ports.items()]
         options += [f"-{part}.port.grpc={port}" for part, port in grpc.items()]
         options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}"]
         options += [
             "-master.telemetry=false",
+            "-master.electionTimeout=500ms",
+            "-master.heartbeatInterval=100ms",
             "-s3.iam=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            "-master.volumeSizeLimitMB=64",
+            f"-master.volumeSizeLimitMB={self._volume_megabytes}",
             "-volume.max=20",
         ]
         options += [f"-filer.localSocket={folder / 'f'}", f"-s3.localSocket={folder / 's'}"]
         program = str(Path(sys.executable).parent / "weed")
         with (folder / "log").open("wb") as log:
-            self._process = subprocess.Popen([program, "server", *options], stdout=log, stderr=log, cwd=folder)
+            self._process = subprocess.Popen(
+                [program, f"-logdir={folder}", "server", *options], stdout=log, stderr=log, cwd=folder
+            )
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def _connect(self) -> Any:
+    def wait(self) -> Any:
+        """Until it answers; a client."""
         client = client_of(self.url)
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -101,7 +112,8 @@ class Server:
                 # Before the volume server has reported, a first write would wait for seconds.
                 with urlopen(f"http://127.0.0.1:{self._master}/dir/assign?collection={BUCKET}", timeout=5) as answer:
                     json.load(answer)["fid"]
-                client.create_bucket(Bucket=BUCKET)
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                    client.create_bucket(Bucket=BUCKET)
             except (BotoCoreError, ClientError, OSError, KeyError):
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
@@ -113,6 +125,9 @@ class Server:
         """Told to end in order, it takes its time."""
         self._process.kill()
         self._process.wait()
+        for part, port in zip(_PARTS, self._ports[4:], strict=True):
+            # No option says where these go, and it leaves them behind in any case.
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 def client_of(url: str) -> Any:
@@ -140,6 +155,8 @@ class Fault:
     times: int = 1
     before: bool = True
     """Before the server has heard of it; else only its answer is lost."""
+    half: bool = False
+    """The answer is cut in the middle of its body."""
 
 
 class Proxy:
@@ -202,7 +219,7 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = proxy.take(self.command, self.path)
-            if fault is not None and fault.before:
+            if fault is not None and fault.before and not fault.half:
                 self._break(fault)
                 return
             if proxy.on_request is not None:
@@ -214,10 +231,13 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
                 data = answer.read()
             if fault is None:
                 self._answer(answer, data)
+            elif fault.half:
+                self._answer(answer, data, data[: len(data) // 2])
+                self._cut()
             else:
                 self._break(fault)
 
-        def _answer(self, answer: HTTPResponse, data: bytes) -> None:
+        def _answer(self, answer: HTTPResponse, data: bytes, sent: bytes | None = None) -> None:
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in _OF_THE_HOP:
@@ -225,12 +245,11 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             self.send_header("Content-Length", length or "0")
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data if sent is None else sent)
 
         def _break(self, fault: Fault) -> None:
             if fault.code is None:
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                self._cut()
                 return
             text = f"<Error><Code>{fault.code}</Code><Message>as the test says</Message></Error>".encode()
             self.send_response(_STATUS[fault.code])
@@ -238,6 +257,10 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(text)
+
+        def _cut(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on  # noqa: N815 - http.server's names
 

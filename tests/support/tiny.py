@@ -56,9 +56,9 @@ def vanish(_: piton_trainer.Session) -> None:
     raise LostError
 
 
-def every(steps: int, *, keep_last: int = 2) -> Assignment:
+def every(steps: int, **policy: Any) -> Assignment:
     """Orders to save every so many steps."""
-    return Assignment(save=SavePolicy(every_steps=steps, keep_last=keep_last))
+    return Assignment(save=SavePolicy(every_steps=steps, **policy))
 
 
 def config(directory: Path, assignment: Assignment | None = None, **changes: object) -> Config:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.progress import CHECKPOINTS_SKIPPED
 from piton_trainer.checkpoint import Checkpointer, Snapshot, arena, layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.commit import Draft, is_good
@@ -31,6 +32,7 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced, OutOfSpace
 from piton_trainer.store import Store
 from support import ranks, tiny
+from support.clocks import FakeClock
 from support.processes import is_running
 
 KINDS = pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
@@ -443,6 +445,14 @@ def let_it_land(session: piton_trainer.Session) -> None:
     wait_for(lambda: has_landed(store))
 
 
+def let_fail(session: piton_trainer.Session) -> None:
+    """Until the writer has given up: polling is left to the boundary, which hears of it."""
+    assert session._store is not None
+    checkpointer = session._store._checkpointer
+    assert isinstance(checkpointer, BackgroundCheckpointer)
+    assert checkpointer._scribe._connection.poll(30)
+
+
 def test_a_periodic_save_waits_for_the_one_before_and_training_does_not(tmp_path: Path) -> None:
     seen: list[int | None] = []
 
@@ -470,16 +480,48 @@ def test_a_new_best_is_saved_even_if_training_has_to_wait(tmp_path: Path) -> Non
     assert {4, 5, 6} < {step for step, _ in layout.step_folders(tmp_path)}
 
 
-def test_what_went_wrong_in_the_background_ends_the_run_with_its_code(
+def test_what_went_wrong_in_the_background_ends_the_run_with_its_code_if_the_end_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def trap(session: piton_trainer.Session) -> None:
+        (saving(tmp_path, session.step + 1) / "__0_0.distcp").symlink_to("/dev/full")
+
+    ran = tiny.train(
+        tmp_path,
+        at={5: let_it_land, 9: let_it_land, 13: let_it_land, 15: trap},
+        assignment=tiny.every(4, keep_last=9),
+        background_saves=True,
+    )
+    assert ran.code == 80
+    assert f"piton: the disk of {tmp_path} is full; the checkpoints that are there" in capsys.readouterr().err
+    assert [step for step, _ in layout.step_folders(tmp_path)] == [12, 8, 4]
+
+
+def test_what_went_wrong_in_the_background_is_tried_again_while_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, seen = FakeClock(), list[float]()
+
     def trap(_: piton_trainer.Session) -> None:
         (saving(tmp_path, 8) / "__0_0.distcp").symlink_to("/dev/full")
 
-    ran = tiny.train(tmp_path, at={5: let_it_land, 7: trap}, background_saves=True)
-    assert ran.code == 80
-    assert f"piton: the disk of {tmp_path} is full; the checkpoints that are there" in capsys.readouterr().err
-    assert [step for step, _ in layout.step_folders(tmp_path)] == [4]
+    def look(session: piton_trainer.Session) -> None:
+        let_it_land(session)
+        clock.pass_seconds(1)
+
+    def note(session: piton_trainer.Session) -> None:
+        seen.append(session._opened.progress().metrics[CHECKPOINTS_SKIPPED])
+
+    events = {5: let_it_land, 7: trap, 9: let_fail, 10: look, 11: note, 12: let_it_land, 13: let_it_land}
+    ran = tiny.train(tmp_path, at=events, background_saves=True, clock=clock, assignment=tiny.every(4, keep_last=9))
+    assert (ran.code, seen) == (0, [1])
+    assert [step for step, _ in layout.step_folders(tmp_path)] == [15, 12, 10, 4]
+    words = [record.getMessage() for record in caplog.records if record.name == "piton_trainer.trouble"]
+    assert words[0] == (
+        f"a checkpoint cannot be saved: the disk of {tmp_path} is full; the checkpoints that are there are untouched; "
+        "step 4 is the newest checkpoint. Training goes on and tries again, for 1h at most"
+    )
+    assert words[1:] == ["checkpoints can be saved again: step 10 is"]
 
 
 def test_a_session_that_is_overtaken_while_it_saves_is_fenced(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import piton_trainer
@@ -21,6 +22,7 @@ from piton_trainer.checkpoint import Saved
 from piton_trainer.config import Server
 from piton_trainer.exporter import METRICS_MAX, Exporter
 from piton_trainer.interval import SHORTEST_SECONDS
+from piton_trainer.mirror import Lag
 from piton_trainer.steps import Steps
 from support import ranks, tiny
 from support.clocks import FakeClock
@@ -208,3 +210,13 @@ def test_what_is_not_known_has_no_series() -> None:
     assert exporter.registry.get_sample_value("piton_trainer_checkpoint_step") == 7
     assert exporter.registry.get_sample_value("piton_trainer_step") is None
     assert math.isclose(exporter.registry.get_sample_value("piton_trainer_checkpoint_seconds_sum") or 0, 0.2)
+
+
+def test_prometheus_sees_how_far_the_mirror_is_behind() -> None:
+    exporter = Exporter(world_size=1, interval_seconds=5, lag=lambda: Lag(steps=3, seconds=1.5, errors=2))
+
+    text = generate_latest(exporter.registry).decode()
+
+    assert "piton_trainer_mirror_lag_steps 3.0" in text
+    assert "piton_trainer_mirror_lag_seconds 1.5" in text
+    assert "piton_trainer_mirror_errors_total 2.0" in text

@@ -6,7 +6,7 @@ import pytest
 
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.retention import steps_to_delete
+from piton_trainer.checkpoint.retention import Going, steps_to_delete, what_goes
 from support import tiny
 
 LOW = Objective(metric="val", goal="Minimize")
@@ -36,6 +36,32 @@ def test_what_goes(name: str) -> None:
     values, last, best, objective, expected = TABLE[name]
     policy = SavePolicy(keep_last=last, keep_best=best)
     assert steps_to_delete(checkpoints(**values), policy=policy, objective=objective) == expected
+
+
+# Of five whole checkpoints the last two stay: which of the others, and of the thin ones, keep their weights?
+THIN: dict[str, tuple[int, list[int], list[int], list[int], Going]] = {
+    "without the rule they are deleted": (0, [], [3, 4, 5], [], Going(whole=[3, 4, 5])),
+    "without the rule thin ones are, too": (0, [1, 2], [], [], Going(whole=[3, 4, 5], weights=[1, 2])),
+    "the newest keep theirs": (2, [], [3, 4, 5], [], Going(thin=[4, 5], whole=[3])),
+    "thin ones count": (4, [1, 2], [3, 4, 5], [], Going(thin=[3, 4, 5], weights=[1])),
+    "a thin one may be newer": (1, [9], [3, 4, 5], [], Going(whole=[3, 4, 5])),
+    "what cannot be thin is deleted": (2, [1], [4], [], Going(thin=[4], whole=[3, 5])),
+    "what is spared stays whole": (2, [], [3, 4, 5], [5], Going(thin=[3, 4])),
+}
+
+
+@pytest.mark.parametrize("name", THIN)
+def test_what_keeps_its_weights(name: str) -> None:
+    number, thin, can_be_thin, spared, expected = THIN[name]
+    going = what_goes(
+        [(step, {}) for step in (3, 4, 5, 6, 7)],
+        thin=thin,
+        can_be_thin=can_be_thin,
+        spared=spared,
+        policy=SavePolicy(keep_last=2, keep_weights_only=number),
+        objective=None,
+    )
+    assert going == expected
 
 
 def test_a_run_keeps_the_last_two_on_disk(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
         Diverged     79   the loss is not a finite number
         OutOfSpace   80   the checkpoint volume is full
         Fenced       81   a higher attempt owns the checkpoint directory
+        VolumeLost   82   the checkpoint volume cannot be written to
 
 They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
 ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.
@@ -54,6 +55,12 @@ class OutOfSpace(Ended):
     outcome = Outcome.OUT_OF_SPACE
 
 
+class VolumeLost(Ended):
+    """The checkpoint volume fails: it is gone, read-only, or its server does not answer."""
+
+    outcome = Outcome.VOLUME_LOST
+
+
 class Fenced(Ended):
     """A higher attempt has claimed the checkpoint directory; this one may not commit any more."""
 
@@ -66,5 +73,5 @@ class Fenced(Ended):
 
 
 BY_OUTCOME: dict[Outcome, type[Ended]] = {
-    kind.outcome: kind for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced)
+    kind.outcome: kind for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost)
 }

@@ -6,7 +6,7 @@ numbers of the save are put back. Loader workers that survive an epoch (`persist
 their own that cannot be seen from here; random augmentation in those is not repeated exactly.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +28,50 @@ class Resume:
     """Seeds a rank that did not exist."""
 
 
-class Feed:
+class Randomness:
+    """This rank's random numbers, through the epochs, so that the one that a save was in can be played again."""
+
+    def __init__(self, generators: Sequence[torch.Generator], resume: Resume | None) -> None:
+        self._generators = generators
+        self._resume = resume
+        self.epoch_rng: dict[str, Any] | None = None
+
+    def rng(self) -> dict[str, Any]:
+        """The random numbers of this moment, a loader's own among them."""
+        return rng.capture(self._generators)
+
+    def begin_epoch(self) -> None:
+        """Remember where an epoch begins."""
+        self.epoch_rng = self.rng()
+
+    def replay_epoch(self) -> None:
+        """Go back to where the epoch began that the save was in."""
+        if self._resume is not None:
+            self._put_back(self._resume.epoch_rng, self._resume)
+        self.begin_epoch()
+
+    def catch_up(self) -> None:
+        """Go to where the save was, once everything that it had behind it has been passed over."""
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self._put_back(resume.rng, resume)
+
+    def _put_back(self, state: dict[str, Any] | None, resume: Resume) -> None:
+        if state is None:
+            resume.derive()
+        else:
+            rng.restore(state, self._generators)
+
+
+class Feed(Randomness):
     """The epochs of one loader."""
 
     def __init__(self, loader: Iterable[Any], position: Position, *, replay: bool, resume: Resume | None) -> None:
+        super().__init__(generators_of(loader), resume)
         self._loader = loader
         self._position = position
         self._replay = replay
-        self._resume = resume
-        self._generators = generators_of(loader)
-        self.epoch_rng: dict[str, Any] | None = None
         position.rescale(length_of(loader))
-
-    def rng(self) -> dict[str, Any]:
-        """The random numbers of this moment, the loader's own among them."""
-        return rng.capture(self._generators)
 
     def epoch(self) -> Iterator[Any]:
         """The batches that are left of the current epoch; `position` moves with them, and on to the next epoch."""
@@ -56,35 +85,20 @@ class Feed:
         self._position.epoch, self._position.batch = self._position.epoch + 1, 0
 
     def _open(self) -> Iterator[Any]:
-        resume, self._resume = self._resume, None
-        if resume is None:
-            return self._start()
-        if self._position.batch == 0:
-            self._put_back(resume)
-            return self._start()
-        iterator = self._skip(resume) if self._replay else iter(self._loader)
-        self._put_back(resume)
+        if self._resume is None or self._position.batch == 0:
+            self.catch_up()
+            self.begin_epoch()
+            return iter(self._loader)
+        iterator = self._skip() if self._replay else iter(self._loader)
+        self.catch_up()
         return iterator
 
-    def _start(self) -> Iterator[Any]:
-        self.epoch_rng = self.rng()
-        return iter(self._loader)
-
-    def _skip(self, resume: Resume) -> Iterator[Any]:
-        if resume.epoch_rng is None:
-            resume.derive()
-        else:
-            rng.restore(resume.epoch_rng, self._generators)
-        iterator = self._start()
+    def _skip(self) -> Iterator[Any]:
+        self.replay_epoch()
+        iterator = iter(self._loader)
         for _ in range(self._position.batch):
             next(iterator, None)
         return iterator
-
-    def _put_back(self, resume: Resume) -> None:
-        if resume.rng is None:
-            resume.derive()
-        else:
-            rng.restore(resume.rng, self._generators)
 
 
 def length_of(loader: Iterable[Any]) -> int | None:

@@ -5,7 +5,7 @@ tensors stay sharded, so that another world size can load them. Anything else br
 `load_state_dict`; `torch.Generator`s are understood as well.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,10 +21,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from piton_trainer import codec
+from piton_trainer.checkpoint.intake import Targets
+from piton_trainer.checkpoint.layout import WEIGHTS
 
-MODEL, EMA, LOADER = "model", "ema", "loader"
-Load = Callable[[dict[str, Tensor | None]], dict[str, Tensor]]
-"""Fills the given tensors, or makes one where None is given, from the checkpoint's tensors of these keys."""
+MODEL, EMA = WEIGHTS
+LOADER = "loader"
 
 
 @runtime_checkable
@@ -80,16 +81,56 @@ class Objects:
         """The state of the loader, which every rank has its own of; None when it has none."""
         return self._state_of(self._objects[LOADER]) if LOADER in self._objects else None
 
-    def restore(self, documents: Mapping[str, Any], load: Load) -> None:
-        """Put the saved states back into the objects that have one here.
+    def wanted(self, documents: Mapping[str, Any]) -> Targets:
+        """The tensors of the saved states, so that they can be loaded; no object is changed.
 
         Raises:
             ValueError: an object is not in the checkpoint, or does not fit what was saved.
         """
+        live: dict[str, Tensor] = {}
+        fresh: dict[str, Tensor | None] = {}
         for name, value in self._objects.items():
-            if documents.get(name) is None:
+            document = documents.get(name)
+            if document is None:
                 raise ValueError(f"the checkpoint has no state of {name}; it was saved without it")
-            self._restore(name, value, documents[name], load)
+            fresh |= dict.fromkeys(codec.keys(document))
+            if isinstance(value, nn.Module):
+                live |= _parts_of_module(name, value, document)
+            elif optimizers := _optimizers(value):
+                own_live, own_fresh = self._momenta(name, optimizers, document)
+                live |= own_live
+                fresh |= own_fresh
+        return Targets(live=live, fresh={key: tensor for key, tensor in fresh.items() if key not in live})
+
+    def explain(self, documents: Mapping[str, Any]) -> None:
+        """A tensor does not fit: see whether an object without tensors, such as a vocabulary, has a plainer reason.
+
+        Raises:
+            BadConfig: it has.
+        """
+        for name, value in self._objects.items():
+            document = documents.get(name)
+            is_plain = not isinstance(value, nn.Module | torch.Generator) and not _optimizers(value)
+            if is_plain and document is not None and not codec.keys(document):
+                value.load_state_dict(codec.join(document, dict[str, Tensor]().__getitem__))
+
+    def restore(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Put the saved states into the objects. The tensors are those that were wanted, filled.
+
+        Raises:
+            ValueError: an object refuses its state.
+        """
+        for name, value in self._objects.items():
+            state = codec.join(documents[name], tensors.__getitem__)
+            if isinstance(value, nn.Module):
+                set_model_state_dict(value, state)
+            elif optimizers := _optimizers(value):
+                for optimizer, saved in zip(optimizers, state, strict=True):
+                    self._restore_optimizer(optimizer, saved)
+            elif isinstance(value, torch.Generator):
+                value.set_state(state["generator"])
+            else:
+                value.load_state_dict(state)
 
     def _state_of(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
@@ -112,45 +153,53 @@ class Objects:
                 "an optimizer holds parameters that are not the model's; put them into the model"
             ) from error
 
-    def _restore(self, name: str, value: Any, document: Any, load: Load) -> None:
-        if isinstance(value, nn.Module):
-            _restore_module(name, value, document, load)
-        elif _optimizers(value):
-            self._restore_optimizers(name, _optimizers(value), document, load)
-        else:
-            tensors = load(dict.fromkeys(codec.keys(document)))
-            state = codec.join(document, tensors.__getitem__)
-            if isinstance(value, torch.Generator):
-                value.set_state(state["generator"])
-            else:
-                value.load_state_dict(state)
-
-    def _restore_optimizers(self, name: str, optimizers: Sequence[Optimizer], document: Any, load: Load) -> None:
+    def _momenta(
+        self, name: str, optimizers: Sequence[Optimizer], document: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What cannot simply be made anew: momenta that are sharded like their parameters, or lie on a GPU."""
         if len(document) != len(optimizers):
             raise ValueError(
                 f"the checkpoint has {len(document)} optimizers as {name}, the script has {len(optimizers)}"
             )
-        model = self._objects.get(MODEL)
+        live: dict[str, Tensor] = {}
+        fresh: dict[str, Tensor] = {}
         for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
-            stepped = bool(saved["state"])
-            # The template has tensors that are sharded as this world shards them; the checkpoint fills them in place.
-            template = get_optimizer_state_dict(model, optimizer) if model is not None and stepped else {}
-            targets = codec.split(template, f"{name}/{number}")[1]
-            tensors = load({key: targets.get(key) for key in codec.keys(saved)})
-            state = codec.join(saved, tensors.__getitem__)
-            if model is not None and stepped:
-                set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
-            else:
-                optimizer.load_state_dict(state)
+            model, keys = self._objects.get(MODEL), set(codec.keys(saved))
+            if model is None or not saved["state"] or all(map(_is_plain, _parameters(optimizer))):
+                continue
+            is_new = not optimizer.state
+            template = codec.split(get_optimizer_state_dict(model, optimizer), f"{name}/{number}")[1]
+            if is_new:  # torch has made it take an empty step; that is undone, and the tensors are ours
+                optimizer.state.clear()
+            (fresh if is_new else live).update({key: value for key, value in template.items() if key in keys})
+        return live, fresh
+
+    def _restore_optimizer(self, optimizer: Optimizer, state: Any) -> None:
+        model = self._objects.get(MODEL)
+        if model is None or not state["state"]:
+            optimizer.load_state_dict(state)
+            return
+        if not optimizer.state:
+            # torch would make an optimizer without state take an empty step, for momenta that are replaced at once.
+            optimizer.state[next(iter(_parameters(optimizer)))] = {}
+        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
 
 
-def _restore_module(name: str, module: nn.Module, document: Any, load: Load) -> None:
-    current, targets = codec.split(get_model_state_dict(module), name)
+def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Tensor]:
+    current, tensors = codec.split(get_model_state_dict(module), name)
     if current.keys() != document.keys():
         missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
         raise ValueError(f"{name} does not fit the checkpoint, which {_difference(missing, extra)}")
-    tensors = load(dict(targets))
-    set_model_state_dict(module, codec.join(document, tensors.__getitem__))
+    return tensors
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
+    return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
 
 
 def _difference(missing: list[str], extra: list[str]) -> str:

@@ -8,36 +8,43 @@
 The session knows nothing of models and losses, and it owns no loop: the recipes' loop is its user like anybody's.
 """
 
+import atexit
 import errno
+import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from piton.contract import start
 from piton.contract.assignment import Assignment, MirrorPolicy
 from piton.contract.ends import Outcome, Termination
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint import layout, readahead
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
-from piton_trainer.errors import BadConfig, Ended, Fenced
+from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
+from piton_trainer.feed import Randomness
+from piton_trainer.mirror.mirror import Mirror
+from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Place
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
+from piton_trainer.startup import Startup
 from piton_trainer.steps import Steps
 from piton_trainer.store import Restored, Store
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
-    from piton_trainer.mirror.follow import Mirror
 
 _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 """What the operating system says to a directory that was chosen wrongly."""
@@ -184,7 +191,10 @@ class Session:
             BadConfig: the checkpoint is of other objects.
             ValueError: an object cannot be saved.
         """
-        restored = self._opened.restore(objects)
+        try:
+            restored = self._opened.restore(objects)
+        finally:
+            readahead.stop()
         if restored is not None and self.is_main:
             say(f"resumed from step {restored.step} in {restored.folder}")
         return restored
@@ -213,6 +223,50 @@ class Session:
         """
         return self._opened.run(loader, epochs=epochs, total=total)
 
+    def peek(self, name: str) -> Any:
+        """The state of the object of this name in the checkpoint that `restore` will take; None when there is none.
+
+        For those who have to know how far a run is before they can build what is restored. All ranks call it together.
+        """
+        return self._opened.peek(name)
+
+    def begin(
+        self, *, total: int | None = None, step: int = 0, generators: Sequence[Generator] = ()
+    ) -> Randomness | None:
+        """For a loop that is somebody else's, instead of `steps`; call `boundary` after each of its steps.
+
+        Args:
+            total: the step at which the loop ends; None when nobody knows.
+            step: steps that the loop has behind it, if it comes from a checkpoint that is not ours.
+            generators: random number generators besides Python's, numpy's and torch's.
+
+        Returns:
+            The random numbers, which the loop is to take through its epochs; None when nothing is left to train.
+
+        Raises:
+            Stopped: told to stop before the first step.
+        """
+        randomness = self._opened.randomness(generators)
+        return randomness if self._opened.begin(randomness, total=total, step=step) else None
+
+    def listen(self) -> None:
+        """Take the signals over again from a framework that has taken them since."""
+        self._signals.listen()
+
+    def boundary(self, *, ended: str | None = None) -> bool:
+        """A step of somebody else's loop is done, with all that belongs to it: save, report, stop, as is due.
+
+        Args:
+            ended: why the loop ends here by itself.
+
+        Returns:
+            Whether the training is over. The rest is done when the session ends.
+
+        Raises:
+            Stopped, Diverged, OutOfSpace, Fenced: as `steps` does. Who catches one hears it again at the session's end.
+        """
+        return self._opened.boundary(ended=ended)
+
     @property
     def _opened(self) -> Steps:
         if self._steps is None:
@@ -221,10 +275,13 @@ class Session:
 
     def _open(self) -> None:
         self._signals.install()
+        self._startup = startup = Startup(self._clock)
+        readahead.begin(self._config.checkpoint_dir)
         try:
             self._ranks = Ranks.join()
         except ValueError as error:
             raise BadConfig(str(error)) from error
+        startup.lap(start.PROCESS_GROUP)
         self._log = TerminationLog(self._config.termination_log, self._ranks)
         self._log.clear()
         fence = self._ranks.on_main(self._claim)
@@ -244,25 +301,27 @@ class Session:
             exporter=self._exporter,
             signals=self._signals,
             clock=self._clock,
+            startup=startup,
             mirror=self._mirror,
         )
+        startup.lap(start.CLAIM)
 
-    def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> "Mirror":
-        try:
-            from piton_trainer.mirror.follow import Mirror, Patience
-        except ImportError as error:  # an image of the user's own need not have boto3
-            raise BadConfig(f"checkpoint.mirror needs boto3, which is not installed here: {error}") from error
+    def _make_mirror(self, policy: MirrorPolicy, fence: Fence) -> Mirror:
+        if find_spec("boto3") is None:  # an image of the user's own need not have it
+            raise BadConfig("checkpoint.mirror needs boto3, which is not installed here")
         config = self._config
         try:
             place = Place.parse(policy.uri, config.namespace, config.run)
-            return Mirror(config, place, policy, fence=fence, clock=self._clock, disk=self._disk, patience=Patience())
         except ValueError as error:
             raise BadConfig(f"checkpoint.mirror: {error}") from error
+        return Mirror(config, place, policy, fence=fence, clock=self._clock, patience=Patience())
 
     def _fetch(self, there: int | None) -> int | None:
         """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
         assert self._mirror is not None
+        self._startup.lap(start.CHECKPOINT)
         fetched = self._mirror.restore(there)
+        self._startup.lap(start.MIRROR)
         if fetched is not None:
             say(f"step {fetched} is restored from {self._mirror.place}")
         newest = fetched or there
@@ -323,6 +382,7 @@ class Session:
         outcome, detail = outcome_of(error)
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
+        readahead.stop()
         if self._store is not None:
             self._store.release()
         if finished or error is not None:
@@ -344,6 +404,9 @@ class Session:
         self._signals.restore()
         if in_order:
             self._ranks.leave()
+        if isinstance(error, Stopped):
+            # The interpreter ends by looking through all of torch for garbage; a node that goes has no time for that.
+            atexit.register(gc.freeze)
 
     def _termination(self, outcome: Outcome, detail: str) -> Termination:
         if self._steps is None:

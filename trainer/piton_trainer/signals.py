@@ -1,6 +1,10 @@
 """SIGTERM and SIGINT as a flag.
 
 A handler does nothing but remember; the training loop looks at the flag at a step boundary, where all ranks agree.
+
+torchrun and terminals signal a whole process group. A data loader's workers are in it, die at once, and the step under
+way with them, before there is a boundary to save at. So what is forked while the signals are ours leaves the group: it
+hears from the trainer alone. It ends with the trainer all the same, as multiprocessing and torch see to.
 """
 
 import os
@@ -10,6 +14,8 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_holders: "set[StopFlag]" = set()
+"""Who has the signals."""
 
 
 class StopFlag:
@@ -26,6 +32,12 @@ class StopFlag:
             return
         for signum in STOP_SIGNALS:
             self._before[signum] = signal.signal(signum, self._remember)
+        _holders.add(self)
+
+    def listen(self) -> None:
+        """Take them over from whoever has done so since. Those from before `install` are still the ones given back."""
+        for signum in self._before:
+            signal.signal(signum, self._remember)
 
     def restore(self) -> None:
         """Give the signals back to whoever had them before."""
@@ -33,6 +45,7 @@ class StopFlag:
             # None: the handler before was not installed from Python, so it cannot be given back.
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
+        _holders.discard(self)
 
     def _remember(self, signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
@@ -40,3 +53,11 @@ class StopFlag:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.received = signal.Signals(signum)
+
+
+def _leave_the_group() -> None:
+    if _holders:
+        os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_leave_the_group)

@@ -8,13 +8,15 @@ Everything that this process has done so far is known here; the session around i
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Generator, Tensor
 
+from piton.contract import start
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
@@ -24,8 +26,9 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import Diverged, Ended, Stopped
-from piton_trainer.feed import Feed, Resume, length_of
+from piton_trainer.ending import say
+from piton_trainer.errors import Diverged, Ended, Stopped, VolumeLost
+from piton_trainer.feed import Feed, Randomness, Resume, length_of
 from piton_trainer.interval import Choice, Interval
 from piton_trainer.metrics import LOSS, Metrics
 from piton_trainer.narrator import Narrator
@@ -33,12 +36,14 @@ from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.report import Reporter
 from piton_trainer.signals import StopFlag
+from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
+from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
 
 if TYPE_CHECKING:  # only those who serve metrics need the library
     from piton_trainer.exporter import Exporter
-    from piton_trainer.mirror.follow import Mirror
+    from piton_trainer.mirror.mirror import Mirror
 
 
 class Steps:
@@ -54,6 +59,7 @@ class Steps:
         exporter: "Exporter | None",
         signals: StopFlag,
         clock: Clock,
+        startup: Startup,
         mirror: "Mirror | None" = None,
     ) -> None:
         self.state = TrainState()
@@ -69,10 +75,14 @@ class Steps:
         self._listeners = [listener for listener in (reporter, exporter, self._narrator) if listener is not None]
         self._signals = signals
         self._clock = clock
+        self._startup = startup
         self._mirror = mirror
+        self._watch = Watch(clock, patience_seconds=config.assignment.save.patience_seconds)
+        if exporter is not None:
+            exporter.watch(self._watch)
         self._metrics = Metrics()
         self._objects: Objects | None = None
-        self._feed: Feed | None = None
+        self._feed: Randomness | None = None
         self._resume: Resume | None = None
         self._restored: Restored | None = None
         self._total: int | None = None
@@ -94,7 +104,9 @@ class Steps:
     def restore(self, objects: Mapping[str, Any]) -> Restored | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
         self._objects = Objects(objects)
+        self._startup.lap(start.MODEL)
         found = self._store.restore(self._objects)
+        self._startup.lap(start.CHECKPOINT)
         if found is not None:
             self._restored, self.state, self._resume = found
         return self._restored
@@ -103,17 +115,45 @@ class Steps:
         """Take the metrics of the step under way."""
         self._metrics.report(metrics)
 
+    def peek(self, name: str) -> Any:
+        """The state of one object in the checkpoint that `restore` will take."""
+        return self._store.peek(name)
+
     def run(self, loader: Iterable[Any], *, epochs: int, total: int | None) -> Iterator[Any]:
         """The batches that are left, with a boundary after each."""
-        try:
+        with self._remembering_the_end():
             yield from self._batches(loader, epochs, total)
+
+    def begin(self, randomness: Randomness, *, total: int | None, step: int) -> bool:
+        """Somebody else's loop begins; whether there is anything left for it to do."""
+        self._refuse_misuse()
+        if self._restored is None:
+            self.state.step = step
+        with self._remembering_the_end():
+            return self._begin(randomness, total)
+
+    def boundary(self, *, ended: str | None) -> bool:
+        """A step of somebody else's loop is done; whether the training is."""
+        self.state.ended = ended
+        with self._remembering_the_end():
+            return self._is_over()
+
+    def randomness(self, generators: Sequence[Generator]) -> Randomness:
+        """The random numbers for somebody else's loop."""
+        return Randomness(generators, self._resume)
+
+    @contextmanager
+    def _remembering_the_end(self) -> Iterator[None]:
+        try:
+            yield
         except Ended as end:
             self._end = end
             raise
 
     def _batches(self, loader: Iterable[Any], epochs: int, total: int | None) -> Iterator[Any]:
-        feed = self._begin(loader, epochs, total)
-        if feed is None:
+        self._refuse_misuse()
+        feed = self._feed_of(loader)
+        if not self._begin(feed, self._steps_left(length_of(loader), epochs) if total is None else total):
             return
         for _ in range(self.state.position.epoch, epochs) if total is None else count():
             for batch in feed.epoch():
@@ -136,7 +176,7 @@ class Steps:
             self.state.ended = "the script ended its loop"
             self._finish(self.state.ended)
         assert self.complete is not None
-        self._ranks.on_main(partial(self._store.close, self.complete))
+        self._insist(partial(self._ranks.on_main, partial(self._store.close, self.complete)))
 
     def progress(self, *, finished: bool = False) -> Progress:
         """A report of this moment."""
@@ -147,7 +187,11 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all() | self._lag_metrics() | self._interval_metrics(),
+            metrics=self._metrics.read_all()
+            | self._lag_metrics()
+            | self._interval_metrics()
+            | self._watch.metrics()
+            | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
         )
@@ -176,12 +220,10 @@ class Steps:
             detail=finished.reason if finished else detail,
         )
 
-    def _begin(self, loader: Iterable[Any], epochs: int, total: int | None) -> Feed | None:
-        """Take the loader; None when there is nothing left to train."""
-        self._refuse_misuse(loader)
-        replay = self._objects is not None and not self._objects.is_given(loader)
-        self._feed = feed = Feed(loader, self.state.position, replay=replay, resume=self._resume)
-        self._total = self._steps_left(length_of(loader), epochs) if total is None else total
+    def _begin(self, feed: Randomness, total: int | None) -> bool:
+        """Get ready for the first step; whether there is anything left to train."""
+        self._startup.lap(start.MODEL)
+        self._feed, self._total = feed, total
         if len(set(self._ranks.gather(self._total))) > 1:
             raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
         self.has_begun = True
@@ -192,19 +234,24 @@ class Steps:
         self._interval.begin(self.state.evidence.interrupted(ended), now=self._lap)
         if ending := reason_to_end(self.state, self._assignment, self._total):
             self._finish(ending)
-            return None
+            return False
         if self._agree().stop:
             raise self._stopped()
         self._ranks.on_main(self._store.reopen)
-        return feed
+        return True
 
-    def _refuse_misuse(self, loader: Iterable[Any]) -> None:
+    def _refuse_misuse(self) -> None:
         if self.has_begun:
             raise ValueError("session.steps() is called once; for more epochs say session.steps(loader, epochs=3)")
         if self._objects is None:
             raise ValueError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
-        if isinstance(loader, Stateful) and not self._objects.is_given(loader):
+
+    def _feed_of(self, loader: Iterable[Any]) -> Feed:
+        assert self._objects is not None
+        is_given = self._objects.is_given(loader)
+        if isinstance(loader, Stateful) and not is_given:
             raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+        return Feed(loader, self.state.position, replay=not is_given, resume=self._resume)
 
     def _steps_left(self, length: int | None, epochs: int) -> int | None:
         """The step at which the epochs are done."""
@@ -216,7 +263,11 @@ class Steps:
     def _is_over(self) -> bool:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
-        self._store.poll()
+        if self._startup.end():
+            self._say_start()
+        self._bear(self._store.poll)
+        if self._ranks.is_main:
+            self._watch.look(in_flight=self._store.in_flight)
         word = self._agree()
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
         self._interval.stepped(lap)
@@ -228,22 +279,27 @@ class Steps:
         is_best = word.value is not None and self._judge(word.value)
         ending = reason_to_end(self.state, self._assignment, self._total)
         # One save at a time. A periodic one begins at the first boundary that finds the one before durable.
-        must_save = word.stop or is_best or ending is not None
-        self._is_postponed = word.save and self._store.in_flight and not must_save
-        if must_save or (word.save and not self._is_postponed):
-            self._save()
-        elif not self._is_prepared:
-            self._prepare()
         if ending:
             self._finish(ending)
             return True
         if word.stop:
-            self._settle()
+            self._save_at_last(told_to_stop=True)
             raise self._stopped()
+        self._is_postponed = word.save and self._store.in_flight and not is_best
+        if is_best or (word.save and not self._is_postponed):
+            self._bear(self._save)
+        elif not self._is_prepared:
+            self._prepare()
         self._report()
         self._metrics.next_step()
         self._lap = self._clock.monotonic()
         return False
+
+    def _say_start(self) -> None:
+        if self._exporter is not None:
+            self._exporter.started(self._startup.seconds)
+        if self._ranks.is_main:
+            say(f"started in {start.sentence(self._startup.seconds)}")
 
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
@@ -262,6 +318,8 @@ class Steps:
     def _save_is_due(self) -> bool:
         by_interval = self._interval.is_due(self.state.step, now=self._clock.monotonic())
         wished = self._reporter is not None and self._reporter.checkpoint_wished
+        if self._watch.is_stuck:
+            return not self._watch.holds_back
         return by_interval or wished or self._is_postponed or self.state.step == self._total
 
     def _stop_is_wished(self) -> bool:
@@ -307,6 +365,38 @@ class Steps:
             self._reporter.checkpoint_made()
         self._announce()
 
+    def _bear(self, action: Callable[[], None]) -> None:
+        """Do what may fail because of the volume; training goes on without, for a while."""
+        try:
+            action()
+        except Troubles as trouble:
+            self._put_off(trouble)
+
+    def _put_off(self, trouble: Trouble, *, told_to_stop: bool = False) -> None:
+        """Training goes on without a save; or it does not, on all ranks alike."""
+        step = self._store.durable_step
+        self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, told_to_stop=told_to_stop))
+
+    def _save_at_last(self, *, told_to_stop: bool = False) -> None:
+        """Save this step, durably, or end."""
+        # What befell the save before is no reason not to try.
+        self._bear(self._settle)
+        self._insist(self._save_durably, told_to_stop=told_to_stop)
+
+    def _save_durably(self) -> None:
+        self._save()
+        self._settle()
+
+    def _insist(self, action: Callable[[], None], *, told_to_stop: bool = False) -> None:
+        """Do what the end needs; while the volume is away, again and again as long as there is time."""
+        while True:
+            try:
+                return action()
+            except VolumeLost as trouble:
+                stop = self._ranks.agree([told_to_stop or self._signals.received is not None])[0] > 0
+                self._put_off(trouble, told_to_stop=stop)
+                self._clock.sleep(BACKOFF_SECONDS)
+
     def _prepare(self) -> None:
         """After the first step there is all that will be saved: an optimizer has no momenta before."""
         self._is_prepared = True
@@ -325,6 +415,8 @@ class Steps:
             return
         self._announced = saved
         self._interval.durable(saved.step, now=self._clock.monotonic())
+        if self._ranks.is_main:
+            self._watch.saved(saved)
         if self._exporter is not None:
             self._exporter.saved(saved, timestamp=self._clock.now().timestamp())
         if self._mirror is not None:
@@ -339,8 +431,7 @@ class Steps:
         return metrics
 
     def _finish(self, reason: str) -> None:
-        self._save()
-        self._settle()
+        self._save_at_last()
         assert self._objects is not None
         self.complete = Complete(
             attempt=self._store.attempt,
@@ -378,7 +469,7 @@ class Steps:
         )
 
     def _diverged(self) -> Diverged:
-        self._settle()
+        self._bear(self._settle)
         names = " or ".join(self._watched)
         return Diverged(
             f"{names} is not a finite number at step {self.state.step}; "

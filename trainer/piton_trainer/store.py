@@ -19,11 +19,11 @@ from piton.contract.manifest import Complete
 from piton_trainer import codec, rng
 from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.layout import Checkpoint, read_document
-from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.checkpoint.intake import Document, Targets
+from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_step
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
-from piton_trainer.feed import Feed, Resume
+from piton_trainer.feed import Randomness, Resume
 from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
 
@@ -91,17 +91,17 @@ class Store:
         """The number that this run's process saves under."""
         return self._fence.attempt
 
-    def prepare(self, objects: Objects, feed: Feed) -> None:
+    def prepare(self, objects: Objects, feed: Randomness) -> None:
         """Get ready for saves of these objects."""
         self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
 
     def poll(self) -> None:
         """See how the save on its way is doing."""
-        self._checkpointer.poll()
+        self._noting(self._checkpointer.poll)
 
     def wait(self) -> None:
         """Until nothing is in flight."""
-        self._checkpointer.wait()
+        self._noting(self._checkpointer.wait)
 
     def release(self) -> None:
         """Give back what saving holds. Each rank on its own."""
@@ -116,24 +116,26 @@ class Store:
 
     def close(self, complete: Complete) -> None:
         """The run is finished: rank 0 writes the proof of it."""
-        self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
+        with layout.trouble_is_an_end(self._directory):
+            self._fence.check()
             self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
 
-    def save(self, state: TrainState, objects: Objects, feed: Feed, metrics: Mapping[str, float]) -> None:
+    def save(self, state: TrainState, objects: Objects, feed: Randomness, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""
         own, tensors = self._gather(objects, feed)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
-        self._checkpointer.save(
-            Snapshot(
-                step=state.step,
-                tensors=tensors,
-                document=document,
-                metrics=metrics,
-                steady=self._steady(objects, tensors),
-            )
-        )
+        steady = self._steady(objects, tensors)
+        snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics, steady=steady)
+        self._noting(partial(self._checkpointer.save, snapshot))
         self._taken_step = state.step
+
+    def _noting(self, action: Callable[[], None]) -> None:
+        """Do it; when it fails, nothing is on its way any more."""
+        try:
+            action()
+        except BaseException:
+            self._taken_step = self.durable_step
+            raise
 
     def _steady(self, objects: Objects, tensors: Mapping[str, Tensor]) -> frozenset[str]:
         """What nothing changes before an optimizer steps; the first time, be there when it does."""
@@ -146,7 +148,7 @@ class Store:
             ]
         return frozenset(objects.steady(tensors)) if self._hooks else frozenset()
 
-    def _gather(self, objects: Objects, feed: Feed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _gather(self, objects: Objects, feed: Randomness) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The JSON of all ranks' objects, and the tensors of this one's."""
         tensors: dict[str, Tensor] = {}
         documents: dict[str, Any] = {}
@@ -154,7 +156,7 @@ class Store:
         return {"objects": documents, "ranks": parts}, tensors
 
     def _capture(
-        self, objects: Objects, feed: Feed, documents: dict[str, Any], tensors: dict[str, Tensor]
+        self, objects: Objects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
     ) -> dict[str, Any]:
         """Add this rank's state to `documents` and `tensors`. What only this rank has is returned, for rank 0."""
         shared, shared_tensors = objects.capture()
@@ -164,21 +166,25 @@ class Store:
         tensors.update(shared_tensors | part_tensors)
         return part  # type: ignore[no-any-return]
 
+    def peek(self, name: str) -> Any:
+        """The state that one object has in the checkpoint that `restore` will take; None when there is none."""
+        loaded = self._newest(lambda document: Targets(fresh=dict.fromkeys(codec.keys(_state_of(document, name)))))
+        if loaded is None:
+            return None
+        return codec.join(_state_of(loaded.document, name), loaded.settle().__getitem__)
+
     def restore(self, objects: Objects) -> tuple[Restored, TrainState, Resume] | None:
-        """Put the newest good checkpoint into the objects; None when there is none.
+        """Put the newest good checkpoint into the objects; None when there is none, and then they are untouched.
 
         Raises:
             BadConfig: the checkpoint is good, but it is not one of these objects.
         """
-        checkpoint = newest_good(self._directory, self._ranks)
-        if self._fetch is not None:
-            there = None if checkpoint is None else checkpoint.manifest.step
-            if self._ranks.on_main(partial(self._fetch, there)) is not None:
-                checkpoint = newest_good(self._directory, self._ranks)
-        if checkpoint is None:
+        loaded = self._newest(partial(self._wanted, objects))
+        if loaded is None:
             return None
-        state, resume = self._ranks.together(partial(self._load, checkpoint, objects))[self._ranks.rank]
+        state, resume = self._ranks.together(partial(self._settle, loaded, objects))[self._ranks.rank]
         self._restored_step = state.step
+        checkpoint = loaded.checkpoint
         restored = Restored(
             step=state.step,
             attempt=checkpoint.manifest.attempt,
@@ -188,17 +194,40 @@ class Store:
         )
         return restored, state, resume
 
-    def _load(self, checkpoint: Checkpoint, objects: Objects) -> tuple[TrainState, Resume]:
-        load = partial(load_tensors, checkpoint)
-        document = read_document(checkpoint.folder)
+    def _newest(self, wanted: Wanted) -> Loaded | None:
+        """Read the newest good checkpoint of the volume, or of the mirror if that has a newer one."""
+        if self._fetch is None:
+            return load_newest(self._directory, self._ranks, wanted)
+        there = self._ranks.on_main(partial(newest_step, self._directory))
+        fetched = self._ranks.on_main(partial(self._fetch, there))
+        loaded = load_newest(self._directory, self._ranks, wanted)
+        good = None if loaded is None else loaded.checkpoint.manifest.step
+        if good != (fetched or there) and self._ranks.on_main(partial(self._fetch, good)) is not None:
+            # What looked like the newest is damaged, and the mirror had something better than what was left.
+            loaded = load_newest(self._directory, self._ranks, wanted)
+        return loaded
+
+    def _wanted(self, objects: Objects, document: Document) -> Targets:
+        part = self._part_of_this_rank(document["ranks"])
+        states = document["objects"] | {LOADER: part[LOADER]}
+        try:
+            targets = objects.wanted(states)
+        except ValueError:
+            objects.explain(states)
+            raise
+        own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
+        return Targets(live=targets.live, fresh={**targets.fresh, **own}, explain=partial(objects.explain, states))
+
+    def _settle(self, loaded: Loaded, objects: Objects) -> tuple[TrainState, Resume]:
+        document = loaded.document
         state = TrainState.from_document(document["train"])
         part = self._part_of_this_rank(document["ranks"])
+        tensors = loaded.settle()
         try:
-            objects.restore(document["objects"] | {LOADER: part[LOADER]}, load)
+            objects.restore(document["objects"] | {LOADER: part[LOADER]}, tensors)
         except ValueError as error:
-            raise BadConfig(f"{checkpoint.folder} cannot be resumed from: {error}") from error
+            raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
         is_own = self._ranks.rank < len(document["ranks"])
-        tensors = load(dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]])))
         return state, Resume(
             rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,
             epoch_rng=codec.join(part["epoch_rng"], tensors.__getitem__) if is_own else None,
@@ -209,3 +238,7 @@ class Store:
         """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
         part = parts[min(self._ranks.rank, len(parts) - 1)]
         return part if len(parts) == self._ranks.world_size else part | {LOADER: parts[0][LOADER]}
+
+
+def _state_of(document: Document, name: str) -> Any:
+    return document["objects"].get(name)

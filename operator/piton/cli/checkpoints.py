@@ -23,8 +23,10 @@ from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
 
 if TYPE_CHECKING:
+    from piton_trainer.checkpoint.retention import Going
     from piton_trainer.checkpoint.survey import Checked, Found
 
+_MARKS = {"newest": "newest", "best": "best", "weightsOnly": "weights only"}
 _METRICS_SHOWN = 3
 _PLAIN_WIDTH = 160
 """Of a table that no terminal limits."""
@@ -38,6 +40,8 @@ class Rule:
     keep_best: int
     metric: str | None
     goal: Literal["Minimize", "Maximize"]
+    keep_weights: int | None = None
+    """Of those that are neither; None: thin ones are let alone, and no more are made."""
 
 
 def ls(directory: Path, *, as_json: bool) -> int:
@@ -45,7 +49,7 @@ def ls(directory: Path, *, as_json: bool) -> int:
     from piton_trainer.checkpoint import survey
 
     found = survey.survey(directory)
-    newest = next((item for item in found if item.problem is None), None)
+    newest = next((item for item in found if item.problem is None and not item.is_thin), None)
     best = None if newest is None else survey.best_step(newest)
     rows = [row_of(item, is_newest=item is newest, is_best=item.step == best) for item in found]
     complete, fence = survey.complete(directory), survey.fence(directory)
@@ -66,7 +70,7 @@ def row_of(found: "Found", *, is_newest: bool, is_best: bool) -> dict[str, Any]:
     """One checkpoint, for machines."""
     manifest = found.manifest
     row = {"step": found.step, "folder": found.folder.name, "problem": found.problem}
-    row |= {"newest": is_newest, "best": is_best}
+    row |= {"newest": is_newest, "best": is_best, "weightsOnly": found.is_thin}
     if manifest is None:
         return row
     return row | {
@@ -99,7 +103,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         age = row.get("ageSeconds")
-        marks = ", ".join(name for name in ("newest", "best") if row[name])
+        marks = ", ".join(word for key, word in _MARKS.items() if row[key])
         table.add_row(
             f"{row['step']:,}",
             "" if age is None else format_duration(age),
@@ -126,14 +130,19 @@ def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     """Print what is bad, or that nothing is."""
     from piton_trainer.checkpoint import survey
 
-    found = _of_step(survey.survey(directory), step, directory)
-    checks = _hash(found)
-    bad = [check for check in checks if check.problem]
+    found = of_step(survey.survey(directory), step, str(directory))
+    return report(survey.verify(found), found, as_json=as_json)
+
+
+def report(checks: "Iterable[Checked]", found: "list[Found]", *, as_json: bool) -> int:
+    """Print how the checks went, while they go; the exit code."""
+    done = _watched(checks, found)
+    bad = [check for check in done if check.problem]
     problems = [{"folder": check.found.folder.name, "problem": check.problem} for check in bad]
     problems.sort(key=lambda item: (item["folder"] or "", item["problem"] or ""))
-    good = len(found) - len({check.found.step for check in bad})
+    good = len(found) - len({check.found.folder for check in bad})
     if as_json:
-        read = sum(check.size for check in checks)
+        read = sum(check.size for check in done)
         click.echo(json.dumps({"checkpoints": len(found), "good": good, "bytes": read, "problems": problems}))
     else:
         for problem in problems:
@@ -142,75 +151,107 @@ def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     return 0 if found and not bad else 1
 
 
-def _hash(found: "list[Found]") -> "list[Checked]":
-    from piton_trainer.checkpoint import survey
-
+def _watched(checks: "Iterable[Checked]", found: "list[Found]") -> "list[Checked]":
     total = sum(item.manifest.size for item in found if item.manifest is not None)
-    checks = []
+    done = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("hashing", total=total)
-        for check in survey.verify(found):
+        for check in checks:
             progress.advance(task, check.size)
-            checks.append(check)
-    return checks
+            done.append(check)
+    return done
 
 
-def _of_step(found: "list[Found]", step: int | None, directory: Path) -> "list[Found]":
+def of_step(found: "list[Found]", step: int | None, place: str) -> "list[Found]":
+    """Those of this step; all without one."""
     chosen = [item for item in found if step in (None, item.step)]
     if step is not None and not chosen:
         there = ", ".join(str(item.step) for item in found) or "none"
-        raise ValueError(f"{directory} has no checkpoint of step {step}; it has {there}")
+        raise ValueError(f"{place} has no checkpoint of step {step}; it has {there}")
     return chosen
 
 
 def prune(directory: Path, rule: Rule, *, dry_run: bool) -> int:
-    """Delete by the rules that the trainer follows."""
-    from piton_trainer.checkpoint import layout, survey
+    """Delete, and make thin, by the rules that the trainer follows."""
+    from piton_trainer.checkpoint import survey
 
     if rule.keep_best > 1 and rule.metric is None:
         raise ValueError(f"--keep-best {rule.keep_best}: by which metric? name it with --metric, such as val_loss")
     found = survey.survey(directory)
-    newest = survey.newest_good(found)
+    newest = survey.newest_good([item for item in found if not item.is_thin])
     if newest is None:
         click.echo("nothing is deleted: none of the checkpoints is good")
         return 1
-    going = set(_steps_to_delete([item for item in found if item.step <= newest.step], newest, rule))
+    going = _going([item for item in found if item.step <= newest.step], newest, rule)
+    gone = 0
     for item in found:
-        if item.step in going:
-            if not dry_run:
-                layout.discard(item.folder)
-            click.echo(f"{item.folder.name}: {'would be deleted' if dry_run else 'deleted'}")
-    click.echo(f"{len(going)} of {len(found)} checkpoints {'would go' if dry_run else 'are gone'}")
+        word = _fate(item, going, dry_run=dry_run)
+        gone += word == "deleted"
+        if word is not None:
+            click.echo(f"{item.folder.name}: {'would be ' if dry_run else ''}{word}")
+    click.echo(f"{gone} of {len(found)} checkpoints {'would go' if dry_run else 'are gone'}")
     return 0
 
 
-def _steps_to_delete(found: "list[Found]", newest: "Found", rule: Rule) -> Iterable[int]:
-    from piton_trainer.checkpoint.retention import steps_to_delete
-    from piton_trainer.checkpoint.survey import best_step
+def _fate(item: "Found", going: "Going", *, dry_run: bool) -> str | None:
+    """Do with a checkpoint what the rules say, and say it."""
+    from piton_trainer.checkpoint import layout
+    from piton_trainer.checkpoint.thin import make_thin
 
-    policy = SavePolicy(keep_last=rule.keep_last, keep_best=rule.keep_best)
+    if item.step in (going.weights if item.is_thin else going.whole):
+        if not dry_run:
+            layout.discard(item.folder)
+        return "deleted"
+    if item.manifest is not None and not item.is_thin and item.step in going.thin:
+        if not dry_run:
+            make_thin(layout.Checkpoint(folder=item.folder, manifest=item.manifest), layout.Disk())
+        return "made thin"
+    return None
+
+
+def _going(found: "list[Found]", newest: "Found", rule: Rule) -> "Going":
+    from piton_trainer.checkpoint.retention import what_goes
+    from piton_trainer.checkpoint.survey import best_step
+    from piton_trainer.checkpoint.thin import can_be_thin
+
     objective = None if rule.metric is None else Objective(metric=rule.metric, goal=rule.goal)
     # One that is broken by its sizes already is no reason to let a good one go.
-    measured = [(item.step, item.manifest.metrics) for item in found if item.manifest is not None and not item.problem]
+    whole = [(i.step, i.manifest) for i in found if i.manifest is not None and not i.problem and not i.is_thin]
+    measured = [(step, manifest.metrics) for step, manifest in whole]
     if rule.metric is not None and not any(rule.metric in metrics for _, metrics in measured):
         raise ValueError(f"--metric: no checkpoint has a metric {rule.metric}; it would keep nothing")
     own_best = best_step(newest) if objective is None and rule.keep_best else None
-    return (step for step in steps_to_delete(measured, policy=policy, objective=objective) if step != own_best)
+    thins = rule.keep_weights is not None
+    return what_goes(
+        measured,
+        thin=[item.step for item in found if item.is_thin] if thins else [],
+        can_be_thin=[step for step, manifest in whole if can_be_thin(manifest)] if thins else [],
+        spared={newest.step} if own_best is None else {newest.step, own_best},
+        policy=SavePolicy(keep_last=rule.keep_last, keep_best=rule.keep_best, keep_weights_only=rule.keep_weights or 0),
+        objective=objective,
+    )
 
 
-def export(directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None) -> int:
+def export(
+    directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None, config: Path | None = None
+) -> int:
     """Write one checkpoint in another format."""
     from piton_trainer.checkpoint import survey
 
-    found = _of_step(survey.survey(directory), step, directory)
-    good = survey.newest_good(found)
+    if config is not None and kind != "hf":
+        raise ValueError(f"--config goes with --format hf; {kind} says nothing of the kind of model")
+    found = of_step(survey.survey(directory), step, str(directory))
+    whole = [item for item in found if not item.is_thin]
+    if weights is None and found and not whole:
+        raise ValueError(f"of {found[0].folder.name} the weights are all that is left; say --weights-only")
+    good = survey.newest_good(found if weights else whole)
     if good is None or good.manifest is None:
         raise ValueError(f"{directory} has no good checkpoint" + (f" of step {step}" if step is not None else ""))
     try:
         from piton_trainer.checkpoint import export as exporter
     except ImportError as error:
         raise not_installed(error) from error
-    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights)
+    written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights, config=config)
     click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
     return 0
 

@@ -98,14 +98,16 @@ def ls(*, place: str, as_json: bool) -> int:
 
 
 @checkpoint.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("place", metavar="DIR|s3://…")
 @click.option("--step", type=int, help="Only the checkpoint of this step.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(*, directory: Path, step: int | None, as_json: bool) -> int:
-    """Hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
-    from piton.cli import checkpoints
+def verify(*, place: str, step: int | None, as_json: bool) -> int:
+    """Read and hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
+    from piton.cli import checkpoints, mirrored
 
-    return checkpoints.verify(directory, step=step, as_json=as_json)
+    if place.startswith("s3://"):
+        return mirrored.verify(place, step=step, as_json=as_json)
+    return checkpoints.verify(Path(place), step=step, as_json=as_json)
 
 
 @checkpoint.command()
@@ -113,6 +115,12 @@ def verify(*, directory: Path, step: int | None, as_json: bool) -> int:
 @click.option("--keep-last", required=True, type=click.IntRange(min=1), metavar="N", help="Newest ones to keep.")
 @click.option(
     "--keep-best", default=1, show_default=True, type=click.IntRange(min=0), metavar="K", help="Best ones to keep."
+)
+@click.option(
+    "--keep-weights",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of the others keep the weights of the N newest, where they were saved apart.  [default: thin ones stay]",
 )
 @click.option("--metric", help="What is best is said by this metric.  [default: the run's own best, for K = 1]")
 @click.option("--goal", type=click.Choice(["Minimize", "Maximize"]), default="Minimize", show_default=True)
@@ -122,6 +130,7 @@ def prune(
     directory: Path,
     keep_last: int,
     keep_best: int,
+    keep_weights: int | None,
     metric: str | None,
     goal: Literal["Minimize", "Maximize"],
     dry_run: bool,
@@ -129,22 +138,42 @@ def prune(
     """Delete what is neither among the newest nor among the best; never the newest good one, nor what is newer."""
     from piton.cli import checkpoints
 
-    rule = checkpoints.Rule(keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal)
+    rule = checkpoints.Rule(
+        keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal, keep_weights=keep_weights
+    )
     return checkpoints.prune(directory, rule, dry_run=dry_run)
 
 
 @checkpoint.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "dcp", "torch"]))
+@click.option("--format", "kind", required=True, type=click.Choice(["safetensors", "hf", "dcp", "torch"]))
 @click.option("--step", type=int, help="The checkpoint of this step.  [default: the newest good one]")
 @click.option("--weights-only", is_flag=True, help="Only the model's tensors, by the names that its state_dict has.")
 @click.option("--weights", "name", default="model", show_default=True, help="Which weights: model, or ema.")
-def export(*, directory: Path, out: Path, kind: str, step: int | None, weights_only: bool, name: str) -> int:
-    """Write a checkpoint to OUT in a format that others read, after verifying it."""
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="For hf: a config.json, or a folder with one and the tokenizer's files.  [default: what the callback saved]",
+)
+def export(
+    *,
+    directory: Path,
+    out: Path,
+    kind: str,
+    step: int | None,
+    weights_only: bool,
+    name: str,
+    config: Path | None,
+) -> int:
+    """Write a checkpoint to OUT in a format that others read, after verifying it.
+
+    hf is a folder that from_pretrained of transformers reads.
+    """
     from piton.cli import checkpoints
 
-    return checkpoints.export(directory, out, kind=kind, step=step, weights=name if weights_only else None)
+    weights = name if weights_only or kind == "hf" else None
+    return checkpoints.export(directory, out, kind=kind, step=step, weights=weights, config=config)
 
 
 @checkpoint.command()

@@ -1,27 +1,26 @@
-"""`piton checkpoint ls` and `restore` of a bucket that a run is mirrored to."""
+"""`piton checkpoint ls`, `verify` and `restore` of a bucket that a run is mirrored to."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from piton.cli.checkpoints import not_installed, print_table, row_of
+from piton.cli.checkpoints import not_installed, of_step, print_table, report, row_of
 
 if TYPE_CHECKING:
+    from piton_trainer.checkpoint.survey import Found
     from piton_trainer.mirror.bucket import Bucket
+    from piton_trainer.mirror.place import Latest
 
 
 def ls(uri: str, *, as_json: bool) -> int:
     """Print what is there, by names and manifests."""
     bucket = _bucket(uri)
-    from piton_trainer.mirror.bucket import Trouble
-    from piton_trainer.mirror.listing import listing
-
-    try:
-        latest, found = listing(bucket)
-    except Trouble as trouble:
-        raise ValueError(f"{bucket.place} cannot be read: {trouble}") from trouble
+    latest, found = _listing(bucket)
     newest = None if latest is None or latest.newest is None else latest.newest.folder
     rows = [row_of(item, is_newest=item.folder.name == newest, is_best=False) for item in found]
     fence = None if latest is None else latest.attempt
@@ -33,22 +32,33 @@ def ls(uri: str, *, as_json: bool) -> int:
     return 0
 
 
+def verify(uri: str, *, step: int | None, as_json: bool) -> int:
+    """Read and hash every file, keep none, and print what is bad."""
+    bucket = _bucket(uri)
+    from piton_trainer.checkpoint import survey
+    from piton_trainer.mirror.listing import problem_of
+
+    found = of_step(_listing(bucket)[1], step, str(bucket.place))
+    with _unreadable(str(bucket.place)):
+        return report(survey.verify(found, partial(problem_of, bucket)), found, as_json=as_json)
+
+
 def restore(uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint that a mirror has."""
     bucket = _bucket(uri)
     from piton_trainer.mirror import restore as fetch
-    from piton_trainer.mirror.bucket import Trouble
     from piton_trainer.mirror.upload import read_latest
 
     place = bucket.place
     try:
-        latest, _ = read_latest(bucket)
-        if latest is None or latest.newest is None:
-            raise ValueError(f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one")
-        directory.mkdir(parents=True, exist_ok=True)
-        step = fetch.restore(bucket, latest, directory, newer_than=-1)
-    except Trouble as trouble:
-        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+        with _unreadable(str(place)):
+            latest, _ = read_latest(bucket)
+            if latest is None or latest.newest is None:
+                raise ValueError(
+                    f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one"
+                )
+            directory.mkdir(parents=True, exist_ok=True)
+            step = fetch.restore(bucket, latest, directory, newer_than=-1)
     except OSError as error:
         raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
     if step is None:
@@ -58,13 +68,29 @@ def restore(uri: str, directory: Path) -> int:
     return 0
 
 
+def _listing(bucket: "Bucket") -> "tuple[Latest | None, list[Found]]":
+    from piton_trainer.mirror.listing import listing
+
+    with _unreadable(str(bucket.place)):
+        return listing(bucket)
+
+
+@contextmanager
+def _unreadable(place: str) -> Iterator[None]:
+    """Say in a sentence that a bucket does not answer, or refuses."""
+    from piton_trainer.s3 import Trouble
+
+    try:
+        yield
+    except Trouble as trouble:
+        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+
+
 def _bucket(uri: str) -> "Bucket":
     try:
-        from piton_trainer.mirror.bucket import Bucket, Trouble
+        from piton_trainer.mirror.bucket import Bucket
         from piton_trainer.mirror.place import Place
     except ImportError as error:
         raise not_installed(error) from error
-    try:
+    with _unreadable(uri):
         return Bucket(Place.parse(uri))
-    except Trouble as trouble:
-        raise ValueError(f"{uri} cannot be read: {trouble}") from trouble

@@ -10,6 +10,7 @@ import click
 
 from piton.cli import files
 from piton.cli.watch import Lines, Live, Silence
+from piton.contract import start
 from piton.contract.duration import format_duration, parse_duration
 from piton.core.status import Phase
 from piton.local import drills as fire
@@ -91,6 +92,8 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.final_step is not None:
         rows.append(("steps", f"{summary.final_step:,}, of which {summary.lost_steps:,} were trained twice"))
     rows.append(("attempts", _attempts(summary)))
+    if summary.start_seconds:
+        rows.append(("last start", start.sentence(summary.start_seconds)))
     if summary.best_metric is not None:
         at = "" if summary.best_step is None else f" at step {summary.best_step:,}"
         rows.append(("best metric", f"{summary.best_metric:.4f}{at}"))

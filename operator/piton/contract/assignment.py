@@ -20,6 +20,10 @@ class SavePolicy:
     keep_last: int = 2
     """At least 2 whole checkpoints: with a single one, a bad disk block ends the run."""
     keep_best: int = 1
+    keep_weights_only: int = 0
+    """Of those that are neither, so many keep their weights."""
+    patience_seconds: float = 3600.0
+    """How long training goes on while nothing can be saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

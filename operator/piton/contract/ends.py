@@ -1,6 +1,7 @@
 """How a trainer process ends: its exit code, and one JSON object as the container's termination message.
 
-    finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81 --- failed: any other
+    finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
+    volumeLost 82 --- failed: any other
 
 143 is what a shell reports for SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves
 nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an outcome, or evidence from the pod.
@@ -23,6 +24,7 @@ class ExitCode(IntEnum):
     DIVERGED = 79
     OUT_OF_SPACE = 80
     FENCED = 81
+    VOLUME_LOST = 82
     STOPPED = 143
 
 
@@ -41,6 +43,8 @@ class Outcome(StrEnum):
     """The checkpoint volume is full; older checkpoints are untouched."""
     FENCED = "fenced"
     """A higher attempt has claimed the checkpoint directory."""
+    VOLUME_LOST = "volumeLost"
+    """The checkpoint volume could not be written to for too long; what it holds is untouched."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
 
@@ -52,6 +56,7 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.DIVERGED: ExitCode.DIVERGED,
     Outcome.OUT_OF_SPACE: ExitCode.OUT_OF_SPACE,
     Outcome.FENCED: ExitCode.FENCED,
+    Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
 }
 OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
 

@@ -1,6 +1,7 @@
-"""The two files that make a checkpoint directory trustworthy.
+"""The files that make a checkpoint directory trustworthy.
 
 `MANIFEST.json` is written last into a step's folder; without a valid one the folder is not a checkpoint.
+`WEIGHTS.json` is the manifest of one that was made thin: the same, of fewer files, and it says so.
 `COMPLETE.json` says that the run is finished, and is the proof that `Succeeded` needs.
 
 A manifest ends with the SHA-256 of all that stands before it: a flipped bit in it is found like one in a shard.
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 FORMAT = 2
 COMPLETE_FORMAT = 1
-"""Versions of the two files; a reader refuses what it does not know."""
+"""Versions of these files; a reader refuses what it does not know."""
 _SEAL = ',\n "sha256": "'
 """What the digest's line begins with; the text before it is what the digest is of."""
 
@@ -39,6 +40,8 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     """UTC, ISO 8601."""
+    weights_only: bool = False
+    """The weights are all that is left; nothing can resume from it."""
 
     @property
     def size(self) -> int:
@@ -57,6 +60,7 @@ class Manifest:
                 "metrics": dict(self.metrics),
                 "versions": dict(self.versions),
                 "created": self.created,
+                **({"weightsOnly": True} if self.weights_only else {}),
             }
         )
 
@@ -80,6 +84,7 @@ class Manifest:
                 metrics={str(name): float(value) for name, value in fields["metrics"].items()},
                 versions={str(name): str(value) for name, value in fields["versions"].items()},
                 created=str(fields["created"]),
+                weights_only=fields.get("weightsOnly", False) is True,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the manifest has no good {error}") from error

@@ -22,6 +22,7 @@ ENV_TERMINATION_LOG = "PITON_TERMINATION_LOG"
 ENV_REPORT_SECONDS = "PITON_REPORT_SECONDS"
 ENV_METRICS_PORT = "PITON_METRICS_PORT"
 ENV_SAVES = "PITON_SAVES"
+ENV_DATA_CACHE = "PITON_DATA_CACHE"
 
 # KEP-2779 (kubeflow/trainer): where progress is pushed to. transformers 5 reads the same three.
 ENV_SERVER_URL = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -30,6 +31,10 @@ ENV_SERVER_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a
 
 # torchrun kills its workers this many seconds after SIGTERM, whatever Kubernetes allows (30 by default).
 ENV_ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+
+# Where torch.compile and Triton keep what they have compiled. By default that is in /tmp, and gone with the pod.
+ENV_INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+ENV_TRITON_CACHE = "TRITON_CACHE_DIR"
 
 LABEL_RUN = f"{API_GROUP}/run"
 LABEL_ATTEMPT = f"{API_GROUP}/attempt"
@@ -55,9 +60,14 @@ DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 # Layout of a checkpoint directory.
 FENCE_FILE = "FENCE"
 MANIFEST_FILE = "MANIFEST.json"
+WEIGHTS_FILE = "WEIGHTS.json"
+"""The manifest of a checkpoint of which only the weights are left."""
 COMPLETE_FILE = "COMPLETE.json"
 STEP_PREFIX = "step-"
+WEIGHTS_PREFIX = "weights-"
 SAVING_PREFIX = ".saving-"
+CACHE_FOLDER = ".cache"
+"""What attempts compile, for the next one. Nothing in it is worth keeping: not verified, mirrored or retained."""
 
 MAX_RUN_NAME = 46
 """`-<attempt>` (up to 5 digits) and `-worker-<nnn>` must still fit into the 63 characters of a DNS label."""
@@ -75,5 +85,19 @@ def step_folder(step: int) -> str:
 
 def parse_step_folder(name: str) -> int | None:
     """The step in a checkpoint folder's name, or None when it is not one."""
-    digits = name.removeprefix(STEP_PREFIX)
-    return int(digits) if name.startswith(STEP_PREFIX) and digits.isascii() and digits.isdigit() else None
+    return _number_after(STEP_PREFIX, name)
+
+
+def weights_folder(step: int) -> str:
+    """The folder of a checkpoint of which only the weights are left: nothing resumes from it."""
+    return f"{WEIGHTS_PREFIX}{step:09d}"
+
+
+def parse_weights_folder(name: str) -> int | None:
+    """The step in such a folder's name, or None when it is not one."""
+    return _number_after(WEIGHTS_PREFIX, name)
+
+
+def _number_after(prefix: str, name: str) -> int | None:
+    digits = name.removeprefix(prefix)
+    return int(digits) if name.startswith(prefix) and digits.isascii() and digits.isdigit() else None

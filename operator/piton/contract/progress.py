@@ -22,6 +22,8 @@ RESUMED_FROM = "resumed_from_step"
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
 CHECKPOINT_INTERVAL_SECONDS = "checkpoint_interval_seconds"
+CHECKPOINTS_SKIPPED = "checkpoints_skipped"
+CHECKPOINTS_THAT_FIT = "checkpoints_that_fit"
 _ALIASES = {"current_step": STEP}
 _RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM})
 

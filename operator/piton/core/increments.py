@@ -21,6 +21,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.NAME_TAKEN,
         Reason.NO_EVIDENCE,
         Reason.FENCED,
+        Reason.VOLUME_LOST,
     ),
     Verdict.USER_FAILURE: (
         Reason.CRASHED,

@@ -172,7 +172,7 @@ class Keep(Model):
 
     last: int = Field(default=2, ge=2, le=1000, description="Newest ones. At least 2: one alone may turn out bad.")
     best: int = Field(default=1, ge=0, le=1000, description="Best ones by the objective's metric.")
-    weights_only: int = Field(default=0, ge=0, le=1000, description="Older ones of which only the weights are kept.")
+    weights_only: int = Field(default=0, ge=0, le=1000, description="Older ones of which the weights are kept.")
 
 
 class Mirror(Model):
@@ -199,6 +199,9 @@ class Checkpoint(Model):
         ),
     )
     keep: Keep = Field(default_factory=Keep, description="Which checkpoints are kept.")
+    patience: Duration = Field(
+        default="1h", description="How long training goes on while nothing can be saved; then the attempt ends."
+    )
     mirror: Mirror | None = Field(default=None, description="A second copy in an object store.")
 
 

@@ -53,6 +53,8 @@ class Reason(StrEnum):
     """A job of the attempt's name exists and is not this run's; the number is skipped."""
     NO_EVIDENCE = "NoEvidence"
     """The job failed and no pod is left to say why."""
+    VOLUME_LOST = "VolumeLost"
+    """The checkpoint volume could not be written to for too long."""
 
     # The user's
     CRASHED = "Crashed"

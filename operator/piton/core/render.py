@@ -64,6 +64,8 @@ def assignment(spec: Spec) -> Assignment:
             every_steps=every.steps,
             keep_last=spec.checkpoint.keep.last,
             keep_best=spec.checkpoint.keep.best,
+            keep_weights_only=spec.checkpoint.keep.weights_only,
+            patience_seconds=parse_duration(spec.checkpoint.patience),
         ),
         objective=_objective(spec.objective),
         mirror=_mirror(spec.checkpoint.mirror),
@@ -140,11 +142,23 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: Place) -> dict[str, str]:
         names.ENV_CONFIG: place.config_file,
         names.ENV_TERMINATION_LOG: place.termination_log,
         names.ENV_ELASTIC_SHUTDOWN_TIMEOUT: str(ELASTIC_SHUTDOWN_SECONDS),
+        **compile_caches(spec, place.checkpoint_dir),
     }
     deadline = deadline_of(meta, spec)
     if deadline is not None:
         env[names.ENV_STOP_AT] = deadline.isoformat()
     return env | dict(place.env)
+
+
+def compile_caches(spec: Spec, checkpoint_dir: str) -> dict[str, str]:
+    """Variables that keep on the volume what an attempt has compiled, for the next one. The user's word wins."""
+    chosen = {variable.name for variable in spec.trainer.env}
+    folders = {names.ENV_INDUCTOR_CACHE: "inductor", names.ENV_TRITON_CACHE: "triton"}
+    return {
+        name: f"{checkpoint_dir}/{names.CACHE_FOLDER}/{folder}"
+        for name, folder in folders.items()
+        if name not in chosen
+    }
 
 
 def _resource(spec: Spec) -> specs.Resource:

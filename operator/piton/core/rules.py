@@ -105,9 +105,13 @@ def good_env(spec: Spec) -> Iterator[str]:
 
 def good_durations(spec: Spec) -> Iterator[str]:
     """A duration of nothing is a mistake."""
-    for path, text in (("deadline", spec.limits.deadline), ("trainingTime", spec.limits.training_time)):
+    for path, text, fix in (
+        ("limits.deadline", spec.limits.deadline, "24h"),
+        ("limits.trainingTime", spec.limits.training_time, "24h"),
+        ("checkpoint.patience", spec.checkpoint.patience, "1h"),
+    ):
         if text is not None and duration.parse_duration(text) <= 0:
-            yield f"spec.limits.{path}: {text!r} is no time at all; write a duration such as 24h"
+            yield f"spec.{path}: {text!r} is no time at all; write a duration such as {fix}"
 
 
 def positive_budget(spec: Spec) -> Iterator[str]:
@@ -135,13 +139,12 @@ def good_labels(spec: Spec) -> Iterator[str]:
 
 def not_yet(spec: Spec) -> Iterator[str]:
     """What this version does not do is refused: a limit that is silently ignored costs money."""
-    capacity, checkpoint, limits, stages = spec.capacity, spec.checkpoint, spec.limits, spec.stages
+    capacity, limits, stages = spec.capacity, spec.limits, spec.stages
     fields = {
         "workers.minNodes": spec.workers.min_nodes is not None,
         "capacity.tiers": len(capacity.tiers) > 1,
         "capacity.patience": capacity.patience is not None,
         "capacity.maxPricePerHour": capacity.max_price_per_hour is not None,
-        "checkpoint.keep.weightsOnly": checkpoint.keep.weights_only > 0,
         "limits.budget": limits.budget is not None,
         "stages.prepare": stages.prepare is not None,
         "stages.evaluate": stages.evaluate is not None,

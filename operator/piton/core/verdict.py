@@ -202,6 +202,7 @@ _RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.DIVERGED: (Verdict.USER_FAILURE, Reason.DIVERGED, True),
     Outcome.OUT_OF_SPACE: (Verdict.USER_FAILURE, Reason.OUT_OF_SPACE, False),
     Outcome.FENCED: (Verdict.INFRASTRUCTURE, Reason.FENCED, False),
+    Outcome.VOLUME_LOST: (Verdict.INFRASTRUCTURE, Reason.VOLUME_LOST, False),
 }
 
 VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (

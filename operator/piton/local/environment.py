@@ -11,7 +11,7 @@ from torchx import specs
 
 from piton.contract import names
 from piton.core.model import Spec
-from piton.core.render import Place, processes_per_node
+from piton.core.render import Place, compile_caches, processes_per_node
 from piton.local.folder import RunFolder
 from piton.local.processes import literal
 
@@ -31,6 +31,7 @@ def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str)
         env={
             **_rendezvous(spec),
             **_threads(spec),
+            **_caches(folder, spec),
             **{name: literal(value) for name, value in secrets(spec, os.environ).items()},
             names.ENV_SERVER_URL: url,
             names.ENV_REPORT_SECONDS: str(REPORT_SECONDS),
@@ -68,6 +69,12 @@ def _threads(spec: Spec) -> dict[str, str]:
         return {}
     processes = spec.workers.nodes * processes_per_node(spec)
     return {_THREADS: str(max(1, _cores() // processes))}
+
+
+def _caches(folder: RunFolder, spec: Spec) -> dict[str, str]:
+    """Where compiled things are kept if the run does not say it: where the user's environment does, else with it."""
+    caches = compile_caches(spec, str(folder.checkpoints))
+    return {name: literal(os.environ.get(name, path)) for name, path in caches.items()}
 
 
 def _cores() -> int:

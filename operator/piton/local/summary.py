@@ -1,14 +1,16 @@
 """What a command has to tell at its end, as one value: printed for people, or as one JSON object for machines."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from piton.contract import start
 from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED
 from piton.core.status import AttemptStatus, RunStatus, Verdict
+from piton.local import metrics
 from piton.local.folder import RunFolder, State
 
 _TAKEN = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE)
@@ -36,6 +38,8 @@ class Summary:
     best_checkpoint: Path | None
     recovery_seconds: float
     """From each loss of a machine to the first trained step of the next attempt, summed up."""
+    start_seconds: Mapping[str, float]
+    """Where the newest start went, from the start of the process to the first step, by phase; see `contract.start`."""
     drills_not_fired: tuple[str, ...]
     curve: Path | None
     logs: Path
@@ -59,6 +63,7 @@ class Summary:
             "checkpoint": _text(self.checkpoint),
             "bestCheckpoint": _text(self.best_checkpoint),
             "recoverySeconds": self.recovery_seconds,
+            "startSeconds": dict(self.start_seconds),
             "drillsNotFired": list(self.drills_not_fired),
             "curve": _text(self.curve),
             "logs": str(self.logs),
@@ -93,6 +98,7 @@ def summarise(folder: RunFolder, state: State, drills_not_fired: Sequence[str]) 
         checkpoint=folder.newest_checkpoint(),
         best_checkpoint=folder.checkpoint(best_step),
         recovery_seconds=round(recovery_seconds(status.attempts), 3),
+        start_seconds=newest_start(metrics.read(folder.metrics_file)),
         drills_not_fired=tuple(drills_not_fired),
         curve=folder.curve_file if folder.curve_file.exists() else None,
         logs=folder.root / "logs",
@@ -106,6 +112,11 @@ def recovery_seconds(attempts: Sequence[AttemptStatus]) -> float:
         if lost.verdict in _TAKEN and lost.ended_time and following.training_time:
             total += (following.training_time - lost.ended_time).total_seconds()
     return total
+
+
+def newest_start(points: Sequence[metrics.Point]) -> dict[str, float]:
+    """The phases of the newest start that was reported."""
+    return next((phases for point in reversed(points) if (phases := start.from_metrics(point.metrics))), {})
 
 
 def _final_step(status: RunStatus) -> int | None:

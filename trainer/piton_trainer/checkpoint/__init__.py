@@ -2,12 +2,14 @@
 
     layout      folders and files: what is committed, what is in flight, writing so that it lasts
     fence       which attempt may commit
-    commit      from shards that are written to a folder that counts: manifest, rename, retention
+    commit      around the shards of a save: room for it, then manifest and rename
     save        a checkpoint while training waits
     background  a checkpoint while training goes on: image, arena, copying and scribe on our side, writer and direct on
                 the other
-    load        the newest checkpoint that is good
-    retention   which checkpoints may go (pure)
+    load        the newest checkpoint that is good, in one pass: intake for one process, index and landing for what goes
+                where, sharing for who verifies what, reading for the bytes
+    readahead   a head start for the disk, before there is torch
+    retention   which checkpoints may go (pure);  keep does it;  thin leaves the weights
     survey      what is there, for people; it needs no torch
     export      formats that others read
 
@@ -44,6 +46,8 @@ class Saved:
     folder: Path
     size: int
     """Bytes."""
+    free: int | None = None
+    """Bytes that were free on the volume before, beside what the rules keep."""
 
 
 class Checkpointer(Protocol):
@@ -51,7 +55,8 @@ class Checkpointer(Protocol):
 
     `save` may return before the checkpoint is durable, but not before the tensors may change again, unless they are
     steady; at most one save is in flight. `save`, `poll` and `wait` raise what went wrong, on every rank: OutOfSpace,
-    Fenced, or the error as it came. What failed leaves nothing behind, and the older checkpoints as they were.
+    VolumeLost, Fenced, or the error as it came. What failed leaves nothing behind, and the older checkpoints as they
+    were. OutOfSpace and VolumeLost are about the volume: a later save may succeed.
     """
 
     def prepare(self, tensors: "Callable[[], Mapping[str, Tensor]]") -> None:

@@ -41,8 +41,9 @@ from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.image import Image, lay_out
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
-from piton_trainer.checkpoint.save import SyncCheckpointer, draft_of
+from piton_trainer.checkpoint.save import SyncCheckpointer, clean_up, documents_of, draft_of, size_of
 from piton_trainer.checkpoint.scribe import Scribe
+from piton_trainer.checkpoint.shards import prefix_of, weights_index
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 
@@ -98,7 +99,8 @@ class BackgroundCheckpointer:
         self._items: list[WriteItem] = []
         self._image = Image()
         self._views: list[Tensor] = []
-        self._index = b""
+        self._indices: dict[str, bytes] = {}
+        self._apart = policy.keep_weights_only > 0
         self._is_refused = False
         self._flight: Flight | None = None
         self._copying: Copying | None = None
@@ -132,9 +134,10 @@ class BackgroundCheckpointer:
         alone = self._ranks.world_size == 1
         small = {}
         if self._ranks.is_main:
-            small = {layout.STATE_FILE: json.dumps(snapshot.document).encode(), layout.INDEX_FILE: self._index}
+            documents = documents_of(snapshot, apart=self._apart)
+            small = {name: json.dumps(document).encode() for name, document in documents.items()} | self._indices
         parts = [Part(part.name, part.start, part.size) for part in self._image.parts]
-        orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small)]
+        orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small, size=size_of(snapshot))]
         if alone:
             orders.append(Commit(draft=draft, files=None))
         self._flight = Flight(draft=draft, is_sealed=alone, orders=orders)
@@ -195,13 +198,10 @@ class BackgroundCheckpointer:
                 self._scribe.go_on(Commit(draft=flight.draft, files=files))
         except BaseException:
             self._flight = None
-            if self._ranks.is_main:
-                saving = layout.saving_folder(
-                    self._directory, step=flight.draft.step, attempt=self._fence.attempt, owner=self._fence.owner
-                )
-                layout.discard(saving)
-            # A claim sweeps our folder away under us; then the fence is the reason, not the file that is missing.
-            self._ranks.on_main(self._fence.check)
+            saving = layout.saving_folder(
+                self._directory, step=flight.draft.step, attempt=self._fence.attempt, owner=self._fence.owner
+            )
+            self._ranks.on_main(partial(clean_up, saving, self._fence))
             raise
 
     def _launch(self, flight: Flight) -> None:
@@ -241,7 +241,7 @@ class BackgroundCheckpointer:
         answer, flight.answer = flight.answer or self._scribe.answer(wait=True), None
         assert answer is not None
         if isinstance(answer, Failed):
-            raise answer.error(flight.draft.step)
+            raise answer.error(f"the checkpoint of step {flight.draft.step} could not be written")
         return answer
 
     def _copy(self, planner: DefaultSavePlanner, steady: frozenset[str]) -> None:
@@ -279,14 +279,25 @@ class BackgroundCheckpointer:
     def _arrange(self, planner: DefaultSavePlanner) -> None:
         plans = self._ranks.gather(planner.create_local_plan())
         plans, metadata = self._ranks.on_main(partial(planner.create_global_plan, plans))
-        self._items = planner.finish_plan(plans[self._ranks.rank]).items
-        self._image = lay_out(map(_shape_of, self._items), rank=self._ranks.rank)
-        self._index = _index(metadata, self._ranks.gather(self._image.index()))
+        prefix = prefix_of(apart=self._apart)
+        items = planner.finish_plan(plans[self._ranks.rank]).items
+        self._items = sorted(items, key=lambda item: prefix(item.index.fqn))
+        self._image = lay_out(map(_shape_of, self._items), rank=self._ranks.rank, prefix=prefix)
+        self._indices = self._index(metadata, self._ranks.gather(self._image.index()))
         refusal = self._reserve()
         if self._ranks.agree([refusal is not None])[0]:
             self._is_refused = True
             if refusal is not None:
                 logger.warning("%s; training waits for each save", refusal)
+
+    def _index(self, metadata: Metadata, places: list[dict[MetadataIndex, _StorageInfo]]) -> dict[str, bytes]:
+        """The files that say where each tensor is."""
+        metadata.version = CURRENT_DCP_VERSION
+        metadata.storage_data = {index: place for part in places for index, place in part.items()}
+        indices = {layout.INDEX_FILE: pickle.dumps(metadata)}
+        if self._apart and (weights := weights_index(metadata)) is not None:
+            indices[layout.WEIGHTS_INDEX_FILE] = weights
+        return indices
 
     def _reserve(self) -> str | None:
         self._views = []
@@ -324,9 +335,3 @@ def _is_plain(tensor: Tensor) -> bool:
 def _shape_of(item: WriteItem) -> tuple[MetadataIndex, torch.dtype, torch.Size]:
     assert item.tensor_data is not None
     return item.index, item.tensor_data.properties.dtype, item.tensor_data.chunk.sizes
-
-
-def _index(metadata: Metadata, places: list[dict[MetadataIndex, _StorageInfo]]) -> bytes:
-    metadata.version = CURRENT_DCP_VERSION
-    metadata.storage_data = {index: place for part in places for index, place in part.items()}
-    return pickle.dumps(metadata)

@@ -1,10 +1,9 @@
-"""From shards that are written to a folder that counts: manifest, fence, rename; then retention.
+"""Around the shards of a save: room and a folder before, manifest, fence and rename after; then retention.
 
 Whoever commits does it here: rank 0 itself, or its writer, which has no torch.
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint import Saved, layout
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.retention import steps_to_delete
-
-logger = logging.getLogger(__name__)
+from piton_trainer.checkpoint.keep import Keeper, never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +27,7 @@ class Draft:
 
 
 class Committer:
-    """The last part of every save, on rank 0."""
+    """The first and the last part of every save, on rank 0."""
 
     def __init__(
         self,
@@ -43,20 +40,34 @@ class Committer:
     ) -> None:
         self.directory = directory
         self.fence = fence
-        self._policy = policy
-        self._objective = objective
         self._disk = disk
+        self._keeper = Keeper(directory, policy=policy, objective=objective, disk=disk)
 
     def folder(self, step: int) -> Path:
         """Where a save of this step is in flight."""
         return layout.saving_folder(self.directory, step=step, attempt=self.fence.attempt, owner=self.fence.owner)
+
+    def begin(self, step: int, size: int) -> None:
+        """Make sure that a checkpoint may be saved, and fits, and have its folder.
+
+        Raises:
+            Fenced: another process may save instead.
+            OutOfSpace: it does not fit.
+        """
+        self.fence.check()
+        folder = self.folder(step)
+        mine = folder.name.removeprefix(f"{names.SAVING_PREFIX}{names.step_folder(step)}")
+        # What an earlier save could not clean up; another attempt's is not ours to take away.
+        layout.sweep(self.directory, keep=lambda name: name == folder.name or not name.endswith(mine))
+        self._keeper.make_room(step, size)
+        layout.make_folder(folder)
 
     def commit(self, draft: Draft, files: Mapping[str, FileEntry]) -> Saved:
         """Make the folder in flight a checkpoint. Its files are durable already.
 
         Raises:
             Fenced: another process may commit instead.
-            OutOfSpace: the manifest does not fit.
+            OSError: the volume did not do it.
         """
         folder, target = self.folder(draft.step), self.directory / names.step_folder(draft.step)
         manifest = Manifest(
@@ -68,30 +79,21 @@ class Committer:
             versions=draft.versions,
             created=draft.created,
         )
-        with layout.full_disk_is_an_end(self.directory):
-            self._disk.write(folder / names.MANIFEST_FILE, manifest.to_json())
+        text = manifest.to_json()
+        self._disk.write(folder / names.MANIFEST_FILE, text)
         self.fence.check()
         if is_good(target):
             layout.discard(folder)
         else:
             layout.discard(target)
-            folder.rename(target)
+            layout.rename(folder, target, witness=names.MANIFEST_FILE, text=text)
         layout.sync_folder(self.directory)
-        return Saved(step=draft.step, folder=target, size=manifest.size)
+        self._keeper.committed(draft.step)
+        return Saved(step=draft.step, folder=target, size=manifest.size, free=self._keeper.free)
 
-    def follow_up(self, saved: Saved) -> None:
+    def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool] = never) -> None:
         """What comes after a commit and is no part of it: retention."""
-        self._retain(saved.step)
-
-    def _retain(self, newest: int) -> None:
-        # A folder of a later step is one that a resume passed over: it is no reason to delete a good one.
-        present = [c for c in layout.committed(self.directory) if c.manifest.step <= newest]
-        measured = [(c.manifest.step, c.manifest.metrics) for c in present]
-        for step in steps_to_delete(measured, policy=self._policy, objective=self._objective):
-            try:
-                layout.discard(self.directory / names.step_folder(step))
-            except OSError as error:
-                logger.warning("the checkpoint of step %d cannot be deleted: %s", step, error)
+        self._keeper.retain(saved.step, is_wanted=is_wanted)
 
 
 def is_good(folder: Path) -> bool:

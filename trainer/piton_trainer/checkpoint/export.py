@@ -1,14 +1,17 @@
 """A checkpoint in formats that others read, made aside and renamed, so that OUT is whole or not there.
 
 safetensors   the weights, for `safetensors.torch.load_file`; nothing but tensors fits into it
+hf            a folder for `from_pretrained` of transformers: the weights and what kind of model they are of
 dcp           for plain `torch.distributed.checkpoint.load`, by the names that state dicts have
 torch         for `torch.load(..., weights_only=True)`
 """
 
+import json
 import shutil
 import uuid
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,14 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.load import load_tensors
 
+_COUNT = "n_averaged"
+"""torch's AveragedModel keeps it beside the weights."""
+_CONFIG_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 
-def export(folder: Path, manifest: Manifest, out: Path, *, kind: str, weights: str | None) -> int:
+
+def export(
+    folder: Path, manifest: Manifest, out: Path, *, kind: str, weights: str | None, config: Path | None = None
+) -> int:
     """Write a checkpoint that has been verified; how many tensors were written.
 
     Args:
@@ -33,6 +42,7 @@ def export(folder: Path, manifest: Manifest, out: Path, *, kind: str, weights: s
         out: what to write; it must not be there yet.
         kind: `safetensors`, `dcp` or `torch`.
         weights: the name of the object whose state alone is written, under its own names; None: everything.
+        config: for `hf`, a config.json, or a folder with one and with what else belongs to the model.
 
     Raises:
         ValueError: it cannot be done so.
@@ -41,9 +51,11 @@ def export(folder: Path, manifest: Manifest, out: Path, *, kind: str, weights: s
         raise ValueError(f"{out} is there already; name another place")
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is no folder; make it first")
-    write = _WRITERS[kind]
-    if kind == "safetensors" and weights is None:
+    write = _WRITERS.get(kind, _safetensors)
+    if kind in ("safetensors", "hf") and weights is None:
         raise ValueError("safetensors holds tensors and nothing else; say --weights-only, or --format dcp")
+    if kind == "hf":
+        write = partial(_huggingface, _description(folder), config)
     state, tensors = _state(Checkpoint(folder=folder, manifest=manifest), weights)
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -81,6 +93,54 @@ def _safetensors(state: dict[str, Any], path: Path) -> None:
         other = next(name for name in state if name not in tensors)
         raise ValueError(f"{other} is no tensor, and safetensors holds nothing else; say --format dcp")
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What the callback for transformers has saved with the weights."""
+    description = layout.read_document(folder)["objects"].get(layout.DESCRIPTION, {})
+    return codec.join(description, _no_tensor)  # type: ignore[no-any-return]
+
+
+def _no_tensor(key: str) -> Tensor:
+    raise ValueError(f"the description of the model holds a tensor, {key}")
+
+
+def _huggingface(description: dict[str, Any], config: Path | None, state: dict[str, Any], path: Path) -> None:
+    path.mkdir()
+    if config is not None:
+        _copy_config(config, path)
+    elif "config" in description:
+        for name in ("config", "generation_config"):
+            if name in description:
+                (path / f"{name}.json").write_text(json.dumps(description[name], indent=2) + "\n", encoding="utf-8")
+    else:
+        raise ValueError("the checkpoint does not say what kind of model it is of; name its config.json with --config")
+    _safetensors(_weights_for_transformers(state, description.get("tied", {})), path / "model.safetensors")
+
+
+def _weights_for_transformers(state: dict[str, Any], tied: dict[str, str]) -> dict[str, Any]:
+    """The weights as transformers writes them: once, and by the model's own names where they are an average."""
+    prefix = "module."
+    if _COUNT in state:
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name != _COUNT}
+    again = {name for name, first in tied.items() if name in state and _is_same(state[name], state.get(first))}
+    return {name: value for name, value in state.items() if name not in again}
+
+
+def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.equal(tensor, other)
+
+
+def _copy_config(config: Path, path: Path) -> None:
+    """A config.json; from a folder everything that is no weights: the tokenizer's files belong to it as well."""
+    if config.is_dir():
+        found = [file for file in config.iterdir() if file.suffix in _CONFIG_SUFFIXES and ".index." not in file.name]
+        for file in found:
+            shutil.copyfile(file, path / file.name)
+    elif config.is_file():
+        shutil.copyfile(config, path / "config.json")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{config} is no config.json, nor a folder with one")
 
 
 def _dcp(state: dict[str, Any], path: Path) -> None:

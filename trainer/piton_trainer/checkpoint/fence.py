@@ -11,6 +11,9 @@ lists the directory:
                                  zombie renamed first, and then it committed before the claim was done, as it might
     the folder was made after    FENCE was written earlier still, so the zombie's look at it comes after and refuses
 
+A rename that finds nothing may also be one that was done and whose answer was lost. It counts as done only if the
+target holds this very manifest, which has the attempt's number and the time of the save in it.
+
 Two processes that claim at the same moment can overwrite each other's FENCE. The higher attempt then finds a lower
 number where its own should be, and claims again; the lower one finds the higher and gives up.
 """
@@ -82,10 +85,8 @@ class Fence:
             )
 
     def _sweep(self) -> None:
-        for entry in self._directory.iterdir():
-            mine = entry.name.endswith(f"-{self.attempt}-{self.owner[:8]}")
-            if entry.name.startswith(layout.SWEPT_PREFIX) or (entry.name.startswith(names.SAVING_PREFIX) and not mine):
-                layout.discard(entry)
+        # FENCE was written just before, so that no cache of this machine's answers for the folder.
+        layout.sweep(self._directory, keep=lambda name: name.endswith(f"-{self.attempt}-{self.owner[:8]}"))
 
 
 def read(directory: Path) -> Holder | None:

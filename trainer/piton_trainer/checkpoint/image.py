@@ -9,7 +9,7 @@ follows from the tensor's type and shape, so it is worked out once (`Frame`), an
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -104,8 +104,10 @@ class Image:
         return [_view(memory, piece) for piece in self.pieces]
 
 
-def lay_out(tensors: Iterable[tuple[MetadataIndex, torch.dtype, torch.Size]], *, rank: int) -> Image:
-    """Give each tensor a place."""
+def lay_out(
+    tensors: Iterable[tuple[MetadataIndex, torch.dtype, torch.Size]], *, rank: int, prefix: Callable[[str], str]
+) -> Image:
+    """Give each tensor a place. `prefix` says what the name of a tensor's file begins with; like stand together."""
     wanted = list(tensors)
     total = sum(shape.numel() * dtype.itemsize for _, dtype, shape in wanted)
     file_bytes = max(_FILE_BYTES, -(-total // _FILES_MAX))
@@ -116,9 +118,10 @@ def lay_out(tensors: Iterable[tuple[MetadataIndex, torch.dtype, torch.Size]], *,
         piece = Piece(index=index, dtype=dtype, shape=shape, file=len(parts), start=position)
         pieces.append(piece)
         position = _up(piece.start + piece.length, _ALIGNMENT)
-        if number == len(wanted) - 1 or position - start >= file_bytes:
+        kind, is_last = prefix(index.fqn), number == len(wanted) - 1
+        if is_last or position - start >= file_bytes or prefix(wanted[number + 1][0].fqn) != kind:
             position = _up(position, BLOCK_BYTES)
-            parts.append(Part(name=f"__{rank}_{len(parts)}.distcp", start=start, size=position - start))
+            parts.append(Part(name=f"{kind}{rank}_{len(parts)}.distcp", start=start, size=position - start))
             start = position
     return Image(pieces=pieces, parts=parts)
 

@@ -2,11 +2,16 @@
 
     FENCE                       which attempt may commit
     step-000001200/             a checkpoint, if its MANIFEST.json is valid
+    weights-000001200/          what is left of one that was made thin, if its WEIGHTS.json is valid; see `thin`
     .saving-step-…-<attempt>-<owner>/   in flight; never read
     .swept-<random>/            on its way out; never read
     COMPLETE.json               the run is finished
 
 A folder becomes or stops being a checkpoint by one rename, so that there is no moment at which half of one is there.
+
+On a network volume an answer can be lost and the request sent again: a folder that was made "exists already", one that
+was renamed "is not there". What was asked for then is looked at before anybody calls it an error. A file that somebody
+still has open stays in its deleted folder under another name (.nfs…), and with it the folder; it is swept later.
 """
 
 import errno
@@ -15,15 +20,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
-from piton_trainer.errors import OutOfSpace
+from piton_trainer.errors import OutOfSpace, VolumeLost
 
 if TYPE_CHECKING:  # the process that writes checkpoints does without torch
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -31,8 +36,20 @@ if TYPE_CHECKING:  # the process that writes checkpoints does without torch
 STATE_FILE = "state.json"
 INDEX_FILE = ".metadata"
 """torch's index of the shards."""
+WEIGHTS = ("model", "ema")
+"""The objects that are weights. The key of a tensor begins with its object's name and a slash."""
+DESCRIPTION = "huggingface"
+"""The object that says what kind of model the weights are of, for transformers. It holds no tensors."""
+WEIGHTS_SHARD = "weights_"
+"""What the name of a shard begins with that holds nothing but weights."""
+WEIGHTS_STATE_FILE = "weights.json"
+WEIGHTS_INDEX_FILE = "weights.metadata"
+WEIGHTS_FILES = (WEIGHTS_STATE_FILE, WEIGHTS_INDEX_FILE)
+"""State and index of the weights alone."""
 SWEPT_PREFIX = ".swept-"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What a file system says that knows no fsync of a folder."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -47,11 +64,11 @@ class Checkpoint:
 class Disk:
     """Writes that lasts. A port: tests hand in a disk that is full."""
 
-    def writer(self, folder: Path) -> "FileSystemWriter":
-        """A writer of shards. It does not fsync: torch does so before it flushes, so `seal` does it afterwards."""
+    def writer(self, folder: Path, *, apart: bool = False) -> "FileSystemWriter":
+        """A writer of shards, those of the weights apart if that is wished. It does not fsync: `seal` does it later."""
         from piton_trainer.checkpoint.shards import ShardWriter
 
-        return ShardWriter(folder, sync_files=False)
+        return ShardWriter(folder, apart=apart)
 
     def write(self, path: Path, text: str) -> None:
         """Write a whole file, durably, or leave the one before."""
@@ -61,10 +78,23 @@ class Disk:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            try:
+                aside.replace(path)
+            except FileNotFoundError:
+                if not _says(path, text):
+                    raise
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # what went wrong before says more
+                aside.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+    def free_bytes(self, directory: Path) -> int | None:
+        """What still fits onto the volume; None where nobody can tell."""
+        try:
+            volume = os.statvfs(directory)
+        except OSError:
+            return None
+        return volume.f_bavail * volume.f_frsize if volume.f_blocks else None
 
 
 @contextmanager
@@ -78,13 +108,46 @@ def full_disk_is_an_end(directory: Path) -> Iterator[None]:
         raise OutOfSpace(f"the disk of {directory} is full; the checkpoints that are there are untouched") from error
 
 
+@contextmanager
+def trouble_is_an_end(directory: Path) -> Iterator[None]:
+    """The same, and VolumeLost for whatever else the operating system says while a checkpoint is written."""
+    try:
+        with full_disk_is_an_end(directory):
+            yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VolumeLost(f"the volume of {directory} fails ({reason}); what it holds is untouched") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_SYNC:
+            raise
     finally:
         os.close(descriptor)
+
+
+def _says(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def make_folder(folder: Path) -> None:
+    """Have a folder. Another rank, or the request whose answer was lost, may have made it."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+
+
+def rename(source: Path, target: Path, *, witness: str, text: str) -> None:
+    """Rename a folder. When it is gone, but what is at the target has this text in that file, it has arrived."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        if not _says(target / witness, text):
+            raise
 
 
 def seal(path: Path) -> FileEntry:
@@ -102,20 +165,38 @@ def wrong_size(path: Path, entry: FileEntry) -> str | None:
         size = path.stat().st_size
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
-    return None if size == entry.size else f"{path.name} has {size} bytes instead of {entry.size}"
+    return None if size == entry.size else _of_other_size(path, size, entry)
+
+
+def _of_other_size(path: Path, size: int, entry: FileEntry) -> str:
+    return f"{path.name} has {size} bytes instead of {entry.size}"
 
 
 def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
     """What a file's bytes have against its entry in the manifest; None if nothing."""
-    if problem := wrong_size(path, entry):
-        return problem
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            _update(digest, file)
+        return flaw(path, entry)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
-    return None if digest.hexdigest() == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
+
+
+def flaw(path: Path, entry: FileEntry) -> str | None:
+    """The same; but that a file cannot be read need not be the file's fault.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if (size := path.stat().st_size) != entry.size:
+        return _of_other_size(path, size, entry)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        _update(digest, file)
+    return wrong_digest(path, entry, digest.hexdigest())
+
+
+def wrong_digest(path: Path, entry: FileEntry, digest: str) -> str | None:
+    """What the SHA-256 of a file has against its entry in the manifest; None if nothing."""
+    return None if digest == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
 
 
 def _update(digest: "hashlib._Hash", file: BinaryIO) -> int:
@@ -134,25 +215,37 @@ def saving_folder(directory: Path, *, step: int, attempt: int, owner: str) -> Pa
 
 def step_folders(directory: Path) -> list[tuple[int, Path]]:
     """Folders that are named like checkpoints, newest first, good or not."""
-    found = [(names.parse_step_folder(entry.name), entry) for entry in directory.iterdir() if entry.is_dir()]
+    return _numbered(directory, names.parse_step_folder)
+
+
+def weights_folders(directory: Path) -> list[tuple[int, Path]]:
+    """Folders that are named like what is left of thin ones, newest first, good or not."""
+    return _numbered(directory, names.parse_weights_folder)
+
+
+def _numbered(directory: Path, parse: Callable[[str], int | None]) -> list[tuple[int, Path]]:
+    found = [(parse(entry.name), entry) for entry in directory.iterdir() if entry.is_dir()]
     return sorted(((step, path) for step, path in found if step is not None), reverse=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint.
+    """The manifest of a checkpoint, whole or thin as the folder's name says.
 
     Raises:
         ValueError: the folder is not a checkpoint; the message says why.
     """
+    is_thin = names.parse_weights_folder(folder.name) is not None
     try:
-        text = (folder / names.MANIFEST_FILE).read_bytes().decode()
+        text = (folder / (names.WEIGHTS_FILE if is_thin else names.MANIFEST_FILE)).read_bytes().decode()
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"its manifest cannot be read: {error}") from error
     manifest = Manifest.from_json(text)
-    if names.step_folder(manifest.step) != folder.name:
+    if folder.name not in (names.step_folder(manifest.step), names.weights_folder(manifest.step)):
         raise ValueError(f"its manifest speaks of step {manifest.step}")
+    if manifest.weights_only != is_thin:
+        raise ValueError(f"its manifest is that of a {'whole' if is_thin else 'thin'} checkpoint")
     return manifest
 
 
@@ -166,18 +259,30 @@ def committed(directory: Path) -> Iterator[Checkpoint]:
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json."""
-    document = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    """A checkpoint's state.json, or what takes its place in a thin one."""
+    is_thin = names.parse_weights_folder(folder.name) is not None
+    path = folder / (WEIGHTS_STATE_FILE if is_thin else STATE_FILE)
+    document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict):
-        raise ValueError(f"{STATE_FILE} is not a JSON object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return document
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder; it stops being what it was at once, however long the deletion takes."""
+    """Delete a folder; it stops being what it was at once, however long the deletion takes.
+
+    What cannot be deleted yet is swept at the next save.
+    """
     swept = folder.with_name(f"{SWEPT_PREFIX}{uuid.uuid4().hex[:8]}")
-    try:
+    with suppress(FileNotFoundError):  # somebody else did it, or the answer to us was lost
         folder.rename(swept)
-    except FileNotFoundError:
-        return
     shutil.rmtree(swept, ignore_errors=True)
+
+
+def sweep(directory: Path, *, keep: Callable[[str], bool]) -> None:
+    """Delete what is on its way out, and what was in flight and is not to be kept."""
+    for entry in directory.iterdir():
+        if entry.name.startswith(SWEPT_PREFIX):
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name.startswith(names.SAVING_PREFIX) and not keep(entry.name):
+            discard(entry)

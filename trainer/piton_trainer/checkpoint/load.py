@@ -1,157 +1,158 @@
-"""The newest checkpoint that is good, and its tensors.
+"""The newest checkpoint that is good, and its tensors, in one pass over its files.
 
-Rank 0 lists and chooses; every rank verifies a share of the files. One that is not what its manifest says is named, and
-the next older one is tried. Nothing is unpickled but torch's own index of the shards, and that by an allow-list.
+Rank 0 lists and chooses. Each rank reads the files that it needs, once, and every file is verified by one of the ranks
+while it is read; files that nobody needs are shared out. One that is not what its manifest says is named, and the next
+older checkpoint is tried.
+
+    open      every rank: state.json and the index, verified; then what it wants of which files
+    read      every rank: its files, hashed. What is in use is not touched: its new numbers are kept aside
+    agree     has any rank found anything wrong? Then all of them go on to the next older checkpoint
+    settle    every rank: what was kept aside is copied into the tensors that are in use
+
+So objects are what they were until all ranks know that a checkpoint is good, and stay so when none is. Keeping aside
+costs a copy of the tensors in use: the model, but not the momenta, which are new tensors anyway. Where a rank has no
+memory for it, all ranks read twice: first to verify, then in place.
+
+Nothing is unpickled but torch's own index of the shards, and that by an allow-list.
 """
 
 import logging
-import os
-import pickle
-import warnings
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.intake import Document, Intake, Targets
 from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.checkpoint.sharing import share_out
 from piton_trainer.distributed import Ranks
+from piton_trainer.errors import BadConfig
 
 logger = logging.getLogger(__name__)
 
-_DCP = "torch.distributed.checkpoint"
-_INDEX_CLASSES = {
-    f"{_DCP}.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    f"{_DCP}.filesystem": {"_StorageInfo"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},
-}
-"""All that torch puts into an index of tensors, besides the names of types such as torch.float32.
+Wanted = Callable[[Document], Targets]
+"""What to load, given a checkpoint's state.json. Raises ValueError when the checkpoint is one of something else."""
 
-BytesStorageMetadata is left out on purpose: what it describes, torch would unpickle freely.
-"""
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A checkpoint that has been read and is good. `settle` puts it into the tensors that were wanted."""
+
+    checkpoint: Checkpoint
+    document: Document
+    settle: Callable[[], Mapping[str, Tensor]]
+    """All that was wanted. It is called once, by each rank on its own."""
+
+
+def load_newest(directory: Path, ranks: Ranks, wanted: Wanted) -> Loaded | None:
+    """Read the newest checkpoint that is good; None when there is none, and then nothing is changed.
+
+    Raises:
+        BadConfig: it is one of something else.
+    """
+    for checkpoint in _candidates(directory, ranks):
+        intake = Intake(checkpoint)
+        problem = _read(intake, ranks, wanted)
+        if problem is None:
+            return Loaded(checkpoint=checkpoint, document=intake.document, settle=intake.settle)
+        _pass_over(checkpoint.folder, problem, ranks)
+    return None
 
 
 def newest_good(directory: Path, ranks: Ranks) -> Checkpoint | None:
     """The newest checkpoint whose files are all there, unchanged; None when there is none."""
-    for folder in ranks.on_main(lambda: [path for _, path in layout.step_folders(directory)]):
-        manifest, problem = ranks.on_main(partial(_manifest, folder))
-        if manifest is not None:
-            problem = next((p for p in ranks.together(partial(_problem, folder, manifest, ranks)) if p), None)
-            if problem is None:
-                return Checkpoint(folder=folder, manifest=manifest)
-        if ranks.is_main:
-            logger.warning("%s is passed over: %s", folder.name, problem)
-    return None
+    loaded = load_newest(directory, ranks, lambda _: Targets())
+    return None if loaded is None else loaded.checkpoint
+
+
+def newest_step(directory: Path) -> int | None:
+    """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at."""
+    found = (path for _, path in layout.step_folders(directory))
+    return next((manifest.step for manifest, problem in map(_manifest, found) if manifest and not problem), None)
 
 
 def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Fill the given tensors from the checkpoint, each with the part of it that this rank holds.
+    """Fill the given tensors from a checkpoint that is known to be good, each with the part that this rank holds.
 
     A key without a tensor gets a new one on the CPU. Each rank loads on its own.
 
     Raises:
         ValueError: a tensor is not in the checkpoint, or has another shape there.
+        OSError: a file cannot be read.
     """
-    reader = IndexedReader(checkpoint)
-    saved = reader.read_metadata().state_dict_metadata
-    state: dict[str, Any] = {}
-    for key, tensor in targets.items():
-        entry = saved.get(key)
-        if not isinstance(entry, TensorStorageMetadata):
-            raise ValueError(f"{checkpoint.folder.name} has no tensor {key}")
-        state[key] = torch.empty(entry.size, dtype=entry.properties.dtype) if tensor is None else tensor
-        if state[key].size() != entry.size:
-            here, there = tuple(state[key].size()), tuple(entry.size)
-            raise ValueError(f"{key} has shape {here} here and {there} in {checkpoint.folder.name}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load(state, storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False), no_dist=True)
-    return state
+    intake = Intake(checkpoint)
+    intake.open_index()
+    intake.want(Targets(fresh=targets))
+    intake.stage(aside=False)
+    if problem := intake.read(verified=()):
+        raise OSError(f"{checkpoint.folder.name} cannot be loaded: {problem}")
+    return intake.settle()
+
+
+def _candidates(directory: Path, ranks: Ranks) -> Iterator[Checkpoint]:
+    """Folders that look like checkpoints, newest first."""
+    for folder in ranks.on_main(lambda: [path for _, path in layout.step_folders(directory)]):
+        manifest, problem = ranks.on_main(partial(_manifest, folder))
+        if manifest is not None and problem is None:
+            yield Checkpoint(folder=folder, manifest=manifest)
+        else:
+            _pass_over(folder, problem, ranks)
+
+
+def _pass_over(folder: Path, problem: str | None, ranks: Ranks) -> None:
+    if ranks.is_main:
+        logger.warning("%s is passed over: %s", folder.name, problem)
 
 
 def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest, and what is wrong with it or with the sizes of the files."""
     try:
-        return layout.read_manifest(folder), None
+        manifest = layout.read_manifest(folder)
     except ValueError as error:
         return None, str(error)
+    problems = (layout.wrong_size(folder / name, entry) for name, entry in manifest.files.items())
+    return manifest, next((problem for problem in problems if problem), None)
 
 
-def _problem(folder: Path, manifest: Manifest, ranks: Ranks) -> str | None:
-    """What is wrong with this rank's share of the files."""
-    # Largest first, dealt out like cards, so that the ranks have about as much to read as each other.
-    dealt = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))[ranks.rank :: ranks.world_size]
-    # Neither reading nor hashing holds the interpreter; a thread more per core keeps the disk busy.
-    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as threads:
-        problems = threads.map(lambda item: layout.what_is_wrong(folder / item[0], item[1]), dealt)
-        problem = next((p for p in problems if p), None)
-    if problem is None and ranks.is_main:
+def _read(intake: Intake, ranks: Ranks, wanted: Wanted) -> str | None:
+    """Open, read, agree; what any rank found wrong."""
+    if problem := _first(ranks.together(intake.open)):
+        return problem
+    sizes = {name: entry.size for name, entry in intake.checkpoint.manifest.files.items()}
+    if any(ranks.together(partial(_want, intake, wanted))):
+        return _read_twice(intake, ranks, sizes)
+    shares = share_out(sizes, ranks.together(partial(intake.stage, aside=True)))
+    return _first(ranks.together(partial(intake.read, shares[ranks.rank])))
+
+
+def _read_twice(intake: Intake, ranks: Ranks, sizes: Mapping[str, int]) -> str | None:
+    """Where there is no memory to keep anything aside: verify, then read again, in place."""
+    shares = share_out(sizes, [{}] * ranks.world_size)
+    if problem := _first(ranks.together(partial(intake.read, shares[ranks.rank]))):
+        return problem
+    ranks.together(partial(intake.stage, aside=False))
+    if late := _first(ranks.together(partial(intake.read, ()))):
+        raise RuntimeError(f"{intake.checkpoint.folder.name} was good a moment ago: {late}")
+    return None
+
+
+def _want(intake: Intake, wanted: Wanted) -> bool:
+    """Say what is wanted; whether there is too little memory to keep it aside."""
+    try:
+        targets = wanted(intake.document)
         try:
-            IndexedReader(Checkpoint(folder=folder, manifest=manifest)).read_metadata()
-        except (OSError, ValueError) as error:
-            return str(error)
-    return problem
+            intake.want(targets)
+        except ValueError:
+            targets.explain()
+            raise
+    except ValueError as error:
+        raise BadConfig(f"{intake.checkpoint.folder} cannot be resumed from: {error}") from error
+    return intake.is_short_of_memory
 
 
-class IndexedReader(FileSystemReader):
-    """torch's reader, with its one unpickling step fenced in."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint.folder)
-        self._files = checkpoint.manifest.files
-
-    def read_metadata(self) -> Metadata:
-        """The index of the shards.
-
-        Raises:
-            ValueError: it holds anything but the places of tensors in files of this checkpoint.
-        """
-        try:
-            with (Path(self.path) / layout.INDEX_FILE).open("rb") as file:
-                index = _IndexUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-            raise ValueError(f"{layout.INDEX_FILE} is refused: {error}") from error
-        if not isinstance(index, Metadata):
-            raise ValueError(f"{layout.INDEX_FILE} is refused: it is not an index of shards")
-        if not all(place.relative_path in self._files for place in index.storage_data.values()):
-            raise ValueError(f"{layout.INDEX_FILE} is refused: it names a file that is not in the manifest")
-        return index
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """Allow what torch's index consists of, and nothing else."""
-        if name in _INDEX_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
-        if (module, name) == ("builtins", "getattr"):
-            return _member
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _member(kind: object, name: str) -> Enum:
-    """Early Python 3.11 (Debian 12 has one) writes a member of an enum as getattr(class, name)."""
-    if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
-        return kind[name]
-    raise pickle.UnpicklingError("it asks for builtins.getattr")
+def _first(problems: list[str | None]) -> str | None:
+    return next((problem for problem in problems if problem), None)

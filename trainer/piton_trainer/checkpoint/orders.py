@@ -35,6 +35,8 @@ class Write:
     parts: Sequence[Part]
     small: Mapping[str, bytes] = field(default_factory=dict)
     """Files that are not tensors, whole."""
+    size: int = 0
+    """About as many bytes have all ranks' files together. Rank 0's writer makes sure that they fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,14 @@ class Failed:
             return cls(detail=error.detail, outcome=error.outcome, holder=getattr(error, "holder", None))
         return cls(detail=f"{type(error).__name__}: {error}")
 
-    def error(self, step: int) -> BaseException:
-        """The error again, for the trainer to raise."""
+    def error(self, what: str) -> BaseException:
+        """The error again, for the trainer to raise; `what` says what could not be done, if nothing else does."""
         if self.outcome is Outcome.FENCED:
             return Fenced(self.detail, holder=self.holder)
         if self.outcome is not None:
             kind: type[Ended] = BY_OUTCOME[self.outcome]
             return kind(self.detail)
-        return RuntimeError(f"the checkpoint of step {step} could not be written: {self.detail}")
+        return RuntimeError(f"{what}: {self.detail}")
 
 
 Order = Write | Commit

@@ -10,9 +10,10 @@ import json
 import platform
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import Saved, Snapshot, layout
 from piton_trainer.checkpoint.commit import Committer, Draft
 from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.shards import is_weight
+from piton_trainer.checkpoint.thin import state_of_weights
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 
@@ -50,6 +53,7 @@ class SyncCheckpointer:
         self._fence = fence
         self._committer = Committer(directory, fence=fence, policy=policy, objective=objective, disk=disk)
         self._disk = disk
+        self._apart = policy.keep_weights_only > 0
         self._clock = clock
         self._durable: Saved | None = None
 
@@ -82,21 +86,22 @@ class SyncCheckpointer:
             sealed = self._ranks.together(partial(self._seal, folder))
             files = {name: entry for part in sealed for name, entry in part.items()}
             draft = draft_of(snapshot, world_size=self._ranks.world_size, clock=self._clock)
-            self._durable = self._ranks.on_main(partial(self._committer.commit, draft, files))
+            self._durable = self._ranks.on_main(partial(self._commit, draft, files))
         except BaseException:
-            if self._ranks.is_main:
-                layout.discard(folder)
-            # A claim sweeps our folder away under us; then the fence is the reason, not the file that is missing.
-            self._ranks.on_main(self._fence.check)
+            self._ranks.on_main(partial(clean_up, folder, self._fence))
             raise
         if self._ranks.is_main:
             self._committer.follow_up(self._durable)
 
     def _begin(self, folder: Path, snapshot: Snapshot) -> None:
-        self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
-            folder.mkdir()
-            self._disk.write(folder / layout.STATE_FILE, json.dumps(snapshot.document))
+        with layout.trouble_is_an_end(self._directory):
+            self._committer.begin(snapshot.step, size_of(snapshot))
+            for name, document in documents_of(snapshot, apart=self._apart).items():
+                self._disk.write(folder / name, json.dumps(document))
+
+    def _commit(self, draft: Draft, files: Mapping[str, FileEntry]) -> Saved:
+        with layout.trouble_is_an_end(self._directory):
+            return self._committer.commit(draft, files)
 
     def _write_shards(self, folder: Path, snapshot: Snapshot) -> None:
         with warnings.catch_warnings():
@@ -104,7 +109,7 @@ class SyncCheckpointer:
             try:
                 save(
                     dict(snapshot.tensors),
-                    storage_writer=self._disk.writer(folder),
+                    storage_writer=self._disk.writer(folder, apart=self._apart),
                     planner=DefaultSavePlanner(flatten_state_dict=False),
                     process_group=self._ranks.group,
                     no_dist=self._ranks.world_size == 1,
@@ -114,11 +119,36 @@ class SyncCheckpointer:
 
     def _seal(self, folder: Path) -> dict[str, FileEntry]:
         """This rank's files, and on rank 0 those that are everybody's."""
-        own = sorted(folder.glob(f"__{self._ranks.rank}_*"))
-        if self._ranks.is_main:
-            own += [folder / layout.INDEX_FILE, folder / layout.STATE_FILE]
-        with layout.full_disk_is_an_end(self._directory):
+        with layout.trouble_is_an_end(self._directory):
+            own = [path for kind in ("__", layout.WEIGHTS_SHARD) for path in folder.glob(f"{kind}{self._ranks.rank}_*")]
+            if self._ranks.is_main:
+                own += [folder / layout.INDEX_FILE, folder / layout.STATE_FILE]
+                own += [path for name in layout.WEIGHTS_FILES if (path := folder / name).exists()]
             return {path.name: layout.seal(path) for path in own}
+
+
+def clean_up(folder: Path, fence: Fence) -> None:
+    """After a save that failed, rank 0 takes its folder away, unless the volume forbids even that.
+
+    Raises:
+        Fenced: a claim swept the folder away under us; then that is the reason, not the file that is missing.
+    """
+    with suppress(OSError):  # a volume that is away says nothing of whose it is; what is left is swept at the next save
+        layout.discard(folder)
+        fence.check()
+
+
+def size_of(snapshot: Snapshot) -> int:
+    """How much a checkpoint of all ranks takes, but for what each rank has to itself."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values())
+
+
+def documents_of(snapshot: Snapshot, *, apart: bool) -> dict[str, Mapping[str, Any]]:
+    """The files that are JSON."""
+    documents: dict[str, Mapping[str, Any]] = {layout.STATE_FILE: snapshot.document}
+    if apart and any(is_weight(key) for key in snapshot.tensors):
+        documents[layout.WEIGHTS_STATE_FILE] = state_of_weights(snapshot.document)
+    return documents
 
 
 def draft_of(snapshot: Snapshot, *, world_size: int, clock: Clock) -> Draft:
@@ -134,11 +164,11 @@ def draft_of(snapshot: Snapshot, *, world_size: int, clock: Clock) -> Draft:
 
 
 def _raise_first(error: CheckpointException, directory: Path) -> NoReturn:
-    """Raise what the first rank that failed had to say; a full disk on any rank is a full disk."""
+    """Raise what the first rank that failed had to say; but the trouble of a volume first, and a full disk before."""
     causes = {rank: cause for rank, (cause, _) in error.failures.items()}
-    with layout.full_disk_is_an_end(directory):
-        for cause in causes.values():
-            if isinstance(cause, OSError) and cause.errno in layout.NO_SPACE:
-                raise cause
+    with layout.trouble_is_an_end(directory):
+        troubles = [cause for cause in causes.values() if isinstance(cause, OSError)]
+        for trouble in sorted(troubles, key=lambda trouble: trouble.errno not in layout.NO_SPACE):
+            raise trouble
     rank, cause = min(causes.items(), key=lambda item: item[0])
     raise RuntimeError(f"rank {rank} failed to write its shard: {type(cause).__name__}: {cause}") from error

@@ -1,13 +1,9 @@
 """The writer's process, as its trainer sees it: started, given orders, replaced once when it dies over them."""
 
-import os
-import socket
-import subprocess
-import sys
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 from piton_trainer.checkpoint.orders import Answer, Failed, Hurry, Order, Settings, Write
+from piton_trainer.helper import Helper
 
 _LEAVE_SECONDS = 10.0
 
@@ -22,13 +18,13 @@ class Scribe:
         self._answered = 0
         self._has_died = False
         self._hurry: Hurry | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper: Helper | None = None
         self._start()
 
     @property
     def pid(self) -> int | None:
         """The process; None when there is none."""
-        return None if self._process is None else self._process.pid
+        return None if self._helper is None else self._helper.pid
 
     def begin(self, order: Order) -> None:
         """Give the first order of a save."""
@@ -39,7 +35,7 @@ class Scribe:
         """Give a further order of the same save."""
         self._orders.append(order)
         try:
-            if self._process is None:
+            if self._helper is None:
                 self._start()
             self._connection.send(order)
         except OSError:
@@ -66,21 +62,19 @@ class Scribe:
 
     def close(self) -> None:
         """Let the process end, which it does when it has done what it is at."""
-        if self._process is None:
-            return
-        self._connection.close()
-        try:
-            self._process.wait(_LEAVE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        if self._helper is not None:
+            self._helper.leave(_LEAVE_SECONDS)
+            self._forget()
 
     def kill(self) -> None:
         """End the process at once, whatever it is at."""
-        if self._process is not None:
-            self._process.kill()
-            self.close()
+        if self._helper is not None:
+            self._helper.kill()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._helper = None
+        self._connection.close()
 
     def _hasten(self) -> None:
         """Say once a save that training stands still for it."""
@@ -105,24 +99,7 @@ class Scribe:
                 self._connection.send(message)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            descriptors = (theirs.fileno(), self._memory)
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "piton_trainer.checkpoint.writer",
-                    *map(str, descriptors),
-                    str(os.getpid()),
-                ],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                # Signals to a terminal's whole group are the trainer's to answer: it may want to save.
-                start_new_session=True,
-            )
-            self._connection = Connection(ours.detach())
+        self._helper = Helper("piton_trainer.checkpoint.writer", self._memory)
+        self._connection = self._helper.line
         with suppress(OSError):  # it is dead already, and the next look for an answer says so
             self._connection.send(self._settings)

@@ -4,14 +4,14 @@ A look at names and sizes is cheap and finds what is torn or missing; `verify` h
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from piton.contract import names
-from piton.contract.manifest import Complete, Manifest
+from piton.contract.manifest import Complete, FileEntry, Manifest
 from piton_trainer.checkpoint import layout
 
 _THREADS = 8
@@ -19,13 +19,18 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A folder that is named like a checkpoint."""
+    """A folder that is named like a checkpoint, whole or thin."""
 
     folder: Path
     step: int
     manifest: Manifest | None
     problem: str | None
     """What is wrong with it as far as names and sizes tell; None if nothing."""
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether its weights are all that is left."""
+        return names.parse_weights_folder(self.folder.name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,9 @@ class Checked:
     problem: str | None
 
 
+Look = Callable[[Found, str, FileEntry], str | None]
+
+
 def survey(directory: Path) -> list[Found]:
     """Everything that is named like a checkpoint, newest first.
 
@@ -44,7 +52,7 @@ def survey(directory: Path) -> list[Found]:
         ValueError: there is no such directory.
     """
     try:
-        folders = layout.step_folders(directory)
+        folders = sorted(layout.step_folders(directory) + layout.weights_folders(directory), reverse=True)
     except OSError as error:
         raise ValueError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
     return [_look(step, folder) for step, folder in folders]
@@ -59,8 +67,18 @@ def _look(step: int, folder: Path) -> Found:
     return Found(folder=folder, step=step, manifest=manifest, problem=next((p for p in problems if p), None))
 
 
-def verify(checkpoints: list[Found]) -> Iterator[Checked]:
-    """Hash every file of these checkpoints, several at a time, and say of each how it was, in no order."""
+def problem_of(found: Found, name: str, entry: FileEntry) -> str | None:
+    """What a file's bytes have against its entry in the manifest; None if nothing."""
+    return layout.what_is_wrong(found.folder / name, entry)
+
+
+def verify(checkpoints: list[Found], problem_of: Look = problem_of) -> Iterator[Checked]:
+    """Hash every file of these checkpoints, several at a time, and say of each how it was, in no order.
+
+    Args:
+        checkpoints: what `survey` has found, or whoever else.
+        problem_of: reads and hashes one file, wherever the checkpoints lie.
+    """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         checks = {}
         for found in checkpoints:
@@ -68,7 +86,7 @@ def verify(checkpoints: list[Found]) -> Iterator[Checked]:
                 yield Checked(found=found, size=0, problem=found.problem)
                 continue
             for name, entry in sorted(found.manifest.files.items(), key=lambda item: -item[1].size):
-                checks[pool.submit(layout.what_is_wrong, found.folder / name, entry)] = found, entry.size
+                checks[pool.submit(problem_of, found, name, entry)] = found, entry.size
         for done in as_completed(checks):
             found, size = checks[done]
             yield Checked(found=found, size=size, problem=done.result())

@@ -8,14 +8,11 @@ Its priority is low: while a trainer trains, it takes what the trainer leaves, a
 leaves everything.
 """
 
-import ctypes
 import hashlib
 import mmap
 import os
-import signal
-import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +20,7 @@ from queue import SimpleQueue
 from typing import assert_never
 
 from piton.contract.manifest import FileEntry
+from piton_trainer import helper
 from piton_trainer.checkpoint import Saved, layout
 from piton_trainer.checkpoint.commit import Committer
 from piton_trainer.checkpoint.direct import Crew
@@ -30,11 +28,8 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 
-NICE = 10
-"""Not the lowest: on a machine whose cores are all busy, a save would then take many times as long."""
 _MORE_THREADS = 2
 """In a hurry. While one hashes, another one writes: with one thread per core the disk would stand still at times."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Writer:
@@ -50,9 +45,9 @@ class Writer:
         self._crew: Crew | None = None
         self._hurry: Hurry | None = None
         disk = layout.Disk()
-        self._fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
+        fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
         self._committer = Committer(
-            settings.directory, fence=self._fence, policy=settings.policy, objective=settings.objective, disk=disk
+            settings.directory, fence=fence, policy=settings.policy, objective=settings.objective, disk=disk
         )
 
     def obey(self, order: Order) -> Answer:
@@ -74,24 +69,26 @@ class Writer:
         if crew is not None:
             crew.enlist(_all_cores())
 
-    def follow_up(self, saved: Saved) -> None:
+    def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool]) -> None:
         """What comes after a commit, when the trainer knows of it already."""
-        self._committer.follow_up(saved)
+        self._committer.follow_up(saved, is_wanted=is_wanted)
 
     def _commit(self, order: Commit) -> Saved:
         """The order may lie in the socket before the files are written; then it is void if they could not be."""
         files = self._sealed if order.files is None else order.files
         if files is None:
             raise RuntimeError("nothing is written that could be committed")
-        return self._committer.commit(order.draft, files)
+        with layout.trouble_is_an_end(self._directory):
+            return self._committer.commit(order.draft, files)
 
     def _write(self, order: Write) -> Sealed:
         self._sealed = None
         folder = self._committer.folder(order.step)
-        if self._is_main:
-            self._fence.check()
-        with layout.full_disk_is_an_end(self._directory):
-            folder.mkdir(exist_ok=True)
+        with layout.trouble_is_an_end(self._directory):
+            if self._is_main:
+                self._committer.begin(order.step, order.size)
+            else:
+                layout.make_folder(folder)
             files = {name: _write_small(folder / name, data) for name, data in order.small.items()}
             if order.parts:
                 files |= self._write_parts(folder, order)
@@ -137,7 +134,7 @@ def serve(connection: Connection, memory: int) -> None:
             answer = writer.obey(order)
             connection.send(answer)
             if isinstance(answer, Saved):
-                writer.follow_up(answer)
+                writer.follow_up(answer, is_wanted=lambda: not orders.empty())
     except (EOFError, ConnectionError):
         return
 
@@ -156,19 +153,10 @@ def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order |
         orders.put(None)
 
 
-def end_with(parent: int) -> None:
-    """Die when the trainer does, also when it is dead already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 def main() -> None:
     """Serve the trainer that started this process."""
-    connection, memory, parent = (int(argument) for argument in sys.argv[1:])
-    end_with(parent)
-    os.nice(NICE)
-    with Connection(connection) as trainer:
+    trainer, (memory,) = helper.join()
+    with trainer:
         serve(trainer, memory)
 
 

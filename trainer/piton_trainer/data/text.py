@@ -7,7 +7,6 @@ mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a network that
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from piton_trainer.errors import BadConfig
 
@@ -17,16 +16,6 @@ SUFFIXES = (".txt", ".md")
 """What counts as text in a directory or below an S3 prefix."""
 BETWEEN = "\n\n"
 """Between two texts: a blank line, as between paragraphs."""
-
-_USERS_TO_MEND = {
-    "403",
-    "404",
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "NoSuchBucket",
-    "NoSuchKey",
-    "SignatureDoesNotMatch",
-}
 
 
 def read_text(source: str) -> str:
@@ -38,7 +27,7 @@ def read_text(source: str) -> str:
     if source == PYDOC:
         return pydoc_text()
     if source.startswith(S3_SCHEME):
-        return _joined(source, s3_objects(source, _s3_client()))
+        return _joined(source, _objects(source))
     return _joined(source, _files(Path(source)))
 
 
@@ -54,33 +43,27 @@ def pydoc_text() -> str:
     return BETWEEN.join(dict.fromkeys(part.strip("\n") for name in names for part in topics[name].split(BETWEEN)))
 
 
-def s3_objects(uri: str, client: Any) -> Iterator[tuple[str, bytes]]:
+def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of the object of that name, or of the text objects below that prefix, in the order of the keys.
 
     Raises:
         BadConfig: no such bucket, or no permission.
     """
-    from botocore.exceptions import ClientError, NoCredentialsError
+    from piton_trainer.data.remote import Cache, cache_folder
+    from piton_trainer.s3 import Trouble
 
     bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
     try:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        for key in sorted(key for key in keys if _wanted(key, prefix)):
-            yield f"{S3_SCHEME}{bucket}/{key}", client.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except NoCredentialsError as error:
-        raise BadConfig(f"trainer.config.data: no AWS credentials to read {uri} with") from error
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in _USERS_TO_MEND:
+        cache = Cache(cache_folder())
+        remotes = [remote for remote in cache.below(bucket, prefix) if _wanted(remote.key, prefix)]
+        for remote, path in zip(remotes, cache.fetch(remotes, uri), strict=True):
+            yield str(remote), path.read_bytes()
+    except Trouble as trouble:
+        if not trouble.is_refusal:
             raise
-        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error.response['Error']['Message']}") from error
-
-
-def _s3_client() -> Any:
-    """A client that follows the usual environment, AWS_ENDPOINT_URL included."""
-    import boto3
-
-    return boto3.client("s3")
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
+    except ValueError as error:
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
 
 
 def _wanted(key: str, prefix: str) -> bool:

@@ -1,12 +1,15 @@
 """A second copy of the checkpoints in a bucket. It follows commits, and training never waits for it.
 
-    place      keys and the one record that moves: what lies where (pure)
-    claim      whose bucket it is (pure)
-    bucket     S3, as little of it as is needed, with its errors in our words
+    mirror     what the session has of it: a process of its own, told of commits, asked how far it is
+    orders     what the two say to each other
+    process    the process
+    follow     what it does: the bucket is kept like the volume
     upload     the volume's checkpoints into the bucket, and out of it what may go
     restore    the newest checkpoint out of the bucket into a volume
+    bucket     the objects of one place
+    place      keys and the one record that moves: what lies where (pure)
+    claim      whose bucket it is (pure)
     listing    what is in the bucket, for people
-    follow     the thread that does so while training goes on
 
 Nothing here needs torch. Credentials and endpoint come from the environment, the way every AWS tool has them.
 """

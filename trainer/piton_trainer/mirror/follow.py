@@ -1,87 +1,42 @@
-"""The thread that mirrors while training goes on, and what the session knows of the mirror.
+"""Keeps the bucket like the volume: what the process of `process.py` does, told of commits, while training goes on.
 
     restore    before the first step: is there something newer in the bucket?
     committed  a checkpoint is durable; wake up
-    lag        how far behind
-    close      wait a while for the rest, then let go
+    close      let go
 
-Whatever goes wrong is retried with back-off and said once per kind. Training hears of none of it.
+Whatever goes wrong is retried with back-off and said once per kind.
 """
 
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from piton.contract.assignment import MirrorPolicy
-from piton.contract.ends import Outcome
 from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.fence import Fence, read
+from piton_trainer.checkpoint.fence import read
 from piton_trainer.clock import Clock
-from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
-from piton_trainer.mirror import Lag
-from piton_trainer.mirror.bucket import Bucket, Trouble, Tuning
+from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.claim import NotOurs
-from piton_trainer.mirror.place import Place
+from piton_trainer.mirror.orders import Settings, State
 from piton_trainer.mirror.restore import restore
 from piton_trainer.mirror.upload import Uploader, read_latest
+from piton_trainer.s3 import Trouble
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long to wait, in seconds."""
+class Follower:
+    """Works in a thread of its own, and tells whenever it came further."""
 
-    backoff: float = 1.0
-    """After the first failure; twice as long after each further one."""
-    backoff_max: float = 60.0
-    restore: float = 600.0
-    """For a bucket that does not answer, when the volume has nothing to train on from."""
-    finish: float = 300.0
-    """For the rest, when the run is finished."""
-    stop: float = 10.0
-    """For the rest, when told to stop: the machine is about to go, and the volume has it all."""
-
-
-class Mirror:
-    """Rank 0's second copy of the checkpoints."""
-
-    def __init__(
-        self,
-        config: Config,
-        place: Place,
-        policy: MirrorPolicy,
-        *,
-        fence: Fence,
-        clock: Clock,
-        disk: layout.Disk,
-        patience: Patience,
-        tuning: Tuning | None = None,
-    ) -> None:
-        self.place = place
-        self._patience = patience
-        self._directory = directory = config.checkpoint_dir
-        self._fence = fence
-        self._attempt = config.attempt
+    def __init__(self, settings: Settings, *, clock: Clock, tell: Callable[[State], None]) -> None:
+        self._settings = settings
+        self._patience = settings.patience
         self._clock = clock
-        speed = policy.megabytes_per_second
-        tuning = tuning or Tuning(bytes_per_second=None if speed is None else speed * 1_000_000)
-        self._bucket = Bucket(place, tuning)
-        self._uploader = Uploader(
-            self._bucket,
-            directory,
-            attempt=config.attempt,
-            policy=config.assignment.save,
-            objective=config.assignment.objective,
-            disk=disk,
-            check_fence=self._check_fence,
-        )
+        self._tell = tell
+        self._bucket = Bucket(settings.place, settings.tuning)
+        self._uploader = Uploader(self._bucket, settings, disk=layout.Disk(), check_fence=self._check_fence)
         self._changed = threading.Condition()
-        self._commits: list[tuple[int, float]] = []
-        """Steps, and when they were committed, that the bucket has nothing as new as."""
         self._wanted: int | None = None
-        self._mirrored: int | None = None
         self._errors = 0
         self._said: set[str] = set()
         self._is_idle = True
@@ -95,7 +50,7 @@ class Mirror:
             BadConfig: the bucket refuses, and there is nothing else to train on from.
             RuntimeError: it does not answer, for so long that somebody should look.
         """
-        if newer_than is None and self._attempt == 1:
+        if newer_than is None and self._settings.attempt == 1:
             return None  # nobody was here before
         deadline = self._clock.monotonic() + (self._patience.restore if newer_than is None else 0.0)
         delay = self._patience.backoff
@@ -103,19 +58,21 @@ class Mirror:
             try:
                 return self._restore(-1 if newer_than is None else newer_than)
             except Trouble as trouble:
-                self._say(trouble.kind, f"restoring from {self.place}: {trouble}")
+                self._say(trouble.kind, f"restoring from {self._settings.place}: {trouble}")
                 if newer_than is not None:
                     return None
                 if trouble.is_refusal:
-                    raise BadConfig(f"the volume has no checkpoint, and {self.place} refuses: {trouble}") from trouble
+                    raise BadConfig(
+                        f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}"
+                    ) from trouble
                 if self._clock.monotonic() + delay > deadline:
                     raise RuntimeError(
-                        f"the volume has no checkpoint, and {self.place} is gone: {trouble}"
+                        f"the volume has no checkpoint, and {self._settings.place} is gone: {trouble}"
                     ) from trouble
             except ValueError as error:
                 if newer_than is None:
-                    raise BadConfig(f"the volume has no checkpoint, and of {self.place}: {error}") from error
-                self._say("Foreign", f"nothing is restored from {self.place}: {error}")
+                    raise BadConfig(f"the volume has no checkpoint, and of {self._settings.place}: {error}") from error
+                self._say("Foreign", f"nothing is restored from {self._settings.place}: {error}")
                 return None
             threading.Event().wait(delay)
             delay = min(2 * delay, self._patience.backoff_max)
@@ -125,48 +82,24 @@ class Mirror:
         if latest is None or latest.newest is None or not self._uploader.may_restore(latest):
             return None
         self._uploader.adopt(latest)
-        return restore(self._bucket, latest, self._directory, newer_than=newer_than)
+        return restore(self._bucket, latest, self._settings.directory, newer_than=newer_than)
 
     def committed(self, step: int) -> None:
         """This step is durable on the volume. Returns at once."""
         with self._changed:
             self._wanted = step
             self._is_idle = False
-            self._commits.append((step, self._clock.monotonic()))
             self._changed.notify_all()
+            self._report()
             is_first, self._has_begun = not self._has_begun, True
         if is_first:
             self._thread.start()
 
-    def lag(self) -> Lag | None:
-        """How far behind; None before the first commit."""
-        with self._changed:
-            if self._wanted is None:
-                return None
-            if not self._commits:
-                return Lag(steps=0, seconds=0.0, errors=self._errors)
-            seconds = self._clock.monotonic() - self._commits[0][1]
-            return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=self._errors)
-
-    def end(self, outcome: Outcome) -> bool:
-        """The training is over: wait for the rest as long as this kind of end allows; whether the bucket has it all."""
-        if outcome is Outcome.FINISHED:
-            return self.close(self._patience.finish)
-        is_calm = outcome in (Outcome.STOPPED, Outcome.DIVERGED, Outcome.OUT_OF_SPACE)
-        return self.close(self._patience.stop if is_calm else 0.0)
-
-    def close(self, seconds: float) -> bool:
-        """Wait at most so long for the rest; whether the bucket has it all."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._is_idle, seconds)
-            self._is_over = True
-            self._changed.notify_all()
-            done = not self._commits
-        if done:
+    def close(self) -> None:
+        """Begin nothing new, and give everything back that is not at work."""
+        self._stop()
+        if self._is_idle:
             self._bucket.close()
-        if not done and self._wanted is not None:
-            logger.warning("%s is behind: it has step %s of %s", self.place, self._mirrored, self._wanted)
-        return done
 
     def _run(self) -> None:
         failures = 0
@@ -176,7 +109,7 @@ class Mirror:
                 failures = 0
             except NotOurs as refusal:
                 self._say("NotOurs", f"nothing is mirrored any more: {refusal}")
-                self._give_up()
+                self._stop()
             except Trouble as trouble:
                 failures += 1
                 self._fail(trouble.kind, str(trouble))
@@ -201,26 +134,36 @@ class Mirror:
         assert wanted is not None
         uploaded = self._uploader.sync(wanted)
         with self._changed:
-            self._mirrored = self._uploader.mirrored_step
-            if self._mirrored is not None:
-                self._commits = [(step, at) for step, at in self._commits if step > self._mirrored]
             self._is_idle = not uploaded and wanted == self._wanted
-            self._changed.notify_all()
+            self._report()
 
     def _check_fence(self) -> None:
-        holder = read(self._directory)
-        if holder is not None and (holder.attempt, holder.owner) != (self._fence.attempt, self._fence.owner):
-            raise NotOurs(f"attempt {holder.attempt} has claimed {self._directory}")
+        holder = read(self._settings.directory)
+        if holder is not None and holder != self._settings.fence:
+            raise NotOurs(f"attempt {holder.attempt} has claimed {self._settings.directory}")
 
-    def _give_up(self) -> None:
+    def _stop(self) -> None:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+            self._report()
 
     def _fail(self, kind: str, detail: str) -> None:
         with self._changed:
             self._errors += 1
-        self._say(kind, f"mirroring to {self.place} fails, and is tried again: {detail}")
+            self._report()
+        self._say(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
+
+    def _report(self) -> None:
+        self._tell(
+            State(
+                known=self._wanted,
+                mirrored=self._uploader.mirrored_step,
+                is_idle=self._is_idle,
+                is_over=self._is_over,
+                errors=self._errors,
+            )
+        )
 
     def _say(self, kind: str, sentence: str) -> None:
         if kind not in self._said:

@@ -1,13 +1,20 @@
-"""What is in a bucket, for people and their tools. It reads manifests and names; the files themselves stay there."""
+"""What is in a bucket, for people and their tools.
+
+Listing reads manifests and names; `problem_of` reads a file.
+
+The checksums that S3 keeps do not tell whether an object is what its manifest says: of one that went in parts they are
+of the parts, and the manifest has the SHA-256 of the whole. So a file is verified by reading it, as a restore would.
+"""
 
 from pathlib import Path
 
 from piton.contract import names
-from piton.contract.manifest import Manifest
+from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint.survey import Found
-from piton_trainer.mirror.bucket import Bucket, Missing
+from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.place import Latest, parse_folder
 from piton_trainer.mirror.upload import read_latest
+from piton_trainer.s3 import Missing
 
 
 def listing(bucket: Bucket) -> tuple[Latest | None, list[Found]]:
@@ -36,3 +43,18 @@ def _look(bucket: Bucket, folder: str, step: int, there: set[str]) -> Found:
     missing = sorted(manifest.files.keys() - there)
     problem = f"{missing[0]} is missing" if missing else None
     return Found(folder=Path(folder), step=step, manifest=manifest, problem=problem)
+
+
+def problem_of(bucket: Bucket, found: Found, name: str, entry: FileEntry) -> str | None:
+    """What an object's bytes have against its entry in the manifest; None if nothing.
+
+    Raises:
+        Trouble: the bucket does not answer.
+    """
+    try:
+        there = bucket.digest(found.folder.name, name)
+    except Missing:
+        return f"{name} is missing"
+    if there.size != entry.size:
+        return f"{name} has {there.size} bytes instead of {entry.size}"
+    return None if there == entry else f"{name} has flipped bits: its SHA-256 is another"

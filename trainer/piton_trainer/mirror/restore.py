@@ -12,8 +12,9 @@ from pathlib import Path
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint import layout
-from piton_trainer.mirror.bucket import Bucket, Missing
+from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.place import Latest, folder_of, parse_folder
+from piton_trainer.s3 import Missing
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,10 @@ def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path) -> str 
     def fetch(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
         try:
-            bucket.download(aside / name, folder, name)
+            there = bucket.download(aside / name, folder, name)
         except Missing:
             return f"{name} is missing"
-        return None if layout.seal(aside / name) == entry else f"{name} is not what the manifest says"
+        return None if there == entry else f"{name} is not what the manifest says"
 
     with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="restore") as pool:
         problems = list(pool.map(fetch, manifest.files.items()))

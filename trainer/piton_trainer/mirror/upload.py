@@ -6,22 +6,25 @@ that, by a write that fails if anybody else wrote it meanwhile.
 """
 
 import logging
-import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
 from piton.contract import names
-from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.retention import steps_to_delete
-from piton_trainer.mirror.bucket import Bucket, Missing, Overtaken, Trouble
+from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.claim import NotOurs, claim
+from piton_trainer.mirror.orders import Settings
 from piton_trainer.mirror.place import LATEST, Latest, Pointer, folder_of, parse_folder
+from piton_trainer.s3 import Missing, Overtaken, Trouble
 
 logger = logging.getLogger(__name__)
+
+_FILES_AT_ONCE = 4
 
 LINEAGE_FILE = "MIRROR"
 """On the volume: the lineage that the bucket has too."""
@@ -48,25 +51,13 @@ class Uploader:
     """One process's right and duty to keep the bucket like the volume."""
 
     def __init__(
-        self,
-        bucket: Bucket,
-        directory: Path,
-        *,
-        attempt: int | None,
-        policy: SavePolicy,
-        objective: Objective | None,
-        disk: layout.Disk,
-        check_fence: Callable[[], None],
+        self, bucket: Bucket, settings: Settings, *, disk: layout.Disk, check_fence: Callable[[], None]
     ) -> None:
         self._bucket = bucket
-        self._directory = directory
-        self._attempt = attempt
-        self._policy = policy
-        self._objective = objective
+        self._settings = settings
+        self._directory = settings.directory
         self._disk = disk
         self._check_fence = check_fence
-        self._owner = uuid.uuid4().hex
-        self._is_empty = next(layout.committed(directory), None) is None
         self._latest: Latest | None = None
         self._version: str | None = None
         self._manifests: dict[str, Manifest | None] = {}
@@ -118,7 +109,7 @@ class Uploader:
         if (
             found is not None
             and self._latest is not None
-            and found.owner != self._owner
+            and found.owner != self._settings.owner
             and found.attempt >= self._latest.attempt
         ):
             raise NotOurs(f"attempt {found.attempt} has taken over {self._bucket.place}")
@@ -130,16 +121,17 @@ class Uploader:
                 version = self._bucket.write(ours.to_json(), LATEST, version=version, is_new=found is None)
             except Overtaken as error:
                 raise Trouble("Overtaken", "somebody else claimed the bucket at the same moment") from error
-            self._bucket.sweep()
+        if self._latest is None:
+            self._bucket.sweep()  # what the attempt or the process before left
         self._latest, self._version = ours, version
 
     def _claimed(self, found: Latest | None) -> Latest:
         return claim(
             found,
-            attempt=self._attempt,
-            owner=self._owner,
+            attempt=self._settings.attempt,
+            owner=self._settings.owner,
             lineage=self._lineage,
-            is_empty=self._is_empty,
+            is_empty=self._settings.is_empty,
             place=self._bucket.place,
         )
 
@@ -156,14 +148,25 @@ class Uploader:
             return False
         is_there = self._bucket.look(pointer.folder, names.MANIFEST_FILE) is not None
         if not is_there:
-            for name, entry in checkpoint.manifest.files.items():
-                self._put_file(checkpoint.folder / name, entry, pointer.folder)
+            self._put_files(checkpoint, pointer.folder)
             self._hold()
             self._bucket.write(text, pointer.folder, names.MANIFEST_FILE)
         if self.mirrored_step is None or self.mirrored_step < pointer.step:
             self._move(pointer)
             self._tidy(pointer)
         return not is_there
+
+    def _put_files(self, checkpoint: Checkpoint, folder: str) -> None:
+        """Several at a time: while one is hashed, another is on its way."""
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="mirror") as pool:
+            files = checkpoint.manifest.files.items()
+            puts = [pool.submit(self._put_file, checkpoint.folder / name, entry, folder) for name, entry in files]
+            try:
+                for put in as_completed(puts):
+                    put.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def _put_file(self, path: Path, entry: FileEntry, folder: str) -> None:
         found, checksum = self._bucket.fingerprint(path)
@@ -200,7 +203,7 @@ class Uploader:
                 by_step[step] = name
         by_step[newest.step] = newest.folder
         measured = [(step, whole[name].metrics) for step, name in by_step.items() if name in whole]
-        gone = set(steps_to_delete(measured, policy=self._policy, objective=self._objective))
+        gone = set(steps_to_delete(measured, policy=self._settings.policy, objective=self._settings.objective))
         kept = {name for step, name in by_step.items() if step not in gone}
         for name in steps.keys() - kept:
             files = folders[name]

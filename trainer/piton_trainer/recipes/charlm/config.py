@@ -47,7 +47,7 @@ class CharlmConfig(RecipeConfig):
     # The data.
     data: str = Field(default=PYDOC, min_length=1)
     """`pydoc` (Python's own documentation topics, which every machine has), a text file, a directory of *.txt and
-    *.md files, or s3://bucket/prefix with such objects."""
+    *.md files, or s3://bucket/prefix with such objects, which are fetched once per node (docs/data.md)."""
     rare_below: int = Field(default=10, ge=1)
     """Characters seen fewer times than this share one replacement symbol, so that the vocabulary stays small."""
     validation_fraction: float = Field(default=0.05, gt=0, le=0.5)

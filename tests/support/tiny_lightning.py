@@ -1,0 +1,115 @@
+"""A module that trains in hundredths of a second, in a real lightning.Trainer, with all that makes resuming hard.
+
+Dropout, noise, a shuffled loader without state, a schedule, and a validation that draws random numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from piton.contract import names
+from piton.contract.manifest import Complete
+from piton_trainer.integrations.lightning import PitonCallback
+from support import tiny
+from support.ends import Event
+
+BATCHES, EPOCHS = 5, 3
+STEPS = BATCHES * EPOCHS
+
+
+@dataclass
+class Ran:
+    """What an attempt did."""
+
+    code: int = 0
+    error: str = ""
+    seen: list[tuple[float, ...]] = field(default_factory=list)
+    """The batches, in order."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    trainer: Any = None
+    complete: Complete | None = None
+
+
+class Module(LightningModule):  # type: ignore[misc]
+    """Something to train. `events` says what happens in which step (from 1)."""
+
+    def __init__(self, events: Mapping[int, Event]) -> None:
+        super().__init__()
+        self.events = events
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.seen: list[tuple[float, ...]] = []
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        x, y = batch
+        self.seen.append(tuple(y.flatten().tolist()))
+        loss = nn.functional.mse_loss(self.net(x + 0.01 * torch.rand(())), y)
+        self.log("train_loss", loss)
+        if event := self.events.get(self.global_step + 1):
+            event()
+        return loss
+
+    def validation_step(self, batch: Any, number: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.mse_loss(self.net(x + 0.01 * torch.rand(())), y))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=3 * STEPS)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def train(
+    directory: Path,
+    *,
+    at: Mapping[int, Event] | None = None,
+    config: Any = None,
+    callbacks: Any = (),
+    validate: bool = True,
+    workers: int = 0,
+    **arguments: Any,
+) -> Ran:
+    """One attempt: a new module, a new Trainer, and random numbers that only the first attempt begins with."""
+    torch.manual_seed(5 if (directory / "checkpoints").exists() else 0)
+    module = Module(at or {})
+    ours = PitonCallback(config or tiny.config(directory / "checkpoints", tiny.every(4)))
+    ran = Ran(trainer=make_trainer([ours, *callbacks], **arguments))
+    try:
+        ran.trainer.fit(module, loader(workers=workers), loader(shuffle=False) if validate else None)
+    except SystemExit as end:
+        ran.code, ran.error = int(end.code or 0), str(end)
+    ran.seen = module.seen
+    ran.weights = {name: value.clone() for name, value in module.state_dict().items()}
+    path = directory / "checkpoints" / names.COMPLETE_FILE
+    ran.complete = Complete.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    return ran
+
+
+def make_trainer(callbacks: list[Any], **arguments: Any) -> Trainer:
+    """A Trainer that says nothing."""
+    given = {"max_epochs": EPOCHS, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", devices=1, callbacks=callbacks, **(given | arguments))
+
+
+class Augmented(Dataset[tuple[Tensor, ...]]):
+    """Rows that are changed at random by the process that loads them."""
+
+    def __init__(self) -> None:
+        self.x = torch.linspace(-1, 1, 6 * BATCHES * 4).reshape(-1, 4).sin()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        row = self.x[index]
+        return row, row.sum(dim=0, keepdim=True) + 0.01 * torch.rand(1)
+
+
+def loader(*, shuffle: bool = True, workers: int = 0) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches without a state of their own."""
+    return DataLoader(Augmented(), batch_size=6, shuffle=shuffle, num_workers=workers)

@@ -1,0 +1,65 @@
+"""Runs whose checkpoints may be made thin, and what is left of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import piton_trainer
+from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.checkpoint.load import load_tensors
+from piton_trainer.digest import weights_digest
+from piton_trainer.objects import EMA, MODEL
+from support import tiny
+
+SAVED = (3, 6, 9, 12, 15)
+
+
+def wait_for_it(session: piton_trainer.Session) -> None:
+    """Each save has an interval to become durable."""
+    assert session._store is not None
+    while session._store.in_flight:
+        session._store.poll()
+
+
+def trained(directory: Path, *, background: bool = False, **policy: Any) -> Path:
+    events: dict[int, tiny.Event] = dict.fromkeys(range(1, tiny.STEPS + 1), wait_for_it)
+    orders = tiny.every(3, **policy)
+    assert tiny.train(directory, assignment=orders, background_saves=background, at=events).code == 0
+    return directory
+
+
+def five(directory: Path) -> Path:
+    """Five whole checkpoints whose weights stand apart."""
+    return trained(directory, keep_last=9, keep_weights_only=1)
+
+
+def whole(directory: Path) -> list[int]:
+    return [step for step, _ in layout.step_folders(directory)]
+
+
+def thin(directory: Path) -> list[int]:
+    return [step for step, _ in layout.weights_folders(directory)]
+
+
+def checkpoint(directory: Path, name: str) -> Checkpoint:
+    return Checkpoint(folder=directory / name, manifest=layout.read_manifest(directory / name))
+
+
+def digest_of(found: Checkpoint, name: str = MODEL) -> str:
+    """Of the weights as they are loaded."""
+    module: nn.Module = tiny.build()
+    if name == EMA:
+        module = torch.optim.swa_utils.AveragedModel(module)
+    keys = [f"{name}/{key}" for key in module.state_dict()]
+    tensors = load_tensors(found, dict.fromkeys(keys))
+    module.load_state_dict({key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items()})
+    return weights_digest({name: module})
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -1,0 +1,154 @@
+"""`PitonCallback` in a real lightning.Trainer: stop anywhere, resume, and the weights are those of a whole run."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from piton.contract import names
+from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton_trainer.checkpoint import layout
+from piton_trainer.config import Server
+from support import ends, tiny
+from support import tiny_lightning as pl
+from support.status_server import StatusServer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own use of torch
+]
+MID_EPOCH, EPOCH_END = 7, 2 * pl.BATCHES
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> pl.Ran:
+    return pl.train(tmp_path_factory.mktemp("whole"))
+
+
+def assert_same(ran: pl.Ran, whole: pl.Ran) -> None:
+    assert [name for name in whole.weights if not torch.equal(ran.weights[name], whole.weights[name])] == []
+    assert ran.complete is not None
+    assert whole.complete is not None
+    assert ran.complete.weights_digest == whole.complete.weights_digest
+
+
+@pytest.mark.parametrize("step", [MID_EPOCH, EPOCH_END])
+def test_a_fit_stopped_in_or_after_an_epoch_ends_with_the_same_weights(
+    step: int, whole: pl.Ran, tmp_path: Path
+) -> None:
+    stopped = pl.train(tmp_path, at={step: ends.terminate})
+    resumed = pl.train(tmp_path)
+    assert (stopped.code, stopped.error) == (143, f"told to stop by SIGTERM; step {step} is saved")
+    assert stopped.complete is None
+    assert stopped.seen + resumed.seen == whole.seen
+    assert_same(resumed, whole)
+    assert (resumed.trainer.global_step, resumed.trainer.current_epoch) == (pl.STEPS, pl.EPOCHS)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"validate": False},
+        {"val_check_interval": 2},
+        {"val_check_interval": 2, "accumulate_grad_batches": 2},
+        {"check_val_every_n_epoch": 2, "max_steps": 13, "max_epochs": -1},
+        {"workers": 2},
+    ],
+    ids=lambda arguments: "-".join(map(str, arguments)),
+)
+def test_a_fit_stopped_at_any_step_ends_with_the_same_weights(arguments: dict[str, Any], tmp_path: Path) -> None:
+    whole = pl.train(tmp_path / "whole", **arguments)
+    for step in range(1, whole.trainer.global_step):
+        directory = tmp_path / str(step)
+        stopped = pl.train(directory, at={step: ends.terminate}, **arguments)
+        resumed = pl.train(directory, **arguments)
+        assert stopped.code == 143, step
+        assert stopped.seen + resumed.seen == whole.seen, step
+        assert_same(resumed, whole)
+
+
+def test_a_fit_that_vanishes_resumes_from_the_newest_save(whole: pl.Ran, tmp_path: Path) -> None:
+    with pytest.raises(tiny.LostError):
+        pl.train(tmp_path, at={7: ends.vanish})
+    assert next(layout.committed(tmp_path / "checkpoints")).manifest.step == 4
+    assert_same(pl.train(tmp_path), whole)
+
+
+def test_a_finished_fit_trains_nothing_and_has_the_trained_module(whole: pl.Ran, tmp_path: Path) -> None:
+    pl.train(tmp_path)
+    (tmp_path / "checkpoints" / names.COMPLETE_FILE).unlink()  # it was killed before it could say so
+    again = pl.train(tmp_path)
+    assert again.seen == []
+    assert_same(again, whole)
+
+
+def test_a_validation_belongs_to_the_step_before_it_and_can_end_the_run(tmp_path: Path) -> None:
+    orders = Assignment(save=SavePolicy(), objective=Objective(metric="val_loss", target=99.0))
+    config = tiny.config(tmp_path / "checkpoints", orders)
+    ran = pl.train(tmp_path, config=config, val_check_interval=2, min_epochs=2)
+    assert (ran.code, len(ran.seen)) == (0, 2)
+    assert ran.complete is not None
+    assert (ran.complete.step, ran.complete.reason) == (2, "val_loss reached its target of 99")
+    assert ran.complete.best_metric is not None
+    assert pl.train(tmp_path, config=config, val_check_interval=2).seen == []
+
+
+def test_a_validation_that_is_over_is_not_judged_again_at_each_step(tmp_path: Path) -> None:
+    orders = Assignment(save=SavePolicy(), objective=Objective(metric="val_loss", patience=2, goal="Maximize"))
+    ran = pl.train(tmp_path, config=tiny.config(tmp_path / "checkpoints", orders))
+    assert ran.complete is not None
+    assert ran.complete.step % pl.BATCHES == 0
+
+
+def test_a_fit_that_ends_early_is_finished(tmp_path: Path) -> None:
+    callbacks = [EarlyStopping("val_loss", min_delta=99.0, patience=1)]
+    ran = pl.train(tmp_path, callbacks=callbacks)
+    assert ran.complete is not None
+    assert (ran.complete.step, ran.complete.reason) == (2 * pl.BATCHES, "lightning ended the training")
+    assert pl.train(tmp_path, callbacks=[EarlyStopping("val_loss", min_delta=99.0, patience=1)]).seen == []
+
+
+def test_the_server_hears_what_the_module_logs(tmp_path: Path) -> None:
+    with StatusServer() as server:
+        own = tiny.config(tmp_path / "checkpoints", server=Server(url=server.url), report_seconds=0.0)
+        pl.train(tmp_path, config=own)
+    last = server.reports[-1]
+    assert (last.step, last.percentage) == (pl.STEPS, 100)
+    assert {"loss", "train_loss", "val_loss"} <= last.metrics.keys()
+
+
+def test_other_callbacks_hear_of_the_end_and_the_signals_are_given_back(tmp_path: Path) -> None:
+    class Listener(Callback):  # type: ignore[misc]
+        end: BaseException | None = None
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            self.end = exception
+
+    before, listener = signal.getsignal(signal.SIGTERM), Listener()
+    assert pl.train(tmp_path, at={2: ends.terminate}, callbacks=[listener]).code == 143
+    assert str(listener.end) == "told to stop by SIGTERM; step 2 is saved"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_lightnings_own_checkpoints_are_made_and_read_as_before(tmp_path: Path) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=5)
+    pl.train(tmp_path, callbacks=[own])
+    alone = pl.make_trainer([own])
+    alone.fit(module := pl.Module({}), pl.loader(), ckpt_path=own.best_model_path, weights_only=False)
+    assert module.seen == []
+    assert alone.global_step == pl.STEPS
+
+
+@pytest.mark.crash
+def test_a_process_that_is_killed_resumes_and_ends_with_the_same_weights(whole: pl.Ran, tmp_path: Path) -> None:
+    assert [ends.attempt("tiny_lightning", tmp_path, dies_at=step) for step in (8, 0)] == [-9, 0]
+    proof = json.loads((tmp_path / "checkpoints" / names.COMPLETE_FILE).read_text())
+    assert whole.complete is not None
+    assert proof["weightsDigest"] == whole.complete.weights_digest

@@ -1,0 +1,475 @@
+"""A checkpoint is loaded in one pass: each file read once, verified by somebody, and nothing in use changed before."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+import piton_trainer
+from piton.contract.assignment import SavePolicy
+from piton.contract.manifest import FileEntry
+from piton_trainer.checkpoint import Snapshot, image, intake, layout, readahead, reading
+from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.intake import Targets
+from piton_trainer.checkpoint.load import load_newest, newest_step
+from piton_trainer.checkpoint.make import make_checkpointer
+from piton_trainer.checkpoint.reading import Job, Landing
+from piton_trainer.checkpoint.sharing import share_out
+from piton_trainer.clock import Clock
+from piton_trainer.distributed import Ranks
+from support import ranks, tiny
+
+OLDER, NEWER = 1, 2
+KEYS = [f"tensor{number}" for number in range(6)]
+
+
+def state(step: int) -> dict[str, Tensor]:
+    """Six tensors, no two alike."""
+    torch.manual_seed(step)
+    return {key: torch.randn(70 + number, 30) for number, key in enumerate(KEYS)}
+
+
+def save(directory: Path, snapshots: list[Snapshot], *, world: Ranks | None = None, background: bool = False) -> None:
+    world = world or Ranks()
+    disk = layout.Disk()
+
+    def claim() -> Fence:
+        fence = Fence(directory, disk=disk)
+        fence.claim()
+        return fence
+
+    saver = make_checkpointer(
+        directory,
+        ranks=world,
+        fence=world.on_main(claim),
+        policy=SavePolicy(keep_last=9),
+        objective=None,
+        disk=disk,
+        clock=Clock(),
+        background=background,
+    )
+    try:
+        for snapshot in snapshots:
+            saver.save(snapshot)
+        saver.wait()
+    finally:
+        saver.close()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good checkpoints, of several files each."""
+    path = tmp_path_factory.mktemp("checkpoints")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image, "_FILE_BYTES", 8192)
+        save(path, [Snapshot(step=step, tensors=state(step)) for step in (OLDER, NEWER)], background=True)
+    return path
+
+
+def flip(path: Path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+
+
+def load(directory: Path, live: dict[str, Tensor], *, fresh: list[str] | None = None) -> tuple[int, dict[str, Tensor]]:
+    loaded = load_newest(directory, Ranks(), lambda _: Targets(live=live, fresh=dict.fromkeys(fresh or [])))
+    assert loaded is not None
+    return loaded.checkpoint.manifest.step, dict(loaded.settle())
+
+
+def assert_is(found: dict[str, Tensor], step: int) -> None:
+    assert sorted(found) == KEYS
+    assert all(torch.equal(found[key], value) for key, value in state(step).items())
+
+
+@pytest.mark.parametrize("room", [None, 0], ids=["aside", "in place"])
+def test_a_flipped_bit_in_any_file_is_found_on_the_way_and_the_older_one_comes_back_to_the_last_bit(
+    room: int | None, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if room is not None:
+        monkeypatch.setattr(intake, "free_bytes", lambda: room)
+    folder = layout.step_folders(directory)[0][1]
+    files = sorted(layout.read_manifest(folder).files)
+    assert len(files) == 2 + len(KEYS)
+    for name in files:
+        size = (folder / name).stat().st_size
+        for position in (0, size // 2, size - 1):
+            flip(folder / name, position)
+            live = {key: torch.full_like(value, 7) for key, value in state(0).items() if key in KEYS[:3]}
+            step, found = load(directory, live, fresh=KEYS[3:])
+            assert (name, position, step) == (name, position, OLDER)
+            assert_is(found, OLDER)
+            assert all(found[key] is live[key] for key in live)
+            flip(folder / name, position)
+    assert_is(load(directory, {}, fresh=KEYS)[1], NEWER)
+
+
+@pytest.mark.parametrize("room", [None, 0], ids=["aside", "in place"])
+def test_tensors_in_use_keep_their_numbers_when_no_checkpoint_is_good(
+    room: int | None, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if room is not None:
+        monkeypatch.setattr(intake, "free_bytes", lambda: room)
+    last = [max(folder.glob("*.distcp")) for _, folder in layout.step_folders(directory)]
+    for path in last:
+        flip(path, path.stat().st_size - 1)
+    live = {key: torch.full_like(value, 7) for key, value in state(0).items()}
+    assert load_newest(directory, Ranks(), lambda _: Targets(live=live)) is None
+    assert all((value == 7).all() for value in live.values())
+    for path in last:
+        flip(path, path.stat().st_size - 1)
+
+
+def test_tensors_in_use_keep_their_numbers_until_they_are_settled(directory: Path) -> None:
+    live = {key: torch.full_like(value, 7) for key, value in state(0).items()}
+    loaded = load_newest(directory, Ranks(), lambda _: Targets(live=live))
+    assert loaded is not None
+    assert all((value == 7).all() for value in live.values())
+    loaded.settle()
+    assert_is(live, NEWER)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda like: torch.empty_like(like, dtype=torch.float64), id="of another type"),
+        pytest.param(lambda like: torch.empty(like.shape[::-1]).t(), id="in columns"),
+        pytest.param(lambda like: torch.empty(100, 100)[: like.shape[0], 3:33], id="part of a larger one"),
+    ],
+)
+def test_tensors_of_another_make_are_filled_all_the_same(make: Callable[[Tensor], Tensor], directory: Path) -> None:
+    live = {key: make(value) for key, value in state(0).items()}
+    load(directory, live)
+    assert all(torch.equal(live[key].float(), value) for key, value in state(NEWER).items())
+
+
+def test_an_archive_with_its_numbers_in_another_order_is_left_to_torch(tmp_path: Path) -> None:
+    turned = {key: value.t() for key, value in state(NEWER).items()}
+    save(tmp_path, [Snapshot(step=NEWER, tensors=turned)])
+    live = {KEYS[0]: torch.zeros(30, 70)}
+    _, found = load(tmp_path, live, fresh=KEYS[1:])
+    assert all(torch.equal(found[key], value) for key, value in turned.items())
+
+
+def test_the_newest_step_is_the_newest_that_is_whole_as_far_as_sizes_tell(directory: Path) -> None:
+    assert newest_step(directory) == NEWER
+    state_file = layout.step_folders(directory)[0][1] / layout.STATE_FILE
+    text = state_file.read_text()
+    state_file.write_text(text + " ")
+    assert newest_step(directory) == OLDER
+    state_file.write_text(text)
+
+
+def peak_of_loading(directory: Path, *, in_place: bool) -> tuple[int, int]:
+    """How much memory loading took beside the tensors themselves, in a process of its own; and their size."""
+    live = {f"tensor{n}": torch.ones(1 << 20) for n in range(12)}
+    if in_place:
+        intake.free_bytes = lambda: 0  # type: ignore[attr-defined]
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = memory_of("VmRSS")
+    load(directory, live)
+    assert all(float(value[0]) == n for n, value in enumerate(live.values()))
+    return memory_of("VmHWM") - before, sum(value.nbytes for value in live.values())
+
+
+def memory_of(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def test_loading_takes_no_more_memory_than_is_kept_aside_and_without_room_hardly_any(tmp_path: Path) -> None:
+    tensors = {f"tensor{n}": torch.full((1 << 20,), float(n)) for n in range(12)}
+    save(tmp_path, [Snapshot(step=1, tensors=tensors)])
+    a_third = 16 << 20
+    [aside] = ranks.run(1, partial(peak_of_loading, tmp_path, in_place=False))
+    [in_place] = ranks.run(1, partial(peak_of_loading, tmp_path, in_place=True))
+    assert aside.result[0] < aside.result[1] + a_third
+    assert in_place.result[0] < a_third
+
+
+def in_a_world(directory: Path, action: Callable[[Ranks], Any]) -> Any:
+    world = Ranks.join()
+    try:
+        return action(world)
+    finally:
+        world.leave()
+
+
+def sharded(step: int, world: Ranks, dim: int) -> dict[str, Tensor]:
+    mesh = init_device_mesh("cpu", (world.world_size,))
+    return {key: distribute_tensor(value, mesh, [Shard(dim)]) for key, value in state(step).items()}
+
+
+def save_sharded(directory: Path, world: Ranks) -> None:
+    save(directory, [Snapshot(step=step, tensors=sharded(step, world, 0)) for step in (OLDER, NEWER)], world=world)
+
+
+def load_sharded(directory: Path, dim: int, world: Ranks) -> tuple[int | None, bool, list[tuple[str, bool]]]:
+    """The step, whether the numbers are right (or, without a step, untouched), and which files were read and how."""
+    read: list[tuple[str, bool]] = []
+
+    def record(folder: Path, jobs: Iterable[Job]) -> str | None:
+        jobs = list(jobs)
+        read.extend((job.name, job.is_verified) for job in jobs)
+        return reading.read_files(folder, jobs)
+
+    intake.read_files = record  # type: ignore[attr-defined]
+    live = sharded(0, world, dim)
+    loaded = load_newest(directory, world, lambda _: Targets(live=live))
+    step = None if loaded is None else loaded.checkpoint.manifest.step
+    if loaded is not None:
+        loaded.settle()
+    is_right = all(torch.equal(whole(live[key]), value) for key, value in state(step or 0).items())
+    return step, is_right, sorted(set(read))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sharded")
+    ends = ranks.run(2, partial(in_a_world, path, partial(save_sharded, path)))
+    assert [end.code for end in ends] == [0, 0]
+    return path
+
+
+def test_each_rank_reads_what_it_needs_and_each_file_is_verified_once(of_two_ranks: Path) -> None:
+    rows = ranks.run(2, partial(in_a_world, of_two_ranks, partial(load_sharded, of_two_ranks, 0)))
+    assert [end.result for end in rows] == [
+        (NEWER, True, [("__0_0.distcp", True)]),
+        (NEWER, True, [("__1_0.distcp", True)]),
+    ]
+    columns = ranks.run(2, partial(in_a_world, of_two_ranks, partial(load_sharded, of_two_ranks, 1)))
+    assert [end.result for end in columns] == [
+        (NEWER, True, [("__0_0.distcp", True), ("__1_0.distcp", False)]),
+        (NEWER, True, [("__0_0.distcp", False), ("__1_0.distcp", True)]),
+    ]
+
+
+def test_what_one_rank_finds_wrong_sends_all_ranks_to_the_older_one_or_leaves_all_untouched(of_two_ranks: Path) -> None:
+    load_rows = partial(in_a_world, of_two_ranks, partial(load_sharded, of_two_ranks, 0))
+    damaged = [folder / "__1_0.distcp" for _, folder in layout.step_folders(of_two_ranks)]
+    flip(damaged[0], 5000)
+    assert [end.result[:2] for end in ranks.run(2, load_rows)] == [(OLDER, True)] * 2
+    flip(damaged[1], 5000)
+    assert [end.result[:2] for end in ranks.run(2, load_rows)] == [(None, True)] * 2
+    for path in damaged:
+        flip(path, 5000)
+
+
+def resume_sharded(directory: Path) -> tuple[bool, int]:
+    """Whether weights and random numbers are as they were built, and how much state the optimizer has."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    with piton_trainer.session(tiny.config(directory)) as session:
+        if session.world_size > 1:
+            fully_shard(model, mesh=init_device_mesh("cpu", (session.world_size,)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        before = {name: local(value).clone() for name, value in model.state_dict().items()}
+        drawn = torch.get_rng_state()
+        assert session.restore(model=model, optimizer=optimizer) is None
+        same = all(torch.equal(local(value), before[name]) for name, value in model.state_dict().items())
+        untouched = same and torch.equal(torch.get_rng_state(), drawn)
+        stateful = len(optimizer.state)
+        for x in session.steps([torch.ones(2, 4)], total=3):
+            model(x).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return untouched, stateful
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def test_objects_are_as_they_were_built_when_no_checkpoint_is_good(tmp_path: Path) -> None:
+    assert resume_sharded(tmp_path) == (True, 0)
+    for _, folder in layout.step_folders(tmp_path):
+        flip(folder / "__0_0.distcp", 1500)
+    assert resume_sharded(tmp_path) == (True, 0)
+
+
+def test_sharded_objects_are_as_they_were_built_when_no_checkpoint_is_good(tmp_path: Path) -> None:
+    """torch makes an optimizer take an empty step to learn how its momenta are sharded; nobody must notice."""
+    assert [end.result for end in ranks.run(2, partial(resume_sharded, tmp_path))] == [(True, 0)] * 2
+    for _, folder in layout.step_folders(tmp_path):
+        flip(folder / "__0_0.distcp", 1500)
+    assert [end.result for end in ranks.run(2, partial(resume_sharded, tmp_path))] == [(True, 0)] * 2
+
+
+def test_files_are_shared_out_to_those_who_need_them_and_evenly() -> None:
+    sizes = {"a": 100, "b": 100, "c": 60, "d": 50}
+    assert share_out(sizes, [{}]) == [{"a", "b", "c", "d"}]
+    assert share_out(sizes, [{}, {}]) == [{"a", "c"}, {"b", "d"}]
+    assert share_out(sizes, [{"b": 100}, {"a": 100}]) == [{"b", "c"}, {"a", "d"}]
+    assert share_out(sizes, [sizes, sizes]) == [{"a", "c"}, {"b", "d"}]
+    assert share_out(sizes, [{"a": 1}, {}]) == [{"a", "c"}, {"b", "d"}]
+
+
+SIZE = 3 * reading.CHUNK_BYTES + 777
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> tuple[Path, bytes, FileEntry]:
+    data = os.urandom(SIZE)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    return path, data, FileEntry(size=SIZE, sha256=hashlib.sha256(data).hexdigest())
+
+
+def stretches(*places: tuple[int, int]) -> deque[Landing]:
+    return deque(Landing(start=start, into=torch.zeros(size, dtype=torch.uint8)) for start, size in places)
+
+
+PLACES = [(0, 1), (5, 4096), (reading.CHUNK_BYTES - 10, 20), (reading.CHUNK_BYTES + 3000, 1 << 20), (SIZE - 100, 100)]
+
+
+@pytest.mark.parametrize("cached", ["nothing", "all", "every other chunk"])
+@pytest.mark.parametrize("verified", [True, False])
+def test_stretches_of_a_file_land_where_they_should(
+    verified: bool, cached: str, file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"nothing": 0, "all": 1, "every other chunk": 2}[cached]
+
+    def is_cached(_: object, position: int, size: int) -> bool:
+        return every > 0 and position // reading.CHUNK_BYTES % every == 0
+
+    monkeypatch.setattr(reading._Source, "_is_cached", is_cached)
+    path, data, entry = file
+    landings = stretches(*PLACES)
+    kept = list(landings)
+    assert (
+        reading.read_files(path.parent, [Job(name="file", entry=entry, is_verified=verified, landings=landings)])
+        is None
+    )
+    assert all(bytes(landing.into.tolist()) == data[landing.start : landing.end] for landing in kept)
+    assert not landings
+
+
+def test_a_disk_that_refuses_a_read_past_the_cache_is_read_the_ordinary_way(
+    file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, entry = file
+    read = os.preadv
+
+    def preadv(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        if os.O_DIRECT & fcntl.fcntl(descriptor, fcntl.F_GETFL):
+            raise OSError(errno.EINVAL, "not here")
+        return read(descriptor, [buffers[0][:1000]], position)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    landings = stretches((100, SIZE - 100))
+    into = landings[0].into
+    assert reading.read_files(path.parent, [Job(name="file", entry=entry, is_verified=True, landings=landings)]) is None
+    assert bytes(into.numpy()) == data[100:]
+
+
+def test_of_a_file_that_another_rank_verifies_only_what_is_needed_is_read(
+    file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, entry = file
+    read, counts = os.preadv, list[int]()
+
+    def preadv(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        counts.append(read(descriptor, buffers, position))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    landings = stretches((2 * reading.CHUNK_BYTES + 50, 70))
+    into = landings[0].into
+    assert (
+        reading.read_files(path.parent, [Job(name="file", entry=entry, is_verified=False, landings=landings)]) is None
+    )
+    assert bytes(into.numpy()) == data[2 * reading.CHUNK_BYTES + 50 :][:70]
+    assert sum(counts) <= reading.CHUNK_BYTES
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_named(
+    file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, entry = file
+    job = partial(Job, name="file", entry=entry, is_verified=True)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    assert reading.read_files(path.parent, [job()]) == "file cannot be read: it ended early"
+    monkeypatch.setattr(os, "preadv", fail)
+    assert reading.read_files(path.parent, [job()]) == "file cannot be read: Input/output error"
+
+
+def test_what_is_cached_is_known(file: tuple[Path, bytes, FileEntry]) -> None:
+    path, data, _ = file
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
+        assert opened.read() == data
+    with closing(reading._Source(path)) as source:
+        assert source._is_cached(reading.CHUNK_BYTES, reading.CHUNK_BYTES)
+        assert source._is_cached(3 * reading.CHUNK_BYTES, 777)
+
+
+def test_each_rank_reads_ahead_what_its_predecessor_wrote_of_the_newest_checkpoint(of_two_ranks: Path) -> None:
+    newest = layout.step_folders(of_two_ranks)[0][1]
+    assert [readahead.files_of(of_two_ranks, rank) for rank in (0, 1, 2)] == [
+        [newest / "__0_0.distcp"],
+        [newest / "__1_0.distcp"],
+        [],
+    ]
+
+
+def test_reading_ahead_is_done_once_and_minds_no_directory_that_is_not_there(tmp_path: Path) -> None:
+    readahead.begin(tmp_path / "nowhere")
+    first = readahead._current
+    readahead.begin(tmp_path)
+    assert readahead._current is first
+    readahead.stop()
+    readahead.stop()
+    assert readahead._current is None
+
+
+def test_a_session_stops_reading_ahead(tmp_path: Path) -> None:
+    with piton_trainer.session(tiny.config(tmp_path)) as session:
+        assert readahead._current is not None
+        session.restore(model=tiny.build())
+        assert readahead._current is None
+
+
+def test_a_recipe_reads_ahead_before_it_imports_torch(directory: Path) -> None:
+    """In a process of its own, whose torch is a module that looks whether reading has begun."""
+    code = (
+        "import sys\n"
+        "from piton_trainer import __main__\n"
+        "from piton_trainer.checkpoint import readahead\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print(readahead._current is not None)\n"
+        "            sys.exit()\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "__main__.main()\n"
+    )
+    env = os.environ | {"PITON_CHECKPOINT_DIR": str(directory), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, text=True)
+    assert done.stdout == "True\n"

@@ -1,0 +1,235 @@
+"""Hypothesis drives one checkpoint directory: attempts claim, save, die at any file operation, meet a failing disk.
+
+Bits flip, people prune, attempts that were overtaken go on as if nothing had happened. After each move: whatever is
+there is whole or was damaged by us, what was durable stays until retention takes it, and a resume never goes back.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from piton.cli import checkpoints
+from piton.contract import names
+from piton.contract.assignment import SavePolicy
+from piton_trainer.checkpoint import Saved, layout, survey
+from piton_trainer.checkpoint.commit import Draft
+from piton_trainer.checkpoint.fence import Fence, read
+from piton_trainer.checkpoint.orders import Answer, Commit, Order, Sealed, Settings, Write
+from piton_trainer.checkpoint.writer import Writer
+from support import ranks
+from support.faults import Fault, Faults
+
+KEEP_LAST = 2
+WEIGHTS = "weights"
+PRUNE = checkpoints.Rule(keep_last=KEEP_LAST, keep_best=0, metric=None, goal="Minimize")
+CODES = st.none() | st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE])
+MAYBE_A_FAULT = st.none() | st.none() | st.builds(Fault, st.integers(1, 16), CODES)
+happened: Counter[str] = Counter()
+
+
+class Attempt:
+    """A trainer's writer, as far as the directory can tell."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.owner = settings.owner
+        self.writer = Writer(settings, memory=-1)
+
+
+class RandomDirectory(RuleBasedStateMachine):
+    """One directory, one adversary."""
+
+    faults: Faults
+
+    def __init__(self) -> None:
+        super().__init__()
+        happened["directories"] += 1
+        self.directory = Path(tempfile.mkdtemp())
+        self.highest = 0
+        self.attempts: list[Attempt] = []
+        self.good: dict[int, bytes] = {}
+        self.flipped: set[int] = set()
+        self.committing: tuple[int, bytes] | None = None
+        """What may or may not be there after a commit that was disturbed."""
+        self.may_delete = False
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.directory)
+
+    def holder(self) -> str | None:
+        """Who may commit."""
+        found = read(self.directory)
+        return None if found is None else found.owner
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
+
+    @initialize()
+    def begin(self) -> None:
+        self.claim(None)
+
+    @precondition(lambda self: len(self.attempts) < 3)
+    @rule(fault=MAYBE_A_FAULT)
+    def claim(self, fault: Fault | None) -> None:
+        number = self.highest + 1
+        fence = Fence(self.directory, disk=layout.Disk(), attempt=number)
+        try:
+            with self.faults.armed(self.directory, fault):
+                fence.claim()
+        except OSError:
+            assert self.faults.struck is not None
+        found = read(self.directory)
+        self.highest = 0 if found is None else found.attempt
+        assert self.highest in (number - 1, number)
+        if self.faults.struck is None:
+            assert self.highest == number
+            assert [path.name for path in self.directory.iterdir() if path.name.startswith((".saving", ".swept"))] == []
+            self.attempts.append(Attempt(self.settings(fence)))
+        self.note()
+
+    def settings(self, fence: Fence) -> Settings:
+        return Settings(
+            directory=self.directory,
+            attempt=fence.attempt,
+            owner=fence.owner,
+            is_main=True,
+            policy=SavePolicy(keep_last=KEEP_LAST),
+            objective=None,
+        )
+
+    @precondition(lambda self: self.attempts)
+    @rule(
+        data=st.data(),
+        content=st.binary(min_size=1, max_size=8),
+        is_overtaken=st.booleans(),
+        first=MAYBE_A_FAULT,
+        second=MAYBE_A_FAULT,
+    )
+    def save(
+        self, data: st.DataObject, content: bytes, is_overtaken: bool, first: Fault | None, second: Fault | None
+    ) -> None:
+        """By whoever thinks that it may; perhaps somebody claims in the middle of it."""
+        attempt = data.draw(st.sampled_from(self.attempts))
+        step = max(self.good, default=0) + 1
+        answer = self.obey(attempt, Write(step=step, parts=[], small={WEIGHTS: content, "state.json": b"{}"}), first)
+        if not isinstance(answer, Sealed):
+            assert self.faults.struck is not None or self.holder() != attempt.owner
+            return
+        assert self.holder() == attempt.owner
+        if is_overtaken:
+            self.claim(None)
+        self.committing = step, content
+        draft = Draft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
+        answer = self.obey(attempt, Commit(draft=draft, files=None), second)
+        if self.holder() != attempt.owner:
+            assert not isinstance(answer, Saved)
+            self.committing = None
+            happened["fenced"] += 1
+        elif isinstance(answer, Saved):
+            self.good[step], self.committing = content, None
+            happened["saved"] += 1
+        else:
+            assert self.faults.struck is not None
+
+    def obey(self, attempt: Attempt, order: Order, fault: Fault | None) -> Answer | None:
+        """What the writer answers; None: it has died."""
+        answers = []
+        with self.faults.armed(self.directory, fault):
+            answers.append(attempt.writer.obey(order))
+        if not answers:
+            self.attempts.remove(attempt)
+        self.note()
+        return answers[0] if answers else None
+
+    @precondition(lambda self: self.attempts and self.good)
+    @rule(data=st.data(), fault=MAYBE_A_FAULT)
+    def retain(self, data: st.DataObject, fault: Fault | None) -> None:
+        attempt = data.draw(st.sampled_from(self.attempts))
+        step = max(self.good)
+        saved = Saved(step=step, folder=self.directory / names.step_folder(step), size=0)
+        try:
+            with self.faults.armed(self.directory, fault):
+                attempt.writer.follow_up(saved, is_wanted=lambda: False)
+        except OSError:
+            assert self.faults.struck is not None
+        self.may_delete = True
+        happened["retained"] += 1
+        self.note()
+
+    # --- the world ---------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.good)
+    @rule(data=st.data())
+    def flip(self, data: st.DataObject) -> None:
+        step = data.draw(st.sampled_from(sorted(self.good)))
+        folder = self.directory / names.step_folder(step)
+        path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        del self.good[step]
+        self.flipped.add(step)
+        happened["flipped"] += 1
+
+    @precondition(lambda self: self.good)
+    @rule(fault=MAYBE_A_FAULT)
+    def prune(self, fault: Fault | None) -> None:
+        try:
+            with self.faults.armed(self.directory, fault):
+                checkpoints.prune(self.directory, PRUNE, dry_run=False)
+        except (OSError, ValueError):
+            assert self.faults.struck is not None
+        self.may_delete = True
+        happened["pruned"] += 1
+        self.note()
+
+    def note(self) -> None:
+        if (struck := self.faults.struck) is not None:
+            happened["killed" if struck.code is None else "failed"] += 1
+
+    @invariant()
+    def what_is_there_is_whole_and_nothing_is_lost(self) -> None:
+        found = survey.survey(self.directory)
+        bad = {check.found.step for check in survey.verify(found) if check.problem}
+        assert bad <= self.flipped, "torn"
+        there = {item.step: (item.folder / WEIGHTS).read_bytes() for item in found if item.step not in bad}
+        expected = self.good if self.committing is None else self.good | dict([self.committing])
+        assert there.items() <= expected.items(), "what was never saved"
+        gone = self.good.keys() - there.keys()
+        newest = sorted(self.good.keys() | self.flipped)[-KEEP_LAST:]
+        assert not gone or (self.may_delete and not gone & set(newest)), "what was durable is lost"
+        assert max(there, default=0) >= max(self.good, default=0), "a resume goes back"
+        assert (best := survey.newest_good(found)) is None or best.step == max(there)
+        self.good, self.flipped, self.committing, self.may_delete = there, bad, None, False
+
+
+def play(examples: int) -> Counter[str]:
+    # Power is not lost here, so that what a process has written stays.
+    os.fsync = lambda _: None  # type: ignore[assignment]
+    RandomDirectory.faults = Faults()
+    rules = settings(max_examples=examples, stateful_step_count=30, deadline=None, database=None)
+    run_state_machine_as_test(RandomDirectory, settings=rules)
+    return happened
+
+
+@pytest.mark.parametrize("examples", [25, pytest.param(300, marks=[pytest.mark.crash, pytest.mark.timeout(1200)])])
+def test_a_checkpoint_directory_survives_whatever_happens_to_it(examples: int) -> None:
+    with ranks.start(1, partial(play, examples)) as world:
+        (end,) = world.wait(timeout_seconds=1000)
+    assert end.code == 0
+    assert end.result.keys() >= {"saved", "fenced", "killed", "failed", "flipped", "pruned", "retained"}

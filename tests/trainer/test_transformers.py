@@ -1,0 +1,175 @@
+"""`PitonCallback` in a real transformers.Trainer: stop anywhere, resume, and the weights are those of a whole run."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from piton.contract import names
+from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton_trainer.checkpoint import layout
+from piton_trainer.config import Server
+from piton_trainer.errors import BadConfig
+from piton_trainer.integrations.transformers import PitonCallback
+from support import ends, ranks, tiny
+from support import tiny_transformers as hf
+from support.status_server import StatusServer
+
+MID_EPOCH, EPOCH_END = 6, hf.STEPS_PER_EPOCH
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> hf.Ran:
+    return hf.train(tmp_path_factory.mktemp("whole"))
+
+
+def assert_same(ran: hf.Ran, whole: hf.Ran) -> None:
+    assert ran.weights.keys() == whole.weights.keys()
+    assert [name for name in whole.weights if not torch.equal(ran.weights[name], whole.weights[name])] == []
+    assert ran.complete is not None
+    assert whole.complete is not None
+    assert ran.complete.weights_digest == whole.complete.weights_digest
+
+
+def newest(directory: Path) -> int:
+    return next(layout.committed(directory / "checkpoints")).manifest.step
+
+
+@pytest.mark.parametrize("step", [MID_EPOCH, EPOCH_END])
+def test_a_trainer_stopped_in_or_after_an_epoch_ends_with_the_same_weights(
+    step: int, whole: hf.Ran, tmp_path: Path
+) -> None:
+    stopped = hf.train(tmp_path, at={step: ends.terminate})
+    resumed = hf.train(tmp_path)
+    assert (stopped.code, stopped.error) == (143, f"told to stop by SIGTERM; step {step} is saved")
+    assert stopped.complete is None
+    assert resumed.losses == whole.losses
+    assert_same(resumed, whole)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("arguments", [{}, {"eval_strategy": "epoch"}, {"eval_strategy": "steps", "eval_steps": 2}])
+@pytest.mark.parametrize("step", range(1, hf.STEPS))
+def test_a_trainer_stopped_at_any_step_ends_with_the_same_weights(
+    step: int, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = hf.train(tmp_path / "whole", **arguments)
+    hf.train(tmp_path / "parts", at={step: ends.terminate}, **arguments)
+    resumed = hf.train(tmp_path / "parts", **arguments)
+    assert resumed.losses == whole.losses
+    assert_same(resumed, whole)
+
+
+def test_a_trainer_that_vanishes_resumes_from_the_newest_save(whole: hf.Ran, tmp_path: Path) -> None:
+    with pytest.raises(tiny.LostError):
+        hf.train(tmp_path, at={5: ends.vanish})
+    assert newest(tmp_path) == 3
+    assert_same(hf.train(tmp_path), whole)
+
+
+def test_a_finished_trainer_trains_nothing_and_has_the_trained_model(whole: hf.Ran, tmp_path: Path) -> None:
+    hf.train(tmp_path)
+    again = hf.train(tmp_path, at=dict.fromkeys(range(1, 99), ends.vanish))
+    assert_same(again, whole)
+
+
+def test_an_evaluation_belongs_to_the_step_before_it_and_can_end_the_run(tmp_path: Path) -> None:
+    orders = Assignment(save=SavePolicy(), objective=Objective(metric="eval_loss", target=99.0))
+    config = tiny.config(tmp_path / "checkpoints", orders)
+    ran = hf.train(tmp_path, config=config, eval_strategy="epoch")
+    assert ran.code == 0
+    assert ran.complete is not None
+    assert (ran.complete.step, ran.complete.reason) == (EPOCH_END, "eval_loss reached its target of 99")
+    assert ran.complete.best_metric == next(e["eval_loss"] for e in ran.state.log_history if "eval_loss" in e)
+    again = hf.train(tmp_path, config=config, at={EPOCH_END + 1: ends.vanish}, eval_strategy="epoch")
+    assert again.complete is not None
+    assert again.complete.weights_digest == ran.complete.weights_digest
+
+
+def test_what_transformers_knows_of_its_best_metric_comes_back(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    patience = partial(EarlyStoppingCallback, early_stopping_patience=1, early_stopping_threshold=9.0)
+    # The second evaluation is not better by 9, so the patience is at its end, unless the first one is forgotten.
+    hf.train(tmp_path, at={2: ends.terminate}, callbacks=[patience()], **arguments)
+    resumed = hf.train(tmp_path, callbacks=[patience()], **arguments)
+    assert resumed.state.best_metric is not None
+    assert resumed.complete is not None
+    assert (resumed.complete.step, resumed.complete.reason) == (4, "transformers ended the training")
+
+
+def test_the_server_hears_it_once_and_not_from_kubeflows_callback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    with StatusServer() as server:
+        monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", server.url)
+        monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(token))
+        own = tiny.config(tmp_path / "checkpoints", server=Server(url=server.url, token_file=token), report_seconds=0.0)
+        ran = hf.train(tmp_path, config=own)
+    assert "kubeflow" in ran.trainer.args.report_to
+    assert [report.step for report in server.reports if report.step is None] == []
+    assert (server.reports[-1].step, server.reports[-1].percentage) == (hf.STEPS, 100)
+    assert math.isfinite(server.reports[-1].metrics["loss"])
+
+
+def test_other_callbacks_end_in_order_when_the_run_is_stopped(tmp_path: Path) -> None:
+    class Logger(TrainerCallback):  # type: ignore[misc]
+        ended = False
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.ended = True
+
+    logger = Logger()
+    assert hf.train(tmp_path, at={2: ends.terminate}, callbacks=[logger]).code == 143
+    assert logger.ended
+
+
+def test_a_trainer_without_the_callback_is_as_it_was(tmp_path: Path) -> None:
+    trainer = hf.make_trainer(tmp_path, [], save_strategy="steps", save_steps=4)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert trainer.state.global_step == hf.STEPS
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_batch_size_that_finds_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="needs auto_find_batch_size=False"):
+        hf.make_trainer(tmp_path, [PitonCallback()], auto_find_batch_size=True).train()
+
+
+def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:
+    ran = hf.train(directory, at=at)
+    return {"code": ran.code, "losses": ran.losses}
+
+
+@pytest.mark.crash  # forks two ranks three times
+def test_two_ranks_stop_together_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    through = ranks.run(2, partial(rank_body, whole, {}), **env)
+    stopped = ranks.run(2, partial(rank_body, parts, {MID_EPOCH: ends.terminate}), **env)
+    resumed = ranks.run(2, partial(rank_body, parts, {}), **env)
+    assert [end.result["code"] for end in (*through, *stopped, *resumed)] == [0, 0, 143, 143, 0, 0]
+    assert resumed[0].result["losses"] == through[0].result["losses"]
+    proofs = [json.loads((d / "checkpoints" / names.COMPLETE_FILE).read_text()) for d in (whole, parts)]
+    assert proofs[0]["weightsDigest"] == proofs[1]["weightsDigest"]
+
+
+@pytest.mark.crash
+def test_a_process_that_is_killed_resumes_and_ends_with_the_same_weights(whole: hf.Ran, tmp_path: Path) -> None:
+    assert [ends.attempt("tiny_transformers", tmp_path, dies_at=step) for step in (6, 0)] == [-9, 0]
+    proof = json.loads((tmp_path / "checkpoints" / names.COMPLETE_FILE).read_text())
+    assert whole.complete is not None
+    assert proof["weightsDigest"] == whole.complete.weights_digest

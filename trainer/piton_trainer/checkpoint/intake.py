@@ -1,0 +1,154 @@
+"""This process's part in loading one checkpoint, step by step; `load` has all ranks take each step together.
+
+open     the two small files, verified; what is wanted, and which bytes of which files that is
+read     the other files: hashed, and everything put where it does no harm while nothing is known to be good
+settle   into the tensors that are in use; nothing can go wrong any more
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.tensor import DTensor
+
+from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.arena import free_bytes
+from piton_trainer.checkpoint.index import IndexedReader, index_file, parse_index
+from piton_trainer.checkpoint.landing import Aim, aim
+from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.checkpoint.reading import Job, read_files
+
+SMALL_FILES = (layout.STATE_FILE, layout.INDEX_FILE)
+Document = dict[str, Any]
+_SHARE_MAX = 0.9
+"""Of the memory that is free, for what is kept aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The tensors that are wanted, by the keys that they have in the checkpoint."""
+
+    live: Mapping[str, Tensor] = field(default_factory=dict)
+    """In use: they keep their numbers until everything is known to be good."""
+    fresh: Mapping[str, Tensor | None] = field(default_factory=dict)
+    """Of no use yet: filled at once. For None a tensor is made, on the CPU."""
+    explain: Callable[[], None] = lambda: None
+    """Called when a tensor does not fit: raises BadConfig if there is a plainer reason."""
+
+
+class Intake:
+    """The steps. Each is taken once, in order."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.document: Document = {}
+        self._index = Metadata({})
+        self._live: Mapping[str, Tensor] = {}
+        self._staged: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._aim = Aim()
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """Whether there is no room beside the tensors in use for what will replace them."""
+        return sum(_local(tensor).nbytes for tensor in self._live.values()) > _SHARE_MAX * free_bytes()
+
+    def open(self) -> str | None:
+        """Read and verify the small files; what is wrong with them."""
+        problem = None
+        try:
+            state, index = (self._verified(name) for name in SMALL_FILES)
+            self._index = parse_index(index, self.checkpoint)
+            self.document = json.loads(state)
+        except OSError as error:
+            problem = f"it cannot be read: {error}"
+        except ValueError as error:
+            problem = str(error)
+        return problem
+
+    def open_index(self) -> None:
+        """Only the index, of a checkpoint that has been verified.
+
+        Raises:
+            ValueError: it is refused.
+        """
+        self._index = parse_index((self.checkpoint.folder / index_file(self.checkpoint)).read_bytes(), self.checkpoint)
+
+    def want(self, targets: Targets) -> None:
+        """Say what is wanted.
+
+        Raises:
+            ValueError: a tensor is not in the checkpoint, or has another shape there.
+        """
+        self._live = targets.live
+        self._tensors = {key: self._target(key, tensor) for key, tensor in {**targets.fresh, **targets.live}.items()}
+
+    def read(self, verified: Collection[str]) -> str | None:
+        """Read what is wanted, and verify these files; what is wrong with them."""
+        jobs = []
+        for name, entry in self.checkpoint.manifest.files.items():
+            landings = self._aim.take(name)
+            if name not in SMALL_FILES and (landings or name in verified):
+                jobs.append(Job(name=name, entry=entry, is_verified=name in verified, landings=landings))
+        return read_files(self.checkpoint.folder, jobs)
+
+    def stage(self, *, aside: bool) -> dict[str, int]:
+        """Take aim: for live tensors at memory of its own, or straight at them; how many bytes of which files it is."""
+        into = {}
+        for key, tensor in self._tensors.items():
+            into[key] = _local(tensor)
+            if aside and key in self._live:
+                into[key] = self._staged[key] = torch.empty(into[key].shape, dtype=into[key].dtype)
+        self._aim = aim(self._index, self._tensors, into)
+        return self._aim.needs
+
+    def settle(self) -> dict[str, Tensor]:
+        """All tensors that were wanted, with what was read. The staged copies go as they are used."""
+        with torch.no_grad():
+            while self._staged:
+                key, staged = self._staged.popitem()
+                _local(self._tensors[key]).copy_(staged)
+        if strangers := self._aim.strangers():
+            _load_by_torch(self.checkpoint, self._index, {key: self._tensors[key] for key in strangers})
+        return self._tensors
+
+    def _verified(self, name: str) -> bytes:
+        path, entry = self.checkpoint.folder / name, self.checkpoint.manifest.files.get(name)
+        if entry is None:
+            raise ValueError(f"its manifest has no {name}")
+        if problem := layout.wrong_size(path, entry):
+            raise ValueError(problem)
+        data = path.read_bytes()
+        if problem := layout.wrong_digest(path, entry, hashlib.sha256(data).hexdigest()):
+            raise ValueError(problem)
+        return data
+
+    def _target(self, key: str, tensor: Tensor | None) -> Tensor:
+        entry = self._index.state_dict_metadata.get(key)
+        if not isinstance(entry, TensorStorageMetadata):
+            raise ValueError(f"{self.checkpoint.folder.name} has no tensor {key}")
+        if tensor is None:
+            return torch.empty(entry.size, dtype=entry.properties.dtype)
+        if tensor.size() != entry.size:
+            here, there = tuple(tensor.size()), tuple(entry.size)
+            raise ValueError(f"{key} has shape {here} here and {there} in {self.checkpoint.folder.name}")
+        return tensor
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _load_by_torch(checkpoint: Checkpoint, index: Metadata, state: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        planner = DefaultLoadPlanner(flatten_state_dict=False)
+        load(state, storage_reader=IndexedReader(checkpoint, index), planner=planner, no_dist=True)

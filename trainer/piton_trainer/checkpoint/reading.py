@@ -1,0 +1,189 @@
+"""Files that come into memory, past the page cache unless it has them, each once: hashed and handed out on the way.
+
+The loader's hands, as `direct` is the writer's. A chunk that has been read is hashed and copied to where its numbers
+belong while it is still in the processor's cache. Reading, hashing and copying all leave the interpreter to others.
+"""
+
+import ctypes
+import errno
+import hashlib
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piton.contract.manifest import FileEntry
+from piton_trainer.checkpoint import layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_BYTES = 1 << 20
+"""Small enough to stay in the cache of a core, large enough for a disk."""
+_BLOCK_BYTES = 4096
+_MORE_THREADS = 2
+"""While some hash, others read: with one thread per core the disk would stand still at times."""
+_NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landing:
+    """Where a stretch of a file goes."""
+
+    start: int
+    """In the file."""
+    into: "Tensor"
+    """Bytes in a row, on the CPU."""
+    landed: Callable[[], object] | None = None
+    """What to do when all of them are there."""
+
+    @property
+    def end(self) -> int:
+        """Of the stretch, in the file."""
+        return self.start + len(self.into)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A file to read."""
+
+    name: str
+    entry: FileEntry
+    is_verified: bool
+    """Read all of it and hash it; else only what has somewhere to go."""
+    landings: deque[Landing] = field(default_factory=deque)
+    """By their place in the file, none over another. They are gone when they are done."""
+
+
+def read_files(folder: Path, jobs: Iterable[Job]) -> str | None:
+    """Do all jobs, the largest files first, on a few threads more than this process may use cores.
+
+    Returns:
+        What is wrong with the first file that is not what the manifest says; None when nothing is. Where something is
+        wrong, what has landed is worthless.
+    """
+    left = sorted(jobs, key=lambda job: (job.entry.size, job.name))
+    problems: list[str] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+        while not problems and not errors:
+            try:
+                job = left.pop()
+            except IndexError:
+                return
+            try:
+                if problem := read_file(folder / job.name, job, buffer):
+                    problems.append(problem)
+            except Exception as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+
+    count = min(len(left), len(os.sched_getaffinity(0)) + _MORE_THREADS)
+    threads = [threading.Thread(target=work, name="piton-load") for _ in range(count - 1)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return next(iter(problems), None)
+
+
+def read_file(path: Path, job: Job, buffer: memoryview) -> str | None:
+    """Do a job; what is wrong with the file."""
+    if problem := layout.wrong_size(path, job.entry):
+        return problem
+    try:
+        with closing(_Source(path)) as source:
+            digest = _read(source, job, buffer)
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return layout.wrong_digest(path, job.entry, digest) if job.is_verified else None
+
+
+def _read(source: "_Source", job: Job, buffer: memoryview) -> str:
+    """The SHA-256 of what was read."""
+    digest, address = hashlib.sha256(), _address(buffer)
+    position, size = 0, job.entry.size
+    while position < size and (job.is_verified or job.landings):
+        if not job.is_verified:
+            position = max(position, job.landings[0].start // _BLOCK_BYTES * _BLOCK_BYTES)
+        wanted = min(len(buffer), size - position)
+        source.fill(buffer, position, wanted)
+        if job.is_verified:
+            digest.update(buffer[:wanted])
+        _hand_out(job.landings, address, position, position + wanted)
+        position += wanted
+    return digest.hexdigest()
+
+
+class _Source:
+    """An open file. What the page cache holds is taken from there, the rest comes past it."""
+
+    def __init__(self, path: Path) -> None:
+        self._plain = self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._map: mmap.mmap | None = None
+        with suppress(OSError, ValueError):  # without a map nobody can tell what is cached
+            self._map = mmap.mmap(self._plain, 0, access=mmap.ACCESS_COPY)
+        with suppress(OSError):  # O_DIRECT is not taken here
+            self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+
+    def close(self) -> None:
+        """Close it."""
+        for descriptor in {self._plain, self._direct}:
+            os.close(descriptor)
+        if self._map is not None:
+            self._map.close()
+
+    def fill(self, buffer: memoryview, position: int, wanted: int) -> None:
+        """Read at least so many bytes into the buffer.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        descriptor = self._plain if self._is_cached(position, wanted) else self._direct
+        got = 0
+        while got < wanted:
+            try:
+                count = os.preadv(descriptor, [buffer[got:]], position + got)
+            except OSError as error:
+                if error.errno not in _NOT_TAKEN or descriptor == self._plain:
+                    raise
+                descriptor = self._plain  # it is not taken here after all, or not in the middle of a block
+                continue
+            if count == 0:
+                raise OSError(errno.EIO, "it ended early")
+            got += count
+
+    def _is_cached(self, position: int, size: int) -> bool:
+        if self._map is None:
+            return False
+        pages = -(-size // mmap.PAGESIZE)
+        resident = (ctypes.c_ubyte * pages)()
+        start = ctypes.c_void_p(_address(self._map) + position)
+        return _libc.mincore(start, ctypes.c_size_t(size), resident) == 0 and bytes(resident).count(1) == pages
+
+
+def _address(memory: Any) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _hand_out(landings: deque[Landing], address: int, position: int, end: int) -> None:
+    """Copy from the buffer, which holds the file from `position` to `end`, what has somewhere to go."""
+    while landings and (landing := landings[0]).start < end:
+        first, last = max(landing.start, position), min(landing.end, end)
+        # ctypes lets other threads have the interpreter meanwhile, and a tensor's own copy would start threads.
+        ctypes.memmove(landing.into.data_ptr() + first - landing.start, address + first - position, last - first)
+        if landing.end > end:
+            return
+        landings.popleft()
+        if landing.landed is not None:
+            landing.landed()

@@ -1,0 +1,265 @@
+"""A session for `lightning.Trainer`, in one line: `Trainer(..., callbacks=[PitonCallback()])`.
+
+    fit()               enter the session; where a checkpoint is, name it to Lightning
+    load_checkpoint     Lightning asks for it: restore, and hand over what it restores by itself
+    on_train_start      the data and the random numbers, which Lightning does not restore
+    batch, validation,  when nothing of a step is left to do: the boundary
+    epoch end
+    end of fit()        leave the session: last save, COMPLETE.json, or exit code 143
+
+Lightning's own account of the training goes through its door for that, a CheckpointIO; the module's weights go straight
+from our checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says. What Lightning
+keeps to itself is used in `lightning_loops` only.
+"""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+import piton_trainer
+from piton_trainer.config import Config
+from piton_trainer.errors import BadConfig
+from piton_trainer.feed import Randomness
+from piton_trainer.integrations.lightning_loops import Loops
+from piton_trainer.metrics import LOSS
+
+TRAINER, MADE_BY = "trainer", "lightning"
+"""Objects of a checkpoint besides the model."""
+_PATH = "the checkpoint that Piton has chosen"
+_WEIGHTS = "state_dict"
+_NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
+"""What Lightning adds to a checkpoint for those who build a module from it; here the script has built it."""
+
+
+class PitonCallback(Checkpoint):  # type: ignore[misc]
+    """Checkpoints, resuming, reports and an orderly stop.
+
+    To Lightning it is a `Checkpoint`: it comes after all other callbacks, and no ModelCheckpoint is added by default.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        """Take the session's orders from `config`, or as everybody does from the environment."""
+        self._config = config
+        self._session: piton_trainer.Session | None = None
+        self._randomness: Randomness | None = None
+        self._known: dict[str, Any] = {}
+        self._is_restored = self._is_pending = self._is_over = False
+        _take_over_fit()
+
+    @property
+    def is_training(self) -> bool:
+        """Whether `fit` is under way."""
+        return self._session is not None
+
+    def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:
+        """`trainer.fit()` inside a session. A `ckpt_path` of the user's counts until we have a better one."""
+        with piton_trainer.session(self._config) as session, _door(trainer, self):
+            self._session, self._randomness, self._known = session, None, {}
+            self._is_restored = self._is_pending = self._is_over = False
+            try:
+                go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
+                if self._is_restored and self._randomness is None:
+                    session.begin(total=session.step)  # Lightning saw by itself that nothing is left
+            except _NothingLeftError:
+                pass
+            finally:
+                self._session = None
+
+    def load(self, trainer: Any) -> dict[str, Any]:
+        """Our checkpoint as Lightning expects one."""
+        part = _Part(trainer)
+        self._restore(trainer, part)
+        return {**part.loaded, _WEIGHTS: trainer.lightning_module.state_dict()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is built and restored, but for the place in the data."""
+        if self._session is None:
+            return
+        if not self._is_restored:
+            self._restore(trainer, _Part(trainer))
+        if trainer.world_size != self._session.world_size:
+            raise BadConfig(
+                f"Lightning has {trainer.world_size} ranks where the session has {self._session.world_size}; "
+                "start the script with torchrun"
+            )
+        # Lightning's handler talks to the other ranks in the middle of whatever they do; ours only remembers.
+        self._session.listen()
+        loops = Loops(trainer)
+        self._randomness = self._session.begin(total=loops.total, step=loops.step, generators=loops.generators())
+        if self._randomness is None:
+            raise _NothingLeftError
+        if loops.is_mid_epoch:
+            self._randomness.replay_epoch()
+            loops.pass_over()
+        else:
+            loops.leave_epoch()
+        self._randomness.catch_up()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the epoch begins, before it asks for its data."""
+        if self._randomness is not None:
+            self._randomness.begin_epoch()
+            loops = Loops(trainer)
+            if loops.is_data_open:
+                loops.open_data()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A batch is done; a step, when it is the last that its gradients were gathered from."""
+        if self._session is None or self._is_over:
+            return
+        loops = Loops(trainer)
+        loss = outputs.get(LOSS) if isinstance(outputs, Mapping) else outputs
+        self._report(trainer, {LOSS: loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {})
+        self._is_pending = loops.has_stepped
+        if self._is_pending and not loops.is_last_batch and not loops.is_validation_due:
+            self._boundary(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation belongs to the step before it."""
+        if self._session is None or self._randomness is None or trainer.sanity_checking:
+            return
+        self._report(trainer)
+        if self._is_pending and not Loops(trainer).is_last_batch:
+            self._boundary(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left of the epoch's last step."""
+        if self._session is not None and self._is_pending:
+            self._report(trainer)
+            self._boundary(trainer)
+
+    def _restore(self, trainer: Any, part: "_Part") -> None:
+        assert self._session is not None
+        self._session.restore(model=trainer.lightning_module, **{MADE_BY: _Made(), TRAINER: part})
+        self._is_restored = True
+
+    def _report(self, trainer: Any, more: Mapping[str, Tensor] | None = None) -> None:
+        """Pass on what has been logged since the last time; what has not been logged again is the same object."""
+        assert self._session is not None
+        logged = dict(trainer.callback_metrics)
+        news = {name: value for name, value in logged.items() if self._known.get(name) is not value}
+        self._known = logged
+        self._session.report(**{**(more or {}), **news})
+
+    def _boundary(self, trainer: Any) -> None:
+        assert self._session is not None
+        self._is_pending = False
+        loops = Loops(trainer)
+        ended = "lightning ended the training" if trainer.should_stop and loops.may_stop else None
+        self._is_over = self._session.boundary(ended=ended)
+        if self._is_over:
+            loops.stop()
+
+
+class _NothingLeftError(Exception):
+    """The run was over before."""
+
+
+class _Made:
+    """That a checkpoint was made here, in a few bytes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For who reads it."""
+        return {"version": str(lightning.__version__)}
+
+    def load_state_dict(self, _: dict[str, Any]) -> None:
+        """Lightning looks at the version that its own part has."""
+
+
+class _Part:
+    """What Lightning would write into its file, without the weights."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.loaded: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Loops, optimizers, schedules, scaler, callbacks, and what hooks add."""
+        io = self._trainer.strategy.checkpoint_io
+        self._trainer.save_checkpoint(_PATH, weights_only=False)
+        taken = io.take()
+        return {name: part for name, part in taken.items() if name != _WEIGHTS and not name.endswith(_NOT_STATE)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Lightning restores it when it has built the rest."""
+        self.loaded = state
+
+
+class _Door(CheckpointIO):  # type: ignore[misc]
+    """Where Lightning's checkpoints go in and out. Those that are not ours take the way that they took before."""
+
+    def __init__(self, before: Any, trainer: Any, callback: PitonCallback) -> None:
+        self.before = before
+        self._trainer = trainer
+        self._callback = callback
+        self._taken: dict[str, Any] = {}
+
+    def take(self) -> dict[str, Any]:
+        """What was saved last. Lightning gives it to rank 0 only."""
+        taken, self._taken = self._taken, {}
+        return taken
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Keep ours; it becomes part of a checkpoint of Piton."""
+        if path == _PATH:
+            self._taken = checkpoint
+        else:
+            self.before.save_checkpoint(checkpoint, path, storage_options=storage_options)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Ours comes out of the session."""
+        return (
+            self._callback.load(self._trainer) if path == _PATH else self.before.load_checkpoint(path, *args, **kwargs)
+        )
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Retention looks after ours."""
+        self.before.remove_checkpoint(path)
+
+
+def _take_over_fit() -> None:
+    """Have `Trainer.fit` look for our callback: no hook comes before it decides where to begin. Once per process."""
+    original = Trainer.fit
+    if hasattr(original, "before_piton"):
+        return
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def fit(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+
+        def go(ckpt_path: Any) -> None:
+            bound.arguments["ckpt_path"] = ckpt_path
+            original(*bound.args, **bound.kwargs)
+
+        ours = next((item for item in self.callbacks if isinstance(item, PitonCallback)), None)
+        if ours is None or ours.is_training:
+            go(bound.arguments.get("ckpt_path"))
+        else:
+            ours.fit(self, go, bound.arguments.get("ckpt_path"))
+
+    fit.before_piton = original  # type: ignore[attr-defined]
+    Trainer.fit = fit
+
+
+@contextmanager
+def _door(trainer: Any, callback: PitonCallback) -> Iterator[None]:
+    before = trainer.strategy.checkpoint_io
+    trainer.strategy.checkpoint_io = _Door(before, trainer, callback)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+            yield
+    finally:
+        trainer.strategy.checkpoint_io = before

@@ -1,0 +1,103 @@
+"""What Lightning's loops know, and have no public name for: the one place that a new version of Lightning can break.
+
+It has been tried with Lightning 2.6.6, and must not know sessions.
+"""
+
+import math
+from typing import Any
+
+from piton_trainer.feed import generators_of, set_epoch
+from piton_trainer.objects import Stateful
+
+
+class Loops:
+    """What Lightning's loops know and have no public name for."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._fit = trainer.fit_loop
+        self._epoch = trainer.fit_loop.epoch_loop
+
+    @property
+    def total(self) -> int | None:
+        """The step at which training ends; None when nobody knows."""
+        total = self._trainer.estimated_stepping_batches
+        return int(total) if self._trainer.lightning_module.automatic_optimization and math.isfinite(total) else None
+
+    @property
+    def step(self) -> int:
+        """Steps that are done; with several optimizers Lightning counts the steps of each, and so nobody knows."""
+        return int(self._trainer.global_step) if self._trainer.lightning_module.automatic_optimization else 0
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether this batch was the last of its step."""
+        return not self._epoch._should_accumulate()  # noqa: SLF001
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether this batch was the last of its epoch."""
+        return bool(self._trainer.is_last_batch)
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether a validation follows on this batch."""
+        return bool(self._epoch._should_check_val_fx(self._fit._data_fetcher))  # noqa: SLF001
+
+    @property
+    def is_mid_epoch(self) -> bool:
+        """Whether training begins in the middle of an epoch."""
+        epoch = self._fit.epoch_progress.current
+        return int(epoch.processed) < int(epoch.ready)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether Lightning heeds its own flag to stop."""
+        return bool(self._fit._can_stop_early)  # noqa: SLF001
+
+    @property
+    def _done(self) -> int:
+        """Batches of the current epoch."""
+        return int(self._epoch.batch_progress.current.processed)
+
+    @property
+    def is_data_open(self) -> bool:
+        """Whether the data of an epoch that begins has been opened before anybody could remember its random numbers."""
+        return self._trainer.current_epoch == 0 or bool(self._fit.is_resuming)
+
+    def stop(self) -> None:
+        """Have no further step taken."""
+        self._fit.min_epochs, self._epoch.min_steps = 0, None
+        self._trainer.should_stop = True
+
+    def leave_epoch(self) -> None:
+        """The epoch of the save has ended. Lightning would take up its end again, and now and then a batch more."""
+        for progress in (self._fit.epoch_progress.total, self._fit.epoch_progress.current):
+            progress.completed = progress.processed
+        self._epoch.restarting = False
+        self._fit.reset_restart_stage()
+        self._epoch.reset_restart_stage()
+
+    def generators(self) -> list[Any]:
+        """The loaders' own random number generators."""
+        return [generator for loader in self._loaders for generator in generators_of(loader)]
+
+    def open_data(self) -> None:
+        """Begin the epoch's data anew."""
+        iter(self._fit._data_fetcher)  # noqa: SLF001
+
+    def pass_over(self) -> None:
+        """Open the data, and take the batches that are done. Loaders with state are where they were already."""
+        if all(isinstance(loader, Stateful) for loader in self._loaders):
+            return
+        for loader in self._loaders:
+            set_epoch(loader, self._fit.epoch_progress.current.processed)
+        self.open_data()
+        fetcher = self._fit._data_fetcher  # noqa: SLF001
+        for _ in range(self._done):
+            next(fetcher)
+        fetcher.fetched -= self._done  # Lightning counts them in itself
+
+    @property
+    def _loaders(self) -> list[Any]:
+        return list(self._fit._combined_loader.flattened)  # noqa: SLF001

@@ -1,0 +1,299 @@
+"""A session for `transformers.Trainer`, in one line: `Trainer(..., callbacks=[PitonCallback()])`.
+
+    train()            enter the session; where a checkpoint is, tell transformers how far it goes
+    on_train_begin     restore; from here on transformers passes over what is done by itself
+    step, log, eval    when nothing of a step is left to do: the boundary
+    end of train()     leave the session: last save, COMPLETE.json, or exit code 143
+
+The tensors never take the way through transformers' own files: it is handed a folder with nothing but its
+`trainer_state.json`, and everything else is put into its objects once they are built. No hook of a callback comes
+before `train()` decides where to begin, so that one method is taken over; for Trainers without the callback it does
+what it did.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+
+import piton_trainer
+from piton_trainer.checkpoint.layout import DESCRIPTION
+from piton_trainer.config import Config
+from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.feed import Randomness, generators_of
+
+STATE_FILE = "trainer_state.json"
+TRAINER = "trainer"
+"""The object of a checkpoint that is transformers' own."""
+
+
+class PitonCallback(TrainerCallback):  # type: ignore[misc]
+    """Checkpoints, resuming, reports and an orderly stop. Name it last, so that it sees what other callbacks decide."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        """Take the session's orders from `config`, or as everybody does from the environment."""
+        self._config = config
+        self._session: piton_trainer.Session | None = None
+        self._trainer: Any = None
+        self._randomness: Randomness | None = None
+        self._is_mid_epoch = False
+        self._is_pending = False
+        self._waits_for_epoch = False
+        self._is_over = False
+        _take_over_train()
+
+    @property
+    def is_training(self) -> bool:
+        """Whether `train` is under way."""
+        return self._session is not None
+
+    def train(self, trainer: Any, go: Callable[[Any], TrainOutput], resume_from_checkpoint: Any) -> TrainOutput:
+        """`trainer.train()` inside a session. What transformers is told to resume from counts until we have better."""
+        # It would tell the same server the same things, and know less.
+        for callback in [item for item in trainer.callback_handler.callbacks if _reports_to_us(item)]:
+            trainer.remove_callback(callback)
+        with piton_trainer.session(self._config) as session, TemporaryDirectory(prefix="piton-") as folder:
+            _refuse(trainer)
+            self._begin(session, trainer)
+            state = session.peek(TRAINER)
+            if state is not None:
+                resume_from_checkpoint = folder
+                _judge(state, trainer.args)
+                (Path(folder) / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+            try:
+                with _weights_come_later(trainer) if state is not None else nullcontext():
+                    return go(resume_from_checkpoint)
+            except _NothingLeftError:
+                trainer.is_in_train = False
+                return TrainOutput(trainer.state.global_step, 0.0, {})
+            finally:
+                self._session = self._trainer = None
+        raise AssertionError("a session swallows nothing")
+
+    def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
+        self._session, self._trainer, self._randomness = session, trainer, None
+        self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Everything is built: put the checkpoint into it."""
+        if self._session is None:
+            raise ValueError("PitonCallback: the training has to be begun by Trainer.train()")
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        self._session.restore(
+            model=kwargs["model"],
+            optimizer=getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]),
+            scheduler=kwargs["lr_scheduler"],
+            scaler=scaler,
+            **{TRAINER: _Progress(self._trainer), DESCRIPTION: _Description(kwargs["model"])},
+        )
+        generators = generators_of(kwargs["train_dataloader"])
+        self._randomness = self._session.begin(total=state.max_steps, step=state.global_step, generators=generators)
+        if self._randomness is None:
+            raise _NothingLeftError
+        self._is_mid_epoch = not float(state.epoch or 0).is_integer()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Be where the random numbers were when this epoch began before."""
+        self._catch_up(state, control)
+        assert self._randomness is not None
+        if self._is_mid_epoch:
+            self._randomness.replay_epoch()
+        else:
+            self._randomness.catch_up()
+            self._randomness.begin_epoch()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The first one of a resumed epoch comes after transformers has passed over the batches that are done."""
+        self._catch_up(state, control)
+        if self._is_mid_epoch and self._randomness is not None:
+            self._randomness.catch_up()
+            self._is_mid_epoch = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A step is done, but for its log and its evaluation, which may come only after the epoch's end."""
+        self._is_pending = self._session is not None
+        is_last = float(state.epoch or 0).is_integer() or control.should_epoch_stop or control.should_training_stop
+        self._waits_for_epoch = is_last
+        self._settle(state, control)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Pass on what transformers has measured."""
+        if self._session is None or self._randomness is None:
+            return
+        self._session.report(**{name: value for name, value in (logs or {}).items() if isinstance(value, int | float)})
+        self._settle(state, control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An evaluation is done."""
+        self._settle(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The last step of an epoch has only the epoch's log and evaluation left."""
+        if self._is_over:
+            control.should_log = control.should_evaluate = control.should_save = False
+        self._waits_for_epoch = False
+        self._settle(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Nothing comes any more."""
+        if self._is_pending:
+            self._boundary(state, control)
+
+    def _settle(self, state: TrainerState, control: TrainerControl) -> None:
+        """Act once nothing of the step is left to do: what is logged and evaluated belongs to it."""
+        if self._is_pending and not (self._waits_for_epoch or control.should_log or control.should_evaluate):
+            self._boundary(state, control)
+
+    def _catch_up(self, state: TrainerState, control: TrainerControl) -> None:
+        """A log that was due never came; by now there is no flag that would end the loop before its next step."""
+        if self._is_pending:
+            self._boundary(state, control)
+            if self._is_over:
+                raise _NothingLeftError
+
+    def _boundary(self, state: TrainerState, control: TrainerControl) -> None:
+        assert self._session is not None
+        self._is_pending = False
+        is_short = control.should_training_stop and state.global_step < state.max_steps
+        try:
+            self._is_over = self._session.boundary(ended="transformers ended the training" if is_short else None)
+        except Stopped:
+            # It is raised again when the session ends; until then transformers and its callbacks end in order.
+            self._is_over, control.should_save = True, False
+        control.should_training_stop = control.should_training_stop or self._is_over
+
+
+class _NothingLeftError(Exception):
+    """The run is over before transformers has begun with the next step."""
+
+
+class _Progress:
+    """transformers' own account of the training, for the checkpoint."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """What transformers would write into `trainer_state.json`."""
+        trainer = self._trainer
+        trainer.store_flos()
+        stateful = [item for item in (*trainer.callback_handler.callbacks, trainer.control) if _is_exportable(item)]
+        own = TrainerState(stateful_callbacks=stateful).stateful_callbacks
+        return {**asdict(trainer.state), "stateful_callbacks": own}
+
+    def load_state_dict(self, _: dict[str, Any]) -> None:
+        """It has been read already."""
+
+
+class _Description:
+    """What kind of model the weights are of, for who loads them without this script."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model's config, and which of its weights are others under a second name."""
+        model = self._model
+        config: Any = getattr(model, "config", None)
+        generation: Any = getattr(model, "generation_config", None)
+        if not hasattr(config, "to_json_string"):
+            return {}
+        description: dict[str, Any] = {"config": json.loads(config.to_json_string(use_diff=False))}
+        description["config"]["architectures"] = [type(model).__name__]
+        if generation is not None and model.can_generate():
+            description["generation_config"] = json.loads(generation.to_json_string(use_diff=True))
+        description["tied"] = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        return description
+
+    def load_state_dict(self, _: dict[str, Any]) -> None:
+        """The script has built the model."""
+
+
+def _take_over_train() -> None:
+    """Have `Trainer.train` look for our callback. Once per process."""
+    original = Trainer.train
+    if hasattr(original, "before_piton"):
+        return
+
+    @functools.wraps(original)
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        def go(resume: Any) -> TrainOutput:
+            return original(self, resume, *args, **kwargs)
+
+        ours = next((item for item in self.callback_handler.callbacks if isinstance(item, PitonCallback)), None)
+        if ours is None or ours.is_training:
+            return go(resume_from_checkpoint)
+        if args or kwargs.get("trial") is not None:
+            raise BadConfig("PitonCallback cannot be used in a search of hyperparameters: give each trial its own run")
+        return ours.train(self, go, resume_from_checkpoint)
+
+    train.before_piton = original  # type: ignore[attr-defined]
+    Trainer.train = train
+
+
+@contextmanager
+def _weights_come_later(trainer: Any) -> Iterator[None]:
+    """Keep transformers from looking for weights in its folder."""
+    trainer._load_from_checkpoint = lambda *_, **__: None  # noqa: SLF001
+    try:
+        yield
+    finally:
+        del trainer._load_from_checkpoint  # noqa: SLF001
+
+
+def _refuse(trainer: Any) -> None:
+    """Say no to what cannot be resumed as it was.
+
+    Raises:
+        BadConfig: the Trainer's arguments ask for it.
+    """
+    args = trainer.args
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise BadConfig("PitonCallback does not know the checkpoints of DeepSpeed and FSDP; DDP and one device it does")
+    if args.auto_find_batch_size:
+        raise BadConfig("PitonCallback needs auto_find_batch_size=False: a resumed run has the batches that it had")
+    if getattr(args, "enable_jit_checkpoint", False):
+        raise BadConfig("PitonCallback needs enable_jit_checkpoint=False: both would answer SIGTERM")
+
+
+def _judge(state: dict[str, Any], args: TrainingArguments) -> None:
+    """Catch up on the best metric: transformers looks for it only after its callbacks have heard of an evaluation."""
+    name = str(args.metric_for_best_model)
+    name = name if name.startswith("eval_") else f"eval_{name}"
+    found = [(entry[name], entry["step"]) for entry in state["log_history"] if name in entry]
+    if found:
+        best = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
+        state["best_metric"], state["best_global_step"] = best
+
+
+def _reports_to_us(callback: Any) -> bool:
+    return type(callback).__name__ == "KubeflowCallback"
+
+
+def _is_exportable(item: Any) -> bool:
+    return isinstance(item, ExportableState)

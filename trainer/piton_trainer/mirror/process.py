@@ -1,0 +1,90 @@
+"""The process that mirrors while a trainer trains. It imports no torch.
+
+It is started by `mirror`, restores when asked, follows commits when told of them, and ends with its trainer. It is not
+the process that writes checkpoints: that one is killed over a save that failed, and an upload should live on; and the
+one that writes is awaited, and must not wait for a network.
+"""
+
+import logging
+import threading
+from multiprocessing.connection import Connection
+from typing import assert_never
+
+from piton_trainer import helper
+from piton_trainer.checkpoint.orders import Failed
+from piton_trainer.clock import Clock
+from piton_trainer.errors import BadConfig, Ended
+from piton_trainer.mirror.follow import Follower
+from piton_trainer.mirror.orders import Answer, Committed, Order, Restore, Restored, Said, State
+from piton_trainer.s3 import Trouble
+
+
+class Line:
+    """What several threads say to the trainer, one after the other."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def say(self, answer: Answer) -> None:
+        """Send it; a trainer that is gone hears nothing."""
+        with self._lock:
+            try:
+                self._connection.send(answer)
+            except OSError:
+                return
+
+
+class Sentences(logging.Handler):
+    """Has the trainer log what is said here."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__(logging.WARNING)
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a sentence on."""
+        self._line.say(Said(sentence=record.getMessage()))
+
+
+def serve(connection: Connection, line: Line) -> None:
+    """Do what comes in, until the trainer hangs up."""
+    settings = connection.recv()
+    try:
+        follower = Follower(settings, clock=Clock(), tell=line.say)
+    except (Trouble, ValueError) as error:
+        line.say(Failed.by(BadConfig(f"checkpoint.mirror: {error}")))
+        line.say(State(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
+        return
+    try:
+        while True:
+            obey(follower, connection.recv(), line)
+    except (EOFError, ConnectionError):
+        follower.close()
+
+
+def obey(follower: Follower, order: Order, line: Line) -> None:
+    """Carry out an order; what goes wrong is an answer too."""
+    match order:
+        case Committed():
+            follower.committed(order.step)
+        case Restore():
+            try:
+                line.say(Restored(step=follower.restore(order.newer_than)))
+            except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
+                line.say(Failed.by(error))
+        case _:
+            assert_never(order)
+
+
+def main() -> None:
+    """Serve the trainer that started this process."""
+    trainer, _ = helper.join()
+    line = Line(trainer)
+    logging.getLogger("piton_trainer").addHandler(Sentences(line))
+    with trainer:
+        serve(trainer, line)
+
+
+if __name__ == "__main__":
+    main()

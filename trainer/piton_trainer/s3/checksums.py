@@ -1,0 +1,39 @@
+"""The checksums that S3 keeps of an object, worked out of a file.
+
+An object that was sent in one piece has the SHA-256 of its bytes; one that was sent in parts has that of its parts'
+digests, followed by their number. Which it will be follows from its size and the size of a part.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+
+from s3transfer.utils import ChunksizeAdjuster
+
+from piton.contract.manifest import FileEntry
+
+_READ_BYTES = 1 << 20
+
+
+def fingerprint(path: Path, chunk_bytes: int) -> tuple[FileEntry, str]:
+    """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded."""
+    size = path.stat().st_size
+    chunk = ChunksizeAdjuster().adjust_chunksize(chunk_bytes, size)
+    whole, parts = hashlib.sha256(), []
+    with path.open("rb") as file:
+        for start in range(0, max(size, 1), chunk):
+            part = hashlib.sha256()
+            for offset in range(start, min(start + chunk, size), _READ_BYTES):
+                data = file.read(min(_READ_BYTES, start + chunk - offset))
+                whole.update(data)
+                part.update(data)
+            parts.append(part.digest())
+    entry = FileEntry(size=size, sha256=whole.hexdigest())
+    if size < chunk_bytes:
+        return entry, as_s3_writes(whole.digest())
+    return entry, f"{as_s3_writes(hashlib.sha256(b''.join(parts)).digest())}-{len(parts)}"
+
+
+def as_s3_writes(digest: bytes) -> str:
+    """A digest in S3's letters."""
+    return base64.b64encode(digest).decode()

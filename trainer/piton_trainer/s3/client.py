@@ -1,0 +1,80 @@
+"""A connection to S3, and what counts as worth another try."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.exceptions import RetriesExceededError
+
+from piton_trainer.s3 import Missing, Overtaken, Trouble, Tuning
+
+_MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
+_OVERTAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_WORTH_ANOTHER_TRY = frozenset({429, 500, 502, 503, 504})
+
+
+def connect(tuning: Tuning) -> Any:
+    """A client; it may be used from several threads.
+
+    Raises:
+        Trouble: the environment's credentials or settings cannot work.
+        ValueError: its endpoint is none.
+    """
+    with in_our_words():
+        client = boto3.client(
+            "s3",
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": 1},
+                connect_timeout=tuning.connect_seconds,
+                read_timeout=tuning.read_seconds,
+                max_pool_connections=2 * tuning.concurrency,
+            ),
+        )
+    client.meta.events.register("needs-retry.s3", _Retry(tuning.tries))
+    return client
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Turn what boto3 raises into Missing, Overtaken or Trouble."""
+    try:
+        yield
+    except ClientError as error:
+        raise _said(error) from error
+    except (Boto3Error, BotoCoreError, RetriesExceededError) as error:
+        raise Trouble(type(error).__name__, " ".join(str(error).split())) from error
+
+
+def _said(error: ClientError) -> Exception:
+    code = str(error.response.get("Error", {}).get("Code", "Unknown"))
+    if code in _MISSING:
+        return Missing(str(error))
+    if code in _OVERTAKEN:
+        return Overtaken(str(error))
+    return Trouble(code, str(error))
+
+
+class _Retry:
+    """Says of a request whether and when to try it again.
+
+    botocore has this too, but draws its jitter from Python's own random numbers. In a trainer that reads its data those
+    are the training's: whoever draws one more of them changes what is trained.
+    """
+
+    def __init__(self, tries: int) -> None:
+        self._tries = tries
+        self._random = random.Random()  # noqa: S311 - jitter
+
+    def __call__(
+        self, *, attempts: int, response: Any = None, caught_exception: Exception | None = None, **_: object
+    ) -> float | None:
+        """Seconds to wait; None if it is not worth while."""
+        status = 0 if response is None else response[0].status_code
+        if attempts >= self._tries or not (caught_exception is not None or status in _WORTH_ANOTHER_TRY):
+            return None
+        return self._random.uniform(0.5, 1.0) * 2.0 ** (attempts - 1)
