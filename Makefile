@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-mirror bench-stop bench-twotower datasets crd lock clean
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-twotower datasets crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ bench-stop: setup  ## what SIGTERM costs until all is durable, and until the end
 
 bench-interval: setup  ## what checkpoint.every: auto costs, over the best interval in hindsight
 	python bench/interval.py
+
+bench-loader: setup  ## what the images of resnet50 cost, over decoding the same JPEGs
+	python bench/loader.py
 
 bench-mirror: setup  ## what an upload and a download cost, by each S3 client that is installed
 	PYTHONPATH=tests python bench/mirror.py $(ARGS)

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -68,6 +70,7 @@ class Trainee:
         self.average = None if self.config.ema is None else Average(_build(recipe, place), decay=self.config.ema)
         self.runner = self.model
         """What the training calls: the model, or what keeps its gradients equal on all ranks."""
+        self.statistics = _statistics(self.model)
 
     def connect(self) -> None:
         """Make ready to train once the state is restored."""
@@ -96,6 +99,7 @@ class Trainee:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        _share_statistics(self.statistics, self.place.world_size)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return _sum_over_ranks(total) / self.place.world_size
@@ -133,17 +137,25 @@ class Trainee:
 class Average(AveragedModel):
     """An exponential average of a model's weights, whose decay warms up so that the first weights are soon forgotten.
 
-    It takes a module of its own instead of copying the model: a sharded model cannot be copied.
+    What normalisations remember is averaged as well: the live model's would not fit averaged weights. It takes a module
+    of its own instead of copying the model: a sharded model cannot be copied.
     """
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
-        super().__init__(nn.Module(), multi_avg_fn=self._mix)
+        super().__init__(nn.Module(), multi_avg_fn=self._mix, use_buffers=True)
         self.module = module
         self.decay = decay
 
     def _mix(self, averages: Any, weights: Any, _: Any) -> None:
         done = int(self.n_averaged)  # our own, which lies on the CPU; the argument would make the GPU wait
-        torch._foreach_lerp_(averages, weights, 1.0 - min(self.decay, (1 + done) / (10 + done)))
+        share = 1.0 - min(self.decay, (1 + done) / (10 + done))
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, weights)  # a normalisation counts its batches
+            return
+        for sharded in (True, False):  # weights may be, buffers are not, and no operation takes both
+            places = [place for place, average in enumerate(averages) if isinstance(average, DTensor) is sharded]
+            if places:
+                torch._foreach_lerp_([averages[at] for at in places], [weights[at] for at in places], share)
 
 
 class Throughput:
@@ -200,6 +212,20 @@ def _shard(recipe: Recipe, model: nn.Module, place: Place) -> None:
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     for module in [*recipe.blocks(model), model]:
         fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """What batch normalisations remember of the images that this rank has seen."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
+
+
+@torch.no_grad()
+def _share_statistics(statistics: list[Tensor], world_size: int) -> None:
+    """Make them the mean over all ranks, so that every rank has the same model: in one exchange, some 200 kB of it."""
+    if statistics and dist.is_initialized():
+        mean = _sum_over_ranks(torch.cat([part.flatten() for part in statistics])) / world_size
+        torch._foreach_copy_(statistics, list(torch.split(mean, [part.numel() for part in statistics])))
 
 
 def _sum_over_ranks(value: Tensor) -> Tensor:

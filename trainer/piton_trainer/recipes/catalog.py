@@ -15,6 +15,7 @@ from piton_trainer.recipes.config import RecipeConfig
 
 RECIPES: Mapping[str, str] = {
     "charlm": "piton_trainer.recipes.charlm",
+    "resnet50": "piton_trainer.recipes.resnet50",
     "twotower": "piton_trainer.recipes.twotower",
 }
 """Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
@@ -72,6 +73,8 @@ def _sentence(name: str, model: type[RecipeConfig], error: ValidationError) -> s
     if complaint["type"] == "extra_forbidden":
         keys = [field.alias or key for key, field in model.model_fields.items()]
         return f"{path}: {name} has no such setting; {_suggestion(str(complaint['loc'][-1]), keys)}"
+    if complaint["type"] == "missing":
+        return f"{path}: missing; {name} cannot do without"
     if complaint["type"] == "value_error":  # a sentence of the config's own, which begins with the name of the field
         return f"{path}.{complaint['ctx']['error']}"
     return f"{path}: {_expectation(complaint)}"
