@@ -41,7 +41,7 @@ VICTIMS = ("trainer", "writer", "both", "group")
 # seen from outside whenever it dies.
 # Without a lock: whoever is killed while holding one would leave it locked for ever.
 _trained = multiprocessing.get_context("fork").RawValue("i", 0)
-_writers = multiprocessing.get_context("fork").Array("i", 2)
+_writers = multiprocessing.get_context("fork").RawArray("i", 2)
 _in_flight = multiprocessing.get_context("fork").RawValue("i", 0)
 
 
