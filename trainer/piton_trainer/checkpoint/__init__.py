@@ -4,8 +4,8 @@
     fence       which attempt may commit
     commit      around the shards of a save: room for it, then manifest and rename
     save        a checkpoint while training waits
-    background  a checkpoint while training goes on: image, arena, copying and scribe on our side, writer and direct on
-                the other
+    background  a checkpoint while training goes on: blueprint, image, arena, copying and scribe on our side, writer and
+                direct on the other
     load        the newest checkpoint that is good, in one pass: intake for one process, index and landing for what goes
                 where, sharing for who verifies what, reading for the bytes
     readahead   a head start for the disk, before there is torch

@@ -3,9 +3,8 @@
     training    prepare: plan, memory         save: copy          poll … poll       wait
     writer                                    shards, hashes      commit            retention
 
-A save costs the loop one copy of the state into memory that is there and warm; the rest is the writer's. The plan, the
-places of all tensors and the index are the same from save to save, and are worked out again only when a tensor comes,
-goes or changes its shape.
+A save costs the loop one copy of the state into memory that is there and warm; the rest is the writer's. What is the
+same from save to save is in the `blueprint`.
 
 Several ranks meet at the boundaries between steps, not through files: a file that another node wrote may be seen late
 on a network volume, and cannot be written at all on a full one. A rank that fails is heard by all, and the writer of
@@ -15,7 +14,6 @@ rank 0 commits only what all ranks have made durable.
 import json
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,30 +24,23 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import WriteItem
-from torch.distributed.tensor import DTensor
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import Saved, Snapshot, layout
-from piton_trainer.checkpoint.arena import Arena, NoRoomError
+from piton_trainer.checkpoint.arena import Arena
+from piton_trainer.checkpoint.blueprint import Blueprint
 from piton_trainer.checkpoint.commit import Draft
 from piton_trainer.checkpoint.copying import BrokenPromiseError, Copying, can_wait
 from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.image import Image, lay_out
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
 from piton_trainer.checkpoint.save import SyncCheckpointer, clean_up, documents_of, draft_of, size_of
 from piton_trainer.checkpoint.scribe import Scribe
-from piton_trainer.checkpoint.shards import prefix_of, weights_index
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 
 logger = logging.getLogger(__name__)
-
-Signature = tuple[object, ...]
 
 
 @dataclass(kw_only=True)
@@ -95,13 +86,8 @@ class BackgroundCheckpointer:
             threads=_spare_cores(),
         )
         self._scribe = Scribe(settings, memory=self._arena.descriptor)
-        self._signature: Signature | None = None
-        self._items: list[WriteItem] = []
-        self._image = Image()
-        self._views: list[Tensor] = []
-        self._indices: dict[str, bytes] = {}
         self._apart = policy.keep_weights_only > 0
-        self._is_refused = False
+        self._blueprint = Blueprint(self._arena, ranks=ranks, apart=self._apart)
         self._flight: Flight | None = None
         self._copying: Copying | None = None
         """What is copied beside the training; the writer has not been told yet."""
@@ -119,13 +105,13 @@ class BackgroundCheckpointer:
 
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """Plan a save of these tensors, and begin to warm the memory for it."""
-        self._plan(tensors())
+        self._blueprint.renew(tensors())
 
     def save(self, snapshot: Snapshot) -> None:
         """Copy the snapshot, and leave it to the writer."""
         self.wait()
-        planner = self._plan(snapshot.tensors)
-        if self._is_refused:
+        planner = self._blueprint.renew(snapshot.tensors)
+        if self._blueprint.is_refused:
             self._blocking.save(snapshot)
             self._durable = self._blocking.durable
             return
@@ -135,8 +121,10 @@ class BackgroundCheckpointer:
         small = {}
         if self._ranks.is_main:
             documents = documents_of(snapshot, apart=self._apart)
-            small = {name: json.dumps(document).encode() for name, document in documents.items()} | self._indices
-        parts = [Part(part.name, part.start, part.size) for part in self._image.parts]
+            small = {
+                name: json.dumps(document).encode() for name, document in documents.items()
+            } | self._blueprint.indices
+        parts = [Part(part.name, part.start, part.size) for part in self._blueprint.image.parts]
         orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small, size=size_of(snapshot))]
         if alone:
             orders.append(Commit(draft=draft, files=None))
@@ -181,7 +169,7 @@ class BackgroundCheckpointer:
             self._flight = None
             self._drop_copy()
             self._scribe.close()
-            self._views = []
+            self._blueprint.views = []
             self._arena.close()
 
     def _advance(self, flight: Flight) -> None:
@@ -246,14 +234,10 @@ class BackgroundCheckpointer:
 
     def _copy(self, planner: DefaultSavePlanner, steady: frozenset[str]) -> None:
         """The stall: everything that training may change from now on. What is steady is left to a `Copying`."""
-        try:
-            self._arena.settle()
-        except Exception:
-            self._signature = None
-            raise
-        sources = [cast("Tensor", planner.resolve_data(item)) for item in self._items]
-        names = [item.index.fqn for item in self._items]
-        rows = list(zip(names, sources, self._views, strict=True))
+        self._blueprint.settle()
+        items = self._blueprint.items
+        sources = [cast("Tensor", planner.resolve_data(item)) for item in items]
+        rows = list(zip([item.index.fqn for item in items], sources, self._blueprint.views, strict=True))
         later = [row for row in rows if row[0] in steady and can_wait(row[1])]
         now = [row for row in rows if not (row[0] in steady and can_wait(row[1]))] if later else rows
         if now:
@@ -263,75 +247,8 @@ class BackgroundCheckpointer:
         if later:
             self._copying = Copying(*zip(*later, strict=True))
 
-    def _plan(self, tensors: Mapping[str, Tensor]) -> DefaultSavePlanner:
-        """A planner of these tensors, with the plan, image and index in place; on all ranks anew if on any."""
-        planner = DefaultSavePlanner(flatten_state_dict=False)
-        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.is_main)
-        signature = signature_of(tensors)
-        if self._ranks.agree([signature != self._signature])[0]:
-            self._signature = None  # an image that is half made is none
-            self._is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
-            if not self._is_refused:
-                self._arrange(planner)
-            self._signature = signature
-        return planner
-
-    def _arrange(self, planner: DefaultSavePlanner) -> None:
-        plans = self._ranks.gather(planner.create_local_plan())
-        plans, metadata = self._ranks.on_main(partial(planner.create_global_plan, plans))
-        prefix = prefix_of(apart=self._apart)
-        items = planner.finish_plan(plans[self._ranks.rank]).items
-        self._items = sorted(items, key=lambda item: prefix(item.index.fqn))
-        self._image = lay_out(map(_shape_of, self._items), rank=self._ranks.rank, prefix=prefix)
-        self._indices = self._index(metadata, self._ranks.gather(self._image.index()))
-        refusal = self._reserve()
-        if self._ranks.agree([refusal is not None])[0]:
-            self._is_refused = True
-            if refusal is not None:
-                logger.warning("%s; training waits for each save", refusal)
-
-    def _index(self, metadata: Metadata, places: list[dict[MetadataIndex, _StorageInfo]]) -> dict[str, bytes]:
-        """The files that say where each tensor is."""
-        metadata.version = CURRENT_DCP_VERSION
-        metadata.storage_data = {index: place for part in places for index, place in part.items()}
-        indices = {layout.INDEX_FILE: pickle.dumps(metadata)}
-        if self._apart and (weights := weights_index(metadata)) is not None:
-            indices[layout.WEIGHTS_INDEX_FILE] = weights
-        return indices
-
-    def _reserve(self) -> str | None:
-        self._views = []
-        try:
-            self._arena.reserve(self._image.size, then=self._stamp)
-            self._views = self._image.views(self._arena.bytes)
-        except (NoRoomError, OSError) as error:
-            return str(error)
-        return None
-
-    def _stamp(self) -> None:
-        self._image.stamp(self._arena.bytes)
-
 
 def _spare_cores() -> int:
     """What this rank's training leaves of its share of the machine; at least one."""
     share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(1, share - torch.get_num_threads())
-
-
-def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
-    """What a plan depends on."""
-    return tuple(
-        (key, tensor.dtype, tensor.shape, str(tensor.placements) if isinstance(tensor, DTensor) else None)
-        for key, tensor in tensors.items()
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is nothing but numbers in rows."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return type(local) in (Tensor, torch.nn.Parameter) and local.layout is torch.strided and not local.is_quantized
-
-
-def _shape_of(item: WriteItem) -> tuple[MetadataIndex, torch.dtype, torch.Size]:
-    assert item.tensor_data is not None
-    return item.index, item.tensor_data.properties.dtype, item.tensor_data.chunk.sizes

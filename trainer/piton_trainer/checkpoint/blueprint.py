@@ -1,0 +1,120 @@
+"""The plan that saves of equal tensors share: which chunks this rank writes, where they lie in memory, torch's index.
+
+It is made by torch's planner, and made again only when a tensor comes, goes or changes its shape. All ranks take part.
+"""
+
+import logging
+import pickle
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.tensor import DTensor
+
+from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.arena import Arena, NoRoomError
+from piton_trainer.checkpoint.image import Image, lay_out
+from piton_trainer.checkpoint.shards import prefix_of, weights_index
+from piton_trainer.distributed import Ranks
+
+logger = logging.getLogger(__name__)
+
+Signature = tuple[object, ...]
+
+
+class Blueprint:
+    """What is known of a save before there is one."""
+
+    def __init__(self, arena: Arena, *, ranks: Ranks, apart: bool) -> None:
+        self.is_refused = False
+        """Tensors like these are not saved in the background."""
+        self.items: list[WriteItem] = []
+        self.image = Image()
+        self.views: list[Tensor] = []
+        """Where the numbers of the items go."""
+        self.indices: dict[str, bytes] = {}
+        """The files that say where each tensor is."""
+        self._arena = arena
+        self._ranks = ranks
+        self._apart = apart
+        self._signature: Signature | None = None
+
+    def settle(self) -> None:
+        """Wait until the memory is warm. Raises what went wrong with that; then all is made again."""
+        try:
+            self._arena.settle()
+        except Exception:
+            self._signature = None
+            raise
+
+    def renew(self, tensors: Mapping[str, Tensor]) -> DefaultSavePlanner:
+        """A planner of these tensors, with all else in place; on all ranks anew if on any."""
+        planner = DefaultSavePlanner(flatten_state_dict=False)
+        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.is_main)
+        signature = signature_of(tensors)
+        if self._ranks.agree([signature != self._signature])[0]:
+            self._signature = None  # an image that is half made is none
+            self.is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
+            if not self.is_refused:
+                self._arrange(planner)
+            self._signature = signature
+        return planner
+
+    def _arrange(self, planner: DefaultSavePlanner) -> None:
+        plans = self._ranks.gather(planner.create_local_plan())
+        plans, metadata = self._ranks.on_main(partial(planner.create_global_plan, plans))
+        prefix = prefix_of(apart=self._apart)
+        items = planner.finish_plan(plans[self._ranks.rank]).items
+        self.items = sorted(items, key=lambda item: prefix(item.index.fqn))
+        self.image = lay_out(map(_shape_of, self.items), rank=self._ranks.rank, prefix=prefix)
+        self.indices = self._index(metadata, self._ranks.gather(self.image.index()))
+        refusal = self._reserve()
+        if self._ranks.agree([refusal is not None])[0]:
+            self.is_refused = True
+            if refusal is not None:
+                logger.warning("%s; training waits for each save", refusal)
+
+    def _index(self, metadata: Metadata, places: list[dict[MetadataIndex, _StorageInfo]]) -> dict[str, bytes]:
+        """The files that say where each tensor is."""
+        metadata.version = CURRENT_DCP_VERSION
+        metadata.storage_data = {index: place for part in places for index, place in part.items()}
+        indices = {layout.INDEX_FILE: pickle.dumps(metadata)}
+        if self._apart and (weights := weights_index(metadata)) is not None:
+            indices[layout.WEIGHTS_INDEX_FILE] = weights
+        return indices
+
+    def _reserve(self) -> str | None:
+        self.views = []
+        try:
+            self._arena.reserve(self.image.size, then=self._stamp)
+            self.views = self.image.views(self._arena.bytes)
+        except (NoRoomError, OSError) as error:
+            return str(error)
+        return None
+
+    def _stamp(self) -> None:
+        self.image.stamp(self._arena.bytes)
+
+
+def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
+    """What a plan depends on."""
+    return tuple(
+        (key, tensor.dtype, tensor.shape, str(tensor.placements) if isinstance(tensor, DTensor) else None)
+        for key, tensor in tensors.items()
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but numbers in rows."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return type(local) in (Tensor, torch.nn.Parameter) and local.layout is torch.strided and not local.is_quantized
+
+
+def _shape_of(item: WriteItem) -> tuple[MetadataIndex, torch.dtype, torch.Size]:
+    assert item.tensor_data is not None
+    return item.index, item.tensor_data.properties.dtype, item.tensor_data.chunk.sizes
