@@ -76,10 +76,16 @@ def test_a_trainer_that_is_killed_takes_its_mirror_along_and_the_next_attempt_fi
         mirror.close(60)
 
     with ranks.start(1, train) as world:
-        proxy.on_request = lambda _, path: world.kill() if "partNumber=2" in path else None
+
+        def kill(method: str, path: str) -> None:
+            if "partNumber=2" in path:
+                world.kill()
+                # The part waits here until its sender is gone too, or the upload would be done first.
+                assert wait_for(lambda: not is_running(int(note.read_text())))
+
+        proxy.on_request = kill
         assert [end.code for end in world.wait()] == [-signal.SIGKILL]
     proxy.on_request = None
-    assert wait_for(lambda: not is_running(int(note.read_text())))
     assert names.MANIFEST_FILE not in bucket.folders().get(folder, set())
 
     assert Volume(volume.directory, volume.uri, attempt=2).mirrored(4)
