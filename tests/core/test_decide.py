@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from piton.contract.ends import Outcome
+from piton.contract.ends import Outcome, Termination
 from piton.contract.progress import Progress
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
@@ -219,6 +219,20 @@ def test_an_attempt_that_finished_while_it_was_told_to_stop_has_finished() -> No
     assert decision.status.current.verdict is Verdict.FINISHED
     assert decision.status.result is not None
     assert decision.status.result.weights_digest == "sha256:abc"
+
+
+def test_what_the_first_replica_to_finish_said_outlives_its_pod() -> None:
+    """The master ends, its worker a moment later; by then the job is deleted, and both pods with it."""
+    words = Termination(outcome=Outcome.FINISHED, step=40, weights_digest="sha256:abc", detail="all steps done")
+    master = a_replica(state=ReplicaState.SUCCEEDED, exit_code=0, termination=words)
+    first = decide(an_observed(an_attempt(master, a_replica(name="worker")), status=a_status(a_record())), now=NOW)
+
+    last = decide(an_observed(status=first.status), now=NOW)
+
+    assert last.status.current is not None
+    assert (last.status.current.state, last.status.current.verdict) == (AttemptState.ENDED, Verdict.FINISHED)
+    assert last.status.result is not None
+    assert (last.status.result.step, last.status.result.weights_digest) == (40, "sha256:abc")
 
 
 def test_the_deadline_stops_the_attempt_and_fails_the_run() -> None:

@@ -114,6 +114,8 @@ def judged(context: Context) -> Decision | None:
         )
         return Decision(rule="judged", status=status, look_again_seconds=left)
     status = ledger.change(status, state=AttemptState.STOPPING, **ledger.verdict_fields(judgement))
+    if judgement.verdict is Verdict.FINISHED:  # now: when the peers have ended, the pod that said it may be gone
+        status = ledger.conclude(status, context.observed.complete, seen)
     status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
     return Decision(rule="judged", status=status, look_again_seconds=0)
 

@@ -86,7 +86,8 @@ def verdict_fields(judgement: Judgement) -> dict[str, object]:
 
 
 def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:
-    """Write down what the run produced."""
+    """Write down what the run produced. Pods that said it are deleted: what is known once is never forgotten."""
+    words = next(iter(_last_words(seen)), None)
     if complete is not None:
         result = Result(
             step=complete.step,
@@ -95,15 +96,16 @@ def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | N
             best_metric=_text(complete.best_metric),
             reason=complete.reason,
         )
-    else:
-        words = next(iter(_last_words(seen)), None)
+    elif words is not None:
         result = Result(
-            step=words.step if words else None,
-            weights_digest=words.weights_digest if words else None,
-            best_step=words.best_step if words else None,
-            best_metric=_text(words.best_metric) if words else None,
-            reason=words.detail if words else "",
+            step=words.step,
+            weights_digest=words.weights_digest,
+            best_step=words.best_step,
+            best_metric=_text(words.best_metric),
+            reason=words.detail,
         )
+    else:
+        result = status.result or Result()
     return status.model_copy(update={"result": result})
 
 
