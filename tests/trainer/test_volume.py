@@ -204,6 +204,18 @@ def test_what_would_go_later_goes_early_when_there_is_no_room(tmp_path: Path, ca
     assert "what would have gone later is gone" in caplog.text
 
 
+def test_a_volume_that_is_too_small_for_one_checkpoint_ends_the_attempt_after_its_first_step(tmp_path: Path) -> None:
+    """And not one whose room is taken by checkpoints that would make way."""
+    assert tiny.train(tmp_path / "one", at={2: tiny.terminate}).code == 143
+    size = layout.read_manifest(tmp_path / "one" / names.step_folder(2)).size
+
+    ran = tiny.train(tmp_path / "small", assignment=tiny.every(2), disk=SmallDisk(size // 2))
+
+    assert (ran.code, list(ran.losses)) == (80, [1])
+    assert f"the disk of {tmp_path / 'small'} is too small: a checkpoint takes " in ran.error
+    assert tiny.train(tmp_path / "one", assignment=tiny.every(2), disk=SmallDisk(with_the_rest(2 * size))).code == 0
+
+
 def test_it_is_said_once_that_a_volume_is_nearly_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch(FakeClock(), patience_seconds=60)
     seen = []
