@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,6 +25,7 @@ from piton.contract.manifest import Complete
 from piton_trainer.checkpoint import survey
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from support import ranks, tiny
+from support.faults import die_at
 from support.processes import is_running
 
 EVERY = 2
@@ -230,20 +230,6 @@ def wait_for_writers() -> None:
     while any(is_running(pid) for pid in _writers[:] if pid):
         assert time.monotonic() < deadline, "a writer has survived its trainer"
         time.sleep(0.001)
-
-
-def die_at(operation: int, directory: Path) -> None:
-    """From now on, count what this process does to files in the directory, and die before the n-th time."""
-    done = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal done
-        if event in {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"} and str(directory) in str(arguments):
-            done += 1
-            if done == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 WRITER_DIES = """
