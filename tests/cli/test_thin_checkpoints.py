@@ -12,7 +12,8 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.thin import make_thin
 from piton_trainer.digest import weights_digest
 from support import tiny, weights
-from support.weights import checkpoint, digest_of, flip, thin, whole
+from support.checkpoints import flip
+from support.weights import checkpoint, digest_of, thin, whole
 
 pristine, run = weights.pristine, weights.run
 

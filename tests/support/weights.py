@@ -72,9 +72,3 @@ def digest_of(found: Checkpoint, name: str = MODEL) -> str:
     tensors = load_tensors(found, dict.fromkeys(keys))
     module.load_state_dict({key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items()})
     return weights_digest({name: module})
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)

@@ -14,7 +14,8 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.keep import Keeper, with_the_rest
 from piton_trainer.errors import OutOfSpace
 from support import tiny, weights
-from support.weights import SAVED, checkpoint, flip, keeper, thin, whole
+from support.checkpoints import flip
+from support.weights import SAVED, checkpoint, keeper, thin, whole
 
 pristine, run = weights.pristine, weights.run
 
