@@ -55,16 +55,12 @@ def survey(directory: Path) -> list[Found]:
         folders = sorted(layout.step_folders(directory) + layout.weights_folders(directory), reverse=True)
     except OSError as error:
         raise ValueError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
-    return [_look(step, folder) for step, folder in folders]
+    return [_found(step, folder) for step, folder in folders]
 
 
-def _look(step: int, folder: Path) -> Found:
-    try:
-        manifest = layout.read_manifest(folder)
-    except ValueError as error:
-        return Found(folder=folder, step=step, manifest=None, problem=str(error))
-    problems = (layout.wrong_size(folder / name, entry) for name, entry in manifest.files.items())
-    return Found(folder=folder, step=step, manifest=manifest, problem=next((p for p in problems if p), None))
+def _found(step: int, folder: Path) -> Found:
+    manifest, problem = layout.look(folder)
+    return Found(folder=folder, step=step, manifest=manifest, problem=problem)
 
 
 def problem_of(found: Found, name: str, entry: FileEntry) -> str | None:
