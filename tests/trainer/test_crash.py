@@ -20,8 +20,7 @@ from pathlib import Path
 import pytest
 
 import piton_trainer
-from piton.contract import names
-from piton.contract.manifest import Complete
+from piton_trainer.checkpoint import survey
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from support import ranks, tiny
 from support.checkpoints import sound_steps
@@ -83,8 +82,8 @@ def check_after_kill(directory: Path, before: list[int]) -> None:
 
 
 def digest_in(directory: Path) -> str | None:
-    path = directory / names.COMPLETE_FILE
-    return Complete.from_json(path.read_text()).weights_digest if path.exists() else None
+    found = survey.complete(directory)
+    return None if found is None else found.weights_digest
 
 
 def digest_of_a_whole_run(directory: Path, *, epochs: int) -> str:

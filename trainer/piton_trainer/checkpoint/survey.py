@@ -3,7 +3,6 @@
 A look at names and sizes is cheap and finds what is torn or missing; `verify` hashes every file, and finds all.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from piton.contract import names
 from piton.contract.manifest import Complete, FileEntry, Manifest
 from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.fence import read as read_fence
 
 _THREADS = 8
 
@@ -108,8 +108,9 @@ def best_step(found: Found) -> int | None:
 
 def fence(directory: Path) -> int | None:
     """The attempt that may commit here; None when nobody ever claimed, or nobody can tell."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((directory / names.FENCE_FILE).read_text(encoding="utf-8"))["attempt"])
+    with suppress(OSError, ValueError):
+        holder = read_fence(directory)
+        return None if holder is None else holder.attempt
     return None
 
 
