@@ -42,6 +42,10 @@ class RecipeConfig(BaseModel):
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """ddp keeps the whole model on every rank; fsdp shards weights, gradients and optimizer, for what does not fit."""
 
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Operations per second that one GPU can do at best, for the metric `mfu`. None takes the dense bf16 figure of the
+    card, where it is a known one; else there is no such metric."""
+
     def check_length(self, training_seconds: float | None) -> None:
         """Refuse a run without an end.
 
