@@ -22,7 +22,7 @@ from support import ranks
 from support.charlm import changed, completion, terminate
 from support.clocks import FakeClock
 
-BY_TIME = changed(steps=None, warmdown_fraction=0.4, ema=None)
+BY_TIME = changed(steps=None, eval_every=1000, warmdown_fraction=0.4, ema=None)
 BY_STEPS = changed(steps=20, eval_every=2, ema=None)
 
 
@@ -58,7 +58,12 @@ class Overfitting(Charlm):
 def timed(directory: Path, *, stop_at: int | None = None, others_seconds: float = 10.0) -> list[tuple[float, float]]:
     """100 s of training in steps of 10 s by rank 0's clock; what was seen."""
     clock = FakeClock()
-    orders = Assignment(recipe="charlm", save=SavePolicy(every_steps=100), training_seconds=100.0)
+    orders = Assignment(
+        recipe="charlm",
+        save=SavePolicy(every_steps=100),
+        objective=Objective(metric="val_loss"),
+        training_seconds=100.0,
+    )
     opened = piton_trainer.session(Config(checkpoint_dir=directory, assignment=orders), clock=clock)
     with suppress(Stopped), opened as session:
         seconds = 10.0 if session.is_main else others_seconds
@@ -67,14 +72,16 @@ def timed(directory: Path, *, stop_at: int | None = None, others_seconds: float 
     return recipe.seen
 
 
-def test_rates_fall_with_the_training_time_also_over_a_preemption(tmp_path: Path) -> None:
+def test_rates_fall_with_the_training_time_over_a_preemption_and_its_last_step_is_evaluated(tmp_path: Path) -> None:
     first, second = timed(tmp_path, stop_at=6), timed(tmp_path)
 
     assert (len(first), len(second)) == (7, 3)
     fractions, rates = zip(*first, *second, strict=True)
     assert fractions == pytest.approx([step / 10 for step in range(10)])
     assert rates == pytest.approx([0.02] * 7 + [0.015, 0.01, 0.005])
-    assert completion(tmp_path).reason == "the training time of 1m40s is spent"
+    done = completion(tmp_path)
+    assert done.reason == "the training time of 1m40s is spent"
+    assert done.best_step == 10  # the last one was evaluated, and no other
 
 
 def test_all_ranks_go_by_the_clock_of_the_first(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """`charlm` on two ranks, with whole and with sharded models."""
 
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import piton_trainer
 from piton.contract.ends import ExitCode
 from piton_trainer.config import Config
 from piton_trainer.loop import Trainee
+from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import part_of
 from piton_trainer.recipes.charlm.recipe import Charlm
 from support import ranks
@@ -57,6 +58,23 @@ def test_activations_that_are_computed_again_change_no_bit_of_a_sharded_model(sh
     assert on_two(sharded / "again", again) == [0, 0]
 
     assert_same_end(sharded, "again")
+
+
+def traced(directory: Path, config: CharlmConfig) -> Any:
+    """An attempt whose blocks are compiled up to where a C++ compiler would be needed; in a process of its own."""
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[assignment]
+    return attempt(directory, config)
+
+
+@pytest.mark.crash  # tracing takes some ten seconds
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at them
+def test_compiled_blocks_can_be_sharded_and_computed_again(tmp_path: Path) -> None:
+    plain = changed(parallelism="fsdp", dropout=0.0, steps=3, eval_every=3)
+    all_of_it = plain.model_copy(update={"compile": True, "activation_checkpointing": True})
+    assert on_two(tmp_path / "undisturbed", plain) == [0, 0]
+    assert [end.code for end in ranks.run(2, partial(traced, tmp_path / "compiled", all_of_it))] == [0, 0]
+
+    assert_same_end(tmp_path, "compiled")
 
 
 def assert_same_end(directory: Path, name: str = "disturbed") -> None:

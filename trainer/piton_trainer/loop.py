@@ -47,12 +47,15 @@ def train(session: Session, recipe: Recipe) -> None:
     if session.is_main:
         _log.info(recipe.describe())
     throughput = Throughput(recipe.tokens_per_step, _mfu_per_token(recipe, trainee.model, session), Clock())
+    before: float | None = None
     for batches in session.steps(recipe.loader, total=config.steps):
-        recipe.tune(trainee.optimizers, fraction=session.fraction, step=session.step)
+        fraction = session.fraction
+        recipe.tune(trainee.optimizers, fraction=fraction, step=session.step)
         metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
-        if _is_evaluated(session.step + 1, config):
+        if _is_evaluated(session.step + 1, config) or _seems_last(fraction, before):
             metrics |= trainee.evaluate()
         session.report(**metrics)
+        before = fraction
 
 
 class Trainee:
@@ -232,6 +235,14 @@ def _sum_over_ranks(value: Tensor) -> Tensor:
 
 def _is_evaluated(step: int, config: RecipeConfig) -> bool:
     return step % config.eval_every == 0 or step == config.steps
+
+
+def _seems_last(fraction: float, before: float | None) -> bool:
+    """Whether training ends with this step, if it takes up to half as long again as the one before.
+
+    Where time is the limit nobody knows for certain. The same on all ranks, as the fraction is.
+    """
+    return before is not None and fraction + 1.5 * (fraction - before) >= 1.0
 
 
 def _mfu_per_token(recipe: Recipe, model: nn.Module, place: Place) -> float | None:

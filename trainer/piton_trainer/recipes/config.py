@@ -25,7 +25,7 @@ class RecipeConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps to train. None trains until `limits.trainingTime` is spent, so one of the two has to be there."""
     eval_every: int = Field(default=250, ge=1)
-    """Steps between evaluations. The last of `steps` has one as well. 250 is what nanochat uses."""
+    """Steps between evaluations. The last step has one as well. 250 is what nanochat uses."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the initial weights, the order of the data and dropout. Equal seeds give equal runs on a CPU."""
     ema: float | None = Field(default=None, gt=0, lt=1)
