@@ -11,7 +11,8 @@ from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.loop import Average, Throughput, peak_flops
 from piton_trainer.recipes.charlm.config import CharlmConfig
-from support.charlm import TINY, CrashError, attempt, changed, completion, crash, terminate
+from support.attempts import CrashError, assert_same_end, completion, crash, terminate
+from support.charlm import TINY, attempt, changed
 
 
 def test_twenty_steps_teach_it_something(tmp_path: Path) -> None:
@@ -32,9 +33,7 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run
         attempt(tmp_path / "disturbed", config, at=12, action=terminate)
     attempt(tmp_path / "disturbed", config)
 
-    one, other = completion(tmp_path / "undisturbed"), completion(tmp_path / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
 
 
 def test_an_evaluation_leaves_no_trace_in_the_training(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from piton_trainer.config import Config
 from piton_trainer.loop import Trainee
 from piton_trainer.recipes.charlm.recipe import Charlm
 from support import ranks
-from support.charlm import TINY, attempt, changed, completion, crash, terminate
+from support.attempts import assert_same_end, crash, terminate
+from support.charlm import TINY, attempt, changed
 
 DDP = changed(total_batch_tokens=512, steps=8, eval_every=4)
 FSDP = changed(parallelism="fsdp", total_batch_tokens=512, steps=4, eval_every=2)
@@ -30,7 +31,7 @@ def test_two_ranks_that_stop_and_crash_end_with_the_weights_of_two_that_did_not(
     assert 0 not in on_two(tmp_path / "disturbed", DDP, at=6, action=crash)
     assert on_two(tmp_path / "disturbed", DDP) == [0, 0]
 
-    assert_same_end(tmp_path)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
 
 
 def test_shards_of_weights_optimizers_and_averages_survive_a_stop_bit_by_bit(tmp_path: Path) -> None:
@@ -39,13 +40,7 @@ def test_shards_of_weights_optimizers_and_averages_survive_a_stop_bit_by_bit(tmp
     assert on_two(tmp_path / "disturbed", FSDP, at=2, action=terminate) == [ExitCode.STOPPED] * 2
     assert on_two(tmp_path / "disturbed", FSDP) == [0, 0]
 
-    assert_same_end(tmp_path)
-
-
-def assert_same_end(directory: Path) -> None:
-    one, other = completion(directory / "undisturbed"), completion(directory / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
 
 
 def test_a_sharded_model_learns_what_a_whole_one_learns(tmp_path: Path) -> None:
