@@ -13,7 +13,7 @@ from piton.core.model import Stage
 from piton.core.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
 from piton.core.reasons import Reason
 from piton.core.stages import next_stage
-from piton.core.status import AttemptState, AttemptStatus, MetricValue, Phase, Result, RunStatus, Verdict
+from piton.core.status import AttemptState, AttemptStatus, MetricValue, Phase, Result, RunStatus, StageStatus, Verdict
 from piton.drive import reconcile
 from support.builders import (
     NOW,
@@ -262,10 +262,13 @@ def test_failures_count_for_their_own_stage(
     assert decision.status.phase is phase
 
 
-def test_failures_of_one_stage_are_forgiven_when_the_next_begins() -> None:
-    status = a_status(crashed(1, PREPARE), finished(2, PREPARE), failures=2)
+@pytest.mark.parametrize("records", [[finished(2, PREPARE)], [finished(2, PREPARE), crashed(3, TRAIN)]])
+def test_failures_of_one_stage_are_forgiven_in_the_next(records: list[AttemptStatus]) -> None:
+    prepared = StageStatus(name=PREPARE, attempts=2, failures=1, start_time=NOW, end_time=NOW)
+    trains = [StageStatus(name=TRAIN, attempts=1, failures=1, start_time=NOW)] if len(records) > 1 else []
+    status = a_status(crashed(1, PREPARE), *records, stages=(prepared, *trains), failures=1 + len(trains))
 
-    assert settle(status, parts={"limits": {"failures": 2}}).status.phase is Phase.STARTING
+    assert settle(status, after=60, parts={"limits": {"failures": 2}}).status.phase is Phase.STARTING
 
 
 @pytest.mark.parametrize(("after", "phase"), [(3599, Phase.PREPARING), (3600, Phase.STOPPING)])
