@@ -13,7 +13,7 @@ import os
 import statistics
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,30 @@ def train(session: Session, recipe: Recipe) -> None:
             metrics |= trainee.evaluate()
         session.report(**metrics)
         before = fraction
+
+
+class Visitor(Place, Protocol):
+    """Somebody who looks at a checkpoint and trains nothing."""
+
+    @property
+    def step(self) -> int:
+        """The step of what was restored."""
+
+    def restore(self, **objects: Any) -> None:
+        """Put the checkpoint into these objects; those that are None are left out."""
+
+    def fraction(self, total: int | None) -> float:
+        """How much of a training of so many steps was done at that step."""
+
+
+def evaluate(place: Visitor, recipe: Recipe) -> dict[str, float]:
+    """What the recipe measures of a checkpoint: the numbers that the training would have reported at that step."""
+    _make_repeatable(recipe.config, place)
+    trainee = Trainee(recipe, place)
+    place.restore(**recipe.extras, loader=recipe.loader, model=trainee.model, ema=trainee.average)
+    fraction = place.fraction(recipe.config.steps)
+    recipe.tune(trainee.optimizers, fraction=fraction, step=max(0, place.step - 1))
+    return trainee.evaluate()
 
 
 class Trainee:
