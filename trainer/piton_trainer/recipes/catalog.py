@@ -6,6 +6,7 @@ Nothing here or below it may import torch: the command line asks on machines tha
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -50,6 +51,11 @@ def config_model(name: str) -> type[RecipeConfig]:
         raise ValueError(f"trainer.recipe: there is no recipe {name}; {_suggestion(name, RECIPES)}")
     model: type[RecipeConfig] = import_module(RECIPES[name]).Config
     return model
+
+
+def can_prepare(name: str) -> bool:
+    """Whether a recipe has a module that makes its data beforehand."""
+    return find_spec(f"{RECIPES[name]}.prepare") is not None
 
 
 def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:
