@@ -9,6 +9,9 @@ API_VERSION = "v1alpha1"
 KIND = "TrainingRun"
 PLURAL = "trainingruns"
 SHORT_NAME = "trun"
+SWEEP_KIND = "TrainingSweep"
+SWEEP_PLURAL = "trainingsweeps"
+SWEEP_SHORT_NAME = "tsweep"
 FINALIZER = f"{API_GROUP}/finalizer"
 
 # Environment of every trainer process.
@@ -38,6 +41,12 @@ ENV_TRITON_CACHE = "TRITON_CACHE_DIR"
 
 LABEL_RUN = f"{API_GROUP}/run"
 LABEL_ATTEMPT = f"{API_GROUP}/attempt"
+LABEL_SWEEP = f"{API_GROUP}/sweep"
+LABEL_VARIANT = f"{API_GROUP}/variant"
+LABEL_GROUP = f"{API_GROUP}/group"
+"""Of pods that want to be on one node, or on different ones."""
+ANNOTATION_HELD = f"{API_GROUP}/held-by"
+"""On a run: who has suspended it, and will let it go on. A run that a person has suspended does not carry it."""
 ANNOTATION_CONFIG = f"{API_GROUP}/config"
 ANNOTATION_CA = f"{API_GROUP}/ca"
 
