@@ -58,6 +58,7 @@ _RUN_COLUMNS: Columns = (
     ("Preempts", "integer", ".status.preemptions", 0),
     ("ETA", "string", ".status.progress.eta", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Stage", "string", ".status.stages[-1:].name", 1),
     ("Attempt", "integer", ".status.attempt", 1),
     ("Failures", "integer", ".status.failures", 1),
     ("Lost", "integer", ".status.lost.steps", 1),
@@ -85,7 +86,7 @@ KINDS: tuple[Kind, ...] = (
         status=RunStatus,
         columns=_RUN_COLUMNS,
         cel=rules.CEL,
-        list_keys={**_CONDITIONS, "status.attempts": "number", "spec.trainer.env": "name"},
+        list_keys={**_CONDITIONS, "status.attempts": "number", "status.stages": "name", "spec.trainer.env": "name"},
     ),
     Kind(
         kind=names.SWEEP_KIND,

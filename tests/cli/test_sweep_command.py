@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from cli.conftest import Piton
-from local.helpers import FAKE, a_command, alive, eventually, text_of
+from local.helpers import FAKE, a_command, eventually, text_of
+from support.processes import is_running
 
 MISSPELT = [{"name": "a", "patch": {"trainer": {"command": ["trane"]}}}]
 
@@ -96,7 +97,7 @@ def test_a_signal_saves_all_and_the_same_command_continues(tmp_path: Path) -> No
         continued, _ = process.communicate(timeout=60)
 
     stopped = json.loads(out)
-    assert not any(alive(pid) for pid in held)
+    assert not any(is_running(pid) for pid in held)
     assert "the same command continues" in err
     assert (stopped["phase"], stopped["done"]) == ("Suspended", "0/3")
     found = json.loads(continued)

@@ -7,7 +7,7 @@ job Failed at once, and a master that exits 0 makes it Succeeded, whatever it ha
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -52,6 +52,7 @@ class Ends:
     step: int = 100
     exit_code: int | None = None
     best_metric: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def code(self) -> int:
@@ -213,6 +214,7 @@ class Cluster:
             checkpoint_step=saved,
             weights_digest="sha256:5eed" if finished else None,
             best_metric=fate.best_metric,
+            metrics=fate.metrics,
             detail="all steps are done" if finished else "",
         )
         ended = {"exitCode": fate.code, "finishedAt": self._time(), "message": words.to_json(), "reason": "Completed"}

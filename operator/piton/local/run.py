@@ -164,7 +164,8 @@ async def _train(
     order: Order, audience: Audience, clock: Clock, folder: RunFolder, state: State, left: int, stop: Stop
 ) -> Ending:
     def hear(attempt: int, progress: Progress) -> None:
-        metrics.append(folder.metrics_file, attempt, progress)
+        if world.trains(attempt):
+            metrics.append(folder.metrics_file, attempt, progress)
 
     with receiving(hear) as receiver, processes.watchdog(folder.mark, GRACE_SECONDS):
         world = LocalWorld(
@@ -174,7 +175,7 @@ async def _train(
             clock=clock,
             drills=order.drills,
             notice_seconds=order.notice_seconds,
-            devices=_devices(order) if order.spec.workers.gpus_per_node else (),
+            devices=_devices(order) if preflight.gpus_wanted(order.spec) else (),
             share=order.share,
         )
         try:
@@ -226,6 +227,7 @@ class _Loop:
         heard: Progress | None = None
         while True:
             changed = self._heed() or self.world.poll() or self.world.progress is not heard
+            changed = changed or self.world.due() is not None
             if changed or (look_at is not None and self.clock.now() >= look_at):
                 heard = self.world.progress
                 look_at = await self._pass()

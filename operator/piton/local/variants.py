@@ -310,8 +310,7 @@ class _Sweep:
 
     def _gpus(self) -> int:
         """GPUs of the run that wants most."""
-        specs = [spec_of(run) for run in self.order.sweep.plan]
-        return max(spec.workers.nodes * spec.workers.gpus_per_node for spec in specs)
+        return max(preflight.gpus_wanted(spec_of(run)) for run in self.order.sweep.plan)
 
     def _fitting(self) -> SweepSpec:
         """The spec with no more runs at once than there are runs, and GPUs for."""
@@ -346,7 +345,7 @@ class _Sweep:
         saved = self._folder(run).load()
         created = saved.created if saved else self.clock.now()
         spec = _model(limited(run, until, created))
-        wanted = spec.workers.nodes * spec.workers.gpus_per_node
+        wanted = preflight.gpus_wanted(spec)
         devices, self.devices = tuple(self.devices[:wanted]), self.devices[wanted:]
         order = runs.Order(
             name=run.name,

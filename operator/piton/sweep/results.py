@@ -25,11 +25,16 @@ def metric_names(spec: SweepSpec, objective: ObjectiveSpec | None) -> tuple[str,
 
 
 def values_of(status: RunStatus, objective: ObjectiveSpec | None, names: Sequence[str]) -> tuple[MetricValue, ...]:
-    """What a run says of these metrics: of the objective's its best, once it is known; of the others the newest."""
+    """What a run says of these metrics: of the objective's its best, once it is known; of the others the newest.
+
+    What the stage Evaluate has found counts more than what was reported while it trained.
+    """
     found = {metric.name: metric.value for metric in (status.progress.metrics if status.progress else ())}
-    best = status.result.best_metric if status.result else None
-    if objective and best is not None:
-        found[objective.metric] = best
+    if status.result:
+        if objective and status.result.best_metric is not None:
+            found[objective.metric] = status.result.best_metric
+        measured = status.result.evaluation.metrics if status.result.evaluation else ()
+        found |= {metric.name: metric.value for metric in measured}
     return tuple(MetricValue(name=name, value=found[name]) for name in names if name in found)
 
 
