@@ -198,11 +198,16 @@ def test_results_are_read_from_what_kubectl_prints(
     monkeypatch.setattr("sys.stdin", io.StringIO(document))
     piped = piton("results", "-", "--format", "markdown")
     local = piton("results", file, "--dir", tmp_path / "sweep", "--format", "markdown")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "sweep").rename(tmp_path / "runs/ablation")
+    named = piton("results", "ablation", "--format", "markdown")
     nothing = piton("results", tmp_path)
 
     assert (
         piped.out
         == local.out
+        == named.out
         == "| variant | runs | val_loss | loss |\n| --- | ---: | ---: | ---: |\n| a | 1/1 | 0.25 | 0.5 |\n"
     )
     assert (nothing.code, "holds no sweep" in nothing.err) == (2, True)

@@ -22,10 +22,10 @@ def status() -> SweepStatus:
 
 def test_on_a_terminal_columns_stand_under_each_other(status: SweepStatus) -> None:
     assert render(status, Format.TABLE).splitlines() == [
-        "variant  runs  ndcg          vs base",
+        "variant  runs  ndcg         vs base",
         "base     2/2   0.71 ± 0.13",
-        "is_o     2/2   0.755 ± 0.19  +0.045 ± 0.064",
-        "frozen   1/2   0.5           -0.2",
+        "is_o     2/2   0.76 ± 0.19  +0.045 ± 0.064",
+        "frozen   1/2   0.5          -0.2",
     ]
 
 
@@ -43,7 +43,7 @@ def test_latex_escapes_names_and_sets_numbers_as_mathematics(status: SweepStatus
     lines = render(status, Format.LATEX).splitlines()
 
     assert lines[0] == r"\begin{tabular}{lrrr}"
-    assert r"is\_o & 2/2 & $0.755 \pm 0.19$ & $+0.045 \pm 0.064$ \\" in lines
+    assert r"is\_o & 2/2 & $0.76 \pm 0.19$ & $+0.045 \pm 0.064$ \\" in lines
     assert r"base & 2/2 & $0.71 \pm 0.13$ &  \\" in lines
     assert lines[-1] == r"\end{tabular}"
 

@@ -67,7 +67,7 @@ def plan(*, file: Path, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("place", metavar="FILE|FOLDER|-")
+@click.argument("place", metavar="FILE|NAME|FOLDER|-")
 @click.option(
     "--format",
     "form",

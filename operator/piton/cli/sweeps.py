@@ -118,15 +118,16 @@ def _close(ending: SweepEnding) -> None:
 
 
 def results(place: str, *, form: str, folder: Path | None) -> int:
-    """Print the table of a sweep: of its folder, of the file that it was made from, or of the object on stdin."""
+    """Print the table of a sweep: of its folder, name or file, or of the object on stdin."""
     status = _piped(sys.stdin.read()) if place == STDIN else _local(Path(place), folder)
     click.echo(render(status, Format(form)), nl=False)
     return 0
 
 
 def _local(place: Path, folder: Path | None) -> SweepStatus:
-    if place.is_dir():
-        return _of_folder(place)
+    named = Path("runs") / place
+    if place.is_dir() or (not place.exists() and named.is_dir()):
+        return _of_folder(place if place.is_dir() else named)
     if place.suffix == ".json":
         with contextlib.suppress(OSError):
             return _piped(place.read_text(encoding="utf-8"))

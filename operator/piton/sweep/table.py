@@ -5,6 +5,7 @@ A value is shown as mean ± half of its interval; CSV has every number apart, as
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -66,11 +67,13 @@ def _difference(result: VariantResult, name: str) -> Estimate | None:
 
 
 def _shown(value: Estimate, sign: str = "") -> str:
-    """As many digits as people compare; the interval is symmetric, so half of it says it."""
-    mean = f"{float(value.mean):{sign}.4g}"
-    if value.low is None or value.high is None:
-        return mean
-    return f"{mean} ± {(float(value.high) - float(value.low)) / 2:.2g}"
+    """Two digits of half the interval, which is symmetric, and as many of the mean as that leaves certain."""
+    mean = float(value.mean)
+    half = 0.0 if value.low is None or value.high is None else (float(value.high) - float(value.low)) / 2
+    if half <= 0:
+        return f"{mean:{sign}.4g}"
+    digits = max(0, 1 - math.floor(math.log10(half)))
+    return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"
 
 
 def _plain(table: Table) -> str:
