@@ -123,7 +123,7 @@ def by_definition(vectors: Tensor) -> float:
     normalized = variances * math.sqrt(dim) / variances.norm()
     defect = (normalized - 1).norm() / math.sqrt(2 * (dim - math.sqrt(dim)))
     uniform = (dim - defect**2 * (dim - math.sqrt(dim))) ** 2 / dim**2
-    return ((dim * uniform - 1) / (dim - 1)).item()
+    return float((dim * uniform - 1) / (dim - 1))
 
 
 @pytest.mark.parametrize("scales", [[1.0] * 6, [5.0, 1, 1, 1, 1, 1], [9.0, 5, 3, 1, 0.5, 0.1], [1.0, 0, 0, 0, 0, 0]])
@@ -144,7 +144,7 @@ def test_a_sphere_has_isoscore_1_and_a_line_has_0() -> None:
 def test_figures_of_parts_are_those_of_the_whole() -> None:
     vectors = gaussian(300, 6) * torch.tensor([3.0, 2, 1, 1, 1, 0.5]) + 1
     census = Census(6, CPU)
-    for part in vectors.split(77):
+    for part in torch.split(vectors, 77):
         census.add(part)
     found = census.figures()
     units = F.normalize(vectors.double(), dim=1)
