@@ -41,5 +41,5 @@ def test_a_split_that_is_not_there_is_the_users_to_mend(
 ) -> None:
     upload(server, made_up(tmp_path / "x", count=9), uri)
     assert proxy.url
-    with pytest.raises(BadConfig, match="there is no object .*qrels/dev.tsv"):
+    with pytest.raises(BadConfig, match=r"there is no object .*qrels/dev\.tsv"):
         collection_of(uri, "dev", Shelf(tmp_path / "cache", Ranks()))

@@ -33,7 +33,6 @@ class Data:
         self._place = place
         self.encoding = encoding_of(config)
         self.folder: Path = place.shelf.together(partial(folder_of, config.base_model, "baseModel"))[place.rank]
-        self.tokens = Tokens(self.folder, self.encoding)
         key, self.examples = examples_of(config.data, config.data_split, config.examples, place.shelf)
         self.digest = _digest(key, config)
         self.texts: Readable = self._open(self.examples.texts)
@@ -41,17 +40,21 @@ class Data:
         if config.mined:
             self.examples = with_mined(self.examples, self._embed(self.examples.texts), config.mined, key, place)
         self.collections = _collections(config, place)
-        self.documents = {name: self._open(found.texts) for name, found in self.collections.items()}
-        """The texts of each collection."""
         self.base: dict[str, VectorInputs] = {}
-        """The same as the base model sees them, where that is measured."""
+        """The texts of each collection as the base model sees them, where that is measured."""
         if config.zero_shot:
             self.base = {name: self._vectors(found.texts) for name, found in self.collections.items()}
+        self.documents = {
+            name: self.base[name] if config.freeze_base and name in self.base else self._open(found.texts)
+            for name, found in self.collections.items()
+        }
+        """The same as the model takes them."""
 
     def _open(self, texts: Sequence[str]) -> Readable:
         if self._config.freeze_base:
             return self._vectors(texts)
-        return TokenInputs(texts, self.tokens, self._place.device)
+        # Each with tokens of its own: examples are read in another thread.
+        return TokenInputs(texts, Tokens(self.folder, self.encoding), self._place.device)
 
     def _vectors(self, texts: Sequence[str]) -> VectorInputs:
         return VectorInputs(self._embed(texts), self._place.device)
@@ -61,10 +64,11 @@ class Data:
 
     def tokens_per_example(self, sample: int, passages: int) -> float:
         """Of a query and so many passages, as long as those of the first examples are."""
+        tokens = Tokens(self.folder, self.encoding)
         total = 0.0
         for numbers, times in ((self.examples.queries[:sample], 1), (self.examples.positives[:sample], passages)):
             texts = [self.examples.texts[int(number)] for number in numbers]
-            total += times * float(self.tokens(texts, torch.device("cpu"))["attention_mask"].sum()) / len(texts)
+            total += times * float(tokens(texts, torch.device("cpu"))["attention_mask"].sum()) / len(texts)
         return total
 
 
