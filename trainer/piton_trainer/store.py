@@ -5,6 +5,7 @@ shards       the tensors that this JSON refers to; those of one rank only are ca
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,11 @@ from piton_trainer import codec, rng
 from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Document, Targets
+from piton_trainer.checkpoint.keep import with_the_rest
 from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_step
+from piton_trainer.checkpoint.save import size_of
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, OutOfSpace
 from piton_trainer.feed import Randomness, Resume
 from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
@@ -92,8 +95,25 @@ class Store:
         return self._fence.attempt
 
     def prepare(self, objects: Objects, feed: Randomness) -> None:
-        """Get ready for saves of these objects."""
+        """Get ready for saves of these objects.
+
+        Raises:
+            OutOfSpace: not even the first of them will fit: better heard now than after hours.
+        """
+        if self._restored_step is None:
+            size = size_of(self._gather(objects, feed)[1])
+            self._ranks.on_main(partial(self._expect_room, size))
         self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
+
+    def _expect_room(self, size: int) -> None:
+        with suppress(OSError):  # a volume in trouble: the first save will say it
+            free = self._disk.free_bytes(self._directory)
+            if free is None or free >= with_the_rest(size) or layout.step_folders(self._directory):
+                return
+            raise OutOfSpace(
+                f"the disk of {self._directory} is too small: a checkpoint takes {size:,} bytes and {free:,} are free; "
+                "nothing of this training could be saved"
+            )
 
     def poll(self) -> None:
         """See how the save on its way is doing."""
@@ -208,8 +228,7 @@ class Store:
         return loaded
 
     def _wanted(self, objects: Objects, document: Document) -> Targets:
-        part = self._part_of_this_rank(document["ranks"])
-        states = document["objects"] | {LOADER: part[LOADER]}
+        part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
         try:
             targets = objects.wanted(states)
         except ValueError:
@@ -221,10 +240,10 @@ class Store:
     def _settle(self, loaded: Loaded, objects: Objects) -> tuple[TrainState, Resume]:
         document = loaded.document
         state = TrainState.from_document(document["train"])
-        part = self._part_of_this_rank(document["ranks"])
+        part = _part_of(document, self._ranks)
         tensors = loaded.settle()
         try:
-            objects.restore(document["objects"] | {LOADER: part[LOADER]}, tensors)
+            objects.restore(states_of(document, self._ranks), tensors)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
         is_own = self._ranks.rank < len(document["ranks"])
@@ -234,10 +253,18 @@ class Store:
             derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
         )
 
-    def _part_of_this_rank(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
-        part = parts[min(self._ranks.rank, len(parts) - 1)]
-        return part if len(parts) == self._ranks.world_size else part | {LOADER: parts[0][LOADER]}
+
+def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
+    """The state of every object as this rank has to restore it: each rank has a loader of its own."""
+    states: dict[str, Any] = document["objects"]
+    return states | {LOADER: _part_of(document, ranks)[LOADER]}
+
+
+def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
+    """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
+    parts: list[dict[str, Any]] = document["ranks"]
+    part = parts[min(ranks.rank, len(parts) - 1)]
+    return part if len(parts) == ranks.world_size else part | {LOADER: parts[0][LOADER]}
 
 
 def _state_of(document: Document, name: str) -> Any:

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.intake import Document, Intake, Targets
 from piton_trainer.checkpoint.layout import Checkpoint
@@ -48,13 +47,13 @@ class Loaded:
     """All that was wanted. It is called once, by each rank on its own."""
 
 
-def load_newest(directory: Path, ranks: Ranks, wanted: Wanted) -> Loaded | None:
-    """Read the newest checkpoint that is good; None when there is none, and then nothing is changed.
+def load_newest(directory: Path, ranks: Ranks, wanted: Wanted, *, first: int | None = None) -> Loaded | None:
+    """Read the newest checkpoint that is good, or the `first` step if that is one; without any, nothing is changed.
 
     Raises:
         BadConfig: it is one of something else.
     """
-    for checkpoint in _candidates(directory, ranks):
+    for checkpoint in _candidates(directory, ranks, first):
         intake = Intake(checkpoint)
         problem = _read(intake, ranks, wanted)
         if problem is None:
@@ -72,7 +71,7 @@ def newest_good(directory: Path, ranks: Ranks) -> Checkpoint | None:
 def newest_step(directory: Path) -> int | None:
     """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at."""
     found = (path for _, path in layout.step_folders(directory))
-    return next((manifest.step for manifest, problem in map(_manifest, found) if manifest and not problem), None)
+    return next((manifest.step for manifest, problem in map(layout.look, found) if manifest and not problem), None)
 
 
 def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -93,10 +92,11 @@ def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -
     return intake.settle()
 
 
-def _candidates(directory: Path, ranks: Ranks) -> Iterator[Checkpoint]:
-    """Folders that look like checkpoints, newest first."""
-    for folder in ranks.on_main(lambda: [path for _, path in layout.step_folders(directory)]):
-        manifest, problem = ranks.on_main(partial(_manifest, folder))
+def _candidates(directory: Path, ranks: Ranks, first: int | None) -> Iterator[Checkpoint]:
+    """Folders that look like checkpoints, newest first; that of one step may come before them."""
+    found = ranks.on_main(partial(layout.step_folders, directory))
+    for _, folder in sorted(found, key=lambda item: item[0] != first):
+        manifest, problem = ranks.on_main(partial(layout.look, folder))
         if manifest is not None and problem is None:
             yield Checkpoint(folder=folder, manifest=manifest)
         else:
@@ -106,16 +106,6 @@ def _candidates(directory: Path, ranks: Ranks) -> Iterator[Checkpoint]:
 def _pass_over(folder: Path, problem: str | None, ranks: Ranks) -> None:
     if ranks.is_main:
         logger.warning("%s is passed over: %s", folder.name, problem)
-
-
-def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
-    """The manifest, and what is wrong with it or with the sizes of the files."""
-    try:
-        manifest = layout.read_manifest(folder)
-    except ValueError as error:
-        return None, str(error)
-    problems = (layout.wrong_size(folder / name, entry) for name, entry in manifest.files.items())
-    return manifest, next((problem for problem in problems if problem), None)
 
 
 def _read(intake: Intake, ranks: Ranks, wanted: Wanted) -> str | None:
