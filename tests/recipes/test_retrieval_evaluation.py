@@ -3,7 +3,6 @@
 import random
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +15,12 @@ import piton_trainer
 from piton_trainer.config import Config
 from piton_trainer.data.collection import Collection
 from piton_trainer.data.retrieval_sources import collection_of
-from piton_trainer.recipes.protocol import Place
+from piton_trainer.recipes.protocol import Workplace
 from piton_trainer.recipes.retrieval.evaluation import measure, name_of
 from piton_trainer.recipes.retrieval.nearest import Nearest
 from support import ranks
-from support.retrieval import CPU, Seat, write_beir
+from support.retrieval import write_beir
+from support.twotower import CPU, Seat
 
 Judged = dict[str, dict[str, int]]
 
@@ -38,7 +38,7 @@ def encoded(collection: Collection, numbers: NDArray[np.int64]) -> Tensor:
     return vectors([collection.texts[int(number)] for number in numbers])
 
 
-def ours(folder: Path, place: Any, batch: int = 7) -> dict[str, float]:
+def ours(folder: Path, place: Workplace, batch: int = 7) -> dict[str, float]:
     collection = collection_of(str(folder), "test", place.shelf)
     return measure({"x": collection}, {"x": partial(encoded, collection)}, dim=3, batch=batch, place=place)
 
@@ -102,13 +102,12 @@ def test_ranks_that_share_the_documents_come_to_the_same_figures(tmp_path: Path)
 
 
 def test_of_several_collections_each_has_its_figure_and_all_have_the_mean(tmp_path: Path) -> None:
-    place: Place = Seat(tmp_path)
     collections = {}
     for name, seed in (("one", 1), ("two", 2)):
         write_beir(tmp_path / name, *a_collection(seed))
         collections[name] = collection_of(str(tmp_path / name), "test", Seat(tmp_path).shelf)
     encode = {name: partial(encoded, found) for name, found in collections.items()}
-    found = measure(collections, encode, dim=3, batch=16, place=place)
+    found = measure(collections, encode, dim=3, batch=16, place=Seat(tmp_path))
     assert found["ndcg_10"] == pytest.approx((found["ndcg_10_one"] + found["ndcg_10_two"]) / 2)
     assert found["ndcg_10_one"] == pytest.approx(trec_eval(*a_collection(1)), abs=1e-6)
 

@@ -17,15 +17,15 @@ from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.loop import Trainee
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.contrast import contrastive
-from piton_trainer.recipes.retrieval.data import Data
 from piton_trainer.recipes.retrieval.export import export
 from piton_trainer.recipes.retrieval.model import Retriever
 from piton_trainer.recipes.retrieval.prepare import prepare
 from piton_trainer.recipes.retrieval.recipe import Retrieval
 from piton_trainer.recipes.retrieval.schedule import rate_at
 from support import ranks
-from support.charlm import CrashError, crash, terminate
-from support.retrieval import Seat, World, a_recipe, attempt, completion, world
+from support.attempts import CrashError, assert_same_end, completion, crash, terminate
+from support.retrieval import World, a_recipe, attempt, world
+from support.twotower import Seat
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,7 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run
     with pytest.raises(Stopped):
         attempt(tmp_path / "disturbed", config, at=8, action=terminate)
     disturbed = attempt(tmp_path / "disturbed", config)
-    one, other = completion(tmp_path / "undisturbed"), completion(tmp_path / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
     assert {name: value for name, value in disturbed.items() if "second" not in name} == {
         name: value for name, value in undisturbed.items() if "second" not in name
     }
@@ -92,7 +90,7 @@ def test_two_ranks_learn_what_one_learns_and_survive_a_stop(tiny: World, tmp_pat
 def gradient(config: RetrievalConfig, directory: Path) -> tuple[float, np.ndarray]:
     """Of the first step, through the loop's own trainee."""
     with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
-        recipe = Retrieval(config, session, Data(config, session))
+        recipe = a_recipe(config, session)
         trainee = Trainee(recipe, session)
         trainee.connect()
         recipe.tune(trainee.optimizers, fraction=0.0, step=3)

@@ -2,44 +2,21 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
-
-import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.manifest import Complete, Manifest
-from piton.contract.names import COMPLETE_FILE, MANIFEST_FILE, step_folder
-from piton_trainer.config import Config
-from piton_trainer.distributed import Ranks
-from piton_trainer.loop import train
+from piton_trainer.recipes.protocol import Workplace
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.data import Data
 from piton_trainer.recipes.retrieval.recipe import Retrieval
-from piton_trainer.shelf import Shelf
+from support.attempts import attempt_at
 from support.encoders import write_bert
 
-CPU = torch.device("cpu")
 WORDS = [f"w{number}" for number in range(40)]
 WIDTH = 16
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A place on a volume."""
-
-    directory: Path
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default=CPU)
-
-    @property
-    def shelf(self) -> Shelf:
-        return Shelf(self.directory / "cache", Ranks())
 
 
 def write_beir(
@@ -103,30 +80,12 @@ def world(folder: Path) -> World:
     return World(data=made_up(folder / "tiny"), model=write_bert(folder / "model", WORDS, width=WIDTH))
 
 
-def a_recipe(config: RetrievalConfig, seat: Any) -> Retrieval:
-    """The recipe, outside a session."""
-    return Retrieval(config, seat, Data(config, seat))
+def a_recipe(config: RetrievalConfig, place: Workplace) -> Retrieval:
+    """The recipe, in a session or outside one."""
+    return Retrieval(config, place, Data(config, place))
 
 
-class Drilled(Retrieval):
-    """Does something in the middle of one step."""
-
-    at: int | None = None
-    action: Callable[[], None]
-
-    def tune(self, optimizers: Sequence[Optimizer], *, fraction: float, step: int) -> None:
-        if step == self.at:
-            self.action()
-        super().tune(optimizers, fraction=fraction, step=step)
-
-
-def attempt(
-    directory: Path,
-    config: RetrievalConfig,
-    *,
-    at: int | None = None,
-    action: Callable[[], None] = lambda: None,
-) -> Mapping[str, float]:
+def attempt(directory: Path, config: RetrievalConfig, **drill: Any) -> Mapping[str, float]:
     """One attempt; what it measured at its end."""
     assignment = Assignment(
         recipe="retrieval",
@@ -134,13 +93,4 @@ def attempt(
         save=SavePolicy(every_steps=5),
         objective=Objective(metric="ndcg_10", goal="Maximize"),
     )
-    settings = Config(checkpoint_dir=directory, assignment=assignment, background_saves=False)
-    with piton_trainer.session(settings, overlap_saves=True) as session:
-        recipe = Drilled(config, session, Data(config, session))
-        recipe.at, recipe.action = at, action
-        train(session, recipe)
-    return Manifest.from_json((directory / step_folder(session.step) / MANIFEST_FILE).read_text()).metrics
-
-
-def completion(directory: Path) -> Complete:
-    return Complete.from_json((directory / COMPLETE_FILE).read_text())
+    return attempt_at(directory, assignment, lambda session: a_recipe(config, session), background_saves=False, **drill)
