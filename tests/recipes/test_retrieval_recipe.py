@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import piton_trainer
+from piton.contract.assignment import Assignment
 from piton.contract.ends import ExitCode
+from piton_trainer import evaluate
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.loop import Trainee
@@ -75,6 +77,15 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run
     }
 
 
+def test_an_evaluation_of_its_checkpoint_measures_what_the_training_did(tiny: World, tmp_path: Path) -> None:
+    config = tiny.config(freeze_base=True, steps=4, ema=0.8)
+    found = attempt(tmp_path, config)
+    orders = Assignment(recipe="retrieval", config=config.model_dump(by_alias=True))
+    words = evaluate.evaluate(Config(checkpoint_dir=tmp_path, assignment=orders))
+    assert {"ndcg_10", "zero_shot_ndcg_10"} <= words.metrics.keys()
+    assert words.metrics == {name: pytest.approx(found[name]) for name in words.metrics}
+
+
 def on_two(directory: Path, config: RetrievalConfig, **drill: Any) -> list[int]:
     return [end.code for end in ranks.run(2, partial(attempt, directory, config, **drill))]
 
@@ -126,9 +137,9 @@ def test_other_examples_or_another_seed_than_the_checkpoints_are_refused(
     tiny: World, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(CrashError):
-        attempt(tmp_path, tiny.config(), at=6, action=crash)
+        attempt(tmp_path, tiny.config(freeze_base=True), at=6, action=crash)
     with pytest.raises(BadConfig, match=sentence):
-        attempt(tmp_path, tiny.config(**changes))
+        attempt(tmp_path, tiny.config(freeze_base=True, **changes))
 
 
 # Its parts.
