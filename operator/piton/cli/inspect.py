@@ -11,6 +11,7 @@ import yaml
 
 from piton.cli import files
 from piton.clock import SystemClock
+from piton.contract import names
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.model import Meta, Spec, Stage
@@ -20,7 +21,9 @@ from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text, interval
 from piton.core.stages import wanted
 from piton.core.status import RunStatus
+from piton.local import variants
 from piton.local.preflight import recipe_problems
+from piton.sweep.parse import ParsedSweep
 
 _PASSES_MAX = 20
 """More passes than any start takes."""
@@ -29,14 +32,16 @@ _PASSES_MAX = 20
 def validate(file: Path) -> int:
     """Print ok, or every problem on a line of its own."""
     try:
-        parsed = files.read(file)
+        parsed = files.read_any(file)
     except SpecError as error:
         return _tell(error.problems)
     assert parsed.spec is not None
-    problems = recipe_problems(parsed.spec)
+    is_sweep = isinstance(parsed, ParsedSweep)
+    problems = variants.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
     if problems:
         return _tell(problems)
-    click.echo(f"{file}: ok, {parsed.meta.name} is a TrainingRun that can work")
+    kind = names.SWEEP_KIND if is_sweep else names.KIND
+    click.echo(f"{file}: ok, {parsed.meta.name} is a {kind} that can work")
     return 0
 
 
@@ -48,7 +53,9 @@ def _tell(problems: tuple[str, ...] | list[str]) -> int:
 
 def plan(file: Path, *, as_json: bool) -> int:
     """Print what would run."""
-    parsed = files.read(file)
+    parsed = files.read_any(file)
+    if isinstance(parsed, ParsedSweep):
+        return _plan_sweep(parsed, as_json=as_json)
     assert parsed.spec is not None
     found = _plan(parsed.meta, parsed.spec)
     if as_json:
@@ -65,6 +72,23 @@ def plan(file: Path, *, as_json: bool) -> int:
             click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
     for stage, job in found["stages"].items():
         click.echo(f"\n# PyTorchJob of the stage {stage}\n---\n{_yaml(job)}")
+    return 0
+
+
+def _plan_sweep(sweep: ParsedSweep, *, as_json: bool) -> int:
+    """The runs, in the order in which they begin; each can be written out and planned by itself."""
+    assert sweep.spec is not None
+    if as_json:
+        found = [
+            {"name": r.name, "variant": r.variant, "fold": r.fold, "seed": r.seed, "spec": r.spec} for r in sweep.plan
+        ]
+        click.echo(json.dumps({"name": sweep.meta.name, "parallelism": sweep.spec.parallelism, "runs": found}))
+        return 0
+    click.echo(
+        f"{sweep.meta.name} makes {len(sweep.plan)} runs, at most {sweep.spec.parallelism} at once, in this order:"
+    )
+    for run in sweep.plan:
+        click.echo(f"  {run.name}")
     return 0
 
 

@@ -56,6 +56,7 @@ class LocalWorld:
         drills: Sequence[Drill] = (),
         notice_seconds: float = 30.0,
         devices: Sequence[str] = (),
+        share: int = 1,
     ) -> None:
         self.folder = folder
         self.state = state
@@ -66,6 +67,7 @@ class LocalWorld:
         self._drills = drills
         self._notice_seconds = notice_seconds
         self._devices = devices
+        self._share = share
         self._attempts: dict[int, LocalAttempt] = {}
         self._proven = False
         """The final manifest had been seen at the last poll."""
@@ -235,7 +237,7 @@ class LocalWorld:
     def _app(self, effect: StartAttempt, spec: Spec) -> specs.AppDef:
         """The attempt's AppDef, in which only our own variables are macros."""
         url = self._receiver.url(effect.number)
-        place = environment.place(self.folder, spec, effect.number, url=url, python=sys.executable)
+        place = environment.place(self.folder, spec, effect.number, url=url, python=sys.executable, share=self._share)
         app = appdef(
             self._meta(),
             self.state.spec,
