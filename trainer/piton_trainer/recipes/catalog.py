@@ -17,6 +17,7 @@ from piton_trainer.recipes.config import RecipeConfig
 RECIPES: Mapping[str, str] = {
     "charlm": "piton_trainer.recipes.charlm",
     "resnet50": "piton_trainer.recipes.resnet50",
+    "retrieval": "piton_trainer.recipes.retrieval",
     "twotower": "piton_trainer.recipes.twotower",
 }
 """Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
