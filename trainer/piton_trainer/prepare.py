@@ -6,8 +6,6 @@ any moment. A recipe that has something to prepare has a module `prepare` with `
 
 import logging
 import os
-from importlib import import_module
-from importlib.util import find_spec
 
 from piton.contract.ends import Outcome, Termination
 from piton_trainer.config import Config, termination_log
@@ -46,10 +44,10 @@ def prepare(config: Config) -> None:
         settings.check_data()
     except ValueError as error:
         raise BadConfig(str(error)) from error
-    module = f"{catalog.RECIPES[name]}.prepare"
-    if find_spec(module) is None:
+    module = catalog.part(name, "prepare")
+    if module is None:
         raise BadConfig(f"trainer.recipe: {name} has nothing to prepare")
-    import_module(module).prepare(settings, config.checkpoint_dir)
+    module.prepare(settings, config.checkpoint_dir)
 
 
 def _config() -> Config:

@@ -341,6 +341,7 @@ class Session:
             fence=fence,
             checkpointer=checkpointer,
             disk=self._disk,
+            recipe=_origin(self.assignment),
             fetch=None if self.assignment.mirror is None else self._fetch,
             overlaps=self._overlap_saves,
         )
@@ -376,3 +377,8 @@ class Session:
         if self._steps is None:
             return Termination(outcome=outcome, detail=detail)
         return self._steps.termination(outcome, detail)
+
+
+def _origin(assignment: Assignment) -> dict[str, Any] | None:
+    """What a checkpoint says of where it comes from."""
+    return None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}

@@ -15,6 +15,14 @@ from piton import __version__
 
 BAD_INPUT = 2
 _INTERRUPTED = 130
+_STEP = click.option(
+    "--step",
+    metavar="N|best|latest",
+    help="Which checkpoint.  [default: the best, where an objective says which; else the newest good one]",
+)
+_WEIGHTS = click.option(
+    "--weights", type=click.Choice(["model", "ema"]), help="Which weights.  [default: their average, if there is one]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,6 +86,41 @@ def operator(namespaces: tuple[str, ...]) -> int:
     found = settings.Settings.from_env(os.environ)
     app.run(replace(found, namespaces=namespaces) if namespaces else found)
     return 0
+
+
+@cli.command("export")
+@click.argument("place", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@_STEP
+@_WEIGHTS
+def export_model(*, place: Path, out: Path, step: str | None, weights: str | None) -> int:
+    """Write a recipe's trained model, weights only, to a folder that is ready for use.
+
+    CHECKPOINT is a run's folder, a checkpoint directory or one checkpoint, and is verified. The folder is in the
+    recipe's own format where it has one, else model.safetensors and a config.json with all that the weights need
+    beside them. `piton checkpoint export` writes a checkpoint of any program as it is, also to resume from elsewhere.
+    """
+    from piton.cli import models
+
+    return models.export(place, out, step=step, weights=weights)
+
+
+@cli.command()
+@click.argument("place", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@_STEP
+@_WEIGHTS
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Nobody is asked who they are."
+)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any that is free.")
+def serve(*, place: Path, step: str | None, weights: str | None, host: str, port: int) -> int:
+    """Serve a trained charlm over HTTP: POST /generate streams text, GET /health says what is served.
+
+    CHECKPOINT is what `piton export` takes, or what it has written.
+    """
+    from piton.cli import models
+
+    return models.serve(place, step=step, weights=weights, host=host, port=port)
 
 
 @cli.group()

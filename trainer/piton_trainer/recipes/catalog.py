@@ -6,6 +6,8 @@ Nothing here or below it may import torch: the command line asks on machines tha
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +20,13 @@ RECIPES: Mapping[str, str] = {
     "resnet50": "piton_trainer.recipes.resnet50",
     "twotower": "piton_trainer.recipes.twotower",
 }
-"""Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
+"""Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`. It may also have:
+
+prepare    prepare(config, checkpoint_dir)     makes its data before a GPU is paid for
+size       size(config)                        how large it is, as far as the config tells; without torch
+export     export(config, weights, out)        writes the trained model in a format of the recipe's own
+generate   open_model(trained, device)         a trained model that `piton serve` can ask
+"""
 
 PATH = "trainer.config"
 """Where a config stands in a TrainingRun's spec."""
@@ -50,6 +58,12 @@ def config_model(name: str) -> type[RecipeConfig]:
         raise ValueError(f"trainer.recipe: there is no recipe {name}; {_suggestion(name, RECIPES)}")
     model: type[RecipeConfig] = import_module(RECIPES[name]).Config
     return model
+
+
+def part(name: str, module: str) -> ModuleType | None:
+    """A module that a recipe may have; None where it has none."""
+    path = f"{RECIPES[name]}.{module}"
+    return None if find_spec(path) is None else import_module(path)
 
 
 def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:
