@@ -11,14 +11,17 @@ import yaml
 
 from piton.cli import files
 from piton.clock import SystemClock
+from piton.core import rules
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
+from piton.core.estimate import Estimate, estimate, price_of
 from piton.core.model import Meta, Spec
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.parse import SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text, interval
 from piton.core.status import RunStatus
+from piton.local import recipe
 from piton.local.preflight import recipe_problems
 
 _PASSES_MAX = 20
@@ -45,15 +48,53 @@ def _tell(problems: tuple[str, ...] | list[str]) -> int:
     return 2
 
 
-def plan(file: Path, *, as_json: bool) -> int:
-    """Print what would run."""
-    parsed = files.read(file)
-    assert parsed.spec is not None
-    found = _plan(parsed.meta, parsed.spec)
+def plan(file: Path, *, price: str | None, as_json: bool) -> int:
+    """Print what would run, and what it would take; also of a run that only a later version can run."""
+    meta, spec, refused = _read_ahead(file)
+    found = _plan(meta, spec) | {"estimate": _estimate(spec, price).to_wire(), "refused": list(refused)}
+    code = _tell(refused) if refused else 0
     if as_json:
         click.echo(json.dumps(found))
-        return 0
-    click.echo(f"What Piton decides for {parsed.meta.name}, pass by pass:")
+        return code
+    _print(meta, found)
+    return code
+
+
+def _read_ahead(file: Path) -> tuple[Meta, Spec, tuple[str, ...]]:
+    """The run, and what this version does not do of it yet.
+
+    Raises:
+        ValueError: something else is wrong with it.
+    """
+    try:
+        parsed = files.read(file)
+    except SpecError as error:
+        if error.parsed is None or error.parsed.asked is None:
+            raise
+        if not set(error.problems) <= set(rules.not_yet(error.parsed.asked)):
+            raise
+        return error.parsed.meta, error.parsed.asked, error.problems
+    assert parsed.spec is not None
+    return parsed.meta, parsed.spec, ()
+
+
+def _estimate(spec: Spec, price: str | None) -> Estimate:
+    settings = recipe.settings(spec)
+    return estimate(
+        spec,
+        length=None if settings is None else recipe.length(settings),
+        size=None if settings is None or spec.trainer.recipe is None else recipe.size(spec.trainer.recipe, settings),
+        price=price_of(spec, price),
+    )
+
+
+def _print(meta: Meta, found: dict[str, Any]) -> None:
+    click.echo(f"What {meta.name} takes:")
+    for name, figure in found["estimate"].items():
+        click.echo(f"  {name}  {figure['text']}")
+        if figure["warning"]:
+            click.echo(f"        ! {figure['warning']}")
+    click.echo(f"\nWhat Piton decides for {meta.name}, pass by pass:")
     for decision in found["decisions"]:
         click.echo(f"  {decision['rule']}: {decision['message']}")
         for effect in decision["effects"]:
@@ -62,7 +103,6 @@ def plan(file: Path, *, as_json: bool) -> int:
     for title, kind in (("AppDef", "appDef"), ("PyTorchJob", "pyTorchJob"), ("PersistentVolumeClaim", "volumeClaim")):
         if found[kind]:
             click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
-    return 0
 
 
 class _Dumper(yaml.SafeDumper):

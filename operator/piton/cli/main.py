@@ -4,6 +4,7 @@ Each command imports what it needs when it is called: `piton --help` is quick, `
 """
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,21 @@ from piton import __version__
 
 BAD_INPUT = 2
 _INTERRUPTED = 130
+
+
+def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        raise click.BadParameter(f"{text!r} is no amount of dollars; write it like 10.50")
+    return text
+
+
+_PRICE = click.option(
+    "--price-per-hour",
+    "price",
+    metavar="USD",
+    callback=_dollars,
+    help="What a node costs, such as 10.50.  [default: capacity.maxPricePerHour]",
+)
 _STEP = click.option(
     "--step",
     metavar="N|best|latest",
@@ -65,12 +81,13 @@ def validate(file: Path) -> int:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(*, file: Path, as_json: bool) -> int:
-    """Print what would run, and which rules decide so."""
+def plan(*, file: Path, price: str | None, as_json: bool) -> int:
+    """Print what a run takes (time, cost, disk), what would run, and which rules decide so."""
     from piton.cli import inspect
 
-    return inspect.plan(file, as_json=as_json)
+    return inspect.plan(file, price=price, as_json=as_json)
 
 
 @cli.command()

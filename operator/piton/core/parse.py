@@ -40,8 +40,10 @@ _PATTERNS = {
 class SpecError(ValueError):
     """The manifest cannot be accepted. `problems` are sentences, the most important first."""
 
-    def __init__(self, problems: Iterable[str]) -> None:
+    def __init__(self, problems: Iterable[str], parsed: "Parsed | None" = None) -> None:
         self.problems = tuple(problems)
+        self.parsed = parsed
+        """The manifest, as far as it is one."""
         super().__init__(self.problems[0])
 
 
@@ -53,6 +55,8 @@ class Parsed:
     spec: model.Spec | None
     problems: tuple[str, ...]
     status: RunStatus
+    asked: model.Spec | None = None
+    """What the user wants, also where it is refused; None where that is no spec at all."""
 
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:
@@ -67,6 +71,7 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
         spec=None if problems else spec,
         problems=tuple(problems),
         status=_status(manifest.get("status")),
+        asked=spec,
     )
 
 
@@ -88,7 +93,7 @@ def parse_file(document: object, *, now: datetime) -> Parsed:
     metadata = _metadata(document.get("metadata"))
     parsed = parse({**document, "metadata": {**metadata, "creationTimestamp": now.isoformat()}, "status": None})
     if parsed.problems:
-        raise SpecError(parsed.problems)
+        raise SpecError(parsed.problems, parsed)
     return parsed
 
 
