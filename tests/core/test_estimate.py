@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from piton.core.estimate import estimate, price_of
+from piton.core.estimate import Measured, estimate, measured_disk, measured_time, price_of
 from piton.core.model import Spec
 from piton.core.parse import parse
 from support.builders import a_manifest
@@ -118,3 +118,46 @@ def shared() -> dict[str, Any]:
 def test_cents_are_not_lost(price: str) -> None:
     spec = a_spec(limits={"trainingTime": "10h"})
     assert estimate(spec, length=None, size=None, price=price_of(spec, price)).cost.value == 10 * float(price)
+
+
+def measured(**changes: Any) -> Measured:
+    seen: dict[str, Any] = {"step_seconds": 2.0, "steps": 1000, "evaluation_seconds": 30.0, "evaluation_every": 250}
+    return Measured(**{**seen, "stall_seconds": 0.5, **changes})
+
+
+def test_the_time_of_a_run_is_that_of_its_steps_its_evaluations_and_its_saves() -> None:
+    spec = a_spec(checkpoint={"volume": {"size": "1Gi"}, "every": {"steps": 100}}, limits={"deadline": "30m"})
+    found = measured_time(spec, measured())
+
+    assert found.value == 1000 * 2 + 4 * 30 + 10 * 0.5
+    assert found.text == "1,000 steps x 2 s + 4 evaluations x 30 s + 10 saves x 0.5 s = 35m25s"
+    assert found.warning == "limits.deadline ends it after 30m, and it needs 35m25s"
+
+
+def test_saves_are_counted_by_whatever_interval_passes_first_and_not_where_it_is_chosen_on_the_way() -> None:
+    def saves(every: Any) -> str:
+        spec = a_spec(checkpoint={"volume": {"size": "1Gi"}, "every": every})
+        return measured_time(spec, measured(evaluation_seconds=None)).text
+
+    assert "50 saves" in saves({"minutes": 1, "steps": 20})
+    assert "33 saves" in saves({"minutes": 1})
+    assert saves("auto") == "1,000 steps x 2 s = 33m20s"
+
+
+def test_a_training_time_says_how_many_steps_there_will_be() -> None:
+    found = measured_time(a_spec(limits={"trainingTime": "1h"}), measured(steps=None))
+    assert (found.value, found.text) == (3600, "1h (limits.trainingTime), some 1,800 steps of 2 s")
+
+
+def test_a_run_without_an_end_or_without_a_timed_step_takes_nobody_knows_how_long() -> None:
+    assert measured_time(a_spec(), measured(steps=None)).value is None
+    assert measured_time(a_spec(), measured(step_seconds=None)).text.startswith("unknown: no step was timed")
+
+
+def test_a_checkpoint_that_was_saved_says_what_the_volume_needs() -> None:
+    spec = a_spec(checkpoint={"volume": {"size": "1Gi"}, "keep": {"last": 3, "weightsOnly": 2}})
+    found = measured_disk(spec, 400e6)
+
+    assert found.value == 4 * 400e6
+    assert found.text == "(3 last + 1 in flight) checkpoints x 400 MB = 1.60 GB, and 2 of weights alone, on volume 1Gi"
+    assert found.warning == "the volume holds 1.07 GB: write size: 2Gi, or keep fewer"

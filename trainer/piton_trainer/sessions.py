@@ -142,6 +142,11 @@ class Session:
         return self._opened.state.step
 
     @property
+    def last_step(self) -> int | None:
+        """The step that a rehearsal ends with; None in earnest."""
+        return self._opened.last_step
+
+    @property
     def training_seconds(self) -> float:
         """Time that went into the current state, over all attempts; saving and what was lost do not count."""
         return self._opened.state.training_seconds

@@ -21,7 +21,7 @@ from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, Progress
 from piton_trainer.audience import Audience
-from piton_trainer.boundary import Word, fraction_done, reason_to_end
+from piton_trainer.boundary import Rehearsal, Word, fraction_done, reason_to_end
 from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
@@ -38,6 +38,7 @@ from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
 from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
+from piton_trainer.usage import Usage
 
 
 class Steps:
@@ -59,6 +60,7 @@ class Steps:
         self.has_begun = False
         self._config = config
         self._assignment = config.assignment
+        self._rehearsal = None if config.rehearsal is None else Rehearsal(steps=config.rehearsal)
         self._ranks = ranks
         self._store = store
         self._audience = audience
@@ -68,6 +70,7 @@ class Steps:
         self._watch = Watch(clock, patience_seconds=config.assignment.save.patience_seconds)
         audience.watch(self._watch)
         self._metrics = Metrics()
+        self._usage = Usage(ranks.device)
         self._objects: Objects | None = None
         self._feed: Randomness | None = None
         self._resume: Resume | None = None
@@ -87,6 +90,11 @@ class Steps:
     def fraction(self) -> float:
         """How much of the training is done, from 0 to 1."""
         return fraction_done(self.state, self._assignment, self._total)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that a rehearsal ends with; None in earnest."""
+        return None if self._rehearsal is None else self._rehearsal.last
 
     def restore(self, objects: Mapping[str, Any]) -> Restored | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
@@ -178,6 +186,7 @@ class Steps:
             | self._audience.lag
             | self._interval_metrics()
             | self._watch.metrics()
+            | self._usage.metrics()
             | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
@@ -214,7 +223,7 @@ class Steps:
         # Whichever attempt made the checkpoint, it and those after it have ended since.
         ended = self._store.attempt - (1 if self._restored is None else self._restored.attempt)
         self._interval.begin(self.state.evidence.interrupted(ended), now=self._lap)
-        if ending := reason_to_end(self.state, self._assignment, self._total):
+        if ending := self._reason_to_end():
             self._finish(ending)
             return False
         if self._agree().stop:
@@ -258,7 +267,7 @@ class Steps:
         if word.diverged:
             raise self._diverged()
         is_best = word.value is not None and self._judge(word.value)
-        ending = reason_to_end(self.state, self._assignment, self._total)
+        ending = self._reason_to_end()
         # One save at a time. A periodic one begins at the first boundary that finds the one before durable.
         if ending:
             self._finish(ending)
@@ -297,7 +306,14 @@ class Steps:
         wished = self._audience.wishes_checkpoint
         return by_interval or wished or self._is_postponed or self.state.step == self._total
 
+    def _reason_to_end(self) -> str | None:
+        if self.last_step is not None and self.state.step >= self.last_step:
+            return "the rehearsal is over"
+        return reason_to_end(self.state, self._assignment, self._total)
+
     def _stop_is_wished(self) -> bool:
+        if self._rehearsal and self._rehearsal.stops(self.state.step, is_resumed=self._restored is not None):
+            return True
         too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
         return too_late or self._audience.wishes_stop
 
@@ -335,6 +351,7 @@ class Steps:
         self._interval.saved(self.state.step, began=began, ended=ended, waited=waited)
         self._is_prepared = True
         self._audience.stood_still(seconds=ended - began)
+        self._usage.stood_still(ended - began)
         self._announce()
 
     def _bear(self, action: Callable[[], None]) -> None:

@@ -91,6 +91,26 @@ def plan(*, file: Path, price: str | None, as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to rehearse.  [default: runs]")
+@click.option(
+    "--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Steps before the stop, and after it."
+)
+@_PRICE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="Print the table only.")
+def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None, as_json: bool, quiet: bool) -> int:
+    """Rehearse a run on this machine before it costs anything.
+
+    A few steps with the real config, a stop, a resume, as many steps again and an evaluation, in a folder that goes
+    afterwards; then memory, time, cost and disk of the whole run. The exit code is 1 when a check failed.
+    """
+    from piton.cli import preflight as command
+
+    return command.preflight(file, folder=folder, steps=steps, price=price, as_json=as_json, quiet=quiet)
+
+
+@cli.command()
 @click.option("--namespace", "namespaces", multiple=True, help="Namespace to serve; repeatable.  [default: all]")
 def operator(namespaces: tuple[str, ...]) -> int:
     """Serve the TrainingRuns of a cluster. What no option says comes from the environment."""

@@ -17,6 +17,8 @@ _HOUR = 3600.0
 _IN_FLIGHT = 1
 """A checkpoint is written before an older one goes."""
 _WEIGHT_BYTES = 4
+_COARSE = 100
+"""From so many seconds on, whole ones will do."""
 
 
 class Size(Protocol):
@@ -41,6 +43,20 @@ class Figure:
     is_bound: bool = False
     """It is at most so much."""
     warning: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a rehearsal has seen; None: it was not to be seen."""
+
+    step_seconds: float | None
+    steps: int | None
+    """Of the whole run."""
+    evaluation_seconds: float | None = None
+    evaluation_every: float | None = None
+    """Steps between two evaluations."""
+    stall_seconds: float | None = None
+    """Of the training, for a save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +118,50 @@ def time_of(spec: Spec, length: str | None) -> Figure:
     return Figure(text=f"{unknown}; at most {limits.deadline} (limits.deadline)", value=deadline, is_bound=True)
 
 
+def measured_time(spec: Spec, measured: Measured) -> Figure:
+    """From what steps, evaluations and saves took in a rehearsal."""
+    step, limits = measured.step_seconds, spec.limits
+    if step is None:
+        return Figure(text="unknown: no step was timed; a recipe does it by itself")
+    if limits.training_time:
+        seconds = parse_duration(limits.training_time)
+        text = f"{limits.training_time} (limits.trainingTime), some {seconds / step:,.0f} steps of {_short(step)}"
+        return Figure(text=text, value=seconds, warning=too_late(spec, seconds))
+    if measured.steps is None:
+        return Figure(text=f"unknown: a step takes {_short(step)}, and nobody says how many there are")
+    total = measured.steps * step
+    parts = [f"{measured.steps:,} steps x {_short(step)}"]
+    for count, each, what in (
+        (_evaluations(measured), measured.evaluation_seconds, "evaluations"),
+        (_saves(spec, measured.steps, total), measured.stall_seconds, "saves"),
+    ):
+        if count and each is not None:
+            total += count * each
+            parts.append(f"{count:,} {what} x {_short(each)}")
+    text = f"{' + '.join(parts)} = {format_duration(total)}"
+    return Figure(text=text, value=total, warning=too_late(spec, total))
+
+
+def _evaluations(measured: Measured) -> int:
+    every = measured.evaluation_every
+    return 0 if measured.steps is None or not every else int(-(-measured.steps // every))
+
+
+def _saves(spec: Spec, steps: int, seconds: float) -> int:
+    """By the interval. None are counted where they are made as often as pays."""
+    every = spec.checkpoint.every
+    if every == "auto":
+        return 0
+    by_steps = steps // every.steps if every.steps else 0
+    by_time = int(seconds / (60 * every.minutes)) if every.minutes else 0
+    return max(by_steps, by_time)
+
+
+def _short(seconds: float) -> str:
+    """With three digits where a whole second is too coarse."""
+    return f"{seconds:.3g} s" if seconds < _COARSE else format_duration(seconds)
+
+
 def too_late(spec: Spec, seconds: float) -> str | None:
     """What to say where a run takes longer than it may."""
     deadline = spec.limits.deadline
@@ -150,10 +210,8 @@ def _nodes(spec: Spec) -> str:
 
 def disk_of(spec: Spec, size: Size | None) -> Figure:
     """Checkpoints that are kept, and the one that is being written."""
-    volume = spec.checkpoint.volume
-    room = f"volume {volume.size}" if volume.size else f"the claim {volume.claim_name}, whose size the cluster knows"
     if size is None:
-        return Figure(text=f"unknown: {_kept(spec)}, of a size that piton preflight measures, on {room}")
+        return Figure(text=f"unknown: {_kept(spec)}, of a size that piton preflight measures, on {_room(spec)}")
     keep, own = spec.checkpoint.keep, size.checkpoint_bytes
     whole = keep.last + _best(spec) + _IN_FLIGHT
     total, note = whole * own, getattr(size, "note", "")
@@ -162,8 +220,22 @@ def disk_of(spec: Spec, size: Size | None) -> Figure:
         weights = weight_bytes(spec, size)
         total += keep.weights_only * weights
         text += f" + {keep.weights_only} of weights x {format_bytes(weights)}"
-    text += f" = {format_bytes(total)}, on {room}; {size.parameters:,} parameters{', ' + note if note else ''}"
+    text += f" = {format_bytes(total)}, on {_room(spec)}; {size.parameters:,} parameters{', ' + note if note else ''}"
     return Figure(text=text, value=total, warning=too_large(spec, total))
+
+
+def measured_disk(spec: Spec, checkpoint_bytes: float) -> Figure:
+    """The same, from a checkpoint that was saved. What thin ones take is not known from it."""
+    total = (spec.checkpoint.keep.last + _best(spec) + _IN_FLIGHT) * checkpoint_bytes
+    text = f"{_kept(spec)} x {format_bytes(checkpoint_bytes)} = {format_bytes(total)}"
+    if spec.checkpoint.keep.weights_only:
+        text += f", and {spec.checkpoint.keep.weights_only} of weights alone"
+    return Figure(text=f"{text}, on {_room(spec)}", value=total, warning=too_large(spec, total))
+
+
+def _room(spec: Spec) -> str:
+    volume = spec.checkpoint.volume
+    return f"volume {volume.size}" if volume.size else f"the claim {volume.claim_name}, whose size the cluster knows"
 
 
 def too_large(spec: Spec, total: float) -> str | None:

@@ -19,8 +19,8 @@ REPORT_SECONDS = 0.1
 _THREADS = "OMP_NUM_THREADS"
 
 
-def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str) -> Place:
-    """The place of one attempt of this machine."""
+def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str, rehearsal: int | None = None) -> Place:
+    """The place of one attempt of this machine. In a rehearsal every step is reported."""
     own = folder.attempt(attempt)
     return Place(
         python=python,
@@ -34,7 +34,8 @@ def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str)
             **_caches(folder, spec),
             **{name: literal(value) for name, value in secrets(spec, os.environ).items()},
             names.ENV_SERVER_URL: url,
-            names.ENV_REPORT_SECONDS: str(REPORT_SECONDS),
+            names.ENV_REPORT_SECONDS: str(REPORT_SECONDS if rehearsal is None else 0),
+            **({} if rehearsal is None else {names.ENV_REHEARSAL: str(rehearsal)}),
             "PET_LOG_DIR": literal(str(own / "torchelastic")),
         },
     )

@@ -37,12 +37,13 @@ def check(spec: Spec) -> None:
     Raises:
         ValueError: it cannot; the first problem, as a sentence.
     """
-    problem = next(_problems(spec), None)
+    problem = next(problems(spec), None)
     if problem:
         raise ValueError(problem)
 
 
-def _problems(spec: Spec) -> Iterator[str]:
+def problems(spec: Spec) -> Iterator[str]:
+    """Everything that keeps this machine from running it."""
     if spec.suspend:
         yield "spec.suspend: the run is told to hold; remove the field to train here"
     yield from _program_problems(spec)

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from piton.contract.duration import parse_duration
 from piton.core.model import Spec
+from piton.core.render import processes_per_node
 
 if TYPE_CHECKING:
     from piton.core.estimate import Size
@@ -22,6 +24,22 @@ def settings(spec: Spec) -> Any:
         return None
     try:
         return catalog.check(spec.trainer.recipe, spec.trainer.config)
+    except ValueError as error:
+        raise ValueError(f"spec.{error}") from error
+
+
+def check(spec: Spec) -> None:
+    """Whether the recipe takes its config, on so many processes.
+
+    Raises:
+        ValueError: it does not; a sentence that begins with the path in the spec.
+    """
+    found = settings(spec)
+    if found is None:
+        return
+    try:
+        found.check_length(parse_duration(spec.limits.training_time) if spec.limits.training_time else None)
+        found.check_world(spec.workers.nodes * processes_per_node(spec))
     except ValueError as error:
         raise ValueError(f"spec.{error}") from error
 

@@ -60,6 +60,8 @@ class Order:
     notice_seconds: float = 30.0
     """From SIGTERM to SIGKILL in a drill with notice. A spot machine gives 120."""
     pace: Pace = LOCAL_PACE
+    rehearsal: int | None = None
+    """Stop after so many steps, resume, and end after as many again; None: in earnest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, st
             drills=order.drills,
             notice_seconds=order.notice_seconds,
             devices=preflight.gpus() if order.spec.workers.gpus_per_node else (),
+            rehearsal=order.rehearsal,
         )
         try:
             interrupted = asyncio.run(_Loop(world, clock, audience, order).drive(left))

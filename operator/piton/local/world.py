@@ -55,6 +55,7 @@ class LocalWorld:
         drills: Sequence[Drill] = (),
         notice_seconds: float = 30.0,
         devices: Sequence[str] = (),
+        rehearsal: int | None = None,
     ) -> None:
         self.folder = folder
         self.state = state
@@ -65,6 +66,7 @@ class LocalWorld:
         self._drills = drills
         self._notice_seconds = notice_seconds
         self._devices = devices
+        self._rehearsal = rehearsal
         self._attempts: dict[int, LocalAttempt] = {}
         self._proven = False
         """The final manifest had been seen at the last poll."""
@@ -220,7 +222,12 @@ class LocalWorld:
     def _app(self, number: int) -> specs.AppDef:
         """The attempt's AppDef, in which only our own variables are macros."""
         place = environment.place(
-            self.folder, self.state.spec, number, url=self._receiver.url(number), python=sys.executable
+            self.folder,
+            self.state.spec,
+            number,
+            url=self._receiver.url(number),
+            python=sys.executable,
+            rehearsal=self._rehearsal,
         )
         app = appdef(self._meta(), self.state.spec, number, place)
         ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
