@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-twotower datasets crd lock clean
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +80,9 @@ bench-loader: setup  ## what the images of resnet50 cost, over decoding the same
 
 bench-mirror: setup  ## what an upload and a download cost, by each S3 client that is installed
 	PYTHONPATH=tests python bench/mirror.py $(ARGS)
+
+bench-trainer: setup  ## what the shared loop costs with all that is around it, over a bare PyTorch loop
+	python bench/trainer.py $(ARGS)
 
 bench-twotower: datasets  ## what ten folds of two-tower-small cost, over one fold trained the plain way
 	python bench/twotower.py $(ARGS)

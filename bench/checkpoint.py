@@ -122,7 +122,7 @@ def measure_saves(methods: Mapping[str, Method], state: State, repetitions: int,
 
 
 def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
-    """Steps on one core, in turns alone and while each method writes."""
+    """Steps on one core, alone before and after each method writes, and meanwhile."""
     torch.set_num_threads(1)
     a, b = torch.randn(384, 384), torch.randn(384, 384)
 
@@ -133,11 +133,14 @@ def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int,
         for name, method in turns(methods, repetition):
             if not method.goes_on or method.only_stall:
                 continue
+            os.sync()  # what the method before has left to the kernel is not this one's doing
             alone = [step() for _ in range(200)]
             method.save(state, 1000 + repetition)
             saving = list(steps_until_durable(method, step))
-            found["step_time_while_saving"][name].append(statistics.mean(saving) / statistics.mean(alone))
             method.tidy()
+            os.sync()
+            alone += [step() for _ in range(200)]
+            found["step_time_while_saving"][name].append(statistics.mean(saving) / statistics.mean(alone))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
@@ -247,7 +250,7 @@ def main() -> None:
         methods = make_methods(root, state)
         measure_saves(methods, state, options.repetitions, found)
         measure_loads(methods, state, options.repetitions, found)
-        measure_steps(methods, state, max(1, options.repetitions // 2), found)
+        measure_steps(methods, state, options.repetitions, found)
         raw = methods[RAW]
         raw.save(state, 0)
         measure_reshards(root, options.megabytes, raw, state, options.repetitions, found)

@@ -11,7 +11,8 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -57,10 +58,12 @@ class Twin:
         return loss
 
 
-def environment(folder: Path, port: int) -> dict[str, str]:
-    """What an attempt on a cluster would find, with no save in sight."""
+NO_SAVES = Assignment(save=SavePolicy(every_seconds=3600.0), objective=Objective(metric="val_loss"))
+
+
+def environment(folder: Path, port: int, assignment: Assignment = NO_SAVES) -> dict[str, str]:
+    """What an attempt on a cluster would find."""
     config = folder / "config.json"
-    assignment = Assignment(save=SavePolicy(every_seconds=3600.0), objective=Objective(metric="val_loss"))
     config.write_text(assignment.to_json())
     return {
         names.ENV_RUN: "bench",
@@ -104,19 +107,31 @@ def ratios() -> Iterator[float]:
             yield a / b if number % 2 else b / a
 
 
-def main() -> None:
-    """Run the benchmark."""
+@contextmanager
+def receiver() -> Iterator[int]:
+    """A server on this machine that takes progress reports; its port."""
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(environment(Path(folder), server.server_port))
-        found = sorted(ratios())
-    server.shutdown()
-    quarter = len(found) // 4
-    print(f"{'session over bare loop':<28}{'q1':>8}{'median':>8}{'q3':>8}")
-    print(
-        f"{'time of a training step':<28}{found[quarter]:>8.3f}{statistics.median(found):>8.3f}{found[-quarter]:>8.3f}"
-    )
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def show(title: str, found: Sequence[float]) -> None:
+    """A table of the ratios' quartiles."""
+    quarters = statistics.quantiles(found, method="inclusive")
+    print(f"{title:<28}{'q1':>8}{'median':>8}{'q3':>8}")
+    print(f"{'time of a training step':<28}" + "".join(f"{quarter:>8.3f}" for quarter in quarters))
+
+
+def main() -> None:
+    """Run the benchmark."""
+    with tempfile.TemporaryDirectory() as folder, receiver() as port:
+        os.environ.update(environment(Path(folder), port))
+        found = list(ratios())
+    show("session over bare loop", found)
     print(json.dumps({"session_over_bare": round(statistics.median(found), 4), "blocks": BLOCKS}))
 
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from cli.conftest import Piton
 from cli.test_bad_input import assert_one_sentence
-from cli.test_checkpoint import flip
 from local.helpers import a_command
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import survey
 from support import charlm
+from support.checkpoints import flip
 
 LAST = 8
 

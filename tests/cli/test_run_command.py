@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cli.conftest import Piton
-from local.helpers import a_command, alive, eventually, fake_parts, text_of, train, write_manifest
+from local.helpers import a_command, eventually, fake_parts, text_of, train, write_manifest
+from support.processes import is_running
 
 
 def command(tmp_path: Path, *fake: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_continues(
     assert stopped[0] == code
     assert "saved at step 7; the same command continues" in stopped[2]
     assert json.loads(stopped[1])["phase"] == "Suspended"
-    assert not alive(trainer)
+    assert not is_running(trainer)
     assert continued[0] == 0
     summary = json.loads(continued[1])
     assert (summary["attempts"], summary["lostSteps"], summary["preemptions"], summary["failures"]) == (2, 0, 0, 0)
@@ -99,7 +100,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
 
     assert code == 130
     assert "saved at step 5; the same command continues" in err
-    assert not alive(trainer)
+    assert not is_running(trainer)
 
 
 def test_a_second_command_on_the_same_folder_is_refused(tmp_path: Path, piton: Piton) -> None:

@@ -1,11 +1,9 @@
 """`piton checkpoint`, on checkpoints of which some are thin."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
-import pytest
 from safetensors.torch import load_file
 
 from cli.conftest import Piton
@@ -13,18 +11,11 @@ from piton.contract import names
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.thin import make_thin
 from piton_trainer.digest import weights_digest
-from support import tiny
-from support.weights import checkpoint, digest_of, five, flip, thin, whole
+from support import tiny, weights
+from support.checkpoints import flip
+from support.weights import checkpoint, digest_of, thin, whole
 
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return five(tmp_path_factory.mktemp("pristine"))
-
-
-@pytest.fixture
-def run(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
+pristine, run = weights.pristine, weights.run
 
 
 def test_people_see_which_are_thin_and_whether_they_are_good(run: Path, piton: Piton) -> None:

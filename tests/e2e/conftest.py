@@ -42,6 +42,13 @@ def the_box() -> Iterator[None]:
             box.down()
 
 
+@pytest.fixture
+def all_nodes_back(the_box: None) -> Iterator[None]:
+    """The right to lose nodes of a box that need not have Piton; they are back afterwards."""
+    yield
+    box.up(spot_nodes=SPOT_NODES, say=print)
+
+
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> LiveCluster:
     """A cluster with Piton: the box, or somebody else's, which has Piton already."""

@@ -1,17 +1,17 @@
 """The box itself: pods run, find each other by name, and go away as on real nodes. Built first where it must be."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hack.cluster import box, drills, images
-from hack.cluster.layout import KUBECONFIG, VOLUMES, Node
+from hack.cluster.layout import VOLUMES, Node
+from support import live
+from support.boxed import apply, ended, kubectl, logs, make_namespace, remove_namespace, status
 
 pytestmark = [
     pytest.mark.box,
@@ -25,31 +25,11 @@ SPOT = {"karpenter.sh/capacity-type": "spot"}
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
-    name = request.node.name.replace("_", "-")[:40].strip("-")
-    kubectl("create", "namespace", name)
-    wait_for(lambda: kubectl("get", "serviceaccount", "-n", name, "-o", "name").strip())
+    name = make_namespace(request.node.name)
+    wait_for(lambda: kubectl("get", "serviceaccount", "-n", name, "-o", "name").strip(), "a service account")
     apply(name, a_claim("data"))
     yield name
-    kubectl("delete", "pods", "--all", "-n", name, "--force", "--grace-period=0")
-    kubectl("delete", "namespace", name, "--wait=false")
-
-
-@pytest.fixture
-def all_nodes_back() -> Iterator[None]:
-    yield
-    box.up(spot_nodes=2, say=print)
-
-
-def kubectl(*words: str, stdin: str = "") -> str:
-    done = subprocess.run(
-        ["kubectl", "--kubeconfig", str(KUBECONFIG), *words], input=stdin, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def apply(namespace: str, *objects: dict[str, Any]) -> None:
-    kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(objects))
+    remove_namespace(name)
 
 
 def a_claim(name: str, *, kind: str = "shared", mode: str = "ReadWriteMany", size: str = "1Gi") -> dict[str, Any]:
@@ -79,23 +59,8 @@ def a_pod(
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
 
 
-def status(namespace: str, pod: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(kubectl("get", "pod", pod, "-n", namespace, "-o", "json"))["status"]
-    return found
-
-
-def ended(namespace: str, pod: str) -> dict[str, Any]:
-    """How its container ended."""
-    wait_for(lambda: status(namespace, pod)["phase"] in ("Succeeded", "Failed"))
-    found: dict[str, Any] = status(namespace, pod)["containerStatuses"][0]["state"]["terminated"]
-    return found
-
-
-def wait_for(true: Callable[[], object], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+def wait_for(true: Callable[[], object], what: str) -> None:
+    live.wait_for(true, what, seconds=60)
 
 
 def ticking(namespace: str) -> Path:
@@ -103,7 +68,7 @@ def ticking(namespace: str) -> Path:
     kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/tick", "--timeout=60s")
     volume = kubectl("get", "pvc", "data", "-n", namespace, "-o", "jsonpath={.spec.volumeName}")
     folder = VOLUMES / volume
-    wait_for((folder / "ticks").exists)
+    wait_for((folder / "ticks").exists, "the first tick")
     return folder
 
 
@@ -124,14 +89,17 @@ def test_a_pod_runs_on_a_spot_node_and_tells_how_it_ended(namespace: str) -> Non
     end = ended(namespace, "smoke")
 
     assert (end["exitCode"], end["message"]) == (7, "why\n")
-    assert kubectl("logs", "smoke", "-n", namespace) == "hello\n"
+    assert logs(namespace, "smoke") == "hello\n"
     assert status(namespace, "smoke")["podIP"].startswith("10.78.")
 
 
 def test_what_needs_more_gpus_than_a_node_has_is_not_scheduled(namespace: str) -> None:
     apply(namespace, a_pod("greedy", "true", node=SPOT, gpus=9))
 
-    wait_for(lambda: "Insufficient nvidia.com/gpu" in json.dumps(status(namespace, "greedy").get("conditions", [])))
+    wait_for(
+        lambda: "Insufficient nvidia.com/gpu" in json.dumps(status(namespace, "greedy").get("conditions", [])),
+        "the scheduler to give up",
+    )
 
 
 def test_pods_on_two_nodes_reach_each_other_by_the_name_of_a_service(namespace: str) -> None:
@@ -145,7 +113,7 @@ def test_pods_on_two_nodes_reach_each_other_by_the_name_of_a_service(namespace: 
           a_pod("server", serve, node=on(Node(number=1))), a_pod("client", ask, node=on(Node(number=2))))  # fmt: skip
 
     assert ended(namespace, "client")["exitCode"] == 0
-    assert "served\nserved\n" in kubectl("logs", "client", "-n", namespace)
+    assert "served\nserved\n" in logs(namespace, "client")
 
 
 def test_a_pod_that_takes_too_much_memory_is_killed(namespace: str) -> None:
@@ -159,7 +127,7 @@ def test_a_bounded_volume_is_full_at_its_size(namespace: str) -> None:
     apply(namespace, a_pod("writer", "dd if=/dev/zero of=/data/big bs=1M count=32", node=SPOT, claim="small"))
 
     assert ended(namespace, "writer")["exitCode"] == 1
-    assert "No space left on device" in kubectl("logs", "writer", "-n", namespace)
+    assert "No space left on device" in logs(namespace, "writer")
 
 
 def test_a_zonal_volume_stays_in_the_zone_of_its_first_node(namespace: str) -> None:
@@ -172,7 +140,9 @@ def test_a_zonal_volume_stays_in_the_zone_of_its_first_node(namespace: str) -> N
     apply(namespace, a_pod("elsewhere", "true", node=on(other), claim="disk"))
 
     assert ended(namespace, "again")["exitCode"] == 0
-    wait_for(lambda: "volume node affinity conflict" in json.dumps(status(namespace, "elsewhere")))
+    wait_for(
+        lambda: "volume node affinity conflict" in json.dumps(status(namespace, "elsewhere")), "the scheduler to refuse"
+    )
 
 
 def test_a_reclaimed_node_lets_its_pods_save_and_is_gone_at_the_deadline(namespace: str, all_nodes_back: None) -> None:
@@ -212,7 +182,7 @@ def test_what_runs_on_a_node_that_is_cut_off_lives_on_unheard(namespace: str, al
     finally:
         drills.heal(node)
 
-    wait_for((folder / "saved").exists)
+    wait_for((folder / "saved").exists, "the save")
 
 
 def test_pods_do_not_notice_that_the_api_server_crashes(namespace: str) -> None:

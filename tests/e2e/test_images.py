@@ -1,17 +1,15 @@
 """Piton's two images, built from their Dockerfiles, in pods that may do no more than they have to."""
 
-import json
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
 from hack import images
-from hack.cluster import box, depot, drills
-from hack.cluster.layout import KUBECONFIG, Node
+from hack.cluster import depot, drills
+from hack.cluster.layout import Node
+from support.boxed import apply, ended, kubectl, logs, make_namespace, remove_namespace
 
 NODE = Node(number=2)
 RUNS = """
@@ -38,29 +36,10 @@ pytestmark = [
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
-    name = request.node.name.replace("_", "-")[:40].strip("-")
-    kubectl("create", "namespace", name)
+    name = make_namespace(request.node.name)
     kubectl("create", "serviceaccount", "none", "-n", name)
     yield name
-    kubectl("delete", "pods", "--all", "-n", name, "--force", "--grace-period=0")
-    kubectl("delete", "namespace", name, "--wait=false")
-
-
-@pytest.fixture
-def all_nodes_back() -> Iterator[None]:
-    yield
-    box.up(spot_nodes=2, say=print)
-
-
-def kubectl(*words: str, stdin: str = "") -> str:
-    command = ["kubectl", "--kubeconfig", str(KUBECONFIG), *words]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def apply(namespace: str, *objects: dict[str, Any]) -> None:
-    kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(objects))
+    remove_namespace(name)
 
 
 def a_pod(
@@ -91,22 +70,6 @@ def a_pod(
         "containers": [container],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
-
-
-def ended(namespace: str, pod: str) -> dict[str, Any]:
-    """How its container ended."""
-    deadline = time.monotonic() + 120
-    while True:
-        status = json.loads(kubectl("get", "pod", pod, "-n", namespace, "-o", "json"))["status"]
-        if status["phase"] in ("Succeeded", "Failed"):
-            found: dict[str, Any] = status["containerStatuses"][0]["state"]["terminated"]
-            return found
-        assert time.monotonic() < deadline, f"{pod} does not end: {status}"
-        time.sleep(0.1)
-
-
-def logs(namespace: str, pod: str) -> str:
-    return kubectl("logs", pod, "-n", namespace)
 
 
 def test_the_operator_says_its_version_and_needs_no_root(namespace: str) -> None:

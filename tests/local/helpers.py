@@ -19,6 +19,7 @@ from piton.core.parse import parse
 from piton.local.drills import parse as parse_drill
 from piton.local.run import LOCAL_PACE, Ending, Order, View, run
 from support.builders import a_manifest
+from support.processes import is_running
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 QUICK = replace(LOCAL_PACE, backoff_seconds=0.01, evidence_seconds=0.2, progress_seconds=0.05)
@@ -101,14 +102,6 @@ def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead and waits to be noticed does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def make_sure_dead(pid: int) -> None:
-    if alive(pid):
+    if is_running(pid):
         os.kill(pid, signal.SIGKILL)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from local.helpers import alive, fake_parts, spec_of, train
+from local.helpers import fake_parts, spec_of, train
 from piton.core.status import Phase
 from piton.local import world
+from support.processes import is_running
 
 
 def test_a_run_finishes_and_leaves_its_proof_and_its_curve(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_kill_takes_helpers_in_other_sessions_along(tmp_path: Path) -> None:
 
     children = [int((tmp_path / f"run/checkpoints/child-{attempt}").read_text()) for attempt in (1, 2)]
     assert ending.summary.phase == Phase.SUCCEEDED
-    assert not any(alive(child) for child in children)
+    assert not any(is_running(child) for child in children)
 
 
 def test_three_crashes_fail_the_run_and_its_log_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from local.helpers import (
     a_command,
-    alive,
     eventually,
     fake_parts,
     make_sure_dead,
@@ -17,6 +16,7 @@ from local.helpers import (
 )
 from piton.core.status import Phase, Verdict
 from piton.local.folder import RunFolder
+from support.processes import is_running
 
 
 def vanish(tmp_path: Path, parts: dict[str, Any]) -> int:
@@ -33,7 +33,7 @@ def test_its_trainers_save_and_leave(tmp_path: Path) -> None:
     trainer = vanish(tmp_path, fake_parts("--hold-at", "7"))
 
     try:
-        eventually(lambda: not alive(trainer))
+        eventually(lambda: not is_running(trainer))
     finally:
         make_sure_dead(trainer)
     assert (tmp_path / "run/checkpoints/step-000000007/MANIFEST.json").exists()
@@ -45,7 +45,7 @@ def test_the_next_command_kills_those_that_stayed_and_goes_on(tmp_path: Path) ->
 
     try:
         ending, listener = train(tmp_path / "run", spec=spec_of(parts))
-        assert not alive(trainer)
+        assert not is_running(trainer)
     finally:
         make_sure_dead(trainer)
     assert "Killed 1 process(es) that an earlier command had left behind" in listener.said

@@ -17,7 +17,7 @@ from piton_trainer.recipes.charlm.config import CharlmConfig
         ({"deph": 4}, "trainer.config.deph: charlm has no such setting; did you mean depth?"),
         ({"sequencelength": 4}, "did you mean sequenceLength?"),
         ({"learning": 1, "depth": "x"}, "trainer.config.learning: charlm has no such setting"),
-        ({7: 1}, "trainer.config.7: charlm has no such setting; there is aspectRatio,"),
+        ({7: 1}, "trainer.config.7: charlm has no such setting; there is activationCheckpointing,"),
         ({"depth": "4"}, "trainer.config.depth: has to be a whole number, not '4'; write 4"),
         ({"depth": "deep"}, "trainer.config.depth: has to be a whole number, not 'deep'"),
         ({"depth": 4.5}, "trainer.config.depth: has to be a whole number, not 4.5"),

@@ -1,14 +1,17 @@
 """The recipe `charlm` without a loop: its data, its rates, its optimizers, its metric."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import AdamW, Muon
 
+from piton_trainer.data.text import DOCUMENT
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm, build, momentum_at, rates_at, warmdown
@@ -78,6 +81,53 @@ def test_muon_trains_the_blocks_and_adamw_the_ends_at_rates_that_depend_on_the_m
     assert muon.param_groups[0]["lr"] == pytest.approx(0.01)
     assert muon.param_groups[0]["momentum"] == pytest.approx(0.90)
     assert not any(group["weight_decay"] for optimizer in (adamw, muon) for group in optimizer.param_groups)
+
+
+def nanochats_muon(weight: Tensor, gradients: Sequence[Tensor], rate: float) -> Tensor:
+    """The weight after so many steps as nanochat takes them, but for the rounding to bfloat16."""
+    momentum = torch.zeros_like(weight)
+    for step, gradient in enumerate(gradients):
+        now = min(step / 300, 1.0)
+        beta = (1 - now) * 0.85 + now * 0.95
+        momentum = torch.lerp(momentum, gradient, 1 - beta)
+        x = torch.lerp(gradient, momentum, beta)
+        is_tall = x.shape[0] > x.shape[1]
+        x = x.T if is_tall else x
+        x = x / (x.norm() + 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = x.T if is_tall else x
+        weight = weight - rate * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5 * x
+    return weight
+
+
+@pytest.mark.parametrize("name", ["attention.c_q", "c_fc", "c_proj"])
+def test_muon_steps_as_in_nanochat_on_square_tall_and_wide_matrices(name: str) -> None:
+    recipe = build(a_config(aspect_ratio=32, reference_batch_tokens=None), Seat())
+    model = recipe.build()
+    recipe.draw_weights(model)
+    adamw, muon = recipe.optimizers(model)
+    weight = model.get_parameter(f"blocks.0.{name}.weight")
+    dice = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(weight.shape, generator=dice) for _ in range(3)]
+    before = weight.detach().clone()
+    wanted = nanochats_muon(before, gradients, rate=0.02)
+
+    for step, gradient in enumerate(gradients):
+        recipe.tune([adamw, muon], fraction=0.0, step=step)
+        weight.grad = gradient
+        muon.step()
+
+    # torch's rounds to bfloat16, which is a percent or two.
+    assert (weight - wanted).norm() < 0.03 * (wanted - before).norm()
+
+
+def test_documents_begin_with_a_symbol_that_the_model_knows(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("12+3\n\n4L\n\n" * 100)
+    recipe = build(a_config(data=str(tmp_path / "x.txt"), documents=True, vocabulary_multiple=32), Seat())
+    assert recipe.vocabulary.decode(recipe.loader.windows.tokens[:9]) == f"{DOCUMENT}12+3{DOCUMENT}4L{DOCUMENT}"
+    assert recipe.build().get_parameter("wte.weight").shape[0] == 32
 
 
 def test_validation_is_the_end_of_the_text(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from piton_trainer.data.text import DOCUMENT
 from piton_trainer.data.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.generate import Teller, open_model
 from piton_trainer.recipes.charlm.memory import Memory
 from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.telling import Wish
-from piton_trainer.trained import Trained
+from piton_trainer.trained_model import TrainedModel
 
 CONFIG = CharlmConfig(
     depth=2, aspect_ratio=16, head_dim=8, sequence_length=16, device_batch_size=2, total_batch_tokens=64, eval_tokens=64
@@ -90,6 +91,17 @@ def test_what_nobody_can_name_is_never_said(model: CharGPT) -> None:
     assert set(said(Teller(model, VOCABULARY), max_tokens=500)) == set("abcdefghij")
 
 
+def test_a_text_of_documents_begins_with_a_document_and_ends_before_the_next(model: CharGPT) -> None:
+    letters = Vocabulary(f"{DOCUMENT}bcdefghij")
+    model.config = CONFIG.model_copy(update={"documents": True})
+    teller, plain = Teller(model, letters), Teller(model, letters)
+    plain._begin = ""
+    whole = said(plain, prompt=f"{DOCUMENT}bcd", max_tokens=400)
+
+    assert DOCUMENT in whole
+    assert said(teller, prompt="bcd", max_tokens=400) == whole.partition(DOCUMENT)[0]
+
+
 def test_a_prompt_longer_than_the_model_sees_is_read_from_its_end(model: CharGPT) -> None:
     teller = Teller(model, VOCABULARY)
     assert said(teller, prompt="j" * 50 + "abcdefgh" * 2) == said(teller, prompt="abcdefgh" * 2)
@@ -107,7 +119,7 @@ def test_of_many_unknown_characters_the_first_ten_are_named(model: CharGPT) -> N
 
 
 def test_weights_of_other_settings_are_refused(model: CharGPT, tmp_path: Path) -> None:
-    found = Trained(
+    found = TrainedModel(
         recipe="charlm",
         config={},
         settings=CONFIG.model_copy(update={"depth": 3}),

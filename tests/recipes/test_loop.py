@@ -9,9 +9,11 @@ from torch import nn
 
 from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.loop import Average, Throughput, peak_flops
+from piton_trainer.loop import Average, Throughput
+from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
-from support.charlm import TINY, CrashError, attempt, changed, completion, crash, terminate
+from support.attempts import CrashError, assert_same_end, completion, crash, terminate
+from support.charlm import TINY, attempt, changed
 
 
 def test_twenty_steps_teach_it_something(tmp_path: Path) -> None:
@@ -32,9 +34,7 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run
         attempt(tmp_path / "disturbed", config, at=12, action=terminate)
     attempt(tmp_path / "disturbed", config)
 
-    one, other = completion(tmp_path / "undisturbed"), completion(tmp_path / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
 
 
 def test_an_evaluation_leaves_no_trace_in_the_training(tmp_path: Path) -> None:
@@ -97,15 +97,11 @@ def test_throughput_is_the_median_lap_and_does_not_see_a_save() -> None:
     assert figures == {"tokens_per_second": 2000.0, "step_seconds": 0.5, "mfu": pytest.approx(0.002)}
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12),
-        ("Tesla T4", None),
-    ],
-)
-def test_the_peak_of_a_card_is_its_own_and_not_its_familys(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
+def test_mfu_is_the_share_of_the_peak_that_the_config_names(tmp_path: Path) -> None:
+    metrics = attempt(tmp_path, changed(peak_flops=1e12, steps=3))
+    per_token = size.flops_per_token(TINY, 97)
+    assert metrics["mfu"] == pytest.approx(metrics["tokens_per_second"] * per_token / 1e12)
+
+
+def test_a_device_that_nobody_looked_up_has_no_mfu(tmp_path: Path) -> None:
+    assert "mfu" not in attempt(tmp_path, changed(steps=3))

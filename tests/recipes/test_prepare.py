@@ -12,6 +12,7 @@ from piton_trainer.config import Config
 from piton_trainer.data.records import Records
 from piton_trainer.errors import BadConfig
 from piton_trainer.prepare import main, prepare
+from support.checkpoints import flip
 from support.pictures import quadrants
 
 
@@ -51,9 +52,7 @@ def test_a_second_time_it_only_compares_the_checksums(tmp_path: Path) -> None:
     prepare(config)
     assert path.stat().st_mtime_ns == written
 
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path)
     with pytest.raises(BadConfig, match="is damaged; delete the file and prepare it again"):
         prepare(config)
 

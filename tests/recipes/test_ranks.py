@@ -1,22 +1,29 @@
 """`charlm` on two ranks, with whole and with sharded models."""
 
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import piton_trainer
 from piton.contract.ends import ExitCode
 from piton_trainer.config import Config
 from piton_trainer.loop import Trainee
+from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.recipes.charlm.model import part_of
 from piton_trainer.recipes.charlm.recipe import Charlm
 from support import ranks
-from support.charlm import TINY, attempt, changed, completion, crash, terminate
+from support.attempts import assert_same_end, crash, terminate
+from support.charlm import TINY, attempt, changed
 
 DDP = changed(total_batch_tokens=512, steps=8, eval_every=4)
-FSDP = changed(parallelism="fsdp", total_batch_tokens=512, steps=4, eval_every=2)
+FSDP = changed(parallelism="fsdp", precision="bf16", total_batch_tokens=1024, steps=4, eval_every=2)
 
 
 def on_two(directory: Path, *args: Any, **drill: Any) -> list[int]:
@@ -30,22 +37,45 @@ def test_two_ranks_that_stop_and_crash_end_with_the_weights_of_two_that_did_not(
     assert 0 not in on_two(tmp_path / "disturbed", DDP, at=6, action=crash)
     assert on_two(tmp_path / "disturbed", DDP) == [0, 0]
 
-    assert_same_end(tmp_path)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
 
 
-def test_shards_of_weights_optimizers_and_averages_survive_a_stop_bit_by_bit(tmp_path: Path) -> None:
-    assert on_two(tmp_path / "undisturbed", FSDP) == [0, 0]
-
-    assert on_two(tmp_path / "disturbed", FSDP, at=2, action=terminate) == [ExitCode.STOPPED] * 2
-    assert on_two(tmp_path / "disturbed", FSDP) == [0, 0]
-
-    assert_same_end(tmp_path)
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sharded")
+    assert on_two(directory / "undisturbed", FSDP) == [0, 0]
+    return directory
 
 
-def assert_same_end(directory: Path) -> None:
-    one, other = completion(directory / "undisturbed"), completion(directory / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+def test_shards_of_weights_optimizers_and_averages_survive_a_stop_bit_by_bit(sharded: Path) -> None:
+    assert on_two(sharded / "disturbed", FSDP, at=2, action=terminate) == [ExitCode.STOPPED] * 2
+    assert on_two(sharded / "disturbed", FSDP) == [0, 0]
+
+    assert_same_end(sharded / "undisturbed", sharded / "disturbed")
+
+
+def test_activations_that_are_computed_again_change_no_bit_of_a_sharded_model(sharded: Path) -> None:
+    again = FSDP.model_copy(update={"activation_checkpointing": True})
+    assert on_two(sharded / "again", again) == [0, 0]
+
+    assert_same_end(sharded / "undisturbed", sharded / "again")
+
+
+def traced(directory: Path, config: CharlmConfig) -> Any:
+    """An attempt whose blocks are compiled up to where a C++ compiler would be needed; in a process of its own."""
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[assignment]
+    return attempt(directory, config)
+
+
+@pytest.mark.crash  # tracing takes some ten seconds
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at them
+def test_compiled_blocks_can_be_sharded_and_computed_again(tmp_path: Path) -> None:
+    plain = changed(parallelism="fsdp", dropout=0.0, steps=3, eval_every=3)
+    all_of_it = plain.model_copy(update={"compile": True, "activation_checkpointing": True})
+    assert on_two(tmp_path / "undisturbed", plain) == [0, 0]
+    assert [end.code for end in ranks.run(2, partial(traced, tmp_path / "compiled", all_of_it))] == [0, 0]
+
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "compiled")
 
 
 def test_a_sharded_model_learns_what_a_whole_one_learns(tmp_path: Path) -> None:
@@ -76,6 +106,35 @@ def test_every_rank_reports_the_same_evaluation_which_is_that_of_one_rank_alone(
     first, second = (end.result for end in ranks.run(2, partial(evaluation, tmp_path)))
     assert first == second
     assert first == pytest.approx(alone, rel=1e-7)
+
+
+def muon_step(directory: Path) -> list[NDArray[np.float32]]:
+    """By how much one step of Muon changes each matrix of a block, for gradients that everybody knows."""
+    with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
+        trainee = Trainee(Charlm(changed(parallelism="fsdp"), session), session)
+        weights = list(next(iter(trainee.recipe.blocks(trainee.model))).parameters())
+        before = [whole(weight) for weight in weights]
+        for number, weight in enumerate(weights):
+            gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight.grad = part_of(gradient, weight)
+        trainee.recipe.tune(trainee.optimizers, fraction=0.0, step=0)
+        trainee.optimizers[1].step()
+        return [whole(weight) - old for weight, old in zip(weights, before, strict=True)]
+
+
+def whole(weight: Tensor) -> NDArray[np.float32]:
+    found = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    copied: NDArray[np.float32] = found.detach().numpy().copy()
+    return copied
+
+
+def test_muon_turns_a_matrix_that_lies_on_two_ranks_as_one_that_lies_on_one(tmp_path: Path) -> None:
+    alone = muon_step(tmp_path)
+    first, second = (end.result for end in ranks.run(2, partial(muon_step, tmp_path)))
+    for one, here, there in zip(alone, first, second, strict=True):
+        assert np.array_equal(here, there)
+        # bfloat16, summed in another order.
+        assert np.linalg.norm(here - one) < 0.03 * np.linalg.norm(one)
 
 
 def drawn_after(directory: Path) -> float:

@@ -17,7 +17,7 @@ from piton_trainer.recipes.resnet50.data import Data
 from piton_trainer.recipes.resnet50.prepare import files
 from piton_trainer.recipes.resnet50.recipe import Resnet
 from support import ranks
-from support.charlm import CrashError, completion, crash, terminate
+from support.attempts import CrashError, assert_same_end, completion, crash, terminate
 from support.pictures import quadrants
 from support.resnet import a_config, attempt
 
@@ -46,7 +46,7 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run
     with pytest.raises(Stopped):
         attempt(disturbed, config, at=22, action=terminate)
     attempt(disturbed, config)
-    assert_same_end(tmp_path / "one")
+    assert_same_end(tmp_path / "one" / "undisturbed", disturbed)
 
 
 def test_two_ranks_that_stop_and_crash_end_with_the_weights_of_two_that_did_not(images: Path, tmp_path: Path) -> None:
@@ -55,17 +55,11 @@ def test_two_ranks_that_stop_and_crash_end_with_the_weights_of_two_that_did_not(
     assert on_two(tmp_path / "one" / "disturbed", config, at=7, action=terminate) == [ExitCode.STOPPED] * 2
     assert 0 not in on_two(tmp_path / "one" / "disturbed", config, at=13, action=crash)
     assert on_two(tmp_path / "one" / "disturbed", config) == [0, 0]
-    assert_same_end(tmp_path / "one")
+    assert_same_end(tmp_path / "one" / "undisturbed", tmp_path / "one" / "disturbed")
 
 
 def on_two(directory: Path, *args: Any, **drill: Any) -> list[int]:
     return [end.code for end in ranks.run(2, partial(attempt, directory, *args, **drill))]
-
-
-def assert_same_end(directory: Path) -> None:
-    one, other = completion(directory / "undisturbed"), completion(directory / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
 
 
 def test_a_target_that_is_reached_ends_the_training(images: Path, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import torch
 from piton_trainer import codec
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.load import load_tensors
+from piton_trainer.recipes.charlm import size as charlm_size
+from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.recipes.resnet50 import size as resnet_size
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.model import ResNet
@@ -69,6 +72,17 @@ def test_a_resnets_checkpoint_is_as_large_as_it_says(ema: float | None, momentum
     few = (1000 - 4) * (resnet_size.features(config) + 1) * 4 * (1 + (ema is not None) + bool(momentum))
 
     assert tensors_of(tmp_path / "run") == resnet_size.size(config).checkpoint_bytes - few
+
+
+def test_a_charlm_says_its_size_for_128_symbols() -> None:
+    config = CharlmConfig(depth=64, vocabulary_multiple=32)
+    found = charlm_size.size(config)
+    with torch.device("meta"):
+        model = CharGPT(config, symbols=128)
+    assert (
+        found.parameters == sum(weight.numel() for weight in model.parameters()) == 12 * 64 * 4096**2 + 2 * 128 * 4096
+    )
+    assert found.note == "for 128 symbols"
 
 
 @pytest.mark.parametrize("heads", [0, 2])

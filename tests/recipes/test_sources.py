@@ -16,6 +16,7 @@ from piton_trainer.data.records import Records
 from piton_trainer.data.sources import Form, open_source
 from piton_trainer.errors import BadConfig
 from support import ranks
+from support.checkpoints import flip
 from support.pictures import jpeg, noise
 
 FORM = Form(max_side=20, quality=90)
@@ -187,8 +188,6 @@ def test_damage_is_found_when_everything_is_verified(tmp_path: Path) -> None:
     path = tmp_path / "x.records"
     prepare(str(a_folder(tmp_path / "x", {"a": 4})), path, FORM)
     preparing.verify(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path)
     with pytest.raises(BadConfig, match="is damaged"):
         preparing.verify(path)

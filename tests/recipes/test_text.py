@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piton_trainer.data.text import pydoc_text, read_text
+from piton_trainer.data.text import DOCUMENT, as_documents, pydoc_text, read_text
 from piton_trainer.data.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.errors import BadConfig
 
@@ -51,6 +51,11 @@ def test_a_file_that_vanished_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(BadConfig) as caught:
         read_text(str(tmp_path / "gone"))
     assert caught.value.detail.endswith("gone: No such file or directory")
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n \t\n", "\n\n\n\n", "\r\n\r\n"])
+def test_blank_lines_end_a_document_and_the_next_one_begins_with_a_symbol(gap: str) -> None:
+    assert as_documents(f"\n12 + 3\n= 15{gap}4 L\n") == f"{DOCUMENT}12 + 3\n= 15{DOCUMENT}4 L"
 
 
 def test_a_vocabulary_is_sorted_and_knows_all_but_the_rare() -> None:

@@ -17,8 +17,8 @@ from piton_trainer.ranking import ndcg
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.results import Results
 from support import ranks
-from support.charlm import CrashError, crash, terminate
-from support.twotower import Seat, a_recipe, attempt, changed, completion, gradients, logit, made_up
+from support.attempts import CrashError, assert_same_end, completion, crash, terminate
+from support.twotower import Seat, a_recipe, attempt, changed, gradients, logit, made_up
 
 
 def results(directory: Path) -> dict[str, Any]:
@@ -47,9 +47,7 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_and_results_of_an_und
     with pytest.raises(Stopped):
         attempt(tmp_path / "disturbed", at=12, action=terminate)
     attempt(tmp_path / "disturbed")
-    one, other = completion(tmp_path / "undisturbed"), completion(tmp_path / "disturbed")
-    assert one.weights_digest == other.weights_digest
-    assert (one.best_step, one.best_metric) == (other.best_step, other.best_metric)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
     assert results(tmp_path / "undisturbed") == results(tmp_path / "disturbed")
 
 

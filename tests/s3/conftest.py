@@ -1,16 +1,16 @@
 """One S3 server for all tests here, a proxy for each, and a place of its own in the bucket."""
 
 import hashlib
-import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from support import s3
+from support.alone import outside_piton, quiet_torch
 from support.mirrored import Contents, Volume
+
+__all__ = ["outside_piton", "quiet_torch"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,23 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.xdist_group("s3"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quiet_torch() -> Iterator[None]:
-    torch.set_num_threads(1)
-    logging.disable(logging.DEBUG)
-    yield
-    logging.disable(logging.NOTSET)
-
-
-@pytest.fixture(autouse=True)
-def _outside_piton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test writes into the working tree, and none sees the environment of a real run."""
-    for name in list(os.environ):
-        if name.startswith(("PITON_", "KUBEFLOW_", "AWS_")) or name in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}:
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

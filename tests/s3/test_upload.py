@@ -15,7 +15,8 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.mirror.orders import Patience
 from support import s3
-from support.mirrored import FILES, HASTY, MIB, SHARD, Contents, Volume, damage, errors, wait_for
+from support.checkpoints import flip
+from support.mirrored import FILES, HASTY, MIB, SHARD, Contents, Volume, errors, wait_for
 
 
 def test_a_commit_is_mirrored_and_latest_moves_last(volume: Volume, proxy: s3.Proxy, bucket: Contents) -> None:
@@ -96,7 +97,7 @@ def test_a_checkpoint_that_has_gone_bad_is_not_mirrored(
 ) -> None:
     good = volume.commit(4)
     bad = volume.commit(6)
-    damage(volume.directory / names.step_folder(6) / SHARD)
+    flip(volume.directory / names.step_folder(6) / SHARD)
 
     assert not volume.mirrored(6)
 

@@ -1,23 +1,17 @@
 """Tiny runs of `charlm` with everything that makes resuming hard: dropout, an average, a warm-down, two optimizers."""
 
-import os
-import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.manifest import Complete, Manifest
-from piton.contract.names import COMPLETE_FILE, MANIFEST_FILE, step_folder
-from piton_trainer.config import Config
-from piton_trainer.loop import train
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm
+from support.attempts import attempt_at
 
 TINY = CharlmConfig(
     depth=2,
@@ -35,34 +29,12 @@ TINY = CharlmConfig(
 )
 
 
-class Drilled(Charlm):
-    """Does something in the middle of one step, and draws random numbers when it evaluates."""
-
-    def __init__(self, *args: Any, at: int | None = None, action: Callable[[], None] = lambda: None) -> None:
-        super().__init__(*args)
-        self.at = at
-        self.action = action
-
-    def tune(self, optimizers: Sequence[Optimizer], *, fraction: float, step: int) -> None:
-        if step == self.at:
-            self.action()
-        super().tune(optimizers, fraction=fraction, step=step)
+class Dicey(Charlm):
+    """Draws random numbers when it evaluates."""
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, Tensor], int]:
         torch.rand(3)
         return super().evaluate(model)
-
-
-class CrashError(Exception):
-    """Somebody pulled the plug."""
-
-
-def crash() -> None:
-    raise CrashError
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def attempt(
@@ -82,13 +54,7 @@ def attempt(
         objective=Objective(metric="val_loss") if judged else None,
         training_seconds=training_seconds,
     )
-    with piton_trainer.session(Config(checkpoint_dir=directory, assignment=assignment)) as session:
-        train(session, Drilled(config, session, **drill))
-    return Manifest.from_json((directory / step_folder(session.step) / MANIFEST_FILE).read_text()).metrics
-
-
-def completion(directory: Path) -> Complete:
-    return Complete.from_json((directory / COMPLETE_FILE).read_text())
+    return attempt_at(directory, assignment, partial(Dicey, config), **drill)
 
 
 def changed(**changes: Any) -> CharlmConfig:

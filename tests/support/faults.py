@@ -1,9 +1,10 @@
-"""A process that dies, or a disk that fails, at the n-th file operation: all inside this process.
+"""A process that dies, or a disk that fails, at the n-th file operation.
 
 The hook that sees the operations cannot be taken back, so this is for processes that a test forks.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,20 @@ from pathlib import Path
 from typing import Any
 
 OPERATIONS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"})
+
+
+def die_at(operation: int, directory: Path) -> None:
+    """From now on, count what this process does to files in the directory, and die before the n-th time."""
+    done = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event in OPERATIONS and str(directory) in str(arguments):
+            done += 1
+            if done == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 class KilledError(BaseException):
@@ -28,7 +43,7 @@ class Fault:
 
 
 class Faults:
-    """Watches the file operations in a directory."""
+    """Watches the file operations in a directory; who dies here leaves the process alive, for the next attempt."""
 
     def __init__(self) -> None:
         self._directory = Path()

@@ -185,10 +185,3 @@ def wait_for(condition: Any, seconds: float = 10.0) -> bool:
             return True
         pause.wait(0.01)
     return False
-
-
-def damage(path: Path) -> None:
-    """Flip a bit."""
-    data = bytearray(path.read_bytes())
-    data[0] ^= 1
-    path.write_bytes(data)

@@ -19,9 +19,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import piton_trainer
-from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.manifest import Complete
+from piton_trainer.checkpoint import survey
 from piton_trainer.checkpoint.layout import Disk
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, Server
@@ -105,8 +105,7 @@ def train(
             _loop(session, ran, seed=seed, at=at or {}, epochs=epochs)
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)
-    path = directory / names.COMPLETE_FILE
-    ran.complete = Complete.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    ran.complete = survey.complete(directory)
     return ran
 
 

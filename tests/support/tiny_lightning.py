@@ -13,8 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from piton.contract import names
 from piton.contract.manifest import Complete
+from piton_trainer.checkpoint import survey
 from piton_trainer.integrations.lightning import PitonCallback
 from support import tiny
 from support.ends import Event
@@ -85,8 +85,7 @@ def train(
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.seen = module.seen
     ran.weights = {name: value.clone() for name, value in module.state_dict().items()}
-    path = directory / "checkpoints" / names.COMPLETE_FILE
-    ran.complete = Complete.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    ran.complete = survey.complete(directory / "checkpoints")
     return ran
 
 

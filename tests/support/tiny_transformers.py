@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-from piton.contract import names
 from piton.contract.manifest import Complete
+from piton_trainer.checkpoint import survey
 from piton_trainer.integrations.transformers import PitonCallback
 from support import tiny
 from support.ends import Event
@@ -74,8 +74,7 @@ def train(
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.state = trainer.state
     ran.weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    path = directory / "checkpoints" / names.COMPLETE_FILE
-    ran.complete = Complete.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    ran.complete = survey.complete(directory / "checkpoints")
     return ran
 
 

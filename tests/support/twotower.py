@@ -4,28 +4,24 @@ An id is good at the queries of its own subject, and some ids are better than ot
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.manifest import Complete, Manifest
-from piton.contract.names import COMPLETE_FILE, MANIFEST_FILE, step_folder
-from piton_trainer.config import Config
 from piton_trainer.data.judgment_rows import Row
 from piton_trainer.data.judgments import Collector, Judgments
 from piton_trainer.distributed import Ranks
-from piton_trainer.loop import train
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.recipe import TwoTowers
 from piton_trainer.shelf import Shelf
 from piton_trainer.text_encoder import Embedded
+from support.attempts import attempt_at
 
 CPU = torch.device("cpu")
 SUBJECTS, WIDTH = 4, 12
@@ -97,25 +93,8 @@ def a_recipe(config: TwoTowerConfig = TINY, *, seat: Any = None, judgments: Judg
     return TwoTowers(config, seat or Seat(), found, vectors_of(found))
 
 
-class Drilled(TwoTowers):
-    """Does something in the middle of one step."""
-
-    at: int | None = None
-    action: Callable[[], None]
-
-    def tune(self, optimizers: Sequence[Optimizer], *, fraction: float, step: int) -> None:
-        if step == self.at:
-            self.action()
-        super().tune(optimizers, fraction=fraction, step=step)
-
-
 def attempt(
-    directory: Path,
-    config: TwoTowerConfig = TINY,
-    *,
-    judgments: Judgments | None = None,
-    at: int | None = None,
-    action: Callable[[], None] = lambda: None,
+    directory: Path, config: TwoTowerConfig = TINY, *, judgments: Judgments | None = None, **drill: Any
 ) -> Mapping[str, float]:
     """One attempt; what it measured at its end."""
     data = judgments or made_up()
@@ -125,16 +104,11 @@ def attempt(
         save=SavePolicy(every_steps=5),
         objective=Objective(metric="inner_ndcg_10", goal="Maximize"),
     )
-    settings = Config(checkpoint_dir=directory, assignment=assignment, background_saves=False)
-    with piton_trainer.session(settings) as session:
-        recipe = Drilled(config, session, data, vectors_of(data))
-        recipe.at, recipe.action = at, action
-        train(session, recipe)
-    return Manifest.from_json((directory / step_folder(session.step) / MANIFEST_FILE).read_text()).metrics
 
+    def build(session: piton_trainer.Session) -> TwoTowers:
+        return TwoTowers(config, session, data, vectors_of(data))
 
-def completion(directory: Path) -> Complete:
-    return Complete.from_json((directory / COMPLETE_FILE).read_text())
+    return attempt_at(directory, assignment, build, background_saves=False, **drill)
 
 
 def changed(**changes: Any) -> TwoTowerConfig:

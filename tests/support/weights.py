@@ -1,13 +1,17 @@
 """Runs whose checkpoints may be made thin, and what is left of them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import piton_trainer
+from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.keep import Keeper
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.load import load_tensors
 from piton_trainer.digest import weights_digest
@@ -31,9 +35,20 @@ def trained(directory: Path, *, background: bool = False, **policy: Any) -> Path
     return directory
 
 
-def five(directory: Path) -> Path:
-    """Five whole checkpoints whose weights stand apart."""
-    return trained(directory, keep_last=9, keep_weights_only=1)
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five whole checkpoints whose weights stand apart; nobody touches them."""
+    return trained(tmp_path_factory.mktemp("pristine"), keep_last=9, keep_weights_only=1)
+
+
+@pytest.fixture
+def run(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of them, the test's own."""
+    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
+
+
+def keeper(directory: Path, **policy: Any) -> Keeper:
+    return Keeper(directory, policy=SavePolicy(**policy), objective=None, disk=layout.Disk())
 
 
 def whole(directory: Path) -> list[int]:
@@ -57,9 +72,3 @@ def digest_of(found: Checkpoint, name: str = MODEL) -> str:
     tensors = load_tensors(found, dict.fromkeys(keys))
     module.load_state_dict({key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items()})
     return weights_digest({name: module})
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)

@@ -50,7 +50,7 @@ def attempt_that_is_killed(directory: Path, *, after: int, save_seconds: float, 
 
 
 def choice_of(session: piton_trainer.Session) -> Choice:
-    choice = session._opened._interval.choice
+    choice = session._opened._saves._interval.choice
     assert choice is not None
     return choice
 

@@ -3,8 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,46 +23,17 @@ from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.commit import Draft, is_good
 from piton_trainer.checkpoint.fence import Fence, read
 from piton_trainer.checkpoint.load import load_tensors, newest_good
-from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.checkpoint.orders import Commit, Failed, Settings, Write
 from piton_trainer.checkpoint.writer import Writer
-from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced, OutOfSpace
 from piton_trainer.store import Store
 from support import ranks, tiny
+from support.checkpoints import checkpointer
 from support.clocks import FakeClock
 from support.processes import is_running
 
 KINDS = pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
-
-
-@contextmanager
-def checkpointer(
-    directory: Path, *, background: bool = True, attempt: int | None = None, world: Ranks | None = None
-) -> Iterator[Checkpointer]:
-    world = world or Ranks()
-    disk = layout.Disk()
-
-    def claim() -> Fence:
-        fence = Fence(directory, disk=disk, attempt=attempt)
-        fence.claim()
-        return fence
-
-    made = make_checkpointer(
-        directory,
-        ranks=world,
-        fence=world.on_main(claim),
-        policy=SavePolicy(),
-        objective=None,
-        disk=disk,
-        clock=Clock(),
-        background=background,
-    )
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:

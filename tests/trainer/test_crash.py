@@ -16,16 +16,15 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import piton_trainer
-from piton.contract import names
-from piton.contract.manifest import Complete
 from piton_trainer.checkpoint import survey
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from support import ranks, tiny
+from support.checkpoints import sound_steps
+from support.faults import die_at
 from support.processes import is_running
 
 EVERY = 2
@@ -71,16 +70,8 @@ def attempt(
     return tiny.train(directory, assignment=ORDERS, epochs=epochs, at=events, background_saves=background)
 
 
-def whole_checkpoints(directory: Path) -> list[int]:
-    """The steps that are there; each has to be what `piton checkpoint verify` calls good."""
-    found = survey.survey(directory) if directory.exists() else []
-    torn = [f"{check.found.folder.name}: {check.problem}" for check in survey.verify(found) if check.problem]
-    assert torn == []
-    return [item.step for item in found]
-
-
 def check_after_kill(directory: Path, before: list[int]) -> None:
-    after = whole_checkpoints(directory)
+    after = sound_steps(directory)
     newest_before, newest = max(before, default=0), max(after, default=0)
     trained = max(_trained.value, newest_before)
     assert newest >= newest_before, f"the checkpoint of step {newest_before} was lost, {newest} is the newest"
@@ -91,8 +82,8 @@ def check_after_kill(directory: Path, before: list[int]) -> None:
 
 
 def digest_in(directory: Path) -> str | None:
-    path = directory / names.COMPLETE_FILE
-    return Complete.from_json(path.read_text()).weights_digest if path.exists() else None
+    found = survey.complete(directory)
+    return None if found is None else found.weights_digest
 
 
 def digest_of_a_whole_run(directory: Path, *, epochs: int) -> str:
@@ -139,7 +130,7 @@ class Storm:
 
     def _strike(self) -> None:
         """One attempt, and a kill in it unless it is done before."""
-        before = whole_checkpoints(self.directory)
+        before = sound_steps(self.directory)
         forget()
         with ranks.start(self._size, partial(attempt, self.directory, before=os.setpgrp)) as world:
             self._hit(world)
@@ -232,20 +223,6 @@ def wait_for_writers() -> None:
         time.sleep(0.001)
 
 
-def die_at(operation: int, directory: Path) -> None:
-    """From now on, count what this process does to files in the directory, and die before the n-th time."""
-    done = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal done
-        if event in {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"} and str(directory) in str(arguments):
-            done += 1
-            if done == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
 WRITER_DIES = """
 import os, signal, sys
 done = 0
@@ -279,7 +256,7 @@ def kill_writer_at_operations(every: int, tmp_path: Path, victims: str) -> int:
     ranks.run(1, partial(attempt, tmp_path / "start", epochs=SHORT, stop_at=2 * EVERY))
     for kills in count():
         directory = shutil.copytree(tmp_path / "start", tmp_path / str(kills))
-        before, dead = whole_checkpoints(directory), tmp_path / f"{kills}.dead"
+        before, dead = sound_steps(directory), tmp_path / f"{kills}.dead"
         forget()
         dies = partial(writer_dies_at, 1 + kills * every, directory, dead, victims)
         code = ranks.run(1, partial(attempt, directory, epochs=SHORT, before=dies))[0].code
@@ -304,7 +281,7 @@ def kill_at_operations(every: int, tmp_path: Path) -> int:
     ranks.run(1, partial(attempt, tmp_path / "start", epochs=SHORT, stop_at=2 * EVERY))
     for kills in count():
         directory = shutil.copytree(tmp_path / "start", tmp_path / str(kills))
-        before = whole_checkpoints(directory)
+        before = sound_steps(directory)
         forget()
         dies = partial(die_at, 1 + kills * every, directory)
         code = ranks.run(1, partial(attempt, directory, epochs=SHORT, before=dies, background=False))[0].code

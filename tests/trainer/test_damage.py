@@ -21,6 +21,7 @@ from piton.contract.manifest import sealed
 from piton_trainer.checkpoint import layout
 from piton_trainer.errors import OutOfSpace
 from support import tiny
+from support.checkpoints import flip
 from support.clocks import FakeClock
 from support.disks import FullDisk
 
@@ -51,12 +52,6 @@ def resumed_from(directory: Path) -> int | None:
     with piton_trainer.session(tiny.config(directory)) as session:
         restored = session.restore(model=tiny.build())
     return None if restored is None else restored.step
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def truncate(path: Path) -> None:

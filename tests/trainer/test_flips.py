@@ -18,6 +18,7 @@ from piton_trainer.checkpoint.index import parse_index
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.distributed import Ranks
 from support import ranks, tiny
+from support.checkpoints import flip
 
 OLDER, NEWER = 4, 6
 FIRST, SECOND = "__0_0.distcp", "__1_0.distcp"
@@ -67,14 +68,6 @@ def chosen(directory: Path) -> int | None:
     for_people = survey.newest_good(survey.survey(directory))
     assert (checkpoint and checkpoint.manifest.step) == (for_people and for_people.step)
     return None if checkpoint is None else checkpoint.manifest.step
-
-
-def flip(path: Path, place: int, bit: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        (byte,) = file.read(1)
-        file.seek(place)
-        file.write(bytes([byte ^ 1 << bit]))
 
 
 def test_the_files_of_a_checkpoint_are_those_that_are_tested_here(newer: Path, directory: Path) -> None:

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 import piton_trainer
-from piton.contract import names
-from piton.contract.manifest import Complete
 from piton_trainer.checkpoint import layout
 from piton_trainer.errors import Stopped
 from support import ends, tiny
+from support.attempts import completion
 
 EPOCHS, BATCHES = 2, 3
 STEPS = EPOCHS * BATCHES
@@ -63,17 +62,13 @@ def loop(
     return seen
 
 
-def complete(directory: Path) -> Complete:
-    return Complete.from_json((directory / names.COMPLETE_FILE).read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_a_loop_that_is_stopped_goes_on_as_if_it_had_not_been(step: int, tmp_path: Path) -> None:
     whole = loop(tmp_path / "whole", seed=1)
     with pytest.raises(Stopped, match=f"step {step} is saved"):
         loop(tmp_path / "parts", seed=1, at={step: ends.terminate})
     assert loop(tmp_path / "parts") == whole[step:]
-    assert complete(tmp_path / "parts").reason == "all steps are done"
+    assert completion(tmp_path / "parts").reason == "all steps are done"
 
 
 def test_who_catches_a_stop_hears_it_again_when_the_session_ends(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_who_catches_a_stop_hears_it_again_when_the_session_ends(tmp_path: Path)
 
 def test_a_loop_that_ends_by_itself_stays_ended(tmp_path: Path) -> None:
     assert len(loop(tmp_path, ends_at=4)) == 4
-    assert (complete(tmp_path).step, complete(tmp_path).reason) == (4, "the loop has had enough")
+    assert (completion(tmp_path).step, completion(tmp_path).reason) == (4, "the loop has had enough")
     assert loop(tmp_path) == []
 
 

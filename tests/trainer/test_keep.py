@@ -5,7 +5,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,22 +13,11 @@ from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.keep import Keeper, with_the_rest
 from piton_trainer.errors import OutOfSpace
-from support import tiny
-from support.weights import SAVED, checkpoint, five, flip, thin, whole
+from support import tiny, weights
+from support.checkpoints import flip
+from support.weights import SAVED, checkpoint, keeper, thin, whole
 
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return five(tmp_path_factory.mktemp("pristine"))
-
-
-@pytest.fixture
-def run(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
-
-
-def keeper(directory: Path, **policy: Any) -> Keeper:
-    return Keeper(directory, policy=SavePolicy(**policy), objective=None, disk=layout.Disk())
+pristine, run = weights.pristine, weights.run
 
 
 def damage(directory: Path, *steps: int) -> None:

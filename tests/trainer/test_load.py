@@ -21,18 +21,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import piton_trainer
-from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import Snapshot, image, intake, layout, readahead, reading
-from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Targets
 from piton_trainer.checkpoint.load import load_newest, newest_step
-from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.checkpoint.reading import Job, Landing
 from piton_trainer.checkpoint.sharing import share_out
-from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 from support import ranks, tiny
+from support.checkpoints import checkpointer, flip
 
 OLDER, NEWER = 1, 2
 KEYS = [f"tensor{number}" for number in range(6)]
@@ -45,30 +42,10 @@ def state(step: int) -> dict[str, Tensor]:
 
 
 def save(directory: Path, snapshots: list[Snapshot], *, world: Ranks | None = None, background: bool = False) -> None:
-    world = world or Ranks()
-    disk = layout.Disk()
-
-    def claim() -> Fence:
-        fence = Fence(directory, disk=disk)
-        fence.claim()
-        return fence
-
-    saver = make_checkpointer(
-        directory,
-        ranks=world,
-        fence=world.on_main(claim),
-        policy=SavePolicy(keep_last=9),
-        objective=None,
-        disk=disk,
-        clock=Clock(),
-        background=background,
-    )
-    try:
+    with checkpointer(directory, world=world, background=background, keep_last=9) as saver:
         for snapshot in snapshots:
             saver.save(snapshot)
         saver.wait()
-    finally:
-        saver.close()
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +56,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(image, "_FILE_BYTES", 8192)
         save(path, [Snapshot(step=step, tensors=state(step)) for step in (OLDER, NEWER)], background=True)
     return path
-
-
-def flip(path: Path, position: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(position)
-        byte = file.read(1)[0]
-        file.seek(position)
-        file.write(bytes([byte ^ 1]))
 
 
 def load(directory: Path, live: dict[str, Tensor], *, fresh: list[str] | None = None) -> tuple[int, dict[str, Tensor]]:

@@ -12,8 +12,9 @@ from piton.contract.names import MANIFEST_FILE, step_folder
 from piton_trainer.config import Config
 from piton_trainer.errors import Stopped
 from piton_trainer.loop import train
+from piton_trainer.recipes.charlm.recipe import Charlm
 from support import charlm, ranks, tiny
-from support.charlm import Drilled
+from support.attempts import completion
 
 
 def rehearse(directory: Path, steps: int = 3) -> int:
@@ -21,7 +22,7 @@ def rehearse(directory: Path, steps: int = 3) -> int:
     config = charlm.changed(steps=500, eval_every=100, ema=None)
     settings = Config(checkpoint_dir=directory, rehearsal=steps, background_saves=False)
     with piton_trainer.session(settings) as session:
-        train(session, Drilled(config, session))
+        train(session, Charlm(config, session))
     return session.step
 
 
@@ -34,7 +35,7 @@ def test_it_stops_resumes_and_ends_with_an_evaluation(tmp_path: Path) -> None:
     assert metrics["evaluation_every_steps"] == 100
     assert {"val_loss", "evaluation_seconds", "step_seconds"} <= metrics.keys()
     assert "val_loss" not in Manifest.from_json((tmp_path / step_folder(3) / MANIFEST_FILE).read_text()).metrics
-    assert charlm.completion(tmp_path).reason == "the rehearsal is over"
+    assert completion(tmp_path).reason == "the rehearsal is over"
 
 
 def test_the_schedule_is_that_of_the_whole_run(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_run_that_is_shorter_ends_by_itself(tmp_path: Path) -> None:
     with piton_trainer.session(settings) as session:
         session.restore(model=tiny.build())
         assert len(list(session.steps([0] * 5))) == 5
-    assert charlm.completion(tmp_path).reason == "all steps are done"
+    assert completion(tmp_path).reason == "all steps are done"
 
 
 def test_a_report_says_what_the_training_takes(tmp_path: Path) -> None:

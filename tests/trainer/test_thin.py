@@ -1,44 +1,26 @@
 """Of older checkpoints the weights stay, whatever interrupts it, and nothing resumes from them."""
 
-import os
 import shutil
-import signal
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch.distributed.checkpoint import state_dict_loader
 
 import piton_trainer
 from piton.contract import names
-from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.commit import is_good
-from piton_trainer.checkpoint.keep import Keeper
 from piton_trainer.checkpoint.thin import make_thin
 from piton_trainer.digest import weights_digest
 from piton_trainer.objects import EMA, MODEL
-from support import ranks, tiny
-from support.weights import SAVED, checkpoint, digest_of, five, thin, trained, whole
+from support import ranks, tiny, weights
+from support.faults import die_at
+from support.weights import SAVED, checkpoint, digest_of, keeper, thin, trained, whole
 
+pristine, run = weights.pristine, weights.run
 BOTH = pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return five(tmp_path_factory.mktemp("pristine"))
-
-
-@pytest.fixture
-def run(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
-
-
-def keeper(directory: Path, **policy: Any) -> Keeper:
-    return Keeper(directory, policy=SavePolicy(**policy), objective=None, disk=layout.Disk())
 
 
 @BOTH
@@ -125,16 +107,7 @@ def test_a_step_that_is_made_thin_again_has_the_weights_of_the_second_time(run: 
 
 def retain_and_die(directory: Path, operation: int) -> None:
     """Let go of three checkpoints, and die before the n-th thing that is done to a file."""
-    done = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal done
-        if event in {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"} and str(directory) in str(arguments):
-            done += 1
-            if done == operation:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+    die_at(operation, directory)
     retain(directory)
 
 

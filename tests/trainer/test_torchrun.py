@@ -18,8 +18,8 @@ import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.ends import Outcome, Termination
-from piton_trainer.checkpoint import survey
 from support import ranks, tiny
+from support.checkpoints import sound_steps
 
 WRITER_SLEEPS = """
 import os, sys, time
@@ -30,13 +30,6 @@ if "piton_trainer.checkpoint.writer" in sys.orig_argv:
     sys.addaudithook(hook)
 """
 START_SECONDS = 60
-
-
-def whole_steps(directory: Path) -> list[int]:
-    """The steps that are there, newest first; all of them are good."""
-    found = survey.survey(directory)
-    assert [check.problem for check in survey.verify(found) if check.problem] == []
-    return [item.step for item in found]
 
 
 def train_with_workers(directory: Path, stop: signal.Signals) -> int:
@@ -63,7 +56,7 @@ def test_a_stop_of_the_whole_group_leaves_the_workers_of_a_data_loader_alive_unt
 ) -> None:
     (end,) = ranks.run(1, partial(train_with_workers, tmp_path, stop))
     assert end.result == 143
-    assert whole_steps(tmp_path) == [7, 4]
+    assert sound_steps(tmp_path) == [7, 4]
 
 
 def test_what_is_forked_when_nobody_waits_for_a_stop_stays_in_its_group() -> None:
@@ -124,7 +117,7 @@ def test_a_save_that_takes_longer_than_torchrun_waits_by_default_is_waited_for(t
     message = Termination.from_json((tmp_path / "termination").read_text())
     assert message is not None
     assert (message.outcome, message.step, message.checkpoint_step) == (Outcome.STOPPED, trained, trained)
-    assert whole_steps(tmp_path / "checkpoints")[0] == trained
+    assert sound_steps(tmp_path / "checkpoints")[0] == trained
 
 
 @pytest.mark.crash
@@ -132,5 +125,5 @@ def test_torchrun_that_was_not_told_to_wait_takes_its_ranks_away_in_the_middle_o
     """The default of 30 s, in small: this is what the variable is for. What was durable before stays whole."""
     trained = stop_under_torchrun(tmp_path, patience_seconds=1, save_seconds=3)
     assert not (tmp_path / "termination").exists()
-    newest = whole_steps(tmp_path / "checkpoints")[0]
+    newest = sound_steps(tmp_path / "checkpoints")[0]
     assert 0 < newest < trained

@@ -20,6 +20,7 @@ from piton_trainer.checkpoint import Checkpointer, Saved, layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.commit import is_good
 from piton_trainer.checkpoint.keep import with_the_rest
+from piton_trainer.errors import VolumeLost
 from piton_trainer.trouble import Watch
 from support import ranks, tiny
 from support.clocks import FakeClock
@@ -204,6 +205,18 @@ def test_what_would_go_later_goes_early_when_there_is_no_room(tmp_path: Path, ca
     assert "what would have gone later is gone" in caplog.text
 
 
+def test_a_volume_that_is_too_small_for_one_checkpoint_ends_the_attempt_after_its_first_step(tmp_path: Path) -> None:
+    """And not one whose room is taken by checkpoints that would make way."""
+    assert tiny.train(tmp_path / "one", at={2: tiny.terminate}).code == 143
+    size = layout.read_manifest(tmp_path / "one" / names.step_folder(2)).size
+
+    ran = tiny.train(tmp_path / "small", assignment=tiny.every(2), disk=SmallDisk(size // 2))
+
+    assert (ran.code, list(ran.losses)) == (80, [1])
+    assert f"the disk of {tmp_path / 'small'} is too small: a checkpoint takes " in ran.error
+    assert tiny.train(tmp_path / "one", assignment=tiny.every(2), disk=SmallDisk(with_the_rest(2 * size))).code == 0
+
+
 def test_it_is_said_once_that_a_volume_is_nearly_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch(FakeClock(), patience_seconds=60)
     seen = []
@@ -215,6 +228,23 @@ def test_it_is_said_once_that_a_volume_is_nearly_full(tmp_path: Path, caplog: py
         f"the volume of {tmp_path} is nearly full: beside what is kept, %d bytes were free for a checkpoint of 100"
     )
     assert [record.getMessage() for record in caplog.records] == [sentence % 150, sentence % 90]
+
+
+def test_who_is_told_to_stop_tries_for_20_seconds_however_long_nothing_could_be_saved_before() -> None:
+    clock, tries = FakeClock(), []
+    watch, trouble = Watch(clock, patience_seconds=3600), VolumeLost("it is away")
+    watch.failed(trouble, durable_step=4)
+    clock.pass_seconds(600)
+
+    def stop() -> None:
+        while True:
+            watch.failed(trouble, durable_step=4, told_to_stop=True)
+            tries.append(clock.monotonic())
+            clock.pass_seconds(1)
+
+    with pytest.raises(VolumeLost, match="nothing could be saved for 10m20s: it is away; step 4 is the newest"):
+        stop()
+    assert tries == [600 + second for second in range(20)]
 
 
 def test_it_is_said_once_that_a_save_hangs(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ import logging
 import os
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,11 +29,9 @@ from torch.optim.swa_utils import AveragedModel
 from piton.contract.progress import EVALUATION_EVERY_STEPS, EVALUATION_SECONDS, STEP_SECONDS
 from piton_trainer import Session
 from piton_trainer.clock import Clock
+from piton_trainer.peaks import mfu_per_token, peak_flops
 from piton_trainer.recipes.config import RecipeConfig
 from piton_trainer.recipes.protocol import ClipsGradients, Place, Recipe
-
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations per second, by what a device's name contains."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +50,15 @@ def train(session: Session, recipe: Recipe) -> None:
         _log.info(recipe.describe())
     clock = Clock()
     throughput = Throughput(recipe.tokens_per_step, _mfu_per_token(recipe, trainee.model, session), clock)
+    before: float | None = None
     for batches in session.steps(recipe.loader, total=config.steps):
-        recipe.tune(trainee.optimizers, fraction=session.fraction, step=session.step)
+        fraction = session.fraction
+        recipe.tune(trainee.optimizers, fraction=fraction, step=session.step)
         metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
-        if _is_evaluated(session.step + 1, config) or session.step + 1 == session.last_step:
+        if _is_evaluated(session.step + 1, config, session.last_step) or _seems_last(fraction, before):
             metrics |= _timed(trainee.evaluate, config, clock)
         session.report(**metrics)
+        before = fraction
 
 
 class Trainee:
@@ -124,16 +125,15 @@ class Trainee:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    @contextmanager
-    def _communicating(self, last: bool) -> Iterator[None]:
-        """Exchange gradients once per step: with those of the last micro-batch."""
-        if isinstance(self.runner, FSDPModule):
-            self.runner.set_requires_gradient_sync(last)
+    def _communicating(self, last: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients once per step, with those of the last micro-batch; shards exchange every time.
+
+        Gradients that wait for an exchange lie whole on every rank, and what is sharded is so because it does not fit.
+        """
         if isinstance(self.runner, DistributedDataParallel) and not last:
-            with self.runner.no_sync():
-                yield
-        else:
-            yield
+            waiting: AbstractContextManager[Any] = self.runner.no_sync()
+            return waiting
+        return nullcontext()
 
 
 class Average(AveragedModel):
@@ -244,15 +244,20 @@ def _sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def _is_evaluated(step: int, config: RecipeConfig) -> bool:
-    return step % config.eval_every == 0 or step == config.steps
+def _is_evaluated(step: int, config: RecipeConfig, last_step: int | None) -> bool:
+    return step % config.eval_every == 0 or step in (config.steps, last_step)
+
+
+def _seems_last(fraction: float, before: float | None) -> bool:
+    """Whether training ends with this step, if it takes up to half as long again as the one before.
+
+    Where time is the limit nobody knows for certain. The same on all ranks, as the fraction is.
+    """
+    return before is not None and fraction + 1.5 * (fraction - before) >= 1.0
 
 
 def _mfu_per_token(recipe: Recipe, model: nn.Module, place: Place) -> float | None:
-    peak = peak_flops(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
-    return None if peak is None else recipe.flops_per_token(model) / (peak * place.world_size)
-
-
-def peak_flops(device_name: str) -> float | None:
-    """What a GPU can do at best; None for one that nobody has looked up."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_name), None)
+    peak = recipe.config.peak_flops
+    if peak is None and place.device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(place.device))
+    return None if peak is None else mfu_per_token(recipe.flops_per_token(model), peak=peak, devices=place.world_size)

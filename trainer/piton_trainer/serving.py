@@ -23,7 +23,7 @@ from aiohttp import web
 
 from piton_trainer.recipes import catalog
 from piton_trainer.telling import Teller, Wish
-from piton_trainer.trained import Trained
+from piton_trainer.trained_model import TrainedModel
 
 BODY_BYTES_MAX = 1 << 20
 STREAMS_MAX = 8
@@ -34,7 +34,7 @@ GRACE_SECONDS = 20.0
 _log = logging.getLogger(__name__)
 
 
-def serve(trained: Trained, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(trained: TrainedModel, *, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Answer until SIGTERM or SIGINT; `ready` is told where.
 
     Raises:

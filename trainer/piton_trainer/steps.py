@@ -4,13 +4,12 @@
                                            |
                                            agree -> judge -> save if due -> report -> end, stop, or go on
 
-Everything that this process has done so far is known here; the session around it opens and closes the doors.
+Everything that this process has done so far is known here; the session around it opens and closes the doors, and
+`saving` knows how the saves are doing.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -19,26 +18,24 @@ from torch import Generator, Tensor
 from piton.contract import start
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
-from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, Progress
+from piton.contract.progress import Progress
 from piton_trainer.audience import Audience
 from piton_trainer.boundary import Rehearsal, Word, fraction_done, reason_to_end
-from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import Diverged, Ended, Stopped, VolumeLost
+from piton_trainer.errors import Ended, Stopped
 from piton_trainer.feed import Feed, Randomness, Resume, length_of
-from piton_trainer.interval import Choice, Interval
-from piton_trainer.metrics import LOSS, Metrics
+from piton_trainer.measured import Measured
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
+from piton_trainer.saving import Saves, Trained
 from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
-from piton_trainer.trouble import BACKOFF_SECONDS, Trouble, Troubles, Watch
-from piton_trainer.usage import Usage
+from piton_trainer.usage import peaks_of
 
 
 class Steps:
@@ -67,12 +64,12 @@ class Steps:
         self._signals = signals
         self._clock = clock
         self._startup = startup
-        self._watch = Watch(clock, patience_seconds=config.assignment.save.patience_seconds)
-        audience.watch(self._watch)
-        self._metrics = Metrics()
-        self._usage = Usage(ranks.device)
+        self._saves = Saves(
+            config.assignment.save, ranks=ranks, store=store, audience=audience, signals=signals, clock=clock
+        )
+        self._measured = Measured(config.assignment.objective)
         self._objects: Objects | None = None
-        self._feed: Randomness | None = None
+        self._trained: Trained | None = None
         self._resume: Resume | None = None
         self._restored: Restored | None = None
         self._total: int | None = None
@@ -80,11 +77,7 @@ class Steps:
         self._inside_step = False
         self._has_diverged = False
         self._end: Ended | None = None
-        self._interval = Interval(config.assignment.save)
-        self._told: Choice | None = None
         self._lap = self._waited = 0.0
-        self._is_prepared = self._is_postponed = False
-        self._announced: Saved | None = None
 
     @property
     def fraction(self) -> float:
@@ -108,7 +101,7 @@ class Steps:
 
     def report(self, metrics: Mapping[str, float | Tensor]) -> None:
         """Take the metrics of the step under way."""
-        self._metrics.report(metrics)
+        self._measured.report(metrics)
 
     def peek(self, name: str) -> Any:
         """The state of one object in the checkpoint that `restore` will take."""
@@ -171,7 +164,7 @@ class Steps:
             self.state.ended = "the script ended its loop"
             self._finish(self.state.ended)
         assert self.complete is not None
-        self._insist(partial(self._ranks.on_main, partial(self._store.close, self.complete)))
+        self._saves.close(self.complete)
 
     def progress(self, *, finished: bool = False) -> Progress:
         """A report of this moment."""
@@ -182,20 +175,14 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
-            metrics=self._metrics.read_all()
+            metrics=self._measured.read_all()
             | self._audience.lag
-            | self._interval_metrics()
-            | self._watch.metrics()
-            | self._usage.metrics()
+            | self._saves.metrics()
+            | peaks_of(self._ranks.device)
             | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
         )
-
-    def _interval_metrics(self) -> dict[str, float]:
-        """How often saves are made, where nobody has said it."""
-        choice = self._interval.choice
-        return {} if choice is None else {CHECKPOINT_INTERVAL_SECONDS: round(choice.seconds, 1)}
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:
         """The last message, for an end of this kind."""
@@ -213,8 +200,10 @@ class Steps:
 
     def _begin(self, feed: Randomness, total: int | None) -> bool:
         """Get ready for the first step; whether there is anything left to train."""
+        assert self._objects is not None
         self._startup.lap(start.MODEL)
-        self._feed, self._total = feed, total
+        self._trained = Trained(state=self.state, objects=self._objects, feed=feed, measured=self._measured)
+        self._total = total
         if len(set(self._ranks.gather(self._total))) > 1:
             raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
         self.has_begun = True
@@ -222,7 +211,7 @@ class Steps:
         self._lap = self._clock.monotonic()
         # Whichever attempt made the checkpoint, it and those after it have ended since.
         ended = self._store.attempt - (1 if self._restored is None else self._restored.attempt)
-        self._interval.begin(self.state.evidence.interrupted(ended), now=self._lap)
+        self._saves.begin(self.state, interruptions=ended, now=self._lap)
         if ending := self._reason_to_end():
             self._finish(ending)
             return False
@@ -256,55 +245,40 @@ class Steps:
         self.state.step += 1
         if self._startup.end():
             self._audience.started(self._startup.seconds)
-        self._bear(self._store.poll)
-        if self._ranks.is_main:
-            self._watch.look(in_flight=self._store.in_flight)
+        self._saves.poll()
         word = self._agree()
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
-        self._interval.stepped(lap)
-        self._announce()
+        self._saves.stepped(lap)
         self._audience.stepped(seconds=lap, waited_seconds=self._waited)
         if word.diverged:
-            raise self._diverged()
+            raise self._saves.diverged(self._begun)
         is_best = word.value is not None and self._judge(word.value)
-        ending = self._reason_to_end()
-        # One save at a time. A periodic one begins at the first boundary that finds the one before durable.
-        if ending:
+        if ending := self._reason_to_end():
             self._finish(ending)
             return True
         if word.stop:
-            self._save_at_last(told_to_stop=True)
+            self._saves.save_at_last(self._begun, told_to_stop=True)
             raise self._stopped()
-        self._is_postponed = word.save and self._store.in_flight and not is_best
-        if is_best or (word.save and not self._is_postponed):
-            self._bear(self._save)
-        elif not self._is_prepared:
-            self._prepare()
+        self._saves.save_if_due(self._begun, is_due=word.save, is_best=is_best)
         self._report()
-        self._metrics.next_step()
+        self._measured.next_step()
         self._lap = self._clock.monotonic()
         return False
 
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
-        save = self._ranks.is_main and self._save_is_due()
-        value = self._evaluation(save and not self._store.in_flight) if self._ranks.is_main else None
+        is_main, step = self._ranks.is_main, self.state.step
+        save = is_main and self._saves.is_due(step, is_last=step == self._total)
+        value = self._measured.evaluation(save=save and not self._store.in_flight) if is_main else None
         lap = self._clock.monotonic() - self._lap
         word = Word(
-            stop=self._signals.received is not None or (self._ranks.is_main and self._stop_is_wished()),
+            stop=self._signals.received is not None or (is_main and self._stop_is_wished()),
             save=save,
-            diverged=self._has_diverged or self._metrics.not_finite(self._watched, on_device=False) is not None,
+            diverged=self._has_diverged or self._measured.has_diverged(on_device=False),
             value=value,
-            training_seconds=self.state.training_seconds + lap if self._ranks.is_main else 0.0,
+            training_seconds=self.state.training_seconds + lap if is_main else 0.0,
         )
         return Word.from_vector(self._ranks.agree(word.to_vector()))
-
-    def _save_is_due(self) -> bool:
-        by_interval = self._interval.is_due(self.state.step, now=self._clock.monotonic())
-        if self._watch.is_stuck:
-            return not self._watch.holds_back
-        wished = self._audience.wishes_checkpoint
-        return by_interval or wished or self._is_postponed or self.state.step == self._total
 
     def _reason_to_end(self) -> str | None:
         if self.last_step is not None and self.state.step >= self.last_step:
@@ -317,145 +291,41 @@ class Steps:
         too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
         return too_late or self._audience.wishes_stop
 
-    def _evaluation(self, save: bool) -> float | None:
-        """The objective's value, if it was evaluated in this step. The loss of a batch is not, unless a save is due."""
-        objective = self._assignment.objective
-        if objective is None or not self._metrics.is_fresh(objective.metric):
-            return None
-        if objective.metric == LOSS and not save:
-            return None
-        value = self._metrics.read(objective.metric)
-        return value if value is not None and math.isfinite(value) else None
-
     def _judge(self, value: float) -> bool:
         objective = self._assignment.objective
         return objective is not None and self.state.judge(value, objective)
 
     @property
-    def _watched(self) -> tuple[str, ...]:
-        """Metrics without which there is nothing worth saving."""
-        objective = self._assignment.objective
-        return (LOSS,) if objective is None else (LOSS, objective.metric)
-
-    def _save(self) -> None:
-        """Save this step, unless that is done already. A diverged state is never saved."""
-        if self._store.taken_step == self.state.step or self._objects is None or self._feed is None:
-            return
-        bad = self._metrics.not_finite(self._watched, on_device=True) is not None
-        if self._ranks.agree([float(bad)])[0]:
-            raise self._diverged()
-        began, waited = self._clock.monotonic(), self._store.in_flight
-        self.state.evidence = self._interval.evidence(now=began)
-        self._store.save(self.state, self._objects, self._feed, self._metrics_to_save())
-        ended = self._clock.monotonic()
-        self._interval.saved(self.state.step, began=began, ended=ended, waited=waited)
-        self._is_prepared = True
-        self._audience.stood_still(seconds=ended - began)
-        self._usage.stood_still(ended - began)
-        self._announce()
-
-    def _bear(self, action: Callable[[], None]) -> None:
-        """Do what may fail because of the volume; training goes on without, for a while."""
-        try:
-            action()
-        except Troubles as trouble:
-            self._put_off(trouble)
-
-    def _put_off(self, trouble: Trouble, *, told_to_stop: bool = False) -> None:
-        """Training goes on without a save; or it does not, on all ranks alike."""
-        step = self._store.durable_step
-        self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, told_to_stop=told_to_stop))
-
-    def _save_at_last(self, *, told_to_stop: bool = False) -> None:
-        """Save this step, durably, or end."""
-        # What befell the save before is no reason not to try.
-        self._bear(self._settle)
-        self._insist(self._save_durably, told_to_stop=told_to_stop)
-
-    def _save_durably(self) -> None:
-        self._save()
-        self._settle()
-
-    def _insist(self, action: Callable[[], None], *, told_to_stop: bool = False) -> None:
-        """Do what the end needs; while the volume is away, again and again as long as there is time."""
-        while True:
-            try:
-                return action()
-            except VolumeLost as trouble:
-                stop = self._ranks.agree([told_to_stop or self._signals.received is not None])[0] > 0
-                self._put_off(trouble, told_to_stop=stop)
-                self._clock.sleep(BACKOFF_SECONDS)
-
-    def _prepare(self) -> None:
-        """After the first step there is all that will be saved: an optimizer has no momenta before."""
-        self._is_prepared = True
-        if self._objects is not None and self._feed is not None:
-            self._store.prepare(self._objects, self._feed)
-
-    def _settle(self) -> None:
-        """Wait for the save on its way."""
-        self._store.wait()
-        self._announce()
-
-    def _announce(self) -> None:
-        """Tell whoever listens of a checkpoint that has become durable."""
-        saved = self._store.saved
-        if saved is None or saved is self._announced:
-            return
-        self._announced = saved
-        self._interval.durable(saved.step, now=self._clock.monotonic())
-        if self._ranks.is_main:
-            self._watch.saved(saved)
-        self._audience.saved(saved, timestamp=self._clock.now().timestamp())
-
-    def _metrics_to_save(self) -> dict[str, float]:
-        """The metrics that belong to this state: an objective from an earlier step does not."""
-        objective = self._assignment.objective
-        metrics = self._metrics.read_all()
-        if objective is not None and not self._metrics.is_fresh(objective.metric):
-            metrics.pop(objective.metric, None)
-        return metrics
+    def _begun(self) -> Trained:
+        """What is trained, once the steps have begun."""
+        assert self._trained is not None
+        return self._trained
 
     def _finish(self, reason: str) -> None:
-        self._save_at_last()
-        assert self._objects is not None
+        trained = self._begun
+        self._saves.save_at_last(trained)
         self.complete = Complete(
             attempt=self._store.attempt,
             step=self.state.step,
-            weights_digest=weights_digest(self._objects.modules(MODEL, EMA)),
+            weights_digest=weights_digest(trained.objects.modules(MODEL, EMA)),
             best_step=self.state.best_step,
             best_metric=self.state.best_metric,
             reason=reason,
         )
 
     def _report(self) -> None:
-        self._tell_interval()
+        self._saves.tell_interval()
         now = self._clock.monotonic()
         if due := self._audience.due(now):
             progress = self.progress()
             for listener in due:
                 listener.post(progress, now)
             # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
-            self._has_diverged = self._metrics.not_finite(self._watched, on_device=True) is not None
-
-    def _tell_interval(self) -> None:
-        choice = self._interval.choice
-        if choice is None or choice is self._told:
-            return
-        self._told = choice
-        self._audience.chosen(choice)
+            self._has_diverged = self._measured.has_diverged(on_device=True)
 
     def _stopped(self) -> Stopped:
         received, step = self._signals.received, self._store.durable_step
         cause = "the server, the clock or another rank" if received is None else received.name
         return Stopped(
             f"told to stop by {cause}; " + ("nothing was trained yet" if step is None else f"step {step} is saved")
-        )
-
-    def _diverged(self) -> Diverged:
-        self._bear(self._settle)
-        names = " or ".join(self._watched)
-        return Diverged(
-            f"{names} is not a finite number at step {self.state.step}; "
-            f"the newest checkpoint is of step {self._store.durable_step}"
         )

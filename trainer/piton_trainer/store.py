@@ -6,6 +6,7 @@ shards       the tensors that this JSON refers to; those of one rank only are ca
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ from piton_trainer import codec, rng
 from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Document, Targets
+from piton_trainer.checkpoint.keep import with_the_rest
 from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_step
+from piton_trainer.checkpoint.save import size_of
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, OutOfSpace
 from piton_trainer.feed import Randomness, Resume
 from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
@@ -96,8 +99,25 @@ class Store:
         return self._fence.attempt
 
     def prepare(self, objects: Objects, feed: Randomness) -> None:
-        """Get ready for saves of these objects."""
+        """Get ready for saves of these objects.
+
+        Raises:
+            OutOfSpace: not even the first of them will fit: better heard now than after hours.
+        """
+        if self._restored_step is None:
+            size = size_of(self._gather(objects, feed)[1])
+            self._ranks.on_main(partial(self._expect_room, size))
         self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
+
+    def _expect_room(self, size: int) -> None:
+        with suppress(OSError):  # a volume in trouble: the first save will say it
+            free = self._disk.free_bytes(self._directory)
+            if free is None or free >= with_the_rest(size) or layout.step_folders(self._directory):
+                return
+            raise OutOfSpace(
+                f"the disk of {self._directory} is too small: a checkpoint takes {size:,} bytes and {free:,} are free; "
+                "nothing of this training could be saved"
+            )
 
     def poll(self) -> None:
         """See how the save on its way is doing."""

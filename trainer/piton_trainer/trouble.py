@@ -40,6 +40,7 @@ class Watch:
         self._clock = clock
         self._patience_seconds = patience_seconds
         self._since: float | None = None
+        self._stop_since: float | None = None
         self._next_try = self._backoff_seconds = 0.0
         self._said: set[type[Trouble]] = set()
         self._fit: int | None = None
@@ -78,19 +79,27 @@ class Watch:
             self._since, self._backoff_seconds = now, BACKOFF_SECONDS
         self.skipped += 1
         newest = "nothing is saved yet" if durable_step is None else f"step {durable_step} is the newest checkpoint"
-        limit = min(STOP_SECONDS, self._patience_seconds) if told_to_stop else self._patience_seconds
-        if self.stuck_seconds >= limit:
+        left = self._left(now, told_to_stop=told_to_stop)
+        if left <= 0:
             waited = format_duration(self.stuck_seconds)
             raise type(trouble)(f"nothing could be saved for {waited}: {trouble.detail}; {newest}") from trouble
         self._next_try = now + self._backoff_seconds
         self._backoff_seconds = min(2 * self._backoff_seconds, BACKOFF_SECONDS_MAX)
         if type(trouble) not in self._said:
             self._said.add(type(trouble))
-            left = format_duration(limit - self.stuck_seconds)
             logger.warning(
                 "a checkpoint cannot be saved: %s; %s. Training goes on and tries again, for %s at most",
-                *(trouble.detail, newest, left),
+                *(trouble.detail, newest, format_duration(left)),
             )
+
+    def _left(self, now: float, *, told_to_stop: bool) -> float:
+        """For how many seconds more a save is tried."""
+        left = self._patience_seconds - self.stuck_seconds
+        if told_to_stop:
+            if self._stop_since is None:
+                self._stop_since = now
+            left = min(left, self._stop_since + STOP_SECONDS - now)
+        return left
 
     def look(self, *, in_flight: bool) -> None:
         """Between two steps: a volume that does not answer fails nothing, it hangs."""

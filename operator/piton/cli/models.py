@@ -13,7 +13,7 @@ from piton.contract import names
 
 if TYPE_CHECKING:
     from piton_trainer.checkpoint.survey import Found
-    from piton_trainer.trained import Trained
+    from piton_trainer.trained_model import TrainedModel
 
 BEST, LATEST = "best", "latest"
 
@@ -21,7 +21,7 @@ BEST, LATEST = "best", "latest"
 def export(place: Path, out: Path, *, step: str | None, weights: str | None) -> int:
     """Write the model to a folder."""
     trained = read(place, step=step, weights=weights)
-    from piton_trainer import trained as models
+    from piton_trainer import trained_model as models
 
     models.write(trained, out)
     click.echo(f"step {trained.step:,} of {trained.recipe} ({trained.which}) is in {out}")
@@ -39,7 +39,7 @@ def serve(place: Path, *, step: str | None, weights: str | None, host: str, port
     return 0
 
 
-def read(place: Path, *, step: str | None, weights: str | None) -> "Trained":
+def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel":
     """The model of a run's folder, a checkpoint directory, one checkpoint, or what `piton export` has written.
 
     Raises:
@@ -48,7 +48,7 @@ def read(place: Path, *, step: str | None, weights: str | None) -> "Trained":
     if place.parts[:1] == ("s3:",):
         raise ValueError(f"{place} is in a bucket; fetch it with piton checkpoint restore, and name the folder")
     try:
-        from piton_trainer import trained as models
+        from piton_trainer import trained_model as models
         from piton_trainer.checkpoint.layout import Checkpoint
     except ImportError as error:
         raise not_installed(error) from error

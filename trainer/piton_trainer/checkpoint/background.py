@@ -125,7 +125,7 @@ class BackgroundCheckpointer:
                 name: json.dumps(document).encode() for name, document in documents.items()
             } | self._blueprint.indices
         parts = [Part(part.name, part.start, part.size) for part in self._blueprint.image.parts]
-        orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small, size=size_of(snapshot))]
+        orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small, size=size_of(snapshot.tensors))]
         if alone:
             orders.append(Commit(draft=draft, files=None))
         self._flight = Flight(draft=draft, is_sealed=alone, orders=orders)

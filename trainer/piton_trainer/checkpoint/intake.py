@@ -63,16 +63,15 @@ class Intake:
 
     def open(self) -> str | None:
         """Read and verify the small files; what is wrong with them."""
-        problem = None
         try:
             state, index = (self._verified(name) for name in SMALL_FILES)
             self._index = parse_index(index, self.checkpoint)
             self.document = json.loads(state)
         except OSError as error:
-            problem = f"it cannot be read: {error}"
+            return f"it cannot be read: {error}"
         except ValueError as error:
-            problem = str(error)
-        return problem
+            return str(error)
+        return None
 
     def open_index(self) -> None:
         """Only the index, of a checkpoint that has been verified.

@@ -174,6 +174,16 @@ def _of_other_size(path: Path, size: int, entry: FileEntry) -> str:
     return f"{path.name} has {size} bytes instead of {entry.size}"
 
 
+def look(folder: Path) -> tuple[Manifest | None, str | None]:
+    """A folder's manifest if it has a valid one, and what is wrong with it or with the sizes of its files."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        return None, str(error)
+    problems = (wrong_size(folder / name, entry) for name, entry in manifest.files.items())
+    return manifest, next((problem for problem in problems if problem), None)
+
+
 def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
     """What a file's bytes have against its entry in the manifest; None if nothing."""
     try:

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.intake import Document, Intake, Targets
 from piton_trainer.checkpoint.layout import Checkpoint
@@ -72,7 +71,7 @@ def newest_good(directory: Path, ranks: Ranks) -> Checkpoint | None:
 def newest_step(directory: Path) -> int | None:
     """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at."""
     found = (path for _, path in layout.step_folders(directory))
-    return next((manifest.step for manifest, problem in map(_manifest, found) if manifest and not problem), None)
+    return next((manifest.step for manifest, problem in map(layout.look, found) if manifest and not problem), None)
 
 
 def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -96,7 +95,7 @@ def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -
 def _candidates(directory: Path, ranks: Ranks) -> Iterator[Checkpoint]:
     """Folders that look like checkpoints, newest first."""
     for folder in ranks.on_main(lambda: [path for _, path in layout.step_folders(directory)]):
-        manifest, problem = ranks.on_main(partial(_manifest, folder))
+        manifest, problem = ranks.on_main(partial(layout.look, folder))
         if manifest is not None and problem is None:
             yield Checkpoint(folder=folder, manifest=manifest)
         else:
@@ -106,16 +105,6 @@ def _candidates(directory: Path, ranks: Ranks) -> Iterator[Checkpoint]:
 def _pass_over(folder: Path, problem: str | None, ranks: Ranks) -> None:
     if ranks.is_main:
         logger.warning("%s is passed over: %s", folder.name, problem)
-
-
-def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
-    """The manifest, and what is wrong with it or with the sizes of the files."""
-    try:
-        manifest = layout.read_manifest(folder)
-    except ValueError as error:
-        return None, str(error)
-    problems = (layout.wrong_size(folder / name, entry) for name, entry in manifest.files.items())
-    return manifest, next((problem for problem in problems if problem), None)
 
 
 def _read(intake: Intake, ranks: Ranks, wanted: Wanted) -> str | None:

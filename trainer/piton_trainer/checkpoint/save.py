@@ -95,7 +95,7 @@ class SyncCheckpointer:
 
     def _begin(self, folder: Path, snapshot: Snapshot) -> None:
         with layout.trouble_is_an_end(self._directory):
-            self._committer.begin(snapshot.step, size_of(snapshot))
+            self._committer.begin(snapshot.step, size_of(snapshot.tensors))
             for name, document in documents_of(snapshot, apart=self._apart).items():
                 self._disk.write(folder / name, json.dumps(document))
 
@@ -138,9 +138,9 @@ def clean_up(folder: Path, fence: Fence) -> None:
         fence.check()
 
 
-def size_of(snapshot: Snapshot) -> int:
+def size_of(tensors: Mapping[str, Tensor]) -> int:
     """How much a checkpoint of all ranks takes, but for what each rank has to itself."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def documents_of(snapshot: Snapshot, *, apart: bool) -> dict[str, Mapping[str, Any]]:

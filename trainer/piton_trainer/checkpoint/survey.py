@@ -3,7 +3,6 @@
 A look at names and sizes is cheap and finds what is torn or missing; `verify` hashes every file, and finds all.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from piton.contract import names
 from piton.contract.manifest import Complete, FileEntry, Manifest
 from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.fence import read as read_fence
 
 _THREADS = 8
 
@@ -55,16 +55,12 @@ def survey(directory: Path) -> list[Found]:
         folders = sorted(layout.step_folders(directory) + layout.weights_folders(directory), reverse=True)
     except OSError as error:
         raise ValueError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
-    return [_look(step, folder) for step, folder in folders]
+    return [_found(step, folder) for step, folder in folders]
 
 
-def _look(step: int, folder: Path) -> Found:
-    try:
-        manifest = layout.read_manifest(folder)
-    except ValueError as error:
-        return Found(folder=folder, step=step, manifest=None, problem=str(error))
-    problems = (layout.wrong_size(folder / name, entry) for name, entry in manifest.files.items())
-    return Found(folder=folder, step=step, manifest=manifest, problem=next((p for p in problems if p), None))
+def _found(step: int, folder: Path) -> Found:
+    manifest, problem = layout.look(folder)
+    return Found(folder=folder, step=step, manifest=manifest, problem=problem)
 
 
 def problem_of(found: Found, name: str, entry: FileEntry) -> str | None:
@@ -112,8 +108,9 @@ def best_step(found: Found) -> int | None:
 
 def fence(directory: Path) -> int | None:
     """The attempt that may commit here; None when nobody ever claimed, or nobody can tell."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((directory / names.FENCE_FILE).read_text(encoding="utf-8"))["attempt"])
+    with suppress(OSError, ValueError):
+        holder = read_fence(directory)
+        return None if holder is None else holder.attempt
     return None
 
 

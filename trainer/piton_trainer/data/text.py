@@ -5,6 +5,7 @@ mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a network that
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ SUFFIXES = (".txt", ".md")
 """What counts as text in a directory or below an S3 prefix."""
 BETWEEN = "\n\n"
 """Between two texts: a blank line, as between paragraphs."""
+DOCUMENT = "\N{START OF TEXT}"
+"""What begins a document, for models that are to know where one does."""
 
 
 def read_text(source: str) -> str:
@@ -41,6 +44,11 @@ def pydoc_text() -> str:
 
     names = sorted(topics, key=lambda name: hashlib.sha256(name.encode()).digest())
     return BETWEEN.join(dict.fromkeys(part.strip("\n") for name in names for part in topics[name].split(BETWEEN)))
+
+
+def as_documents(text: str) -> str:
+    """The text with each document's beginning marked, instead of the blank lines before it."""
+    return DOCUMENT + re.sub(r"\r?\n(?:[ \t]*\r?\n)+", DOCUMENT, text.strip("\r\n"))
 
 
 def _objects(uri: str) -> Iterator[tuple[str, bytes]]:

@@ -25,7 +25,7 @@ class RecipeConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps to train. None trains until `limits.trainingTime` is spent, so one of the two has to be there."""
     eval_every: int = Field(default=250, ge=1)
-    """Steps between evaluations. The last of `steps` has one as well. 250 is what nanochat uses."""
+    """Steps between evaluations. The last step has one as well. 250 is what nanochat uses."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the initial weights, the order of the data and dropout. Equal seeds give equal runs on a CPU."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -41,6 +41,10 @@ class RecipeConfig(BaseModel):
     """Compile each block with torch.compile. Off, as it slows the start of every attempt; worth it in long ones."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """ddp keeps the whole model on every rank; fsdp shards weights, gradients and optimizer, for what does not fit."""
+
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Operations per second that one GPU can do at best, for the metric `mfu`. None takes the dense bf16 figure of the
+    card, where it is a known one; else there is no such metric."""
 
     def check_length(self, training_seconds: float | None) -> None:
         """Refuse a run without an end.

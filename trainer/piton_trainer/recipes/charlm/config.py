@@ -24,6 +24,11 @@ class CharlmConfig(RecipeConfig):
     """Characters that the model sees at once."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations dropped after the embedding, attention and MLP. Worth it when a text is read many times."""
+    vocabulary_multiple: int = Field(default=8, ge=1)
+    """The vocabulary is padded to a multiple of this: tensor cores and shards want even sizes."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each block, and compute the rest again in the backward pass: a third more work, for a
+    fraction of the memory. The weights come out the same."""
 
     # The batch.
     device_batch_size: int = Field(default=4, ge=1)
@@ -48,6 +53,8 @@ class CharlmConfig(RecipeConfig):
     data: str = Field(default=PYDOC, min_length=1)
     """`pydoc` (Python's own documentation topics, which every machine has), a text file, a directory of *.txt and
     *.md files, or s3://bucket/prefix with such objects, which are fetched once per node (docs/data.md)."""
+    documents: bool = False
+    """The text consists of documents with blank lines between them; each then begins with a symbol of its own."""
     rare_below: int = Field(default=10, ge=1)
     """Characters seen fewer times than this share one replacement symbol, so that the vocabulary stays small."""
     validation_fraction: float = Field(default=0.05, gt=0, le=0.5)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piton_trainer.data.text import DOCUMENT
 from piton_trainer.data.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.memory import Memory
 from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.telling import Wish
-from piton_trainer.trained import Trained
+from piton_trainer.trained_model import TrainedModel
 
 _SHOWN = 10
 """Unknown characters that a refusal names."""
@@ -29,6 +30,8 @@ class Teller:
         self.model = model.eval()
         self.vocabulary = vocabulary
         self.device = model.wte.weight.device
+        self._begin = DOCUMENT if model.config.documents else ""
+        """What every text begins with, to the model."""
         unspeakable = torch.zeros(model.lm_head.out_features, dtype=torch.bool)
         unspeakable[0] = True  # the replacement symbol stands for characters that nobody can name
         unspeakable[len(vocabulary) :] = True  # padding
@@ -51,15 +54,18 @@ class Teller:
     def tell(self, wish: Wish) -> Iterator[str]:
         """The characters that come after the prompt, as they are drawn."""
         dice, length = torch.Generator().manual_seed(wish.seed), self.model.config.sequence_length
-        seen = deque(self.vocabulary.encode(wish.prompt).tolist(), maxlen=length)
+        seen = deque(self.vocabulary.encode(self._begin + wish.prompt).tolist(), maxlen=length)
         memories, fresh = self._memories(), list(seen)
         for _ in range(wish.max_tokens):
             if memories[0].is_full:
                 memories, fresh = self._memories(), list(seen)[-(length // 2) :]
             number = self._draw(self._logits(fresh, memories), wish, dice)
+            symbol = self.vocabulary.symbols[number]
+            if self._begin and symbol == self._begin:
+                return  # another document would begin
             fresh = [number]
             seen.append(number)
-            yield self.vocabulary.symbols[number]
+            yield symbol
 
     def about(self) -> Mapping[str, Any]:
         """What it can read."""
@@ -83,7 +89,7 @@ class Teller:
         return int(torch.multinomial((logits / wish.temperature).softmax(-1), 1, generator=dice))
 
 
-def open_model(trained: Trained, device: torch.device) -> Teller:
+def open_model(trained: TrainedModel, device: torch.device) -> Teller:
     """The model on a device, in half precision where it was trained so and the device is a GPU.
 
     Raises:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F  # noqa: N812 - the name that everybody knows
+from torch.utils.checkpoint import checkpoint
 
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.memory import Memory
+from piton_trainer.recipes.charlm.size import vocabulary_rows
 
 ROTARY_BASE = 10_000.0
 LOGITS_MAX = 15.0
-PADDING = 8
-"""The vocabulary is padded to a multiple of this: tensor cores and shards want even sizes."""
 
 
 class Attention(nn.Module):
@@ -70,7 +70,7 @@ class CharGPT(nn.Module):
     def __init__(self, config: CharlmConfig, *, symbols: int) -> None:
         super().__init__()
         self.config = config
-        vocabulary = padded(symbols)
+        vocabulary = vocabulary_rows(config, symbols)
         self.wte = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.lm_head = nn.Linear(config.width, vocabulary, bias=False)
@@ -81,7 +81,7 @@ class CharGPT(nn.Module):
         rotary = self.rotary[:, : ids.shape[1]]
         x = F.dropout(norm(self.wte(ids)), self.config.dropout, self.training)
         for block in self.blocks:
-            x = block(x, rotary)
+            x = self._through(block, x, rotary)
         logits = self._logits(x)
         return logits if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -102,10 +102,12 @@ class CharGPT(nn.Module):
         """The weights of the blocks: all of them are matrices, and Muon trains them."""
         return list(self.blocks.parameters())
 
-    def flops_per_token(self) -> float:
-        """Of training: 6 per weight that multiplies (the embedding only looks up), and those of attention."""
-        multiplying = sum(weight.numel() for weight in self.parameters()) - self.wte.weight.numel()
-        return 6.0 * multiplying + 12.0 * self.config.depth * self.config.width * self.config.sequence_length
+    def _through(self, block: nn.Module, x: Tensor, rotary: Tensor) -> Tensor:
+        if self.training and self.config.activation_checkpointing:
+            x = checkpoint(block, x, rotary, use_reentrant=False)
+        else:
+            x = block(x, rotary)
+        return x
 
     @torch.no_grad()
     def draw_weights(self, seed: int) -> None:
@@ -120,18 +122,13 @@ class CharGPT(nn.Module):
                 whole.normal_(0.0, 0.001, generator=generator)
             elif "c_proj" not in name:
                 whole.uniform_(-bound, bound, generator=generator)
-            weight.copy_(_like(whole, weight))
+            weight.copy_(part_of(whole, weight))
         self.rotary.copy_(rotary_table(self.config))
 
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without weights."""
     return F.rms_norm(x, (x.shape[-1],))
-
-
-def padded(symbols: int) -> int:
-    """Rows of the embedding for so many symbols."""
-    return -(-symbols // PADDING) * PADDING
 
 
 def rotary_table(config: CharlmConfig) -> Tensor:
@@ -149,7 +146,7 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.cat([left * cosine + right * sine, right * cosine - left * sine], dim=-1)
 
 
-def _like(whole: Tensor, weight: Tensor) -> Tensor:
+def part_of(whole: Tensor, weight: Tensor) -> Tensor:
     """The part of a drawn tensor that this rank holds; every rank drew the same, so nothing has to be sent."""
     if not isinstance(weight, DTensor):
         return whole

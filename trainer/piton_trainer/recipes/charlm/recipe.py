@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from piton_trainer.data.text import read_text
+from piton_trainer.data.text import as_documents, read_text
 from piton_trainer.data.vocabulary import Vocabulary
 from piton_trainer.data.windows import Batch, ShuffledWindows, Windows, in_order
 from piton_trainer.errors import BadConfig
+from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.recipes.protocol import Place, Stateful
@@ -36,7 +37,7 @@ class Charlm:
     def __init__(self, config: CharlmConfig, place: Place) -> None:
         self.config = config
         self.place = place
-        text = read_text(config.data)
+        text = as_documents(read_text(config.data)) if config.documents else read_text(config.data)
         self.vocabulary = Vocabulary.of(text, rare_below=config.rare_below)
         training, self.validation = split(self.vocabulary.encode(text), config)
         self.loader = ShuffledWindows(
@@ -53,8 +54,10 @@ class Charlm:
 
     def describe(self) -> str:
         """One line for the log."""
+        weights = size.parameters(self.config, len(self.vocabulary))
         return (
-            f"charlm: {len(self.loader.windows):,} training windows of {self.config.sequence_length} characters, "
+            f"charlm: {weights / 1e6:,.1f} million weights, "
+            f"{len(self.loader.windows):,} training windows of {self.config.sequence_length} characters, "
             f"{len(self.vocabulary)} symbols ({self.vocabulary.uniform_bits:.2f} bits each if all were equally likely)"
         )
 
@@ -70,9 +73,9 @@ class Charlm:
         """What is sharded and compiled as one."""
         return _charlm(model).blocks
 
-    def flops_per_token(self, model: nn.Module) -> float:
+    def flops_per_token(self, model: nn.Module) -> float:  # noqa: ARG002 - they follow from the config
         """Of training."""
-        return _charlm(model).flops_per_token()
+        return size.flops_per_token(self.config, len(self.vocabulary))
 
     def optimizers(self, model: nn.Module) -> list[Optimizer]:
         """Muon for the matrices, AdamW for embedding and head. `tune` sets their rates."""

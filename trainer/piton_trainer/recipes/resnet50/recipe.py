@@ -36,7 +36,7 @@ class Host(Place, Protocol):
 
 
 class Resnet:
-    """What the loop needs of `resnet50`; see `piton_trainer.loop.Recipe`."""
+    """What the loop needs of `resnet50`; see `piton_trainer.recipes.protocol.Recipe`."""
 
     def __init__(self, config: ResnetConfig, place: Place, data: Data) -> None:
         self.data = data

@@ -21,6 +21,7 @@ from piton_trainer import codec
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.export import check_place, place, save_tensors, weights_of
 from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.errors import BadConfig
 from piton_trainer.objects import EMA, MODEL
 from piton_trainer.recipes import catalog
 from piton_trainer.recipes.config import RecipeConfig
@@ -32,7 +33,7 @@ _RESUMING = frozenset({MODEL, EMA, "optimizer"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedModel:
     """A model that is known to be good, in memory."""
 
     recipe: str
@@ -49,7 +50,7 @@ class Trained:
     metrics: Mapping[str, float]
 
 
-def from_checkpoint(checkpoint: Checkpoint, which: str | None = None) -> Trained:
+def from_checkpoint(checkpoint: Checkpoint, which: str | None = None) -> TrainedModel:
     """Read a checkpoint that has been verified. Without `which`, the weights that were evaluated: an average, if any.
 
     Raises:
@@ -63,7 +64,7 @@ def from_checkpoint(checkpoint: Checkpoint, which: str | None = None) -> Trained
             "Piton; say piton checkpoint export"
         )
     which = which or (EMA if EMA in objects else MODEL)
-    return Trained(
+    return TrainedModel(
         recipe=origin["name"],
         config=origin["config"],
         settings=catalog.check(origin["name"], origin["config"]),
@@ -79,7 +80,7 @@ def _plain(document: Any) -> Any:
     return codec.join(document, dict[str, Tensor]().__getitem__)
 
 
-def write(trained: Trained, out: Path) -> None:
+def write(trained: TrainedModel, out: Path) -> None:
     """Write it to a folder that is not there yet.
 
     Raises:
@@ -92,13 +93,16 @@ def write(trained: Trained, out: Path) -> None:
         folder.mkdir()
         if module is None:
             _write_plainly(trained, folder)
-        else:
+            return
+        try:
             module.export(trained.settings, trained.weights, folder)
+        except BadConfig as error:
+            raise ValueError(error.detail) from error
 
     place(out, fill)
 
 
-def _write_plainly(trained: Trained, folder: Path) -> None:
+def _write_plainly(trained: TrainedModel, folder: Path) -> None:
     document = {
         "recipe": trained.recipe,
         "settings": trained.config,
@@ -116,7 +120,7 @@ def is_written(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
 
-def from_folder(folder: Path) -> Trained:
+def from_folder(folder: Path) -> TrainedModel:
     """Read what `write` has left.
 
     Raises:
@@ -127,7 +131,7 @@ def from_folder(folder: Path) -> Trained:
 
     try:
         document = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return Trained(
+        return TrainedModel(
             recipe=document["recipe"],
             config=document["settings"],
             settings=catalog.check(document["recipe"], document["settings"]),
