@@ -23,6 +23,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Preempts", "integer", ".status.preemptions", 0),
     ("ETA", "string", ".status.progress.eta", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Stage", "string", ".status.stages[-1:].name", 1),
     ("Attempt", "integer", ".status.attempt", 1),
     ("Failures", "integer", ".status.failures", 1),
     ("Lost", "integer", ".status.lost.steps", 1),
@@ -33,7 +34,12 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
 
 _KEPT = ("type", "description", "enum", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "maxItems")
 _FREE = {"x-kubernetes-preserve-unknown-fields": True}
-_LIST_KEYS = {"status.conditions": "type", "status.attempts": "number", "spec.trainer.env": "name"}
+_LIST_KEYS = {
+    "status.conditions": "type",
+    "status.attempts": "number",
+    "status.stages": "name",
+    "spec.trainer.env": "name",
+}
 
 
 def crd() -> dict[str, Any]:

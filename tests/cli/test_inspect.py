@@ -40,7 +40,7 @@ def test_plan_shows_the_rules_and_everything_that_would_run(tmp_path: Path, pito
 
     assert result.code == 0
     assert "due: attempt 1 is about to start" in result.out
-    assert "-> StartAttempt number 1 (reason: FirstAttempt)" in result.out
+    assert "-> StartAttempt number 1 stage Train (reason: FirstAttempt)" in result.out
     assert "It saves as often as pays" in result.out
     documents = [document for document in yaml.safe_load_all(result.out.split("---\n", 1)[1]) if document]
     assert [document.get("kind", "AppDef") for document in documents] == [
@@ -63,6 +63,21 @@ def test_plan_as_json_is_one_object(tmp_path: Path, piton: Piton) -> None:
     assert found["appDef"]["command"][0] == "python"
     assert found["pyTorchJob"]["metadata"]["name"] == "fake-1"
     assert found["volumeClaim"] is None
+
+
+def test_plan_shows_every_stage_with_the_number_that_it_would_have(tmp_path: Path, piton: Piton) -> None:
+    stages = {"prepare": {"command": ["python", "get.py"]}, "evaluate": {"command": ["python", "judge.py"]}}
+    result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts(stages=stages)), "--json")
+    found = json.loads(result.out)
+
+    (start,) = [e for d in found["decisions"] for e in d["effects"] if e["effect"] == "StartAttempt"]
+    assert (start["number"], start["stage"]) == (1, "Prepare")
+    jobs = {"Train": found["pyTorchJob"], **found["stages"]}
+    assert {stage: job["metadata"]["name"] for stage, job in jobs.items()} == {
+        "Prepare": "fake-1",
+        "Train": "fake-2",
+        "Evaluate": "fake-3",
+    }
 
 
 def test_plan_of_a_suspended_run_starts_nothing(tmp_path: Path, piton: Piton) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_the_phase_is_told_unless_it_is_training() -> None:
 
     assert facts(View(name="a", status=status, progress=None, objective=None, now=NOW))[0] == "stopping"
     assert "training" not in " ".join(facts(stopping))
+
+
+@pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.EVALUATING])
+def test_a_stage_without_steps_is_told_where_the_steps_would_be(phase: Phase) -> None:
+    view = a_view(None)
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(Panel(replace(view, status=view.status.model_copy(update={"phase": phase}))))
+
+    assert captured.get().count(phase.lower()) == 1
+    assert "starting" not in captured.get()
 
 
 def test_plain_lines_tell_progress_when_it_is_new_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:

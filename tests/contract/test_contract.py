@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -46,6 +47,26 @@ def test_last_words_survive_the_trip() -> None:
     )
 
     assert Termination.from_json(words.to_json()) == words
+
+
+def test_what_was_measured_is_bounded_and_finite() -> None:
+    metrics = {
+        "nan": math.nan,
+        "x" * 65: 1.0,
+        "\U0001f600" * 9: 1.0,
+        **{f"{number:02d}" + "m" * 62: number / 3 for number in range(40)},
+    }
+    text = Termination(outcome=Outcome.FINISHED, metrics=metrics, detail="d" * 5000).to_json()
+    found = Termination.from_json(text)
+
+    assert len(text) <= TERMINATION_MESSAGE_BYTES_MAX
+    assert found is not None
+    assert list(found.metrics.items()) == [(f"{number:02d}" + "m" * 62, number / 3) for number in range(32)]
+    assert Termination.from_json('{"outcome": "finished", "metrics": {"a": "b", "c": 1e999, "d": true, "e": 2}}') == (
+        Termination(outcome=Outcome.FINISHED, metrics={"e": 2.0})
+    )
+    odd = Termination.from_json('{"outcome": "finished", "metrics": [1]}')
+    assert odd == Termination(outcome=Outcome.FINISHED), "what is no metric costs only the metrics"
 
 
 def test_long_last_words_are_cut_to_what_the_kubelet_keeps() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from piton.core.increments import REASONS, End, Increments, Recovery, increments
+from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Lost, RunStatus, Verdict
 from support.builders import NOW, a_record, a_status, an_ended, later
@@ -23,9 +24,9 @@ def test_a_pass_that_changes_nothing_adds_nothing() -> None:
 def test_an_attempt_counts_as_started_when_its_job_is_created() -> None:
     pending, starting = a_record(1, AttemptState.PENDING), a_record(1, AttemptState.STARTING)
 
-    assert between(pending, before=a_status()).started == 0
-    assert between(starting, before=a_status(pending)).started == 1
-    assert between(a_record(1), before=a_status(starting)).started == 0
+    assert between(pending, before=a_status()).started == ()
+    assert between(starting, before=a_status(pending)).started == (Stage.TRAIN,)
+    assert between(a_record(1), before=a_status(starting)).started == ()
 
 
 def test_an_attempt_counts_as_ended_when_nothing_of_it_is_left() -> None:

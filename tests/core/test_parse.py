@@ -95,12 +95,41 @@ def test_the_environment_is_checked(variable: dict[str, Any], problem: str) -> N
         ({"capacity": {"patience": "30m"}}, "capacity.patience"),
         ({"capacity": {"maxPricePerHour": "15.00"}}, "capacity.maxPricePerHour"),
         ({"limits": {"budget": {"usd": "250"}}}, "limits.budget"),
-        ({"stages": {"prepare": {"command": ["x"]}}}, "stages.prepare"),
-        ({"stages": {"evaluate": {"command": ["x"]}}}, "stages.evaluate"),
     ],
 )
 def test_what_has_no_behaviour_yet_is_refused_and_not_ignored(parts: dict[str, Any], path: str) -> None:
     assert any(f"spec.{path}: this version" in sentence for sentence in problems_of(**parts))
+
+
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        ({"prepare": {}}, "spec.stages.prepare.command: missing; only a recipe has a program for this stage"),
+        ({"evaluate": {}}, "spec.stages.evaluate.command: missing; only a recipe has a program for this stage"),
+        (
+            {"evaluate": {"command": ["x"], "config": {"k": 1}}},
+            "spec.stages.evaluate.config: only a recipe has a config; pass your program its settings in the command",
+        ),
+        (
+            {"evaluate": {"command": ["x"], "recipe": "charlm"}},
+            "spec.stages.evaluate: at most one of recipe and command is needed, both are given; remove one",
+        ),
+        (
+            {"prepare": {"command": ["x"], "resources": {"limits": {"nvidia.com/gpu": "1"}}}},
+            "spec.stages.prepare.resources.limits: nvidia.com/gpu is not for this stage; remove it",
+        ),
+        (
+            {"evaluate": {"command": ["x"], "resources": {"limits": {"nvidia.com/gpu": "1"}}}},
+            "spec.stages.evaluate.resources.limits: nvidia.com/gpu is set by spec.stages.evaluate.gpus; remove it",
+        ),
+        (
+            {"prepare": {"command": ["x"], "deadline": "0s"}},
+            "spec.stages.prepare.deadline: '0s' is no time at all; write a duration such as 6h",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_work_is_refused(stages: dict[str, Any], sentence: str) -> None:
+    assert problems_of(trainer={"image": "i", "command": ["train"]}, stages=stages) == (sentence,)
 
 
 @pytest.mark.parametrize("name", ["x" * 47, "Upper", "1st", "a_b", "a.b", "-a", ""])

@@ -4,6 +4,7 @@ A failure prints the steps that lead to it; `@reproduce_failure` or the example 
 """
 
 import asyncio
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from piton.core.backoff import Pace
 from piton.core.conditions import settled
 from piton.core.decide import decide, still
+from piton.core.model import Stage
+from piton.core.stages import ORDER
 from piton.core.status import AttemptState, Phase
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
@@ -26,11 +29,17 @@ ENDS = (Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
 class RandomWorld(RuleBasedStateMachine):
     """One run, one adversary."""
 
-    @initialize(failures=st.integers(1, 4), old_news=st.booleans(), deletion=st.booleans())
-    def begin(self, failures: int, old_news: bool, deletion: bool) -> None:
+    @initialize(
+        failures=st.integers(1, 4),
+        old_news=st.booleans(),
+        deletion=st.booleans(),
+        stages=st.sampled_from([{}, {"prepare": {}}, {"prepare": {}, "evaluate": {}}]),
+    )
+    def begin(self, failures: int, old_news: bool, deletion: bool, stages: dict[str, Any]) -> None:
         """Some worlds are free of stale observations, and some of deletion: both hide other faults."""
         self.old_news, self.deletion = old_news, deletion
-        self.world = FakeWorld(spec=a_spec(limits={"failures": failures}))
+        self.stages = stages
+        self.world = FakeWorld(spec=a_spec(limits={"failures": failures}, stages=stages))
         self.highest = 0
         self.succeeded = False
         self.crashes = 0
@@ -165,17 +174,30 @@ class RandomWorld(RuleBasedStateMachine):
         assert writers == sorted(writers)
 
     @invariant()
+    def the_stages_come_in_order_and_each_when_the_one_before_is_finished(self) -> None:
+        order = [ORDER.index(stage) for stage in self.world.stages_created]
+        assert order == sorted(order)
+        reached = max(order, default=0)
+        wanted = [Stage.PREPARE, Stage.TRAIN] if self.stages else [Stage.TRAIN]
+        behind = [stage for stage in wanted if ORDER.index(stage) < reached]
+        assert all(self.world.status.stage(stage).end_time for stage in behind), self.world.status.stages
+        assert reached < ORDER.index(Stage.EVALUATE) or self.world.store.complete is not None
+
+    @invariant()
     def success_is_proven_and_for_ever(self) -> None:
         now = self.world.status.is_true("Succeeded")
         assert not (self.succeeded and not now)
         assert not now or self.world.store.complete is not None
+        assert not now or "evaluate" not in self.stages or self.world.status.stage(Stage.EVALUATE).end_time
         self.succeeded = now
 
     @invariant()
     def every_end_is_booked_to_its_own_account(self) -> None:
         assert self.world.status.failures <= self.crashes
         status = self.world.status
-        assert status.failures <= self.failure_limit
+        assert all(stage.failures <= self.failure_limit for stage in status.stages)
+        for counter in ("failures", "preemptions", "infrastructure_failures"):
+            assert getattr(status, counter) == sum(getattr(stage, counter) for stage in status.stages)
         assert status.preemptions <= self.machines_lost
         if not self.old_news:  # a pod that went before anybody looked leaves no evidence of a preemption
             assert status.preemptions + status.infrastructure_failures <= self.machines_lost + self.jobs_lost
@@ -209,9 +231,11 @@ class RandomWorld(RuleBasedStateMachine):
         if world.status.is_true("Succeeded"):
             assert world.status.result is not None
             assert world.status.result.step == TOTAL_STEPS
+            assert (world.status.result.evaluation is not None) == ("evaluate" in self.stages)
+            assert all(step == TOTAL_STEPS for step in world.evaluated)
         else:
-            limit = self.spec.limits.failures if self.spec else 0
-            assert world.status.failures >= limit or world.status.infrastructure_failures >= PACE.fruitless_failures
+            failures = world.status.stage(current.stage).failures
+            assert failures >= self.failure_limit or world.status.infrastructure_failures >= PACE.fruitless_failures
         for _ in range(20):
             self._pass()
             world.tick()

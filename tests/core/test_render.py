@@ -7,6 +7,7 @@ import pytest
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
+from piton.core.model import Stage
 from piton.core.pytorchjob import pytorchjob, volume_claim
 from piton.core.render import (
     ELASTIC_SHUTDOWN_SECONDS,
@@ -298,3 +299,105 @@ def test_trainers_are_told_how_often_to_save_and_so_are_people(every: Any, polic
 
     assert assignment(spec).save == policy
     assert interval(spec) == words
+
+
+# --- what an attempt at another stage is made of ---------------------------------------------------------------------
+
+ON_GPUS = {
+    "workers": {
+        "nodes": 2,
+        "gpusPerNode": 8,
+        "instanceTypes": ["p4d.24xlarge"],
+        "zones": ["us-east-1a"],
+        "template": {
+            "nodeSelector": {"pool": "gpu"},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+            "serviceAccountName": "data-reader",
+            "resources": {"requests": {"cpu": "90"}},
+        },
+    },
+    "capacity": {"tiers": ["Spot"]},
+    "checkpoint": SHARED,
+}
+
+
+def a_stage(stage: Stage, own: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    spec = a_spec(**{**ON_GPUS, **parts}, stages={stage.lower(): own})
+    return pytorchjob(meta(), spec, 3, ProgressServer(url="https://o", ca_pem="PEM"), stage=stage, checkpoint_step=90)
+
+
+def test_preparing_asks_for_any_cheap_node_of_the_zone_with_the_same_volume_and_rights() -> None:
+    manifest = a_stage(Stage.PREPARE, {"resources": {"requests": {"cpu": "16"}}, "nodeSelector": {"pool": "cpu"}})
+    training = pytorchjob(meta(), a_spec(**ON_GPUS), 4, ProgressServer(url="https://o", ca_pem="PEM"))
+    spec, (term,) = pod(manifest), terms(manifest)
+
+    assert {name: r["replicas"] for name, r in manifest["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}
+    assert container(manifest)["resources"] == {"requests": {"cpu": "16"}}
+    assert term == [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["us-east-1a"]}]
+    assert spec["nodeSelector"] == {"pool": "cpu"}
+    assert {t["key"] for t in spec["tolerations"]} == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+    assert manifest["metadata"]["labels"]["piton.dev/stage"] == "Prepare"
+    for same in ("volumes", "serviceAccountName", "securityContext", "terminationGracePeriodSeconds"):
+        assert spec[same] == pod(training)[same]
+    for same in ("image", "volumeMounts"):
+        assert container(manifest)[same] == container(training)[same]
+    assert env(manifest)["PITON_CHECKPOINT_DIR"] == env(training)["PITON_CHECKPOINT_DIR"]
+
+
+def terms(manifest: dict[str, Any]) -> list[Any]:
+    affinity = pod(manifest)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return [term["matchExpressions"] for term in affinity["nodeSelectorTerms"]]
+
+
+def test_an_evaluation_with_gpus_asks_for_a_node_like_those_of_the_training() -> None:
+    manifest = a_stage(Stage.EVALUATE, {"gpus": 4})
+
+    assert container(manifest)["resources"]["limits"] == {"nvidia.com/gpu": "4"}
+    assert container(manifest)["command"][:3] == ["torchrun", "-m", "piton_trainer.evaluate"]
+    assert pod(manifest)["nodeSelector"] == {"pool": "gpu"}
+    assert {"spot", "nvidia.com/gpu"} <= {t["key"] for t in pod(manifest)["tolerations"]}
+    assert all("p4d.24xlarge" in str(term) for term in terms(manifest))
+    assert any("karpenter.sh/capacity-type" in str(term) for term in terms(manifest))
+
+
+def test_an_evaluation_knows_its_checkpoint_and_nobody_scrapes_it() -> None:
+    manifest = a_stage(Stage.EVALUATE, {})
+
+    assert env(manifest)["PITON_CHECKPOINT"] == "/checkpoints/ragcun/step-000000090"
+    assert "ports" not in container(manifest)
+    assert "PITON_METRICS_PORT" not in env(manifest)
+    assert "PITON_CHECKPOINT" not in env(job())
+    assert "piton.dev/stage" not in job()["metadata"]["labels"], "a job of an older operator is still the run's"
+
+
+@pytest.mark.parametrize(
+    ("stage", "own", "command"),
+    [
+        (Stage.PREPARE, {}, ["python", "-m", "piton_trainer.prepare"]),
+        (Stage.EVALUATE, {}, ["python", "-m", "piton_trainer.evaluate"]),
+        (Stage.PREPARE, {"command": ["bash", "get.sh"]}, ["bash", "get.sh"]),
+    ],
+)
+def test_a_stage_runs_what_its_recipe_has_or_the_users_command(
+    stage: Stage, own: dict[str, Any], command: list[str]
+) -> None:
+    assert container(a_stage(stage, own))["command"] == command
+
+
+@pytest.mark.parametrize(
+    ("own", "recipe", "config"),
+    [
+        pytest.param({}, "charlm", {"steps": 9, "evalTokens": 10}, id="the training's"),
+        pytest.param({"config": {"evalTokens": 99}}, "charlm", {"steps": 9, "evalTokens": 99}, id="but for a few"),
+        pytest.param({"recipe": "other", "config": {"k": 1}}, "other", {"k": 1}, id="another recipe has its own"),
+    ],
+)
+def test_an_evaluation_has_the_settings_of_the_training_and_its_own(
+    own: dict[str, Any], recipe: str, config: dict[str, Any]
+) -> None:
+    trainer = {"image": "i", "recipe": "charlm", "config": {"steps": 9, "evalTokens": 10}}
+    manifest = a_stage(Stage.EVALUATE, own, trainer=trainer)
+    annotations = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["annotations"]
+    told = Assignment.from_json(annotations[names.ANNOTATION_CONFIG])
+
+    assert (told.recipe, told.config) == (recipe, config)

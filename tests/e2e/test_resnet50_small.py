@@ -15,7 +15,8 @@ undisturbed = undisturbed_run(MANIFEST)
 
 
 def test_it_learns_to_read_digits(undisturbed: Found) -> None:
-    assert (undisturbed["preemptions"], undisturbed["attempts"]) == (0, 1)
+    assert (undisturbed["preemptions"], undisturbed["attempts"]) == (0, 2)
+    assert undisturbed["stages"].keys() == {"Prepare", "Train"}
     assert undisturbed["bestMetric"] > 90  # percent of 1,000 digits that it has not seen; guessing has 10
 
 

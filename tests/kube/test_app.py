@@ -138,7 +138,7 @@ async def test_metrics_are_served_until_the_operator_ends(cluster: Cluster) -> N
     async with aiohttp.ClientSession() as session:
         async with _operator(cluster, metrics_port=port):
             await _reach_training(cluster)
-            assert "piton_attempts_started_total 1.0" in await _text(session, port)
+            assert 'piton_attempts_started_total{stage="Train"} 1.0' in await _text(session, port)
         with pytest.raises(aiohttp.ClientConnectionError):
             await _text(session, port)
 

@@ -6,6 +6,7 @@ import pytest
 
 from piton.contract import names
 from piton.contract.ends import Outcome
+from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import ConditionStatus, Phase, Verdict
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
@@ -43,6 +44,48 @@ async def test_a_disrupted_pod_leads_to_a_second_attempt_and_not_to_a_failure(pi
     assert status.attempts[0].verdict is Verdict.PREEMPTED
     assert "EvictionByEvictionAPI" in status.attempts[0].message
     assert pilot.creates() == {"persistentvolumeclaims": 1, "pytorchjobs": 2}
+
+
+async def test_a_run_with_stages_asks_for_no_gpu_before_it_is_prepared_and_is_evaluated_at_the_end(
+    pilot: Pilot,
+) -> None:
+    pilot.cluster.script[1] = Disrupted()
+    pilot.cluster.script[3] = Disrupted()
+    pilot.cluster.script[5] = Ends(metrics={"ndcg_10": 0.42})
+    await pilot.cluster.apply(a_manifest(stages={"prepare": {}, "evaluate": {}}))
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+
+    assert [record.stage for record in status.attempts] == [
+        Stage.PREPARE,
+        Stage.PREPARE,
+        Stage.TRAIN,
+        Stage.TRAIN,
+        Stage.EVALUATE,
+    ]
+    assert (status.preemptions, status.failures) == (2, 0)
+    assert status.result is not None
+    assert status.result.evaluation is not None
+    assert [(m.name, m.value) for m in status.result.evaluation.metrics] == [("ndcg_10", "0.42")]
+    jobs = {job["metadata"]["name"]: job for job in pilot.server.all(JOBS)}
+    gpus = {name: "nvidia.com/gpu" in str(job["spec"]) for name, job in jobs.items()}
+    assert gpus == {"ragcun-2": False, "ragcun-4": True, "ragcun-5": False}
+    env = jobs["ragcun-5"]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "PITON_CHECKPOINT", "value": "/checkpoints/ragcun/step-000000100"} in env
+
+
+async def test_an_operator_that_lost_the_status_goes_on_with_the_stage_that_runs(pilot: Pilot) -> None:
+    pilot.cluster.script[2] = Runs()
+    await pilot.cluster.apply(a_manifest(stages={"prepare": {}}))
+    await pilot.until_phase(Phase.TRAINING)
+    run = pilot.run()
+    assert run is not None
+    await pilot.server.put(RUNS, {**run, "status": {}})
+    status = await pilot.until_phase(Phase.TRAINING)
+
+    assert (status.attempt, [stage.name for stage in status.stages]) == (2, [Stage.TRAIN])
+    pilot.cluster.script[2] = Disrupted()
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert [record.stage for record in status.attempts] == [Stage.TRAIN, Stage.TRAIN]
 
 
 async def test_every_worker_of_a_preempted_attempt_is_gone_before_the_next_begins(pilot: Pilot) -> None:

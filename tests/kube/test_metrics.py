@@ -1,9 +1,12 @@
 """The operator's metrics: counted once, bounded, and gone with the run."""
 
+from itertools import product
+
 import pytest
 from prometheus_client import generate_latest
 
 from piton.core.increments import REASONS, End, Increments, Recovery
+from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import CheckpointStatus, Lost, Phase, ProgressStatus, Verdict
 from piton.kube.metrics import JOB, RUN, Meter, Registry
@@ -30,9 +33,9 @@ def test_what_can_be_known_beforehand_starts_at_zero(meter: Meter) -> None:
     assert value(meter, "piton_queue_depth", controller=JOB) == 0
     assert value(meter, "piton_reconcile_errors_total", controller=RUN, fault="bug") == 0
     assert value(meter, "piton_recovery_seconds_count", cause="Preempted") == 0
-    for verdict, reasons in REASONS.items():
+    for stage, (verdict, reasons) in product(Stage, REASONS.items()):
         for reason in reasons:
-            assert value(meter, "piton_attempts_total", verdict=verdict, reason=reason) == 0
+            assert value(meter, "piton_attempts_total", stage=stage, verdict=verdict, reason=reason) == 0
     for reason in REASONS[Verdict.PREEMPTED]:
         assert value(meter, "piton_preemptions_total", cause=reason) == 0
 
@@ -41,10 +44,10 @@ def test_an_increment_is_counted_where_it_belongs(meter: Meter) -> None:
     preempted = End(verdict=Verdict.PREEMPTED, reason=Reason.NODE_GONE)
     recovery = Recovery(verdict=Verdict.PREEMPTED, seconds=42)
 
-    meter.count(Increments(started=2, ends=(preempted,), recovery=recovery, lost_steps=7))
+    meter.count(Increments(started=(Stage.TRAIN, Stage.TRAIN), ends=(preempted,), recovery=recovery, lost_steps=7))
 
-    assert value(meter, "piton_attempts_started_total") == 2
-    assert value(meter, "piton_attempts_total", verdict="Preempted", reason="NodeGone") == 1
+    assert value(meter, "piton_attempts_started_total", stage="Train") == 2
+    assert value(meter, "piton_attempts_total", stage="Train", verdict="Preempted", reason="NodeGone") == 1
     assert value(meter, "piton_preemptions_total", cause="NodeGone") == 1
     assert value(meter, "piton_lost_steps_total") == 7
     assert value(meter, "piton_recovery_seconds_sum", cause="Preempted") == 42
@@ -110,9 +113,9 @@ async def test_a_life_with_a_preemption_is_counted_once(pilot: Pilot) -> None:
     await pilot.until_phase(Phase.SUCCEEDED)
     await pilot.settle()
 
-    assert value(pilot.meter, "piton_attempts_started_total") == 2
+    assert value(pilot.meter, "piton_attempts_started_total", stage="Train") == 2
     assert value(pilot.meter, "piton_preemptions_total", cause="Disrupted") == 1
-    assert value(pilot.meter, "piton_attempts_total", verdict="Finished", reason="Finished") == 1
+    assert value(pilot.meter, "piton_attempts_total", stage="Train", verdict="Finished", reason="Finished") == 1
     assert value(pilot.meter, "piton_runs", phase="Succeeded") == 1
     assert value(pilot.meter, "piton_reconcile_errors_total", controller=RUN, fault="bug") == 0
 
@@ -125,13 +128,13 @@ async def test_a_status_that_could_not_be_written_is_not_counted(pilot: Pilot) -
     for _ in range(3):
         await pilot.settle()
         pilot.advance(5)
-    assert value(pilot.meter, "piton_attempts_started_total") == 0
+    assert value(pilot.meter, "piton_attempts_started_total", stage="Train") == 0
     assert value(pilot.meter, "piton_reconcile_errors_total", controller=RUN, fault="api") != 0
 
     pilot.server.refuse = lambda request: None
     pilot.advance(60)
     await pilot.until_phase(Phase.SUCCEEDED)
-    assert value(pilot.meter, "piton_attempts_started_total") == 1
+    assert value(pilot.meter, "piton_attempts_started_total", stage="Train") == 1
 
 
 async def test_operators_that_die_and_follow_each_other_count_nothing_twice(cluster: Cluster) -> None:
@@ -145,7 +148,7 @@ async def test_operators_that_die_and_follow_each_other_count_nothing_twice(clus
                 await pilot.until_phase(Phase.SUCCEEDED)
             except Death:
                 assert dies_after is not None
-            started += value(pilot.meter, "piton_attempts_started_total") or 0
+            started += value(pilot.meter, "piton_attempts_started_total", stage="Train") or 0
             preempted += value(pilot.meter, "piton_preemptions_total", cause="Disrupted") or 0
     assert started <= 2
     assert preempted <= 1

@@ -1,6 +1,7 @@
 import pytest
 
 from piton.contract.progress import Progress
+from piton.core.model import Stage
 from piton.local.drills import Drill, first_due, parse, pending
 
 
@@ -23,12 +24,23 @@ def test_a_drill_is_parsed(text: str, kind: str, unit: str, position: float) -> 
     drill = parse(text)
 
     assert (drill.kind, drill.unit, drill.position, drill.text) == (kind, unit, position, text)
+    assert drill.stage is Stage.TRAIN
+
+
+def test_a_drill_may_name_a_stage_that_has_no_steps_but_seconds() -> None:
+    drill = parse("prepare:kill@5s")
+
+    assert (drill.stage, drill.kind, drill.unit, drill.position) == (Stage.PREPARE, "kill", "seconds", 5.0)
+    assert parse("evaluate:preempt@1m").stage is Stage.EVALUATE
+    with pytest.raises(ValueError, match="only training has steps; write one like prepare:preempt@5s"):
+        parse("prepare:preempt@50%")
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "50%", "preempt", "preempt@", "kill@50", "kill@-5%", "kill@0%", "kill@100%", "kill@step0", "kill@stepx",
-     "stop@50%", "kill@2x", "kill@m", "kill@30m2h", "preempt@50% ", "PREEMPT@50%", "kill@step1.5"],
+     "stop@50%", "train:kill@5s", ":kill@5s", "kill@2x", "kill@m", "kill@30m2h", "preempt@50% ",
+     "PREEMPT@50%", "kill@step1.5"],
 )  # fmt: skip
 def test_what_is_no_drill_is_refused_with_a_sentence_that_shows_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"write one like|write a percentage|first step|not a duration") as error:

@@ -1,6 +1,6 @@
 """Short ways to say what matters in a test; everything else is a good default."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from piton.core.model import Meta, Spec
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.parse import parse
 from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, StageStatus, Verdict
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -74,8 +74,26 @@ def an_ended(number: int = 1, verdict: Verdict = Verdict.PREEMPTED, **fields: An
 
 def a_status(*attempts: AttemptStatus, phase: Phase = Phase.TRAINING, **fields: Any) -> RunStatus:
     number = attempts[-1].number if attempts else 0
+    fields = {"stages": _stages(attempts, fields.get("failures", 0)), **fields}
     status = RunStatus(attempt=number, attempts=attempts, **fields)
     return in_phase(status, phase, Reason.TRAINING, "", now=NOW, generation=1)
+
+
+def _stages(attempts: Sequence[AttemptStatus], failures: int) -> tuple[StageStatus, ...]:
+    """The stages that these attempts are for; the failures are the newest one's."""
+    found = []
+    for name in dict.fromkeys(attempt.stage for attempt in attempts):
+        own = [attempt for attempt in attempts if attempt.stage is name]
+        found.append(
+            StageStatus(
+                name=name,
+                attempts=len(own),
+                failures=failures if own[-1] is attempts[-1] else 0,
+                start_time=own[0].created_time,
+                end_time=own[-1].ended_time if own[-1].verdict is Verdict.FINISHED else None,
+            )
+        )
+    return tuple(found)
 
 
 def a_replica(

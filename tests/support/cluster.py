@@ -7,7 +7,7 @@ job Failed at once, and a master that exits 0 makes it Succeeded, whatever it ha
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -51,6 +51,7 @@ class Ends:
     outcome: Outcome = Outcome.FINISHED
     step: int = 100
     exit_code: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def code(self) -> int:
@@ -208,6 +209,7 @@ class Cluster:
             step=fate.step,
             checkpoint_step=saved,
             weights_digest="sha256:5eed" if finished else None,
+            metrics=fate.metrics,
             detail="all steps are done" if finished else "",
         )
         ended = {"exitCode": fate.code, "finishedAt": self._time(), "message": words.to_json(), "reason": "Completed"}

@@ -1,7 +1,8 @@
 """An in-memory world for one run: a cluster with trainers that train, save, are fenced, and lose their machines.
 
-It implements `piton.ports.World` and breaks on command: machines die with and without notice, observations are stale or
-missing, and the operator's process dies before or after any single call. Time is virtual; one tick is one second.
+Of a run's other stages it knows how long they take. It implements `piton.ports.World` and breaks on command: machines
+die with and without notice, observations are stale or missing, and the operator's process dies before or after any
+single call. Time is virtual; one tick is one second.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from piton.core.effects import (
     StartAttempt,
     StopAttempt,
 )
-from piton.core.model import Meta, Spec
+from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.status import RunStatus
 from piton.ports import Conflict, Unavailable
@@ -31,6 +32,8 @@ TOTAL_STEPS = 60
 SAVE_EVERY = 7
 STEPS_PER_SECOND = 2
 GRACE_SECONDS = 3
+STAGE_SECONDS = 9
+"""What a stage beside the training takes."""
 
 
 class Crash(BaseException):
@@ -45,6 +48,7 @@ class Trainer:
     resumed_from: int
     step: int
     owner: int = 0
+    stage: Stage = Stage.TRAIN
     checkpoint_step: int | None = None
     alive: bool = True
     fenced_at_start: bool = False
@@ -57,6 +61,8 @@ class Trainer:
     shown: bool = True
     """Whether the pod object still exists."""
     dies_at: datetime | None = None
+    done_at: datetime | None = None
+    """When a stage beside the training is finished."""
 
 
 @dataclass
@@ -88,6 +94,10 @@ class FakeWorld:
     job_exists: set[int] = field(default_factory=set)
     zombies: list[Trainer] = field(default_factory=list)
     created: list[int] = field(default_factory=list)
+    stages_created: list[Stage] = field(default_factory=list)
+    """What the attempts were created for, in order."""
+    evaluated: list[int | None] = field(default_factory=list)
+    """Of which checkpoints evaluations were told."""
     announced: list[Announcement] = field(default_factory=list)
     calls_until_crash: int | None = None
     crash_after_the_call: bool = False
@@ -152,8 +162,8 @@ class FakeWorld:
                 self._forget()
             case CreateVolume():
                 self.volume = True
-            case StartAttempt(number=number):
-                self._start(number)
+            case StartAttempt():
+                self._start(effect)
             case StopAttempt(number=number):
                 self._stop(number)
             case RemoveReplica(number=number):
@@ -162,17 +172,24 @@ class FakeWorld:
 
     # --- what it does ------------------------------------------------------------------------------------------------
 
-    def _start(self, number: int) -> None:
+    def _start(self, effect: StartAttempt) -> None:
+        number = effect.number
         if number in self.job_exists or (number in self.jobs and self.jobs[number].shown):
             return
         self.created.append(number)
+        self.stages_created.append(effect.stage)
         self._owners += 1
-        trainer = Trainer(number=number, resumed_from=0, step=0, owner=self._owners)
+        trainer = Trainer(number=number, stage=effect.stage, resumed_from=0, step=0, owner=self._owners)
         if number in self.jobs:
             self.zombies.append(self.jobs[number])
         self.jobs[number] = trainer
         self.job_exists.add(number)
-        self._claim(trainer)
+        if effect.stage is Stage.TRAIN:
+            self._claim(trainer)
+            return
+        trainer.done_at = self.time + timedelta(seconds=STAGE_SECONDS)
+        if effect.stage is Stage.EVALUATE:
+            self.evaluated.append(effect.checkpoint_step)
 
     def _claim(self, trainer: Trainer) -> None:
         if trainer.number < self.store.fence:
@@ -203,9 +220,22 @@ class FakeWorld:
         """One second passes."""
         self.time += timedelta(seconds=1)
         for trainer in [*self.jobs.values(), *self.zombies]:
-            if trainer.alive:
+            if trainer.alive and trainer.stage is Stage.TRAIN:
                 self._train(trainer)
+            elif trainer.alive:
+                self._work(trainer)
         self._forget()
+
+    def _work(self, trainer: Trainer) -> None:
+        """A stage beside the training. It reports a step like any program that may have one, and heeds SIGTERM."""
+        trainer.step += 1
+        if trainer.dies_at is not None:
+            self._exit(trainer, 143)
+            trainer.shown = not trainer.deleting
+        elif trainer.done_at is not None and self.time >= trainer.done_at:
+            metrics = {"accuracy": 0.75} if trainer.stage is Stage.EVALUATE else {}
+            said = Termination(outcome=Outcome.FINISHED, step=TOTAL_STEPS, checkpoint_step=TOTAL_STEPS, metrics=metrics)
+            self._exit(trainer, 0, said if trainer.stage is Stage.EVALUATE else None)
 
     def _train(self, trainer: Trainer) -> None:
         if trainer.dies_at is not None:
@@ -286,6 +316,7 @@ class FakeWorld:
         job = JobState.FAILED if failed else JobState.ACTIVE
         return AttemptSeen(
             number=number,
+            stage=trainer.stage,
             job=job if exists else None,
             deleting=not exists,
             replicas=(self._replica(trainer),) if trainer.shown else (),

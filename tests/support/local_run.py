@@ -43,7 +43,7 @@ def undisturbed_run(manifest: str) -> Any:
 def assert_it_lost_no_step(found: Found, undisturbed: Found) -> None:
     """After one preemption with notice: every step was trained once, and the weights are the same to the bit."""
     counts = found["preemptions"], found["lostSteps"], found["attempts"]
-    assert counts == (1, 0, 2), f"preemptions, lost steps, attempts: {counts}"
+    assert counts == (1, 0, undisturbed["attempts"] + 1), f"preemptions, lost steps, attempts: {counts}"
     for name in ("weightsDigest", "finalStep"):
         assert found[name] == undisturbed[name], f"{name}: {found[name]}, undisturbed {undisturbed[name]}"
 

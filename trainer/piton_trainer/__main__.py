@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from piton_trainer import Session
-    from piton_trainer.recipes.protocol import Recipe
+    from piton_trainer.recipes.protocol import Employee, Recipe
 
 
 def main() -> None:
@@ -49,23 +49,23 @@ def import_all() -> "Callable[[Session, Recipe], None]":
     return train
 
 
-def prepare(session: "Session") -> "Recipe":
-    """The recipe of this session's assignment, checked and with its data read.
+def prepare(place: "Employee") -> "Recipe":
+    """The recipe of a place's assignment, checked and with its data read.
 
     Raises:
         BadConfig: it cannot work.
     """
-    assignment = session.assignment
+    assignment = place.assignment
     if assignment.recipe is None:
         raise BadConfig("trainer.recipe: missing, and there is no other program to run; name one, such as charlm")
     try:
         config = catalog.check(assignment.recipe, assignment.config)
         config.check_length(assignment.training_seconds)
-        config.check_world(session.world_size)
+        config.check_world(place.world_size)
         config.check_data()
     except ValueError as error:
         raise BadConfig(str(error)) from error
-    recipe: Recipe = import_module(f"{catalog.RECIPES[assignment.recipe]}.recipe").build(config, session)
+    recipe: Recipe = import_module(f"{catalog.RECIPES[assignment.recipe]}.recipe").build(config, place)
     return recipe
 
 

@@ -14,7 +14,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -59,6 +59,30 @@ def train(session: Session, recipe: Recipe) -> None:
             metrics |= _timed(trainee.evaluate, config, clock)
         session.report(**metrics)
         before = fraction
+
+
+class Visitor(Place, Protocol):
+    """Somebody who looks at a checkpoint and trains nothing."""
+
+    @property
+    def step(self) -> int:
+        """The step of what was restored."""
+
+    def restore(self, **objects: Any) -> None:
+        """Put the checkpoint into these objects; those that are None are left out."""
+
+    def fraction(self, total: int | None) -> float:
+        """How much of a training of so many steps was done at that step."""
+
+
+def evaluate(place: Visitor, recipe: Recipe) -> dict[str, float]:
+    """What the recipe measures of a checkpoint: the numbers that the training would have reported at that step."""
+    _make_repeatable(recipe.config, place)
+    trainee = Trainee(recipe, place)
+    place.restore(**recipe.extras, loader=recipe.loader, model=trainee.model, ema=trainee.average)
+    fraction = place.fraction(recipe.config.steps)
+    recipe.tune(trainee.optimizers, fraction=fraction, step=max(0, place.step - 1))
+    return trainee.evaluate()
 
 
 class Trainee:

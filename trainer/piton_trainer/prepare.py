@@ -4,32 +4,19 @@ It reads the same assignment as the training, needs no GPU and no other rank, an
 any moment. A recipe that has something to prepare has a module `prepare` with `prepare(config, checkpoint_dir)`.
 """
 
-import logging
-import os
-
 from piton.contract.ends import Outcome, Termination
-from piton_trainer.config import Config, termination_log
-from piton_trainer.distributed import Ranks
-from piton_trainer.ending import TerminationLog, outcome_of, say
+from piton_trainer import stage
+from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes import catalog
 
 
 def main() -> None:
-    """Prepare, and say how that ended as a training does."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log = TerminationLog(termination_log(os.environ), Ranks())
-    try:
-        prepare(_config())
-    except BaseException as error:
-        outcome, detail = outcome_of(error)
-        say(detail)
-        log.leave(Termination(outcome=outcome, detail=detail))
-        raise
-    log.leave(Termination(outcome=Outcome.FINISHED, detail="everything is prepared"))
+    """Prepare, and say how that ended."""
+    stage.run(prepare)
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config) -> Termination:
     """Make the data of an assignment.
 
     Raises:
@@ -48,13 +35,7 @@ def prepare(config: Config) -> None:
     if module is None:
         raise BadConfig(f"trainer.recipe: {name} has nothing to prepare")
     module.prepare(settings, config.checkpoint_dir)
-
-
-def _config() -> Config:
-    try:
-        return Config.from_env(os.environ)
-    except ValueError as error:
-        raise BadConfig(str(error)) from error
+    return Termination(outcome=Outcome.FINISHED, detail="everything is prepared")
 
 
 if __name__ == "__main__":

@@ -232,8 +232,7 @@ class Store:
         return loaded
 
     def _wanted(self, objects: Objects, document: Document) -> Targets:
-        part = self._part_of_this_rank(document["ranks"])
-        states = document["objects"] | {LOADER: part[LOADER]}
+        part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
         try:
             targets = objects.wanted(states)
         except ValueError:
@@ -245,10 +244,10 @@ class Store:
     def _settle(self, loaded: Loaded, objects: Objects) -> tuple[TrainState, Resume]:
         document = loaded.document
         state = TrainState.from_document(document["train"])
-        part = self._part_of_this_rank(document["ranks"])
+        part = _part_of(document, self._ranks)
         tensors = loaded.settle()
         try:
-            objects.restore(document["objects"] | {LOADER: part[LOADER]}, tensors)
+            objects.restore(states_of(document, self._ranks), tensors)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
         is_own = self._ranks.rank < len(document["ranks"])
@@ -258,10 +257,18 @@ class Store:
             derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
         )
 
-    def _part_of_this_rank(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
-        part = parts[min(self._ranks.rank, len(parts) - 1)]
-        return part if len(parts) == self._ranks.world_size else part | {LOADER: parts[0][LOADER]}
+
+def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
+    """The state of every object as this rank has to restore it: each rank has a loader of its own."""
+    states: dict[str, Any] = document["objects"]
+    return states | {LOADER: _part_of(document, ranks)[LOADER]}
+
+
+def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
+    """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
+    parts: list[dict[str, Any]] = document["ranks"]
+    part = parts[min(ranks.rank, len(parts) - 1)]
+    return part if len(parts) == ranks.world_size else part | {LOADER: parts[0][LOADER]}
 
 
 def _state_of(document: Document, name: str) -> Any:

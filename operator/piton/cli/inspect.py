@@ -15,11 +15,12 @@ from piton.core import rules
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.estimate import Estimate, estimate, price_of
-from piton.core.model import Meta, Spec
+from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.parse import SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text, interval
+from piton.core.stages import wanted
 from piton.core.status import RunStatus
 from piton.local import recipe
 from piton.local.preflight import recipe_problems
@@ -103,6 +104,8 @@ def _print(meta: Meta, found: dict[str, Any]) -> None:
     for title, kind in (("AppDef", "appDef"), ("PyTorchJob", "pyTorchJob"), ("PersistentVolumeClaim", "volumeClaim")):
         if found[kind]:
             click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
+    for stage, job in found["stages"].items():
+        click.echo(f"\n# PyTorchJob of the stage {stage}\n---\n{_yaml(job)}")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -116,12 +119,15 @@ def _yaml(value: dict[str, Any]) -> str:
 
 def _plan(meta: Meta, spec: Spec) -> dict[str, Any]:
     meta = meta.model_copy(update={"uid": meta.uid or "given-by-the-cluster"})
+    numbers = {stage: number for number, stage in enumerate(wanted(spec.stages), start=1)}
+    attempt = numbers.pop(Stage.TRAIN)
     return {
         "name": meta.name,
         "decisions": [_decision(decision) for decision in _decisions(meta, spec)],
         "saves": interval(spec),
-        "appDef": as_text(appdef(meta, spec, 1, in_pod(meta))),
-        "pyTorchJob": pytorchjob(meta, spec, 1),
+        "appDef": as_text(appdef(meta, spec, attempt, in_pod(meta))),
+        "pyTorchJob": pytorchjob(meta, spec, attempt),
+        "stages": {stage.value: pytorchjob(meta, spec, number, stage=stage) for stage, number in numbers.items()},
         "volumeClaim": volume_claim(meta, spec) if spec.checkpoint.volume.size else None,
     }
 
@@ -155,6 +161,6 @@ def _effect(effect: Effect) -> dict[str, Any]:
 
 
 def _effect_text(effect: dict[str, Any]) -> str:
-    details = {key: value for key, value in effect.items() if key not in ("effect", "reason")}
+    details = {k: value for k, value in effect.items() if k not in ("effect", "reason") and value is not None}
     shown = "".join(f" {key} {value}" for key, value in details.items())
     return f"{effect['effect']}{shown} (reason: {effect['reason']})"

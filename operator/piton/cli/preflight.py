@@ -26,7 +26,7 @@ def preflight(file: Path, *, folder: Path | None, steps: int, price: str | None,
     """
     parsed = files.read(file)
     assert parsed.spec is not None
-    recipe.check(parsed.spec)
+    recipe.checked(parsed.spec)
     rehearsal = Rehearsal(
         name=parsed.meta.name,
         spec=parsed.spec,

@@ -4,7 +4,9 @@ import contextlib
 import json
 import sys
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -93,11 +95,14 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.final_step is not None:
         rows.append(("steps", f"{summary.final_step:,}, of which {summary.lost_steps:,} were trained twice"))
     rows.append(("attempts", _attempts(summary)))
+    rows += [("stage", _stage(name, stage)) for name, stage in summary.stages.items()]
     if summary.start_seconds:
         rows.append(("last start", start.sentence(summary.start_seconds)))
     if summary.best_metric is not None:
         at = "" if summary.best_step is None else f" at step {summary.best_step:,}"
         rows.append(("best metric", f"{summary.best_metric:.4f}{at}"))
+    if summary.evaluation:
+        rows.append(("evaluation", ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())))
     paths = (
         ("checkpoint", summary.checkpoint),
         ("best", summary.best_checkpoint),
@@ -120,6 +125,11 @@ def _attempts(summary: Summary) -> str:
     if summary.recovery_seconds:
         text += f"; {_seconds(summary.recovery_seconds)} to recover, in all"
     return text
+
+
+def _stage(name: str, stage: Mapping[str, Any]) -> str:
+    took = "not finished" if stage["seconds"] is None else _seconds(stage["seconds"])
+    return f"{name}: {took}, {_count(stage['attempts'], 'attempt')}"
 
 
 def _seconds(seconds: float) -> str:

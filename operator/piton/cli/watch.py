@@ -13,11 +13,13 @@ from rich.text import Text
 from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.core.effects import Announcement
+from piton.core.status import Phase
 from piton.local.run import View
 
 _LINE_SECONDS = 5.0
 """Between two lines about progress alone."""
 _BAR_WIDTH_MIN = 8
+_WITHOUT_STEPS = (Phase.PREPARING, Phase.EVALUATING)
 
 
 class Silence:
@@ -55,7 +57,7 @@ class Lines(Silence):
         if self._last is not None and (view.now - self._last).total_seconds() < _LINE_SECONDS:
             return
         self._last, self._step = view.now, step
-        _line(", ".join([_position(view.progress), *facts(view)]))
+        _line(", ".join([_position(view), *facts(view)]))
 
 
 def _line(text: str) -> None:
@@ -105,7 +107,7 @@ class Panel:
         yield Text(" · ".join(parts), no_wrap=True, overflow="ellipsis", style="dim")
 
     def _bar(self, width: int) -> Table | Text:
-        view, left, right = self.view, self.view.name, _position(self.view.progress)
+        view, left, right = self.view, self.view.name, _position(self.view)
         fixed = len(left) + len(right) + 2
         if width < fixed + _BAR_WIDTH_MIN:
             return Text(f"{left} {right}", no_wrap=True, overflow="ellipsis")
@@ -124,7 +126,10 @@ def fraction(progress: Progress | None) -> float:
     return (progress.percentage or 0) / 100
 
 
-def _position(progress: Progress | None) -> str:
+def _position(view: View) -> str:
+    progress, phase = view.progress, view.status.phase
+    if phase in _WITHOUT_STEPS:
+        return phase.lower()
     if progress is None or progress.step is None:
         return "starting"
     total = "" if progress.total_steps is None else f"/{progress.total_steps}"
@@ -134,7 +139,7 @@ def _position(progress: Progress | None) -> str:
 def facts(view: View) -> list[str]:
     """What is known of the moment, the most important first."""
     status, progress = view.status, view.progress
-    found = [view.status.phase.value.lower() if view.status.phase != "Training" else ""]
+    found = [status.phase.lower() if status.phase not in (Phase.TRAINING, *_WITHOUT_STEPS) else ""]
     if progress is not None:
         found += _training(view, progress)
     if status.checkpoint:

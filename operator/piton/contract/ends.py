@@ -8,12 +8,17 @@ nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an 
 """
 
 import json
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Self
 
 TERMINATION_MESSAGE_BYTES_MAX = 4096
 """The kubelet cuts a termination message here."""
+_METRICS_MAX = 32
+_METRIC_NAME = re.compile(r"[A-Za-z0-9_./@-]{1,64}")
 
 
 class ExitCode(IntEnum):
@@ -78,6 +83,8 @@ class Termination:
     best_metric: float | None = None
     fence: int | None = None
     """The attempt that holds the checkpoint directory, when it is not this one: the next attempt has to be higher."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What an evaluation has measured. At most 32 count, so that there is room for them."""
     detail: str = ""
 
     def to_json(self) -> str:
@@ -98,6 +105,7 @@ class Termination:
             "bestStep": self.best_step,
             "bestMetric": self.best_metric,
             "fence": self.fence,
+            "metrics": _metrics(self.metrics) or None,
             "detail": detail,
         }
         return json.dumps({key: value for key, value in fields.items() if value is not None})
@@ -116,6 +124,7 @@ class Termination:
                 best_step=_integer(fields.get("bestStep")),
                 best_metric=_number(fields.get("bestMetric")),
                 fence=_integer(fields.get("fence")),
+                metrics=_metrics(fields.get("metrics")),
                 detail=str(fields.get("detail", "")),
             )
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -132,3 +141,10 @@ def _number(value: object) -> float | None:
 
 def _string(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _metrics(value: object) -> dict[str, float]:
+    """Finite numbers by name; what is none is left out, and so is what would not fit."""
+    found = {str(name): _number(number) for name, number in value.items()} if isinstance(value, Mapping) else {}
+    good = {n: v for n, v in found.items() if v is not None and math.isfinite(v) and _METRIC_NAME.fullmatch(n)}
+    return dict(sorted(good.items())[:_METRICS_MAX])

@@ -3,6 +3,8 @@
 Pending -> Starting -> Training -> (Stopping -> Recovering -> Starting)* -> Succeeded | Failed
 |                       |
 Refused                Stopping -> Suspended -> Starting
+
+A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
 """
 
 from datetime import datetime
@@ -17,7 +19,9 @@ _TABLE: dict[Phase, dict[str, ConditionStatus]] = {
     Phase.PENDING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.REFUSED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.STARTING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.PREPARING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.TRAINING: {TRAINING: _T, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.EVALUATING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.STOPPING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.RECOVERING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.SUSPENDED: {TRAINING: _F, SUSPENDED: _T, SUCCEEDED: _U, FAILED: _F},

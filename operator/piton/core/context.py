@@ -5,13 +5,25 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from piton.contract.duration import parse_duration
+from piton.core import stages
 from piton.core.backoff import Pace
 from piton.core.conditions import in_phase
 from piton.core.effects import Announcement
-from piton.core.model import Meta, Spec
+from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import AttemptSeen, Observed
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadline:
+    """A moment at which something has to be over."""
+
+    path: str
+    """The field of the spec that says so."""
+    after: str
+    """What it says."""
+    time: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +65,35 @@ class Context:
         """What exists of the newest attempt."""
         return self.observed.attempt(self.current.number) if self.current else None
 
-    def deadline(self) -> datetime | None:
-        """When the run has to be over."""
-        return deadline_of(self.meta, self.spec) if self.spec else None
+    @property
+    def stage(self) -> Stage | None:
+        """The stage of the attempt in flight, or the next one; None when there is none, or nobody can tell."""
+        if self.flying is not None:
+            return self.flying.stage
+        return stages.next_stage(self.spec, self.status) if self.spec else None
+
+    def deadline(self) -> Deadline | None:
+        """When the run has to be over, or at least this stage of it."""
+        found = [self._deadline_of_run(), self._deadline_of_stage()]
+        return min((deadline for deadline in found if deadline), key=lambda deadline: deadline.time, default=None)
+
+    def _deadline_of_run(self) -> Deadline | None:
+        if self.spec is None or self.spec.limits.deadline is None:
+            return None
+        return _deadline("limits", self.spec.limits.deadline, self.meta.created)
+
+    def _deadline_of_stage(self) -> Deadline | None:
+        if self.spec is None or self.stage is None:
+            return None
+        own, begun = self.spec.stages.of(self.stage), self.status.stage(self.stage).start_time
+        if own is None or own.deadline is None or begun is None:
+            return None
+        return _deadline(f"stages.{self.stage.lower()}", own.deadline, begun)
 
     def seconds_to_deadline(self) -> float | None:
         """Seconds left until then; negative when it has passed."""
         deadline = self.deadline()
-        return None if deadline is None else (deadline - self.now).total_seconds()
+        return None if deadline is None else (deadline.time - self.now).total_seconds()
 
     def phase(self, status: RunStatus, phase: Phase, reason: Reason, message: str) -> RunStatus:
         """The status in that phase, as of now and this generation."""
@@ -77,6 +110,10 @@ class Context:
 
 def deadline_of(meta: Meta, spec: Spec) -> datetime | None:
     """When the run has to be over, by its limits."""
-    if spec.limits.deadline is None:
-        return None
-    return meta.created + timedelta(seconds=parse_duration(spec.limits.deadline))
+    after = spec.limits.deadline
+    return None if after is None else _deadline("limits", after, meta.created).time
+
+
+def _deadline(where: str, after: str, since: datetime) -> Deadline:
+    time = since + timedelta(seconds=parse_duration(after))
+    return Deadline(path=f"{where}.deadline", after=after, time=time)

@@ -10,7 +10,7 @@ nothing and a crash between any two effects is repaired by the next pass. Two or
 from collections.abc import Callable
 from datetime import datetime
 
-from piton.core import flight, ledger
+from piton.core import flight, ledger, stages
 from piton.core.backoff import Pace, delay_seconds, fruitless
 from piton.core.conditions import TRAINING, settled
 from piton.core.context import Context
@@ -23,9 +23,10 @@ from piton.core.effects import (
     RemoveReplica,
     StopAttempt,
 )
+from piton.core.model import Stage
 from piton.core.observed import Observed
 from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, RunStatus, Verdict
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 
 Rule = Callable[[Context], Decision | None]
 
@@ -89,11 +90,15 @@ def unheld(context: Context) -> Decision | None:
 
 def adopted(context: Context) -> Decision | None:
     """A job of ours with a higher number than the status knows: the status was lost. Take it as it is."""
-    newest = max((seen.number for seen in context.observed.attempts if seen.ours), default=0)
-    if newest <= context.status.attempt:
+    ours = [seen for seen in context.observed.attempts if seen.ours]
+    newest = max(ours, key=lambda seen: seen.number, default=None)
+    if newest is None or newest.number <= context.status.attempt:
         return None
-    status = ledger.enter(context.status, newest, AttemptState.STARTING, now=context.now, pace=context.pace)
-    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"attempt {newest} was found")
+    record = AttemptStatus(
+        number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
+    )
+    status = ledger.enter(context.status, record, context.pace)
+    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
     return Decision(rule="adopted", status=status, look_again_seconds=0)
 
 
@@ -110,32 +115,36 @@ def leftover(context: Context) -> Decision | None:
 
 
 def proven(context: Context) -> Decision | None:
-    """The last attempt proved the end of the training."""
-    last = context.current
-    if last is None or last.verdict is not Verdict.FINISHED:
+    """Every stage that the run has is finished, the training by proof."""
+    last, spec, status = context.current, context.spec, context.status
+    if last is None or spec is None or stages.next_stage(spec, status) is not None:
         return None
-    status = context.phase(context.status, Phase.SUCCEEDED, Reason(last.reason or Reason.FINISHED), last.message)
-    message = f"Finished after {status.attempt} attempt(s) and {status.preemptions} preemption(s): {last.message}"
+    reason = Reason(last.reason or Reason.FINISHED) if last.verdict is Verdict.FINISHED else Reason.FINISHED
+    result = last.message if last.stage is Stage.TRAIN else _trained(status)
+    if last.stage is Stage.EVALUATE and last.verdict is Verdict.FINISHED:
+        result = f"{result}; {last.message}"
+    message = f"Finished after {status.attempt} attempt(s) and {status.preemptions} preemption(s): {result}"
     return Decision(
         rule="proven",
-        status=status,
+        status=context.phase(status, Phase.SUCCEEDED, reason, result),
         announcements=(Announcement(reason=Reason.FINISHED, message=message),),
         look_again_seconds=0,
     )
 
 
 def hopeless(context: Context) -> Decision | None:
-    """Another attempt would fail the same way, or the run's limits are reached."""
+    """Another attempt would fail the same way, or the limits are reached: the run's, or those of its stage."""
     last, status = context.current, context.status
-    if last is None:
+    if last is None or last.verdict is Verdict.FINISHED:
         return None
     if last.permanent:
         return _fail(
             context, Reason(last.reason or Reason.CRASHED), f"another attempt would end the same way: {last.message}"
         )
-    limit = context.spec.limits.failures if context.spec else None
-    if limit is not None and status.failures >= limit:
-        message = f"{status.failures} failures of the program, limits.failures is {limit}; the last: {last.message}"
+    failures = status.stage(last.stage).failures
+    path, limit = stages.failures_allowed(context.spec, last.stage) if context.spec else ("", None)
+    if limit is not None and failures >= limit:
+        message = f"{failures} failures of the program, {path} is {limit}; the last: {last.message}"
         return _fail(context, Reason.FAILURE_LIMIT, message)
     rows = fruitless(status.attempts, Verdict.INFRASTRUCTURE)
     if rows >= context.pace.fruitless_failures:
@@ -145,13 +154,12 @@ def hopeless(context: Context) -> Decision | None:
 
 
 def overdue(context: Context) -> Decision | None:
-    """The deadline has passed."""
-    left = context.seconds_to_deadline()
-    if left is None or left > 0:
+    """A deadline has passed."""
+    deadline = context.deadline()
+    if deadline is None or deadline.time > context.now:
         return None
-    deadline = context.spec.limits.deadline if context.spec else ""
     return _fail(
-        context, Reason.DEADLINE_EXCEEDED, f"limits.deadline of {deadline} has passed; its checkpoints are kept"
+        context, Reason.DEADLINE_EXCEEDED, f"{deadline.path} of {deadline.after} has passed; its checkpoints are kept"
     )
 
 
@@ -194,20 +202,31 @@ def backing_off(context: Context) -> Decision | None:
 
 def due(context: Context) -> Decision:
     """Take a number for the next attempt. Its job is created in the next pass, when the number is safely written."""
-    first = context.status.attempt == 0
-    reason = Reason.FIRST_ATTEMPT if first else Reason.RETRYING
-    status = ledger.begin(context.status, context.observed.attempts, now=context.now, pace=context.pace)
-    phase = Phase.PENDING if first else Phase.RECOVERING
-    status = context.phase(status, phase, reason, f"attempt {status.attempt} is about to start")
+    assert context.spec is not None
+    stage = stages.next_stage(context.spec, context.status)
+    assert stage is not None
+    status = ledger.begin(context.status, context.observed.attempts, stage, now=context.now, pace=context.pace)
+    assert status.current is not None
+    reason = stages.reason_to_begin(status, stage)
+    phase = Phase.RECOVERING if reason is Reason.RETRYING else Phase.PENDING
+    status = context.phase(status, phase, reason, f"{stages.called(status.current)} is about to start")
     old = sorted(seen.number for seen in context.observed.attempts if seen.ours and not seen.deleting)
     trimmed = tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.pace.kept_jobs])
     return Decision(rule="due", effects=trimmed, status=status, look_again_seconds=0)
 
 
 def _fail(context: Context, reason: Reason, message: str) -> Decision:
+    """A model that is trained is worth saying, whatever came of its evaluation."""
+    if context.status.stage(Stage.TRAIN).end_time is not None:
+        message = f"{_trained(context.status)}, and not evaluated: {message}"
     status = context.phase(context.status, Phase.FAILED, reason, message)
     news = (Announcement(severity="Warning", reason=reason, message=f"Failed: {message}"),)
     return Decision(rule="failed", status=status, announcements=news, look_again_seconds=0)
+
+
+def _trained(status: RunStatus) -> str:
+    result = status.result
+    return f"finished at step {result.step}: {result.reason}" if result and result.step is not None else "trained"
 
 
 def _stop_all(context: Context, reason: Reason) -> tuple[Effect, ...]:

@@ -6,6 +6,7 @@ Adapters `match` on `Effect` and end with `assert_never`, so a new effect fails 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import RunStatus
 
@@ -36,6 +37,9 @@ class StartAttempt:
     """Create the attempt's job. Already existing and ours is success."""
 
     number: int
+    stage: Stage = Stage.TRAIN
+    checkpoint_step: int | None = None
+    """Of an evaluation: the checkpoint that it is about, where that is known."""
     reason: Reason
 
 

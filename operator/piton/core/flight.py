@@ -7,9 +7,10 @@ Pending --start--> Starting --follow--> Running
 
 from collections.abc import Callable
 
-from piton.core import ledger
+from piton.core import ledger, stages
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, RemoveReplica, StartAttempt, StopAttempt
+from piton.core.model import Stage
 from piton.core.observed import AttemptSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
@@ -44,13 +45,16 @@ def start(context: Context) -> Decision | None:
         message = "a claim of the name that Piton would use exists and belongs to somebody else; name it in claimName"
         status = context.phase(context.status, context.status.phase, Reason.NAME_TAKEN, message)
         return Decision(rule="start", status=status, look_again_seconds=context.pace.backoff_seconds)
-    reason = Reason.FIRST_ATTEMPT if record.number == 1 else Reason.RETRYING
-    effects: tuple[Effect, ...] = (StartAttempt(number=record.number, reason=reason),)
+    reason = stages.reason_to_begin(context.status, record.stage)
+    evaluates = record.stage is Stage.EVALUATE
+    step = stages.checkpoint_to_evaluate(context.spec, context.status.result) if evaluates else None
+    start_it = StartAttempt(number=record.number, stage=record.stage, checkpoint_step=step, reason=reason)
+    effects: tuple[Effect, ...] = (start_it,)
     if not context.observed.volume.exists:
         effects = (CreateVolume(reason=reason), *effects)
     status = ledger.change(context.status, state=AttemptState.STARTING)
-    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"attempt {record.number} was created")
-    news = Announcement(reason=Reason.STARTING, message=f"Created attempt {record.number} ({reason})")
+    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
+    news = Announcement(reason=Reason.STARTING, message=f"Created {stages.called(record)}: {reason}")
     return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
 
 
@@ -69,10 +73,9 @@ def vanish(context: Context) -> Decision | None:
     record = context.flying
     if record is None or context.seen is not None or record.state is AttemptState.PENDING:
         return None
-    found = (
-        judge(_evidence(context, AttemptSeen(number=record.number, job=None))) if context.observed.complete else None
-    )
-    message = f"the job of attempt {record.number} disappeared"
+    evidence = _evidence(context, AttemptSeen(number=record.number, job=None))
+    found = judge(evidence) if evidence.complete else None
+    message = f"the job of {stages.called(record)} disappeared"
     judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
     return _close(context, judgement, _heard(context))
 
@@ -121,14 +124,14 @@ def judged(context: Context) -> Decision | None:
 
 
 def unwanted(context: Context) -> Decision | None:
-    """The attempt runs, but it is to stop: suspended, or past the deadline."""
+    """The attempt runs, but it is to stop: suspended, past the deadline, or for a stage that is not wanted any more."""
     record, order = context.flying, _order(context)
     if record is None or context.seen is None or order is None or order is Reason.INVALID_SPEC:
         return None
     judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=f"told to stop: {order}")
     status = ledger.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
     status = ledger.change(status, **ledger.verdict_fields(judgement))
-    status = context.phase(status, Phase.STOPPING, order, f"attempt {record.number} saves and stops")
+    status = context.phase(status, Phase.STOPPING, order, f"{stages.called(record)} saves and stops")
     return Decision(rule="unwanted", status=status, look_again_seconds=0)
 
 
@@ -142,12 +145,12 @@ def follow(context: Context) -> Decision | None:
     status = _heard(context)
     if seen.running:
         status = ledger.change(status, state=AttemptState.RUNNING, failing_time=None)
-        status = context.phase(status, Phase.TRAINING, Reason.TRAINING, f"attempt {record.number} is running")
+        status = context.phase(status, *stages.RUNNING[record.stage], f"{stages.called(record)} is running")
     else:
         waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), seen.message)
         status = ledger.change(status, state=AttemptState.STARTING)
         status = context.phase(
-            status, Phase.STARTING, Reason.STARTING, waiting or f"attempt {record.number} was created"
+            status, Phase.STARTING, Reason.STARTING, waiting or f"{stages.called(record)} was created"
         )
     if _only_progress(status, context):
         return Decision(rule="follow", status=context.status, look_again_seconds=_next_progress(context))
@@ -160,6 +163,8 @@ def _order(context: Context) -> Reason | None:
         return Reason.INVALID_SPEC
     if context.spec.suspend:
         return Reason.SUSPENDED
+    if context.stage is not None and context.stage not in stages.wanted(context.spec.stages):
+        return Reason.NOT_WANTED
     left = context.seconds_to_deadline()
     return Reason.DEADLINE_EXCEEDED if left is not None and left <= 0 else None
 
@@ -167,10 +172,13 @@ def _order(context: Context) -> Reason | None:
 def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     record = context.flying
     stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
+    stage = Stage.TRAIN if record is None else record.stage
+    trains = stage is Stage.TRAIN
     return Evidence(
         seen=seen,
-        complete=context.observed.complete,
-        proof_needed=context.spec is None or context.spec.trainer.recipe is not None,
+        complete=context.observed.complete if trains else None,
+        proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
+        stage=stage,
         ordered=record.reason if stopped and record else None,
     )
 
@@ -198,14 +206,15 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
     assert record is not None
     if judgement.verdict is Verdict.FINISHED:
         status = ledger.conclude(status, context.observed.complete, context.seen)
-    status = context.phase(status, Phase.RECOVERING, judgement.reason, judgement.message)
+    phase = Phase.PENDING if judgement.verdict is Verdict.FINISHED else Phase.RECOVERING
+    status = context.phase(status, phase, judgement.reason, judgement.message)
     at = "" if record.step is None else f" at step {record.step}"
     saved = "" if status.checkpoint is None else f"; step {status.checkpoint.step} is saved"
     good = judgement.verdict in (Verdict.FINISHED, Verdict.STOPPED)
     news = Announcement(
         severity="Normal" if good else "Warning",
         reason=judgement.reason,
-        message=f"Attempt {record.number} ended{at} ({judgement.verdict}): {judgement.message}{saved}",
+        message=f"{stages.called(record, 'Attempt')} ended{at} ({judgement.verdict}): {judgement.message}{saved}",
     )
     return Decision(rule="close", status=status, announcements=(news,), look_again_seconds=0)
 

@@ -7,6 +7,7 @@ operator that starts again, finds the new status already there, and the differen
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, RunStatus, Verdict
 
@@ -31,7 +32,13 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.DIVERGED,
         Reason.OUT_OF_SPACE,
     ),
-    Verdict.STOPPED: (Reason.SUSPENDED, Reason.DELETED, Reason.DEADLINE_EXCEEDED, Reason.INVALID_SPEC),
+    Verdict.STOPPED: (
+        Reason.SUSPENDED,
+        Reason.DELETED,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.INVALID_SPEC,
+        Reason.NOT_WANTED,
+    ),
 }
 """Why attempts end, by whose doing it was."""
 DISTURBANCES = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE)
@@ -44,6 +51,7 @@ class End:
 
     verdict: Verdict
     reason: Reason
+    stage: Stage = Stage.TRAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +68,8 @@ class Recovery:
 class Increments:
     """What has happened since the status before."""
 
-    started: int = 0
-    """Attempts whose job was created."""
+    started: tuple[Stage, ...] = ()
+    """What those attempts are for whose job was created."""
     ends: tuple[End, ...] = ()
     recovery: Recovery | None = None
     lost_steps: int = 0
@@ -71,7 +79,7 @@ def increments(old: RunStatus, new: RunStatus) -> Increments:
     """What turned the old status into the new one."""
     known = {record.number: record for record in old.attempts}
     return Increments(
-        started=sum(_has_started(known.get(record.number), record) for record in new.attempts),
+        started=tuple(r.stage for r in new.attempts if _has_started(known.get(r.number), r)),
         ends=tuple(end for record in new.attempts if (end := _end(known.get(record.number), record))),
         recovery=_recovery(known, new.attempts),
         lost_steps=max(0, new.lost.steps - old.lost.steps),
@@ -87,7 +95,8 @@ def _has_started(old: AttemptStatus | None, new: AttemptStatus) -> bool:
 def _end(old: AttemptStatus | None, new: AttemptStatus) -> End | None:
     if new.state is not AttemptState.ENDED or (old is not None and old.state is AttemptState.ENDED):
         return None
-    return End(verdict=new.verdict or Verdict.INFRASTRUCTURE, reason=new.reason or Reason.NO_EVIDENCE)
+    verdict, reason = new.verdict or Verdict.INFRASTRUCTURE, new.reason or Reason.NO_EVIDENCE
+    return End(verdict=verdict, reason=reason, stage=new.stage)
 
 
 def _recovery(known: dict[int, AttemptStatus], attempts: Sequence[AttemptStatus]) -> Recovery | None:

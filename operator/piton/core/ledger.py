@@ -4,7 +4,7 @@ Every function takes a status and returns the next one. Each number moves togeth
 one write, so a pass that is repeated after a crash counts nothing twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from piton.contract.duration import format_duration
@@ -12,16 +12,19 @@ from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core.backoff import Pace
+from piton.core.model import Stage
 from piton.core.observed import AttemptSeen
 from piton.core.status import (
     AttemptState,
     AttemptStatus,
     CheckpointStatus,
+    Evaluation,
     Lost,
     MetricValue,
     ProgressStatus,
     Result,
     RunStatus,
+    StageStatus,
     Verdict,
 )
 from piton.core.verdict import Judgement
@@ -33,16 +36,24 @@ _COUNTERS = {
 }
 
 
-def begin(status: RunStatus, seen: Iterable[AttemptSeen], *, now: datetime, pace: Pace) -> RunStatus:
-    """Take the next attempt number; higher than any that is known from anywhere."""
+def begin(status: RunStatus, seen: Iterable[AttemptSeen], stage: Stage, *, now: datetime, pace: Pace) -> RunStatus:
+    """Take the next attempt number, for that stage; higher than any that is known from anywhere."""
     number = max([status.attempt, *(attempt.number for attempt in seen)]) + 1
-    return enter(status, number, AttemptState.PENDING, now=now, pace=pace)
+    return enter(status, AttemptStatus(number=number, state=AttemptState.PENDING, stage=stage, created_time=now), pace)
 
 
-def enter(status: RunStatus, number: int, state: AttemptState, *, now: datetime, pace: Pace) -> RunStatus:
-    """Append a record for an attempt. What the one before has shown stays until there is something new to show."""
-    record = AttemptStatus(number=number, state=state, created_time=now)
-    return status.model_copy(update={"attempt": number, "attempts": (*status.attempts, record)[-pace.kept_records :]})
+def enter(status: RunStatus, record: AttemptStatus, pace: Pace) -> RunStatus:
+    """Append an attempt's record. What the one before has shown stays until there is something new to show."""
+    stage = status.stage(record.stage)
+    changes = {"attempts": stage.attempts + 1, "start_time": stage.start_time or record.created_time}
+    attempts = (*status.attempts, record)[-pace.kept_records :]
+    status = status.model_copy(update={"attempt": record.number, "attempts": attempts})
+    return _with_stage(status, stage.model_copy(update=changes))
+
+
+def _with_stage(status: RunStatus, stage: StageStatus) -> RunStatus:
+    stages = {known.name: known for known in status.stages} | {stage.name: stage}
+    return status.model_copy(update={"stages": tuple(stages.values())})
 
 
 def change(status: RunStatus, **fields: object) -> RunStatus:
@@ -52,12 +63,14 @@ def change(status: RunStatus, **fields: object) -> RunStatus:
 
 
 def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
-    """Take in what the current attempt says of itself, live or in its last words."""
-    if progress is not None:
+    """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
+    trains = status.current is not None and status.current.stage is Stage.TRAIN
+    if progress is not None and trains:
         status = _heard(status, progress.step, progress.checkpoint_step, progress.resumed_from, now=now)
         status = _show(status, progress, now=now)
     for words in _last_words(seen):
-        status = _heard(status, words.step, words.checkpoint_step, words.resumed_from, now=now)
+        if trains:
+            status = _heard(status, words.step, words.checkpoint_step, words.resumed_from, now=now)
         if words.fence is not None and words.fence > status.attempt:
             status = status.model_copy(update={"attempt": words.fence})
     return status
@@ -69,10 +82,15 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
     if status.progress is not None:
         shown = status.progress.model_copy(update={"estimated_remaining_seconds": None, "eta": None})
         status = status.model_copy(update={"progress": shown})
+    assert status.current is not None
+    stage = status.stage(status.current.stage)
+    if judgement.verdict is Verdict.FINISHED:
+        return _with_stage(status, stage.model_copy(update={"end_time": now}))
     counter = _COUNTERS.get(judgement.verdict)
     if counter is None:
         return status
-    return status.model_copy(update={counter: getattr(status, counter) + 1})
+    status = status.model_copy(update={counter: getattr(status, counter) + 1})
+    return _with_stage(status, stage.model_copy(update={counter: getattr(stage, counter) + 1}))
 
 
 def verdict_fields(judgement: Judgement) -> dict[str, object]:
@@ -86,27 +104,36 @@ def verdict_fields(judgement: Judgement) -> dict[str, object]:
 
 
 def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:
-    """Write down what the run produced. Pods that said it are deleted: what is known once is never forgotten."""
+    """Write down what the current attempt produced. Pods that said it are deleted: nothing known is ever forgotten."""
+    assert status.current is not None
     words = next(iter(_last_words(seen)), None)
+    if status.current.stage is Stage.TRAIN:
+        return status.model_copy(update={"result": _trained(status, complete, words)})
+    if status.current.stage is Stage.EVALUATE and words is not None:
+        found = Evaluation(step=words.step, attempt=status.current.number, metrics=_values(words.metrics))
+        result = (status.result or Result()).model_copy(update={"evaluation": found})
+        return status.model_copy(update={"result": result})
+    return status
+
+
+def _trained(status: RunStatus, complete: Complete | None, words: Termination | None) -> Result:
     if complete is not None:
-        result = Result(
+        return Result(
             step=complete.step,
             weights_digest=complete.weights_digest,
             best_step=complete.best_step,
             best_metric=_text(complete.best_metric),
             reason=complete.reason,
         )
-    elif words is not None:
-        result = Result(
+    if words is not None:
+        return Result(
             step=words.step,
             weights_digest=words.weights_digest,
             best_step=words.best_step,
             best_metric=_text(words.best_metric),
             reason=words.detail,
         )
-    else:
-        result = status.result or Result()
-    return status.model_copy(update={"result": result})
+    return status.result or Result()
 
 
 def _last_words(seen: AttemptSeen | None) -> list[Termination]:
@@ -151,11 +178,15 @@ def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
         progress_percentage=progress.percentage,
         estimated_remaining_seconds=progress.remaining_seconds,
         eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),
-        metrics=tuple(MetricValue(name=n, value=f"{v:.6g}") for n, v in sorted(progress.metrics.items())[:32]),
+        metrics=_values(progress.metrics),
     )
     if status.progress and status.progress.model_copy(update={"last_updated_time": None}) == shown:
         return status
     return status.model_copy(update={"progress": shown.model_copy(update={"last_updated_time": now})})
+
+
+def _values(metrics: Mapping[str, float]) -> tuple[MetricValue, ...]:
+    return tuple(MetricValue(name=name, value=f"{value:.6g}") for name, value in sorted(metrics.items())[:32])
 
 
 def _highest(old: int | None, new: int | None) -> int | None:

@@ -239,20 +239,47 @@ class Limits(Model):
     )
 
 
-class PrepareStage(Model):
+class Stage(StrEnum):
+    """The stages of a run, in order. Only training is always there."""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"
+    EVALUATE = "Evaluate"
+
+
+class SideStage(Model):
+    """Work beside the training: one pod with the run's image, volume and environment."""
+
+    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(
+        default=(), description="The program to run. None runs what the recipe has for this stage."
+    )
+    resources: Resources = Field(default_factory=Resources, description="What it needs.")
+    node_selector: Mapping[str, str] = Field(default_factory=dict, description="Labels that its node must have.")
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
+        default=(), description="Its pod's tolerations; those of the workers are for their nodes."
+    )
+    failures: int | None = Field(
+        default=None, ge=1, le=1000, description="Failures of its program that end the run; none is limits.failures."
+    )
+    deadline: Duration | None = Field(
+        default=None, description="Time from its first attempt, through all of its attempts, e.g. 6h."
+    )
+
+
+class PrepareStage(SideStage):
     """Work on a cheap CPU node, on the same volume, before a GPU is asked for."""
 
-    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(description="The program to run.")
-    resources: Resources = Field(default_factory=Resources, description="What it needs.")
 
-
-class EvaluateStage(Model):
+class EvaluateStage(SideStage):
     """Work on the best checkpoint after training."""
 
-    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(default=(), description="The program to run.")
-    recipe: Name | None = Field(default=None, description="Or a recipe's evaluation.")
-    config: Mapping[str, Any] = Field(default_factory=dict, description="The recipe's settings.")
-    resources: Resources = Field(default_factory=Resources, description="What it needs.")
+    gpus: int = Field(
+        default=0, ge=0, le=64, description="GPUs, and processes, on a node like the workers'. 0 is any CPU node."
+    )
+    recipe: Name | None = Field(default=None, description="A recipe's evaluation; none is the trainer's recipe.")
+    config: Mapping[str, Any] = Field(
+        default_factory=dict, description="Settings of the recipe that are others than in the training."
+    )
 
 
 class Stages(Model):
@@ -260,6 +287,10 @@ class Stages(Model):
 
     prepare: PrepareStage | None = Field(default=None, description="Before any GPU is asked for.")
     evaluate: EvaluateStage | None = Field(default=None, description="On the best checkpoint.")
+
+    def of(self, stage: Stage) -> SideStage | None:
+        """What the user says of a stage; None where it is not wanted, and for the training."""
+        return {Stage.PREPARE: self.prepare, Stage.EVALUATE: self.evaluate}.get(stage)
 
 
 class Spec(Model):

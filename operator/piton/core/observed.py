@@ -7,7 +7,7 @@ from enum import StrEnum
 from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton.core.model import Meta, Spec
+from piton.core.model import Meta, Spec, Stage
 from piton.core.status import RunStatus
 
 
@@ -64,6 +64,8 @@ class AttemptSeen:
     """One attempt's job and replicas as they are now."""
 
     number: int
+    stage: Stage = Stage.TRAIN
+    """What its job was made for."""
     uid: str = ""
     job: JobState | None = JobState.ACTIVE
     """None: the job's object is gone, but replicas of it are left."""

@@ -10,8 +10,9 @@ from typing import Any
 from torchx import specs
 
 from piton.contract import names
-from piton.core.model import Meta, Spec, Tier
+from piton.core.model import Meta, Spec, Stage, Tier
 from piton.core.render import GRACE_SECONDS, Place, ProgressServer, appdef, assignment, processes_per_node
+from piton.core.stages import staged
 
 GPU = "nvidia.com/gpu"
 TRAINER_GROUP = 65532
@@ -76,12 +77,21 @@ def volume_claim(meta: Meta, spec: Spec) -> dict[str, Any]:
     }
 
 
-def pytorchjob(meta: Meta, spec: Spec, attempt: int, server: ProgressServer | None = None) -> dict[str, Any]:
+def pytorchjob(
+    meta: Meta,
+    spec: Spec,
+    attempt: int,
+    server: ProgressServer | None = None,
+    *,
+    stage: Stage = Stage.TRAIN,
+    checkpoint_step: int | None = None,
+) -> dict[str, Any]:
     """The PyTorchJob of one attempt: used once, never retried by its own controller.
 
-    Without a `server` the trainers report nothing until they end.
+    Without a `server` the trainers report nothing until they end. Only training has metrics to scrape.
     """
-    app = appdef(meta, spec, attempt, in_pod(meta, server))
+    app = appdef(meta, spec, attempt, in_pod(meta, server), stage=stage, checkpoint_step=checkpoint_step)
+    spec = staged(spec, stage)
     role = app.roles[0]
     replica = {
         "restartPolicy": "Never",
@@ -93,7 +103,7 @@ def pytorchjob(meta: Meta, spec: Spec, attempt: int, server: ProgressServer | No
             "spec": _pod(meta, spec, role, server),
         },
     }
-    replicas = {"Master": {"replicas": 1, **_scraped(replica)}}
+    replicas = {"Master": {"replicas": 1, **(_scraped(replica) if stage is Stage.TRAIN else replica)}}
     if role.num_replicas > 1:
         replicas["Worker"] = {"replicas": role.num_replicas - 1, **replica}
     return {

@@ -15,9 +15,16 @@ from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
 from piton.core.context import deadline_of
-from piton.core.model import Every, Meta, Mirror, ObjectiveSpec, Spec
+from piton.core.model import Every, Meta, Mirror, ObjectiveSpec, Spec, Stage
+from piton.core.stages import staged
 
 ROLE = "trainer"
+MODULES = {
+    Stage.PREPARE: "piton_trainer.prepare",
+    Stage.TRAIN: "piton_trainer",
+    Stage.EVALUATE: "piton_trainer.evaluate",
+}
+"""What a recipe has for each stage."""
 GRACE_SECONDS = 100
 """A spot machine goes 120 s after its notice; this leaves time for the notice to travel."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
@@ -100,26 +107,39 @@ def processes_per_node(spec: Spec) -> int:
     return max(1, spec.workers.gpus_per_node)
 
 
-def appdef(meta: Meta, spec: Spec, attempt: int, place: Place) -> specs.AppDef:
-    """The AppDef of one attempt: a role with one replica per node."""
-    entrypoint, *args = _command(spec, place)
+def appdef(
+    meta: Meta,
+    spec: Spec,
+    attempt: int,
+    place: Place,
+    *,
+    stage: Stage = Stage.TRAIN,
+    checkpoint_step: int | None = None,
+) -> specs.AppDef:
+    """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint to evaluate."""
+    spec = staged(spec, stage)
+    entrypoint, *args = _command(spec, place, stage)
+    env = _env(meta, spec, attempt, place)
+    if checkpoint_step is not None:
+        env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
     role = specs.Role(
         name=ROLE,
         image=spec.trainer.image,
         entrypoint=entrypoint,
         args=args,
-        env=_env(meta, spec, attempt, place),
+        env=env,
         num_replicas=spec.workers.nodes,
         resource=_resource(spec),
     )
+    labels = {names.LABEL_RUN: meta.name, names.LABEL_ATTEMPT: str(attempt)}
     return specs.AppDef(
         name=names.attempt_name(meta.name, attempt),
         roles=[role],
-        metadata={names.LABEL_RUN: meta.name, names.LABEL_ATTEMPT: str(attempt)},
+        metadata=labels if stage is Stage.TRAIN else {**labels, names.LABEL_STAGE: stage.value},
     )
 
 
-def _command(spec: Spec, place: Place) -> list[str]:
+def _command(spec: Spec, place: Place, stage: Stage) -> list[str]:
     """The user's command as it is; a recipe through torchrun only where a node has several processes.
 
     torchrun turns every end into exit code 1, so a single process does without it. It finds its arguments in the PET_*
@@ -128,8 +148,8 @@ def _command(spec: Spec, place: Place) -> list[str]:
     if spec.trainer.command:
         return list(spec.trainer.command)
     if processes_per_node(spec) > 1:
-        return [*place.torchrun, "-m", "piton_trainer"]
-    return [place.python, "-m", "piton_trainer"]
+        return [*place.torchrun, "-m", MODULES[stage]]
+    return [place.python, "-m", MODULES[stage]]
 
 
 def _env(meta: Meta, spec: Spec, attempt: int, place: Place) -> dict[str, str]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from piton.contract import duration, names
-from piton.core.model import DNS_LABEL, Spec
+from piton.core.model import DNS_LABEL, EvaluateStage, SideStage, Spec, Stage
 
 Rule = Callable[[Spec], Iterator[str]]
 
@@ -109,6 +109,7 @@ def good_durations(spec: Spec) -> Iterator[str]:
         ("limits.deadline", spec.limits.deadline, "24h"),
         ("limits.trainingTime", spec.limits.training_time, "24h"),
         ("checkpoint.patience", spec.checkpoint.patience, "1h"),
+        *((f"{path}.deadline", own.deadline, "6h") for path, own in _side_stages(spec)),
     ):
         if text is not None and duration.parse_duration(text) <= 0:
             yield f"spec.{path}: {text!r} is no time at all; write a duration such as {fix}"
@@ -122,12 +123,33 @@ def positive_budget(spec: Spec) -> Iterator[str]:
 
 
 def gpus_by_piton(spec: Spec) -> Iterator[str]:
-    """GPUs have one field."""
-    resources = spec.workers.template.resources
-    for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
-        if "nvidia.com/gpu" in wanted:
-            path = f"spec.workers.template.resources.{part}"
-            yield f"{path}: nvidia.com/gpu is set by spec.workers.gpusPerNode; remove it"
+    """GPUs have one field; before the training there are none."""
+    asked = [("workers.template.resources", spec.workers.template.resources, "set by spec.workers.gpusPerNode")]
+    for path, own in _side_stages(spec):
+        why = "set by spec.stages.evaluate.gpus" if isinstance(own, EvaluateStage) else "not for this stage"
+        asked.append((f"{path}.resources", own.resources, why))
+    for path, resources, why in asked:
+        for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
+            if "nvidia.com/gpu" in wanted:
+                yield f"spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
+
+
+def stage_programs(spec: Spec) -> Iterator[str]:
+    """A stage runs the user's command, or what a recipe has for it."""
+    for path, own in _side_stages(spec):
+        recipe = own.recipe if isinstance(own, EvaluateStage) else None
+        if not own.command and not (recipe or spec.trainer.recipe):
+            yield f"spec.{path}.command: missing; only a recipe has a program for this stage"
+        if own.command and recipe:
+            yield f"spec.{path}: at most one of recipe and command is needed, both are given; remove one"
+        if isinstance(own, EvaluateStage) and own.config and not (recipe or spec.trainer.recipe):
+            yield f"spec.{path}.config: only a recipe has a config; pass your program its settings in the command"
+
+
+def _side_stages(spec: Spec) -> list[tuple[str, SideStage]]:
+    """The stages beside the training that are wanted, each with its path."""
+    found = ((f"stages.{stage.lower()}", spec.stages.of(stage)) for stage in Stage)
+    return [(path, own) for path, own in found if own is not None]
 
 
 def good_labels(spec: Spec) -> Iterator[str]:
@@ -139,15 +161,13 @@ def good_labels(spec: Spec) -> Iterator[str]:
 
 def not_yet(spec: Spec) -> Iterator[str]:
     """What this version does not do is refused: a limit that is silently ignored costs money."""
-    capacity, limits, stages = spec.capacity, spec.limits, spec.stages
+    capacity, limits = spec.capacity, spec.limits
     fields = {
         "workers.minNodes": spec.workers.min_nodes is not None,
         "capacity.tiers": len(capacity.tiers) > 1,
         "capacity.patience": capacity.patience is not None,
         "capacity.maxPricePerHour": capacity.max_price_per_hour is not None,
         "limits.budget": limits.budget is not None,
-        "stages.prepare": stages.prepare is not None,
-        "stages.evaluate": stages.evaluate is not None,
     }
     instead = {
         "capacity.tiers": "name one tier",
@@ -168,6 +188,7 @@ RULES: tuple[Rule, ...] = (
     good_durations,
     positive_budget,
     gpus_by_piton,
+    stage_programs,
     good_labels,
     not_yet,
 )

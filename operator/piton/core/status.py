@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, Field
 
-from piton.core.model import Model
+from piton.core.model import Model, Stage
 from piton.core.reasons import Reason
 
 
@@ -42,6 +42,7 @@ class AttemptStatus(Model):
 
     number: int = Field(ge=1, description="Number of the attempt; also its fencing token.")
     state: AttemptState = Field(description="Where it stands.")
+    stage: Stage = Field(default=Stage.TRAIN, description="What it is for: Prepare, Train or Evaluate.")
     created_time: AwareDatetime = Field(description="When its number was taken.")
     training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
     failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
@@ -53,6 +54,18 @@ class AttemptStatus(Model):
     resumed_from: int | None = Field(default=None, description="Step that it started from; none is a fresh start.")
     step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
     checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
+
+
+class StageStatus(Model):
+    """One stage of the run that has begun."""
+
+    name: Stage = Field(description="Prepare, Train or Evaluate.")
+    attempts: int = Field(default=0, ge=0, description="Attempts at it so far.")
+    preemptions: int = Field(default=0, ge=0, description="Those that lost their machine.")
+    infrastructure_failures: int = Field(default=0, ge=0, description="Those that the cluster failed.")
+    failures: int = Field(default=0, ge=0, description="Those that its program failed.")
+    start_time: AwareDatetime | None = Field(default=None, description="When its first attempt was made.")
+    end_time: AwareDatetime | None = Field(default=None, description="When it was finished; until then there is none.")
 
 
 class ConditionStatus(StrEnum):
@@ -80,7 +93,9 @@ class Phase(StrEnum):
     PENDING = "Pending"
     REFUSED = "Refused"
     STARTING = "Starting"
+    PREPARING = "Preparing"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     STOPPING = "Stopping"
     RECOVERING = "Recovering"
     SUSPENDED = "Suspended"
@@ -121,6 +136,14 @@ class Lost(Model):
     steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
 
 
+class Evaluation(Model):
+    """What the stage Evaluate has found."""
+
+    step: int | None = Field(default=None, description="Step of the checkpoint that was evaluated.")
+    attempt: int = Field(description="The attempt that says so.")
+    metrics: tuple[MetricValue, ...] = Field(default=(), description="What was measured.")
+
+
 class Result(Model):
     """What the run produced."""
 
@@ -129,6 +152,7 @@ class Result(Model):
     best_step: int | None = Field(default=None, description="Step of the best checkpoint.")
     best_metric: str | None = Field(default=None, description="The objective's best value.")
     reason: str = Field(default="", description="Why training ended.")
+    evaluation: Evaluation | None = Field(default=None, description="What the stage Evaluate has found.")
 
 
 class RunStatus(Model):
@@ -145,6 +169,7 @@ class RunStatus(Model):
     progress: ProgressStatus | None = Field(default=None, description="How far training is.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest durable checkpoint.")
     result: Result | None = Field(default=None, description="What the run produced.")
+    stages: tuple[StageStatus, ...] = Field(default=(), description="The stages that have begun, in order.")
     attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
 
     def to_wire(self) -> dict[str, Any]:
@@ -156,6 +181,10 @@ class RunStatus(Model):
     def current(self) -> AttemptStatus | None:
         """The newest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+    def stage(self, name: Stage) -> StageStatus:
+        """How a stage stands, also one that has not begun."""
+        return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
 
     def condition(self, kind: str) -> Condition | None:
         """The condition of that type."""

@@ -1,6 +1,6 @@
 """Whose doing the end of an attempt was. Rules over the evidence, in order; the first that speaks wins.
 
-    proof of the end         -> Finished
+    proof of the end         -> Finished          (the final manifest; of a stage beside the training, its word)
     a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent
@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from piton.contract.ends import OUTCOMES, Outcome
 from piton.contract.manifest import Complete
+from piton.core.model import Stage
 from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.core.reasons import Reason
 from piton.core.status import Verdict
@@ -32,8 +33,10 @@ class Evidence:
 
     seen: AttemptSeen
     complete: Complete | None
+    """Proof of the training's end; for another stage it proves nothing."""
     proof_needed: bool
-    """A recipe proves its end; the user's own program may not know how."""
+    """A recipe proves the end of its training; the user's own program may not know how."""
+    stage: Stage = Stage.TRAIN
     ordered: Reason | None
     """Why Piton told the attempt to stop, if it did."""
 
@@ -58,6 +61,8 @@ def judge(evidence: Evidence) -> Judgement | None:
 
 def finished_by_proof(evidence: Evidence) -> Judgement | None:
     """The final manifest, read from the volume or told in the termination message."""
+    if evidence.stage is not Stage.TRAIN:
+        return _finished_by_word(evidence)
     if evidence.complete:
         step = evidence.complete.step
         return Judgement(
@@ -71,6 +76,16 @@ def finished_by_proof(evidence: Evidence) -> Judgement | None:
             return Judgement(
                 verdict=Verdict.FINISHED, reason=Reason.FINISHED, message=f"finished at step {end.step}: {end.detail}"
             )
+    return None
+
+
+def _finished_by_word(evidence: Evidence) -> Judgement | None:
+    """Beside the training there is no manifest: that the program says so is all the proof there can be."""
+    for replica in evidence.seen.replicas:
+        end = replica.termination
+        if end and end.outcome is Outcome.FINISHED and not replica.exit_code:
+            message = end.detail or f"{replica.name} says that it has finished"
+            return Judgement(verdict=Verdict.FINISHED, reason=Reason.FINISHED, message=message)
     return None
 
 

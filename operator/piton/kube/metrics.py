@@ -16,7 +16,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from piton import __version__
-from piton.core.increments import DISTURBANCES, REASONS, Increments
+from piton.core.increments import DISTURBANCES, REASONS, End, Increments
+from piton.core.model import Stage
 from piton.core.status import Phase, ProgressStatus, RunStatus, Verdict
 from piton.kube.events import Key
 from piton.ports import Conflict, PortError
@@ -55,9 +56,11 @@ class Meter:
 
     def _fleet(self, registry: CollectorRegistry) -> None:
         """What happens to runs."""
-        self._started = Counter("piton_attempts_started", "Attempts whose job was created.", registry=registry)
+        self._started = Counter(
+            "piton_attempts_started", "Attempts whose job was created.", ["stage"], registry=registry
+        )
         self._attempts = Counter(
-            "piton_attempts", "Attempts that have ended.", ["verdict", "reason"], registry=registry
+            "piton_attempts", "Attempts that have ended.", ["stage", "verdict", "reason"], registry=registry
         )
         self._preemptions = Counter("piton_preemptions", "Attempts that lost a machine.", ["cause"], registry=registry)
         self._failures = Counter(
@@ -76,9 +79,11 @@ class Meter:
         )
         for verdict in DISTURBANCES:
             self._recovery.labels(verdict)
-        for verdict, reasons in REASONS.items():
-            for reason in reasons:
-                self._ended(verdict, reason, times=0)
+        for stage in Stage:
+            self._started.labels(stage)
+            for verdict, reasons in REASONS.items():
+                for reason in reasons:
+                    self._ended(End(verdict=verdict, reason=reason, stage=stage), times=0)
 
     def _process(self, registry: CollectorRegistry) -> None:
         """What the operator itself does."""
@@ -101,19 +106,20 @@ class Meter:
 
     def count(self, happened: Increments) -> None:
         """Count what a pass has brought about. Called once the status that says so was written."""
-        self._started.inc(happened.started)
+        for stage in happened.started:
+            self._started.labels(stage).inc()
         self._lost_steps.inc(happened.lost_steps)
         for end in happened.ends:
-            self._ended(end.verdict, end.reason)
+            self._ended(end)
         if happened.recovery is not None:
             self._recovery.labels(happened.recovery.verdict).observe(happened.recovery.seconds)
 
-    def _ended(self, verdict: Verdict, reason: str, *, times: int = 1) -> None:
-        self._attempts.labels(verdict, reason).inc(times)
-        if verdict is Verdict.PREEMPTED:
-            self._preemptions.labels(reason).inc(times)
-        if verdict in (Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE):
-            self._failures.labels(verdict, reason).inc(times)
+    def _ended(self, end: End, *, times: int = 1) -> None:
+        self._attempts.labels(end.stage, end.verdict, end.reason).inc(times)
+        if end.verdict is Verdict.PREEMPTED:
+            self._preemptions.labels(end.reason).inc(times)
+        if end.verdict in (Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE):
+            self._failures.labels(end.verdict, end.reason).inc(times)
 
     def show(self, run: Key, status: RunStatus) -> None:
         """How the run stands now."""

@@ -11,7 +11,7 @@ from typing import Any
 from piton.contract import names
 from piton.contract.progress import Progress
 from piton.core import parse
-from piton.core.model import Meta, Spec
+from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, VolumeSeen
 from piton.core.pytorchjob import claim_name
 from piton.core.status import AttemptState, RunStatus
@@ -151,16 +151,20 @@ class _Reader:
     async def _attempt(
         self, number: int, job: Body | None, pods: Iterable[Body], views: Mapping[str, NodeView]
     ) -> AttemptSeen:
+        pods = tuple(pods)
+        stage = next((_stage(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
         seen = ((pod, self._replica(pod, views)) for pod in pods)
         replicas = tuple(found for pod, found in seen if not (found.node_gone and _force_deleted(pod)))
         if job is None:
-            return AttemptSeen(number=number, job=None, deleting=any(r.deleting for r in replicas), replicas=replicas)
+            deleting = any(replica.deleting for replica in replicas)
+            return AttemptSeen(number=number, stage=stage, job=None, deleting=deleting, replicas=replicas)
         state, message = _job_state(job)
         expected = _expected_replicas(job)
         if state is JobState.ACTIVE and len(replicas) < expected:
             message = await self._complaint(job)
         return AttemptSeen(
             number=number,
+            stage=stage,
             uid=job["metadata"]["uid"],
             job=state,
             ours=owned(job, self._meta),
@@ -223,6 +227,12 @@ def seconds_until(reading: Reading | None, now: datetime) -> float | None:
 def _in_flight(status: RunStatus) -> int | None:
     current = status.current
     return current.number if current and current.state is not AttemptState.ENDED else None
+
+
+def _stage(thing: Body) -> Stage:
+    """What a job or pod was made for; what does not say so is for training."""
+    label = (thing["metadata"].get("labels") or {}).get(names.LABEL_STAGE)
+    return next((stage for stage in Stage if stage == label), Stage.TRAIN)
 
 
 def _force_deleted(pod: Body) -> bool:

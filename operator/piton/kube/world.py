@@ -81,7 +81,7 @@ class KubeWorld:
             case CreateVolume():
                 await self._create_volume()
             case StartAttempt():
-                await self._start(effect.number)
+                await self._start(effect)
             case StopAttempt():
                 await self._stop(effect.number)
             case RemoveReplica():
@@ -130,9 +130,17 @@ class KubeWorld:
             )
         await self._create(CLAIMS, volume_claim(self._meta, self._spec))
 
-    async def _start(self, number: int) -> None:
+    async def _start(self, effect: StartAttempt) -> None:
+        job = pytorchjob(
+            self._meta,
+            self._spec,
+            effect.number,
+            self._server,
+            stage=effect.stage,
+            checkpoint_step=effect.checkpoint_step,
+        )
         try:
-            await self._create(JOBS, pytorchjob(self._meta, self._spec, number, self._server))
+            await self._create(JOBS, job)
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 

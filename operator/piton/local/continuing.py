@@ -53,10 +53,16 @@ def _first_difference(before: object, after: object, path: str) -> str | None:
 
 def _another_chance(status: RunStatus) -> RunStatus:
     """Somebody who says the command again has mended the cause: failures count anew, all that was gained stays."""
+    stages = tuple(
+        stage if stage.end_time else stage.model_copy(update={"failures": 0, "start_time": None})
+        for stage in status.stages
+    )
     return RunStatus(
         attempt=status.attempt,
         preemptions=status.preemptions,
         infrastructure_failures=status.infrastructure_failures,
         lost=status.lost,
         checkpoint=status.checkpoint,
+        result=status.result,
+        stages=stages,
     )

@@ -3,6 +3,8 @@
     preempt   with notice: SIGTERM, and SIGKILL when the notice is over
     kill      without: SIGKILL to everything at once
 
+They hit the training, but for `prepare:kill@5s` and `evaluate:preempt@2s`: so long after that stage's start.
+
 Pure: when a drill is due is decided here, the world carries it out.
 """
 
@@ -13,10 +15,11 @@ from typing import Literal
 
 from piton.contract.duration import parse_duration
 from piton.contract.progress import Progress
+from piton.core.model import Stage
 
 Unit = Literal["percent", "step", "seconds"]
 _FORM = re.compile(
-    r"(?P<kind>preempt|kill)@(?:(?P<percent>[0-9]+(?:\.[0-9]+)?)%|step(?P<step>[0-9]+)|(?P<time>[0-9dhms]+))"
+    r"(?:(?P<stage>prepare|evaluate):)?(?P<kind>preempt|kill)@(?:(?P<percent>[0-9]+(?:\.[0-9]+)?)%|step(?P<step>[0-9]+)|(?P<time>[0-9dhms]+))"
 )
 _PERCENT_MAX = 100
 
@@ -28,9 +31,10 @@ class Drill:
     kind: Literal["preempt", "kill"]
     unit: Unit
     position: float
-    """Percent of the training, a step, or seconds since the run's start."""
+    """Percent of the training, a step, or seconds since the run's start, or its stage's."""
     text: str
     """As the user wrote it."""
+    stage: Stage = Stage.TRAIN
 
 
 def parse(text: str) -> Drill:
@@ -49,7 +53,10 @@ def parse(text: str) -> Drill:
         unit, position = _step(text, int(found["step"]))
     else:
         unit, position = "seconds", _seconds(text, found["time"])
-    return Drill(kind=kind, unit=unit, position=position, text=text)
+    stage = Stage(found["stage"].capitalize()) if found["stage"] else Stage.TRAIN
+    if stage is not Stage.TRAIN and unit != "seconds":
+        raise ValueError(f"{text!r} is no drill: only training has steps; write one like {found['stage']}:{kind}@5s")
+    return Drill(kind=kind, unit=unit, position=position, text=text, stage=stage)
 
 
 def _percent(text: str, position: float) -> tuple[Unit, float]:

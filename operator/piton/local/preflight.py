@@ -5,29 +5,26 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from piton.contract.duration import parse_duration
-from piton.core.model import Spec
-from piton.core.render import processes_per_node
-from piton.local import environment
+from piton.core.model import Spec, Stage
+from piton.core.stages import staged
+from piton.local import environment, recipe
 from piton.local.processes import search_path
 
 
 def recipe_problems(spec: Spec) -> list[str]:
     """What the recipe says of its config, data and number of processes; nothing where no trainer is installed."""
-    if spec.trainer.recipe is None:
-        return []
+    evaluate = spec.stages.evaluate
+    made_here = spec.stages.prepare is not None and spec.stages.prepare.command
     try:
-        from piton_trainer.recipes import catalog
-    except ImportError:
-        return []
-    seconds = parse_duration(spec.limits.training_time) if spec.limits.training_time else None
-    try:
-        config = catalog.check(spec.trainer.recipe, spec.trainer.config)
-        config.check_length(seconds)
-        config.check_world(spec.workers.nodes * processes_per_node(spec))
-        config.check_data()
+        config = recipe.checked(spec)
+        if config is None:
+            return []
+        if not made_here:
+            recipe.check_data(config)
+        if evaluate is not None and not evaluate.command:
+            recipe.settings(staged(spec, Stage.EVALUATE))
     except ValueError as error:
-        return [f"spec.{error}"]
+        return [str(error)]
     return []
 
 
@@ -48,12 +45,15 @@ def problems(spec: Spec) -> Iterator[str]:
         yield "spec.suspend: the run is told to hold; remove the field to train here"
     yield from _program_problems(spec)
     yield from recipe_problems(spec)
-    wanted, found = spec.workers.nodes * spec.workers.gpus_per_node, len(gpus())
+    found = len(gpus()) if gpus_wanted(spec) else 0
+    wanted = spec.workers.nodes * spec.workers.gpus_per_node
     if wanted > found:
         yield (
             f"spec.workers: {wanted} GPUs are asked for (nodes x gpusPerNode) and this machine has {found}; "
             f"write gpusPerNode: {found // spec.workers.nodes}" + (" to train on the CPU" if found == 0 else "")
         )
+    if spec.stages.evaluate and spec.stages.evaluate.gpus > found:
+        yield f"spec.stages.evaluate.gpus: {spec.stages.evaluate.gpus} are asked for and this machine has {found}"
     try:
         environment.secrets(spec, os.environ)
     except ValueError as error:
@@ -61,9 +61,11 @@ def problems(spec: Spec) -> Iterator[str]:
 
 
 def _program_problems(spec: Spec) -> Iterator[str]:
-    if spec.trainer.command and shutil.which(spec.trainer.command[0], path=search_path()) is None:
-        program = spec.trainer.command[0]
-        yield f"spec.trainer.command: there is no program {program} here; install it, or give the path to it"
+    commands = {"trainer": spec.trainer.command}
+    commands |= {f"stages.{stage.lower()}": own.command for stage in Stage if (own := spec.stages.of(stage))}
+    for path, command in commands.items():
+        if command and shutil.which(command[0], path=search_path()) is None:
+            yield f"spec.{path}.command: there is no program {command[0]} here; install it, or give the path to it"
     if spec.trainer.recipe and not _trainer_installed():
         yield "spec.trainer.recipe: the trainer is not installed here; say pip install 'piton-operator[trainer]'"
 
@@ -72,6 +74,11 @@ def _trainer_installed() -> bool:
     from importlib.util import find_spec
 
     return find_spec("torch") is not None and find_spec("piton_trainer") is not None
+
+
+def gpus_wanted(spec: Spec) -> bool:
+    """Whether any stage of the run computes on GPUs."""
+    return bool(spec.workers.gpus_per_node or (spec.stages.evaluate and spec.stages.evaluate.gpus))
 
 
 def gpus() -> tuple[str, ...]:

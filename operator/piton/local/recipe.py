@@ -1,5 +1,10 @@
-"""What the trainer's package says of a run's recipe, where it is installed. Nothing here needs torch."""
+"""What the trainer's package says of a run's recipe, where it is installed. Nothing here needs torch.
 
+Whatever a recipe refuses is a ValueError: a sentence that begins with the path in the spec.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from piton.contract.duration import parse_duration
@@ -14,7 +19,7 @@ def settings(spec: Spec) -> Any:
     """The typed config; None where there is no recipe, or no trainer to ask.
 
     Raises:
-        ValueError: the recipe refuses it; a sentence that begins with the path in the spec.
+        ValueError: the recipe refuses it.
     """
     if spec.trainer.recipe is None:
         return None
@@ -22,26 +27,32 @@ def settings(spec: Spec) -> Any:
         from piton_trainer.recipes import catalog
     except ImportError:
         return None
-    try:
+    with _in_the_spec():
         return catalog.check(spec.trainer.recipe, spec.trainer.config)
-    except ValueError as error:
-        raise ValueError(f"spec.{error}") from error
 
 
-def check(spec: Spec) -> None:
-    """Whether the recipe takes its config, on so many processes.
+def checked(spec: Spec) -> Any:
+    """The same, which also has an end and fits the number of processes.
 
     Raises:
-        ValueError: it does not; a sentence that begins with the path in the spec.
+        ValueError: it does not.
     """
     found = settings(spec)
-    if found is None:
-        return
-    try:
-        found.check_length(parse_duration(spec.limits.training_time) if spec.limits.training_time else None)
-        found.check_world(spec.workers.nodes * processes_per_node(spec))
-    except ValueError as error:
-        raise ValueError(f"spec.{error}") from error
+    if found is not None:
+        with _in_the_spec():
+            found.check_length(parse_duration(spec.limits.training_time) if spec.limits.training_time else None)
+            found.check_world(spec.workers.nodes * processes_per_node(spec))
+    return found
+
+
+def check_data(found: Any) -> None:
+    """Whether the data is here, as far as that is known without reading it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    with _in_the_spec():
+        found.check_data()
 
 
 def length(found: Any) -> str:
@@ -57,4 +68,13 @@ def size(name: str, found: Any) -> "Size | None":
     from piton_trainer.recipes import catalog
 
     module = catalog.part(name, "size")
-    return None if module is None or not hasattr(module, "size") else module.size(found)
+    return None if module is None else module.size(found)
+
+
+@contextmanager
+def _in_the_spec() -> Iterator[None]:
+    """A recipe knows the path in its trainer's part of the spec."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"spec.{error}") from error

@@ -132,7 +132,8 @@ def _save_first(folder: RunFolder, state: State) -> None:
 
 def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, state: State, left: int) -> Ending:
     def hear(attempt: int, progress: Progress) -> None:
-        metrics.append(folder.metrics_file, attempt, progress)
+        if world.trains(attempt):
+            metrics.append(folder.metrics_file, attempt, progress)
 
     with receiving(hear) as receiver, processes.watchdog(folder.mark, GRACE_SECONDS):
         world = LocalWorld(
@@ -142,7 +143,7 @@ def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, st
             clock=clock,
             drills=order.drills,
             notice_seconds=order.notice_seconds,
-            devices=preflight.gpus() if order.spec.workers.gpus_per_node else (),
+            devices=preflight.gpus() if preflight.gpus_wanted(order.spec) else (),
             rehearsal=order.rehearsal,
         )
         try:
@@ -192,6 +193,7 @@ class _Loop:
             heard: Progress | None = None
             while True:
                 changed = self.world.poll() or self.wake.is_set() or self.world.progress is not heard
+                changed = changed or self.world.due() is not None
                 if changed or (look_at is not None and self.clock.now() >= look_at):
                     self.wake.clear()
                     heard = self.world.progress

@@ -9,7 +9,8 @@ from typing import Any
 
 from piton.contract import start
 from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED
-from piton.core.status import AttemptStatus, RunStatus, Verdict
+from piton.core.model import Stage
+from piton.core.status import AttemptStatus, RunStatus, StageStatus, Verdict
 from piton.local import metrics
 from piton.local.folder import RunFolder, State
 
@@ -36,6 +37,10 @@ class Summary:
     checkpoint: Path | None
     """The newest one."""
     best_checkpoint: Path | None
+    stages: Mapping[str, Mapping[str, Any]]
+    """Where a run has more stages than training: attempts at each, what became of them, and how long it took."""
+    evaluation: Mapping[str, float]
+    """What the stage Evaluate has measured, by name."""
     recovery_seconds: float
     """From each loss of a machine to the first trained step of the next attempt, summed up."""
     start_seconds: Mapping[str, float]
@@ -62,6 +67,8 @@ class Summary:
             "weightsDigest": self.weights_digest,
             "checkpoint": _text(self.checkpoint),
             "bestCheckpoint": _text(self.best_checkpoint),
+            "stages": {name: dict(stage) for name, stage in self.stages.items()},
+            "evaluation": dict(self.evaluation),
             "recoverySeconds": self.recovery_seconds,
             "startSeconds": dict(self.start_seconds),
             "drillsNotFired": list(self.drills_not_fired),
@@ -97,12 +104,35 @@ def summarise(folder: RunFolder, state: State, drills_not_fired: Sequence[str]) 
         weights_digest=result.weights_digest if result else None,
         checkpoint=folder.newest_checkpoint(),
         best_checkpoint=folder.checkpoint(best_step),
+        stages=_stages(status),
+        evaluation=_evaluation(status),
         recovery_seconds=round(recovery_seconds(status.attempts), 3),
         start_seconds=newest_start(metrics.read(folder.metrics_file)),
         drills_not_fired=tuple(drills_not_fired),
         curve=folder.curve_file if folder.curve_file.exists() else None,
         logs=folder.root / "logs",
     )
+
+
+def _stages(status: RunStatus) -> dict[str, dict[str, Any]]:
+    if {stage.name for stage in status.stages} <= {Stage.TRAIN}:
+        return {}
+    return {stage.name.value: _stage(stage) for stage in status.stages}
+
+
+def _stage(stage: StageStatus) -> dict[str, Any]:
+    took = stage.end_time - stage.start_time if stage.end_time and stage.start_time else None
+    return {
+        "attempts": stage.attempts,
+        "preemptions": stage.preemptions,
+        "failures": stage.failures,
+        "seconds": None if took is None else round(took.total_seconds(), 3),
+    }
+
+
+def _evaluation(status: RunStatus) -> dict[str, float]:
+    found = status.result.evaluation if status.result else None
+    return {metric.name: float(metric.value) for metric in found.metrics} if found else {}
 
 
 def recovery_seconds(attempts: Sequence[AttemptStatus]) -> float:

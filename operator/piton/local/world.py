@@ -26,10 +26,11 @@ from piton.core.effects import (
     StartAttempt,
     StopAttempt,
 )
-from piton.core.model import Meta, Spec
+from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.reasons import Reason
 from piton.core.render import GRACE_SECONDS, appdef, assignment
+from piton.core.stages import staged
 from piton.core.status import RunStatus
 from piton.local import environment, processes
 from piton.local.attempt import LocalAttempt
@@ -97,8 +98,8 @@ class LocalWorld:
                 self._save(held=False)
             case CreateVolume():
                 self._create(self.folder.checkpoints)
-            case StartAttempt(number=number):
-                self._start(number)
+            case StartAttempt():
+                self._start(effect)
             case StopAttempt(number=number):
                 self._stop(number)
             case RemoveReplica(number=number, name=name):
@@ -137,17 +138,28 @@ class LocalWorld:
         self._touched, self._proven = False, proven
         return any(changed)
 
+    def trains(self, number: int) -> bool:
+        """Whether the attempt is one of the training, and not of another stage."""
+        return any(r.number == number and r.stage is Stage.TRAIN for r in self.state.status.attempts)
+
     def drill(self) -> Announcement | None:
         """Carry out the first due drill, if there is a machine to lose; written down first, so that it fires once."""
-        attempt = self._attempts.get(self.state.status.attempt)
-        if attempt is None or not attempt.undisturbed:
-            return None
-        now = self._clock.now()
-        due = first_due(self.drills_left(), progress=self.progress, seconds=(now - self.state.created).total_seconds())
+        due = self.due()
         if due is None:
             return None
         self._save(drills_fired=(*self.state.drills_fired, due.text))
-        return self._reclaim(attempt, due, now)
+        return self._reclaim(self._attempts[self.state.status.attempt], due, self._clock.now())
+
+    def due(self) -> Drill | None:
+        """The first due drill at what runs now; None where nothing runs that could be lost."""
+        status = self.state.status
+        attempt = self._attempts.get(status.attempt)
+        if attempt is None or status.current is None or not attempt.undisturbed:
+            return None
+        now, stage = self._clock.now(), status.stage(status.current.stage)
+        begun = self.state.created if stage.name is Stage.TRAIN else stage.start_time or now
+        drills = [drill for drill in self.drills_left() if drill.stage is stage.name]
+        return first_due(drills, progress=self.progress, seconds=(now - begun).total_seconds())
 
     def drills_left(self) -> tuple[Drill, ...]:
         """The drills that have not fired."""
@@ -192,26 +204,29 @@ class LocalWorld:
             raise Unavailable(f"{self.folder.root} does not take the run's state: {error.strerror}") from error
         self.state = state
 
-    def _create(self, *folders: Path) -> None:
+    def _create(self, *folders: Path, spec: Spec | None = None) -> None:
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self.folder.config_file, assignment(self.state.spec).to_json())
+            replace_text(self.folder.config_file, assignment(spec or self.state.spec).to_json())
         except OSError as error:
             raise Refused(f"{error.filename} cannot be written: {error.strerror}") from error
 
-    def _start(self, number: int) -> None:
+    def _start(self, effect: StartAttempt) -> None:
+        number, spec = effect.number, staged(self.state.spec, effect.stage)
         if number in self._attempts:
             return
-        self._create(self.folder.attempt(number))
+        self._create(self.folder.attempt(number), spec=spec)
         self._attempts = {n: a for n, a in self._attempts.items() if a.alive or not a.deleting}
-        nodes = range(self.state.spec.workers.nodes)
+        nodes = range(spec.workers.nodes)
         attempt = LocalAttempt(
             number=number,
             termination_logs=[self.folder.attempt(number) / f"termination-{node}.json" for node in nodes],
         )
         try:
-            attempt.replicas = processes.start(self._app(number), logs=self.folder.logs(number), devices=self._devices)
+            attempt.replicas = processes.start(
+                self._app(effect, spec), logs=self.folder.logs(number), devices=self._devices
+            )
         except OSError as error:
             attempt.why_not_started = f"{error.strerror}: {error.filename}"
         self._attempts[number] = attempt
@@ -219,18 +234,21 @@ class LocalWorld:
         records = tuple(ProcessRecord(pid=i.pid, started=i.started) for i in identities if i)
         self._save(processes=records)
 
-    def _app(self, number: int) -> specs.AppDef:
+    def _app(self, effect: StartAttempt, spec: Spec) -> specs.AppDef:
         """The attempt's AppDef, in which only our own variables are macros."""
+        url = self._receiver.url(effect.number)
         place = environment.place(
-            self.folder,
-            self.state.spec,
-            number,
-            url=self._receiver.url(number),
-            python=sys.executable,
-            rehearsal=self._rehearsal,
+            self.folder, spec, effect.number, url=url, python=sys.executable, rehearsal=self._rehearsal
         )
-        app = appdef(self._meta(), self.state.spec, number, place)
-        ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
+        app = appdef(
+            self._meta(),
+            self.state.spec,
+            effect.number,
+            place,
+            stage=effect.stage,
+            checkpoint_step=effect.checkpoint_step,
+        )
+        ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CHECKPOINT, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
         role = app.roles[0]
         role.args = [processes.literal(argument) for argument in role.args]
         role.env = {k: v if k in ours else processes.literal(v) for k, v in role.env.items()}

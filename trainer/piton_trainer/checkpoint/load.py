@@ -47,13 +47,13 @@ class Loaded:
     """All that was wanted. It is called once, by each rank on its own."""
 
 
-def load_newest(directory: Path, ranks: Ranks, wanted: Wanted) -> Loaded | None:
-    """Read the newest checkpoint that is good; None when there is none, and then nothing is changed.
+def load_newest(directory: Path, ranks: Ranks, wanted: Wanted, *, first: int | None = None) -> Loaded | None:
+    """Read the newest checkpoint that is good, or the `first` step if that is one; without any, nothing is changed.
 
     Raises:
         BadConfig: it is one of something else.
     """
-    for checkpoint in _candidates(directory, ranks):
+    for checkpoint in _candidates(directory, ranks, first):
         intake = Intake(checkpoint)
         problem = _read(intake, ranks, wanted)
         if problem is None:
@@ -92,9 +92,10 @@ def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -
     return intake.settle()
 
 
-def _candidates(directory: Path, ranks: Ranks) -> Iterator[Checkpoint]:
-    """Folders that look like checkpoints, newest first."""
-    for folder in ranks.on_main(lambda: [path for _, path in layout.step_folders(directory)]):
+def _candidates(directory: Path, ranks: Ranks, first: int | None) -> Iterator[Checkpoint]:
+    """Folders that look like checkpoints, newest first; that of one step may come before them."""
+    found = ranks.on_main(partial(layout.step_folders, directory))
+    for _, folder in sorted(found, key=lambda item: item[0] != first):
         manifest, problem = ranks.on_main(partial(layout.look, folder))
         if manifest is not None and problem is None:
             yield Checkpoint(folder=folder, manifest=manifest)

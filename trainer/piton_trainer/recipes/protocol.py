@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from piton.contract.assignment import Assignment
 from piton_trainer.recipes.config import RecipeConfig
 from piton_trainer.shelf import Shelf
 
@@ -38,6 +39,14 @@ class Workplace(Place, Protocol):
     @property
     def shelf(self) -> Shelf:
         """For what is made once and every attempt needs."""
+
+
+class Employee(Workplace, Protocol):
+    """A workplace with orders; a session is one."""
+
+    @property
+    def assignment(self) -> Assignment:
+        """The run's orders."""
 
 
 class Stateful(Protocol):

@@ -128,8 +128,8 @@ class TwoTowers:
         """
         inner = self.yardstick.by_fold(model, [fold.inner for fold in self.folds])
         held_out = self.yardstick.by_fold(model, [fold.held_out for fold in self.folds])
-        self.results.consider(self._step + 1, inner, held_out)
-        if self.place.rank == 0:
+        has_news = self.results.consider(self._step + 1, inner, held_out)
+        if has_news and self.place.rank == 0:
             with layout.full_disk_is_an_end(self.place.directory):
                 layout.Disk().write(self.place.directory / RESULTS_FILE, self.results.to_json())
         metrics = {"inner_ndcg_10": sum(inner) / len(inner), **self.results.metrics()}

@@ -40,11 +40,14 @@ class Results:
             for fold, baseline in zip(folds, baselines, strict=True)
         ]
 
-    def consider(self, step: int, inner: Sequence[float], held_out: Sequence[float]) -> None:
-        """Take an evaluation."""
+    def consider(self, step: int, inner: Sequence[float], held_out: Sequence[float]) -> bool:
+        """Take an evaluation; whether it changes anything. A step that is evaluated again does not."""
+        has_news = False
         for result, chooses, counts in zip(self.folds, inner, held_out, strict=True):
-            if chooses > result.inner:
+            if chooses > result.inner and step > result.step:
                 result.step, result.inner, result.held_out = step, chooses, counts
+                has_news = True
+        return has_news
 
     def metrics(self) -> dict[str, float]:
         """The means over the folds, and where there are several an interval that holds 95% of the time."""

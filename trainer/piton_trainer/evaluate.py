@@ -1,0 +1,123 @@
+"""`python -m piton_trainer.evaluate`: what the recipe that the assignment names measures of the best checkpoint.
+
+PITON_CHECKPOINT says which one that is; where it is gone or damaged, the newest good one is taken. Nothing is claimed,
+saved or changed, so it may be killed and started again at any moment.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piton.contract import names
+from piton.contract.assignment import Assignment
+from piton.contract.ends import Outcome, Termination
+from piton_trainer import loop, stage
+from piton_trainer.__main__ import prepare
+from piton_trainer.boundary import fraction_done
+from piton_trainer.checkpoint.intake import Document, Targets
+from piton_trainer.checkpoint.load import Loaded, load_newest
+from piton_trainer.config import Config
+from piton_trainer.distributed import Ranks
+from piton_trainer.errors import BadConfig
+from piton_trainer.objects import Objects
+from piton_trainer.shelf import FOLDER, Shelf
+from piton_trainer.state import TrainState
+from piton_trainer.store import states_of
+
+
+def main() -> None:
+    """Evaluate, and say what came of it."""
+    stage.run(evaluate)
+
+
+def evaluate(config: Config) -> Termination:
+    """Measure the best checkpoint of an assignment's training.
+
+    Raises:
+        BadConfig: the assignment cannot work, or there is nothing to evaluate.
+    """
+    ranks = Ranks.join()
+    named = Path(os.environ.get(names.ENV_CHECKPOINT) or "").name
+    visitor = Visitor(config, ranks, best=names.parse_step_folder(named))
+    metrics = loop.evaluate(visitor, prepare(visitor))
+    ranks.leave()
+    told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    detail = f"evaluated at step {visitor.step}: {told}"
+    return Termination(outcome=Outcome.FINISHED, step=visitor.step, metrics=metrics, detail=detail)
+
+
+class Visitor:
+    """What a recipe and the loop need of a session, for somebody who trains nothing."""
+
+    def __init__(self, config: Config, ranks: Ranks, *, best: int | None) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._best = best
+        self._state = TrainState()
+
+    @property
+    def rank(self) -> int:
+        """This process among all ranks."""
+        return self._ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._ranks.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's GPU, or the CPU."""
+        return self._ranks.device
+
+    @property
+    def assignment(self) -> Assignment:
+        """The run's orders."""
+        return self._config.assignment
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self._config.checkpoint_dir
+
+    @property
+    def shelf(self) -> Shelf:
+        """For what is made once and every attempt needs."""
+        return Shelf(self.directory / FOLDER, self._ranks)
+
+    @property
+    def step(self) -> int:
+        """The step of what was restored."""
+        return self._state.step
+
+    def fraction(self, total: int | None) -> float:
+        """How much of a training of so many steps was done at that step."""
+        return fraction_done(self._state, self.assignment, total)
+
+    def restore(self, **objects: Any) -> None:
+        """Put the checkpoint into these objects.
+
+        Raises:
+            BadConfig: there is none, or it is one of other objects.
+        """
+        given = Objects(objects)
+        loaded = self._load(given)
+        if loaded is None:
+            raise BadConfig(f"there is no good checkpoint in {self.directory}, so there is nothing to evaluate")
+        self._ranks.together(lambda: given.restore(states_of(loaded.document, self._ranks), loaded.settle()))
+        self._state = TrainState.from_document(loaded.document["train"])
+
+    def _load(self, given: Objects) -> Loaded | None:
+        if not self.directory.is_dir():
+            return None
+
+        def wanted(document: Document) -> Targets:
+            return given.wanted(states_of(document, self._ranks))
+
+        return load_newest(self.directory, self._ranks, wanted, first=self._best)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What the programs of the stages beside the training share: their orders, their last words, and how they stop.
+
+Neither has anything to save, and both may be killed and started again at any moment: so SIGTERM ends them at once.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from piton.contract.ends import Termination
+from piton_trainer.config import Config, termination_log
+from piton_trainer.distributed import Ranks
+from piton_trainer.ending import TerminationLog, outcome_of, say
+from piton_trainer.errors import BadConfig, Stopped
+
+
+def run(work: Callable[[Config], Termination]) -> None:
+    """Do a stage's work, and say how that ended as a training does."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log = TerminationLog(termination_log(os.environ), Ranks(local_rank=int(os.environ.get("LOCAL_RANK") or 0)))
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        words = work(_config())
+    except BaseException as error:
+        outcome, detail = outcome_of(error)
+        say(detail)
+        log.leave(Termination(outcome=outcome, detail=detail))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    say(words.detail)
+    log.leave(words)
+
+
+def _stop(_signum: int, _frame: FrameType | None) -> None:
+    raise Stopped("told to stop by SIGTERM; another attempt does what is left")
+
+
+def _config() -> Config:
+    try:
+        return Config.from_env(os.environ)
+    except ValueError as error:
+        raise BadConfig(str(error)) from error
