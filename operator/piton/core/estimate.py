@@ -32,6 +32,10 @@ class Size(Protocol):
     def checkpoint_bytes(self) -> int:
         """Of one whole checkpoint."""
 
+    @property
+    def note(self) -> str:
+        """What was assumed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -214,13 +218,14 @@ def disk_of(spec: Spec, size: Size | None) -> Figure:
         return Figure(text=f"unknown: {_kept(spec)}, of a size that piton preflight measures, on {_room(spec)}")
     keep, own = spec.checkpoint.keep, size.checkpoint_bytes
     whole = keep.last + _best(spec) + _IN_FLIGHT
-    total, note = whole * own, getattr(size, "note", "")
+    total = whole * own
     text = f"{_kept(spec)} x {format_bytes(own)}"
     if keep.weights_only:
         weights = weight_bytes(spec, size)
         total += keep.weights_only * weights
         text += f" + {keep.weights_only} of weights x {format_bytes(weights)}"
-    text += f" = {format_bytes(total)}, on {_room(spec)}; {size.parameters:,} parameters{', ' + note if note else ''}"
+    note = f", {size.note}" if size.note else ""
+    text += f" = {format_bytes(total)}, on {_room(spec)}; {size.parameters:,} parameters{note}"
     return Figure(text=text, value=total, warning=too_large(spec, total))
 
 
