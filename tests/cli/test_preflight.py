@@ -51,6 +51,8 @@ def test_a_good_run_is_rehearsed_from_its_first_step_to_its_last_dollar(tmp_path
     assert "180,000 evaluations x " in found["time"]["text"]
     assert "90,000 saves x " in found["time"]["text"]
     assert "limits.deadline ends it after 20m" in found["time"]["text"]
+    assert found["cost"]["value"] == pytest.approx(found["time"]["value"] / 3600 * 10.5, abs=0.01)
+    assert 100e6 < found["memory"]["value"] < 10e9
     kept = Path(json.loads(result.out)["kept"])
     assert (kept / "logs").is_dir(), "something failed, so its folder can be looked at"
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class Check:
     """What was seen."""
     fix: str | None = None
     """What to do next, where it failed."""
+    value: float | None = None
+    """The same as a number: bytes, seconds or dollars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +172,10 @@ def _checks(rehearsal: Rehearsal, ending: Ending, folder: RunFolder, witness: Wi
     yield from _reckoned(rehearsal, folder, report)
 
 
-def _steps(report: Progress, start_seconds: Any) -> Check:
+def _steps(report: Progress, start_seconds: Mapping[str, float]) -> Check:
     loss = f", loss {report.metrics['loss']:.4g}" if "loss" in report.metrics else ""
-    text = f"{report.step} taken{loss}; the last start took {start.sentence(start_seconds)}"
-    return Check(name="steps", state="ok", text=text)
+    took = f"; the last start took {start.sentence(start_seconds)}" if start_seconds else ""
+    return Check(name="steps", state="ok", text=f"{report.step} taken{loss}{took}")
 
 
 def _resume(rehearsal: Rehearsal, report: Progress) -> Check:
@@ -212,11 +214,11 @@ def _memory(spec: Spec, report: Progress, witness: Witness) -> Iterator[Check]:
         total = processes * peak
         text = f"{processes} x {format_bytes(peak)} = {format_bytes(total)} of {format_bytes(there)}"
         fix = "take smaller batches, fewer processes or a larger machine" if total > there else None
-        yield Check(name="memory", state="failed" if fix else "ok", text=text, fix=fix)
+        yield Check(name="memory", state="failed" if fix else "ok", text=text, fix=fix, value=total)
     used, all_of_it = witness.peaks.get(words.GPU_MEMORY_PEAK_BYTES), report.metrics.get(words.GPU_MEMORY_BYTES)
     if used is not None and all_of_it:
         text = f"{format_bytes(used)} of {format_bytes(all_of_it)} at most, {used / all_of_it:.0%}"
-        yield Check(name="GPU memory", state="ok", text=text)
+        yield Check(name="GPU memory", state="ok", text=text, value=used)
 
 
 def _memory_here() -> float:
@@ -246,8 +248,10 @@ def _reckoned(rehearsal: Rehearsal, folder: RunFolder, report: Progress) -> Iter
 
 def _check(name: str, figure: Figure, fix: str) -> Check:
     if figure.warning:
-        return Check(name=name, state="failed", text=f"{figure.text}; {figure.warning}", fix=fix)
-    return Check(name=name, state="unknown" if figure.value is None else "ok", text=figure.text)
+        text = f"{figure.text}; {figure.warning}"
+        return Check(name=name, state="failed", text=text, fix=fix, value=figure.value)
+    state: State = "unknown" if figure.value is None else "ok"
+    return Check(name=name, state=state, text=figure.text.removeprefix("unknown: "), value=figure.value)
 
 
 def _measured(folder: RunFolder, report: Progress) -> Measured:
