@@ -88,8 +88,8 @@ bench-twotower: datasets  ## what ten folds of two-tower-small cost, over one fo
 	python bench/twotower.py $(ARGS)
 
 crd: setup  ## generate crds/ from the typed models
-	python -m piton.crd > crds/trainingruns.piton.dev.yaml
-	cp crds/trainingruns.piton.dev.yaml charts/piton/files/
+	python -m piton.crd crds
+	cp crds/*.piton.dev.yaml charts/piton/files/
 	cp crds/bundled/kubeflow.org_pytorchjobs.yaml charts/piton/crds/
 
 lock: setup  ## write constraints.txt from what is installed

@@ -1,20 +1,55 @@
-"""Generates the CustomResourceDefinition from the typed models: `python -m piton.crd`.
+"""Generates the CustomResourceDefinitions from the typed models: `python -m piton.crd FOLDER`.
 
 JSON Schema as pydantic writes it is not the structural schema that Kubernetes wants: references are inlined, unions
 with null become optional fields, and `additionalProperties: false` goes, since the API server prunes unknown fields.
 """
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from piton.contract import names
 from piton.core import rules
-from piton.core.model import Spec
-from piton.core.status import RunStatus
+from piton.core.model import Model, Spec
+from piton.core.status import Conditioned, RunStatus
+from piton.sweep import rules as sweep_rules
+from piton.sweep.model import SweepSpec
+from piton.sweep.status import SweepStatus
 
-COLUMNS: tuple[tuple[str, str, str, int], ...] = (
+Columns = tuple[tuple[str, str, str, int], ...]
+"""Name, type, JSONPath, priority; 1 shows with `-o wide`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One resource."""
+
+    kind: str
+    plural: str
+    short_name: str
+    description: str
+    spec: type[Model]
+    status: type[Conditioned]
+    columns: Columns
+    cel: Mapping[str, tuple[tuple[str, str], ...]]
+    list_keys: Mapping[str, str]
+    """Path of a list -> the field that tells its items apart."""
+    embedded: Mapping[str, type[Model]] = field(default_factory=dict)
+    """Path of a free mapping -> the model that explains what belongs there. Its defaults are not written into it: they
+    would change what the user has written when a new version has new ones."""
+
+    @property
+    def file_name(self) -> str:
+        """Of its CRD."""
+        return f"{self.plural}.{names.API_GROUP}.yaml"
+
+
+_CONDITIONS = {"status.conditions": "type"}
+_RUN_COLUMNS: Columns = (
     ("Phase", "string", ".status.phase", 0),
     ("Progress", "integer", ".status.progress.progressPercentage", 0),
     ("Step", "integer", ".status.progress.step", 0),
@@ -30,100 +65,150 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Best", "string", ".status.result.bestMetric", 1),
     ("Reason", "string", '.status.conditions[?(@.type=="Training")].reason', 1),
 )
-"""Name, type, JSONPath, priority; 1 shows with `-o wide`."""
+_SWEEP_COLUMNS: Columns = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Done", "string", ".status.done", 0),
+    ("Active", "integer", ".status.counts.active", 0),
+    ("Best", "string", ".status.best", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Failed", "integer", ".status.counts.failed", 1),
+    ("Parallelism", "integer", ".spec.parallelism", 1),
+    ("Reason", "string", '.status.conditions[?(@.type=="Training")].reason', 1),
+)
 
-_KEPT = ("type", "description", "enum", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "maxItems")
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        kind=names.KIND,
+        plural=names.PLURAL,
+        short_name=names.SHORT_NAME,
+        description="A model to train, on machines that may be taken away.",
+        spec=Spec,
+        status=RunStatus,
+        columns=_RUN_COLUMNS,
+        cel=rules.CEL,
+        list_keys={**_CONDITIONS, "status.attempts": "number", "status.stages": "name", "spec.trainer.env": "name"},
+    ),
+    Kind(
+        kind=names.SWEEP_KIND,
+        plural=names.SWEEP_PLURAL,
+        short_name=names.SWEEP_SHORT_NAME,
+        description="Models to train from one template, and to compare.",
+        spec=SweepSpec,
+        status=SweepStatus,
+        columns=_SWEEP_COLUMNS,
+        cel=sweep_rules.CEL,
+        list_keys={**_CONDITIONS, "status.runs": "name", "status.results": "name", "spec.variants": "name"},
+        embedded={"spec.template.spec": Spec},
+    ),
+)
+
+_KEPT = ("type", "description", "enum", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "minItems",
+         "maxItems")  # fmt: skip
 _FREE = {"x-kubernetes-preserve-unknown-fields": True}
-_LIST_KEYS = {
-    "status.conditions": "type",
-    "status.attempts": "number",
-    "status.stages": "name",
-    "spec.trainer.env": "name",
-}
 
 
-def crd() -> dict[str, Any]:
+def crd(kind: Kind) -> dict[str, Any]:
     """The whole CustomResourceDefinition."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{names.PLURAL}.{names.API_GROUP}"},
+        "metadata": {"name": f"{kind.plural}.{names.API_GROUP}"},
         "spec": {
             "group": names.API_GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": names.KIND,
-                "listKind": f"{names.KIND}List",
-                "plural": names.PLURAL,
-                "singular": names.KIND.lower(),
-                "shortNames": [names.SHORT_NAME],
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.kind.lower(),
+                "shortNames": [kind.short_name],
                 "categories": ["piton"],
             },
-            "versions": [_version()],
+            "versions": [_version(kind)],
         },
     }
 
 
-def _version() -> dict[str, Any]:
+def _version(kind: Kind) -> dict[str, Any]:
+    schema = _Schema(kind)
     root = {
         "type": "object",
-        "description": "A model to train, on machines that may be taken away.",
+        "description": kind.description,
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": _structural(Spec.model_json_schema(), "spec"),
-            "status": _structural(RunStatus.model_json_schema(mode="serialization"), "status"),
+            "spec": schema.structural(kind.spec.model_json_schema(), "spec"),
+            "status": schema.structural(kind.status.model_json_schema(mode="serialization"), "status"),
         },
     }
-    _add_cel(root, "")
+    schema.add_cel(root, "")
     return {
         "name": names.API_VERSION,
         "served": True,
         "storage": True,
         "subresources": {"status": {}},
         "additionalPrinterColumns": [
-            {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
-            for name, kind, path, priority in COLUMNS
+            {"name": name, "type": type_, "jsonPath": path} | ({"priority": priority} if priority else {})
+            for name, type_, path, priority in kind.columns
         ],
         "schema": {"openAPIV3Schema": root},
     }
 
 
-def _structural(schema: dict[str, Any], path: str, definitions: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One node of the schema, and everything below it; `path` is dotted, from `spec` or `status`."""
-    definitions = schema.get("$defs", {}) if definitions is None else definitions
-    node = _resolve(schema, definitions)
-    out = {key: node[key] for key in _KEPT if key in node}
-    if "const" in node:
-        out |= {"type": "string", "enum": [node["const"]]}
-    if "type" not in out:  # a union: either form is checked by the models
-        return {"description": out.get("description", ""), **_FREE}
-    if path.startswith("spec") and isinstance(node.get("default"), bool | int | str):
-        out["default"] = node["default"]
-    if node["type"] == "array":
-        out |= _array(node, path, definitions)
-    if node["type"] == "object":
-        out |= _object(node, path, definitions)
-    _add_cel(out, path)
-    return out
+class _Schema:
+    """Makes structural schemas of one kind."""
 
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
 
-def _array(node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    key = _LIST_KEYS.get(path)
-    as_map = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]} if key else {}
-    return {"items": _structural(node["items"], path, definitions), **as_map}
+    def structural(
+        self, schema: dict[str, Any], path: str, definitions: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """One node of the schema, and everything below it; `path` is dotted, from `spec` or `status`."""
+        definitions = schema.get("$defs", {}) if definitions is None else definitions
+        node = _resolve(schema, definitions)
+        out = {key: node[key] for key in _KEPT if key in node}
+        if path in self._kind.embedded and node.get("additionalProperties") is True:
+            inner = self.structural(self._kind.embedded[path].model_json_schema(), path)
+            return {**inner, "description": out["description"]}
+        if "const" in node:
+            out |= {"type": "string", "enum": [node["const"]]}
+        if "type" not in out:  # a union: either form is checked by the models
+            return {**out, **_FREE}
+        if path.startswith("spec") and isinstance(node.get("default"), bool | int | str) and not self._within(path):
+            out["default"] = node["default"]
+        if node["type"] == "array":
+            out |= self._array(node, path, definitions)
+        if node["type"] == "object":
+            out |= self._object(node, path, definitions)
+        self.add_cel(out, path)
+        return out
 
+    def add_cel(self, out: dict[str, Any], path: str) -> None:
+        """The rules that a good API server checks by itself."""
+        found = self._kind.cel.get(path)
+        if found:
+            out["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in found]
 
-def _object(node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    values = node.get("additionalProperties")
-    if values is True:
-        return dict(_FREE)
-    if isinstance(values, dict):
-        return {"additionalProperties": _structural(values, path, definitions)}
-    fields = {name: _structural(field, f"{path}.{name}", definitions) for name, field in node["properties"].items()}
-    return {"properties": fields} | ({"required": node["required"]} if node.get("required") else {})
+    def _within(self, path: str) -> bool:
+        return any(path.startswith(f"{embedded}.") for embedded in self._kind.embedded)
+
+    def _array(self, node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
+        key = self._kind.list_keys.get(path)
+        as_map = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]} if key else {}
+        return {"items": self.structural(node["items"], path, definitions), **as_map}
+
+    def _object(self, node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
+        values = node.get("additionalProperties")
+        if values is True:
+            return dict(_FREE)
+        if isinstance(values, dict):
+            return {"additionalProperties": self.structural(values, path, definitions)}
+        properties = node["properties"].items()
+        fields = {name: self.structural(field, f"{path}.{name}", definitions) for name, field in properties}
+        return {"properties": fields} | ({"required": node["required"]} if node.get("required") else {})
 
 
 def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -139,15 +224,12 @@ def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
     return node
 
 
-def _add_cel(out: dict[str, Any], path: str) -> None:
-    if path in rules.CEL:
-        out["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules.CEL[path]]
-
-
 def main() -> None:
-    """Write the CRD to stdout."""
-    sys.stdout.write("# Generated from the typed models by `make crd`; a test compares.\n")
-    yaml.safe_dump(crd(), sys.stdout, sort_keys=False, width=120, allow_unicode=True)
+    """Write every CRD into the folder."""
+    for kind in KINDS:
+        text = yaml.safe_dump(crd(kind), sort_keys=False, width=120, allow_unicode=True)
+        head = "# Generated from the typed models by `make crd`; a test compares.\n"
+        (Path(sys.argv[1]) / kind.file_name).write_text(head + text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,48 @@
-"""One pass over one run: observe, decide, apply, write the status, announce. The same for every world."""
+"""One pass over one object: observe, decide, apply, write the status, announce. The same for every world."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from piton.core.backoff import Pace
 from piton.core.decide import decide, refused
-from piton.core.effects import Decision
-from piton.ports import Announcer, Clock, Refused, World
+from piton.core.effects import AnyDecision, Decision
+from piton.core.observed import Observed
+from piton.core.status import Conditioned
+from piton.ports import Announcer, AnyWorld, Clock, Refused, World
+
+
+class HasStatus(Protocol):
+    """What every observation holds."""
+
+    @property
+    def status(self) -> Conditioned:
+        """The status as it was last written."""
+
+
+ObservedT = TypeVar("ObservedT", bound=HasStatus)
+EffectT = TypeVar("EffectT")
+StatusT = TypeVar("StatusT", bound=Conditioned)
 
 
 async def reconcile(world: World, clock: Clock, announcer: Announcer, pace: Pace | None = None) -> Decision | None:
-    """Do what this moment asks for. Returns the decision, or None when the run does not exist.
+    """Do what this moment asks for a run; see `pass_over`."""
+
+    def decided(observed: Observed) -> Decision:
+        return decide(observed, now=clock.now(), pace=pace)
+
+    def turned_down(observed: Observed, why: str) -> Decision:
+        return refused(observed, why, now=clock.now(), pace=pace)
+
+    return await pass_over(world, announcer, decided, turned_down)
+
+
+async def pass_over(
+    world: AnyWorld[ObservedT, EffectT, StatusT],
+    announcer: Announcer,
+    decided: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],
+    turned_down: Callable[[ObservedT, str], AnyDecision[EffectT, StatusT]],
+) -> AnyDecision[EffectT, StatusT] | None:
+    """Do what this moment asks for. Returns the decision, or None when the object does not exist.
 
     A crash anywhere in here is harmless: effects are idempotent, the status is written once and last, and what follows
     from it happens in the next pass. Announcements may be lost in a crash, never told too early.
@@ -19,12 +54,12 @@ async def reconcile(world: World, clock: Clock, announcer: Announcer, pace: Pace
     observed = await world.observe()
     if observed is None:
         return None
-    decision = decide(observed, now=clock.now(), pace=pace)
+    decision = decided(observed)
     try:
         for effect in decision.effects:
             await world.apply(effect)
     except Refused as refusal:
-        decision = refused(observed, str(refusal), now=clock.now(), pace=pace)
+        decision = turned_down(observed, str(refusal))
     if decision.status != observed.status:
         await world.write_status(decision.status)
         for announcement in decision.announcements:

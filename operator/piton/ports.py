@@ -7,11 +7,15 @@ PortError
 """
 
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from piton.core.effects import Announcement, Effect
 from piton.core.observed import Observed
-from piton.core.status import RunStatus
+from piton.core.status import Conditioned, RunStatus
+
+ObservedT_co = TypeVar("ObservedT_co", covariant=True)
+EffectT_contra = TypeVar("EffectT_contra", contravariant=True)
+StatusT_contra = TypeVar("StatusT_contra", bound=Conditioned, contravariant=True)
 
 
 class PortError(Exception):
@@ -37,20 +41,24 @@ class Clock(Protocol):
         """The present, in UTC."""
 
 
-class World(Protocol):
-    """One run in its world: what is there, and how to change it.
+class AnyWorld(Protocol[ObservedT_co, EffectT_contra, StatusT_contra]):
+    """One object in its world: what is there, and how to change it.
 
-    Not a cache: `observe` reads what is true now, since a decision on stale facts may start a second attempt.
+    Not a cache: `observe` reads what is true now, since a decision on stale facts may do something twice.
     """
 
-    async def observe(self) -> Observed | None:
-        """Gather everything about the run; None when it does not exist any more. Raises Unavailable."""
+    async def observe(self) -> ObservedT_co | None:
+        """Gather everything about it; None when it does not exist any more. Raises Unavailable."""
 
-    async def apply(self, effect: Effect) -> None:
+    async def apply(self, effect: EffectT_contra) -> None:
         """Carry out one effect. Idempotent: what is already so is success. Raises Conflict, Unavailable, Refused."""
 
-    async def write_status(self, status: RunStatus) -> None:
-        """Replace the run's status, if the run is still as it was last observed. Raises Conflict, Unavailable."""
+    async def write_status(self, status: StatusT_contra) -> None:
+        """Replace its status, if it is still as it was last observed. Raises Conflict, Unavailable."""
+
+
+class World(AnyWorld[Observed, Effect, RunStatus], Protocol):
+    """The world of one run."""
 
 
 class Announcer(Protocol):

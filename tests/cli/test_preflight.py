@@ -17,8 +17,13 @@ def preflight(piton: Piton, folder: Path, parts: dict[str, Any], *options: objec
     return piton("preflight", file, "--dir", folder / "runs", "--quiet", *options)
 
 
+def findings(result: Result) -> Any:
+    (found,) = json.loads(result.out)["runs"].values()
+    return found
+
+
 def checks(result: Result) -> dict[str, Any]:
-    return {check["name"]: check for check in json.loads(result.out)["checks"]}
+    return {check["name"]: check for check in findings(result)["checks"]}
 
 
 def test_a_good_run_is_rehearsed_from_its_first_step_to_its_last_dollar(tmp_path: Path, piton: Piton) -> None:
@@ -53,7 +58,7 @@ def test_a_good_run_is_rehearsed_from_its_first_step_to_its_last_dollar(tmp_path
     assert "limits.deadline ends it after 20m" in found["time"]["text"]
     assert found["cost"]["value"] == pytest.approx(found["time"]["value"] / 3600 * 10.5, abs=0.01)
     assert 100e6 < found["memory"]["value"] < 10e9
-    kept = Path(json.loads(result.out)["kept"])
+    kept = Path(findings(result)["kept"])
     assert (kept / "logs").is_dir(), "something failed, so its folder can be looked at"
 
 
@@ -61,7 +66,11 @@ def test_a_program_that_cannot_resume_is_told_so_in_a_table(tmp_path: Path, pito
     result = preflight(piton, tmp_path, fake_parts())
 
     assert result.code == 1
-    lines = {line.split()[0]: line.split()[1] for line in result.out.splitlines() if line[:1].isalpha()}
+    lines = {
+        line.split()[0]: line.split()[1]
+        for line in result.out.splitlines()
+        if len(line.split()) > 1 and line[:1].isalpha()
+    }
     assert lines["CHECK"] == "RESULT"
     assert (lines["machine"], lines["steps"], lines["resume"], lines["checkpoints"]) == ("ok", "ok", "failed", "failed")
     assert "-> docs/bring-your-own-loop.md says how" in result.out
@@ -94,7 +103,7 @@ def test_what_this_machine_lacks_is_said_before_anything_starts(
 ) -> None:
     result = preflight(piton, tmp_path, parts, "--json")
 
-    (check,) = json.loads(result.out)["checks"]
+    (check,) = findings(result)["checks"]
     assert (result.code, check["name"], check["state"]) == (1, "machine", "failed")
     assert text in check["text"]
     assert check["fix"].startswith(fix)

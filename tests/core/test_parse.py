@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from piton.core import rules
 from piton.core.parse import SpecError, parse, parse_file
 from piton.core.status import Phase, Result, RunStatus
-from piton.crd import crd
+from piton.crd import KINDS, Kind, crd
 from support.builders import NOW, a_manifest, a_spec, a_status, an_ended, problems_of
 
 VOLUME = {"size": "1Gi"}
@@ -226,26 +225,45 @@ def nodes_of(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str
     return [(path, schema), *(node for name, child in children for node in nodes_of(child, name))]
 
 
-SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+def schema_of(kind: Kind) -> dict[str, Any]:
+    schema: dict[str, Any] = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
 
 
-def test_the_crd_is_structural() -> None:
-    for path, node in nodes_of(SCHEMA):
+of_each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+
+
+@of_each_kind
+def test_the_crd_is_structural(kind: Kind) -> None:
+    for path, node in nodes_of(schema_of(kind)):
         assert "type" in node or node.get("x-kubernetes-preserve-unknown-fields") is True, path
         assert not {"$ref", "anyOf", "oneOf", "allOf", "title", "const"} & set(node), path
         assert not ("properties" in node and "additionalProperties" in node), path
 
 
-def test_every_field_is_explained() -> None:
-    for path, node in nodes_of(SCHEMA):
+@of_each_kind
+def test_every_field_is_explained(kind: Kind) -> None:
+    for path, node in nodes_of(schema_of(kind)):
         if path.startswith((".spec", ".status")):
             assert path.endswith("[]") or node.get("description"), path
 
 
-def test_every_cel_rule_is_placed_in_the_crd() -> None:
-    placed = {rule["rule"] for _, node in nodes_of(SCHEMA) for rule in node.get("x-kubernetes-validations", [])}
+@of_each_kind
+def test_every_cel_rule_is_placed_in_the_crd(kind: Kind) -> None:
+    nodes = nodes_of(schema_of(kind))
+    placed = {rule["rule"] for _, node in nodes for rule in node.get("x-kubernetes-validations", [])}
 
-    assert placed == {rule for group in rules.CEL.values() for rule, _ in group}
+    assert placed == {rule for group in kind.cel.values() for rule, _ in group}
+
+
+def test_the_template_of_a_sweep_is_explained_and_gets_no_defaults() -> None:
+    """What a newer version would fill in would not be what the sweep began with."""
+    (sweep,) = [kind for kind in KINDS if kind.embedded]
+    nodes = dict(nodes_of(schema_of(sweep)))
+
+    assert nodes[".spec.template.spec.workers.nodes"]["maximum"] == 512
+    assert not [path for path, node in nodes.items() if path.startswith(".spec.template") and "default" in node]
+    assert nodes[".spec.parallelism"]["default"] == 1
 
 
 def test_the_design_example_is_understood_up_to_what_is_not_built_yet() -> None:

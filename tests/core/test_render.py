@@ -213,6 +213,23 @@ def test_spot_is_recognised_in_all_three_spellings() -> None:
     assert all(term["topology.kubernetes.io/zone"] == ["us-east-1a"] for term in terms)
 
 
+@pytest.mark.parametrize(("policy", "kind"), [("Pack", "podAffinity"), ("Spread", "podAntiAffinity")])
+def test_pods_of_a_group_prefer_each_others_nodes_or_avoid_them(policy: str, kind: str) -> None:
+    """A preference and no more: a run that finds no room beside the others starts elsewhere."""
+    template = {"placement": {"group": "ablation", "policy": policy}}
+    manifest = job(workers={"gpusPerNode": 1, "zones": ["us-east-1a"], "template": template})
+    labels = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["labels"]
+    affinity = pod(manifest)["affinity"]
+
+    assert labels[names.LABEL_GROUP] == "ablation"
+    assert set(affinity) == {"nodeAffinity", kind}
+    (term,) = affinity[kind]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"] == {
+        "labelSelector": {"matchLabels": {names.LABEL_GROUP: "ablation"}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+
+
 def test_without_wishes_any_node_will_do() -> None:
     assert "affinity" not in pod(job())
 

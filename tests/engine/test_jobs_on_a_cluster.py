@@ -13,6 +13,7 @@ from piton.kube.controller import Controller
 from piton.kube.engine import JobController
 from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Engine, Settings
+from piton.kube.sweeps import SweepController
 from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
 from support.builders import a_manifest, a_spec, meta
 from support.cluster import Cluster
@@ -396,7 +397,8 @@ async def test_every_pod_and_every_service_that_changes_wakes_its_job(cluster: C
     async with Hand(cluster) as hand:
         settings = hand.client.configuration
         controller = Controller(hand.client, cluster.clock, hand.timer, Settings(), hand.meter)
-        registry = build_registry(controller, hand.jobs, settings)
+        sweeps = SweepController(hand.client, cluster.clock, hand.timer, Settings(), hand.meter)
+        registry = build_registry(controller, sweeps, hand.jobs, settings)
         heard: list[Any] = [h for h in registry._watching._handlers if "replica_changed" in str(h.id)]
         assert sorted(h.selector.plural or h.selector.any_name for h in heard) == ["pods", "services"]
         for number, handler in enumerate(heard):

@@ -27,8 +27,8 @@ from support.pilot import url
 from support.tokens import Token
 
 NEVER = 3600.0
-WATCHES = 4
-"""Runs, jobs, pods and nodes."""
+WATCHES = 5
+"""Runs, sweeps, jobs, pods and nodes."""
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from support import tokens
 Body = dict[str, Any]
 
 RUNS = resource("piton.dev", "v1alpha1", "trainingruns")
+SWEEPS = resource("piton.dev", "v1alpha1", "trainingsweeps")
 JOBS = resource("kubeflow.org", "v1", "pytorchjobs")
 PODS = resource("", "v1", "pods")
 SERVICES = resource("", "v1", "services")
@@ -35,6 +36,7 @@ TOKEN_REVIEWS = resource("authentication.k8s.io", "v1", "tokenreviews")
 
 _KINDS = {
     RUNS: ("TrainingRun", True),
+    SWEEPS: ("TrainingSweep", True),
     JOBS: ("PyTorchJob", True),
     PODS: ("Pod", True),
     SERVICES: ("Service", True),
@@ -45,7 +47,7 @@ _KINDS = {
     CRDS: ("CustomResourceDefinition", False),
     TOKEN_REVIEWS: ("TokenReview", False),
 }
-_WITH_STATUS = frozenset({RUNS, JOBS, PODS, NODES})
+_WITH_STATUS = frozenset({RUNS, SWEEPS, JOBS, PODS, NODES})
 
 
 def refusal(status: int, reason: str, message: str) -> KubernetesError:

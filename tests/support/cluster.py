@@ -14,7 +14,7 @@ from typing import Any
 from piton.contract import names
 from piton.contract.ends import EXIT_CODES, ExitCode, Outcome, Termination
 from piton.ports import Clock
-from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, ApiServer, Body
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, SWEEPS, ApiServer, Body
 from support.builders import NOW
 
 
@@ -51,6 +51,7 @@ class Ends:
     outcome: Outcome = Outcome.FINISHED
     step: int = 100
     exit_code: int | None = None
+    best_metric: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -82,17 +83,20 @@ class Cluster:
         self.clock = clock
         self.script: dict[int, Fate] = {}
         """What becomes of each attempt; one that is not named finishes."""
+        self.fates: dict[str, Fate] = {}
+        """What becomes of a job of that name, before the script is asked."""
         self.quota: str | None = None
         """Why no pods can be created, while that is so."""
 
     async def apply(self, manifest: Body) -> Body:
-        """What `kubectl apply` does to a run's spec."""
+        """What `kubectl apply` does to the spec of a run or a sweep."""
         meta = manifest["metadata"]
-        old = self.server.find(RUNS, meta["name"], meta["namespace"])
+        kind = SWEEPS if manifest["kind"] == names.SWEEP_KIND else RUNS
+        old = self.server.find(kind, meta["name"], meta["namespace"])
         if old is None:
             fresh = {"name": meta["name"], "namespace": meta["namespace"]}
-            return await self.server.put(RUNS, {**manifest, "metadata": fresh})
-        return await self.server.put(RUNS, {**old, "spec": manifest["spec"]})
+            return await self.server.put(kind, {**manifest, "metadata": fresh})
+        return await self.server.put(kind, {**old, "spec": manifest["spec"]})
 
     async def step(self) -> None:
         """Everybody acts once."""
@@ -105,8 +109,8 @@ class Cluster:
     # --- garbage collector --------------------------------------------------------------------------------------------
 
     async def _collect_garbage(self) -> None:
-        uids = {body["metadata"]["uid"] for kind in (RUNS, JOBS) for body in self.server.all(kind)}
-        for kind in (JOBS, PODS, CLAIMS):
+        uids = {body["metadata"]["uid"] for kind in (SWEEPS, RUNS, JOBS) for body in self.server.all(kind)}
+        for kind in (RUNS, JOBS, PODS, CLAIMS):
             for body in self.server.all(kind):
                 meta = body["metadata"]
                 owners = meta.get("ownerReferences") or []
@@ -209,6 +213,7 @@ class Cluster:
             step=fate.step,
             checkpoint_step=saved,
             weights_digest="sha256:5eed" if finished else None,
+            best_metric=fate.best_metric,
             metrics=fate.metrics,
             detail="all steps are done" if finished else "",
         )
@@ -227,7 +232,9 @@ class Cluster:
         await self.server.delete(PODS, name, namespace)
 
     def _fate(self, pod: Body) -> Fate:
-        return self.script.get(int(pod["metadata"]["labels"][names.LABEL_ATTEMPT]), Ends())
+        labels = pod["metadata"]["labels"]
+        job = names.attempt_name(labels[names.LABEL_RUN], int(labels[names.LABEL_ATTEMPT]))
+        return self.fates.get(job) or self.script.get(int(labels[names.LABEL_ATTEMPT]), Ends())
 
     def _trained(self, pod: Body) -> int:
         return 10 * int(pod["metadata"]["labels"][names.LABEL_ATTEMPT])

@@ -18,6 +18,8 @@ from piton.kube.client import Client
 from piton.kube.controller import Controller
 from piton.kube.metrics import Meter, Registry
 from piton.kube.settings import Settings
+from piton.kube.sweeps import SweepController
+from piton.kube.worker import Worker
 from support.apiserver import RUNS, ApiServer, Body
 from support.cluster import Cluster, FakeClock
 
@@ -96,6 +98,7 @@ class Pilot:
         settings = Settings(pace=pace or Pace())
         self.meter = Meter(Registry())
         self.controller = Controller(client, self.clock, self.timer, settings, self.meter)
+        self.sweeps = SweepController(client, self.clock, self.timer, settings, self.meter)
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,10 +110,19 @@ class Pilot:
         """Let the operator do all that it wants to do now."""
         if resync:
             await self.controller.resync()
+        await self._work_off(self.controller)
+
+    async def settle_sweeps(self) -> None:
+        """Let the other half do all that it wants to do now, for the sweeps and then for their runs."""
+        await self.sweeps.resync()
+        await self._work_off(self.sweeps)
+        await self.settle()
+
+    async def _work_off(self, worker: Worker) -> None:
         for _ in range(PASSES_MAX):
-            if not len(self.controller.queue):
+            if not len(worker.queue):
                 return
-            await self.controller.handle(await self.controller.queue.get())
+            await worker.handle(await worker.queue.get())
         raise AssertionError(f"still busy after {PASSES_MAX} passes: {self.server.writes[-10:]}")
 
     async def turn(self, seconds: float = 5.0) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from piton.crd import crd
+from piton.crd import KINDS, crd
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "operator" / "piton").rglob("*.py"), *(ROOT / "trainer" / "piton_trainer").rglob("*.py")]
@@ -27,10 +27,10 @@ def test_plain_folders_are_no_packages(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()
 
 
-def test_the_crd_is_the_models() -> None:
-    written = yaml.safe_load((ROOT / "crds" / "trainingruns.piton.dev.yaml").read_text())
-
-    assert written == crd(), "run `make crd`"
+def test_the_crds_are_the_models() -> None:
+    for kind in KINDS:
+        written = yaml.safe_load((ROOT / "crds" / kind.file_name).read_text())
+        assert written == crd(kind), "run `make crd`"
 
 
 def test_only_the_clocks_read_the_time_of_day() -> None:

@@ -1,12 +1,18 @@
-"""Reads a TrainingRun from a YAML file, the way that kubectl would."""
+"""Reads a TrainingRun or a TrainingSweep from a YAML file, the way that kubectl would."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from piton.clock import SystemClock
+from piton.contract import names
 from piton.core.parse import Parsed, parse_file
+from piton.sweep.parse import ParsedSweep
+from piton.sweep.parse import parse_file as parse_sweep_file
+
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,9 +40,23 @@ def read(path: Path) -> Parsed:
     Raises:
         ValueError: it cannot be read, or holds no good TrainingRun. A SpecError has all problems.
     """
+    return _parsed(path, parse_file)
+
+
+def read_any(path: Path) -> Parsed | ParsedSweep:
+    """Read and parse the file, whichever of the two it holds.
+
+    Raises:
+        ValueError: it cannot be read, or holds neither. A SpecError has all problems.
+    """
     document = _document(path)
+    is_sweep = isinstance(document, dict) and document.get("kind") == names.SWEEP_KIND
+    return _parsed(path, parse_sweep_file) if is_sweep else _parsed(path, parse_file)
+
+
+def _parsed(path: Path, parse: Callable[..., T]) -> T:
     try:
-        return parse_file(document, now=SystemClock().now())
+        return parse(_document(path), now=SystemClock().now())
     except (TypeError, RecursionError) as error:
         raise ValueError(f"{path} holds something that JSON has not: {error}") from error
 

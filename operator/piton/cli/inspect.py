@@ -1,6 +1,7 @@
 """`piton validate` and `piton plan`: what is wrong with a run, and what it would do. Neither starts anything."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,19 +12,21 @@ import yaml
 
 from piton.cli import files
 from piton.clock import SystemClock
+from piton.contract import names
 from piton.core import rules
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.estimate import Estimate, estimate, price_of
 from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
-from piton.core.parse import SpecError
+from piton.core.parse import Parsed, SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text, interval
 from piton.core.stages import wanted
 from piton.core.status import RunStatus
-from piton.local import recipe
+from piton.local import recipe, variants
 from piton.local.preflight import recipe_problems
+from piton.sweep.parse import ParsedSweep
 
 _PASSES_MAX = 20
 """More passes than any start takes."""
@@ -32,14 +35,16 @@ _PASSES_MAX = 20
 def validate(file: Path) -> int:
     """Print ok, or every problem on a line of its own."""
     try:
-        parsed = files.read(file)
+        parsed = files.read_any(file)
     except SpecError as error:
         return _tell(error.problems)
     assert parsed.spec is not None
-    problems = recipe_problems(parsed.spec)
+    is_sweep = isinstance(parsed, ParsedSweep)
+    problems = variants.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
     if problems:
         return _tell(problems)
-    click.echo(f"{file}: ok, {parsed.meta.name} is a TrainingRun that can work")
+    kind = names.SWEEP_KIND if is_sweep else names.KIND
+    click.echo(f"{file}: ok, {parsed.meta.name} is a {kind} that can work")
     return 0
 
 
@@ -51,32 +56,33 @@ def _tell(problems: tuple[str, ...] | list[str]) -> int:
 
 def plan(file: Path, *, price: str | None, as_json: bool) -> int:
     """Print what would run, and what it would take; also of a run that only a later version can run."""
-    meta, spec, refused = _read_ahead(file)
-    found = _plan(meta, spec) | {"estimate": _estimate(spec, price).to_wire(), "refused": list(refused)}
+    parsed, refused = _read_ahead(file)
+    if isinstance(parsed, ParsedSweep):
+        return _plan_sweep(parsed, price=price, as_json=as_json)
+    assert parsed.asked is not None
+    found = _plan(parsed.meta, parsed.asked)
+    found |= {"estimate": _estimate(parsed.asked, price).to_wire(), "refused": list(refused)}
     code = _tell(refused) if refused else 0
     if as_json:
         click.echo(json.dumps(found))
         return code
-    _print(meta, found)
+    _print(parsed.meta, found)
     return code
 
 
-def _read_ahead(file: Path) -> tuple[Meta, Spec, tuple[str, ...]]:
-    """The run, and what this version does not do of it yet.
+def _read_ahead(file: Path) -> tuple[Parsed | ParsedSweep, tuple[str, ...]]:
+    """The run or the sweep, and what this version does not do of the run yet.
 
     Raises:
         ValueError: something else is wrong with it.
     """
     try:
-        parsed = files.read(file)
+        return files.read_any(file), ()
     except SpecError as error:
-        if error.parsed is None or error.parsed.asked is None:
+        parsed = error.parsed
+        if parsed is None or parsed.asked is None or not set(error.problems) <= set(rules.not_yet(parsed.asked)):
             raise
-        if not set(error.problems) <= set(rules.not_yet(error.parsed.asked)):
-            raise
-        return error.parsed.meta, error.parsed.asked, error.problems
-    assert parsed.spec is not None
-    return parsed.meta, parsed.spec, ()
+        return parsed, error.problems
 
 
 def _estimate(spec: Spec, price: str | None) -> Estimate:
@@ -91,10 +97,7 @@ def _estimate(spec: Spec, price: str | None) -> Estimate:
 
 def _print(meta: Meta, found: dict[str, Any]) -> None:
     click.echo(f"What {meta.name} takes:")
-    for name, figure in found["estimate"].items():
-        click.echo(f"  {name}  {figure['text']}")
-        if figure["warning"]:
-            click.echo(f"        ! {figure['warning']}")
+    _print_figures(found["estimate"])
     click.echo(f"\nWhat Piton decides for {meta.name}, pass by pass:")
     for decision in found["decisions"]:
         click.echo(f"  {decision['rule']}: {decision['message']}")
@@ -106,6 +109,47 @@ def _print(meta: Meta, found: dict[str, Any]) -> None:
             click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
     for stage, job in found["stages"].items():
         click.echo(f"\n# PyTorchJob of the stage {stage}\n---\n{_yaml(job)}")
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    for name, figure in figures.items():
+        click.echo(f"  {name}  {figure['text']}")
+        if figure["warning"]:
+            click.echo(f"        ! {figure['warning']}")
+
+
+def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
+    """The runs, in the order in which they begin; each can be written out and planned by itself."""
+    assert sweep.spec is not None
+    firsts = variants.first_runs(sweep)
+    figures = {name: _estimate(variants.spec_of(run), price).to_wire() for name, run in firsts.items()}
+    if as_json:
+        found = [
+            {"name": r.name, "variant": r.variant, "fold": r.fold, "seed": r.seed, "spec": r.spec} for r in sweep.plan
+        ]
+        told = {"name": sweep.meta.name, "parallelism": sweep.spec.parallelism, "runs": found, "estimates": figures}
+        click.echo(json.dumps(told))
+        return 0
+    click.echo(
+        f"{sweep.meta.name} makes {len(sweep.plan)} runs, at most {sweep.spec.parallelism} at once, in this order:"
+    )
+    for run in sweep.plan:
+        click.echo(f"  {run.name}")
+    _print_all(Counter(run.variant for run in sweep.plan), figures)
+    return 0
+
+
+def _print_all(runs: Counter[str], figures: dict[str, Any]) -> None:
+    """What each variant takes, and all of them together."""
+    for name, found in figures.items():
+        each = f"each of the {runs[name]} runs of {name}" if runs[name] > 1 else name
+        click.echo(f"\nWhat {each} takes:")
+        _print_figures(found)
+    costs = {name: found["cost"]["value"] for name, found in figures.items()}
+    if None not in costs.values():
+        bound = "at most " if any(found["cost"]["isBound"] for found in figures.values()) else ""
+        together = sum(runs[name] * cost for name, cost in costs.items())
+        click.echo(f"\nAll {runs.total()} runs together cost {bound}${together:,.2f}.")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -55,7 +55,8 @@ def cli() -> None:
     "drills",
     multiple=True,
     metavar="KIND@WHEN",
-    help="Lose the machine: preempt@50% with notice, kill@30% without; also kill@step120, preempt@90s. Repeatable.",
+    help="Lose the machine: preempt@50% with notice, kill@30% without; also kill@step120, preempt@90s; for a sweep"
+    " isotropy:preempt@50%. Repeatable.",
 )
 @click.option("--notice", default="30s", show_default=True, help="Time between the notice and the end of the machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -64,7 +65,7 @@ def cli() -> None:
 def run(
     *, file: Path, folder: Path | None, drills: tuple[str, ...], notice: str, as_json: bool, fresh: bool, quiet: bool
 ) -> int:
-    """Train a run on this machine. Ctrl-C saves and stops; the same command continues."""
+    """Train a run, or a sweep, on this machine. Ctrl-C saves and stops; the same command continues."""
     from piton.cli import train
 
     return train.train(file, folder=folder, drills=drills, notice=notice, as_json=as_json, fresh=fresh, quiet=quiet)
@@ -73,7 +74,7 @@ def run(
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def validate(file: Path) -> int:
-    """Say whether a run can work as it is written; one line for each problem."""
+    """Say whether a run or a sweep can work as it is written; one line for each problem."""
     from piton.cli import inspect
 
     return inspect.validate(file)
@@ -108,6 +109,27 @@ def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None,
     from piton.cli import preflight as command
 
     return command.preflight(file, folder=folder, steps=steps, price=price, as_json=as_json, quiet=quiet)
+
+
+@cli.command()
+@click.argument("place", metavar="FILE|FOLDER|-")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "latex", "csv"]),
+    default="table",
+    show_default=True,
+    help="How the table is written; LaTeX wants the package booktabs.",
+)
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/<name>]")
+def results(*, place: str, form: str, folder: Path | None) -> int:
+    """Print what the variants of a sweep have reached.
+
+    On a cluster: kubectl get tsweep NAME -o json | piton results -
+    """
+    from piton.cli import sweeps
+
+    return sweeps.results(place, form=form, folder=folder)
 
 
 @cli.command()

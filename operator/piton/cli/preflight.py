@@ -12,8 +12,11 @@ from piton.cli import files
 from piton.cli.checkpoints import PLAIN_WIDTH
 from piton.cli.train import audience_of
 from piton.core.estimate import price_of
-from piton.local import recipe
+from piton.core.model import Spec
+from piton.core.parse import Parsed
+from piton.local import recipe, variants
 from piton.local.rehearsal import Findings, Rehearsal, rehearse
+from piton.sweep.parse import ParsedSweep
 
 _STYLES = {"ok": "green", "failed": "bold red", "unknown": "yellow"}
 
@@ -24,28 +27,38 @@ def preflight(file: Path, *, folder: Path | None, steps: int, price: str | None,
     Raises:
         ValueError: the run itself is written wrongly.
     """
-    parsed = files.read(file)
-    assert parsed.spec is not None
-    recipe.checked(parsed.spec)
-    rehearsal = Rehearsal(
-        name=parsed.meta.name,
-        spec=parsed.spec,
-        parent=folder or Path("runs"),
-        steps=steps,
-        price=price_of(parsed.spec, price),
-    )
-    with audience_of(quiet=quiet) as audience:
-        found = rehearse(rehearsal, audience)
+    parsed = files.read_any(file)
+    runs = _runs(parsed)
+    for spec in runs.values():
+        recipe.checked(spec)
+    findings: dict[str, Findings] = {}
+    for name, spec in runs.items():
+        rehearsal = Rehearsal(
+            name=name, spec=spec, parent=folder or Path("runs"), steps=steps, price=price_of(spec, price)
+        )
+        with audience_of(quiet=quiet) as audience:
+            findings[name] = rehearse(rehearsal, audience)
+        if not as_json:
+            _print(name, findings[name])
+        if (signum := findings[name].interrupted) is not None:
+            return 128 + signum
+    is_good = all(found.is_good for found in findings.values())
     if as_json:
-        click.echo(json.dumps({"name": rehearsal.name, **found.to_wire()}))
-    else:
-        _print(found)
-    if found.interrupted is not None:
-        return 128 + found.interrupted
-    return 0 if found.is_good else 1
+        told = {name: found.to_wire() for name, found in findings.items()}
+        click.echo(json.dumps({"name": parsed.meta.name, "ok": is_good, "runs": told}))
+    return 0 if is_good else 1
 
 
-def _print(found: Findings) -> None:
+def _runs(parsed: Parsed | ParsedSweep) -> dict[str, Spec]:
+    """The run; of a sweep one of each variant, as folds and seeds take the same."""
+    if isinstance(parsed, ParsedSweep):
+        return {run.name: variants.spec_of(run) for run in variants.first_runs(parsed).values()}
+    assert parsed.spec is not None
+    return {parsed.meta.name: parsed.spec}
+
+
+def _print(name: str, found: Findings) -> None:
+    click.echo(f"{name}:")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("CHECK", no_wrap=True)
     table.add_column("RESULT", no_wrap=True)

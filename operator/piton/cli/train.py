@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from piton.cli import files
+from piton.cli import files, sweeps
 from piton.cli.watch import Lines, Live, Silence
 from piton.contract import start
 from piton.contract.duration import format_duration, parse_duration
@@ -18,6 +18,7 @@ from piton.core.status import Phase
 from piton.local import drills as fire
 from piton.local.run import Audience, Ending, Order, run
 from piton.local.summary import Summary
+from piton.sweep.parse import ParsedSweep
 
 _LOG_LINES = 15
 _TENTHS_BELOW = 60
@@ -27,7 +28,17 @@ def train(
     file: Path, *, folder: Path | None, drills: tuple[str, ...], notice: str, as_json: bool, fresh: bool, quiet: bool
 ) -> int:
     """Run it; the exit code is 0 when the model is trained, 1 when the run failed, 128 + the signal's after Ctrl-C."""
-    parsed = files.read(file)
+    parsed, notice_seconds = files.read_any(file), _notice(notice)
+    if isinstance(parsed, ParsedSweep):
+        return sweeps.train(
+            parsed,
+            folder=folder,
+            drills=drills,
+            notice_seconds=notice_seconds,
+            as_json=as_json,
+            fresh=fresh,
+            quiet=quiet,
+        )
     assert parsed.spec is not None
     order = Order(
         name=parsed.meta.name,
@@ -35,7 +46,7 @@ def train(
         root=folder or Path("runs") / parsed.meta.name,
         fresh=fresh,
         drills=tuple(fire.parse(text) for text in drills),
-        notice_seconds=_notice(notice),
+        notice_seconds=notice_seconds,
     )
     with audience_of(quiet=quiet) as audience:
         ending = run(order, audience)

@@ -41,13 +41,14 @@ class Silence:
 class Lines(Silence):
     """Plain lines, for logs and pipes: each announcement, and progress from time to time."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._last: datetime | None = None
         self._step: int | None = None
 
     async def announce(self, announcement: Announcement) -> None:
         """One line."""
-        _line(announcement.message)
+        _line(self._prefix + announcement.message)
 
     def show(self, view: View) -> None:
         """A line when the last one is old and there is something new."""
@@ -57,7 +58,7 @@ class Lines(Silence):
         if self._last is not None and (view.now - self._last).total_seconds() < _LINE_SECONDS:
             return
         self._last, self._step = view.now, step
-        _line(", ".join([_position(view), *facts(view)]))
+        _line(self._prefix + ", ".join([_position(view), *facts(view)]))
 
 
 def _line(text: str) -> None:

@@ -8,9 +8,12 @@ A run with other stages goes the first line once for each, with Preparing or Eva
 """
 
 from datetime import datetime
+from typing import TypeVar
 
 from piton.core.reasons import Reason
-from piton.core.status import Condition, ConditionStatus, Phase, RunStatus
+from piton.core.status import Condition, Conditioned, ConditionStatus, Phase
+
+StatusT = TypeVar("StatusT", bound=Conditioned)
 
 ACCEPTED, TRAINING, SUSPENDED, SUCCEEDED, FAILED = "Accepted", "Training", "Suspended", "Succeeded", "Failed"
 
@@ -30,14 +33,12 @@ _TABLE: dict[Phase, dict[str, ConditionStatus]] = {
 }
 
 
-def settled(status: RunStatus) -> bool:
-    """Whether the run has ended for good."""
+def settled(status: Conditioned) -> bool:
+    """Whether the run, or the sweep, has ended for good."""
     return status.is_true(SUCCEEDED) or status.is_true(FAILED)
 
 
-def in_phase(
-    status: RunStatus, phase: Phase, reason: Reason, message: str, *, now: datetime, generation: int
-) -> RunStatus:
+def in_phase(status: StatusT, phase: Phase, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
     """The status in that phase, every condition set to match; the reason stands in those that the phase is about."""
     conditions = status.conditions
     accepted = _F if phase is Phase.REFUSED else _T

@@ -4,11 +4,14 @@ Adapters `match` on `Effect` and end with `assert_never`, so a new effect fails 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from piton.core.model import Stage
 from piton.core.reasons import Reason
-from piton.core.status import RunStatus
+from piton.core.status import Conditioned, RunStatus
+
+EffectT = TypeVar("EffectT")
+StatusT = TypeVar("StatusT", bound=Conditioned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +77,17 @@ class Announcement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class AnyDecision(Generic[EffectT, StatusT]):
     """The outcome of one pass: effects in order, then the status, then the announcements."""
 
     rule: str
     """Name of the rule that spoke."""
-    effects: tuple[Effect, ...] = ()
-    status: RunStatus
+    effects: tuple[EffectT, ...] = ()
+    status: StatusT
     announcements: tuple[Announcement, ...] = field(default=())
     look_again_seconds: float | None = None
     """When to reconcile again although nothing has happened; None: only when something does."""
+
+
+Decision = AnyDecision[Effect, RunStatus]
+"""What is decided about a run."""

@@ -98,6 +98,25 @@ class Resources(Model):
     limits: Mapping[str, Quantity] = Field(default_factory=dict, description="What the container may not exceed.")
 
 
+Label = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
+
+
+class Policy(StrEnum):
+    """How the pods of a group choose among the nodes that will do. A wish: they start elsewhere where it is not met."""
+
+    PACK = "Pack"
+    """Where others of the group are: eight runs of one GPU fill one node before the next."""
+    SPREAD = "Spread"
+    """Where no other of the group is: a node that is taken away takes one of them."""
+
+
+class Placement(Model):
+    """Beside which pods the run's pods want to be, or apart from which. A sweep sets it for its runs."""
+
+    group: Label = Field(description="Name of the group, in the namespace; for the runs of a sweep the sweep's.")
+    policy: Policy = Field(description="Pack: on the nodes of the group's other pods; Spread: on other nodes.")
+
+
 class PodTemplate(Model):
     """The few pod fields that a user may set; not a PodSpec, because the operator's rights would come with it."""
 
@@ -107,6 +126,7 @@ class PodTemplate(Model):
     node_selector: Mapping[str, str] = Field(default_factory=dict, description="Labels that a node must have.")
     service_account_name: Name | None = Field(default=None, description="Service account of the pods, e.g. for IRSA.")
     resources: Resources = Field(default_factory=Resources, description="CPU, memory and other resources per node.")
+    placement: Placement | None = Field(default=None, description="Which other pods to be beside, or apart from.")
 
 
 class Workers(Model):

@@ -9,15 +9,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from piton.contract import duration, names
 from piton.core import model, rules
-from piton.core.status import RunStatus
+from piton.core.status import Conditioned, RunStatus
 
+ModelT = TypeVar("ModelT", bound=model.Model)
+StatusT = TypeVar("StatusT", bound=Conditioned)
+
+_API_VERSION = f"{names.API_GROUP}/{names.API_VERSION}"
 _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -61,8 +65,8 @@ class Parsed:
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:
     """Parse an object of the API server's; problems are values, so that even a bad run can be deleted."""
-    meta = _meta(manifest["metadata"])
-    spec, problems = _spec(manifest.get("spec"))
+    meta = meta_of(manifest["metadata"])
+    spec, problems = model_of(model.Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
     problems += rules.check_name(meta.name)
     if spec is not None:
         problems += rules.check(spec)
@@ -70,7 +74,7 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
         meta=meta,
         spec=None if problems else spec,
         problems=tuple(problems),
-        status=_status(manifest.get("status")),
+        status=status_of(RunStatus, manifest.get("status")),
         asked=spec,
     )
 
@@ -81,20 +85,28 @@ def parse_file(document: object, *, now: datetime) -> Parsed:
     Raises:
         SpecError: it is not a TrainingRun, or one that cannot be accepted.
     """
+    parsed = parse(manifest_of(document, names.KIND, now=now))
+    if parsed.problems:
+        raise SpecError(parsed.problems, parsed)
+    return parsed
+
+
+def manifest_of(document: object, kind: str, *, now: datetime) -> dict[str, Any]:
+    """A user's document as the API server would give it: created now, and without a status.
+
+    Raises:
+        SpecError: it is not of that kind.
+    """
     if not isinstance(document, Mapping):
-        raise SpecError(["the file holds no TrainingRun; it should begin with `apiVersion: piton.dev/v1alpha1`"])
-    wanted = {"apiVersion": f"{names.API_GROUP}/{names.API_VERSION}", "kind": names.KIND}
-    for key, value in wanted.items():
+        raise SpecError([f"the file holds no {kind}; it should begin with `apiVersion: {_API_VERSION}`"])
+    for key, value in {"apiVersion": _API_VERSION, "kind": kind}.items():
         if document.get(key) != value:
             raise SpecError([f"{key}: {document.get(key)!r} is not known; write {value!r}"])
     unknown = sorted(set(document) - {"apiVersion", "kind", "metadata", "spec", "status"})
     if unknown:
         raise SpecError([_unknown(unknown[0], unknown[0], ["metadata", "spec"])])
     metadata = _metadata(document.get("metadata"))
-    parsed = parse({**document, "metadata": {**metadata, "creationTimestamp": now.isoformat()}, "status": None})
-    if parsed.problems:
-        raise SpecError(parsed.problems, parsed)
-    return parsed
+    return {**document, "metadata": {**metadata, "creationTimestamp": now.isoformat()}, "status": None}
 
 
 def _metadata(metadata: object) -> Mapping[str, Any]:
@@ -106,7 +118,8 @@ def _metadata(metadata: object) -> Mapping[str, Any]:
     return metadata
 
 
-def _meta(metadata: Mapping[str, Any]) -> model.Meta:
+def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
+    """What Piton needs of an object's metadata."""
     return model.Meta(
         name=metadata["name"],
         namespace=metadata.get("namespace") or "default",
@@ -118,13 +131,14 @@ def _meta(metadata: Mapping[str, Any]) -> model.Meta:
     )
 
 
-def _spec(spec: object) -> tuple[model.Spec | None, list[str]]:
+def model_of(kind: type[ModelT], spec: object, wanted: str) -> tuple[ModelT | None, list[str]]:
+    """A spec as its model, or the sentences that say why it is none; `wanted` is what a missing one should hold."""
     if not isinstance(spec, Mapping):
-        return None, ["spec: missing; describe the trainer and the checkpoint"]
+        return None, [f"spec: missing; {wanted}"]
     try:
-        return model.Spec.model_validate_json(json.dumps(spec), strict=True), []
+        return kind.model_validate_json(json.dumps(spec), strict=True), []
     except ValidationError as error:
-        return None, list(dict.fromkeys(sentence(problem) for problem in _relevant(error.errors())))
+        return None, list(dict.fromkeys(sentence(problem, kind) for problem in _relevant(error.errors())))
 
 
 def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -134,21 +148,21 @@ def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     return sorted(tried, key=lambda problem: problem["type"] == "missing")
 
 
-def _status(status: object) -> RunStatus:
+def status_of(kind: type[StatusT], status: object) -> StatusT:
     """A status that cannot be read (an older version's, say) counts as none: it is rebuilt from what is observed."""
     try:
-        return RunStatus.model_validate_json(json.dumps(status or {}), strict=True)
+        return kind.model_validate_json(json.dumps(status or {}), strict=True)
     except ValidationError:
-        return RunStatus()
+        return kind()
 
 
-def sentence(problem: ErrorDetails) -> str:
+def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
     """One pydantic error as a sentence with path, value and fix."""
     steps = [step for step in problem["loc"] if step not in ("Every", "literal['auto']", "constrained-str")]
     path = dotted(["spec", *steps])
     value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown(path, str(steps[-1]), _known(model.Spec, steps[:-1]))
+        return _unknown(path, str(steps[-1]), _known(of, steps[:-1]))
     if kind == "missing":
         return f"{path}: missing; it is required"
     if kind in _TYPES:

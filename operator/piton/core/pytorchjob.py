@@ -10,7 +10,7 @@ from typing import Any
 from torchx import specs
 
 from piton.contract import names
-from piton.core.model import Meta, Spec, Stage, Tier
+from piton.core.model import Meta, Placement, Policy, Spec, Stage, Tier
 from piton.core.render import GRACE_SECONDS, Place, ProgressServer, appdef, assignment, processes_per_node
 from piton.core.stages import staged
 
@@ -97,7 +97,7 @@ def pytorchjob(
         "restartPolicy": "Never",
         "template": {
             "metadata": {
-                "labels": dict(app.metadata),
+                "labels": {**app.metadata, **_group(spec)},
                 "annotations": _annotations(spec, server),
             },
             "spec": _pod(meta, spec, role, server),
@@ -137,16 +137,21 @@ def _scraped(replica: Mapping[str, Any]) -> dict[str, Any]:
     return scraped
 
 
-def owner(meta: Meta) -> dict[str, Any]:
-    """The owner reference that makes an object the run's."""
+def owner(meta: Meta, kind: str = names.KIND) -> dict[str, Any]:
+    """The owner reference that makes an object the run's, or the sweep's."""
     return {
         "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
-        "kind": names.KIND,
+        "kind": kind,
         "name": meta.name,
         "uid": meta.uid,
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def _group(spec: Spec) -> dict[str, str]:
+    placement = spec.workers.template.placement
+    return {names.LABEL_GROUP: placement.group} if placement else {}
 
 
 def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
@@ -260,7 +265,22 @@ def _from_annotation(annotation: str, path: str) -> dict[str, Any]:
     return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
 
 
-def _affinity(spec: Spec) -> dict[str, Any] | None:
+def _affinity(spec: Spec) -> dict[str, Any]:
+    placement = spec.workers.template.placement
+    return {**_node_affinity(spec), **(_pod_affinity(placement) if placement else {})}
+
+
+def _pod_affinity(placement: Placement) -> dict[str, Any]:
+    """A preference: a pod that finds no room beside the others starts on another node."""
+    term = {
+        "labelSelector": {"matchLabels": {names.LABEL_GROUP: placement.group}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    kind = "podAffinity" if placement.policy is Policy.PACK else "podAntiAffinity"
+    return {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}
+
+
+def _node_affinity(spec: Spec) -> dict[str, Any]:
     """Instance types and zones in every term; one term per spelling of the capacity type."""
     wanted = {
         "node.kubernetes.io/instance-type": list(spec.workers.instance_types),
@@ -274,5 +294,5 @@ def _affinity(spec: Spec) -> dict[str, Any] | None:
     if not terms and base:
         terms = [{"matchExpressions": base}]
     if not terms:
-        return None
+        return {}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

@@ -96,6 +96,10 @@ class Reason(StrEnum):
     NO_PROGRESS = "NoProgress"
     """Failures in a row without a newer durable step; paid machines do not loop."""
 
+    # A sweep
+    RUNS_FAILED = "RunsFailed"
+    """One or more runs of the sweep have failed."""
+
     # Housekeeping
     TRIMMED = "Trimmed"
     """An old attempt's job is deleted; the status keeps its verdict."""

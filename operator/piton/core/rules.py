@@ -17,6 +17,7 @@ RESERVED_ENV = re.compile(
 )
 LOSS = "loss"
 """By its name the loss of one batch, as every training script reports it."""
+BUDGET_INSTEAD = "remove it and set limits.deadline"
 SECRET_ENV = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
 
 
@@ -171,11 +172,16 @@ def not_yet(spec: Spec) -> Iterator[str]:
     }
     instead = {
         "capacity.tiers": "name one tier",
-        "limits.budget": "remove it and set limits.deadline",
+        "limits.budget": BUDGET_INSTEAD,
     }
     for path, used in fields.items():
         if used:
-            yield f"spec.{path}: this version of Piton does not act on it yet; {instead.get(path, 'remove it')}"
+            yield ignored(path, instead.get(path, "remove it"))
+
+
+def ignored(path: str, instead: str) -> str:
+    """What is said of a field that nothing acts on."""
+    return f"spec.{path}: this version of Piton does not act on it yet; {instead}"
 
 
 RULES: tuple[Rule, ...] = (

@@ -107,6 +107,7 @@ def _workers(workers: Workers, own: SideStage, gpus: int) -> Workers:
         node_selector={**(shared.node_selector if gpus else {}), **own.node_selector},
         service_account_name=shared.service_account_name,
         resources=own.resources,
+        placement=shared.placement if gpus else None,
     )
     return workers.model_copy(
         update={

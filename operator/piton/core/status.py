@@ -155,12 +155,31 @@ class Result(Model):
     evaluation: Evaluation | None = Field(default=None, description="What the stage Evaluate has found.")
 
 
-class RunStatus(Model):
-    """What Piton answers. Conditions are the truth; phase is derived from them."""
+class Conditioned(Model):
+    """What every status of Piton's begins with. Conditions are the truth; phase is derived from them."""
 
     observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
     phase: Phase = Field(default=Phase.PENDING, description="A summary of the conditions.")
-    conditions: tuple[Condition, ...] = Field(default=(), description="The truth about the run.")
+    conditions: tuple[Condition, ...] = Field(default=(), description="The truth about it.")
+
+    def to_wire(self) -> dict[str, Any]:
+        """As the API server takes it. What is absent or empty is left out: old servers refuse empty strings."""
+        written: dict[str, Any] = _without_blanks(self.model_dump(mode="json", by_alias=True))
+        return written
+
+    def condition(self, kind: str) -> Condition | None:
+        """The condition of that type."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        """Whether the condition of that type is True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status is ConditionStatus.TRUE
+
+
+class RunStatus(Conditioned):
+    """What Piton answers to a TrainingRun."""
+
     attempt: int = Field(default=0, ge=0, description="Highest attempt number so far; never goes back.")
     preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
     infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
@@ -172,11 +191,6 @@ class RunStatus(Model):
     stages: tuple[StageStatus, ...] = Field(default=(), description="The stages that have begun, in order.")
     attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
 
-    def to_wire(self) -> dict[str, Any]:
-        """As the API server takes it. What is absent or empty is left out: old servers refuse empty strings."""
-        written: dict[str, Any] = _without_blanks(self.model_dump(mode="json", by_alias=True))
-        return written
-
     @property
     def current(self) -> AttemptStatus | None:
         """The newest attempt."""
@@ -185,15 +199,6 @@ class RunStatus(Model):
     def stage(self, name: Stage) -> StageStatus:
         """How a stage stands, also one that has not begun."""
         return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
-
-    def condition(self, kind: str) -> Condition | None:
-        """The condition of that type."""
-        return next((c for c in self.conditions if c.type == kind), None)
-
-    def is_true(self, kind: str) -> bool:
-        """Whether the condition of that type is True."""
-        condition = self.condition(kind)
-        return condition is not None and condition.status is ConditionStatus.TRUE
 
 
 def _without_blanks(value: Any) -> Any:

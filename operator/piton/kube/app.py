@@ -18,13 +18,14 @@ from piton.clock import SystemClock
 from piton.contract import names
 from piton.core.render import ProgressServer
 from piton.kube import log
-from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, Client, Resource, load_configuration
+from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, SWEEPS, Client, Resource, load_configuration
 from piton.kube.controller import Controller
 from piton.kube.door import Door
 from piton.kube.engine import JobController
 from piton.kube.metrics import Meter, Registry, served
 from piton.kube.receiver import Receiver
 from piton.kube.settings import Engine, Settings
+from piton.kube.sweeps import SweepController
 from piton.kube.tls import Certificates
 
 Flag = asyncio.Event | threading.Event
@@ -64,8 +65,10 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
         jobs = (
             JobController(client, SystemClock(), loop, settings, meter) if settings.engine is Engine.BUNDLED else None
         )
-        registry = build_registry(controller, jobs, configuration)
+        sweeps = SweepController(client, SystemClock(), loop, settings, meter)
+        registry = build_registry(controller, sweeps, jobs, configuration)
         tasks = [asyncio.create_task(controller.run(), name="controller")]
+        tasks.append(asyncio.create_task(sweeps.run(), name="sweeps"))
         tasks += [asyncio.create_task(jobs.run(), name="jobs")] if jobs else []
         if certificates is not None:
             receiver = _receiver(controller, client, certificates, settings)
@@ -123,11 +126,12 @@ def build_kopf_settings() -> kopf.OperatorSettings:
 
 
 def build_registry(
-    controller: Controller, jobs: JobController | None, configuration: Configuration
+    controller: Controller, sweeps: SweepController, jobs: JobController | None, configuration: Configuration
 ) -> kopf.OperatorRegistry:
     """The handlers. Each only adds keys to the queues; without `jobs` somebody else serves the PyTorchJobs."""
     registry = kopf.OperatorRegistry()
     _wake_runs(registry, controller)
+    _wake_sweeps(registry, sweeps)
     if jobs is not None:
         _wake_jobs(registry, jobs)
 
@@ -137,7 +141,7 @@ def build_registry(
 
     @kopf.on.probe(registry=registry, id="controller")
     async def alive(**_: Any) -> str:
-        ailment = controller.ailment() or (jobs.ailment() if jobs else None)
+        ailment = controller.ailment() or sweeps.ailment() or (jobs.ailment() if jobs else None)
         if ailment:  # anything but PermanentError makes kopf repeat the probe and the kubelet wait
             raise kopf.PermanentError(ailment)
         return "working"
@@ -161,6 +165,16 @@ def _wake_runs(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     @kopf.on.event(*_resource(NODES), registry=registry)
     async def node_changed(name: str, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
         controller.saw_node(name, deleted=type == "DELETED")
+
+
+def _wake_sweeps(registry: kopf.OperatorRegistry, sweeps: SweepController) -> None:
+    @kopf.on.event(*_resource(SWEEPS), registry=registry)
+    async def sweep_changed(namespace: str | None, name: str, **_: Any) -> None:
+        sweeps.wake(str(namespace), name)
+
+    @kopf.on.event(*_resource(RUNS), registry=registry, labels={names.LABEL_SWEEP: kopf.PRESENT})
+    async def its_run_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        sweeps.saw_run(str(namespace), labels[names.LABEL_SWEEP])
 
 
 def _wake_jobs(registry: kopf.OperatorRegistry, jobs: JobController) -> None:

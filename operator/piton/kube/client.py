@@ -45,6 +45,7 @@ class Resource:
 
 
 RUNS = Resource(group=names.API_GROUP, version=names.API_VERSION, plural=names.PLURAL)
+SWEEPS = Resource(group=names.API_GROUP, version=names.API_VERSION, plural=names.SWEEP_PLURAL)
 JOBS = Resource(group="kubeflow.org", version="v1", plural="pytorchjobs")
 PODS = Resource(group="", version="v1", plural="pods")
 SERVICES = Resource(group="", version="v1", plural="services")

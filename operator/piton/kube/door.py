@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from piton.contract import names
 from piton.kube.client import JOBS, PODS, TOKEN_REVIEWS, Body, Client
-from piton.kube.observe import controller
+from piton.kube.owned import controller
 from piton.kube.queue import Timer
 from piton.kube.reports import Sender
 from piton.ports import Clock

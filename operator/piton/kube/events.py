@@ -51,9 +51,18 @@ class Ration:
 
 
 class EventAnnouncer:
-    """The port `Announcer` for one run."""
+    """The port `Announcer` for one run or sweep."""
 
-    def __init__(self, client: Client, clock: Clock, ration: Ration, subject: Callable[[], Meta | None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        ration: Ration,
+        subject: Callable[[], Meta | None],
+        *,
+        kind: str = names.KIND,
+    ) -> None:
+        self._kind = kind
         self._client = client
         self._clock = clock
         self._ration = ration
@@ -65,10 +74,10 @@ class EventAnnouncer:
         if meta is None or not self._ration.take((meta.namespace, meta.name)):
             return
         try:
-            await post(self._client, _event(meta, announcement, self._clock.now()))
+            await post(self._client, _event(self._kind, meta, announcement, self._clock.now()))
         except PortError as error:
             _log.warning(
-                "event not posted", extra={"fields": {"run": f"{meta.namespace}/{meta.name}", "error": str(error)}}
+                "event not posted", extra={"fields": {"about": f"{meta.namespace}/{meta.name}", "error": str(error)}}
             )
 
 
@@ -111,10 +120,10 @@ def event_about(subject: Body, *, severity: str, reason: str, message: str, now:
     }
 
 
-def _event(meta: Meta, announcement: Announcement, now: datetime) -> Body:
+def _event(kind: str, meta: Meta, announcement: Announcement, now: datetime) -> Body:
     subject = {
         "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
-        "kind": names.KIND,
+        "kind": kind,
         "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
     }
     reason = announcement.reason.value

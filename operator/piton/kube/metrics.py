@@ -21,11 +21,13 @@ from piton.core.model import Stage
 from piton.core.status import Phase, ProgressStatus, RunStatus, Verdict
 from piton.kube.events import Key
 from piton.ports import Conflict, PortError
+from piton.sweep.status import SweepStatus
 
 RUN = "run"
 JOB = "job"
-_CONTROLLERS = (RUN, JOB)
-"""Label values of `controller`: the one for TrainingRuns, and the bundled one for PyTorchJobs."""
+SWEEP = "sweep"
+_CONTROLLERS = (RUN, JOB, SWEEP)
+"""Label values of `controller`: those for TrainingRuns and TrainingSweeps, and the bundled one for PyTorchJobs."""
 _FAULTS = ("conflict", "api", "bug")
 _RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RECOVERY_BUCKETS = (5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600)
@@ -129,6 +131,14 @@ class Meter:
         """The run is gone, and with it its series."""
         self._runs.statuses.pop(run, None)
 
+    def show_sweep(self, sweep: Key, status: SweepStatus) -> None:
+        """How the sweep stands now."""
+        self._runs.sweeps[sweep] = status.phase
+
+    def forget_sweep(self, sweep: Key) -> None:
+        """The sweep is gone."""
+        self._runs.sweeps.pop(sweep, None)
+
     def watch_queue(self, controller: str, depth: Callable[[], float]) -> None:
         """Ask for the depth of the controller's queue at each scrape."""
         self._depth.labels(controller).set_function(depth)
@@ -153,15 +163,17 @@ def _fault(error: Exception) -> str:
 
 
 class _Runs(Collector):
-    """The runs as gauges, made from their statuses at each scrape."""
+    """The runs and sweeps as gauges, made from their statuses at each scrape."""
 
     def __init__(self) -> None:
         self.statuses: dict[Key, RunStatus] = {}
+        self.sweeps: dict[Key, Phase] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread; the copy is made in one step."""
         statuses = list(self.statuses.items())
-        yield _phases(statuses)
+        yield _phases("piton_runs", "TrainingRuns, by phase.", [status.phase for _, status in statuses])
+        yield _phases("piton_sweeps", "TrainingSweeps, by phase.", list(self.sweeps.values()))
         for name, (help_text, read) in _PER_RUN.items():
             family = GaugeMetricFamily(name, help_text, labels=_OF_RUN)
             for run, status in statuses:
@@ -170,11 +182,11 @@ class _Runs(Collector):
             yield family
 
 
-def _phases(statuses: list[tuple[Key, RunStatus]]) -> Metric:
-    family = GaugeMetricFamily("piton_runs", "TrainingRuns, by phase.", labels=["phase"])
-    runs = Tally(status.phase for _, status in statuses)
+def _phases(name: str, help_text: str, phases: list[Phase]) -> Metric:
+    family = GaugeMetricFamily(name, help_text, labels=["phase"])
+    count = Tally(phases)
     for phase in Phase:
-        family.add_metric([phase], runs[phase])
+        family.add_metric([phase], count[phase])
     return family
 
 

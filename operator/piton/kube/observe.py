@@ -6,7 +6,6 @@ Never from a watch or an index: those may be behind, and kopf's keep ghosts afte
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from piton.contract import names
 from piton.contract.progress import Progress
@@ -17,6 +16,7 @@ from piton.core.pytorchjob import claim_name
 from piton.core.status import AttemptState, RunStatus
 from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
+from piton.kube.owned import controller, owned
 from piton.kube.pods import NodeView, condition, moment, replica
 from piton.kube.reports import Reports
 from piton.ports import Refused, Unavailable
@@ -203,18 +203,6 @@ class _Reader:
     def _number(self, thing: Body) -> int | None:
         digits = str((thing["metadata"].get("labels") or {}).get(names.LABEL_ATTEMPT, ""))
         return int(digits) if digits.isascii() and digits.isdigit() and int(digits) > 0 else None
-
-
-def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The owner reference of the object's controller."""
-    owners = thing["metadata"].get("ownerReferences") or []
-    return next((owner for owner in owners if owner.get("controller")), None)
-
-
-def owned(thing: Mapping[str, Any], meta: Meta) -> bool:
-    """Whether this very run, and not an earlier one of its name, is the object's controller."""
-    owner = controller(thing)
-    return owner is not None and bool(meta.uid) and owner.get("uid") == meta.uid
 
 
 def seconds_until(reading: Reading | None, now: datetime) -> float | None:

@@ -19,8 +19,9 @@ from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
 from piton.core.render import ProgressServer
 from piton.core.status import RunStatus
 from piton.kube.client import CLAIMS, JOBS, PODS, RUNS, Body, Client, Resource
-from piton.kube.errors import AlreadyExists, NotFound
-from piton.kube.observe import Reading, owned, read, seconds_until
+from piton.kube.errors import NotFound
+from piton.kube.observe import Reading, read, seconds_until
+from piton.kube.owned import create
 from piton.kube.reports import Reports
 from piton.ports import Clock, Conflict, Refused
 
@@ -145,20 +146,7 @@ class KubeWorld:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 
     async def _create(self, resource: Resource, body: Body) -> None:
-        """Create it; what is there already is success only if it is this run's, and this attempt's."""
-        try:
-            await self._client.create(resource, body)
-        except AlreadyExists:
-            await self._recognise(resource, body)
-
-    async def _recognise(self, resource: Resource, body: Body) -> None:
-        name = body["metadata"]["name"]
-        found = await self._client.get(resource, name, namespace=self._namespace)
-        if found is None:
-            raise Conflict(f"{resource.plural} {name!r} was there and is gone again")
-        labels = found["metadata"].get("labels") or {}
-        if not owned(found, self._meta) or body["metadata"]["labels"].items() - labels.items():
-            raise Refused(f"{resource.plural} {name!r} exists and does not belong to this run; it is left alone")
+        await create(self._client, resource, body, self._meta, owner="run")
 
     async def _stop(self, number: int) -> None:
         """Delete the job; its pods follow with their grace period. Where the job is gone, the pods themselves."""

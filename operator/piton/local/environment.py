@@ -19,8 +19,20 @@ REPORT_SECONDS = 0.1
 _THREADS = "OMP_NUM_THREADS"
 
 
-def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str, rehearsal: int | None = None) -> Place:
-    """The place of one attempt of this machine. In a rehearsal every step is reported."""
+def place(
+    folder: RunFolder,
+    spec: Spec,
+    attempt: int,
+    *,
+    url: str,
+    python: str,
+    share: int = 1,
+    rehearsal: int | None = None,
+) -> Place:
+    """The place of one attempt of this machine, which trains so many runs at the same time.
+
+    In a rehearsal every step is reported.
+    """
     own = folder.attempt(attempt)
     return Place(
         python=python,
@@ -30,7 +42,7 @@ def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str,
         termination_log=literal(str(own)) + f"/termination-{specs.macros.replica_id}.json",
         env={
             **_rendezvous(spec),
-            **_threads(spec),
+            **_threads(spec, share),
             **_caches(folder, spec),
             **{name: literal(value) for name, value in secrets(spec, os.environ).items()},
             names.ENV_SERVER_URL: url,
@@ -64,11 +76,11 @@ def _free_port() -> int:
         return port
 
 
-def _threads(spec: Spec) -> dict[str, str]:
+def _threads(spec: Spec, share: int) -> dict[str, str]:
     """The processes share the cores; with all cores each, they would fight for them."""
     if _THREADS in os.environ or any(variable.name == _THREADS for variable in spec.trainer.env):
         return {}
-    processes = spec.workers.nodes * processes_per_node(spec)
+    processes = share * spec.workers.nodes * processes_per_node(spec)
     return {_THREADS: str(max(1, _cores() // processes))}
 
 

@@ -142,19 +142,12 @@ class RunFolder:
         replace_text(self.root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
 
     def clear(self) -> None:
-        """Remove everything, so that the run starts over. The state goes last: until then the folder is a run's.
+        """Remove everything, so that the run starts over.
 
         Raises:
             ValueError: something cannot be removed.
         """
-        try:
-            for path in sorted(self.root.iterdir(), key=lambda path: path.name == STATE_FILE):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                elif path.name != LOCK_FILE:
-                    path.unlink()
-        except OSError as error:
-            raise ValueError(f"{error.filename} cannot be removed ({error.strerror}); remove it yourself") from error
+        clear(self.root, STATE_FILE)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -167,35 +160,58 @@ def replace_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def clear(root: Path, state_file: str) -> None:
+    """Remove everything in there. The state goes last: until then it is known whose the folder is.
+
+    Raises:
+        ValueError: something cannot be removed.
+    """
+    try:
+        for path in sorted(root.iterdir(), key=lambda path: path.name == state_file):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be removed ({error.strerror}); remove it yourself") from error
+
+
 @contextmanager
 def opened(root: Path) -> Iterator[RunFolder]:
+    """Take a run's folder for this command alone; see `taken`."""
+    with taken(root, STATE_FILE, "run") as path:
+        yield RunFolder(path)
+
+
+@contextmanager
+def taken(root: Path, state_file: str, what: str) -> Iterator[Path]:
     """Take the folder for this command alone.
 
     Raises:
-        ValueError: it cannot be written, is in use, or holds something else than a run.
+        ValueError: it cannot be written, is in use, or holds something else than a run, or a sweep.
     """
     root = root.absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_others_folder(root)
+        _refuse_others_folder(root, state_file, what)
         lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ValueError(
-            f"the run folder {root} cannot be written ({error.strerror}); name another one with --dir"
+            f"the {what} folder {root} cannot be written ({error.strerror}); name another one with --dir"
         ) from error
     try:
         _lock(lock, root)
-        yield RunFolder(root)
+        yield root
     finally:
         os.close(lock)
 
 
-def _refuse_others_folder(root: Path) -> None:
+def _refuse_others_folder(root: Path, state_file: str, what: str) -> None:
     """A folder is a run's when it has a state; an empty one, or one that holds nothing but our lock, becomes one."""
-    if (root / STATE_FILE).exists() or {path.name for path in root.iterdir()} <= {LOCK_FILE, f".{STATE_FILE}.new"}:
+    if (root / state_file).exists() or {path.name for path in root.iterdir()} <= {LOCK_FILE, f".{state_file}.new"}:
         return
     raise ValueError(
-        f"the folder {root} holds something else than a run (it has no {STATE_FILE}); name another one with --dir"
+        f"the folder {root} holds something else than a {what} (it has no {state_file}); name another one with --dir"
     )
 
 

@@ -76,9 +76,10 @@ def _trainer_installed() -> bool:
     return find_spec("torch") is not None and find_spec("piton_trainer") is not None
 
 
-def gpus_wanted(spec: Spec) -> bool:
-    """Whether any stage of the run computes on GPUs."""
-    return bool(spec.workers.gpus_per_node or (spec.stages.evaluate and spec.stages.evaluate.gpus))
+def gpus_wanted(spec: Spec) -> int:
+    """GPUs of the stage of the run that computes on most."""
+    evaluate = spec.stages.evaluate.gpus if spec.stages.evaluate else 0
+    return max(spec.workers.nodes * spec.workers.gpus_per_node, evaluate)
 
 
 def gpus() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ The loop reconciles whenever something happens: a report, the end of a process, 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -60,8 +60,26 @@ class Order:
     notice_seconds: float = 30.0
     """From SIGTERM to SIGKILL in a drill with notice. A spot machine gives 120."""
     pace: Pace = LOCAL_PACE
+    devices: tuple[str, ...] | None = None
+    """GPUs that it may use; None: all that this command may use."""
+    share: int = 1
+    """Runs that this machine trains at the same time; its cores are divided among them."""
     rehearsal: int | None = None
     """Stop after so many steps, resume, and end after as many again; None: in earnest."""
+
+
+class Stop:
+    """The order to stop, as a run hears it: the first time it saves and ends, the second time nobody waits."""
+
+    def __init__(self) -> None:
+        self.signum: signal.Signals | None = None
+        """What it was ordered by first."""
+        self.times = 0
+
+    def order(self, signum: signal.Signals) -> None:
+        """Order it."""
+        self.signum = self.signum or signum
+        self.times += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +118,22 @@ def run(order: Order, audience: Audience, clock: Clock | None = None) -> Ending:
     Raises:
         ValueError: it cannot be started; one sentence that says why and what to do.
     """
-    clock = clock or SystemClock()
     preflight.check(order.spec)
+    return asyncio.run(_alone(order, audience, clock or SystemClock()))
+
+
+async def _alone(order: Order, audience: Audience, clock: Clock) -> Ending:
+    stop = Stop()
+    with signals(stop.order):
+        return await train(order, audience, clock, stop)
+
+
+async def train(order: Order, audience: Audience, clock: Clock, stop: Stop) -> Ending:
+    """Drive the run until it ends or is told to stop; others may be driven beside it. It was checked before.
+
+    Raises:
+        ValueError: its folder is not its own, or holds another run.
+    """
     with opened(order.root) as folder:
         left = sweep.kill_marked(folder.mark, _recorded(folder))
         if order.fresh:
@@ -110,7 +142,7 @@ def run(order: Order, audience: Audience, clock: Clock | None = None) -> Ending:
         if state.status.is_true(SUCCEEDED):
             return Ending(summary=summarise(folder, state, ()), trained=False)
         _save_first(folder, state)
-        return _train(order, audience, clock, folder, state, left)
+        return await _train(order, audience, clock, folder, state, left, stop)
 
 
 def _recorded(folder: RunFolder) -> tuple[sweep.Process, ...]:
@@ -130,7 +162,9 @@ def _save_first(folder: RunFolder, state: State) -> None:
         ) from error
 
 
-def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, state: State, left: int) -> Ending:
+async def _train(
+    order: Order, audience: Audience, clock: Clock, folder: RunFolder, state: State, left: int, stop: Stop
+) -> Ending:
     def hear(attempt: int, progress: Progress) -> None:
         if world.trains(attempt):
             metrics.append(folder.metrics_file, attempt, progress)
@@ -143,11 +177,12 @@ def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, st
             clock=clock,
             drills=order.drills,
             notice_seconds=order.notice_seconds,
-            devices=preflight.gpus() if preflight.gpus_wanted(order.spec) else (),
+            devices=_devices(order) if preflight.gpus_wanted(order.spec) else (),
+            share=order.share,
             rehearsal=order.rehearsal,
         )
         try:
-            interrupted = asyncio.run(_Loop(world, clock, audience, order).drive(left))
+            interrupted = await _Loop(world, clock, audience, order, stop).drive(left)
         finally:
             world.kill()
     _draw(folder, world.state)
@@ -156,6 +191,10 @@ def _train(order: Order, audience: Audience, clock: Clock, folder: RunFolder, st
         interrupted=interrupted,
         failed_log=world.failed_log() if world.state.status.phase is Phase.FAILED else None,
     )
+
+
+def _devices(order: Order) -> tuple[str, ...]:
+    return preflight.gpus() if order.devices is None else order.devices
 
 
 def _draw(folder: RunFolder, state: State) -> None:
@@ -172,15 +211,14 @@ def _draw(folder: RunFolder, state: State) -> None:
 
 
 class _Loop:
-    """The loop, with the signals that it has heard."""
+    """The loop over one run."""
 
-    def __init__(self, world: LocalWorld, clock: Clock, audience: Audience, order: Order) -> None:
+    def __init__(self, world: LocalWorld, clock: Clock, audience: Audience, order: Order, stop: Stop) -> None:
         self.world = world
         self.clock = clock
         self.audience = audience
         self.order = order
-        self.wake = asyncio.Event()
-        self.interrupted: signal.Signals | None = None
+        self.stop = stop
         self.told: set[str] = set()
 
     async def drive(self, left: int) -> signal.Signals | None:
@@ -188,26 +226,31 @@ class _Loop:
         if left:
             message = f"Killed {left} process(es) that an earlier command had left behind"
             await self._tell(Announcement(severity="Warning", reason=Reason.RETRYING, message=message))
-        with self._signals():
-            look_at: datetime | None = self.clock.now()
-            heard: Progress | None = None
-            while True:
-                changed = self.world.poll() or self.wake.is_set() or self.world.progress is not heard
-                changed = changed or self.world.due() is not None
-                if changed or (look_at is not None and self.clock.now() >= look_at):
-                    self.wake.clear()
-                    heard = self.world.progress
-                    look_at = await self._pass()
-                self._show()
-                if self.world.over or self._stopped():
-                    return self.interrupted
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.wake.wait(), _POLL_SECONDS)
+        look_at: datetime | None = self.clock.now()
+        heard: Progress | None = None
+        while True:
+            changed = self._heed() or self.world.poll() or self.world.progress is not heard
+            changed = changed or self.world.due() is not None
+            if changed or (look_at is not None and self.clock.now() >= look_at):
+                heard = self.world.progress
+                look_at = await self._pass()
+            self._show()
+            if self.world.over or self._stopped():
+                return self.stop.signum
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _heed(self) -> bool:
+        """Whether it has just been told to stop."""
+        if self.stop.times > 1:
+            self.world.kill()
+        fresh = self.stop.times > 0 and not self.world.interrupted
+        self.world.interrupted = self.stop.times > 0
+        return fresh
 
     async def _pass(self) -> datetime | None:
         """Look for a drill and reconcile, again and again while there is something to do at once."""
         seconds: float | None = 0.0
-        if self.interrupted:
+        if self.world.interrupted:
             await self._tell(Announcement(reason=Reason.SUSPENDED, message=_INTERRUPTED))
         try:
             while seconds == 0.0:
@@ -226,7 +269,7 @@ class _Loop:
 
     def _stopped(self) -> bool:
         status = self.world.state.status
-        return self.interrupted is not None and status.phase is Phase.SUSPENDED and not self.world.alive
+        return self.world.interrupted and status.phase is Phase.SUSPENDED and not self.world.alive
 
     def _show(self) -> None:
         spec = self.world.state.spec
@@ -246,22 +289,15 @@ class _Loop:
             self.told.add(announcement.message)
             await self.audience.announce(announcement)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for signum in _STOP_SIGNALS:
-            loop.add_signal_handler(signum, self._interrupt, signum)
-        try:
-            yield
-        finally:
-            for signum in _STOP_SIGNALS:
-                loop.remove_signal_handler(signum)
 
-    def _interrupt(self, signum: signal.Signals) -> None:
-        """The first signal asks for a save and an end; the second one does not wait."""
-        if self.interrupted is None:
-            self.interrupted = signum
-            self.world.interrupted = True
-        else:
-            self.world.kill()
-        self.wake.set()
+@contextlib.contextmanager
+def signals(order: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """While this lasts, a signal that would end this command is an order instead."""
+    loop = asyncio.get_running_loop()
+    for signum in _STOP_SIGNALS:
+        loop.add_signal_handler(signum, order, signum)
+    try:
+        yield
+    finally:
+        for signum in _STOP_SIGNALS:
+            loop.remove_signal_handler(signum)

@@ -56,6 +56,7 @@ class LocalWorld:
         drills: Sequence[Drill] = (),
         notice_seconds: float = 30.0,
         devices: Sequence[str] = (),
+        share: int = 1,
         rehearsal: int | None = None,
     ) -> None:
         self.folder = folder
@@ -67,6 +68,7 @@ class LocalWorld:
         self._drills = drills
         self._notice_seconds = notice_seconds
         self._devices = devices
+        self._share = share
         self._rehearsal = rehearsal
         self._attempts: dict[int, LocalAttempt] = {}
         self._proven = False
@@ -238,7 +240,13 @@ class LocalWorld:
         """The attempt's AppDef, in which only our own variables are macros."""
         url = self._receiver.url(effect.number)
         place = environment.place(
-            self.folder, spec, effect.number, url=url, python=sys.executable, rehearsal=self._rehearsal
+            self.folder,
+            spec,
+            effect.number,
+            url=url,
+            python=sys.executable,
+            share=self._share,
+            rehearsal=self._rehearsal,
         )
         app = appdef(
             self._meta(),

@@ -1,0 +1,153 @@
+"""`piton run` of a sweep, and `piton results`: from arguments to an order, and to tables."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from piton.cli import files
+from piton.cli.watch import Lines, Silence
+from piton.core.effects import Announcement
+from piton.core.parse import status_of
+from piton.core.status import Phase
+from piton.local import drills as fire
+from piton.local import variants
+from piton.local.drills import Drill
+from piton.local.run import Audience
+from piton.local.variants import SweepEnding, SweepOrder
+from piton.sweep.parse import ParsedSweep
+from piton.sweep.status import SweepStatus
+from piton.sweep.table import Format, render
+
+STDIN = "-"
+
+
+class Voices:
+    """Lines for each run, with its name before them."""
+
+    def __init__(self, sweep: str, *, quiet: bool) -> None:
+        self._sweep = sweep
+        self._quiet = quiet
+        self._own: Silence = Silence() if quiet else Lines()
+
+    async def announce(self, announcement: Announcement) -> None:
+        """What there is to say of the sweep as a whole."""
+        await self._own.announce(announcement)
+
+    def of(self, name: str) -> Audience:
+        """Whoever watches that run."""
+        return Silence() if self._quiet else Lines(f"{name.removeprefix(f'{self._sweep}-')}: ")
+
+
+def train(
+    sweep: ParsedSweep,
+    *,
+    folder: Path | None,
+    drills: tuple[str, ...],
+    notice_seconds: float,
+    as_json: bool,
+    fresh: bool,
+    quiet: bool,
+) -> int:
+    """Run it; the exit code is 0 when every run has succeeded, 1 when one failed, 128 + the signal's after Ctrl-C."""
+    order = SweepOrder(
+        sweep=sweep,
+        root=folder or Path("runs") / sweep.meta.name,
+        fresh=fresh,
+        drills=drills_of(sweep, drills),
+        notice_seconds=notice_seconds,
+    )
+    ending = variants.run(order, Voices(sweep.meta.name, quiet=quiet))
+    if as_json:
+        click.echo(json.dumps(_wire(ending)))
+    _close(ending)
+    if ending.status.phase is Phase.SUCCEEDED:
+        return 0
+    return 1 if ending.interrupted is None else 128 + int(ending.interrupted)
+
+
+def drills_of(sweep: ParsedSweep, texts: Iterable[str]) -> dict[str, tuple[Drill, ...]]:
+    """Which run each drill is for: `isotropy:preempt@50%` for the runs of a variant, or for one; without a name all.
+
+    Raises:
+        ValueError: there is no such variant or run, or it is no drill.
+    """
+    found: dict[str, tuple[Drill, ...]] = {}
+    known = {run.variant for run in sweep.plan} | {run.short_name(sweep.meta.name) for run in sweep.plan}
+    for text in texts:
+        prefix, colon, rest = text.partition(":")
+        name = prefix if colon and prefix in known else None
+        drill = _drill(text if name is None else rest, known)
+        for run in sweep.plan:
+            if name in (None, run.variant, run.short_name(sweep.meta.name)):
+                found[run.name] = (*found.get(run.name, ()), drill)
+    return found
+
+
+def _drill(text: str, known: Iterable[str]) -> Drill:
+    try:
+        return fire.parse(text)
+    except ValueError as error:
+        if ":" not in text:
+            raise
+        raise ValueError(f"{error}; a name before the colon is one of {', '.join(sorted(known))}") from error
+
+
+def _wire(ending: SweepEnding) -> dict[str, object]:
+    """As plain values, camelCase."""
+    status = ending.status.to_wire()
+    kept = {key: status.get(key) for key in ("phase", "done", "counts", "best", "baseline", "results")}
+    return {"name": ending.name, **kept, "runs": [summary.to_wire() for summary in ending.runs]}
+
+
+def _close(ending: SweepEnding) -> None:
+    """The last words, on stderr: stdout belongs to --json."""
+    status = ending.status
+    if ending.interrupted is not None and status.phase is not Phase.SUCCEEDED:
+        click.echo("Stopped; what was trained is saved; the same command continues.", err=True)
+    elif not ending.trained:
+        click.echo(f"{ending.name} is finished already; nothing was trained. Say --fresh to start over.", err=True)
+    for summary in ending.runs:
+        if summary.phase == Phase.FAILED:
+            click.echo(f"{summary.name} failed: {summary.message}; its logs are in {summary.logs}", err=True)
+    click.echo(f"{ending.name}: {status.phase}, {status.done} runs are done", err=True)
+    click.echo(render(status, Format.TABLE), err=True, nl=False)
+
+
+def results(place: str, *, form: str, folder: Path | None) -> int:
+    """Print the table of a sweep: of its folder, of the file that it was made from, or of the object on stdin."""
+    status = _piped(sys.stdin.read()) if place == STDIN else _local(Path(place), folder)
+    click.echo(render(status, Format(form)), nl=False)
+    return 0
+
+
+def _local(place: Path, folder: Path | None) -> SweepStatus:
+    if place.is_dir():
+        return _of_folder(place)
+    if place.suffix == ".json":
+        with contextlib.suppress(OSError):
+            return _piped(place.read_text(encoding="utf-8"))
+    found = files.read_any(place)
+    if not isinstance(found, ParsedSweep):
+        raise ValueError(f"{place} holds a TrainingRun; results are of a TrainingSweep")
+    return _of_folder(folder or Path("runs") / found.meta.name)
+
+
+def _of_folder(root: Path) -> SweepStatus:
+    state = variants.load(root)
+    if state is None:
+        raise ValueError(f"{root} holds no sweep (it has no {variants.STATE_FILE}); run it first, or name its folder")
+    return state.status
+
+
+def _piped(text: str) -> SweepStatus:
+    """What `kubectl get tsweep NAME -o json` prints."""
+    try:
+        document = json.loads(text)
+        status = document["status"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError("that is no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here") from error
+    return status_of(SweepStatus, status)

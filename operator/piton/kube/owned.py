@@ -1,0 +1,44 @@
+"""Whose an object is, and how one is created that may be there already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from piton.core.model import Meta
+from piton.kube.client import Body, Client, Resource
+from piton.kube.errors import AlreadyExists
+from piton.ports import Conflict, Refused
+
+
+def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The owner reference of the object's controller."""
+    owners = thing["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def owned(thing: Mapping[str, Any], meta: Meta) -> bool:
+    """Whether this very run or sweep, and not an earlier one of its name, is the object's controller."""
+    owner = controller(thing)
+    return owner is not None and bool(meta.uid) and owner.get("uid") == meta.uid
+
+
+async def create(client: Client, resource: Resource, body: Body, meta: Meta, *, owner: str) -> None:
+    """Create it; what is there already is success only if it is the owner's (a run, a sweep), and what was meant.
+
+    Raises:
+        Conflict: it was there a moment ago.
+        Refused: somebody else's object has the name.
+    """
+    try:
+        await client.create(resource, body)
+    except AlreadyExists:
+        await _recognise(client, resource, body, meta, owner)
+
+
+async def _recognise(client: Client, resource: Resource, body: Body, meta: Meta, owner: str) -> None:
+    name = body["metadata"]["name"]
+    found = await client.get(resource, name, namespace=meta.namespace)
+    if found is None:
+        raise Conflict(f"{resource.plural} {name!r} was there and is gone again")
+    labels = found["metadata"].get("labels") or {}
+    if not owned(found, meta) or body["metadata"]["labels"].items() - labels.items():
+        raise Refused(f"{resource.plural} {name!r} exists and does not belong to this {owner}; it is left alone")

@@ -1,0 +1,366 @@
+"""`piton run` of a TrainingSweep: its runs on this machine, one after another or `parallelism` at once.
+
+Each run is an ordinary local run in a folder of its own below the sweep's; what is to be done is decided by the same
+pure half as on a cluster. A run exists here while this command drives it, and once it has succeeded: what an earlier
+command left unfinished is created again, and goes on from its checkpoint.
+
+sweep.json   the sweep's status; lock        <variant>[-f<fold>][-s<seed>]/   a run's folder, see folder.py
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from pydantic import AwareDatetime, ValidationError
+
+from piton.clock import SystemClock
+from piton.core import parse
+from piton.core.backoff import Pace
+from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED, settled
+from piton.core.context import deadline_of
+from piton.core.model import Meta, Model, Spec
+from piton.core.status import Phase, RunStatus
+from piton.drive import pass_over
+from piton.local import preflight
+from piton.local import run as runs
+from piton.local.drills import Drill
+from piton.local.folder import RunFolder, clear, replace_text, taken
+from piton.local.summary import Summary, summarise
+from piton.ports import Announcer, Clock, Unavailable
+from piton.sweep.decide import decide, refused
+from piton.sweep.expand import PlannedRun, limited
+from piton.sweep.model import SweepSpec
+from piton.sweep.observed import (
+    CreateRun,
+    HoldBack,
+    LetGo,
+    MoveDeadline,
+    RunSeen,
+    SweepDecision,
+    SweepEffect,
+    SweepObserved,
+)
+from piton.sweep.parse import ParsedSweep
+from piton.sweep.status import SweepStatus
+
+STATE_FILE = "sweep.json"
+_LOOK_SECONDS = 1.0
+"""Between two looks at how far the runs are."""
+
+
+class SweepState(Model):
+    """All that one command leaves for the next."""
+
+    name: str
+    created: AwareDatetime
+    status: SweepStatus = SweepStatus()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOrder:
+    """What the user asked for."""
+
+    sweep: ParsedSweep
+    root: Path
+    """The sweep's folder."""
+    fresh: bool = False
+    drills: Mapping[str, tuple[Drill, ...]] = field(default_factory=dict)
+    """By the name of the run."""
+    notice_seconds: float = 30.0
+    pace: Pace = runs.LOCAL_PACE
+
+
+class Choir(Announcer, Protocol):
+    """Who watches a sweep."""
+
+    def of(self, name: str) -> runs.Audience:
+        """Who watches that run of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEnding:
+    """How the command ended."""
+
+    name: str
+    status: SweepStatus
+    runs: tuple[Summary, ...]
+    """Of those that have begun, in the order of the sweep."""
+    trained: bool = True
+    """False: the sweep was finished before."""
+    interrupted: signal.Signals | None = None
+
+
+def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnding:
+    """Drive the sweep until it ends or is interrupted.
+
+    Raises:
+        ValueError: it cannot be started; one sentence that says why and what to do.
+    """
+    clock = clock or SystemClock()
+    spec = order.sweep.spec
+    assert spec is not None
+    if spec.suspend:
+        raise ValueError("spec.suspend: the sweep is told to hold; remove the field to train here")
+    for variant, first in first_runs(order.sweep).items():
+        _check(variant, spec_of(first))
+    with taken(order.root, STATE_FILE, "sweep") as root:
+        if order.fresh:
+            clear(root, STATE_FILE)
+        state = _state(root, order.sweep, clock)
+        if state.status.is_true(SUCCEEDED):
+            return SweepEnding(name=state.name, status=state.status, runs=_summaries(root, order.sweep), trained=False)
+        return asyncio.run(_Sweep(order, root, state, choir, clock).drive())
+
+
+def recipe_problems(sweep: ParsedSweep) -> list[str]:
+    """What the recipes say of the variants' configs and data."""
+    return [
+        f"variant {variant}: {problem}"
+        for variant, first in first_runs(sweep).items()
+        for problem in preflight.recipe_problems(spec_of(first))
+    ]
+
+
+def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
+    """One run of each variant: folds and seeds do not change what can be known beforehand."""
+    first: dict[str, PlannedRun] = {}
+    for planned in sweep.plan:
+        first.setdefault(planned.variant, planned)
+    return first
+
+
+def spec_of(run: PlannedRun) -> Spec:
+    """The run's spec as its model; the sweep's rules have found it good."""
+    return _model(run.spec)
+
+
+def load(root: Path) -> SweepState | None:
+    """The state that an earlier command left; None where there is none.
+
+    Raises:
+        ValueError: it cannot be read, by this version at least.
+    """
+    try:
+        return SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
+        ) from error
+
+
+def _model(document: Mapping[str, object]) -> Spec:
+    spec, problems = parse.model_of(Spec, document, "describe a run")
+    assert spec is not None, problems
+    return spec
+
+
+def _check(variant: str, spec: Spec) -> None:
+    try:
+        preflight.check(spec)
+    except ValueError as error:
+        raise ValueError(f"variant {variant}: {error}") from error
+
+
+def _state(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
+    """The state to go on from. A sweep that failed gets another chance: what has succeeded stays."""
+    saved = load(root)
+    if saved is None:
+        return SweepState(name=sweep.meta.name, created=clock.now())
+    if saved.name != sweep.meta.name:
+        raise ValueError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
+    if not saved.status.is_true(FAILED):
+        return saved
+    rows = tuple(row for row in saved.status.runs if row.succeeded)
+    return saved.model_copy(update={"status": SweepStatus(plan=saved.status.plan, runs=rows)})
+
+
+def _summaries(root: Path, sweep: ParsedSweep) -> tuple[Summary, ...]:
+    folders = [RunFolder(root / run.short_name(sweep.meta.name)) for run in sweep.plan]
+    return tuple(summarise(folder, state, ()) for folder in folders if (state := folder.load()))
+
+
+@dataclass(kw_only=True)
+class _Driven:
+    """A run that this command drives."""
+
+    task: asyncio.Task[runs.Ending]
+    stop: runs.Stop
+    devices: tuple[str, ...]
+    created: datetime
+    ends_at: datetime | None
+
+
+class _Sweep:
+    """Implements `piton.ports.AnyWorld` for a sweep, and the loop over it."""
+
+    def __init__(self, order: SweepOrder, root: Path, state: SweepState, choir: Choir, clock: Clock) -> None:
+        self.order = order
+        self.root = root
+        self.state = state
+        self.choir = choir
+        self.clock = clock
+        self.driven: dict[str, _Driven] = {}
+        self.endings: dict[str, runs.Ending] = {}
+        self.interrupted: signal.Signals | None = None
+        self.wake = asyncio.Event()
+        self.devices = list(preflight.gpus()) if self._gpus() else []
+        self.spec = self._fitting()
+
+    # --- the port ----------------------------------------------------------------------------------------------------
+
+    async def observe(self) -> SweepObserved:
+        """The sweep and the runs that exist here."""
+        spec = self.spec.model_copy(update={"suspend": True}) if self.interrupted else self.spec
+        seen = [found for run in self.order.sweep.plan if (found := self._seen(run))]
+        return SweepObserved(
+            meta=Meta(name=self.state.name, uid=self.state.name, generation=1, created=self.state.created),
+            spec=spec,
+            plan=self.order.sweep.plan,
+            status=self.state.status,
+            runs=tuple(seen),
+        )
+
+    async def apply(self, effect: SweepEffect) -> None:
+        """Carry out one effect."""
+        match effect:
+            case CreateRun(run=run, until=until):
+                self._start(run, until)
+            case HoldBack(name=name):
+                self.driven[name].stop.order(signal.SIGTERM)
+            case LetGo() | MoveDeadline():  # the next command does both: it begins the run anew, with its deadline
+                pass
+            case _:
+                assert_never(effect)
+
+    async def write_status(self, status: SweepStatus) -> None:
+        """Replace the sweep's status."""
+        state = self.state.model_copy(update={"status": status})
+        try:
+            replace_text(self.root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
+        except OSError as error:
+            raise Unavailable(f"{self.root} does not take the sweep's state: {error.strerror}") from error
+        self.state = state
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    async def drive(self) -> SweepEnding:
+        """Pass over the sweep until it has ended, or has been stopped and nothing runs any more."""
+        try:
+            with runs.signals(self._interrupt):
+                while not (settled(self.state.status) or (self.interrupted and not self.driven)):
+                    seconds = await self._pass()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.wake.wait(), seconds)
+                    self.wake.clear()
+                    self._collect()
+        finally:
+            await self._abandon()
+        if not settled(self.state.status):
+            await self._pass()
+        return SweepEnding(
+            name=self.state.name,
+            status=self.state.status,
+            runs=_summaries(self.root, self.order.sweep),
+            interrupted=self.interrupted,
+        )
+
+    async def _pass(self) -> float:
+        """One pass; how long to wait for the next."""
+        decision = await pass_over(self, self.choir, self._decide, self._turn_down)
+        if decision is not None and decision.status.phase is Phase.REFUSED:
+            condition = decision.status.condition("Accepted")
+            raise ValueError(f"{condition.message if condition else ''}; or say --fresh to start over")
+        wanted = decision.look_again_seconds if decision else None
+        return min(_LOOK_SECONDS, _LOOK_SECONDS if wanted is None else wanted)
+
+    def _decide(self, observed: SweepObserved) -> SweepDecision:
+        return decide(observed, now=self.clock.now(), pace=self.order.pace)
+
+    def _turn_down(self, observed: SweepObserved, why: str) -> SweepDecision:
+        return refused(observed, why, now=self.clock.now(), pace=self.order.pace)
+
+    def _interrupt(self, signum: signal.Signals) -> None:
+        self.interrupted = self.interrupted or signum
+        for driven in self.driven.values():
+            driven.stop.order(signum)
+        self.wake.set()
+
+    def _collect(self) -> None:
+        """Runs that have come to their end in this command. What one could not be started for ends the command."""
+        for name, driven in list(self.driven.items()):
+            if driven.task.done():
+                del self.driven[name]
+                self.devices += driven.devices
+                self.endings[name] = driven.task.result()
+
+    async def _abandon(self) -> None:
+        """Nobody waits any more: an error, or the loop's cancellation."""
+        for driven in self.driven.values():
+            driven.task.cancel()
+        await asyncio.gather(*(driven.task for driven in self.driven.values()), return_exceptions=True)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _gpus(self) -> int:
+        """GPUs of the run that wants most."""
+        return max(preflight.gpus_wanted(spec_of(run)) for run in self.order.sweep.plan)
+
+    def _fitting(self) -> SweepSpec:
+        """The spec with no more runs at once than there are runs, and GPUs for."""
+        spec = self.order.sweep.spec
+        assert spec is not None
+        wanted = self._gpus()
+        room = len(self.devices) // wanted if wanted else spec.parallelism
+        at_once = max(1, min(spec.parallelism, room, len(self.order.sweep.plan)))
+        return spec.model_copy(update={"parallelism": at_once})
+
+    def _folder(self, run: PlannedRun) -> RunFolder:
+        return RunFolder(self.root / run.short_name(self.state.name))
+
+    def _seen(self, run: PlannedRun) -> RunSeen | None:
+        """The run, while this command drives it, has driven it to an end, or finds it trained."""
+        driven, ending = self.driven.get(run.name), self.endings.get(run.name)
+        saved = self._folder(run).load()
+        status = saved.status if saved else RunStatus()
+        if driven and settled(status):  # an earlier command's end, or one that is only just being written
+            status = RunStatus()
+        if driven is None and ending is None and not status.is_true(SUCCEEDED):
+            return None
+        return RunSeen(
+            name=run.name,
+            created=driven.created if driven else self.clock.now(),
+            suspend=driven.stop.times > 0 if driven else status.is_true(SUSPENDED),
+            ends_at=driven.ends_at if driven else None,
+            status=status,
+        )
+
+    def _start(self, run: PlannedRun, until: datetime | None) -> None:
+        saved = self._folder(run).load()
+        created = saved.created if saved else self.clock.now()
+        spec = _model(limited(run, until, created))
+        wanted = preflight.gpus_wanted(spec)
+        devices, self.devices = tuple(self.devices[:wanted]), self.devices[wanted:]
+        order = runs.Order(
+            name=run.name,
+            spec=spec,
+            root=self._folder(run).root,
+            drills=self.order.drills.get(run.name, ()),
+            notice_seconds=self.order.notice_seconds,
+            pace=self.order.pace,
+            devices=devices,
+            share=self.spec.parallelism,
+        )
+        stop = runs.Stop()
+        task = asyncio.create_task(runs.train(order, self.choir.of(run.name), self.clock, stop), name=run.name)
+        task.add_done_callback(lambda _: self.wake.set())
+        meta = Meta(name=run.name, created=created)
+        self.driven[run.name] = _Driven(
+            task=task, stop=stop, devices=devices, created=created, ends_at=deadline_of(meta, spec)
+        )

@@ -1,0 +1,355 @@
+"""What should happen to a sweep now. Rules in order; the first that speaks wins.
+
+Level-triggered, as for a run: what is to be done follows from the runs that exist and the rows that are remembered.
+What the sweep began with is written to the status before its first run is created, so it cannot change unnoticed.
+
+Pending -> Starting -> Training -> Succeeded | Failed
+|                      |
+Refused               Stopping -> Suspended | Failed
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+
+from piton.contract.duration import parse_duration
+from piton.core.backoff import Pace
+from piton.core.conditions import in_phase, settled
+from piton.core.effects import Announcement
+from piton.core.reasons import Reason
+from piton.core.status import Phase
+from piton.sweep import results
+from piton.sweep.expand import PlannedRun, digest, seconds_for
+from piton.sweep.model import SweepSpec
+from piton.sweep.observed import (
+    CreateRun,
+    HoldBack,
+    LetGo,
+    MoveDeadline,
+    RunSeen,
+    SweepDecision,
+    SweepEffect,
+    SweepObserved,
+)
+from piton.sweep.status import Counts, Row, SweepStatus
+
+DEADLINE_TOLERANCE_SECONDS = 5.0
+"""A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One moment of one sweep."""
+
+    observed: SweepObserved
+    now: datetime
+    pace: Pace
+
+    @property
+    def spec(self) -> SweepSpec:
+        """The accepted spec; rules that ask for it come after those that see to it."""
+        assert self.observed.spec is not None
+        return self.observed.spec
+
+    @cached_property
+    def status(self) -> SweepStatus:
+        """The status, with what is seen of the runs."""
+        return refreshed(self.observed, now=self.now)
+
+    @property
+    def alive(self) -> list[RunSeen]:
+        """The runs that exist and have not ended."""
+        return [seen for seen in self.observed.runs if not seen.settled]
+
+    @property
+    def pending(self) -> list[PlannedRun]:
+        """The runs that are still to be created."""
+        return [
+            run for run, row in zip(self.observed.plan, self.status.runs, strict=True) if row.phase is Phase.PENDING
+        ]
+
+    @property
+    def until(self) -> datetime | None:
+        """When the sweep has to be over."""
+        deadline = self.spec.limits.deadline
+        return None if deadline is None else self.observed.meta.created + timedelta(seconds=parse_duration(deadline))
+
+    def phase(self, status: SweepStatus, phase: Phase, reason: Reason, message: str) -> SweepStatus:
+        """The status in that phase, as of now and this generation."""
+        return in_phase(status, phase, reason, message, now=self.now, generation=self.observed.meta.generation)
+
+
+Rule = Callable[[Context], SweepDecision | None]
+
+
+def decide(observed: SweepObserved, *, now: datetime, pace: Pace | None = None) -> SweepDecision:
+    """The effects, the status and the announcements that this moment asks for."""
+    context = Context(observed=observed, now=now, pace=pace or Pace())
+    decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
+    return _sparing(context, decision)
+
+
+def refused(observed: SweepObserved, why: str, *, now: datetime, pace: Pace | None = None) -> SweepDecision:
+    """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
+    pace = pace or Pace()
+    context = Context(observed=observed, now=now, pace=pace)
+    return SweepDecision(
+        rule="refused",
+        status=context.phase(observed.status, observed.status.phase, Reason.REFUSED, why),
+        announcements=(Announcement(severity="Warning", reason=Reason.REFUSED, message=why),),
+        look_again_seconds=pace.backoff_seconds,
+    )
+
+
+# --- the sweep as a whole --------------------------------------------------------------------------------------------
+
+
+def left_alone(context: Context) -> SweepDecision | None:
+    """Nothing happens to a sweep that is being deleted (its runs go with it) or has ended."""
+    if context.observed.meta.deleting or settled(context.observed.status):
+        return SweepDecision(rule="left_alone", status=context.observed.status)
+    return None
+
+
+def unacceptable(context: Context) -> SweepDecision | None:
+    """The spec cannot work as written, or is not what the sweep began with. Runs that exist go on."""
+    observed = context.observed
+    if observed.spec is not None and observed.status.plan in ("", digest(observed.spec)):
+        return None
+    message = "; ".join(observed.problems) or (
+        "spec: template, variants, matrix, folds, seeds, baseline, metrics and placement cannot be changed once the "
+        "sweep has begun; put them back, or make a new sweep"
+    )
+    status = context.phase(observed.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
+    news = Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=message)
+    return SweepDecision(rule="unacceptable", status=status, announcements=(news,))
+
+
+def planned(context: Context) -> SweepDecision | None:
+    """Write down what the sweep begins with, before anything is created."""
+    if context.status.plan:
+        return None
+    status = context.status.model_copy(update={"plan": digest(context.spec)})
+    status = context.phase(status, Phase.PENDING, Reason.ACCEPTED, f"{status.counts.total} runs are planned")
+    return SweepDecision(rule="planned", status=status, look_again_seconds=0)
+
+
+def finished(context: Context) -> SweepDecision | None:
+    """Every run has come to its end."""
+    counts = context.status.counts
+    if counts.done < counts.total:
+        return None
+    if counts.failed:
+        return _fail(context, Reason.RUNS_FAILED, _failures(context))
+    message = f"all {counts.total} runs have succeeded" + (f"; best: {best}" if (best := context.status.best) else "")
+    status = context.phase(context.status, Phase.SUCCEEDED, Reason.FINISHED, message)
+    news = Announcement(reason=Reason.FINISHED, message=f"Finished: {message}")
+    return SweepDecision(rule="finished", status=status, announcements=(*_ends(context), news))
+
+
+def over(context: Context) -> SweepDecision | None:
+    """The deadline has passed: the runs have it as their own, and no more begin."""
+    if context.until is None or context.now < context.until:
+        return None
+    message = f"limits.deadline of {context.spec.limits.deadline} has passed; {_failures(context)}"
+    if context.alive:
+        return _stopping(context, Reason.DEADLINE_EXCEEDED, message)
+    return _fail(context, Reason.DEADLINE_EXCEEDED, message)
+
+
+def given_up(context: Context) -> SweepDecision | None:
+    """A run has failed, and the user wants no more then. The others save, and could be resumed by hand."""
+    if context.spec.on_failure != "Stop" or not context.status.counts.failed:
+        return None
+    if all(seen.quiet for seen in context.observed.runs):
+        return _fail(context, Reason.RUNS_FAILED, _failures(context))
+    return _stopping(context, Reason.RUNS_FAILED, _failures(context), _hold_back(context, Reason.RUNS_FAILED))
+
+
+def suspended(context: Context) -> SweepDecision | None:
+    """The user wants it to hold."""
+    if not context.spec.suspend:
+        return None
+    effects = _hold_back(context, Reason.SUSPENDED)
+    if effects or not all(seen.quiet for seen in context.observed.runs):
+        return _stopping(context, Reason.SUSPENDED, "the runs save and stop", effects)
+    status = context.phase(context.status, Phase.SUSPENDED, Reason.SUSPENDED, f"suspended; {_sum(context)}")
+    return SweepDecision(
+        rule="suspended", status=status, announcements=_ends(context), look_again_seconds=_seconds_left(context)
+    )
+
+
+def going(context: Context) -> SweepDecision:
+    """Create what there is room for, let go what was held, and write down how far the runs are."""
+    room = max(0, context.spec.parallelism - len(context.alive))
+    fresh = context.pending[:room]
+    effects: list[SweepEffect] = [LetGo(name=s.name, reason=Reason.RESUMED) for s in context.alive if s.held]
+    effects += _moved(context)
+    effects += [CreateRun(run=run, until=context.until, reason=Reason.FIRST_ATTEMPT) for run in fresh]
+    names = {run.name for run in fresh}
+    rows = tuple(
+        row.model_copy(update={"phase": Phase.STARTING}) if row.name in names else row for row in context.status.runs
+    )
+    status = _counted(context.status.model_copy(update={"runs": rows}))
+    status = context.phase(status, *_progress(status))
+    created = f"Created {', '.join(run.name for run in fresh)}" if fresh else ""
+    news = (Announcement(reason=Reason.STARTING, message=created),) if created else ()
+    return SweepDecision(
+        rule="going",
+        effects=tuple(effects),
+        status=status,
+        announcements=(*_ends(context), *news),
+        look_again_seconds=_seconds_left(context),
+    )
+
+
+# --- what several of them say ----------------------------------------------------------------------------------------
+
+
+def _fail(context: Context, reason: Reason, message: str) -> SweepDecision:
+    status = context.phase(context.status, Phase.FAILED, reason, message)
+    news = Announcement(severity="Warning", reason=reason, message=f"Failed: {message}")
+    return SweepDecision(rule="failed", status=status, announcements=(*_ends(context), news))
+
+
+def _stopping(context: Context, reason: Reason, message: str, effects: tuple[SweepEffect, ...] = ()) -> SweepDecision:
+    status = context.phase(context.status, Phase.STOPPING, reason, message)
+    return SweepDecision(rule="stopping", effects=effects, status=status, announcements=_ends(context))
+
+
+def _hold_back(context: Context, reason: Reason) -> tuple[SweepEffect, ...]:
+    return tuple(HoldBack(name=seen.name, reason=reason) for seen in context.alive if not seen.suspend)
+
+
+def _moved(context: Context) -> Iterator[SweepEffect]:
+    """Runs whose deadline is not what the sweep's asks for: somebody has moved that."""
+    for run in context.observed.plan:
+        seen = context.observed.run(run.name)
+        if seen is None or seen.settled:
+            continue
+        seconds = seconds_for(run, context.until, seen.created)
+        ends_at = None if seconds is None else seen.created + timedelta(seconds=seconds)
+        if (ends_at is None) != (seen.ends_at is None) or (
+            ends_at and seen.ends_at and abs((ends_at - seen.ends_at).total_seconds()) > DEADLINE_TOLERANCE_SECONDS
+        ):
+            yield MoveDeadline(name=run.name, seconds=seconds, reason=Reason.ACCEPTED)
+
+
+def _progress(status: SweepStatus) -> tuple[Phase, Reason, str]:
+    """The phase of a sweep that is under way, and why."""
+    training = sum(row.phase is Phase.TRAINING for row in status.runs)
+    text = f"{training} of {status.counts.active} runs under way are training, {status.done} are done"
+    if training:
+        return Phase.TRAINING, Reason.TRAINING, text
+    return Phase.STARTING, Reason.STARTING, text
+
+
+def _failures(context: Context) -> str:
+    failed = [row.name for row in context.status.runs if row.phase is Phase.FAILED]
+    names = f": {', '.join(failed[:5])}" + (" and others" if len(failed) > 5 else "") if failed else ""
+    return f"{_sum(context)}{names}"
+
+
+def _sum(context: Context) -> str:
+    counts = context.status.counts
+    return f"{counts.succeeded} of {counts.total} runs have succeeded, {counts.failed} have failed"
+
+
+def _ends(context: Context) -> tuple[Announcement, ...]:
+    """The runs that have failed since the last pass; that one has succeeded is told by the run itself."""
+    old = {row.name: row.phase for row in context.observed.status.runs}
+    fresh = [r.name for r in context.status.runs if r.phase is Phase.FAILED and old.get(r.name) is not Phase.FAILED]
+    return tuple(
+        Announcement(severity="Warning", reason=Reason.RUNS_FAILED, message=f"The run {name} has failed")
+        for name in fresh
+    )
+
+
+def _seconds_left(context: Context) -> float | None:
+    return None if context.until is None else max(0.0, (context.until - context.now).total_seconds())
+
+
+def _sparing(context: Context, decision: SweepDecision) -> SweepDecision:
+    """Steps and metrics alone are worth a write now and then, not whenever one of many runs reports."""
+    old, new = context.observed.status, decision.status
+    written = old.last_updated_time
+    left = 0.0 if written is None else context.pace.progress_seconds - (context.now - written).total_seconds()
+    if decision.effects or left <= 0 or _quiet(old) != _quiet(new):
+        return decision
+    waits = [s for s in (decision.look_again_seconds, left if new != old else None) if s is not None]
+    return SweepDecision(rule=decision.rule, status=old, look_again_seconds=min(waits, default=None))
+
+
+def _quiet(status: SweepStatus) -> SweepStatus:
+    rows = tuple(row.model_copy(update={"step": None, "metrics": ()}) for row in status.runs)
+    return status.model_copy(update={"runs": rows, "last_updated_time": None})
+
+
+# --- the rows --------------------------------------------------------------------------------------------------------
+
+
+def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
+    """The status with the rows as the runs are now, and with what is made from them."""
+    spec = observed.spec
+    if spec is None:
+        return observed.status
+    objective = observed.plan[0].objective
+    names = results.metric_names(spec, objective)
+    old = {row.name: row for row in observed.status.runs}
+    rows = tuple(_row(run, old.get(run.name), observed.run(run.name), names) for run in observed.plan)
+    baseline = spec.baseline or observed.plan[0].variant
+    tabulated = results.tabulate(rows, names, baseline)
+    found = results.best(tabulated, objective.metric, objective.goal) if objective else None
+    status = observed.status.model_copy(
+        update={
+            "runs": rows,
+            "results": tabulated,
+            "baseline": baseline,
+            "best": f"{found[0]} {found[1]}" if found else "",
+            "last_updated_time": now if rows != observed.status.runs else observed.status.last_updated_time,
+        }
+    )
+    return _counted(status)
+
+
+def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[str, ...]) -> Row:
+    """A success is for ever. A run that is gone without one begins again."""
+    if old is not None and old.succeeded:
+        return old
+    if seen is None:
+        return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed)
+    status = seen.status
+    record = status.current
+    return Row(
+        name=run.name,
+        variant=run.variant,
+        fold=run.fold,
+        seed=run.seed,
+        phase=Phase.STARTING if status.phase is Phase.PENDING else status.phase,
+        step=status.result.step if status.result else record.step if record else None,
+        preemptions=status.preemptions,
+        lost_steps=status.lost.steps,
+        metrics=results.values_of(status, run.objective, names),
+    )
+
+
+def _counted(status: SweepStatus) -> SweepStatus:
+    phases = [row.phase for row in status.runs]
+    pending, succeeded, failed = (phases.count(phase) for phase in (Phase.PENDING, Phase.SUCCEEDED, Phase.FAILED))
+    counts = Counts(
+        pending=pending, succeeded=succeeded, failed=failed, active=len(phases) - pending - succeeded - failed
+    )
+    return status.model_copy(update={"counts": counts, "done": f"{counts.done}/{counts.total}"})
+
+
+RULES: tuple[Rule, ...] = (
+    left_alone,  # nothing is written to what has ended
+    unacceptable,
+    planned,  # what it begins with is known before anything begins
+    finished,
+    over,  # the deadline goes before everything that waits
+    given_up,
+    suspended,
+    going,
+)

@@ -1,0 +1,96 @@
+"""Everything that a decision about a sweep may look at, and everything that it may want done."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from piton.core.conditions import settled
+from piton.core.effects import AnyDecision
+from piton.core.model import Meta
+from piton.core.reasons import Reason
+from piton.core.status import Phase, RunStatus
+from piton.sweep.expand import PlannedRun
+from piton.sweep.model import SweepSpec
+from piton.sweep.status import SweepStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSeen:
+    """A run of the sweep's, as it is now."""
+
+    name: str
+    created: datetime
+    suspend: bool = False
+    held: bool = False
+    """It was the sweep that has suspended it."""
+    ends_at: datetime | None = None
+    """When it has to be over, by its own limits."""
+    status: RunStatus
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has ended for good."""
+        return settled(self.status)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing of it runs, nor will as it stands."""
+        return self.settled or (self.suspend and self.status.phase is Phase.SUSPENDED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepObserved:
+    """One sweep, as it is now."""
+
+    meta: Meta
+    spec: SweepSpec | None
+    """None when there are problems."""
+    plan: tuple[PlannedRun, ...] = ()
+    problems: tuple[str, ...] = ()
+    status: SweepStatus
+    runs: tuple[RunSeen, ...] = ()
+    """Those that exist and are its own."""
+
+    def run(self, name: str) -> RunSeen | None:
+        """The run of that name, if it exists."""
+        return next((seen for seen in self.runs if seen.name == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateRun:
+    """Create the run. Already existing and ours is success."""
+
+    run: PlannedRun
+    until: datetime | None
+    """When the sweep has to be over; the run's own deadline may be earlier."""
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldBack:
+    """Suspend the run, and leave word that it was the sweep."""
+
+    name: str
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class LetGo:
+    """Let a run that the sweep has suspended go on."""
+
+    name: str
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveDeadline:
+    """The sweep's deadline was moved, and so is the run's."""
+
+    name: str
+    seconds: float | None
+    """From the run's creation; None: it has none any more."""
+    reason: Reason
+
+
+SweepEffect = CreateRun | HoldBack | LetGo | MoveDeadline
+SweepDecision = AnyDecision[SweepEffect, SweepStatus]
+"""What is decided about a sweep."""

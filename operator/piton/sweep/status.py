@@ -1,0 +1,104 @@
+"""What Piton answers: the status of a TrainingSweep as typed models. Source of the CRD, like `model.py`.
+
+The rows are what is remembered of the runs; counts, results and the best are made from them. Numbers that are no counts
+are strings, because an API has no floats.
+"""
+
+from pydantic import AwareDatetime, Field
+
+from piton.core.model import Model
+from piton.core.status import Conditioned, MetricValue, Phase
+
+
+class Row(Model):
+    """One run of the sweep. That it has succeeded, and with what, is remembered also when it is deleted."""
+
+    name: str = Field(description="Name of the run.")
+    variant: str = Field(description="Its variant.")
+    fold: int | None = Field(default=None, description="Its fold.")
+    seed: int | None = Field(default=None, description="Its seed.")
+    phase: Phase = Field(default=Phase.PENDING, description="Pending: not created yet; else as the run has it.")
+    step: int | None = Field(default=None, description="Steps trained.")
+    preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
+    lost_steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
+    metrics: tuple[MetricValue, ...] = Field(
+        default=(), description="The objective's best value once it has succeeded, and newest values."
+    )
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether its values count."""
+        return self.phase is Phase.SUCCEEDED
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has ended for good."""
+        return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+    @property
+    def pair(self) -> tuple[int | None, int | None]:
+        """What a run of another variant must have in common to be compared with it."""
+        return self.fold, self.seed
+
+
+class Estimate(Model):
+    """A mean over runs. With one run there is no interval."""
+
+    mean: str = Field(description="Mean.")
+    low: str | None = Field(default=None, description="Low end of Student's interval that holds it with 95%.")
+    high: str | None = Field(default=None, description="High end of that interval.")
+
+
+class MetricResult(Model):
+    """One metric of a variant."""
+
+    name: str = Field(description="Name of the metric.")
+    value: Estimate = Field(description="Over the folds and seeds that have succeeded.")
+    difference: Estimate | None = Field(
+        default=None, description="To the baseline, pair by pair over the folds and seeds that both have."
+    )
+
+
+class VariantResult(Model):
+    """What a variant has reached so far."""
+
+    name: str = Field(description="Name of the variant.")
+    succeeded: int = Field(ge=0, description="Runs that the values are of.")
+    runs: int = Field(ge=1, description="Runs that it has.")
+    metrics: tuple[MetricResult, ...] = Field(default=(), description="The objective's metric first.")
+
+
+class Counts(Model):
+    """How many runs there are."""
+
+    pending: int = Field(default=0, ge=0, description="Not created yet.")
+    active: int = Field(default=0, ge=0, description="Created, and not at an end.")
+    succeeded: int = Field(default=0, ge=0, description="Trained.")
+    failed: int = Field(default=0, ge=0, description="Failed.")
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.pending + self.active + self.succeeded + self.failed
+
+    @property
+    def done(self) -> int:
+        """Those that have come to an end, good or bad."""
+        return self.succeeded + self.failed
+
+
+class SweepStatus(Conditioned):
+    """What Piton answers to a TrainingSweep."""
+
+    plan: str = Field(default="", description="Digest of what the sweep began with; nobody may change that.")
+    counts: Counts = Field(default_factory=Counts, description="How many runs there are.")
+    done: str = Field(default="", description="Runs that have ended, of all: 3/4.")
+    best: str = Field(default="", description="The best variant, and its mean of the objective.")
+    baseline: str = Field(default="", description="The variant that the others are compared with.")
+    runs: tuple[Row, ...] = Field(default=(), description="The runs, in the order in which they begin.")
+    results: tuple[VariantResult, ...] = Field(default=(), description="What each variant has reached so far.")
+    last_updated_time: AwareDatetime | None = Field(default=None, description="When the runs were last written down.")
+
+    def row(self, name: str) -> Row | None:
+        """The row of that run."""
+        return next((row for row in self.runs if row.name == name), None)

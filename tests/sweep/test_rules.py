@@ -1,0 +1,103 @@
+"""What a user may write into a sweep, and what is said to them when they may not."""
+
+from typing import Any
+
+import pytest
+
+from piton.core.parse import SpecError
+from piton.sweep.parse import parse, parse_file
+from support.builders import NOW, a_manifest
+from support.sweeps import a_sweep
+
+COMMAND = {"trainer": {"image": "i", "command": ["python", "train.py"]}}
+
+
+def problems_of(name: str = "ragcun", **parts: Any) -> tuple[str, ...]:
+    return parse(a_sweep(name, **parts)).problems
+
+
+def variants(*patches: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": letter, "patch": patch} for letter, patch in zip("abcd", patches, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ({"varaints": []}, "spec.varaints: unknown field; did you mean variants?"),
+        ({"variants": [{"name": "Upper"}]}, "spec.variants[0].name"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "spec.variants: the name a is given twice"),
+        ({"seeds": [1, 1]}, "spec.seeds: 1 is given twice"),
+        ({"folds": 1}, "spec.folds: 1 is out of range; write at least 2"),
+        ({"folds": 10, "seeds": list(range(10))}, "make 300 runs, and a sweep has at most 200"),
+        ({"matrix": {"trainer..config": [1]}}, "spec.matrix: 'trainer..config' is no path"),
+        ({"matrix": {"trainer.config.depth": []}}, "spec.matrix.trainer.config.depth"),
+        ({"matrix": {"trainer.config.depth": [4, 4]}}, "two runs would be called ragcun-"),
+        ({"parallelism": 0}, "spec.parallelism: 0 is out of range"),
+        ({"placement": "Together"}, "write 'Pack' or 'Spread'"),
+        ({"limits": {"deadline": "0h"}}, "spec.limits.deadline: '0h' is no time at all"),
+        ({"limits": {"budget": {"usd": "250"}}}, "spec.limits.budget: this version of Piton does not act on it"),
+        ({"baseline": "nobody"}, "spec.baseline: there is no variant nobody; known here: baseline, isotropy, frozen"),
+        ({"template": COMMAND, "folds": 2}, "spec.folds: a program of your own has no config to set"),
+        ({"template": COMMAND, "seeds": [1]}, "spec.seeds: a program of your own has no config to set"),
+    ],
+)  # fmt: skip
+def test_a_bad_sweep_gets_a_sentence_with_path_and_fix(parts: dict[str, Any], problem: str) -> None:
+    found = problems_of(**parts)
+
+    assert any(problem in sentence for sentence in found), found
+    assert all("\n" not in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("patch", "problem"),
+    [
+        ({"workers": {"nodes": 0}}, "variant b: spec.workers.nodes: 0 is out of range; write at least 1"),
+        ({"wokers": {}}, "variant b: spec.wokers: unknown field; did you mean workers?"),
+        ({"trainer": {"command": ["x"]}}, "variant b: spec.trainer: exactly one of recipe and command is needed"),
+        ({"trainer": None}, "variant b: spec.trainer: missing; it is required"),
+        ({"suspend": True}, "variant b: spec.suspend: runs of a sweep hold when spec.suspend of the sweep says so"),
+    ],
+)
+def test_a_bad_variant_is_named(patch: dict[str, Any], problem: str) -> None:
+    found = problems_of(variants=variants({}, patch))
+
+    assert [sentence for sentence in found if sentence.startswith(problem)], found
+    assert not [sentence for sentence in found if sentence.startswith("variant a")]
+
+
+def test_a_bad_variant_is_told_once_and_not_fold_by_fold() -> None:
+    assert len(problems_of(variants=variants({}, {"workers": {"nodes": 0}}), folds=10)) == 1
+
+
+def test_a_bad_template_is_told_once_and_not_for_each_variant() -> None:
+    found = problems_of(template={"workers": {"nodes": 2}, "limits": {"deadline": "0h"}})
+
+    assert [sentence.partition(":")[0] for sentence in found] == [
+        "spec.template.spec.checkpoint.volume.accessModes",
+        "spec.template.spec.limits.deadline",
+    ]
+
+
+def test_what_the_template_leaves_to_the_variants_is_no_problem() -> None:
+    recipes = variants({"trainer": {"recipe": "charlm"}}, {"trainer": {"command": ["python", "x.py"]}})
+
+    assert problems_of(template={"trainer": {"image": "i"}}, variants=recipes) == ()
+
+
+def test_runs_that_are_judged_by_different_metrics_are_refused() -> None:
+    assert problems_of(variants=variants({}, {"objective": {"metric": "loss"}})) == (
+        "spec.variants: the runs have different objectives; give all of them one metric and goal",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("Upper", "is no DNS label"), ("x" * 40, "would have 49 characters"), ("1st", "is no DNS label")],
+)
+def test_a_name_that_does_not_fit_its_runs_is_refused(name: str, problem: str) -> None:
+    assert any("metadata.name" in sentence and problem in sentence for sentence in problems_of(name))
+
+
+def test_a_file_of_a_run_is_no_sweep() -> None:
+    with pytest.raises(SpecError, match="kind: 'TrainingRun' is not known; write 'TrainingSweep'"):
+        parse_file(a_manifest(), now=NOW)
