@@ -17,7 +17,9 @@ from piton.contract.duration import parse_duration
 from piton.core.backoff import Pace
 from piton.core.conditions import in_phase, settled
 from piton.core.effects import Announcement
+from piton.core.model import Stage
 from piton.core.reasons import Reason
+from piton.core.stages import RUNNING
 from piton.core.status import Phase
 from piton.sweep import results
 from piton.sweep.expand import PlannedRun, digest, seconds_for
@@ -237,12 +239,14 @@ def _moved(context: Context) -> Iterator[SweepEffect]:
 
 
 def _progress(status: SweepStatus) -> tuple[Phase, Reason, str]:
-    """The phase of a sweep that is under way, and why."""
-    training = sum(row.phase is Phase.TRAINING for row in status.runs)
-    text = f"{training} of {status.counts.active} runs under way are training, {status.done} are done"
-    if training:
-        return Phase.TRAINING, Reason.TRAINING, text
-    return Phase.STARTING, Reason.STARTING, text
+    """The phase of a sweep that is under way, and why: what the run that is furthest from waiting does."""
+    phases = [row.phase for row in status.runs]
+    text = (
+        f"{phases.count(Phase.TRAINING)} of {status.counts.active} runs under way are training, {status.done} are done"
+    )
+    doing = (RUNNING[stage] for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PREPARE))
+    phase, reason = next((found for found in doing if found[0] in phases), (Phase.STARTING, Reason.STARTING))
+    return phase, reason, text
 
 
 def _failures(context: Context) -> str:
