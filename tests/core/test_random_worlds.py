@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from piton.core.backoff import Pace
 from piton.core.conditions import settled
 from piton.core.decide import decide, still
-from piton.core.model import Stage
-from piton.core.stages import ORDER
+from piton.core.model import EvaluateStage, Stage
+from piton.core.stages import ORDER, wanted
 from piton.core.status import AttemptState, Phase
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
@@ -130,6 +130,13 @@ class RandomWorld(RuleBasedStateMachine):
             self.spec = self.world.spec
             self._edit(None)
 
+    @rule()
+    def want_an_evaluation_or_not(self) -> None:
+        if self.world.spec is not None:
+            stages = self.world.spec.stages
+            evaluate = None if stages.evaluate else EvaluateStage()
+            self._edit(self.world.spec.model_copy(update={"stages": stages.model_copy(update={"evaluate": evaluate})}))
+
     @precondition(lambda self: self.deletion and self.world.created)
     @rule()
     def delete(self) -> None:
@@ -178,8 +185,8 @@ class RandomWorld(RuleBasedStateMachine):
         order = [ORDER.index(stage) for stage in self.world.stages_created]
         assert order == sorted(order)
         reached = max(order, default=0)
-        wanted = [Stage.PREPARE, Stage.TRAIN] if self.stages else [Stage.TRAIN]
-        behind = [stage for stage in wanted if ORDER.index(stage) < reached]
+        needed = [Stage.PREPARE, Stage.TRAIN] if self.stages else [Stage.TRAIN]
+        behind = [stage for stage in needed if ORDER.index(stage) < reached]
         assert all(self.world.status.stage(stage).end_time for stage in behind), self.world.status.stages
         assert reached < ORDER.index(Stage.EVALUATE) or self.world.store.complete is not None
 
@@ -188,7 +195,9 @@ class RandomWorld(RuleBasedStateMachine):
         now = self.world.status.is_true("Succeeded")
         assert not (self.succeeded and not now)
         assert not now or self.world.store.complete is not None
-        assert not now or "evaluate" not in self.stages or self.world.status.stage(Stage.EVALUATE).end_time
+        if now and not self.succeeded:
+            assert self.world.spec is not None
+            assert all(self.world.status.stage(stage).end_time for stage in wanted(self.world.spec.stages))
         self.succeeded = now
 
     @invariant()
@@ -231,7 +240,8 @@ class RandomWorld(RuleBasedStateMachine):
         if world.status.is_true("Succeeded"):
             assert world.status.result is not None
             assert world.status.result.step == TOTAL_STEPS
-            assert (world.status.result.evaluation is not None) == ("evaluate" in self.stages)
+            evaluated = world.status.stage(Stage.EVALUATE).end_time is not None
+            assert (world.status.result.evaluation is not None) == evaluated
             assert all(step == TOTAL_STEPS for step in world.evaluated)
         else:
             failures = world.status.stage(current.stage).failures

@@ -131,7 +131,18 @@ def test_data_that_a_stage_makes_need_not_be_there_yet(tmp_path: Path) -> None:
     preflight.check(spec_of({**parts, "stages": {"prepare": program("pass")}}))
 
 
-def test_the_settings_of_an_evaluation_are_checked_like_those_of_the_training() -> None:
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        (
+            {"evaluate": {"config": {"evalToken": 1}}},
+            "spec.stages.evaluate.config.evalToken: charlm has no such setting; did you mean evalTokens?",
+        ),
+        ({"evaluate": {"recipe": "charml"}}, "spec.stages.evaluate.recipe: there is no recipe charml; did you mean"),
+        ({"prepare": {}}, "spec.stages.prepare: charlm has nothing to prepare; remove it, or give it a command"),
+    ],
+)
+def test_what_a_recipe_cannot_do_in_a_stage_is_told_beforehand(stages: dict[str, Any], sentence: str) -> None:
     parts = {"trainer": {"image": "none", "recipe": "charlm", "config": {"steps": 1}}, "workers": {"gpusPerNode": 0}}
-    with pytest.raises(ValueError, match="charlm has no such setting; did you mean evalTokens"):
-        preflight.check(spec_of({**parts, "stages": {"evaluate": {"config": {"evalToken": 1}}}}))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        preflight.check(spec_of({**parts, "stages": stages}))

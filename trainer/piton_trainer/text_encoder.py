@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everybody knows
 
 from piton_trainer.encoder_place import folder_of
@@ -43,6 +43,8 @@ class Encoding:
     """Texts in one forward pass."""
     stored: Literal["fp32", "fp16"]
     """Numbers on the disk and in memory."""
+    setting: str = "encoder"
+    """The setting of a config that names the encoder, for what there is to say about it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +72,48 @@ class Embedded:
         return Embedded(key=self.key, vectors=self.vectors.to(device), rows=self.rows.to(device))
 
 
+class Tokens:
+    """Makes tokens of texts."""
+
+    def __init__(self, folder: Path, encoding: Encoding) -> None:
+        """Load what an encoder's folder says of its tokens.
+
+        Raises:
+            BadConfig: it says nothing that can be loaded.
+        """
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a data loader
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = _loaded(AutoTokenizer, folder, encoding)
+        self._max_tokens = encoding.max_tokens
+
+    def __call__(self, texts: list[str], device: torch.device) -> dict[str, Tensor]:
+        """Of these texts, padded to the longest, with their mask: what a model takes."""
+        found = self._tokenizer(texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt")
+        return dict(found.to(device))
+
+
+def pretrained(folder: Path, encoding: Encoding) -> nn.Module:
+    """The model of a folder as it comes, in fp32.
+
+    Raises:
+        BadConfig: there are no files of a model that can be loaded.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    model: nn.Module = _loaded(AutoModel, folder, encoding, dtype=torch.float32)
+    return model
+
+
+def _loaded(kind: Any, folder: Path, encoding: Encoding, **settings: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder, **settings)
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"trainer.config.{encoding.setting}: {encoding.encoder} cannot be loaded: {error}") from error
+
+
 class Encoder:
     """A frozen encoder from the Hugging Face family, on a device."""
 
@@ -79,16 +123,8 @@ class Encoder:
         Raises:
             BadConfig: there are no files of a model that can be loaded.
         """
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a data loader
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging as theirs
-
-        theirs.disable_progress_bar()
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        except (OSError, ValueError) as error:
-            raise BadConfig(f"trainer.config.encoder: {encoding.encoder} cannot be loaded: {error}") from error
+        self._tokens = Tokens(folder, encoding)
+        self._model = pretrained(folder, encoding).eval().to(device)
         self._encoding = encoding
         self._device = device
 
@@ -99,11 +135,13 @@ class Encoder:
         return torch.cat([self._batch(list(texts[first : first + size])) for first in range(0, len(texts), size)])
 
     def _batch(self, texts: list[str]) -> Tensor:
-        tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._encoding.max_tokens, return_tensors="pt"
-        ).to(self._device)
-        hidden = self._model(**tokens).last_hidden_state.float()
-        return F.normalize(masked_mean(hidden, tokens["attention_mask"]), dim=-1).cpu()
+        tokens = self._tokens(texts, self._device)
+        return pooled(self._model(**tokens).last_hidden_state, tokens["attention_mask"]).cpu()
+
+
+def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(texts, tokens, width) -> (texts, width): the mean over the tokens, made one long."""
+    return F.normalize(masked_mean(hidden.float(), mask), dim=-1)
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -119,7 +157,7 @@ def embed(texts: Sequence[str], encoding: Encoding, shelf: Shelf, device: torch.
         BadConfig: there is no such encoder.
     """
     different = sorted(set(texts), key=lambda text: (len(text), text))
-    folder = shelf.together(lambda: folder_of(encoding.encoder))[shelf.rank]
+    folder = shelf.together(lambda: folder_of(encoding.encoder, encoding.setting))[shelf.rank]
     key = shelf.on_main(lambda: _key(different, encoding, folder))
     name = f"embeddings-{key}"
     if not shelf.has(name):

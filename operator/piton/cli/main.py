@@ -31,8 +31,8 @@ def cli() -> None:
     "drills",
     multiple=True,
     metavar="KIND@WHEN",
-    help="Lose the machine: preempt@50% with notice, kill@30% without; also kill@step120, preempt@90s; for a sweep"
-    " isotropy:preempt@50%. Repeatable.",
+    help="Lose the machine: preempt@50% with notice, kill@30% without; also kill@step120, preempt@90s; in another stage"
+    " prepare:kill@5s; for a sweep isotropy:preempt@50%. Repeatable.",
 )
 @click.option("--notice", default="30s", show_default=True, help="Time between the notice and the end of the machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

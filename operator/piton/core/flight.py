@@ -209,7 +209,8 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
     phase = Phase.PENDING if judgement.verdict is Verdict.FINISHED else Phase.RECOVERING
     status = context.phase(status, phase, judgement.reason, judgement.message)
     at = "" if record.step is None else f" at step {record.step}"
-    saved = "" if status.checkpoint is None else f"; step {status.checkpoint.step} is saved"
+    known = status.checkpoint if record.stage is Stage.TRAIN else None
+    saved = "" if known is None else f"; step {known.step} is saved"
     good = judgement.verdict in (Verdict.FINISHED, Verdict.STOPPED)
     news = Announcement(
         severity="Normal" if good else "Warning",

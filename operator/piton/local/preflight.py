@@ -21,21 +21,32 @@ def recipe_problems(spec: Spec) -> list[str]:
         from piton_trainer.recipes import catalog
     except ImportError:
         return []
-    evaluate = spec.stages.evaluate
-    made_here = spec.stages.prepare is not None and spec.stages.prepare.command
     seconds = parse_duration(spec.limits.training_time) if spec.limits.training_time else None
+    prepare = spec.stages.prepare
     try:
         config = catalog.check(spec.trainer.recipe, spec.trainer.config)
         config.check_length(seconds)
         config.check_world(spec.workers.nodes * processes_per_node(spec))
-        if not made_here:
+        if prepare is None or not prepare.command:  # what the user's own program makes need not be there yet
             config.check_data()
-        if evaluate is not None and not evaluate.command:
-            trainer = staged(spec, Stage.EVALUATE).trainer
-            catalog.check(trainer.recipe or "", trainer.config)
     except ValueError as error:
         return [f"spec.{error}"]
-    return []
+    return list(_stage_problems(spec, spec.trainer.recipe))
+
+
+def _stage_problems(spec: Spec, recipe: str) -> Iterator[str]:
+    """What the recipes say of the stages that they are to run."""
+    from piton_trainer.recipes import catalog
+
+    prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
+    if prepare is not None and not prepare.command and not catalog.can_prepare(recipe):
+        yield f"spec.stages.prepare: {recipe} has nothing to prepare; remove it, or give it a command"
+    if evaluate is not None and not evaluate.command:
+        trainer = staged(spec, Stage.EVALUATE).trainer
+        try:
+            catalog.check(trainer.recipe or recipe, trainer.config)
+        except ValueError as error:
+            yield f"spec.{str(error).replace('trainer.', 'stages.evaluate.', 1)}"
 
 
 def check(spec: Spec) -> None:

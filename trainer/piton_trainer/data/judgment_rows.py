@@ -6,24 +6,19 @@ What the user can mend is a `BadConfig` that names file, line and column.
 """
 
 import csv
-import gzip
-import io
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import IO
 
-from piton_trainer.data.stream import open_object, users_fault
-from piton_trainer.data.text import S3_SCHEME
+from piton_trainer.data.stream import open_text, users_fault
 from piton_trainer.errors import BadConfig
 
 ORIGINAL = "original"
 """The source of a row that somebody judged; every other source is a guess, and never validated on."""
 REQUIRED = ("query_id", "llm_id", "qrel", "query_text")
 OPTIONAL = ("source", "confidence")
-_LONGEST_FIELD = 10_000_000
+LONGEST_FIELD = 10_000_000
 """Characters in one field; the csv module stops at 131,072 by default."""
 
 
@@ -64,10 +59,10 @@ def csv_rows(source: str, reading: Reading, take: Callable[[Row], None]) -> None
     Raises:
         BadConfig: it is not there, or a row is wrong.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST_FIELD)
     line = 1
     with users_fault(source), ExitStack() as stack:
-        table = csv.reader(_open(source, stack), strict=True)
+        table = csv.reader(open_text(source, stack), strict=True)
         try:
             columns = _columns(next(table, []))
             line = table.line_num + 1
@@ -81,19 +76,6 @@ def csv_rows(source: str, reading: Reading, take: Callable[[Row], None]) -> None
             raise BadConfig(f"trainer.config.data: {source}, line {line}: {error}") from error
         except (OSError, EOFError) as error:
             raise BadConfig(f"trainer.config.data: {source} cannot be read after line {line}: {error}") from error
-
-
-def _open(source: str, stack: ExitStack) -> IO[str]:
-    file = stack.enter_context(open_object(source) if source.startswith(S3_SCHEME) else _open_file(Path(source)))
-    binary = stack.enter_context(gzip.GzipFile(fileobj=file)) if source.endswith(".gz") else file
-    return stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""))
-
-
-def _open_file(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise BadConfig(f"trainer.config.data: cannot read {path}: {error.strerror}") from error
 
 
 def _columns(header: list[str]) -> dict[str, int]:

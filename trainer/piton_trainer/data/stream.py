@@ -1,13 +1,15 @@
-"""An object in S3 as a file that is read once from front to end, of which some megabytes are in memory.
+"""An object in S3 as a file that is read once from front to end, of which some megabytes are in memory; or a file.
 
 What is read once per run and kept in another form needs no copy of the original, unlike what `remote` keeps. What the
 user can mend (no such object, no permission) is a `BadConfig`; a network that is down passes through.
 """
 
+import gzip
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from piton_trainer.data.text import S3_SCHEME
@@ -15,13 +17,45 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import Missing, Trouble, Tuning
 
 
-def version_of(uri: str) -> str:
-    """Changes when the object does.
+def version_of(source: str) -> str:
+    """Changes when the file or object does.
 
     Raises:
         BadConfig: there is no such object, or no permission.
     """
-    return str(_look(uri)[1]["ETag"])
+    if source.startswith(S3_SCHEME):
+        return str(_look(source)[1]["ETag"])
+    found = Path(source).stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def open_text(source: str, stack: ExitStack) -> IO[str]:
+    """A file or an object as UTF-8 text, compressed or not; read it under `users_fault`.
+
+    Raises:
+        BadConfig: it is not there.
+    """
+    file = stack.enter_context(open_object(source) if source.startswith(S3_SCHEME) else _open_file(Path(source)))
+    binary = stack.enter_context(gzip.GzipFile(fileobj=file)) if source.endswith(".gz") else file
+    return stack.enter_context(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""))
+
+
+def lines(source: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file or an object that are not empty, each with its number.
+
+    Raises:
+        BadConfig: it is not there, or no text.
+    """
+    number = 0
+    with users_fault(source), ExitStack() as stack:
+        try:
+            for number, line in enumerate(open_text(source, stack), start=1):
+                if stripped := line.rstrip("\r\n"):
+                    yield number, stripped
+        except UnicodeDecodeError as error:
+            raise BadConfig(f"trainer.config.data: {source} is not UTF-8 text after line {number}") from error
+        except (OSError, EOFError) as error:
+            raise BadConfig(f"trainer.config.data: {source} cannot be read after line {number}: {error}") from error
 
 
 def open_object(uri: str) -> IO[bytes]:
@@ -36,6 +70,13 @@ def open_object(uri: str) -> IO[bytes]:
     bucket, key = _place(uri)
     source = Source(client, bucket, key, size=head["ContentLength"], etag=head["ETag"], tuning=Tuning())
     return io.BufferedReader(_Stream(source))
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BadConfig(f"trainer.config.data: cannot read {path}: {error.strerror}") from error
 
 
 @contextmanager

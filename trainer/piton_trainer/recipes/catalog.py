@@ -6,6 +6,7 @@ Nothing here or below it may import torch: the command line asks on machines tha
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from piton_trainer.recipes.config import RecipeConfig
 RECIPES: Mapping[str, str] = {
     "charlm": "piton_trainer.recipes.charlm",
     "resnet50": "piton_trainer.recipes.resnet50",
+    "retrieval": "piton_trainer.recipes.retrieval",
     "twotower": "piton_trainer.recipes.twotower",
 }
 """Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
@@ -50,6 +52,11 @@ def config_model(name: str) -> type[RecipeConfig]:
         raise ValueError(f"trainer.recipe: there is no recipe {name}; {_suggestion(name, RECIPES)}")
     model: type[RecipeConfig] = import_module(RECIPES[name]).Config
     return model
+
+
+def can_prepare(name: str) -> bool:
+    """Whether a recipe has a module that makes its data beforehand."""
+    return find_spec(f"{RECIPES[name]}.prepare") is not None
 
 
 def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:
