@@ -36,6 +36,8 @@ from piton.sweep.observed import (
 )
 from piton.sweep.status import Counts, Row, SweepStatus
 
+FIXED = "template, variants, matrix, folds, seeds, baseline, metrics and placement"
+"""What may not be changed, for people; see `expand.digest`."""
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
 
@@ -120,8 +122,7 @@ def unacceptable(context: Context) -> SweepDecision | None:
     if observed.spec is not None and observed.status.plan in ("", digest(observed.spec)):
         return None
     message = "; ".join(observed.problems) or (
-        "spec: template, variants, matrix, folds, seeds, baseline, metrics and placement cannot be changed once the "
-        "sweep has begun; put them back, or make a new sweep"
+        f"spec: {FIXED} cannot be changed once the sweep has begun; put them back, or make a new sweep"
     )
     status = context.phase(observed.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
     news = Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=message)
