@@ -23,7 +23,9 @@ from piton.core import parse
 from piton.core.backoff import Pace
 from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED, settled
 from piton.core.context import deadline_of
+from piton.core.effects import Announcement
 from piton.core.model import Meta, Model, Spec
+from piton.core.reasons import Reason
 from piton.core.status import RunStatus
 from piton.drive import pass_over
 from piton.local import preflight
@@ -114,6 +116,10 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
         state = _state(root, order.sweep, clock)
         if state.status.is_true(SUCCEEDED):
             return SweepEnding(name=state.name, status=state.status, runs=_summaries(root, order.sweep), trained=False)
+        try:
+            _save(root, state)
+        except OSError as error:
+            raise ValueError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
         return asyncio.run(_Sweep(order, root, state, choir, clock).drive())
 
 
@@ -153,6 +159,10 @@ def load(root: Path) -> SweepState | None:
         raise ValueError(
             f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
         ) from error
+
+
+def _save(root: Path, state: SweepState) -> None:
+    replace_text(root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
 
 
 def _model(document: Mapping[str, object]) -> Spec:
@@ -252,7 +262,8 @@ class _Sweep:
             case CreateRun(run=run, until=until):
                 self._start(run, until)
             case HoldBack(name=name):
-                self.driven[name].stop.order(signal.SIGTERM)
+                if name in self.driven:
+                    self.driven[name].stop.order(signal.SIGTERM)
             case LetGo() | MoveDeadline():  # the next command does both: it begins the run anew, with its deadline
                 pass
             case _:
@@ -262,7 +273,7 @@ class _Sweep:
         """Replace the sweep's status."""
         state = self.state.model_copy(update={"status": status})
         try:
-            replace_text(self.root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
+            _save(self.root, state)
         except OSError as error:
             raise Unavailable(f"{self.root} does not take the sweep's state: {error.strerror}") from error
         self.state = state
@@ -292,7 +303,11 @@ class _Sweep:
 
     async def _pass(self) -> float:
         """One pass; how long to wait for the next."""
-        decision = await pass_over(self, self.choir, self._decide, self._turn_down)
+        try:
+            decision = await pass_over(self, self.choir, self._decide, self._turn_down)
+        except Unavailable as error:
+            await self.choir.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
         return min(_LOOK_SECONDS, _LOOK_SECONDS if wanted is None else wanted)
 
