@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cli.conftest import Piton
@@ -85,3 +86,42 @@ def test_plan_of_a_suspended_run_starts_nothing(tmp_path: Path, piton: Piton) ->
 
     assert decisions[-1]["phase"] == "Suspended"
     assert all(effect["effect"] == "HoldRun" for decision in decisions for effect in decision["effects"])
+
+
+SEEDS = sorted((Path(__file__).parents[2] / "manifests" / "seeds").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("manifest", SEEDS, ids=lambda path: path.stem)
+def test_plan_says_of_each_system_what_it_takes(manifest: Path, piton: Piton) -> None:
+    result = piton("plan", manifest, "--price-per-hour", "10.50")
+
+    lines = result.out.splitlines()
+    assert lines[0] == f"What {manifest.stem} takes:"
+    for name in ("time", "cost", "disk"):
+        assert any(line.startswith(f"  {name}  ") for line in lines)
+    assert "x $10.50/h (--price-per-hour)" in result.out
+    assert "PyTorchJob" in result.out
+
+
+def test_plan_shows_what_a_later_version_would_do_and_says_that_this_one_refuses_it(
+    tmp_path: Path, piton: Piton
+) -> None:
+    parts = fake_parts(capacity={"maxPricePerHour": "12.00"}, limits={"trainingTime": "10h"})
+    file = write_manifest(tmp_path / "run.yaml", **parts)
+    result = piton("plan", file, "--json")
+
+    found = json.loads(result.out)
+    assert result.code == 2
+    assert "spec.capacity.maxPricePerHour: this version of Piton does not act on it yet" in result.err
+    assert found["refused"] == [result.err.removeprefix("piton: ").rstrip("\n")]
+    assert found["estimate"]["cost"]["value"] == 120.0
+    assert found["pyTorchJob"]["metadata"]["name"] == "fake-1"
+    assert piton("plan", write_manifest(file, **parts, suspend="yes")).out == ""
+
+
+def test_a_price_that_is_none_is_refused(tmp_path: Path, piton: Piton) -> None:
+    file = write_manifest(tmp_path / "run.yaml", **fake_parts())
+    result = piton("plan", file, "--price-per-hour", "$10")
+
+    assert result.code == 2
+    assert "'$10' is no amount of dollars; write it like 10.50" in result.err

@@ -189,6 +189,37 @@ def test_validate_and_plan_know_sweeps(tmp_path: Path, piton: Piton) -> None:
     assert (bad.code, "variant a: spec.trainer.config.depths: charlm has no such setting" in bad.err) == (2, True)
 
 
+def test_plan_adds_up_what_the_runs_of_a_sweep_cost(tmp_path: Path, piton: Piton) -> None:
+    trainer = {"recipe": "charlm", "config": {"steps": 9}}
+    variants = [
+        {"name": f"t{hours}", "patch": {"trainer": trainer, "limits": {"trainingTime": f"{hours}h"}}}
+        for hours in (1, 2)
+    ]
+    file = write(tmp_path / "sweep.yaml", {}, variants=variants, seeds=[0, 1, 2])
+    told, wire = (piton("plan", file, "--price-per-hour", "10", *options) for options in ((), ("--json",)))
+
+    assert "What each of the 3 runs of t1 takes:" in told.out
+    assert told.out.rstrip().endswith("All 6 runs together cost $90.00.")
+    costs = {name: found["cost"]["value"] for name, found in json.loads(wire.out)["estimates"].items()}
+    assert costs == {"t1": 10.0, "t2": 20.0}
+    assert "together" not in piton("plan", file).out
+
+
+def test_preflight_looks_at_one_run_of_each_variant(tmp_path: Path, piton: Piton) -> None:
+    file = write(tmp_path / "sweep.yaml", {"a": (), "b": ("--crash-at", "2")})
+    result = piton("preflight", file, "--dir", tmp_path / "runs", "--quiet", "--json")
+
+    found = json.loads(result.out)
+    steps = {
+        name: check["state"]
+        for name, run in found["runs"].items()
+        for check in run["checks"]
+        if check["name"] == "steps"
+    }
+    assert (result.code, found["ok"]) == (1, False)
+    assert steps == {"ablation-a": "ok", "ablation-b": "failed"}
+
+
 def test_results_are_read_from_what_kubectl_prints(
     tmp_path: Path, piton: Piton, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_throughput_is_the_median_lap_and_does_not_see_a_save() -> None:
     for seconds in (0.5, 0.5, 30.0, 0.5):
         clock.seconds += seconds
         figures = throughput.lap()
-    assert figures == {"tokens_per_second": 2000.0, "mfu": pytest.approx(0.002)}
+    assert figures == {"tokens_per_second": 2000.0, "step_seconds": 0.5, "mfu": pytest.approx(0.002)}
 
 
 def test_mfu_is_the_share_of_the_peak_that_the_config_names(tmp_path: Path) -> None:

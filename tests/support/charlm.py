@@ -43,13 +43,14 @@ def attempt(
     *,
     judged: bool = True,
     training_seconds: float | None = None,
+    save: SavePolicy | None = None,
     **drill: Any,
 ) -> Mapping[str, float]:
     """One attempt; what it measured at its end. What is judged is saved whenever it got better."""
     assignment = Assignment(
         recipe="charlm",
         config=config.model_dump(by_alias=True),
-        save=SavePolicy(every_steps=5),
+        save=save or SavePolicy(every_steps=5),
         objective=Objective(metric="val_loss") if judged else None,
         training_seconds=training_seconds,
     )

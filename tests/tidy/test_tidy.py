@@ -67,7 +67,8 @@ def test_the_operator_starts_without_torch() -> None:
 
 def test_a_recipe_is_checked_without_torch() -> None:
     program = (
-        "import sys, piton_trainer.recipes.catalog as c; [c.config_model(name) for name in c.RECIPES]; "
+        "import sys, piton_trainer.recipes.catalog as c; "
+        "[(c.config_model(name), c.part(name, 'size')) for name in c.RECIPES]; "
         "print(bool({'numpy', 'torch', 'transformers'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

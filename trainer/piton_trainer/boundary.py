@@ -45,6 +45,25 @@ class Word:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """So many steps, a stop as on a notice, and after the resume as many again: shows that a run works, and its costs.
+
+    Everything is the real run's, also the length that rates and schedules follow from; only the end comes early.
+    """
+
+    steps: int
+
+    @property
+    def last(self) -> int:
+        """The step that it ends with."""
+        return 2 * self.steps
+
+    def stops(self, step: int, *, is_resumed: bool) -> bool:
+        """Whether it is time for the stop."""
+        return step >= self.steps and not is_resumed
+
+
 def reason_to_end(state: TrainState, assignment: Assignment, total: int | None) -> str | None:
     """Why training is over; None while it is not.
 

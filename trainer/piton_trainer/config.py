@@ -45,6 +45,8 @@ class Config:
     """Where the termination message goes; None writes none."""
     background_saves: bool = True
     """Training goes on while a checkpoint is written; False: it waits."""
+    rehearsal: int | None = None
+    """Take so many steps, stop as on a notice, take as many again and end (`boundary.Rehearsal`). None: in earnest."""
     metrics_port: int | None = None
     """Where rank 0 serves Prometheus metrics; None: nowhere."""
 
@@ -61,12 +63,13 @@ class Config:
             assignment=_assignment(set_vars.get(names.ENV_CONFIG)),
             run=set_vars.get(names.ENV_RUN),
             namespace=set_vars.get(names.ENV_NAMESPACE),
-            attempt=_attempt(set_vars.get(names.ENV_ATTEMPT)),
+            attempt=_count(names.ENV_ATTEMPT, set_vars.get(names.ENV_ATTEMPT)),
             stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),
             report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
             server=_server(set_vars),
             termination_log=termination_log(set_vars),
             background_saves=_background_saves(set_vars.get(names.ENV_SAVES)),
+            rehearsal=_count(names.ENV_REHEARSAL, set_vars.get(names.ENV_REHEARSAL)),
             metrics_port=_port(set_vars.get(names.ENV_METRICS_PORT)),
         )
 
@@ -82,11 +85,11 @@ def _assignment(path: str | None) -> Assignment:
         raise ValueError(f"{names.ENV_CONFIG} names {path}, which is wrong: {error}") from error
 
 
-def _attempt(text: str | None) -> int | None:
+def _count(variable: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError(f"{names.ENV_ATTEMPT} has to be a whole number above 0, not {text!r}")
+        raise ValueError(f"{variable} has to be a whole number above 0, not {text!r}")
     return int(text)
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import statistics
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from piton.contract.progress import EVALUATION_EVERY_STEPS, EVALUATION_SECONDS, STEP_SECONDS
 from piton_trainer import Session
 from piton_trainer.clock import Clock
 from piton_trainer.peaks import mfu_per_token, peak_flops
@@ -46,14 +48,15 @@ def train(session: Session, recipe: Recipe) -> None:
     trainee.connect()
     if session.is_main:
         _log.info(recipe.describe())
-    throughput = Throughput(recipe.tokens_per_step, _mfu_per_token(recipe, trainee.model, session), Clock())
+    clock = Clock()
+    throughput = Throughput(recipe.tokens_per_step, _mfu_per_token(recipe, trainee.model, session), clock)
     before: float | None = None
     for batches in session.steps(recipe.loader, total=config.steps):
         fraction = session.fraction
         recipe.tune(trainee.optimizers, fraction=fraction, step=session.step)
         metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
-        if _is_evaluated(session.step + 1, config) or _seems_last(fraction, before):
-            metrics |= trainee.evaluate()
+        if _is_evaluated(session.step + 1, config, session.last_step) or _seems_last(fraction, before):
+            metrics |= _timed(trainee.evaluate, config, clock)
         session.report(**metrics)
         before = fraction
 
@@ -202,9 +205,17 @@ class Throughput:
         if last is None:
             return {}
         self.laps.append(now - last)
-        speed = self.tokens_per_step / statistics.median(self.laps)
-        figures = {"tokens_per_second": speed}
+        lap = statistics.median(self.laps)
+        speed = self.tokens_per_step / lap
+        figures = {"tokens_per_second": speed, STEP_SECONDS: lap}
         return figures if self.mfu_per_token is None else {**figures, "mfu": speed * self.mfu_per_token}
+
+
+def _timed(evaluate: Callable[[], dict[str, float]], config: RecipeConfig, clock: Clock) -> dict[str, float]:
+    """The metrics of an evaluation, with what it took, and how often there is one."""
+    began = clock.monotonic()
+    found = evaluate()
+    return {**found, EVALUATION_SECONDS: clock.monotonic() - began, EVALUATION_EVERY_STEPS: config.eval_every}
 
 
 def _make_repeatable(config: RecipeConfig, place: Place) -> None:
@@ -257,8 +268,8 @@ def _sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def _is_evaluated(step: int, config: RecipeConfig) -> bool:
-    return step % config.eval_every == 0 or step == config.steps
+def _is_evaluated(step: int, config: RecipeConfig, last_step: int | None) -> bool:
+    return step % config.eval_every == 0 or step in (config.steps, last_step)
 
 
 def _seems_last(fraction: float, before: float | None) -> bool:

@@ -4,8 +4,6 @@ It reads the same assignment as the training, needs no GPU and no other rank, an
 any moment. A recipe that has something to prepare has a module `prepare` with `prepare(config, checkpoint_dir)`.
 """
 
-from importlib import import_module
-
 from piton.contract.ends import Outcome, Termination
 from piton_trainer import stage
 from piton_trainer.config import Config
@@ -33,9 +31,10 @@ def prepare(config: Config) -> Termination:
         settings.check_data()
     except ValueError as error:
         raise BadConfig(str(error)) from error
-    if not catalog.can_prepare(name):
+    module = catalog.part(name, "prepare")
+    if module is None:
         raise BadConfig(f"trainer.recipe: {name} has nothing to prepare")
-    import_module(f"{catalog.RECIPES[name]}.prepare").prepare(settings, config.checkpoint_dir)
+    module.prepare(settings, config.checkpoint_dir)
     return Termination(outcome=Outcome.FINISHED, detail="everything is prepared")
 
 

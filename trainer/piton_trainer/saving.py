@@ -13,7 +13,7 @@ from functools import partial
 
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import Complete
-from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS
+from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, CHECKPOINT_STALL_SECONDS
 from piton_trainer.audience import Audience
 from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
@@ -54,6 +54,8 @@ class Saves:
         audience.watch(self._watch)
         self._interval = Interval(policy)
         self._told: Choice | None = None
+        self._stall: float | None = None
+        """How long training stood still for the newest save."""
         self._is_prepared = self._is_postponed = False
         self._announced: Saved | None = None
 
@@ -108,10 +110,11 @@ class Saves:
         )
 
     def metrics(self) -> dict[str, float]:
-        """How often saves are made, where nobody has said it, and how the volume is doing."""
+        """How often saves are made, where nobody has said it, what one costs, and how the volume is doing."""
         choice = self._interval.choice
         interval = {} if choice is None else {CHECKPOINT_INTERVAL_SECONDS: round(choice.seconds, 1)}
-        return interval | self._watch.metrics()
+        stall = {} if self._stall is None else {CHECKPOINT_STALL_SECONDS: round(self._stall, 4)}
+        return interval | stall | self._watch.metrics()
 
     def tell_interval(self) -> None:
         """Tell whoever listens how often saves are made, when that has changed."""
@@ -134,7 +137,8 @@ class Saves:
         ended = self._clock.monotonic()
         self._interval.saved(state.step, began=began, ended=ended, waited=waited)
         self._is_prepared = True
-        self._audience.stood_still(seconds=ended - began)
+        self._stall = ended - began
+        self._audience.stood_still(seconds=self._stall)
         self._announce()
 
     def _save_durably(self, trained: Trained) -> None:

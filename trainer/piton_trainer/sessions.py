@@ -142,6 +142,11 @@ class Session:
         return self._opened.state.step
 
     @property
+    def last_step(self) -> int | None:
+        """The step that a rehearsal ends with; None in earnest."""
+        return self._opened.last_step
+
+    @property
     def training_seconds(self) -> float:
         """Time that went into the current state, over all attempts; saving and what was lost do not count."""
         return self._opened.state.training_seconds
@@ -341,6 +346,7 @@ class Session:
             fence=fence,
             checkpointer=checkpointer,
             disk=self._disk,
+            recipe=_origin(self.assignment),
             fetch=None if self.assignment.mirror is None else self._fetch,
             overlaps=self._overlap_saves,
         )
@@ -376,3 +382,8 @@ class Session:
         if self._steps is None:
             return Termination(outcome=outcome, detail=detail)
         return self._steps.termination(outcome, detail)
+
+
+def _origin(assignment: Assignment) -> dict[str, Any] | None:
+    """What a checkpoint says of where it comes from."""
+    return None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}

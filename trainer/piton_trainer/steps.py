@@ -20,7 +20,7 @@ from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton_trainer.audience import Audience
-from piton_trainer.boundary import Word, fraction_done, reason_to_end
+from piton_trainer.boundary import Rehearsal, Word, fraction_done, reason_to_end
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
@@ -35,6 +35,7 @@ from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
+from piton_trainer.usage import peaks_of
 
 
 class Steps:
@@ -56,6 +57,7 @@ class Steps:
         self.has_begun = False
         self._config = config
         self._assignment = config.assignment
+        self._rehearsal = None if config.rehearsal is None else Rehearsal(steps=config.rehearsal)
         self._ranks = ranks
         self._store = store
         self._audience = audience
@@ -81,6 +83,11 @@ class Steps:
     def fraction(self) -> float:
         """How much of the training is done, from 0 to 1."""
         return fraction_done(self.state, self._assignment, self._total)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that a rehearsal ends with; None in earnest."""
+        return None if self._rehearsal is None else self._rehearsal.last
 
     def restore(self, objects: Mapping[str, Any]) -> Restored | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
@@ -171,6 +178,7 @@ class Steps:
             metrics=self._measured.read_all()
             | self._audience.lag
             | self._saves.metrics()
+            | peaks_of(self._ranks.device)
             | start.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             finished=finished,
@@ -204,7 +212,7 @@ class Steps:
         # Whichever attempt made the checkpoint, it and those after it have ended since.
         ended = self._store.attempt - (1 if self._restored is None else self._restored.attempt)
         self._saves.begin(self.state, interruptions=ended, now=self._lap)
-        if ending := reason_to_end(self.state, self._assignment, self._total):
+        if ending := self._reason_to_end():
             self._finish(ending)
             return False
         if self._agree().stop:
@@ -245,7 +253,7 @@ class Steps:
         if word.diverged:
             raise self._saves.diverged(self._begun)
         is_best = word.value is not None and self._judge(word.value)
-        if ending := reason_to_end(self.state, self._assignment, self._total):
+        if ending := self._reason_to_end():
             self._finish(ending)
             return True
         if word.stop:
@@ -272,7 +280,14 @@ class Steps:
         )
         return Word.from_vector(self._ranks.agree(word.to_vector()))
 
+    def _reason_to_end(self) -> str | None:
+        if self.last_step is not None and self.state.step >= self.last_step:
+            return "the rehearsal is over"
+        return reason_to_end(self.state, self._assignment, self._total)
+
     def _stop_is_wished(self) -> bool:
+        if self._rehearsal and self._rehearsal.stops(self.state.step, is_resumed=self._restored is not None):
+            return True
         too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
         return too_late or self._audience.wishes_stop
 

@@ -1,6 +1,7 @@
 """Between the session and the checkpoints: what a checkpoint of this run consists of.
 
-state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON}, "ranks": [JSON per rank]}
+state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON}, "ranks": [JSON per rank],
+              "recipe": {"name", "config"}, where it is one's}
 shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
 """
 
@@ -54,14 +55,17 @@ class Store:
         fence: Fence,
         checkpointer: Checkpointer,
         disk: layout.Disk,
+        recipe: Mapping[str, Any] | None = None,
         fetch: Callable[[int | None], int | None] | None = None,
         overlaps: bool = False,
     ) -> None:
+        """Keep a run of this recipe, its `name` and `config`; None: of the user's own program."""
         self._directory = directory
         self._ranks = ranks
         self._fence = fence
         self._checkpointer = checkpointer
         self._disk = disk
+        self._origin = {} if recipe is None else {layout.RECIPE: recipe}
         self._fetch = fetch
         self._overlaps = overlaps
         self._hooks: list[RemovableHandle] = []
@@ -143,7 +147,7 @@ class Store:
     def save(self, state: TrainState, objects: Objects, feed: Randomness, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""
         own, tensors = self._gather(objects, feed)
-        document = {"train": state.to_document(), "seed": torch.initial_seed(), **own}
+        document = {"train": state.to_document(), "seed": torch.initial_seed(), **self._origin, **own}
         steady = self._steady(objects, tensors)
         snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics, steady=steady)
         self._noting(partial(self._checkpointer.save, snapshot))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"newest": "newest", "best": "best", "weightsOnly": "weights only"}
 _METRICS_SHOWN = 3
-_PLAIN_WIDTH = 160
+PLAIN_WIDTH = 160
 """Of a table that no terminal limits."""
 
 
@@ -116,7 +116,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         )
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+        console.width = PLAIN_WIDTH
     console.print(table)
 
 

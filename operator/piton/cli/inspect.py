@@ -1,6 +1,7 @@
 """`piton validate` and `piton plan`: what is wrong with a run, and what it would do. Neither starts anything."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +13,18 @@ import yaml
 from piton.cli import files
 from piton.clock import SystemClock
 from piton.contract import names
+from piton.core import rules
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
+from piton.core.estimate import Estimate, estimate, price_of
 from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
-from piton.core.parse import SpecError
+from piton.core.parse import Parsed, SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text, interval
 from piton.core.stages import wanted
 from piton.core.status import RunStatus
-from piton.local import variants
+from piton.local import recipe, variants
 from piton.local.preflight import recipe_problems
 from piton.sweep.parse import ParsedSweep
 
@@ -51,17 +54,51 @@ def _tell(problems: tuple[str, ...] | list[str]) -> int:
     return 2
 
 
-def plan(file: Path, *, as_json: bool) -> int:
-    """Print what would run."""
-    parsed = files.read_any(file)
+def plan(file: Path, *, price: str | None, as_json: bool) -> int:
+    """Print what would run, and what it would take; also of a run that only a later version can run."""
+    parsed, refused = _read_ahead(file)
     if isinstance(parsed, ParsedSweep):
-        return _plan_sweep(parsed, as_json=as_json)
-    assert parsed.spec is not None
-    found = _plan(parsed.meta, parsed.spec)
+        return _plan_sweep(parsed, price=price, as_json=as_json)
+    assert parsed.asked is not None
+    found = _plan(parsed.meta, parsed.asked)
+    found |= {"estimate": _estimate(parsed.asked, price).to_wire(), "refused": list(refused)}
+    code = _tell(refused) if refused else 0
     if as_json:
         click.echo(json.dumps(found))
-        return 0
-    click.echo(f"What Piton decides for {parsed.meta.name}, pass by pass:")
+        return code
+    _print(parsed.meta, found)
+    return code
+
+
+def _read_ahead(file: Path) -> tuple[Parsed | ParsedSweep, tuple[str, ...]]:
+    """The run or the sweep, and what this version does not do of the run yet.
+
+    Raises:
+        ValueError: something else is wrong with it.
+    """
+    try:
+        return files.read_any(file), ()
+    except SpecError as error:
+        parsed = error.parsed
+        if parsed is None or parsed.asked is None or not set(error.problems) <= set(rules.not_yet(parsed.asked)):
+            raise
+        return parsed, error.problems
+
+
+def _estimate(spec: Spec, price: str | None) -> Estimate:
+    settings = recipe.settings(spec)
+    return estimate(
+        spec,
+        length=None if settings is None else recipe.length(settings),
+        size=None if settings is None or spec.trainer.recipe is None else recipe.size(spec.trainer.recipe, settings),
+        price=price_of(spec, price),
+    )
+
+
+def _print(meta: Meta, found: dict[str, Any]) -> None:
+    click.echo(f"What {meta.name} takes:")
+    _print_figures(found["estimate"])
+    click.echo(f"\nWhat Piton decides for {meta.name}, pass by pass:")
     for decision in found["decisions"]:
         click.echo(f"  {decision['rule']}: {decision['message']}")
         for effect in decision["effects"]:
@@ -72,24 +109,47 @@ def plan(file: Path, *, as_json: bool) -> int:
             click.echo(f"\n# {title}\n---\n{_yaml(found[kind])}")
     for stage, job in found["stages"].items():
         click.echo(f"\n# PyTorchJob of the stage {stage}\n---\n{_yaml(job)}")
-    return 0
 
 
-def _plan_sweep(sweep: ParsedSweep, *, as_json: bool) -> int:
+def _print_figures(figures: dict[str, Any]) -> None:
+    for name, figure in figures.items():
+        click.echo(f"  {name}  {figure['text']}")
+        if figure["warning"]:
+            click.echo(f"        ! {figure['warning']}")
+
+
+def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
     """The runs, in the order in which they begin; each can be written out and planned by itself."""
     assert sweep.spec is not None
+    firsts = variants.first_runs(sweep)
+    figures = {name: _estimate(variants.spec_of(run), price).to_wire() for name, run in firsts.items()}
     if as_json:
         found = [
             {"name": r.name, "variant": r.variant, "fold": r.fold, "seed": r.seed, "spec": r.spec} for r in sweep.plan
         ]
-        click.echo(json.dumps({"name": sweep.meta.name, "parallelism": sweep.spec.parallelism, "runs": found}))
+        told = {"name": sweep.meta.name, "parallelism": sweep.spec.parallelism, "runs": found, "estimates": figures}
+        click.echo(json.dumps(told))
         return 0
     click.echo(
         f"{sweep.meta.name} makes {len(sweep.plan)} runs, at most {sweep.spec.parallelism} at once, in this order:"
     )
     for run in sweep.plan:
         click.echo(f"  {run.name}")
+    _print_all(Counter(run.variant for run in sweep.plan), figures)
     return 0
+
+
+def _print_all(runs: Counter[str], figures: dict[str, Any]) -> None:
+    """What each variant takes, and all of them together."""
+    for name, found in figures.items():
+        each = f"each of the {runs[name]} runs of {name}" if runs[name] > 1 else name
+        click.echo(f"\nWhat {each} takes:")
+        _print_figures(found)
+    costs = {name: found["cost"]["value"] for name, found in figures.items()}
+    if None not in costs.values():
+        bound = "at most " if any(found["cost"]["isBound"] for found in figures.values()) else ""
+        together = sum(runs[name] * cost for name, cost in costs.items())
+        click.echo(f"\nAll {runs.total()} runs together cost {bound}${together:,.2f}.")
 
 
 class _Dumper(yaml.SafeDumper):

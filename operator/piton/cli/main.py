@@ -4,6 +4,7 @@ Each command imports what it needs when it is called: `piton --help` is quick, `
 """
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,29 @@ from piton import __version__
 
 BAD_INPUT = 2
 _INTERRUPTED = 130
+
+
+def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        raise click.BadParameter(f"{text!r} is no amount of dollars; write it like 10.50")
+    return text
+
+
+_PRICE = click.option(
+    "--price-per-hour",
+    "price",
+    metavar="USD",
+    callback=_dollars,
+    help="What a node costs, such as 10.50.  [default: capacity.maxPricePerHour]",
+)
+_STEP = click.option(
+    "--step",
+    metavar="N|best|latest",
+    help="Which checkpoint.  [default: the best, where an objective says which; else the newest good one]",
+)
+_WEIGHTS = click.option(
+    "--weights", type=click.Choice(["model", "ema"]), help="Which weights.  [default: their average, if there is one]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,12 +82,33 @@ def validate(file: Path) -> int:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(*, file: Path, as_json: bool) -> int:
-    """Print what would run, and which rules decide so."""
+def plan(*, file: Path, price: str | None, as_json: bool) -> int:
+    """Print what a run takes (time, cost, disk), what would run, and which rules decide so."""
     from piton.cli import inspect
 
-    return inspect.plan(file, as_json=as_json)
+    return inspect.plan(file, price=price, as_json=as_json)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to rehearse.  [default: runs]")
+@click.option(
+    "--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Steps before the stop, and after it."
+)
+@_PRICE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="Print the table only.")
+def preflight(*, file: Path, folder: Path | None, steps: int, price: str | None, as_json: bool, quiet: bool) -> int:
+    """Rehearse a run on this machine before it costs anything.
+
+    A few steps with the real config, a stop, a resume, as many steps again and an evaluation, in a folder that goes
+    afterwards; then memory, time, cost and disk of the whole run. The exit code is 1 when a check failed.
+    """
+    from piton.cli import preflight as command
+
+    return command.preflight(file, folder=folder, steps=steps, price=price, as_json=as_json, quiet=quiet)
 
 
 @cli.command()
@@ -100,6 +145,41 @@ def operator(namespaces: tuple[str, ...]) -> int:
     found = settings.Settings.from_env(os.environ)
     app.run(replace(found, namespaces=namespaces) if namespaces else found)
     return 0
+
+
+@cli.command("export")
+@click.argument("place", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@_STEP
+@_WEIGHTS
+def export_model(*, place: Path, out: Path, step: str | None, weights: str | None) -> int:
+    """Write a recipe's trained model, weights only, to a folder that is ready for use.
+
+    CHECKPOINT is a run's folder, a checkpoint directory or one checkpoint, and is verified. The folder is in the
+    recipe's own format where it has one, else model.safetensors and a config.json with all that the weights need
+    beside them. `piton checkpoint export` writes a checkpoint of any program as it is, also to resume from elsewhere.
+    """
+    from piton.cli import models
+
+    return models.export(place, out, step=step, weights=weights)
+
+
+@cli.command()
+@click.argument("place", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@_STEP
+@_WEIGHTS
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Nobody is asked who they are."
+)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any that is free.")
+def serve(*, place: Path, step: str | None, weights: str | None, host: str, port: int) -> int:
+    """Serve a trained charlm over HTTP: POST /generate streams text, GET /health says what is served.
+
+    CHECKPOINT is what `piton export` takes, or what it has written.
+    """
+    from piton.cli import models
+
+    return models.serve(place, step=step, weights=weights, host=host, port=port)
 
 
 @cli.group()

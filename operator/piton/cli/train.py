@@ -48,7 +48,7 @@ def train(
         drills=tuple(fire.parse(text) for text in drills),
         notice_seconds=notice_seconds,
     )
-    with _audience(quiet=quiet) as audience:
+    with audience_of(quiet=quiet) as audience:
         ending = run(order, audience)
     if as_json:
         click.echo(json.dumps(ending.summary.to_wire()))
@@ -63,7 +63,8 @@ def _notice(text: str) -> float:
         raise ValueError(f"--notice: {error}") from error
 
 
-def _audience(*, quiet: bool) -> contextlib.AbstractContextManager[Audience]:
+def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[Audience]:
+    """Who watches a run, as the terminal is."""
     if quiet:
         return Silence()
     return Live() if sys.stderr.isatty() else Lines()

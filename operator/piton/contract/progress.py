@@ -24,6 +24,13 @@ MIRROR_LAG_SECONDS = "mirror_lag_seconds"
 CHECKPOINT_INTERVAL_SECONDS = "checkpoint_interval_seconds"
 CHECKPOINTS_SKIPPED = "checkpoints_skipped"
 CHECKPOINTS_THAT_FIT = "checkpoints_that_fit"
+CHECKPOINT_STALL_SECONDS = "checkpoint_stall_seconds"
+MEMORY_PEAK_BYTES = "memory_peak_bytes"
+GPU_MEMORY_PEAK_BYTES = "gpu_memory_peak_bytes"
+GPU_MEMORY_BYTES = "gpu_memory_bytes"
+STEP_SECONDS = "step_seconds"
+EVALUATION_SECONDS = "evaluation_seconds"
+EVALUATION_EVERY_STEPS = "evaluation_every_steps"
 _ALIASES = {"current_step": STEP}
 _RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM})
 

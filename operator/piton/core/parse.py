@@ -44,8 +44,10 @@ _PATTERNS = {
 class SpecError(ValueError):
     """The manifest cannot be accepted. `problems` are sentences, the most important first."""
 
-    def __init__(self, problems: Iterable[str]) -> None:
+    def __init__(self, problems: Iterable[str], parsed: "Parsed | None" = None) -> None:
         self.problems = tuple(problems)
+        self.parsed = parsed
+        """The manifest, as far as it is one."""
         super().__init__(self.problems[0])
 
 
@@ -57,6 +59,8 @@ class Parsed:
     spec: model.Spec | None
     problems: tuple[str, ...]
     status: RunStatus
+    asked: model.Spec | None = None
+    """What the user wants, also where it is refused; None where that is no spec at all."""
 
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:
@@ -71,6 +75,7 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
         spec=None if problems else spec,
         problems=tuple(problems),
         status=status_of(RunStatus, manifest.get("status")),
+        asked=spec,
     )
 
 
@@ -82,7 +87,7 @@ def parse_file(document: object, *, now: datetime) -> Parsed:
     """
     parsed = parse(manifest_of(document, names.KIND, now=now))
     if parsed.problems:
-        raise SpecError(parsed.problems)
+        raise SpecError(parsed.problems, parsed)
     return parsed
 
 

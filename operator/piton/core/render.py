@@ -198,6 +198,12 @@ def _resource(spec: Spec) -> specs.Resource:
     )
 
 
+def gpus_of(spec: Spec) -> int | None:
+    """How many GPUs a machine of the first instance type has; None where nobody knows."""
+    named = _named(spec.workers.instance_types[0]) if spec.workers.instance_types else None
+    return None if named is None else int(named.gpu)
+
+
 def _named(instance_type: str) -> specs.Resource | None:
     try:
         return specs.resource(h=f"aws_{instance_type}")

@@ -19,8 +19,20 @@ REPORT_SECONDS = 0.1
 _THREADS = "OMP_NUM_THREADS"
 
 
-def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str, share: int = 1) -> Place:
-    """The place of one attempt of this machine, which trains so many runs at the same time."""
+def place(
+    folder: RunFolder,
+    spec: Spec,
+    attempt: int,
+    *,
+    url: str,
+    python: str,
+    share: int = 1,
+    rehearsal: int | None = None,
+) -> Place:
+    """The place of one attempt of this machine, which trains so many runs at the same time.
+
+    In a rehearsal every step is reported.
+    """
     own = folder.attempt(attempt)
     return Place(
         python=python,
@@ -34,7 +46,8 @@ def place(folder: RunFolder, spec: Spec, attempt: int, *, url: str, python: str,
             **_caches(folder, spec),
             **{name: literal(value) for name, value in secrets(spec, os.environ).items()},
             names.ENV_SERVER_URL: url,
-            names.ENV_REPORT_SECONDS: str(REPORT_SECONDS),
+            names.ENV_REPORT_SECONDS: str(REPORT_SECONDS if rehearsal is None else 0),
+            **({} if rehearsal is None else {names.ENV_REHEARSAL: str(rehearsal)}),
             "PET_LOG_DIR": literal(str(own / "torchelastic")),
         },
     )

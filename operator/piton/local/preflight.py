@@ -5,48 +5,36 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from piton.contract.duration import parse_duration
 from piton.core.model import Spec, Stage
-from piton.core.render import processes_per_node
 from piton.core.stages import staged
-from piton.local import environment
+from piton.local import environment, recipe
 from piton.local.processes import search_path
 
 
 def recipe_problems(spec: Spec) -> list[str]:
     """What the recipe says of its config, data and number of processes; nothing where no trainer is installed."""
-    if spec.trainer.recipe is None:
-        return []
-    try:
-        from piton_trainer.recipes import catalog
-    except ImportError:
-        return []
-    seconds = parse_duration(spec.limits.training_time) if spec.limits.training_time else None
     prepare = spec.stages.prepare
     try:
-        config = catalog.check(spec.trainer.recipe, spec.trainer.config)
-        config.check_length(seconds)
-        config.check_world(spec.workers.nodes * processes_per_node(spec))
+        config = recipe.checked(spec)
+        if config is None:
+            return []
         if prepare is None or not prepare.command:  # what the user's own program makes need not be there yet
-            config.check_data()
+            recipe.check_data(config)
     except ValueError as error:
-        return [f"spec.{error}"]
-    return list(_stage_problems(spec, spec.trainer.recipe))
+        return [str(error)]
+    return list(_stage_problems(spec))
 
 
-def _stage_problems(spec: Spec, recipe: str) -> Iterator[str]:
+def _stage_problems(spec: Spec) -> Iterator[str]:
     """What the recipes say of the stages that they are to run."""
-    from piton_trainer.recipes import catalog
-
     prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
-    if prepare is not None and not prepare.command and not catalog.can_prepare(recipe):
-        yield f"spec.stages.prepare: {recipe} has nothing to prepare; remove it, or give it a command"
+    if prepare is not None and not prepare.command and not recipe.can_prepare(spec):
+        yield f"spec.stages.prepare: {spec.trainer.recipe} has nothing to prepare; remove it, or give it a command"
     if evaluate is not None and not evaluate.command:
-        trainer = staged(spec, Stage.EVALUATE).trainer
         try:
-            catalog.check(trainer.recipe or recipe, trainer.config)
+            recipe.settings(staged(spec, Stage.EVALUATE))
         except ValueError as error:
-            yield f"spec.{str(error).replace('trainer.', 'stages.evaluate.', 1)}"
+            yield str(error).replace("spec.trainer.", "spec.stages.evaluate.", 1)
 
 
 def check(spec: Spec) -> None:
@@ -55,12 +43,13 @@ def check(spec: Spec) -> None:
     Raises:
         ValueError: it cannot; the first problem, as a sentence.
     """
-    problem = next(_problems(spec), None)
+    problem = next(problems(spec), None)
     if problem:
         raise ValueError(problem)
 
 
-def _problems(spec: Spec) -> Iterator[str]:
+def problems(spec: Spec) -> Iterator[str]:
+    """Everything that keeps this machine from running it."""
     if spec.suspend:
         yield "spec.suspend: the run is told to hold; remove the field to train here"
     yield from _program_problems(spec)

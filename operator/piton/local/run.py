@@ -64,6 +64,8 @@ class Order:
     """GPUs that it may use; None: all that this command may use."""
     share: int = 1
     """Runs that this machine trains at the same time; its cores are divided among them."""
+    rehearsal: int | None = None
+    """Stop after so many steps, resume, and end after as many again; None: in earnest."""
 
 
 class Stop:
@@ -177,6 +179,7 @@ async def _train(
             notice_seconds=order.notice_seconds,
             devices=_devices(order) if preflight.gpus_wanted(order.spec) else (),
             share=order.share,
+            rehearsal=order.rehearsal,
         )
         try:
             interrupted = await _Loop(world, clock, audience, order, stop).drive(left)

@@ -108,7 +108,7 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
     assert spec is not None
     if spec.suspend:
         raise ValueError("spec.suspend: the sweep is told to hold; remove the field to train here")
-    for variant, first in _first_runs(order.sweep).items():
+    for variant, first in first_runs(order.sweep).items():
         _check(variant, spec_of(first))
     with taken(order.root, STATE_FILE, "sweep") as root:
         if order.fresh:
@@ -127,12 +127,12 @@ def recipe_problems(sweep: ParsedSweep) -> list[str]:
     """What the recipes say of the variants' configs and data."""
     return [
         f"variant {variant}: {problem}"
-        for variant, first in _first_runs(sweep).items()
+        for variant, first in first_runs(sweep).items()
         for problem in preflight.recipe_problems(spec_of(first))
     ]
 
 
-def _first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
+def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
     """One run of each variant: folds and seeds do not change what can be known beforehand."""
     first: dict[str, PlannedRun] = {}
     for planned in sweep.plan:

@@ -57,6 +57,7 @@ class LocalWorld:
         notice_seconds: float = 30.0,
         devices: Sequence[str] = (),
         share: int = 1,
+        rehearsal: int | None = None,
     ) -> None:
         self.folder = folder
         self.state = state
@@ -68,6 +69,7 @@ class LocalWorld:
         self._notice_seconds = notice_seconds
         self._devices = devices
         self._share = share
+        self._rehearsal = rehearsal
         self._attempts: dict[int, LocalAttempt] = {}
         self._proven = False
         """The final manifest had been seen at the last poll."""
@@ -237,7 +239,15 @@ class LocalWorld:
     def _app(self, effect: StartAttempt, spec: Spec) -> specs.AppDef:
         """The attempt's AppDef, in which only our own variables are macros."""
         url = self._receiver.url(effect.number)
-        place = environment.place(self.folder, spec, effect.number, url=url, python=sys.executable, share=self._share)
+        place = environment.place(
+            self.folder,
+            spec,
+            effect.number,
+            url=url,
+            python=sys.executable,
+            share=self._share,
+            rehearsal=self._rehearsal,
+        )
         app = appdef(
             self._meta(),
             self.state.spec,

@@ -47,26 +47,53 @@ def export(
     Raises:
         ValueError: it cannot be done so.
     """
-    if out.exists():
-        raise ValueError(f"{out} is there already; name another place")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder; make it first")
-    write = _WRITERS.get(kind, _safetensors)
+    check_place(out)
+    write = _WRITERS.get(kind, save_tensors)
     if kind in ("safetensors", "hf") and weights is None:
         raise ValueError("safetensors holds tensors and nothing else; say --weights-only, or --format dcp")
     if kind == "hf":
         write = partial(_huggingface, _description(folder), config)
     state, tensors = _state(Checkpoint(folder=folder, manifest=manifest), weights)
+    place(out, partial(write, state))
+    return tensors
+
+
+def check_place(out: Path) -> None:
+    """Refuse a place where nothing can be written, before anything is read.
+
+    Raises:
+        ValueError: it is taken, or in no folder.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is there already; name another place")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder; make it first")
+
+
+def place(out: Path, write: Callable[[Path], None]) -> None:
+    """Have a file or folder made aside, and rename it.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        write(state, aside)
+        write(aside)
         aside.rename(out)
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
-    return tensors
+
+
+def weights_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The weights of that name, by the model's own names also where they are an average.
+
+    Raises:
+        ValueError: the checkpoint has none of that name.
+    """
+    return _named_as_the_model(_state(checkpoint, name)[0])
 
 
 def _state(checkpoint: Checkpoint, weights: str | None) -> tuple[dict[str, Any], int]:
@@ -83,7 +110,12 @@ def _state(checkpoint: Checkpoint, weights: str | None) -> tuple[dict[str, Any],
     return state, len(tensors)
 
 
-def _safetensors(state: dict[str, Any], path: Path) -> None:
+def save_tensors(state: dict[str, Any], path: Path) -> None:
+    """Write a file of safetensors.
+
+    Raises:
+        ValueError: something is no tensor, or the library is not installed.
+    """
     try:
         from safetensors.torch import save_file
     except ImportError as error:
@@ -115,16 +147,21 @@ def _huggingface(description: dict[str, Any], config: Path | None, state: dict[s
                 (path / f"{name}.json").write_text(json.dumps(description[name], indent=2) + "\n", encoding="utf-8")
     else:
         raise ValueError("the checkpoint does not say what kind of model it is of; name its config.json with --config")
-    _safetensors(_weights_for_transformers(state, description.get("tied", {})), path / "model.safetensors")
+    save_tensors(_weights_for_transformers(state, description.get("tied", {})), path / "model.safetensors")
 
 
 def _weights_for_transformers(state: dict[str, Any], tied: dict[str, str]) -> dict[str, Any]:
     """The weights as transformers writes them: once, and by the model's own names where they are an average."""
-    prefix = "module."
-    if _COUNT in state:
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name != _COUNT}
+    state = _named_as_the_model(state)
     again = {name for name, first in tied.items() if name in state and _is_same(state[name], state.get(first))}
     return {name: value for name, value in state.items() if name not in again}
+
+
+def _named_as_the_model(state: dict[str, Any]) -> dict[str, Any]:
+    """An average wraps the model; without the wrapping."""
+    if _COUNT not in state:
+        return state
+    return {name.removeprefix("module."): value for name, value in state.items() if name != _COUNT}
 
 
 def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
@@ -154,7 +191,7 @@ def _torch(state: dict[str, Any], path: Path) -> None:
 
 
 _WRITERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    "safetensors": _safetensors,
+    "safetensors": save_tensors,
     "dcp": _dcp,
     "torch": _torch,
 }

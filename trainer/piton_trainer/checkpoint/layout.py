@@ -40,6 +40,8 @@ WEIGHTS = ("model", "ema")
 """The objects that are weights. The key of a tensor begins with its object's name and a slash."""
 DESCRIPTION = "huggingface"
 """The object that says what kind of model the weights are of, for transformers. It holds no tensors."""
+RECIPE = "recipe"
+"""Where a checkpoint's state says which recipe it is of, and with which config."""
 WEIGHTS_SHARD = "weights_"
 """What the name of a shard begins with that holds nothing but weights."""
 WEIGHTS_STATE_FILE = "weights.json"

@@ -23,11 +23,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry
+from piton_trainer import codec
 from piton_trainer.checkpoint import Saved, Snapshot, layout
 from piton_trainer.checkpoint.commit import Committer, Draft
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.shards import is_weight
-from piton_trainer.checkpoint.thin import state_of_weights
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 
@@ -149,6 +149,19 @@ def documents_of(snapshot: Snapshot, *, apart: bool) -> dict[str, Mapping[str, A
     if apart and any(is_weight(key) for key in snapshot.tensors):
         documents[layout.WEIGHTS_STATE_FILE] = state_of_weights(snapshot.document)
     return documents
+
+
+def state_of_weights(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a checkpoint's state.json that goes with the weights.
+
+    That is what has no tensors as well: without their vocabulary, say, weights mean nothing.
+    """
+    objects = document.get("objects", {})
+    return {
+        "train": document.get("train"),
+        "objects": {name: part for name, part in objects.items() if name in layout.WEIGHTS or not codec.keys(part)},
+        **({layout.RECIPE: document[layout.RECIPE]} if layout.RECIPE in document else {}),
+    }
 
 
 def draft_of(snapshot: Snapshot, *, world_size: int, clock: Clock) -> Draft:

@@ -9,25 +9,14 @@ Before the rename it is a whole checkpoint with one file too many, after it a th
 the folder is another one, so that whoever looks for something to resume from never even sees it.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from piton.contract import names
 from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.layout import Checkpoint
-
-
-def state_of_weights(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a checkpoint's state.json that goes with the weights."""
-    objects = document.get("objects", {})
-    return {
-        "train": document.get("train"),
-        "objects": {name: objects[name] for name in objects if name in (*layout.WEIGHTS, layout.DESCRIPTION)},
-    }
 
 
 def can_be_thin(manifest: Manifest) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +21,13 @@ RECIPES: Mapping[str, str] = {
     "retrieval": "piton_trainer.recipes.retrieval",
     "twotower": "piton_trainer.recipes.twotower",
 }
-"""Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`."""
+"""Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`. It may also have:
+
+prepare    prepare(config, checkpoint_dir)     makes its data before a GPU is paid for
+size       size(config)                        how large it is, as far as the config tells; without torch
+export     export(config, weights, out)        writes the trained model in a format of the recipe's own
+generate   open_model(trained, device)         a trained model that `piton serve` can ask
+"""
 
 PATH = "trainer.config"
 """Where a config stands in a TrainingRun's spec."""
@@ -54,9 +61,14 @@ def config_model(name: str) -> type[RecipeConfig]:
     return model
 
 
-def can_prepare(name: str) -> bool:
-    """Whether a recipe has a module that makes its data beforehand."""
-    return find_spec(f"{RECIPES[name]}.prepare") is not None
+def has(name: str, module: str) -> bool:
+    """Whether a recipe has a module that it may have or not."""
+    return find_spec(f"{RECIPES[name]}.{module}") is not None
+
+
+def part(name: str, module: str) -> ModuleType | None:
+    """That module; None where it has none."""
+    return import_module(f"{RECIPES[name]}.{module}") if has(name, module) else None
 
 
 def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:

@@ -4,6 +4,8 @@ Weights are drawn by `draw_weights`, apart from the building: a model that is sh
 first, and every rank then draws the same numbers and keeps its part. So one seed gives one model, sharded or not.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -11,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everybody kno
 from torch.utils.checkpoint import checkpoint
 
 from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.recipes.charlm.memory import Memory
 from piton_trainer.recipes.charlm.size import vocabulary_rows
 
 ROTARY_BASE = 10_000.0
@@ -28,13 +31,16 @@ class Attention(nn.Module):
         self.c_v = nn.Linear(config.width, config.width, bias=False)
         self.c_proj = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """(batch, time, width) -> the same."""
+    def forward(self, x: Tensor, rotary: Tensor, memory: Memory | None = None) -> Tensor:
+        """(batch, time, width) -> the same. With a memory, x is what comes after what it holds."""
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.c_q, self.c_k, self.c_v)
         )
         query, key = norm(rotate(query, rotary)), norm(rotate(key, rotary))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if memory is not None:
+            key, value = memory.add(key, value)
+        # What follows on something remembered comes one at a time, and may see all of it.
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[-2] == key.shape[-2])
         projected: Tensor = self.c_proj(mixed.transpose(1, 2).flatten(-2))
         return projected
 
@@ -49,9 +55,9 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(config.width, 4 * config.width, bias=False)
         self.c_proj = nn.Linear(4 * config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, memory: Memory | None = None) -> Tensor:
         """(batch, time, width) -> the same."""
-        x = x + F.dropout(self.attention(norm(x), rotary), self.dropout, self.training)
+        x = x + F.dropout(self.attention(norm(x), rotary, memory), self.dropout, self.training)
         hidden = F.relu(self.c_fc(norm(x))).square()
         return x + F.dropout(self.c_proj(hidden), self.dropout, self.training)
 
@@ -76,9 +82,21 @@ class CharGPT(nn.Module):
         x = F.dropout(norm(self.wte(ids)), self.config.dropout, self.training)
         for block in self.blocks:
             x = self._through(block, x, rotary)
-        logits = self.lm_head(norm(x)).float()
-        logits = LOGITS_MAX * torch.tanh(logits / LOGITS_MAX)
+        logits = self._logits(x)
         return logits if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def go_on(self, ids: Tensor, memories: Sequence[Memory]) -> Tensor:
+        """Logits of what comes after ids, which come after what the memories hold: nothing yet, or else one id."""
+        position = memories[0].length
+        rotary = self.rotary[:, position : position + ids.shape[1]]
+        x = norm(self.wte(ids))
+        for block, memory in zip(self.blocks, memories, strict=True):
+            x = block(x, rotary, memory)
+        return self._logits(x[:, -1])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(norm(x)).float()
+        return LOGITS_MAX * torch.tanh(logits / LOGITS_MAX)
 
     def matrices(self) -> list[nn.Parameter]:
         """The weights of the blocks: all of them are matrices, and Muon trains them."""

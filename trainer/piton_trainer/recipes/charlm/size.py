@@ -4,9 +4,10 @@ So a plan can say what a run will need before a machine is paid for, and the rec
 """
 
 from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.recipes.sizes import FP32_BYTES, Size
 
-FP32 = 4
-"""Bytes of a number in weights, gradients and momenta; `precision: bf16` computes in fewer and keeps these."""
+SYMBOLS = 128
+"""In a plan, as only the text tells. A hundred more are a millionth of a large model."""
 
 
 def vocabulary_rows(config: CharlmConfig, symbols: int) -> int:
@@ -31,7 +32,7 @@ def parameters(config: CharlmConfig, symbols: int) -> int:
 
 def weights_bytes(config: CharlmConfig, symbols: int) -> int:
     """Of the weights, and of their average where one is kept: what is left of a checkpoint that was made thin."""
-    return FP32 * parameters(config, symbols) * (1 if config.ema is None else 2)
+    return FP32_BYTES * parameters(config, symbols) * (1 if config.ema is None else 2)
 
 
 def checkpoint_bytes(config: CharlmConfig, symbols: int) -> int:
@@ -40,12 +41,12 @@ def checkpoint_bytes(config: CharlmConfig, symbols: int) -> int:
     Its index and the position in the data come to some kilobytes more.
     """
     momenta = matrix_parameters(config) + 2 * 2 * end_parameters(config, symbols)
-    return weights_bytes(config, symbols) + FP32 * momenta
+    return weights_bytes(config, symbols) + FP32_BYTES * momenta
 
 
 def resident_bytes(config: CharlmConfig, symbols: int, *, ranks: int) -> int:
     """What stays in each rank's memory between two steps, and its gradients; activations come on top."""
-    whole = checkpoint_bytes(config, symbols) + FP32 * parameters(config, symbols)
+    whole = checkpoint_bytes(config, symbols) + FP32_BYTES * parameters(config, symbols)
     return -(-whole // ranks) if config.parallelism == "fsdp" else whole
 
 
@@ -53,3 +54,13 @@ def flops_per_token(config: CharlmConfig, symbols: int) -> float:
     """Of training: 6 per weight that multiplies (the embedding only looks up), and those of attention."""
     multiplying = parameters(config, symbols) - end_parameters(config, symbols)
     return 6.0 * multiplying + 12.0 * config.depth * config.width * config.sequence_length
+
+
+def size(config: CharlmConfig) -> Size:
+    """All of it, for as many symbols as a text may have."""
+    return Size(
+        parameters=parameters(config, SYMBOLS),
+        checkpoint_bytes=checkpoint_bytes(config, SYMBOLS),
+        flops_per_token=flops_per_token(config, SYMBOLS),
+        note=f"for {SYMBOLS} symbols",
+    )

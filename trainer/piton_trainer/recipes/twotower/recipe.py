@@ -19,7 +19,7 @@ from piton_trainer.recipes.twotower.folds import split
 from piton_trainer.recipes.twotower.model import Stacked, TwoTower
 from piton_trainer.recipes.twotower.queries import FoldedQueries
 from piton_trainer.recipes.twotower.results import Results
-from piton_trainer.recipes.twotower.table import Table
+from piton_trainer.recipes.twotower.table import Ids, Table
 from piton_trainer.recipes.twotower.yardstick import Yardstick
 from piton_trainer.text_encoder import Embedded, Encoding, embed
 
@@ -55,7 +55,7 @@ class TwoTowers:
             digest=self._digest(),
         )
         self.tokens_per_step = config.batch_queries * len(self.folds)
-        self.extras: Mapping[str, Stateful] = {"results": self.results}
+        self.extras: Mapping[str, Stateful] = {"ids": Ids(judgments.names), "results": self.results}
         self._step = 0
 
     def describe(self) -> str:

@@ -1,6 +1,8 @@
 """Judgments on the device that trains: dense rows of a few queries, and what is known of each id beforehand."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,20 @@ from piton_trainer.data.judgments import Judgments
 
 _POPULARITY_POWER = 0.75
 """Between drawing all ids alike and drawing them as often as they are relevant; word2vec's choice."""
+
+
+class Ids:
+    """What the columns of the scores mean; a checkpoint carries it for those who use the model."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"names": self.names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing: the loader has seen to it that the judgments, and with them the ids, are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,102 @@
+"""`piton export` and `piton serve`: a recipe's trained model, found by a run, a directory or a checkpoint.
+
+`piton checkpoint export` writes any checkpoint as it is; these two take the model out of a recipe's, ready for use.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from piton.cli.checkpoints import not_installed, of_step
+from piton.contract import names
+
+if TYPE_CHECKING:
+    from piton_trainer.checkpoint.survey import Found
+    from piton_trainer.trained_model import TrainedModel
+
+BEST, LATEST = "best", "latest"
+
+
+def export(place: Path, out: Path, *, step: str | None, weights: str | None) -> int:
+    """Write the model to a folder."""
+    trained = read(place, step=step, weights=weights)
+    from piton_trainer import trained_model as models
+
+    models.write(trained, out)
+    click.echo(f"step {trained.step:,} of {trained.recipe} ({trained.which}) is in {out}")
+    return 0
+
+
+def serve(place: Path, *, step: str | None, weights: str | None, host: str, port: int) -> int:
+    """Answer over HTTP until told to stop."""
+    trained = read(place, step=step, weights=weights)
+    try:
+        from piton_trainer import serving
+    except ImportError as error:
+        raise ValueError(f"there is no server here ({error}); say pip install 'piton-operator[serve]'") from error
+    serving.serve(trained, host=host, port=port, ready=lambda line: click.echo(line, err=True))
+    return 0
+
+
+def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel":
+    """The model of a run's folder, a checkpoint directory, one checkpoint, or what `piton export` has written.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if place.parts[:1] == ("s3:",):
+        raise ValueError(f"{place} is in a bucket; fetch it with piton checkpoint restore, and name the folder")
+    try:
+        from piton_trainer import trained_model as models
+        from piton_trainer.checkpoint.layout import Checkpoint
+    except ImportError as error:
+        raise not_installed(error) from error
+    if models.is_written(place):
+        if step is not None or weights is not None:
+            raise ValueError(f"{place} is one model already; --step and --weights choose among checkpoints")
+        return models.from_folder(place)
+    directory, own = located(place)
+    if own is not None and step is not None:
+        raise ValueError(f"{place} is one checkpoint; name its directory to choose another with --step")
+    found = chosen(directory, own or step)
+    assert found.manifest is not None
+    return models.from_checkpoint(Checkpoint(folder=found.folder, manifest=found.manifest), weights)
+
+
+def located(place: Path) -> tuple[Path, str | None]:
+    """The checkpoint directory that is meant, and the step if one checkpoint is."""
+    if (found := names.parse_step_folder(place.name)) is None:
+        found = names.parse_weights_folder(place.name)
+    if found is not None:
+        return place.parent, str(found)
+    inside = place / "checkpoints"
+    return (inside if inside.is_dir() else place), None
+
+
+def chosen(directory: Path, step: str | None) -> "Found":
+    """The checkpoint of that step, verified; without a step the best one, or where nothing says which, the newest.
+
+    Raises:
+        ValueError: it is not there, or damaged.
+    """
+    from piton_trainer.checkpoint import survey
+
+    found = survey.survey(directory)
+    if step is None or step == BEST:
+        best = next((b for item in found if item.problem is None and (b := survey.best_step(item)) is not None), None)
+        if best is None and step == BEST:
+            raise ValueError(f"{directory} does not say which step is the best: no objective was judged there")
+        step = LATEST if best is None else str(best)
+    wanted = found if step == LATEST else of_step(found, _whole(step), str(directory))
+    good = survey.newest_good(wanted)
+    if good is None:
+        which = "" if step == LATEST else f" of step {step}; --step {LATEST} takes the newest that is"
+        raise ValueError(f"{directory} has no good checkpoint{which}")
+    return good
+
+
+def _whole(step: str) -> int:
+    if not (step.isascii() and step.isdigit()):
+        raise ValueError(f"--step: {step!r} is no step; write a number, {BEST} or {LATEST}")
+    return int(step)

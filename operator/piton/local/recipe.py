@@ -1,0 +1,87 @@
+"""What the trainer's package says of a run's recipe, where it is installed. Nothing here needs torch.
+
+Whatever a recipe refuses is a ValueError: a sentence that begins with the path in the spec.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from piton.contract.duration import parse_duration
+from piton.core.model import Spec
+from piton.core.render import processes_per_node
+
+if TYPE_CHECKING:
+    from piton.core.estimate import Size
+
+
+def settings(spec: Spec) -> Any:
+    """The typed config; None where there is no recipe, or no trainer to ask.
+
+    Raises:
+        ValueError: the recipe refuses it.
+    """
+    if spec.trainer.recipe is None:
+        return None
+    try:
+        from piton_trainer.recipes import catalog
+    except ImportError:
+        return None
+    with _in_the_spec():
+        return catalog.check(spec.trainer.recipe, spec.trainer.config)
+
+
+def checked(spec: Spec) -> Any:
+    """The same, which also has an end and fits the number of processes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = settings(spec)
+    if found is not None:
+        with _in_the_spec():
+            found.check_length(parse_duration(spec.limits.training_time) if spec.limits.training_time else None)
+            found.check_world(spec.workers.nodes * processes_per_node(spec))
+    return found
+
+
+def check_data(found: Any) -> None:
+    """Whether the data is here, as far as that is known without reading it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    with _in_the_spec():
+        found.check_data()
+
+
+def can_prepare(spec: Spec) -> bool:
+    """Whether the run's recipe, which is known to be one, makes its data beforehand."""
+    from piton_trainer.recipes import catalog
+
+    return catalog.has(str(spec.trainer.recipe), "prepare")
+
+
+def length(found: Any) -> str:
+    """How long a config trains, as it says it itself."""
+    if found.steps is not None:
+        return f"{found.steps:,} steps"
+    epochs = getattr(found, "epochs", None)
+    return "a time that nobody has set" if epochs is None else f"{epochs:g} epochs"
+
+
+def size(name: str, found: Any) -> "Size | None":
+    """How large the model is, where the recipe can tell by its config alone."""
+    from piton_trainer.recipes import catalog
+
+    module = catalog.part(name, "size")
+    return None if module is None else module.size(found)
+
+
+@contextmanager
+def _in_the_spec() -> Iterator[None]:
+    """A recipe knows the path in its trainer's part of the spec."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"spec.{error}") from error
