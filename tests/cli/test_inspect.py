@@ -122,7 +122,7 @@ def test_plan_shows_what_a_later_version_would_do_and_says_that_this_one_refuses
 
 def test_a_price_that_is_none_is_refused(tmp_path: Path, piton: Piton) -> None:
     file = write_manifest(tmp_path / "run.yaml", **fake_parts())
-    result = piton("plan", file, "--price-per-hour", "$10")
-
-    assert result.code == 2
-    assert "'$10' is no amount of dollars; write it like 10.50" in result.err
+    for price in ("$10", "0", "-1"):
+        result = piton("plan", file, "--price-per-hour", price)
+        assert result.code == 2
+        assert f"'{price}' is no amount of dollars; write it like 10.50" in result.err

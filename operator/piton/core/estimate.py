@@ -114,7 +114,9 @@ def time_of(spec: Spec, length: str | None) -> Figure:
     unknown = f"unknown: {length or 'your own program ends by itself'}, and piton preflight measures what a step takes"
     if deadline is None:
         return Figure(text=f"{unknown}; nothing ends the run early: limits.deadline would")
-    return Figure(text=f"{unknown}; at most {limits.deadline} (limits.deadline)", value=deadline, is_bound=True)
+    return Figure(
+        text=f"{unknown}; at most {format_duration(deadline)} (limits.deadline)", value=deadline, is_bound=True
+    )
 
 
 def measured_time(spec: Spec, measured: Measured) -> Figure:
