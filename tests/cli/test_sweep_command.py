@@ -203,6 +203,8 @@ def test_plan_adds_up_what_the_runs_of_a_sweep_cost(tmp_path: Path, piton: Piton
     costs = {name: found["cost"]["value"] for name, found in json.loads(wire.out)["estimates"].items()}
     assert costs == {"t1": 10.0, "t2": 20.0}
     assert "together" not in piton("plan", file).out
+    bounded = write(tmp_path / "sweep.yaml", {"a": ()}, limits={"deadline": "3h"})
+    assert "at most 3h (limits.deadline)" in piton("plan", bounded).out
 
 
 def test_preflight_looks_at_one_run_of_each_variant(tmp_path: Path, piton: Piton) -> None:

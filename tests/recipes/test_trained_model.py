@@ -18,7 +18,7 @@ from piton_trainer.checkpoint import layout, survey
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes import catalog
-from support import charlm, resnet, tiny, twotower
+from support import charlm, resnet, retrieval, tiny, twotower
 from support.pictures import quadrants
 
 
@@ -97,6 +97,18 @@ def test_twotower_leaves_with_the_ids_that_its_columns_stand_for(tmp_path: Path)
     names = model.extras["ids"]["names"]
     assert names == [f"id{number:02d}" for number in range(12)]
     assert model.weights["prior"].shape[-1] == len(names)
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, about each other
+def test_retrieval_leaves_as_a_folder_that_transformers_loads(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    retrieval.attempt(tmp_path / "run", retrieval.world(tmp_path).config(steps=1))
+    model = trained_model.from_checkpoint(newest(tmp_path / "run"))
+    trained_model.write(model, tmp_path / "out")
+
+    assert AutoModel.from_pretrained(tmp_path / "out").config.hidden_size == retrieval.WIDTH
+    assert (tmp_path / "out" / "3_Dense" / "model.safetensors").is_file()
 
 
 def test_a_recipe_with_a_format_of_its_own_writes_it(

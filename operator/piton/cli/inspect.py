@@ -3,7 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from piton.cli import files
 from piton.clock import SystemClock
 from piton.contract import names
+from piton.contract.duration import parse_duration
 from piton.core import rules
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
@@ -26,6 +28,7 @@ from piton.core.stages import wanted
 from piton.core.status import RunStatus
 from piton.local import recipe, variants
 from piton.local.preflight import recipe_problems
+from piton.sweep.expand import PlannedRun, limited
 from piton.sweep.parse import ParsedSweep
 
 _PASSES_MAX = 20
@@ -121,8 +124,10 @@ def _print_figures(figures: dict[str, Any]) -> None:
 def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
     """The runs, in the order in which they begin; each can be written out and planned by itself."""
     assert sweep.spec is not None
-    firsts = variants.first_runs(sweep)
-    figures = {name: _estimate(variants.spec_of(run), price).to_wire() for name, run in firsts.items()}
+    figures = {
+        name: _estimate(variants.spec_of(_with_deadline(sweep, run)), price).to_wire()
+        for name, run in variants.first_runs(sweep).items()
+    }
     if as_json:
         found = [
             {"name": r.name, "variant": r.variant, "fold": r.fold, "seed": r.seed, "spec": r.spec} for r in sweep.plan
@@ -137,6 +142,14 @@ def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
         click.echo(f"  {run.name}")
     _print_all(Counter(run.variant for run in sweep.plan), figures)
     return 0
+
+
+def _with_deadline(sweep: ParsedSweep, run: PlannedRun) -> PlannedRun:
+    """The run as it is created with the sweep: with the sweep's deadline, where its own is not earlier."""
+    assert sweep.spec is not None
+    deadline, created = sweep.spec.limits.deadline, sweep.meta.created
+    until = None if deadline is None else created + timedelta(seconds=parse_duration(deadline))
+    return replace(run, spec=limited(run, until, created))
 
 
 def _print_all(runs: Counter[str], figures: dict[str, Any]) -> None:

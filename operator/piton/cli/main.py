@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 
 
 def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+    if text is not None and not (re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and float(text)):
         raise click.BadParameter(f"{text!r} is no amount of dollars; write it like 10.50")
     return text
 

@@ -3,7 +3,6 @@
 What nobody knows is said to be unknown, with what would tell: no speed and no price is made up here.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -80,15 +79,11 @@ class Estimate:
     cost: Figure
     disk: Figure
 
-    def lines(self) -> Iterator[tuple[str, Figure]]:
-        """Name and figure."""
-        yield from (("time", self.time), ("cost", self.cost), ("disk", self.disk))
-
     def to_wire(self) -> dict[str, Any]:
         """As plain values."""
         return {
             name: {"text": figure.text, "value": figure.value, "isBound": figure.is_bound, "warning": figure.warning}
-            for name, figure in self.lines()
+            for name, figure in (("time", self.time), ("cost", self.cost), ("disk", self.disk))
         }
 
 
@@ -119,7 +114,9 @@ def time_of(spec: Spec, length: str | None) -> Figure:
     unknown = f"unknown: {length or 'your own program ends by itself'}, and piton preflight measures what a step takes"
     if deadline is None:
         return Figure(text=f"{unknown}; nothing ends the run early: limits.deadline would")
-    return Figure(text=f"{unknown}; at most {limits.deadline} (limits.deadline)", value=deadline, is_bound=True)
+    return Figure(
+        text=f"{unknown}; at most {format_duration(deadline)} (limits.deadline)", value=deadline, is_bound=True
+    )
 
 
 def measured_time(spec: Spec, measured: Measured) -> Figure:
@@ -182,12 +179,8 @@ def cost_of(spec: Spec, time: Figure, price: Price | None) -> Figure:
     per_hour = f"{_nodes(spec)} x ${float(price.usd_per_hour):,.2f}/h ({price.source})"
     budget = spec.limits.budget
     if time.value is None:
-        ends = (
-            ""
-            if budget is None
-            else f"; limits.budget, ${budget.usd}, is {float(Fraction(budget.usd) / rate):.1f} h of it"
-        )
-        return Figure(text=f"unknown: {per_hour} = ${float(rate):,.2f} for each hour{ends}")
+        limit = "" if budget is None else f"; limits.budget is ${budget.usd}"
+        return Figure(text=f"unknown: {per_hour} = ${float(rate):,.2f} for each hour{limit}")
     hours = time.value / _HOUR
     dollars = float(rate) * hours
     at_most = "at most " if time.is_bound or price.source.startswith("capacity") else ""
