@@ -34,7 +34,7 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto --dist loadgroup -m 'not crash and not e2e and not box and not seeds'
+	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
 	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
@@ -44,7 +44,7 @@ datasets: setup  ## real data and models for the small systems, 130 MB that only
 	$(BIN)/python -m piton_trainer.data.foldoc
 
 e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
-	pytest -q -m 'e2e or box'
+	pytest -q --durations 25 -m 'e2e or box'
 
 e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some ten minutes; root only
 	pytest -q -m seeds
