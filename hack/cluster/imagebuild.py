@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hack.cluster import mounts, oci, packages, pipconfig
@@ -38,14 +38,23 @@ _OF_THIS_MACHINE = ("etc/hostname", "etc/resolv.conf")
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def build(name: str, dockerfile: Path, context: Path, say: Say) -> oci.Image:
+def build(name: str, dockerfile: Path, context: Path, say: Say, **arguments: str) -> oci.Image:
     """The image that the Dockerfile makes of the files that .dockerignore lets into its context."""
-    tag = f"{name.rpartition(':')[0].replace('/', '-')}-{key_of(name, dockerfile, context)}"
+    tag = _tag_of(name, dockerfile, context)
     with _only_one():
         if not (found := _finished(name, tag)):
             packages.install(packages.IMAGES)
-            found = _build(name, tag, dockerfile, context, say)
+            found = _build(name, tag, dockerfile, context, arguments, say)
     return found
+
+
+def stored_as(name: str, dockerfile: Path, context: Path) -> str:
+    """What another Dockerfile calls that image, once it is built: `name` may be another checkout's by now."""
+    return f"localhost/{_tag_of(name, dockerfile, context)}"
+
+
+def _tag_of(name: str, dockerfile: Path, context: Path) -> str:
+    return f"{name.rpartition(':')[0].replace('/', '-')}-{key_of(name, dockerfile, context)}"
 
 
 def files_of(context: Path) -> list[Path]:
@@ -89,14 +98,14 @@ def _finished(name: str, tag: str) -> oci.Image | None:
     return None
 
 
-def _build(name: str, tag: str, dockerfile: Path, context: Path, say: Say) -> oci.Image:
+def _build(name: str, tag: str, dockerfile: Path, context: Path, arguments: Mapping[str, str], say: Say) -> oci.Image:
     with _storage() as driver:
         buildah = _buildah(driver)
         if not run([*buildah, "images", "--quiet", "--filter", f"reference={_base_name()}"]):
             say("making a Debian with Python to build images on")
             _make_base(buildah)
         say(f"building {name}")
-        _run_dockerfile(buildah, name, dockerfile, context)
+        _run_dockerfile(buildah, [name, f"localhost/{tag}"], dockerfile, context, arguments)
         say(f"storing {name}")
         _store(name, tag, driver)
     if not (found := _finished(name, tag)):
@@ -123,7 +132,9 @@ def _make_base(buildah: Sequence[str]) -> None:
         run([*buildah, "commit", "--quiet", "--rm", container, _base_name()])
 
 
-def _run_dockerfile(buildah: Sequence[str], name: str, dockerfile: Path, context: Path) -> None:
+def _run_dockerfile(
+    buildah: Sequence[str], names: Sequence[str], dockerfile: Path, context: Path, arguments: Mapping[str, str]
+) -> None:
     with tempfile.TemporaryDirectory(dir=_HOME) as folder:
         conf = Path(folder) / "pip.conf"
         settings = pipconfig.read(run([sys.executable, "-m", "pip", "config", "list"]), os.environ)
@@ -135,9 +146,9 @@ def _run_dockerfile(buildah: Sequence[str], name: str, dockerfile: Path, context
         options = [
             "--layers",
             "--pull=false",
-            f"--build-arg=BASE={_base_name()}",
+            *(f"--build-arg={name}={value}" for name, value in {"BASE": _base_name(), **arguments}.items()),
             f"--file={dockerfile}",
-            f"--tag={name}",
+            *(f"--tag={name}" for name in names),
         ]
         run([*_NICE, *buildah, "bud", "--isolation=chroot", *options, *seen, context])
 

@@ -159,7 +159,7 @@ async def test_a_quota_is_told_and_the_run_created_when_there_is_room(pilot: Pil
         return refusal(403, "Forbidden", "exceeded quota: trainingruns") if forbidden else None
 
     pilot.server.refuse = full
-    await pilot.cluster.apply(a_sweep())
+    await pilot.cluster.apply(a_sweep(variants=[]))
     await pilot.settle_sweeps()
     training = status_of(pilot).condition("Training")
     assert training is not None
@@ -196,23 +196,17 @@ async def test_a_cluster_that_knows_no_sweeps_is_no_error(pilot: Pilot) -> None:
     await pilot.sweeps.resync()
 
 
-async def test_a_settled_sweep_is_not_written_to(pilot: Pilot) -> None:
-    await pilot.cluster.apply(a_sweep())
+async def test_a_sweep_that_has_ended_is_not_written_to_and_a_series_while_it_is_there(pilot: Pilot) -> None:
+    def value(phase: Phase) -> float | None:
+        return pilot.meter.registry.get_sample_value("piton_sweeps", {"phase": phase})
+
+    await pilot.cluster.apply(a_sweep(variants=[]))
     await until(pilot, Phase.SUCCEEDED)
     await pilot.settle_sweeps()
     count = len(pilot.server.writes)
     pilot.advance(3600)
     await pilot.settle_sweeps()
-
     assert len(pilot.server.writes) == count
-
-
-async def test_a_sweep_is_a_series_while_it_is_there(pilot: Pilot) -> None:
-    def value(phase: Phase) -> float | None:
-        return pilot.meter.registry.get_sample_value("piton_sweeps", {"phase": phase})
-
-    await pilot.cluster.apply(a_sweep())
-    await until(pilot, Phase.SUCCEEDED)
     assert value(Phase.SUCCEEDED) == 1
 
     await pilot.server.remove(SWEEPS, "ragcun", "team")

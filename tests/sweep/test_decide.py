@@ -7,7 +7,7 @@ import pytest
 
 from piton.core.backoff import Pace
 from piton.core.reasons import Reason
-from piton.core.status import ConditionStatus, MetricValue, Phase, ProgressStatus
+from piton.core.status import ConditionStatus, Evaluation, MetricValue, Phase, ProgressStatus, Result
 from piton.sweep.decide import decide, refused
 from piton.sweep.observed import CreateRun, HoldBack, LetGo, MoveDeadline, SweepDecision
 from piton.sweep.parse import parse
@@ -314,3 +314,27 @@ def test_without_news_nothing_is_written_however_long() -> None:
     written = decided(parsed(), _at_step(1)).status
 
     assert decided(parsed(), _at_step(1), status=written, now=later(3600)).status == written
+
+
+@pytest.mark.parametrize(
+    ("phases", "phase"),
+    [
+        ((Phase.STARTING, Phase.PREPARING), Phase.PREPARING),
+        ((Phase.EVALUATING, Phase.PREPARING), Phase.EVALUATING),
+        ((Phase.EVALUATING, T), T),
+        ((Phase.RECOVERING, Phase.STARTING), Phase.STARTING),
+    ],
+)
+def test_a_sweep_does_what_its_furthest_run_does(phases: tuple[Phase, ...], phase: Phase) -> None:
+    assert decided(SWEEP, *runs(*phases)).status.phase is phase
+
+
+def test_what_the_stage_evaluate_has_found_counts_more_than_what_training_reported() -> None:
+    sweep = parsed(metrics=["mrr"])
+    found = Evaluation(attempt=2, metrics=(MetricValue(name="ndcg", value="0.7"), MetricValue(name="mrr", value="0.8")))
+    run = a_run_seen("ragcun-baseline", S)
+    status = run.status.model_copy(update={"result": Result(best_metric="0.5", evaluation=found)})
+
+    row = decided(sweep, replace(run, status=status)).status.runs[0]
+
+    assert {metric.name: metric.value for metric in row.metrics} == {"ndcg": "0.7", "mrr": "0.8"}

@@ -113,6 +113,9 @@ def _close(ending: SweepEnding) -> None:
     for summary in ending.runs:
         if summary.phase == Phase.FAILED:
             click.echo(f"{summary.name} failed: {summary.message}; its logs are in {summary.logs}", err=True)
+        if summary.drills_not_fired:
+            short = summary.name.removeprefix(f"{ending.name}-")
+            click.echo(f"{short}: not fired: {', '.join(summary.drills_not_fired)}", err=True)
     click.echo(f"{ending.name}: {status.phase}, {status.done} runs are done", err=True)
     click.echo(render(status, Format.TABLE), err=True, nl=False)
 

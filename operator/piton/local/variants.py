@@ -23,8 +23,10 @@ from piton.core import parse
 from piton.core.backoff import Pace
 from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED, settled
 from piton.core.context import deadline_of
+from piton.core.effects import Announcement
 from piton.core.model import Meta, Model, Spec
-from piton.core.status import Phase, RunStatus
+from piton.core.reasons import Reason
+from piton.core.status import RunStatus
 from piton.drive import pass_over
 from piton.local import preflight
 from piton.local import run as runs
@@ -32,8 +34,8 @@ from piton.local.drills import Drill
 from piton.local.folder import RunFolder, clear, replace_text, taken
 from piton.local.summary import Summary, summarise
 from piton.ports import Announcer, Clock, Unavailable
-from piton.sweep.decide import decide, refused
-from piton.sweep.expand import PlannedRun, limited
+from piton.sweep import decide
+from piton.sweep.expand import PlannedRun, digest, limited
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
     CreateRun,
@@ -114,6 +116,10 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
         state = _state(root, order.sweep, clock)
         if state.status.is_true(SUCCEEDED):
             return SweepEnding(name=state.name, status=state.status, runs=_summaries(root, order.sweep), trained=False)
+        try:
+            _save(root, state)
+        except OSError as error:
+            raise ValueError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
         return asyncio.run(_Sweep(order, root, state, choir, clock).drive())
 
 
@@ -155,6 +161,10 @@ def load(root: Path) -> SweepState | None:
         ) from error
 
 
+def _save(root: Path, state: SweepState) -> None:
+    replace_text(root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
+
+
 def _model(document: Mapping[str, object]) -> Spec:
     spec, problems = parse.model_of(Spec, document, "describe a run")
     assert spec is not None, problems
@@ -169,21 +179,40 @@ def _check(variant: str, spec: Spec) -> None:
 
 
 def _state(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
-    """The state to go on from. A sweep that failed gets another chance: what has succeeded stays."""
+    """The state to go on from. A sweep that failed gets another chance: what has succeeded stays.
+
+    Raises:
+        ValueError: the folder holds another sweep, or this one as it was before it was edited.
+    """
     saved = load(root)
     if saved is None:
         return SweepState(name=sweep.meta.name, created=clock.now())
     if saved.name != sweep.meta.name:
         raise ValueError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
+    if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
+        raise ValueError(
+            f"spec: {decide.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
+            "give the sweep another name"
+        )
     if not saved.status.is_true(FAILED):
         return saved
     rows = tuple(row for row in saved.status.runs if row.succeeded)
     return saved.model_copy(update={"status": SweepStatus(plan=saved.status.plan, runs=rows)})
 
 
-def _summaries(root: Path, sweep: ParsedSweep) -> tuple[Summary, ...]:
-    folders = [RunFolder(root / run.short_name(sweep.meta.name)) for run in sweep.plan]
-    return tuple(summarise(folder, state, ()) for folder in folders if (state := folder.load()))
+def _summaries(root: Path, sweep: ParsedSweep, endings: Mapping[str, runs.Ending] | None = None) -> tuple[Summary, ...]:
+    """Of the runs that have begun: as they have ended in this command, else as their folders have it."""
+    known = endings or {}
+    found = (
+        known[run.name].summary if run.name in known else _summary(RunFolder(root / run.short_name(sweep.meta.name)))
+        for run in sweep.plan
+    )
+    return tuple(summary for summary in found if summary)
+
+
+def _summary(folder: RunFolder) -> Summary | None:
+    state = folder.load()
+    return summarise(folder, state, ()) if state else None
 
 
 @dataclass(kw_only=True)
@@ -233,7 +262,8 @@ class _Sweep:
             case CreateRun(run=run, until=until):
                 self._start(run, until)
             case HoldBack(name=name):
-                self.driven[name].stop.order(signal.SIGTERM)
+                if name in self.driven:
+                    self.driven[name].stop.order(signal.SIGTERM)
             case LetGo() | MoveDeadline():  # the next command does both: it begins the run anew, with its deadline
                 pass
             case _:
@@ -243,7 +273,7 @@ class _Sweep:
         """Replace the sweep's status."""
         state = self.state.model_copy(update={"status": status})
         try:
-            replace_text(self.root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
+            _save(self.root, state)
         except OSError as error:
             raise Unavailable(f"{self.root} does not take the sweep's state: {error.strerror}") from error
         self.state = state
@@ -267,24 +297,25 @@ class _Sweep:
         return SweepEnding(
             name=self.state.name,
             status=self.state.status,
-            runs=_summaries(self.root, self.order.sweep),
+            runs=_summaries(self.root, self.order.sweep, self.endings),
             interrupted=self.interrupted,
         )
 
     async def _pass(self) -> float:
         """One pass; how long to wait for the next."""
-        decision = await pass_over(self, self.choir, self._decide, self._turn_down)
-        if decision is not None and decision.status.phase is Phase.REFUSED:
-            condition = decision.status.condition("Accepted")
-            raise ValueError(f"{condition.message if condition else ''}; or say --fresh to start over")
+        try:
+            decision = await pass_over(self, self.choir, self._decide, self._turn_down)
+        except Unavailable as error:
+            await self.choir.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
         return min(_LOOK_SECONDS, _LOOK_SECONDS if wanted is None else wanted)
 
     def _decide(self, observed: SweepObserved) -> SweepDecision:
-        return decide(observed, now=self.clock.now(), pace=self.order.pace)
+        return decide.decide(observed, now=self.clock.now(), pace=self.order.pace)
 
     def _turn_down(self, observed: SweepObserved, why: str) -> SweepDecision:
-        return refused(observed, why, now=self.clock.now(), pace=self.order.pace)
+        return decide.refused(observed, why, now=self.clock.now(), pace=self.order.pace)
 
     def _interrupt(self, signum: signal.Signals) -> None:
         self.interrupted = self.interrupted or signum

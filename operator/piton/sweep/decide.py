@@ -17,7 +17,9 @@ from piton.contract.duration import parse_duration
 from piton.core.backoff import Pace
 from piton.core.conditions import in_phase, settled
 from piton.core.effects import Announcement
+from piton.core.model import Stage
 from piton.core.reasons import Reason
+from piton.core.stages import RUNNING
 from piton.core.status import Phase
 from piton.sweep import results
 from piton.sweep.expand import PlannedRun, digest, seconds_for
@@ -34,6 +36,8 @@ from piton.sweep.observed import (
 )
 from piton.sweep.status import Counts, Row, SweepStatus
 
+FIXED = "template, variants, matrix, folds, seeds, baseline, metrics and placement"
+"""What may not be changed, for people; see `expand.digest`."""
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
 
@@ -118,8 +122,7 @@ def unacceptable(context: Context) -> SweepDecision | None:
     if observed.spec is not None and observed.status.plan in ("", digest(observed.spec)):
         return None
     message = "; ".join(observed.problems) or (
-        "spec: template, variants, matrix, folds, seeds, baseline, metrics and placement cannot be changed once the "
-        "sweep has begun; put them back, or make a new sweep"
+        f"spec: {FIXED} cannot be changed once the sweep has begun; put them back, or make a new sweep"
     )
     status = context.phase(observed.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
     news = Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=message)
@@ -237,12 +240,14 @@ def _moved(context: Context) -> Iterator[SweepEffect]:
 
 
 def _progress(status: SweepStatus) -> tuple[Phase, Reason, str]:
-    """The phase of a sweep that is under way, and why."""
-    training = sum(row.phase is Phase.TRAINING for row in status.runs)
-    text = f"{training} of {status.counts.active} runs under way are training, {status.done} are done"
-    if training:
-        return Phase.TRAINING, Reason.TRAINING, text
-    return Phase.STARTING, Reason.STARTING, text
+    """The phase of a sweep that is under way, and why: what the run that is furthest from waiting does."""
+    phases = [row.phase for row in status.runs]
+    text = (
+        f"{phases.count(Phase.TRAINING)} of {status.counts.active} runs under way are training, {status.done} are done"
+    )
+    doing = (RUNNING[stage] for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PREPARE))
+    phase, reason = next((found for found in doing if found[0] in phases), (Phase.STARTING, Reason.STARTING))
+    return phase, reason, text
 
 
 def _failures(context: Context) -> str:

@@ -95,8 +95,8 @@ def as_duration(seconds: float) -> str:
 
 
 def digest(spec: SweepSpec) -> str:
-    """Of what may not change, as it was written."""
-    fixed = spec.model_dump(mode="json", by_alias=True, include=set(_FIXED))
+    """Of what may not change. Without defaults: a newer version that has more of them finds the same digest."""
+    fixed = spec.model_dump(mode="json", by_alias=True, include=set(_FIXED), exclude_defaults=True)
     return hashlib.sha256(_canonical(fixed).encode()).hexdigest()[:16]
 
 

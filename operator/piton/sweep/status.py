@@ -98,7 +98,3 @@ class SweepStatus(Conditioned):
     runs: tuple[Row, ...] = Field(default=(), description="The runs, in the order in which they begin.")
     results: tuple[VariantResult, ...] = Field(default=(), description="What each variant has reached so far.")
     last_updated_time: AwareDatetime | None = Field(default=None, description="When the runs were last written down.")
-
-    def row(self, name: str) -> Row | None:
-        """The row of that run."""
-        return next((row for row in self.runs if row.name == name), None)
