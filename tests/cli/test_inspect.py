@@ -104,6 +104,14 @@ def test_plan_says_of_each_system_what_it_takes(manifest: Path, piton: Piton) ->
     assert "x $10.50/h (--price-per-hour)" in result.out
 
 
+@pytest.mark.parametrize("manifest", SEEDS, ids=lambda path: path.stem)
+def test_nothing_in_the_manifest_of_a_system_is_refused(manifest: Path, piton: Piton) -> None:
+    """What is missing on this machine, data or GPUs, is another matter."""
+    result = piton("validate", manifest)
+
+    assert result.code == 0 or " is not on this machine" in result.err or "not installed" in result.err, result.err
+
+
 def test_plan_shows_what_a_later_version_would_do_and_says_that_this_one_refuses_it(
     tmp_path: Path, piton: Piton
 ) -> None:
