@@ -95,7 +95,6 @@ SEEDS = sorted((Path(__file__).parents[2] / "manifests" / "seeds").glob("*.yaml"
 def test_plan_says_of_each_system_what_it_takes(manifest: Path, piton: Piton) -> None:
     result = piton("plan", manifest, "--price-per-hour", "10.50")
 
-    document = yaml.safe_load(manifest.read_text())
     lines = result.out.splitlines()
     takes = [place for place, line in enumerate(lines) if line.startswith("What ") and line.endswith(" takes:")]
     assert takes
