@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo check format test test-crash e2e e2e-seeds chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd lock clean
 
 help:  ## list the targets
@@ -34,7 +34,7 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto --dist loadgroup -m 'not crash and not e2e and not box'
+	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
 	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
@@ -44,7 +44,10 @@ datasets: setup  ## real data and models for the small systems, 130 MB that only
 	$(BIN)/python -m piton_trainer.data.foldoc
 
 e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
-	pytest -q -m 'e2e or box'
+	pytest -q --durations 25 -m 'e2e or box'
+
+e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some ten minutes; root only
+	pytest -q -m seeds
 
 chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without SEED twenty storms; root only
 	CHAOS_SEEDS="$(or $(SEED),$(shell seq -s ' ' 20))" pytest -q -s tests/e2e/test_chaos.py

@@ -3,23 +3,19 @@
 import csv
 import io
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-import yaml
 
 from hack.cluster import drills
 from hack.cluster.layout import Node
-from piton.contract import names
 from support.live import PACED, DigestOf, LiveCluster, NewTraining, paced, wait_for
+from support.live_sweep import Sweep
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
 SHORT, LONG = 60, 300
 STEPS = {"short": SHORT, "middle": SHORT + 20, "long": LONG}
-ENDED = ("Succeeded", "Failed")
 
 
 def a_variant(name: str, steps: int) -> dict[str, Any]:
@@ -28,54 +24,22 @@ def a_variant(name: str, steps: int) -> dict[str, Any]:
     return {"name": name, "patch": {"trainer": {"command": command}, "checkpoint": {"keep": None}}}
 
 
-class Sweep:
-    """The sweep of the test's namespace."""
-
-    def __init__(self, cluster: LiveCluster, namespace: str) -> None:
-        self.cluster = cluster
-        self.namespace = namespace
-
-    def kubectl(self, *words: str, stdin: str = "") -> str:
-        return self.cluster.kubectl("-n", self.namespace, *words, stdin=stdin)
-
-    def apply(self, **spec: Any) -> None:
-        template = {**paced(SHORT, 0.1), "objective": {"metric": "loss"}}
-        manifest = {
-            "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
-            "kind": names.SWEEP_KIND,
-            "metadata": {"name": "ablation"},
-            "spec": {"template": {"spec": template}, "variants": [a_variant(*v) for v in STEPS.items()], **spec},
-        }
-        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
-
-    def object(self) -> str:
-        return self.kubectl("get", "tsweep", "ablation", "-o", "json")
-
-    @property
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.object()).get("status") or {}
-        return found
-
-    def wait_for_end(self) -> dict[str, Any]:
-        wait_for(lambda: self.status.get("phase") in ENDED, "the sweep's end", seconds=300, say=self.object)
-        return self.status
-
-    def results(self, form: str) -> str:
-        """What a user sees who pipes the object into the command line."""
-        command = [sys.executable, "-m", "piton.cli", "results", "-", "--format", form]
-        return subprocess.run(command, input=self.object(), capture_output=True, text=True, check=True).stdout
+def three(**spec: Any) -> dict[str, Any]:
+    """The spec of a sweep of three variants."""
+    template = {**paced(SHORT, 0.1), "objective": {"metric": "loss"}}
+    return {"template": {"spec": template}, "variants": [a_variant(*v) for v in STEPS.items()], **spec}
 
 
 @pytest.fixture
 def sweep(cluster: LiveCluster, namespace: str) -> Sweep:
-    return Sweep(cluster, namespace)
+    return Sweep(cluster, namespace, "ablation")
 
 
 def test_three_variants_pack_one_node_and_one_is_preempted(
     drilled: None, sweep: Sweep, training: NewTraining, digest_of: DigestOf
 ) -> None:
     runs = {name: training(f"ablation-{name}") for name in STEPS}
-    sweep.apply(parallelism=3, placement="Pack", limits={"deadline": "30m"})
+    sweep.apply(three(parallelism=3, placement="Pack", limits={"deadline": "30m"}))
     nodes = {run.wait_for_node(1) for run in runs.values()}
     assert len(nodes) == 1, "they are not on one node"
     for name in ("short", "middle"):
@@ -101,7 +65,7 @@ def test_three_variants_pack_one_node_and_one_is_preempted(
 
 def test_a_sweep_that_is_deleted_takes_its_runs_along(sweep: Sweep, training: NewTraining) -> None:
     run = training("ablation-short")
-    sweep.apply(placement="Spread")
+    sweep.apply(three(placement="Spread"))
     run.wait_for_node(1)
     created = json.loads(sweep.kubectl("get", "trun", "ablation-short", "-o", "json"))
     assert created["spec"]["checkpoint"].get("keep", {}).get("last", 2) == 2, "the null was lost: the template says 3"
