@@ -14,7 +14,7 @@ from piton.core.effects import Announcement
 from piton.core.parse import status_of
 from piton.core.status import Phase
 from piton.local import drills as fire
-from piton.local import variants
+from piton.local import sweep_folder, variants
 from piton.local.drills import Drill
 from piton.local.run import Audience
 from piton.local.variants import SweepEnding, SweepOrder
@@ -141,9 +141,11 @@ def _local(place: Path, folder: Path | None) -> SweepStatus:
 
 
 def _of_folder(root: Path) -> SweepStatus:
-    state = variants.load(root)
+    state = sweep_folder.load(root)
     if state is None:
-        raise ValueError(f"{root} holds no sweep (it has no {variants.STATE_FILE}); run it first, or name its folder")
+        raise ValueError(
+            f"{root} holds no sweep (it has no {sweep_folder.STATE_FILE}); run it first, or name its folder"
+        )
     return state.status
 
 

@@ -3,8 +3,6 @@
 Each run is an ordinary local run in a folder of its own below the sweep's; what is to be done is decided by the same
 pure half as on a cluster. A run exists here while this command drives it, and once it has succeeded: what an earlier
 command left unfinished is created again, and goes on from its checkpoint.
-
-sweep.json   the sweep's status; lock        <variant>[-f<fold>][-s<seed>]/   a run's folder, see folder.py
 """
 
 import asyncio
@@ -16,26 +14,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from pydantic import AwareDatetime, ValidationError
-
 from piton.clock import SystemClock
 from piton.core import parse
 from piton.core.backoff import Pace
-from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED, settled
+from piton.core.conditions import SUCCEEDED, SUSPENDED, settled
 from piton.core.context import deadline_of
 from piton.core.effects import Announcement
-from piton.core.model import Meta, Model, Spec
+from piton.core.model import Meta, Spec
 from piton.core.reasons import Reason
 from piton.core.status import RunStatus
 from piton.drive import pass_over
-from piton.local import preflight
+from piton.local import preflight, sweep_folder
 from piton.local import run as runs
 from piton.local.drills import Drill
-from piton.local.folder import RunFolder, clear, replace_text, taken
-from piton.local.summary import Summary, summarise
+from piton.local.folder import RunFolder, clear, taken
+from piton.local.summary import Summary
+from piton.local.sweep_folder import STATE_FILE, SweepState, folder_of
 from piton.ports import Announcer, Clock, Unavailable
 from piton.sweep import decide
-from piton.sweep.expand import PlannedRun, digest, limited
+from piton.sweep.expand import PlannedRun, limited
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
     CreateRun,
@@ -50,17 +47,8 @@ from piton.sweep.observed import (
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
 
-STATE_FILE = "sweep.json"
 _LOOK_SECONDS = 1.0
 """Between two looks at how far the runs are."""
-
-
-class SweepState(Model):
-    """All that one command leaves for the next."""
-
-    name: str
-    created: AwareDatetime
-    status: SweepStatus = SweepStatus()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +101,13 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
     with taken(order.root, STATE_FILE, "sweep") as root:
         if order.fresh:
             clear(root, STATE_FILE)
-        state = _state(root, order.sweep, clock)
+        state = sweep_folder.state_of(root, order.sweep, clock)
         if state.status.is_true(SUCCEEDED):
-            return SweepEnding(name=state.name, status=state.status, runs=_summaries(root, order.sweep), trained=False)
+            return SweepEnding(
+                name=state.name, status=state.status, runs=sweep_folder.summaries(root, order.sweep), trained=False
+            )
         try:
-            _save(root, state)
+            sweep_folder.save(root, state)
         except OSError as error:
             raise ValueError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
         return asyncio.run(_Sweep(order, root, state, choir, clock).drive())
@@ -145,26 +135,6 @@ def spec_of(run: PlannedRun) -> Spec:
     return _model(run.spec)
 
 
-def load(root: Path) -> SweepState | None:
-    """The state that an earlier command left; None where there is none.
-
-    Raises:
-        ValueError: it cannot be read, by this version at least.
-    """
-    try:
-        return SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
-        ) from error
-
-
-def _save(root: Path, state: SweepState) -> None:
-    replace_text(root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
-
-
 def _model(document: Mapping[str, object]) -> Spec:
     spec, problems = parse.model_of(Spec, document, "describe a run")
     assert spec is not None, problems
@@ -176,43 +146,6 @@ def _check(variant: str, spec: Spec) -> None:
         preflight.check(spec)
     except ValueError as error:
         raise ValueError(f"variant {variant}: {error}") from error
-
-
-def _state(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
-    """The state to go on from. A sweep that failed gets another chance: what has succeeded stays.
-
-    Raises:
-        ValueError: the folder holds another sweep, or this one as it was before it was edited.
-    """
-    saved = load(root)
-    if saved is None:
-        return SweepState(name=sweep.meta.name, created=clock.now())
-    if saved.name != sweep.meta.name:
-        raise ValueError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
-    if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
-        raise ValueError(
-            f"spec: {decide.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
-            "give the sweep another name"
-        )
-    if not saved.status.is_true(FAILED):
-        return saved
-    rows = tuple(row for row in saved.status.runs if row.succeeded)
-    return saved.model_copy(update={"status": SweepStatus(plan=saved.status.plan, runs=rows)})
-
-
-def _summaries(root: Path, sweep: ParsedSweep, endings: Mapping[str, runs.Ending] | None = None) -> tuple[Summary, ...]:
-    """Of the runs that have begun: as they have ended in this command, else as their folders have it."""
-    known = endings or {}
-    found = (
-        known[run.name].summary if run.name in known else _summary(RunFolder(root / run.short_name(sweep.meta.name)))
-        for run in sweep.plan
-    )
-    return tuple(summary for summary in found if summary)
-
-
-def _summary(folder: RunFolder) -> Summary | None:
-    state = folder.load()
-    return summarise(folder, state, ()) if state else None
 
 
 @dataclass(kw_only=True)
@@ -273,7 +206,7 @@ class _Sweep:
         """Replace the sweep's status."""
         state = self.state.model_copy(update={"status": status})
         try:
-            _save(self.root, state)
+            sweep_folder.save(self.root, state)
         except OSError as error:
             raise Unavailable(f"{self.root} does not take the sweep's state: {error.strerror}") from error
         self.state = state
@@ -297,7 +230,7 @@ class _Sweep:
         return SweepEnding(
             name=self.state.name,
             status=self.state.status,
-            runs=_summaries(self.root, self.order.sweep, self.endings),
+            runs=sweep_folder.summaries(self.root, self.order.sweep, {n: e.summary for n, e in self.endings.items()}),
             interrupted=self.interrupted,
         )
 
@@ -353,7 +286,7 @@ class _Sweep:
         return spec.model_copy(update={"parallelism": at_once})
 
     def _folder(self, run: PlannedRun) -> RunFolder:
-        return RunFolder(self.root / run.short_name(self.state.name))
+        return folder_of(self.root, run, self.state.name)
 
     def _seen(self, run: PlannedRun) -> RunSeen | None:
         """The run, while this command drives it, has driven it to an end, or finds it trained."""

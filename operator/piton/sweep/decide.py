@@ -21,7 +21,6 @@ from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.stages import RUNNING
 from piton.core.status import Phase
-from piton.sweep import results
 from piton.sweep.expand import PlannedRun, digest, seconds_for
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
@@ -34,7 +33,8 @@ from piton.sweep.observed import (
     SweepEffect,
     SweepObserved,
 )
-from piton.sweep.status import Counts, Row, SweepStatus
+from piton.sweep.rows import counted, refreshed
+from piton.sweep.status import SweepStatus
 
 FIXED = "template, variants, matrix, folds, seeds, baseline, metrics and placement"
 """What may not be changed, for people; see `expand.digest`."""
@@ -194,7 +194,7 @@ def going(context: Context) -> SweepDecision:
     rows = tuple(
         row.model_copy(update={"phase": Phase.STARTING}) if row.name in names else row for row in context.status.runs
     )
-    status = _counted(context.status.model_copy(update={"runs": rows}))
+    status = counted(context.status.model_copy(update={"runs": rows}))
     status = context.phase(status, *_progress(status))
     created = f"Created {', '.join(run.name for run in fresh)}" if fresh else ""
     news = (Announcement(reason=Reason.STARTING, message=created),) if created else ()
@@ -289,63 +289,6 @@ def _sparing(context: Context, decision: SweepDecision) -> SweepDecision:
 def _quiet(status: SweepStatus) -> SweepStatus:
     rows = tuple(row.model_copy(update={"step": None, "metrics": ()}) for row in status.runs)
     return status.model_copy(update={"runs": rows, "last_updated_time": None})
-
-
-# --- the rows --------------------------------------------------------------------------------------------------------
-
-
-def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
-    """The status with the rows as the runs are now, and with what is made from them."""
-    spec = observed.spec
-    if spec is None:
-        return observed.status
-    objective = observed.plan[0].objective
-    names = results.metric_names(spec, objective)
-    old = {row.name: row for row in observed.status.runs}
-    rows = tuple(_row(run, old.get(run.name), observed.run(run.name), names) for run in observed.plan)
-    baseline = spec.baseline or observed.plan[0].variant
-    tabulated = results.tabulate(rows, names, baseline)
-    found = results.best(tabulated, objective.metric, objective.goal) if objective else None
-    status = observed.status.model_copy(
-        update={
-            "runs": rows,
-            "results": tabulated,
-            "baseline": baseline,
-            "best": f"{found[0]} {found[1]}" if found else "",
-            "last_updated_time": now if rows != observed.status.runs else observed.status.last_updated_time,
-        }
-    )
-    return _counted(status)
-
-
-def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[str, ...]) -> Row:
-    """A success is for ever. A run that is gone without one begins again."""
-    if old is not None and old.succeeded:
-        return old
-    if seen is None:
-        return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed)
-    status = seen.status
-    record = status.current
-    return Row(
-        name=run.name,
-        variant=run.variant,
-        fold=run.fold,
-        seed=run.seed,
-        phase=Phase.STARTING if status.phase is Phase.PENDING else status.phase,
-        step=status.result.step if status.result else record.step if record else None,
-        preemptions=status.preemptions,
-        lost_steps=status.lost.steps,
-        metrics=results.values_of(status, run.objective, names),
-    )
-
-
-def _counted(status: SweepStatus) -> SweepStatus:
-    phases = [row.phase for row in status.runs]
-    pending, succeeded, failed = (phases.count(phase) for phase in (Phase.PENDING, Phase.SUCCEEDED, Phase.FAILED))
-    counts = Counts(
-        pending=pending, succeeded=succeeded, failed=failed, active=len(phases) - pending - succeeded - failed
-    )
-    return status.model_copy(update={"counts": counts, "done": f"{counts.done}/{counts.total}"})
 
 
 RULES: tuple[Rule, ...] = (

@@ -1,0 +1,96 @@
+"""The folder of a local sweep: its state, and the folders of its runs.
+
+sweep.json   the sweep's status        lock         held by the one `piton run` that works here
+<variant>[-f<fold>][-s<seed>]/         a run's folder, see folder.py
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import AwareDatetime, ValidationError
+
+from piton.core.conditions import FAILED
+from piton.core.model import Model
+from piton.local.folder import RunFolder, replace_text
+from piton.local.summary import Summary, summarise
+from piton.ports import Clock
+from piton.sweep import decide
+from piton.sweep.expand import PlannedRun, digest
+from piton.sweep.parse import ParsedSweep
+from piton.sweep.status import SweepStatus
+
+STATE_FILE = "sweep.json"
+
+
+class SweepState(Model):
+    """All that one command leaves for the next."""
+
+    name: str
+    created: AwareDatetime
+    status: SweepStatus = SweepStatus()
+
+
+def load(root: Path) -> SweepState | None:
+    """The state that an earlier command left; None where there is none.
+
+    Raises:
+        ValueError: it cannot be read, by this version at least.
+    """
+    try:
+        return SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
+        ) from error
+
+
+def save(root: Path, state: SweepState) -> None:
+    """Write the state so that a crash leaves the old one or the new one.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    replace_text(root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
+
+
+def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
+    """The state to go on from. A sweep that failed gets another chance: what has succeeded stays.
+
+    Raises:
+        ValueError: the folder holds another sweep, or this one as it was before it was edited.
+    """
+    saved = load(root)
+    if saved is None:
+        return SweepState(name=sweep.meta.name, created=clock.now())
+    if saved.name != sweep.meta.name:
+        raise ValueError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
+    if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
+        raise ValueError(
+            f"spec: {decide.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
+            "give the sweep another name"
+        )
+    if not saved.status.is_true(FAILED):
+        return saved
+    rows = tuple(row for row in saved.status.runs if row.succeeded)
+    return saved.model_copy(update={"status": SweepStatus(plan=saved.status.plan, runs=rows)})
+
+
+def folder_of(root: Path, run: PlannedRun, sweep: str) -> RunFolder:
+    """Where a run of the sweep lies."""
+    return RunFolder(root / run.short_name(sweep))
+
+
+def summaries(root: Path, sweep: ParsedSweep, known: Mapping[str, Summary] | None = None) -> tuple[Summary, ...]:
+    """Of the runs that have begun: as they have ended in this command, else as their folders have it."""
+    known = known or {}
+    found = (
+        known[run.name] if run.name in known else _summary(folder_of(root, run, sweep.meta.name)) for run in sweep.plan
+    )
+    return tuple(summary for summary in found if summary)
+
+
+def _summary(folder: RunFolder) -> Summary | None:
+    state = folder.load()
+    return summarise(folder, state, ()) if state else None
