@@ -37,7 +37,10 @@ def test_merging_changes_neither_of_the_two() -> None:
 
 
 def test_a_variant_changes_what_it_names_and_nothing_else() -> None:
-    variants = [{"name": "plain"}, {"name": "deep", "patch": {"trainer": {"config": {"depth": 8, "data": None}}}}]
+    variants = [
+        {"name": "plain"},
+        {"name": "deep", "remove": ["trainer.config.data"], "patch": {"trainer": {"config": {"depth": 8}}}},
+    ]
     plain, deep = planned(variants=variants)
 
     assert (plain.name, deep.name) == ("ragcun-plain", "ragcun-deep")

@@ -54,7 +54,10 @@ def test_a_bad_sweep_gets_a_sentence_with_path_and_fix(parts: dict[str, Any], pr
         ({"workers": {"nodes": 0}}, "variant b: spec.workers.nodes: 0 is out of range; write at least 1"),
         ({"wokers": {}}, "variant b: spec.wokers: unknown field; did you mean workers?"),
         ({"trainer": {"command": ["x"]}}, "variant b: spec.trainer: exactly one of recipe and command is needed"),
-        ({"trainer": None}, "variant b: spec.trainer: missing; it is required"),
+        (
+            {"trainer": {"image": None}},
+            "variant b: spec.trainer.image is null, which kubectl apply leaves out; write remove: [",
+        ),
         ({"suspend": True}, "variant b: spec.suspend: runs of a sweep hold when spec.suspend of the sweep says so"),
     ],
 )
@@ -63,6 +66,18 @@ def test_a_bad_variant_is_named(patch: dict[str, Any], problem: str) -> None:
 
     assert [sentence for sentence in found if sentence.startswith(problem)], found
     assert not [sentence for sentence in found if sentence.startswith("variant a")]
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("trainer", "variant a: spec.trainer: missing; it is required"),
+        ("trainer.images", "variant a: remove: the template's spec has no trainer.images; is it misspelt?"),
+        ("trainer.image.x", "variant a: remove: the template's spec has no trainer.image.x; is it misspelt?"),
+    ],
+)
+def test_what_cannot_go_is_named(path: str, problem: str) -> None:
+    assert problem in problems_of(variants=[{"name": "a", "remove": [path]}])
 
 
 def test_a_bad_variant_is_told_once_and_not_fold_by_fold() -> None:

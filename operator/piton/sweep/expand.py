@@ -1,6 +1,6 @@
 """From a sweep to its runs: variants, times the matrix, times folds and seeds.
 
-    template.spec  <-  variant.patch  <-  one value per path of the matrix  <-  fold, seed  <-  placement
+    template.spec  <-  variant.remove, .patch  <-  one value per path of the matrix  <-  fold, seed  <-  placement
 
 Each step is merged in as RFC 7386 says: mappings key by key, lists as a whole, null removes. The order of the runs is
 that in which they begin: fold 0 of every variant first, so that variants can be compared long before the end.
@@ -20,7 +20,7 @@ from typing import Any
 from piton.contract import names
 from piton.contract.duration import parse_duration
 from piton.core.model import ObjectiveSpec
-from piton.sweep.model import SweepSpec
+from piton.sweep.model import SweepSpec, Variant
 
 Document = dict[str, Any]
 Point = tuple[tuple[str, Any], ...]
@@ -149,11 +149,15 @@ def _variants(sweep: str, spec: SweepSpec) -> Iterator[tuple[str, tuple[Document
     suffix = max((len(f"-f{fold}") for fold in _folds(spec) if fold is not None), default=0)
     suffix += max((len(f"-s{seed}") for seed in spec.seeds), default=0)
     room = names.MAX_RUN_NAME - len(sweep) - 1 - suffix
-    for name, patch in [(variant.name, variant.patch) for variant in spec.variants] or [("", {})]:
+    for name, patches in [(variant.name, _patches(variant)) for variant in spec.variants] or [("", ())]:
         labels = _labels(points, room - (len(name) + 1 if name else 0))
         for label, point in zip(labels, points, strict=True):
             changes = tuple(_nested(path.split("."), value) for path, value in point)
-            yield "-".join(part for part in (name, label) if part) or _TEMPLATE, (dict(patch), *changes)
+            yield "-".join(part for part in (name, label) if part) or _TEMPLATE, (*patches, *changes)
+
+
+def _patches(variant: Variant) -> tuple[Document, ...]:
+    return (*(_nested(path.split("."), None) for path in variant.remove), dict(variant.patch))
 
 
 def _points(spec: SweepSpec) -> Iterator[Point]:

@@ -39,7 +39,10 @@ class Variant(Model):
     name: VariantName = Field(description="Its name, part of the names of its runs.")
     patch: Mapping[str, Any] = Field(
         default_factory=dict,
-        description="Merged into the template's spec: mappings key by key, lists as a whole, null removes a key.",
+        description="Merged into the template's spec: mappings key by key, lists as a whole.",
+    )
+    remove: Annotated[tuple[str, ...], Field(max_length=64)] = Field(
+        default=(), description="Paths of the template's spec that it does without, such as checkpoint.mirror."
     )
 
 

@@ -55,6 +55,19 @@ def good_paths(spec: SweepSpec) -> Iterator[str]:
             yield f"spec.matrix: {path!r} is no path in a run's spec; write one such as trainer.config.learningRate"
 
 
+def removable(spec: SweepSpec) -> Iterator[str]:
+    """A path that is to go leads to something; and nothing goes by null, which `kubectl apply` never sends."""
+    for variant in spec.variants:
+        for path in variant.remove:
+            if not _leads_somewhere(path.split("."), spec.template.spec):
+                yield f"variant {variant.name}: remove: the template's spec has no {path}; is it misspelt?"
+        for path in _nulls(variant.patch):
+            yield (
+                f"variant {variant.name}: spec.{path} is null, which kubectl apply leaves out; "
+                f"write remove: [{path}] beside the patch"
+            )
+
+
 def good_limits(spec: SweepSpec) -> Iterator[str]:
     """A deadline of nothing is a mistake; a budget that nothing acts on would cost money."""
     deadline = spec.limits.deadline
@@ -64,7 +77,7 @@ def good_limits(spec: SweepSpec) -> Iterator[str]:
         yield rules.ignored("limits.budget", rules.BUDGET_INSTEAD)
 
 
-RULES: tuple[Callable[[SweepSpec], Iterator[str]], ...] = (not_too_many, twice, good_paths, good_limits)
+RULES: tuple[Callable[[SweepSpec], Iterator[str]], ...] = (not_too_many, twice, good_paths, removable, good_limits)
 
 
 def _names(sweep: str, plan: Sequence[PlannedRun]) -> Iterator[str]:
@@ -126,6 +139,23 @@ def _one_objective(runs: Mapping[str, Spec]) -> Iterator[str]:
     judged = {(run.objective.metric, run.objective.goal) if run.objective else None for run in runs.values()}
     if len(judged) > 1:
         yield "spec.variants: the runs have different objectives; give all of them one metric and goal"
+
+
+def _leads_somewhere(keys: Sequence[str], document: object) -> bool:
+    for key in keys:
+        if not isinstance(document, Mapping) or key not in document:
+            return False
+        document = document[key]
+    return True
+
+
+def _nulls(patch: Mapping[str, object]) -> Iterator[str]:
+    """Paths of the patch that have no value."""
+    for key, value in patch.items():
+        if value is None:
+            yield key
+        elif isinstance(value, Mapping):
+            yield from (f"{key}.{path}" for path in _nulls(value))
 
 
 def _repeated(values: Sequence[str | int]) -> list[str | int]:
