@@ -6,6 +6,7 @@ A failure prints the steps that lead to it; `@reproduce_failure` or the example 
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -257,7 +258,15 @@ class RandomWorld(RuleBasedStateMachine):
         assert still(decide(observed, now=world.now(), pace=PACE), world.status)
 
 
-RandomWorld.TestCase.settings = settings(
-    max_examples=400, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+EXAMPLES, MANY_EXAMPLES = 120, 400
+_HOW = settings(stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 TestRandomWorld = RandomWorld.TestCase
+TestRandomWorld.settings = settings(_HOW, max_examples=EXAMPLES)
+
+
+class ManyRandomWorlds(RandomWorld):
+    """The same, at length."""
+
+
+TestManyRandomWorlds = pytest.mark.crash(ManyRandomWorlds.TestCase)
+TestManyRandomWorlds.settings = settings(_HOW, max_examples=MANY_EXAMPLES)

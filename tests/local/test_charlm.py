@@ -37,6 +37,7 @@ def a_charlm(ranks: int) -> Spec:
     return spec_of(parts)
 
 
+@pytest.mark.crash  # processes start seven times
 @pytest.mark.parametrize(
     ("ranks", "drills"), [(1, ("preempt@50%",)), (2, ("kill@30%", "kill@60%"))], ids=["one-rank", "two-ranks"]
 )
