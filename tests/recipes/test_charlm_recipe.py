@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,9 @@ from piton_trainer.data.text import DOCUMENT
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm, build, momentum_at, rates_at, warmdown
+from support.seats import Seat
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Seat:
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = CPU
 
 
 def a_config(**changes: Any) -> CharlmConfig:

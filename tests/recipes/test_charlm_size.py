@@ -12,15 +12,12 @@ from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.recipes.charlm.recipe import build
 from support.charlm import changed
+from support.seats import Seat
 
 D64 = CharlmConfig(depth=64, vocabulary_multiple=32)
 SYMBOLS = 19
 """The seed's 17, what begins a document, and what stands for all others."""
 GB = 10**9
-
-
-class Seat:
-    rank, world_size, device = 0, 1, torch.device("cpu")
 
 
 def test_arithmetic_needs_no_torch() -> None:

@@ -18,6 +18,7 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig, Stopped
 from support import charlm, resnet, twotower
 from support.pictures import quadrants
+from support.seats import Seat
 
 METRICS = ("val_loss", "bits_per_char")
 
@@ -114,7 +115,7 @@ def test_an_evaluation_of_two_towers_leaves_their_results_alone(tmp_path: Path) 
     before = files(tmp_path)
     step = min(int(path.name[5:]) for path in tmp_path.glob("step-*"))
     visitor = evaluate.Visitor(orders(tmp_path, "twotower"), Ranks(), best=step)
-    metrics = loop.evaluate(visitor, twotower.a_recipe(seat=twotower.Seat(directory=tmp_path)))
+    metrics = loop.evaluate(visitor, twotower.a_recipe(seat=Seat(directory=tmp_path)))
 
     assert visitor.step == step
     assert metrics["inner_ndcg_10"] == pytest.approx(saved(tmp_path, step)["inner_ndcg_10"])

@@ -1,6 +1,5 @@
 """The recipe `resnet50` without a loop: rates, sizes, mixed images and labels, optimizer, metrics, what is refused."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,9 @@ from piton_trainer.recipes.resnet50.mixing import Mix, draw, loss_of, mixed
 from piton_trainer.recipes.resnet50.recipe import Resnet, build
 from piton_trainer.recipes.resnet50.schedule import mean_over_sizes, rate_at, size_at
 from support.pictures import noise, quadrants, records_of
+from support.seats import Seat
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Seat:
-    directory: Path
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = CPU
 
 
 def a_config(data: Path, **changes: Any) -> ResnetConfig:

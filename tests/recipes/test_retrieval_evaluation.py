@@ -20,7 +20,7 @@ from piton_trainer.recipes.retrieval.evaluation import measure, name_of
 from piton_trainer.recipes.retrieval.nearest import Nearest
 from support import ranks
 from support.retrieval import write_beir
-from support.twotower import CPU, Seat
+from support.seats import CPU, Seat
 
 Judged = dict[str, dict[str, int]]
 

@@ -27,7 +27,7 @@ from piton_trainer.recipes.retrieval.schedule import rate_at
 from support import ranks
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
 from support.retrieval import World, a_recipe, attempt, world
-from support.twotower import Seat
+from support.seats import Seat
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.results import Results
 from support import ranks
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
-from support.twotower import Seat, a_recipe, attempt, changed, gradients, logit, made_up
+from support.seats import Seat
+from support.twotower import a_recipe, attempt, changed, gradients, logit, made_up
 
 
 def results(directory: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ An id is good at the queries of its own subject, and some ids are better than ot
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton_trainer.data.judgment_rows import Row
 from piton_trainer.data.judgments import Collector, Judgments
-from piton_trainer.distributed import Ranks
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.recipe import TwoTowers
-from piton_trainer.shelf import Shelf
 from piton_trainer.text_encoder import Embedded
 from support.attempts import attempt_at
+from support.seats import Seat
 
 CPU = torch.device("cpu")
 SUBJECTS, WIDTH = 4, 12
@@ -42,20 +40,6 @@ TINY = TwoTowerConfig(
     eval_every=5,
     ema=0.8,
 )
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A place on a volume."""
-
-    directory: Path = Path()
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default=CPU)
-
-    @property
-    def shelf(self) -> Shelf:
-        return Shelf(self.directory / "cache", Ranks())
 
 
 def made_up(*, queries: int = 60, ids: int = 12, guesses: int = 0) -> Judgments:

@@ -8,10 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from piton.contract import names
-from piton.contract.assignment import Assignment
 from piton.contract.ends import Outcome, Termination
 from piton_trainer import loop, stage
 from piton_trainer.__main__ import prepare
@@ -22,7 +19,7 @@ from piton_trainer.config import Config
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
 from piton_trainer.objects import Objects
-from piton_trainer.shelf import FOLDER, Shelf
+from piton_trainer.seat import Seat
 from piton_trainer.state import TrainState
 from piton_trainer.store import states_of
 
@@ -48,44 +45,13 @@ def evaluate(config: Config) -> Termination:
     return Termination(outcome=Outcome.FINISHED, step=visitor.step, metrics=metrics, detail=detail)
 
 
-class Visitor:
+class Visitor(Seat):
     """What a recipe and the loop need of a session, for somebody who trains nothing."""
 
     def __init__(self, config: Config, ranks: Ranks, *, best: int | None) -> None:
-        self._config = config
-        self._ranks = ranks
+        super().__init__(config, ranks)
         self._best = best
         self._state = TrainState()
-
-    @property
-    def rank(self) -> int:
-        """This process among all ranks."""
-        return self._ranks.rank
-
-    @property
-    def world_size(self) -> int:
-        """How many ranks there are."""
-        return self._ranks.world_size
-
-    @property
-    def device(self) -> torch.device:
-        """This rank's GPU, or the CPU."""
-        return self._ranks.device
-
-    @property
-    def assignment(self) -> Assignment:
-        """The run's orders."""
-        return self._config.assignment
-
-    @property
-    def directory(self) -> Path:
-        """Where the run's checkpoints lie."""
-        return self._config.checkpoint_dir
-
-    @property
-    def shelf(self) -> Shelf:
-        """For what is made once and every attempt needs."""
-        return Shelf(self.directory / FOLDER, self._ranks)
 
     @property
     def step(self) -> int:

@@ -14,11 +14,9 @@ import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Generator, Tensor
 
 from piton.contract import start
@@ -34,7 +32,7 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
 from piton_trainer.feed import Randomness
-from piton_trainer.shelf import FOLDER, Shelf
+from piton_trainer.seat import Seat
 from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
 from piton_trainer.steps import Steps
@@ -74,17 +72,16 @@ def session(
     return Session(config, overlap_saves=overlap_saves, clock=clock or Clock(), disk=disk)
 
 
-class Session:
+class Session(Seat):
     """One process of one attempt. Use it as a context manager, once; `session()` makes it."""
 
     def __init__(self, config: Config, *, overlap_saves: bool, clock: Clock, disk: layout.Disk | None) -> None:
-        self._config = config
+        super().__init__(config, Ranks())
         self._overlap_saves = overlap_saves
         self._clock = clock
         self._saves_in_background = config.background_saves and disk is None
         self._disk = disk or layout.Disk()
         self._signals = StopFlag()
-        self._ranks = Ranks()
         self._attempt = config.attempt or 0
         self._log = TerminationLog(config.termination_log, self._ranks)
         self._audience = Audience()
@@ -92,49 +89,9 @@ class Session:
         self._store: Store | None = None
 
     @property
-    def rank(self) -> int:
-        """This process among all ranks."""
-        return self._ranks.rank
-
-    @property
-    def local_rank(self) -> int:
-        """This process among those on the same node; the number of its GPU."""
-        return self._ranks.local_rank
-
-    @property
-    def world_size(self) -> int:
-        """How many ranks there are."""
-        return self._ranks.world_size
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is rank 0."""
-        return self._ranks.is_main
-
-    @property
-    def device(self) -> torch.device:
-        """This rank's GPU, or the CPU."""
-        return self._ranks.device
-
-    @property
     def attempt(self) -> int:
         """The number of this attempt; outside Piton they are counted in the checkpoint directory."""
         return self._attempt
-
-    @property
-    def assignment(self) -> Assignment:
-        """The run's orders."""
-        return self._config.assignment
-
-    @property
-    def directory(self) -> Path:
-        """Where the run's checkpoints lie."""
-        return self._config.checkpoint_dir
-
-    @property
-    def shelf(self) -> Shelf:
-        """For what is made once and every attempt needs."""
-        return Shelf(self.directory / FOLDER, self._ranks)
 
     @property
     def step(self) -> int:

@@ -21,7 +21,7 @@ from piton.contract import names
 from piton.contract.manifest import Complete
 from piton.core.model import Model, Spec
 from piton.core.status import RunStatus
-from piton.local.sweep import Process
+from piton.local.survivors import Process
 
 LOCK_FILE = "lock"
 STATE_FILE = "state.json"
@@ -48,7 +48,7 @@ class State(Model):
 
     @property
     def leftovers(self) -> tuple[Process, ...]:
-        """The processes, for the sweep."""
+        """The processes, so that none of them survives its attempt."""
         return tuple(Process(pid=record.pid, started=record.started) for record in self.processes)
 
 

@@ -20,7 +20,7 @@ from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 
 from piton.contract import names
 from piton.core.rules import RESERVED_ENV
-from piton.local import sweep
+from piton.local import survivors
 
 LOG_FILE = "output.log"
 _SHELL_SIGNAL_BASE = 128
@@ -37,7 +37,7 @@ class Replica:
         self._process = process
         self._mark = mark
         self._exit_code: int | None = None
-        self.identity = sweep.identify(process.pid)
+        self.identity = survivors.identify(process.pid)
 
     @property
     def exit_code(self) -> int | None:
@@ -58,7 +58,7 @@ class Replica:
 
     def kill_rest(self) -> None:
         """SIGKILL to whatever of it has left the group."""
-        sweep.kill_marked(self._mark)
+        survivors.kill_marked(self._mark)
 
 
 def kill(replicas: Sequence[Replica]) -> None:

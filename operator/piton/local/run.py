@@ -24,7 +24,7 @@ from piton.core.reasons import Reason
 from piton.core.render import GRACE_SECONDS
 from piton.core.status import Phase, RunStatus
 from piton.drive import reconcile
-from piton.local import continuing, curve, metrics, preflight, processes, sweep
+from piton.local import continuing, curve, metrics, preflight, processes, survivors
 from piton.local.drills import Drill
 from piton.local.folder import RunFolder, State, opened
 from piton.local.server import receiving
@@ -135,7 +135,7 @@ async def train(order: Order, audience: Audience, clock: Clock, stop: Stop) -> E
         ValueError: its folder is not its own, or holds another run.
     """
     with opened(order.root) as folder:
-        left = sweep.kill_marked(folder.mark, _recorded(folder))
+        left = survivors.kill_marked(folder.mark, _recorded(folder))
         if order.fresh:
             folder.clear()
         state = continuing.state_of(folder, name=order.name, spec=order.spec, now=clock.now())
@@ -145,7 +145,7 @@ async def train(order: Order, audience: Audience, clock: Clock, stop: Stop) -> E
         return await _train(order, audience, clock, folder, state, left, stop)
 
 
-def _recorded(folder: RunFolder) -> tuple[sweep.Process, ...]:
+def _recorded(folder: RunFolder) -> tuple[survivors.Process, ...]:
     """The processes of the last command, if it left word of them."""
     with contextlib.suppress(ValueError):
         state = folder.load()

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from piton.local import sweep
+from piton.local import survivors
 
 
 def main(variable: str, grace_seconds: float) -> None:
@@ -16,12 +16,12 @@ def main(variable: str, grace_seconds: float) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    left = sweep.marked(variable)
-    sweep.tell([process for process in left if _leads(process)], signal.SIGTERM)
-    sweep.kill(sweep.wait_gone(left, grace_seconds))
+    left = survivors.marked(variable)
+    survivors.tell([process for process in left if _leads(process)], signal.SIGTERM)
+    survivors.kill(survivors.wait_gone(left, grace_seconds))
 
 
-def _leads(process: sweep.Process) -> bool:
+def _leads(process: survivors.Process) -> bool:
     """Whether it is a trainer's main process; its helpers (data loaders, say) are its own to stop."""
     try:
         return os.getsid(process.pid) == process.pid
