@@ -13,6 +13,7 @@ from support.mirrored import Contents, Volume
 __all__ = ["outside_piton", "quiet_torch"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All on one worker, where there are several: starting the server takes longer than most of them together."""
     for item in items:

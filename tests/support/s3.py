@@ -34,6 +34,8 @@ _TRIES = 5
 _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
 _PARTS = ("master", "volume", "filer", "s3")
 _PORTS = (12_000, 22_000)
+_DICE = random.SystemRandom()
+"""Sessions of the trainer seed the other one, and two workers of pytest would find the same ports free."""
 _STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
 _IDENTITIES = (
     '{"identities":[{"name":"piton","credentials":[{"accessKey":"%s","secretKey":"%s"}],'
@@ -275,7 +277,7 @@ def _free_ports(count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", random.randrange(*_PORTS)))
+            probe.bind(("127.0.0.1", _DICE.randrange(*_PORTS)))
             found.append(probe.getsockname()[1])
     return found
 

@@ -56,8 +56,10 @@ class Evidence:
 
     def after(self, seconds: float) -> Self:
         """The same after so much time without an interruption."""
-        left = 0.5 ** (max(0.0, seconds) / HALF_LIFE_SECONDS)
-        gained = HALF_LIFE_SECONDS / math.log(2) * (1 - left)
+        halvings = max(0.0, seconds) / HALF_LIFE_SECONDS
+        left = 0.5**halvings
+        # 1 - left, which for a step's few milliseconds would have few digits
+        gained = HALF_LIFE_SECONDS / math.log(2) * -math.expm1(-halvings * math.log(2))
         return replace(
             self, interruptions=self.interruptions * left, exposed_seconds=self.exposed_seconds * left + gained
         )
