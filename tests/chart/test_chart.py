@@ -55,6 +55,8 @@ def test_helm_finds_nothing_to_complain_about() -> None:
         ("operator.workers=0", "workers"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("namespaces[0]=Not A Name", "namespaces"),
+        ("prices.p4d.Spot=12.50", "prices"),
+        ("prices.p4d.Cheap=1", "Cheap"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(value: str, word: str) -> None:

@@ -16,12 +16,11 @@ from typing import Protocol
 
 from piton.clock import SystemClock
 from piton.contract.progress import Progress
-from piton.core.backoff import Pace
+from piton.core.backoff import GRACE_SECONDS, Pace
 from piton.core.conditions import SUCCEEDED
 from piton.core.effects import Announcement
 from piton.core.model import Spec
 from piton.core.reasons import Reason
-from piton.core.render import GRACE_SECONDS
 from piton.core.status import Phase, RunStatus
 from piton.drive import reconcile
 from piton.local import continuing, curve, metrics, preflight, processes, survivors

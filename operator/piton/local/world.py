@@ -15,6 +15,7 @@ from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
+from piton.core.backoff import GRACE_SECONDS
 from piton.core.conditions import settled
 from piton.core.effects import (
     Announcement,
@@ -29,7 +30,7 @@ from piton.core.effects import (
 from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.reasons import Reason
-from piton.core.render import GRACE_SECONDS, appdef, assignment
+from piton.core.render import appdef, assignment
 from piton.core.stages import staged
 from piton.core.status import RunStatus
 from piton.local import environment, processes

@@ -74,7 +74,7 @@ def good_limits(spec: SweepSpec) -> Iterator[str]:
     if deadline is not None and duration.parse_duration(deadline) <= 0:
         yield f"spec.limits.deadline: {deadline!r} is no time at all; write a duration such as 24h"
     if spec.limits.budget is not None:
-        yield rules.ignored("limits.budget", rules.BUDGET_INSTEAD)
+        yield rules.ignored("limits.budget", "set spec.template.spec.limits.budget, of each run")
 
 
 RULES: tuple[Callable[[SweepSpec], Iterator[str]], ...] = (not_too_many, twice, good_paths, removable, good_limits)

@@ -1,0 +1,84 @@
+"""Budgets over the API: what nodes say that they cost, what is paused, and what goes on when it is raised."""
+
+from typing import Any
+
+from piton.core.reasons import Reason
+from piton.core.status import AttemptState, Phase, Verdict
+from support.apiserver import JOBS, NODES
+from support.builders import a_manifest
+from support.cluster import Runs, a_node
+from support.pilot import Pilot
+
+
+def _a_run(usd: str, price: str = "3600.00") -> dict[str, Any]:
+    return a_manifest(capacity={"maxPricePerHour": price}, limits={"budget": {"usd": usd}})
+
+
+async def test_a_budget_pauses_the_run_nothing_is_paid_and_raising_it_goes_on(pilot: Pilot) -> None:
+    pilot.cluster.price = "3600"
+    pilot.cluster.script = {1: Runs(), 2: Runs()}
+    await pilot.cluster.apply(_a_run("300"))
+    status = await pilot.until_phase(Phase.SUSPENDED)
+
+    condition = status.condition("Suspended")
+    assert condition is not None
+    assert condition.reason is Reason.BUDGET_EXCEEDED
+    assert "raise limits.budget.usd above" in condition.message
+    assert [(a.verdict, a.reason) for a in status.attempts] == [(Verdict.STOPPED, Reason.BUDGET_EXCEEDED)]
+    assert status.cost is not None
+    assert 200 <= float(status.cost.spent) <= 300
+    assert status.cost.per_hour == "0.00"
+    pilot.advance(9000)
+    await pilot.settle()
+    assert pilot.status() == status
+
+    await pilot.cluster.apply(_a_run("900"))
+    again = await pilot.until_phase(Phase.TRAINING)
+    assert again.attempt == 2
+
+
+async def test_time_alone_writes_no_status_and_the_limit_wakes_the_operator(pilot: Pilot) -> None:
+    pilot.cluster.price = "36"
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(_a_run("20", "36.00"))
+    await pilot.until_phase(Phase.TRAINING)
+    writes = pilot.count("PUT")
+
+    for _ in range(5):
+        await pilot.turn(100)
+    assert pilot.count("PUT") == writes
+    await pilot.turn(2000)
+    await pilot.turn()
+    await pilot.settle()
+    assert pilot.status().phase is Phase.SUSPENDED
+
+
+async def test_a_node_that_is_too_dear_is_left_and_kept_from_the_next_attempt(pilot: Pilot) -> None:
+    pilot.cluster.price = "40"
+    pilot.cluster.script[1] = Runs()
+    await pilot.server.put(NODES, a_node("elsewhere", price="12"))
+    await pilot.cluster.apply(a_manifest(capacity={"maxPricePerHour": "36.00"}))
+
+    await pilot.until(lambda: pilot.run() is not None and pilot.status().infrastructure_failures > 0)
+    first = pilot.status().attempts[0]
+    assert (first.state, first.reason) == (AttemptState.ENDED, Reason.PRICE_TOO_HIGH)
+    pilot.cluster.price = "36"
+    await pilot.until_phase(Phase.SUCCEEDED)
+    job = pilot.server.find(JOBS, "ragcun-2", "team")
+    assert job is not None
+    affinity = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    avoided = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-of-ragcun-1-master-0"]}
+    assert avoided in term["matchExpressions"]
+
+
+async def test_an_operator_that_was_away_over_the_limit_stops_what_ran_on(pilot: Pilot) -> None:
+    pilot.cluster.price = "3600"
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(_a_run("600"))
+    await pilot.until_phase(Phase.TRAINING)
+    pilot.clock.advance(5000)  # time that the operator's timers do not see
+    await pilot.controller.resync()
+    status = await pilot.until_phase(Phase.SUSPENDED)
+    assert status.cost is not None
+    assert float(status.cost.spent) >= 5000
