@@ -55,9 +55,11 @@ def bill(status: RunStatus, seen: AttemptSeen | None, spec: Spec | None, *, now:
     """Take in which machines the current attempt stands on. It keeps the price that they had when it came there."""
     record = status.current
     placed = _placed(seen)
-    if record is None or not placed or not _is_news(record, placed):
+    if record is None or seen is None or not placed or not _is_news(record, placed):
         return status
     found, now = _price(placed, highest(spec)), _counted(status, now)
+    if found is None and not seen.running:
+        return status  # not worth a write of its own: that it runs will be one
     if record.billed_from is None or record.price_per_hour is None:
         since = record.billed_from or max(record.created_time, min(_moments(placed)[0], now))
         changes: dict[str, object] = {"billed_from": since}
