@@ -113,8 +113,12 @@ def test_an_unknown_price_counts_as_the_highest_and_says_so() -> None:
 def test_an_attempt_whose_price_nobody_knew_makes_the_sum_incomplete() -> None:
     placed = flown(an_attempt(on(price=None)), a_status(a_record()), 0)
     closed = flown(an_attempt(failed(1, placed_at=NOW)), placed, 50)
-    assert closed.cost is not None
-    assert closed.cost.is_incomplete
+    assert closed.cost is None
+    assert closed.current is not None
+    again = closed.model_copy(update={"attempts": (closed.current, a_record(2)), "attempt": 2})
+    priced = flown(an_attempt(on(), number=2), again, 100)
+    assert priced.cost is not None
+    assert (priced.cost.is_incomplete, priced.cost.spent) == (True, "1.00")
 
 
 def test_an_end_that_was_noticed_late_is_billed_to_when_it_was() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import click
@@ -48,6 +49,7 @@ def train(
     folder: Path | None,
     drills: tuple[str, ...],
     notice_seconds: float,
+    price: Fraction | None,
     as_json: bool,
     fresh: bool,
     quiet: bool,
@@ -59,6 +61,7 @@ def train(
         fresh=fresh,
         drills=drills_of(sweep, drills),
         notice_seconds=notice_seconds,
+        price=price,
     )
     ending = variants.run(order, Voices(sweep.meta.name, quiet=quiet))
     if as_json:

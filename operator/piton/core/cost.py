@@ -85,8 +85,6 @@ def stop(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunSt
     known = [moment for moment in ends if moment is not None]
     end = min(max(known), now) if len(known) == len(ends) >= max(1, record.billed_machines) else now
     counted = status.cost.time if status.cost and status.cost.time else end
-    if record.price_per_hour is None:
-        status = _noted(status, is_incomplete=True)
     return _with(status, record.model_copy(update={"billed_until": max(record.billed_from, end, counted)}))
 
 
@@ -113,8 +111,10 @@ def shown(status: RunStatus, budget: str | None, *, now: datetime) -> RunStatus:
     total, rate = spent(status, now), per_hour(status)
     if status.cost is None and budget is None and not total and not rate:
         return status
+    unpriced = any(record.billed_until and record.price_per_hour is None for record in status.attempts)
     return _noted(
         status,
+        is_incomplete=unpriced or bool(status.cost and status.cost.is_incomplete),
         spent=as_text(total),
         per_hour=as_text(rate),
         wasted=as_text(total * _share_of_lost_steps(status)),

@@ -286,7 +286,7 @@ def _accounted(context: Context, decision: Decision) -> Decision:
         return decision
     account = budget.account(context, decision.status)
     status, news = decision.status, decision.announcements
-    if account and account.warns and not (status.cost and status.cost.warned_of == account.usd):
+    if account and account.warns and not account.used_up and not (status.cost and status.cost.warned_of == account.usd):
         status = cost.warned(status, account.usd)
         news += (Announcement(severity="Warning", reason=Reason.BUDGET_WARNING, message=budget.warning(account)),)
     if status != context.status:

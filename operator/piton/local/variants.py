@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -62,6 +63,8 @@ class SweepOrder:
     drills: Mapping[str, tuple[Drill, ...]] = field(default_factory=dict)
     """By the name of the run."""
     notice_seconds: float = 30.0
+    price: Fraction | None = None
+    """Dollars per hour of this machine."""
     pace: Pace = runs.LOCAL_PACE
 
 
@@ -97,7 +100,7 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
     if spec.suspend:
         raise ValueError("spec.suspend: the sweep is told to hold; remove the field to train here")
     for variant, first in first_runs(order.sweep).items():
-        _check(variant, spec_of(first))
+        _check(variant, spec_of(first), order.price)
     with taken(order.root, STATE_FILE, "sweep") as root:
         if order.fresh:
             clear(root, STATE_FILE)
@@ -141,9 +144,10 @@ def _model(document: Mapping[str, object]) -> Spec:
     return spec
 
 
-def _check(variant: str, spec: Spec) -> None:
+def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
     try:
         preflight.check(spec)
+        preflight.check_price(spec, price)
     except ValueError as error:
         raise ValueError(f"variant {variant}: {error}") from error
 
@@ -320,6 +324,7 @@ class _Sweep:
             pace=self.order.pace,
             devices=devices,
             share=self.spec.parallelism,
+            price=self.order.price,
         )
         stop = runs.Stop()
         task = asyncio.create_task(runs.train(order, self.choir.of(run.name), self.clock, stop), name=run.name)
