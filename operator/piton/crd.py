@@ -73,6 +73,7 @@ _SWEEP_COLUMNS: Columns = (
     ("Done", "string", ".status.done", 0),
     ("Active", "integer", ".status.counts.active", 0),
     ("Best", "string", ".status.best", 0),
+    ("Cost", "string", ".status.cost.spent", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Failed", "integer", ".status.counts.failed", 1),
     ("Parallelism", "integer", ".spec.parallelism", 1),

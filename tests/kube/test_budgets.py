@@ -4,10 +4,13 @@ from typing import Any
 
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, Phase, Verdict
-from support.apiserver import JOBS, NODES
+from piton.sweep.parse import parse
+from piton.sweep.status import SweepStatus
+from support.apiserver import JOBS, NODES, SWEEPS
 from support.builders import a_manifest
 from support.cluster import Runs, a_node
 from support.pilot import Pilot
+from support.sweeps import a_sweep
 
 
 def _a_run(usd: str, price: str = "3600.00") -> dict[str, Any]:
@@ -82,3 +85,39 @@ async def test_an_operator_that_was_away_over_the_limit_stops_what_ran_on(pilot:
     status = await pilot.until_phase(Phase.SUSPENDED)
     assert status.cost is not None
     assert float(status.cost.spent) >= 5000
+
+
+def _sweep(usd: str) -> dict[str, Any]:
+    template = {"capacity": {"maxPricePerHour": "3600.00"}}
+    return a_sweep(parallelism=2, template=template, limits={"budget": {"usd": usd}})
+
+
+async def test_a_sweeps_budget_holds_all_that_train_and_a_raised_one_lets_them_go(pilot: Pilot) -> None:
+    pilot.cluster.price = "3600"
+    pilot.cluster.fates = {f"ragcun-{variant}-1": Runs() for variant in ("baseline", "isotropy")}
+    await pilot.cluster.apply(_sweep("600"))
+
+    async def until(phase: Phase) -> SweepStatus:
+        for _ in range(100):
+            await pilot.settle_sweeps()
+            found = pilot.server.find(SWEEPS, "ragcun", "team")
+            assert found is not None
+            if parse(found).status.phase is phase:
+                return parse(found).status
+            await pilot.cluster.step()
+            pilot.advance(5.0)
+        raise AssertionError(f"not {phase} after 100 turns")
+
+    held = await until(Phase.SUSPENDED)
+    assert held.cost is not None
+    assert 350 <= float(held.cost.spent) <= 600
+    assert held.cost.per_hour == "0.00"
+    assert [row.phase for row in held.runs] == [Phase.SUSPENDED, Phase.SUSPENDED, Phase.PENDING]
+    condition = held.condition("Suspended")
+    assert condition is not None
+    assert condition.reason is Reason.BUDGET_EXCEEDED
+
+    await pilot.cluster.apply(_sweep("9000"))
+    done = await until(Phase.SUCCEEDED)
+    assert done.cost is not None
+    assert float(done.cost.spent) > float(held.cost.spent)

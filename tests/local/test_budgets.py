@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
-from local.helpers import QUICK, fake_parts, spec_of, train
+from local.helpers import QUICK, Listener, fake_parts, spec_of, train
+from piton.core.effects import Announcement
 from piton.core.model import Spec
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, CostStatus, Phase
-from piton.local import continuing
+from piton.local import continuing, variants
 from piton.local.folder import opened
+from piton.local.variants import SweepOrder
+from piton.sweep.parse import ParsedSweep
+from piton.sweep.parse import parse as parse_sweep
 from support.builders import NOW, a_record, a_status, later
+from support.sweeps import a_sweep
 
 SECONDS = Fraction(3600)
 """A price per hour that is a dollar per second."""
@@ -91,3 +96,38 @@ def test_a_command_that_was_killed_is_billed_until_it_was_last_heard_of(tmp_path
 
     assert found.status.current is not None
     assert found.status.current.billed_until == later(3)
+
+
+class Deaf:
+    """Nobody watches."""
+
+    async def announce(self, announcement: Announcement) -> None:
+        """Say nothing."""
+
+    def of(self, name: str) -> Listener:
+        return Listener()
+
+
+def a_sweep_of(usd: str) -> ParsedSweep:
+    run = fake_parts("--hold-at", "7", capacity={"maxPricePerHour": "3600.00"}, checkpoint={"volume": {"size": "1Gi"}})
+    parts = {"variants": [{"name": "a"}, {"name": "b"}], "limits": {"budget": {"usd": usd}}}
+    manifest = a_sweep("pair", template=run, **parts)
+    del manifest["spec"]["template"]["spec"]["objective"]
+    manifest["spec"]["template"]["spec"]["trainer"].pop("config", None)
+    found = parse_sweep(manifest)
+    assert not found.problems, found.problems
+    return found
+
+
+def test_a_sweeps_budget_ends_the_command_and_the_next_counts_what_the_first_has_spent(tmp_path: Path) -> None:
+    first = variants.run(SweepOrder(sweep=a_sweep_of("1.50"), root=tmp_path, pace=PACE), Deaf())
+    assert first.status.phase is Phase.SUSPENDED
+    assert first.status.cost is not None
+    spent = float(first.status.cost.spent)
+    assert 1.0 <= spent < 6.0
+    assert [run.phase for run in first.runs] == [Phase.SUSPENDED]
+
+    same = variants.run(SweepOrder(sweep=a_sweep_of("1.60"), root=tmp_path, pace=PACE), Deaf())
+    assert same.status.phase is Phase.SUSPENDED
+    assert same.status.cost is not None
+    assert float(same.status.cost.spent) == spent

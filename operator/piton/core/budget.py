@@ -97,9 +97,9 @@ def reserve_of(spec: Spec | None, status: RunStatus, *, pace: Pace) -> Fraction:
     return reserve(spec, status, None if spec is None else next_stage(spec, status), pace=pace)
 
 
-def exhausted(found: Account, status: RunStatus) -> str:
+def exhausted(found: Account, status: RunStatus | None = None) -> str:
     """Why nothing goes on, and what to write."""
-    saved = f"; step {status.checkpoint.step} is saved" if status.checkpoint else ""
+    saved = f"; step {status.checkpoint.step} is saved" if status and status.checkpoint else ""
     needed = cost.as_text(found.spent + found.reserve)
     instead = "" if found.stops else f"; raise limits.budget.usd above {needed} to go on"
     return (

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from piton.contract import duration, names
-from piton.core.model import DNS_LABEL, EvaluateStage, SideStage, Spec, Stage
+from piton.core.model import DNS_LABEL, Budget, EvaluateStage, SideStage, Spec, Stage
 
 Rule = Callable[[Spec], Iterator[str]]
 
@@ -17,6 +17,10 @@ RESERVED_ENV = re.compile(
 )
 LOSS = "loss"
 """By its name the loss of one batch, as every training script reports it."""
+NO_PRICE = (
+    "spec.capacity.maxPricePerHour: missing; limits.budget counts with it where nobody knows what a node costs; "
+    'write the most that you pay for a node per hour, such as "12.50"'
+)
 SECRET_ENV = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
 
 
@@ -117,8 +121,13 @@ def good_durations(spec: Spec) -> Iterator[str]:
 
 def positive_budget(spec: Spec) -> Iterator[str]:
     """A budget of nothing trains nothing."""
-    budget = spec.limits.budget
-    if budget and float(budget.usd) <= 0:
+    if spec.limits.budget:
+        yield from positive(spec.limits.budget)
+
+
+def positive(budget: Budget) -> Iterator[str]:
+    """The same, of any budget."""
+    if float(budget.usd) <= 0:
         yield f'spec.limits.budget.usd: {budget.usd!r} buys nothing; write a positive amount of dollars, such as "250"'
 
 
@@ -128,10 +137,7 @@ def a_price(spec: Spec) -> Iterator[str]:
     if price is not None and float(price) <= 0:
         yield f'spec.capacity.maxPricePerHour: {price!r} gets no node; write what you pay for one, such as "12.50"'
     if spec.limits.budget and price is None:
-        yield (
-            "spec.capacity.maxPricePerHour: missing; limits.budget counts with it where nobody knows what a node costs;"
-            ' write the most that you pay for a node per hour, such as "12.50"'
-        )
+        yield NO_PRICE
 
 
 def gpus_by_piton(spec: Spec) -> Iterator[str]:

@@ -20,6 +20,7 @@ from piton.core import parse
 from piton.core.backoff import Pace
 from piton.core.conditions import SUCCEEDED, SUSPENDED, settled
 from piton.core.context import deadline_of
+from piton.core.cost import forget
 from piton.core.effects import Announcement
 from piton.core.model import Meta, Spec
 from piton.core.reasons import Reason
@@ -223,6 +224,8 @@ class _Sweep:
             with runs.signals(self._interrupt):
                 while not (settled(self.state.status) or (self.interrupted and not self.driven)):
                     seconds = await self._pass()
+                    if seconds is None:
+                        break
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.wake.wait(), seconds)
                     self.wake.clear()
@@ -238,14 +241,16 @@ class _Sweep:
             interrupted=self.interrupted,
         )
 
-    async def _pass(self) -> float:
-        """One pass; how long to wait for the next."""
+    async def _pass(self) -> float | None:
+        """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         try:
             decision = await pass_over(self, self.choir, self._decide, self._turn_down)
         except Unavailable as error:
             await self.choir.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
+        if decision and not decision.effects and not self.driven and wanted != 0 and not settled(decision.status):
+            return None
         return min(_LOOK_SECONDS, _LOOK_SECONDS if wanted is None else wanted)
 
     def _decide(self, observed: SweepObserved) -> SweepDecision:
@@ -298,7 +303,7 @@ class _Sweep:
         saved = self._folder(run).load()
         status = saved.status if saved else RunStatus()
         if driven and settled(status):  # an earlier command's end, or one that is only just being written
-            status = RunStatus()
+            status = RunStatus(cost=forget(status, status.attempts).cost)
         if driven is None and ending is None and not status.is_true(SUCCEEDED):
             return None
         return RunSeen(
@@ -306,6 +311,8 @@ class _Sweep:
             created=driven.created if driven else self.clock.now(),
             suspend=driven.stop.times > 0 if driven else status.is_true(SUSPENDED),
             ends_at=driven.ends_at if driven else None,
+            spec=spec_of(run),
+            uid=run.name,
             status=status,
         )
 
