@@ -365,8 +365,20 @@ def test_a_budget_with_a_price_is_accepted() -> None:
     assert problems_of(limits=limits, capacity={"maxPricePerHour": "12.50"}) == ()
 
 
-def test_a_bill_is_never_from_before_the_attempt_or_from_the_future() -> None:
-    status = flown(an_attempt(on(at=-500)), a_status(a_record()), 100)
-    assert spent(status, 100) == 1
+def test_a_machine_that_nobody_knows_the_price_of_beside_one_that_is_known_makes_the_sum_incomplete() -> None:
+    one = flown(an_attempt(on(), expected_replicas=2), a_status(a_record()), 100)
+    both = an_attempt(on(), on("n2", at=200, price=None))
+    two = flown(both, flown(both, one, 300), 400)
+    assert two.cost is not None
+    assert two.cost.is_incomplete
+    assert spent(two, 400) == 4
+
+
+def test_an_attempt_that_the_status_had_forgotten_is_billed_from_its_placement() -> None:
+    found = decide(an_observed(an_attempt(on(at=-500))), now=later(100), pace=PACE).status
+    assert spent(flown(an_attempt(on(at=-500)), found, 100), 100) == 6
+
+
+def test_a_bill_is_never_from_the_future() -> None:
     ahead = flown(an_attempt(on(at=500)), a_status(a_record()), 100)
     assert spent(ahead, 200) == 1

@@ -58,21 +58,14 @@ def bill(status: RunStatus, seen: AttemptSeen | None, spec: Spec | None, *, now:
     if record is None or seen is None or not placed or not _is_news(record, placed):
         return status
     found, now = _price(placed, highest(spec)), _counted(status, now)
-    if found is None and not seen.running:
-        return status  # not worth a write of its own: that it runs will be one
-    if record.billed_from is None or record.price_per_hour is None:
-        since = record.billed_from or max(record.created_time, min(_moments(placed)[0], now))
-        changes: dict[str, object] = {"billed_from": since}
-    else:  # more machines: what it has cost until they came is settled, and they are paid from there on
-        since = max(record.billed_from, min(_moments(placed)[record.billed_machines], now))
-        before = _of_attempt(record, since)
-        changes = {"billed_from": since, "billed_before": as_text(before, _EXACT_DIGITS)}
-        found = None if found is None else max(found, dollars(record.price_per_hour))
-    if found is not None:
-        changes |= {"price_per_hour": as_text(found, _EXACT_DIGITS), "billed_machines": len(placed)}
-        if any(replica.node_price is None for replica in placed):
-            status = _noted(status, is_bound=True)
-    return _with(status, record.model_copy(update=changes))
+    if record.billed_from is None and (found is not None or seen.running):
+        # Without a price it is not worth a write of its own: that it runs will be one.
+        record = record.model_copy(update={"billed_from": min(_moments(placed)[0], now)})
+    if found is None:
+        return _with(status if record.price_per_hour is None else _noted(status, is_incomplete=True), record)
+    if any(replica.node_price is None for replica in placed):
+        status = _noted(status, is_bound=True)
+    return _with(status, _priced(record, placed, found, now))
 
 
 def stop(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
@@ -163,6 +156,16 @@ def _price(placed: Iterable[ReplicaSeen], at_most: Fraction | None) -> Fraction 
             return None
         total += price * replica.node_share
     return total
+
+
+def _priced(record: AttemptStatus, placed: Sequence[ReplicaSeen], price: Fraction, now: datetime) -> AttemptStatus:
+    """The record with that price. What it has cost until more machines came is settled; they are paid from there on."""
+    changes: dict[str, object] = {"billed_machines": len(placed)}
+    if record.billed_from is not None and record.price_per_hour is not None:
+        since = max(record.billed_from, min(_moments(placed)[record.billed_machines], now))
+        changes |= {"billed_from": since, "billed_before": as_text(_of_attempt(record, since), _EXACT_DIGITS)}
+        price = max(price, dollars(record.price_per_hour))
+    return record.model_copy(update={**changes, "price_per_hour": as_text(price, _EXACT_DIGITS)})
 
 
 def _share_of_lost_steps(status: RunStatus) -> Fraction:
