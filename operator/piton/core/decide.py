@@ -291,14 +291,15 @@ def _accounted(context: Context, decision: Decision) -> Decision:
         news += (Announcement(severity="Warning", reason=Reason.BUDGET_WARNING, message=budget.warning(account)),)
     if status != context.status:
         status = cost.shown(status, account.usd if account else None, now=context.now)
-    waits = [decision.look_again_seconds, account.seconds if account else None]
-    if waits[1] == 0.0 and status == context.status:
-        del waits[1]  # it has spoken, and what follows from that is under way
+    wait = account.seconds if account else None
+    if wait == 0.0 and status == context.status:
+        wait = None  # it has spoken, and what follows from that is under way
+    waits = (decision.look_again_seconds, wait)
     return replace(
         decision,
         status=status,
         announcements=news,
-        look_again_seconds=min((wait for wait in waits if wait is not None), default=None),
+        look_again_seconds=min((seconds for seconds in waits if seconds is not None), default=None),
     )
 
 

@@ -135,7 +135,7 @@ def too_dear(context: Context) -> Decision | None:
             asked = f"costs ${cost.as_text(replica.node_price)} per hour, and capacity.maxPricePerHour is"
             message = f"{replica.name}: the node {replica.node} {asked} ${cost.as_text(most)}"
             judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message=message)
-            return _told_to_stop(context, judgement, message)
+            return _told_to_stop(context, "too_dear", judgement, message)
     return None
 
 
@@ -145,14 +145,14 @@ def unwanted(context: Context) -> Decision | None:
     if record is None or context.seen is None or order is None or order is Reason.INVALID_SPEC:
         return None
     judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=f"told to stop: {order}")
-    return _told_to_stop(context, judgement, f"{stages.called(record)} saves and stops")
+    return _told_to_stop(context, "unwanted", judgement, f"{stages.called(record)} saves and stops")
 
 
-def _told_to_stop(context: Context, judgement: Judgement, message: str) -> Decision:
+def _told_to_stop(context: Context, rule: str, judgement: Judgement, message: str) -> Decision:
     status = ledger.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
     status = ledger.change(status, **ledger.verdict_fields(judgement))
     status = context.phase(status, Phase.STOPPING, judgement.reason, message)
-    return Decision(rule="unwanted", status=status, look_again_seconds=0)
+    return Decision(rule=rule, status=status, look_again_seconds=0)
 
 
 def follow(context: Context) -> Decision | None:

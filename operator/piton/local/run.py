@@ -204,7 +204,7 @@ def _devices(order: Order) -> tuple[str, ...]:
 def _part(order: Order) -> Fraction:
     """The part of this machine that the run has: of its GPUs, else of its cores."""
     wanted = preflight.gpus_wanted(order.spec)
-    return Fraction(wanted, len(preflight.gpus())) if wanted else Fraction(1, order.share)
+    return Fraction(wanted, max(wanted, len(preflight.gpus()))) if wanted else Fraction(1, order.share)
 
 
 def _draw(folder: RunFolder, state: State) -> None:
