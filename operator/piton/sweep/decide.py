@@ -164,7 +164,8 @@ def over(context: Context) -> SweepDecision | None:
         return None
     message = f"limits.deadline of {context.spec.limits.deadline} has passed; {_failures(context)}"
     if context.alive:
-        return _stopping(context, Reason.DEADLINE_EXCEEDED, message)
+        moved = tuple(_moved(context))  # by somebody who has moved it into the past
+        return _stopping(context, Reason.DEADLINE_EXCEEDED, message, moved)
     return _fail(context, Reason.DEADLINE_EXCEEDED, message)
 
 
