@@ -6,7 +6,6 @@ belong while it is still in the processor's cache. Reading, hashing and copying 
 
 import ctypes
 import errno
-import hashlib
 import mmap
 import os
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import layout
+from piton_trainer.file_digest import FileDigest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,8 +111,8 @@ def read_file(path: Path, job: Job, buffer: memoryview) -> str | None:
 
 
 def _read(source: "_Source", job: Job, buffer: memoryview) -> str:
-    """The SHA-256 of what was read."""
-    digest, address = hashlib.sha256(), _address(buffer)
+    """The digest of what was read."""
+    digest, address = FileDigest(job.entry), _address(buffer)
     position, size = 0, job.entry.size
     while position < size and (job.is_verified or job.landings):
         if not job.is_verified:
@@ -123,7 +123,7 @@ def _read(source: "_Source", job: Job, buffer: memoryview) -> str:
             digest.update(buffer[:wanted])
         _hand_out(job.landings, address, position, position + wanted)
         position += wanted
-    return digest.hexdigest()
+    return digest.text()
 
 
 class _Source:
