@@ -44,7 +44,7 @@ datasets: setup  ## real data and models for the small systems, 130 MB that only
 	$(BIN)/python -m piton_trainer.data.foldoc
 
 e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
-	pytest -q --durations 25 -m 'e2e or box'
+	pytest -q -n 2 --dist loadgroup --durations 25 -m 'e2e or box'
 
 e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some ten minutes; root only
 	pytest -q -m seeds

@@ -62,7 +62,11 @@ class Method:
         return seconds(lambda: self.save(state, step))
 
     def wait(self) -> None:
-        """Until what was saved is durable."""
+        """Until what was saved is durable, with all of the machine."""
+
+    def is_durable(self) -> bool:
+        """Whether it is, asked between two steps of a training that goes on."""
+        return True
 
     def load(self, into: State) -> None:
         """The newest, into tensors that are there."""
@@ -192,6 +196,10 @@ class DcpAsync(Dcp):
             self._done.result()
             self._done = None
 
+    def is_durable(self) -> bool:
+        """Whether it is written."""
+        return self._done is None or self._done.done()
+
     def close(self) -> None:
         """Give the stager's memory back."""
         if self._stager is not None:
@@ -226,6 +234,11 @@ class Piton(Method):
     def wait(self) -> None:
         """Until committed."""
         self._saver.wait()
+
+    def is_durable(self) -> bool:
+        """As a session asks at a boundary."""
+        self._saver.poll()
+        return not self._saver.in_flight
 
     def load(self, into: State) -> None:
         """Verified, in place."""

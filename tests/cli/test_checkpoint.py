@@ -127,7 +127,7 @@ def test_one_checkpoint_can_be_verified_alone(run: Path, piton: Piton) -> None:
     found = json.loads(piton("checkpoint", "verify", run, "--step", 8, "--json").out)
 
     assert found["problems"] == [
-        {"folder": "step-000000008", "problem": "state.json has flipped bits: its SHA-256 is another"}
+        {"folder": "step-000000008", "problem": "state.json has flipped bits: its digest is another"}
     ]
     assert piton("checkpoint", "verify", run, "--step", 12).code == 0
 

@@ -10,6 +10,8 @@ from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Terminat
 from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
 from piton.contract.progress import Progress, Wishes
 
+ENTRY = FileEntry(size=5, digest="blake3:00")
+
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("15m", 900), ("24h", 86_400), ("1h30m", 5_400), ("2d", 172_800)]
@@ -129,7 +131,7 @@ def test_an_objective_knows_what_is_better(goal: str, value: float, than: float 
 
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_a_manifest_says_when_the_weights_are_all_that_is_left(weights_only: bool) -> None:
-    files = {"a": FileEntry(size=5, sha256="00")}
+    files = {"a": ENTRY}
     text = Manifest(step=3, attempt=2, world_size=1, files=files, weights_only=weights_only).to_json()
 
     assert ("weightsOnly" in text) is weights_only
@@ -149,7 +151,7 @@ def test_a_manifest_survives_the_trip() -> None:
         step=3,
         attempt=2,
         world_size=1,
-        files={"a": FileEntry(size=5, sha256="00")},
+        files={"a": ENTRY},
         metrics={"val_loss": 0.5},
         created="now",
     )
@@ -165,13 +167,15 @@ def test_a_manifest_survives_the_trip() -> None:
         {"step": -1},
         {"step": "3"},
         {"files": {}},
-        {"files": {"../x": {"size": 1, "sha256": "0"}}},
-        {"files": {"a": {"size": True, "sha256": "0"}}},
+        {"files": {"../x": {"size": 1, "digest": "blake3:0"}}},
+        {"files": {"a": {"size": True, "digest": "blake3:0"}}},
+        {"files": {"a": {"size": 1, "digest": "md5:0"}}},
+        {"files": {"a": {"size": 1}}},
         {"metrics": None},
     ],
 )
 def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
-    good = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}).to_json())
+    good = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY}).to_json())
 
     good.pop("sha256")
     assert Manifest.from_json(sealed(good)).step == 3
@@ -179,10 +183,16 @@ def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
         Manifest.from_json(sealed(good | change))
 
 
+def test_a_manifest_of_the_version_before_is_read() -> None:
+    fields = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY}).to_json())
+    fields.pop("sha256")
+    before = fields | {"format": 2, "files": {"a": {"size": 5, "sha256": "00"}}}
+
+    assert Manifest.from_json(sealed(before)).files == {"a": FileEntry(size=5, digest="sha256:00")}
+
+
 def test_every_changed_byte_of_a_manifest_is_found() -> None:
-    manifest = Manifest(
-        step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}, metrics={"loss": 0.25}
-    )
+    manifest = Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY}, metrics={"loss": 0.25})
     text = manifest.to_json()
 
     for place, letter in enumerate(text):
@@ -193,7 +203,7 @@ def test_every_changed_byte_of_a_manifest_is_found() -> None:
 
 
 def test_a_torn_manifest_is_refused() -> None:
-    text = Manifest(step=3, attempt=2, world_size=1, files={"a": FileEntry(size=5, sha256="00")}).to_json()
+    text = Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY}).to_json()
 
     for length in range(len(text) - 1):
         with pytest.raises(ValueError, match="manifest"):

@@ -24,6 +24,14 @@ from support.live import DigestOf, LiveCluster, NewTraining, Training, paced
 SPOT_NODES = 2
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """There is one box: what needs it stays on one worker, while another trains the small systems, file by file."""
+    for item in items:
+        alone = item.get_closest_marker("e2e") is not None
+        item.add_marker(pytest.mark.xdist_group(item.path.stem if alone else "box"))
+
+
 @pytest.fixture(scope="session")
 def the_box() -> Iterator[None]:
     """A box, with or without Piton. One that was up stays up."""

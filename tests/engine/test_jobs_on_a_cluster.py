@@ -434,7 +434,9 @@ async def test_only_the_bundled_engine_makes_pods(cluster: Cluster, engine: Engi
     """The whole operator, with its watches, from the run to its end; nobody but Piton makes pods."""
     machines = Machines(cluster.server, cluster.clock)
     stop, ready = threading.Event(), threading.Event()
-    settings = Settings(api_url=url(cluster.server), probe_port=None, resync_seconds=3600.0, engine=engine)
+    settings = Settings(
+        api_url=url(cluster.server), probe_port=None, metrics_port=None, resync_seconds=3600.0, engine=engine
+    )
     running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))
     try:
         watches = 5 if engine is Engine.BUNDLED else 4

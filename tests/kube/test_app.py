@@ -24,6 +24,7 @@ from support.apiserver import NODES, PODS, RUNS, to_json
 from support.builders import a_manifest, a_progress
 from support.cluster import Cluster, Disrupted, Runs
 from support.pilot import url
+from support.ports import free_port
 from support.tokens import Token
 
 NEVER = 3600.0
@@ -134,7 +135,7 @@ async def test_only_the_namespaces_that_were_named_are_served(cluster: Cluster) 
 
 
 async def test_metrics_are_served_until_the_operator_ends(cluster: Cluster) -> None:
-    port = _free_port()
+    port = free_port()
     async with aiohttp.ClientSession() as session:
         async with _operator(cluster, metrics_port=port):
             await _reach_training(cluster)
@@ -160,7 +161,7 @@ async def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
 @pytest.mark.parametrize(("stuck_seconds", "status"), [(300.0, 200), (-NEVER, 500)])
 async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stuck_seconds: float, status: int) -> None:
     """With less than no patience, everything that takes time is stuck."""
-    port = _free_port()
+    port = free_port()
     options = {"probe_port": port, "probe_host": "127.0.0.1", "stuck_seconds": stuck_seconds, "resync_seconds": 0.05}
     async with (
         _operator(cluster, **options),
@@ -173,7 +174,7 @@ async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stu
 async def test_trainers_report_to_the_operator(cluster: Cluster, tmp_path: Path) -> None:
     """The pod has all that it takes: where to, whom to trust, and who it is."""
     cluster.script[1] = Runs()
-    port, folder = _free_port(), certificates.make(tmp_path / "tls")
+    port, folder = free_port(), certificates.make(tmp_path / "tls")
     options = {"progress_url": f"https://127.0.0.1:{port}", "progress_port": port, "progress_host": "127.0.0.1"}
     async with _operator(cluster, tls_dir=folder, **options):
         await _reach_training(cluster)
@@ -192,19 +193,15 @@ async def test_trainers_report_to_the_operator(cluster: Cluster, tmp_path: Path)
 
 
 async def test_without_its_certificate_the_operator_does_not_start(cluster: Cluster, tmp_path: Path) -> None:
-    settings = Settings(api_url=url(cluster.server), progress_url="https://piton:8443", tls_dir=tmp_path)
+    settings = Settings(
+        api_url=url(cluster.server), metrics_port=None, progress_url="https://piton:8443", tls_dir=tmp_path
+    )
     with pytest.raises(ValueError, match=r"tls\.crt: No such file"):
         await serve(settings)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_without_a_cluster_the_operator_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no cluster"):
-        await serve(Settings())
+        await serve(Settings(metrics_port=None))

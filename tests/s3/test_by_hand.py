@@ -72,7 +72,7 @@ def test_people_verify_what_is_in_the_bucket_by_its_bytes(
 
     assert call(monkeypatch, "verify", f"{uri}/run") == 1
     assert capsys.readouterr().out == (
-        f"{bad}: {SHARD} has flipped bits: its SHA-256 is another\n1 of 2 checkpoints are good\n"
+        f"{bad}: {SHARD} has flipped bits: its digest is another\n1 of 2 checkpoints are good\n"
     )
     assert call(monkeypatch, "verify", f"{uri}/run", "--step", "4", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {

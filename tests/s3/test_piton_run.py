@@ -1,4 +1,4 @@
-"""`piton run` with a mirror: a run that loses its volume between two attempts goes on from the bucket."""
+"""`piton run` with a mirror: the volume is lost between two attempts, the bucket is away for minutes."""
 
 import json
 import os
@@ -7,41 +7,69 @@ from typing import Any
 
 import pytest
 
-from local.helpers import a_command, write_manifest
+from local.helpers import a_command, eventually, write_manifest
+from piton_trainer.checkpoint.load import newest_step
 from support import loses_its_volume, s3
 from support.mirrored import Contents
 
 TESTS = Path(__file__).parents[1]
+PACED = str(TESTS / "e2e" / "paced.py")
+AWAY_SECONDS = 300
+
+
+@pytest.fixture
+def mirrored(server: s3.Server, proxy: s3.Proxy, uri: str) -> Contents:
+    """What the bucket has of a run in the namespace `default`; `proxy` tells the run how to get there."""
+    return Contents(server.client, f"{uri}/default")
 
 
 @pytest.mark.crash
 def test_a_run_whose_volume_is_lost_between_attempts_restores_it_and_ends_with_the_same_weights(
-    tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, uri: str, mirrored: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
 
-    undisturbed = summary_of(tmp_path / "undisturbed", "--keep")
-    lost = summary_of(tmp_path / "run", mirror={"uri": uri})
+    undisturbed = summary_of(tmp_path / "undisturbed", *DOOMED, "--keep")
+    lost = summary_of(tmp_path / "run", *DOOMED, mirror={"uri": uri})
 
     assert (lost["phase"], lost["attempts"], lost["lostSteps"]) == ("Succeeded", 2, 0)
     restored = f"step {loses_its_volume.LAST_STEP_OF_THE_FIRST} is restored from {uri}/default/run"
     assert restored in log_of(tmp_path / "run", attempt=2)
     assert lost["weightsDigest"] == undisturbed["weightsDigest"]
-    mirrored = Contents(bucket.client, f"{uri}/default")
-    assert (mirrored.newest() or "").startswith("step-000000020-")
-    mirrored.assert_sound()
+    assert_mirrored(mirrored, step=20)
 
 
-def summary_of(folder: Path, *arguments: str, **checkpoint: Any) -> dict[str, Any]:
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_a_bucket_that_is_away_for_five_minutes_costs_nothing_and_the_mirror_catches_up(
+    tmp_path: Path, uri: str, mirrored: Contents, server: s3.Server
+) -> None:
+    """With the patience that users have. A step takes a second, so the steps say how long the bucket is away."""
+    steps, directory = AWAY_SECONDS + 60, tmp_path / "run/run/checkpoints"
+    undisturbed = summary_of(tmp_path / "undisturbed", "python", PACED, str(steps), "0", every={"steps": 5})
+    file = a_manifest(tmp_path / "run", "python", PACED, str(steps), "1", every={"steps": 5}, mirror={"uri": uri})
+    with a_command("run", str(file), "--dir", str(tmp_path / "run/run"), "--json", cwd=tmp_path / "run") as process:
+        went_at = eventually(lambda: mirrored.folders() and newest_step(directory), 60)
+        server.stop()
+        eventually(lambda: (newest_step(directory) or 0) >= went_at + AWAY_SECONDS, AWAY_SECONDS * 1.5)
+        server.start()
+        server.wait()
+        out, err = process.communicate(timeout=400)
+
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert (found["phase"], found["attempts"], found["lostSteps"]) == ("Succeeded", 1, 0)
+    assert found["weightsDigest"] == undisturbed["weightsDigest"]
+    assert log_of(tmp_path / "run", attempt=1).count("fails, and is tried again") == 1
+    assert_mirrored(mirrored, step=steps)
+
+
+DOOMED = ("python", "-m", loses_its_volume.__name__)
+
+
+def summary_of(folder: Path, *command: str, **checkpoint: Any) -> dict[str, Any]:
     """Train in a folder, in processes of their own."""
-    folder.mkdir()
-    file = write_manifest(
-        folder / "run.yaml",
-        name="run",
-        trainer={"image": "none", "command": ["python", "-m", loses_its_volume.__name__, *arguments]},
-        workers={"nodes": 1, "gpusPerNode": 0},
-        checkpoint={"volume": {"size": "1Gi"}, "every": {"steps": 4}, **checkpoint},
-    )
+    file = a_manifest(folder, *command, **checkpoint)
     with a_command("run", str(file), "--dir", str(folder / "run"), "--json", cwd=folder) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -49,6 +77,24 @@ def summary_of(folder: Path, *arguments: str, **checkpoint: Any) -> dict[str, An
     return found
 
 
+def a_manifest(folder: Path, *command: str, **checkpoint: Any) -> Path:
+    """A run of this program on the CPU, in a folder of its own."""
+    folder.mkdir()
+    return write_manifest(
+        folder / "run.yaml",
+        name="run",
+        trainer={"image": "none", "command": list(command)},
+        workers={"nodes": 1, "gpusPerNode": 0},
+        checkpoint={"volume": {"size": "1Gi"}, "every": {"steps": 4}, **checkpoint},
+    )
+
+
 def log_of(folder: Path, *, attempt: int) -> str:
     """What an attempt said."""
     return (folder / f"run/logs/attempt-{attempt}/trainer-0/output.log").read_text()
+
+
+def assert_mirrored(mirrored: Contents, *, step: int) -> None:
+    """The bucket has this step of the run as its newest, and all that it has is whole."""
+    assert (mirrored.newest() or "").startswith(f"step-{step:09d}-")
+    mirrored.assert_sound()

@@ -5,7 +5,6 @@ volume.mirrored(4)      a mirror of its own takes it to the bucket, and ends; wh
 volume.mirror()         one to talk to: the real thing, but its process is a thread here (`InThread`)
 """
 
-import hashlib
 import os
 import shutil
 import socket
@@ -22,6 +21,7 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
+from piton_trainer.file_digest import digest_of
 from piton_trainer.mirror.mirror import Mirror
 from piton_trainer.mirror.orders import Patience
 from piton_trainer.mirror.place import Latest, Place, folder_of
@@ -85,7 +85,7 @@ class Volume:
         data = {SHARD: f"{self.attempt} {step} ".encode().ljust(size, b"x"), layout.STATE_FILE: b"{}"}
         for name, content in data.items():
             (folder / name).write_bytes(content)
-        files = {n: FileEntry(size=len(c), sha256=hashlib.sha256(c).hexdigest()) for n, c in data.items()}
+        files = {n: FileEntry(size=len(c), digest=digest_of(c)) for n, c in data.items()}
         manifest = Manifest(step=step, attempt=self.attempt, world_size=1, files=files, metrics=metrics)
         (folder / names.MANIFEST_FILE).write_text(manifest.to_json())
         return folder_of(step, manifest.to_json())
@@ -168,7 +168,7 @@ class Contents:
             manifest = Manifest.from_json(self.read(folder, names.MANIFEST_FILE).decode())
             assert manifest.files.keys() == files - {names.MANIFEST_FILE}
             for name, entry in manifest.files.items():
-                assert hashlib.sha256(self.read(folder, name)).hexdigest() == entry.sha256
+                assert digest_of(self.read(folder, name), entry) == entry.digest
 
 
 def errors(mirror: Mirror) -> int:

@@ -9,7 +9,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any, Self
 
 import torch
 import torch._dynamo  # every optimizer imports it when it is made: once here, instead of a second in each rank
+
+from support.ports import free_port
 
 TIMEOUT_SECONDS = 60.0
 _FORK = multiprocessing.get_context("fork")
@@ -103,7 +104,7 @@ def run(world_size: int, body: Callable[[], Any], **env: str) -> list[Exit]:
 
 def start(world_size: int, body: Callable[[], Any], **env: str) -> World:
     """Fork the ranks. `env` is added to the environment of each."""
-    port = str(_free_port())
+    port = str(free_port())
     processes, results = [], []
     for rank in range(world_size):
         receiver, sender = _FORK.Pipe(duplex=False)
@@ -129,10 +130,3 @@ def _receive(connection: Connection, timeout_seconds: float) -> Any:
         return connection.recv() if connection.poll(timeout_seconds) else None
     except EOFError:
         return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

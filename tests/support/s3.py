@@ -5,7 +5,6 @@ with Proxy(server) as proxy:   proxy.fail(method="PUT", key="MANIFEST", code="Sl
 """
 
 import json
-import random
 import re
 import socket
 import subprocess
@@ -26,6 +25,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from support.ports import free_ports
+
 ACCESS_KEY, SECRET_KEY = "piton", "piton-secret"
 BUCKET = "piton-tests"
 """One for all tests: the server sets room aside for each."""
@@ -33,9 +34,6 @@ _START_SECONDS = 60.0
 _TRIES = 5
 _OF_THE_HOP = frozenset({"transfer-encoding", "connection", "content-length", "date", "server"})
 _PARTS = ("master", "volume", "filer", "s3")
-_PORTS = (12_000, 22_000)
-_DICE = random.SystemRandom()
-"""Sessions of the trainer seed the other one, and two workers of pytest would find the same ports free."""
 _STATUS = {"InternalError": 500, "SlowDown": 503, "ExpiredToken": 403, "AccessDenied": 403}
 _IDENTITIES = (
     '{"identities":[{"name":"piton","credentials":[{"accessKey":"%s","secretKey":"%s"}],'
@@ -63,7 +61,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "s3.json").write_text(_IDENTITIES % (ACCESS_KEY, SECRET_KEY))
         for tries_left in reversed(range(_TRIES)):
-            self._ports = _free_ports(8)
+            self._ports = free_ports(8)
             self.start()
             try:
                 self.client = self.wait()
@@ -270,16 +268,6 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
             """Nothing: the tests look at `seen`."""
 
     return Handler
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that no outgoing connection is given in the meantime, as those above are."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", _DICE.randrange(*_PORTS)))
-            found.append(probe.getsockname()[1])
-    return found
 
 
 def keys(client: Any, prefix: str) -> list[str]:

@@ -26,6 +26,7 @@ from piton_trainer.mirror import Lag
 from piton_trainer.steps import Steps
 from support import ranks, tiny
 from support.clocks import FakeClock
+from support.ports import free_port
 from support.status_server import StatusServer
 
 Samples = dict[str, float]
@@ -33,10 +34,7 @@ Samples = dict[str, float]
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
+    return free_port()
 
 
 def scrape(port: int) -> Samples:

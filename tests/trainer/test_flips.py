@@ -107,9 +107,9 @@ def test_a_bit_that_is_flipped_anywhere_is_found_and_its_file_named(
     for where, place in tried.items():
         bit = dice.randrange(8)
         flip(newer / file, place, bit)
-        assert problems(directory) == [(NEWER, f"{file} has flipped bits: its SHA-256 is another")], where
+        assert problems(directory) == [(NEWER, f"{file} has flipped bits: its digest is another")], where
         assert chosen(directory) == OLDER, where
-        assert caplog.messages == [f"{newer.name} is passed over: {file} has flipped bits: its SHA-256 is another"]
+        assert caplog.messages == [f"{newer.name} is passed over: {file} has flipped bits: its digest is another"]
         caplog.clear()
         flip(newer / file, place, bit)
     assert chosen(directory) == NEWER

@@ -28,6 +28,7 @@ from piton_trainer.checkpoint.load import load_newest, newest_step
 from piton_trainer.checkpoint.reading import Job, Landing
 from piton_trainer.checkpoint.sharing import share_out
 from piton_trainer.distributed import Ranks
+from piton_trainer.file_digest import digest_of
 from support import ranks, tiny
 from support.checkpoints import checkpointer, flip
 
@@ -299,12 +300,13 @@ def test_files_are_shared_out_to_those_who_need_them_and_evenly() -> None:
 SIZE = 3 * reading.CHUNK_BYTES + 777
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> tuple[Path, bytes, FileEntry]:
+@pytest.fixture(params=["blake3", "sha256"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bytes, FileEntry]:
     data = os.urandom(SIZE)
     path = tmp_path / "file"
     path.write_bytes(data)
-    return path, data, FileEntry(size=SIZE, sha256=hashlib.sha256(data).hexdigest())
+    digest = digest_of(data) if request.param == "blake3" else f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return path, data, FileEntry(size=SIZE, digest=digest)
 
 
 def stretches(*places: tuple[int, int]) -> deque[Landing]:

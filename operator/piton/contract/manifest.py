@@ -13,19 +13,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-FORMAT = 2
+FORMAT, _WITH_SHA256 = 3, 2
 COMPLETE_FORMAT = 1
-"""Versions of these files; a reader refuses what it does not know."""
+"""Versions of these files; a reader refuses what it does not know. The older manifests are still read."""
+BLAKE3 = "blake3"
+_ALGORITHMS = frozenset({BLAKE3, "sha256"})
 _SEAL = ',\n "sha256": "'
 """What the digest's line begins with; the text before it is what the digest is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file of a checkpoint: its size in bytes and its SHA-256 as hex."""
+    """One file of a checkpoint: its size in bytes and its digest, `<algorithm>:<hex>`.
+
+    Raises:
+        ValueError: nobody here knows the algorithm.
+    """
 
     size: int
-    sha256: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in _ALGORITHMS:
+            raise ValueError(f"the manifest has a digest of another kind: {self.digest}")
+
+    @property
+    def algorithm(self) -> str:
+        """What the digest was made with."""
+        return self.digest.partition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +71,7 @@ class Manifest:
                 "step": self.step,
                 "attempt": self.attempt,
                 "worldSize": self.world_size,
-                "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in sorted(self.files.items())},
+                "files": {name: {"size": f.size, "digest": f.digest} for name, f in sorted(self.files.items())},
                 "metrics": dict(self.metrics),
                 "versions": dict(self.versions),
                 "created": self.created,
@@ -77,10 +92,7 @@ class Manifest:
                 step=_whole(fields["step"]),
                 attempt=_whole(fields["attempt"]),
                 world_size=_whole(fields["worldSize"]),
-                files={
-                    str(name): FileEntry(size=_whole(entry["size"]), sha256=str(entry["sha256"]))
-                    for name, entry in fields["files"].items()
-                },
+                files={str(name): _entry(entry) for name, entry in fields["files"].items()},
                 metrics={str(name): float(value) for name, value in fields["metrics"].items()},
                 versions={str(name): str(value) for name, value in fields["versions"].items()},
                 created=str(fields["created"]),
@@ -150,23 +162,28 @@ def sealed(fields: Mapping[str, Any]) -> str:
 
 
 def _unsealed(text: str) -> dict[str, Any]:
-    fields = _load(text, "manifest", FORMAT)
+    fields = _load(text, "manifest", FORMAT, _WITH_SHA256)
     body, _, seal = text.rpartition(_SEAL)
     if seal != f'{_digest(body)}"\n}}':
         raise ValueError("the manifest has flipped bits: its SHA-256 is another")
     return fields
 
 
+def _entry(fields: Mapping[str, Any]) -> FileEntry:
+    digest = fields["digest"] if "digest" in fields else f"sha256:{fields['sha256']}"
+    return FileEntry(size=_whole(fields["size"]), digest=str(digest))
+
+
 def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-def _load(text: str, what: str, version: int) -> dict[str, Any]:
+def _load(text: str, what: str, version: int, *older: int) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except ValueError as error:
         raise ValueError(f"the {what} is torn: {error}") from error
-    if not isinstance(fields, dict) or fields.get("format") != version:
+    if not isinstance(fields, dict) or fields.get("format") not in (version, *older):
         raise ValueError(f"the {what} is not of format {version}")
     return fields
 

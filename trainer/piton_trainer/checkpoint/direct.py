@@ -4,7 +4,6 @@ The writer's hands: no torch here. Where a file system does not take O_DIRECT, t
 """
 
 import errno
-import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from piton.contract.manifest import FileEntry
+from piton_trainer.file_digest import FileDigest
 
 CHUNK_BYTES = 16 << 20
 """Large, as for any disk; what is hashed meanwhile is another thread's chunk."""
@@ -88,7 +88,7 @@ def write_file(path: Path, data: memoryview) -> FileEntry:
 
 
 def _write(path: Path, data: memoryview, flags: int) -> FileEntry:
-    digest = hashlib.sha256()
+    digest = FileDigest()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | flags, 0o666)
     try:
         for start in range(0, len(data), CHUNK_BYTES):
@@ -98,7 +98,7 @@ def _write(path: Path, data: memoryview, flags: int) -> FileEntry:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return FileEntry(size=len(data), sha256=digest.hexdigest())
+    return FileEntry(size=len(data), digest=digest.text())
 
 
 def _write_all(descriptor: int, chunk: memoryview) -> None:

@@ -130,7 +130,7 @@ def lay_out(
 def frame_of(dtype: torch.dtype, shape: torch.Size) -> Frame:
     """Head and tail, as torch writes them.
 
-    The archive has no checksum of its own: the file's SHA-256 covers it, and torch does not read it.
+    The archive has no checksum of its own: the file's digest covers it, and torch does not read it.
     """
     size = shape.numel() * dtype.itemsize
     before = torch.serialization.get_crc32_options()

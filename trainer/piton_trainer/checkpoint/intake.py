@@ -5,7 +5,6 @@ read     the other files: hashed, and everything put where it does no harm while
 settle   into the tensors that are in use; nothing can go wrong any more
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -25,6 +24,7 @@ from piton_trainer.checkpoint.index import IndexedReader, index_file, parse_inde
 from piton_trainer.checkpoint.landing import Aim, aim
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.reading import Job, read_files
+from piton_trainer.file_digest import digest_of
 
 SMALL_FILES = (layout.STATE_FILE, layout.INDEX_FILE)
 Document = dict[str, Any]
@@ -126,7 +126,7 @@ class Intake:
         if problem := layout.wrong_size(path, entry):
             raise ValueError(problem)
         data = path.read_bytes()
-        if problem := layout.wrong_digest(path, entry, hashlib.sha256(data).hexdigest()):
+        if problem := layout.wrong_digest(path, entry, digest_of(data, entry)):
             raise ValueError(problem)
         return data
 

@@ -15,7 +15,6 @@ still has open stays in its deleted folder under another name (.nfs…), and wit
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.errors import OutOfSpace, VolumeLost
+from piton_trainer.file_digest import FileDigest
 
 if TYPE_CHECKING:  # the process that writes checkpoints does without torch
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -154,11 +154,11 @@ def rename(source: Path, target: Path, *, witness: str, text: str) -> None:
 
 def seal(path: Path) -> FileEntry:
     """Make a file's bytes durable, and say what they are."""
-    digest = hashlib.sha256()
+    digest = FileDigest()
     with path.open("rb") as file:
         size = _update(digest, file)
         os.fsync(file.fileno())
-    return FileEntry(size=size, sha256=digest.hexdigest())
+    return FileEntry(size=size, digest=digest.text())
 
 
 def wrong_size(path: Path, entry: FileEntry) -> str | None:
@@ -200,18 +200,18 @@ def flaw(path: Path, entry: FileEntry) -> str | None:
     """
     if (size := path.stat().st_size) != entry.size:
         return _of_other_size(path, size, entry)
-    digest = hashlib.sha256()
+    digest = FileDigest(entry)
     with path.open("rb") as file:
         _update(digest, file)
-    return wrong_digest(path, entry, digest.hexdigest())
+    return wrong_digest(path, entry, digest.text())
 
 
 def wrong_digest(path: Path, entry: FileEntry, digest: str) -> str | None:
-    """What the SHA-256 of a file has against its entry in the manifest; None if nothing."""
-    return None if digest == entry.sha256 else f"{path.name} has flipped bits: its SHA-256 is another"
+    """What the digest of a file has against its entry in the manifest; None if nothing."""
+    return None if digest == entry.digest else f"{path.name} has flipped bits: its digest is another"
 
 
-def _update(digest: "hashlib._Hash", file: BinaryIO) -> int:
+def _update(digest: FileDigest, file: BinaryIO) -> int:
     """Hash what is left of a file; its size. One buffer does for all of it."""
     size, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
     while count := file.readinto(buffer):  # type: ignore[attr-defined]

@@ -8,7 +8,6 @@ Its priority is low: while a trainer trains, it takes what the trainer leaves, a
 leaves everything.
 """
 
-import hashlib
 import mmap
 import os
 import threading
@@ -27,6 +26,7 @@ from piton_trainer.checkpoint.direct import Crew
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
+from piton_trainer.file_digest import digest_of
 
 _MORE_THREADS = 6
 """In a hurry. While some hash, others write: with one thread per core the disk would stand still at times."""
@@ -117,7 +117,7 @@ def _write_small(path: Path, data: bytes) -> FileEntry:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return FileEntry(size=len(data), digest=digest_of(data))
 
 
 def _all_cores() -> int:

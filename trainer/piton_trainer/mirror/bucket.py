@@ -1,6 +1,5 @@
 """The objects of one place: small ones as text, files in parts, each with a SHA-256 that S3 compares."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from s3transfer.manager import TransferConfig, TransferManager
 
 from piton.contract.manifest import FileEntry
+from piton_trainer.file_digest import FileDigest
 from piton_trainer.mirror.place import Place
 from piton_trainer.s3 import Missing, Tuning
 from piton_trainer.s3.checksums import fingerprint
@@ -90,37 +90,37 @@ class Bucket:
         with in_our_words():
             self._manager.upload(str(path), self.place.bucket, self.place.key(*parts), extra_args=extra).result()
 
-    def download(self, path: Path, *parts: str) -> FileEntry:
-        """Fetch an object into a file, durably; what its bytes are.
+    def download(self, path: Path, *parts: str, like: FileEntry | None = None) -> FileEntry:
+        """Fetch an object into a file, durably; what its bytes are, with a digest of the kind that `like` has.
 
         Raises:
             Missing: it is not there.
         """
         with path.open("wb") as file:
-            entry = self._read(parts, file.write)
+            entry = self._read(parts, file.write, like)
             file.flush()
             os.fsync(file.fileno())
         return entry
 
-    def digest(self, *parts: str) -> FileEntry:
-        """What an object's bytes are, all of them read and none kept.
+    def digest(self, *parts: str, like: FileEntry) -> FileEntry:
+        """The same, all of them read and none kept.
 
         Raises:
             Missing: it is not there.
         """
-        return self._read(parts, len)
+        return self._read(parts, len, like)
 
-    def _read(self, parts: tuple[str, ...], take: Callable[[bytes], object]) -> FileEntry:
+    def _read(self, parts: tuple[str, ...], take: Callable[[bytes], object], like: FileEntry | None) -> FileEntry:
         there = self.look(*parts)
         if there is None:
             raise Missing(self.place.key(*parts))
         key = self.place.key(*parts)
         source = Source(self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning)
-        digest = hashlib.sha256()
+        digest = FileDigest(like)
         for piece in source.pieces(self._pool):
             digest.update(piece)
             take(piece)
-        return FileEntry(size=there.size, sha256=digest.hexdigest())
+        return FileEntry(size=there.size, digest=digest.text())
 
     def folders(self) -> dict[str, list[str]]:
         """The names of all objects here that are in a folder, by its name."""
@@ -163,6 +163,6 @@ class Bucket:
         self._pool.shutdown()
         self._client.close()
 
-    def fingerprint(self, path: Path) -> tuple[FileEntry, str]:
+    def fingerprint(self, path: Path, like: FileEntry | None = None) -> tuple[FileEntry, str]:
         """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded."""
-        return fingerprint(path, self._tuning.chunk_bytes)
+        return fingerprint(path, self._tuning.chunk_bytes, like)

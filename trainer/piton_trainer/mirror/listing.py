@@ -3,7 +3,7 @@
 Listing reads manifests and names; `problem_of` reads a file.
 
 The checksums that S3 keeps do not tell whether an object is what its manifest says: of one that went in parts they are
-of the parts, and the manifest has the SHA-256 of the whole. So a file is verified by reading it, as a restore would.
+of the parts, and the manifest has the digest of the whole. So a file is verified by reading it, as a restore would.
 """
 
 from pathlib import Path
@@ -52,9 +52,9 @@ def problem_of(bucket: Bucket, found: Found, name: str, entry: FileEntry) -> str
         Trouble: the bucket does not answer.
     """
     try:
-        there = bucket.digest(found.folder.name, name)
+        there = bucket.digest(found.folder.name, name, like=entry)
     except Missing:
         return f"{name} is missing"
     if there.size != entry.size:
         return f"{name} has {there.size} bytes instead of {entry.size}"
-    return None if there == entry else f"{name} has flipped bits: its SHA-256 is another"
+    return None if there == entry else f"{name} has flipped bits: its digest is another"

@@ -88,7 +88,7 @@ def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path) -> str 
     def fetch(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
         try:
-            there = bucket.download(aside / name, folder, name)
+            there = bucket.download(aside / name, folder, name, like=entry)
         except Missing:
             return f"{name} is missing"
         return None if there == entry else f"{name} is not what the manifest says"

@@ -169,7 +169,7 @@ class Uploader:
                 raise
 
     def _put_file(self, path: Path, entry: FileEntry, folder: str) -> None:
-        found, checksum = self._bucket.fingerprint(path)
+        found, checksum = self._bucket.fingerprint(path, like=entry)
         if found != entry:
             self._unwanted.add(folder)
             raise Damaged(f"{path.name} is not what its manifest says")

@@ -11,15 +11,16 @@ from pathlib import Path
 from s3transfer.utils import ChunksizeAdjuster
 
 from piton.contract.manifest import FileEntry
+from piton_trainer.file_digest import FileDigest
 
 _READ_BYTES = 1 << 20
 
 
-def fingerprint(path: Path, chunk_bytes: int) -> tuple[FileEntry, str]:
+def fingerprint(path: Path, chunk_bytes: int, like: FileEntry | None = None) -> tuple[FileEntry, str]:
     """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded."""
     size = path.stat().st_size
     chunk = ChunksizeAdjuster().adjust_chunksize(chunk_bytes, size)
-    whole, parts = hashlib.sha256(), []
+    whole, parts = FileDigest(like), []
     with path.open("rb") as file:
         for start in range(0, max(size, 1), chunk):
             part = hashlib.sha256()
@@ -28,9 +29,9 @@ def fingerprint(path: Path, chunk_bytes: int) -> tuple[FileEntry, str]:
                 whole.update(data)
                 part.update(data)
             parts.append(part.digest())
-    entry = FileEntry(size=size, sha256=whole.hexdigest())
+    entry = FileEntry(size=size, digest=whole.text())
     if size < chunk_bytes:
-        return entry, as_s3_writes(whole.digest())
+        return entry, as_s3_writes(parts[0])
     return entry, f"{as_s3_writes(hashlib.sha256(b''.join(parts)).digest())}-{len(parts)}"
 
 
