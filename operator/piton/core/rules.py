@@ -190,12 +190,8 @@ def not_yet(spec: Spec) -> Iterator[str]:
     }
     for path, used in fields.items():
         if used:
-            yield ignored(path, instead.get(path, "remove it"))
-
-
-def ignored(path: str, instead: str) -> str:
-    """What is said of a field that nothing acts on."""
-    return f"spec.{path}: this version of Piton does not act on it yet; {instead}"
+            fix = instead.get(path, "remove it")
+            yield f"spec.{path}: this version of Piton does not act on it yet; {fix}"
 
 
 RULES: tuple[Rule, ...] = (
