@@ -56,6 +56,7 @@ _RUN_COLUMNS: Columns = (
     ("Loss", "string", '.status.progress.metrics[?(@.name=="loss")].value', 0),
     ("Ckpt-Age", "date", ".status.checkpoint.time", 0),
     ("Preempts", "integer", ".status.preemptions", 0),
+    ("Cost", "string", ".status.cost.spent", 0),
     ("ETA", "string", ".status.progress.eta", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Stage", "string", ".status.stages[-1:].name", 1),
@@ -63,6 +64,8 @@ _RUN_COLUMNS: Columns = (
     ("Failures", "integer", ".status.failures", 1),
     ("Lost", "integer", ".status.lost.steps", 1),
     ("Best", "string", ".status.result.bestMetric", 1),
+    ("Price", "string", ".status.cost.perHour", 1),
+    ("Budget", "string", ".status.cost.budget", 1),
     ("Reason", "string", '.status.conditions[?(@.type=="Training")].reason', 1),
 )
 _SWEEP_COLUMNS: Columns = (
@@ -70,6 +73,7 @@ _SWEEP_COLUMNS: Columns = (
     ("Done", "string", ".status.done", 0),
     ("Active", "integer", ".status.counts.active", 0),
     ("Best", "string", ".status.best", 0),
+    ("Cost", "string", ".status.cost.spent", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Failed", "integer", ".status.counts.failed", 1),
     ("Parallelism", "integer", ".spec.parallelism", 1),

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from hack.install import tools
 from hack.install.chart import CHART, NAMESPACE, RELEASE
+from piton.core.model import Tier
 from piton.kube.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,8 @@ def test_helm_finds_nothing_to_complain_about() -> None:
         ("operator.workers=0", "workers"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("namespaces[0]=Not A Name", "namespaces"),
+        ("prices.p4d.Spot=12", "prices"),
+        ("prices.p4d.Cheap=1", "Cheap"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(value: str, word: str) -> None:
@@ -126,14 +130,14 @@ def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:
 
 def test_the_operator_understands_its_environment() -> None:
     """What the chart sets are variables that the operator reads, with values that it accepts."""
-    (container,) = of_kind("Deployment", "engine=kubeflow", "namespaces[0]=a")[0]["spec"]["template"]["spec"][
-        "containers"
-    ]
+    values = ("engine=kubeflow", "namespaces[0]=a", r"prices.p4d\.24xlarge.Spot=12.50")
+    (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
     env = {variable["name"]: variable["value"] for variable in container["env"]}
 
     settings = Settings.from_env(env)
 
     assert (settings.engine, settings.namespaces) == ("kubeflow", ("a",))
+    assert settings.prices.table == {"p4d.24xlarge": {Tier.SPOT: Fraction("12.50")}}
     for name in env:  # a misspelt variable would be ignored
         read: set[str] = set()
         Settings.from_env(_Recording(env, read))

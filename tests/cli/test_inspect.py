@@ -115,13 +115,14 @@ def test_nothing_in_the_manifest_of_a_system_is_refused(manifest: Path, piton: P
 def test_plan_shows_what_a_later_version_would_do_and_says_that_this_one_refuses_it(
     tmp_path: Path, piton: Piton
 ) -> None:
-    parts = fake_parts(capacity={"maxPricePerHour": "12.00"}, limits={"trainingTime": "10h"})
+    capacity = {"maxPricePerHour": "12.00", "patience": "30m"}
+    parts = fake_parts(capacity=capacity, limits={"trainingTime": "10h"})
     file = write_manifest(tmp_path / "run.yaml", **parts)
     result = piton("plan", file, "--json")
 
     found = json.loads(result.out)
     assert result.code == 2
-    assert "spec.capacity.maxPricePerHour: this version of Piton does not act on it yet" in result.err
+    assert "spec.capacity.patience: this version of Piton does not act on it yet" in result.err
     assert found["refused"] == [result.err.removeprefix("piton: ").rstrip("\n")]
     assert found["estimate"]["cost"]["value"] == 120.0
     assert found["pyTorchJob"]["metadata"]["name"] == "fake-1"

@@ -64,6 +64,15 @@ def test_a_finished_run_says_so_and_exits_with_0(tmp_path: Path, piton: Piton) -
     assert json.loads(again.out) == json.loads(first.out)
 
 
+def test_a_price_gives_a_cost(tmp_path: Path, piton: Piton) -> None:
+    result = piton(*command(tmp_path, options=("--json", "--price-per-hour", "3600")))
+
+    cost = json.loads(result.out)["cost"]
+    assert result.code == 0
+    assert 0 < float(cost["spent"]) < 60
+    assert f"        cost  ${cost['spent']}" in result.err
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_stops_and_the_same_command_continues(
     signum: signal.Signals, code: int, tmp_path: Path

@@ -191,7 +191,7 @@ def test_validate_and_plan_know_sweeps(tmp_path: Path, piton: Piton) -> None:
 
 def test_plan_adds_up_what_the_runs_of_a_sweep_cost(tmp_path: Path, piton: Piton) -> None:
     trainer = {"recipe": "charlm", "config": {"steps": 9}}
-    variants = [
+    variants: list[dict[str, Any]] = [
         {"name": f"t{hours}", "patch": {"trainer": trainer, "limits": {"trainingTime": f"{hours}h"}}}
         for hours in (1, 2)
     ]
@@ -203,6 +203,9 @@ def test_plan_adds_up_what_the_runs_of_a_sweep_cost(tmp_path: Path, piton: Piton
     costs = {name: found["cost"]["value"] for name, found in json.loads(wire.out)["estimates"].items()}
     assert costs == {"t1": 10.0, "t2": 20.0}
     assert "together" not in piton("plan", file).out
+    patched = [{**v, "patch": {**v["patch"], "capacity": {"maxPricePerHour": "10.00"}}} for v in variants]
+    small = write(tmp_path / "sweep.yaml", {}, variants=patched, seeds=[0, 1, 2], limits={"budget": {"usd": "50"}})
+    assert piton("plan", small).out.rstrip().endswith("cost at most $90.00.\n        ! limits.budget is $50")
     bounded = write(tmp_path / "sweep.yaml", {"a": ()}, limits={"deadline": "3h"})
     assert "at most 3h (limits.deadline)" in piton("plan", bounded).out
 

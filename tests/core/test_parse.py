@@ -92,8 +92,6 @@ def test_the_environment_is_checked(variable: dict[str, Any], problem: str) -> N
         ({"workers": {"minNodes": 1}}, "workers.minNodes"),
         ({"capacity": {"tiers": ["Spot", "OnDemand"]}}, "capacity.tiers"),
         ({"capacity": {"patience": "30m"}}, "capacity.patience"),
-        ({"capacity": {"maxPricePerHour": "15.00"}}, "capacity.maxPricePerHour"),
-        ({"limits": {"budget": {"usd": "250"}}}, "limits.budget"),
     ],
 )
 def test_what_has_no_behaviour_yet_is_refused_and_not_ignored(parts: dict[str, Any], path: str) -> None:

@@ -4,6 +4,7 @@ A failure prints the steps that lead to it; `@reproduce_failure` or the example 
 """
 
 import asyncio
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -11,19 +12,32 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from piton.core import cost
 from piton.core.backoff import Pace
 from piton.core.conditions import settled
 from piton.core.decide import decide, still
-from piton.core.model import EvaluateStage, Stage
+from piton.core.model import EvaluateStage, Spec, Stage
+from piton.core.reasons import Reason
 from piton.core.stages import ORDER, wanted
 from piton.core.status import AttemptState, Phase
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
-from support.builders import a_spec
-from support.fake_world import TOTAL_STEPS, Crash, FakeWorld
+from support.builders import NOW, a_spec
+from support.fake_world import GRACE_SECONDS, PRICE, TOTAL_STEPS, Crash, FakeWorld
 
-PACE = Pace(backoff_seconds=2, backoff_seconds_max=8, evidence_seconds=3, start_seconds=5, fruitless_failures=4)
+PACE = Pace(
+    backoff_seconds=2,
+    backoff_seconds_max=8,
+    evidence_seconds=3,
+    start_seconds=5,
+    fruitless_failures=4,
+    stop_seconds=GRACE_SECONDS + 2,
+    worth_seconds=4,
+)
 PASSES_TO_CONVERGE = 300
+PASSES_TO_STOP = 6
+"""Good looks after which nothing may run on that is not on its way out."""
+ENOUGH = "100000"
 ENDS = (Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
 
 
@@ -35,12 +49,20 @@ class RandomWorld(RuleBasedStateMachine):
         old_news=st.booleans(),
         deletion=st.booleans(),
         stages=st.sampled_from([{}, {"prepare": {}}, {"prepare": {}, "evaluate": {}}]),
+        budget=st.sampled_from([None, ("15", "Pause"), ("25", "Pause"), ("15", "Stop")]),
     )
-    def begin(self, failures: int, old_news: bool, deletion: bool, stages: dict[str, Any]) -> None:
+    def begin(self, failures: int, old_news: bool, deletion: bool, stages: dict[str, Any], budget: str | None) -> None:
         """Some worlds are free of stale observations, and some of deletion: both hide other faults."""
         self.old_news, self.deletion = old_news, deletion
         self.stages = stages
-        self.world = FakeWorld(spec=a_spec(limits={"failures": failures}, stages=stages))
+        limits: dict[str, Any] = {"failures": failures}
+        if budget is not None:
+            limits["budget"] = dict(zip(("usd", "onExceeded"), budget, strict=True))
+        self.world = FakeWorld(
+            spec=a_spec(limits=limits, stages=stages, capacity={"maxPricePerHour": f"{PRICE}"}),
+        )
+        self.spent, self.slowest = Fraction(0), 0
+        self.looks_over_budget = self.seconds_over_budget = 0
         self.highest = 0
         self.succeeded = False
         self.crashes = 0
@@ -50,12 +72,29 @@ class RandomWorld(RuleBasedStateMachine):
         self.spec = self.world.spec
 
     def _pass(self) -> None:
+        stale = self.world.stale
         try:
             asyncio.run(reconcile(self.world, self.world, self.world, PACE))
+            self.looks_over_budget += self._over_budget() and not stale
         except (Conflict, Unavailable, Crash):
             pass
         finally:
             self.world.calls_until_crash, self.world.stale = None, 0
+
+    def _tick(self) -> None:
+        self.world.tick()
+        over = self._over_budget() and self.looks_over_budget >= PASSES_TO_STOP
+        self.seconds_over_budget = self.seconds_over_budget + 1 if over and self.world.billed() else 0
+
+    def _over_budget(self) -> bool:
+        """Whether what runs should be on its way out; a change of the budget begins the count anew."""
+        status, spec = self.world.status, self.world.spec
+        budget = spec.limits.budget if spec else None
+        reserve = cost.per_hour(status) * Fraction(PACE.stop_seconds) / cost.HOUR
+        over = budget is not None and cost.spent(status, self.world.now()) + reserve >= Fraction(budget.usd)
+        if not over:
+            self.looks_over_budget = 0
+        return over
 
     # --- the operator ------------------------------------------------------------------------------------------------
 
@@ -80,7 +119,12 @@ class RandomWorld(RuleBasedStateMachine):
     @rule(seconds=st.integers(1, 12))
     def time_passes(self, seconds: int) -> None:
         for _ in range(seconds):
-            self.world.tick()
+            self._tick()
+
+    @rule(seconds=st.sampled_from([0, 0, 5, 60]))
+    def operators_clock_is_set(self, seconds: int) -> None:
+        self.world.slow_seconds = seconds
+        self.slowest = max(self.slowest, seconds)
 
     @rule(how=st.sampled_from(["preempt", "kill_node", "cut_node"]))
     def machine_goes(self, how: str) -> None:
@@ -122,6 +166,12 @@ class RandomWorld(RuleBasedStateMachine):
         assert not self.world.billed()
         assert not self.world.exists or self.world.deleting or self.world.status.phase in ENDS
         self._edit(spec.model_copy(update={"suspend": False}))
+
+    @precondition(lambda self: self.world.spec is not None and self.world.spec.limits.budget is not None)
+    @rule(usd=st.sampled_from(["10", "20", "40", "60"]))
+    def change_the_budget(self, usd: str) -> None:
+        self._edit(_with_budget(self.world.spec, usd))
+        self.looks_over_budget = self.seconds_over_budget = 0
 
     @rule()
     def misspell_or_mend(self) -> None:
@@ -212,6 +262,19 @@ class RandomWorld(RuleBasedStateMachine):
         if not self.old_news:  # a pod that went before anybody looked leaves no evidence of a preemption
             assert status.preemptions + status.infrastructure_failures <= self.machines_lost + self.jobs_lost
 
+    @invariant()
+    def what_is_spent_never_falls_and_no_second_is_paid_twice(self) -> None:
+        shown = cost.dollars(self.world.status.cost.spent) if self.world.status.cost else Fraction(0)
+        assert shown >= self.spent
+        self.spent = shown
+        elapsed = (self.world.time - NOW).total_seconds()
+        # What is placed in the future, by a clock that is behind, is billed from now on: once per attempt.
+        assert shown <= elapsed + self.slowest * len(self.world.created) + 0.01
+
+    @invariant()
+    def a_budget_is_exceeded_by_no_more_than_a_stop_takes(self) -> None:
+        assert self.seconds_over_budget <= GRACE_SECONDS + 1, self.world.status
+
     # --- and in the end ----------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
@@ -223,12 +286,22 @@ class RandomWorld(RuleBasedStateMachine):
             spec = world.spec or self.spec
             assert spec is not None
             self._edit(spec.model_copy(update={"suspend": False}))
+        world.slow_seconds = 0
+        self._converge(world)
+        if world.exists and not settled(world.status):
+            assert not world.billed()
+            assert world.status.phase is Phase.SUSPENDED
+            self._edit(_with_budget(world.spec, ENOUGH))
+            self._converge(world)
+        self._check_the_end(world)
+
+    def _converge(self, world: FakeWorld) -> None:
         for _ in range(PASSES_TO_CONVERGE):
             if not world.exists or (settled(world.status) and not world.held):
                 break
             self._pass()
-            world.tick()
-        self._check_the_end(world)
+            self._tick()
+            self.a_budget_is_exceeded_by_no_more_than_a_stop_takes()
 
     def _check_the_end(self, world: FakeWorld) -> None:
         if not world.exists:
@@ -246,7 +319,12 @@ class RandomWorld(RuleBasedStateMachine):
             assert all(step == TOTAL_STEPS for step in world.evaluated)
         else:
             failures = world.status.stage(current.stage).failures
-            assert failures >= self.failure_limit or world.status.infrastructure_failures >= PACE.fruitless_failures
+            failed = world.status.condition("Failed")
+            assert (
+                failures >= self.failure_limit
+                or world.status.infrastructure_failures >= PACE.fruitless_failures
+                or (failed is not None and failed.reason is Reason.BUDGET_EXCEEDED)
+            )
         for _ in range(20):
             self._pass()
             world.tick()
@@ -256,6 +334,13 @@ class RandomWorld(RuleBasedStateMachine):
         observed = asyncio.run(world.observe())
         assert observed is not None
         assert still(decide(observed, now=world.now(), pace=PACE), world.status)
+
+
+def _with_budget(spec: Spec | None, usd: str) -> Spec:
+    assert spec is not None
+    assert spec.limits.budget is not None
+    budget = spec.limits.budget.model_copy(update={"usd": usd})
+    return spec.model_copy(update={"limits": spec.limits.model_copy(update={"budget": budget})})
 
 
 EXAMPLES, MANY_EXAMPLES = 120, 400

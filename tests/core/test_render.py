@@ -7,11 +7,11 @@ import pytest
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
+from piton.core.backoff import GRACE_SECONDS
 from piton.core.model import Stage
 from piton.core.pytorchjob import pytorchjob, volume_claim
 from piton.core.render import (
     ELASTIC_SHUTDOWN_SECONDS,
-    GRACE_SECONDS,
     Place,
     ProgressServer,
     appdef,

@@ -59,7 +59,7 @@ def test_three_variants_pack_one_node_and_one_is_preempted(
     assert [(line["variant"], line["metric"], line["runs"]) for line in table] == [(v, "loss", "1") for v in STEPS]
     assert float(table[-1]["difference"]) == pytest.approx(float(table[-1]["mean"]) - float(table[0]["mean"]), abs=1e-5)
     head, line = sweep.kubectl("get", "tsweep").splitlines()
-    assert head.split() == ["NAME", "PHASE", "DONE", "ACTIVE", "BEST", "AGE"]
+    assert head.split() == ["NAME", "PHASE", "DONE", "ACTIVE", "BEST", "COST", "AGE"]
     assert line.split()[:4] == ["ablation", "Succeeded", "3/3", "0"]
 
 

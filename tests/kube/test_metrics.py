@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from piton.core.increments import REASONS, End, Increments, Recovery
 from piton.core.model import Stage
 from piton.core.reasons import Reason
-from piton.core.status import CheckpointStatus, Lost, Phase, ProgressStatus, Verdict
+from piton.core.status import CheckpointStatus, CostStatus, Lost, Phase, ProgressStatus, Verdict
 from piton.kube.metrics import JOB, RUN, Meter, Registry
 from piton.ports import Conflict, Refused, Unavailable
 from support.apiserver import RUNS, refusal
@@ -68,6 +68,7 @@ def test_a_run_has_series_while_it_is_there_and_none_without_a_value(meter: Mete
     meter.show(("team", "ragcun"), fresh)
     assert value(meter, "piton_runs", phase="Starting") == 1
     assert value(meter, "piton_run_step", **mine) is None
+    assert value(meter, "piton_run_cost_dollars", **mine) is None
 
     meter.show(
         ("team", "ragcun"),
@@ -77,6 +78,7 @@ def test_a_run_has_series_while_it_is_there_and_none_without_a_value(meter: Mete
             checkpoint=CheckpointStatus(step=100, time=NOW, attempt=1),
             preemptions=3,
             lost=Lost(steps=20),
+            cost=CostStatus(spent="3.71", per_hour="12.50", budget="250"),
         ),
     )
     assert value(meter, "piton_runs", phase="Starting") == 0
@@ -88,6 +90,9 @@ def test_a_run_has_series_while_it_is_there_and_none_without_a_value(meter: Mete
     assert value(meter, "piton_run_checkpoint_timestamp_seconds", **mine) == NOW.timestamp()
     assert value(meter, "piton_run_preemptions", **mine) == 3
     assert value(meter, "piton_run_lost_steps", **mine) == 20
+    assert value(meter, "piton_run_cost_dollars", **mine) == 3.71
+    assert value(meter, "piton_run_cost_dollars_per_hour", **mine) == 12.5
+    assert value(meter, "piton_run_budget_dollars", **mine) == 250
 
     meter.forget(("team", "ragcun"))
     assert "ragcun" not in generate_latest(meter.registry).decode()

@@ -8,6 +8,7 @@ import pytest
 from piton.contract.ends import Outcome, Termination
 from piton.core.observed import ReplicaSeen, ReplicaState
 from piton.kube.pods import NodeView, replica
+from piton.kube.prices import Prices
 from support.builders import NOW
 from support.cluster import a_node
 
@@ -25,7 +26,7 @@ def _container(name: str = "pytorch", **state: Any) -> list[dict[str, Any]]:
 
 
 def _seen(pod: dict[str, Any], node: dict[str, Any] | None = None, *, exists: bool = True) -> ReplicaSeen:
-    return replica(pod, NodeView(node=(node or a_node("node-1")) if exists else None, now=NOW))
+    return replica(pod, NodeView(node=(node or a_node("node-1")) if exists else None, now=NOW), Prices())
 
 
 @pytest.mark.parametrize("reason", ["EvictionByEvictionAPI", "DeletionByTaintManager", "PreemptionByScheduler"])
@@ -114,7 +115,7 @@ def test_a_pod_that_finds_no_node_waits_and_may_still_start() -> None:
         phase="Pending",
         conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}],
     )
-    seen = replica(pod, None)
+    seen = replica(pod, None, Prices())
     assert (seen.cannot_start, seen.waiting) == (False, f"Unschedulable: {message}")
 
 

@@ -85,6 +85,8 @@ class Cluster:
         """What becomes of each attempt; one that is not named finishes."""
         self.fates: dict[str, Fate] = {}
         """What becomes of a job of that name, before the script is asked."""
+        self.price: str | None = None
+        """What new nodes say that they cost."""
         self.quota: str | None = None
         """Why no pods can be created, while that is so."""
 
@@ -162,7 +164,7 @@ class Cluster:
                 continue
             node = f"node-of-{pod['metadata']['name']}"
             if self.server.find(NODES, node, None) is None:
-                await self.server.put(NODES, a_node(node))
+                await self.server.put(NODES, a_node(node, price=self.price))
             pod["spec"]["nodeName"] = node
             await self.server.put(PODS, pod)
 
@@ -252,12 +254,16 @@ class Cluster:
         return self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def a_node(name: str, *, ready: str = "True", since: str = "2026-11-21T11:00:00Z", **spec: Any) -> Body:
+def a_node(
+    name: str, *, ready: str = "True", since: str = "2026-11-21T11:00:00Z", price: str | None = None, **spec: Any
+) -> Body:
     """A node; keyword arguments are its spec."""
+    annotations = {} if price is None else {"annotations": {names.ANNOTATION_PRICE: price}}
+    labels = {"labels": {"kubernetes.io/hostname": name}}
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "creationTimestamp": "2026-11-21T11:00:00Z"},
+        "metadata": {"name": name, "creationTimestamp": "2026-11-21T11:00:00Z", **labels, **annotations},
         "spec": spec,
         "status": {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": since}]},
     }

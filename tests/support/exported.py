@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Metric
 from piton.contract.progress import Progress
 from piton.core.increments import End, Increments
 from piton.core.reasons import Reason
-from piton.core.status import CheckpointStatus, ProgressStatus, Verdict
+from piton.core.status import CheckpointStatus, CostStatus, ProgressStatus, Verdict
 from piton.kube.metrics import Meter, Registry
 from piton_trainer.checkpoint import Saved
 from piton_trainer.clock import Clock
@@ -38,7 +38,8 @@ class Exported:
 def operator() -> list[Exported]:
     meter = Meter(Registry())
     progress = ProgressStatus(step=1, total_steps=2, progress_percentage=50, estimated_remaining_seconds=1)
-    status = a_status(a_record(1), progress=progress, checkpoint=CheckpointStatus(step=1, time=NOW, attempt=1))
+    saved, cost = CheckpointStatus(step=1, time=NOW, attempt=1), CostStatus(budget="250")
+    status = a_status(a_record(1), progress=progress, checkpoint=saved, cost=cost)
     meter.show(("team", "ragcun"), status)
     meter.count(Increments(ends=(End(verdict=Verdict.PREEMPTED, reason=Reason.NODE_GONE),)))
     return _described(meter.registry.collect())

@@ -8,6 +8,7 @@ single call. Time is virtual; one tick is one second.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fractions import Fraction
 
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
@@ -32,6 +33,8 @@ TOTAL_STEPS = 60
 SAVE_EVERY = 7
 STEPS_PER_SECOND = 2
 GRACE_SECONDS = 3
+PRICE = Fraction(3600)
+"""Of a machine per hour: a dollar per second."""
 STAGE_SECONDS = 9
 """What a stage beside the training takes."""
 
@@ -48,6 +51,7 @@ class Trainer:
     resumed_from: int
     step: int
     owner: int = 0
+    placed_at: datetime | None = None
     stage: Stage = Stage.TRAIN
     checkpoint_step: int | None = None
     alive: bool = True
@@ -82,6 +86,9 @@ class FakeWorld:
     spec: Spec | None = field(default_factory=a_spec)
     problems: tuple[str, ...] = ()
     time: datetime = NOW
+    slow_seconds: float = 0.0
+    """By how much the operator's clock is behind."""
+    price: Fraction | None = PRICE
     exists: bool = True
     deleting: bool = False
     held: bool = False
@@ -111,7 +118,7 @@ class FakeWorld:
     # --- the ports ---------------------------------------------------------------------------------------------------
 
     def now(self) -> datetime:
-        return self.time
+        return self.time - timedelta(seconds=self.slow_seconds)
 
     async def announce(self, announcement: Announcement) -> None:
         self.announced.append(announcement)
@@ -180,6 +187,7 @@ class FakeWorld:
         self.stages_created.append(effect.stage)
         self._owners += 1
         trainer = Trainer(number=number, stage=effect.stage, resumed_from=0, step=0, owner=self._owners)
+        trainer.placed_at = self.time
         if number in self.jobs:
             self.zombies.append(self.jobs[number])
         self.jobs[number] = trainer
@@ -335,6 +343,8 @@ class FakeWorld:
             deleting=trainer.deleting,
             disruption=trainer.disruption,
             node_gone=trainer.node_gone,
+            placed_at=trainer.placed_at,
+            node_price=self.price,
         )
 
     # --- what goes wrong ---------------------------------------------------------------------------------------------

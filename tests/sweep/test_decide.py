@@ -199,7 +199,7 @@ def test_seconds_between_two_clocks_move_nothing() -> None:
 
 def test_past_the_deadline_nothing_begins_and_it_ends_when_its_runs_have() -> None:
     sweep = parsed(parallelism=2, limits={"deadline": "1h"})
-    stopping = decided(sweep, *runs(S, T), now=later(3600))
+    stopping = decided(sweep, *runs(S, T, ends_at=ends_at("1h")), now=later(3600))
     over = decided(sweep, *runs(S, F), now=later(3601))
 
     assert (stopping.effects, stopping.status.phase) == ((), Phase.STOPPING)
@@ -210,6 +210,13 @@ def test_past_the_deadline_nothing_begins_and_it_ends_when_its_runs_have() -> No
         Reason.DEADLINE_EXCEEDED,
         "limits.deadline of 1h has passed",
     )
+
+
+def test_a_deadline_that_was_moved_into_the_past_reaches_the_runs() -> None:
+    """They would train on, and the sweep wait for them for ever."""
+    found = decided(parsed(limits={"deadline": "1h"}), *runs(T), now=later(7200))
+
+    assert [type(effect) for effect in found.effects] == [MoveDeadline]
 
 
 def test_all_that_was_trained_in_time_is_a_success_also_when_it_is_seen_late() -> None:

@@ -6,6 +6,7 @@ The runs are only their statuses: what one run goes through has a test of its ow
 import json
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -13,17 +14,22 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from piton.core import cost
 from piton.core.conditions import settled
-from piton.core.status import Phase
+from piton.core.status import CostStatus, Phase
 from piton.sweep.decide import decide
 from piton.sweep.expand import limited
 from piton.sweep.observed import CreateRun, HoldBack, LetGo, MoveDeadline, RunSeen, SweepEffect
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
-from support.builders import NOW
+from support.builders import NOW, a_record, a_spec
 from support.sweeps import a_run_seen, a_run_status, ends_at, observed_of, parsed
 
+SPEC = a_spec(workers={"gpusPerNode": 0}, capacity={"maxPricePerHour": "36"})
 TURNS_TO_CONVERGE = 60
+RATE = "36"
+"""Dollars per hour of a run that trains."""
+ENOUGH = "1000000"
 LIVE = (Phase.STARTING, Phase.TRAINING, Phase.RECOVERING)
 
 
@@ -35,9 +41,18 @@ def _parsed(parts: str) -> ParsedSweep:
 class RandomSweep(RuleBasedStateMachine):
     """One sweep, one adversary."""
 
-    @initialize(parallelism=st.integers(1, 4), folds=st.sampled_from([None, 2]), stop=st.booleans())
-    def begin(self, parallelism: int, folds: int | None, stop: bool) -> None:
+    @initialize(
+        parallelism=st.integers(1, 4),
+        folds=st.sampled_from([None, 2]),
+        stop=st.booleans(),
+        budget=st.sampled_from([None, "25", "100"]),
+    )
+    def begin(self, parallelism: int, folds: int | None, stop: bool, budget: str | None) -> None:
         self.parts: dict[str, Any] = {"parallelism": parallelism, "onFailure": "Stop" if stop else "Continue"}
+        self.parts["template"] = {"workers": {"gpusPerNode": 0}, "capacity": {"maxPricePerHour": RATE}}
+        self._limit(budget=budget)
+        self.made = 0
+        self.spent = Fraction(0)
         if folds:
             self.parts["folds"] = folds
         self.now = NOW
@@ -55,7 +70,10 @@ class RandomSweep(RuleBasedStateMachine):
     def look(self, dies_after: int | None) -> None:
         """One pass; an operator that dies leaves some effects done and the status as it was."""
         decision = decide(observed_of(self.sweep, *self.runs.values(), status=self.status), now=self.now)
+        account = decision.status.cost
         for effect in decision.effects[:dies_after]:
+            if isinstance(effect, CreateRun | LetGo) and account is not None and account.budget is not None:
+                assert Fraction(account.spent) < Fraction(account.budget), "begun without money"
             self._apply(effect)
         if dies_after is None:
             self.status = decision.status
@@ -70,7 +88,13 @@ class RandomSweep(RuleBasedStateMachine):
                 assert run.name not in self.ever_succeeded, "trained again what was trained"
                 deadline = limited(run, until, self.now).get("limits", {}).get("deadline")
                 ends = ends_at(deadline, self.now) if deadline else None
-                self.runs.setdefault(run.name, a_run_seen(run.name, Phase.STARTING, created=self.now, ends_at=ends))
+                if run.name not in self.runs:
+                    self.made += 1
+                    fresh = a_run_seen(
+                        run.name, Phase.STARTING, created=self.now, ends_at=ends, uid=f"uid-{self.made}", spec=SPEC
+                    )
+                    self.runs[run.name] = fresh
+                    self._set(run.name, Phase.TRAINING)
             case HoldBack(name=name):
                 self.runs[name] = replace(self.runs[name], suspend=True, held=True)
             case LetGo(name=name):
@@ -83,14 +107,21 @@ class RandomSweep(RuleBasedStateMachine):
 
     # --- the world ---------------------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([1, 60, 1800, 7200]))
-    def time_passes(self, seconds: int) -> None:
+    @rule(seconds=st.sampled_from([1, 60, 1800, 7200]), looks=st.booleans())
+    def time_passes(self, seconds: int, looks: bool) -> None:
         self.now += timedelta(seconds=seconds)
         for name, seen in self.runs.items():
             if not seen.settled and seen.ends_at and self.now >= seen.ends_at:
                 self._set(name, Phase.FAILED)
+            elif not seen.settled and seen.suspend:
+                self._set(name, Phase.SUSPENDED)
+        if looks:
+            self.look(None)
 
-    @rule(phase=st.sampled_from([*LIVE, Phase.SUCCEEDED, Phase.SUCCEEDED, Phase.FAILED]), number=st.integers(0, 9))
+    @rule(
+        phase=st.sampled_from([*LIVE, Phase.TRAINING, Phase.SUCCEEDED, Phase.SUCCEEDED, Phase.FAILED]),
+        number=st.integers(0, 9),
+    )
     def a_run_goes_on(self, phase: Phase, number: int) -> None:
         live = [seen for seen in self.runs.values() if not seen.settled]
         if live:
@@ -98,9 +129,14 @@ class RandomSweep(RuleBasedStateMachine):
             self._set(seen.name, Phase.SUSPENDED if seen.suspend else phase)
 
     def _set(self, name: str, phase: Phase) -> None:
-        self.runs[name] = replace(
-            self.runs[name], status=a_run_status(phase, 0.5 if phase is Phase.SUCCEEDED else None)
-        )
+        """What it has cost stays; it costs more while it trains."""
+        before = cost.spent(self.runs[name].status, self.now)
+        status = a_run_status(phase, 0.5 if phase is Phase.SUCCEEDED else None)
+        paid = CostStatus(earlier=cost.as_text(before, 6), time=self.now)
+        billed = a_record(billed_from=self.now, price_per_hour=RATE, billed_machines=1)
+        attempts = (billed,) if phase is Phase.TRAINING else ()
+        status = status.model_copy(update={"cost": paid, "attempts": attempts})
+        self.runs[name] = replace(self.runs[name], status=status)
 
     # --- the user ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +150,17 @@ class RandomSweep(RuleBasedStateMachine):
 
     @rule(deadline=st.sampled_from([None, "30m", "2h"]))
     def move_the_deadline(self, deadline: str | None) -> None:
-        self.parts["limits"] = {"deadline": deadline} if deadline else {}
+        self._limit(deadline=deadline)
+
+    @rule(usd=st.sampled_from([None, "10", "50", "200"]))
+    def change_the_budget(self, usd: str | None) -> None:
+        self._limit(budget=usd)
+
+    def _limit(self, **limits: str | None) -> None:
+        old = self.parts.get("limits", {})
+        if "budget" in limits:
+            limits["budget"] = {"usd": limits["budget"]} if limits["budget"] else None  # type: ignore[assignment]
+        self.parts["limits"] = {name: limit for name, limit in {**old, **limits}.items() if limit is not None}
 
     @rule(number=st.integers(0, 9), looks=st.booleans())
     def delete_a_run(self, number: int, looks: bool) -> None:
@@ -135,6 +181,13 @@ class RandomSweep(RuleBasedStateMachine):
         self.ever_succeeded = written
 
     @invariant()
+    def what_was_spent_is_spent(self) -> None:
+        """Also when a run is deleted, made anew, or has ended."""
+        shown = Fraction(self.status.cost.spent) if self.status.cost else self.spent
+        assert shown >= self.spent
+        self.spent = shown
+
+    @invariant()
     def every_run_is_counted_once(self) -> None:
         if self.status.plan:
             assert self.status.counts.total == len(self.status.runs) == len(self.sweep.plan)
@@ -151,11 +204,13 @@ class RandomSweep(RuleBasedStateMachine):
         if not hasattr(self, "parts"):
             return
         self.parts["suspend"] = False
+        self._limit(budget=ENOUGH)
         for _ in range(TURNS_TO_CONVERGE):
             self.look(None)
             for name, seen in list(self.runs.items()):
+                late = seen.ends_at is not None and self.now >= seen.ends_at
                 if not seen.settled:
-                    self._set(name, Phase.SUSPENDED if seen.suspend else Phase.SUCCEEDED)
+                    self._set(name, Phase.FAILED if late else Phase.SUSPENDED if seen.suspend else Phase.SUCCEEDED)
             self.now += timedelta(seconds=30)
         assert settled(self.status), (self.status.phase, self.status.counts)
         before = self.status

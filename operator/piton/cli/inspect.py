@@ -19,7 +19,7 @@ from piton.core import rules
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.estimate import Estimate, estimate, price_of
-from piton.core.model import Meta, Spec, Stage
+from piton.core.model import Budget, Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.parse import Parsed, SpecError
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
@@ -140,7 +140,7 @@ def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
     )
     for run in sweep.plan:
         click.echo(f"  {run.name}")
-    _print_all(Counter(run.variant for run in sweep.plan), figures)
+    _print_all(Counter(run.variant for run in sweep.plan), figures, sweep.spec.limits.budget)
     return 0
 
 
@@ -152,7 +152,7 @@ def _with_deadline(sweep: ParsedSweep, run: PlannedRun) -> PlannedRun:
     return replace(run, spec=limited(run, until, created))
 
 
-def _print_all(runs: Counter[str], figures: dict[str, Any]) -> None:
+def _print_all(runs: Counter[str], figures: dict[str, Any], budget: Budget | None) -> None:
     """What each variant takes, and all of them together."""
     for name, found in figures.items():
         each = f"each of the {runs[name]} runs of {name}" if runs[name] > 1 else name
@@ -163,6 +163,8 @@ def _print_all(runs: Counter[str], figures: dict[str, Any]) -> None:
         bound = "at most " if any(found["cost"]["isBound"] for found in figures.values()) else ""
         together = sum(runs[name] * cost for name, cost in costs.items())
         click.echo(f"\nAll {runs.total()} runs together cost {bound}${together:,.2f}.")
+        if budget is not None and together > float(budget.usd):
+            click.echo(f"        ! limits.budget is ${budget.usd}")
 
 
 class _Dumper(yaml.SafeDumper):

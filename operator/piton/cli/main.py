@@ -59,16 +59,27 @@ def cli() -> None:
     " prepare:kill@5s; for a sweep isotropy:preempt@50%. Repeatable.",
 )
 @click.option("--notice", default="30s", show_default=True, help="Time between the notice and the end of the machine.")
+@_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--fresh", is_flag=True, help="Start over: forget what an earlier command of this run left.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
 def run(
-    *, file: Path, folder: Path | None, drills: tuple[str, ...], notice: str, as_json: bool, fresh: bool, quiet: bool
+    *,
+    file: Path,
+    folder: Path | None,
+    drills: tuple[str, ...],
+    notice: str,
+    price: str | None,
+    as_json: bool,
+    fresh: bool,
+    quiet: bool,
 ) -> int:
     """Train a run, or a sweep, on this machine. Ctrl-C saves and stops; the same command continues."""
     from piton.cli import train
 
-    return train.train(file, folder=folder, drills=drills, notice=notice, as_json=as_json, fresh=fresh, quiet=quiet)
+    return train.train(
+        file, folder=folder, drills=drills, notice=notice, price=price, as_json=as_json, fresh=fresh, quiet=quiet
+    )
 
 
 @cli.command()

@@ -4,14 +4,17 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import click
 
 from piton.cli import files
 from piton.cli.watch import Lines, Silence
+from piton.core.conditions import SUSPENDED
 from piton.core.effects import Announcement
 from piton.core.parse import status_of
+from piton.core.reasons import Reason
 from piton.core.status import Phase
 from piton.local import drills as fire
 from piton.local import sweep_folder, variants
@@ -48,6 +51,7 @@ def train(
     folder: Path | None,
     drills: tuple[str, ...],
     notice_seconds: float,
+    price: Fraction | None,
     as_json: bool,
     fresh: bool,
     quiet: bool,
@@ -59,6 +63,7 @@ def train(
         fresh=fresh,
         drills=drills_of(sweep, drills),
         notice_seconds=notice_seconds,
+        price=price,
     )
     ending = variants.run(order, Voices(sweep.meta.name, quiet=quiet))
     if as_json:
@@ -99,14 +104,17 @@ def _drill(text: str, known: Iterable[str]) -> Drill:
 def _wire(ending: SweepEnding) -> dict[str, object]:
     """As plain values, camelCase."""
     status = ending.status.to_wire()
-    kept = {key: status.get(key) for key in ("phase", "done", "counts", "best", "baseline", "results")}
+    kept = {key: status.get(key) for key in ("phase", "done", "counts", "best", "baseline", "results", "cost")}
     return {"name": ending.name, **kept, "runs": [summary.to_wire() for summary in ending.runs]}
 
 
 def _close(ending: SweepEnding) -> None:
     """The last words, on stderr: stdout belongs to --json."""
     status = ending.status
-    if ending.interrupted is not None and status.phase is not Phase.SUCCEEDED:
+    held = status.condition(SUSPENDED)
+    if status.phase is Phase.SUSPENDED and held is not None and held.reason is Reason.BUDGET_EXCEEDED:
+        click.echo(held.message, err=True)
+    elif ending.interrupted is not None and status.phase is not Phase.SUCCEEDED:
         click.echo("Stopped; what was trained is saved; the same command continues.", err=True)
     elif not ending.trained:
         click.echo(f"{ending.name} is finished already; nothing was trained. Say --fresh to start over.", err=True)
@@ -116,7 +124,8 @@ def _close(ending: SweepEnding) -> None:
         if summary.drills_not_fired:
             short = summary.name.removeprefix(f"{ending.name}-")
             click.echo(f"{short}: not fired: {', '.join(summary.drills_not_fired)}", err=True)
-    click.echo(f"{ending.name}: {status.phase}, {status.done} runs are done", err=True)
+    cost = f", for ${status.cost.spent}" if status.cost else ""
+    click.echo(f"{ending.name}: {status.phase}, {status.done} runs are done{cost}", err=True)
     click.echo(render(status, Format.TABLE), err=True, nl=False)
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ _TENTHS_BELOW = 60
 
 
 def train(
-    file: Path, *, folder: Path | None, drills: tuple[str, ...], notice: str, as_json: bool, fresh: bool, quiet: bool
+    file: Path,
+    *,
+    folder: Path | None,
+    drills: tuple[str, ...],
+    notice: str,
+    price: str | None,
+    as_json: bool,
+    fresh: bool,
+    quiet: bool,
 ) -> int:
     """Run it; the exit code is 0 when the model is trained, 1 when the run failed, 128 + the signal's after Ctrl-C."""
     parsed, notice_seconds = files.read_any(file), _notice(notice)
@@ -35,6 +44,7 @@ def train(
             folder=folder,
             drills=drills,
             notice_seconds=notice_seconds,
+            price=None if price is None else Fraction(price),
             as_json=as_json,
             fresh=fresh,
             quiet=quiet,
@@ -47,6 +57,7 @@ def train(
         fresh=fresh,
         drills=tuple(fire.parse(text) for text in drills),
         notice_seconds=notice_seconds,
+        price=None if price is None else Fraction(price),
     )
     with audience_of(quiet=quiet) as audience:
         ending = run(order, audience)
@@ -107,6 +118,8 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("steps", f"{summary.final_step:,}, of which {summary.lost_steps:,} were trained twice"))
     rows.append(("attempts", _attempts(summary)))
     rows += [("stage", _stage(name, stage)) for name, stage in summary.stages.items()]
+    if summary.cost:
+        rows.append(("cost", _cost(summary.cost)))
     if summary.start_seconds:
         rows.append(("last start", start.sentence(summary.start_seconds)))
     if summary.best_metric is not None:
@@ -136,6 +149,12 @@ def _attempts(summary: Summary) -> str:
     if summary.recovery_seconds:
         text += f"; {_seconds(summary.recovery_seconds)} to recover, in all"
     return text
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    text = ("at most " if cost["isBound"] else "") + f"${cost['spent']}"
+    text += f" of a budget of ${cost['budget']}" if "budget" in cost else ""
+    return text + (f", ${cost['wasted']} for steps that were trained twice" if float(cost["wasted"]) else "")
 
 
 def _stage(name: str, stage: Mapping[str, Any]) -> str:

@@ -52,6 +52,8 @@ LABEL_GROUP = f"{API_GROUP}/group"
 """Of pods that want to be on one node, or on different ones."""
 ANNOTATION_HELD = f"{API_GROUP}/held-by"
 """On a run: who has suspended it, and will let it go on. A run that a person has suspended does not carry it."""
+ANNOTATION_PRICE = f"{API_GROUP}/price-per-hour"
+"""On a node, as an annotation or a label: dollars per hour of all of it, such as 12.50."""
 ANNOTATION_CONFIG = f"{API_GROUP}/config"
 ANNOTATION_CA = f"{API_GROUP}/ca"
 

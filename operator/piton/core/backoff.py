@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from piton.core.status import AttemptStatus, Verdict
 
+GRACE_SECONDS = 100
+"""A spot machine goes 120 s after its notice; this leaves time for the notice to travel."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -26,6 +29,10 @@ class Pace:
     """Attempts that the status remembers one by one."""
     progress_seconds: float = 10.0
     """How often progress alone is worth a write of the status."""
+    stop_seconds: float = GRACE_SECONDS
+    """What an orderly stop may take; a budget keeps back what that costs."""
+    worth_seconds: float = 120.0
+    """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 
 
 def fruitless(attempts: Sequence[AttemptStatus], *verdicts: Verdict) -> int:

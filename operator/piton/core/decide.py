@@ -8,9 +8,10 @@ nothing and a crash between any two effects is repaired by the next pass. Two or
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
-from piton.core import flight, ledger, stages
+from piton.core import budget, cost, flight, ledger, stages
 from piton.core.backoff import Pace, delay_seconds, fruitless
 from piton.core.conditions import TRAINING, settled
 from piton.core.context import Context
@@ -34,7 +35,7 @@ Rule = Callable[[Context], Decision | None]
 def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> Decision:
     """The effects, the status and the announcements that this moment asks for."""
     context = Context(observed=observed, now=now, pace=pace or Pace())
-    return next(decision for rule in RULES if (decision := rule(context)) is not None)
+    return _accounted(context, next(decision for rule in RULES if (decision := rule(context)) is not None))
 
 
 def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = None) -> Decision:
@@ -186,6 +187,21 @@ def suspended(context: Context) -> Decision | None:
     )
 
 
+def overspent(context: Context) -> Decision | None:
+    """What is left of the budget does not pay for a start. Raising it lets the run go on."""
+    account = budget.account(context)
+    if account is None or not account.used_up:
+        return None
+    message = budget.exhausted(account, context.status)
+    if account.stops:
+        return _fail(context, Reason.BUDGET_EXCEEDED, message)
+    status = context.phase(context.status, Phase.SUSPENDED, Reason.BUDGET_EXCEEDED, message)
+    news = context.announce_once(status, Reason.BUDGET_EXCEEDED, message, severity="Warning")
+    return Decision(
+        rule="overspent", status=status, announcements=news, look_again_seconds=context.seconds_to_deadline()
+    )
+
+
 def backing_off(context: Context) -> Decision | None:
     """The next attempt waits: the longer, the more often nothing came of the last ones."""
     last = context.current
@@ -258,9 +274,33 @@ RULES: tuple[Rule, ...] = (
     unacceptable,
     overdue,
     suspended,
+    overspent,
     backing_off,
     due,
 )
+
+
+def _accounted(context: Context, decision: Decision) -> Decision:
+    """The decision with the cost as of now, where the status is written anyway; and awake when the budget speaks."""
+    if context.meta.deleting or settled(context.status):
+        return decision
+    account = budget.account(context, decision.status)
+    status, news = decision.status, decision.announcements
+    if account and account.warns and not account.used_up and not (status.cost and status.cost.warned_of == account.usd):
+        status = cost.warned(status, account.usd)
+        news += (Announcement(severity="Warning", reason=Reason.BUDGET_WARNING, message=budget.warning(account)),)
+    if status != context.status:
+        status = cost.shown(status, account.usd if account else None, now=context.now)
+    wait = account.seconds if account else None
+    if wait == 0.0 and status == context.status:
+        wait = None  # it has spoken, and what follows from that is under way
+    waits = (decision.look_again_seconds, wait)
+    return replace(
+        decision,
+        status=status,
+        announcements=news,
+        look_again_seconds=min((seconds for seconds in waits if seconds is not None), default=None),
+    )
 
 
 def still(decision: Decision, status: RunStatus) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.quantity import format_bytes, parse_quantity
+from piton.core.budget import share_of
 from piton.core.model import Spec
 from piton.core.render import gpus_of
 
@@ -175,7 +176,7 @@ def cost_of(spec: Spec, time: Figure, price: Price | None) -> Figure:
     """Nodes x price x hours."""
     if price is None:
         return Figure(text="unknown: what a node costs per hour is said by --price-per-hour USD")
-    rate = spec.workers.nodes * _share(spec) * price.usd_per_hour
+    rate = spec.workers.nodes * share_of(spec) * price.usd_per_hour
     per_hour = f"{_nodes(spec)} x ${float(price.usd_per_hour):,.2f}/h ({price.source})"
     budget = spec.limits.budget
     if time.value is None:
@@ -190,14 +191,8 @@ def cost_of(spec: Spec, time: Figure, price: Price | None) -> Figure:
     return Figure(text=text, value=round(dollars, 2), is_bound=bool(at_most), warning=warning)
 
 
-def _share(spec: Spec) -> Fraction:
-    """The part of a node that the run uses; it pays for the whole where nobody knows how many GPUs that has."""
-    wanted, there = spec.workers.gpus_per_node, gpus_of(spec)
-    return Fraction(wanted, there) if wanted and there and wanted < there else Fraction(1)
-
-
 def _nodes(spec: Spec) -> str:
-    nodes, share = spec.workers.nodes, _share(spec)
+    nodes, share = spec.workers.nodes, share_of(spec)
     kind = f" {spec.workers.instance_types[0]}" if spec.workers.instance_types else ""
     whole = f"{nodes}{kind or (' node' if nodes == 1 else ' nodes')}"
     if share == 1:

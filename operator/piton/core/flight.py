@@ -7,7 +7,7 @@ Pending --start--> Starting --follow--> Running
 
 from collections.abc import Callable
 
-from piton.core import ledger, stages
+from piton.core import budget, cost, ledger, stages
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, RemoveReplica, StartAttempt, StopAttempt
 from piton.core.model import Stage
@@ -111,6 +111,8 @@ def judged(context: Context) -> Decision | None:
     patience = context.pace.start_seconds if judgement.reason is Reason.CANNOT_START else context.pace.evidence_seconds
     left = patience - (context.now - failing).total_seconds()
     status = ledger.change(status, failing_time=failing)
+    if judgement.patient and left > 0 and _order(context) is Reason.BUDGET_EXCEEDED:
+        return None  # nobody pays for the wait
     if judgement.patient and left > 0:
         status = context.phase(
             status, Phase.STOPPING if seen.running else status.phase, judgement.reason, judgement.message
@@ -123,16 +125,34 @@ def judged(context: Context) -> Decision | None:
     return Decision(rule="judged", status=status, look_again_seconds=0)
 
 
+def too_dear(context: Context) -> Decision | None:
+    """It was placed on a machine that costs more than the user pays."""
+    record, seen, most = context.flying, context.seen, cost.highest(context.spec)
+    if record is None or seen is None or most is None:
+        return None
+    for replica in seen.replicas:
+        if replica.node_price is not None and replica.node_price > most and not replica.ended:
+            asked = f"costs ${cost.as_text(replica.node_price)} per hour, and capacity.maxPricePerHour is"
+            message = f"{replica.name}: the node {replica.node} {asked} ${cost.as_text(most)}"
+            judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message=message)
+            return _told_to_stop(context, "too_dear", judgement, message)
+    return None
+
+
 def unwanted(context: Context) -> Decision | None:
-    """The attempt runs, but it is to stop: suspended, past the deadline, or for a stage that is not wanted any more."""
+    """The attempt runs, but it is to stop: suspended, past a limit, or for a stage that is not wanted any more."""
     record, order = context.flying, _order(context)
     if record is None or context.seen is None or order is None or order is Reason.INVALID_SPEC:
         return None
     judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=f"told to stop: {order}")
+    return _told_to_stop(context, "unwanted", judgement, f"{stages.called(record)} saves and stops")
+
+
+def _told_to_stop(context: Context, rule: str, judgement: Judgement, message: str) -> Decision:
     status = ledger.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
     status = ledger.change(status, **ledger.verdict_fields(judgement))
-    status = context.phase(status, Phase.STOPPING, order, f"{stages.called(record)} saves and stops")
-    return Decision(rule="unwanted", status=status, look_again_seconds=0)
+    status = context.phase(status, Phase.STOPPING, judgement.reason, message)
+    return Decision(rule=rule, status=status, look_again_seconds=0)
 
 
 def follow(context: Context) -> Decision | None:
@@ -145,7 +165,7 @@ def follow(context: Context) -> Decision | None:
     status = _heard(context)
     if seen.running:
         status = ledger.change(status, state=AttemptState.RUNNING, failing_time=None)
-        status = context.phase(status, *stages.RUNNING[record.stage], f"{stages.called(record)} is running")
+        status = context.phase(status, *stages.RUNNING[record.stage], _running(context, record))
     else:
         waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), seen.message)
         status = ledger.change(status, state=AttemptState.STARTING)
@@ -157,16 +177,25 @@ def follow(context: Context) -> Decision | None:
     return Decision(rule="follow", status=status, look_again_seconds=context.seconds_to_deadline())
 
 
+def _running(context: Context, record: AttemptStatus) -> str:
+    account = budget.account(context)
+    warned = f"; {budget.warning(account)}" if account and account.warns else ""
+    return f"{stages.called(record)} is running{warned}"
+
+
 def _order(context: Context) -> Reason | None:
     """Why no attempt should run now, if so."""
+    account = budget.account(context)
     if context.spec is None:
-        return Reason.INVALID_SPEC
+        return Reason.BUDGET_EXCEEDED if account and account.used_up else Reason.INVALID_SPEC
     if context.spec.suspend:
         return Reason.SUSPENDED
     if context.stage is not None and context.stage not in stages.wanted(context.spec.stages):
         return Reason.NOT_WANTED
     left = context.seconds_to_deadline()
-    return Reason.DEADLINE_EXCEEDED if left is not None and left <= 0 else None
+    if left is not None and left <= 0:
+        return Reason.DEADLINE_EXCEEDED
+    return Reason.BUDGET_EXCEEDED if account and account.used_up else None
 
 
 def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
@@ -197,11 +226,13 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
 
 
 def _heard(context: Context) -> RunStatus:
-    return ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
+    """What the attempt says of itself, and where it stands."""
+    status = ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
+    return cost.bill(status, context.seen, context.spec, now=context.now)
 
 
 def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
-    status = ledger.end(status, judgement, now=context.now)
+    status = ledger.end(cost.stop(status, context.seen, now=context.now), judgement, now=context.now)
     record = status.current
     assert record is not None
     if judgement.verdict is Verdict.FINISHED:
@@ -253,6 +284,7 @@ RULES: tuple[Callable[[Context], Decision | None], ...] = (
     vanish,
     stop,
     judged,
+    too_dear,
     unwanted,
     follow,
 )

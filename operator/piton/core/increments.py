@@ -23,6 +23,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.NO_EVIDENCE,
         Reason.FENCED,
         Reason.VOLUME_LOST,
+        Reason.PRICE_TOO_HIGH,
     ),
     Verdict.USER_FAILURE: (
         Reason.CRASHED,
@@ -36,6 +37,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.SUSPENDED,
         Reason.DELETED,
         Reason.DEADLINE_EXCEEDED,
+        Reason.BUDGET_EXCEEDED,
         Reason.INVALID_SPEC,
         Reason.NOT_WANTED,
     ),

@@ -11,6 +11,7 @@ from piton.contract.duration import format_duration
 from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
+from piton.core import cost
 from piton.core.backoff import Pace
 from piton.core.model import Stage
 from piton.core.observed import AttemptSeen
@@ -46,8 +47,10 @@ def enter(status: RunStatus, record: AttemptStatus, pace: Pace) -> RunStatus:
     """Append an attempt's record. What the one before has shown stays until there is something new to show."""
     stage = status.stage(record.stage)
     changes = {"attempts": stage.attempts + 1, "start_time": stage.start_time or record.created_time}
-    attempts = (*status.attempts, record)[-pace.kept_records :]
-    status = status.model_copy(update={"attempt": record.number, "attempts": attempts})
+    attempts = (*status.attempts, record)
+    kept = attempts[-pace.kept_records :]
+    status = cost.forget(status, attempts[: len(attempts) - len(kept)])
+    status = status.model_copy(update={"attempt": record.number, "attempts": kept})
     return _with_stage(status, stage.model_copy(update=changes))
 
 

@@ -163,7 +163,9 @@ class Capacity(Model):
     )
     patience: Duration | None = Field(default=None, description="How long to wait for a tier before climbing on.")
     max_price_per_hour: Dollars | None = Field(
-        default=None, description="Highest price of a node, in dollars per hour."
+        default=None,
+        description="Highest price of a node, in dollars per hour. A node that is known to cost more is left; one of"
+        " which nobody knows the price counts with this one.",
     )
 
 
@@ -241,10 +243,10 @@ class ObjectiveSpec(Model):
 class Budget(Model):
     """How much money the run may spend."""
 
-    usd: Dollars = Field(description='Dollars, as a string: "250".')
+    usd: Dollars = Field(description='Dollars, as a string: "250". Needs capacity.maxPricePerHour.')
     warn_at: int = Field(default=80, ge=1, le=100, description="Warn at this percentage.")
     on_exceeded: Literal["Pause", "Stop"] = Field(
-        default="Pause", description="Pause checkpoints first, and resumes when the budget is raised."
+        default="Pause", description="Both save first. Pause goes on when the budget is raised, Stop ends it as failed."
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from fractions import Fraction
 
 from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
@@ -44,6 +45,12 @@ class ReplicaSeen:
     """Its machine does not exist any more, or has not answered for too long."""
     node_reclaimed: bool = False
     """Its machine is announced to be taken."""
+    placed_at: datetime | None = None
+    """When it was given its machine, which is paid for from then on."""
+    node_price: Fraction | None = None
+    """Dollars per hour of the whole machine, where somebody knows."""
+    node_share: Fraction = Fraction(1)
+    """The part of the machine that is its own."""
 
     @property
     def ended(self) -> bool:

@@ -3,18 +3,20 @@
 Pure values; the kube adapter creates them, `piton plan` prints them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 from torchx import specs
 
 from piton.contract import names
+from piton.core.backoff import GRACE_SECONDS
 from piton.core.model import Meta, Placement, Policy, Spec, Stage, Tier
-from piton.core.render import GRACE_SECONDS, Place, ProgressServer, appdef, assignment, processes_per_node
+from piton.core.render import Place, ProgressServer, appdef, assignment, processes_per_node
 from piton.core.stages import staged
 
 GPU = "nvidia.com/gpu"
+INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 TRAINER_GROUP = 65532
 """The group of the trainer image's user. A fresh block volume is root's; with this it is the group's as well."""
 UNREACHABLE_SECONDS = 30
@@ -23,7 +25,7 @@ UNREACHABLE_SECONDS = 30
 TOKEN_SECONDS = 3600
 """How long a pod's token is valid; the kubelet renews it before that."""
 
-_CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
+CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
     Tier.SPOT: {
         "karpenter.sh/capacity-type": "spot",
         "eks.amazonaws.com/capacityType": "SPOT",
@@ -85,10 +87,12 @@ def pytorchjob(
     *,
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
+    avoid: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """The PyTorchJob of one attempt: used once, never retried by its own controller.
 
-    Without a `server` the trainers report nothing until they end. Only training has metrics to scrape.
+    Without a `server` the trainers report nothing until they end. Only training has metrics to scrape. `avoid` are
+    labels of nodes, with the values that will not do.
     """
     app = appdef(meta, spec, attempt, in_pod(meta, server), stage=stage, checkpoint_step=checkpoint_step)
     spec = staged(spec, stage)
@@ -100,7 +104,7 @@ def pytorchjob(
                 "labels": {**app.metadata, **_group(spec)},
                 "annotations": _annotations(spec, server),
             },
-            "spec": _pod(meta, spec, role, server),
+            "spec": _pod(meta, spec, role, server, avoid or {}),
         },
     }
     replicas = {"Master": {"replicas": 1, **(_scraped(replica) if stage is Stage.TRAIN else replica)}}
@@ -159,7 +163,9 @@ def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
     return found if server is None else {**found, names.ANNOTATION_CA: server.ca_pem}
 
 
-def _pod(meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None) -> dict[str, Any]:
+def _pod(
+    meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None, avoid: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     template = spec.workers.template
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
@@ -173,7 +179,7 @@ def _pod(meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None
         pod["volumes"].append(_progress_volume())
         mount = {"name": "progress", "mountPath": names.PROGRESS_MOUNT, "readOnly": True}
         pod["containers"][0]["volumeMounts"].append(mount)
-    affinity = _affinity(spec)
+    affinity = _affinity(spec, avoid)
     if affinity:
         pod["affinity"] = affinity
     if template.node_selector:
@@ -265,9 +271,9 @@ def _from_annotation(annotation: str, path: str) -> dict[str, Any]:
     return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
 
 
-def _affinity(spec: Spec) -> dict[str, Any]:
+def _affinity(spec: Spec, avoid: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     placement = spec.workers.template.placement
-    return {**_node_affinity(spec), **(_pod_affinity(placement) if placement else {})}
+    return {**_node_affinity(spec, avoid), **(_pod_affinity(placement) if placement else {})}
 
 
 def _pod_affinity(placement: Placement) -> dict[str, Any]:
@@ -280,14 +286,15 @@ def _pod_affinity(placement: Placement) -> dict[str, Any]:
     return {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}
 
 
-def _node_affinity(spec: Spec) -> dict[str, Any]:
-    """Instance types and zones in every term; one term per spelling of the capacity type."""
+def _node_affinity(spec: Spec, avoid: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Instance types, zones and what will not do in every term; one term per spelling of the capacity type."""
     wanted = {
-        "node.kubernetes.io/instance-type": list(spec.workers.instance_types),
+        INSTANCE_TYPE: list(spec.workers.instance_types),
         "topology.kubernetes.io/zone": list(spec.workers.zones),
     }
     base = [{"key": k, "operator": "In", "values": values} for k, values in wanted.items() if values]
-    spellings = _CAPACITY_LABELS[spec.capacity.tiers[0]] if spec.capacity.tiers else {}
+    base += [{"key": k, "operator": "NotIn", "values": list(values)} for k, values in avoid.items() if values]
+    spellings = CAPACITY_LABELS[spec.capacity.tiers[0]] if spec.capacity.tiers else {}
     terms = [
         {"matchExpressions": [*base, {"key": k, "operator": "In", "values": [value]}]} for k, value in spellings.items()
     ]

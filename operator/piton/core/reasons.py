@@ -59,6 +59,8 @@ class Reason(StrEnum):
     """A job of the attempt's name exists and is not this run's; the number is skipped."""
     NO_EVIDENCE = "NoEvidence"
     """The job failed and no pod is left to say why."""
+    PRICE_TOO_HIGH = "PriceTooHigh"
+    """The machine costs more than capacity.maxPricePerHour."""
     VOLUME_LOST = "VolumeLost"
     """The checkpoint volume could not be written to for too long."""
 
@@ -89,6 +91,10 @@ class Reason(StrEnum):
     """A newer attempt has taken over."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     """limits.deadline has passed."""
+    BUDGET_EXCEEDED = "BudgetExceeded"
+    """limits.budget is spent, but for what an orderly stop costs, or what is left does not pay for a start."""
+    BUDGET_WARNING = "BudgetWarning"
+    """limits.budget.warnAt percent of it are spent."""
 
     # The end of a run
     FAILURE_LIMIT = "FailureLimit"

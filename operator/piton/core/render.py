@@ -14,6 +14,7 @@ from torchx import specs
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
+from piton.core.backoff import GRACE_SECONDS
 from piton.core.context import deadline_of
 from piton.core.model import Every, Meta, Mirror, ObjectiveSpec, Spec, Stage
 from piton.core.stages import staged
@@ -25,8 +26,6 @@ MODULES = {
     Stage.EVALUATE: "piton_trainer.evaluate",
 }
 """What a recipe has for each stage."""
-GRACE_SECONDS = 100
-"""A spot machine goes 120 s after its notice; this leaves time for the notice to travel."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
 """torchrun has to be done before the kubelet is."""
 SHARE_FOR_PODS = 0.95

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from piton.contract import duration, names
-from piton.core.model import DNS_LABEL, EvaluateStage, SideStage, Spec, Stage
+from piton.core.model import DNS_LABEL, Budget, EvaluateStage, SideStage, Spec, Stage
 
 Rule = Callable[[Spec], Iterator[str]]
 
@@ -17,7 +17,10 @@ RESERVED_ENV = re.compile(
 )
 LOSS = "loss"
 """By its name the loss of one batch, as every training script reports it."""
-BUDGET_INSTEAD = "remove it and set limits.deadline"
+NO_PRICE = (
+    "spec.capacity.maxPricePerHour: missing; limits.budget counts with it where nobody knows what a node costs; "
+    'write the most that you pay for a node per hour, such as "12.50"'
+)
 SECRET_ENV = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
 
 
@@ -118,9 +121,23 @@ def good_durations(spec: Spec) -> Iterator[str]:
 
 def positive_budget(spec: Spec) -> Iterator[str]:
     """A budget of nothing trains nothing."""
-    budget = spec.limits.budget
-    if budget and float(budget.usd) <= 0:
+    if spec.limits.budget:
+        yield from positive(spec.limits.budget)
+
+
+def positive(budget: Budget) -> Iterator[str]:
+    """The same, of any budget."""
+    if float(budget.usd) <= 0:
         yield f'spec.limits.budget.usd: {budget.usd!r} buys nothing; write a positive amount of dollars, such as "250"'
+
+
+def a_price(spec: Spec) -> Iterator[str]:
+    """A budget counts with prices; of a node whose price nobody knows it is the highest."""
+    price = spec.capacity.max_price_per_hour
+    if price is not None and float(price) <= 0:
+        yield f'spec.capacity.maxPricePerHour: {price!r} gets no node; write what you pay for one, such as "12.50"'
+    if spec.limits.budget and price is None:
+        yield NO_PRICE
 
 
 def gpus_by_piton(spec: Spec) -> Iterator[str]:
@@ -162,26 +179,19 @@ def good_labels(spec: Spec) -> Iterator[str]:
 
 def not_yet(spec: Spec) -> Iterator[str]:
     """What this version does not do is refused: a limit that is silently ignored costs money."""
-    capacity, limits = spec.capacity, spec.limits
+    capacity = spec.capacity
     fields = {
         "workers.minNodes": spec.workers.min_nodes is not None,
         "capacity.tiers": len(capacity.tiers) > 1,
         "capacity.patience": capacity.patience is not None,
-        "capacity.maxPricePerHour": capacity.max_price_per_hour is not None,
-        "limits.budget": limits.budget is not None,
     }
     instead = {
         "capacity.tiers": "name one tier",
-        "limits.budget": BUDGET_INSTEAD,
     }
     for path, used in fields.items():
         if used:
-            yield ignored(path, instead.get(path, "remove it"))
-
-
-def ignored(path: str, instead: str) -> str:
-    """What is said of a field that nothing acts on."""
-    return f"spec.{path}: this version of Piton does not act on it yet; {instead}"
+            fix = instead.get(path, "remove it")
+            yield f"spec.{path}: this version of Piton does not act on it yet; {fix}"
 
 
 RULES: tuple[Rule, ...] = (
@@ -193,6 +203,7 @@ RULES: tuple[Rule, ...] = (
     good_env,
     good_durations,
     positive_budget,
+    a_price,
     gpus_by_piton,
     stage_programs,
     good_labels,
@@ -223,6 +234,13 @@ CEL: dict[str, tuple[tuple[str, str], ...]] = {
                 " && 'ReadWriteMany' in self.checkpoint.volume.accessModes)"
             ),
             "several nodes need accessModes: [ReadWriteMany]",
+        ),
+        (
+            (
+                "!has(self.limits) || !has(self.limits.budget)"
+                " || (has(self.capacity) && has(self.capacity.maxPricePerHour))"
+            ),
+            "limits.budget needs capacity.maxPricePerHour",
         ),
     ),
 }

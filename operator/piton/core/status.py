@@ -54,6 +54,15 @@ class AttemptStatus(Model):
     resumed_from: int | None = Field(default=None, description="Step that it started from; none is a fresh start.")
     step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
     checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
+    price_per_hour: str | None = Field(
+        default=None, description="Dollars per hour of all its machines together, as they were when it came there."
+    )
+    billed_machines: int = Field(default=0, ge=0, description="Machines that this is the price of.")
+    billed_from: AwareDatetime | None = Field(
+        default=None, description="Since when it costs that: since a pod was placed; pending pods cost nothing."
+    )
+    billed_before: str | None = Field(default=None, description="Dollars that it had cost before, on fewer machines.")
+    billed_until: AwareDatetime | None = Field(default=None, description="Until when it has cost that.")
 
 
 class StageStatus(Model):
@@ -136,6 +145,24 @@ class Lost(Model):
     steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
 
 
+class CostStatus(Model):
+    """What the run costs. Computed from the attempts and the clock whenever the status is written."""
+
+    spent: str = Field(default="0.00", description="Dollars, of all attempts.")
+    per_hour: str = Field(default="0.00", description="Dollars per hour that are paid now.")
+    budget: str | None = Field(default=None, description="What may be spent: limits.budget.usd.")
+    wasted: str = Field(default="0.00", description="Of what is spent, the part for steps that were trained again.")
+    is_bound: bool = Field(
+        default=False, description="It is at most so much: capacity.maxPricePerHour stands for a price not known."
+    )
+    is_incomplete: bool = Field(
+        default=False, description="It is more: an attempt was on a machine of which nobody knows the price."
+    )
+    earlier: str | None = Field(default=None, description="Dollars of attempts that are not listed any more.")
+    time: AwareDatetime | None = Field(default=None, description="Until when it is counted.")
+    warned_of: str | None = Field(default=None, description="The budget whose end people were warned of.")
+
+
 class Evaluation(Model):
     """What the stage Evaluate has found."""
 
@@ -185,6 +212,7 @@ class RunStatus(Conditioned):
     infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
     failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
     lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
+    cost: CostStatus | None = Field(default=None, description="What it costs, as far as prices are known.")
     progress: ProgressStatus | None = Field(default=None, description="How far training is.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest durable checkpoint.")
     result: Result | None = Field(default=None, description="What the run produced.")

@@ -69,7 +69,14 @@ class Controller(Worker):
 
     async def pass_over(self, key: Key) -> None:
         """Observe, decide, apply; and when to look again."""
-        world = KubeWorld(self._client, self._clock, *key, reports=self._reports, server=self._server())
+        world = KubeWorld(
+            self._client,
+            self._clock,
+            *key,
+            reports=self._reports,
+            server=self._server(),
+            prices=self._settings.prices,
+        )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.pace)
         if decision is None:

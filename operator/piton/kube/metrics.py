@@ -215,6 +215,18 @@ _PER_RUN: dict[str, tuple[str, Callable[[RunStatus], float | None]]] = {
         "Attempts that the cluster failed.",
         lambda run: run.infrastructure_failures,
     ),
+    "piton_run_cost_dollars": (
+        "What the run has cost, as of its status' last write.",
+        lambda run: float(run.cost.spent) if run.cost else None,
+    ),
+    "piton_run_cost_dollars_per_hour": (
+        "What is paid for the run now.",
+        lambda run: float(run.cost.per_hour) if run.cost else None,
+    ),
+    "piton_run_budget_dollars": (
+        "What the run may cost.",
+        lambda run: float(run.cost.budget) if run.cost and run.cost.budget else None,
+    ),
     "piton_run_lost_steps": ("Steps that were trained again.", lambda run: run.lost.steps),
 }
 """Series about one run: what the status says, so they are right also after a restart of the operator."""

@@ -18,6 +18,7 @@ from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Cli
 from piton.kube.errors import NotFound
 from piton.kube.owned import controller, owned
 from piton.kube.pods import NodeView, condition, moment, replica
+from piton.kube.prices import Prices
 from piton.kube.reports import Reports
 from piton.ports import Refused, Unavailable
 
@@ -35,7 +36,13 @@ class Reading:
 
 
 async def read(
-    client: Client, namespace: str, name: str, *, now: datetime, reports: Reports | None = None
+    client: Client,
+    namespace: str,
+    name: str,
+    *,
+    now: datetime,
+    reports: Reports | None = None,
+    prices: Prices | None = None,
 ) -> Reading | None:
     """Look at the run and all that belongs to it; None when it does not exist.
 
@@ -44,7 +51,7 @@ async def read(
     """
     try:
         manifest = await client.get(RUNS, name, namespace=namespace)
-        return None if manifest is None else await _Reader(client, manifest, now, reports).read()
+        return None if manifest is None else await _Reader(client, manifest, now, reports, prices).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -52,11 +59,14 @@ async def read(
 class _Reader:
     """One look; it holds what its steps share."""
 
-    def __init__(self, client: Client, manifest: Body, now: datetime, reports: Reports | None) -> None:
+    def __init__(
+        self, client: Client, manifest: Body, now: datetime, reports: Reports | None, prices: Prices | None
+    ) -> None:
         self._client = client
         self._manifest = manifest
         self._now = now
         self._reports = reports
+        self._prices = prices or Prices()
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -186,7 +196,7 @@ class _Reader:
         gone_at = view.gone_at(pod) if view else None
         if gone_at is not None and gone_at > self._now:
             self._changes_at = min(filter(None, (self._changes_at, gone_at)))
-        return replica(pod, view)
+        return replica(pod, view, self._prices)
 
     async def _volume(self, spec: Spec | None) -> VolumeSeen:
         """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""

@@ -7,11 +7,13 @@ exit code when the kubelet does, the node when the cloud is quick.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from piton.contract import names
 from piton.contract.ends import OUTCOMES, Outcome, Termination
 from piton.core.observed import ReplicaSeen, ReplicaState
+from piton.kube.prices import Prices, share
 
 UNREACHABLE_SECONDS = 40.0
 """How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 40-50 s before it
@@ -91,8 +93,9 @@ class NodeView:
         return (self.node.get("spec") or {}).get("taints") or [] if self.node else []
 
 
-def replica(pod: Mapping[str, Any], view: NodeView | None) -> ReplicaSeen:
+def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> ReplicaSeen:
     """One pod as a replica; `view` is None when the pod is on no node, or its node does not matter any more."""
+    node = view.node if view else None
     meta, status = pod["metadata"], pod.get("status") or {}
     container = _container(status)
     ended = (container.get("state") or {}).get("terminated") or {}
@@ -114,6 +117,9 @@ def replica(pod: Mapping[str, Any], view: NodeView | None) -> ReplicaSeen:
         node=(pod.get("spec") or {}).get("nodeName"),
         node_gone=gone_at is not None and view is not None and gone_at <= view.now,
         node_reclaimed=view is not None and view.reclaimed(),
+        placed_at=_placed_at(pod),
+        node_price=prices.of(node) if node else None,
+        node_share=share(pod, node) if node else Fraction(1),
     )
 
 
@@ -126,6 +132,16 @@ def condition(thing: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def moment(text: str | None) -> datetime | None:
     """A time of the API's."""
     return datetime.fromisoformat(text) if text else None
+
+
+def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
+    """When it was given its node; its creation where nothing says when."""
+    if not (pod.get("spec") or {}).get("nodeName"):
+        return None
+    scheduled = condition(pod, "PodScheduled")
+    said = scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None
+    started = (pod.get("status") or {}).get("startTime")
+    return moment(said or started or pod["metadata"].get("creationTimestamp"))
 
 
 def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:

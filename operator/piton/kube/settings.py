@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from piton.core.backoff import Pace
+from piton.kube.prices import Prices
 
 ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
 ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
@@ -17,6 +18,7 @@ ENV_PROGRESS_PORT = "PITON_OPERATOR_PROGRESS_PORT"
 ENV_TLS_DIR = "PITON_OPERATOR_TLS_DIR"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
 ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
+ENV_PRICES = "PITON_OPERATOR_PRICES"
 
 
 class Engine(StrEnum):
@@ -59,6 +61,8 @@ class Settings:
     """Who serves the PyTorchJobs. Two controllers on one job would fight, so nobody else's is assumed to be absent."""
     metrics_port: int | None = 8081
     """Port of the Prometheus metrics at /metrics; None: they are not served."""
+    prices: Prices = field(default_factory=Prices)
+    """What nodes cost that do not say it themselves."""
     pace: Pace = field(default_factory=Pace)
     """The patience of the core."""
 
@@ -94,6 +98,7 @@ class Settings:
             tls_dir=Path(env[ENV_TLS_DIR]) if env.get(ENV_TLS_DIR) else None,
             engine=_engine(env, defaults.engine),
             metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
+            prices=_prices(env),
         )
 
 
@@ -103,6 +108,13 @@ def _engine(env: Mapping[str, str], default: Engine) -> Engine:
         return Engine(word) if word else default
     except ValueError:
         raise ValueError(f"{ENV_ENGINE}: {word!r} is none of {', '.join(Engine)}") from None
+
+
+def _prices(env: Mapping[str, str]) -> Prices:
+    try:
+        return Prices.from_json(env.get(ENV_PRICES) or "{}")
+    except ValueError as error:
+        raise ValueError(f"{ENV_PRICES}: {error}") from error
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:

@@ -144,6 +144,8 @@ def _seen(manifest: Body) -> RunSeen:
         suspend=bool(spec.get("suspend")),
         held=names.ANNOTATION_HELD in (manifest["metadata"].get("annotations") or {}),
         ends_at=deadline_of(parsed.meta, parsed.spec) if parsed.spec else None,
+        spec=parsed.spec,
+        uid=parsed.meta.uid,
         status=parsed.status,
     )
 

@@ -1,9 +1,10 @@
 """One run on a cluster, as `piton.drive` wants to see it."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import assert_never
 
 from piton.contract import names
+from piton.core.cost import highest
 from piton.core.effects import (
     CreateVolume,
     Effect,
@@ -18,10 +19,11 @@ from piton.core.observed import Observed
 from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
 from piton.core.render import ProgressServer
 from piton.core.status import RunStatus
-from piton.kube.client import CLAIMS, JOBS, PODS, RUNS, Body, Client, Resource
+from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
 from piton.kube.errors import NotFound
 from piton.kube.observe import Reading, read, seconds_until
 from piton.kube.owned import create
+from piton.kube.prices import Prices
 from piton.kube.reports import Reports
 from piton.ports import Clock, Conflict, Refused
 
@@ -42,6 +44,7 @@ class KubeWorld:
         *,
         reports: Reports | None = None,
         server: ProgressServer | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self._client = client
         self._clock = clock
@@ -49,12 +52,18 @@ class KubeWorld:
         self._name = name
         self._reports = reports
         self._server = server
+        self._prices = prices or Prices()
         self._reading: Reading | None = None
 
     async def observe(self) -> Observed | None:
         """Read the run and all that is its own, live."""
         self._reading = await read(
-            self._client, self._namespace, self._name, now=self._clock.now(), reports=self._reports
+            self._client,
+            self._namespace,
+            self._name,
+            now=self._clock.now(),
+            reports=self._reports,
+            prices=self._prices,
         )
         return self._reading.observed if self._reading else None
 
@@ -139,11 +148,17 @@ class KubeWorld:
             self._server,
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
+            avoid=await self._too_dear(),
         )
         try:
             await self._create(JOBS, job)
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
+
+    async def _too_dear(self) -> Mapping[str, Sequence[str]]:
+        """What the scheduler is kept from. A node that becomes too dear, or comes later, is left again."""
+        most, tiers = highest(self._spec), self._spec.capacity.tiers
+        return {} if most is None else self._prices.above(most, await self._client.list(NODES), tiers)
 
     async def _create(self, resource: Resource, body: Body) -> None:
         await create(self._client, resource, body, self._meta, owner="run")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 
 from piton.contract.ends import Termination
@@ -16,6 +17,12 @@ class LocalAttempt:
 
     number: int
     termination_logs: Sequence[Path]
+    begun: datetime | None = None
+    """Since when it has the machine."""
+    price: Fraction | None = None
+    """Dollars per hour of this machine, where the user says so."""
+    share: Fraction = Fraction(1)
+    """The part of this machine that each replica has."""
     replicas: tuple[Replica, ...] = ()
     why_not_started: str = ""
     deleting: bool = False
@@ -101,6 +108,9 @@ class LocalAttempt:
                 state=ReplicaState.RUNNING,
                 deleting=self._told,
                 node_reclaimed=self._reclaimed,
+                placed_at=self.begun,
+                node_price=self.price,
+                node_share=self.share,
             )
         return ReplicaSeen(
             name=replica.name,
@@ -111,6 +121,9 @@ class LocalAttempt:
             deleting=self._told,
             node_reclaimed=self._reclaimed,
             node_gone=self._gone,
+            placed_at=self.begun,
+            node_price=self.price,
+            node_share=self.share,
         )
 
 

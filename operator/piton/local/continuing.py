@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
+from piton.core import cost
 from piton.core.conditions import FAILED
 from piton.core.model import Spec
 from piton.core.status import RunStatus
@@ -33,7 +34,8 @@ def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> Stat
             f"{changed} is not what this run began with; put it back, say --fresh to start over, "
             "or give the run another name"
         )
-    status = _another_chance(saved.status) if saved.status.is_true(FAILED) else saved.status
+    status = cost.stop_at_last_sight(saved.status)  # what ran under a command that was killed went with it
+    status = _another_chance(status) if status.is_true(FAILED) else status
     return saved.model_copy(update={"spec": spec, "status": status})
 
 
@@ -62,6 +64,7 @@ def _another_chance(status: RunStatus) -> RunStatus:
         preemptions=status.preemptions,
         infrastructure_failures=status.infrastructure_failures,
         lost=status.lost,
+        cost=cost.forget(status, status.attempts).cost,
         checkpoint=status.checkpoint,
         result=status.result,
         stages=stages,

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from fractions import Fraction
 
+from piton.core.cost import as_text, highest
 from piton.core.model import Spec, Stage
 from piton.core.stages import staged
 from piton.local import environment, recipe
@@ -46,6 +48,20 @@ def check(spec: Spec) -> None:
     problem = next(problems(spec), None)
     if problem:
         raise ValueError(problem)
+
+
+def check_price(spec: Spec, price: Fraction | None) -> None:
+    """Whether the user pays for this machine.
+
+    Raises:
+        ValueError: it costs more than the run may.
+    """
+    most = highest(spec)
+    if price is not None and most is not None and price > most:
+        raise ValueError(
+            f"--price-per-hour: {as_text(price)} is more than spec.capacity.maxPricePerHour, {as_text(most)}; "
+            "raise that"
+        )
 
 
 def problems(spec: Spec) -> Iterator[str]:

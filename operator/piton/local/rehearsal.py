@@ -131,9 +131,9 @@ def rehearse(rehearsal: Rehearsal, audience: Audience) -> Findings:
 
 
 def _short(spec: Spec) -> Spec:
-    """The run without what a rehearsal must not do: stages, a second copy, a second chance, an early end."""
+    """The run without what a rehearsal must not do: stages, a second copy, a second chance, an early end, a bill."""
     checkpoint = spec.checkpoint.model_copy(update={"mirror": None})
-    limits: Limits = spec.limits.model_copy(update={"failures": 1, "deadline": None})
+    limits: Limits = spec.limits.model_copy(update={"failures": 1, "deadline": None, "budget": None})
     return spec.model_copy(update={"checkpoint": checkpoint, "limits": limits, "stages": Stages()})
 
 

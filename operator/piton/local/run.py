@@ -11,17 +11,17 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
 from piton.clock import SystemClock
 from piton.contract.progress import Progress
-from piton.core.backoff import Pace
-from piton.core.conditions import SUCCEEDED
+from piton.core.backoff import GRACE_SECONDS, Pace
+from piton.core.conditions import SUCCEEDED, SUSPENDED
 from piton.core.effects import Announcement
 from piton.core.model import Spec
 from piton.core.reasons import Reason
-from piton.core.render import GRACE_SECONDS
 from piton.core.status import Phase, RunStatus
 from piton.drive import reconcile
 from piton.local import continuing, curve, metrics, preflight, processes, survivors
@@ -29,7 +29,7 @@ from piton.local.drills import Drill
 from piton.local.folder import RunFolder, State, opened
 from piton.local.server import receiving
 from piton.local.summary import Summary, summarise
-from piton.local.world import LocalWorld
+from piton.local.world import LocalWorld, Machine
 from piton.ports import Announcer, Clock, Conflict, Unavailable
 
 LOCAL_PACE = Pace(
@@ -64,6 +64,8 @@ class Order:
     """GPUs that it may use; None: all that this command may use."""
     share: int = 1
     """Runs that this machine trains at the same time; its cores are divided among them."""
+    price: Fraction | None = None
+    """Dollars per hour of this machine; None: capacity.maxPricePerHour stands for it, where that is given."""
     rehearsal: int | None = None
     """Stop after so many steps, resume, and end after as many again; None: in earnest."""
 
@@ -119,6 +121,7 @@ def run(order: Order, audience: Audience, clock: Clock | None = None) -> Ending:
         ValueError: it cannot be started; one sentence that says why and what to do.
     """
     preflight.check(order.spec)
+    preflight.check_price(order.spec, order.price)
     return asyncio.run(_alone(order, audience, clock or SystemClock()))
 
 
@@ -179,6 +182,7 @@ async def _train(
             notice_seconds=order.notice_seconds,
             devices=_devices(order) if preflight.gpus_wanted(order.spec) else (),
             share=order.share,
+            machine=Machine(price=order.price, share=_part(order)),
             rehearsal=order.rehearsal,
         )
         try:
@@ -195,6 +199,12 @@ async def _train(
 
 def _devices(order: Order) -> tuple[str, ...]:
     return preflight.gpus() if order.devices is None else order.devices
+
+
+def _part(order: Order) -> Fraction:
+    """The part of this machine that the run has: of its GPUs, else of its cores."""
+    wanted = preflight.gpus_wanted(order.spec)
+    return Fraction(wanted, max(wanted, len(preflight.gpus()))) if wanted else Fraction(1, order.share)
 
 
 def _draw(folder: RunFolder, state: State) -> None:
@@ -268,8 +278,12 @@ class _Loop:
         return None if seconds is None else self.clock.now() + timedelta(seconds=seconds)
 
     def _stopped(self) -> bool:
+        """Whether it holds: on the user's order, or because the budget is spent, which nobody raises meanwhile."""
         status = self.world.state.status
-        return self.world.interrupted and status.phase is Phase.SUSPENDED and not self.world.alive
+        if status.phase is not Phase.SUSPENDED or self.world.alive:
+            return False
+        held = status.condition(SUSPENDED)
+        return self.world.interrupted or (held is not None and held.reason is Reason.BUDGET_EXCEEDED)
 
     def _show(self) -> None:
         spec = self.world.state.spec

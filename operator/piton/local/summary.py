@@ -41,6 +41,8 @@ class Summary:
     """Where a run has more stages than training: attempts at each, what became of them, and how long it took."""
     evaluation: Mapping[str, float]
     """What the stage Evaluate has measured, by name."""
+    cost: Mapping[str, Any]
+    """What it has cost, in dollars as text, and what of that is known; empty where no price is."""
     recovery_seconds: float
     """From each loss of a machine to the first trained step of the next attempt, summed up."""
     start_seconds: Mapping[str, float]
@@ -69,6 +71,7 @@ class Summary:
             "bestCheckpoint": _text(self.best_checkpoint),
             "stages": {name: dict(stage) for name, stage in self.stages.items()},
             "evaluation": dict(self.evaluation),
+            "cost": dict(self.cost),
             "recoverySeconds": self.recovery_seconds,
             "startSeconds": dict(self.start_seconds),
             "drillsNotFired": list(self.drills_not_fired),
@@ -106,6 +109,7 @@ def summarise(folder: RunFolder, state: State, drills_not_fired: Sequence[str]) 
         best_checkpoint=folder.checkpoint(best_step),
         stages=_stages(status),
         evaluation=_evaluation(status),
+        cost=_cost(status),
         recovery_seconds=round(recovery_seconds(status.attempts), 3),
         start_seconds=newest_start(metrics.read(folder.metrics_file)),
         drills_not_fired=tuple(drills_not_fired),
@@ -118,6 +122,12 @@ def _stages(status: RunStatus) -> dict[str, dict[str, Any]]:
     if {stage.name for stage in status.stages} <= {Stage.TRAIN}:
         return {}
     return {stage.name.value: _stage(stage) for stage in status.stages}
+
+
+def _cost(status: RunStatus) -> dict[str, Any]:
+    said = {"spent", "budget", "wasted", "is_bound", "is_incomplete"}
+    found = status.cost
+    return found.model_dump(mode="json", by_alias=True, exclude_none=True, include=said) if found else {}
 
 
 def _stage(stage: StageStatus) -> dict[str, Any]:

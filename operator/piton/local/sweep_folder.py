@@ -17,7 +17,7 @@ from piton.ports import Clock
 from piton.sweep import decide
 from piton.sweep.expand import PlannedRun, digest
 from piton.sweep.parse import ParsedSweep
-from piton.sweep.status import SweepStatus
+from piton.sweep.status import Row, SweepStatus
 
 STATE_FILE = "sweep.json"
 
@@ -73,8 +73,14 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
         )
     if not saved.status.is_true(FAILED):
         return saved
-    rows = tuple(row for row in saved.status.runs if row.succeeded)
-    return saved.model_copy(update={"status": SweepStatus(plan=saved.status.plan, runs=rows)})
+    rows = tuple(row if row.succeeded else _begun_again(row) for row in saved.status.runs)
+    fresh = SweepStatus(plan=saved.status.plan, runs=rows, cost=saved.status.cost)
+    return saved.model_copy(update={"status": fresh})
+
+
+def _begun_again(row: Row) -> Row:
+    """What is left of a run that gets another chance: what it has cost."""
+    return Row(name=row.name, variant=row.variant, fold=row.fold, seed=row.seed, cost=row.cost, uid=row.uid)
 
 
 def folder_of(root: Path, run: PlannedRun, sweep: str) -> RunFolder:

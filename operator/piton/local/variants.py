@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -19,6 +20,7 @@ from piton.core import parse
 from piton.core.backoff import Pace
 from piton.core.conditions import SUCCEEDED, SUSPENDED, settled
 from piton.core.context import deadline_of
+from piton.core.cost import forget
 from piton.core.effects import Announcement
 from piton.core.model import Meta, Spec
 from piton.core.reasons import Reason
@@ -62,6 +64,8 @@ class SweepOrder:
     drills: Mapping[str, tuple[Drill, ...]] = field(default_factory=dict)
     """By the name of the run."""
     notice_seconds: float = 30.0
+    price: Fraction | None = None
+    """Dollars per hour of this machine."""
     pace: Pace = runs.LOCAL_PACE
 
 
@@ -97,7 +101,7 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
     if spec.suspend:
         raise ValueError("spec.suspend: the sweep is told to hold; remove the field to train here")
     for variant, first in first_runs(order.sweep).items():
-        _check(variant, spec_of(first))
+        _check(variant, spec_of(first), order.price)
     with taken(order.root, STATE_FILE, "sweep") as root:
         if order.fresh:
             clear(root, STATE_FILE)
@@ -141,9 +145,10 @@ def _model(document: Mapping[str, object]) -> Spec:
     return spec
 
 
-def _check(variant: str, spec: Spec) -> None:
+def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
     try:
         preflight.check(spec)
+        preflight.check_price(spec, price)
     except ValueError as error:
         raise ValueError(f"variant {variant}: {error}") from error
 
@@ -219,6 +224,8 @@ class _Sweep:
             with runs.signals(self._interrupt):
                 while not (settled(self.state.status) or (self.interrupted and not self.driven)):
                     seconds = await self._pass()
+                    if seconds is None:
+                        break
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.wake.wait(), seconds)
                     self.wake.clear()
@@ -234,14 +241,16 @@ class _Sweep:
             interrupted=self.interrupted,
         )
 
-    async def _pass(self) -> float:
-        """One pass; how long to wait for the next."""
+    async def _pass(self) -> float | None:
+        """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         try:
             decision = await pass_over(self, self.choir, self._decide, self._turn_down)
         except Unavailable as error:
             await self.choir.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
+        if decision and not decision.effects and not self.driven and wanted != 0 and not settled(decision.status):
+            return None
         return min(_LOOK_SECONDS, _LOOK_SECONDS if wanted is None else wanted)
 
     def _decide(self, observed: SweepObserved) -> SweepDecision:
@@ -294,7 +303,7 @@ class _Sweep:
         saved = self._folder(run).load()
         status = saved.status if saved else RunStatus()
         if driven and settled(status):  # an earlier command's end, or one that is only just being written
-            status = RunStatus()
+            status = RunStatus(cost=forget(status, status.attempts).cost)
         if driven is None and ending is None and not status.is_true(SUCCEEDED):
             return None
         return RunSeen(
@@ -302,6 +311,8 @@ class _Sweep:
             created=driven.created if driven else self.clock.now(),
             suspend=driven.stop.times > 0 if driven else status.is_true(SUSPENDED),
             ends_at=driven.ends_at if driven else None,
+            spec=spec_of(run),
+            uid=run.name,
             status=status,
         )
 
@@ -320,6 +331,7 @@ class _Sweep:
             pace=self.order.pace,
             devices=devices,
             share=self.spec.parallelism,
+            price=self.order.price,
         )
         stop = runs.Stop()
         task = asyncio.create_task(runs.train(order, self.choir.of(run.name), self.clock, stop), name=run.name)

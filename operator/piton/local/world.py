@@ -5,7 +5,9 @@ It carries out what the core decides and drills that the user orders, and it sho
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import assert_never
 
@@ -15,6 +17,7 @@ from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
+from piton.core.backoff import GRACE_SECONDS
 from piton.core.conditions import settled
 from piton.core.effects import (
     Announcement,
@@ -29,7 +32,7 @@ from piton.core.effects import (
 from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.reasons import Reason
-from piton.core.render import GRACE_SECONDS, appdef, assignment
+from piton.core.render import appdef, assignment
 from piton.core.stages import staged
 from piton.core.status import RunStatus
 from piton.local import environment, processes
@@ -41,6 +44,15 @@ from piton.ports import Clock, Refused, Unavailable
 
 LEAVE_SECONDS = 30.0
 """How long trainers may take to leave after the final manifest, which is written a moment before they end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What this machine costs, and how much of it the run has. Nodes of a run share it."""
+
+    price: Fraction | None = None
+    """Dollars per hour; None: nobody says."""
+    share: Fraction = Fraction(1)
 
 
 class LocalWorld:
@@ -57,6 +69,7 @@ class LocalWorld:
         notice_seconds: float = 30.0,
         devices: Sequence[str] = (),
         share: int = 1,
+        machine: Machine | None = None,
         rehearsal: int | None = None,
     ) -> None:
         self.folder = folder
@@ -69,6 +82,7 @@ class LocalWorld:
         self._notice_seconds = notice_seconds
         self._devices = devices
         self._share = share
+        self._machine = machine or Machine()
         self._rehearsal = rehearsal
         self._attempts: dict[int, LocalAttempt] = {}
         self._proven = False
@@ -224,6 +238,9 @@ class LocalWorld:
         attempt = LocalAttempt(
             number=number,
             termination_logs=[self.folder.attempt(number) / f"termination-{node}.json" for node in nodes],
+            begun=self._clock.now(),
+            price=self._machine.price,
+            share=self._machine.share / spec.workers.nodes,
         )
         try:
             attempt.replicas = processes.start(

@@ -9,18 +9,20 @@ Refused               Stopping -> Suspended | Failed
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
 from piton.contract.duration import parse_duration
 from piton.core.backoff import Pace
+from piton.core.budget import Account, exhausted, warning
 from piton.core.conditions import in_phase, settled
 from piton.core.effects import Announcement
 from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.stages import RUNNING
 from piton.core.status import Phase
+from piton.sweep import money
 from piton.sweep.expand import PlannedRun, digest, seconds_for
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
@@ -78,6 +80,11 @@ class Context:
         """When the sweep has to be over."""
         deadline = self.spec.limits.deadline
         return None if deadline is None else self.observed.meta.created + timedelta(seconds=parse_duration(deadline))
+
+    @cached_property
+    def account(self) -> Account | None:
+        """The sweep's budget, if it has one."""
+        return money.account_of(self.observed, self.status, self.pending, pace=self.pace)
 
     def phase(self, status: SweepStatus, phase: Phase, reason: Reason, message: str) -> SweepStatus:
         """The status in that phase, as of now and this generation."""
@@ -157,7 +164,8 @@ def over(context: Context) -> SweepDecision | None:
         return None
     message = f"limits.deadline of {context.spec.limits.deadline} has passed; {_failures(context)}"
     if context.alive:
-        return _stopping(context, Reason.DEADLINE_EXCEEDED, message)
+        moved = tuple(_moved(context))  # by somebody who has moved it into the past
+        return _stopping(context, Reason.DEADLINE_EXCEEDED, message, moved)
     return _fail(context, Reason.DEADLINE_EXCEEDED, message)
 
 
@@ -183,10 +191,33 @@ def suspended(context: Context) -> SweepDecision | None:
     )
 
 
+def overspent(context: Context) -> SweepDecision | None:
+    """The budget is spent but for what a stop of all that runs costs, or does not pay for another start."""
+    account = context.account
+    if account is None or not account.used_up:
+        return None
+    effects = _hold_back(context, Reason.BUDGET_EXCEEDED)
+    if effects or not all(seen.quiet for seen in context.observed.runs):
+        message = f"limits.budget (${account.usd}) is spent, but for what it costs to stop: the runs save and stop"
+        return _stopping(context, Reason.BUDGET_EXCEEDED, message, effects)
+    message = f"{exhausted(account)}; {_failures(context)}"
+    if account.stops:
+        return _fail(context, Reason.BUDGET_EXCEEDED, message)
+    status = context.phase(context.status, Phase.SUSPENDED, Reason.BUDGET_EXCEEDED, message)
+    news = Announcement(severity="Warning", reason=Reason.BUDGET_EXCEEDED, message=message)
+    told = context.observed.status.phase is Phase.SUSPENDED
+    return SweepDecision(
+        rule="overspent",
+        status=status,
+        announcements=(*_ends(context), *(() if told else (news,))),
+        look_again_seconds=_seconds_left(context),
+    )
+
+
 def going(context: Context) -> SweepDecision:
-    """Create what there is room for, let go what was held, and write down how far the runs are."""
+    """Create what there is room and money for, let go what was held, and write down how far the runs are."""
     room = max(0, context.spec.parallelism - len(context.alive))
-    fresh = context.pending[:room]
+    fresh = money.affordable(context.account, bool(context.alive), context.pending[:room], pace=context.pace)
     effects: list[SweepEffect] = [LetGo(name=s.name, reason=Reason.RESUMED) for s in context.alive if s.held]
     effects += _moved(context)
     effects += [CreateRun(run=run, until=context.until, reason=Reason.FIRST_ATTEMPT) for run in fresh]
@@ -198,13 +229,25 @@ def going(context: Context) -> SweepDecision:
     status = context.phase(status, *_progress(status))
     created = f"Created {', '.join(run.name for run in fresh)}" if fresh else ""
     news = (Announcement(reason=Reason.STARTING, message=created),) if created else ()
+    status, warned = _warned(context, status)
+    waits = (_seconds_left(context), context.account.seconds if context.account else None)
     return SweepDecision(
         rule="going",
         effects=tuple(effects),
         status=status,
-        announcements=(*_ends(context), *news),
-        look_again_seconds=_seconds_left(context),
+        announcements=(*_ends(context), *news, *warned),
+        look_again_seconds=min((wait for wait in waits if wait is not None), default=None),
     )
+
+
+def _warned(context: Context, status: SweepStatus) -> tuple[SweepStatus, tuple[Announcement, ...]]:
+    """People are told once that most of a budget is spent."""
+    account = context.account
+    if account is None or status.cost is None or not account.warns or status.cost.warned_of == account.usd:
+        return status, ()
+    told = status.cost.model_copy(update={"warned_of": account.usd})
+    news = Announcement(severity="Warning", reason=Reason.BUDGET_WARNING, message=warning(account))
+    return status.model_copy(update={"cost": told}), (news,)
 
 
 # --- what several of them say ----------------------------------------------------------------------------------------
@@ -278,6 +321,8 @@ def _seconds_left(context: Context) -> float | None:
 def _sparing(context: Context, decision: SweepDecision) -> SweepDecision:
     """Steps and metrics alone are worth a write now and then, not whenever one of many runs reports."""
     old, new = context.observed.status, decision.status
+    if not decision.effects and money.without_amounts(old) == money.without_amounts(new):
+        return replace(decision, status=old)
     written = old.last_updated_time
     left = 0.0 if written is None else context.pace.progress_seconds - (context.now - written).total_seconds()
     if decision.effects or left <= 0 or _quiet(old) != _quiet(new):
@@ -288,7 +333,8 @@ def _sparing(context: Context, decision: SweepDecision) -> SweepDecision:
 
 def _quiet(status: SweepStatus) -> SweepStatus:
     rows = tuple(row.model_copy(update={"step": None, "metrics": ()}) for row in status.runs)
-    return status.model_copy(update={"runs": rows, "last_updated_time": None})
+    status = money.without_amounts(status.model_copy(update={"runs": rows}))
+    return status.model_copy(update={"last_updated_time": None})
 
 
 RULES: tuple[Rule, ...] = (
@@ -299,5 +345,6 @@ RULES: tuple[Rule, ...] = (
     over,  # the deadline goes before everything that waits
     given_up,
     suspended,
+    overspent,
     going,
 )

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from piton.core.conditions import settled
 from piton.core.effects import AnyDecision
-from piton.core.model import Meta
+from piton.core.model import Meta, Spec
 from piton.core.reasons import Reason
 from piton.core.status import Phase, RunStatus
 from piton.sweep.expand import PlannedRun
@@ -24,6 +24,10 @@ class RunSeen:
     """It was the sweep that has suspended it."""
     ends_at: datetime | None = None
     """When it has to be over, by its own limits."""
+    spec: Spec | None = None
+    """None where it cannot be read."""
+    uid: str = ""
+    """Whose cost this is: another one where a run of the same name was made anew."""
     status: RunStatus
 
     @property

@@ -6,7 +6,7 @@ A row is written from the run as it is now; only a success outlives its run.
 from datetime import datetime
 
 from piton.core.status import Phase
-from piton.sweep import results
+from piton.sweep import money, results
 from piton.sweep.expand import PlannedRun
 from piton.sweep.observed import RunSeen, SweepObserved
 from piton.sweep.status import Counts, Row, SweepStatus
@@ -20,7 +20,7 @@ def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
     objective = observed.plan[0].objective
     names = results.metric_names(spec, objective)
     old = {row.name: row for row in observed.status.runs}
-    rows = tuple(_row(run, old.get(run.name), observed.run(run.name), names) for run in observed.plan)
+    rows = tuple(_row(run, old.get(run.name), observed.run(run.name), names, now) for run in observed.plan)
     baseline = spec.baseline or observed.plan[0].variant
     tabulated = results.tabulate(rows, names, baseline)
     found = results.best(tabulated, objective.metric, objective.goal) if objective else None
@@ -30,18 +30,21 @@ def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
             "results": tabulated,
             "baseline": baseline,
             "best": f"{found[0]} {found[1]}" if found else "",
-            "last_updated_time": now if rows != observed.status.runs else observed.status.last_updated_time,
         }
     )
-    return counted(status)
+    status = money.summed(observed, counted(status))
+    if money.without_amounts(status).runs == money.without_amounts(observed.status).runs:
+        return status
+    return status.model_copy(update={"last_updated_time": now})
 
 
-def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[str, ...]) -> Row:
-    """A success is for ever. A run that is gone without one begins again."""
+def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[str, ...], now: datetime) -> Row:
+    """A success is for ever. A run that is gone without one begins again; what it has cost is spent."""
     if old is not None and old.succeeded:
         return old
     if seen is None:
-        return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed)
+        spent = {"cost": old.cost, "uid": old.uid} if old else {}
+        return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed, **spent)
     status = seen.status
     record = status.current
     return Row(
@@ -53,6 +56,8 @@ def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[st
         step=status.result.step if status.result else record.step if record else None,
         preemptions=status.preemptions,
         lost_steps=status.lost.steps,
+        cost=money.of_run(old, seen, now),
+        uid=seen.uid or None,
         metrics=results.values_of(status, run.objective, names),
     )
 

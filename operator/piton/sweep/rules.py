@@ -27,7 +27,7 @@ def check(sweep: str, spec: SweepSpec) -> tuple[tuple[PlannedRun, ...], list[str
     problems = [*_names(sweep, plan), *_baseline(spec, plan), *_own_program(spec, plan)]
     if not problems:
         found, problems = _specs(spec, plan)
-        problems = problems or list(_one_objective(found))
+        problems = problems or [*_one_objective(found), *_priced(spec, found)]
     return plan, problems[:_PROBLEMS_MAX]
 
 
@@ -69,12 +69,13 @@ def removable(spec: SweepSpec) -> Iterator[str]:
 
 
 def good_limits(spec: SweepSpec) -> Iterator[str]:
-    """A deadline of nothing is a mistake; a budget that nothing acts on would cost money."""
+    """A deadline, or a budget, of nothing is a mistake."""
     deadline = spec.limits.deadline
     if deadline is not None and duration.parse_duration(deadline) <= 0:
         yield f"spec.limits.deadline: {deadline!r} is no time at all; write a duration such as 24h"
-    if spec.limits.budget is not None:
-        yield rules.ignored("limits.budget", rules.BUDGET_INSTEAD)
+    budget = spec.limits.budget
+    if budget is not None:
+        yield from rules.positive(budget)
 
 
 RULES: tuple[Callable[[SweepSpec], Iterator[str]], ...] = (not_too_many, twice, good_paths, removable, good_limits)
@@ -139,6 +140,12 @@ def _one_objective(runs: Mapping[str, Spec]) -> Iterator[str]:
     judged = {(run.objective.metric, run.objective.goal) if run.objective else None for run in runs.values()}
     if len(judged) > 1:
         yield "spec.variants: the runs have different objectives; give all of them one metric and goal"
+
+
+def _priced(spec: SweepSpec, runs: Mapping[str, Spec]) -> Iterator[str]:
+    """A budget counts with prices; of a node whose price nobody knows it is the highest."""
+    if spec.limits.budget and any(run.capacity.max_price_per_hour is None for run in runs.values()):
+        yield f"spec.template.{rules.NO_PRICE}"
 
 
 def _leads_somewhere(keys: Sequence[str], document: object) -> bool:

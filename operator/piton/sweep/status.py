@@ -21,6 +21,8 @@ class Row(Model):
     step: int | None = Field(default=None, description="Steps trained.")
     preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
     lost_steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
+    cost: str | None = Field(default=None, description="Dollars that it has cost, as far as prices are known.")
+    uid: str | None = Field(default=None, description="Of the run that this is the cost of.")
     metrics: tuple[MetricValue, ...] = Field(
         default=(), description="The objective's best value once it has succeeded, and newest values."
     )
@@ -87,6 +89,16 @@ class Counts(Model):
         return self.succeeded + self.failed
 
 
+class SweepCost(Model):
+    """What the sweep costs: the sum over its runs."""
+
+    spent: str = Field(default="0.00", description="Dollars, of all runs.")
+    per_hour: str = Field(default="0.00", description="Dollars per hour that are paid now.")
+    budget: str | None = Field(default=None, description="What may be spent: limits.budget.usd.")
+    earlier: str | None = Field(default=None, description="Dollars of runs that were deleted and made anew.")
+    warned_of: str | None = Field(default=None, description="The budget whose end people were warned of.")
+
+
 class SweepStatus(Conditioned):
     """What Piton answers to a TrainingSweep."""
 
@@ -97,4 +109,5 @@ class SweepStatus(Conditioned):
     baseline: str = Field(default="", description="The variant that the others are compared with.")
     runs: tuple[Row, ...] = Field(default=(), description="The runs, in the order in which they begin.")
     results: tuple[VariantResult, ...] = Field(default=(), description="What each variant has reached so far.")
+    cost: SweepCost | None = Field(default=None, description="What it costs, as far as prices are known.")
     last_updated_time: AwareDatetime | None = Field(default=None, description="When the runs were last written down.")

@@ -1,0 +1,107 @@
+"""What a node costs, and how much of it a pod has. Pure: dictionaries of the API in, amounts out.
+
+Whoever knows best says it on the node; else the operator's table knows the type, and how it is bought. What neither
+knows is None: the core has a highest price for that.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Self
+
+from piton.contract import names
+from piton.contract.quantity import parse_quantity
+from piton.core.model import Tier
+from piton.core.pytorchjob import CAPACITY_LABELS, GPU, INSTANCE_TYPE
+
+HOSTNAME = "kubernetes.io/hostname"
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
+_SHAPE = '{"p4d.24xlarge": {"Spot": "12.50", "OnDemand": "32.77"}}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Dollars per hour of whole nodes, by instance type and tier."""
+
+    table: Mapping[str, Mapping[Tier, Fraction]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The table as the operator is told it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            found = json.loads(text)
+            return cls(
+                table={
+                    kind: {Tier(tier): _amount(price) for tier, price in tiers.items()} for kind, tiers in found.items()
+                }
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{error}; write prices like {_SHAPE}") from error
+
+    def of(self, node: Mapping[str, Any]) -> Fraction | None:
+        """What the node says of itself, else what the table says of its kind; None where nobody knows."""
+        meta = node["metadata"]
+        for said in (meta.get("annotations") or {}, meta.get("labels") or {}):
+            price = said.get(names.ANNOTATION_PRICE)
+            if price is not None and _AMOUNT.fullmatch(price):
+                return Fraction(price)
+        return self._of_kind(meta.get("labels") or {})
+
+    def above(
+        self, most: Fraction, nodes: Iterable[Mapping[str, Any]], tiers: Sequence[Tier]
+    ) -> dict[str, tuple[str, ...]]:
+        """Labels of what costs more: nodes that exist, and types that do in every tier that will do."""
+        dear = [node for node in nodes if (self.of(node) or 0) > most]
+        hosts = {(node["metadata"].get("labels") or {}).get(HOSTNAME, "") for node in dear} - {""}
+        kinds = [kind for kind, table in self.table.items() if self._cheapest(table, tiers) > most]
+        return {HOSTNAME: tuple(sorted(hosts)), INSTANCE_TYPE: tuple(sorted(kinds))}
+
+    def _cheapest(self, table: Mapping[Tier, Fraction], tiers: Sequence[Tier]) -> Fraction:
+        """Of the tiers that will do; one that the table does not know may cost nothing."""
+        return min(table.get(tier, Fraction(0)) for tier in tiers or Tier)
+
+    def _of_kind(self, labels: Mapping[str, str]) -> Fraction | None:
+        """A node that does not say how it is bought counts as the dearest of its kind."""
+        tiers = self.table.get(labels.get(INSTANCE_TYPE, ""), {})
+        tier = next((tier for tier, spellings in CAPACITY_LABELS.items() if spellings.items() & labels.items()), None)
+        return max(tiers.values(), default=None) if tier is None else tiers.get(tier)
+
+
+def share(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Fraction:
+    """The part of the node that is the pod's: of its GPUs; without any, of its CPU; all of it where nobody can tell."""
+    there = (node.get("status") or {}).get("allocatable") or {}
+    for resource in (GPU, "cpu"):
+        wanted = _requested(pod, resource)
+        if wanted:
+            room = _quantity(there.get(resource))
+            return min(Fraction(1), wanted / room) if room else Fraction(1)
+    return Fraction(1)
+
+
+def _requested(pod: Mapping[str, Any], resource: str) -> Fraction:
+    """By all containers; a device is requested by its limit."""
+    total = Fraction(0)
+    for container in (pod.get("spec") or {}).get("containers") or []:
+        resources = container.get("resources") or {}
+        asked = (resources.get(part) or {} for part in ("requests", "limits"))
+        total += next((_quantity(part[resource]) for part in asked if resource in part), Fraction(0))
+    return total
+
+
+def _quantity(text: object) -> Fraction:
+    try:
+        return Fraction(parse_quantity(str(text))).limit_denominator(10**6)
+    except ValueError:
+        return Fraction(0)
+
+
+def _amount(text: object) -> Fraction:
+    if not isinstance(text, str) or not _AMOUNT.fullmatch(text):
+        raise ValueError(f"{text!r} is no amount of dollars in quotes")
+    return Fraction(text)
