@@ -12,9 +12,9 @@ pytestmark = [pytest.mark.box, pytest.mark.timeout(900)]
 
 STEPS = 60
 BUDGET = "150"
-HOURLY = "3600"
-"""A dollar per second, for all eight GPUs of a node. A stop keeps 100 of them back, a start needs 220."""
-CAPACITY = {"maxPricePerHour": "3600.00"}
+HOURLY = "28800"
+"""A dollar per second for one of a node's eight GPUs. A stop keeps 100 of them back, a start needs 220."""
+CAPACITY = {"maxPricePerHour": "28800.00"}
 
 
 def budget(usd: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def priced(cluster: LiveCluster) -> Iterator[None]:
 @pytest.mark.usefixtures("priced")
 def test_a_spent_budget_saves_and_holds_and_a_raised_one_goes_on(training: NewTraining, digest_of: DigestOf) -> None:
     run = training()
-    run.apply({**paced(STEPS, 1.0, save_every=5, gpus=8, limits=budget("9000")), "capacity": CAPACITY})
+    run.apply({**paced(STEPS, 1.0, save_every=5, limits=budget("9000")), "capacity": CAPACITY})
     run.wait_for_commit(10)
 
     run.patch({"limits": budget(BUDGET)})  # lower, so that nobody has to wait long for it
