@@ -54,9 +54,10 @@ def running(name: str) -> int | None:
         pid, started = _pid_file(name).read_text().split()
     except (FileNotFoundError, ValueError):
         return None
-    with contextlib.suppress(ChildProcessError):  # reap it where we are the parent
+    lives = _start_time(int(pid)) == started
+    with contextlib.suppress(ChildProcessError):  # reap it where we are the parent, whenever it is found dead
         os.waitpid(int(pid), os.WNOHANG)
-    return int(pid) if _start_time(int(pid)) == started else None
+    return int(pid) if lives else None
 
 
 def names() -> list[str]:

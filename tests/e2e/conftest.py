@@ -28,8 +28,9 @@ SPOT_NODES = 2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """There is one box: what needs it stays on one worker, while another trains the small systems, file by file."""
     for item in items:
-        alone = item.get_closest_marker("e2e") is not None
-        item.add_marker(pytest.mark.xdist_group(item.path.stem if alone else "box"))
+        if item.path.is_relative_to(Path(__file__).parent):
+            alone = item.get_closest_marker("e2e") is not None
+            item.add_marker(pytest.mark.xdist_group(item.path.stem if alone else "box"))
 
 
 @pytest.fixture(scope="session")
