@@ -248,6 +248,7 @@ class Session(Seat):
         if self.is_main:
             self._audience = gather(self._config, world_size=self.world_size, fence=fence, clock=self._clock)
         self._store = self._make_store(fence)
+        self._store.expect()
         self._steps = Steps(
             self._config,
             ranks=self._ranks,

@@ -23,7 +23,7 @@ from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Document, Targets
 from piton_trainer.checkpoint.keep import with_the_rest
-from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_step
+from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_step, share_of_newest
 from piton_trainer.checkpoint.save import size_of
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig, OutOfSpace
@@ -97,6 +97,11 @@ class Store:
     def attempt(self) -> int:
         """The number that this run's process saves under."""
         return self._fence.attempt
+
+    def expect(self) -> None:
+        """Get memory for saves like the newest checkpoint, which this attempt will resume from in all likelihood."""
+        with suppress(OSError, ValueError):  # whoever loads it will say what is wrong
+            self._checkpointer.expect(share_of_newest(self._directory, self._ranks))
 
     def prepare(self, objects: Objects, feed: Randomness) -> None:
         """Get ready for saves of these objects.
@@ -220,15 +225,16 @@ class Store:
 
     def _newest(self, wanted: Wanted) -> Loaded | None:
         """Read the newest good checkpoint of the volume, or of the mirror if that has a newer one."""
+        load = partial(load_newest, self._directory, self._ranks, wanted, spare=self._checkpointer.spare)
         if self._fetch is None:
-            return load_newest(self._directory, self._ranks, wanted)
+            return load()
         there = self._ranks.on_main(partial(newest_step, self._directory))
         fetched = self._ranks.on_main(partial(self._fetch, there))
-        loaded = load_newest(self._directory, self._ranks, wanted)
+        loaded = load()
         good = None if loaded is None else loaded.checkpoint.manifest.step
         if good != (fetched or there) and self._ranks.on_main(partial(self._fetch, good)) is not None:
             # What looked like the newest is damaged, and the mirror had something better than what was left.
-            loaded = load_newest(self._directory, self._ranks, wanted)
+            loaded = load()
         return loaded
 
     def _wanted(self, objects: Objects, document: Document) -> Targets:

@@ -59,6 +59,15 @@ class Checkpointer(Protocol):
     were. OutOfSpace and VolumeLost are about the volume: a later save may succeed.
     """
 
+    def expect(self, size: int) -> None:
+        """Snapshots of about so many bytes will come. Each rank on its own."""
+        ...
+
+    @property
+    def spare(self) -> "Tensor | None":
+        """Bytes that are not in use before `prepare` or `save`; None when there are none."""
+        ...
+
     def prepare(self, tensors: "Callable[[], Mapping[str, Tensor]]") -> None:
         """Get ready for snapshots of tensors like these, so that the first save is not the slowest."""
         ...

@@ -2,6 +2,8 @@
 
 It is anonymous (memfd): no limit of /dev/shm applies, which is 64 MB in most pods, and whatever dies leaves nothing
 behind. Its pages are touched before they are needed, by a thread that does not hold the interpreter.
+
+Before the first save it holds nothing, and can be lent to whoever needs warm memory while a checkpoint is loaded.
 """
 
 import ctypes
@@ -9,24 +11,20 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from piton_trainer.machine import free_bytes
+
 _POPULATE_WRITE = 23
-"""MADV_POPULATE_WRITE, Linux 5.14; before that, the pages are touched one by one."""
+"""MADV_POPULATE_WRITE, Linux 5.14; before that, the pages are allocated and read one by one."""
 _POPULATE_BYTES = 64 << 20
 _SHARE_MAX = 0.9
 """Of the memory that is free: the rest is for the next batch."""
-_MEMORY_INFO = Path("/proc/meminfo")
-_LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
+_SHARE_EARLY = 0.25
+"""While the rest of the training is not there yet."""
 
 
 class NoRoomError(Exception):
@@ -42,6 +40,12 @@ class Arena:
         self._warming: threading.Thread | None = None
         self._failure: Exception | None = None
         self._pinned: int | None = None
+
+    def expect(self, size: int) -> None:
+        """So many bytes will be reserved, by all that is known: begin to warm them, if there is memory in plenty."""
+        if size <= _SHARE_EARLY * free_bytes():
+            with suppress(OSError):  # whoever reserves them will hear of it
+                self.reserve(size, then=lambda: None)
 
     @property
     def bytes(self) -> Tensor:
@@ -63,7 +67,9 @@ class Arena:
             shared = mmap.mmap(self.descriptor, size)
             shared.madvise(mmap.MADV_HUGEPAGE)
             self._bytes = torch.frombuffer(shared, dtype=torch.uint8)
-        self._warming = threading.Thread(target=self._warm, args=(grows, then), name="piton-warm", daemon=True)
+        is_on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        device = torch.cuda.current_device() if is_on_gpu else None
+        self._warming = threading.Thread(target=self._warm, args=(grows, device, then), name="piton-warm", daemon=True)
         self._warming.start()
 
     def settle(self) -> None:
@@ -83,18 +89,20 @@ class Arena:
         self._bytes = torch.empty(0, dtype=torch.uint8)
         os.close(self.descriptor)
 
-    def _warm(self, grown: bool, then: Callable[[], None]) -> None:
+    def _warm(self, grown: bool, device: int | None, then: Callable[[], None]) -> None:
         try:
             if grown:
-                _populate(self._bytes)
-                self._pin()
+                _populate(self.descriptor, self._bytes)
+            if device is not None:
+                self._pin(device)
             then()
         except Exception as error:  # noqa: BLE001 - `settle` raises it
             self._failure = error
 
-    def _pin(self) -> None:
-        """Let a GPU write here without a detour."""
-        if torch.cuda.is_available() and self._bytes.numel():
+    def _pin(self, device: int) -> None:
+        """Let a GPU write here without a detour. This thread would take the first of them for its own."""
+        if self._pinned is None and self._bytes.numel():
+            torch.cuda.set_device(device)
             error = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
                 self._bytes.data_ptr(), self._bytes.numel(), 0
             )
@@ -106,22 +114,12 @@ class Arena:
             self._pinned = None
 
 
-def free_bytes() -> int:
-    """How much memory can still be used, by the machine's account and by the container's."""
-    lines = dict(line.split(":", 1) for line in _MEMORY_INFO.read_text(encoding="ascii").splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit, usage in _LIMITS:
-        try:
-            free = min(free, int(limit.read_text()) - int(usage.read_text()))
-        except (OSError, ValueError):  # there is no such controller, or its limit is "max"
-            continue
-    return free
-
-
-def _populate(memory: Tensor) -> None:
+def _populate(descriptor: int, memory: Tensor) -> None:
+    """Touch each page and change none: somebody may be writing already."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for start in range(0, memory.numel(), _POPULATE_BYTES):
         part = memory[start : start + _POPULATE_BYTES]
         if madvise(part.data_ptr(), part.numel(), _POPULATE_WRITE) != 0:
-            part[:: mmap.PAGESIZE].zero_()
+            os.posix_fallocate(descriptor, start, part.numel())
+            part[:: mmap.PAGESIZE].max()

@@ -13,7 +13,6 @@ rank 0 commits only what all ranks have made durable.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from piton_trainer.checkpoint.save import SyncCheckpointer, clean_up, documents_
 from piton_trainer.checkpoint.scribe import Scribe
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
+from piton_trainer.machine import share_of_cores
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,15 @@ class BackgroundCheckpointer:
     def durable(self) -> Saved | None:
         """The newest checkpoint that this object has made durable."""
         return self._durable
+
+    def expect(self, size: int) -> None:
+        """Begin to warm memory, if it is there in plenty."""
+        self._arena.expect(size)
+
+    @property
+    def spare(self) -> Tensor | None:
+        """The memory that a save will fill; afterwards it holds what stands around the numbers."""
+        return self._arena.bytes if self._blueprint.is_blank else None
 
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """Plan a save of these tensors, and begin to warm the memory for it."""
@@ -250,5 +259,4 @@ class BackgroundCheckpointer:
 
 def _spare_cores() -> int:
     """What this rank's training leaves of its share of the machine; at least one."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(1, share - torch.get_num_threads())
+    return max(1, share_of_cores() - torch.get_num_threads())

@@ -44,6 +44,11 @@ class Blueprint:
         self._apart = apart
         self._signature: Signature | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing has been planned, and nothing stands in the memory."""
+        return self._signature is None and not self.image.pieces
+
     def settle(self) -> None:
         """Wait until the memory is warm. Raises what went wrong with that; then all is made again."""
         try:

@@ -19,17 +19,18 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 
 from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.arena import free_bytes
 from piton_trainer.checkpoint.index import IndexedReader, index_file, parse_index
 from piton_trainer.checkpoint.landing import Aim, aim
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.reading import Job, read_files
 from piton_trainer.file_digest import digest_of
+from piton_trainer.machine import free_bytes
 
 SMALL_FILES = (layout.STATE_FILE, layout.INDEX_FILE)
 Document = dict[str, Any]
 _SHARE_MAX = 0.9
 """Of the memory that is free, for what is kept aside."""
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,10 @@ class Targets:
 class Intake:
     """The steps. Each is taken once, in order."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, spare: Tensor | None = None) -> None:
+        """Begin; what is kept aside is kept in `spare`, as long as there is some of it."""
         self.checkpoint = checkpoint
+        self._spare = torch.empty(0, dtype=torch.uint8) if spare is None else spare
         self.document: Document = {}
         self._index = Metadata({})
         self._live: Mapping[str, Tensor] = {}
@@ -59,7 +62,8 @@ class Intake:
     @property
     def is_short_of_memory(self) -> bool:
         """Whether there is no room beside the tensors in use for what will replace them."""
-        return sum(_local(tensor).nbytes for tensor in self._live.values()) > _SHARE_MAX * free_bytes()
+        more = sum(_local(tensor).nbytes for tensor in self._live.values()) - len(self._spare)
+        return more > _SHARE_MAX * free_bytes()
 
     def open(self) -> str | None:
         """Read and verify the small files; what is wrong with them."""
@@ -105,7 +109,7 @@ class Intake:
         for key, tensor in self._tensors.items():
             into[key] = _local(tensor)
             if aside and key in self._live:
-                into[key] = self._staged[key] = torch.empty(into[key].shape, dtype=into[key].dtype)
+                into[key] = self._staged[key] = self._room_for(into[key])
         self._aim = aim(self._index, self._tensors, into)
         return self._aim.needs
 
@@ -118,6 +122,13 @@ class Intake:
         if strangers := self._aim.strangers():
             _load_by_torch(self.checkpoint, self._index, {key: self._tensors[key] for key in strangers})
         return self._tensors
+
+    def _room_for(self, tensor: Tensor) -> Tensor:
+        if tensor.nbytes > len(self._spare):
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        memory = self._spare[: tensor.nbytes]
+        self._spare = self._spare[-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT :]
+        return memory.view(tensor.dtype).view(tensor.shape)
 
     def _verified(self, name: str) -> bytes:
         path, entry = self.checkpoint.folder / name, self.checkpoint.manifest.files.get(name)

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,6 +268,12 @@ def committed(directory: Path) -> Iterator[Checkpoint]:
             yield Checkpoint(folder=folder, manifest=read_manifest(folder))
         except ValueError:
             continue
+
+
+def shards_of(checkpoint: Checkpoint, rank: int) -> Mapping[str, FileEntry]:
+    """The files of a checkpoint that the rank of this number has written."""
+    kinds = tuple(f"{kind}{rank}_" for kind in ("__", WEIGHTS_SHARD))
+    return {name: entry for name, entry in checkpoint.manifest.files.items() if name.startswith(kinds)}
 
 
 def read_document(folder: Path) -> dict[str, Any]:

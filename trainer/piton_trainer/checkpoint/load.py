@@ -47,14 +47,23 @@ class Loaded:
     """All that was wanted. It is called once, by each rank on its own."""
 
 
-def load_newest(directory: Path, ranks: Ranks, wanted: Wanted, *, first: int | None = None) -> Loaded | None:
+def load_newest(
+    directory: Path, ranks: Ranks, wanted: Wanted, *, first: int | None = None, spare: Tensor | None = None
+) -> Loaded | None:
     """Read the newest checkpoint that is good, or the `first` step if that is one; without any, nothing is changed.
+
+    Args:
+        directory: of checkpoints.
+        ranks: which load together.
+        wanted: says which tensors.
+        first: a step that is preferred.
+        spare: bytes in a row, to keep aside what is read, until it is settled. None: memory is allocated for it.
 
     Raises:
         BadConfig: it is one of something else.
     """
     for checkpoint in _candidates(directory, ranks, first):
-        intake = Intake(checkpoint)
+        intake = Intake(checkpoint, spare=spare)
         problem = _read(intake, ranks, wanted)
         if problem is None:
             return Loaded(checkpoint=checkpoint, document=intake.document, settle=intake.settle)
@@ -72,6 +81,19 @@ def newest_step(directory: Path) -> int | None:
     """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at."""
     found = (path for _, path in layout.step_folders(directory))
     return next((manifest.step for manifest, problem in map(layout.look, found) if manifest and not problem), None)
+
+
+def share_of_newest(directory: Path, ranks: Ranks) -> int:
+    """About how many bytes this rank will save, if what it saves is like the newest checkpoint; 0 when there is none.
+
+    Raises:
+        OSError, ValueError: nobody can tell.
+    """
+    for checkpoint in layout.committed(directory):
+        writers = checkpoint.manifest.world_size
+        shares = [sum(entry.size for entry in layout.shards_of(checkpoint, rank).values()) for rank in range(writers)]
+        return shares[ranks.rank] if writers == ranks.world_size else sum(shares) // ranks.world_size
+    return 0
 
 
 def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

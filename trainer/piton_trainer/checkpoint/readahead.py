@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from piton_trainer.checkpoint import layout
+from piton_trainer.machine import free_bytes
 
 _CHUNK_BYTES = 16 << 20
 """Large: each further one has to wait for the interpreter, which the imports hold."""
 _SHARE_MAX = 0.5
-"""Of the memory that nobody uses."""
+"""Of the memory that is free."""
 
 
 class Readahead:
@@ -38,8 +39,7 @@ class Readahead:
     def _run(self) -> None:
         with suppress(OSError, ValueError):  # whoever loads will say what is wrong
             files = files_of(self._directory, self._rank)
-            room = _SHARE_MAX * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            if sum(path.stat().st_size for path in files) <= room:
+            if sum(path.stat().st_size for path in files) <= _SHARE_MAX * free_bytes():
                 buffer = memoryview(bytearray(_CHUNK_BYTES))
                 for path in files:
                     self._read(path, buffer)
@@ -54,8 +54,7 @@ class Readahead:
 def files_of(directory: Path, rank: int) -> list[Path]:
     """What the rank of this number has written of the newest checkpoint, the largest first as they are loaded."""
     for checkpoint in layout.committed(directory):
-        kinds = tuple(f"{kind}{rank}_" for kind in ("__", layout.WEIGHTS_SHARD))
-        own = {name: entry for name, entry in checkpoint.manifest.files.items() if name.startswith(kinds)}
+        own = layout.shards_of(checkpoint, rank)
         return [checkpoint.folder / name for name in sorted(own, key=lambda name: (-own[name].size, name))]
     return []
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import layout
 from piton_trainer.file_digest import FileDigest
+from piton_trainer.machine import cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ def read_files(folder: Path, jobs: Iterable[Job]) -> str | None:
             except Exception as error:  # noqa: BLE001 - raised below
                 errors.append(error)
 
-    count = min(len(left), len(os.sched_getaffinity(0)) + _MORE_THREADS)
+    count = min(len(left), cores() + _MORE_THREADS)
     threads = [threading.Thread(target=work, name="piton-load") for _ in range(count - 1)]
     for thread in threads:
         thread.start()

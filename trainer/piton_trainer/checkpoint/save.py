@@ -36,6 +36,7 @@ class SyncCheckpointer:
     """A `Checkpointer` whose `save` returns when the checkpoint is durable."""
 
     in_flight = False
+    spare = None
 
     def __init__(
         self,
@@ -61,6 +62,9 @@ class SyncCheckpointer:
     def durable(self) -> Saved | None:
         """The newest checkpoint that this process has made durable."""
         return self._durable
+
+    def expect(self, size: int) -> None:
+        """There is nothing to prepare."""
 
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """There is nothing to prepare."""

@@ -27,6 +27,7 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
 from piton_trainer.file_digest import digest_of
+from piton_trainer.machine import cores
 
 _MORE_THREADS = 6
 """In a hurry. While some hash, others write: with one thread per core the disk would stand still at times."""
@@ -121,7 +122,7 @@ def _write_small(path: Path, data: bytes) -> FileEntry:
 
 
 def _all_cores() -> int:
-    return len(os.sched_getaffinity(0)) + _MORE_THREADS
+    return cores() + _MORE_THREADS
 
 
 def serve(connection: Connection, memory: int) -> None:
