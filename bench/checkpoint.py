@@ -3,10 +3,11 @@
 All methods take turns, repetition by repetition, so that the machine's moods hit all alike; what is printed are medians
 of the ratios within a repetition, never seconds. The last line is one JSON object, each row of the table by method.
 
-    stall_over_memcpy        how long `save` keeps training from going on
+    stall_over_memcpy        how long `save` keeps training from going on, over the memcpy just before
     durable_over_raw         until what was saved is on the disk, while nobody trains
     step_time_while_saving   a training step on one core while a save is being written, over one that is alone
-    first_over_steady        the first save's stall over the median of the later ones
+    first_over_steady        the first stall of a process over the median of its later ones, in several processes
+    first_over_memcpy        the same stall over one memcpy: who is slow every time is not slower at first
     load_over_raw            the state read back from the disk, not from the cache; ours verified
     reshard_over_raw         a state that two ranks saved, loaded by one
 """
@@ -16,11 +17,14 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,6 +45,7 @@ from checkpoint_methods import (
     restore,
     save_file,
     seconds,
+    warm_memory,
 )
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.device_mesh import init_device_mesh
@@ -50,7 +55,9 @@ from piton_trainer.distributed import Ranks
 
 MEMCPY, RAW, PITON, BESIDE = "memcpy", "raw O_DIRECT", "piton", "piton, copied beside a pass"
 WIDTH, HIDDEN = 512, 2048
+PROCESSES = 3
 Ratios = dict[str, dict[str, list[float]]]
+Series = dict[str, list[float]]
 
 
 def build_state(megabytes: int) -> State:
@@ -99,25 +106,59 @@ def turns(methods: Mapping[str, Method], repetition: int) -> list[tuple[str, Met
     return items[cut:] + items[:cut]
 
 
-def measure_saves(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
-    """Stall and durable time. Repetition 0 is the first save of each."""
-    stalls: dict[str, list[float]] = defaultdict(list)
-    for repetition in range(repetitions + 1):
-        durable = {}
-        for name, method in turns(methods, repetition):
-            start = time.perf_counter()
-            stalls[name].append(method.stall(state, repetition))
-            method.wait()
-            durable[name] = time.perf_counter() - start
-            if repetition < repetitions:
+def measure_saves(megabytes: int, repetitions: int, root: Path, found: Ratios) -> None:
+    """Stall and durable time. Only a process has a first save, so there are several of them."""
+    for number in range(PROCESSES):
+        say(f"saves, process {number + 1} of {PROCESSES}")
+        folder = root / f"saves-{number}"
+        with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as process:
+            stalls, durable = process.submit(saves_of_a_process, megabytes, repetitions, folder).result()
+        for name, (first, *steady) in stalls.items():
+            found["stall_over_memcpy"][name] += steady
+            if name in durable:
+                found["durable_over_raw"][name] += durable[name][1:]
+                found["first_over_steady"][name].append(first / statistics.median(steady))
+                found["first_over_memcpy"][name].append(first)
+
+
+def saves_of_a_process(megabytes: int, repetitions: int, root: Path) -> tuple[Series, Series]:
+    """Each method's stalls over the memcpy before, and durable times over the raw write; the first ones come first."""
+    stalls, durable = defaultdict(list), defaultdict(list)
+    with alone(root, megabytes) as (methods, state):
+        for repetition in range(repetitions + 1):
+            took = {}
+            for name, method in turns(methods, repetition):
+                memcpy = methods[MEMCPY].stall(state, repetition)
+                start = time.perf_counter()
+                stalls[name].append(method.stall(state, repetition) / memcpy)
+                method.wait()
+                took[name] = time.perf_counter() - start
                 method.tidy()
-        for name in methods if repetition else ():
-            found["stall_over_memcpy"][name].append(stalls[name][-1] / stalls[MEMCPY][-1])
-            if not methods[name].only_stall:
-                found["durable_over_raw"][name].append(durable[name] / durable[RAW])
-    for name, (first, *steady) in stalls.items():
-        if not methods[name].only_stall:
-            found["first_over_steady"][name].append(first / statistics.median(steady))
+            for name, value in took.items():
+                if not methods[name].only_stall:
+                    durable[name].append(value / took[RAW])
+    return dict(stalls), dict(durable)
+
+
+@contextmanager
+def alone(root: Path, megabytes: int) -> Iterator[tuple[dict[str, Method], State]]:
+    """All methods and what they save, in a process group of one."""
+    warnings.simplefilter("ignore")
+    root.mkdir()
+    dist.init_process_group("gloo", init_method=f"file://{root / 'rendezvous'}", rank=0, world_size=1)
+    torch.manual_seed(0)
+    state = build_state(megabytes)
+    methods = make_methods(root, state)
+    yield methods, state
+    for method in methods.values():
+        method.close()
+    dist.destroy_process_group()
+    shutil.rmtree(root)
+
+
+def say(what: str) -> None:
+    """Where it is, for whoever waits."""
+    print(f"bench: {what}", file=sys.stderr, flush=True)
 
 
 def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
@@ -161,6 +202,12 @@ def drop_from_cache(path: Path) -> None:
 def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
     """What is there, brought back into tensors."""
     into = {key: torch.empty_like(value) for key, value in state.items()}
+    for method in methods.values():
+        if method.only_stall or not method.can_load:
+            continue
+        method.get_ready_to_load(size_of(state))
+        method.save(state, 0)
+        method.wait()
     for repetition in range(repetitions):
         took = {}
         for name, method in turns(methods, repetition):
@@ -208,23 +255,26 @@ def measure_reshards(root: Path, megabytes: int, raw: Method, state: State, repe
         (root / name).mkdir()
     torch.multiprocessing.spawn(save_sharded, (megabytes, str(root), str(root / "rendezvous")), nprocs=2)
     into = {key: torch.empty_like(value) for key, value in state.items()}
+    spare = warm_memory(size_of(state))
     loads = {
         "dcp.save": (root / "dcp-2", lambda: dcp.load(into, checkpoint_id=root / "dcp-2")),
-        PITON: (root / "piton-2", lambda: restore(root / "piton-2", into)),
+        PITON: (root / "piton-2", lambda: restore(root / "piton-2", into, spare.bytes)),
     }
     for _ in range(repetitions):
         floor = seconds(lambda: raw.load(into))
         for name, (path, load) in loads.items():
             drop_from_cache(path)
             found["reshard_over_raw"][name].append(seconds(load) / floor)
+    spare.close()
 
 
 def show(found: Ratios) -> None:
     """The table, and the JSON object."""
     medians = {row: {name: statistics.median(ratios) for name, ratios in by.items()} for row, by in found.items()}
-    print(f"{'':<32}" + "".join(f"{row.split('_')[0]:>10}" for row in medians))
+    headings = [row.replace("_over_", "/").removesuffix("_time_while_saving") for row in medians]
+    print(f"{'':<32}" + "".join(f"{heading:>14}" for heading in headings))
     for name in medians["stall_over_memcpy"]:
-        cells = (f"{by[name]:>10.2f}" if name in by else f"{'':>10}" for by in medians.values())
+        cells = (f"{by[name]:>14.2f}" if name in by else f"{'':>14}" for by in medians.values())
         print(f"{name:<32}" + "".join(cells))
     print(json.dumps({row: {name: round(ratio, 4) for name, ratio in by.items()} for row, by in medians.items()}))
 
@@ -236,25 +286,21 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--directory", type=Path, default=Path(), help="where to save; the disk that is measured")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
     root = Path(tempfile.mkdtemp(prefix="bench-", dir=options.directory.absolute()))
     found: Ratios = defaultdict(lambda: defaultdict(list))
     try:
-        dist.init_process_group("gloo", init_method=f"file://{root / 'alone'}", rank=0, world_size=1)
-        torch.manual_seed(0)
-        state = build_state(options.megabytes)
-        methods = make_methods(root, state)
-        measure_saves(methods, state, options.repetitions, found)
-        measure_loads(methods, state, options.repetitions, found)
-        measure_steps(methods, state, options.repetitions, found)
-        raw = methods[RAW]
-        raw.save(state, 0)
-        measure_reshards(root, options.megabytes, raw, state, options.repetitions, found)
-        consistent = {name: is_consistent(method, state) for name, method in methods.items() if method.goes_on}
-        print(f"a change after save stays out of the checkpoint: {consistent}")
-        for method in methods.values():
-            method.close()
-        dist.destroy_process_group()
+        measure_saves(options.megabytes, -(-options.repetitions // PROCESSES), root, found)
+        with alone(root / "alone", options.megabytes) as (methods, state):
+            say("loads")
+            measure_loads(methods, state, options.repetitions, found)
+            say("steps while a save is being written")
+            measure_steps(methods, state, options.repetitions, found)
+            say("loads of what two ranks saved")
+            raw = methods[RAW]
+            raw.save(state, 0)
+            measure_reshards(root, options.megabytes, raw, state, options.repetitions, found)
+            consistent = {name: is_consistent(method, state) for name, method in methods.items() if method.goes_on}
+            print(f"a change after save stays out of the checkpoint: {consistent}")
     finally:
         shutil.rmtree(root)
     show(found)

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import Snapshot, layout
+from piton_trainer.checkpoint.arena import Arena
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Targets
@@ -67,6 +68,9 @@ class Method:
     def is_durable(self) -> bool:
         """Whether it is, asked between two steps of a training that goes on."""
         return True
+
+    def get_ready_to_load(self, size: int) -> None:
+        """What an attempt does while it builds its model; so many bytes will be loaded."""
 
     def load(self, into: State) -> None:
         """The newest, into tensors that are there."""
@@ -214,6 +218,7 @@ class Piton(Method):
     def __init__(self, folder: Path, state: State, ranks: Ranks | None = None) -> None:
         super().__init__(folder)
         self._ranks = ranks or Ranks()
+        self._spare: Arena | None = None
         self._saver = self._make(state)
 
     def _make(self, state: State) -> BackgroundCheckpointer:
@@ -240,9 +245,13 @@ class Piton(Method):
         self._saver.poll()
         return not self._saver.in_flight
 
+    def get_ready_to_load(self, size: int) -> None:
+        """A session has warmed the memory of its saves by then."""
+        self._spare = warm_memory(size)
+
     def load(self, into: State) -> None:
         """Verified, in place."""
-        restore(self.folder, into)
+        restore(self.folder, into, None if self._spare is None else self._spare.bytes)
 
     def tidy(self) -> None:
         """Delete the checkpoints; the fence stays."""
@@ -252,6 +261,8 @@ class Piton(Method):
     def close(self) -> None:
         """End the writer."""
         self._saver.close()
+        if self._spare is not None:
+            self._spare.close()
 
 
 class PitonBeside(Piton):
@@ -290,13 +301,21 @@ class PitonBeside(Piton):
             self._one @ self._other
 
 
-def restore(folder: Path, into: Mapping[str, Tensor]) -> None:
+def warm_memory(size: int) -> Arena:
+    """As a session's saver has it by the time that the model is built, and lends it to the loader."""
+    arena = Arena()
+    arena.expect(size)
+    arena.settle()
+    return arena
+
+
+def restore(folder: Path, into: Mapping[str, Tensor], spare: Tensor | None) -> None:
     """As a session does it: the newest good checkpoint, every file verified, the tensors in use changed last.
 
     The momenta of an optimizer that has not stepped yet are no tensors in use, so they may be filled at once.
     """
     weights = {key: tensor for key, tensor in into.items() if key.startswith("w/")}
     momenta = {key: tensor for key, tensor in into.items() if key not in weights}
-    loaded = load_newest(folder, Ranks(), lambda _: Targets(live=weights, fresh=momenta))
+    loaded = load_newest(folder, Ranks(), lambda _: Targets(live=weights, fresh=momenta), spare=spare)
     assert loaded is not None
     loaded.settle()

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2 << 20
 """One huge page: small enough to stay in the processor's cache, large enough for a disk."""
 _BLOCK_BYTES = 4096
-_MORE_THREADS = 4
-"""While some hash, others read: with one thread per core the disk would stand still at times."""
+_MORE_THREADS = 6
+"""While some hash, others read: with one thread per core the disk would stand still at times, and when only the last
+files of a rank are left."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _libc = ctypes.CDLL(None)
 
@@ -63,7 +64,7 @@ class Job:
 
 
 def read_files(folder: Path, jobs: Iterable[Job]) -> str | None:
-    """Do all jobs, the largest files first, on a few threads more than this process may use cores.
+    """Do all jobs, the largest files first, on some threads more than this process may use cores.
 
     Returns:
         What is wrong with the first file that is not what the manifest says; None when nothing is. Where something is
