@@ -3,7 +3,7 @@
 All methods take turns, repetition by repetition, so that the machine's moods hit all alike; what is printed are medians
 of the ratios within a repetition, never seconds. The last line is one JSON object, each row of the table by method.
 
-    stall_over_memcpy        how long `save` keeps training from going on, over the memcpy just before
+    stall_over_memcpy        how long `save` keeps training from going on
     durable_over_raw         until what was saved is on the disk, while nobody trains
     step_time_while_saving   a training step on one core while a save is being written, over one that is alone
     first_over_steady        the first stall of a process over the median of its later ones, in several processes
@@ -15,6 +15,7 @@ of the ratios within a repetition, never seconds. The last line is one JSON obje
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -57,7 +58,7 @@ MEMCPY, RAW, PITON, BESIDE = "memcpy", "raw O_DIRECT", "piton", "piton, copied b
 WIDTH, HIDDEN = 512, 2048
 PROCESSES = 3
 Ratios = dict[str, dict[str, list[float]]]
-Series = dict[str, list[float]]
+Seconds = dict[str, list[float]]
 
 
 def build_state(megabytes: int) -> State:
@@ -99,11 +100,9 @@ def make_methods(root: Path, state: State) -> dict[str, Method]:
     return methods
 
 
-def turns(methods: Mapping[str, Method], repetition: int) -> list[tuple[str, Method]]:
-    """All methods; another one begins each time."""
-    items = list(methods.items())
-    cut = repetition % len(items)
-    return items[cut:] + items[:cut]
+def turns(methods: Mapping[str, Method], chance: random.Random) -> list[tuple[str, Method]]:
+    """All methods, in any order: what one leaves to the kernel is not always the same next one's trouble."""
+    return chance.sample(list(methods.items()), len(methods))
 
 
 def measure_saves(megabytes: int, repetitions: int, root: Path, found: Ratios) -> None:
@@ -112,32 +111,37 @@ def measure_saves(megabytes: int, repetitions: int, root: Path, found: Ratios) -
         say(f"saves, process {number + 1} of {PROCESSES}")
         folder = root / f"saves-{number}"
         with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as process:
-            stalls, durable = process.submit(saves_of_a_process, megabytes, repetitions, folder).result()
+            stalls, durable = process.submit(saves_of_a_process, megabytes, repetitions, folder, number).result()
         for name, (first, *steady) in stalls.items():
-            found["stall_over_memcpy"][name] += steady
+            found["stall_over_memcpy"][name] += ratios(steady, stalls[MEMCPY][1:])
             if name in durable:
-                found["durable_over_raw"][name] += durable[name][1:]
+                found["durable_over_raw"][name] += ratios(durable[name][1:], durable[RAW][1:])
                 found["first_over_steady"][name].append(first / statistics.median(steady))
-                found["first_over_memcpy"][name].append(first)
+                found["first_over_memcpy"][name].append(first / stalls[MEMCPY][0])
 
 
-def saves_of_a_process(megabytes: int, repetitions: int, root: Path) -> tuple[Series, Series]:
-    """Each method's stalls over the memcpy before, and durable times over the raw write; the first ones come first."""
+def saves_of_a_process(megabytes: int, repetitions: int, root: Path, seed: int) -> tuple[Seconds, Seconds]:
+    """Each method's stalls and durable times; the first ones come first.
+
+    No floor is measured beside each method: memory that was just used is quicker than what nobody touched for a while.
+    """
     stalls, durable = defaultdict(list), defaultdict(list)
+    chance = random.Random(seed)
     with alone(root, megabytes) as (methods, state):
         for repetition in range(repetitions + 1):
-            took = {}
-            for name, method in turns(methods, repetition):
-                memcpy = methods[MEMCPY].stall(state, repetition)
+            for name, method in turns(methods, chance):
                 start = time.perf_counter()
-                stalls[name].append(method.stall(state, repetition) / memcpy)
+                stalls[name].append(method.stall(state, repetition))
                 method.wait()
-                took[name] = time.perf_counter() - start
+                if not method.only_stall:
+                    durable[name].append(time.perf_counter() - start)
                 method.tidy()
-            for name, value in took.items():
-                if not methods[name].only_stall:
-                    durable[name].append(value / took[RAW])
     return dict(stalls), dict(durable)
+
+
+def ratios(times: list[float], floors: list[float]) -> list[float]:
+    """One of each repetition."""
+    return [value / floor for value, floor in zip(times, floors, strict=True)]
 
 
 @contextmanager
@@ -169,8 +173,9 @@ def measure_steps(methods: Mapping[str, Method], state: State, repetitions: int,
     def step() -> float:
         return seconds(lambda: a @ b)
 
+    chance = random.Random(0)
     for repetition in range(repetitions):
-        for name, method in turns(methods, repetition):
+        for name, method in turns(methods, chance):
             if not method.goes_on or method.only_stall:
                 continue
             os.sync()  # what the method before has left to the kernel is not this one's doing
@@ -208,9 +213,10 @@ def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int,
         method.get_ready_to_load(size_of(state))
         method.save(state, 0)
         method.wait()
-    for repetition in range(repetitions):
+    chance = random.Random(0)
+    for _ in range(repetitions):
         took = {}
-        for name, method in turns(methods, repetition):
+        for name, method in turns(methods, chance):
             if method.can_load and not method.only_stall:
                 drop_from_cache(method.path)
                 took[name] = seconds(lambda method=method: method.load(into))
