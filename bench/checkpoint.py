@@ -125,18 +125,19 @@ def saves_of_a_process(megabytes: int, repetitions: int, root: Path, seed: int) 
 
     No floor is measured beside each method: memory that was just used is quicker than what nobody touched for a while.
     """
-    stalls, durable = defaultdict(list), defaultdict(list)
     chance = random.Random(seed)
     with alone(root, megabytes) as (methods, state):
+        stalls: Seconds = {name: [] for name in methods}
+        durable: Seconds = {name: [] for name, method in methods.items() if not method.only_stall}
         for repetition in range(repetitions + 1):
             for name, method in turns(methods, chance):
                 start = time.perf_counter()
                 stalls[name].append(method.stall(state, repetition))
                 method.wait()
-                if not method.only_stall:
+                if name in durable:
                     durable[name].append(time.perf_counter() - start)
                 method.tidy()
-    return dict(stalls), dict(durable)
+    return stalls, durable
 
 
 def ratios(times: list[float], floors: list[float]) -> list[float]:
