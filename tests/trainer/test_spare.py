@@ -1,5 +1,6 @@
 """The memory of the first save is warmed while an attempt starts, and lent to the loader until then."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import piton_trainer
 from piton_trainer.checkpoint import Snapshot, arena
+from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.intake import Targets
 from piton_trainer.checkpoint.load import load_newest, share_of_newest
 from piton_trainer.distributed import Ranks
@@ -94,6 +96,23 @@ def test_where_memory_is_no_plenty_nothing_is_taken_early(monkeypatch: pytest.Mo
     memory.expect(2_500)
     assert memory.bytes.numel() == 2_500
     memory.close()
+
+
+class Odd(Tensor):
+    """More than rows of numbers, as far as anybody can tell."""
+
+
+def test_memory_that_no_save_will_fill_is_given_back(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with checkpointer(tmp_path) as saver:
+        assert isinstance(saver, BackgroundCheckpointer)
+        saver.expect(share_of_newest(tmp_path, Ranks()))
+        assert os.fstat(saver._arena.descriptor).st_size > 0
+        saver.prepare(lambda: {"odd": torch.zeros(3).as_subclass(Odd)})
+        assert os.fstat(saver._arena.descriptor).st_size == 0
+        saver.save(Snapshot(step=2, tensors=state(2)))
+    assert sound_steps(tmp_path) == [2, 1]
+    assert_is(restored(tmp_path, None)[1], 2)
 
 
 def share(directory: Path) -> int:

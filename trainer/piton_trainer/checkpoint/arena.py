@@ -43,7 +43,7 @@ class Arena:
 
     def expect(self, size: int) -> None:
         """So many bytes will be reserved, by all that is known: begin to warm them, if there is memory in plenty."""
-        if size <= _SHARE_EARLY * free_bytes():
+        if 0 < size <= _SHARE_EARLY * free_bytes():
             with suppress(OSError):  # whoever reserves them will hear of it
                 self.reserve(size, then=lambda: None)
 
@@ -80,6 +80,14 @@ class Arena:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def release(self) -> None:
+        """Give the memory back, for nothing will be saved from it for now."""
+        with suppress(Exception):  # what went wrong with memory that nobody wants
+            self.settle()
+        self._unpin()
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        os.ftruncate(self.descriptor, 0)
 
     def close(self) -> None:
         """Give the memory back, once nothing made from it is left."""

@@ -67,6 +67,9 @@ class Blueprint:
             self.is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
             if not self.is_refused:
                 self._arrange(planner)
+            if self.is_refused:
+                self.views = []
+                self._arena.release()
             self._signature = signature
         return planner
 
