@@ -1,12 +1,6 @@
-"""Recipes train on one thread: forked ranks must not hang, and equal runs must add up in one order."""
+"""Recipes are trained in the process of the tests."""
 
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet_torch() -> Iterator[None]:
-    """One thread, so that forked ranks neither hang nor fight for the cores."""
-    torch.set_num_threads(1)
-    # It logs each save in hundreds of lines, which would bury what a test that fails has to say.
+    """It logs each save in hundreds of lines, which would bury what a test that fails has to say."""
     logging.disable(logging.DEBUG)
     yield
     logging.disable(logging.NOTSET)

@@ -5,6 +5,7 @@ world.kill(rank=1)              SIGKILL, or any other signal
 exits = world.wait()            exit codes and what body returned; whoever is late is killed and that is an error
 """
 
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,8 +18,7 @@ from multiprocessing.context import ForkProcess
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-import torch._dynamo  # every optimizer imports it when it is made: once here, instead of a second in each rank
+import torch._dynamo  # noqa: F401 - every optimizer imports it when it is made: once here, not for a second in each rank
 
 from support.ports import free_port
 
@@ -120,7 +120,7 @@ def start(world_size: int, body: Callable[[], Any], **env: str) -> World:
 
 def _rank(body: Callable[[], Any], env: dict[str, str], sender: Connection) -> None:
     os.environ.update(env)
-    torch.set_num_threads(1)
+    faulthandler.enable(2)  # where a rank that crashes was: into what pytest captures
     sender.send(body())
 
 

@@ -1,0 +1,19 @@
+"""What holds for every test: the process that runs it computes on one thread.
+
+Ranks are forked from it, and a pool of threads does not survive that: its bookkeeping does, and is used. Nor have two
+workers on two cores a core for one.
+"""
+
+import os
+
+_THREADS = "OMP_NUM_THREADS"
+
+_before = os.environ.get(_THREADS)
+os.environ[_THREADS] = "1"  # OpenMP and OpenBLAS read it when they are loaded
+import torch  # noqa: E402
+
+if _before is None:
+    del os.environ[_THREADS]  # what a test starts as a user would finds what a user has
+else:
+    os.environ[_THREADS] = _before
+torch.set_num_threads(1)
