@@ -11,9 +11,10 @@ from support.live import LiveCluster
 def without_operator(cluster: LiveCluster) -> Iterator[None]:
     """No operator runs while this lasts."""
     scale = ("-n", NAMESPACE, "scale", "deployment", DEPLOYMENT)
-    cluster.kubectl(*scale, "--replicas=0")
-    cluster.kubectl("-n", NAMESPACE, "wait", "--for=delete", "pods", "--all", "--timeout=60s")
     try:
+        cluster.kubectl(*scale, "--replicas=0")
+        # A kubelet that fails to end a pod, because it has ended, tries again a minute later.
+        cluster.kubectl("-n", NAMESPACE, "wait", "--for=delete", "pods", "--all", "--timeout=150s")
         yield
     finally:
         cluster.kubectl(*scale, "--replicas=1")
