@@ -1,7 +1,7 @@
 """What holds for every test: the process that runs it computes on one thread.
 
-Ranks are forked from it, and a pool of threads does not survive that: its bookkeeping does, and is used. Nor have two
-workers on two cores a core for one.
+Ranks are forked from it, and of a pool of threads only the bookkeeping would survive that. Nor have two workers on two
+cores a core for one.
 """
 
 import os

@@ -76,6 +76,7 @@ def test_what_was_saved_is_loaded_to_the_last_bit(background: bool, tmp_path: Pa
             assert saver.durable is not None
             assert (saver.durable.step, saver.in_flight) == (step, False)
             assert layout.read_document(saver.durable.folder) == {"step": step}
+        wait_for(lambda: len(layout.step_folders(tmp_path)) == 2)  # a writer that is told to leave puts that off
     assert [step for step, _ in layout.step_folders(tmp_path)] == [3, 2]
 
 
@@ -247,6 +248,16 @@ def test_a_save_in_flight_is_not_durable_until_it_is_seen_to_be(tmp_path: Path) 
         os.kill(writer_of(saver), signal.SIGCONT)
         wait_for(lambda: has_landed(saver))
         assert saver.durable is not None
+
+
+def test_getting_ready_for_other_tensors_does_not_touch_a_save_in_flight(tmp_path: Path) -> None:
+    with checkpointer(tmp_path) as saver:
+        os.kill(writer_of(saver), signal.SIGSTOP)
+        saver.save(Snapshot(step=1, tensors=state()))
+        saver.prepare(lambda: {"a new one": torch.ones(1000), **state()})
+        os.kill(writer_of(saver), signal.SIGCONT)
+        saver.wait()
+    assert_same(loaded(tmp_path)[1], state())
 
 
 def test_a_writer_dies_with_its_trainer_and_commits_nothing(tmp_path: Path) -> None:

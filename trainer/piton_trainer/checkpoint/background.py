@@ -113,8 +113,12 @@ class BackgroundCheckpointer:
         return self._arena.bytes if self._blueprint.is_blank else None
 
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Plan a save of these tensors, and begin to warm the memory for it."""
-        self._blueprint.renew(tensors())
+        """Plan a save of these tensors, and begin to warm the memory for it.
+
+        While a save is in flight that memory is its own, and the next one plans for itself.
+        """
+        if not self.in_flight:
+            self._blueprint.renew(tensors())
 
     def save(self, snapshot: Snapshot) -> None:
         """Copy the snapshot, and leave it to the writer."""
