@@ -5,6 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Wheels beside the checkout, if there are: pip takes a torch without CUDA from there. They are added to what pip is set to.
+WHEELS := $(wildcard ../shared/wheels)
+ifneq ($(WHEELS),)
+export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)) $(abspath $(WHEELS)))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e e2e-seeds chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd lock clean
@@ -52,8 +58,8 @@ e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some 
 chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without SEED twenty storms; root only
 	CHAOS_SEEDS="$(or $(SEED),$(shell seq -s ' ' 20))" pytest -q -s tests/e2e/test_chaos.py
 
-cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes and Piton; root only
-	python -m hack.install
+cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes and Piton: KUBERNETES=1.33|DIR; root only
+	python -m hack.install $(if $(KUBERNETES),--kubernetes $(KUBERNETES))
 
 cluster-down: setup  ## stop it; logs and the programs it was built from stay
 	python -m hack.cluster down

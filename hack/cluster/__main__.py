@@ -5,8 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from hack.cluster import addons, box, build, depot, drills, nodes, prometheus
+from hack.cluster import addons, box, depot, drills, nodes, prometheus
 from hack.cluster.layout import KUBECONFIG, Node
+from hack.cluster.programs import Say
 from hack.cluster.shell import BoxError
 
 _NOTICE_SECONDS = 120.0  # what AWS gives
@@ -27,7 +28,7 @@ def _run(options: argparse.Namespace) -> None:
     say = _sayer()
     match options.command:
         case "up":
-            box.up(spot_nodes=options.nodes, say=say)
+            box.up(spot_nodes=options.nodes, say=say, kubernetes=options.kubernetes)
             say(f"export KUBECONFIG={KUBECONFIG}")
         case "down":
             box.down()
@@ -37,9 +38,6 @@ def _run(options: argparse.Namespace) -> None:
             print(KUBECONFIG)
         case "restart":
             box.restart(options.part)
-        case "build":
-            box.require_root()
-            print(build.build(say))
         case "load":
             _load(options.image)
         case "node":
@@ -81,7 +79,7 @@ def _prometheus() -> None:
 _SERVICES = {"prometheus": _prometheus, "addons": addons.serve, "discovery": prometheus.discover}
 
 
-def _sayer() -> build.Say:
+def _sayer() -> Say:
     started = time.monotonic()
     return lambda text: print(f"{time.monotonic() - started:5.1f}s  {text}", file=sys.stderr, flush=True)
 
@@ -91,10 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="bring it up; returns when every node is Ready")
     up.add_argument("--nodes", type=int, default=2, help="spot nodes, besides node-0 (default: 2)")
+    up.add_argument("--kubernetes", metavar="VERSION|DIR", help="a minor version (1.33), or a folder of programs")
     commands.add_parser("down", help="stop everything; logs and the cache stay")
     commands.add_parser("status", help="what runs")
     commands.add_parser("kubeconfig", help="print the path for KUBECONFIG")
-    commands.add_parser("build", help="build Kubernetes into the cache, and start nothing")
     commands.add_parser("load", help="import an image into every node").add_argument("image", type=Path)
     commands.add_parser("restart", help="crash a part of the control plane and start it again").add_argument("part")
     commands.add_parser("prometheus", help="start a Prometheus that scrapes the pods, and print its address")

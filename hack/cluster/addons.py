@@ -33,7 +33,7 @@ def serve() -> None:
     names = _Names()
     watched: dict[str, Callable[[Objects], None]] = {
         "/api/v1/services": names.services_changed,
-        "/api/v1/endpoints": names.endpoints_changed,
+        "/apis/discovery.k8s.io/v1/endpointslices": names.slices_changed,
         "/api/v1/persistentvolumeclaims": storage.provision,
         "/api/v1/persistentvolumes": storage.reclaim,
     }
@@ -56,22 +56,22 @@ def watch(path: str, changed: Callable[[Objects], None]) -> None:
 
 
 class _Names:
-    """The services and endpoints as last seen, which two threads bring."""
+    """The services and the slices of their endpoints as last seen, which two threads bring."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._services: Objects = []
-        self._endpoints: Objects | None = None
+        self._slices: Objects = []
 
     def services_changed(self, services: Objects) -> None:
         with self._lock:
             self._services = services
             self._publish()
 
-    def endpoints_changed(self, endpoints: Objects) -> None:
+    def slices_changed(self, slices: Objects) -> None:
         with self._lock:
-            self._endpoints = endpoints
+            self._slices = slices
             self._publish()
 
     def _publish(self) -> None:
-        dns.publish(dns.records(self._services, self._endpoints or []))
+        dns.publish(dns.records(self._services, self._slices))

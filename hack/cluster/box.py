@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from hack.cluster import (
     addons,
     api,
-    build,
     controlplane,
     dns,
     drills,
@@ -19,16 +18,21 @@ from hack.cluster import (
     pki,
     processes,
     prometheus,
+    release,
 )
 from hack.cluster.layout import CGROUP, KUBECONFIG, LOGS, STATE, Node
+from hack.cluster.programs import Say
 from hack.cluster.shell import BoxError
 
 
-def up(*, spot_nodes: int, say: build.Say) -> None:
-    """Bring it up, or what of it is not up; node 0 is always there. Returns when every node is Ready."""
+def up(*, spot_nodes: int, say: Say, kubernetes: str | None = None) -> None:
+    """Bring it up, or what of it is not up; node 0 is always there. Returns when every node is Ready.
+
+    `kubernetes` is a minor version, or a folder of programs: see `release.choose`.
+    """
     require_root()
     packages.install(packages.RUNTIME)
-    build.build(say)
+    release.choose(kubernetes, say)
     if not processes.names():
         shutil.rmtree(LOGS, ignore_errors=True)  # of the box before
     pki.create()

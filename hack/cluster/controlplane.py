@@ -1,10 +1,9 @@
 """etcd, the API server, the controller manager and the scheduler, and how one tells that they are up."""
 
-import os
 from pathlib import Path
 from urllib.request import urlopen
 
-from hack.cluster import api, build, pki, processes
+from hack.cluster import api, pki, processes
 from hack.cluster.layout import (
     API_PORT,
     CLUSTER_DOMAIN,
@@ -12,13 +11,12 @@ from hack.cluster.layout import (
     ETCD_PORT,
     GATEWAY,
     KUBECONFIG,
-    KUBERNETES,
     LOGS,
     PKI,
     SERVICE_NET,
     STATE,
 )
-from hack.cluster.shell import run
+from hack.cluster.release import program
 
 AUDIT_LOG = LOGS / "audit.log"
 """Who created and deleted what, one JSON object per line; what tests count."""
@@ -59,19 +57,6 @@ def stop() -> None:
     """Stop all of it, etcd last."""
     for name in reversed(NAMES):
         processes.stop(name)
-
-
-def program(name: str) -> Path:
-    """Where it is: in KUBEBUILDER_ASSETS if that has one that fits the rest, else in the cache."""
-    given = Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nowhere") / name
-    if given.exists() and fits(name, run([given, "--version"])):
-        return given
-    return Path("etcd") if name == "etcd" else build.HOME / name
-
-
-def fits(name: str, version: str) -> bool:
-    """Any etcd does. An API server of another minor version than the scheduler and the kubelets does not serve them."""
-    return name == "etcd" or f"v{KUBERNETES.rpartition('.')[0]}." in version
 
 
 def _etcd() -> list[str | Path]:
@@ -125,22 +110,20 @@ def _apiserver() -> list[str | Path]:
 
 def _controller_manager() -> list[str | Path]:
     return [
-        build.HOME / "kube-controller-manager",
+        program("kube-controller-manager"),
         f"--kubeconfig={pki.kubeconfig('controller-manager', PKI / 'controller-manager.kubeconfig')}",
         "--leader-elect=false",
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={pki.SERVICE_ACCOUNT_KEY}",
         f"--root-ca-file={pki.CA}",
         "--bind-address=127.0.0.1",
-        "--port=0",
     ]
 
 
 def _scheduler() -> list[str | Path]:
     return [
-        build.HOME / "kube-scheduler",
+        program("kube-scheduler"),
         f"--kubeconfig={pki.kubeconfig('scheduler', PKI / 'scheduler.kubeconfig')}",
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
-        "--port=0",
     ]

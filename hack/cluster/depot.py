@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hack.cluster import oci, packages, processes
+from hack.cluster import oci, packages, processes, release
 from hack.cluster.layout import CACHE, NODES, STATE
 from hack.cluster.shell import BoxError, run
 
@@ -33,12 +33,12 @@ _DATABASES = (
 )
 
 _CONFIG = """\
-version = 2
+version = 3
 root = "{root}"
 state = "{state}"
-disabled_plugins = ["io.containerd.grpc.v1.cri",
-                    "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-                    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+                    "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+                    "io.containerd.snapshotter.v1.zfs"]
 [grpc]
   address = "{socket}"
 [plugins."io.containerd.gc.v1.scheduler"]  # garbage is collected when we say so
@@ -116,10 +116,11 @@ def _link(source: Path, target: Path) -> None:
 def _containerd() -> Iterator[None]:
     """Serve the depot; record what is in it in the end."""
     packages.install(packages.RUNTIME)
+    release.choose(None, print)
     _STATE.mkdir(parents=True, exist_ok=True)
     config = _STATE / "containerd.toml"
     config.write_text(_CONFIG.format(root=_ROOT, state=_STATE / "state", socket=_SOCKET))
-    processes.start(_PROCESS, ["containerd", "--config", config])
+    processes.start(_PROCESS, [release.program("containerd"), "--config", config])
     try:
         processes.wait_for("containerd of the depot", lambda: serves(_SOCKET), seconds=30, of=_PROCESS)
         yield
@@ -155,7 +156,7 @@ def _list(socket: Path) -> dict[str, str]:
 
 
 def _ctr(socket: Path, *words: str | Path) -> str:
-    return run(["ctr", "--address", socket, "--namespace", "k8s.io", *words])
+    return run([release.program("ctr"), "--address", socket, "--namespace", "k8s.io", *words])
 
 
 @contextmanager

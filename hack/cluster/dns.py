@@ -1,6 +1,7 @@
 """Cluster DNS: which names services and their pods have, served by dnsmasq from a file. The records are pure.
 
-Debian has no CoreDNS. Workers of a job find each other by the name of a headless service.
+Workers of a job find each other by the name of a headless service. CoreDNS would take minutes to build, and replace 80
+lines.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from hack.cluster.layout import CLUSTER_DOMAIN, GATEWAY, STATE
 
 PROCESS = "dnsmasq"
 _HOSTS = STATE / "dns" / "hosts"
+_SERVICE_NAME = "kubernetes.io/service-name"
 Object = dict[str, Any]
 Record = tuple[str, str]
 
@@ -49,7 +51,7 @@ def publish(records: Iterable[Record]) -> None:
             os.kill(pid, signal.SIGHUP)
 
 
-def records(services: Iterable[Object], endpoints: Iterable[Object]) -> Iterator[Record]:
+def records(services: Iterable[Object], slices: Iterable[Object]) -> Iterator[Record]:
     """Address and name: a service has its own address, a headless one those of its ready pods."""
     headless = set()
     for service in services:
@@ -58,16 +60,28 @@ def records(services: Iterable[Object], endpoints: Iterable[Object]) -> Iterator
             headless.add(_domain(service))
         elif address:
             yield address, _domain(service)
-    for endpoint in endpoints:
-        if (domain := _domain(endpoint)) not in headless:
-            continue
-        for subset in endpoint.get("subsets") or []:
-            for entry in subset.get("addresses") or []:
-                yield entry["ip"], domain
-                if hostname := entry.get("hostname"):
-                    yield entry["ip"], f"{hostname}.{domain}"
+    for piece in slices:
+        if (domain := _domain_of_slice(piece)) in headless:
+            yield from _ready(piece, domain)
 
 
-def _domain(named: Object) -> str:
-    metadata = named["metadata"]
-    return f"{metadata['name']}.{metadata['namespace']}.svc.{CLUSTER_DOMAIN}"
+def _ready(piece: Object, domain: str) -> Iterator[Record]:
+    for endpoint in piece.get("endpoints") or []:
+        if (endpoint.get("conditions") or {}).get("ready", True):
+            for address in endpoint["addresses"]:
+                yield address, domain
+                if hostname := endpoint.get("hostname"):
+                    yield address, f"{hostname}.{domain}"
+
+
+def _domain_of_slice(piece: Object) -> str:
+    metadata = piece["metadata"]
+    return _name((metadata.get("labels") or {}).get(_SERVICE_NAME, ""), metadata["namespace"])
+
+
+def _domain(service: Object) -> str:
+    return _name(service["metadata"]["name"], service["metadata"]["namespace"])
+
+
+def _name(service: str, namespace: str) -> str:
+    return f"{service}.{namespace}.svc.{CLUSTER_DOMAIN}"

@@ -88,7 +88,7 @@ def _evict_all(node: Node) -> None:
         if evictable(pod):
             name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
             eviction = {
-                "apiVersion": "policy/v1beta1",
+                "apiVersion": "policy/v1",
                 "kind": "Eviction",
                 "metadata": {"name": name, "namespace": namespace},
             }

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hack.cluster import mounts, oci, packages, pipconfig
-from hack.cluster.build import Say
 from hack.cluster.layout import CACHE
+from hack.cluster.programs import Say
 from hack.cluster.shell import BoxError, run
 
 _HOME = CACHE / "images"

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hack.cluster import build, depot
+from hack.cluster import depot
 from hack.cluster.shell import run
 
-PAUSE = "piton-box/pause:1"
+PAUSE = "piton-box/pause:2"
 BUSYBOX = "piton-box/busybox:1"
 REGISTRY = "docker.io/"
 """What Kubernetes puts before names that have no registry."""
@@ -24,12 +24,12 @@ _BUSYBOX = Path("/bin/busybox")
 
 def keep_basics() -> None:
     """The image that holds a pod's namespaces together, and a small one to try things with."""
-    if REGISTRY + PAUSE not in depot.images():
-        _keep(PAUSE, _layer({"pause": build.HOME / build.PAUSE}), ["/pause"])
-    if REGISTRY + BUSYBOX not in depot.images():
+    commands = {PAUSE: ["/bin/sleep", "infinity"], BUSYBOX: ["/bin/sh"]}
+    if missing := [name for name in commands if REGISTRY + name not in depot.images()]:
         applets = run([_BUSYBOX, "--list"]).split()
         layer = _layer({"bin/busybox": _BUSYBOX}, links={f"bin/{name}": "busybox" for name in applets})
-        _keep(BUSYBOX, layer, ["/bin/sh"])
+        for name in missing:
+            _keep(name, layer, commands[name])
 
 
 def _keep(name: str, layer: bytes, command: Sequence[str]) -> None:

@@ -11,9 +11,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-KUBERNETES = "1.20.2"
-DEBIAN_SOURCE = "1.20.5+really1.20.2-1.1+deb12u1"
-
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piton"
 """What is slow to make and outlives the box."""
 

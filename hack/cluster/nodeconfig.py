@@ -1,5 +1,6 @@
 """What containerd, the CNI plugins, kubelet and kube-proxy of a node are told. Pure: values in, documents out."""
 
+from pathlib import Path
 from typing import Any
 
 from hack.cluster.images import PAUSE
@@ -11,29 +12,31 @@ _INSTANCE_TYPE = "p4d.24xlarge"
 _SYSTEM_INSTANCE_TYPE = "m5.xlarge"
 
 _CONTAINERD = """\
-version = 2
+version = 3
 root = "{images}"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-                    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+                    "io.containerd.snapshotter.v1.zfs"]
 [grpc]
   address = "{socket}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "docker.io/{pause}"
-  # Without CAP_SYS_RESOURCE nobody may lower this score, and every sandbox would fail to start.
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "docker.io/{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+  # Without CAP_SYS_RESOURCE this score cannot be lowered, and every sandbox would fail to start.
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
     conf_dir = "{folder}/cni"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+    runtime_path = "{shim}"
 """
 
 
-def containerd(node: Node) -> str:
-    """Its configuration; the paths under /run are the node's own, see `nodes.py`."""
-    return _CONTAINERD.format(images=node.images, folder=node.folder, socket=node.socket, pause=PAUSE)
+def containerd(node: Node, shim: Path) -> str:
+    """Its configuration; the paths under /run are the node's own, see `nodes.py`. `shim` is of the same build."""
+    return _CONTAINERD.format(images=node.images, folder=node.folder, socket=node.socket, shim=shim, pause=PAUSE)
 
 
 def cni(node: Node) -> dict[str, Any]:
@@ -63,6 +66,7 @@ def kubelet(node: Node, authority: str) -> dict[str, Any]:
         "cgroupRoot": node.cgroup,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
+        "failCgroupV1": False,
         "clusterDNS": [GATEWAY],
         "clusterDomain": CLUSTER_DOMAIN,
         "evictionHard": {"memory.available": "100Mi"},  # the disk is the machine's, and not ours to judge

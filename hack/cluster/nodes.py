@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from hack.cluster import api, build, depot, mounts, network, nodeconfig, pki, processes
+from hack.cluster import api, depot, mounts, network, nodeconfig, pki, processes
 from hack.cluster.layout import NODES, STATE, Node
+from hack.cluster.release import program
 from hack.cluster.shell import run
 
 _DAEMONS = ("containerd", "kubelet", "kube-proxy")
@@ -42,12 +43,12 @@ def start(node: Node) -> None:
     _configure(node)
     kubeconfig = node.folder / "kubelet.kubeconfig"
     depot.stock(node.images)
-    _daemon(node, "containerd", ["containerd", "--config", node.folder / "containerd.toml"])
+    _daemon(node, "containerd", [program("containerd"), "--config", node.folder / "containerd.toml"])
     containerd = _process(node, "containerd")
     processes.wait_for(f"containerd of {node.name}", lambda: depot.serves(node.socket), seconds=30, of=containerd)
     refresh_images(node)  # what the depot got in the meantime
-    _daemon(node, "kubelet", [build.HOME / "kubelet", *_kubelet_flags(node, kubeconfig)])
-    _daemon(node, "kube-proxy", [build.HOME / "kube-proxy", "--config", node.folder / "kube-proxy.yaml"])
+    _daemon(node, "kubelet", [program("kubelet"), *_kubelet_flags(node, kubeconfig)])
+    _daemon(node, "kube-proxy", [program("kube-proxy"), "--config", node.folder / "kube-proxy.yaml"])
 
 
 def refresh_images(node: Node) -> None:
@@ -140,7 +141,7 @@ def _configure(node: Node) -> None:
     proxy = pki.kubeconfig("proxy", node.folder / "kube-proxy.kubeconfig")
     (node.folder / "cni").mkdir()
     (node.folder / "cni" / "box.conflist").write_text(json.dumps(nodeconfig.cni(node)))
-    (node.folder / "containerd.toml").write_text(nodeconfig.containerd(node))
+    (node.folder / "containerd.toml").write_text(nodeconfig.containerd(node, program("containerd-shim-runc-v2")))
     (node.folder / "kubelet.yaml").write_text(yaml.safe_dump(nodeconfig.kubelet(node, str(pki.CA))))
     (node.folder / "kube-proxy.yaml").write_text(yaml.safe_dump(nodeconfig.kube_proxy(node, str(proxy))))
 
@@ -151,7 +152,6 @@ def _kubelet_flags(node: Node, kubeconfig: Path) -> list[str]:
         f"--kubeconfig={kubeconfig}",
         f"--root-dir={node.folder / 'kubelet'}",
         f"--cert-dir={node.folder / 'kubelet-pki'}",
-        "--container-runtime=remote",
         f"--container-runtime-endpoint=unix://{node.socket}",
         f"--hostname-override={node.name}",
         f"--node-ip={node.address}",

@@ -1,4 +1,4 @@
-"""What the box needs of Debian: packages to install, and the source of what Debian does not ship as a program."""
+"""What the box needs of Debian: packages to install, and packages to unpack without installing them."""
 
 import os
 import shutil
@@ -7,8 +7,6 @@ from pathlib import Path
 from hack.cluster.shell import BoxError, run
 
 RUNTIME = {
-    "etcd": "etcd-server",
-    "containerd": "containerd",
     "runc": "runc",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
     "iptables": "iptables",
@@ -23,21 +21,11 @@ RUNTIME = {
 }
 """A program, or a file, and the package that brings it."""
 
-BUILD = {
-    "/usr/lib/go-1.19/bin/go": "golang-1.19-go",
-    "/usr/share/gocode/src/github.com/modern-go/reflect2": "golang-github-modern-go-reflect2-dev",
-    "gcc": "gcc",
-    "/usr/lib/x86_64-linux-gnu/libc.a": "libc6-dev",
-    "dpkg-source": "dpkg-dev",
-}
-
 IMAGES = {
     "buildah": "buildah",
     "debootstrap": "debootstrap",
     "skopeo": "skopeo",
 }
-
-_MIRROR = "deb-src http://deb.debian.org/debian bookworm main\n"
 
 
 def missing(needed: dict[str, str]) -> list[str]:
@@ -82,25 +70,3 @@ def unpack(package: str, into: Path) -> None:
     archive.unlink()
     shutil.rmtree(into, ignore_errors=True)
     aside.replace(into)
-
-
-def download_source(package: str, version: str, into: Path) -> Path:
-    """Fetch the source package; return its upstream tarball.
-
-    It has lists of its own: the machine's sources rarely name `deb-src`, and are not ours to change.
-    """
-    into.mkdir(parents=True, exist_ok=True)
-    (into / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (into / "sources.list").write_text(_MIRROR)
-    options = [
-        f"-oDir::Etc::SourceList={into / 'sources.list'}",
-        "-oDir::Etc::SourceParts=-",
-        f"-oDir::State::Lists={into / 'lists'}",
-        "-oAPT::Sandbox::User=root",
-    ]
-    run(["apt-get", *options, "update", "-qq"])
-    run(["apt-get", *options, "source", "--download-only", "-qq", f"{package}={version}"], cwd=into)
-    found = list(into.glob(f"{package}_*.orig.tar.*"))
-    if not found:
-        raise BoxError(f"Debian's source package {package} {version} brought no upstream tarball")
-    return found[0]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hack.cluster import depot, imagebuild, nodes, oci
-from hack.cluster.build import Say
+from hack.cluster.programs import Say
 
 OPERATOR = "ghcr.io/piton-dev/operator:0.1.0"
 TRAINER = "ghcr.io/piton-dev/trainer:0.1.0"

@@ -16,6 +16,7 @@ def main() -> int:
     """Install or remove; 1 with a sentence when it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m hack.install", description="Piton, into a cluster.")
     parser.add_argument("--nodes", type=int, default=2, help="spot nodes of the box (default: 2)")
+    parser.add_argument("--kubernetes", metavar="VERSION|DIR", help="of the box: 1.33, or a folder of programs")
     parser.add_argument("--remove", action="store_true", help="uninstall it; the CRDs and the runs stay")
     options = parser.parse_args()
     theirs = os.environ.get("KUBECONFIG")
@@ -24,7 +25,7 @@ def main() -> int:
         if options.remove:
             chart.remove(kubeconfig)
         elif kubeconfig == KUBECONFIG:
-            piton.install_in_box(spot_nodes=options.nodes, say=_sayer())
+            piton.install_in_box(spot_nodes=options.nodes, say=_sayer(), kubernetes=options.kubernetes)
         else:
             chart.install(kubeconfig)
     except BoxError as error:

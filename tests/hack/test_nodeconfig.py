@@ -1,6 +1,7 @@
 """What nodes are told, and how they look."""
 
 import tomllib
+from pathlib import Path
 
 from hack.cluster import nodeconfig
 from hack.cluster.layout import Node
@@ -28,10 +29,12 @@ def test_the_provider_names_the_zone() -> None:
 
 
 def test_containerd_reads_its_configuration() -> None:
-    found = tomllib.loads(nodeconfig.containerd(SPOT))
+    found = tomllib.loads(nodeconfig.containerd(SPOT, Path("/bin/shim")))
+    runtime = found["plugins"]["io.containerd.cri.v1.runtime"]
 
     assert found["grpc"]["address"] == str(SPOT.socket)
-    assert found["plugins"]["io.containerd.grpc.v1.cri"]["restrict_oom_score_adj"] is True
+    assert runtime["restrict_oom_score_adj"] is True
+    assert runtime["containerd"]["runtimes"]["runc"]["runtime_path"] == "/bin/shim"
 
 
 def test_all_containers_of_a_node_are_below_its_cgroup() -> None:
