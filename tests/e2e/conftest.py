@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -20,6 +19,7 @@ from hack.cluster.layout import KUBECONFIG, Node
 from hack.cluster.shell import BoxError
 from hack.install import piton
 from support.live import DigestOf, LiveCluster, NewTraining, Training, paced
+from support.missing import missing
 
 SPOT_NODES = 2
 
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def the_box() -> Iterator[None]:
     """A box, with or without Piton. One that was up stays up."""
     if _somebody_elses():
-        _missing("this needs the box: unset KUBECONFIG")
+        missing("this needs the box: unset KUBECONFIG")
     was_up = os.geteuid() == 0 and box.is_up()
     try:
         box.require_root()
@@ -45,7 +45,7 @@ def the_box() -> Iterator[None]:
         box.up(spot_nodes=SPOT_NODES, say=print)
         yield
     except BoxError as error:
-        _missing(str(error))
+        missing(str(error))
     finally:
         if not was_up and os.geteuid() == 0:
             box.down()
@@ -72,7 +72,7 @@ def cluster(request: pytest.FixtureRequest) -> LiveCluster:
 def drilled(cluster: LiveCluster) -> Iterator[None]:
     """The right to lose nodes; all of them are back afterwards."""
     if _somebody_elses():
-        _missing("nodes are lost in the box only: unset KUBECONFIG")
+        missing("nodes are lost in the box only: unset KUBECONFIG")
     yield
     for number in range(1, SPOT_NODES + 1):
         if not nodes.alive(node := Node(number=number)):
@@ -124,9 +124,3 @@ def _namespace(cluster: LiveCluster, name: str) -> Iterator[str]:
 def _somebody_elses() -> Path | None:
     theirs = os.environ.get("KUBECONFIG")
     return Path(theirs) if theirs and Path(theirs) != KUBECONFIG else None
-
-
-def _missing(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(f"CI has to run this: {reason}")
-    pytest.skip(reason)
