@@ -316,11 +316,28 @@ def test_a_node_that_is_known_to_cost_more_is_left_and_the_reason_is_said() -> N
     status = flown(an_attempt(on()), a_status(a_record()), 10, spec)
     assert status.current is not None
     assert (status.current.verdict, status.current.reason) == (Verdict.INFRASTRUCTURE, Reason.PRICE_TOO_HIGH)
-    message = "on-n1: the node n1 costs $36.00 per hour, and capacity.maxPricePerHour is $35.99"
-    assert word(status) == (Reason.PRICE_TOO_HIGH, message)
+    reason, message = word(status)
+    assert reason is Reason.PRICE_TOO_HIGH
+    assert "on-n1: the node n1 costs $36.00 per hour, and capacity.maxPricePerHour is $35.99; raise it" in message
 
     enough = flown(an_attempt(on()), a_status(a_record()), 10, a_spec(capacity={"maxPricePerHour": "36.00"}))
     assert enough.phase is Phase.TRAINING
+
+
+def test_prices_that_stay_too_high_make_the_run_wait_longer_and_never_end_it() -> None:
+    """Prices fall again. Nothing is paid for the wait, and each look at a dear node takes seconds."""
+    dear = an_ended(1, Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message="the node n1 costs $36.00")
+    status = a_status(*(dear.model_copy(update={"number": number}) for number in range(1, 13)))
+
+    waits = decide(an_observed(status=status), now=later(599), pace=PACE)
+    assert waits.status.phase is Phase.RECOVERING
+    assert "the node n1 costs $36.00" in word(waits.status)[1]
+    assert decide(an_observed(status=status), now=later(600), pace=PACE).status.attempt == 13
+
+    lost = an_ended(13, Verdict.INFRASTRUCTURE, reason=Reason.KILLED)
+    others = tuple(lost.model_copy(update={"number": number}) for number in range(13, 18))
+    failing = status.model_copy(update={"attempts": (*status.attempts, *others)})
+    assert decide(an_observed(status=failing), now=later(600), pace=PACE).status.phase is Phase.FAILED
 
 
 def test_a_deleted_run_and_one_that_has_ended_are_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from piton.core.affinity import INSTANCE_TYPE, ZONE
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, Phase, Verdict
 from piton.sweep.parse import parse
@@ -56,23 +57,54 @@ async def test_time_alone_writes_no_status_and_the_limit_wakes_the_operator(pilo
     assert pilot.status().phase is Phase.SUSPENDED
 
 
-async def test_a_node_that_is_too_dear_is_left_and_kept_from_the_next_attempt(pilot: Pilot) -> None:
-    pilot.cluster.price = "40"
-    pilot.cluster.script[1] = Runs()
-    await pilot.server.put(NODES, a_node("elsewhere", price="12"))
-    await pilot.cluster.apply(a_manifest(capacity={"maxPricePerHour": "36.00"}))
+def _affinity_of(pilot: Pilot, job: str) -> dict[str, Any]:
+    found = pilot.server.find(JOBS, job, "team")
+    assert found is not None
+    pod = found["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    affinity: dict[str, Any] = pod["affinity"]
+    return affinity
 
-    await pilot.until(lambda: pilot.run() is not None and pilot.status().infrastructure_failures > 0)
+
+def _lists_of_nodes(pilot: Pilot) -> int:
+    return sum(request.resource == NODES and request.name is None for request in pilot.server.asked)
+
+
+async def test_a_node_that_is_too_dear_is_left_and_its_type_kept_from_the_next_attempt_in_that_zone(
+    pilot: Pilot,
+) -> None:
+    labels = {INSTANCE_TYPE: "p4d.24xlarge", ZONE: "us-east-1a", "karpenter.sh/capacity-type": "spot"}
+    pilot.cluster.price, pilot.cluster.node_labels = "40", labels
+    pilot.cluster.script[1] = Runs()
+    await pilot.server.put(NODES, a_node("elsewhere", price="12", labels={**labels, ZONE: "us-east-1b"}))
+    await pilot.cluster.apply(a_manifest(capacity={"maxPricePerHour": "36.00", "tiers": ["Spot"]}))
+    await pilot.until(lambda: pilot.run() is not None and pilot.status().attempt == 1)
+    await pilot.turn()
+    assert _lists_of_nodes(pilot) == 0, "a large cluster has many nodes; they are looked at when there is a reason to"
+
+    await pilot.until(lambda: pilot.status().infrastructure_failures > 0)
     first = pilot.status().attempts[0]
     assert (first.state, first.reason) == (AttemptState.ENDED, Reason.PRICE_TOO_HIGH)
     pilot.cluster.price = "36"
     await pilot.until_phase(Phase.SUCCEEDED)
-    job = pilot.server.find(JOBS, "ragcun-2", "team")
-    assert job is not None
-    affinity = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    avoided = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-of-ragcun-1-master-0"]}
-    assert avoided in term["matchExpressions"]
+    there = {"key": INSTANCE_TYPE, "operator": "In", "values": ["p4d.24xlarge"]}
+    not_there = {"key": ZONE, "operator": "NotIn", "values": ["us-east-1a"]}
+    required = _affinity_of(pilot, "ragcun-2")["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert any(
+        there in term["matchExpressions"] and not_there in term["matchExpressions"]
+        for term in required["nodeSelectorTerms"]
+    )
+
+
+async def test_no_node_is_ever_avoided_by_its_name(pilot: Pilot) -> None:
+    """Karpenter launches nothing for a pod whose affinity names the host name, whatever the operator."""
+    pilot.cluster.price = "40"
+    await pilot.server.put(NODES, a_node("dear", price="99"))
+    await pilot.cluster.apply(a_manifest(capacity={"maxPricePerHour": "36.00"}))
+    await pilot.until(lambda: pilot.run() is not None and pilot.status().attempt == 3)
+
+    jobs = pilot.server.all(JOBS)
+    assert len(jobs) > 0
+    assert "kubernetes.io/hostname" not in str(jobs)
 
 
 async def test_an_operator_that_was_away_over_the_limit_stops_what_ran_on(pilot: Pilot) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from piton.core.affinity import INSTANCE_TYPE, ZONE, TooDear
 from piton.core.model import Tier
-from piton.core.pytorchjob import INSTANCE_TYPE
-from piton.kube.prices import HOSTNAME, Prices, share
+from piton.kube.prices import Prices, share
 
 TABLE = Prices.from_json('{"p4d.24xlarge": {"Spot": "12.50", "OnDemand": "32.77"}, "g5.xlarge": {"Spot": "0.45"}}')
 SPOT, ON_DEMAND = {"karpenter.sh/capacity-type": "spot"}, {"eks.amazonaws.com/capacityType": "ON_DEMAND"}
@@ -65,10 +65,29 @@ def test_a_pod_has_its_share_of_the_gpus_or_of_the_cpu(pod: dict[str, Any], node
     assert share(pod, node) == Fraction(part)
 
 
-def test_what_costs_more_than_is_paid_is_named_by_its_labels() -> None:
-    nodes = [a_node(annotation="15", **{HOSTNAME: "dear"}), a_node(annotation="14.99", **{HOSTNAME: "cheap"})]
-    most = Fraction("14.99")
+ZONE_A, ZONE_B = {ZONE: "us-east-1a"}, {ZONE: "us-east-1b"}
 
-    assert TABLE.above(most, nodes, ()) == {HOSTNAME: ("dear",), INSTANCE_TYPE: ()}
-    assert TABLE.above(most, nodes, [Tier.ON_DEMAND])[INSTANCE_TYPE] == ("p4d.24xlarge",)
-    assert TABLE.above(Fraction("0.10"), [], [Tier.SPOT])[INSTANCE_TYPE] == ("g5.xlarge", "p4d.24xlarge")
+
+def test_a_type_of_the_table_is_too_dear_in_the_tier_in_which_it_costs_more() -> None:
+    p4d = {"instance_type": "p4d.24xlarge"}
+
+    assert TABLE.above(Fraction("32.77")) == frozenset()
+    assert TABLE.above(Fraction(15)) == {TooDear(**p4d, tier=Tier.ON_DEMAND), TooDear(**p4d, tier=None)}
+    assert TooDear(**p4d, tier=Tier.SPOT) in TABLE.above(Fraction(12))
+    assert TooDear(instance_type="g5.xlarge", tier=Tier.ON_DEMAND) not in TABLE.above(Fraction("0.10"))
+
+
+def test_where_every_known_node_of_a_type_tier_and_zone_is_too_dear_the_type_is_left_out_there() -> None:
+    nodes = [
+        a_node("g5.xlarge", annotation="15", **SPOT, **ZONE_A),
+        a_node("g5.xlarge", annotation="16", **SPOT, **ZONE_A),
+        a_node("g5.xlarge", annotation="15", **SPOT, **ZONE_B),
+        a_node("g5.xlarge", annotation="14.99", **SPOT, **ZONE_B),
+        a_node("m5.large", annotation="15", **ZONE_A),
+        a_node("g4dn.xlarge", annotation="99"),
+    ]
+
+    assert Prices().above(Fraction("14.99"), nodes) == {
+        TooDear(instance_type="g5.xlarge", tier=Tier.SPOT, zone="us-east-1a"),
+        TooDear(instance_type="m5.large", tier=None, zone="us-east-1a"),
+    }

@@ -87,6 +87,8 @@ class Cluster:
         """What becomes of a job of that name, before the script is asked."""
         self.price: str | None = None
         """What new nodes say that they cost."""
+        self.node_labels: Mapping[str, str] = {}
+        """Labels of new nodes, besides their names."""
         self.quota: str | None = None
         """Why no pods can be created, while that is so."""
 
@@ -164,7 +166,7 @@ class Cluster:
                 continue
             node = f"node-of-{pod['metadata']['name']}"
             if self.server.find(NODES, node, None) is None:
-                await self.server.put(NODES, a_node(node, price=self.price))
+                await self.server.put(NODES, a_node(node, price=self.price, labels=self.node_labels))
             pod["spec"]["nodeName"] = node
             await self.server.put(PODS, pod)
 
@@ -255,15 +257,21 @@ class Cluster:
 
 
 def a_node(
-    name: str, *, ready: str = "True", since: str = "2026-11-21T11:00:00Z", price: str | None = None, **spec: Any
+    name: str,
+    *,
+    ready: str = "True",
+    since: str = "2026-11-21T11:00:00Z",
+    price: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    **spec: Any,
 ) -> Body:
     """A node; keyword arguments are its spec."""
     annotations = {} if price is None else {"annotations": {names.ANNOTATION_PRICE: price}}
-    labels = {"labels": {"kubernetes.io/hostname": name}}
+    meta = {"labels": {"kubernetes.io/hostname": name, **(labels or {})}}
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "creationTimestamp": "2026-11-21T11:00:00Z", **labels, **annotations},
+        "metadata": {"name": name, "creationTimestamp": "2026-11-21T11:00:00Z", **meta, **annotations},
         "spec": spec,
         "status": {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": since}]},
     }

@@ -147,7 +147,8 @@ def hopeless(context: Context) -> Decision | None:
     if limit is not None and failures >= limit:
         message = f"{failures} failures of the program, {path} is {limit}; the last: {last.message}"
         return _fail(context, Reason.FAILURE_LIMIT, message)
-    rows = fruitless(status.attempts, Verdict.INFRASTRUCTURE)
+    bought = [record for record in status.attempts if record.reason is not Reason.PRICE_TOO_HIGH]  # prices fall again
+    rows = fruitless(bought, Verdict.INFRASTRUCTURE)
     if rows >= context.pace.fruitless_failures:
         message = f"{rows} failures in a row without a newer checkpoint; the last: {last.message}"
         return _fail(context, Reason.NO_PROGRESS, message)

@@ -133,7 +133,8 @@ def too_dear(context: Context) -> Decision | None:
     for replica in seen.replicas:
         if replica.node_price is not None and replica.node_price > most and not replica.ended:
             asked = f"costs ${cost.as_text(replica.node_price)} per hour, and capacity.maxPricePerHour is"
-            message = f"{replica.name}: the node {replica.node} {asked} ${cost.as_text(most)}"
+            instead = "raise it, or name other instance types in spec.workers"
+            message = f"{replica.name}: the node {replica.node} {asked} ${cost.as_text(most)}; {instead}"
             judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message=message)
             return _told_to_stop(context, "too_dear", judgement, message)
     return None

@@ -3,20 +3,20 @@
 Pure values; the kube adapter creates them, `piton plan` prints them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
 from torchx import specs
 
 from piton.contract import names
+from piton.core.affinity import TooDear, affinity
 from piton.core.backoff import GRACE_SECONDS
-from piton.core.model import Meta, Placement, Policy, Spec, Stage, Tier
+from piton.core.model import Meta, Spec, Stage
 from piton.core.render import Place, ProgressServer, appdef, assignment, processes_per_node
 from piton.core.stages import staged
 
 GPU = "nvidia.com/gpu"
-INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 TRAINER_GROUP = 65532
 """The group of the trainer image's user. A fresh block volume is root's; with this it is the group's as well."""
 UNREACHABLE_SECONDS = 30
@@ -24,20 +24,6 @@ UNREACHABLE_SECONDS = 30
 
 TOKEN_SECONDS = 3600
 """How long a pod's token is valid; the kubelet renews it before that."""
-
-CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
-    Tier.SPOT: {
-        "karpenter.sh/capacity-type": "spot",
-        "eks.amazonaws.com/capacityType": "SPOT",
-        "node.kubernetes.io/lifecycle": "spot",
-    },
-    Tier.ON_DEMAND: {
-        "karpenter.sh/capacity-type": "on-demand",
-        "eks.amazonaws.com/capacityType": "ON_DEMAND",
-        "node.kubernetes.io/lifecycle": "on-demand",
-    },
-}
-"""Karpenter, EKS managed node groups and self-managed nodes spell it three ways; a node has one of them."""
 
 
 def in_pod(meta: Meta, server: ProgressServer | None = None) -> Place:
@@ -87,12 +73,12 @@ def pytorchjob(
     *,
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
-    avoid: Mapping[str, Sequence[str]] | None = None,
+    avoid: Collection[TooDear] = (),
 ) -> dict[str, Any]:
     """The PyTorchJob of one attempt: used once, never retried by its own controller.
 
-    Without a `server` the trainers report nothing until they end. Only training has metrics to scrape. `avoid` are
-    labels of nodes, with the values that will not do.
+    Without a `server` the trainers report nothing until they end. Only training has metrics to scrape. `avoid` is
+    what costs more than the user pays.
     """
     app = appdef(meta, spec, attempt, in_pod(meta, server), stage=stage, checkpoint_step=checkpoint_step)
     spec = staged(spec, stage)
@@ -104,7 +90,7 @@ def pytorchjob(
                 "labels": {**app.metadata, **_group(spec)},
                 "annotations": _annotations(spec, server),
             },
-            "spec": _pod(meta, spec, role, server, avoid or {}),
+            "spec": _pod(meta, spec, role, server, avoid),
         },
     }
     replicas = {"Master": {"replicas": 1, **(_scraped(replica) if stage is Stage.TRAIN else replica)}}
@@ -164,7 +150,7 @@ def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
 
 
 def _pod(
-    meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None, avoid: Mapping[str, Sequence[str]]
+    meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None, avoid: Collection[TooDear]
 ) -> dict[str, Any]:
     template = spec.workers.template
     pod: dict[str, Any] = {
@@ -179,9 +165,9 @@ def _pod(
         pod["volumes"].append(_progress_volume())
         mount = {"name": "progress", "mountPath": names.PROGRESS_MOUNT, "readOnly": True}
         pod["containers"][0]["volumeMounts"].append(mount)
-    affinity = _affinity(spec, avoid)
-    if affinity:
-        pod["affinity"] = affinity
+    wanted = affinity(spec, avoid)
+    if wanted:
+        pod["affinity"] = wanted
     if template.node_selector:
         pod["nodeSelector"] = dict(template.node_selector)
     if template.service_account_name:
@@ -269,37 +255,3 @@ def _progress_volume() -> dict[str, Any]:
 
 def _from_annotation(annotation: str, path: str) -> dict[str, Any]:
     return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
-
-
-def _affinity(spec: Spec, avoid: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    placement = spec.workers.template.placement
-    return {**_node_affinity(spec, avoid), **(_pod_affinity(placement) if placement else {})}
-
-
-def _pod_affinity(placement: Placement) -> dict[str, Any]:
-    """A preference: a pod that finds no room beside the others starts on another node."""
-    term = {
-        "labelSelector": {"matchLabels": {names.LABEL_GROUP: placement.group}},
-        "topologyKey": "kubernetes.io/hostname",
-    }
-    kind = "podAffinity" if placement.policy is Policy.PACK else "podAntiAffinity"
-    return {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}
-
-
-def _node_affinity(spec: Spec, avoid: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Instance types, zones and what will not do in every term; one term per spelling of the capacity type."""
-    wanted = {
-        INSTANCE_TYPE: list(spec.workers.instance_types),
-        "topology.kubernetes.io/zone": list(spec.workers.zones),
-    }
-    base = [{"key": k, "operator": "In", "values": values} for k, values in wanted.items() if values]
-    base += [{"key": k, "operator": "NotIn", "values": list(values)} for k, values in avoid.items() if values]
-    spellings = CAPACITY_LABELS[spec.capacity.tiers[0]] if spec.capacity.tiers else {}
-    terms = [
-        {"matchExpressions": [*base, {"key": k, "operator": "In", "values": [value]}]} for k, value in spellings.items()
-    ]
-    if not terms and base:
-        terms = [{"matchExpressions": base}]
-    if not terms:
-        return {}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

@@ -6,17 +6,17 @@ knows is None: the core has a highest price for that.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Self
 
 from piton.contract import names
 from piton.contract.quantity import parse_quantity
+from piton.core.affinity import CAPACITY_LABELS, INSTANCE_TYPE, ZONE, TooDear
 from piton.core.model import Tier
-from piton.core.pytorchjob import CAPACITY_LABELS, GPU, INSTANCE_TYPE
+from piton.core.pytorchjob import GPU
 
-HOSTNAME = "kubernetes.io/hostname"
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _SHAPE = '{"p4d.24xlarge": {"Spot": "12.50", "OnDemand": "32.77"}}'
 
@@ -53,24 +53,38 @@ class Prices:
                 return Fraction(price)
         return self._of_kind(meta.get("labels") or {})
 
-    def above(
-        self, most: Fraction, nodes: Iterable[Mapping[str, Any]], tiers: Sequence[Tier]
-    ) -> dict[str, tuple[str, ...]]:
-        """Labels of what costs more: nodes that exist, and types that do in every tier that will do."""
-        dear = [node for node in nodes if (self.of(node) or 0) > most]
-        hosts = {(node["metadata"].get("labels") or {}).get(HOSTNAME, "") for node in dear} - {""}
-        kinds = [kind for kind, table in self.table.items() if self._cheapest(table, tiers) > most]
-        return {HOSTNAME: tuple(sorted(hosts)), INSTANCE_TYPE: tuple(sorted(kinds))}
+    def above(self, most: Fraction, nodes: Iterable[Mapping[str, Any]] = ()) -> frozenset[TooDear]:
+        """What costs more: types of the table, and types of which every known node in that zone does."""
+        return self._types_above(most) | self._nodes_above(most, nodes)
 
-    def _cheapest(self, table: Mapping[Tier, Fraction], tiers: Sequence[Tier]) -> Fraction:
-        """Of the tiers that will do; one that the table does not know may cost nothing."""
-        return min(table.get(tier, Fraction(0)) for tier in tiers or Tier)
+    def _types_above(self, most: Fraction) -> frozenset[TooDear]:
+        found: set[TooDear] = set()
+        for kind, tiers in self.table.items():
+            dear = {tier for tier, price in tiers.items() if price > most}
+            found |= {TooDear(instance_type=kind, tier=tier) for tier in (dear | {None} if dear else ())}
+        return frozenset(found)
+
+    def _nodes_above(self, most: Fraction, nodes: Iterable[Mapping[str, Any]]) -> frozenset[TooDear]:
+        """A node that does not say its type and zone cannot be avoided, nor one beside a cheaper one of its kind."""
+        dear: dict[TooDear, bool] = {}
+        for node in nodes:
+            labels = node["metadata"].get("labels") or {}
+            kind, zone = labels.get(INSTANCE_TYPE), labels.get(ZONE)
+            if kind and zone:
+                key = TooDear(instance_type=kind, tier=_tier(labels), zone=zone)
+                dear[key] = dear.get(key, True) and (self.of(node) or 0) > most
+        return frozenset(key for key, is_dear in dear.items() if is_dear)
 
     def _of_kind(self, labels: Mapping[str, str]) -> Fraction | None:
         """A node that does not say how it is bought counts as the dearest of its kind."""
         tiers = self.table.get(labels.get(INSTANCE_TYPE, ""), {})
-        tier = next((tier for tier, spellings in CAPACITY_LABELS.items() if spellings.items() & labels.items()), None)
+        tier = _tier(labels)
         return max(tiers.values(), default=None) if tier is None else tiers.get(tier)
+
+
+def _tier(labels: Mapping[str, str]) -> Tier | None:
+    """How a node with these labels is bought; None where it does not say."""
+    return next((tier for tier, spellings in CAPACITY_LABELS.items() if spellings.items() & labels.items()), None)
 
 
 def share(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Fraction:

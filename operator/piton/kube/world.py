@@ -1,9 +1,10 @@
 """One run on a cluster, as `piton.drive` wants to see it."""
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection
 from typing import assert_never
 
 from piton.contract import names
+from piton.core.affinity import TooDear
 from piton.core.cost import highest
 from piton.core.effects import (
     CreateVolume,
@@ -17,6 +18,7 @@ from piton.core.effects import (
 from piton.core.model import Meta, Spec
 from piton.core.observed import Observed
 from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
+from piton.core.reasons import Reason
 from piton.core.render import ProgressServer
 from piton.core.status import RunStatus
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
@@ -155,10 +157,16 @@ class KubeWorld:
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 
-    async def _too_dear(self) -> Mapping[str, Sequence[str]]:
-        """What the scheduler is kept from. A node that becomes too dear, or comes later, is left again."""
-        most, tiers = highest(self._spec), self._spec.capacity.tiers
-        return {} if most is None else self._prices.above(most, await self._client.list(NODES), tiers)
+    async def _too_dear(self) -> Collection[TooDear]:
+        """What the scheduler is kept from. A node that becomes too dear, or comes later, is left again.
+
+        The nodes are only looked at after an attempt was on one that was too dear: in a large cluster they are many.
+        """
+        most = highest(self._spec)
+        if most is None:
+            return ()
+        was_left = any(record.reason is Reason.PRICE_TOO_HIGH for record in self._read.observed.status.attempts)
+        return self._prices.above(most, await self._client.list(NODES) if was_left else ())
 
     async def _create(self, resource: Resource, body: Body) -> None:
         await create(self._client, resource, body, self._meta, owner="run")
