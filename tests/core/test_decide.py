@@ -1,6 +1,8 @@
 """Tables for the rules, in both directions: what speaks, and what does not."""
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,13 +11,14 @@ from piton.contract.progress import Progress
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.observed import Observed, ReplicaState, VolumeSeen
+from piton.core.observed import Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
 from support.builders import (
     NOW,
     a_complete,
     a_failed_attempt,
+    a_lost,
     a_progress,
     a_record,
     a_replica,
@@ -113,6 +116,58 @@ def test_a_pod_that_the_cluster_deletes_waits_for_word_of_its_node() -> None:
     assert decide(an_observed(gone, status=first.status), now=later(10)).status.preemptions == 1
     by_hand = an_attempt(failed(143, deleting=True))
     assert decide(an_observed(by_hand, status=first.status), now=later(10)).status.infrastructure_failures == 1
+
+
+def _on(node: str, name: str = "a", **fields: Any) -> ReplicaSeen:
+    return a_replica(**{"name": name, "node": node, "placed_at": NOW, **fields})
+
+
+def _places(status: RunStatus) -> dict[str, str]:
+    assert status.current is not None
+    return {placed.name: placed.node for placed in status.current.replicas}
+
+
+def test_the_status_knows_where_each_replica_of_the_attempt_in_flight_is() -> None:
+    seen = an_attempt(_on("n1"), _on("n2", "b"), a_replica(ReplicaState.WAITING, name="c"))
+    status = decide(an_observed(seen, status=a_status(a_record())), now=NOW).status
+    assert _places(status) == {"a": "n1", "b": "n2"}
+    assert decide(an_observed(seen, status=status), now=NOW).status == status, "nothing new is no write"
+
+    lost = an_attempt(_on("n3", uid="a young pod"), _on("n2", "b"), lost=(a_lost("a", node="n1"),))
+    waiting = decide(an_observed(lost, status=status), now=NOW).status
+    assert _places(waiting) == {"a": "n1", "b": "n2"}, "a successor does not take its place in the books"
+
+
+def test_where_512_replicas_are_is_less_than_a_tenth_of_what_an_object_may_weigh() -> None:
+    node, uid = f"ip-10-0-0-{1:0>3}.us-east-1.compute.internal", "0b1b2a3c-1111-2222-3333-444455556666"
+    replicas = [_on(node, f"{'r' * 46}-1-worker-{n}", uid=f"{uid}-{n}") for n in range(512)]
+    status = decide(an_observed(an_attempt(*replicas), status=a_status(a_record())), now=NOW).status
+
+    assert len(_places(status)) == 512
+    assert len(json.dumps(status.to_wire())) < 150_000
+
+
+def test_a_pod_that_is_gone_with_its_node_was_preempted_also_for_an_operator_that_was_away() -> None:
+    seen = an_attempt(_on("n1"))
+    status = decide(an_observed(seen, status=a_status(a_record())), now=NOW).status
+    gone = a_failed_attempt(lost=(a_lost("a", node="n1", node_gone=True),))
+
+    decision = decide(an_observed(gone, status=status), now=later(7200))
+
+    assert (decision.status.preemptions, decision.status.infrastructure_failures) == (1, 0)
+    assert decision.status.current is not None
+    assert decision.status.current.message == "a on n1: the pod and the machine are gone"
+    assert decision.status.current.replicas == (), "an attempt that has ended is nowhere"
+
+
+def test_a_peer_that_was_cleaned_away_after_a_crash_is_not_missed_when_its_empty_node_goes() -> None:
+    """Karpenter takes an empty node away within seconds, while a crash still waits for word of the peers."""
+    status = decide(an_observed(an_attempt(_on("n1"), _on("n2", "b")), status=a_status(a_record())), now=NOW).status
+    crash = failed(1, name="a", uid="uid-of-a", node="n1", ended_at=later(1))
+    cleaned = a_failed_attempt(crash, _on("n2", "b", deleting=True))
+    status = decide(an_observed(cleaned, status=status), now=later(2)).status
+
+    assert _places(status) == {}
 
 
 def test_preemption_does_not_spend_the_failure_budget() -> None:

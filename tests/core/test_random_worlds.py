@@ -19,7 +19,7 @@ from piton.core.decide import decide, still
 from piton.core.model import EvaluateStage, Spec, Stage
 from piton.core.reasons import Reason
 from piton.core.stages import ORDER, wanted
-from piton.core.status import AttemptState, Phase
+from piton.core.status import AttemptState, Phase, Verdict
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
 from support.builders import NOW, a_spec
@@ -126,12 +126,34 @@ class RandomWorld(RuleBasedStateMachine):
         self.world.slow_seconds = seconds
         self.slowest = max(self.slowest, seconds)
 
-    @rule(how=st.sampled_from(["preempt", "kill_node", "cut_node"]))
+    @rule(how=st.sampled_from(["preempt", "kill_node", "cut_node", "vanish"]))
     def machine_goes(self, how: str) -> None:
         trainer = self.world.running()
         if trainer:
             self.machines_lost += 1
             getattr(self.world, how)(trainer)
+
+    @rule()
+    def machine_goes_with_its_pod_while_nobody_looks(self) -> None:
+        """Once the status knows where the replica was, that is enough: whoever looks next sees a preemption."""
+        record, trainer = self.world.status.current, self.world.running()
+        if record is None or trainer is None or record.number != trainer.number:
+            return
+        known = [placed.uid for placed in record.replicas] == [trainer.pod]
+        wanted = record.state is AttemptState.RUNNING and not trainer.deleting and not trainer.disruption
+        self.machines_lost += 1
+        before = self.world.status.preemptions
+        self.world.vanish(trainer)
+        self._tick()
+        self._pass()
+        current = self.world.status.current
+        if known and wanted and self._undisturbed() and current is not None and current.number == record.number:
+            assert (self.world.status.preemptions, current.verdict) == (before + 1, Verdict.PREEMPTED)
+
+    def _undisturbed(self) -> bool:
+        """Whether nobody but the machine has ended the attempt."""
+        number = self.world.status.attempt
+        return not self.world.deleting and number in self.world.job_exists and self.world.store.complete is None
 
     @rule(out_of_memory=st.booleans())
     def program_fails(self, out_of_memory: bool) -> None:

@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import pytest
 
 from piton.contract.ends import Outcome
 from piton.contract.manifest import Complete
-from piton.core.observed import AttemptSeen, JobState, ReplicaState
+from piton.core.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 from piton.core.reasons import Reason
 from piton.core.status import Verdict
 from piton.core.verdict import Evidence, Judgement, judge
-from support.builders import a_complete, a_failed_attempt, a_replica, an_attempt, failed, later, said
+from support.builders import a_complete, a_failed_attempt, a_lost, a_replica, an_attempt, failed, later, said
 
 DONE = ReplicaState.SUCCEEDED
 
@@ -121,6 +123,54 @@ def judged(
         ),
         pytest.param(a_failed_attempt(), Verdict.INFRASTRUCTURE, Reason.NO_EVIDENCE, id="a failed job without pods"),
         pytest.param(
+            a_failed_attempt(lost=(a_lost(node_gone=True),)),
+            Verdict.PREEMPTED,
+            Reason.NODE_GONE,
+            id="a pod that is gone with its node was preempted",
+        ),
+        pytest.param(
+            an_attempt(a_replica(node="n2"), lost=(a_lost(node_gone=True),)),
+            Verdict.PREEMPTED,
+            Reason.NODE_GONE,
+            id="also when the job's controller has put a young pod in its place",
+        ),
+        pytest.param(
+            a_failed_attempt(lost=(a_lost(node_reclaimed=True),)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="a pod that is gone from a node that is being reclaimed was preempted",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, name="a", ended_at=later(1)), lost=(a_lost("b", node_gone=True),)),
+            Verdict.PREEMPTED,
+            Reason.NODE_GONE,
+            id="a peer that fails because pod and node are gone is not the user's failure",
+        ),
+        pytest.param(
+            an_attempt(lost=(a_lost(),)),
+            Verdict.INFRASTRUCTURE,
+            Reason.POD_DELETED,
+            id="a pod that is gone from a node that is still there was deleted by somebody",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, name="a"), lost=(a_lost("b"),)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="a peer that was cleaned away after a crash does not hide it",
+        ),
+        pytest.param(
+            a_failed_attempt(lost=(a_lost(node_gone=True, disruption="EvictionByEvictionAPI"),)),
+            Verdict.PREEMPTED,
+            Reason.DISRUPTED,
+            id="an eviction that a watch has shown is a better reason",
+        ),
+        pytest.param(
+            a_failed_attempt(lost=(a_lost(node_gone=True, notice="taint karpenter.sh/disrupted"),)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="a taint that a watch has shown is a better reason",
+        ),
+        pytest.param(
             a_failed_attempt(failed(None)),
             Verdict.INFRASTRUCTURE,
             Reason.NO_EVIDENCE,
@@ -147,10 +197,50 @@ def test_the_evidence_decides(seen: AttemptSeen, verdict: Verdict, reason: Reaso
             id="one replica is done, one still works",
         ),
         pytest.param(an_attempt(a_replica(DONE, exit_code=0), expected_replicas=2), id="a replica is still to come"),
+        pytest.param(
+            an_attempt(a_replica(deleting=True, name="b"), job=None, lost=(a_lost(node_gone=True),)),
+            id="a job that is gone misses nobody",
+        ),
+        pytest.param(
+            an_attempt(a_replica(deleting=True, name="b"), deleting=True, lost=(a_lost(node_gone=True),)),
+            id="nor does one that is being deleted",
+        ),
     ],
 )
 def test_without_evidence_there_is_no_verdict(seen: AttemptSeen) -> None:
     assert judged(seen) is None
+
+
+@pytest.mark.parametrize("lost", [a_lost(), a_lost(node_gone=True), a_lost(node_reclaimed=True)])
+def test_what_a_watch_has_shown_changes_the_reason_and_never_the_verdict(lost: LostReplica) -> None:
+    for job in JobState:
+        blind = judged(an_attempt(job=job, lost=(lost,)))
+        for seen in (replace(lost, disruption="EvictionByEvictionAPI"), replace(lost, notice="taint ToBeDeleted")):
+            sighted = judged(an_attempt(job=job, lost=(seen,)))
+            assert (sighted and sighted.verdict) == (blind and blind.verdict)
+
+
+@pytest.mark.parametrize("ends", [failed(143, name="b"), failed(1, name="b"), failed(None, name="b")])
+def test_workers_that_are_cleaned_away_after_a_success_do_not_hide_it(ends: ReplicaSeen) -> None:
+    """The master ends first, the job has succeeded, and its controller deletes the workers that still run."""
+    master = a_replica(DONE, exit_code=0, name="a")
+    runs = an_attempt(master, a_replica(name="b", deleting=True), job=JobState.SUCCEEDED)
+    ended = an_attempt(master, replace(ends, deleting=True), job=JobState.SUCCEEDED)
+    gone = an_attempt(master, job=JobState.SUCCEEDED, expected_replicas=2, lost=(a_lost("b", node_gone=True),))
+
+    assert judged(runs, proof_needed=False) is None
+    for seen in (ended, gone):
+        judgement = judged(seen, proof_needed=False)
+        assert judgement is not None
+        assert (judgement.verdict, judgement.reason) == (Verdict.FINISHED, Reason.EXITED_ZERO)
+
+
+def test_a_worker_that_failed_by_itself_is_no_success_although_the_job_says_so() -> None:
+    seen = an_attempt(a_replica(DONE, exit_code=0, name="a"), failed(1, name="b"), job=JobState.SUCCEEDED)
+    judgement = judged(seen, proof_needed=False)
+
+    assert judgement is not None
+    assert judgement.verdict is Verdict.USER_FAILURE
 
 
 def test_exit_0_is_the_end_for_a_program_that_does_not_use_the_library() -> None:

@@ -1,6 +1,7 @@
 """The whole operator with kopf's watches, in this process; the cluster is moved by hand, the operator moves itself."""
 
 import asyncio
+import itertools
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -11,16 +12,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from kmock import KubernetesError, Request
 
 from piton.contract import names
 from piton.core.parse import parse
-from piton.core.status import Phase, RunStatus
+from piton.core.reasons import Reason
+from piton.core.status import Phase, RunStatus, Verdict
 from piton.kube.app import serve
 from piton.kube.settings import Settings
 from piton_trainer.config import Server
 from piton_trainer.report import push
 from support import certificates
-from support.apiserver import NODES, PODS, RUNS, to_json
+from support.apiserver import NODES, PODS, RUNS, refusal, to_json
 from support.builders import a_manifest, a_progress
 from support.cluster import Cluster, Disrupted, Runs
 from support.pilot import url
@@ -115,6 +118,35 @@ async def test_a_node_that_goes_wakes_the_run_on_it(cluster: Cluster) -> None:
         await cluster.server.remove(NODES, "node-of-ragcun-1-master-0", None)
         await _until(cluster, lambda status: status.attempt == 2)
         await cluster.server.until(lambda: cluster.server.find(PODS, "ragcun-1-master-0", "team") is None)
+
+
+async def test_what_a_watch_shows_of_a_pod_that_went_with_its_node_is_the_reason(cluster: Cluster) -> None:
+    """The operator can read nothing until pod and node are gone and it has tried for a while; its watches work."""
+    enough, tries = asyncio.Event(), itertools.count(1)
+
+    def refuse(request: Request) -> KubernetesError | None:
+        if request.resource != RUNS:
+            return None
+        if next(tries) == 6:  # a second or more after the pod went: each try is further from the last
+            enough.set()
+        return refusal(503, "ServiceUnavailable", "busy")
+
+    cluster.script[1] = Runs()
+    name, node = "ragcun-1-master-0", "node-of-ragcun-1-master-0"
+    async with _operator(cluster):
+        await _reach_training(cluster)
+        cluster.server.refuse = refuse
+        await cluster.disrupt(name, "EvictionByEvictionAPI", "team")
+        await cluster.server.remove(PODS, name, "team")
+        await cluster.server.remove(NODES, node, None)
+        await enough.wait()
+        cluster.server.refuse = lambda request: None
+        await _until(cluster, lambda status: status.attempts[0].reason is not None)
+        status = _status(cluster)
+        assert status is not None
+        first = status.attempts[0]
+        assert (first.verdict, first.reason) == (Verdict.PREEMPTED, Reason.DISRUPTED)
+        assert "EvictionByEvictionAPI" in first.message
 
 
 async def test_events_that_the_watches_lost_are_made_up_for_by_the_resync(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from piton.kube.reports import Sender
 from piton.kube.settings import Settings
 from support.apiserver import NODES, RUNS, refusal
 from support.builders import a_manifest, a_progress
-from support.cluster import CRASHES, Cluster, Runs
+from support.cluster import CRASHES, Cluster, Runs, a_node
 from support.pilot import FakeTimer, MortalClient, Pilot, configuration
 
 
@@ -81,18 +81,18 @@ async def test_a_bug_is_tried_again_with_patience(cluster: Cluster) -> None:
 
 
 async def test_a_run_that_does_not_exist_is_forgotten(pilot: Pilot) -> None:
-    pilot.controller.saw_pod("team", "ghost", "node-1")
+    pilot.controller.saw_pod("team", "ghost", {"spec": {"nodeName": "node-1"}})
     await pilot.settle(resync=False)
-    pilot.controller.saw_node("node-1", deleted=False)
+    pilot.controller.saw_node(a_node("node-1"), deleted=False)
     assert len(pilot.controller.queue) == 0
 
 
 async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
     for name in ("one", "two"):
         await pilot.cluster.apply(a_manifest(name))
-        pilot.controller.saw_pod("team", name, f"node-of-{name}")
+        pilot.controller.saw_pod("team", name, {"spec": {"nodeName": f"node-of-{name}"}})
     await pilot.settle(resync=False)
-    pilot.controller.saw_node("node-of-one", deleted=False)
+    pilot.controller.saw_node(a_node("node-of-one"), deleted=False)
     assert await pilot.controller.queue.get() == ("team", "one")
     assert len(pilot.controller.queue) == 0
 

@@ -1,6 +1,7 @@
 """Whole lives of runs, from apply to the end, against an API server over HTTP."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 
@@ -12,7 +13,7 @@ from piton.core.status import ConditionStatus, Phase, Verdict
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits, a_node
-from support.pilot import Pilot
+from support.pilot import Pilot, a_pilot
 
 FINALIZER = names.FINALIZER
 
@@ -140,6 +141,125 @@ async def test_pods_on_a_node_that_is_gone_are_force_deleted_and_the_next_attemp
     assert status.attempts[0].reason is Reason.NODE_GONE
     assert pilot.server.find(PODS, "ragcun-1-master-0", "team") is None
     assert pilot.count("DELETE") == {"pytorchjobs": 1, "pods": 1}
+
+
+async def _reach_training(pilot: Pilot) -> tuple[str, str]:
+    """The names of the pod and of its node."""
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    return "ragcun-1-master-0", "node-of-ragcun-1-master-0"
+
+
+async def _fail_the_job(pilot: Pilot) -> None:
+    job = pilot.server.find(JOBS, "ragcun-1", "team")
+    assert job is not None
+    await pilot.server.put(JOBS, {**job, "status": {"conditions": [{"type": "Failed", "status": "True"}]}})
+
+
+async def _replace_the_pod(pilot: Pilot) -> None:
+    """The job's controller puts a young pod in its place; it is on another node."""
+    old = pilot.server.find(NODES, "node-of-ragcun-1-master-0", None)
+    await pilot.cluster.step()
+    young = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert young is not None
+    if old is None:  # the scheduler has brought it back
+        await pilot.server.remove(NODES, "node-of-ragcun-1-master-0", None)
+    await pilot.server.put(NODES, a_node("another"))
+    young["spec"]["nodeName"] = "another"
+    await pilot.server.put(PODS, young)
+
+
+@pytest.mark.parametrize("meanwhile", [_fail_the_job, _replace_the_pod], ids=lambda f: f.__name__.strip("_"))
+async def test_a_pod_and_a_node_that_are_gone_before_anybody_looks_were_preempted(
+    pilot: Pilot, meanwhile: Callable[[Pilot], Awaitable[None]]
+) -> None:
+    """`kubectl delete nodeclaim` takes both within seconds. The job's controller fails the job, or makes a new pod."""
+    pod, node = await _reach_training(pilot)
+    await pilot.server.remove(PODS, pod, "team")
+    await pilot.server.remove(NODES, node, None)
+    await meanwhile(pilot)
+    async with a_pilot(pilot.cluster) as late:  # an operator that has seen nothing of it
+        status = await late.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.infrastructure_failures) == (2, 1, 0)
+    assert status.attempts[0].reason is Reason.NODE_GONE
+
+
+async def test_a_younger_machine_under_the_same_name_does_not_hide_that_pod_and_node_went(pilot: Pilot) -> None:
+    pod, node = await _reach_training(pilot)
+    await pilot.server.remove(PODS, pod, "team")
+    await pilot.server.remove(NODES, node, None)
+    young = a_node(node)
+    young["metadata"]["creationTimestamp"] = (pilot.clock.now() + timedelta(seconds=1)).isoformat()
+    await pilot.server.put(NODES, young)
+    await _fail_the_job(pilot)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.preemptions, status.infrastructure_failures) == (1, 0)
+
+
+@pytest.mark.parametrize("meanwhile", [_fail_the_job, _replace_the_pod], ids=lambda f: f.__name__.strip("_"))
+async def test_a_pod_that_is_gone_from_a_node_that_is_there_was_deleted_and_not_preempted(
+    pilot: Pilot, meanwhile: Callable[[Pilot], Awaitable[None]]
+) -> None:
+    pod, _ = await _reach_training(pilot)
+    await pilot.server.remove(PODS, pod, "team")
+    await meanwhile(pilot)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.infrastructure_failures) == (2, 0, 1)
+    assert status.attempts[0].reason is Reason.POD_DELETED
+
+
+async def test_a_suspended_run_whose_node_goes_with_its_pod_was_not_preempted(pilot: Pilot) -> None:
+    _, node = await _reach_training(pilot)
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    await pilot.settle()
+    await pilot.cluster.step()
+    await pilot.cluster.step()
+    await pilot.server.remove(NODES, node, None)
+    status = await pilot.until_phase(Phase.SUSPENDED)
+    assert (status.preemptions, status.attempts[0].verdict) == (0, Verdict.STOPPED)
+
+
+async def test_what_the_deletion_of_the_pod_showed_is_the_reason(pilot: Pilot) -> None:
+    name, node = await _reach_training(pilot)
+    pod, machine = pilot.server.find(PODS, name, "team"), pilot.server.find(NODES, node, None)
+    assert pod is not None
+    assert machine is not None
+    pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
+    await pilot.server.remove(PODS, name, "team")
+    await pilot.server.remove(NODES, node, None)
+    pilot.controller.saw_pod("team", "ragcun", pod, deleted=True)
+    pilot.controller.saw_node(machine, deleted=True)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.preemptions, status.attempts[0].reason) == (1, Reason.DISRUPTED)
+    assert "EvictionByEvictionAPI" in status.attempts[0].message
+
+
+async def test_the_taint_that_the_node_had_is_the_reason(pilot: Pilot) -> None:
+    name, node = await _reach_training(pilot)
+    pod = pilot.server.find(PODS, name, "team")
+    assert pod is not None
+    pilot.controller.saw_pod("team", "ragcun", pod)
+    pilot.controller.saw_node(a_node(node, taints=[{"key": "karpenter.sh/disrupted"}]), deleted=False)
+    await pilot.server.remove(PODS, name, "team")
+    await pilot.server.remove(NODES, node, None)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.preemptions, status.attempts[0].reason) == (1, Reason.NODE_RECLAIMED)
+    assert "karpenter.sh/disrupted" in status.attempts[0].message
+
+
+async def test_workers_that_are_cleaned_away_after_a_success_do_not_start_it_again(pilot: Pilot) -> None:
+    command = {"image": "trainer:1", "command": ["python", "train.py"]}
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest(trainer=command, workers={"nodes": 2}))
+    await pilot.until_phase(Phase.TRAINING)
+    master = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert master is not None
+    master["status"] |= {"phase": "Succeeded"}
+    master["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 0}}
+    await pilot.server.put(PODS, master)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.infrastructure_failures) == (1, 0)
 
 
 async def test_a_node_that_falls_silent_counts_as_gone_after_a_while_and_not_before(pilot: Pilot) -> None:

@@ -7,8 +7,10 @@ import pytest
 
 from piton.contract.ends import Outcome, Termination
 from piton.core.observed import ReplicaSeen, ReplicaState
-from piton.kube.pods import NodeView, replica
+from piton.core.status import PlacedReplica
+from piton.kube.pods import NodeView, lost, replica
 from piton.kube.prices import Prices
+from piton.kube.sightings import Sightings
 from support.builders import NOW
 from support.cluster import a_node
 
@@ -182,6 +184,45 @@ def test_a_taint_announces_that_the_machine_will_be_taken(taint: str) -> None:
 @pytest.mark.parametrize("taint", ["aws-node-termination-handler/rebalance-recommendation", "nvidia.com/gpu"])
 def test_other_taints_announce_nothing(taint: str) -> None:
     assert not _seen(_pod(), a_node("node-1", taints=[{"key": taint}])).node_reclaimed
+
+
+# --- what is left of a pod that does not exist any more --------------------------------------------------------------
+
+PLACED = PlacedReplica(name="ragcun-1-master-0", uid="uid-9", node="node-1", placed_time=NOW - timedelta(minutes=30))
+
+
+def _lost(node: dict[str, Any] | None) -> tuple[bool, bool]:
+    found = lost(PLACED, NodeView(node=node, now=NOW))
+    return found.node_gone, found.node_reclaimed
+
+
+def test_a_lost_replicas_machine_is_gone_when_its_node_is_or_is_a_younger_one() -> None:
+    young = a_node("node-1")
+    young["metadata"]["creationTimestamp"] = "2026-11-21T11:30:01Z"
+    assert _lost(None) == _lost(young) == (True, False)
+    assert _lost(a_node("node-1")) == (False, False)
+
+
+def test_a_lost_replicas_machine_may_be_silent_off_or_on_its_way_out() -> None:
+    since = (NOW - timedelta(seconds=40)).isoformat()
+    assert _lost(a_node("node-1", ready="Unknown", since=since)) == (True, False)
+    off = [{"key": "node.cloudprovider.kubernetes.io/shutdown"}]
+    assert _lost(a_node("node-1", taints=off)) == (True, False)
+    assert _lost(a_node("node-1", taints=[{"key": "karpenter.sh/disrupted"}])) == (False, True)
+
+
+def test_sightings_are_bounded_and_what_is_withdrawn_is_forgotten() -> None:
+    sightings = Sightings(most=2)
+    tainted = [a_node(f"node-{n}", taints=[{"key": "karpenter.sh/disrupted"}]) for n in range(3)]
+    for node in tainted:
+        sightings.node_changed(node)
+    words = [sightings.notice(f"node-{n}") for n in range(3)]
+    assert words == [None, "taint karpenter.sh/disrupted", "taint karpenter.sh/disrupted"]
+    sightings.node_changed(a_node("node-2"))
+    assert sightings.notice("node-2") is None
+    sightings.pod_went(_pod(phase="Failed", reason="Evicted"))
+    assert sightings.disruption("uid-9") == "Evicted"
+    assert sightings.disruption("another") is None
 
 
 def test_a_cordon_and_a_deletion_announce_it_too() -> None:

@@ -9,7 +9,7 @@ from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core.conditions import in_phase
 from piton.core.model import Meta, Spec
-from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.parse import parse
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, StageStatus, Verdict
@@ -99,7 +99,11 @@ def _stages(attempts: Sequence[AttemptStatus], failures: int) -> tuple[StageStat
 def a_replica(
     state: ReplicaState = ReplicaState.RUNNING, name: str = "ragcun-1-master-0", **fields: Any
 ) -> ReplicaSeen:
-    return ReplicaSeen(name=name, uid=f"uid-of-{name}", state=state, **fields)
+    return ReplicaSeen(name=name, state=state, **{"uid": f"uid-of-{name}", **fields})
+
+
+def a_lost(name: str = "ragcun-1-master-0", **fields: Any) -> LostReplica:
+    return LostReplica(name=name, **{"node": "n1", **fields})
 
 
 def failed(exit_code: int | None = 1, **fields: Any) -> ReplicaSeen:

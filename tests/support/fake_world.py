@@ -24,7 +24,7 @@ from piton.core.effects import (
     StopAttempt,
 )
 from piton.core.model import Meta, Spec, Stage
-from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.status import RunStatus
 from piton.ports import Conflict, Unavailable
 from support.builders import NOW, a_spec
@@ -67,6 +67,16 @@ class Trainer:
     dies_at: datetime | None = None
     done_at: datetime | None = None
     """When a stage beside the training is finished."""
+
+    @property
+    def pod(self) -> str:
+        """The uid of its pod."""
+        return f"uid-{self.owner}"
+
+    @property
+    def node(self) -> str:
+        """Each is on a machine of its own."""
+        return f"node-{self.owner}"
 
 
 @dataclass
@@ -112,6 +122,8 @@ class FakeWorld:
     """Observe as many passes ago as this."""
     history: list[tuple[int, Observed]] = field(default_factory=list)
     writes: int = 0
+    gone_nodes: set[str] = field(default_factory=set)
+    """Machines that went without a word, and took their pods' objects along."""
     _observed_version: int = 0
     _owners: int = 0
 
@@ -328,6 +340,19 @@ class FakeWorld:
             job=job if exists else None,
             deleting=not exists,
             replicas=(self._replica(trainer),) if trainer.shown else (),
+            lost=self._lost(trainer) if exists else (),
+        )
+
+    def _lost(self, trainer: Trainer) -> tuple[LostReplica, ...]:
+        """Of what the status knows of the current attempt, that of which nothing is left."""
+        record = self.status.current
+        if record is None or record.number != trainer.number:
+            return ()
+        there = trainer.pod if trainer.shown else None
+        return tuple(
+            LostReplica(name=placed.name, node=placed.node, node_gone=placed.node in self.gone_nodes)
+            for placed in record.replicas
+            if placed.uid != there
         )
 
     def _replica(self, trainer: Trainer) -> ReplicaSeen:
@@ -336,6 +361,8 @@ class FakeWorld:
             state = ReplicaState.SUCCEEDED if trainer.exit_code == 0 else ReplicaState.FAILED
         return ReplicaSeen(
             name=f"ragcun-{trainer.number}-master-0",
+            uid=trainer.pod,
+            node=trainer.node,
             state=state,
             exit_code=trainer.exit_code,
             termination=trainer.termination,
@@ -363,6 +390,12 @@ class FakeWorld:
         trainer.node_gone = True
         self._exit(trainer, 137)
         trainer.exit_code = None
+
+    def vanish(self, trainer: Trainer) -> None:
+        """Pod and machine go within seconds, before anybody looks; the job fails, and nothing says why."""
+        self.kill_node(trainer)
+        trainer.exit_code, trainer.shown = 1, False
+        self.gone_nodes.add(trainer.node)
 
     def cut_node(self, trainer: Trainer) -> None:
         """The network is gone; the process goes on, and so does its access to the volume."""

@@ -229,7 +229,7 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
 def _heard(context: Context) -> RunStatus:
     """What the attempt says of itself, and where it stands."""
     status = ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
-    return cost.bill(status, context.seen, context.spec, now=context.now)
+    return cost.bill(ledger.place(status, context.seen), context.seen, context.spec, now=context.now)
 
 
 def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:

@@ -14,14 +14,16 @@ from piton.contract.progress import Progress
 from piton.core import cost
 from piton.core.backoff import Pace
 from piton.core.model import Stage
-from piton.core.observed import AttemptSeen
+from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.core.status import (
+    REPLICAS_MAX,
     AttemptState,
     AttemptStatus,
     CheckpointStatus,
     Evaluation,
     Lost,
     MetricValue,
+    PlacedReplica,
     ProgressStatus,
     Result,
     RunStatus,
@@ -65,6 +67,30 @@ def change(status: RunStatus, **fields: object) -> RunStatus:
     return status.model_copy(update={"attempts": (*status.attempts[:-1], status.current.model_copy(update=fields))})
 
 
+def place(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
+    """Write down where the replicas of the current attempt are; one that was seen to end is not missed afterwards."""
+    record = status.current
+    if record is None or seen is None:
+        return status
+    over = {replica.uid for replica in seen.replicas if _is_over(replica, seen)}
+    known = {entry.name: entry for entry in record.replicas if entry.uid not in over}
+    for replica in seen.replicas:
+        if replica.node and replica.placed_at and replica.uid not in over and replica.name not in known:
+            known[replica.name] = PlacedReplica(
+                name=replica.name, uid=replica.uid, node=replica.node, placed_time=replica.placed_at
+            )
+    found = tuple(known[name] for name in sorted(known))[:REPLICAS_MAX]
+    return status if found == record.replicas else change(status, replicas=found)
+
+
+def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
+    """Whether it has ended, or the job's own controller takes it away because the job is over."""
+    if replica.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED):
+        return True
+    taken = replica.disruption or replica.node_gone or replica.node_reclaimed
+    return replica.deleting and seen.job is not JobState.ACTIVE and not taken
+
+
 def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
     trains = status.current is not None and status.current.stage is Stage.TRAIN
@@ -81,7 +107,7 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
 
 def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
     """Close the current attempt and move its verdict's counter. While nobody trains, nobody knows how long it takes."""
-    status = change(status, state=AttemptState.ENDED, ended_time=now, **verdict_fields(judgement))
+    status = change(status, state=AttemptState.ENDED, ended_time=now, replicas=(), **verdict_fields(judgement))
     if status.progress is not None:
         shown = status.progress.model_copy(update={"estimated_remaining_seconds": None, "eta": None})
         status = status.model_copy(update={"progress": shown})

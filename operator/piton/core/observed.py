@@ -58,6 +58,22 @@ class ReplicaSeen:
         return self.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED) or self.node_gone
 
 
+@dataclass(frozen=True, kw_only=True)
+class LostReplica:
+    """A replica that the status knows of and that does not exist any more. Its peers, and a successor, may."""
+
+    name: str
+    node: str
+    node_gone: bool = False
+    """Its machine does not exist any more either, or has not answered for too long."""
+    node_reclaimed: bool = False
+    """Its machine is announced to be taken."""
+    disruption: str | None = None
+    """Why it was taken, where a watch has shown its end. Says more about the verdict, and never decides it."""
+    notice: str | None = None
+    """What announced that its machine would be taken, where a watch has shown that: a taint. The same holds for it."""
+
+
 class JobState(StrEnum):
     """What the job's own conditions say; never believed without evidence."""
 
@@ -82,6 +98,7 @@ class AttemptSeen:
     message: str = ""
     """What the cluster says about the job as a whole: an event about a quota, say."""
     replicas: tuple[ReplicaSeen, ...] = ()
+    lost: tuple[LostReplica, ...] = ()
     expected_replicas: int = 1
 
     @property

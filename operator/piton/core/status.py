@@ -11,6 +11,9 @@ from pydantic import AwareDatetime, Field
 from piton.core.model import Model, Stage
 from piton.core.reasons import Reason
 
+REPLICAS_MAX = 512
+"""As many as a run has nodes at most."""
+
 
 class Verdict(StrEnum):
     """Whose doing the end of an attempt was."""
@@ -35,6 +38,17 @@ class AttemptState(StrEnum):
     STOPPING = "Stopping"
     """Its verdict is written down; its replicas have not all ended."""
     ENDED = "Ended"
+
+
+class PlacedReplica(Model):
+    """Where one replica of the attempt in flight is. About 150 bytes; a run has 512 at most."""
+
+    name: str = Field(description="Name of its pod.")
+    uid: str = Field(description="The pod's uid; one of the same name that comes later is another.")
+    node: str = Field(description="The node that it was placed on.")
+    placed_time: AwareDatetime = Field(
+        description="When that was. A node of this name that is younger is another machine."
+    )
 
 
 class AttemptStatus(Model):
@@ -63,6 +77,11 @@ class AttemptStatus(Model):
     )
     billed_before: str | None = Field(default=None, description="Dollars that it had cost before, on fewer machines.")
     billed_until: AwareDatetime | None = Field(default=None, description="Until when it has cost that.")
+    replicas: tuple[PlacedReplica, ...] = Field(
+        default=(),
+        max_length=REPLICAS_MAX,
+        description="Where its replicas are while it is in flight, in case pod and node go before anybody looks.",
+    )
 
 
 class StageStatus(Model):

@@ -2,9 +2,11 @@
 
     proof of the end         -> Finished          (the final manifest; of a stage beside the training, its word)
     a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
+    a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent
     the first replica to fall: told to stop or SIGKILL -> Infrastructure, an error -> UserFailure
+    a pod gone from its node -> Infrastructure
     what nobody explains     -> Infrastructure
 
 A job's own Succeeded or Failed is never enough: see the traps of PyTorchJob v1.
@@ -17,7 +19,7 @@ from datetime import UTC, datetime
 from piton.contract.ends import OUTCOMES, Outcome
 from piton.contract.manifest import Complete
 from piton.core.model import Stage
-from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
+from piton.core.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 from piton.core.reasons import Reason
 from piton.core.status import Verdict
 
@@ -102,6 +104,21 @@ def disrupted(evidence: Evidence) -> Judgement | None:
     return None
 
 
+def gone_with_its_machine(evidence: Evidence) -> Judgement | None:
+    """Pod and machine went before anybody looked. What a watch has seen of that makes the reason better."""
+    for replica in _missing(evidence):
+        where = f"{replica.name} on {replica.node}"
+        if not (replica.node_gone or replica.node_reclaimed):
+            continue
+        if replica.disruption:
+            return _preempted(Reason.DISRUPTED, f"{where} was disrupted: {replica.disruption}")
+        if replica.node_gone and not replica.notice:
+            return _preempted(Reason.NODE_GONE, f"{where}: the pod and the machine are gone")
+        notice = f" ({replica.notice})" if replica.notice else ""
+        return _preempted(Reason.NODE_RECLAIMED, f"{where}: the pod is gone; the machine was being reclaimed{notice}")
+    return None
+
+
 def ordered(evidence: Evidence) -> Judgement | None:
     """Piton itself asked for the end."""
     if evidence.ordered is None or not evidence.seen.over:
@@ -142,7 +159,12 @@ def cannot_start(evidence: Evidence) -> Judgement | None:
 
 def first_to_fall(evidence: Evidence) -> Judgement | None:
     """The replica that ended first decides: its peers fail because it is gone, or are cleaned away afterwards."""
-    fallen = [r for r in evidence.seen.replicas if r.state is ReplicaState.FAILED or _deleted_by_others(r, evidence)]
+    fallen = [
+        replica
+        for replica in evidence.seen.replicas
+        if not _cleaned_away(replica, evidence)
+        and (replica.state is ReplicaState.FAILED or _deleted_by_others(replica, evidence))
+    ]
     judged = [
         (r.ended_at or _NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := _how_it_fell(r, evidence))
     ]
@@ -161,14 +183,26 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
     return Judgement(verdict=Verdict.USER_FAILURE, reason=how, message=message, patient=True)
 
 
+def taken_away(evidence: Evidence) -> Judgement | None:
+    """A pod is gone and its machine is not: no preemption. Patient: the machine may be gone as well, unnoticed yet."""
+    for replica in _missing(evidence):
+        message = f"{replica.name} was deleted by somebody else; its node {replica.node} is still there"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message, patient=True)
+    return None
+
+
 def exited_zero(evidence: Evidence) -> Judgement | None:
-    """Everything exited 0. That is the end for a program without the library, and a riddle for a recipe."""
+    """Everything exited 0. That is the end for a program without the library, and a riddle for a recipe.
+
+    Of a job that has succeeded the master has exited 0, and what its controller then cleans away may end in any way.
+    """
     seen = evidence.seen
-    if not seen.replicas or not all(r.state is ReplicaState.SUCCEEDED for r in seen.replicas):
+    done = [r for r in seen.replicas if r.state is ReplicaState.SUCCEEDED]
+    if not done or not all(r in done or (r.ended and _cleaned_away(r, evidence)) for r in seen.replicas):
         return None
     if len(seen.replicas) < seen.expected_replicas and seen.job is JobState.ACTIVE:
         return None
-    if evidence.proof_needed or any(r.termination for r in seen.replicas):
+    if evidence.proof_needed or any(r.termination for r in done):
         message = "every replica exited 0, but there is no final manifest"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_PROOF, message=message)
     message = "every replica exited 0, undisturbed"
@@ -198,8 +232,20 @@ def _how_it_fell(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
 
 
 def _deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
-    """Deleted, though neither Piton deletes the job nor its controller cleans up after a failure."""
-    return replica.deleting and not evidence.seen.deleting and evidence.seen.job is not JobState.FAILED
+    """Deleted, though neither Piton deletes the job nor its controller cleans up after the job's end."""
+    return replica.deleting and not evidence.seen.deleting and evidence.seen.job is JobState.ACTIVE
+
+
+def _cleaned_away(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Deleted by the job's controller, because the job has succeeded."""
+    return replica.deleting and evidence.seen.job is JobState.SUCCEEDED
+
+
+def _missing(evidence: Evidence) -> tuple[LostReplica, ...]:
+    """Replicas that should be there: neither does Piton stop the attempt, nor has the job succeeded without them."""
+    seen = evidence.seen
+    expected = seen.job in (JobState.ACTIVE, JobState.FAILED) and not seen.deleting and evidence.ordered is None
+    return seen.lost if expected else ()
 
 
 def _preempted(reason: Reason, message: str) -> Judgement:
@@ -223,11 +269,13 @@ _RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
 VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     finished_by_proof,
     disrupted,
+    gone_with_its_machine,
     ordered,
     reserved,
     out_of_memory,
     cannot_start,
     first_to_fall,
+    taken_away,
     exited_zero,
     unexplained,
 )

@@ -159,12 +159,18 @@ def _wake_runs(registry: kopf.OperatorRegistry, controller: Controller) -> None:
         controller.wake(str(namespace), labels[names.LABEL_RUN])
 
     @kopf.on.event(*_resource(PODS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    async def pod_changed(namespace: str | None, labels: Mapping[str, str], spec: Mapping[str, Any], **_: Any) -> None:
-        controller.saw_pod(str(namespace), labels[names.LABEL_RUN], spec.get("nodeName"))
+    async def pod_changed(
+        namespace: str | None,
+        labels: Mapping[str, str],
+        body: kopf.Body,
+        type: str | None,  # noqa: A002 - kopf's word
+        **_: Any,
+    ) -> None:
+        controller.saw_pod(str(namespace), labels[names.LABEL_RUN], dict(body), deleted=type == "DELETED")
 
     @kopf.on.event(*_resource(NODES), registry=registry)
-    async def node_changed(name: str, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
-        controller.saw_node(name, deleted=type == "DELETED")
+    async def node_changed(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
+        controller.saw_node(dict(body), deleted=type == "DELETED")
 
 
 def _wake_sweeps(registry: kopf.OperatorRegistry, sweeps: SweepController) -> None:

@@ -11,12 +11,13 @@ from piton.core.increments import increments
 from piton.core.observed import Observed
 from piton.core.render import ProgressServer
 from piton.drive import reconcile
-from piton.kube.client import RUNS, Client
+from piton.kube.client import RUNS, Body, Client
 from piton.kube.events import EventAnnouncer, Key, Ration
 from piton.kube.metrics import RUN, Meter
 from piton.kube.queue import Timer
 from piton.kube.reports import Reports, Sender
 from piton.kube.settings import Settings
+from piton.kube.sightings import Sightings
 from piton.kube.worker import Worker
 from piton.kube.world import KubeWorld
 from piton.ports import Clock
@@ -46,20 +47,28 @@ class Controller(Worker):
         self._server = server
         self._reports = Reports(timer, pass_seconds=settings.pace.progress_seconds)
         self._ration = Ration(clock)
+        self._sightings = Sightings()
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
 
-    def saw_pod(self, namespace: str, run: str, node: str | None) -> None:
-        """A pod of the run changed. Where it is is only a hint: it says whom to wake when a node changes."""
+    def saw_pod(self, namespace: str, run: str, pod: Body, *, deleted: bool = False) -> None:
+        """A pod of the run changed or went. Its node is only a hint: it says whom to wake when the node changes."""
+        node = (pod.get("spec") or {}).get("nodeName")
         if node:
             self._runs_on_node[node].add((namespace, run))
+        if deleted:
+            self._sightings.pod_went(pod)
         self.wake(namespace, run)
 
-    def saw_node(self, node: str, *, deleted: bool) -> None:
+    def saw_node(self, node: Body, *, deleted: bool) -> None:
         """A node changed or went."""
-        for namespace, run in self._runs_on_node.get(node, ()):
+        name = node["metadata"]["name"]
+        runs = self._runs_on_node.get(name, ())
+        if runs:
+            self._sightings.node_changed(node)
+        for namespace, run in runs:
             self.wake(namespace, run)
         if deleted:
-            self._runs_on_node.pop(node, None)
+            self._runs_on_node.pop(name, None)
 
     def hear(self, sender: Sender, progress: Progress) -> None:
         """A trainer reported. Many do, all the time: a pass follows when there is something in it."""
@@ -76,6 +85,7 @@ class Controller(Worker):
             reports=self._reports,
             server=self._server(),
             prices=self._settings.prices,
+            sightings=self._sightings,
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.pace)

@@ -11,15 +11,16 @@ from piton.contract import names
 from piton.contract.progress import Progress
 from piton.core import parse
 from piton.core.model import Meta, Spec, Stage
-from piton.core.observed import AttemptSeen, JobState, Observed, ReplicaSeen, VolumeSeen
+from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.core.pytorchjob import claim_name
-from piton.core.status import AttemptState, RunStatus
+from piton.core.status import AttemptState, PlacedReplica, RunStatus
 from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.owned import controller, owned
-from piton.kube.pods import NodeView, condition, moment, replica
+from piton.kube.pods import NodeView, as_pod, condition, lost, moment, replica
 from piton.kube.prices import Prices
 from piton.kube.reports import Reports
+from piton.kube.sightings import Sightings
 from piton.ports import Refused, Unavailable
 
 
@@ -43,6 +44,7 @@ async def read(
     now: datetime,
     reports: Reports | None = None,
     prices: Prices | None = None,
+    sightings: Sightings | None = None,
 ) -> Reading | None:
     """Look at the run and all that belongs to it; None when it does not exist.
 
@@ -51,7 +53,9 @@ async def read(
     """
     try:
         manifest = await client.get(RUNS, name, namespace=namespace)
-        return None if manifest is None else await _Reader(client, manifest, now, reports, prices).read()
+        if manifest is None:
+            return None
+        return await _Reader(client, manifest, now, reports, prices or Prices(), sightings or Sightings()).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -60,13 +64,20 @@ class _Reader:
     """One look; it holds what its steps share."""
 
     def __init__(
-        self, client: Client, manifest: Body, now: datetime, reports: Reports | None, prices: Prices | None
+        self,
+        client: Client,
+        manifest: Body,
+        now: datetime,
+        reports: Reports | None,
+        prices: Prices,
+        sightings: Sightings,
     ) -> None:
         self._client = client
         self._manifest = manifest
         self._now = now
         self._reports = reports
-        self._prices = prices or Prices()
+        self._prices = prices
+        self._sightings = sightings
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -75,11 +86,16 @@ class _Reader:
         return self._parsed.meta
 
     async def read(self) -> Reading:
+        current = self._parsed.status.attempt
         jobs = await self._jobs()
         pods = await self._pods(jobs)
-        views = await self._nodes(pods)
+        missing = self._missing(jobs, pods)
+        views = await self._nodes(pods, missing)
         attempts = [
-            await self._attempt(number, jobs.get(number), pods.get(number, ()), views) for number in {*jobs, *pods}
+            await self._attempt(
+                number, jobs.get(number), pods.get(number, ()), missing if number == current else (), views
+            )
+            for number in {*jobs, *pods}
         ]
         observed = Observed(
             meta=self._meta,
@@ -147,7 +163,15 @@ class _Reader:
             return str(pod["metadata"]["name"]).startswith(f"{attempt}-")
         return owner.get("kind") == "PyTorchJob" and owner.get("name") == attempt
 
-    async def _nodes(self, pods: Mapping[int, Iterable[Body]]) -> dict[str, NodeView]:
+    def _missing(self, jobs: Mapping[int, Body], pods: Mapping[int, Iterable[Body]]) -> tuple[PlacedReplica, ...]:
+        """The replicas of the newest attempt that were placed, and whose pods do not exist any more."""
+        record = self._parsed.status.current
+        if record is None or record.number not in jobs:
+            return ()
+        there = {pod["metadata"].get("uid") for pod in pods.get(record.number, ())}
+        return tuple(placed for placed in record.replicas if placed.uid not in there)
+
+    async def _nodes(self, pods: Mapping[int, Iterable[Body]], missing: Iterable[PlacedReplica]) -> dict[str, NodeView]:
         """The nodes whose state can still matter: under the newest attempt, and under whatever is not quite gone."""
         wanted = {
             str(pod["spec"]["nodeName"])
@@ -155,11 +179,17 @@ class _Reader:
             for pod in group
             if (pod.get("spec") or {}).get("nodeName") and (number == self._parsed.status.attempt or _stays(pod))
         }
+        wanted |= {placed.node for placed in missing}
         nodes = {name: await self._client.get(NODES, name) for name in sorted(wanted)}
         return {name: NodeView(node=node, now=self._now) for name, node in nodes.items()}
 
     async def _attempt(
-        self, number: int, job: Body | None, pods: Iterable[Body], views: Mapping[str, NodeView]
+        self,
+        number: int,
+        job: Body | None,
+        pods: Iterable[Body],
+        missing: Iterable[PlacedReplica],
+        views: Mapping[str, NodeView],
     ) -> AttemptSeen:
         pods = tuple(pods)
         stage = next((_stage(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
@@ -181,6 +211,7 @@ class _Reader:
             deleting=bool(job["metadata"].get("deletionTimestamp")),
             message=message,
             replicas=replicas,
+            lost=tuple(self._lost(placed, views[placed.node]) for placed in missing),
             expected_replicas=expected,
         )
 
@@ -193,10 +224,19 @@ class _Reader:
 
     def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
         view = views.get((pod.get("spec") or {}).get("nodeName") or "")
-        gone_at = view.gone_at(pod) if view else None
+        if view:
+            self._await(view.gone_at(pod))
+        return replica(pod, view, self._prices)
+
+    def _lost(self, placed: PlacedReplica, view: NodeView) -> LostReplica:
+        self._await(view.gone_at(as_pod(placed)))
+        disruption, notice = self._sightings.disruption(placed.uid), self._sightings.notice(placed.node)
+        return lost(placed, view, disruption=disruption, notice=notice)
+
+    def _await(self, gone_at: datetime | None) -> None:
+        """Look again when a node begins to count as gone."""
         if gone_at is not None and gone_at > self._now:
             self._changes_at = min(filter(None, (self._changes_at, gone_at)))
-        return replica(pod, view, self._prices)
 
     async def _volume(self, spec: Spec | None) -> VolumeSeen:
         """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from piton.contract import names
 from piton.contract.ends import OUTCOMES, Outcome, Termination
-from piton.core.observed import ReplicaSeen, ReplicaState
+from piton.core.observed import LostReplica, ReplicaSeen, ReplicaState
+from piton.core.status import PlacedReplica
 from piton.kube.prices import Prices, share
 
 UNREACHABLE_SECONDS = 40.0
@@ -86,11 +87,10 @@ class NodeView:
         if self.node is None:
             return False
         cordoned = bool((self.node.get("spec") or {}).get("unschedulable"))
-        deleted = bool(self.node["metadata"].get("deletionTimestamp"))
-        return cordoned or deleted or any(taint.get("key") in _RECLAIM_TAINTS for taint in self._taints())
+        return cordoned or reclaim_notice(self.node) is not None
 
     def _taints(self) -> list[dict[str, Any]]:
-        return (self.node.get("spec") or {}).get("taints") or [] if self.node else []
+        return _taints(self.node) if self.node else []
 
 
 def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> ReplicaSeen:
@@ -111,7 +111,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         termination=_termination(ended),
         out_of_memory=ended.get("reason") == "OOMKilled",
         deleting=bool(meta.get("deletionTimestamp")),
-        disruption=_disruption(pod),
+        disruption=disruption_of(pod),
         waiting=waiting,
         cannot_start=cannot_start,
         node=(pod.get("spec") or {}).get("nodeName"),
@@ -121,6 +121,35 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         node_price=prices.of(node) if node else None,
         node_share=share(pod, node) if node else Fraction(1),
     )
+
+
+def lost(
+    placed: PlacedReplica, view: NodeView, *, disruption: str | None = None, notice: str | None = None
+) -> LostReplica:
+    """A replica of which nothing is left but what the status says, and the node that it was on, if that is left."""
+    gone_at = view.gone_at(as_pod(placed))
+    return LostReplica(
+        name=placed.name,
+        node=placed.node,
+        node_gone=gone_at is not None and gone_at <= view.now,
+        node_reclaimed=view.reclaimed(),
+        disruption=disruption,
+        notice=notice,
+    )
+
+
+def as_pod(placed: PlacedReplica) -> dict[str, Any]:
+    """As much of a pod as is known of one that does not exist any more."""
+    started = placed.placed_time.isoformat()
+    return {"metadata": {"name": placed.name, "uid": placed.uid}, "status": {"startTime": started}}
+
+
+def reclaim_notice(node: Mapping[str, Any]) -> str | None:
+    """What says that the machine goes now, in words: its taint, or that the node is being deleted."""
+    taint = next((taint["key"] for taint in _taints(node) if taint.get("key") in _RECLAIM_TAINTS), None)
+    if taint is not None:
+        return f"taint {taint}"
+    return "the node is being deleted" if node["metadata"].get("deletionTimestamp") else None
 
 
 def condition(thing: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
@@ -150,6 +179,10 @@ def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((c for c in found if c.get("name") == names.CONTAINER), {})
 
 
+def _taints(node: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return (node.get("spec") or {}).get("taints") or []
+
+
 def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
     """The pod's phase; but a trainer that has ended has ended, even where a sidecar keeps the pod running."""
     phase = status.get("phase")
@@ -171,7 +204,8 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
     return words
 
 
-def _disruption(pod: Mapping[str, Any]) -> str | None:
+def disruption_of(pod: Mapping[str, Any]) -> str | None:
+    """Why the pod was taken from its machine, in the cluster's word."""
     target = condition(pod, "DisruptionTarget")
     if target.get("status") == "True":
         return str(target.get("reason") or "DisruptionTarget")

@@ -27,6 +27,7 @@ from piton.kube.observe import Reading, read, seconds_until
 from piton.kube.owned import create
 from piton.kube.prices import Prices
 from piton.kube.reports import Reports
+from piton.kube.sightings import Sightings
 from piton.ports import Clock, Conflict, Refused
 
 
@@ -47,6 +48,7 @@ class KubeWorld:
         reports: Reports | None = None,
         server: ProgressServer | None = None,
         prices: Prices | None = None,
+        sightings: Sightings | None = None,
     ) -> None:
         self._client = client
         self._clock = clock
@@ -55,6 +57,7 @@ class KubeWorld:
         self._reports = reports
         self._server = server
         self._prices = prices or Prices()
+        self._sightings = sightings
         self._reading: Reading | None = None
 
     async def observe(self) -> Observed | None:
@@ -66,6 +69,7 @@ class KubeWorld:
             now=self._clock.now(),
             reports=self._reports,
             prices=self._prices,
+            sightings=self._sightings,
         )
         return self._reading.observed if self._reading else None
 

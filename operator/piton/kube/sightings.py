@@ -1,0 +1,47 @@
+"""What watches have shown of pods and nodes that do not exist any more: better words for what is decided without them.
+
+In memory and bounded. A watch may miss anything, and an operator that was away has seen nothing: so no verdict hangs on
+this, only the sentence that explains it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from piton.kube.pods import disruption_of, reclaim_notice
+
+_MOST = 4096
+"""Pods, and nodes, that are remembered; the one that was seen longest ago goes first. A few hundred bytes each."""
+
+
+class Sightings:
+    """The last words about pods, by uid, and about nodes, by name."""
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
+        self._disruptions: OrderedDict[str, str] = OrderedDict()
+        self._notices: OrderedDict[str, str] = OrderedDict()
+
+    def pod_went(self, pod: Mapping[str, Any]) -> None:
+        """A pod was deleted, and this was its last state."""
+        self._note(self._disruptions, str(pod["metadata"].get("uid", "")), disruption_of(pod))
+
+    def node_changed(self, node: Mapping[str, Any]) -> None:
+        """A node is so now, or was when it was deleted. What is withdrawn is forgotten."""
+        self._note(self._notices, str(node["metadata"]["name"]), reclaim_notice(node))
+
+    def disruption(self, pod_uid: str) -> str | None:
+        """Why the pod was taken, in the cluster's word."""
+        return self._disruptions.get(pod_uid)
+
+    def notice(self, node: str) -> str | None:
+        """What announced that the node would be taken."""
+        return self._notices.get(node)
+
+    def _note(self, notes: OrderedDict[str, str], key: str, word: str | None) -> None:
+        notes.pop(key, None)
+        if word is None:
+            return
+        notes[key] = word
+        if len(notes) > self._most:
+            notes.popitem(last=False)
