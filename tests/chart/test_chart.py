@@ -103,6 +103,11 @@ def test_only_the_bundled_engine_may_create_pods() -> None:
     assert not {resource for resource, _ in granted("engine=kubeflow")} & {"services", "pytorchjobs/status"}
 
 
+def test_of_karpenter_the_operator_may_read_node_pools_and_nothing_else() -> None:
+    rules = [rule for role in of_kind("ClusterRole") for rule in role["rules"] if rule["apiGroups"] == ["karpenter.sh"]]
+    assert [(rule["resources"], rule["verbs"]) for rule in rules] == [(["nodepools"], ["get"])]
+
+
 def test_with_namespaces_named_the_rights_end_there() -> None:
     values = ("namespaces[0]=team-a", "namespaces[1]=team-b")
 
@@ -110,7 +115,7 @@ def test_with_namespaces_named_the_rights_end_there() -> None:
 
     roles = {role["metadata"]["name"]: role for role in of_kind("ClusterRole", *values)}
     resources = {r for name in everywhere for rule in roles[name]["rules"] for r in rule["resources"]}
-    assert resources == {"nodes", "tokenreviews"}
+    assert resources == {"nodes", "nodepools", "tokenreviews"}
     assert {b["metadata"]["namespace"] for b in of_kind("RoleBinding", *values)} == {"team-a", "team-b"}
 
 

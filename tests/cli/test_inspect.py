@@ -27,6 +27,16 @@ def test_validate_tells_every_problem_on_a_line_of_its_own(tmp_path: Path, piton
         assert any(words in line for line in lines)
 
 
+def test_validate_warns_and_says_ok_all_the_same(tmp_path: Path, piton: Piton) -> None:
+    template = {"tolerations": [{"operator": "Exists"}]}
+    parts = fake_parts(workers={"gpusPerNode": 0, "template": template})
+    result = piton("validate", write_manifest(tmp_path / "run.yaml", **parts))
+
+    assert result.code == 0
+    assert result.err.startswith("piton: warning: spec.workers.template.tolerations[0]: also tolerates Karpenter's")
+    assert "ok, fake is a TrainingRun" in result.out
+
+
 def test_validate_asks_the_recipe(tmp_path: Path, piton: Piton) -> None:
     trainer = {"image": "none", "recipe": "charlm", "config": {"depths": 3}}
     result = piton("validate", write_manifest(tmp_path / "run.yaml", trainer=trainer))

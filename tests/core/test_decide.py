@@ -11,7 +11,7 @@ from piton.contract.progress import Progress
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.observed import Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.core.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
 from support.builders import (
@@ -116,6 +116,50 @@ def test_a_pod_that_the_cluster_deletes_waits_for_word_of_its_node() -> None:
     assert decide(an_observed(gone, status=first.status), now=later(10)).status.preemptions == 1
     by_hand = an_attempt(failed(143, deleting=True))
     assert decide(an_observed(by_hand, status=first.status), now=later(10)).status.infrastructure_failures == 1
+
+
+def test_an_attempt_on_a_machine_that_goes_is_stopped_as_a_whole_with_its_grace() -> None:
+    """All replicas get SIGTERM together, because a save takes all of them."""
+    seen = an_attempt(a_replica(name="a"), a_replica(name="b", node="n2", leaving="taint karpenter.sh/disrupted"))
+    judged = decide(an_observed(seen, status=a_status(a_record())), now=NOW)
+    assert (judged.effects, judged.look_again_seconds) == ((), 0), "the verdict first, the deletion at once"
+    assert judged.status.current is not None
+    assert "taint karpenter.sh/disrupted" in judged.status.current.message
+
+    stopped = decide(an_observed(seen, status=judged.status), now=NOW)
+    assert stopped.effects == (StopAttempt(number=1, reason=Reason.NODE_RECLAIMED),)
+
+
+def _pool(name: str = "train", **fields: Any) -> ReplicaSeen:
+    return a_replica(node_pool=NodePoolSeen(name=name, **fields))
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        (_pool(), "NodePool train has no terminationGracePeriod"),
+        (_pool(drain_seconds=30.0), "NodePool train has a terminationGracePeriod of 30s, and a save may take 100s"),
+        (_pool(drain_seconds=3600.0, is_spot=True), "a spot machine goes after 120s"),
+    ],
+)
+def test_a_run_says_which_node_pool_would_not_let_it_save_without_the_operator(pool: ReplicaSeen, words: str) -> None:
+    decision = decide(an_observed(an_attempt(pool), status=a_status(a_record())), now=NOW)
+    training = decision.status.condition("Training")
+    assert training is not None
+    assert words in training.message
+    assert "set its spec.template.spec.terminationGracePeriod to 110s" in training.message
+    assert [news.reason for news in decision.announcements] == [Reason.NODE_POOL_WARNING]
+
+    again = decide(an_observed(an_attempt(pool), status=decision.status), now=later(60))
+    assert (again.announcements, again.status) == ((), decision.status), "it is said once"
+
+
+@pytest.mark.parametrize("pool", [_pool(drain_seconds=110.0, is_spot=True), _pool(drain_seconds=3600.0), a_replica()])
+def test_a_node_pool_that_drains_in_time_needs_no_words(pool: ReplicaSeen) -> None:
+    decision = decide(an_observed(an_attempt(pool), status=a_status(a_record())), now=NOW)
+    training = decision.status.condition("Training")
+    assert training is not None
+    assert (training.message, decision.announcements) == ("attempt 1 is running", ())
 
 
 def _on(node: str, name: str = "a", **fields: Any) -> ReplicaSeen:

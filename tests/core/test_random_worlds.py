@@ -126,7 +126,7 @@ class RandomWorld(RuleBasedStateMachine):
         self.world.slow_seconds = seconds
         self.slowest = max(self.slowest, seconds)
 
-    @rule(how=st.sampled_from(["preempt", "kill_node", "cut_node", "vanish"]))
+    @rule(how=st.sampled_from(["preempt", "kill_node", "cut_node", "vanish", "reclaim"]))
     def machine_goes(self, how: str) -> None:
         trainer = self.world.running()
         if trainer:

@@ -198,6 +198,15 @@ def test_only_the_pod_of_rank_0_is_scraped() -> None:
     assert "prometheus.io/scrape" not in worker["metadata"]["annotations"]
 
 
+def test_nobody_may_empty_a_machine_under_an_attempt() -> None:
+    manifest = pytorchjob(meta(), a_spec(workers={"nodes": 2}, stages={"prepare": {}}), 3)
+    prepare = pytorchjob(meta(), a_spec(stages={"prepare": {}}), 1, stage=Stage.PREPARE)
+    for role in (*manifest["spec"]["pytorchReplicaSpecs"].values(), *prepare["spec"]["pytorchReplicaSpecs"].values()):
+        annotations = role["template"]["metadata"]["annotations"]
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+
+
 def test_spot_is_recognised_in_all_three_spellings() -> None:
     manifest = job(
         capacity={"tiers": ["Spot"]},

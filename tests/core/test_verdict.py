@@ -11,6 +11,7 @@ from piton.core.verdict import Evidence, Judgement, judge
 from support.builders import a_complete, a_failed_attempt, a_lost, a_replica, an_attempt, failed, later, said
 
 DONE = ReplicaState.SUCCEEDED
+TAINT = "taint karpenter.sh/disrupted"
 
 
 def judged(
@@ -59,6 +60,18 @@ def judged(
             Verdict.PREEMPTED,
             Reason.NODE_RECLAIMED,
             id="a reclaimed machine is a preemption",
+        ),
+        pytest.param(
+            an_attempt(a_replica(name="a", node="n1"), a_replica(name="b", node="n2", leaving=TAINT)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="a machine that goes now ends the attempt, although everything still runs on it",
+        ),
+        pytest.param(
+            an_attempt(a_replica(ReplicaState.WAITING, node="n1", leaving=TAINT)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="nor is it waited for a pod that has not begun there",
         ),
         pytest.param(
             a_failed_attempt(failed(143)),
@@ -190,8 +203,12 @@ def test_the_evidence_decides(seen: AttemptSeen, verdict: Verdict, reason: Reaso
     [
         pytest.param(an_attempt(a_replica()), id="it runs"),
         pytest.param(an_attempt(), id="no pod yet"),
+        pytest.param(
+            an_attempt(a_replica(name="a"), a_replica(DONE, exit_code=0, name="b", leaving=TAINT)),
+            id="a replica that is done needs its machine no more",
+        ),
         pytest.param(an_attempt(a_replica(ReplicaState.WAITING, waiting="Unschedulable: 0/3 nodes")), id="no capacity"),
-        pytest.param(an_attempt(a_replica(node="n1", node_reclaimed=True)), id="a notice alone ends nothing"),
+        pytest.param(an_attempt(a_replica(node="n1", node_reclaimed=True)), id="a cordon alone ends nothing"),
         pytest.param(
             an_attempt(a_replica(DONE, exit_code=0, name="a"), a_replica(name="b")),
             id="one replica is done, one still works",

@@ -23,9 +23,9 @@ from piton.kube.settings import Settings
 from piton_trainer.config import Server
 from piton_trainer.report import push
 from support import certificates
-from support.apiserver import NODES, PODS, RUNS, refusal, to_json
+from support.apiserver import JOBS, NODES, PODS, RUNS, refusal, to_json
 from support.builders import a_manifest, a_progress
-from support.cluster import Cluster, Disrupted, Runs
+from support.cluster import Cluster, Disrupted, Runs, a_node
 from support.pilot import url
 from support.ports import free_port
 from support.tokens import Token
@@ -118,6 +118,15 @@ async def test_a_node_that_goes_wakes_the_run_on_it(cluster: Cluster) -> None:
         await cluster.server.remove(NODES, "node-of-ragcun-1-master-0", None)
         await _until(cluster, lambda status: status.attempt == 2)
         await cluster.server.until(lambda: cluster.server.find(PODS, "ragcun-1-master-0", "team") is None)
+
+
+async def test_a_taint_on_its_node_wakes_the_run_and_its_job_is_deleted(cluster: Cluster) -> None:
+    cluster.script[1] = Runs()
+    async with _operator(cluster):
+        await _reach_training(cluster)
+        taints = [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]
+        await cluster.server.put(NODES, a_node("node-of-ragcun-1-master-0", taints=taints))
+        await cluster.server.until(lambda: cluster.server.find(JOBS, "ragcun-1", "team") is None)
 
 
 async def test_what_a_watch_shows_of_a_pod_that_went_with_its_node_is_the_reason(cluster: Cluster) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
+from kmock import resource
 
 from piton.contract import names
 from piton.contract.ends import Outcome
 from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import ConditionStatus, Phase, Verdict
-from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits, a_node
 from support.pilot import Pilot, a_pilot
@@ -260,6 +261,68 @@ async def test_workers_that_are_cleaned_away_after_a_success_do_not_start_it_aga
     await pilot.server.put(PODS, master)
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert (status.attempt, status.infrastructure_failures) == (1, 0)
+
+
+async def test_a_taint_that_says_that_the_machine_goes_makes_the_attempt_save_and_stop(pilot: Pilot) -> None:
+    """Nobody evicts a pod that asks not to be disrupted: if Piton does not stop it, it goes with its machine."""
+    _, node = await _reach_training(pilot)
+    await pilot.server.put(NODES, a_node(node, taints=[{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]))
+    await pilot.settle()
+    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert pilot.server.find(JOBS, "ragcun-1", "team") is None, "one look is enough"
+    assert pod is not None
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions) == (2, 1)
+    assert (status.attempts[0].reason, status.attempts[0].checkpoint_step) == (Reason.NODE_RECLAIMED, 10)
+
+
+async def test_a_cordon_and_a_recommendation_take_nothing_away(pilot: Pilot) -> None:
+    _, node = await _reach_training(pilot)
+    taint = {"key": "aws-node-termination-handler/rebalance-recommendation", "effect": "NoSchedule"}
+    await pilot.server.put(NODES, a_node(node, taints=[taint], unschedulable=True))
+    await pilot.turn(300)
+    await pilot.settle()
+    assert (pilot.status().phase, pilot.status().attempt) == (Phase.TRAINING, 1)
+
+
+async def _on_a_node_pool(pilot: Pilot, **spec: str) -> str:
+    """What the condition says of a run on a node of Karpenter's."""
+    pilot.cluster.node_labels = {"karpenter.sh/nodepool": "train-spot", "karpenter.sh/capacity-type": "spot"}
+    pool = {"metadata": {"name": "train-spot"}, "spec": {"template": {"spec": spec}}}
+    await pilot.server.put(NODE_POOLS, pool)
+    await _reach_training(pilot)
+    training = pilot.status().condition("Training")
+    assert training is not None
+    return training.message
+
+
+async def test_a_run_names_the_node_pool_that_would_let_its_machines_go_without_a_word(pilot: Pilot) -> None:
+    assert "NodePool train-spot has no terminationGracePeriod" in await _on_a_node_pool(pilot)
+    told = [event for event in pilot.server.all(EVENTS) if event["reason"] == "NodePoolWarning"]
+    assert len(told) == 1
+    for _ in range(5):
+        await pilot.turn(30)
+    assert _reads(pilot, NODE_POOLS) == 1, "it is read seldom"
+    pilot.advance(600)
+    await pilot.settle()
+    assert _reads(pilot, NODE_POOLS) == 2
+
+
+async def test_a_node_pool_that_drains_in_time_needs_no_words(pilot: Pilot) -> None:
+    assert await _on_a_node_pool(pilot, terminationGracePeriod="110s") == "attempt 1 is running"
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+async def test_where_no_node_pool_can_be_read_nothing_is_said_of_it(pilot: Pilot, status: int) -> None:
+    pilot.server.refuse = lambda request: (
+        refusal(status, "No", "not for you") if request.resource == NODE_POOLS else None
+    )
+    assert await _on_a_node_pool(pilot) == "attempt 1 is running"
+    assert _reads(pilot, NODE_POOLS) == 1
+
+
+def _reads(pilot: Pilot, kind: resource) -> int:
+    return sum(request.resource == kind for request in pilot.server.asked)
 
 
 async def test_a_node_that_falls_silent_counts_as_gone_after_a_while_and_not_before(pilot: Pilot) -> None:

@@ -178,12 +178,13 @@ def test_somebodys_word_that_the_machine_is_off_is_enough(taint: str) -> None:
 )
 def test_a_taint_announces_that_the_machine_will_be_taken(taint: str) -> None:
     seen = _seen(_pod(), a_node("node-1", taints=[{"key": taint, "effect": "NoSchedule"}]))
-    assert (seen.node_reclaimed, seen.node_gone) == (True, False)
+    assert (seen.node_reclaimed, seen.node_gone, seen.leaving) == (True, False, f"taint {taint}")
 
 
 @pytest.mark.parametrize("taint", ["aws-node-termination-handler/rebalance-recommendation", "nvidia.com/gpu"])
 def test_other_taints_announce_nothing(taint: str) -> None:
-    assert not _seen(_pod(), a_node("node-1", taints=[{"key": taint}])).node_reclaimed
+    seen = _seen(_pod(), a_node("node-1", taints=[{"key": taint}]))
+    assert (seen.node_reclaimed, seen.leaving) == (False, None)
 
 
 # --- what is left of a pod that does not exist any more --------------------------------------------------------------
@@ -226,7 +227,9 @@ def test_sightings_are_bounded_and_what_is_withdrawn_is_forgotten() -> None:
 
 
 def test_a_cordon_and_a_deletion_announce_it_too() -> None:
-    assert _seen(_pod(), a_node("node-1", unschedulable=True)).node_reclaimed
+    cordoned = _seen(_pod(), a_node("node-1", unschedulable=True))
+    assert (cordoned.node_reclaimed, cordoned.leaving) == (True, None), "a cordon takes nothing away by itself"
     leaving = a_node("node-1")
     leaving["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
-    assert _seen(_pod(), leaving).node_reclaimed
+    deleted = _seen(_pod(), leaving)
+    assert (deleted.node_reclaimed, deleted.leaving) == (True, "the node is being deleted")

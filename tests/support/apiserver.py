@@ -28,6 +28,7 @@ PODS = resource("", "v1", "pods")
 SERVICES = resource("", "v1", "services")
 CLAIMS = resource("", "v1", "persistentvolumeclaims")
 NODES = resource("", "v1", "nodes")
+NODE_POOLS = resource("karpenter.sh", "v1", "nodepools")
 EVENTS = resource("", "v1", "events")
 NAMESPACES = resource("", "v1", "namespaces")
 CRDS = resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
@@ -42,6 +43,7 @@ _KINDS = {
     SERVICES: ("Service", True),
     CLAIMS: ("PersistentVolumeClaim", True),
     NODES: ("Node", False),
+    NODE_POOLS: ("NodePool", False),
     EVENTS: ("Event", True),
     NAMESPACES: ("Namespace", False),
     CRDS: ("CustomResourceDefinition", False),

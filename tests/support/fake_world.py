@@ -33,6 +33,7 @@ TOTAL_STEPS = 60
 SAVE_EVERY = 7
 STEPS_PER_SECOND = 2
 GRACE_SECONDS = 3
+NOTICE_SECONDS = 5
 PRICE = Fraction(3600)
 """Of a machine per hour: a dollar per second."""
 STAGE_SECONDS = 9
@@ -65,6 +66,8 @@ class Trainer:
     shown: bool = True
     """Whether the pod object still exists."""
     dies_at: datetime | None = None
+    goes_at: datetime | None = None
+    """When its machine goes, which is announced by a taint and by nothing else."""
     done_at: datetime | None = None
     """When a stage beside the training is finished."""
 
@@ -244,6 +247,8 @@ class FakeWorld:
                 self._train(trainer)
             elif trainer.alive:
                 self._work(trainer)
+            if trainer.goes_at is not None and self.time >= trainer.goes_at and trainer.alive:
+                self.kill_node(trainer)
         self._forget()
 
     def _work(self, trainer: Trainer) -> None:
@@ -369,6 +374,7 @@ class FakeWorld:
             out_of_memory=trainer.out_of_memory,
             deleting=trainer.deleting,
             disruption=trainer.disruption,
+            leaving="taint karpenter.sh/disrupted" if trainer.goes_at and not trainer.node_gone else None,
             node_gone=trainer.node_gone,
             placed_at=trainer.placed_at,
             node_price=self.price,
@@ -396,6 +402,10 @@ class FakeWorld:
         self.kill_node(trainer)
         trainer.exit_code, trainer.shown = 1, False
         self.gone_nodes.add(trainer.node)
+
+    def reclaim(self, trainer: Trainer) -> None:
+        """The machine goes after a notice. Nobody evicts the pod: it asks not to be disrupted."""
+        trainer.goes_at = self.time + timedelta(seconds=NOTICE_SECONDS)
 
     def cut_node(self, trainer: Trainer) -> None:
         """The network is gone; the process goes on, and so does its access to the volume."""

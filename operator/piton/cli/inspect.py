@@ -21,7 +21,7 @@ from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.estimate import Estimate, estimate, price_of
 from piton.core.model import Budget, Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
-from piton.core.parse import Parsed, SpecError
+from piton.core.parse import Parsed, SpecError, model_of
 from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
 from piton.core.render import appdef, as_text, interval
 from piton.core.stages import wanted
@@ -36,7 +36,7 @@ _PASSES_MAX = 20
 
 
 def validate(file: Path) -> int:
-    """Print ok, or every problem on a line of its own."""
+    """Print ok, or every problem on a line of its own. A warning is no problem."""
     try:
         parsed = files.read_any(file)
     except SpecError as error:
@@ -46,9 +46,19 @@ def validate(file: Path) -> int:
     problems = variants.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
     if problems:
         return _tell(problems)
+    for warning in _warnings(parsed):
+        click.echo(f"piton: warning: {warning}", err=True)
     kind = names.SWEEP_KIND if is_sweep else names.KIND
     click.echo(f"{file}: ok, {parsed.meta.name} is a {kind} that can work")
     return 0
+
+
+def _warnings(parsed: Parsed | ParsedSweep) -> tuple[str, ...]:
+    """What is allowed and may not do as expected; of a sweep, each sentence once for all of its runs."""
+    specs = (
+        [model_of(Spec, run.spec, "")[0] for run in parsed.plan] if isinstance(parsed, ParsedSweep) else [parsed.spec]
+    )
+    return tuple(dict.fromkeys(sentence for spec in specs if spec for sentence in rules.warnings(spec)))
 
 
 def _tell(problems: tuple[str, ...] | list[str]) -> int:

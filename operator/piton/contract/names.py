@@ -54,6 +54,8 @@ ANNOTATION_HELD = f"{API_GROUP}/held-by"
 """On a run: who has suspended it, and will let it go on. A run that a person has suspended does not carry it."""
 ANNOTATION_PRICE = f"{API_GROUP}/price-per-hour"
 """On a node, as an annotation or a label: dollars per hour of all of it, such as 12.50."""
+ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
+ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_CONFIG = f"{API_GROUP}/config"
 ANNOTATION_CA = f"{API_GROUP}/ca"
 

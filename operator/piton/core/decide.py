@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from piton.core import budget, cost, flight, ledger, stages
+from piton.core import budget, cost, flight, ledger, rules, stages
 from piton.core.backoff import Pace, delay_seconds, fruitless
 from piton.core.conditions import TRAINING, settled
 from piton.core.context import Context
@@ -229,7 +229,15 @@ def due(context: Context) -> Decision:
     status = context.phase(status, phase, reason, f"{stages.called(status.current)} is about to start")
     old = sorted(seen.number for seen in context.observed.attempts if seen.ours and not seen.deleting)
     trimmed = tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.pace.kept_jobs])
-    return Decision(rule="due", effects=trimmed, status=status, look_again_seconds=0)
+    return Decision(rule="due", effects=trimmed, status=status, announcements=_warnings(context), look_again_seconds=0)
+
+
+def _warnings(context: Context) -> tuple[Announcement, ...]:
+    """What the spec may not do as people expect, told before the first attempt."""
+    if context.spec is None or context.status.attempt:
+        return ()
+    sentences = rules.warnings(context.spec)
+    return tuple(Announcement(severity="Warning", reason=Reason.SPEC_WARNING, message=text) for text in sentences)
 
 
 def _fail(context: Context, reason: Reason, message: str) -> Decision:

@@ -8,6 +8,8 @@ Pending --start--> Starting --follow--> Running
 from collections.abc import Callable
 
 from piton.core import budget, cost, ledger, stages
+from piton.core.advice import of_node_pools as advice_of_pools
+from piton.core.conditions import TRAINING
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, RemoveReplica, StartAttempt, StopAttempt
 from piton.core.model import Stage
@@ -175,13 +177,27 @@ def follow(context: Context) -> Decision | None:
         )
     if _only_progress(status, context):
         return Decision(rule="follow", status=context.status, look_again_seconds=_next_progress(context))
-    return Decision(rule="follow", status=status, look_again_seconds=context.seconds_to_deadline())
+    return Decision(
+        rule="follow",
+        status=status,
+        announcements=_advice_that_is_new(context, seen),
+        look_again_seconds=context.seconds_to_deadline(),
+    )
 
 
 def _running(context: Context, record: AttemptStatus) -> str:
     account = budget.account(context)
     warned = f"; {budget.warning(account)}" if account and account.warns else ""
-    return f"{stages.called(record)} is running{warned}"
+    advice = advice_of_pools(context.seen) if context.seen else None
+    return f"{stages.called(record)} is running{warned}" + (f"; {advice}" if advice else "")
+
+
+def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announcement, ...]:
+    """What the condition says from now on and has not said before."""
+    advice, condition = advice_of_pools(seen) if seen.running else None, context.status.condition(TRAINING)
+    if advice is None or (condition is not None and advice in condition.message):
+        return ()
+    return (Announcement(severity="Warning", reason=Reason.NODE_POOL_WARNING, message=advice),)
 
 
 def _order(context: Context) -> Reason | None:

@@ -22,6 +22,17 @@ class ReplicaState(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodePoolSeen:
+    """A NodePool of Karpenter's, from the view of one of its nodes."""
+
+    name: str
+    drain_seconds: float | None = None
+    """Its terminationGracePeriod: how long after its notice a node may still have pods; None: for ever."""
+    is_spot: bool = False
+    """Whether this node is a spot machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaSeen:
     """One replica of an attempt, with all the evidence that it carries."""
 
@@ -44,7 +55,11 @@ class ReplicaSeen:
     node_gone: bool = False
     """Its machine does not exist any more, or has not answered for too long."""
     node_reclaimed: bool = False
-    """Its machine is announced to be taken."""
+    """Its machine is announced to be taken, or at least cordoned."""
+    leaving: str | None = None
+    """What says that its machine goes now. Pods that ask not to be disrupted are not evicted from it by anybody."""
+    node_pool: NodePoolSeen | None = None
+    """Karpenter's NodePool that its machine is from, as far as that is known."""
     placed_at: datetime | None = None
     """When it was given its machine, which is paid for from then on."""
     node_price: Fraction | None = None

@@ -145,7 +145,12 @@ def _group(spec: Spec) -> dict[str, str]:
 
 
 def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
-    found = {names.ANNOTATION_CONFIG: assignment(spec).to_json()}
+    """Nobody may empty a machine under an attempt to save money. From one that goes, Piton itself stops the attempt."""
+    found = {
+        names.ANNOTATION_CONFIG: assignment(spec).to_json(),
+        names.ANNOTATION_DO_NOT_DISRUPT: "true",
+        names.ANNOTATION_SAFE_TO_EVICT: "false",
+    }
     return found if server is None else {**found, names.ANNOTATION_CA: server.ca_pem}
 
 

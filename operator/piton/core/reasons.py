@@ -11,6 +11,8 @@ class Reason(StrEnum):
     """The spec is understood and nothing in it is impossible."""
     INVALID_SPEC = "InvalidSpec"
     """The spec cannot work as written; nothing is started until it is changed."""
+    SPEC_WARNING = "SpecWarning"
+    """The spec is accepted, but something in it does not do on some clusters what people expect of it."""
     REFUSED = "Refused"
     """The cluster refused something that Piton asked for: a quota, a policy, missing rights."""
 
@@ -45,6 +47,9 @@ class Reason(StrEnum):
     """The machine is gone or does not answer."""
     NODE_RECLAIMED = "NodeReclaimed"
     """The machine is announced to be taken: a taint, a cordon with a deletion, a spot notice."""
+
+    NODE_POOL_WARNING = "NodePoolWarning"
+    """A machine's NodePool would not let its pods save while no operator runs."""
 
     # Infrastructure
     POD_DELETED = "PodDeleted"

@@ -99,6 +99,8 @@ def disrupted(evidence: Evidence) -> Judgement | None:
             return _preempted(Reason.DISRUPTED, f"{where} was disrupted: {replica.disruption}")
         if replica.node_gone:
             return _preempted(Reason.NODE_GONE, f"{where}: the machine is gone")
+        if replica.leaving and not replica.ended:  # all stop together, at once: nobody else will tell them to
+            return _preempted(Reason.NODE_RECLAIMED, f"{where}: the machine is being reclaimed ({replica.leaving})")
         if replica.node_reclaimed and (replica.ended or replica.deleting):
             return _preempted(Reason.NODE_RECLAIMED, f"{where}: the machine is being reclaimed")
     return None

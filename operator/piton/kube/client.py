@@ -51,6 +51,7 @@ PODS = Resource(group="", version="v1", plural="pods")
 SERVICES = Resource(group="", version="v1", plural="services")
 CLAIMS = Resource(group="", version="v1", plural="persistentvolumeclaims")
 NODES = Resource(group="", version="v1", plural="nodes", namespaced=False)
+NODE_POOLS = Resource(group="karpenter.sh", version="v1", plural="nodepools", namespaced=False)
 EVENTS = Resource(group="", version="v1", plural="events")
 TOKEN_REVIEWS = Resource(group="authentication.k8s.io", version="v1", plural="tokenreviews", namespaced=False)
 

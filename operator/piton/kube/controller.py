@@ -14,6 +14,7 @@ from piton.drive import reconcile
 from piton.kube.client import RUNS, Body, Client
 from piton.kube.events import EventAnnouncer, Key, Ration
 from piton.kube.metrics import RUN, Meter
+from piton.kube.nodepools import NodePools
 from piton.kube.queue import Timer
 from piton.kube.reports import Reports, Sender
 from piton.kube.settings import Settings
@@ -48,6 +49,7 @@ class Controller(Worker):
         self._reports = Reports(timer, pass_seconds=settings.pace.progress_seconds)
         self._ration = Ration(clock)
         self._sightings = Sightings()
+        self._pools = NodePools(client, timer)
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
 
     def saw_pod(self, namespace: str, run: str, pod: Body, *, deleted: bool = False) -> None:
@@ -86,6 +88,7 @@ class Controller(Worker):
             server=self._server(),
             prices=self._settings.prices,
             sightings=self._sightings,
+            pools=self._pools,
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.pace)

@@ -16,6 +16,7 @@ from piton.core.pytorchjob import claim_name
 from piton.core.status import AttemptState, PlacedReplica, RunStatus
 from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
+from piton.kube.nodepools import NodePools
 from piton.kube.owned import controller, owned
 from piton.kube.pods import NodeView, as_pod, condition, lost, moment, replica
 from piton.kube.prices import Prices
@@ -45,6 +46,7 @@ async def read(
     reports: Reports | None = None,
     prices: Prices | None = None,
     sightings: Sightings | None = None,
+    pools: NodePools | None = None,
 ) -> Reading | None:
     """Look at the run and all that belongs to it; None when it does not exist.
 
@@ -55,7 +57,8 @@ async def read(
         manifest = await client.get(RUNS, name, namespace=namespace)
         if manifest is None:
             return None
-        return await _Reader(client, manifest, now, reports, prices or Prices(), sightings or Sightings()).read()
+        prices, sightings = prices or Prices(), sightings or Sightings()
+        return await _Reader(client, manifest, now, reports, prices, sightings, pools).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -71,6 +74,7 @@ class _Reader:
         reports: Reports | None,
         prices: Prices,
         sightings: Sightings,
+        pools: NodePools | None,
     ) -> None:
         self._client = client
         self._manifest = manifest
@@ -78,6 +82,7 @@ class _Reader:
         self._reports = reports
         self._prices = prices
         self._sightings = sightings
+        self._pools = pools
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -181,7 +186,10 @@ class _Reader:
         }
         wanted |= {placed.node for placed in missing}
         nodes = {name: await self._client.get(NODES, name) for name in sorted(wanted)}
-        return {name: NodeView(node=node, now=self._now) for name, node in nodes.items()}
+        return {
+            name: NodeView(node=node, now=self._now, pool=await self._pools.of(node) if node and self._pools else None)
+            for name, node in nodes.items()
+        }
 
     async def _attempt(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 
 from piton.contract import names
 from piton.contract.ends import OUTCOMES, Outcome, Termination
-from piton.core.observed import LostReplica, ReplicaSeen, ReplicaState
+from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState
 from piton.core.status import PlacedReplica
 from piton.kube.prices import Prices, share
 
@@ -65,6 +65,7 @@ class NodeView:
     node: Mapping[str, Any] | None
     """None: the node's object does not exist."""
     now: datetime
+    pool: NodePoolSeen | None = None
 
     def gone_at(self, pod: Mapping[str, Any]) -> datetime | None:
         """When the pod's machine counts as gone, perhaps in the future; None while nothing speaks for it."""
@@ -117,6 +118,8 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         node=(pod.get("spec") or {}).get("nodeName"),
         node_gone=gone_at is not None and view is not None and gone_at <= view.now,
         node_reclaimed=view is not None and view.reclaimed(),
+        leaving=reclaim_notice(node) if node else None,
+        node_pool=view.pool if view else None,
         placed_at=_placed_at(pod),
         node_price=prices.of(node) if node else None,
         node_share=share(pod, node) if node else Fraction(1),

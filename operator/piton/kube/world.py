@@ -23,6 +23,7 @@ from piton.core.render import ProgressServer
 from piton.core.status import RunStatus
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
 from piton.kube.errors import NotFound
+from piton.kube.nodepools import NodePools
 from piton.kube.observe import Reading, read, seconds_until
 from piton.kube.owned import create
 from piton.kube.prices import Prices
@@ -49,6 +50,7 @@ class KubeWorld:
         server: ProgressServer | None = None,
         prices: Prices | None = None,
         sightings: Sightings | None = None,
+        pools: NodePools | None = None,
     ) -> None:
         self._client = client
         self._clock = clock
@@ -58,6 +60,7 @@ class KubeWorld:
         self._server = server
         self._prices = prices or Prices()
         self._sightings = sightings
+        self._pools = pools
         self._reading: Reading | None = None
 
     async def observe(self) -> Observed | None:
@@ -70,6 +73,7 @@ class KubeWorld:
             reports=self._reports,
             prices=self._prices,
             sightings=self._sightings,
+            pools=self._pools,
         )
         return self._reading.observed if self._reading else None
 
