@@ -159,8 +159,8 @@ def test_a_pod_knows_where_to_report_whom_to_trust_and_who_it_is() -> None:
 
 def test_without_a_server_nothing_of_it_is_in_the_pod() -> None:
     assert names.ENV_SERVER_URL not in env(job())
-    assert [v["name"] for v in pod(job())["volumes"]] == ["checkpoints", "config", "shm"]
-    assert [m["name"] for m in container(job())["volumeMounts"]] == ["checkpoints", "config", "shm"]
+    assert [v["name"] for v in pod(job())["volumes"]] == ["checkpoints", "config", "shm", "tmp"]
+    assert [m["name"] for m in container(job())["volumeMounts"]] == ["checkpoints", "config", "shm", "tmp"]
 
 
 def test_runs_that_share_a_claim_have_a_folder_each() -> None:

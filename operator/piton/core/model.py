@@ -23,6 +23,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
 """One word of a command; long enough for a script after `python -c` or `bash -c`."""
+UnixId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Number of a user or a group."""
+Capability = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z_]*$", max_length=63)]
+"""Name of a Linux capability without `CAP_`, or ALL."""
 
 
 class Model(BaseModel):
@@ -117,6 +121,52 @@ class Placement(Model):
     policy: Policy = Field(description="Pack: on the nodes of the group's other pods; Spread: on other nodes.")
 
 
+class Capabilities(Model):
+    """Capabilities of the containers. They can only be dropped: nobody gets more through Piton than an image has."""
+
+    drop: Annotated[tuple[Capability, ...], Field(max_length=64)] = Field(
+        default=(), description="Capabilities to take away, e.g. ALL."
+    )
+
+
+class SeccompProfile(Model):
+    """Which system calls the containers may make."""
+
+    type: Literal["RuntimeDefault", "Unconfined"] = Field(description="RuntimeDefault or Unconfined.")
+
+
+class SecurityContext(Model):
+    """As whom the pods of all stages run, and with which rights, in the words of core/v1.
+
+    Fields of a pod and of its container stand together. None of them gives a right that the image has not by itself.
+    """
+
+    run_as_non_root: bool | None = Field(
+        default=None,
+        description="Refuse to start as root. Default: true for a recipe; for a command whatever its image does. With"
+        " true, what Pod Security's level restricted asks for as well is set, unless it is given here:"
+        " allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}.",
+    )
+    run_as_user: UnixId | None = Field(default=None, description="User of the program; none is the image's.")
+    run_as_group: UnixId | None = Field(default=None, description="Group of the program; none is the image's.")
+    supplemental_groups: Annotated[tuple[UnixId, ...], Field(max_length=32)] = Field(
+        default=(), description="Further groups of the program."
+    )
+    fs_group: UnixId | None = Field(
+        default=None, description="Group that owns a fresh volume; none is that of Piton's trainer image, 65532."
+    )
+    allow_privilege_escalation: bool | None = Field(
+        default=None, description="Whether the program may gain rights, as sudo does."
+    )
+    capabilities: Capabilities | None = Field(default=None, description="Capabilities to take away.")
+    seccomp_profile: SeccompProfile | None = Field(default=None, description="Which system calls are allowed.")
+    read_only_root_filesystem: bool | None = Field(
+        default=None,
+        description="Whether only the volumes can be written to; /tmp is then one of them. Default: true for a recipe"
+        " that is not root.",
+    )
+
+
 class PodTemplate(Model):
     """The few pod fields that a user may set; not a PodSpec, because the operator's rights would come with it."""
 
@@ -127,6 +177,9 @@ class PodTemplate(Model):
     service_account_name: Name | None = Field(default=None, description="Service account of the pods, e.g. for IRSA.")
     resources: Resources = Field(default_factory=Resources, description="CPU, memory and other resources per node.")
     placement: Placement | None = Field(default=None, description="Which other pods to be beside, or apart from.")
+    security_context: SecurityContext = Field(
+        default_factory=SecurityContext, description="As whom the pods of all stages run, and with which rights."
+    )
 
 
 class Workers(Model):

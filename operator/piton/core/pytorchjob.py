@@ -14,11 +14,12 @@ from piton.core.affinity import TooDear, affinity
 from piton.core.backoff import GRACE_SECONDS
 from piton.core.model import Meta, Spec, Stage
 from piton.core.render import Place, ProgressServer, appdef, assignment, processes_per_node
+from piton.core.security import Security, security_of
 from piton.core.stages import staged
 
 GPU = "nvidia.com/gpu"
-TRAINER_GROUP = 65532
-"""The group of the trainer image's user. A fresh block volume is root's; with this it is the group's as well."""
+TMP = "/tmp"  # noqa: S108 - a volume of the pod's own
+"""What the trainer image writes to beside its volumes."""
 UNREACHABLE_SECONDS = 30
 """How long a pod tolerates a node that does not answer; Kubernetes' default is 300."""
 
@@ -81,6 +82,7 @@ def pytorchjob(
     what costs more than the user pays.
     """
     app = appdef(meta, spec, attempt, in_pod(meta, server), stage=stage, checkpoint_step=checkpoint_step)
+    security = security_of(spec)  # of the run as a whole: its stages share the image
     spec = staged(spec, stage)
     role = app.roles[0]
     replica = {
@@ -90,7 +92,7 @@ def pytorchjob(
                 "labels": {**app.metadata, **_group(spec)},
                 "annotations": _annotations(spec, server),
             },
-            "spec": _pod(meta, spec, role, server, avoid),
+            "spec": _secured(_pod(meta, spec, role, server, avoid), security),
         },
     }
     replicas = {"Master": {"replicas": 1, **(_scraped(replica) if stage is Stage.TRAIN else replica)}}
@@ -160,7 +162,6 @@ def _pod(
     template = spec.workers.template
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
-        "securityContext": {"fsGroup": TRAINER_GROUP, "fsGroupChangePolicy": "OnRootMismatch"},
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [_container(spec, role)],
         "tolerations": _tolerations(spec),
@@ -177,6 +178,18 @@ def _pod(
         pod["nodeSelector"] = dict(template.node_selector)
     if template.service_account_name:
         pod["serviceAccountName"] = template.service_account_name
+    return pod
+
+
+def _secured(pod: dict[str, Any], security: Security) -> dict[str, Any]:
+    """The pod with its rights. What a container can have is the container's: Kubeflow adds one that needs others."""
+    pod["securityContext"] = dict(security.pod)
+    (container,) = pod["containers"]
+    if security.container:
+        container["securityContext"] = dict(security.container)
+    if security.needs_tmp:
+        container["volumeMounts"].append({"name": "tmp", "mountPath": TMP})
+        pod["volumes"].append({"name": "tmp", "emptyDir": {}})
     return pod
 
 

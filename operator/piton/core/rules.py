@@ -155,6 +155,16 @@ def gpus_by_piton(spec: Spec) -> Iterator[str]:
                 yield f"spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
 
 
+def root_or_not(spec: Spec) -> Iterator[str]:
+    """User 0 is root."""
+    said = spec.workers.template.security_context
+    if said.run_as_non_root and said.run_as_user == 0:
+        yield (
+            "spec.workers.template.securityContext: runAsUser 0 is root, and runAsNonRoot forbids root; "
+            "remove one of them"
+        )
+
+
 def stage_programs(spec: Spec) -> Iterator[str]:
     """A stage runs the user's command, or what a recipe has for it."""
     for path, own in _side_stages(spec):
@@ -255,6 +265,7 @@ RULES: tuple[Rule, ...] = (
     positive_budget,
     a_price,
     gpus_by_piton,
+    root_or_not,
     stage_programs,
     good_labels,
     not_yet,
