@@ -5,7 +5,7 @@ with null become optional fields, and `additionalProperties: false` goes, since 
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 from piton.contract import names
 from piton.core import rules
+from piton.core.cel import Cel
 from piton.core.model import Model, Spec
 from piton.core.status import Conditioned, RunStatus
 from piton.sweep import rules as sweep_rules
@@ -35,9 +36,12 @@ class Kind:
     spec: type[Model]
     status: type[Conditioned]
     columns: Columns
-    cel: Mapping[str, tuple[tuple[str, str], ...]]
+    cel: Mapping[str, Sequence[Cel]]
+    """Path of a node -> what the API server checks there."""
     list_keys: Mapping[str, str]
     """Path of a list -> the field that tells its items apart."""
+    sets: frozenset[str] = frozenset()
+    """Paths of lists in which nothing is twice."""
     embedded: Mapping[str, type[Model]] = field(default_factory=dict)
     """Path of a free mapping -> the model that explains what belongs there. Its defaults are not written into it: they
     would change what the user has written when a new version has new ones."""
@@ -102,6 +106,7 @@ KINDS: tuple[Kind, ...] = (
         columns=_SWEEP_COLUMNS,
         cel=sweep_rules.CEL,
         list_keys={**_CONDITIONS, "status.runs": "name", "status.results": "name", "spec.variants": "name"},
+        sets=frozenset({"spec.seeds"}),
         embedded={"spec.template.spec": Spec},
     ),
 )
@@ -179,6 +184,8 @@ class _Schema:
             return {**inner, "description": out["description"]}
         if "const" in node:
             out |= {"type": "string", "enum": [node["const"]]}
+        if path.startswith("status"):
+            out.pop("enum", None)  # beside an older CRD one new word would cost the whole status
         if "type" not in out:  # a union: either form is checked by the models
             return {**out, **_FREE}
         if path.startswith("spec") and isinstance(node.get("default"), bool | int | str) and not self._within(path):
@@ -194,22 +201,24 @@ class _Schema:
         """The rules that a good API server checks by itself."""
         found = self._kind.cel.get(path)
         if found:
-            out["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in found]
+            out["x-kubernetes-validations"] = [rule.to_schema() for rule in found]
 
     def _within(self, path: str) -> bool:
         return any(path.startswith(f"{embedded}.") for embedded in self._kind.embedded)
 
     def _array(self, node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
         key = self._kind.list_keys.get(path)
-        as_map = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]} if key else {}
-        return {"items": self.structural(node["items"], path, definitions), **as_map}
+        unique: dict[str, Any] = {"x-kubernetes-list-type": "set"} if path in self._kind.sets else {}
+        if key:
+            unique = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+        return {"items": self.structural(node["items"], f"{path}[]", definitions), **unique}
 
     def _object(self, node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
         values = node.get("additionalProperties")
         if values is True:
             return dict(_FREE)
         if isinstance(values, dict):
-            return {"additionalProperties": self.structural(values, path, definitions)}
+            return {"additionalProperties": self.structural(values, f"{path}.*", definitions)}
         properties = node["properties"].items()
         fields = {name: self.structural(field, f"{path}.{name}", definitions) for name, field in properties}
         return {"properties": fields} | ({"required": node["required"]} if node.get("required") else {})

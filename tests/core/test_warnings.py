@@ -6,7 +6,7 @@ import pytest
 
 from piton.core.decide import decide
 from piton.core.reasons import Reason
-from piton.core.rules import warnings
+from piton.core.rules_warnings import warnings
 from support.builders import NOW, a_spec, a_status, an_ended, an_observed
 
 

@@ -6,7 +6,7 @@ Works on any cluster that KUBECONFIG names. Only `Training.folder`, which looks 
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,10 +43,18 @@ class LiveCluster:
 
     def kubectl(self, *words: str, stdin: str = "", check: bool = True) -> str:
         """What kubectl prints; an error is quoted."""
-        command = [str(tools.kubectl()), "--kubeconfig", str(self.kubeconfig), *words]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=180)
+        done = self._kubectl(words, stdin)
         assert done.returncode == 0 or not check, f"kubectl {' '.join(words)}: {done.stderr}"
         return done.stdout
+
+    def refusal(self, *words: str, stdin: str = "") -> str:
+        """Why kubectl fails; nothing where it does not."""
+        done = self._kubectl(words, stdin)
+        return done.stderr if done.returncode else ""
+
+    def _kubectl(self, words: Sequence[str], stdin: str) -> subprocess.CompletedProcess[str]:
+        command = [str(tools.kubectl()), "--kubeconfig", str(self.kubeconfig), *words]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=180)
 
     def get(self, path: str) -> Object | None:
         """An object or a list by its path; None while it does not exist."""

@@ -15,7 +15,7 @@ from piton.cli import files
 from piton.clock import SystemClock
 from piton.contract import names
 from piton.contract.duration import parse_duration
-from piton.core import rules
+from piton.core import rules, rules_warnings
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.estimate import Estimate, estimate, price_of
@@ -58,7 +58,7 @@ def _warnings(parsed: Parsed | ParsedSweep) -> tuple[str, ...]:
     specs = (
         [model_of(Spec, run.spec, "")[0] for run in parsed.plan] if isinstance(parsed, ParsedSweep) else [parsed.spec]
     )
-    return tuple(dict.fromkeys(sentence for spec in specs if spec for sentence in rules.warnings(spec)))
+    return tuple(dict.fromkeys(sentence for spec in specs if spec for sentence in rules_warnings.warnings(spec)))
 
 
 def _tell(problems: tuple[str, ...] | list[str]) -> int:

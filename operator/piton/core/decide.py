@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from piton.core import budget, cost, flight, ledger, rules, stages
+from piton.core import budget, cost, flight, ledger, rules_warnings, stages
 from piton.core.backoff import Pace, delay_seconds, fruitless
 from piton.core.conditions import TRAINING, settled
 from piton.core.context import Context
@@ -236,7 +236,7 @@ def _warnings(context: Context) -> tuple[Announcement, ...]:
     """What the spec may not do as people expect, told before the first attempt."""
     if context.spec is None or context.status.attempt:
         return ()
-    sentences = rules.warnings(context.spec)
+    sentences = rules_warnings.warnings(context.spec)
     return tuple(Announcement(severity="Warning", reason=Reason.SPEC_WARNING, message=text) for text in sentences)
 
 

@@ -1,40 +1,49 @@
 """Rules on a spec that need more than one field, or more than a schema can say.
 
-Each is a small function that yields sentences; `RULES` lists them in the order in which people should hear them. The
-CRD carries the CEL twin of those in `CEL`, so that a good API server refuses early; these speak in any case.
+Each is a small function that yields sentences; `RULES` lists them in the order in which people should hear them. Beside
+each stands its twin in CEL with the same text (`cel.py`), so that an API server refuses at once what it can judge by
+itself. These speak in any case: what only the operator can judge is answered with `Accepted=False`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
-from piton.contract import duration, names
-from piton.core.affinity import HOSTNAME
-from piton.core.model import DNS_LABEL, Budget, EvaluateStage, SideStage, Spec, Stage, Toleration
+from piton.contract import names
+from piton.core.cel import Rule, by_path, cel, not_in_cel
+from piton.core.model import DNS_LABEL, EvaluateStage, Spec
+from piton.core.rules_amounts import AMOUNTS
+from piton.core.rules_env import ENVIRONMENT
+from piton.core.stages import side_stages
 
-Rule = Callable[[Spec], Iterator[str]]
-
-RESERVED_ENV = re.compile(
-    r"^(PITON_|PET_|KUBEFLOW_TRAINER_|TORCHELASTIC_)|^(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
-)
-DISRUPTED = "karpenter.sh/disrupted"
-"""The taint of a machine that Karpenter takes away."""
+RUN_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 LOSS = "loss"
 """By its name the loss of one batch, as every training script reports it."""
-NO_PRICE = (
-    "spec.capacity.maxPricePerHour: missing; limits.budget counts with it where nobody knows what a node costs; "
-    'write the most that you pay for a node per hour, such as "12.50"'
+UNTYPED = "checkpoint.every is a mapping or the word auto, which a structural schema cannot say"
+
+# --- the name ---------------------------------------------------------------------------------------------------------
+
+LONG_NAME = (
+    "metadata.name: '{name}' is too long, since its pods add up to 17 characters to it; "
+    f"write at most {names.MAX_RUN_NAME}"
 )
-SECRET_ENV = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
+NO_LABEL = "metadata.name: '{name}' is no DNS label; write lower-case letters, digits and dashes, a letter first"
+_SHORT = f"size(self.metadata.name) <= {names.MAX_RUN_NAME}"
+_LABEL = f"self.metadata.name.matches('{RUN_NAME.pattern}')"
+
+
+@cel("", _SHORT, LONG_NAME, name="self.metadata.name", on_creation=True)
+@cel("", f"!({_SHORT}) || {_LABEL}", NO_LABEL, name="self.metadata.name", on_creation=True)
+def good_name(name: str) -> Iterator[str]:
+    """The run's name has to fit into the names of its pods."""
+    if len(name) > names.MAX_RUN_NAME:
+        yield LONG_NAME.format(name=name)
+    elif not RUN_NAME.fullmatch(name):
+        yield NO_LABEL.format(name=name)
 
 
 def check_name(name: str) -> list[str]:
-    """The run's name has to fit into the names of its pods."""
-    if len(name) > names.MAX_RUN_NAME:
-        size = f"{name!r} has {len(name)} characters, and its pods add up to 17 to it"
-        return [f"metadata.name: {size}; write at most {names.MAX_RUN_NAME}"]
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        return [f"metadata.name: {name!r} is no DNS label; write lower-case letters, digits and dashes, a letter first"]
-    return []
+    """Every sentence that the rules have to say about this name of a run."""
+    return list(good_name(name))
 
 
 def check(spec: Spec) -> list[str]:
@@ -42,35 +51,69 @@ def check(spec: Spec) -> list[str]:
     return [sentence for rule in RULES for sentence in rule(spec)]
 
 
+# --- program and volume -----------------------------------------------------------------------------------------------
+
+ONE_PROGRAM = "spec.trainer: exactly one of recipe and command is needed, {found} given; name a recipe such as charlm"
+NO_CONFIG = "spec.trainer.config: only a recipe has a config; pass your program its settings in spec.trainer.command"
+_COMMAND = "size(self.?command.orValue([])) > 0"
+
+
+@cel(
+    "spec.trainer",
+    f"has(self.recipe) != ({_COMMAND})",
+    ONE_PROGRAM,
+    found="(has(self.recipe) ? 'both are' : 'neither is')",
+)
+@cel("spec.trainer", f"!({_COMMAND}) || !has(self.config) || size(dyn(self.config)) == 0", NO_CONFIG)
 def one_program(spec: Spec) -> Iterator[str]:
     """A recipe or a command, not both and not neither."""
     trainer = spec.trainer
     if bool(trainer.recipe) == bool(trainer.command):
-        found = "both are" if trainer.recipe else "neither is"
-        yield f"spec.trainer: exactly one of recipe and command is needed, {found} given; name a recipe such as charlm"
+        yield ONE_PROGRAM.format(found="both are" if trainer.recipe else "neither is")
     if trainer.config and trainer.command:
-        yield "spec.trainer.config: only a recipe has a config; pass your program its settings in spec.trainer.command"
+        yield NO_CONFIG
 
 
+ONE_VOLUME = "spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim"
+NEW_CLAIM = "spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName"
+
+
+@cel("spec.checkpoint.volume", "has(self.claimName) != has(self.size)", ONE_VOLUME)
+@cel(
+    "spec.checkpoint.volume",
+    "!has(self.claimName) || has(self.size)"
+    " || !(has(self.storageClassName) || size(self.?accessModes.orValue([])) > 0)",
+    NEW_CLAIM,
+)
 def one_volume(spec: Spec) -> Iterator[str]:
     """A claim that exists, or the size of a new one."""
     volume = spec.checkpoint.volume
     if bool(volume.claim_name) == bool(volume.size):
-        yield "spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim"
+        yield ONE_VOLUME
     elif volume.claim_name and (volume.storage_class_name or volume.access_modes):
-        yield "spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName"
+        yield NEW_CLAIM
 
 
+SHARED_VOLUME = (
+    "spec.checkpoint.volume.accessModes: several nodes share the volume, which takes ReadWriteMany; "
+    "write [ReadWriteMany] and a storage class that offers it, such as EFS or FSx for Lustre"
+)
+
+
+@cel(
+    "spec",
+    "self.?workers.?nodes.orValue(1) <= 1 || !has(self.checkpoint.volume.size)"
+    " || (has(self.checkpoint.volume.accessModes) && 'ReadWriteMany' in self.checkpoint.volume.accessModes)",
+    SHARED_VOLUME,
+)
 def shared_volume(spec: Spec) -> Iterator[str]:
     """Several nodes can share only a volume that several nodes can mount."""
     volume = spec.checkpoint.volume
     if spec.workers.nodes > 1 and volume.size and "ReadWriteMany" not in volume.access_modes:
-        yield (
-            f"spec.checkpoint.volume.accessModes: {list(volume.access_modes)} cannot serve {spec.workers.nodes} nodes; "
-            "write [ReadWriteMany] and a storage class that offers it, such as EFS or FSx for Lustre"
-        )
+        yield SHARED_VOLUME
 
 
+@not_in_cel(UNTYPED)
 def an_interval(spec: Spec) -> Iterator[str]:
     """An interval needs a number."""
     every = spec.checkpoint.every
@@ -78,6 +121,7 @@ def an_interval(spec: Spec) -> Iterator[str]:
         yield "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto"
 
 
+@not_in_cel(UNTYPED)
 def a_steady_judge(spec: Spec) -> Iterator[str]:
     """The loss of a batch is judged at each save; patience with it needs saves that somebody can count."""
     objective = spec.objective
@@ -88,182 +132,133 @@ def a_steady_judge(spec: Spec) -> Iterator[str]:
         )
 
 
-def good_env(spec: Spec) -> Iterator[str]:
-    """Secrets by reference; Piton's own variables left alone; no variable twice."""
-    seen: set[str] = set()
-    for index, variable in enumerate(spec.trainer.env):
-        path = f"spec.trainer.env[{index}]"
-        if variable.name in seen:
-            yield f"{path}.name: {variable.name!r} is given twice; remove one"
-        seen.add(variable.name)
-        if RESERVED_ENV.search(variable.name):
-            yield f"{path}.name: {variable.name!r} is set by Piton; choose another name"
-        if (variable.value is None) == (variable.value_from is None):
-            yield f"{path}: exactly one of value and valueFrom is needed for {variable.name}"
-        if variable.value and SECRET_ENV.search(variable.name):
-            yield (
-                f"{path}.value: {variable.name} looks like a secret; put it into a Secret and write "
-                "valueFrom: {secretKeyRef: {name: …, key: …}}"
-            )
-        source = variable.value_from
-        if source and bool(source.secret_key_ref) == bool(source.config_map_key_ref):
-            yield f"{path}.valueFrom: exactly one of secretKeyRef and configMapKeyRef is needed for {variable.name}"
+# --- pods -------------------------------------------------------------------------------------------------------------
+
+GPUS = "spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
+_NO_GPU = "!('nvidia.com/gpu' in self)"
+_WORKERS = ("workers.template.resources", "set by spec.workers.gpusPerNode")
+_PREPARE = ("stages.prepare.resources", "not for this stage")
+_EVALUATE = ("stages.evaluate.resources", "set by spec.stages.evaluate.gpus")
 
 
-def good_durations(spec: Spec) -> Iterator[str]:
-    """A duration of nothing is a mistake."""
-    for path, text, fix in (
-        ("limits.deadline", spec.limits.deadline, "24h"),
-        ("limits.trainingTime", spec.limits.training_time, "24h"),
-        ("checkpoint.patience", spec.checkpoint.patience, "1h"),
-        *((f"{path}.deadline", own.deadline, "6h") for path, own in _side_stages(spec)),
-    ):
-        if text is not None and duration.parse_duration(text) <= 0:
-            yield f"spec.{path}: {text!r} is no time at all; write a duration such as {fix}"
+def _gpus(of: tuple[str, str], part: str) -> str:
+    path, why = of
+    return GPUS.format(path=path, part=part, why=why)
 
 
-def positive_budget(spec: Spec) -> Iterator[str]:
-    """A budget of nothing trains nothing."""
-    if spec.limits.budget:
-        yield from positive(spec.limits.budget)
-
-
-def positive(budget: Budget) -> Iterator[str]:
-    """The same, of any budget."""
-    if float(budget.usd) <= 0:
-        yield f'spec.limits.budget.usd: {budget.usd!r} buys nothing; write a positive amount of dollars, such as "250"'
-
-
-def a_price(spec: Spec) -> Iterator[str]:
-    """A budget counts with prices; of a node whose price nobody knows it is the highest."""
-    price = spec.capacity.max_price_per_hour
-    if price is not None and float(price) <= 0:
-        yield f'spec.capacity.maxPricePerHour: {price!r} gets no node; write what you pay for one, such as "12.50"'
-    if spec.limits.budget and price is None:
-        yield NO_PRICE
-
-
+@cel("spec.workers.template.resources.requests", _NO_GPU, _gpus(_WORKERS, "requests"))
+@cel("spec.workers.template.resources.limits", _NO_GPU, _gpus(_WORKERS, "limits"))
+@cel("spec.stages.prepare.resources.requests", _NO_GPU, _gpus(_PREPARE, "requests"))
+@cel("spec.stages.prepare.resources.limits", _NO_GPU, _gpus(_PREPARE, "limits"))
+@cel("spec.stages.evaluate.resources.requests", _NO_GPU, _gpus(_EVALUATE, "requests"))
+@cel("spec.stages.evaluate.resources.limits", _NO_GPU, _gpus(_EVALUATE, "limits"))
 def gpus_by_piton(spec: Spec) -> Iterator[str]:
     """GPUs have one field; before the training there are none."""
-    asked = [("workers.template.resources", spec.workers.template.resources, "set by spec.workers.gpusPerNode")]
-    for path, own in _side_stages(spec):
-        why = "set by spec.stages.evaluate.gpus" if isinstance(own, EvaluateStage) else "not for this stage"
-        asked.append((f"{path}.resources", own.resources, why))
-    for path, resources, why in asked:
+    asked = [(_WORKERS, spec.workers.template.resources)]
+    asked += [
+        (_EVALUATE if isinstance(own, EvaluateStage) else _PREPARE, own.resources) for _, own in side_stages(spec)
+    ]
+    for of, resources in asked:
         for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
             if "nvidia.com/gpu" in wanted:
-                yield f"spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
+                yield _gpus(of, part)
 
 
+ROOT_OR_NOT = (
+    "spec.workers.template.securityContext: runAsUser 0 is root, and runAsNonRoot forbids root; remove one of them"
+)
+
+
+@cel(
+    "spec.workers.template.securityContext",
+    "!(self.?runAsNonRoot.orValue(false) && self.?runAsUser.orValue(1) == 0)",
+    ROOT_OR_NOT,
+)
 def root_or_not(spec: Spec) -> Iterator[str]:
     """User 0 is root."""
     said = spec.workers.template.security_context
     if said.run_as_non_root and said.run_as_user == 0:
-        yield (
-            "spec.workers.template.securityContext: runAsUser 0 is root, and runAsNonRoot forbids root; "
-            "remove one of them"
-        )
+        yield ROOT_OR_NOT
 
 
+NO_PROGRAM = "spec.stages.{stage}.command: missing; only a recipe has a program for this stage"
+TWO_PROGRAMS = "spec.stages.evaluate: at most one of recipe and command is needed, both are given; remove one"
+NO_STAGE_CONFIG = (
+    "spec.stages.evaluate.config: only a recipe has a config; pass your program its settings in the command"
+)
+_EVALUATE_BY_RECIPE = "has(self.stages.evaluate.recipe) || has(self.trainer.recipe)"
+
+
+@cel(
+    "spec",
+    "!has(self.stages) || !has(self.stages.prepare) || has(self.trainer.recipe)"
+    " || size(self.stages.prepare.?command.orValue([])) > 0",
+    NO_PROGRAM.format(stage="prepare"),
+)
+@cel(
+    "spec",
+    f"!has(self.stages) || !has(self.stages.evaluate) || {_EVALUATE_BY_RECIPE}"
+    " || size(self.stages.evaluate.?command.orValue([])) > 0",
+    NO_PROGRAM.format(stage="evaluate"),
+)
+@cel("spec.stages.evaluate", f"!has(self.recipe) || !({_COMMAND})", TWO_PROGRAMS)
+@cel(
+    "spec",
+    f"!has(self.stages) || !has(self.stages.evaluate) || {_EVALUATE_BY_RECIPE}"
+    " || !has(self.stages.evaluate.config) || size(dyn(self.stages.evaluate.config)) == 0",
+    NO_STAGE_CONFIG,
+)
 def stage_programs(spec: Spec) -> Iterator[str]:
     """A stage runs the user's command, or what a recipe has for it."""
-    for path, own in _side_stages(spec):
+    for stage, own in side_stages(spec):
         recipe = own.recipe if isinstance(own, EvaluateStage) else None
         if not own.command and not (recipe or spec.trainer.recipe):
-            yield f"spec.{path}.command: missing; only a recipe has a program for this stage"
+            yield NO_PROGRAM.format(stage=stage.lower())
         if own.command and recipe:
-            yield f"spec.{path}: at most one of recipe and command is needed, both are given; remove one"
+            yield TWO_PROGRAMS
         if isinstance(own, EvaluateStage) and own.config and not (recipe or spec.trainer.recipe):
-            yield f"spec.{path}.config: only a recipe has a config; pass your program its settings in the command"
+            yield NO_STAGE_CONFIG
 
 
-def _side_stages(spec: Spec) -> list[tuple[str, SideStage]]:
-    """The stages beside the training that are wanted, each with its path."""
-    found = ((f"stages.{stage.lower()}", spec.stages.of(stage)) for stage in Stage)
-    return [(path, own) for path, own in found if own is not None]
+NO_ZONE = "spec.workers.zones: '{zone}' is no zone; write one such as us-east-1a"
 
 
+@cel("spec.workers.zones[]", f"self.matches('{DNS_LABEL}')", NO_ZONE, zone="self")
 def good_labels(spec: Spec) -> Iterator[str]:
     """Zones are label values."""
-    for index, zone in enumerate(spec.workers.zones):
+    for zone in spec.workers.zones:
         if not re.fullmatch(DNS_LABEL, zone):
-            yield f"spec.workers.zones[{index}]: {zone!r} is no zone; write one such as us-east-1a"
+            yield NO_ZONE.format(zone=zone)
 
 
+NOT_YET = "spec.{path}: this version of Piton does not act on it yet; {fix}"
+MIN_NODES = NOT_YET.format(path="workers.minNodes", fix="remove it")
+TIERS = NOT_YET.format(path="capacity.tiers", fix="name one tier")
+TIER_PATIENCE = NOT_YET.format(path="capacity.patience", fix="remove it")
+
+
+@cel("spec.workers", "!has(self.minNodes)", MIN_NODES)
+@cel("spec.capacity.tiers", "size(self) <= 1", TIERS)
+@cel("spec.capacity", "!has(self.patience)", TIER_PATIENCE)
 def not_yet(spec: Spec) -> Iterator[str]:
     """What this version does not do is refused: a limit that is silently ignored costs money."""
     capacity = spec.capacity
-    fields = {
-        "workers.minNodes": spec.workers.min_nodes is not None,
-        "capacity.tiers": len(capacity.tiers) > 1,
-        "capacity.patience": capacity.patience is not None,
-    }
-    instead = {
-        "capacity.tiers": "name one tier",
-    }
-    for path, used in fields.items():
-        if used:
-            fix = instead.get(path, "remove it")
-            yield f"spec.{path}: this version of Piton does not act on it yet; {fix}"
+    if spec.workers.min_nodes is not None:
+        yield MIN_NODES
+    if len(capacity.tiers) > 1:
+        yield TIERS
+    if capacity.patience is not None:
+        yield TIER_PATIENCE
 
 
-def warnings(spec: Spec) -> list[str]:
-    """What is allowed, and does not do everywhere what people expect: said, and nothing is refused for it."""
-    return [sentence for rule in WARNINGS for sentence in rule(spec)]
-
-
-def no_drain(spec: Spec) -> Iterator[str]:
-    """Karpenter takes pods that tolerate its own taint for parts of the node, and never drains them."""
-    for path, tolerations in _tolerations(spec):
-        for index, toleration in enumerate(tolerations):
-            if _tolerates_disrupted(toleration):
-                yield (
-                    f"spec.{path}[{index}]: also tolerates Karpenter's taint {DISRUPTED}:NoSchedule, so its pods are "
-                    "never drained and may start on a machine that is about to go; name the taints that you mean"
-                )
-
-
-def no_single_node(spec: Spec) -> Iterator[str]:
-    """Legal, and right where nodes are not made on demand; so it is not refused."""
-    for path, selector in _node_selectors(spec):
-        if HOSTNAME in selector:
-            yield (
-                f"spec.{path}: Karpenter launches no node for a pod that selects {HOSTNAME}; select an instance type, "
-                "a zone or a label of your own, unless this node is always there"
-            )
-
-
-def _tolerates_disrupted(toleration: Toleration) -> bool:
-    """As the scheduler matches the taint `karpenter.sh/disrupted:NoSchedule`, which has no value."""
-    if toleration.effect not in (None, "NoSchedule"):
-        return False
-    if not toleration.key:
-        return toleration.operator == "Exists"
-    return toleration.key == DISRUPTED and (toleration.operator == "Exists" or not toleration.value)
-
-
-def _tolerations(spec: Spec) -> list[tuple[str, tuple[Toleration, ...]]]:
-    sides = [(f"{path}.tolerations", own.tolerations) for path, own in _side_stages(spec)]
-    return [("workers.template.tolerations", spec.workers.template.tolerations), *sides]
-
-
-def _node_selectors(spec: Spec) -> list[tuple[str, Mapping[str, str]]]:
-    sides = [(f"{path}.nodeSelector", own.node_selector) for path, own in _side_stages(spec)]
-    return [("workers.template.nodeSelector", spec.workers.template.node_selector), *sides]
-
-
-WARNINGS: tuple[Rule, ...] = (no_drain, no_single_node)
-
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Spec], ...] = (
     one_program,
     one_volume,
     shared_volume,
     an_interval,
     a_steady_judge,
-    good_env,
-    good_durations,
-    positive_budget,
-    a_price,
+    *ENVIRONMENT,
+    *AMOUNTS,
     gpus_by_piton,
     root_or_not,
     stage_programs,
@@ -271,38 +266,4 @@ RULES: tuple[Rule, ...] = (
     not_yet,
 )
 
-CEL: dict[str, tuple[tuple[str, str], ...]] = {
-    "": (
-        (
-            f"size(self.metadata.name) <= {names.MAX_RUN_NAME}",
-            f"metadata.name: at most {names.MAX_RUN_NAME} characters, so that the names of the pods fit",
-        ),
-    ),
-    "spec.trainer": (
-        (
-            "(has(self.recipe) && size(self.recipe) > 0) != (has(self.command) && size(self.command) > 0)",
-            "exactly one of recipe and command is needed",
-        ),
-    ),
-    "spec.checkpoint.volume": (
-        ("has(self.claimName) != has(self.size)", "exactly one of claimName and size is needed"),
-    ),
-    "spec": (
-        (
-            (
-                "!has(self.workers) || !has(self.workers.nodes) || self.workers.nodes <= 1"
-                " || !has(self.checkpoint.volume.size) || (has(self.checkpoint.volume.accessModes)"
-                " && 'ReadWriteMany' in self.checkpoint.volume.accessModes)"
-            ),
-            "several nodes need accessModes: [ReadWriteMany]",
-        ),
-        (
-            (
-                "!has(self.limits) || !has(self.limits.budget)"
-                " || (has(self.capacity) && has(self.capacity.maxPricePerHour))"
-            ),
-            "limits.budget needs capacity.maxPricePerHour",
-        ),
-    ),
-}
-"""Path of a schema -> (CEL rule, message); `self` is the value at that path."""
+CEL = by_path((good_name, *RULES))

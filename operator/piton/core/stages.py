@@ -36,6 +36,12 @@ def wanted(stages: Stages) -> list[Stage]:
     return [stage for stage in ORDER if stage is Stage.TRAIN or stages.of(stage) is not None]
 
 
+def side_stages(spec: Spec) -> list[tuple[Stage, SideStage]]:
+    """The stages beside the training that are wanted."""
+    found = ((stage, spec.stages.of(stage)) for stage in Stage)
+    return [(stage, own) for stage, own in found if own is not None]
+
+
 def next_stage(spec: Spec, status: RunStatus) -> Stage | None:
     """The stage that the next attempt is for; None when all that is wanted is finished."""
     behind = max((ORDER.index(stage.name) for stage in status.stages), default=0)

@@ -19,7 +19,7 @@ from torchx import specs
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 
 from piton.contract import names
-from piton.core.rules import RESERVED_ENV
+from piton.core.rules_env import RESERVED_ENV
 from piton.local import survivors
 
 LOG_FILE = "output.log"

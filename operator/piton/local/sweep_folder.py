@@ -14,7 +14,7 @@ from piton.core.model import Model
 from piton.local.folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise
 from piton.ports import Clock
-from piton.sweep import decide
+from piton.sweep import rules
 from piton.sweep.expand import PlannedRun, digest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import Row, SweepStatus
@@ -68,7 +68,7 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
         raise ValueError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
     if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
         raise ValueError(
-            f"spec: {decide.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
+            f"spec: {rules.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
             "give the sweep another name"
         )
     if not saved.status.is_true(FAILED):

@@ -36,10 +36,9 @@ from piton.sweep.observed import (
     SweepObserved,
 )
 from piton.sweep.rows import counted, refreshed
+from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
 
-FIXED = "template, variants, matrix, folds, seeds, baseline, metrics and placement"
-"""What may not be changed, for people; see `expand.digest`."""
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
 
@@ -128,9 +127,7 @@ def unacceptable(context: Context) -> SweepDecision | None:
     observed = context.observed
     if observed.spec is not None and observed.status.plan in ("", digest(observed.spec)):
         return None
-    message = "; ".join(observed.problems) or (
-        f"spec: {FIXED} cannot be changed once the sweep has begun; put them back, or make a new sweep"
-    )
+    message = "; ".join(observed.problems) or CHANGED
     status = context.phase(observed.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
     news = Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=message)
     return SweepDecision(rule="unacceptable", status=status, announcements=(news,))

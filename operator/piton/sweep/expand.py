@@ -29,7 +29,7 @@ Point = tuple[tuple[str, Any], ...]
 _TEMPLATE = "template"
 """The only variant's name where the sweep names none."""
 _DIGEST_CHARACTERS = 6
-_FIXED = ("template", "variants", "matrix", "folds", "seeds", "baseline", "metrics", "placement")
+FIXED_FIELDS = ("template", "variants", "matrix", "folds", "seeds", "baseline", "metrics", "placement")
 """What may not change once runs exist: they would no longer be comparable."""
 
 
@@ -96,7 +96,7 @@ def as_duration(seconds: float) -> str:
 
 def digest(spec: SweepSpec) -> str:
     """Of what may not change. Without defaults: a newer version that has more of them finds the same digest."""
-    fixed = spec.model_dump(mode="json", by_alias=True, include=set(_FIXED), exclude_defaults=True)
+    fixed = spec.model_dump(mode="json", by_alias=True, include=set(FIXED_FIELDS), exclude_defaults=True)
     return hashlib.sha256(_canonical(fixed).encode()).hexdigest()[:16]
 
 

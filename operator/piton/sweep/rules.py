@@ -1,16 +1,20 @@
 """Rules on a sweep, and on each run that it gives. A problem of one variant names it.
 
-Those on the sweep come first: what they say would be repeated for each run. `CEL` holds what a good API server knows.
+Those on the sweep come first: what they say would be repeated for each run. The API server knows those of them that
+have a twin in CEL. It leaves to Piton what depends on the matrix or on a patch, whose values can be anything, and with
+it all rules on the runs.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from piton.contract import duration, names
 from piton.core import parse, rules
+from piton.core.cel import Cel, Rule, by_path, cel, not_in_cel
 from piton.core.model import Spec
-from piton.sweep.expand import PlannedRun, expand, size
+from piton.core.rules_amounts import ANY_DIGIT, DEADLINE, NO_MONEY, NO_PRICE, positive
+from piton.sweep.expand import FIXED_FIELDS, PlannedRun, expand, size
 from piton.sweep.model import RUNS_MAX, SweepSpec
 
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
@@ -20,34 +24,72 @@ _PROBLEMS_MAX = 30
 
 def check(sweep: str, spec: SweepSpec) -> tuple[tuple[PlannedRun, ...], list[str]]:
     """The sweep's runs, and every sentence that there is to say about it and them."""
-    problems = [sentence for rule in RULES for sentence in rule(spec)]
+    problems = [*good_name(sweep), *(sentence for rule in RULES for sentence in rule(spec))]
     if problems:
         return (), problems
     plan = expand(sweep, spec)
-    problems = [*_names(sweep, plan), *_baseline(spec, plan), *_own_program(spec, plan)]
+    problems = [*_names(plan), *_baseline(spec, plan), *_own_program(spec, plan)]
     if not problems:
         found, problems = _specs(spec, plan)
         problems = problems or [*_one_objective(found), *_priced(spec, found)]
     return plan, problems[:_PROBLEMS_MAX]
 
 
+_NAME_MAX = names.MAX_RUN_NAME - 2
+LONG_NAME = f"metadata.name: '{{name}}' is too long, since the names of its runs are longer; write at most {_NAME_MAX}"
+_SHORT = f"size(self.metadata.name) <= {_NAME_MAX}"
+_LABEL = f"self.metadata.name.matches('{rules.RUN_NAME.pattern}')"
+
+
+@cel("", _SHORT, LONG_NAME, name="self.metadata.name", on_creation=True)
+@cel("", f"!({_SHORT}) || {_LABEL}", rules.NO_LABEL, name="self.metadata.name", on_creation=True)
+@not_in_cel("how long the names of the runs are depends on the matrix")
+def good_name(name: str) -> Iterator[str]:
+    """The sweep's name has to fit into the names of its runs."""
+    if len(name) > _NAME_MAX:
+        yield LONG_NAME.format(name=name)
+    elif not rules.RUN_NAME.fullmatch(name):
+        yield rules.NO_LABEL.format(name=name)
+
+
+def _at_least_one(field: str) -> str:
+    """In CEL, how many items a list has, and 1 where it has none."""
+    return f"(size(self.?{field}.orValue([])) > 0 ? size(self.{field}) : 1)"
+
+
+TOO_MANY = (
+    f"spec: variants, matrix, folds and seeds make more than the {RUNS_MAX} runs that a sweep may have; "
+    "make several sweeps"
+)
+
+
+@cel(
+    "spec",
+    f"{_at_least_one('variants')} * self.?folds.orValue(1) * {_at_least_one('seeds')} <= {RUNS_MAX}",
+    TOO_MANY,
+)
+@not_in_cel("it multiplies by the matrix, whose values can be anything")
 def not_too_many(spec: SweepSpec) -> Iterator[str]:
     """The status remembers every run."""
     if size(spec) > RUNS_MAX:
-        yield (
-            f"spec: variants, matrix, folds and seeds make {size(spec)} runs, and a sweep has at most {RUNS_MAX}; "
-            "make several sweeps"
-        )
+        yield TOO_MANY
 
 
-def twice(spec: SweepSpec) -> Iterator[str]:
-    """A name is one variant's, and a seed one run's."""
+@not_in_cel("the list is a map by name, and the API server itself refuses a name that is there twice")
+def no_variant_twice(spec: SweepSpec) -> Iterator[str]:
+    """A name is one variant's."""
     for name in _repeated([variant.name for variant in spec.variants]):
         yield f"spec.variants: the name {name} is given twice; choose another for one of them"
+
+
+@not_in_cel("the list is a set, and the API server itself refuses a seed that is there twice")
+def no_seed_twice(spec: SweepSpec) -> Iterator[str]:
+    """A seed is one run's."""
     for seed in _repeated(spec.seeds):
         yield f"spec.seeds: {seed} is given twice; remove one"
 
 
+@not_in_cel("its values can be anything")
 def good_paths(spec: SweepSpec) -> Iterator[str]:
     """A path leads into a run's spec."""
     for path in spec.matrix:
@@ -55,6 +97,7 @@ def good_paths(spec: SweepSpec) -> Iterator[str]:
             yield f"spec.matrix: {path!r} is no path in a run's spec; write one such as trainer.config.learningRate"
 
 
+@not_in_cel("a patch can be anything")
 def removable(spec: SweepSpec) -> Iterator[str]:
     """A path that is to go leads to something; and nothing goes by null, which `kubectl apply` never sends."""
     for variant in spec.variants:
@@ -68,23 +111,54 @@ def removable(spec: SweepSpec) -> Iterator[str]:
             )
 
 
+@cel("spec.limits.deadline", ANY_DIGIT, DEADLINE, found="self")
+@cel("spec.limits.budget.usd", ANY_DIGIT, NO_MONEY, usd="self")
 def good_limits(spec: SweepSpec) -> Iterator[str]:
     """A deadline, or a budget, of nothing is a mistake."""
     deadline = spec.limits.deadline
     if deadline is not None and duration.parse_duration(deadline) <= 0:
-        yield f"spec.limits.deadline: {deadline!r} is no time at all; write a duration such as 24h"
+        yield DEADLINE.format(found=deadline)
     budget = spec.limits.budget
     if budget is not None:
-        yield from rules.positive(budget)
+        yield from positive(budget)
 
 
-RULES: tuple[Callable[[SweepSpec], Iterator[str]], ...] = (not_too_many, twice, good_paths, removable, good_limits)
+RULES: tuple[Rule[SweepSpec], ...] = (
+    not_too_many,
+    no_variant_twice,
+    no_seed_twice,
+    good_paths,
+    removable,
+    good_limits,
+)
+
+FIXED = f"{', '.join(FIXED_FIELDS[:-1])} and {FIXED_FIELDS[-1]}"
+"""What may not be changed, for people; see `expand.digest`."""
+CHANGED = f"spec: {FIXED} cannot be changed once the sweep has begun; put them back, or make a new sweep"
+_COMPARABLE = ("folds", "seeds", "baseline", "metrics", "placement")
+"""The others have parts that can be anything: that they have changed is seen by the digest in the status alone."""
+_BEGUN = "has(oldSelf.status) && has(oldSelf.status.plan)"
 
 
-def _names(sweep: str, plan: Sequence[PlannedRun]) -> Iterator[str]:
+def _same(field: str) -> str:
+    """In CEL, that it has not changed. An empty list is as good as none."""
+    now, then = f"self.spec.{field}", f"oldSelf.spec.{field}"
+    empty = f"(size(self.spec.?{field}.orValue([])) == 0 && size(oldSelf.spec.?{field}.orValue([])) == 0)"
+    same = f"(has({now}) ? has({then}) && {now} == {then} : !has({then}))"
+    return f"({same} || {empty})" if field in ("seeds", "metrics") else same
+
+
+UNCHANGED = Cel(
+    path="",
+    expression=f"!({_BEGUN}) || (" + " && ".join(_same(field) for field in _COMPARABLE) + ")",
+    message=CHANGED,
+)
+
+CEL = by_path((good_name, *RULES), UNCHANGED)
+
+
+def _names(plan: Sequence[PlannedRun]) -> Iterator[str]:
     """The names of the runs have to fit into those of their pods, and to be different."""
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", sweep):
-        yield (f"metadata.name: {sweep!r} is no DNS label; write lower-case letters, digits and dashes, a letter first")
     longest = max(plan, key=lambda run: len(run.name))
     if len(longest.name) > names.MAX_RUN_NAME:
         yield (
@@ -145,7 +219,7 @@ def _one_objective(runs: Mapping[str, Spec]) -> Iterator[str]:
 def _priced(spec: SweepSpec, runs: Mapping[str, Spec]) -> Iterator[str]:
     """A budget counts with prices; of a node whose price nobody knows it is the highest."""
     if spec.limits.budget and any(run.capacity.max_price_per_hour is None for run in runs.values()):
-        yield f"spec.template.{rules.NO_PRICE}"
+        yield f"spec.template.{NO_PRICE}"
 
 
 def _leads_somewhere(keys: Sequence[str], document: object) -> bool:
@@ -167,22 +241,3 @@ def _nulls(patch: Mapping[str, object]) -> Iterator[str]:
 
 def _repeated(values: Sequence[str | int]) -> list[str | int]:
     return [value for value, times in Counter(values).items() if times > 1]
-
-
-def _same(field: str) -> tuple[str, str]:
-    """A field that was absent stays so, and one that was there keeps its value."""
-    rule = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
-    return rule, f"{field} cannot be changed once the sweep exists; make a new one"
-
-
-CEL: dict[str, tuple[tuple[str, str], ...]] = {
-    "": (
-        (
-            f"size(self.metadata.name) <= {names.MAX_RUN_NAME - 2}",
-            f"metadata.name: at most {names.MAX_RUN_NAME - 2} characters, so that the names of the runs fit",
-        ),
-    ),
-    "spec": (_same("folds"), _same("baseline"), _same("placement")),
-}
-"""Path of a schema -> (CEL rule, message). What the template, the variants and the matrix were is kept as a digest in
-the status: a comparison of open-ended values would be too dear for an API server, which then refuses the whole CRD."""

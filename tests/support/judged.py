@@ -1,0 +1,377 @@
+"""Specs that are refused, and specs that are not: one table for `piton validate`, for CEL and for a real API server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from support.builders import a_manifest
+from support.sweeps import a_sweep
+
+COMMAND = {"image": "i", "command": ["train"]}
+RECIPE = {"image": "i", "recipe": "charlm"}
+SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+GPU = {"nvidia.com/gpu": "1"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One manifest and what is said to it."""
+
+    id: str
+    says: tuple[str, ...] = ()
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "judged"
+    operator_only: bool = False
+    """The API server takes it, because CEL cannot say it."""
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """As a TrainingRun."""
+        return a_manifest(self.name, **self.parts)
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """As a TrainingSweep."""
+        return a_sweep(self.name, **self.parts)
+
+
+def env(*variables: dict[str, Any]) -> dict[str, Any]:
+    return {"trainer": {**RECIPE, "env": list(variables)}}
+
+
+def volume(**parts: Any) -> dict[str, Any]:
+    return {"checkpoint": {"volume": parts}}
+
+
+def template(**parts: Any) -> dict[str, Any]:
+    return {"workers": {"template": parts}}
+
+
+def stages(trainer: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return {"trainer": trainer, "stages": parts}
+
+
+def _long(name: str, most: int, why: str) -> str:
+    return f"metadata.name: '{name}' is too long, since {why}; write at most {most}"
+
+
+_NOT_YET = "this version of Piton does not act on it yet"
+_NO_TIME = "is no time at all; write a duration such as"
+_NO_GPU = "nvidia.com/gpu is"
+_TOO_FEW_MODES: tuple[dict[str, Any], ...] = ({}, {"accessModes": []}, {"accessModes": ["ReadWriteOnce"]})
+_NO_COMMAND: tuple[dict[str, Any], ...] = ({}, {"command": []})
+_KEY = {"name": "s", "key": "k"}
+
+RUNS: tuple[Judged, ...] = (
+    Judged("the least"),
+    Judged("the longest name", name="x" * 46),
+    Judged(
+        "a long name",
+        (_long("x" * 47, 46, "its pods add up to 17 characters to it"),),
+        name="x" * 47,
+    ),
+    Judged(
+        "a dotted name",
+        ("metadata.name: 'a.b' is no DNS label; write lower-case letters, digits and dashes, a letter first",),
+        name="a.b",
+    ),
+    Judged(
+        "a name that begins with a digit",
+        ("metadata.name: '1st' is no DNS label; write lower-case letters, digits and dashes, a letter first",),
+        name="1st",
+    ),
+    Judged("a command", parts={"trainer": COMMAND}),
+    Judged(
+        "no program",
+        ("spec.trainer: exactly one of recipe and command is needed, neither is given; name a recipe such as charlm",),
+        {"trainer": {"image": "i"}},
+    ),
+    Judged(
+        "an empty command",
+        ("spec.trainer: exactly one of recipe and command is needed, neither is given; name a recipe such as charlm",),
+        {"trainer": {"image": "i", "command": []}},
+    ),
+    Judged(
+        "two programs",
+        ("spec.trainer: exactly one of recipe and command is needed, both are given; name a recipe such as charlm",),
+        {"trainer": {**RECIPE, "command": ["train"]}},
+    ),
+    Judged("a recipe with an empty command", parts={"trainer": {**RECIPE, "command": []}}),
+    Judged("a recipe's config", parts={"trainer": {**RECIPE, "config": {"depth": 4}}}),
+    Judged("an empty config", parts={"trainer": {**COMMAND, "config": {}}}),
+    Judged(
+        "a command's config",
+        ("spec.trainer.config: only a recipe has a config; pass your program its settings in spec.trainer.command",),
+        {"trainer": {**COMMAND, "config": {"depth": 4}}},
+    ),
+    Judged("a claim", parts=volume(claimName="c")),
+    Judged(
+        "no volume",
+        ("spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim",),
+        volume(),
+    ),
+    Judged(
+        "two volumes",
+        ("spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim",),
+        volume(claimName="c", size="1Gi", storageClassName="s"),
+    ),
+    Judged(
+        "the class of a claim that exists",
+        ("spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName",),
+        volume(claimName="c", storageClassName="s"),
+    ),
+    Judged(
+        "the modes of a claim that exists",
+        ("spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName",),
+        volume(claimName="c", accessModes=["ReadWriteMany"]),
+    ),
+    Judged("a claim that exists with no modes", parts=volume(claimName="c", accessModes=[])),
+    Judged("a volume for several", parts={"workers": {"nodes": 2}, **volume(**SHARED)}),
+    Judged("a claim for several", parts={"workers": {"nodes": 2}, **volume(claimName="c")}),
+    *(
+        Judged(
+            f"a volume for one with modes {modes}",
+            (
+                (
+                    "spec.checkpoint.volume.accessModes: several nodes share the volume, which takes ReadWriteMany; "
+                    "write "
+                    "[ReadWriteMany] and a storage class that offers it, such as EFS or FSx for Lustre"
+                ),
+            ),
+            {"workers": {"nodes": 2}, **volume(size="1Gi", **modes)},
+        )
+        for modes in _TOO_FEW_MODES
+    ),
+    Judged(
+        "an interval of nothing",
+        ("spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto",),
+        {"checkpoint": {"volume": SHARED, "every": {}}},
+        operator_only=True,
+    ),
+    Judged(
+        "a judge that is not steady",
+        (
+            (
+                "spec.objective.patience: loss is judged whenever a save is due, and checkpoint.every: auto changes "
+                "how often that is; write checkpoint.every: {steps: 500}, or name a metric of an evaluation, such as "
+                "val_loss"
+            ),
+        ),
+        {"objective": {"metric": "loss", "patience": 5}},
+        operator_only=True,
+    ),
+    Judged(
+        "good variables",
+        parts=env(
+            {"name": "A", "value": ""},
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _KEY}},
+            {"name": "TOKENS", "value": "7"},
+            {"name": "PITONS", "valueFrom": {"configMapKeyRef": _KEY}},
+        ),
+    ),
+    Judged("a secret that is empty", parts=env({"name": "HF_TOKEN", "value": ""})),
+    *(
+        Judged(
+            f"the variable {name}",
+            (f"spec.trainer.env: '{name}' is set by Piton; choose another name",),
+            env({"name": name, "value": "0"}),
+        )
+        for name in ("RANK", "MASTER_PORT", "PITON_ATTEMPT", "PET_NNODES", "KUBEFLOW_TRAINER_X", "TORCHELASTIC_X")
+    ),
+    Judged(
+        "a variable without a value",
+        ("spec.trainer.env: exactly one of value and valueFrom is needed for B",),
+        env({"name": "A", "value": "1"}, {"name": "B"}),
+    ),
+    Judged(
+        "a variable with two values",
+        ("spec.trainer.env: exactly one of value and valueFrom is needed for A",),
+        env({"name": "A", "value": "1", "valueFrom": {"secretKeyRef": _KEY}}),
+    ),
+    *(
+        Judged(
+            f"the secret {name}",
+            (
+                (
+                    f"spec.trainer.env: {name} looks like a secret; put it into a Secret and write "
+                    "valueFrom: {secretKeyRef: {name: …, key: …}}"
+                ),
+            ),
+            env({"name": name, "value": "x"}),
+        )
+        for name in ("HF_TOKEN", "wandb_api_key", "MY_PASSWORD", "AWS_SECRET_ACCESS_KEY", "S3_ACCESS_KEY_ID")
+    ),
+    Judged(
+        "a reference to nothing",
+        ("spec.trainer.env: exactly one of secretKeyRef and configMapKeyRef is needed in valueFrom of A",),
+        env({"name": "A", "valueFrom": {}}),
+    ),
+    Judged(
+        "a reference to two things",
+        ("spec.trainer.env: exactly one of secretKeyRef and configMapKeyRef is needed in valueFrom of A",),
+        env({"name": "A", "valueFrom": {"secretKeyRef": _KEY, "configMapKeyRef": _KEY}}),
+    ),
+    Judged(
+        "two bad variables",
+        (
+            "spec.trainer.env: 'RANK' is set by Piton; choose another name",
+            "spec.trainer.env: exactly one of value and valueFrom is needed for B",
+        ),
+        env({"name": "RANK", "value": "0"}, {"name": "B"}),
+    ),
+    Judged("good durations", parts={"limits": {"deadline": "0h1m", "trainingTime": "31h"}}),
+    *(
+        Judged(f"no {path}", (f"spec.limits.{path}: '0h0m' {_NO_TIME} 24h",), {"limits": {path: "0h0m"}})
+        for path in ("deadline", "trainingTime")
+    ),
+    Judged(
+        "no patience",
+        (f"spec.checkpoint.patience: '0m' {_NO_TIME} 1h",),
+        {"checkpoint": {"volume": SHARED, "patience": "0m"}},
+    ),
+    *(
+        Judged(
+            f"no time to {stage}",
+            (f"spec.stages.{stage}.deadline: '0s' {_NO_TIME} 6h",),
+            stages(RECIPE, **{stage: {"deadline": "0s"}}),
+        )
+        for stage in ("prepare", "evaluate")
+    ),
+    Judged("a budget", parts={"limits": {"budget": {"usd": "0.01"}}, "capacity": {"maxPricePerHour": "0.5"}}),
+    Judged(
+        "no money",
+        ("spec.limits.budget.usd: '0.00' buys nothing; write a positive amount of dollars, such as \"250\"",),
+        {"limits": {"budget": {"usd": "0.00"}}, "capacity": {"maxPricePerHour": "1"}},
+    ),
+    Judged(
+        "a free node",
+        ("spec.capacity.maxPricePerHour: '0' gets no node; write what you pay for one, such as \"12.50\"",),
+        {"capacity": {"maxPricePerHour": "0"}},
+    ),
+    *(
+        Judged(
+            f"a budget without a price {capacity}",
+            (
+                (
+                    "spec.capacity.maxPricePerHour: missing; limits.budget counts with it where nobody knows what a "
+                    "node "
+                    'costs; write the most that you pay for a node per hour, such as "12.50"'
+                ),
+            ),
+            {"limits": {"budget": {"usd": "250"}}, **capacity},
+        )
+        for capacity in ({}, {"capacity": {"tiers": ["Spot"]}})
+    ),
+    Judged("resources", parts=template(resources={"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}})),
+    *(
+        Judged(
+            f"GPUs in the {part} of the workers",
+            (f"spec.workers.template.resources.{part}: {_NO_GPU} set by spec.workers.gpusPerNode; remove it",),
+            template(resources={part: GPU}),
+        )
+        for part in ("requests", "limits")
+    ),
+    *(
+        Judged(
+            f"GPUs in the {part} of {stage}",
+            (f"spec.stages.{stage}.resources.{part}: {_NO_GPU} {why}; remove it",),
+            stages(RECIPE, **{stage: {"resources": {part: GPU}}}),
+        )
+        for part in ("requests", "limits")
+        for stage, why in (("prepare", "not for this stage"), ("evaluate", "set by spec.stages.evaluate.gpus"))
+    ),
+    Judged("not root", parts=template(securityContext={"runAsNonRoot": True, "runAsUser": 1000})),
+    Judged("root", parts=template(securityContext={"runAsNonRoot": False, "runAsUser": 0})),
+    Judged(
+        "root and not root",
+        (
+            (
+                "spec.workers.template.securityContext: runAsUser 0 is root, and runAsNonRoot forbids root; "
+                "remove one of them"
+            ),
+        ),
+        template(securityContext={"runAsNonRoot": True, "runAsUser": 0}),
+    ),
+    Judged("stages of a recipe", parts=stages(RECIPE, prepare={}, evaluate={"config": {"k": 1}})),
+    Judged("stages of a command", parts=stages(COMMAND, prepare={"command": ["a"]}, evaluate={"command": ["b"]})),
+    Judged("an evaluation by a recipe", parts=stages(COMMAND, evaluate={"recipe": "charlm", "config": {"k": 1}})),
+    Judged("an evaluation with an empty config", parts=stages(COMMAND, evaluate={"command": ["b"], "config": {}})),
+    *(
+        Judged(
+            f"{stage} {own} without a program",
+            (f"spec.stages.{stage}.command: missing; only a recipe has a program for this stage",),
+            stages(COMMAND, **{stage: own}),
+        )
+        for stage in ("prepare", "evaluate")
+        for own in _NO_COMMAND
+    ),
+    Judged(
+        "an evaluation by two programs",
+        ("spec.stages.evaluate: at most one of recipe and command is needed, both are given; remove one",),
+        stages(COMMAND, evaluate={"recipe": "charlm", "command": ["b"]}),
+    ),
+    Judged(
+        "the config of a command's evaluation",
+        ("spec.stages.evaluate.config: only a recipe has a config; pass your program its settings in the command",),
+        stages(COMMAND, evaluate={"command": ["b"], "config": {"k": 1}}),
+    ),
+    Judged("zones", parts={"workers": {"zones": ["us-east-1a", "us-east-1b"]}}),
+    Judged(
+        "a zone that is none",
+        ("spec.workers.zones: 'us.east' is no zone; write one such as us-east-1a",),
+        {"workers": {"zones": ["us-east-1a", "us.east"]}},
+    ),
+    Judged("minNodes", (f"spec.workers.minNodes: {_NOT_YET}; remove it",), {"workers": {"minNodes": 1}}),
+    Judged("one tier", parts={"capacity": {"tiers": ["Spot"]}}),
+    Judged(
+        "two tiers",
+        (f"spec.capacity.tiers: {_NOT_YET}; name one tier",),
+        {"capacity": {"tiers": ["Spot", "OnDemand"]}},
+    ),
+    Judged("patience", (f"spec.capacity.patience: {_NOT_YET}; remove it",), {"capacity": {"patience": "1h"}}),
+)
+
+_TOO_MANY = (
+    "spec: variants, matrix, folds and seeds make more than the 200 runs that a sweep may have; make several sweeps"
+)
+_SEEDS = list(range(10))
+
+SWEEPS: tuple[Judged, ...] = (
+    Judged("the least"),
+    Judged("the longest name", name="x" * 44, parts={"variants": []}, operator_only=True, says=(
+        (f"metadata.name: the run '{'x' * 44}-template' would have 53 characters, and its pods add up to 17 to it; "
+        "shorten the names of the sweep and of template to 46 together"),
+    )),
+    Judged(
+        "a long name",
+        (_long('x' * 45, 44, 'the names of its runs are longer'),),
+        name="x" * 45,
+    ),
+    Judged(
+        "a dotted name",
+        ("metadata.name: 'a.b' is no DNS label; write lower-case letters, digits and dashes, a letter first",),
+        name="a.b",
+    ),
+    Judged("as many runs as may be", parts={"variants": [], "folds": 20, "seeds": _SEEDS}),
+    Judged("too many runs", (_TOO_MANY,), {"variants": [], "folds": 21, "seeds": _SEEDS}),
+    Judged("too many variants", (_TOO_MANY,), {"variants": [{"name": "a"}, {"name": "b"}, {"name": "c"}], "folds": 67}),
+    Judged(
+        "too many by the matrix",
+        (_TOO_MANY,),
+        {"variants": [], "folds": 21, "matrix": {"trainer.config.depth": _SEEDS}},
+        operator_only=True,
+    ),
+    Judged("a deadline", parts={"limits": {"deadline": "1h"}}),
+    Judged("no time", (f"spec.limits.deadline: '0h' {_NO_TIME} 24h",), {"limits": {"deadline": "0h"}}),
+    Judged(
+        "no money",
+        ("spec.limits.budget.usd: '0' buys nothing; write a positive amount of dollars, such as \"250\"",),
+        {"limits": {"budget": {"usd": "0"}}},
+    ),
+    Judged(
+        "a path that is none",
+        ("spec.matrix: 'a..b' is no path in a run's spec; write one such as trainer.config.learningRate",),
+        {"matrix": {"a..b": [1]}},
+        operator_only=True,
+    ),
+)  # fmt: skip
