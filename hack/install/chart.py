@@ -1,6 +1,5 @@
-"""The chart, installed by helm as anybody would; on a Kubernetes before 1.25 with the two flags that it needs."""
+"""The chart, installed by helm as anybody would."""
 
-import json
 from pathlib import Path
 
 from hack.cluster.shell import run
@@ -10,8 +9,6 @@ CHART = Path(__file__).parents[2] / "charts" / "piton"
 RELEASE = "piton"
 NAMESPACE = "piton-system"
 DEPLOYMENT = "piton-operator"
-_CEL_SINCE = 25
-"""Minor version of Kubernetes from which the API server knows CEL rules in CRDs; older ones refuse the word."""
 
 
 def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None) -> None:
@@ -23,7 +20,7 @@ def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None) -> N
         BoxError: helm refuses, or the operator does not come up.
     """
     command: list[str | Path] = [tools.helm(), "upgrade", "--install", RELEASE, CHART, "--kubeconfig", kubeconfig]
-    command += ["--namespace", NAMESPACE, "--create-namespace", *_for_old_servers(kubeconfig)]
+    command += ["--namespace", NAMESPACE, "--create-namespace"]
     for key, value in (annotations or {}).items():
         command += ["--set-string", f"operator.podAnnotations.{key.replace('.', chr(92) + '.')}={value}"]
     run(command)
@@ -36,9 +33,3 @@ def remove(kubeconfig: Path) -> None:
     run(
         [tools.helm(), "uninstall", RELEASE, "--kubeconfig", kubeconfig, "--namespace", NAMESPACE, "--ignore-not-found"]
     )
-
-
-def _for_old_servers(kubeconfig: Path) -> list[str]:
-    versions = json.loads(run([tools.kubectl(), "--kubeconfig", kubeconfig, "version", "--output=json"]))
-    minor = int(versions["serverVersion"]["minor"].rstrip("+"))
-    return [] if minor >= _CEL_SINCE else ["--disable-openapi-validation", "--server-side=false"]
