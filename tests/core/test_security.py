@@ -1,8 +1,10 @@
 """As whom the pods run, and with which rights: what Pod Security asks for, and what an image of somebody else needs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from piton.core.model import Stage
 from piton.core.pytorchjob import pytorchjob
@@ -10,6 +12,7 @@ from piton.core.render import ProgressServer
 from support.builders import a_spec, meta, problems_of
 from support.pod_security import violations
 
+ROOT = Path(__file__).parents[2]
 RECIPE = {"image": "trainer:1", "recipe": "charlm"}
 COMMAND = {"image": "mine:1", "command": ["python", "train.py"]}
 TWO_NODES = {"nodes": 2, "gpusPerNode": 8}
@@ -137,3 +140,18 @@ def test_capabilities_can_only_be_dropped() -> None:
 
     (problem,) = problems_of(workers={"template": said})
     assert "spec.workers.template.securityContext.capabilities.add: unknown field" in problem
+
+
+def test_a_worker_with_kubeflows_init_container_is_let_into_a_restricted_namespace() -> None:
+    """By the template that docs/pod-security.md names; the default of Kubeflow's is refused."""
+    document = yaml.safe_load((ROOT / "manifests" / "kubeflow-init-container.yaml").read_text())
+    values = {"InitContainerImage": "alpine:3.10", "MaxTries": "100", "MasterAddr": "ragcun-1-master-0"}
+    text = document["data"]["initContainer.yaml"]
+    for name, value in values.items():
+        text = text.replace(f"{{{{.{name}}}}}", value)
+    assert "{{" not in text
+    containers = yaml.safe_load(text)
+
+    for pod in pods(RECIPE):
+        assert violations({**pod, "initContainers": containers}) == []
+        assert violations({**pod, "initContainers": [{"name": "init-pytorch", "image": "alpine:3.10"}]}) != []
