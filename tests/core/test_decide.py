@@ -89,6 +89,32 @@ def test_replicas_on_a_machine_that_is_gone_are_removed_and_not_waited_for() -> 
     assert only_lost.status.current.state is AttemptState.ENDED
 
 
+def test_a_replica_that_never_started_is_given_one_second_and_its_peers_their_grace() -> None:
+    stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.PREEMPTED, reason=Reason.DISRUPTED))
+    waits = a_replica(ReplicaState.WAITING, name="b", never_started=True)
+    decision = decide(an_observed(an_attempt(a_replica(), waits), status=stopping), now=NOW)
+
+    assert decision.effects == (
+        StopAttempt(number=1, reason=Reason.DISRUPTED),
+        RemoveReplica(number=1, name="b", uid="uid-of-b", grace_seconds=1, reason=Reason.NEVER_STARTED),
+    )
+
+
+@pytest.mark.parametrize(("grace_seconds", "effects"), [(100, ["RemoveReplica"]), (1, []), (0, [])])
+def test_what_is_on_its_way_out_quickly_enough_is_not_deleted_again(grace_seconds: int, effects: list[str]) -> None:
+    stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.SUSPENDED))
+    leaves = a_replica(ReplicaState.WAITING, never_started=True, deleting=True, grace_seconds=grace_seconds)
+
+    assert kinds(an_observed(an_attempt(leaves, deleting=True), status=stopping)) == effects
+    assert kinds(an_observed(an_attempt(leaves, deleting=True), run=meta(deleting=True))) == effects
+
+
+def test_a_replica_that_never_started_is_left_alone_while_its_attempt_is_wanted() -> None:
+    waits = a_replica(ReplicaState.WAITING, never_started=True)
+
+    assert kinds(an_observed(an_attempt(waits), status=a_status(a_record(state=AttemptState.STARTING)))) == []
+
+
 def test_a_crash_waits_for_word_of_its_peers() -> None:
     """Peers of a dead node fail at once; that the node is dead is known 40 s later."""
     seen = a_failed_attempt(failed(1, name="a"), a_replica(name="b"))

@@ -141,7 +141,8 @@ def test_a_zonal_volume_stays_in_the_zone_of_its_first_node(namespace: str) -> N
 
     assert ended(namespace, "again")["exitCode"] == 0
     wait_for(
-        lambda: "volume node affinity conflict" in json.dumps(status(namespace, "elsewhere")), "the scheduler to refuse"
+        lambda: "PersistentVolume's node affinity" in json.dumps(status(namespace, "elsewhere")),
+        "the scheduler to refuse",
     )
 
 

@@ -55,14 +55,14 @@ STORIES = {
     "preempted": Story(
         script={1: Disrupted(), 2: Vanishes()},
         chapters=(_succeed,),
-        writes=30,
+        writes=33,
         creates={"persistentvolumeclaims": 1, "pytorchjobs": 3},
         verdicts=[Verdict.PREEMPTED, Verdict.PREEMPTED, Verdict.FINISHED],
     ),
     "suspended": Story(
         script={1: Runs(), 2: Runs()},
         chapters=(_train_and_suspend, _resume, _train_and_delete, _go),
-        writes=20,
+        writes=22,
         creates={"persistentvolumeclaims": 1, "pytorchjobs": 2},
     ),
 }

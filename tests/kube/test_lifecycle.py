@@ -13,7 +13,7 @@ from piton.core.reasons import Reason
 from piton.core.status import ConditionStatus, Phase, Verdict
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
-from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits, a_node
+from support.cluster import CRASHES, Disrupted, Ends, Initializes, Runs, Vanishes, Waits, a_node
 from support.pilot import Pilot, a_pilot
 
 FINALIZER = names.FINALIZER
@@ -360,6 +360,20 @@ async def test_a_suspended_run_saves_stops_and_goes_on_when_resumed(pilot: Pilot
     await pilot.cluster.apply(a_manifest(suspend=False))
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert (status.attempt, status.preemptions, status.failures) == (2, 0, 0)
+
+
+async def test_a_worker_that_is_still_in_its_init_container_stops_in_seconds(pilot: Pilot) -> None:
+    """Its shell ignores SIGTERM, and nothing of it is worth the 100 seconds that a trainer has to save."""
+    pilot.cluster.script[1] = Initializes()
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 2}))
+    await pilot.until(lambda: "init-pytorch" in str(pilot.server.all(PODS)))
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 2}, suspend=True))
+    began = pilot.clock.now()
+    status = await pilot.until_phase(Phase.SUSPENDED)
+
+    assert (pilot.clock.now() - began).total_seconds() <= 15
+    assert status.attempts[0].verdict is Verdict.STOPPED
+    assert pilot.count("DELETE") == {"pytorchjobs": 1, "pods": 2}
 
 
 async def test_a_run_that_is_born_suspended_creates_nothing(pilot: Pilot) -> None:

@@ -126,6 +126,43 @@ def test_a_container_that_is_being_created_may_still_start() -> None:
     assert (seen.cannot_start, seen.waiting) == (False, "ContainerCreating")
 
 
+STARTED = [
+    ("a trainer that runs", _container(running={})),
+    ("a trainer that has ended", _container(terminated={"exitCode": 1})),
+    (
+        "a trainer that is started again",
+        [{**_container(waiting={})[0], "lastState": {"terminated": {"exitCode": 1}}, "restartCount": 1}],
+    ),
+]
+NOT_STARTED = [
+    ("nothing is known of it yet", []),
+    ("its image is pulled", _container(waiting={"reason": "ContainerCreating"})),
+    ("an init container runs", _container(waiting={"reason": "PodInitializing"})),
+]
+
+
+@pytest.mark.parametrize("statuses", [case[1] for case in STARTED], ids=[case[0] for case in STARTED])
+def test_a_trainer_has_started(statuses: list[dict[str, Any]]) -> None:
+    """Also where the pod is still called Pending, because a sidecar beside it has not started."""
+    assert not _seen(_pod(phase="Pending", containerStatuses=statuses)).never_started
+    assert not _seen(_pod(phase="Running", containerStatuses=statuses)).never_started
+
+
+@pytest.mark.parametrize("statuses", [case[1] for case in NOT_STARTED], ids=[case[0] for case in NOT_STARTED])
+def test_a_trainer_never_started(statuses: list[dict[str, Any]]) -> None:
+    assert _seen(_pod(phase="Pending", containerStatuses=statuses)).never_started
+
+
+def test_nobody_knows_what_has_started_on_a_node_that_does_not_answer() -> None:
+    silent = a_node("node-1", ready="Unknown", since="2026-11-21T11:59:59Z")
+    assert not _seen(_pod(phase="Pending"), silent).never_started
+
+
+def test_how_long_a_deleted_pod_may_stay_is_read() -> None:
+    leaving = {"deletionTimestamp": "2026-11-21T12:01:00Z", "deletionGracePeriodSeconds": 60}
+    assert (_seen(_pod(meta=leaving)).grace_seconds, _seen(_pod()).grace_seconds) == (60, None)
+
+
 # --- nodes ------------------------------------------------------------------------------------------------------------
 
 

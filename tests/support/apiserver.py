@@ -142,7 +142,7 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         lingers = kind == PODS and bool(spec.get("nodeName")) and seconds > 0
         if not lingers and not meta.get("finalizers"):
             await self.remove(kind, name, namespace)
-        elif not meta.get("deletionTimestamp"):
+        elif not meta.get("deletionTimestamp") or seconds < meta["deletionGracePeriodSeconds"]:
             grace = seconds if lingers else 0
             meta["deletionTimestamp"] = _text(self.now() + timedelta(seconds=grace))
             meta["deletionGracePeriodSeconds"] = grace

@@ -45,6 +45,11 @@ class Waits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Initializes:
+    """The pods stay in an init container, which ignores SIGTERM: only the end of their grace period stops them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ends:
     """The master ends by itself, with these last words."""
 
@@ -71,7 +76,7 @@ class Vanishes:
     """The master's node is gone without a word."""
 
 
-Fate = Runs | Waits | Ends | Disrupted | Vanishes
+Fate = Runs | Waits | Initializes | Ends | Disrupted | Vanishes
 CRASHES = Ends(outcome=Outcome.FAILED, exit_code=1)
 
 
@@ -180,7 +185,7 @@ class Cluster:
         if meta.get("deletionTimestamp"):
             if phase == "Running":
                 await self._end(pod, Ends(outcome=Outcome.STOPPED, step=self._trained(pod)))
-            else:
+            elif not isinstance(self._fate(pod), Initializes) or meta["deletionTimestamp"] <= self._time():
                 await self.server.remove(PODS, meta["name"], meta["namespace"])
         elif phase == "Pending":
             await self._begin(pod)
@@ -191,6 +196,11 @@ class Cluster:
         fate = self._fate(pod)
         if isinstance(fate, Waits):
             waiting = {"waiting": {"reason": fate.reason, "message": fate.message}}
+            pod["status"] |= {"containerStatuses": [{"name": names.CONTAINER, "state": waiting}]}
+        elif isinstance(fate, Initializes):
+            running = {"running": {"startedAt": self._time()}}
+            waiting = {"waiting": {"reason": "PodInitializing"}}
+            pod["status"] |= {"initContainerStatuses": [{"name": "init-pytorch", "state": running}]}
             pod["status"] |= {"containerStatuses": [{"name": names.CONTAINER, "state": waiting}]}
         else:
             running = {"running": {"startedAt": self._time()}}
@@ -206,7 +216,7 @@ class Cluster:
                 await self.disrupt(pod["metadata"]["name"], fate.reason, pod["metadata"]["namespace"])
             case Vanishes():
                 await self.server.remove(NODES, pod["spec"]["nodeName"], None)
-            case Runs() | Waits():
+            case Runs() | Waits() | Initializes():
                 pass
 
     async def _end(self, pod: Body, fate: Ends) -> None:

@@ -7,6 +7,8 @@ from piton.core.status import AttemptStatus, Verdict
 
 GRACE_SECONDS = 100
 """A spot machine goes 120 s after its notice; this leaves time for the notice to travel."""
+UNSTARTED_GRACE_SECONDS = 1
+"""For a replica whose trainer never began. Not 0: its kubelet still has to stop an image pull or an init container."""
 
 
 @dataclass(frozen=True, kw_only=True)

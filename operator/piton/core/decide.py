@@ -21,13 +21,13 @@ from piton.core.effects import (
     Effect,
     HoldRun,
     ReleaseRun,
-    RemoveReplica,
     StopAttempt,
 )
 from piton.core.model import Stage
 from piton.core.observed import Observed
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.core.stopping import stop_effects
 
 Rule = Callable[[Context], Decision | None]
 
@@ -262,13 +262,7 @@ def _stop_all(context: Context, reason: Reason) -> tuple[Effect, ...]:
 def _stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
     seen = context.observed.attempt(number)
     assert seen is not None
-    effects: list[Effect] = [] if seen.deleting else [StopAttempt(number=number, reason=reason)]
-    effects += [
-        RemoveReplica(number=number, name=r.name, uid=r.uid, reason=Reason.NODE_GONE)
-        for r in seen.replicas
-        if r.node_gone
-    ]
-    return tuple(effects)
+    return stop_effects(seen, reason)
 
 
 RULES: tuple[Rule, ...] = (

@@ -56,11 +56,13 @@ class StopAttempt:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveReplica:
-    """Force-delete a replica whose machine is gone; nobody else will. Already gone is success."""
+    """Delete a replica without the grace period of its pod. Already gone is success."""
 
     number: int
     name: str
     uid: str
+    grace_seconds: int = 0
+    """0 takes the object away without asking the machine, which is right only when the machine is gone."""
     reason: Reason
 
 

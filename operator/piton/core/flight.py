@@ -11,11 +11,12 @@ from piton.core import budget, cost, ledger, stages
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.conditions import TRAINING
 from piton.core.context import Context
-from piton.core.effects import Announcement, CreateVolume, Decision, Effect, RemoveReplica, StartAttempt, StopAttempt
+from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
 from piton.core.model import Stage
 from piton.core.observed import AttemptSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.core.stopping import stop_effects
 from piton.core.verdict import Evidence, Judgement, judge
 
 
@@ -83,19 +84,12 @@ def vanish(context: Context) -> Decision | None:
 
 
 def stop(context: Context) -> Decision | None:
-    """The verdict is written: now the rest of the attempt may go. Survivors get their grace period to save."""
+    """The verdict is written: now the rest of the attempt may go. Those that train get their grace period to save."""
     record, seen = context.flying, context.seen
     if record is None or seen is None or record.state is not AttemptState.STOPPING:
         return None
-    effects: list[Effect] = []
-    if not seen.deleting:
-        effects.append(StopAttempt(number=record.number, reason=record.reason or Reason.DELETED))
-    effects.extend(
-        RemoveReplica(number=record.number, name=r.name, uid=r.uid, reason=Reason.NODE_GONE)
-        for r in seen.replicas
-        if r.node_gone
-    )
-    return Decision(rule="stop", effects=tuple(effects), status=_heard(context))
+    effects = stop_effects(seen, record.reason or Reason.DELETED)
+    return Decision(rule="stop", effects=effects, status=_heard(context))
 
 
 def judged(context: Context) -> Decision | None:

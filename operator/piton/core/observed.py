@@ -45,6 +45,10 @@ class ReplicaSeen:
     out_of_memory: bool = False
     deleting: bool = False
     """Being deleted, by whomever."""
+    grace_seconds: int | None = None
+    """Of its deletion, if it is being deleted."""
+    never_started: bool = False
+    """The trainer has not begun: it waits for a machine, a volume, an image or an init container."""
     disruption: str | None = None
     """Why it was taken, in the cluster's word: a DisruptionTarget reason, Evicted, NodeShutdown."""
     waiting: str | None = None

@@ -92,6 +92,8 @@ class Reason(StrEnum):
     """The run is being deleted."""
     NOT_WANTED = "NotWanted"
     """The spec does not have the stage any more that the attempt is for."""
+    NEVER_STARTED = "NeverStarted"
+    """The replica's trainer never began, so its pod needs no time to save."""
     FENCED = "Fenced"
     """A newer attempt has taken over."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"

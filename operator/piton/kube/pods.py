@@ -90,6 +90,10 @@ class NodeView:
         cordoned = bool((self.node.get("spec") or {}).get("unschedulable"))
         return cordoned or reclaim_notice(self.node) is not None
 
+    def answers(self) -> bool:
+        """Whether the kubelet reports, so that what the pod's status says is what is."""
+        return self.node is not None and condition(self.node, "Ready").get("status") == "True"
+
     def _taints(self) -> list[dict[str, Any]]:
         return _taints(self.node) if self.node else []
 
@@ -112,6 +116,8 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         termination=_termination(ended),
         out_of_memory=ended.get("reason") == "OOMKilled",
         deleting=bool(meta.get("deletionTimestamp")),
+        grace_seconds=meta.get("deletionGracePeriodSeconds"),
+        never_started=not _has_started(status, container) and (view is None or view.answers()),
         disruption=disruption_of(pod),
         waiting=waiting,
         cannot_start=cannot_start,
@@ -196,6 +202,13 @@ def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
     if phase == "Succeeded":
         return ReplicaState.SUCCEEDED
     return ReplicaState.RUNNING if phase in ("Running", "Unknown") else ReplicaState.WAITING
+
+
+def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
+    """Whether the trainer has ever run. The phase alone does not say: it is Pending until the last sidecar runs."""
+    state = container.get("state") or {}
+    again = bool(container.get("lastState") or container.get("restartCount"))
+    return status.get("phase") != "Pending" or again or "running" in state or "terminated" in state
 
 
 def _termination(ended: Mapping[str, Any]) -> Termination | None:

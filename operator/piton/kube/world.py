@@ -105,7 +105,7 @@ class KubeWorld:
             case StopAttempt():
                 await self._stop(effect.number)
             case RemoveReplica():
-                await self._delete(PODS, effect.name, effect.uid, grace_seconds=0)
+                await self._delete(PODS, effect.name, effect.uid, grace_seconds=effect.grace_seconds)
             case _:
                 assert_never(effect)
 
