@@ -84,6 +84,9 @@ _SWEEP_COLUMNS: Columns = (
     ("Reason", "string", '.status.conditions[?(@.type=="Training")].reason', 1),
 )
 
+_SELECTABLE = (".status.phase",)
+"""For `kubectl get --field-selector`, from Kubernetes 1.31 on; an older API server leaves them out."""
+
 KINDS: tuple[Kind, ...] = (
     Kind(
         kind=names.KIND,
@@ -162,6 +165,7 @@ def _version(kind: Kind) -> dict[str, Any]:
             {"name": name, "type": type_, "jsonPath": path} | ({"priority": priority} if priority else {})
             for name, type_, path, priority in kind.columns
         ],
+        "selectableFields": [{"jsonPath": path} for path in _SELECTABLE],
         "schema": {"openAPIV3Schema": root},
     }
 

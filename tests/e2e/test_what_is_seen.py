@@ -25,6 +25,11 @@ def test_the_table_reads_well_while_it_trains(cluster: LiveCluster, training: Ne
         cells = [rows[0][a:b].strip() for a, b in zip(at, [*at[1:], None], strict=True)] if rows else []
         return dict(zip(heads.split(), cells, strict=False))
 
+    def selected(phase: str) -> list[str]:
+        wanted = f"--field-selector=status.phase={phase}"
+        names = cluster.kubectl("-n", run.namespace, "get", "trainingruns", wanted, "-o", "name")
+        return [name.rpartition("/")[2] for name in names.split()]
+
     wait_for(lambda: int((seen := row()).get("STEP") or 0) >= 40 and seen["CKPT-AGE"], "forty steps", seconds=90)
     seen = row()
     print(seen)
@@ -34,7 +39,9 @@ def test_the_table_reads_well_while_it_trains(cluster: LiveCluster, training: Ne
     assert 0 < float(seen["LOSS"]) < 2
     assert seen["CKPT-AGE"].endswith("s")
     assert seen["ETA"].endswith("s")
+    assert selected("Training") == ["run"]
     done = run.wait_for_phase("Succeeded")
+    assert selected("Training") == []
     assert (done["progress"]["progressPercentage"], done["progress"]["step"]) == (100, STEPS)
     assert f"step {STEPS}" in cluster.kubectl("-n", run.namespace, "logs", "run-1-master-0")
 
