@@ -240,6 +240,13 @@ def test_a_peer_that_was_cleaned_away_after_a_crash_is_not_missed_when_its_empty
     assert _places(status) == {}
 
 
+def test_a_pod_that_is_being_deleted_for_no_known_reason_is_missed_when_its_node_goes_with_it() -> None:
+    """Its deletion has failed the job; no peer has failed before it."""
+    status = decide(an_observed(an_attempt(_on("n1")), status=a_status(a_record())), now=NOW).status
+    status = decide(an_observed(a_failed_attempt(_on("n1", deleting=True)), status=status), now=later(2)).status
+    assert _places(status) == {"a": "n1"}
+
+
 def test_preemption_does_not_spend_the_failure_budget() -> None:
     attempts = tuple(an_ended(n) for n in range(1, 20))
     status = a_status(*attempts, preemptions=19, failures=2)

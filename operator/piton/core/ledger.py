@@ -87,8 +87,9 @@ def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
     """Whether it has ended, or the job's own controller takes it away because the job is over."""
     if replica.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED):
         return True
+    failed = seen.job is JobState.FAILED and any(other.state is ReplicaState.FAILED for other in seen.replicas)
     taken = replica.disruption or replica.node_gone or replica.node_reclaimed
-    return replica.deleting and seen.job is not JobState.ACTIVE and not taken
+    return replica.deleting and (failed or seen.job is JobState.SUCCEEDED) and not taken
 
 
 def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
