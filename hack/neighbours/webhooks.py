@@ -59,7 +59,7 @@ def establish(definitions: Iterable[api.Object]) -> None:
 
 
 def _established(path: str) -> bool:
-    conditions = api.call("GET", path).get("status", {}).get("conditions", [])
+    conditions = api.call("GET", path).get("status", {}).get("conditions") or []
     return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
