@@ -39,8 +39,8 @@ def start(*, say: programs.Say = print, only: str | None = None, init_image: str
     Raises:
         BoxError: It cannot be built or does not come up; quotes the end of its log.
     """
-    stop()
     programs.need([_FAMILY], say)
+    stop()
     webhooks.establish([definition()])
     webhooks.namespace(NAMESPACE)
     webhooks.empty_secret(_SECRET, namespace=NAMESPACE)
@@ -53,10 +53,15 @@ def start(*, say: programs.Say = print, only: str | None = None, init_image: str
     processes.wait_for("the training operator to be ready", _ready, seconds=60, of=PROCESS)
 
 
-def stop() -> None:
-    """Stop it, and take its webhook away, without which no job could be created. Its definition and its jobs stay."""
+def pause() -> None:
+    """Stop it as a crash would: its webhook is registered still, so no job can be created."""
     processes.stop(PROCESS)
-    webhooks.remove(_configuration(None))
+
+
+def stop() -> None:
+    """Stop it for good, and take its webhook away with it. Its definition and its jobs stay."""
+    pause()
+    webhooks.remove({"kind": "ValidatingWebhookConfiguration", "metadata": {"name": _CONFIGURATION}})
 
 
 def definition() -> api.Object:

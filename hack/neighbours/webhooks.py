@@ -131,11 +131,3 @@ def pointed_at(
         if keep(hook["clientConfig"]["service"]["path"])
     ]
     return {**configuration, "metadata": {"name": name}, "webhooks": webhooks}
-
-
-def trusted(configuration: api.Object) -> bool:
-    """Whether the program has put its certificate authority into all webhooks of the configuration."""
-    with contextlib.suppress(api.ApiError):
-        found = api.call("GET", path_of(configuration))
-        return all(hook["clientConfig"].get("caBundle") for hook in found["webhooks"])
-    return False
