@@ -13,8 +13,8 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd lock clean
+.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd crd-pytorchjob lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,7 +41,7 @@ format: setup  ## rewrite the code in our format
 	ruff check --fix .
 
 test: setup  ## every test that needs no root and no cluster
-	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds and not versions'
+	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds and not versions and not neighbours'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
 	CRASH_KILLS=$(or $(KILLS),200) pytest -q -n 2 --dist loadgroup -m crash --timeout 3600
@@ -61,6 +61,13 @@ e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster
 
 e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some ten minutes; root only
 	pytest -q -m seeds
+
+e2e-neighbours: setup  ## Piton beside the controllers that it meets in real clusters, in the box; root only
+	pytest -q -m neighbours --durations 25
+
+e2e-neighbours-differential: setup  ## random jobs through Kubeflow's controller and ours: JOBS=1000 SEED=0; root only
+	PITON_DIFFERENTIAL_JOBS=$(or $(JOBS),100) PITON_DIFFERENTIAL_SEED=$(or $(SEED),0) \
+		pytest -q -s -m neighbours tests/neighbours/test_kubeflow_differential.py
 
 chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without SEED twenty storms; root only
 	CHAOS_SEEDS="$(or $(SEED),$(shell seq -s ' ' 20))" pytest -q -s tests/e2e/test_chaos.py
@@ -108,6 +115,10 @@ crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd crds
 	cp crds/*.piton.dev.yaml charts/piton/files/
 	cp crds/bundled/kubeflow.org_pytorchjobs.yaml charts/piton/crds/
+
+PYTORCHJOB := kubeflow.org_pytorchjobs.yaml
+crd-pytorchjob: setup  ## take the definition of PyTorchJobs from Kubeflow's training operator, as pinned
+	python -m hack.neighbours.definition crds/bundled/$(PYTORCHJOB) charts/piton/crds/$(PYTORCHJOB)
 
 lock: setup  ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+cpu$$//' | LC_ALL=C sort -f > constraints.txt

@@ -1,6 +1,10 @@
 """The chart, installed by helm as anybody would."""
 
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hack.cluster.shell import run
 from hack.install import tools
@@ -24,8 +28,7 @@ def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None) -> N
     for key, value in (annotations or {}).items():
         command += ["--set-string", f"operator.podAnnotations.{key.replace('.', chr(92) + '.')}={value}"]
     run(command)
-    kubectl: list[str | Path] = [tools.kubectl(), "--kubeconfig", kubeconfig, "--namespace", NAMESPACE]
-    run([*kubectl, "rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s"])
+    _wait(kubeconfig)
 
 
 def remove(kubeconfig: Path) -> None:
@@ -33,3 +36,22 @@ def remove(kubeconfig: Path) -> None:
     run(
         [tools.helm(), "uninstall", RELEASE, "--kubeconfig", kubeconfig, "--namespace", NAMESPACE, "--ignore-not-found"]
     )
+
+
+@contextlib.contextmanager
+def changed(kubeconfig: Path, values: Mapping[str, Any]) -> Iterator[None]:
+    """Other values than it was installed with, while this lasts; the operator serves again before and after."""
+    options: list[str | Path] = ["--kubeconfig", kubeconfig, "--namespace", NAMESPACE]
+    sets = [word for name, value in values.items() for word in ("--set-json", f"{name}={json.dumps(value)}")]
+    run([tools.helm(), "upgrade", RELEASE, CHART, *options, "--reuse-values", *sets])
+    try:
+        _wait(kubeconfig)
+        yield
+    finally:
+        run([tools.helm(), "rollback", RELEASE, *options])
+        _wait(kubeconfig)
+
+
+def _wait(kubeconfig: Path) -> None:
+    kubectl: list[str | Path] = [tools.kubectl(), "--kubeconfig", kubeconfig, "--namespace", NAMESPACE]
+    run([*kubectl, "rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s"])

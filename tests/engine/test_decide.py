@@ -174,6 +174,13 @@ def test_never_turns_one_failed_replica_into_a_failed_job() -> None:
     assert (_numbers(decision), _numbers(decision, "Worker")) == ((1, 0, 0), (1, 0, 1))
 
 
+def test_a_failure_that_ends_the_job_is_not_hidden_by_a_restart() -> None:
+    kinds = {"Master": replicas(1, "Always"), "Worker": replicas(1, "Never")}
+    running = _running(a_job(pytorchReplicaSpecs=kinds))
+    decision = _look(running, _pod(deleting=True), _pod(WORKER, "Failed"), services=[MASTER, WORKER])
+    assert _conditions(decision) == ["Created", "not Running", "Failed"]
+
+
 def test_a_pod_fails_with_the_first_moment_of_its_grace_period() -> None:
     assert _conditions(_look(_running(), _pod(deleting=True)))[-1] == "Failed"
 
@@ -188,6 +195,17 @@ def test_a_pod_that_never_ran_may_be_deleted_and_comes_again() -> None:
 def test_exit_code_0_of_a_pod_that_was_told_to_leave_is_no_success(manifest: Body) -> None:
     name = next(iter(Job.read(manifest).replica_names()))
     assert _conditions(_look(_running(manifest), _pod(name, "Succeeded", exit_code=0, deleting=True)))[-1] == "Failed"
+
+
+def test_exit_code_0_of_a_pod_that_may_come_again_counts_as_with_kubeflow() -> None:
+    """Piton's jobs say Never. Elsewhere a replica that ends its work while it is told to leave need not come again."""
+    decision = _look(_running(a_job(policy="OnFailure")), _pod(MASTER, "Succeeded", exit_code=0, deleting=True))
+    assert _conditions(decision)[-1] == "Succeeded"
+
+
+def test_replicas_that_a_smaller_job_no_longer_wants_have_not_failed() -> None:
+    smaller = {**_running(a_job(workers=3)), "spec": a_job(workers=1)["spec"]}
+    assert _numbers(_look(smaller, _pod(), _pod(WORKER), services=[MASTER, WORKER]), "Worker") == (1, 0, 0)
 
 
 def test_a_pod_that_ran_and_is_gone_is_not_started_again() -> None:
@@ -223,7 +241,24 @@ def test_only_the_failed_pod_is_restarted() -> None:
         _running(a_job(workers=1, policy="OnFailure")), _pod(), _pod(WORKER, "Failed"), services=[MASTER, WORKER]
     )
     assert _deleted(decision) == [("Pod", WORKER)]
-    message = "PyTorchJob ragcun-1 is restarting because 1 Worker replica(s) failed."
+    assert decision.status.conditions[-1].message == "job ragcun-1 is restarting because Worker replica(s) failed."
+
+
+def test_a_pod_that_is_told_to_leave_is_a_restart_with_a_number() -> None:
+    decision = _look(_running(a_job(policy="OnFailure")), _pod(deleting=True))
+    message = "PyTorchJob ragcun-1 is restarting because 1 Master replica(s) failed."
+    assert decision.status.conditions[-1].message == message
+
+
+def test_a_pod_that_fails_while_it_leaves_is_a_restart_without_a_number() -> None:
+    decision = _look(_running(a_job(policy="OnFailure")), _pod(MASTER, "Failed", deleting=True), services=[MASTER])
+    assert decision.status.conditions[-1].message == "job ragcun-1 is restarting because Master replica(s) failed."
+    assert _deleted(decision) == []
+
+
+def test_a_failure_by_exit_code_has_kubeflows_sentence() -> None:
+    decision = _look(_running(a_job(policy="ExitCode")), _pod(MASTER, "Failed", exit_code=1))
+    message = 'job "ragcun-1" is failing because "Master" replica(s) failed.'
     assert decision.status.conditions[-1].message == message
 
 
@@ -303,7 +338,20 @@ def test_a_finished_job_is_deleted_after_its_time_to_live(phase: str, seconds: f
     assert decision.look_again_seconds == (None if deleted else 1)
 
 
+def test_a_finished_job_that_is_suspended_does_not_age() -> None:
+    policy = {"ttlSecondsAfterFinished": 60, "suspend": True}
+    manifest = {**_after(a_job(), _pod(MASTER, "Succeeded")), "spec": a_job(runPolicy=policy)["spec"]}
+    decision = _look(manifest, _pod(MASTER, "Succeeded"), now=later(3600))
+    assert (_deleted(decision), decision.look_again_seconds) == ([], None)
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_leaves_the_numbers_as_they_were_written_last() -> None:
+    manifest = _running(a_job(policy="OnFailure", runPolicy={"backoffLimit": 0}))
+    decision = _look(manifest, _pod(MASTER, "Failed", exit_code=137))
+    assert (_conditions(decision)[-1], _numbers(decision)) == ("Failed", (1, 0, 0))
 
 
 @pytest.mark.parametrize(("seconds", "failed"), [(59, False), (60, True)])
@@ -388,6 +436,7 @@ def test_a_resumed_job_says_so_before_it_begins_anew() -> None:
     decision = _look(manifest, now=later(100))
     assert _created(decision) == []
     assert decision.status.started == later(100)
+    assert decision.status.tally("Master").selector
     resumed = decision.status.conditions[-1]
     assert (resumed.type, resumed.status, resumed.reason) == ("Suspended", False, "PyTorchJobResumed")
     assert resumed.message == "PyTorchJob ragcun-1 is resumed."

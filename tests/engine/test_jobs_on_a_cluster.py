@@ -138,7 +138,7 @@ async def _clean_up(hand: Hand) -> None:
 
 REPLICAS = [("services", MASTER), ("services", WORKER), ("pods", MASTER), ("pods", WORKER)]
 LIFE: tuple[Callable[[Hand], Awaitable[None]], ...] = (_suspend, _resume, _succeed, _clean_up)
-WRITES = 22
+WRITES = 21
 """Writes of that life when nothing disturbs it; the first test keeps the number honest."""
 
 

@@ -15,7 +15,7 @@ from piton.engine.judge import judged, past_backoff_limit, seconds_to_deadline, 
 from piton.engine.pods import Pod
 from piton.engine.rules import problem
 from piton.engine.scene import Create, Decision, Delete, ObjectKind, Scene, Service
-from piton.engine.status import REASON_RESUMED, ConditionType, JobStatus, Tally, reason_of
+from piton.engine.status import REASON_RESUMED, ConditionType, JobStatus, reason_of
 
 
 def decide(job: Job, pods: Sequence[Body], services: Sequence[Body], *, now: datetime) -> Decision:
@@ -92,20 +92,19 @@ def _resumed(scene: Scene) -> Decision | None:
         return _decision(status, deletes=_deletions(scene, scene.pods))
     message = f"{KIND} {scene.job.name} is resumed."
     status = status.put(ConditionType.SUSPENDED, message, now=scene.now, status=False, reason=REASON_RESUMED)
-    return _decision(replace(status, started=scene.now, replicas={}))
+    anew = replace(scene, status=replace(status, started=scene.now, replicas={}))
+    return _decision(replace(anew.status, replicas=anew.tallies))
 
 
 def _exhausted(scene: Scene) -> Decision | None:
-    """The limits: restarts in place, and the time since the start."""
+    """The limits: restarts in place, and the time since the start. The numbers stay as they were written last."""
     scene = _begun(scene)
     if past_backoff_limit(scene):
-        return _failure(
-            scene, f"Job {scene.job.name} has failed because it has reached the specified backoff limit", scene.tallies
-        )
+        return _failure(scene, f"Job {scene.job.name} has failed because it has reached the specified backoff limit")
     left = seconds_to_deadline(scene)
     if left is not None and left <= 0:
         sentence = f"Job {scene.job.name} has failed because it was active longer than specified deadline"
-        return _failure(scene, sentence, scene.tallies)
+        return _failure(scene, sentence)
     return None
 
 
@@ -147,9 +146,9 @@ def _begun(scene: Scene) -> Scene:
     return replace(scene, status=replace(status, started=status.started or scene.now))
 
 
-def _failure(scene: Scene, message: str, replicas: dict[str, Tally] | None = None) -> Decision:
+def _failure(scene: Scene, message: str) -> Decision:
     status = _created(scene).put(ConditionType.FAILED, message, now=scene.now)
-    return _decision(replace(status, completed=scene.now, replicas=replicas or scene.status.replicas))
+    return _decision(replace(status, completed=scene.now))
 
 
 def _missing_services(scene: Scene) -> tuple[Create, ...]:
@@ -186,7 +185,7 @@ def _repeated(scene: Scene) -> tuple[Delete, ...]:
         _delete(ObjectKind.POD, pod)
         for replicas in scene.job.replicas
         for pod in pods_of.of_kind(scene.pods, replicas)
-        if pod.name in wanted and pods_of.repeats(replicas, pod)
+        if pod.name in wanted and not pod.deleting and pods_of.comes_again(replicas, pod)
     )
 
 

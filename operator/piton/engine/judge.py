@@ -18,17 +18,14 @@ def judged(scene: Scene, status: JobStatus) -> JobStatus:
         return replace(
             status.put(ConditionType.SUCCEEDED, victory, now=scene.now), completed=status.completed or scene.now
         )
-    for replicas in scene.job.replicas:
-        tally = scene.tallies[replicas.kind]
-        if not tally.failed or replicas.count <= tally.succeeded + tally.active:
-            continue
-        because = f"because {tally.failed} {replicas.kind} replica(s) failed."
-        if _ends_by_failure(scene, replicas):
-            sentence = f"{KIND} {scene.job.name} is failed {because}"
-            return replace(
-                status.put(ConditionType.FAILED, sentence, now=scene.now), completed=status.completed or scene.now
-            )
-        return status.put(ConditionType.RESTARTING, f"{KIND} {scene.job.name} is restarting {because}", now=scene.now)
+    short = [replicas for replicas in scene.job.replicas if _is_short(scene, replicas)]
+    sentence = next(filter(None, (_failure(scene, replicas) for replicas in short)), None)
+    if sentence is not None:
+        return replace(
+            status.put(ConditionType.FAILED, sentence, now=scene.now), completed=status.completed or scene.now
+        )
+    if short:
+        return status.put(ConditionType.RESTARTING, _restart(scene, short[0]), now=scene.now)
     return _with_running(scene, status)
 
 
@@ -45,9 +42,28 @@ def _victory(scene: Scene) -> str | None:
     return f"{KIND} {job.namespace}/{job.name} successfully completed." if done else None
 
 
-def _ends_by_failure(scene: Scene, replicas: Replicas) -> bool:
-    mine = pods_of.of_kind(scene.pods, replicas)
-    return replicas.restart_policy == "Never" or any(pods_of.permanent(replicas, pod) for pod in mine)
+def _is_short(scene: Scene, replicas: Replicas) -> bool:
+    """Whether replicas of that type have failed and are missing."""
+    tally = scene.tallies[replicas.kind]
+    return tally.failed > 0 and replicas.count > tally.succeeded + tally.active
+
+
+def _failure(scene: Scene, replicas: Replicas) -> str | None:
+    """Why failed replicas of that type end the job, in Kubeflow's words; None when they come again."""
+    job, kind = scene.job, replicas.kind
+    if any(pods_of.permanent(replicas, pod) for pod in pods_of.of_kind(scene.pods, replicas)):
+        return f'job "{job.name}" is failing because "{kind}" replica(s) failed.'
+    if replicas.restart_policy == "Never":
+        return f"{KIND} {job.name} is failed because {scene.tallies[kind].failed} {kind} replica(s) failed."
+    return None
+
+
+def _restart(scene: Scene, replicas: Replicas) -> str:
+    """That replicas come again, in Kubeflow's words: it counts those only that are on their way out."""
+    job, kind = scene.job, replicas.kind
+    if any(pods_of.comes_again(replicas, pod) for pod in pods_of.of_kind(scene.pods, replicas)):
+        return f"job {job.name} is restarting because {kind} replica(s) failed."
+    return f"{KIND} {job.name} is restarting because {scene.tallies[kind].failed} {kind} replica(s) failed."
 
 
 def _with_running(scene: Scene, status: JobStatus) -> JobStatus:
@@ -81,6 +97,11 @@ def seconds_to_deadline(scene: Scene) -> float | None:
 
 
 def seconds_to_live(scene: Scene) -> float | None:
-    """Seconds until the finished job is deleted; counted from the end, which every finished job has a time of."""
+    """Seconds until the finished job is deleted; counted from the end, which every finished job has a time of.
+
+    None when it may stay; a suspended one does.
+    """
     ttl, ended = scene.job.policy.ttl_seconds, scene.status.completed
-    return None if ttl is None or ended is None else ttl - scene.seconds_since(ended)
+    if ttl is None or ended is None or scene.job.policy.suspend:
+        return None
+    return ttl - scene.seconds_since(ended)

@@ -2,12 +2,12 @@
 
          Pending, Unknown  ->  in no number
          Running           ->  active;     being deleted: failed, from the first moment of its grace period
-         Succeeded         ->  succeeded;  being deleted: failed, because nobody knows what it would have done next
+         Succeeded         ->  succeeded;  being deleted: failed, if it may not be repeated (restartPolicy Never)
          Failed            ->  failed
-         gone              ->  failed, if it had begun and may not be repeated (restartPolicy Never)
+         gone              ->  failed, if it had begun and may not be repeated
 
-The last two are ours. Kubeflow takes the exit code 0 of a trainer that was told to leave for the end of the training,
-and quietly starts a single replica again in the middle of a training that goes on without it.
+What is said of Never is ours. Kubeflow takes the exit code 0 of a trainer that was told to leave for the end of the
+training, and quietly starts a single replica again in the middle of a training that goes on without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,6 @@ class Pod:
     deleting: bool
     exit_code: int
     restarts: int
-
-    @property
-    def failed(self) -> bool:
-        """Whether it counts as failed."""
-        return self.phase == "Failed" or (self.deleting and self.phase in ("Running", "Succeeded"))
 
     @property
     def unfinished(self) -> bool:
@@ -93,15 +88,22 @@ def of_kind(pods: Sequence[Pod], replicas: Replicas) -> tuple[Pod, ...]:
 def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
     """What the replicas of that type do."""
     mine = of_kind(pods, replicas)
-    failed = sum(pod.failed for pod in mine)
+    failed = [pod for pod in mine if _failed(replicas, pod)]
+    rest = [pod for pod in mine if pod not in failed]
+    gone = 0
     if replicas.restart_policy == "Never":
-        failed += max(0, job.status.tally(replicas.kind).begun - len(mine))
+        gone = max(0, min(job.status.tally(replicas.kind).begun, replicas.count) - len(mine))
     return Tally(
-        active=sum(pod.phase == "Running" and not pod.failed for pod in mine),
-        succeeded=sum(pod.phase == "Succeeded" and not pod.failed for pod in mine),
-        failed=failed,
+        active=sum(pod.phase == "Running" for pod in rest),
+        succeeded=sum(pod.phase == "Succeeded" for pod in rest),
+        failed=len(failed) + gone,
         selector=job.selector(replicas.kind),
     )
+
+
+def _failed(replicas: Replicas, pod: Pod) -> bool:
+    told_to_leave = ("Running", "Succeeded") if replicas.restart_policy == "Never" else ("Running",)
+    return pod.phase == "Failed" or (pod.deleting and pod.phase in told_to_leave)
 
 
 def permanent(replicas: Replicas, pod: Pod) -> bool:
@@ -109,7 +111,6 @@ def permanent(replicas: Replicas, pod: Pod) -> bool:
     return replicas.restart_policy == "ExitCode" and pod.phase == "Failed" and pod.exit_code < RETRYABLE_FROM
 
 
-def repeats(replicas: Replicas, pod: Pod) -> bool:
-    """Whether the pod is to be deleted so that a fresh one takes its place."""
-    again = replicas.restart_policy != "Never" and not permanent(replicas, pod)
-    return pod.phase == "Failed" and not pod.deleting and again
+def comes_again(replicas: Replicas, pod: Pod) -> bool:
+    """Whether the pod has failed and a fresh one is to take its place."""
+    return pod.phase == "Failed" and replicas.restart_policy != "Never" and not permanent(replicas, pod)

@@ -1,0 +1,62 @@
+"""Random PyTorchJobs through Kubeflow's training operator and through ours, side by side: every object compared."""
+
+import asyncio
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from hack.cluster.layout import KUBECONFIG
+from hack.neighbours import kubeflow
+from piton.kube.client import Client, load_configuration
+from support.differential_play import Life, play
+from support.differential_sides import KUBEFLOWS, Arena, clear, prepare
+
+JOBS = int(os.environ.get("PITON_DIFFERENTIAL_JOBS", "100"))
+SEED = int(os.environ.get("PITON_DIFFERENTIAL_SEED", "0"))
+AT_ONCE = int(os.environ.get("PITON_DIFFERENTIAL_AT_ONCE", "24"))
+
+
+@pytest.mark.neighbours
+@pytest.mark.timeout(3600)
+async def test_random_jobs_come_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(KUBECONFIG))
+    kubeflow.start(only=KUBEFLOWS)
+    try:
+        lives = await _all()
+    finally:
+        kubeflow.stop()
+    print(*sorted(Counter(rule for life in lives for rule in life.excused).items()), sep="\n")
+    bad = [life for life in lives if life.differences]
+    print(f"{len(lives) - len(bad)} of {len(lives)} jobs came out alike")
+    for life in bad:
+        print(life)
+    assert not bad, f"{len(bad)} of {len(lives)} jobs came out differently; the first: {bad[0]}"
+
+
+async def _all() -> list[Life]:
+    configuration = await load_configuration()
+    async with Client(configuration) as client:
+        await prepare(client)
+        arena = Arena(configuration, client)
+        running = asyncio.create_task(arena.run())
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def one(seed: int) -> Life:
+            async with at_once:
+                return await play(arena, seed)
+
+        try:
+            await asyncio.sleep(1)
+            everything = asyncio.gather(*(one(seed) for seed in range(SEED, SEED + JOBS)))
+            both: list[asyncio.Future[Any]] = [running, everything]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                everything.cancel()
+                await running
+            return await everything
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await clear(client)

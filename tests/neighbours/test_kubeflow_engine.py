@@ -1,0 +1,103 @@
+"""Piton with `engine: kubeflow`: the stories of the bundled engine that are about jobs, and what only they show."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.test_orders import (
+    test_deleted_while_it_trains_it_leaves_nothing,
+    test_suspended_it_saves_and_resumed_it_goes_on,
+)
+from e2e.test_recovery import (
+    counts,
+    test_a_killed_node_costs_at_most_one_interval,
+    test_a_node_dies_while_the_operator_is_down,
+    test_a_noticed_reclaim_loses_no_step,
+    test_undisturbed_it_takes_one_attempt,
+)
+from e2e.test_sharing import test_the_quickstart_trains_on_two_nodes
+from hack.cluster import api
+from hack.cluster.layout import KUBECONFIG
+from hack.install import chart
+from hack.neighbours import kubeflow
+from support.live import DigestOf, LiveCluster, NewTraining, paced, wait_for
+
+__all__ = [
+    "test_a_killed_node_costs_at_most_one_interval",
+    "test_a_node_dies_while_the_operator_is_down",
+    "test_a_noticed_reclaim_loses_no_step",
+    "test_deleted_while_it_trains_it_leaves_nothing",
+    "test_suspended_it_saves_and_resumed_it_goes_on",
+    "test_the_quickstart_trains_on_two_nodes",
+    "test_undisturbed_it_takes_one_attempt",
+]
+
+pytestmark = [pytest.mark.neighbours, pytest.mark.timeout(600)]
+
+STEPS = 100
+SHARES_ITS_END = "import os, time; time.sleep(1 if os.environ['RANK'] == '0' else 20)"
+"""The master ends first, and the worker is still there to be cleaned away."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine(cluster: LiveCluster) -> Iterator[None]:
+    """Kubeflow's training operator, and a Piton that leaves the jobs to it."""
+    try:
+        kubeflow.start()
+        with chart.changed(KUBECONFIG, {"engine": "kubeflow"}):
+            yield
+    finally:
+        kubeflow.stop()
+
+
+def test_its_pods_are_kubeflows(training: NewTraining, digest_of: DigestOf) -> None:
+    """Who made them shows in the init container of a worker, and in what the operator may not do: create pods."""
+    run = training()
+    run.apply(paced(STEPS, 0.1))
+    run.wait_for_node(1)
+
+    (pod,) = run.pods(1)
+    managers = {entry["manager"] for entry in pod["metadata"]["managedFields"]}
+
+    assert "training-operator" in " ".join(managers), managers
+    assert run.wait_for_phase("Succeeded")["result"]["weightsDigest"] == digest_of(STEPS)
+
+
+def test_an_evicted_pod_is_a_preemption_and_loses_no_step(training: NewTraining, digest_of: DigestOf) -> None:
+    run = training()
+    run.apply(paced(STEPS, 0.2))
+    run.wait_for_node(1)
+    run.wait_for_commit(20)
+
+    (pod,) = run.running()
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": run.namespace}}
+    api.call("POST", f"/api/v1/namespaces/{run.namespace}/pods/{pod}/eviction", eviction)
+
+    status = run.wait_for_phase("Succeeded")
+    assert counts(status) == (2, 1, 0, 0)
+    assert status["result"]["weightsDigest"] == digest_of(STEPS)
+
+
+def test_a_command_on_two_nodes_that_ends_well_runs_once(training: NewTraining) -> None:
+    """Kubeflow calls the job Succeeded with its master, and deletes the worker, which still runs."""
+    spec = paced(STEPS, 0.1)
+    spec["trainer"]["command"] = ["python", "-c", SHARES_ITS_END]
+    spec["workers"] |= {"nodes": 2}
+    run = training()
+    run.apply(spec)
+
+    status = run.wait_for_phase("Succeeded")
+
+    assert counts(status)[:3] == (1, 0, 0)
+
+
+def test_while_its_webhook_is_away_the_run_waits_and_then_trains(training: NewTraining, digest_of: DigestOf) -> None:
+    run = training()
+    kubeflow.pause()
+    try:
+        run.apply(paced(STEPS, 0.0, save_every=STEPS))
+        wait_for(lambda: "webhook" in run.say(), "the run says that a webhook refuses its job", seconds=30)
+    finally:
+        kubeflow.start()
+
+    assert run.wait_for_phase("Succeeded")["result"]["weightsDigest"] == digest_of(STEPS)
