@@ -540,11 +540,11 @@ def test_what_a_vanished_attempt_had_reported_is_written_down() -> None:
 
 def test_a_refusal_is_told_and_tried_again() -> None:
     observed = an_observed(status=a_status(a_record(state=AttemptState.PENDING), phase=Phase.PENDING))
-    decision = refused(observed, "quota exceeded", now=NOW)
+    decision = refused(observed, "no reason that is known", now=NOW)
 
     training = decision.status.condition("Training")
     assert training is not None
-    assert (training.reason, training.message) == (Reason.REFUSED, "quota exceeded")
+    assert (training.reason, training.message) == (Reason.REFUSED, "no reason that is known")
     assert decision.look_again_seconds is not None
     assert decide(an_observed(status=decision.status), now=NOW).effects != ()
 

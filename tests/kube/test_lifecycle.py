@@ -547,10 +547,11 @@ async def test_a_quota_shows_in_the_condition_and_is_tried_again(pilot: Pilot) -
     await pilot.settle()
     training = pilot.status().condition("Training")
     assert training is not None
-    assert (training.reason, training.message) == (Reason.REFUSED, sentence)
+    assert training.reason is Reason.QUOTA_EXCEEDED
+    assert training.message.startswith(f"{sentence}. Raise the ResourceQuota team")
     await pilot.turn(60)
     await pilot.settle()
-    told = [event for event in pilot.server.all(EVENTS) if event["reason"] == "Refused"]
+    told = [event for event in pilot.server.all(EVENTS) if event["reason"] == "QuotaExceeded"]
     assert [event["type"] for event in told] == ["Warning"]
     full = False
     status = await pilot.until_phase(Phase.SUCCEEDED)
@@ -565,7 +566,7 @@ async def test_a_quota_that_keeps_the_pods_from_being_made_shows_in_the_conditio
     await pilot.settle()
     training = pilot.status().condition("Training")
     assert training is not None
-    assert training.message == f"Error creating: {pilot.cluster.quota}"
+    assert training.message.startswith(f"Error creating: {pilot.cluster.quota}. Raise the ResourceQuota gpus")
     pilot.cluster.quota = None
     assert (await pilot.until_phase(Phase.SUCCEEDED)).attempt == 1
 

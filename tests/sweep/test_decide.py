@@ -278,12 +278,12 @@ def test_nothing_is_created_for_a_sweep_that_is_being_deleted() -> None:
 
 
 def test_a_refusal_of_the_cluster_is_told_and_tried_again() -> None:
-    decision = refused(observed_of(SWEEP, status=begun(SWEEP)), "exceeded quota", now=NOW)
+    decision = refused(observed_of(SWEEP, status=begun(SWEEP)), "no reason that is known", now=NOW)
 
-    assert decision.look_again_seconds == Pace().backoff_seconds
+    assert decision.look_again_seconds == Pace().look_seconds
     training = decision.status.condition("Training")
     assert training is not None
-    assert (training.reason, training.message) == (Reason.REFUSED, "exceeded quota")
+    assert (training.reason, training.message) == (Reason.REFUSED, "no reason that is known")
 
 
 # --- sparing the API server -------------------------------------------------------------------------------------------

@@ -31,10 +31,25 @@ class Pace:
     """Attempts that the status remembers one by one."""
     progress_seconds: float = 10.0
     """How often progress alone is worth a write of the status."""
+    look_seconds: float = 4.0
+    """How often an attempt that does not run yet is looked at: a run says within 5 s what it waits for, and events of
+    pods wake nobody."""
+    look_seconds_max: float = 30.0
+    """The same for one that has waited for minutes."""
+    refused_seconds_max: float = 120.0
+    """Longest time between two tries of what the API server refuses."""
     stop_seconds: float = GRACE_SECONDS
     """What an orderly stop may take; a budget keeps back what that costs."""
     worth_seconds: float = 120.0
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
+
+    def look_again_seconds(self, waited_seconds: float) -> float:
+        """When to look again at an attempt that has waited for so long."""
+        return min(max(self.look_seconds, waited_seconds / 10), self.look_seconds_max)
+
+    def try_again_seconds(self, refused_seconds: float) -> float:
+        """When to try again what has been refused for so long."""
+        return min(max(self.look_seconds, refused_seconds / 4), self.refused_seconds_max)
 
 
 def fruitless(attempts: Sequence[AttemptStatus], *verdicts: Verdict) -> int:

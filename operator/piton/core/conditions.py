@@ -5,6 +5,8 @@ Pending -> Starting -> Training -> (Stopping -> Recovering -> Starting)* -> Succ
 Refused                Stopping -> Suspended -> Starting
 
 A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
+
+Waiting is no phase: it is True while something outside the run keeps the next thing from happening, in whatever phase.
 """
 
 from datetime import datetime
@@ -15,7 +17,40 @@ from piton.core.status import Condition, Conditioned, ConditionStatus, Phase
 
 StatusT = TypeVar("StatusT", bound=Conditioned)
 
-ACCEPTED, TRAINING, SUSPENDED, SUCCEEDED, FAILED = "Accepted", "Training", "Suspended", "Succeeded", "Failed"
+ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
+SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
+
+_WAITS = frozenset(
+    {
+        Reason.REFUSED,
+        Reason.WEBHOOK_UNAVAILABLE,
+        Reason.POLICY_DENIED,
+        Reason.POD_SECURITY,
+        Reason.QUOTA_EXCEEDED,
+        Reason.LIMIT_RANGE,
+        Reason.MISSING_RIGHTS,
+        Reason.NAMESPACE_TERMINATING,
+        Reason.ENGINE_MISSING,
+        Reason.ENGINE_SILENT,
+        Reason.JOB_SUSPENDED,
+        Reason.CLAIM_MISSING,
+        Reason.VOLUME_UNBOUND,
+        Reason.VOLUME_IN_OTHER_ZONE,
+        Reason.UNSCHEDULABLE,
+        Reason.SCHEDULING_GATED,
+        Reason.NODE_LAUNCHING,
+        Reason.VOLUME_ATTACHING,
+        Reason.VOLUME_MOUNTING,
+        Reason.SANDBOX_FAILED,
+        Reason.IMAGE_PULLING,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_CONFIG,
+        Reason.INIT_CONTAINER,
+        Reason.NAME_TAKEN,
+        Reason.WAITING,
+    }
+)
+"""The reasons of a run that waits."""
 
 _T, _F, _U = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _TABLE: dict[Phase, dict[str, ConditionStatus]] = {
@@ -38,8 +73,20 @@ def settled(status: Conditioned) -> bool:
     return status.is_true(SUCCEEDED) or status.is_true(FAILED)
 
 
-def in_phase(status: StatusT, phase: Phase, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
-    """The status in that phase, every condition set to match; the reason stands in those that the phase is about."""
+def in_phase(
+    status: StatusT,
+    phase: Phase,
+    reason: Reason,
+    message: str,
+    *,
+    now: datetime,
+    generation: int,
+    waits: bool = False,
+) -> StatusT:
+    """The status in that phase, every condition set to match; the reason stands in those that the phase is about.
+
+    With `waits`, the condition Waiting is left as it is: it says something else than the phase does.
+    """
     conditions = status.conditions
     accepted = _F if phase is Phase.REFUSED else _T
     accepted_why = (reason, message) if phase is Phase.REFUSED else (Reason.ACCEPTED, "")
@@ -48,7 +95,29 @@ def in_phase(status: StatusT, phase: Phase, reason: Reason, message: str, *, now
         about = kind == TRAINING or value is _T or (value is _F and kind == SUCCEEDED)
         why = (reason, message) if about else (Reason.NOT_YET, "")
         conditions = _set(conditions, kind, value, *why, now, generation)
-    return status.model_copy(update={"phase": phase, "conditions": conditions, "observed_generation": generation})
+    status = status.model_copy(update={"phase": phase, "conditions": conditions, "observed_generation": generation})
+    if waits:
+        return status
+    if reason in _WAITS:
+        return with_waiting(status, reason, message, now=now, generation=generation)
+    return without_waiting(status, now=now, generation=generation)
+
+
+def with_waiting(status: StatusT, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
+    """The status that says why it waits, all else left as it is."""
+    return _with(status, WAITING, _T, reason, message, now, generation)
+
+
+def without_waiting(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """The status that waits for nothing, all else left as it is."""
+    return _with(status, WAITING, _F, Reason.NOT_YET, "", now, generation)
+
+
+def _with(
+    status: StatusT, kind: str, value: ConditionStatus, reason: Reason, message: str, now: datetime, generation: int
+) -> StatusT:
+    conditions = _set(status.conditions, kind, value, reason, message, now, generation)
+    return status.model_copy(update={"conditions": conditions})
 
 
 def _set(

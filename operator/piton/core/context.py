@@ -13,6 +13,7 @@ from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import AttemptSeen, Observed
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus
+from piton.core.waiting import Wait, waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +96,13 @@ class Context:
         deadline = self.deadline()
         return None if deadline is None else (deadline.time - self.now).total_seconds()
 
-    def phase(self, status: RunStatus, phase: Phase, reason: Reason, message: str) -> RunStatus:
-        """The status in that phase, as of now and this generation."""
-        return in_phase(status, phase, reason, message, now=self.now, generation=self.meta.generation)
+    def phase(self, status: RunStatus, phase: Phase, reason: Reason, message: str, *, waits: bool = False) -> RunStatus:
+        """The status in that phase, as of now and this generation; with `waits`, Waiting is left as it is."""
+        return in_phase(status, phase, reason, message, now=self.now, generation=self.meta.generation, waits=waits)
+
+    def waits(self, status: RunStatus, phase: Phase | None, wait: Wait) -> tuple[RunStatus, tuple[Announcement, ...]]:
+        """The status in that phase, or in the one it is in, with why it waits; and the Event about that, if new."""
+        return waits(status, phase, wait, now=self.now, generation=self.meta.generation)
 
     def announce_once(
         self, status: RunStatus, reason: Reason, message: str, *, severity: Literal["Normal", "Warning"] = "Normal"

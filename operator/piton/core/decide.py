@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from piton.core import budget, cost, flight, ledger, rules_warnings, stages
+from piton.core import budget, cost, flight, ledger, rules_warnings, stages, waiting
 from piton.core.backoff import Pace, delay_seconds, fruitless
-from piton.core.conditions import TRAINING, settled
+from piton.core.conditions import TRAINING, WAITING, settled, without_waiting
 from piton.core.context import Context
 from piton.core.effects import (
     Announcement,
@@ -40,17 +40,13 @@ def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> De
 
 def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = None) -> Decision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
-    pace = pace or Pace()
-    context = Context(observed=observed, now=now, pace=pace)
-    phase = observed.status.phase
-    status = (
-        context.phase(observed.status, phase, Reason.REFUSED, why) if not observed.meta.deleting else observed.status
-    )
+    context = Context(observed=observed, now=now, pace=pace or Pace())
+    status, news = context.waits(observed.status, observed.status.phase, waiting.refusal(why))
     return Decision(
         rule="refused",
         status=status,
-        announcements=(Announcement(severity="Warning", reason=Reason.REFUSED, message=why),),
-        look_again_seconds=pace.backoff_seconds,
+        announcements=news,
+        look_again_seconds=context.pace.try_again_seconds(waiting.waited_seconds(status, now)),
     )
 
 
@@ -64,7 +60,10 @@ def deleted(context: Context) -> Decision | None:
     effects = _stop_all(context, Reason.DELETED)
     if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
         effects = (ReleaseRun(reason=Reason.DELETED),)
-    return Decision(rule="deleted", effects=effects, status=context.status)
+    status = context.status
+    if status.is_true(WAITING) and not settled(status):
+        status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
+    return Decision(rule="deleted", effects=effects, status=_unhindered(context, status))
 
 
 def ended(context: Context) -> Decision | None:
@@ -77,7 +76,14 @@ def ended(context: Context) -> Decision | None:
     effects = tuple(effect for seen in alive for effect in _stop(seen.number, context, Reason.TRIMMED))
     if not alive and context.meta.held:
         effects = (ReleaseRun(reason=reason),)
-    return Decision(rule="ended", effects=effects, status=context.status)
+    return Decision(rule="ended", effects=effects, status=_unhindered(context, context.status))
+
+
+def _unhindered(context: Context, status: RunStatus) -> RunStatus:
+    """The status when the effects succeed that were refused before: `refused` keeps it as it was if they do not."""
+    if not status.is_true(WAITING):
+        return status
+    return without_waiting(status, now=context.now, generation=context.meta.generation)
 
 
 def unheld(context: Context) -> Decision | None:

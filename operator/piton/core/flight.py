@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from piton.core import budget, cost, ledger, stages
 from piton.core.advice import of_node_pools as advice_of_pools
-from piton.core.conditions import TRAINING
+from piton.core.conditions import TRAINING, WAITING, without_waiting
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
 from piton.core.model import Stage
@@ -18,6 +18,7 @@ from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 from piton.core.stopping import stop_effects
 from piton.core.verdict import Evidence, Judgement, judge
+from piton.core.waiting import Wait, waited_seconds, why
 
 
 def not_wanted(context: Context) -> Decision | None:
@@ -46,8 +47,10 @@ def start(context: Context) -> Decision | None:
         return None
     if context.observed.volume.exists and not context.observed.volume.ours:
         message = "a claim of the name that Piton would use exists and belongs to somebody else; name it in claimName"
-        status = context.phase(context.status, context.status.phase, Reason.NAME_TAKEN, message)
-        return Decision(rule="start", status=status, look_again_seconds=context.pace.backoff_seconds)
+        wait = Wait(reason=Reason.NAME_TAKEN, message=message)
+        status, told = context.waits(context.status, context.status.phase, wait)
+        again = context.pace.try_again_seconds(waited_seconds(status, context.now))
+        return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
     reason = stages.reason_to_begin(context.status, record.stage)
     evaluates = record.stage is Stage.EVALUATE
     step = stages.checkpoint_to_evaluate(context.spec, context.status.result) if evaluates else None
@@ -88,8 +91,10 @@ def stop(context: Context) -> Decision | None:
     record, seen = context.flying, context.seen
     if record is None or seen is None or record.state is not AttemptState.STOPPING:
         return None
-    effects = stop_effects(seen, record.reason or Reason.DELETED)
-    return Decision(rule="stop", effects=effects, status=_heard(context))
+    reason, status = record.reason or Reason.DELETED, _heard(context)
+    if status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
+        status = context.phase(status, Phase.STOPPING, reason, record.message)
+    return Decision(rule="stop", effects=stop_effects(seen, reason), status=status)
 
 
 def judged(context: Context) -> Decision | None:
@@ -109,6 +114,8 @@ def judged(context: Context) -> Decision | None:
     status = ledger.change(status, failing_time=failing)
     if judgement.patient and left > 0 and _order(context) is Reason.BUDGET_EXCEEDED:
         return None  # nobody pays for the wait
+    if judgement.patient and left > 0 and judgement.reason is Reason.CANNOT_START and not seen.running:
+        return _waits(context, status, judgement.message, at_most_seconds=left)
     if judgement.patient and left > 0:
         status = context.phase(
             status, Phase.STOPPING if seen.running else status.phase, judgement.reason, judgement.message
@@ -159,24 +166,56 @@ def follow(context: Context) -> Decision | None:
         return None
     if seen is None:  # Pending, with a spec that has become unreadable
         return None
-    status = _heard(context)
-    if seen.running:
-        status = ledger.change(status, state=AttemptState.RUNNING, failing_time=None)
-        status = context.phase(status, *stages.RUNNING[record.stage], _running(context, record))
-    else:
-        waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), seen.message)
-        status = ledger.change(status, state=AttemptState.STARTING)
-        status = context.phase(
-            status, Phase.STARTING, Reason.STARTING, waiting or f"{stages.called(record)} was created"
-        )
+    if not seen.running:
+        waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
+        status = ledger.change(_heard(context), state=AttemptState.STARTING)
+        return _waits(context, status, waiting or f"{stages.called(record)} was created")
+    status, news = _hindered(context, _heard(context), seen)
+    status = ledger.change(status, state=AttemptState.RUNNING, failing_time=None)
+    doing = stages.RUNNING[record.stage]
+    status = context.phase(status, *doing, _running(context, record), waits=status.is_true(WAITING))
+    soon = _look_again(context, record) if seen.incomplete else None
     if _only_progress(status, context):
-        return Decision(rule="follow", status=context.status, look_again_seconds=_next_progress(context))
+        status, soon = context.status, _earliest(_next_progress(context), soon)
+    again = _earliest(context.seconds_to_deadline(), soon)
     return Decision(
         rule="follow",
         status=status,
-        announcements=_advice_that_is_new(context, seen),
-        look_again_seconds=context.seconds_to_deadline(),
+        announcements=(*news, *_advice_that_is_new(context, seen)),
+        look_again_seconds=again,
     )
+
+
+def _waits(context: Context, status: RunStatus, otherwise: str, *, at_most_seconds: float | None = None) -> Decision:
+    """The attempt does not run yet: say why, or that it was created, and look again soon."""
+    record, seen = context.flying, context.seen
+    assert record is not None
+    assert seen is not None
+    wait = why(seen, now=context.now, since=record.created_time)
+    news: tuple[Announcement, ...] = ()
+    if wait is None:
+        status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
+    else:
+        status, news = context.waits(status, Phase.STARTING, wait)
+    soon = _earliest(_look_again(context, record), context.seconds_to_deadline(), at_most_seconds)
+    return Decision(rule="follow", status=status, announcements=news, look_again_seconds=soon)
+
+
+def _hindered(context: Context, status: RunStatus, seen: AttemptSeen) -> tuple[RunStatus, tuple[Announcement, ...]]:
+    """What the other replicas wait for, while some run already."""
+    record = context.flying
+    wait = why(seen, now=context.now, since=record.created_time) if record and seen.incomplete else None
+    if wait is None:
+        return without_waiting(status, now=context.now, generation=context.meta.generation), ()
+    return context.waits(status, None, wait)
+
+
+def _look_again(context: Context, record: AttemptStatus) -> float:
+    return context.pace.look_again_seconds((context.now - record.created_time).total_seconds())
+
+
+def _earliest(*seconds: float | None) -> float | None:
+    return min((found for found in seconds if found is not None), default=None)
 
 
 def _running(context: Context, record: AttemptStatus) -> str:

@@ -33,6 +33,21 @@ class NodePoolSeen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Word:
+    """What the cluster says about a job or a replica: a condition, the state of a container, or an event."""
+
+    reason: str
+    """In one word: Unschedulable, FailedMount, Pulling."""
+    message: str = ""
+    source: str = ""
+    """The component that says it: kubelet, karpenter."""
+    first_time: datetime | None = None
+    """When it was first said."""
+    last_time: datetime | None = None
+    """When it was last said; None: it is so now."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaSeen:
     """One replica of an attempt, with all the evidence that it carries."""
 
@@ -53,6 +68,8 @@ class ReplicaSeen:
     """Why it was taken, in the cluster's word: a DisruptionTarget reason, Evicted, NodeShutdown."""
     waiting: str | None = None
     """Why it does not start, in the cluster's words: ImagePullBackOff, Unschedulable and its message."""
+    words: tuple[Word, ...] = ()
+    """What the cluster says of it while it waits, with its events as far as they were read."""
     cannot_start: bool = False
     """`waiting` is something that only the user can mend: an image or command that does not exist."""
     node: str | None = None
@@ -115,7 +132,9 @@ class AttemptSeen:
     """False: an object of this name exists that does not belong to the run."""
     deleting: bool = False
     message: str = ""
-    """What the cluster says about the job as a whole: an event about a quota, say."""
+    """What the job's condition says of its end."""
+    words: tuple[Word, ...] = ()
+    """Why the job's controller does not create its pods: its events about a quota, a policy."""
     replicas: tuple[ReplicaSeen, ...] = ()
     lost: tuple[LostReplica, ...] = ()
     expected_replicas: int = 1
@@ -124,6 +143,12 @@ class AttemptSeen:
     def running(self) -> bool:
         """Whether any replica runs."""
         return any(r.state is ReplicaState.RUNNING for r in self.replicas)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a replica has not been created yet, or waits."""
+        waits = any(r.state is ReplicaState.WAITING for r in self.replicas)
+        return self.job is JobState.ACTIVE and (waits or len(self.replicas) < self.expected_replicas)
 
     @property
     def over(self) -> bool:

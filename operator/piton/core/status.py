@@ -107,7 +107,7 @@ class ConditionStatus(StrEnum):
 class Condition(Model):
     """A metav1.Condition."""
 
-    type: str = Field(description="Accepted, Training, Suspended, Succeeded or Failed.")
+    type: str = Field(description="Accepted, Training, Waiting, Suspended, Succeeded or Failed.")
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Reason = Field(description="Why, in one word.")
     message: str = Field(default="", max_length=32768, description="Why, in a sentence.")

@@ -4,7 +4,7 @@ PortError
 ├── Conflict
 │   └── AlreadyExists  an object of this name exists; whose it is has to be looked at
 ├── Unavailable        no answer, overload, or credentials that are being renewed
-└── Refused            quota, policy, rights, a body that the server does not accept; its own sentence is kept
+└── Refused            quota, policy, rights, a webhook that is down, an invalid body; its own sentence is kept
     └── NotFound       no such object, or no such kind of object
 """
 
@@ -18,6 +18,9 @@ from piton.ports import Conflict, PortError, Refused, Unavailable
 _ALREADY_EXISTS = "AlreadyExists"
 _BUSY = frozenset({401, 408, 410, 429})
 """401: the token has just expired and the next call renews it. 410: the list moved on while it was paged through."""
+_NO_WEBHOOK = "failed calling webhook"
+"""An admission webhook did not answer. The status is 500, but nothing was stored, and whoever runs the webhook has to
+hear of it."""
 _SENTENCE_MAX = 900
 """A reason has to fit into an event's message, with a few words around it."""
 
@@ -41,6 +44,8 @@ def translate(error: Exception) -> PortError:
     reason, sentence = _read(error)
     if error.status == 409:
         return AlreadyExists(sentence) if reason == _ALREADY_EXISTS else Conflict(sentence)
+    if _NO_WEBHOOK in sentence:
+        return Refused(sentence)
     if error.status in _BUSY or error.status >= 500:
         return Unavailable(f"the API server answered {error.status}: {sentence}")
     if error.status == 404:

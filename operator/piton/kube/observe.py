@@ -4,7 +4,7 @@ Never from a watch or an index: those may be behind, and kopf's keep ghosts afte
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from piton.contract import names
@@ -14,7 +14,8 @@ from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.core.pytorchjob import claim_name
 from piton.core.status import AttemptState, PlacedReplica, RunStatus
-from piton.kube.client import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body, Client
+from piton.kube import words
+from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.nodepools import NodePools
 from piton.kube.owned import controller, owned
@@ -201,16 +202,13 @@ class _Reader:
     ) -> AttemptSeen:
         pods = tuple(pods)
         stage = next((_stage(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
-        seen = ((pod, self._replica(pod, views)) for pod in pods)
-        replicas = tuple(found for pod, found in seen if not (found.node_gone and _force_deleted(pod)))
+        read = ((pod, self._replica(pod, views)) for pod in pods)
+        replicas = tuple(found for pod, found in read if not (found.node_gone and _force_deleted(pod)))
         if job is None:
             deleting = any(replica.deleting for replica in replicas)
             return AttemptSeen(number=number, stage=stage, job=None, deleting=deleting, replicas=replicas)
         state, message = _job_state(job)
-        expected = _expected_replicas(job)
-        if state is JobState.ACTIVE and len(replicas) < expected:
-            message = await self._complaint(job)
-        return AttemptSeen(
+        seen = AttemptSeen(
             number=number,
             stage=stage,
             uid=job["metadata"]["uid"],
@@ -220,15 +218,20 @@ class _Reader:
             message=message,
             replicas=replicas,
             lost=tuple(self._lost(placed, views[placed.node]) for placed in missing),
-            expected_replicas=expected,
+            expected_replicas=_expected_replicas(job),
         )
+        waits = number == _in_flight(self._parsed.status) and seen.incomplete and not seen.deleting
+        return await self._with_words(seen, job) if waits else seen
 
-    async def _complaint(self, job: Body) -> str:
-        """Why the job's controller does not make its pods: a quota, a policy. Only its events say so."""
-        about = f"involvedObject.uid={job['metadata']['uid']},type=Warning"
-        events = await self._client.list(EVENTS, namespace=self._meta.namespace, fields=about)
-        newest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""), default={})
-        return str(newest.get("message") or "")
+    async def _with_words(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
+        """The attempt, with what events say of why it does not run."""
+        told = {
+            replica.uid: await words.of_pod(self._client, self._meta.namespace, replica)
+            for replica in words.to_ask(seen.replicas)
+        }
+        replicas = tuple(replace(r, words=(*r.words, *told.get(r.uid, ()))) for r in seen.replicas)
+        missing = len(replicas) < seen.expected_replicas
+        return replace(seen, replicas=replicas, words=await words.of_job(self._client, job) if missing else ())
 
     def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
         view = views.get((pod.get("spec") or {}).get("nodeName") or "")

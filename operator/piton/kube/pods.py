@@ -4,7 +4,7 @@ Evidence has to be read generously, because each of these signs may be missing: 
 exit code when the kubelet does, the node when the cloud is quick.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -12,7 +12,7 @@ from typing import Any
 
 from piton.contract import names
 from piton.contract.ends import OUTCOMES, Outcome, Termination
-from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState
+from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState, Word
 from piton.core.status import PlacedReplica
 from piton.kube.prices import Prices, share
 
@@ -120,6 +120,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         never_started=not _has_started(status, container) and (view is None or view.answers()),
         disruption=disruption_of(pod),
         waiting=waiting,
+        words=words(pod),
         cannot_start=cannot_start,
         node=(pod.get("spec") or {}).get("nodeName"),
         node_gone=gone_at is not None and view is not None and gone_at <= view.now,
@@ -240,6 +241,31 @@ def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str 
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason = waiting.get("reason")
     return _sentence(reason, waiting.get("message")), reason in _CANNOT_START
+
+
+def words(pod: Mapping[str, Any]) -> tuple[Word, ...]:
+    """What the pod itself says of why it does not run; more is in its events."""
+    status = pod.get("status") or {}
+    scheduled = condition(pod, "PodScheduled")
+    found = [_word(scheduled)] if scheduled.get("status") == "False" else []
+    states = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    found += [_word(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
+    return (*found, *_initializing(pod, status))
+
+
+def _word(said: Mapping[str, Any]) -> Word:
+    return Word(reason=str(said.get("reason") or ""), message=str(said.get("message") or ""))
+
+
+def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Word]:
+    """The init container that runs; a sidecar among them does not keep the trainer from starting."""
+    specs = (pod.get("spec") or {}).get("initContainers") or []
+    sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
+    for container in status.get("initContainerStatuses") or []:
+        running = (container.get("state") or {}).get("running")
+        if running is not None and container["name"] not in sidecars:
+            message = f"{container['name']} is running"
+            yield Word(reason="InitContainer", message=message, first_time=moment(running.get("startedAt")))
 
 
 def _sentence(reason: str | None, message: str | None) -> str | None:

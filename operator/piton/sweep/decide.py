@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from piton.contract.duration import parse_duration
+from piton.core import waiting
 from piton.core.backoff import Pace
 from piton.core.budget import Account, exhausted, warning
 from piton.core.conditions import in_phase, settled
@@ -102,14 +103,11 @@ def decide(observed: SweepObserved, *, now: datetime, pace: Pace | None = None) 
 
 def refused(observed: SweepObserved, why: str, *, now: datetime, pace: Pace | None = None) -> SweepDecision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
-    pace = pace or Pace()
-    context = Context(observed=observed, now=now, pace=pace)
-    return SweepDecision(
-        rule="refused",
-        status=context.phase(observed.status, observed.status.phase, Reason.REFUSED, why),
-        announcements=(Announcement(severity="Warning", reason=Reason.REFUSED, message=why),),
-        look_again_seconds=pace.backoff_seconds,
-    )
+    context = Context(observed=observed, now=now, pace=pace or Pace())
+    wait, generation = waiting.refusal(why), observed.meta.generation
+    status, news = waiting.waits(observed.status, observed.status.phase, wait, now=now, generation=generation)
+    again = context.pace.try_again_seconds(waiting.waited_seconds(status, now))
+    return SweepDecision(rule="refused", status=status, announcements=news, look_again_seconds=again)
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------

@@ -1,0 +1,384 @@
+"""Why a run waits: the cluster's words, and what follows from them."""
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from piton.core.backoff import Pace
+from piton.core.conditions import WAITING
+from piton.core.decide import decide, refused, still
+from piton.core.model import Meta
+from piton.core.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen, Word
+from piton.core.reasons import Reason
+from piton.core.status import AttemptState, Condition, Phase, RunStatus, Verdict
+from piton.core.waiting import SILENT_SECONDS, refusal, why
+from support.builders import (
+    NOW,
+    a_record,
+    a_replica,
+    a_status,
+    an_attempt,
+    an_ended,
+    an_observed,
+    later,
+    meta,
+)
+
+POD = "ragcun-1-master-0"
+
+
+def a_word(
+    reason: str, message: str = "", *, source: str = "kubelet", at: float = 0, since: float | None = None
+) -> Word:
+    first = at if since is None else since
+    return Word(reason=reason, message=message, source=source, first_time=later(first), last_time=later(at))
+
+
+def unschedulable(message: str) -> Word:
+    return Word(reason="Unschedulable", message=message)
+
+
+def waiting(*words: Word, **fields: Any) -> ReplicaSeen:
+    return a_replica(ReplicaState.WAITING, words=words, **fields)
+
+
+def told(*words: Word, now: datetime = NOW, **fields: Any) -> tuple[Reason, str]:
+    wait = why(an_attempt(waiting(*words, **fields)), now=now, since=NOW)
+    assert wait is not None
+    return wait.reason, wait.message
+
+
+def starting(seen: AttemptSeen, status: RunStatus | None = None, run: Meta | None = None) -> Observed:
+    return an_observed(seen, status=status or a_status(a_record(state=AttemptState.STARTING)), run=run)
+
+
+def the_condition(status: RunStatus) -> Condition:
+    found = status.condition(WAITING)
+    assert found is not None
+    return found
+
+
+NO_ANSWER = (
+    'Internal error occurred: failed calling webhook "validator.kubeflow.org": failed to call webhook:'
+    ' Post "https://training-operator.kubeflow.svc:443/validate?timeout=10s": dial tcp: connect: connection refused'
+)
+REFUSALS = [
+    (
+        NO_ANSWER,
+        Reason.WEBHOOK_UNAVAILABLE,
+        "the service training-operator.kubeflow.svc run",
+    ),
+    ('failed calling webhook "v.example.com"; no further details', Reason.WEBHOOK_UNAVAILABLE, "v.example.com"),
+    ('admission webhook "kyverno.svc" denied the request: no', Reason.POLICY_DENIED, "kyverno.svc objects to"),
+    ("ValidatingAdmissionPolicy 'small' with binding 'b' denied request: no", Reason.POLICY_DENIED, "policy small"),
+    (
+        'pods "a" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true',
+        Reason.POD_SECURITY,
+        'enforces Pod Security "restricted"',
+    ),
+    ("exceeded quota: gpus, requested: pods=1, used: pods=0", Reason.QUOTA_EXCEEDED, "ResourceQuota gpus"),
+    ("failed quota: cpus: must specify limits.cpu for: pytorch", Reason.QUOTA_EXCEEDED, "template.resources"),
+    ("maximum memory usage per Container is 1Gi, but limit is 2Gi", Reason.LIMIT_RANGE, "LimitRange"),
+    (
+        'pods is forbidden: User "system:serviceaccount:p:piton" cannot create resource "pods" in API group ""',
+        Reason.MISSING_RIGHTS,
+        "Allow system:serviceaccount:p:piton to create pods",
+    ),
+    ("unable to create new content in namespace a because it is being terminated", Reason.NAMESPACE_TERMINATING, ""),
+    ("PyTorchJobs cannot be created here (404); is their CRD installed?", Reason.ENGINE_MISSING, "Install the CRD"),
+    ("there is no claim 'data' in 'team'; create it", Reason.CLAIM_MISSING, ""),
+    ('error looking up service account team/x: serviceaccount "x" not found', Reason.REFUSED, "service account x"),
+    ("something that nobody has seen", Reason.REFUSED, ""),
+]
+
+
+@pytest.mark.parametrize(("sentence", "reason", "advice"), REFUSALS, ids=[case[0][:40] for case in REFUSALS])
+def test_a_refusal_is_quoted_with_its_reason_and_what_helps(sentence: str, reason: Reason, advice: str) -> None:
+    wait = refusal(sentence)
+
+    assert wait.reason is reason
+    assert wait.message.startswith(sentence.rstrip("."))
+    assert advice in wait.message
+
+
+PLACEMENT = [
+    ('persistentvolumeclaim "data" not found', Reason.CLAIM_MISSING, "Create the claim data"),
+    ("pod has unbound immediate PersistentVolumeClaims", Reason.VOLUME_UNBOUND, "storage class"),
+    ("2 node(s) didn't match PersistentVolume's node affinity", Reason.VOLUME_IN_OTHER_ZONE, "spec.workers.zones"),
+    ("2 node(s) had volume node affinity conflict", Reason.VOLUME_IN_OTHER_ZONE, "spec.workers.zones"),
+    ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", Reason.UNSCHEDULABLE, "enough nvidia.com/gpu free"),
+    ("1 node(s) didn't match Pod's node affinity/selector", Reason.UNSCHEDULABLE, "nodeSelector"),
+    ("3 node(s) had untolerated taint(s)", Reason.UNSCHEDULABLE, "tolerations"),
+    ("something that nobody has seen", Reason.UNSCHEDULABLE, ""),
+]
+
+
+@pytest.mark.parametrize(("sentence", "reason", "advice"), PLACEMENT, ids=[case[0][:40] for case in PLACEMENT])
+def test_a_pod_without_a_node_is_told_in_the_schedulers_words(sentence: str, reason: Reason, advice: str) -> None:
+    found, message = told(unschedulable(sentence))
+
+    assert found is reason
+    assert message.startswith(f"{POD}: Unschedulable: {sentence.rstrip('.')}")
+    assert advice in message
+
+
+STARTS = [
+    (
+        a_word("FailedAttachVolume", "Volume is already exclusively attached", source="attachdetach-controller"),
+        Reason.VOLUME_ATTACHING,
+        "6 minutes",
+    ),
+    (a_word("FailedMount", 'configmap "words" not found'), Reason.VOLUME_MOUNTING, "Create the configmap words"),
+    (a_word("FailedCreatePodSandBox", "no CNI"), Reason.SANDBOX_FAILED, "CNI"),
+    (Word(reason="ImagePullBackOff", message='Back-off pulling image "a:1"'), Reason.IMAGE_PULL_FAILED, "name"),
+    (Word(reason="CreateContainerConfigError", message='secret "s" not found'), Reason.CONTAINER_CONFIG, "secret s"),
+    (Word(reason="SchedulingGated", message="gated"), Reason.SCHEDULING_GATED, "gates"),
+    (a_word("Pulling", 'Pulling image "a:1"'), Reason.IMAGE_PULLING, ""),
+    (Word(reason="InitContainer", message="init-pytorch is running"), Reason.INIT_CONTAINER, "init-pytorch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "reason", "advice"), STARTS, ids=[case[0].reason for case in STARTS])
+def test_a_pod_that_has_a_node_is_told_in_the_words_of_its_events(word: Word, reason: Reason, advice: str) -> None:
+    found, message = told(word, node="node-1")
+
+    assert found is reason
+    assert word.message in message
+    assert advice in message
+
+
+OVER = [
+    (a_word("FailedAttachVolume", "in use"), a_word("SuccessfulAttachVolume", at=1)),
+    (a_word("FailedMount", "no such secret"), a_word("Pulling", 'Pulling image "a:1"', at=1)),
+    (a_word("FailedCreatePodSandBox"), a_word("Pulled", 'Container image "a:1" already present', at=1)),
+    (a_word("Pulling", 'Pulling image "a:1"'), a_word("Pulled", 'Successfully pulled image "a:1" in 3s', at=0)),
+    (a_word("Nominated", "on: nodeclaim/a", source="karpenter"), a_word("FailedScheduling", source="karpenter", at=1)),
+]
+
+
+@pytest.mark.parametrize(("word", "end"), OVER, ids=[f"{word.reason} {end.reason}" for word, end in OVER])
+def test_a_word_counts_until_a_later_one_shows_that_it_is_over(word: Word, end: Word) -> None:
+    first = why(an_attempt(waiting(word)), now=NOW, since=NOW)
+    then = why(an_attempt(waiting(word, end)), now=NOW, since=NOW)
+
+    assert first is not None
+    assert then is None or then.reason is not first.reason
+
+
+def test_one_image_that_is_there_says_nothing_about_another() -> None:
+    words = a_word("Pulled", 'Container image "init:1" already present'), a_word("Pulling", 'Pulling image "a:1"')
+
+    assert told(*words)[0] is Reason.IMAGE_PULLING
+
+
+def test_a_node_that_karpenter_launches_outranks_that_no_node_has_room() -> None:
+    nowhere = unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+    nominated = a_word("Nominated", "Pod should schedule on: nodeclaim/gpu-x", source="karpenter")
+    by_scheduler = a_word("FailedScheduling", "0/1 nodes are available", source="default-scheduler", at=9)
+
+    reason, message = told(nowhere, nominated, by_scheduler, now=later(45))
+    assert reason is Reason.NODE_LAUNCHING
+    assert message == (
+        f"{POD}: Nominated: Pod should schedule on: nodeclaim/gpu-x, for more than 30s. A node is being launched."
+    )
+
+
+def test_karpenters_words_stand_beside_the_schedulers() -> None:
+    nowhere = unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint(s)")
+    why_not = "Failed to schedule pod, all available instance types exceed limits for nodepool"
+    reason, message = told(nowhere, a_word("FailedScheduling", why_not, source="karpenter"))
+
+    assert reason is Reason.UNSCHEDULABLE
+    assert "untolerated taint(s); karpenter: Failed to schedule pod" in message
+    assert "Raise spec.limits of the NodePool" in message
+
+
+def test_the_most_decisive_word_of_a_gang_is_told() -> None:
+    pulling = waiting(a_word("Pulling", 'Pulling image "a:1"'), name="a")
+    stuck = waiting(a_word("FailedMount", "no such secret"), name="b")
+    wait = why(an_attempt(pulling, stuck), now=NOW, since=NOW)
+
+    assert wait is not None
+    assert wait.message.startswith("b: FailedMount")
+
+
+def test_a_job_without_pods_is_told_by_its_newest_event_or_as_without_a_controller() -> None:
+    old, new = (
+        a_word("FailedCreatePod", "exceeded quota: a, x"),
+        a_word("FailedCreatePod", "exceeded quota: b, x", at=1),
+    )
+    quoted = why(an_attempt(words=(new, old)), now=NOW, since=NOW)
+    assert quoted is not None
+    assert quoted.message.startswith("exceeded quota: b")
+
+    assert why(an_attempt(), now=later(SILENT_SECONDS - 1), since=NOW) is None
+    silent = why(an_attempt(), now=later(SILENT_SECONDS), since=NOW)
+    assert silent is not None
+    assert silent.reason is Reason.ENGINE_SILENT
+
+    held = why(an_attempt(words=(Word(reason="Suspended", message="the job is suspended"),)), now=later(99), since=NOW)
+    assert held is not None
+    assert held.reason is Reason.JOB_SUSPENDED
+
+
+def test_a_replica_that_only_starts_waits_for_nothing() -> None:
+    creating = Word(reason="ContainerCreating")
+    events = a_word("Scheduled"), a_word("Pulled", 'Container image "a:1" already present')
+
+    assert why(an_attempt(waiting(creating, *events, node="node-1")), now=NOW, since=NOW) is None
+
+
+# --- in the status ----------------------------------------------------------------------------------------------------
+
+GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def test_the_reason_is_in_both_conditions_and_in_one_event() -> None:
+    first = decide(starting(an_attempt(waiting(unschedulable(GPU)))), now=NOW)
+
+    assert (first.status.phase, first.status.is_true(WAITING)) == (Phase.STARTING, True)
+    training = first.status.condition("Training")
+    assert training is not None
+    assert training.reason is the_condition(first.status).reason is Reason.UNSCHEDULABLE
+    assert [(a.severity, a.reason) for a in first.announcements] == [("Warning", Reason.UNSCHEDULABLE)]
+    again = starting(an_attempt(waiting(unschedulable(GPU))), first.status)
+    assert still(decide(again, now=later(1000)), first.status)
+
+
+def test_other_numbers_are_not_written_and_other_words_are_but_told_once() -> None:
+    first = decide(starting(an_attempt(waiting(unschedulable(GPU)))), now=NOW).status
+    numbers = starting(an_attempt(waiting(unschedulable(GPU.replace("3", "4")))), first)
+    assert still(decide(numbers, now=later(9)), first)
+
+    words = decide(starting(an_attempt(waiting(unschedulable("1 node(s) were unschedulable"))), first), now=later(9))
+    assert "were unschedulable" in the_condition(words.status).message
+    assert words.announcements == ()
+
+
+def test_how_long_an_image_is_pulled_is_written_in_steps() -> None:
+    pulled = an_attempt(waiting(a_word("Pulling", 'Pulling image "a:1"'), node="n"))
+    status = decide(starting(pulled), now=NOW).status
+    messages = [the_condition(status).message]
+    for seconds in range(130):
+        status = decide(starting(pulled, status), now=later(seconds)).status
+        messages += [the_condition(status).message] * (the_condition(status).message != messages[-1])
+
+    assert [message.rpartition('"')[2] for message in messages] == [
+        "", ", for more than 10s", ", for more than 30s", ", for more than 1m", ", for more than 2m",
+    ]  # fmt: skip
+
+
+def test_an_attempt_that_waits_is_looked_at_within_5_s_and_later_less_often() -> None:
+    seen = an_attempt(waiting(unschedulable(GPU)))
+    looks = [decide(starting(seen), now=later(waited)).look_again_seconds or 0 for waited in (0, 30, 100, 3600)]
+
+    assert max(looks[:2]) <= 5
+    assert looks == sorted(looks)
+    assert looks[-1] == Pace().look_seconds_max
+
+
+def test_a_running_attempt_is_not_looked_at() -> None:
+    running = an_observed(an_attempt(a_replica()), status=a_status(a_record()))
+
+    assert decide(running, now=NOW).look_again_seconds is None
+
+
+def test_a_gang_that_runs_in_part_says_what_the_others_wait_for() -> None:
+    seen = an_attempt(a_replica(), waiting(unschedulable(GPU), name="b"))
+    part = decide(an_observed(seen, status=a_status(a_record())), now=NOW)
+
+    assert (part.status.phase, part.status.is_true("Training")) == (Phase.TRAINING, True)
+    assert the_condition(part.status).reason is Reason.UNSCHEDULABLE
+    assert [news.reason for news in part.announcements] == [Reason.UNSCHEDULABLE]
+    assert still(decide(an_observed(seen, status=part.status), now=later(60)), part.status)
+    whole = an_attempt(a_replica(), a_replica(name="b"))
+    assert not decide(an_observed(whole, status=part.status), now=later(61)).status.is_true(WAITING)
+
+
+def test_a_container_that_cannot_start_is_told_with_what_helps_before_it_is_judged() -> None:
+    word = Word(reason="ImagePullBackOff", message="no such image")
+    seen = an_attempt(waiting(word, waiting="ImagePullBackOff: no such image", cannot_start=True))
+    first = decide(starting(seen), now=NOW)
+
+    assert the_condition(first.status).reason is Reason.IMAGE_PULL_FAILED
+    assert "imagePullSecrets" in the_condition(first.status).message
+    judged = decide(starting(seen, first.status), now=later(Pace().start_seconds))
+    assert judged.status.current is not None
+    assert judged.status.current.reason is Reason.CANNOT_START
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def pending(status: RunStatus | None = None, run: Meta | None = None) -> Observed:
+    return an_observed(
+        status=status or a_status(a_record(state=AttemptState.PENDING), phase=Phase.PENDING),
+        run=run,
+        volume=VolumeSeen(exists=True),
+    )
+
+
+def test_a_refusal_whose_text_varies_is_written_once() -> None:
+    first = refused(pending(), 'admission webhook "a" denied the request: id 5e1f-77 at 12:01:02', now=NOW)
+    second = refused(
+        pending(first.status), 'admission webhook "a" denied the request: id 90ab-13 at 12:01:03', now=later(1)
+    )
+
+    assert [news.reason for news in first.announcements] == [Reason.POLICY_DENIED]
+    assert (second.status, second.announcements) == (first.status, ())
+
+
+def test_what_is_refused_for_long_is_tried_less_often() -> None:
+    status = refused(pending(), "exceeded quota: a", now=NOW).status
+    waits = [refused(pending(status), "exceeded quota: a", now=later(s)).look_again_seconds or 0 for s in (0, 60, 9999)]
+
+    assert waits == [4.0, 15.0, 120.0]
+
+
+def test_a_refusal_is_over_when_the_next_thing_happens() -> None:
+    status = refused(pending(), "exceeded quota: a", now=NOW).status
+
+    assert status.is_true(WAITING)
+    assert not decide(pending(status), now=later(10)).status.is_true(WAITING)
+
+
+def test_a_run_whose_deletion_is_refused_says_so_and_then_that_it_is_deleted() -> None:
+    run = meta(deleting=True)
+    seen = an_attempt(a_replica())
+    first = refused(an_observed(seen, status=a_status(a_record()), run=run), 'failed calling webhook "a"', now=NOW)
+    assert the_condition(first.status).reason is Reason.WEBHOOK_UNAVAILABLE
+    assert len(first.announcements) == 1
+
+    leaving = an_observed(an_attempt(a_replica(deleting=True), deleting=True), status=first.status, run=run)
+    second = decide(leaving, now=later(5)).status
+    assert not second.is_true(WAITING)
+    training = second.condition("Training")
+    assert training is not None
+    assert training.reason is Reason.DELETED
+
+
+def test_a_run_that_has_ended_keeps_its_result_when_something_is_refused() -> None:
+    ended = a_status(an_ended(1, Verdict.FINISHED, reason=Reason.FINISHED), phase=Phase.SUCCEEDED)
+    observed = an_observed(status=ended)
+    status = refused(observed, "exceeded quota: a", now=NOW).status
+
+    assert status.is_true(WAITING)
+    assert status.condition("Succeeded") == ended.condition("Succeeded")
+    over = decide(an_observed(status=status), now=later(10)).status
+    assert not over.is_true(WAITING)
+    assert still(decide(an_observed(status=over, run=meta(held=False)), now=later(20)), over)
+
+
+def test_a_stop_that_was_refused_says_again_why_it_stops() -> None:
+    stopping = a_status(
+        a_record(state=AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.SUSPENDED, message="told to stop"),
+        phase=Phase.STOPPING,
+    )
+    seen = an_attempt(a_replica())
+    status = refused(an_observed(seen, status=stopping), "exceeded quota: a", now=NOW).status
+    assert the_condition(status).reason is Reason.QUOTA_EXCEEDED
+    gone = an_observed(an_attempt(a_replica(deleting=True), deleting=True), status=status)
+    training = decide(gone, now=NOW).status.condition("Training")
+    assert training is not None
+    assert (training.reason, training.message) == (Reason.SUSPENDED, "told to stop")

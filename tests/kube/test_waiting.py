@@ -1,0 +1,188 @@
+"""What a run that waits says on a cluster, how soon, and what finding it out costs."""
+
+from typing import Any
+
+import pytest
+from kmock import action
+
+from piton.core.conditions import WAITING
+from piton.core.observed import ReplicaState
+from piton.core.reasons import Reason
+from piton.core.status import Phase
+from piton.kube.words import ASKED_MAX, to_ask
+from support.apiserver import EVENTS, JOBS, PODS, Body, refusal
+from support.builders import a_manifest, a_replica, later
+from support.cluster import Runs, Waits
+from support.pilot import Pilot
+
+NO_WEBHOOK = (
+    'Internal error occurred: failed calling webhook "validator.kubeflow.org": failed to call webhook: Post'
+    ' "https://training-operator.kubeflow.svc:443/validate": dial tcp 10.0.0.1:443: connect: connection refused'
+)
+
+
+def told(pilot: Pilot) -> list[tuple[str, str]]:
+    """The Events of the run."""
+    about = [e for e in pilot.server.all(EVENTS) if e["involvedObject"]["kind"] == "TrainingRun"]
+    return [(event["type"], event["reason"]) for event in about]
+
+
+def reason(pilot: Pilot) -> Reason | None:
+    """What it waits for."""
+    status = pilot.status()
+    found = status.condition(WAITING)
+    return found.reason if found and status.is_true(WAITING) else None
+
+
+async def an_event(pilot: Pilot, why: str, message: str, **fields: Any) -> None:
+    """An event about the attempt's pod, as its component writes it."""
+    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert pod is not None
+    meta = {"name": f"{pod['metadata']['name']}.{why}", "namespace": "team"}
+    about = {"kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+    time = pilot.clock.now().isoformat()
+    times = {} if "eventTime" in fields else {"firstTimestamp": time, "lastTimestamp": time}
+    body: Body = {"metadata": meta, "involvedObject": about, "reason": why, "message": message, **times, **fields}
+    await pilot.server.put(EVENTS, body)
+
+
+async def a_waiting_run(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Waits(reason="ContainerCreating", message="")
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: "ContainerCreating" in str(pilot.server.all(PODS)))
+    await pilot.settle()
+
+
+async def test_a_webhook_that_does_not_answer_is_named_and_the_run_goes_on_when_it_does(pilot: Pilot) -> None:
+    down = True
+    pilot.server.refuse = lambda request: (
+        refusal(500, "InternalError", NO_WEBHOOK)
+        if down and request.resource == JOBS and request.method == "POST"
+        else None
+    )
+    await pilot.cluster.apply(a_manifest())
+    await pilot.settle()
+
+    assert reason(pilot) is Reason.WEBHOOK_UNAVAILABLE
+    assert told(pilot) == [("Warning", "WebhookUnavailable")]
+    assert "training-operator.kubeflow.svc run" in str(pilot.status().condition(WAITING))
+    down = False
+    await pilot.until_phase(Phase.SUCCEEDED)
+    assert not pilot.status().is_true(WAITING)
+
+
+async def test_a_refusal_whose_text_varies_makes_no_hot_loop(pilot: Pilot) -> None:
+    """Each write of the status wakes the run again."""
+    number = 0
+
+    def refuse(request: Any) -> Any:
+        nonlocal number
+        number += 1
+        denied = f'admission webhook "policy" denied the request: request 7f{number}-0a1 at 12:00:{number}'
+        creates = request.resource == JOBS and request.method == "POST"
+        return refusal(403, "Forbidden", denied) if creates else None
+
+    pilot.server.refuse = refuse
+    await pilot.cluster.apply(a_manifest())
+    await pilot.settle()
+    written = pilot.count("PUT")["trainingruns"]
+    for _ in range(10):
+        await pilot.settle()
+
+    assert pilot.count("PUT")["trainingruns"] == written
+    assert told(pilot) == [("Warning", "PolicyDenied")]
+
+
+async def test_a_deletion_that_is_refused_is_told(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    down = True
+    pilot.server.refuse = lambda request: (
+        refusal(500, "InternalError", NO_WEBHOOK)
+        if down and request.resource == JOBS and request.method == "DELETE"
+        else None
+    )
+    await pilot.client.request("DELETE", "/apis/piton.dev/v1alpha1/namespaces/team/trainingruns/ragcun")
+    await pilot.settle()
+
+    assert reason(pilot) is Reason.WEBHOOK_UNAVAILABLE
+    assert ("Warning", "WebhookUnavailable") in told(pilot)
+    down = False
+    await pilot.until(lambda: pilot.run() is None)
+
+
+EVENTS_OF_PODS = [
+    ("FailedMount", 'MountVolume.SetUp failed: configmap "words" not found', Reason.VOLUME_MOUNTING),
+    ("FailedAttachVolume", "Volume is already exclusively attached to one node", Reason.VOLUME_ATTACHING),
+    ("FailedCreatePodSandBox", "Failed to create pod sandbox: no CNI", Reason.SANDBOX_FAILED),
+    ("Pulling", 'Pulling image "trainer:1"', Reason.IMAGE_PULLING),
+]
+
+
+@pytest.mark.parametrize(("why", "message", "expected"), EVENTS_OF_PODS, ids=[case[0] for case in EVENTS_OF_PODS])
+async def test_an_event_of_its_pod_is_told_within_5_s_although_it_wakes_nobody(
+    pilot: Pilot, why: str, message: str, expected: Reason
+) -> None:
+    await a_waiting_run(pilot)
+    await an_event(pilot, why, message)
+    pilot.advance(5)
+    await pilot.settle(resync=False)
+
+    assert reason(pilot) is expected
+    assert message in str(pilot.status().condition(WAITING))
+    assert expected in [word for _, word in told(pilot)]
+    assert pilot.status().phase is Phase.STARTING
+
+
+async def test_times_of_the_newer_kind_of_event_are_read(pilot: Pilot) -> None:
+    await a_waiting_run(pilot)
+    await an_event(pilot, "FailedMount", "no such secret", eventTime=pilot.clock.now().isoformat(), lastTimestamp=None)
+    pilot.advance(5)
+    await an_event(pilot, "Pulling", 'Pulling image "a:1"', eventTime=pilot.clock.now().isoformat())
+    await pilot.settle(resync=False)
+
+    assert reason(pilot) is Reason.IMAGE_PULLING
+
+
+async def test_a_run_that_waits_for_the_same_thing_is_not_written_again(pilot: Pilot) -> None:
+    await a_waiting_run(pilot)
+    await an_event(pilot, "FailedMount", "no such secret")
+    pilot.advance(5)
+    await pilot.settle()
+    written = len(pilot.server.writes)
+    for _ in range(20):
+        pilot.advance(30)
+        await pilot.settle()
+
+    assert len(pilot.server.writes) == written
+
+
+@pytest.mark.parametrize("phase", [Phase.TRAINING, Phase.SUCCEEDED])
+async def test_no_events_are_read_for_a_run_that_does_not_wait(pilot: Pilot, phase: Phase) -> None:
+    if phase is Phase.TRAINING:
+        pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(phase)
+    await pilot.settle()
+    asked = len(pilot.server.asked)
+    for _ in range(3):
+        pilot.advance(60)
+        await pilot.settle()
+
+    read = [r for r in pilot.server.asked[asked:] if r.resource == EVENTS and r.action is action.LIST]
+    assert read == []
+
+
+def test_the_events_of_a_large_gang_are_read_for_a_few_of_its_pods_only() -> None:
+    unplaced = [a_replica(ReplicaState.WAITING, name=f"a{n}") for n in range(64)]
+    placed = [a_replica(ReplicaState.WAITING, name=f"b{n}", node="n", placed_at=later(-n)) for n in range(64)]
+    others = [
+        a_replica(name="runs", node="n"),
+        a_replica(ReplicaState.WAITING, name="says why itself", cannot_start=True),
+        a_replica(ReplicaState.WAITING, name="leaves", deleting=True),
+    ]
+
+    asked = [replica.name for replica in to_ask([*others, *unplaced, *placed])]
+    assert asked == ["a0", "a1", "b63", "b62"]
+    assert len(asked) == 2 * ASKED_MAX
