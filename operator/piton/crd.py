@@ -53,8 +53,11 @@ class Kind:
 
 
 _CONDITIONS = {"status.conditions": "type"}
+_WHY = '.status.conditions[?(@.type=="Training")]'
+"""The condition that says why a run is in its phase, waits or has ended."""
 _RUN_COLUMNS: Columns = (
     ("Phase", "string", ".status.phase", 0),
+    ("Reason", "string", f"{_WHY}.reason", 0),
     ("Progress", "integer", ".status.progress.progressPercentage", 0),
     ("Step", "integer", ".status.progress.step", 0),
     ("Loss", "string", '.status.progress.metrics[?(@.name=="loss")].value', 0),
@@ -70,7 +73,7 @@ _RUN_COLUMNS: Columns = (
     ("Best", "string", ".status.result.bestMetric", 1),
     ("Price", "string", ".status.cost.perHour", 1),
     ("Budget", "string", ".status.cost.budget", 1),
-    ("Reason", "string", '.status.conditions[?(@.type=="Training")].reason', 1),
+    ("Message", "string", f"{_WHY}.message", 1),
 )
 _SWEEP_COLUMNS: Columns = (
     ("Phase", "string", ".status.phase", 0),
@@ -81,7 +84,7 @@ _SWEEP_COLUMNS: Columns = (
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Failed", "integer", ".status.counts.failed", 1),
     ("Parallelism", "integer", ".spec.parallelism", 1),
-    ("Reason", "string", '.status.conditions[?(@.type=="Training")].reason', 1),
+    ("Reason", "string", f"{_WHY}.reason", 1),
 )
 
 _SELECTABLE = (".status.phase",)
