@@ -21,6 +21,8 @@ pytestmark = [
 TRAP = "trap 'echo saved > /data/saved; echo told > /dev/termination-log; exit 143' TERM; "
 TICK = TRAP + "while true; do echo tick >> /data/ticks; sleep 0.1; done"
 SPOT = {"karpenter.sh/capacity-type": "spot"}
+OTHER_ZONE = ("didn't match PersistentVolume's node affinity", "volume node affinity conflict")
+"""The scheduler's words in Kubernetes 1.33 and newer, and in 1.30."""
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_a_zonal_volume_stays_in_the_zone_of_its_first_node(namespace: str) -> N
 
     assert ended(namespace, "again")["exitCode"] == 0
     wait_for(
-        lambda: "PersistentVolume's node affinity" in json.dumps(status(namespace, "elsewhere")),
+        lambda: any(words in json.dumps(status(namespace, "elsewhere")) for words in OTHER_ZONE),
         "the scheduler to refuse",
     )
 
