@@ -17,6 +17,7 @@ from support.builders import (
     NOW,
     a_record,
     a_replica,
+    a_spec,
     a_status,
     an_attempt,
     an_ended,
@@ -306,6 +307,19 @@ def test_a_container_that_cannot_start_is_told_with_what_helps_before_it_is_judg
     judged = decide(starting(seen, first.status), now=later(Pace().start_seconds))
     assert judged.status.current is not None
     assert judged.status.current.reason is Reason.CANNOT_START
+
+
+def test_a_run_whose_image_cannot_be_pulled_is_suspended_at_once() -> None:
+    """Nobody has to know whose fault it is when nothing is wanted any more."""
+    word = Word(reason="ImagePullBackOff", message="no such image")
+    seen = an_attempt(waiting(word, waiting="ImagePullBackOff: no such image", cannot_start=True))
+    status = decide(starting(seen), now=NOW).status
+    suspended = an_observed(seen, status=status, spec=a_spec(suspend=True))
+
+    stopping = decide(suspended, now=later(1)).status
+    assert (stopping.phase, stopping.is_true(WAITING)) == (Phase.STOPPING, False)
+    assert stopping.current is not None
+    assert stopping.current.verdict is Verdict.STOPPED
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -114,7 +114,10 @@ def judged(context: Context) -> Decision | None:
     status = ledger.change(status, failing_time=failing)
     if judgement.patient and left > 0 and _order(context) is Reason.BUDGET_EXCEEDED:
         return None  # nobody pays for the wait
-    if judgement.patient and left > 0 and judgement.reason is Reason.CANNOT_START and not seen.running:
+    unstarted = judgement.reason is Reason.CANNOT_START and not seen.running
+    if judgement.patient and left > 0 and unstarted and _order(context) not in (None, Reason.INVALID_SPEC):
+        return None  # it has nothing to save, and is not wanted: whose fault it is does not matter
+    if judgement.patient and left > 0 and unstarted:
         return _waits(context, status, judgement.message, at_most_seconds=left)
     if judgement.patient and left > 0:
         status = context.phase(
