@@ -80,6 +80,7 @@ async def test_a_deleted_run_does_not_wait_for_a_foreign_job(pilot: Pilot) -> No
     assert pilot.status().attempt == 1
     await pilot.server.put(JOBS, _foreign("PyTorchJob", "ragcun-1"))
     await pilot.server.delete(RUNS, "ragcun", "team")
+    pilot.advance(1)
     await pilot.settle()
     assert pilot.run() is None
     assert pilot.server.find(JOBS, "ragcun-1", "team") is not None

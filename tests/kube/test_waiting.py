@@ -186,3 +186,26 @@ def test_the_events_of_a_large_gang_are_read_for_a_few_of_its_pods_only() -> Non
     asked = [replica.name for replica in to_ask([*others, *unplaced, *placed])]
     assert asked == ["a0", "a1", "b63", "b62"]
     assert len(asked) == 2 * ASKED_MAX
+
+
+async def test_what_is_refused_is_not_tried_at_each_wake_up_and_counts_as_an_error(pilot: Pilot) -> None:
+    """Words that vary without numbers are written each time, and each write of the status wakes the run."""
+    words = iter("abcdefghijklmnopqrstuvwxyz")
+
+    def refuse(request: Any) -> Any:
+        if request.resource != JOBS or request.method != "POST":
+            return None
+        return refusal(403, "Forbidden", f'admission webhook "policy" denied the request: {next(words)}')
+
+    pilot.server.refuse = refuse
+    await pilot.cluster.apply(a_manifest())
+    for _ in range(10):
+        await pilot.settle()
+    assert next(words) == "b"
+
+    pilot.advance(4)
+    for _ in range(10):
+        await pilot.settle()
+    assert next(words) == "d"
+    errors = {"controller": "run", "fault": "api"}
+    assert pilot.meter.registry.get_sample_value("piton_reconcile_errors_total", errors) == 2

@@ -30,6 +30,8 @@ from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Ver
 from piton.core.stopping import stop_effects
 
 Rule = Callable[[Context], Decision | None]
+REFUSED = "refused"
+"""Name of what is decided when the world refuses an effect."""
 
 
 def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> Decision:
@@ -43,7 +45,7 @@ def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = 
     context = Context(observed=observed, now=now, pace=pace or Pace())
     status, news = context.waits(observed.status, observed.status.phase, waiting.refusal(why))
     return Decision(
-        rule="refused",
+        rule=REFUSED,
         status=status,
         announcements=news,
         look_again_seconds=context.pace.try_again_seconds(waiting.waited_seconds(status, now)),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from piton.contract.progress import Progress
 from piton.core.conditions import TRAINING
+from piton.core.decide import REFUSED
 from piton.core.effects import Decision
 from piton.core.increments import increments
 from piton.core.observed import Observed
@@ -92,6 +93,7 @@ class Controller(Worker):
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.pace)
+        self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
         if decision is None:
             self._forget(key)
             return

@@ -143,6 +143,10 @@ class Meter:
         """Ask for the depth of the controller's queue at each scrape."""
         self._depth.labels(controller).set_function(depth)
 
+    def count_refusal(self, controller: str) -> None:
+        """Count a pass in which the API server refused something: the pass itself goes on, and says so."""
+        self._errors.labels(controller, "api").inc()
+
     @contextmanager
     def reconciling(self, controller: str) -> Iterator[None]:
         """Measure one pass, however it ends."""

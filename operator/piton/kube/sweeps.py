@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from piton.contract import names
 from piton.core import parse as runs
 from piton.core.context import deadline_of
+from piton.core.decide import REFUSED
 from piton.core.model import Meta
 from piton.core.pytorchjob import owner
 from piton.drive import pass_over
@@ -176,6 +177,7 @@ class SweepController(Worker):
         world = SweepWorld(self._client, self._clock, *key)
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta, kind=names.SWEEP_KIND)
         decision = await pass_over(world, announcer, self._decide, self._turn_down)
+        self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
         if decision is None:
             self._meter.forget_sweep(key)
             self._ration.forget(key)

@@ -17,6 +17,8 @@ from piton.ports import Clock, Conflict, PortError
 
 _CONFLICTS_AT_ONCE = 3
 """Conflicts in a row after which an object waits as after any other error: somebody keeps writing to it."""
+_REFUSED_SECONDS = 1.0
+"""Least time between two passes in which the API server refuses something. A user who mends it waits no longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Worker(ABC):
         self._settings = settings
         self._meter = meter
         self._busy_since: dict[Key, float] = {}
+        self._refused_until: dict[Key, float] = {}
         self._resync_at = timer.time()
         meter.watch_queue(self.kind, self.queue.__len__)
 
@@ -77,6 +80,9 @@ class Worker(ABC):
 
     async def handle(self, key: Key) -> None:
         """One key from the queue: a pass over the object, and another try later if it fails."""
+        if self._is_held_back(key):
+            self.queue.done(key)
+            return
         self._busy_since[key] = self._timer.time()
         try:
             with self._meter.reconciling(self.kind):
@@ -92,6 +98,20 @@ class Worker(ABC):
         finally:
             del self._busy_since[key]
             self.queue.done(key)
+
+    def hold_back(self, key: Key, *, refused: bool) -> None:
+        """What was refused is not tried at each wake-up: the status that quotes a refusal wakes its object again."""
+        if not refused:
+            self._refused_until.pop(key, None)
+            return
+        self._refused_until[key] = self._timer.time() + _REFUSED_SECONDS
+        self._meter.count_refusal(self.kind)
+
+    def _is_held_back(self, key: Key) -> bool:
+        seconds = self._refused_until.get(key, 0.0) - self._timer.time()
+        if seconds > 0:
+            self.queue.add_after(key, seconds)
+        return seconds > 0
 
     def _failed(self, key: Key, why: str, *, level: int) -> None:
         seconds = self.queue.retry(key)

@@ -18,6 +18,7 @@ from piton.core import waiting
 from piton.core.backoff import Pace
 from piton.core.budget import Account, exhausted, warning
 from piton.core.conditions import in_phase, settled
+from piton.core.decide import REFUSED
 from piton.core.effects import Announcement
 from piton.core.model import Stage
 from piton.core.reasons import Reason
@@ -107,7 +108,7 @@ def refused(observed: SweepObserved, why: str, *, now: datetime, pace: Pace | No
     wait, generation = waiting.refusal(why), observed.meta.generation
     status, news = waiting.waits(observed.status, observed.status.phase, wait, now=now, generation=generation)
     again = context.pace.try_again_seconds(waiting.waited_seconds(status, now))
-    return SweepDecision(rule="refused", status=status, announcements=news, look_again_seconds=again)
+    return SweepDecision(rule=REFUSED, status=status, announcements=news, look_again_seconds=again)
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------
