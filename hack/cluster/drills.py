@@ -76,7 +76,7 @@ def evictable(pod: dict[str, Any]) -> bool:
 
 
 def _give_notice(node: Node) -> None:
-    path = f"/api/v1/nodes/{node.name}"
+    path = f"/api/v1/nodes/{node.hostname}"
     taint = {"key": _NOTICE_TAINT, "value": f"spot-itn-{node.number:08x}", "effect": "NoSchedule"}
     taints = [t for t in api.call("GET", path)["spec"].get("taints", []) if t["key"] != _NOTICE_TAINT]
     api.patch(path, {"spec": {"unschedulable": True, "taints": [*taints, taint]}})
@@ -97,13 +97,15 @@ def _evict_all(node: Node) -> None:
 
 
 def _pods(node: Node) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node.name}")["items"]
+    found: list[dict[str, Any]] = api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node.hostname}")[
+        "items"
+    ]
     return found
 
 
 def _forget(node: Node) -> None:
     """Delete its Node object, as the cloud's controller does when the machine no longer exists."""
-    api.delete(f"/api/v1/nodes/{node.name}")
+    api.delete(f"/api/v1/nodes/{node.hostname}")
 
 
 def _require_alive(node: Node) -> None:

@@ -49,6 +49,8 @@ class Node:
 
     number: int
     """Every address and name of the node follows from it. 0 is the one that the cloud does not take away."""
+    launched_as: str | None = None
+    """The name that a provisioner has given it, with its Node object; None: it registers itself, under its own."""
 
     def __post_init__(self) -> None:
         """Keep the addresses inside their networks."""
@@ -68,8 +70,13 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Its name in the cluster."""
+        """Its name in the box."""
         return f"node-{self.number}"
+
+    @property
+    def hostname(self) -> str:
+        """Its name in the cluster."""
+        return self.launched_as or self.name
 
     @property
     def address(self) -> str:

@@ -85,14 +85,16 @@ def kube_proxy(node: Node, kubeconfig: str) -> dict[str, Any]:
         "clientConnection": {"kubeconfig": kubeconfig},
         "mode": "iptables",
         "clusterCIDR": POD_NET,
-        "hostnameOverride": node.name,
+        "hostnameOverride": node.hostname,
         # A network namespace may not write the machine's connection-tracking limits.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     }
 
 
 def labels(node: Node) -> dict[str, str]:
-    """What a cloud writes on its nodes; spot in all three spellings."""
+    """What a cloud writes on its nodes; spot in all three spellings. A provisioner has written them already."""
+    if node.launched_as:
+        return {}
     capacity = ("spot", "SPOT", "spot") if node.spot else ("on-demand", "ON_DEMAND", "normal")
     return {
         "karpenter.sh/capacity-type": capacity[0],
@@ -105,10 +107,10 @@ def labels(node: Node) -> dict[str, str]:
 
 
 def taints(node: Node) -> str:
-    """Only what asks for GPUs belongs on a GPU node."""
-    return f"{GPU}=true:NoSchedule" if node.spot else ""
+    """Only what asks for GPUs belongs on a GPU node. A provisioner has written them already."""
+    return f"{GPU}=true:NoSchedule" if node.spot and not node.launched_as else ""
 
 
 def provider_id(node: Node) -> str:
-    """As AWS writes it."""
-    return f"aws:///{node.zone}/i-{node.number:017x}"
+    """As AWS writes it, or Karpenter's kwok provider."""
+    return f"kwok://{node.launched_as}" if node.launched_as else f"aws:///{node.zone}/i-{node.number:017x}"

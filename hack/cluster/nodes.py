@@ -72,13 +72,13 @@ def wait_until_ready(node: Node, *, seconds: float = 60) -> None:
     processes.wait_for(f"{node.name} to be Ready", lambda: is_ready(node), seconds=seconds, of=kubelet)
     if node.spot:
         gpus = {nodeconfig.GPU: str(nodeconfig.GPUS)}
-        api.patch(f"/api/v1/nodes/{node.name}/status", {"status": {"capacity": gpus, "allocatable": gpus}})
+        api.patch(f"/api/v1/nodes/{node.hostname}/status", {"status": {"capacity": gpus, "allocatable": gpus}})
 
 
 def is_ready(node: Node) -> bool:
     """What the cluster thinks of it."""
     try:
-        found = api.call("GET", f"/api/v1/nodes/{node.name}")
+        found = api.call("GET", f"/api/v1/nodes/{node.hostname}")
     except api.ApiError:
         return False
     conditions = found["status"].get("conditions", [])
@@ -135,15 +135,22 @@ def _namespace(node: Node) -> Path:
 
 
 def _configure(node: Node) -> None:
-    identity = node.name
-    pki.issue(identity, f"/O=system:nodes/CN=system:node:{node.name}")
-    pki.kubeconfig(identity, node.folder / "kubelet.kubeconfig")
+    _make_identity(node)
     proxy = pki.kubeconfig("proxy", node.folder / "kube-proxy.kubeconfig")
     (node.folder / "cni").mkdir()
     (node.folder / "cni" / "box.conflist").write_text(json.dumps(nodeconfig.cni(node)))
     (node.folder / "containerd.toml").write_text(nodeconfig.containerd(node, program("containerd-shim-runc-v2")))
     (node.folder / "kubelet.yaml").write_text(yaml.safe_dump(nodeconfig.kubelet(node, str(pki.CA))))
     (node.folder / "kube-proxy.yaml").write_text(yaml.safe_dump(nodeconfig.kube_proxy(node, str(proxy))))
+
+
+def _make_identity(node: Node) -> None:
+    kubeconfig = node.folder / "kubelet.kubeconfig"
+    if node.launched_as:
+        pki.kubeconfig(pki.ADMIN, kubeconfig, node=node.launched_as)
+        return
+    pki.issue(node.name, f"/O=system:nodes/CN=system:node:{node.name}")
+    pki.kubeconfig(node.name, kubeconfig)
 
 
 def _kubelet_flags(node: Node, kubeconfig: Path) -> list[str]:
@@ -153,7 +160,7 @@ def _kubelet_flags(node: Node, kubeconfig: Path) -> list[str]:
         f"--root-dir={node.folder / 'kubelet'}",
         f"--cert-dir={node.folder / 'kubelet-pki'}",
         f"--container-runtime-endpoint=unix://{node.socket}",
-        f"--hostname-override={node.name}",
+        f"--hostname-override={node.hostname}",
         f"--node-ip={node.address}",
         f"--provider-id={nodeconfig.provider_id(node)}",
         f"--node-labels={','.join(f'{key}={value}' for key, value in nodeconfig.labels(node).items())}",

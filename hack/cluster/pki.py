@@ -69,19 +69,34 @@ def key(name: str) -> Path:
     return PKI / f"{name}.key"
 
 
-def kubeconfig(name: str, path: Path) -> Path:
-    """Write a kubeconfig that acts as `name`, complete in one file."""
+def kubeconfig(name: str, path: Path, *, node: str | None = None) -> Path:
+    """Write a kubeconfig that acts as `name`, complete in one file.
+
+    With `node` it acts as that node's kubelet, as far as `name` may: a certificate's subject has 64 characters at most,
+    and names that provisioners give are longer.
+    """
     content = document(
-        authority=CA.read_bytes(), certificate=certificate(name).read_bytes(), private=key(name).read_bytes(), user=name
+        authority=CA.read_bytes(),
+        certificate=certificate(name).read_bytes(),
+        private=key(name).read_bytes(),
+        user=name,
+        node=node,
     )
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
-def document(*, authority: bytes, certificate: bytes, private: bytes, user: str) -> dict[str, object]:
+def document(
+    *, authority: bytes, certificate: bytes, private: bytes, user: str, node: str | None = None
+) -> dict[str, object]:
     """What a kubeconfig says; nodes, too, find the API server at the gateway."""
-    credentials = {"client-certificate-data": _text(certificate), "client-key-data": _text(private)}
+    credentials: dict[str, object] = {
+        "client-certificate-data": _text(certificate),
+        "client-key-data": _text(private),
+    }
+    if node is not None:
+        credentials |= {"as": f"system:node:{node}", "as-groups": ["system:nodes"]}
     cluster = {"server": f"https://{GATEWAY}:{API_PORT}", "certificate-authority-data": _text(authority)}
     return {
         "apiVersion": "v1",

@@ -4,10 +4,11 @@
 node that needs it, and of no use elsewhere. `bounded` is shared, and full when its size is reached.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from hack.cluster import api, folders
-from hack.cluster.layout import VOLUMES, Node
+from hack.cluster.layout import VOLUMES
 
 Object = dict[str, Any]
 SHARED = "shared"
@@ -41,7 +42,7 @@ def create_classes() -> None:
 def provision(claims: list[Object]) -> None:
     """Make the volumes that claims wait for."""
     for claim in claims:
-        if volume := volume_for(claim):
+        if volume := volume_for(claim, zone_of):
             bounded = volume["spec"]["storageClassName"] == BOUNDED
             size = folders.size_in_bytes(volume["spec"]["capacity"]["storage"]) if bounded else None
             folders.make(volume["metadata"]["name"], size_bytes=size)
@@ -64,7 +65,13 @@ def is_released(volume: Object) -> bool:
     return ours and delete and (volume.get("status") or {}).get("phase") == "Released"
 
 
-def volume_for(claim: Object) -> Object | None:
+def zone_of(node: str) -> str:
+    """Where a node is, as its label says."""
+    labels: dict[str, str] = api.call("GET", f"/api/v1/nodes/{node}")["metadata"]["labels"]
+    return labels[_ZONE]
+
+
+def volume_for(claim: Object, zone_of: Callable[[str], str]) -> Object | None:
     """The volume that the claim waits for; None if it has one, or is not ours, or its pod has no node yet."""
     metadata, spec = claim["metadata"], claim["spec"]
     kind = spec.get("storageClassName")
@@ -94,6 +101,6 @@ def volume_for(claim: Object) -> Object | None:
         },
     }
     if kind == ZONAL:
-        zone = {"key": _ZONE, "operator": "In", "values": [Node.named(node).zone]}
+        zone = {"key": _ZONE, "operator": "In", "values": [zone_of(node)]}
         volume["spec"]["nodeAffinity"] = {"required": {"nodeSelectorTerms": [{"matchExpressions": [zone]}]}}
     return volume

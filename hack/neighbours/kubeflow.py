@@ -4,16 +4,14 @@ It runs as the cluster's admin and needs no ServiceAccount. Its definition of th
 objects stay as they are.
 """
 
-import contextlib
 from collections.abc import Sequence
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import yaml
 
 from hack.cluster import api, processes, programs
 from hack.cluster.layout import KUBECONFIG
-from hack.neighbours import webhooks
+from hack.neighbours import probes, webhooks
 
 PROCESS = "training-operator"
 NAMESPACE = "kubeflow"
@@ -50,7 +48,7 @@ def start(*, say: programs.Say = print, only: str | None = None, init_image: str
     webhooks.apply(_configuration(only))  # before the program, which puts its authority into it and waits for that
     processes.start(PROCESS, _command(only, init_image))
     webhooks.fill(_CERTIFICATES, secret=_SECRET, namespace=NAMESPACE, of=PROCESS)
-    processes.wait_for("the training operator to be ready", _ready, seconds=60, of=PROCESS)
+    processes.wait_for("the training operator to be ready", lambda: probes.answers(_PROBE_PORT), seconds=60, of=PROCESS)
 
 
 def pause() -> None:
@@ -94,14 +92,6 @@ def _command(only: str | None, init_image: str) -> Sequence[str | Path]:
         "--kube-api-burst=1000",
         *([f"--namespace={only}"] if only is not None else []),
     ]
-
-
-def _ready() -> bool:
-    connection = HTTPConnection("127.0.0.1", _PROBE_PORT, timeout=2)
-    with contextlib.closing(connection), contextlib.suppress(OSError, HTTPException):
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    return False
 
 
 def _read(path: Path) -> api.Object:

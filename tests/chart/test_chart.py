@@ -119,6 +119,17 @@ def test_with_namespaces_named_the_rights_end_there() -> None:
     assert {b["metadata"]["namespace"] for b in of_kind("RoleBinding", *values)} == {"team-a", "team-b"}
 
 
+def test_the_operator_gets_no_node_that_its_image_is_not_for() -> None:
+    """Karpenter takes the cheapest machine that will do, and those of arm64 are cheaper than others of their size."""
+
+    def selector(*values: str) -> Any:
+        return of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["nodeSelector"]
+
+    assert selector() == {"kubernetes.io/arch": "amd64"}
+    assert selector("operator.nodeSelector.pool=system") == {"kubernetes.io/arch": "amd64", "pool": "system"}
+    assert selector(r"operator.nodeSelector.kubernetes\.io/arch=arm64") == {"kubernetes.io/arch": "arm64"}
+
+
 def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:
     """Pod Security Standard `restricted`, and a root file system that nobody writes to."""
     pod = of_kind("Deployment")[0]["spec"]["template"]["spec"]

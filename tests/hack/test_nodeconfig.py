@@ -28,6 +28,17 @@ def test_the_provider_names_the_zone() -> None:
     assert nodeconfig.provider_id(SPOT) == f"aws:///{SPOT.zone}/i-00000000000000001"
 
 
+def test_a_machine_that_a_provisioner_has_launched_has_the_name_that_it_gave_and_says_nothing_else_of_itself() -> None:
+    """What it is and which taints it has is on the Node object, which is there before the machine."""
+    launched = Node(number=7, launched_as="kwok-spot-abcde-1")
+
+    assert launched.hostname == "kwok-spot-abcde-1"
+    assert nodeconfig.provider_id(launched) == "kwok://kwok-spot-abcde-1"
+    assert nodeconfig.kube_proxy(launched, "kubeconfig")["hostnameOverride"] == "kwok-spot-abcde-1"
+    assert (nodeconfig.labels(launched), nodeconfig.taints(launched)) == ({}, "")
+    assert launched.folder == Node(number=7).folder, "paths of sockets have to be short"
+
+
 def test_containerd_reads_its_configuration() -> None:
     found = tomllib.loads(nodeconfig.containerd(SPOT, Path("/bin/shim")))
     runtime = found["plugins"]["io.containerd.cri.v1.runtime"]

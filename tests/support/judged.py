@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from piton.core.rules import ZONES_FOR_PREPARE
 from support.builders import a_manifest
 from support.sweeps import a_sweep
 
@@ -60,6 +61,7 @@ _NO_TIME = "is no time at all; write a duration such as"
 _NO_GPU = "nvidia.com/gpu is"
 _TOO_FEW_MODES: tuple[dict[str, Any], ...] = ({}, {"accessModes": []}, {"accessModes": ["ReadWriteOnce"]})
 _NO_COMMAND: tuple[dict[str, Any], ...] = ({}, {"command": []})
+_PREPARES: dict[str, Any] = {"stages": {"prepare": {}}, **volume(size="1Gi")}
 _KEY = {"name": "s", "key": "k"}
 
 RUNS: tuple[Judged, ...] = (
@@ -321,6 +323,18 @@ RUNS: tuple[Judged, ...] = (
         ("spec.workers.zones: 'us.east' is no zone; write one such as us-east-1a",),
         {"workers": {"zones": ["us-east-1a", "us.east"]}},
     ),
+    Judged("prepare on a volume of one zone, wherever that comes to be", (ZONES_FOR_PREPARE,), _PREPARES),
+    Judged("the same, said", (ZONES_FOR_PREPARE,), {**_PREPARES, **volume(size="1Gi", accessModes=["ReadWriteOnce"])}),
+    Judged(
+        "the same, for CPU machines of a kind that few zones have",
+        (ZONES_FOR_PREPARE,),
+        {**_PREPARES, "workers": {"gpusPerNode": 0, "instanceTypes": ["hpc7a.96xlarge"]}},
+    ),
+    Judged("prepare in zones that are named", parts={**_PREPARES, "workers": {"zones": ["us-east-1a"]}}),
+    Judged("prepare before any CPU machine", parts={**_PREPARES, "workers": {"gpusPerNode": 0}}),
+    Judged("prepare on a volume for all zones", parts={**_PREPARES, **volume(**SHARED)}),
+    Judged("prepare on a volume that is there, as far as the spec tells", parts={**_PREPARES, **volume(claimName="c")}),
+    Judged("evaluate alone, which follows the volume", parts={**_PREPARES, "stages": {"evaluate": {}}}),
     Judged("minNodes", (f"spec.workers.minNodes: {_NOT_YET}; remove it",), {"workers": {"minNodes": 1}}),
     Judged("one tier", parts={"capacity": {"tiers": ["Spot"]}}),
     Judged(

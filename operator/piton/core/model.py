@@ -173,7 +173,10 @@ class PodTemplate(Model):
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
         default=(), description="Tolerations besides the GPU taint's, which Piton adds."
     )
-    node_selector: Mapping[str, str] = Field(default_factory=dict, description="Labels that a node must have.")
+    node_selector: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Labels that a node must have. kubernetes.io/arch is amd64 if it is not named.",
+    )
     service_account_name: Name | None = Field(default=None, description="Service account of the pods, e.g. for IRSA.")
     resources: Resources = Field(default_factory=Resources, description="CPU, memory and other resources per node.")
     placement: Placement | None = Field(default=None, description="Which other pods to be beside, or apart from.")

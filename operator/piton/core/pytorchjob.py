@@ -15,11 +15,14 @@ from piton.core.backoff import GRACE_SECONDS
 from piton.core.model import Meta, Spec, Stage
 from piton.core.render import Place, ProgressServer, appdef, assignment, processes_per_node
 from piton.core.security import Security, security_of
-from piton.core.stages import staged
+from piton.core.stages import ARCHITECTURE, staged
 
 GPU = "nvidia.com/gpu"
 TMP = "/tmp"  # noqa: S108 - a volume of the pod's own
 """What the trainer image writes to beside its volumes."""
+_IMAGES_ARE_FOR = "amd64"
+"""The architecture of nodes, where the user names none. Karpenter takes the cheapest machine that will do, and without
+this that may be one of arm64, on which an image for amd64 never starts."""
 UNREACHABLE_SECONDS = 30
 """How long a pod tolerates a node that does not answer; Kubernetes' default is 300."""
 
@@ -164,6 +167,7 @@ def _pod(
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [_container(spec, role)],
+        "nodeSelector": {ARCHITECTURE: _IMAGES_ARE_FOR, **template.node_selector},
         "tolerations": _tolerations(spec),
         "volumes": _volumes(meta, spec),
     }
@@ -174,8 +178,6 @@ def _pod(
     wanted = affinity(spec, avoid)
     if wanted:
         pod["affinity"] = wanted
-    if template.node_selector:
-        pod["nodeSelector"] = dict(template.node_selector)
     if template.service_account_name:
         pod["serviceAccountName"] = template.service_account_name
     return pod

@@ -113,6 +113,31 @@ def shared_volume(spec: Spec) -> Iterator[str]:
         yield SHARED_VOLUME
 
 
+ZONES_FOR_PREPARE = (
+    "spec.workers.zones: missing; the pod of stages.prepare makes the volume in the zone of its CPU node, and machines "
+    "in another zone cannot use it; write the zones that have those of the training, such as [us-east-1a], or "
+    "checkpoint.volume.accessModes: [ReadWriteMany]"
+)
+
+
+@cel(
+    "spec",
+    "!has(self.stages) || !has(self.stages.prepare) || !has(self.checkpoint.volume.size)"
+    " || (has(self.checkpoint.volume.accessModes) && 'ReadWriteMany' in self.checkpoint.volume.accessModes)"
+    " || (self.?workers.?gpusPerNode.orValue(8) == 0 && size(self.?workers.?instanceTypes.orValue([])) == 0)"
+    " || size(self.?workers.?zones.orValue([])) > 0",
+    ZONES_FOR_PREPARE,
+)
+def zones_for_prepare(spec: Spec) -> Iterator[str]:
+    """A volume of one zone is made where its first pod is. Prepare's may be in any zone that the workers may be in."""
+    volume, workers = spec.checkpoint.volume, spec.workers
+    picky = workers.gpus_per_node or workers.instance_types
+    if not (spec.stages.prepare and volume.size and picky) or workers.zones:
+        return
+    if "ReadWriteMany" not in volume.access_modes:
+        yield ZONES_FOR_PREPARE
+
+
 @not_in_cel(UNTYPED)
 def an_interval(spec: Spec) -> Iterator[str]:
     """An interval needs a number."""
@@ -255,6 +280,7 @@ RULES: tuple[Rule[Spec], ...] = (
     one_program,
     one_volume,
     shared_volume,
+    zones_for_prepare,
     an_interval,
     a_steady_judge,
     *ENVIRONMENT,

@@ -22,6 +22,8 @@ from piton.core.model import (
 from piton.core.reasons import Reason
 from piton.core.status import AttemptStatus, Phase, Result, RunStatus
 
+ARCHITECTURE = "kubernetes.io/arch"
+"""Label of a node. It belongs to the image, which is the same in all stages, and not to the kind of machine."""
 ORDER = tuple(Stage)
 RUNNING: Mapping[Stage, tuple[Phase, Reason]] = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -105,12 +107,17 @@ def _trainer(trainer: Trainer, own: SideStage) -> Trainer:
     return trainer.model_copy(update=changes)
 
 
+def _selector(shared: PodTemplate, gpus: int) -> Mapping[str, str]:
+    """What of the workers' node selector is the stage's too: without GPUs the architecture alone."""
+    return shared.node_selector if gpus else {k: v for k, v in shared.node_selector.items() if k == ARCHITECTURE}
+
+
 def _workers(workers: Workers, own: SideStage, gpus: int) -> Workers:
     """One machine, in the zones of the others since the volume is there; of their kind only if it has to have GPUs."""
     shared = workers.template
     template = PodTemplate(
         tolerations=(*shared.tolerations, *own.tolerations) if gpus else own.tolerations,
-        node_selector={**(shared.node_selector if gpus else {}), **own.node_selector},
+        node_selector={**_selector(shared, gpus), **own.node_selector},
         service_account_name=shared.service_account_name,
         resources=own.resources,
         placement=shared.placement if gpus else None,

@@ -1,0 +1,67 @@
+"""kwok, which plays the kubelets of nodes that are no machines, and the containers of their pods.
+
+A pod on such a node runs as soon as it is there, for ever, and is gone as soon as it is deleted: nothing is trained,
+and nothing is saved. Nodes whose label says that they are real are left to their own kubelet.
+"""
+
+from pathlib import Path
+
+from hack.cluster import processes, programs
+from hack.cluster.layout import GATEWAY, KUBECONFIG, STATE
+from hack.neighbours import probes
+
+PROCESS = "kwok"
+PLAYED = ("kwok.x-k8s.io/node", "fake")
+"""Annotation and label of nodes that are played."""
+REAL = "box.local/real"
+"""Label of a node that a real kubelet takes over, whatever its provider says."""
+
+_FAMILY = "kwok"
+_STAGES = ("node/fast/node-initialize", "node/heartbeat-with-lease/node-heartbeat-with-lease", "pod/fast/pod-ready",
+           "pod/fast/pod-delete")  # fmt: skip
+_PORT = 10247
+
+
+def start(*, say: programs.Say = print) -> None:
+    """Start it; it serves as soon as it says that it watches nodes. One that runs is stopped before.
+
+    Raises:
+        BoxError: It cannot be built, or does not come up; quotes the end of its log.
+    """
+    stop()
+    programs.need([_FAMILY], say)
+    folder = programs.folder(_FAMILY)
+    stages = STATE / "kwok.yaml"
+    stages.write_text("---\n".join((folder / "stages" / f"{name}.yaml").read_text() for name in _STAGES))
+    processes.start(PROCESS, _command(folder, stages))
+    processes.wait_for("kwok to serve", lambda: probes.answers(_PORT), seconds=30, of=PROCESS)
+
+
+def stop() -> None:
+    """Stop it: nodes and pods stay as they are."""
+    processes.stop(PROCESS)
+
+
+def node(name: str, *, labels: dict[str, str], resources: dict[str, str]) -> dict[str, object]:
+    """A node that it plays, such as one of a managed node group."""
+    key, value = PLAYED
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {key: value, **labels}, "annotations": {key: value}},
+        "status": {"capacity": resources, "allocatable": resources},
+    }
+
+
+def _command(folder: Path, stages: Path) -> list[str | Path]:
+    return [
+        folder / "kwok",
+        f"--kubeconfig={KUBECONFIG}",
+        f"--config={stages}",
+        "--manage-all-nodes=false",
+        f"--manage-nodes-with-label-selector={'='.join(PLAYED)},!{REAL}",
+        "--node-lease-duration-seconds=40",
+        f"--server-address=127.0.0.1:{_PORT}",
+        "--cidr=10.79.0.0/16",
+        f"--node-ip={GATEWAY}",
+    ]
