@@ -215,6 +215,22 @@ def test_a_pod_that_ran_and_is_gone_is_not_started_again() -> None:
     assert _numbers(decision, "Worker") == (0, 0, 1)
 
 
+def test_a_pod_that_ran_and_is_gone_is_missed_although_another_still_waits() -> None:
+    """One rank that starts over waits for ever for a peer that has begun without it."""
+    manifest = a_job(pytorchReplicaSpecs={"Worker": replicas(2)})
+    begun = _after(manifest, _pod(WORKER, "Pending"), _pod("ragcun-1-worker-1"))
+    decision = _look(begun, _pod(WORKER, "Pending"), services=[WORKER, "ragcun-1-worker-1"])
+    assert (_conditions(decision)[-1], _created(decision)) == ("Failed", [])
+
+
+def test_a_replica_that_is_not_wanted_any_more_does_not_end_the_job() -> None:
+    smaller = a_job(pytorchReplicaSpecs={"Worker": replicas(1)})
+    decision = _look(smaller, _pod(WORKER, "Succeeded"), _pod("ragcun-1-worker-1", "Succeeded"))
+    assert "Succeeded" not in _conditions(decision)
+    assert ("Pod", "ragcun-1-worker-1") in _deleted(decision)
+    assert _conditions(_look(smaller, _pod(WORKER, "Succeeded")))[-1] == "Succeeded"
+
+
 @pytest.mark.parametrize(
     ("policy", "exit_code", "condition"),
     [

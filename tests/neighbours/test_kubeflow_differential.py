@@ -3,24 +3,41 @@
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+from hack.cluster import api
 from hack.cluster.layout import KUBECONFIG
+from hack.install.chart import DEPLOYMENT, NAMESPACE
 from hack.neighbours import kubeflow
 from piton.kube.client import Client, load_configuration
 from support.differential_play import Life, play
 from support.differential_sides import KUBEFLOWS, Arena, clear, prepare
+from support.live import LiveCluster
+from support.live_operator import without_operator
 
 JOBS = int(os.environ.get("PITON_DIFFERENTIAL_JOBS", "100"))
 SEED = int(os.environ.get("PITON_DIFFERENTIAL_SEED", "0"))
 AT_ONCE = int(os.environ.get("PITON_DIFFERENTIAL_AT_ONCE", "24"))
 
 
+@pytest.fixture
+def nobody_else(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The box, or its API server alone, on which nobody serves PyTorchJobs."""
+    if not api.ready():
+        request.getfixturevalue("the_box")
+    cluster = LiveCluster(KUBECONFIG)
+    installed = cluster.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{DEPLOYMENT}")
+    with without_operator(cluster) if installed else nullcontext():
+        yield
+
+
 @pytest.mark.neighbours
 @pytest.mark.timeout(3600)
-async def test_random_jobs_come_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_random_jobs_come_out_alike(nobody_else: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(KUBECONFIG))
     kubeflow.start(only=KUBEFLOWS)
     try:

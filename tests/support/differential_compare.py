@@ -88,9 +88,11 @@ class Scene:
         found: set[str] = set()
         for step in self.steps:
             if step.kind == "run all":
-                found.clear()
-            elif step.replica is not None:
-                (found.add if step.kind == "vanish" else found.discard if step.kind == "run" else id)(step.replica)
+                found = set()
+            elif step.kind == "vanish":
+                found |= {str(step.replica)}
+            elif step.kind == "run":
+                found -= {str(step.replica)}
         return found
 
     def policy(self) -> str | None:
@@ -211,10 +213,13 @@ def _forget_selectors(job: Body) -> None:
 
 
 def _completion(scene: Scene) -> bool:
-    jobs = scene.theirs["job"], scene.ours["job"]
-    if None in jobs or not all(_said(job, "is failing because") for job in jobs):
+    theirs, ours = scene.theirs["job"], scene.ours["job"]
+    if not (_said(theirs, "is failing because") and _said(ours, "is failing because")):
         return False
-    return not jobs[0]["completed"] and jobs[1].pop("completed") and jobs[0].pop("completed") is False
+    if (theirs["completed"], ours["completed"]) != (False, True):
+        return False
+    ours["completed"] = False
+    return True
 
 
 def _never_old(scene: Scene) -> bool:
@@ -237,14 +242,19 @@ def _gone_with_never(scene: Scene) -> bool:
 
 
 def _superfluous(scene: Scene) -> bool:
-    ended = scene.ours["job"] is None or _finished(scene.ours)
-    if not ended and not any(step.kind == "scale" for step in scene.steps):
-        return False
     theirs, ours = scene.theirs["pods"], scene.ours["pods"]
-    extra = [name for name, pod in theirs.items() if pod["deleting"] and pod["phase"] == "Pending" and name not in ours]
+    extra = [name for name, pod in theirs.items() if pod["phase"] == "Pending" and name not in ours]
+    if scene.ours["job"] is not None and not _finished(scene.ours):
+        extra = [name for name in extra if name in _unwanted(scene)]
     for name in extra:
         del theirs[name]
     return bool(extra)
+
+
+def _unwanted(scene: Scene) -> set[str]:
+    """The names past the last index that there may have been before the job was made smaller."""
+    workers = scene.ours["job"]["spec"]["pytorchReplicaSpecs"].get("Worker", {}).get("replicas", 1)
+    return {name for name in scene.theirs["pods"] if "-worker-" in name and int(name.rpartition("-")[2]) >= workers}
 
 
 def _resumption(scene: Scene) -> bool:

@@ -33,7 +33,8 @@ class Life:
 
     def __str__(self) -> str:
         found = "".join(f"\n      {difference}" for difference in self.differences)
-        return f"seed {self.seed}: {'; '.join(self.steps)}{found}"
+        again = f"make e2e-neighbours-differential JOBS=1 SEED={self.seed}"
+        return f"{again}: {'; '.join(self.steps)}{found}"
 
 
 async def play(arena: Arena, seed: int) -> Life:

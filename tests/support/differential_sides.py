@@ -264,3 +264,4 @@ async def clear(client: Client) -> None:
             await client.request("DELETE", resource.path(namespace), body={"gracePeriodSeconds": 0})
         await client.request("DELETE", NAMESPACES.path(name=namespace))
     await client.request("DELETE", NODES.path(name=NODE))
+    await client.request("DELETE", LEASES.path("kube-node-lease", NODE))

@@ -38,7 +38,7 @@ def _victory(scene: Scene) -> str | None:
     workers = job.of(WORKER)
     assert workers is not None, "a job without replicas is refused before"
     succeeded = scene.tallies[WORKER].succeeded
-    done = succeeded >= workers.count or (job.elastic is not None and succeeded > 0)
+    done = succeeded == workers.count or (job.elastic is not None and succeeded > 0)
     return f"{KIND} {job.namespace}/{job.name} successfully completed." if done else None
 
 

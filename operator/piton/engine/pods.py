@@ -92,7 +92,8 @@ def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
     rest = [pod for pod in mine if pod not in failed]
     gone = 0
     if replicas.restart_policy == "Never":
-        gone = max(0, min(job.status.tally(replicas.kind).begun, replicas.count) - len(mine))
+        there = sum(pod.phase != "Pending" for pod in mine)
+        gone = max(0, min(job.status.tally(replicas.kind).begun, replicas.count) - there)
     return Tally(
         active=sum(pod.phase == "Running" for pod in rest),
         succeeded=sum(pod.phase == "Succeeded" for pod in rest),
