@@ -10,13 +10,14 @@ from pathlib import Path
 import yaml
 
 from hack.cluster import api, processes, programs
-from hack.cluster.layout import KUBECONFIG
+from hack.cluster.layout import KUBECONFIG, STATE
 from hack.neighbours import probes, webhooks
 
 PROCESS = "training-operator"
 NAMESPACE = "kubeflow"
 INIT_IMAGE = "docker.io/piton-box/busybox:1"
-"""In place of alpine:3.10, which the box cannot pull: a shell and nslookup is all that the init container wants."""
+"""In place of alpine:3.10, which the box cannot pull. The program's own template does not work with it: this nslookup,
+Debian's, fails where one of the search domains does not know the name."""
 
 _FAMILY = "training-operator"
 _SERVICE = "training-operator"
@@ -24,15 +25,17 @@ _SECRET = "training-operator-webhook-cert"  # noqa: S105 - the Secret's name
 _CONFIGURATION = "validator.training-operator.kubeflow.org"
 _WEBHOOK = "/validate-kubeflow-org-v1-pytorchjob"
 _CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # noqa: S108 - the program has it built in
+_TEMPLATE = STATE / "init-container.yaml"
 _WEBHOOK_PORT = 19443
 _METRICS_PORT = 19444
 _PROBE_PORT = 19445
 
 
-def start(*, say: programs.Say = print, only: str | None = None, init_image: str = INIT_IMAGE) -> None:
+def start(*, say: programs.Say = print, only: str | None = None, init_container: str = "") -> None:
     """Start it and wait until it and its webhook serve. One that runs is stopped before.
 
-    `only` is the one namespace whose jobs it serves, and looks at; None is all of them.
+    `only` is the one namespace whose jobs it serves, and looks at; None is all of them. `init_container` is the
+    template of the container in which workers wait for the master's name; empty: its own.
 
     Raises:
         BoxError: It cannot be built or does not come up; quotes the end of its log.
@@ -46,7 +49,7 @@ def start(*, say: programs.Say = print, only: str | None = None, init_image: str
     webhooks.publish(_SERVICE, namespace=NAMESPACE, ports=ports)
     webhooks.clear(_CERTIFICATES)
     webhooks.apply(_configuration(only))  # before the program, which puts its authority into it and waits for that
-    processes.start(PROCESS, _command(only, init_image))
+    processes.start(PROCESS, _command(only, init_container))
     webhooks.fill(_CERTIFICATES, secret=_SECRET, namespace=NAMESPACE, of=PROCESS)
     processes.wait_for("the training operator to be ready", lambda: probes.answers(_PROBE_PORT), seconds=60, of=PROCESS)
 
@@ -78,12 +81,15 @@ def _configuration(only: str | None) -> api.Object:
     return made
 
 
-def _command(only: str | None, init_image: str) -> Sequence[str | Path]:
+def _command(only: str | None, init_container: str) -> Sequence[str | Path]:
+    if init_container:
+        _TEMPLATE.write_text(init_container)
     return [
         _folder() / "training-operator",
         f"--kubeconfig={KUBECONFIG}",
         "--enable-scheme=pytorchjob",
-        f"--pytorch-init-container-image={init_image}",
+        f"--pytorch-init-container-image={INIT_IMAGE}",
+        *([f"--pytorch-init-container-template-file={_TEMPLATE}"] if init_container else []),
         f"--webhook-server-port={_WEBHOOK_PORT}",
         f"--metrics-bind-address=:{_METRICS_PORT}",
         f"--health-probe-bind-address=127.0.0.1:{_PROBE_PORT}",
