@@ -158,6 +158,19 @@ OVER = [
 ]
 
 
+def test_what_helps_fits_into_an_event_however_long_the_quotation_is() -> None:
+    """An Event has room for 1024 bytes, and is cut at its end."""
+    no_root = refusal('pods "a" is forbidden: violates PodSecurity "restricted:latest": ' + "no root, " * 200).message
+    nowhere = told(
+        unschedulable("1 Insufficient nvidia.com/gpu, " * 50),
+        a_word("FailedScheduling", "no instance type met all requirements, " * 50, source="karpenter"),
+    )[1]
+
+    assert "runAsNonRoot: true" in no_root
+    assert "spec.capacity.tiers" in nowhere
+    assert max(len(no_root), len(nowhere)) <= 1024
+
+
 @pytest.mark.parametrize(("word", "end"), OVER, ids=[f"{word.reason} {end.reason}" for word, end in OVER])
 def test_a_word_counts_until_a_later_one_shows_that_it_is_over(word: Word, end: Word) -> None:
     first = why(an_attempt(waiting(word)), now=NOW, since=NOW)

@@ -56,8 +56,9 @@ REFUSALS = (
     Cause(
         Reason.POD_SECURITY,
         r'violates PodSecurity "(?P<level>[^:"]+)',
-        'The namespace enforces Pod Security "{level}". Change what is named above, or have the namespace labelled'
-        " pod-security.kubernetes.io/enforce with a level that allows it.",
+        'The namespace enforces Pod Security "{level}". A command trains there with'
+        " spec.workers.template.securityContext.runAsNonRoot: true and an image that is not root; or have the namespace"
+        " labelled pod-security.kubernetes.io/enforce with a level that allows the pods.",
     ),
     Cause(
         Reason.QUOTA_EXCEEDED,

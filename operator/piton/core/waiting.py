@@ -28,8 +28,8 @@ SILENT_SECONDS = 15.0
 """After so long a job without a pod and without a word has no controller."""
 _STEPS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 """Seconds at which a sentence says anew how long something has taken: a dozen writes a day at most."""
-_QUOTE_MAX = 450
-"""An Event has room for 1024 bytes: two quotations and the advice."""
+_QUOTE_MAX = 330
+"""An Event has room for 1024 bytes: two quotations, or a refusal that is as long, and the advice."""
 
 
 @dataclass(frozen=True, kw_only=True)
