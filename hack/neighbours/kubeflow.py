@@ -29,10 +29,17 @@ _METRICS_PORT = 19444
 _PROBE_PORT = 19445
 
 
-def start(*, say: programs.Say = print, only: str | None = None, init_image: str = INIT_IMAGE) -> None:
+def start(
+    *,
+    say: programs.Say = print,
+    only: str | None = None,
+    init_image: str = INIT_IMAGE,
+    init_template: Path | None = None,
+) -> None:
     """Start it and wait until it and its webhook serve. One that runs is stopped before.
 
-    `only` is the one namespace whose jobs it serves, and looks at; None is all of them.
+    `only` is the one namespace whose jobs it serves, and looks at; None is all of them. `init_template` is a file with
+    the init container of workers; None takes the built-in one.
 
     Raises:
         BoxError: It cannot be built or does not come up; quotes the end of its log.
@@ -46,7 +53,7 @@ def start(*, say: programs.Say = print, only: str | None = None, init_image: str
     webhooks.publish(_SERVICE, namespace=NAMESPACE, ports=ports)
     webhooks.clear(_CERTIFICATES)
     webhooks.apply(_configuration(only))  # before the program, which puts its authority into it and waits for that
-    processes.start(PROCESS, _command(only, init_image))
+    processes.start(PROCESS, _command(only, init_image, init_template))
     webhooks.fill(_CERTIFICATES, secret=_SECRET, namespace=NAMESPACE, of=PROCESS)
     processes.wait_for("the training operator to be ready", lambda: probes.answers(_PROBE_PORT), seconds=60, of=PROCESS)
 
@@ -78,7 +85,7 @@ def _configuration(only: str | None) -> api.Object:
     return made
 
 
-def _command(only: str | None, init_image: str) -> Sequence[str | Path]:
+def _command(only: str | None, init_image: str, init_template: Path | None) -> Sequence[str | Path]:
     return [
         _folder() / "training-operator",
         f"--kubeconfig={KUBECONFIG}",
@@ -91,6 +98,7 @@ def _command(only: str | None, init_image: str) -> Sequence[str | Path]:
         "--kube-api-qps=500",
         "--kube-api-burst=1000",
         *([f"--namespace={only}"] if only is not None else []),
+        *([f"--pytorch-init-container-template-file={init_template}"] if init_template is not None else []),
     ]
 
 
