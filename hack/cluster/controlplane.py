@@ -102,6 +102,13 @@ def _apiserver() -> list[str | Path]:
         f"--kubelet-client-key={pki.key('apiserver-kubelet')}",
         "--kubelet-preferred-address-types=InternalIP",  # node names do not resolve
         "--enable-aggregator-routing=true",  # straight to the pods of a webhook: there is no kube-proxy here
+        f"--requestheader-client-ca-file={pki.CA}",  # for APIs that other programs serve
+        "--requestheader-allowed-names=front-proxy",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={pki.certificate('front-proxy')}",
+        f"--proxy-client-key-file={pki.key('front-proxy')}",
         "--allow-privileged=true",
         f"--audit-policy-file={policy}",
         f"--audit-log-path={AUDIT_LOG}",

@@ -41,6 +41,7 @@ def create() -> None:
     issue("controller-manager", "/CN=system:kube-controller-manager")
     issue("scheduler", "/CN=system:kube-scheduler")
     issue("proxy", "/CN=system:kube-proxy")
+    issue("front-proxy", "/CN=front-proxy")
 
 
 def issue(name: str, subject: str, *, names: tuple[str, ...] = ()) -> None:

@@ -115,7 +115,7 @@ def test_with_namespaces_named_the_rights_end_there() -> None:
 
     roles = {role["metadata"]["name"]: role for role in of_kind("ClusterRole", *values)}
     resources = {r for name in everywhere for rule in roles[name]["rules"] for r in rule["resources"]}
-    assert resources == {"nodes", "nodepools", "tokenreviews"}
+    assert resources == {"nodepools", "nodes", "resourceflavors", "tokenreviews", "workloadpriorityclasses"}
     assert {b["metadata"]["namespace"] for b in of_kind("RoleBinding", *values)} == {"team-a", "team-b"}
 
 

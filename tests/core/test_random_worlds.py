@@ -17,6 +17,7 @@ from piton.core.backoff import Pace
 from piton.core.conditions import settled
 from piton.core.decide import decide, still
 from piton.core.model import EvaluateStage, Spec, Stage
+from piton.core.observed import ReservationSeen
 from piton.core.reasons import Reason
 from piton.core.stages import ORDER, wanted
 from piton.core.status import AttemptState, Phase, Verdict
@@ -50,8 +51,11 @@ class RandomWorld(RuleBasedStateMachine):
         deletion=st.booleans(),
         stages=st.sampled_from([{}, {"prepare": {}}, {"prepare": {}, "evaluate": {}}]),
         budget=st.sampled_from([None, ("15", "Pause"), ("25", "Pause"), ("15", "Stop")]),
+        queue=st.booleans(),
     )
-    def begin(self, failures: int, old_news: bool, deletion: bool, stages: dict[str, Any], budget: str | None) -> None:
+    def begin(
+        self, failures: int, old_news: bool, deletion: bool, stages: dict[str, Any], budget: str | None, queue: bool
+    ) -> None:
         """Some worlds are free of stale observations, and some of deletion: both hide other faults."""
         self.old_news, self.deletion = old_news, deletion
         self.stages = stages
@@ -60,6 +64,7 @@ class RandomWorld(RuleBasedStateMachine):
             limits["budget"] = dict(zip(("usd", "onExceeded"), budget, strict=True))
         self.world = FakeWorld(
             spec=a_spec(limits=limits, stages=stages, capacity={"maxPricePerHour": f"{PRICE}"}),
+            reservation=ReservationSeen() if queue else None,
         )
         self.spent, self.slowest = Fraction(0), 0
         self.looks_over_budget = self.seconds_over_budget = 0
@@ -168,6 +173,34 @@ class RandomWorld(RuleBasedStateMachine):
         self.jobs_lost += 1
         self.world._stop(max(self.world.job_exists))
 
+    @precondition(lambda self: self.world.reservation)
+    @rule()
+    def kueue_admits(self) -> None:
+        self.world.admit()
+
+    @precondition(lambda self: self.world.reservation)
+    @rule()
+    def kueue_evicts(self) -> None:
+        """The run gives its quota back in the time of an orderly stop, whatever it did, and that is no failure."""
+        before = self.world.status.failures
+        self.world.evict()
+        for _ in range(10):
+            self._pass()
+            self.world.tick()
+        assert self.world.reservation is not None
+        assert not self.world.reservation.held
+        assert not self.world.billed()
+        assert self.world.status.failures <= max(before, self.crashes)
+
+    @precondition(lambda self: self.world.reservation)
+    @rule()
+    def kueue_lets_it_run(self) -> None:
+        """Asked, admitted, started: otherwise few worlds get that far."""
+        for _ in range(6):
+            self._pass()
+            self.world.admit()
+            self._tick()
+
     # --- the user ----------------------------------------------------------------------------------------------------
 
     @rule()
@@ -232,6 +265,11 @@ class RandomWorld(RuleBasedStateMachine):
     def at_most_one_attempt_is_paid_for_unless_old_news_were_believed(self) -> None:
         if not self.old_news:
             assert len(self.world.billed()) <= 1, self.world.jobs
+
+    @invariant()
+    def nothing_starts_without_quota_and_none_is_released_under_pods_unless_old_news_were_believed(self) -> None:
+        if not self.old_news:
+            assert not self.world.without_quota
 
     @invariant()
     def attempt_numbers_never_go_back(self) -> None:
@@ -322,6 +360,7 @@ class RandomWorld(RuleBasedStateMachine):
             if not world.exists or (settled(world.status) and not world.held):
                 break
             self._pass()
+            world.admit()
             self._tick()
             self.a_budget_is_exceeded_by_no_more_than_a_stop_takes()
 
@@ -350,6 +389,7 @@ class RandomWorld(RuleBasedStateMachine):
         for _ in range(20):
             self._pass()
             world.tick()
+        assert world.reservation in (None, ReservationSeen()), world.reservation
         before = world.writes
         self._pass()
         assert world.writes == before

@@ -33,6 +33,12 @@ EVENTS = resource("", "v1", "events")
 NAMESPACES = resource("", "v1", "namespaces")
 CRDS = resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
+WORKLOADS = resource("kueue.x-k8s.io", "v1beta2", "workloads")
+FLAVORS = resource("kueue.x-k8s.io", "v1beta2", "resourceflavors")
+PRIORITY_CLASSES = resource("kueue.x-k8s.io", "v1beta2", "workloadpriorityclasses")
+VISIBLE_QUEUES = resource("visibility.kueue.x-k8s.io", "v1beta2", "localqueues")
+"""The objects are what Kueue answers for their subresource `pendingworkloads`."""
+
 TOKEN_REVIEWS = resource("authentication.k8s.io", "v1", "tokenreviews")
 
 _KINDS = {
@@ -48,8 +54,12 @@ _KINDS = {
     NAMESPACES: ("Namespace", False),
     CRDS: ("CustomResourceDefinition", False),
     TOKEN_REVIEWS: ("TokenReview", False),
+    WORKLOADS: ("Workload", True),
+    FLAVORS: ("ResourceFlavor", False),
+    PRIORITY_CLASSES: ("WorkloadPriorityClass", False),
+    VISIBLE_QUEUES: ("LocalQueue", True),
 }
-_WITH_STATUS = frozenset({RUNS, SWEEPS, JOBS, PODS, NODES})
+_WITH_STATUS = frozenset({RUNS, SWEEPS, JOBS, PODS, NODES, WORKLOADS})
 
 
 def refusal(status: int, reason: str, message: str) -> KubernetesError:

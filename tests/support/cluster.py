@@ -6,7 +6,7 @@ job Failed at once, and a master that exits 0 makes it Succeeded, whatever it ha
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from piton.contract import names
 from piton.contract.ends import EXIT_CODES, ExitCode, Outcome, Termination
 from piton.ports import Clock
-from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, SWEEPS, ApiServer, Body
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, SWEEPS, WORKLOADS, ApiServer, Body
 from support.builders import NOW
 
 
@@ -94,6 +94,8 @@ class Cluster:
         """What new nodes say that they cost."""
         self.node_labels: Mapping[str, str] = {}
         """Labels of new nodes, besides their names."""
+        self.neighbours: list[Callable[[], Awaitable[None]]] = []
+        """What else acts in this cluster, once per step: Kueue, say."""
         self.quota: str | None = None
         """Why no pods can be created, while that is so."""
 
@@ -103,7 +105,7 @@ class Cluster:
         kind = SWEEPS if manifest["kind"] == names.SWEEP_KIND else RUNS
         old = self.server.find(kind, meta["name"], meta["namespace"])
         if old is None:
-            fresh = {"name": meta["name"], "namespace": meta["namespace"]}
+            fresh = {key: meta[key] for key in ("name", "namespace", "labels") if key in meta}
             return await self.server.put(kind, {**manifest, "metadata": fresh})
         return await self.server.put(kind, {**old, "spec": manifest["spec"]})
 
@@ -114,12 +116,14 @@ class Cluster:
         for job in self.server.all(JOBS):
             await self._reconcile_job(job)
         await self._schedule()
+        for neighbour in self.neighbours:
+            await neighbour()
 
     # --- garbage collector --------------------------------------------------------------------------------------------
 
     async def _collect_garbage(self) -> None:
         uids = {body["metadata"]["uid"] for kind in (SWEEPS, RUNS, JOBS) for body in self.server.all(kind)}
-        for kind in (RUNS, JOBS, PODS, CLAIMS):
+        for kind in (RUNS, JOBS, PODS, CLAIMS, WORKLOADS):
             for body in self.server.all(kind):
                 meta = body["metadata"]
                 owners = meta.get("ownerReferences") or []

@@ -6,7 +6,7 @@ single call. Time is virtual; one tick is one second.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 
@@ -15,17 +15,31 @@ from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core.effects import (
     Announcement,
+    AskForQuota,
     CreateVolume,
     Effect,
     HoldRun,
+    LeaveQueue,
     ReleaseRun,
     RemoveReplica,
+    ReturnQuota,
     StartAttempt,
     StopAttempt,
+    TellQueue,
 )
 from piton.core.model import Meta, Spec, Stage
-from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.core.observed import (
+    AttemptSeen,
+    JobState,
+    LostReplica,
+    Observed,
+    ReplicaSeen,
+    ReplicaState,
+    ReservationSeen,
+    VolumeSeen,
+)
 from piton.core.status import RunStatus
+from piton.core.workload import asked
 from piton.ports import Conflict, Unavailable
 from support.builders import NOW, a_spec
 
@@ -109,6 +123,10 @@ class FakeWorld:
     version: int = 0
     status: RunStatus = field(default_factory=RunStatus)
     volume: bool = False
+    reservation: ReservationSeen | None = None
+    """What the run has in its queue; None: it is in none."""
+    without_quota: list[str] = field(default_factory=list)
+    """What was done with pods that had no quota."""
     store: Store = field(default_factory=Store)
     jobs: dict[int, Trainer] = field(default_factory=dict)
     job_exists: set[int] = field(default_factory=set)
@@ -191,6 +209,34 @@ class FakeWorld:
             case RemoveReplica(number=number):
                 if number in self.jobs and self.jobs[number].node_gone:
                     self.jobs[number].shown = False
+            case AskForQuota() | ReturnQuota() | LeaveQueue() | TellQueue():
+                self._queue(effect)
+
+    def _queue(self, effect: AskForQuota | ReturnQuota | LeaveQueue | TellQueue) -> None:
+        found = self.reservation
+        assert found is not None
+        if isinstance(effect, ReturnQuota | LeaveQueue) and found.held and self.billed():
+            self.without_quota.append(f"{effect} while attempts {[t.number for t in self.billed()]} ran")
+        match effect:
+            case AskForQuota(stage=stage) if not found.exists and self.spec is not None:
+                wanted = asked(self._meta(), self.spec, stage)
+                self.reservation = ReservationSeen(exists=True, queue="gpus", asked=wanted)
+            case ReturnQuota() if found.evicted:
+                self.reservation = replace(found, held=False, admitted=False, ready=False)
+            case LeaveQueue():
+                self.reservation = ReservationSeen()
+            case TellQueue(ready=ready) if found.exists:
+                self.reservation = replace(found, ready=ready)
+
+    def admit(self) -> None:
+        """Kueue lets the run start, if it waits."""
+        if self.reservation and self.reservation.exists and not self.reservation.held:
+            self.reservation = replace(self.reservation, held=True, admitted=True, evicted=False)
+
+    def evict(self) -> None:
+        """Kueue wants the quota back, if the run has some."""
+        if self.reservation and self.reservation.held:
+            self.reservation = replace(self.reservation, evicted=True)
 
     # --- what it does ------------------------------------------------------------------------------------------------
 
@@ -199,6 +245,8 @@ class FakeWorld:
         if number in self.job_exists or (number in self.jobs and self.jobs[number].shown):
             return
         self.created.append(number)
+        if self.reservation is not None and not self.reservation.usable:
+            self.without_quota.append(f"attempt {number} was started")
         self.stages_created.append(effect.stage)
         self._owners += 1
         trainer = Trainer(number=number, stage=effect.stage, resumed_from=0, step=0, owner=self._owners)
@@ -307,15 +355,8 @@ class FakeWorld:
         current = self.status.attempt
         trainer = self.jobs.get(current)
         return Observed(
-            meta=Meta(
-                name="ragcun",
-                namespace="team",
-                uid="uid-of-the-run",
-                generation=self.generation,
-                created=NOW,
-                deleting=self.deleting,
-                held=self.held,
-            ),
+            meta=self._meta(),
+            reservation=self.reservation,
             spec=self.spec,
             problems=self.problems,
             status=self.status,
@@ -323,6 +364,18 @@ class FakeWorld:
             attempts=tuple(self._seen(number) for number in sorted(self.jobs)),
             progress=self._report(trainer) if trainer and trainer.step > trainer.resumed_from else None,
             complete=self.store.complete,
+        )
+
+    def _meta(self) -> Meta:
+        return Meta(
+            name="ragcun",
+            namespace="team",
+            uid="uid-of-the-run",
+            generation=self.generation,
+            created=NOW,
+            deleting=self.deleting,
+            held=self.held,
+            queue="gpus" if self.reservation is not None else "",
         )
 
     def _report(self, trainer: Trainer) -> Progress:

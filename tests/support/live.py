@@ -83,12 +83,12 @@ class Training:
     namespace: str
     name: str
 
-    def apply(self, spec: Mapping[str, Any]) -> None:
+    def apply(self, spec: Mapping[str, Any], *, labels: Mapping[str, str] | None = None) -> None:
         """Apply it, as a user does."""
         manifest = {
             "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
             "kind": names.KIND,
-            "metadata": {"name": self.name, "namespace": self.namespace},
+            "metadata": {"name": self.name, "namespace": self.namespace, "labels": dict(labels or {})},
             "spec": spec,
         }
         self.cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))

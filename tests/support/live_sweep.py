@@ -26,12 +26,12 @@ class Sweep:
         """What kubectl prints, in the sweep's namespace."""
         return self.cluster.kubectl("-n", self.namespace, *words, stdin=stdin)
 
-    def apply(self, spec: Mapping[str, Any]) -> None:
+    def apply(self, spec: Mapping[str, Any], *, labels: Mapping[str, str] | None = None) -> None:
         """Apply it, as a user does."""
         manifest = {
             "apiVersion": f"{names.API_GROUP}/{names.API_VERSION}",
             "kind": names.SWEEP_KIND,
-            "metadata": {"name": self.name},
+            "metadata": {"name": self.name, "labels": dict(labels or {})},
             "spec": spec,
         }
         self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))

@@ -40,6 +40,8 @@ class Pace:
     """Longest time between two tries of what the API server refuses."""
     stop_seconds: float = GRACE_SECONDS
     """What an orderly stop may take; a budget keeps back what that costs."""
+    queue_seconds: float = 15.0
+    """How often a run that waits in a queue asks for its place; that it is admitted it is told at once."""
     worth_seconds: float = 120.0
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 

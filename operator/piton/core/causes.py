@@ -208,5 +208,10 @@ PULLING = (Cause(Reason.IMAGE_PULLING, r""),)
 INITIALIZING = (Cause(Reason.INIT_CONTAINER, r""),)
 GATED = (Cause(Reason.SCHEDULING_GATED, r"", "Whoever set the pod's scheduling gates has to take them off."),)
 HELD_BACK = (
-    Cause(Reason.JOB_SUSPENDED, r"", "Whoever suspended the job lets it go on: Kueue, when its queue has room."),
+    Cause(
+        Reason.JOB_SUSPENDED,
+        r"",
+        "Piton suspends no job: another controller has, and has to let it go on. Where that is Kueue, docs/kueue.md"
+        " says how it leaves jobs of Piton alone, and how a run waits for quota.",
+    ),
 )

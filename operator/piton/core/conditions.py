@@ -4,6 +4,7 @@ Pending -> Starting -> Training -> (Stopping -> Recovering -> Starting)* -> Succ
 |                       |
 Refused                Stopping -> Suspended -> Starting
 
+A run in a queue is Queued before each Starting for which it has no quota.
 A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
 
 Waiting is no phase: it is True while something outside the run keeps the next thing from happening, in whatever phase.
@@ -48,6 +49,7 @@ _WAITS = frozenset(
         Reason.INIT_CONTAINER,
         Reason.NAME_TAKEN,
         Reason.WAITING,
+        Reason.QUEUED,
     }
 )
 """The reasons of a run that waits."""
@@ -56,6 +58,7 @@ _T, _F, _U = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOW
 _TABLE: dict[Phase, dict[str, ConditionStatus]] = {
     Phase.PENDING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.REFUSED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.QUEUED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.STARTING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.PREPARING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
     Phase.TRAINING: {TRAINING: _T, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from piton.core import budget, cost, flight, ledger, rules_warnings, stages, waiting
+from piton.core import budget, cost, flight, ledger, queued, rules_warnings, stages, waiting
 from piton.core.backoff import Pace, delay_seconds, fruitless
 from piton.core.conditions import TRAINING, WAITING, settled, without_waiting
 from piton.core.context import Context
@@ -37,7 +37,8 @@ REFUSED = "refused"
 def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> Decision:
     """The effects, the status and the announcements that this moment asks for."""
     context = Context(observed=observed, now=now, pace=pace or Pace())
-    return _accounted(context, next(decision for rule in RULES if (decision := rule(context)) is not None))
+    decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
+    return _accounted(context, queued.kept(context, decision))
 
 
 def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = None) -> Decision:
@@ -280,13 +281,15 @@ RULES: tuple[Rule, ...] = (
     adopted,  # jobs that the status has forgotten
     leftover,  # older attempts that still live
     *flight.RULES,  # the current attempt, until it has ended
-    proven,  # from here on no attempt is in flight
+    queued.returned,  # from here on no attempt is in flight
+    proven,
     hopeless,
     unacceptable,
     overdue,
     suspended,
     overspent,
     backing_off,
+    queued.queued,
     due,
 )
 

@@ -66,7 +66,38 @@ class RemoveReplica:
     reason: Reason
 
 
-Effect = HoldRun | ReleaseRun | CreateVolume | StartAttempt | StopAttempt | RemoveReplica
+@dataclass(frozen=True, kw_only=True)
+class AskForQuota:
+    """Create the run's Workload in its queue, for attempts at this stage. Already existing and ours is success."""
+
+    stage: Stage
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnQuota:
+    """Tell Kueue that nothing of an evicted run runs any more: others may have its quota, and it waits again."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellQueue:
+    """Tell Kueue whether all pods of the run are running."""
+
+    ready: bool
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveQueue:
+    """Delete the run's Workload, and with it the quota that it holds. Already gone is success."""
+
+    reason: Reason
+
+
+QuotaEffect = AskForQuota | ReturnQuota | TellQueue | LeaveQueue
+Effect = HoldRun | ReleaseRun | CreateVolume | StartAttempt | StopAttempt | RemoveReplica | QuotaEffect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ Pending --start--> Starting --follow--> Running
 
 from collections.abc import Callable
 
-from piton.core import budget, cost, ledger, stages
+from piton.core import budget, cost, ledger, queued, stages
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.conditions import TRAINING, WAITING, without_waiting
 from piton.core.context import Context
@@ -151,7 +151,8 @@ def unwanted(context: Context) -> Decision | None:
     record, order = context.flying, _order(context)
     if record is None or context.seen is None or order is None or order is Reason.INVALID_SPEC:
         return None
-    judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=f"told to stop: {order}")
+    why = queued.why_taken(context) if order is Reason.QUOTA_TAKEN else f"told to stop: {order}"
+    judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=why)
     return _told_to_stop(context, "unwanted", judgement, f"{stages.called(record)} saves and stops")
 
 
@@ -178,11 +179,13 @@ def follow(context: Context) -> Decision | None:
     doing = stages.RUNNING[record.stage]
     status = context.phase(status, *doing, _running(context, record), waits=status.is_true(WAITING))
     soon = _look_again(context, record) if seen.incomplete else None
-    if _only_progress(status, context):
+    told = queued.heard(context, seen)
+    if not told and _only_progress(status, context):
         status, soon = context.status, _earliest(_next_progress(context), soon)
     again = _earliest(context.seconds_to_deadline(), soon)
     return Decision(
         rule="follow",
+        effects=told,
         status=status,
         announcements=(*news, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,
@@ -248,7 +251,9 @@ def _order(context: Context) -> Reason | None:
     left = context.seconds_to_deadline()
     if left is not None and left <= 0:
         return Reason.DEADLINE_EXCEEDED
-    return Reason.BUDGET_EXCEEDED if account and account.used_up else None
+    if account and account.used_up:
+        return Reason.BUDGET_EXCEEDED
+    return Reason.QUOTA_TAKEN if queued.taken(context) else None
 
 
 def _evidence(context: Context, seen: AttemptSeen) -> Evidence:

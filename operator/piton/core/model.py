@@ -395,3 +395,7 @@ class Meta(Model):
     deleting: bool = False
     held: bool = False
     """Whether our finalizer is on it."""
+    queue: str = ""
+    """The LocalQueue of Kueue's that it waits in, by its label; empty: it does not wait for quota."""
+    priority_class: str = ""
+    """Its WorkloadPriorityClass there, by its label."""

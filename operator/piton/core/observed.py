@@ -175,6 +175,39 @@ class VolumeSeen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReservationSeen:
+    """The run's Workload, by which it has quota from a queue of Kueue's or waits for it."""
+
+    exists: bool = False
+    ours: bool = True
+    """False: a Workload of this name exists that does not belong to the run."""
+    deleting: bool = False
+    queue: str = ""
+    """The LocalQueue that it is in."""
+    asked: str = ""
+    """The digest of what it asks for."""
+    held: bool = False
+    """Kueue counts the run's pods against the quota, also while it wants the quota back."""
+    admitted: bool = False
+    """Kueue lets the run start."""
+    evicted: bool = False
+    """Kueue wants the quota back."""
+    finished: bool = False
+    """Somebody has declared it finished: Kueue will never admit it again."""
+    ready: bool = False
+    """Kueue was told that all pods run."""
+    position: int | None = None
+    """Place in the ClusterQueue, 1 is next; None where it is not known."""
+    message: str = ""
+    """Why it waits, or why it is evicted, in Kueue's words."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether pods of the run may run."""
+        return self.exists and self.ours and self.admitted and not (self.evicted or self.finished or self.deleting)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observed:
     """One run, as it is now."""
 
@@ -189,6 +222,8 @@ class Observed:
     """The newest report of the current attempt, if it has reported."""
     complete: Complete | None = None
     """The final manifest, where the world can read it."""
+    reservation: ReservationSeen | None = None
+    """The quota that it has from a queue, or waits for; None: it is in no queue, or this world has none."""
 
     def attempt(self, number: int) -> AttemptSeen | None:
         """The attempt of that number, if anything of it exists."""

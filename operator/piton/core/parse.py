@@ -128,6 +128,8 @@ def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting=bool(metadata.get("deletionTimestamp")),
         held=names.FINALIZER in (metadata.get("finalizers") or ()),
+        queue=str((metadata.get("labels") or {}).get(names.LABEL_QUEUE) or ""),
+        priority_class=str((metadata.get("labels") or {}).get(names.LABEL_PRIORITY_CLASS) or ""),
     )
 
 

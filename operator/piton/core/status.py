@@ -120,6 +120,7 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     REFUSED = "Refused"
+    QUEUED = "Queued"
     STARTING = "Starting"
     PREPARING = "Preparing"
     TRAINING = "Training"
@@ -129,6 +130,13 @@ class Phase(StrEnum):
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+
+
+class QueueStatus(Model):
+    """The queue of Kueue's in which the run waits for quota, or from which it has it."""
+
+    name: str = Field(description="The LocalQueue.")
+    position: int | None = Field(default=None, description="Place in the ClusterQueue while it waits; 1 is next.")
 
 
 class MetricValue(Model):
@@ -230,6 +238,7 @@ class RunStatus(Conditioned):
     preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
     infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
     failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
+    queue: QueueStatus | None = Field(default=None, description="Where it waits for quota, or has it from.")
     lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
     cost: CostStatus | None = Field(default=None, description="What it costs, as far as prices are known.")
     progress: ProgressStatus | None = Field(default=None, description="How far training is.")

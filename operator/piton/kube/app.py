@@ -22,6 +22,7 @@ from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, SWEEPS, Client,
 from piton.kube.controller import Controller
 from piton.kube.door import Door
 from piton.kube.engine import JobController
+from piton.kube.kueue import WORKLOADS
 from piton.kube.metrics import Meter, Registry, served
 from piton.kube.receiver import Receiver
 from piton.kube.settings import Engine, Settings
@@ -120,7 +121,7 @@ def build_kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = SERVER_SECONDS
     settings.watching.client_timeout = CLIENT_SECONDS
     settings.watching.connect_timeout = 30
-    for resource in (JOBS, PODS, SERVICES):
+    for resource in (JOBS, PODS, SERVICES, WORKLOADS):
         settings.watching.label_selectors[_resource(resource)] = names.LABEL_RUN
     return settings
 
@@ -156,6 +157,10 @@ def _wake_runs(registry: kopf.OperatorRegistry, controller: Controller) -> None:
 
     @kopf.on.event(*_resource(JOBS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
     async def job_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        controller.wake(str(namespace), labels[names.LABEL_RUN])
+
+    @kopf.on.event(*_resource(WORKLOADS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
+    async def workload_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         controller.wake(str(namespace), labels[names.LABEL_RUN])
 
     @kopf.on.event(*_resource(PODS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})

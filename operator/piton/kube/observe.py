@@ -14,7 +14,7 @@ from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.core.pytorchjob import claim_name
 from piton.core.status import AttemptState, PlacedReplica, RunStatus
-from piton.kube import words
+from piton.kube import kueue, words
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.nodepools import NodePools
@@ -34,6 +34,8 @@ class Reading:
     observed: Observed
     pods: Mapping[int, tuple[Body, ...]] = field(default_factory=dict)
     """The pods of each attempt that is ours."""
+    workload: Body | None = None
+    """The run's Workload, by which it has quota from a queue of Kueue's."""
     changes_at: datetime | None = None
     """When time alone will change this observation: a silent node is about to count as gone."""
 
@@ -103,6 +105,7 @@ class _Reader:
             )
             for number in {*jobs, *pods}
         ]
+        workload = await kueue.find(self._client, self._meta, self._parsed.status)
         observed = Observed(
             meta=self._meta,
             spec=self._parsed.spec,
@@ -111,8 +114,11 @@ class _Reader:
             volume=await self._volume(self._parsed.spec),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             progress=self._progress(),
+            reservation=await kueue.look(self._client, self._meta, self._parsed.status, workload),
         )
-        return Reading(manifest=self._manifest, observed=observed, pods=pods, changes_at=self._changes_at)
+        return Reading(
+            manifest=self._manifest, observed=observed, pods=pods, workload=workload, changes_at=self._changes_at
+        )
 
     def _progress(self) -> Progress | None:
         """The current attempt's newest report; what an older one, or an earlier run's, still says does not count."""

@@ -128,12 +128,18 @@ def _manifest(meta: Meta, run: PlannedRun, spec: dict[str, Any]) -> Body:
         "metadata": {
             "name": run.name,
             "namespace": meta.namespace,
-            "labels": dict(run.labels),
+            "labels": {**_queue_labels(meta), **run.labels},
             "annotations": dict(run.annotations),
             "ownerReferences": [owner(meta, names.SWEEP_KIND)],
         },
         "spec": spec,
     }
+
+
+def _queue_labels(meta: Meta) -> dict[str, str]:
+    """A sweep that is labelled for a queue means its runs; what the template says of one goes first."""
+    labels = {names.LABEL_QUEUE: meta.queue, names.LABEL_PRIORITY_CLASS: meta.priority_class}
+    return {key: value for key, value in labels.items() if value}
 
 
 def _seen(manifest: Body) -> RunSeen:

@@ -7,13 +7,17 @@ from piton.contract import names
 from piton.core.affinity import TooDear
 from piton.core.cost import highest
 from piton.core.effects import (
+    AskForQuota,
     CreateVolume,
     Effect,
     HoldRun,
+    LeaveQueue,
     ReleaseRun,
     RemoveReplica,
+    ReturnQuota,
     StartAttempt,
     StopAttempt,
+    TellQueue,
 )
 from piton.core.model import Meta, Spec
 from piton.core.observed import Observed
@@ -21,6 +25,8 @@ from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
 from piton.core.reasons import Reason
 from piton.core.render import ProgressServer
 from piton.core.status import RunStatus
+from piton.core.workload import placed
+from piton.kube import kueue
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
 from piton.kube.errors import NotFound
 from piton.kube.nodepools import NodePools
@@ -106,6 +112,11 @@ class KubeWorld:
                 await self._stop(effect.number)
             case RemoveReplica():
                 await self._delete(PODS, effect.name, effect.uid, grace_seconds=effect.grace_seconds)
+            case AskForQuota() | ReturnQuota() | TellQueue() | LeaveQueue():
+                read = self._read
+                await kueue.apply(
+                    self._client, effect, self._meta, read.observed.spec, read.workload, self._clock.now()
+                )
             case _:
                 assert_never(effect)
 
@@ -160,6 +171,7 @@ class KubeWorld:
             checkpoint_step=effect.checkpoint_step,
             avoid=await self._too_dear(),
         )
+        job = placed(job, await kueue.granted(self._client, self._read.workload))
         try:
             await self._create(JOBS, job)
         except NotFound as error:

@@ -21,13 +21,17 @@ from piton.core.backoff import GRACE_SECONDS
 from piton.core.conditions import settled
 from piton.core.effects import (
     Announcement,
+    AskForQuota,
     CreateVolume,
     Effect,
     HoldRun,
+    LeaveQueue,
     ReleaseRun,
     RemoveReplica,
+    ReturnQuota,
     StartAttempt,
     StopAttempt,
+    TellQueue,
 )
 from piton.core.model import Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
@@ -121,6 +125,8 @@ class LocalWorld:
             case RemoveReplica(number=number, name=name):
                 if number in self._attempts:
                     self._attempts[number].kill(name)
+            case AskForQuota() | ReturnQuota() | TellQueue() | LeaveQueue():
+                raise AssertionError(f"there are no queues on this machine, and none was observed: {effect}")
             case _:
                 assert_never(effect)
 

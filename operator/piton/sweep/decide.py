@@ -284,8 +284,9 @@ def _progress(status: SweepStatus) -> tuple[Phase, Reason, str]:
     text = (
         f"{phases.count(Phase.TRAINING)} of {status.counts.active} runs under way are training, {status.done} are done"
     )
-    doing = (RUNNING[stage] for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PREPARE))
-    phase, reason = next((found for found in doing if found[0] in phases), (Phase.STARTING, Reason.STARTING))
+    starting, queued = (Phase.STARTING, Reason.STARTING), (Phase.QUEUED, Reason.QUEUED)
+    doing = (*(RUNNING[stage] for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PREPARE)), starting, queued)
+    phase, reason = next((found for found in doing if found[0] in phases), starting)
     return phase, reason, text
 
 

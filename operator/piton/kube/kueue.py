@@ -1,0 +1,139 @@
+"""Kueue's objects for a run: its Workload, the queue that it stands in, and what a flavor says of the nodes.
+
+Kueue need not be installed: without a queue label on the run nothing of this is ever called.
+"""
+
+from datetime import datetime
+
+from piton.contract import names
+from piton.core import workload
+from piton.core.conditions import settled
+from piton.core.effects import AskForQuota, LeaveQueue, QuotaEffect, ReturnQuota, TellQueue
+from piton.core.model import Meta, Spec
+from piton.core.observed import ReservationSeen
+from piton.core.status import RunStatus
+from piton.core.workload import Granted
+from piton.kube.client import Body, Client, Resource
+from piton.kube.errors import NotFound
+from piton.kube.owned import create
+from piton.ports import Conflict, PortError, Refused
+
+GROUP = "kueue.x-k8s.io"
+VERSION = workload.API_VERSION.partition("/")[2]
+WORKLOADS = Resource(group=GROUP, version=VERSION, plural="workloads")
+FLAVORS = Resource(group=GROUP, version=VERSION, plural="resourceflavors", namespaced=False)
+PRIORITY_CLASSES = Resource(group=GROUP, version=VERSION, plural="workloadpriorityclasses", namespaced=False)
+VISIBLE_QUEUES = Resource(group=f"visibility.{GROUP}", version=VERSION, plural="localqueues")
+"""Served by Kueue itself, and by an administrator's leave: who is where in the queue."""
+
+
+async def find(client: Client, meta: Meta, status: RunStatus) -> Body | None:
+    """The run's Workload, if it is or was in a queue."""
+    if not (meta.queue and not settled(status)) and status.queue is None:
+        return None
+    return await client.get(WORKLOADS, workload.workload_name(meta.name), namespace=meta.namespace)
+
+
+async def look(client: Client, meta: Meta, status: RunStatus, found: Body | None) -> ReservationSeen | None:
+    """What the rules may know of it; None for a run that is in no queue."""
+    if found is None and (settled(status) or not meta.queue) and status.queue is None:
+        return None
+    seen = workload.seen(found, meta.uid)
+    if not seen.exists or seen.held or seen.finished:
+        return seen
+    return workload.seen(found, meta.uid, position=await _position(client, meta, seen))
+
+
+async def _position(client: Client, meta: Meta, seen: ReservationSeen) -> int | None:
+    path = VISIBLE_QUEUES.path(meta.namespace, seen.queue, "pendingworkloads")
+    try:
+        pending = await client.request("GET", path, query={"limit": "1000"})
+    except PortError:  # not served, or not for us: nothing depends on it
+        return None
+    name = workload.workload_name(meta.name)
+    places = (item for item in pending.get("items") or () if item["metadata"]["name"] == name)
+    return next((int(item["positionInClusterQueue"]) + 1 for item in places), None)
+
+
+async def apply(
+    client: Client, effect: QuotaEffect, meta: Meta, spec: Spec | None, found: Body | None, now: datetime
+) -> None:
+    """Carry out one effect on the Workload that was seen."""
+    match effect:
+        case AskForQuota():
+            assert spec is not None, "nothing is asked for a run without an accepted spec"
+            await _ask(client, effect, meta, spec)
+        case ReturnQuota() if found is not None:
+            await _write_status(client, found, workload.returned(found, now=now))
+        case TellQueue(ready=ready) if found is not None:
+            await _write_status(client, found, workload.told_ready(found, ready=ready, now=now))
+        case LeaveQueue() if found is not None:
+            await _delete(client, found)
+
+
+async def _ask(client: Client, effect: AskForQuota, meta: Meta, spec: Spec) -> None:
+    priority = await _priority(client, meta)
+    body = workload.workload(meta, spec, effect.stage, priority=priority)
+    try:
+        await create(client, WORKLOADS, body, meta, owner="run")
+    except NotFound as error:
+        raise Refused(
+            f"metadata.labels[{names.LABEL_QUEUE}]: the run is to wait in the queue {meta.queue}, and the cluster knows"
+            f" no Workloads of {workload.API_VERSION} ({error}); install Kueue 0.15 or newer, or remove the label"
+        ) from error
+
+
+async def _priority(client: Client, meta: Meta) -> int:
+    """The value of its priority class, which whoever makes a Workload writes into it; without a class 0, as Kueue."""
+    if not meta.priority_class:
+        return 0
+    found = await client.get(PRIORITY_CLASSES, meta.priority_class)
+    if found is None:
+        raise Refused(
+            f"metadata.labels[{names.LABEL_PRIORITY_CLASS}]: there is no WorkloadPriorityClass {meta.priority_class!r};"
+            " create it, or remove the label"
+        )
+    return int(found["value"])
+
+
+async def _write_status(client: Client, found: Body, status: Body) -> None:
+    try:
+        await client.replace_status(WORKLOADS, {**found, "status": status})
+    except NotFound as error:
+        raise Conflict(f"the Workload is gone: {error}") from error
+
+
+async def _delete(client: Client, found: Body) -> None:
+    meta = found["metadata"]
+    try:
+        await client.delete(WORKLOADS, meta["name"], uid=meta["uid"], namespace=meta["namespace"])
+    except (NotFound, Conflict):  # it is gone, or another one has its name
+        return
+
+
+async def granted(client: Client, found: Body | None) -> Granted:
+    """What the admission says of the nodes: of each flavor its labels and tolerations, and what the checks add.
+
+    Raises:
+        Refused: a flavor does not exist any more.
+    """
+    status = (found or {}).get("status") or {}
+    assignments = (status.get("admission") or {}).get("podSetAssignments") or []
+    flavors = dict.fromkeys(name for assignment in assignments for name in (assignment.get("flavors") or {}).values())
+    parts = [await _flavor(client, name) for name in flavors]
+    for check in status.get("admissionChecks") or ():
+        parts += [update for update in check.get("podSetUpdates") or () if update["name"] == workload.POD_SET]
+    return Granted(
+        node_selector={key: value for part in parts for key, value in (part.get("nodeSelector") or {}).items()},
+        tolerations=tuple(toleration for part in parts for toleration in part.get("tolerations") or ()),
+        labels={key: value for part in parts for key, value in (part.get("labels") or {}).items()},
+        annotations={key: value for part in parts for key, value in (part.get("annotations") or {}).items()},
+    )
+
+
+async def _flavor(client: Client, name: str) -> Body:
+    flavor = await client.get(FLAVORS, name)
+    if flavor is None:
+        raise Refused(f"Kueue admitted the run on the ResourceFlavor {name!r}, which does not exist; create it again")
+    spec = flavor.get("spec") or {}
+    return {"nodeSelector": spec.get("nodeLabels"), "tolerations": spec.get("tolerations")}
