@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import load_kube_config
 
 from hack.cluster import api
 from hack.cluster.layout import KUBECONFIG
 from hack.install.chart import DEPLOYMENT, NAMESPACE
 from hack.neighbours import kubeflow
-from piton.kube.client import Client, load_configuration
+from piton.kube.client import Client
 from support.differential_play import Life, play
 from support.differential_sides import KUBEFLOWS, Arena, clear, prepare
 from support.live import LiveCluster
@@ -37,8 +39,7 @@ def nobody_else(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.neighbours
 @pytest.mark.timeout(3600)
-async def test_random_jobs_come_out_alike(nobody_else: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(KUBECONFIG))
+async def test_random_jobs_come_out_alike(nobody_else: None) -> None:
     kubeflow.start(only=KUBEFLOWS)
     try:
         lives = await _all()
@@ -53,7 +54,8 @@ async def test_random_jobs_come_out_alike(nobody_else: None, monkeypatch: pytest
 
 
 async def _all() -> list[Life]:
-    configuration = await load_configuration()
+    configuration = Configuration()
+    await load_kube_config(str(KUBECONFIG), client_configuration=configuration)
     async with Client(configuration) as client:
         await prepare(client)
         arena = Arena(configuration, client)

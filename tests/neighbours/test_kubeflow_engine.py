@@ -40,8 +40,11 @@ pytestmark = [pytest.mark.neighbours, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 100
-SHARES_ITS_END = "import os, time; time.sleep(30 if os.environ['RANK'] == '0' else 600)"
-"""The master ends first, and the worker is still there to be cleaned away."""
+THE_MASTER_ENDS_FIRST = """\
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+time.sleep(20 if os.environ["RANK"] == "0" else 600)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +101,7 @@ def test_an_evicted_pod_is_a_preemption_and_loses_no_step(training: NewTraining,
 def test_a_command_on_two_nodes_that_ends_well_runs_once(training: NewTraining) -> None:
     """Kubeflow calls the job Succeeded with its master, and deletes the worker, which still runs."""
     spec = paced(STEPS, 0.1)
-    spec["trainer"]["command"] = ["python", "-c", SHARES_ITS_END]
+    spec["trainer"]["command"] = ["python", "-c", THE_MASTER_ENDS_FIRST]
     spec["workers"] |= {"nodes": 2}
     run = training()
     run.apply(spec)
