@@ -26,7 +26,7 @@ def vanish() -> None:
 
 def die(directory: Path) -> None:
     """The process is gone without a word, but not before there is something to resume from."""
-    while not any(directory.glob(f"checkpoints/*/{names.MANIFEST_FILE}")):
+    while not any(directory.glob(f"checkpoints/{names.STEP_PREFIX}*")):  # a manifest is written before that, too
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
