@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROGRAMS := kubernetes-1.37 etcd containerd
+NEIGHBOURS := training-operator karpenter kwok kueue
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Wheels beside the checkout, if there are: pip takes a torch without CUDA from there. They are added to what pip is set to.
@@ -13,7 +14,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd crd-pytorchjob lock clean
 
 help:  ## list the targets
@@ -52,6 +53,9 @@ datasets: setup  ## real data and models for the small systems, 130 MB that only
 
 e2e-build: setup  ## build the programs and images that the tests on a cluster need, and start nothing; root only
 	python -m hack.cluster.programs build $(PROGRAMS) & programs=$$!; python -m hack.images && wait $$programs
+
+e2e-neighbours-build: setup  ## build the programs of the neighbours that the tests of them need, and start nothing
+	python -m hack.cluster.programs build $(NEIGHBOURS)
 
 e2e-versions: setup  ## install, train, be preempted, uninstall on older versions: VERSIONS="1.30 1.33 1.35"; root only
 	VERSIONS="$(or $(VERSIONS),1.30 1.33 1.35)" pytest -q -s -m versions
