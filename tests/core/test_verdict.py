@@ -74,6 +74,30 @@ def judged(
             id="nor is it waited for a pod that has not begun there",
         ),
         pytest.param(
+            replace(an_attempt(a_replica(deleting=True)), suspended=True),
+            Verdict.STOPPED,
+            Reason.JOB_SUSPENDED,
+            id="a job that another client suspends is nobody's failure",
+        ),
+        pytest.param(
+            replace(an_attempt(failed(137, deleting=True)), suspended=True),
+            Verdict.STOPPED,
+            Reason.JOB_SUSPENDED,
+            id="nor is it when its pods did not stop in time",
+        ),
+        pytest.param(
+            replace(an_attempt(), lost=(a_lost(),), suspended=True),
+            Verdict.STOPPED,
+            Reason.JOB_SUSPENDED,
+            id="nor is it when its pods are gone already",
+        ),
+        pytest.param(
+            replace(an_attempt(a_replica(deleting=True, node_gone=True, node="n1")), suspended=True),
+            Verdict.PREEMPTED,
+            Reason.NODE_GONE,
+            id="a machine that is lost meanwhile is a preemption",
+        ),
+        pytest.param(
             a_failed_attempt(failed(143)),
             Verdict.INFRASTRUCTURE,
             Reason.POD_DELETED,

@@ -1,4 +1,4 @@
-"""What a user may ask of a run at any moment: suspend it, resume it, delete it, apply it while nobody is there."""
+"""What a user may ask of a run at any moment: suspend it or its job, resume it, delete it, apply it without an operator."""
 
 import pytest
 
@@ -26,6 +26,24 @@ def test_suspended_it_saves_and_resumed_it_goes_on(training: NewTraining, digest
     status = run.wait_for_phase("Succeeded")
     assert status["attempts"][1]["resumedFrom"] == saved
     assert (status["preemptions"], status["failures"], status["lost"]["steps"]) == (0, 0, 0)
+    assert status["result"]["weightsDigest"] == digest_of(STEPS)
+
+
+def test_a_job_that_another_client_suspends_is_stopped_with_a_save_and_the_run_goes_on(
+    training: NewTraining, digest_of: DigestOf
+) -> None:
+    run = training()
+    run.apply(paced(STEPS, 0.2))
+    run.wait_for_commit(20)
+
+    patch = '{"spec": {"runPolicy": {"suspend": true}}}'
+    run.cluster.kubectl("-n", run.namespace, "patch", "pytorchjob", f"{run.name}-1", "--type=merge", "-p", patch)
+
+    status = run.wait_for_phase("Succeeded")
+    stopped = status["attempts"][0]
+    assert (stopped["verdict"], stopped["reason"]) == ("Stopped", "JobSuspended"), stopped
+    assert (status["attempt"], status.get("failures", 0), status.get("infrastructureFailures", 0)) == (2, 0, 0)
+    assert status["lost"]["steps"] == 0
     assert status["result"]["weightsDigest"] == digest_of(STEPS)
 
 

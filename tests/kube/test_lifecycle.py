@@ -210,6 +210,18 @@ async def test_a_pod_that_is_gone_from_a_node_that_is_there_was_deleted_and_not_
     assert status.attempts[0].reason is Reason.POD_DELETED
 
 
+async def test_a_job_that_another_client_suspends_ends_its_attempt_and_counts_as_nothing(pilot: Pilot) -> None:
+    pod, _ = await _reach_training(pilot)
+    job = pilot.server.find(JOBS, "ragcun-1", "team")
+    assert job is not None
+    await pilot.server.put(JOBS, {**job, "spec": {**job["spec"], "runPolicy": {"suspend": True}}})
+    await pilot.server.remove(PODS, pod, "team")
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.infrastructure_failures, status.failures) == (2, 0, 0, 0)
+    assert (status.attempts[0].verdict, status.attempts[0].reason) == (Verdict.STOPPED, Reason.JOB_SUSPENDED)
+    assert "spec.suspend" in status.attempts[0].message
+
+
 async def test_a_suspended_run_whose_node_goes_with_its_pod_was_not_preempted(pilot: Pilot) -> None:
     _, node = await _reach_training(pilot)
     await pilot.cluster.apply(a_manifest(suspend=True))

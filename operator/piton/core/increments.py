@@ -40,6 +40,8 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.BUDGET_EXCEEDED,
         Reason.INVALID_SPEC,
         Reason.NOT_WANTED,
+        Reason.QUOTA_TAKEN,
+        Reason.JOB_SUSPENDED,
     ),
 }
 """Why attempts end, by whose doing it was."""

@@ -131,6 +131,8 @@ class AttemptSeen:
     ours: bool = True
     """False: an object of this name exists that does not belong to the run."""
     deleting: bool = False
+    suspended: bool = False
+    """Its spec.runPolicy.suspend is true. Piton never sets it: another client has, and the job's pods are deleted."""
     message: str = ""
     """What the job's condition says of its end."""
     words: tuple[Word, ...] = ()

@@ -23,7 +23,7 @@ class Verdict(StrEnum):
     INFRASTRUCTURE = "Infrastructure"
     USER_FAILURE = "UserFailure"
     STOPPED = "Stopped"
-    """Piton's own doing, on the user's order (suspend, delete, a limit). Counts nowhere."""
+    """By an order: the user's (suspend, delete, a limit), or that of a queue. Counts nowhere."""
 
 
 class AttemptState(StrEnum):

@@ -5,6 +5,7 @@
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent
+    a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     the first replica to fall: told to stop or SIGKILL -> Infrastructure, an error -> UserFailure
     a pod gone from its node -> Infrastructure
     what nobody explains     -> Infrastructure
@@ -141,6 +142,15 @@ def reserved(evidence: Evidence) -> Judgement | None:
     return None
 
 
+def suspended_by_others(evidence: Evidence) -> Judgement | None:
+    """Another client suspended the job after it had pods. Without any, the job only waits."""
+    seen = evidence.seen
+    if not seen.suspended or not (seen.lost or any(r.deleting or r.ended for r in seen.replicas)):
+        return None
+    message = "another client suspended the job; to hold the run, set spec.suspend of the TrainingRun"
+    return Judgement(verdict=Verdict.STOPPED, reason=Reason.JOB_SUSPENDED, message=message)
+
+
 def out_of_memory(evidence: Evidence) -> Judgement | None:
     """The kernel killed the container at its own limit."""
     for replica in evidence.seen.replicas:
@@ -274,6 +284,7 @@ VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     gone_with_its_machine,
     ordered,
     reserved,
+    suspended_by_others,
     out_of_memory,
     cannot_start,
     first_to_fall,

@@ -221,6 +221,7 @@ class _Reader:
             job=state,
             ours=owned(job, self._meta),
             deleting=bool(job["metadata"].get("deletionTimestamp")),
+            suspended=words.is_suspended(job),
             message=message,
             replicas=replicas,
             lost=tuple(self._lost(placed, views[placed.node]) for placed in missing),

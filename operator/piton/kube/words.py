@@ -18,10 +18,15 @@ ASKED_MAX = 2
 async def of_job(client: Client, job: Body) -> tuple[Word, ...]:
     """Why the job's controller does not create its pods. Only warnings: it also tells of every pod that it creates."""
     meta = job["metadata"]
-    if ((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"):
+    if is_suspended(job):
         return (Word(reason="Suspended", message="the job is suspended"),)
     events = await _about(client, meta["namespace"], meta["uid"], "Warning")
     return tuple(map(_word, events))
+
+
+def is_suspended(job: Body) -> bool:
+    """Whether the job is to have no pods for now."""
+    return bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"))
 
 
 async def of_pod(client: Client, namespace: str, replica: ReplicaSeen) -> tuple[Word, ...]:
