@@ -14,7 +14,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd crd-pytorchjob lock clean
 
 help:  ## list the targets
@@ -67,6 +67,9 @@ e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some 
 	pytest -q -m seeds
 
 e2e-neighbours: setup  ## Piton beside the controllers that it meets in real clusters, in the box; root only
+	pytest -q -m 'neighbours and not repeated' --durations 25
+
+e2e-neighbours-all: setup  ## the same, with every story that is repeated with another engine; root only
 	pytest -q -m neighbours --durations 25
 
 e2e-neighbours-differential: setup  ## random jobs through Kubeflow's controller and ours: JOBS=1000 SEED=0; root only

@@ -1,8 +1,9 @@
 """The machines that Karpenter's kwok provider can launch: EC2's, with their sizes and prices of us-east-1. Pure.
 
-Prices on demand are those that Karpenter's provider for AWS, 1.15.1, was made with on 2026-07-20 (pkg/providers/pricing).
-A spot machine costs 40 % of that here, so that which of two offers is cheaper never depends on the day. Spot is a little
-cheaper in the first zone, so that Karpenter, which takes the cheapest, goes there unless something keeps it away.
+Prices on demand are those that Karpenter's provider for AWS, 1.15.1, was made with on 2026-07-20
+(`pkg/providers/pricing` of its module). A spot machine costs 40 % of that here, so that which of two offers is
+cheaper never depends on the day. Spot is a little cheaper in the first zone, so that Karpenter, which takes the
+cheapest, goes there unless something keeps it away.
 
 The provider reads its list once, when Karpenter starts. What has no capacity is left out of the list.
 """

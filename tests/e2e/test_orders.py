@@ -1,4 +1,4 @@
-"""What a user may ask of a run at any moment: suspend it or its job, resume it, delete it, apply it without an operator."""
+"""What a user may ask of a run at any moment: suspend it or its job, resume, delete it, apply it with no operator."""
 
 import pytest
 
@@ -12,7 +12,7 @@ STEPS = 100
 
 def test_suspended_it_saves_and_resumed_it_goes_on(training: NewTraining, digest_of: DigestOf) -> None:
     run = training()
-    run.apply(paced(STEPS, 0.4, save_every=50))
+    run.apply(paced(STEPS, 0.2, save_every=50))
     run.wait_for_node(1)
     wait_for(lambda: (run.status.get("progress") or {}).get("step", 0) >= 10, "ten steps", seconds=60)
 

@@ -12,8 +12,6 @@ from e2e.test_orders import (
 )
 from e2e.test_recovery import (
     counts,
-    test_a_killed_node_costs_at_most_one_interval,
-    test_a_node_dies_while_the_operator_is_down,
     test_a_noticed_reclaim_loses_no_step,
     test_undisturbed_it_takes_one_attempt,
 )
@@ -28,8 +26,6 @@ from support.live import DigestOf, LiveCluster, NewTraining, paced, wait_for
 
 __all__ = [
     "restricted",
-    "test_a_killed_node_costs_at_most_one_interval",
-    "test_a_node_dies_while_the_operator_is_down",
     "test_a_noticed_reclaim_loses_no_step",
     "test_deleted_while_it_trains_it_leaves_nothing",
     "test_suspended_it_saves_and_resumed_it_goes_on",

@@ -18,4 +18,4 @@ __all__ = [
     "the_kueue",
 ]
 
-pytestmark = [pytest.mark.neighbours, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.neighbours, pytest.mark.repeated, pytest.mark.timeout(900)]
