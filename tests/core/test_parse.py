@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from piton.core.parse import SpecError, parse, parse_file
+from piton.core.rules import ZONES_FOR_PREPARE
 from piton.core.status import Phase, Result, RunStatus
 from piton.crd import KINDS, Kind, crd
 from support.builders import NOW, a_manifest, a_spec, a_status, an_ended, problems_of
@@ -293,3 +294,10 @@ def test_the_design_example_is_understood_up_to_what_is_not_built_yet() -> None:
         parse_file(document, now=NOW)
 
     assert all("this version of Piton does not act on it yet" in problem for problem in refusal.value.problems)
+
+
+def test_a_run_that_began_before_a_volume_needed_zones_goes_on() -> None:
+    parts: dict[str, Any] = {"stages": {"prepare": {}}, "checkpoint": {"volume": {"size": "1Gi"}}}
+    assert problems_of(**parts) == (ZONES_FOR_PREPARE,)
+    began = a_manifest(**parts) | {"status": {"attempt": 1}}
+    assert parse(began).problems == ()

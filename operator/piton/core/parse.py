@@ -68,13 +68,14 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     meta = meta_of(manifest["metadata"])
     spec, problems = model_of(model.Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
     problems += rules.check_name(meta.name)
+    status = status_of(RunStatus, manifest.get("status"))
     if spec is not None:
-        problems += rules.check(spec)
+        problems += rules.check(spec, has_begun=status.attempt > 0)
     return Parsed(
         meta=meta,
         spec=None if problems else spec,
         problems=tuple(problems),
-        status=status_of(RunStatus, manifest.get("status")),
+        status=status,
         asked=spec,
     )
 

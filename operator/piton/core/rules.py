@@ -46,9 +46,9 @@ def check_name(name: str) -> list[str]:
     return list(good_name(name))
 
 
-def check(spec: Spec) -> list[str]:
-    """Every sentence that the rules have to say about this spec."""
-    return [sentence for rule in RULES for sentence in rule(spec)]
+def check(spec: Spec, *, has_begun: bool = False) -> list[str]:
+    """Every sentence that the rules have to say about this spec, of a run that has had an attempt or has not."""
+    return [sentence for rule in RULES if not (has_begun and rule in AT_THE_BEGINNING) for sentence in rule(spec)]
 
 
 # --- program and volume -----------------------------------------------------------------------------------------------
@@ -127,6 +127,7 @@ ZONES_FOR_PREPARE = (
     " || (self.?workers.?gpusPerNode.orValue(8) == 0 && size(self.?workers.?instanceTypes.orValue([])) == 0)"
     " || size(self.?workers.?zones.orValue([])) > 0",
     ZONES_FOR_PREPARE,
+    on_creation=True,
 )
 def zones_for_prepare(spec: Spec) -> Iterator[str]:
     """A volume of one zone is made where its first pod is. Prepare's may be in any zone that the workers may be in."""
@@ -291,5 +292,8 @@ RULES: tuple[Rule[Spec], ...] = (
     good_labels,
     not_yet,
 )
+
+AT_THE_BEGINNING = (zones_for_prepare,)
+"""What cannot be mended later, and is no trouble any more where a run has begun: with an older operator, say."""
 
 CEL = by_path((good_name, *RULES))
