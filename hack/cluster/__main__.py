@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
             _load(options.image)
         case "node":
             _node(options)
-        case "prometheus" | "addons" | "discovery":
+        case "prometheus" | "promtool" | "addons" | "discovery":
             _SERVICES[options.command]()
 
 
@@ -76,7 +76,12 @@ def _prometheus() -> None:
     print(prometheus.URL)
 
 
-_SERVICES = {"prometheus": _prometheus, "addons": addons.serve, "discovery": prometheus.discover}
+def _promtool() -> None:
+    prometheus.need()
+    print(prometheus.find("promtool"))
+
+
+_SERVICES = {"prometheus": _prometheus, "promtool": _promtool, "addons": addons.serve, "discovery": prometheus.discover}
 
 
 def _sayer() -> Say:
@@ -96,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("load", help="import an image into every node").add_argument("image", type=Path)
     commands.add_parser("restart", help="crash a part of the control plane and start it again").add_argument("part")
     commands.add_parser("prometheus", help="start a Prometheus that scrapes the pods, and print its address")
+    commands.add_parser("promtool", help="fetch Prometheus, and print where its promtool is")
     commands.add_parser("addons")  # what `up` starts
     commands.add_parser("discovery")  # what `prometheus` starts
     node = commands.add_parser("node", help="the ways in which a node goes and comes")

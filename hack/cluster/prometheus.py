@@ -40,8 +40,7 @@ _UNSAFE = re.compile(r"[^a-zA-Z0-9_]")
 
 def start() -> None:
     """Start it, and wait until it answers. The first time it is fetched, some 20 MB."""
-    if not find("prometheus"):
-        packages.unpack("prometheus", _HOME)
+    need()
     TARGETS.mkdir(parents=True, exist_ok=True)
     _CONFIG.write_text(yaml.safe_dump(config(), sort_keys=False))
     if not processes.running(DISCOVERY):
@@ -49,6 +48,16 @@ def start() -> None:
     if not processes.running(PROCESS):
         processes.start(PROCESS, _command())
     processes.wait_for("Prometheus to be ready", _is_ready, seconds=30, of=PROCESS)
+
+
+def need() -> None:
+    """Fetch it and its promtool, unless they are here.
+
+    Raises:
+        BoxError: This is no Debian, or its package is not to be had.
+    """
+    if not find("prometheus"):
+        packages.unpack("prometheus", _HOME)
 
 
 def stop() -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from hack.cluster import prometheus
+from support.missing import missing
 
 Port = dict[str, Any]
 
@@ -17,7 +18,7 @@ Port = dict[str, Any]
 def promtool() -> Path:
     found = prometheus.find("promtool")
     if found is None:
-        pytest.skip("there is no promtool; python -m hack.cluster prometheus fetches it")
+        missing("there is no promtool; python -m hack.cluster promtool fetches it")
     return found
 
 

@@ -10,6 +10,7 @@ import yaml
 from hack.cluster import prometheus
 from support import exported
 from support.dashboard import Query, load, queries
+from support.missing import missing
 
 ROOT = Path(__file__).parents[2]
 EXPORTED = [*exported.operator(), *exported.trainer()]
@@ -40,7 +41,7 @@ def test_a_query_asks_for_metrics_and_labels_that_are_exported(query: Query) -> 
 def test_every_query_parses(tmp_path: Path) -> None:
     promtool = prometheus.find("promtool")
     if promtool is None:
-        pytest.skip("there is no promtool; python -m hack.cluster prometheus fetches it")
+        missing("there is no promtool; python -m hack.cluster promtool fetches it")
     rules = [{"record": f"query:{number}", "expr": query.expr} for number, query in enumerate(asked())]
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
