@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets crd crd-pytorchjob lock clean
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -114,6 +114,22 @@ bench-mirror: setup  ## what an upload and a download cost, by each S3 client th
 
 bench-trainer: setup  ## what the shared loop costs with all that is around it, over a bare PyTorch loop
 	python bench/trainer.py $(ARGS)
+
+# With PYTHON=… another interpreter than the project's, which has torch with CUDA; the rest comes from `make gpu-wheels`.
+GPU_PACKAGES := .gpu-packages
+ifeq ($(origin PYTHON),command line)
+GPU_PYTHON := $(PYTHON)
+GPU_NEEDS :=
+else
+GPU_PYTHON := $(CURDIR)/$(BIN)/python
+GPU_NEEDS := setup
+endif
+gpu: $(GPU_NEEDS)  ## what only a GPU can tell, in ten minutes: MINUTES=10 PYTHON=/opt/python; DRY=1 tries it on the CPU
+	PYTHONPATH=operator:trainer:$(GPU_PACKAGES)/$(shell $(GPU_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+		$(GPU_PYTHON) -m bench.gpu $(if $(DRY),--dry --results runs/gpu) --minutes $(or $(MINUTES),10)
+
+gpu-wheels: setup  ## fetch what `make gpu PYTHON=…` needs besides torch and numpy: PYTHON_VERSION=3.12
+	$(BIN)/python -m bench.gpu.wheels $(or $(PYTHON_VERSION),3.12) $(GPU_PACKAGES)
 
 bench-twotower: datasets  ## what ten folds of two-tower-small cost, over one fold trained the plain way
 	python bench/twotower.py $(ARGS)

@@ -344,3 +344,19 @@ def test_steps_are_asked_for_once(checkpoints: Path) -> None:
 def test_what_is_not_one_number_is_no_metric(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match=r"loss has to be one number, not a tensor of shape \(2,\)"):
         tiny.train(checkpoints, at={1: lambda session: session.report(loss=torch.ones(2))})
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: _raise(torch.OutOfMemoryError("CUDA out of memory"))],
+)
+def test_what_needs_more_memory_than_there_is_says_what_helps(
+    allocate: Callable[[], object], checkpoints: Path, log: Path
+) -> None:
+    with pytest.raises(RuntimeError):
+        tiny.train(checkpoints, at={6: lambda _: allocate()}, termination_log=log)
+    assert "deviceBatchSize" in termination(log).detail
+
+
+def _raise(error: Exception) -> None:
+    raise error

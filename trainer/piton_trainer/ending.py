@@ -3,9 +3,16 @@
 import sys
 from pathlib import Path
 
+import torch
+
 from piton.contract.ends import Outcome, Termination
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Ended
+
+_LESS_MEMORY = (
+    "It needs more memory than there is: make each pass smaller (a recipe's deviceBatchSize, or more accumulation), "
+    "or compute activations again (activationCheckpointing, gradientCheckpointing)."
+)
 
 
 def say(text: str) -> None:
@@ -23,7 +30,13 @@ def outcome_of(error: BaseException | None) -> tuple[Outcome, str]:
     if isinstance(error, SystemExit):
         return Outcome.FAILED, f"the script called sys.exit({error.code!r}) before its training was done"
     lines = str(error).strip().splitlines()
-    return Outcome.FAILED, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return Outcome.FAILED, f"{told} {_LESS_MEMORY}" if _is_out_of_memory(error) else told
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU, or of a CPU: torch has a class of its own for the first only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class TerminationLog:
