@@ -74,7 +74,7 @@ def pool(launching: None) -> Iterator[NewPool]:
 
 # --- with a machine behind the node ----------------------------------------------------------------------------------
 
-STEPS = 150
+STEPS = 300
 REAL = {kwok.REAL: "true"}
 
 
@@ -89,22 +89,25 @@ def test_pods_save_in_time_with_the_operator_and_on_the_documented_pool_without_
         run.apply(on_nodes(first, paced(STEPS, 0.1)))
         claim = boot(first, next(numbers), stack)
         run.wait_for_commit(20)
+        # Not always 1: Kubernetes may evict a pod that it has placed the moment Karpenter took its first taint away.
+        began = run.status
+        number = began["attempt"]
         (warning,) = events(run.namespace, "NodePoolWarning")
         assert f"NodePool {first.name} has no terminationGracePeriod" in warning
         second = pool(documented(), labels=REAL)
         run.patch({"workers": {"template": {"nodeSelector": {karpenter.POOL_LABEL: second.name}}}})
 
-        with watched(run, 1, claim) as seen:
+        with watched(run, number, claim) as seen:
             karpenter.interrupt(claim["metadata"]["name"])
-            wait_for(lambda: seen.told, "attempt 1 is told to stop", seconds=30, say=run.say)
+            wait_for(lambda: seen.told, "the attempt is told to stop", seconds=30, say=run.say)
         assert seen.told - seen.tainted < 2.0
         claim = boot(second, next(numbers), stack)
-        run.wait_for_node(2)
+        run.wait_for_node(number + 1)
         status = run.status
-        assert (status["attempts"][0]["verdict"], status["lost"]["steps"]) == ("Preempted", 0)
+        assert (status["attempts"][number - 1]["verdict"], status["lost"]["steps"]) == ("Preempted", 0)
 
         run.wait_for_commit(max(run.commits()) + 10)
-        with without_operator(cluster), watched(run, 2, claim) as seen:
+        with without_operator(cluster), watched(run, number + 1, claim) as seen:
             karpenter.interrupt(claim["metadata"]["name"])
             second.wait_until_gone(claim["metadata"]["name"])
         print(f"Karpenter told the pod to stop {seen.told - seen.tainted:.1f} s after the taint")
@@ -112,7 +115,8 @@ def test_pods_save_in_time_with_the_operator_and_on_the_documented_pool_without_
         boot(second, next(numbers), stack, but=(claim["metadata"]["name"],))
         status = run.wait_for_phase("Succeeded")
 
-    assert (status["attempt"], status["preemptions"], status["failures"], status["lost"]["steps"]) == (3, 2, 0, 0)
+    assert (status["attempt"], status["preemptions"]) == (number + 2, began.get("preemptions", 0) + 2)
+    assert (status["failures"], status["lost"]["steps"]) == (0, 0)
     assert status["result"]["weightsDigest"] == undisturbed
 
 
