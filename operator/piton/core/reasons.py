@@ -36,7 +36,7 @@ class Reason(StrEnum):
     ENGINE_SILENT = "EngineSilent"
     """The job exists, and no controller creates its pods."""
     JOB_SUSPENDED = "JobSuspended"
-    """The job was suspended from outside, as Kueue does until its queue has room."""
+    """Another client suspended the job, as Kueue does until its queue has room; an attempt that ran is stopped."""
     CLAIM_MISSING = "ClaimMissing"
     """The claim that spec.checkpoint.volume.claimName names does not exist."""
     VOLUME_UNBOUND = "VolumeUnbound"
