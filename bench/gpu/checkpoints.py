@@ -68,7 +68,7 @@ def measure(setting: Setting) -> list[Row]:
 
 def _state(setting: Setting) -> State:
     """Weights and Adam's momenta of some transformer layers: 2 GB, or 8 MB."""
-    width, layers = setting.size((2048, 10), (256, 1))
+    width, layers = setting.size((2048, 5), (256, 1))
     shapes = {"attention": (4 * width, width), "up": (4 * width, width), "norm": (width,)}
     names = [f"{kind}/{layer}/{name}" for kind in "wmv" for layer in range(layers) for name in shapes]
     return {name: torch.randn(shapes[name.rpartition("/")[2]], device=setting.device) for name in names}

@@ -13,7 +13,8 @@ in `bench/results/`. `make gpu DRY=1` runs every part on the CPU, small.
 It runs in any interpreter that has torch 2.11 or newer with CUDA, and installs nothing there: `make gpu-wheels
 PYTHON_VERSION=3.12` fetches the rest into `.gpu-packages/`, on a machine with a network, and `make gpu
 PYTHON=/path/to/python3.12` reads it from there. `MINUTES=5` takes less time: what matters most comes first, and what
-there was no time for is named. Ratios are medians within repetitions in which all methods take turns.
+there was no time for is named. `TMPDIR` says on which disk checkpoints are measured. Ratios are medians within
+repetitions in which all methods take turns.
 """
 
 

@@ -51,7 +51,7 @@ def _row(setting: Setting, what: str, with_it: Step, without: Step) -> Row:
 
 def _charlm(setting: Setting, depth: int, **changes: Any) -> Step:
     """A step of `charlm` on one batch."""
-    tokens = setting.size({"total_batch_tokens": 32_768, "device_batch_size": 16}, {})
+    tokens = setting.size({"total_batch_tokens": 16_384, "device_batch_size": 8}, {})
     recipe = Charlm(charlm_config(setting, depth, **tokens, **changes), Bench(setting))
     trainee = Trainee(recipe, recipe.place)
     trainee.connect()

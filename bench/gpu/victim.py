@@ -57,7 +57,7 @@ def main() -> None:
         weights = sharded(config, event, dry=options.dry)
     else:
         weights = plain(config, options.variant, event, seed=seed, dry=options.dry)
-    torch.save({name: _whole(value) for name, value in weights.items()}, options.folder / WEIGHTS)
+    torch.save(weights, options.folder / WEIGHTS)
 
 
 def plain(config: Config, variant: str, event: Event, *, seed: int, dry: bool) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def plain(config: Config, variant: str, event: Event, *, seed: int, dry: bool) -
             scaler.update()
             optimizer.zero_grad()
             session.report(loss=loss)
-    return model.state_dict()
+    return _whole(model)
 
 
 def sharded(config: Config, event: Event, *, dry: bool) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def sharded(config: Config, event: Event, *, dry: bool) -> dict[str, Tensor]:
         recipe.event = event
         train(session, recipe)
         assert recipe.model is not None
-        return recipe.model.state_dict()
+        return _whole(recipe.model)
 
 
 class Victim(Charlm):
@@ -150,8 +150,10 @@ def _die(checkpoints: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _whole(value: Tensor) -> Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+def _whole(model: nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU, while there is a group to gather shards in."""
+    weights = model.state_dict().items()
+    return {name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu() for name, value in weights}
 
 
 if __name__ == "__main__":
