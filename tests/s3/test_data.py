@@ -13,8 +13,8 @@ import boto3
 import pytest
 
 from piton.contract import names
-from piton_trainer.data import remote
-from piton_trainer.data.remote import Cache, cache_folder
+from piton_trainer.data.cache_place import cache_folder
+from piton_trainer.data.remote import Cache
 from piton_trainer.data.text import read_text
 from piton_trainer.errors import BadConfig
 from piton_trainer.s3 import Trouble, Tuning, reading
@@ -221,6 +221,6 @@ def test_the_cache_lies_with_the_users_other_caches(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv(names.ENV_DATA_CACHE)
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert remote.cache_folder() == Path("/home/somebody/.cache/piton/data")
+    assert cache_folder() == Path("/home/somebody/.cache/piton/data")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert remote.cache_folder() == tmp_path / "piton" / "data"
+    assert cache_folder() == tmp_path / "piton" / "data"

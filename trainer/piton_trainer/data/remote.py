@@ -16,11 +16,10 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,15 +57,6 @@ class Remote:
         """Of its file in the cache."""
         text = "\0".join((self.bucket, self.key, self.etag, str(self.size)))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def cache_folder() -> Path:
-    """Where objects are kept: where PITON_DATA_CACHE says, else with the user's other caches."""
-    if folder := os.environ.get(names.ENV_DATA_CACHE):
-        return Path(folder)
-    with suppress(RuntimeError):
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "piton" / "data"
-    return Path(tempfile.gettempdir(), "piton", "data")  # a user without a home
 
 
 class Cache:

@@ -57,7 +57,8 @@ def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
     Raises:
         BadConfig: no such bucket, or no permission.
     """
-    from piton_trainer.data.remote import Cache, cache_folder
+    from piton_trainer.data.cache_place import cache_folder
+    from piton_trainer.data.remote import Cache
     from piton_trainer.s3 import Trouble
 
     bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
