@@ -13,7 +13,6 @@ from e2e.test_orders import (
 from e2e.test_recovery import (
     counts,
     test_a_noticed_reclaim_loses_no_step,
-    test_undisturbed_it_takes_one_attempt,
 )
 from e2e.test_restricted_namespace import restricted
 from e2e.test_sharing import test_the_quickstart_trains_on_two_nodes as the_quickstart_trains_on_two_nodes
@@ -29,7 +28,6 @@ __all__ = [
     "test_a_noticed_reclaim_loses_no_step",
     "test_deleted_while_it_trains_it_leaves_nothing",
     "test_suspended_it_saves_and_resumed_it_goes_on",
-    "test_undisturbed_it_takes_one_attempt",
 ]
 
 pytestmark = [pytest.mark.neighbours, pytest.mark.timeout(600)]
