@@ -43,6 +43,8 @@ from checkpoint_methods import (
     Safetensors,
     State,
     TorchSave,
+    drop_from_cache,
+    is_consistent,
     restore,
     save_file,
     seconds,
@@ -197,14 +199,6 @@ def steps_until_durable(method: Method, step: Callable[[], float]) -> Iterator[f
         yield step()
 
 
-def drop_from_cache(path: Path) -> None:
-    """What was written has to come from the disk again."""
-    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
 def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int, found: Ratios) -> None:
     """What is there, brought back into tensors."""
     into = {key: torch.empty_like(value) for key, value in state.items()}
@@ -223,19 +217,6 @@ def measure_loads(methods: Mapping[str, Method], state: State, repetitions: int,
                 took[name] = seconds(lambda method=method: method.load(into))
         for name, value in took.items():
             found["load_over_raw"][name].append(value / took[RAW])
-
-
-def is_consistent(method: Method, state: State) -> bool:
-    """Whether a change right after `save` stays out of what was saved."""
-    before = {key: value.clone() for key, value in state.items()}
-    method.save(state, 9999)
-    for value in state.values():
-        value.add_(1)
-    method.wait()
-    into = {key: torch.empty_like(value) for key, value in state.items()}
-    method.load(into)
-    method.tidy()
-    return all(torch.equal(into[key], before[key]) for key in before)
 
 
 def save_sharded(rank: int, megabytes: int, root: str, rendezvous: str) -> None:

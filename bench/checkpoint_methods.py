@@ -319,3 +319,24 @@ def restore(folder: Path, into: Mapping[str, Tensor], spare: Tensor | None) -> N
     loaded = load_newest(folder, Ranks(), lambda _: Targets(live=weights, fresh=momenta), spare=spare)
     assert loaded is not None
     loaded.settle()
+
+
+def drop_from_cache(path: Path) -> None:
+    """What was written has to come from the disk again."""
+    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def is_consistent(method: Method, state: State) -> bool:
+    """Whether a change right after `save` stays out of what was saved."""
+    before = {key: value.clone() for key, value in state.items()}
+    method.save(state, 9999)
+    for value in state.values():
+        value.add_(1)
+    method.wait()
+    into = {key: torch.empty_like(value) for key, value in state.items()}
+    method.load(into)
+    method.tidy()
+    return all(torch.equal(into[key], before[key]) for key in before)

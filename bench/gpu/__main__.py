@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,7 +111,7 @@ def _driver() -> str:
         return "unknown"
 
 
-def _run_all(parts: Sequence[Part], *, minutes: float, dry: bool) -> Any:
+def _run_all(parts: Sequence[Part], *, minutes: float, dry: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each part's name, and what became of it."""
     end = time.monotonic() + 60 * minutes
     for number, part in enumerate(parts, start=1):

@@ -8,7 +8,6 @@ All methods take turns, repetition by repetition; the rows are medians of ratios
     load            the state read back from the disk into the device's tensors, over one raw read
 """
 
-import os
 import random
 import statistics
 import warnings
@@ -18,10 +17,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from bench.checkpoint_methods import Dcp, DcpAsync, Method, Piton, Raw, Safetensors, State, TorchSave, save_file
+from bench.checkpoint_methods import (
+    Dcp,
+    DcpAsync,
+    Method,
+    Piton,
+    Raw,
+    Safetensors,
+    State,
+    TorchSave,
+    drop_from_cache,
+    is_consistent,
+    save_file,
+)
 from bench.gpu.setting import Row, Setting
 from bench.gpu.victim import one_rank
 
@@ -58,7 +68,7 @@ def measure(setting: Setting) -> list[Row]:
             seconds = _saves(setting, methods, state, found)
             _steps(setting, methods, state, found)
             _loads(setting, methods, state, found)
-            consistent = _is_consistent(setting, methods[PITON], state)
+            consistent = is_consistent(methods[PITON], state)
         finally:
             for method in methods.values():
                 method.close()
@@ -150,32 +160,12 @@ def _loads(setting: Setting, methods: Mapping[str, Method], state: State, found:
     for _ in range(2):
         took = {}
         for name, method in able.items():
-            _drop_from_cache(method.path)
+            drop_from_cache(method.path)
             took[name] = setting.seconds(partial(method.load, into))
         for name, seconds in took.items():
             found["load / raw read"][name].append(seconds / took[RAW])
     for method in able.values():
         method.tidy()
-
-
-def _drop_from_cache(path: Path) -> None:
-    """What was written has to come from the disk again."""
-    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
-def _is_consistent(setting: Setting, method: Method, state: State) -> bool:
-    before = {key: value.clone() for key, value in state.items()}
-    method.save(state, 9999)
-    for value in state.values():
-        value.add_(1)
-    method.wait()
-    into: dict[str, Tensor] = {key: torch.empty_like(value) for key, value in state.items()}
-    method.load(into)
-    setting.synchronize()
-    return all(torch.equal(into[key], before[key]) for key in before)
 
 
 def _floors(seconds: Mapping[str, float], size: int) -> list[Row]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bench import loader as jpegs
 from bench.gpu.place import Bench
@@ -89,7 +88,7 @@ def twotower(setting: Setting) -> TwoTowers:
         ids=np.tile(np.arange(ids, dtype=np.int32), queries),
         gains=dice.choice(np.array([0.0, 0.7, 1.0], dtype=np.float32), size=rows, p=[0.9, 0.05, 0.05]),
         weights=np.ones(rows, dtype=np.float32),
-        originals=_originals(rows),
+        originals=np.ones(rows, dtype=np.bool_),
     )
     vectors = torch.randn(queries, 384, generator=torch.Generator().manual_seed(0))
     embedded = Embedded(key="made up", vectors=vectors, rows=torch.arange(queries))
@@ -105,10 +104,6 @@ def twotower(setting: Setting) -> TwoTowers:
         **(small if setting.dry else {}),
     )
     return TwoTowers(config, Bench(setting), judgments, embedded)
-
-
-def _originals(rows: int) -> NDArray[np.bool_]:
-    return np.ones(rows, dtype=np.bool_)
 
 
 def _collection(path: Path, *, documents: int, words: int) -> None:

@@ -31,10 +31,9 @@ def peak(setting: Setting) -> list[Row]:
 
 def out_of_memory(setting: Setting) -> list[Row]:
     """A batch that fits into no memory: the attempt ends with a sentence that says what to do."""
-    changes = {"device_batch_size": 1 << 16, "total_batch_tokens": (1 << 16) * 64} if setting.dry else {}
-    if not setting.dry:
-        changes = {"device_batch_size": 4096, "total_batch_tokens": 4096 * 2048}
-    code, message, log = _train(setting, "too-much", steps=2, rehearsal=None, is_short=True, **changes)
+    sequences, length = setting.size((4096, 2048), (1 << 16, 64))
+    batch = {"device_batch_size": sequences, "total_batch_tokens": sequences * length}
+    code, message, log = _train(setting, "too-much", steps=2, rehearsal=None, is_short=True, **batch)
     setting.check(code not in (0, -9), f"it ended with {code}: {log[-300:]}")
     told = message or log
     setting.check("memory" in told and "deviceBatchSize" in told, f"nothing says what to do: {told[-300:]}")

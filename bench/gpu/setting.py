@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,8 +76,3 @@ class Setting:
 def checked(*whats: str) -> list[Row]:
     """Rows of what was found to hold."""
     return [Row(what=what, value=1, unit="holds") for what in whats]
-
-
-def median(values: Sequence[float]) -> float:
-    """The one in the middle."""
-    return statistics.median(values)

@@ -1,5 +1,6 @@
 """Settings that are known to matter, each switched alone: the time of a step with it, over one without."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -46,7 +47,7 @@ def _row(setting: Setting, what: str, with_it: Step, without: Step) -> Row:
         setting.median_seconds(with_it, warm=1, times=3) / setting.median_seconds(without, warm=1, times=3)
         for _ in range(setting.size(ROUNDS, 1))
     ]
-    return Row(what=what, value=sorted(ratios)[len(ratios) // 2], unit="x the time")
+    return Row(what=what, value=statistics.median(ratios), unit="x the time")
 
 
 def _charlm(setting: Setting, depth: int, **changes: Any) -> Step:

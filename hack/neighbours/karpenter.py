@@ -7,14 +7,11 @@ NodeClaims that it has launched stay.
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hack.cluster import api, processes, programs
 from hack.cluster.layout import KUBECONFIG, STATE
-from hack.neighbours import instance_types, probes, webhooks
+from hack.neighbours import instance_types, manifests, probes, webhooks
 
 PROCESS = "karpenter"
 NODE_CLASS = {"group": "karpenter.kwok.sh", "kind": "KWOKNodeClass", "name": "default"}
@@ -56,7 +53,7 @@ def definitions() -> list[api.Object]:
     """Its CustomResourceDefinitions, with those of the kwok provider."""
     folder = programs.folder(_FAMILY)
     files = sorted(file for part in ("crds", "kwok-crds") for file in (folder / part).glob("*.yaml"))
-    return [_read(file) for file in files]
+    return [manifests.read(file) for file in files]
 
 
 def create_node_class() -> None:
@@ -115,8 +112,3 @@ def _environment() -> list[str]:
         "INSTANCE_TYPES_FILE_PATH": _TYPES,
     }
     return [f"{name}={value}" for name, value in settings.items()]
-
-
-def _read(path: Path) -> api.Object:
-    found: api.Object = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - safe
-    return found

@@ -7,11 +7,9 @@ objects stay as they are.
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from hack.cluster import api, processes, programs
 from hack.cluster.layout import KUBECONFIG, STATE
-from hack.neighbours import probes, webhooks
+from hack.neighbours import manifests, probes, webhooks
 
 PROCESS = "training-operator"
 NAMESPACE = "kubeflow"
@@ -67,11 +65,11 @@ def stop() -> None:
 
 def definition() -> api.Object:
     """The CustomResourceDefinition of the PyTorchJob."""
-    return _read(_folder() / "crds" / "kubeflow.org_pytorchjobs.yaml")
+    return manifests.read(_folder() / "crds" / "kubeflow.org_pytorchjobs.yaml")
 
 
 def _configuration(only: str | None) -> api.Object:
-    published = _read(_folder() / "webhook" / "manifests.yaml")
+    published = manifests.read(_folder() / "webhook" / "manifests.yaml")
     made = webhooks.pointed_at(
         published, name=_CONFIGURATION, service=_SERVICE, namespace=NAMESPACE, keep=lambda path: path == _WEBHOOK
     )
@@ -98,11 +96,6 @@ def _command(only: str | None, init_container: str) -> Sequence[str | Path]:
         "--kube-api-burst=1000",
         *([f"--namespace={only}"] if only is not None else []),
     ]
-
-
-def _read(path: Path) -> api.Object:
-    found: api.Object = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - safe
-    return found
 
 
 def _folder() -> Path:

@@ -6,14 +6,13 @@ registered: the others would refuse pods and deployments, whose integrations are
 
 import contextlib
 from collections.abc import Sequence
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import yaml
 
 from hack.cluster import api, processes, programs
 from hack.cluster.layout import GATEWAY, KUBECONFIG, STATE
-from hack.neighbours import webhooks
+from hack.neighbours import manifests, probes, webhooks
 
 PROCESS = "kueue"
 NAMESPACE = "kueue-system"
@@ -55,7 +54,7 @@ def start(*, say: programs.Say = print) -> None:
         webhooks.apply(configuration)
     processes.start(PROCESS, _command())
     webhooks.fill(_CERTIFICATES, secret=_SECRET, namespace=NAMESPACE, of=PROCESS)
-    processes.wait_for("Kueue to be ready", _ready, seconds=90, of=PROCESS)
+    processes.wait_for("Kueue to be ready", lambda: probes.answers(_PROBE_PORT), seconds=90, of=PROCESS)
     api.create(_VISIBILITY.rpartition("/")[0], _visibility())
     processes.wait_for("Kueue's visibility API to be served", _visible, seconds=60, of=PROCESS)
 
@@ -74,7 +73,7 @@ def stop() -> None:
 
 
 def _definitions() -> list[api.Object]:
-    found = [_read(path) for path in sorted((_folder() / "crds").glob("*.yaml"))]
+    found = [manifests.read(path) for path in sorted((_folder() / "crds").glob("*.yaml"))]
     return [_converted(definition) for definition in found]
 
 
@@ -158,19 +157,6 @@ def _visibility() -> api.Object:
 def _visible() -> bool:
     conditions = api.call("GET", _VISIBILITY).get("status", {}).get("conditions", [])
     return any(c["type"] == "Available" and c["status"] == "True" for c in conditions)
-
-
-def _ready() -> bool:
-    connection = HTTPConnection("127.0.0.1", _PROBE_PORT, timeout=2)
-    with contextlib.closing(connection), contextlib.suppress(OSError, HTTPException):
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    return False
-
-
-def _read(path: Path) -> api.Object:
-    found: api.Object = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - safe
-    return found
 
 
 def _folder() -> Path:

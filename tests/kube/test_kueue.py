@@ -23,6 +23,13 @@ async def kueue(pilot: Pilot) -> Kueue:
     return found
 
 
+async def _train(pilot: Pilot) -> None:
+    """A run that trains until something happens to it."""
+    pilot.cluster.fates["ragcun-1"] = Runs()
+    await _apply(pilot)
+    await _until(pilot, Phase.TRAINING)
+
+
 async def _apply(pilot: Pilot, name: str = "ragcun", priority: str | None = None, **spec: Any) -> None:
     manifest = a_manifest(name, **spec)
     manifest["metadata"]["labels"] = {names.LABEL_QUEUE: "gpus"}
@@ -141,9 +148,7 @@ async def test_a_run_that_is_preempted_saves_stops_and_goes_on_when_it_is_its_tu
 
 
 async def test_quota_is_never_released_while_pods_run(pilot: Pilot, kueue: Kueue) -> None:
-    pilot.cluster.fates["ragcun-1"] = Runs()
-    await _apply(pilot)
-    await _until(pilot, Phase.TRAINING)
+    await _train(pilot)
     body = kueue.of("ragcun")
     assert body is not None
     await kueue.evict(body, "The ClusterQueue is stopped", "ClusterQueueStopped")
@@ -161,9 +166,7 @@ async def test_quota_is_never_released_while_pods_run(pilot: Pilot, kueue: Kueue
 
 
 async def test_a_workload_that_is_deactivated_stops_the_run_and_is_not_in_the_queue(pilot: Pilot, kueue: Kueue) -> None:
-    pilot.cluster.fates["ragcun-1"] = Runs()
-    await _apply(pilot)
-    await _until(pilot, Phase.TRAINING)
+    await _train(pilot)
     body = kueue.of("ragcun")
     assert body is not None
     body["spec"]["active"] = False
@@ -208,9 +211,7 @@ async def test_each_stage_has_its_own_quota_and_nothing_is_left_at_the_end(pilot
 
 
 async def test_a_suspended_run_gives_its_quota_to_others(pilot: Pilot, kueue: Kueue) -> None:
-    pilot.cluster.fates["ragcun-1"] = Runs()
-    await _apply(pilot)
-    await _until(pilot, Phase.TRAINING)
+    await _train(pilot)
     await pilot.cluster.apply(a_manifest(suspend=True))
     await _until(pilot, Phase.SUSPENDED)
     assert not pilot.server.all(WORKLOADS)
@@ -219,9 +220,7 @@ async def test_a_suspended_run_gives_its_quota_to_others(pilot: Pilot, kueue: Ku
 
 
 async def test_a_deleted_run_leaves_nothing_in_the_queue(pilot: Pilot, kueue: Kueue) -> None:
-    pilot.cluster.fates["ragcun-1"] = Runs()
-    await _apply(pilot)
-    await _until(pilot, Phase.TRAINING)
+    await _train(pilot)
     await pilot.server.delete(RUNS, "ragcun", "team")
     await pilot.until(lambda: pilot.run() is None)
     await pilot.turn()
@@ -250,9 +249,7 @@ async def test_a_priority_class_that_does_not_exist_is_said(pilot: Pilot, kueue:
 
 
 async def test_a_workload_that_is_deleted_by_hand_stops_the_run_and_it_queues_again(pilot: Pilot, kueue: Kueue) -> None:
-    pilot.cluster.fates["ragcun-1"] = Runs()
-    await _apply(pilot)
-    await _until(pilot, Phase.TRAINING)
+    await _train(pilot)
     await pilot.server.remove(WORKLOADS, "trainingrun-ragcun", "team")
     status = await _until(pilot, Phase.SUCCEEDED)
     assert status.attempts[0].reason is Reason.QUOTA_TAKEN

@@ -47,6 +47,11 @@ class Rule(Generic[Checked]):
     not_in_cel: str = ""
     """Why the API server leaves some of it to Piton."""
 
+    @property
+    def on_creation(self) -> bool:
+        """Whether it is asked at the beginning only: what it says cannot be mended later, or is no trouble any more."""
+        return any(twin.on_creation for twin in self.cel)
+
     def __call__(self, value: Checked) -> Iterator[str]:
         """The sentences of the rule in Python."""
         return self.check(value)

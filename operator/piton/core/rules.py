@@ -48,7 +48,7 @@ def check_name(name: str) -> list[str]:
 
 def check(spec: Spec, *, has_begun: bool = False) -> list[str]:
     """Every sentence that the rules have to say about this spec, of a run that has had an attempt or has not."""
-    return [sentence for rule in RULES if not (has_begun and rule in AT_THE_BEGINNING) for sentence in rule(spec)]
+    return [sentence for rule in RULES if not (has_begun and rule.on_creation) for sentence in rule(spec)]
 
 
 # --- program and volume -----------------------------------------------------------------------------------------------
@@ -292,8 +292,5 @@ RULES: tuple[Rule[Spec], ...] = (
     good_labels,
     not_yet,
 )
-
-AT_THE_BEGINNING = (zones_for_prepare,)
-"""What cannot be mended later, and is no trouble any more where a run has begun: with an older operator, say."""
 
 CEL = by_path((good_name, *RULES))
