@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from bench.gpu.parts import PARTS, Part
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
-DRY_SECONDS = 60.0
+DRY_SECONDS = 120.0
 LEAST_SECONDS = 10.0
 """What is left has to be more than a process needs to import torch, or the next part is not begun."""
 OLDEST_TORCH = (2, 11)
@@ -112,19 +113,32 @@ def _driver() -> str:
 
 
 def _run_all(parts: Sequence[Part], *, minutes: float, dry: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each part's name, and what became of it."""
+    """Each part's name and result, in order: one part at a time on a GPU, one on each core of a CPU."""
     end = time.monotonic() + 60 * minutes
-    for number, part in enumerate(parts, start=1):
+    running: set[subprocess.Popen[bytes]] = set()
+
+    def run(number: int, part: Part) -> tuple[str, dict[str, Any]]:
         left = end - time.monotonic()
         print(f"gpu: {number}/{len(parts)} {part.name}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
         if left < LEAST_SECONDS:
-            yield part.name, {"state": "not run", "reason": f"the {minutes:g} minutes are over", "rows": []}
-            continue
-        yield part.name, _run(part, seconds=min(left, DRY_SECONDS if dry else 60 * part.minutes), dry=dry)
+            return part.name, {"state": "not run", "reason": f"the {minutes:g} minutes are over", "rows": []}
+        return part.name, _run(part, running, seconds=min(left, DRY_SECONDS if dry else 60 * part.minutes), dry=dry)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if dry else 1) as pool:
+        try:
+            yield from pool.map(run, range(1, len(parts) + 1), parts)
+        except BaseException:  # Ctrl-C: the pool would wait for the parts that run
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running.copy():
+                _kill(process)
+            raise
 
 
-def _run(part: Part, *, seconds: float, dry: bool) -> dict[str, Any]:
-    """One part in a process of its own, which takes its children with it when its time is over."""
+def _run(part: Part, running: "set[subprocess.Popen[bytes]]", *, seconds: float, dry: bool) -> dict[str, Any]:
+    """One part in a process of its own, which takes its children with it when its time is over.
+
+    The process is in `running` for as long as it runs.
+    """
     with tempfile.TemporaryDirectory(prefix="piton-gpu-") as folder:
         out, log = Path(folder) / "rows.json", Path(folder) / "log"
         arguments = [part.runs, json.dumps(part.arguments), str(out), *(["--dry"] if dry else [])]
@@ -134,12 +148,15 @@ def _run(part: Part, *, seconds: float, dry: bool) -> dict[str, Any]:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=_environment(dry), stdout=output, stderr=output, start_new_session=True
             )
+            running.add(process)
             try:
                 code: int | None = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                _end(process)
+                _kill(process)
+                process.wait()
+                running.discard(process)
         took = round(time.monotonic() - start, 1)
         if code == 0 and out.exists():
             return {"state": "ran", "seconds": took, "rows": json.loads(out.read_text())}
@@ -148,11 +165,10 @@ def _run(part: Part, *, seconds: float, dry: bool) -> dict[str, Any]:
         return {"state": "failed", "reason": reason, "seconds": took, "rows": []}
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """The part's whole process group is gone afterwards, whatever it left behind."""
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """The part's whole process group, whatever it left behind."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _environment(dry: bool) -> Mapping[str, str]:
