@@ -6,9 +6,11 @@ and nothing is saved. Nodes whose label says that they are real are left to thei
 
 from pathlib import Path
 
+import yaml
+
 from hack.cluster import processes, programs
 from hack.cluster.layout import GATEWAY, KUBECONFIG, STATE
-from hack.neighbours import probes
+from hack.neighbours import manifests, probes
 
 PROCESS = "kwok"
 PLAYED = ("kwok.x-k8s.io/node", "fake")
@@ -19,6 +21,14 @@ REAL = "box.local/real"
 _FAMILY = "kwok"
 _STAGES = ("node/fast/node-initialize", "node/heartbeat-with-lease/node-heartbeat-with-lease", "pod/fast/pod-ready",
            "pod/fast/pod-delete")  # fmt: skip
+_REGISTERED = {
+    "key": '.spec.taints.[] | select( .key == "karpenter.sh/unregistered" ) | .key',
+    "operator": "DoesNotExist",
+}
+"""A node becomes ready only when Karpenter has taken its first taint away, as a real kubelet takes seconds for that.
+
+Otherwise a pod is bound in that very moment, and evicted by a taint manager that still knows the node with its taint.
+"""
 _PORT = 10247
 
 
@@ -32,7 +42,9 @@ def start(*, say: programs.Say = print) -> None:
     programs.need([_FAMILY], say)
     folder = programs.folder(_FAMILY)
     stages = STATE / "kwok.yaml"
-    stages.write_text("---\n".join((folder / "stages" / f"{name}.yaml").read_text() for name in _STAGES))
+    found = [manifests.read(folder / "stages" / f"{name}.yaml") for name in _STAGES]
+    found[0]["spec"]["selector"]["matchExpressions"].append(_REGISTERED)
+    stages.write_text(yaml.safe_dump_all(found))
     processes.start(PROCESS, _command(folder, stages))
     processes.wait_for("kwok to serve", lambda: probes.answers(_PORT), seconds=30, of=PROCESS)
 
