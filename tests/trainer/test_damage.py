@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 import piton_trainer
 from piton.contract import names
-from piton.contract.manifest import sealed
+from piton.contract.manifest import FORMAT, sealed
 from piton_trainer.checkpoint import layout
-from piton_trainer.errors import OutOfSpace
+from piton_trainer.errors import OutOfSpace, VolumeLost
 from support import tiny
 from support.checkpoints import flip
 from support.clocks import FakeClock
@@ -47,9 +47,9 @@ def newer(directory: Path) -> Path:
     return directory / names.step_folder(NEWER)
 
 
-def resumed_from(directory: Path) -> int | None:
+def resumed_from(directory: Path, **config: Any) -> int | None:
     """The step that a session picks, without training."""
-    with piton_trainer.session(tiny.config(directory)) as session:
+    with piton_trainer.session(tiny.config(directory, **config)) as session:
         restored = session.restore(model=tiny.build())
     return None if restored is None else restored.step
 
@@ -61,7 +61,7 @@ def truncate(path: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped": (flip, "has flipped bits"),
     "truncated": (truncate, "bytes instead of"),
-    "deleted": (Path.unlink, "cannot be read: No such file"),
+    "deleted": (Path.unlink, "is missing"),
 }
 
 
@@ -99,10 +99,37 @@ def test_a_manifest_of_another_step_makes_no_checkpoint(directory: Path, newer: 
     assert resumed_from(directory) == OLDER
 
 
-def test_when_every_checkpoint_is_damaged_the_run_starts_afresh(directory: Path) -> None:
+def test_when_every_checkpoint_is_damaged_the_run_starts_afresh_only_if_the_user_allows_it(directory: Path) -> None:
     for _, folder in layout.step_folders(directory):
         flip(folder / "__0_0.distcp")
-    assert resumed_from(directory) is None
+    ran = tiny.train(directory)
+    assert (ran.code, ran.losses) == (82, {})
+    assert ran.error.startswith(
+        f"none of the 2 checkpoints in {directory} is whole; to train from step 0 all the same,"
+    )
+    assert [step for step, _ in layout.step_folders(directory)] == [NEWER, OLDER]
+    assert resumed_from(directory, allow_fresh_start=True) is None
+
+
+def test_a_run_whose_reported_checkpoint_is_gone_starts_afresh_only_if_the_user_allows_it(tmp_path: Path) -> None:
+    with pytest.raises(VolumeLost, match=f"step 400 was saved, and there is no checkpoint in {tmp_path} any more; to"):
+        resumed_from(tmp_path, durable_step=400)
+    assert resumed_from(tmp_path, durable_step=400, allow_fresh_start=True) is None
+
+
+def test_a_run_that_was_preempted_before_its_first_save_starts_again_by_itself(tmp_path: Path) -> None:
+    with pytest.raises(tiny.LostError):
+        tiny.train(tmp_path, at={2: tiny.vanish})
+    assert resumed_from(tmp_path) is None
+
+
+def test_a_checkpoint_of_a_newer_format_is_not_damaged_and_no_older_one_is_taken(directory: Path, newer: Path) -> None:
+    manifest = json.loads((newer / names.MANIFEST_FILE).read_text())
+    del manifest["sha256"]
+    (newer / names.MANIFEST_FILE).write_text(sealed({**manifest, "format": FORMAT + 1}))
+    ran = tiny.train(directory)
+    assert (ran.code, ran.losses) == (82, {})
+    assert f"{newer} cannot be resumed from: the manifest is of format {FORMAT + 1}; this Piton knows" in ran.error
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(directory: Path, newer: Path) -> None:

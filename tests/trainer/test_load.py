@@ -26,11 +26,14 @@ from piton_trainer.checkpoint import Snapshot, image, intake, layout, readahead,
 from piton_trainer.checkpoint.intake import Targets
 from piton_trainer.checkpoint.load import load_newest, newest_step
 from piton_trainer.checkpoint.reading import Job, Landing
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.checkpoint.sharing import share_out
 from piton_trainer.distributed import Ranks
+from piton_trainer.errors import VolumeLost
 from piton_trainer.file_digest import digest_of
 from support import ranks, tiny
 from support.checkpoints import checkpointer, flip
+from support.clocks import FakeClock
 
 OLDER, NEWER = 1, 2
 KEYS = [f"tensor{number}" for number in range(6)]
@@ -196,10 +199,10 @@ def load_sharded(directory: Path, dim: int, world: Ranks) -> tuple[int | None, b
     """The step, whether the numbers are right (or, without a step, untouched), and which files were read and how."""
     read: list[tuple[str, bool]] = []
 
-    def record(folder: Path, jobs: Iterable[Job]) -> str | None:
+    def record(folder: Path, jobs: Iterable[Job], retry: Retry) -> str | None:
         jobs = list(jobs)
         read.extend((job.name, job.is_verified) for job in jobs)
-        return reading.read_files(folder, jobs)
+        return reading.read_files(folder, jobs, retry)
 
     intake.read_files = record  # type: ignore[attr-defined]
     live = sharded(0, world, dim)
@@ -248,11 +251,11 @@ def test_what_one_rank_finds_wrong_sends_all_ranks_to_the_older_one_or_leaves_al
         flip(path, 5000)
 
 
-def resume_sharded(directory: Path) -> tuple[bool, int]:
+def resume_sharded(directory: Path, *, allow_fresh_start: bool = False) -> tuple[bool, int]:
     """Whether weights and random numbers are as they were built, and how much state the optimizer has."""
     torch.manual_seed(0)
     model = nn.Linear(4, 4)
-    with piton_trainer.session(tiny.config(directory)) as session:
+    with piton_trainer.session(tiny.config(directory, allow_fresh_start=allow_fresh_start)) as session:
         if session.world_size > 1:
             fully_shard(model, mesh=init_device_mesh("cpu", (session.world_size,)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -277,7 +280,7 @@ def test_objects_are_as_they_were_built_when_no_checkpoint_is_good(tmp_path: Pat
     assert resume_sharded(tmp_path) == (True, 0)
     for _, folder in layout.step_folders(tmp_path):
         flip(folder / "__0_0.distcp", 1500)
-    assert resume_sharded(tmp_path) == (True, 0)
+    assert resume_sharded(tmp_path, allow_fresh_start=True) == (True, 0)
 
 
 def test_sharded_objects_are_as_they_were_built_when_no_checkpoint_is_good(tmp_path: Path) -> None:
@@ -285,7 +288,8 @@ def test_sharded_objects_are_as_they_were_built_when_no_checkpoint_is_good(tmp_p
     assert [end.result for end in ranks.run(2, partial(resume_sharded, tmp_path))] == [(True, 0)] * 2
     for _, folder in layout.step_folders(tmp_path):
         flip(folder / "__0_0.distcp", 1500)
-    assert [end.result for end in ranks.run(2, partial(resume_sharded, tmp_path))] == [(True, 0)] * 2
+    again = partial(resume_sharded, tmp_path, allow_fresh_start=True)
+    assert [end.result for end in ranks.run(2, again)] == [(True, 0)] * 2
 
 
 def test_files_are_shared_out_to_those_who_need_them_and_evenly() -> None:
@@ -330,10 +334,8 @@ def test_stretches_of_a_file_land_where_they_should(
     path, data, entry = file
     landings = stretches(*PLACES)
     kept = list(landings)
-    assert (
-        reading.read_files(path.parent, [Job(name="file", entry=entry, is_verified=verified, landings=landings)])
-        is None
-    )
+    job = Job(name="file", entry=entry, is_verified=verified, landings=landings)
+    assert reading.read_files(path.parent, [job], Retry(FakeClock())) is None
     assert all(bytes(landing.into.tolist()) == data[landing.start : landing.end] for landing in kept)
     assert not landings
 
@@ -352,7 +354,12 @@ def test_a_disk_that_refuses_a_read_past_the_cache_is_read_the_ordinary_way(
     monkeypatch.setattr(os, "preadv", preadv)
     landings = stretches((100, SIZE - 100))
     into = landings[0].into
-    assert reading.read_files(path.parent, [Job(name="file", entry=entry, is_verified=True, landings=landings)]) is None
+    assert (
+        reading.read_files(
+            path.parent, [Job(name="file", entry=entry, is_verified=True, landings=landings)], Retry(FakeClock())
+        )
+        is None
+    )
     assert bytes(into.numpy()) == data[100:]
 
 
@@ -369,34 +376,73 @@ def test_of_a_file_that_another_rank_verifies_only_what_is_needed_is_read(
     monkeypatch.setattr(os, "preadv", preadv)
     landings = stretches((2 * reading.CHUNK_BYTES + 50, 70))
     into = landings[0].into
-    assert (
-        reading.read_files(path.parent, [Job(name="file", entry=entry, is_verified=False, landings=landings)]) is None
-    )
+    job = Job(name="file", entry=entry, is_verified=False, landings=landings)
+    assert reading.read_files(path.parent, [job], Retry(FakeClock())) is None
     assert bytes(into.numpy()) == data[2 * reading.CHUNK_BYTES + 50 :][:70]
     assert sum(counts) <= reading.CHUNK_BYTES
 
 
-def test_a_file_that_cannot_be_read_to_its_end_is_named(
+@pytest.mark.parametrize("code", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, None])
+def test_a_file_that_can_be_read_later_is_read_then_by_a_new_descriptor(
+    code: int | None, file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, entry = file
+    read, failures, opened = os.preadv, iter(range(5)), list[int]()
+
+    def preadv(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        opened.append(descriptor)
+        if position == 0 or next(failures, None) is None:
+            return read(descriptor, buffers, position)
+        if code is None:
+            return 0  # as at the end of the file
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    landings, clock = stretches((0, SIZE)), FakeClock()
+    into = landings[0].into
+    job = Job(name="file", entry=entry, is_verified=True, landings=landings)
+    assert reading.read_files(path.parent, [job], Retry(clock)) is None
+    assert bytes(into.numpy()) == data
+    assert clock.monotonic() > 0
+
+
+def test_a_file_that_cannot_be_read_for_minutes_is_no_damaged_file(
     file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _, entry = file
     job = partial(Job, name="file", entry=entry, is_verified=True)
+    for fails in (lambda *_: 0, partial(refuse, errno.EIO)):
+        monkeypatch.setattr(os, "preadv", fails)
+        with pytest.raises(VolumeLost, match=r"file could not be read for [45]m"):
+            reading.read_files(path.parent, [job()], Retry(FakeClock()))
 
-    def fail(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "preadv", lambda *_: 0)
-    assert reading.read_files(path.parent, [job()]) == "file cannot be read: it ended early"
-    monkeypatch.setattr(os, "preadv", fail)
-    assert reading.read_files(path.parent, [job()]) == "file cannot be read: Input/output error"
+def test_a_file_that_ends_early_because_it_is_cut_off_is_damaged(
+    file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, entry = file
+    read = os.preadv
+
+    def cut_off(*arguments: Any) -> int:
+        path.write_bytes(data[:100])
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "preadv", cut_off)
+    job = Job(name="file", entry=entry, is_verified=True)
+    assert reading.read_files(path.parent, [job], Retry(FakeClock())) == f"file has 100 bytes instead of {SIZE}"
+
+
+def refuse(code: int, *_: object) -> int:
+    raise OSError(code, os.strerror(code))
 
 
 def test_what_is_cached_is_known(file: tuple[Path, bytes, FileEntry]) -> None:
-    path, data, _ = file
+    path, data, entry = file
     with path.open("rb") as opened:
         os.fsync(opened.fileno())
         assert opened.read() == data
-    with closing(reading._Source(path)) as source:
+    with closing(reading._Source(path, entry, Retry(FakeClock()))) as source:
+        source.fill(reading._buffer(), 0, 1)
         assert source._is_cached(reading.CHUNK_BYTES, reading.CHUNK_BYTES)
         assert source._is_cached(3 * reading.CHUNK_BYTES, 777)
 

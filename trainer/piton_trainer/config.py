@@ -36,6 +36,10 @@ class Config:
     namespace: str | None = None
     attempt: int | None = None
     """None outside Piton: one more than whoever was here last."""
+    durable_step: int | None = None
+    """The newest step that earlier attempts have reported as durable; None: none that the operator knows of."""
+    allow_fresh_start: bool = False
+    """Train from step 0 where no checkpoint can be restored, though there was one."""
     stop_at: datetime | None = None
     """Save and leave at this time, UTC."""
     report_seconds: float = REPORT_SECONDS
@@ -64,6 +68,8 @@ class Config:
             run=set_vars.get(names.ENV_RUN),
             namespace=set_vars.get(names.ENV_NAMESPACE),
             attempt=_count(names.ENV_ATTEMPT, set_vars.get(names.ENV_ATTEMPT)),
+            durable_step=_count(names.ENV_DURABLE_STEP, set_vars.get(names.ENV_DURABLE_STEP)),
+            allow_fresh_start=_is_true(names.ENV_ALLOW_FRESH_START, set_vars.get(names.ENV_ALLOW_FRESH_START)),
             stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),
             report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
             server=_server(set_vars),
@@ -91,6 +97,12 @@ def _count(variable: str, text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"{variable} has to be a whole number above 0, not {text!r}")
     return int(text)
+
+
+def _is_true(variable: str, text: str | None) -> bool:
+    if text not in (None, "true", "false"):
+        raise ValueError(f"{variable} has to be true or false, not {text!r}")
+    return text == "true"
 
 
 def _stop_at(text: str | None) -> datetime | None:

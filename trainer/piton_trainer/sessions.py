@@ -26,6 +26,7 @@ from piton_trainer.audience import Audience, gather
 from piton_trainer.checkpoint import layout, readahead
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.make import make_checkpointer
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
@@ -82,6 +83,7 @@ class Session(Seat):
         self._saves_in_background = config.background_saves and disk is None
         self._disk = disk or layout.Disk()
         self._signals = StopFlag()
+        self._retry = Retry(clock, is_stopping=self._is_stopping)
         self._attempt = config.attempt or 0
         self._log = TerminationLog(config.termination_log, self._ranks)
         self._audience = Audience()
@@ -274,17 +276,23 @@ class Session(Seat):
             mirror.committed(newest)
         return fetched
 
+    def _is_stopping(self) -> bool:
+        return self._signals.received is not None
+
     def _claim(self) -> Fence:
         directory = self._config.checkpoint_dir
+        answers = _NOT_OURS_TO_WRITE | layout.NO_SPACE
         try:
             with layout.full_disk_is_an_end(directory):
-                directory.mkdir(parents=True, exist_ok=True)
-                fence = Fence(directory, disk=self._disk, attempt=self._config.attempt)
-                fence.claim()
+                return Retry(self._clock, answers=answers, is_stopping=self._is_stopping)(self._claim_now, directory)
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno not in _NOT_OURS_TO_WRITE:
-                raise  # a disk that fails today may work for the next attempt
             raise BadConfig(f"checkpoints cannot be kept in {directory}: {error}") from error
+
+    def _claim_now(self) -> Fence:
+        directory = self._config.checkpoint_dir
+        directory.mkdir(parents=True, exist_ok=True)
+        fence = Fence(directory, disk=self._disk, attempt=self._config.attempt)
+        fence.claim()
         return fence
 
     def _make_store(self, fence: Fence) -> Store:
@@ -307,6 +315,9 @@ class Session(Seat):
             recipe=_origin(self.assignment),
             fetch=None if self.assignment.mirror is None else self._fetch,
             overlaps=self._overlap_saves,
+            retry=self._retry,
+            reported_step=self._config.durable_step,
+            allow_fresh_start=self._config.allow_fresh_start,
         )
 
     def _close(self, error: BaseException | None) -> None:

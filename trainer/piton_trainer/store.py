@@ -5,6 +5,7 @@ state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON
 shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +25,20 @@ from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.intake import Document, Targets
 from piton_trainer.checkpoint.keep import with_the_rest
 from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_step, share_of_newest
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.checkpoint.save import size_of
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import BadConfig, OutOfSpace
+from piton_trainer.errors import BadConfig, OutOfSpace, VolumeLost
 from piton_trainer.feed import Randomness, Resume
 from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+_FRESH_START = (
+    "to train from step 0 all the same, annotate the TrainingRun with "
+    f"{names.ANNOTATION_ALLOW_FRESH_START}=true, say `piton run --fresh`, or set {names.ENV_ALLOW_FRESH_START}=true"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +67,15 @@ class Store:
         recipe: Mapping[str, Any] | None = None,
         fetch: Callable[[int | None], int | None] | None = None,
         overlaps: bool = False,
+        retry: Retry | None = None,
+        reported_step: int | None = None,
+        allow_fresh_start: bool = False,
     ) -> None:
-        """Keep a run of this recipe, its `name` and `config`; None: of the user's own program."""
+        """Keep a run of this recipe, its `name` and `config`; None: of the user's own program.
+
+        `reported_step` is the newest step that an earlier attempt has reported as durable. Where there were checkpoints
+        and none can be restored, training starts from step 0 only if `allow_fresh_start` says so.
+        """
         self._directory = directory
         self._ranks = ranks
         self._fence = fence
@@ -68,6 +84,9 @@ class Store:
         self._origin = {} if recipe is None else {layout.RECIPE: recipe}
         self._fetch = fetch
         self._overlaps = overlaps
+        self._retry = retry or Retry()
+        self._reported_step = reported_step
+        self._allow_fresh_start = allow_fresh_start
         self._hooks: list[RemovableHandle] = []
         self._restored_step: int | None = None
         self._taken_step: int | None = None
@@ -203,13 +222,15 @@ class Store:
         return codec.join(_state_of(loaded.document, name), loaded.settle().__getitem__)
 
     def restore(self, objects: Objects) -> tuple[Restored, TrainState, Resume] | None:
-        """Put the newest good checkpoint into the objects; None when there is none, and then they are untouched.
+        """Put the newest good checkpoint into the objects; None when there never was any, and they are untouched.
 
         Raises:
             BadConfig: the checkpoint is good, but it is not one of these objects.
+            VolumeLost: the checkpoints cannot be read, or none that there was is whole any more.
         """
         loaded = self._newest(partial(self._wanted, objects))
         if loaded is None:
+            self._ranks.on_main(self._expect_no_checkpoint)
             return None
         state, resume = self._ranks.together(partial(self._settle, loaded, objects))[self._ranks.rank]
         self._restored_step = state.step
@@ -223,12 +244,30 @@ class Store:
         )
         return restored, state, resume
 
+    def _expect_no_checkpoint(self) -> None:
+        """Make sure that nothing is lost by a start from step 0, unless the user allows it.
+
+        A fence, or a save that was never finished, is no checkpoint.
+        """
+        folders = self._retry(partial(layout.step_folders, self._directory), self._directory)
+        if folders:
+            lost = f"none of the {len(folders)} checkpoints in {self._directory} is whole"
+        elif self._reported_step is not None:
+            lost = f"step {self._reported_step} was saved, and there is no checkpoint in {self._directory} any more"
+        else:
+            return
+        if not self._allow_fresh_start:
+            raise VolumeLost(f"{lost}; {_FRESH_START}")
+        logger.warning("%s; training starts from step 0, as %s allows", lost, names.ENV_ALLOW_FRESH_START)
+
     def _newest(self, wanted: Wanted) -> Loaded | None:
         """Read the newest good checkpoint of the volume, or of the mirror if that has a newer one."""
-        load = partial(load_newest, self._directory, self._ranks, wanted, spare=self._checkpointer.spare)
+        load = partial(
+            load_newest, self._directory, self._ranks, wanted, spare=self._checkpointer.spare, retry=self._retry
+        )
         if self._fetch is None:
             return load()
-        there = self._ranks.on_main(partial(newest_step, self._directory))
+        there = self._ranks.on_main(partial(newest_step, self._directory, self._retry))
         fetched = self._ranks.on_main(partial(self._fetch, there))
         loaded = load()
         good = None if loaded is None else loaded.checkpoint.manifest.step

@@ -22,6 +22,10 @@ _SEAL = ',\n "sha256": "'
 """What the digest's line begins with; the text before it is what the digest is of."""
 
 
+class NewerFormatError(ValueError):
+    """A file of a format that a newer Piton writes. It is not damaged: nobody here can tell."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """One file of a checkpoint: its size in bytes and its digest, `<algorithm>:<hex>`.
@@ -84,6 +88,7 @@ class Manifest:
         """Parse a manifest.
 
         Raises:
+            NewerFormatError: the text is of a format that is not known yet.
             ValueError: the text is torn, of another format, or has a field of the wrong type.
         """
         fields = _unsealed(text)
@@ -183,7 +188,10 @@ def _load(text: str, what: str, version: int, *older: int) -> dict[str, Any]:
         fields = json.loads(text)
     except ValueError as error:
         raise ValueError(f"the {what} is torn: {error}") from error
-    if not isinstance(fields, dict) or fields.get("format") not in (version, *older):
+    found = fields.get("format") if isinstance(fields, dict) else None
+    if isinstance(found, int) and found > version:
+        raise NewerFormatError(f"the {what} is of format {found}; this Piton knows {version} and older")
+    if not isinstance(fields, dict) or found not in (version, *older):
         raise ValueError(f"the {what} is not of format {version}")
     return fields
 

@@ -42,7 +42,7 @@ class StartAttempt:
     number: int
     stage: Stage = Stage.TRAIN
     checkpoint_step: int | None = None
-    """Of an evaluation: the checkpoint that it is about, where that is known."""
+    """Of an evaluation: the checkpoint that it is about, where that is known. Of training: the newest durable one."""
     reason: Reason
 
 

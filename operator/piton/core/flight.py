@@ -12,7 +12,7 @@ from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.conditions import TRAINING, WAITING, without_waiting
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
-from piton.core.model import Stage
+from piton.core.model import Spec, Stage
 from piton.core.observed import AttemptSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
@@ -52,8 +52,7 @@ def start(context: Context) -> Decision | None:
         again = context.pace.try_again_seconds(waited_seconds(status, context.now))
         return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
     reason = stages.reason_to_begin(context.status, record.stage)
-    evaluates = record.stage is Stage.EVALUATE
-    step = stages.checkpoint_to_evaluate(context.spec, context.status.result) if evaluates else None
+    step = _checkpoint_step(context, context.spec, record.stage)
     start_it = StartAttempt(number=record.number, stage=record.stage, checkpoint_step=step, reason=reason)
     effects: tuple[Effect, ...] = (start_it,)
     if not context.observed.volume.exists:
@@ -62,6 +61,17 @@ def start(context: Context) -> Decision | None:
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     news = Announcement(reason=Reason.STARTING, message=f"Created {stages.called(record)}: {reason}")
     return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _checkpoint_step(context: Context, spec: Spec, stage: Stage) -> int | None:
+    """The checkpoint that an attempt at this stage is about."""
+    match stage:
+        case Stage.EVALUATE:
+            return stages.checkpoint_to_evaluate(spec, context.status.result)
+        case Stage.TRAIN:
+            return None if context.status.checkpoint is None else context.status.checkpoint.step
+        case Stage.PREPARE:
+            return None
 
 
 def close(context: Context) -> Decision | None:

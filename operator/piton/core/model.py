@@ -399,3 +399,5 @@ class Meta(Model):
     """The LocalQueue of Kueue's that it waits in, by its label; empty: it does not wait for quota."""
     priority_class: str = ""
     """Its WorkloadPriorityClass there, by its label."""
+    allows_fresh_start: bool = False
+    """Whether its annotation lets it start from step 0 where its checkpoints are lost."""

@@ -131,6 +131,7 @@ def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
         held=names.FINALIZER in (metadata.get("finalizers") or ()),
         queue=str((metadata.get("labels") or {}).get(names.LABEL_QUEUE) or ""),
         priority_class=str((metadata.get("labels") or {}).get(names.LABEL_PRIORITY_CLASS) or ""),
+        allows_fresh_start=(metadata.get("annotations") or {}).get(names.ANNOTATION_ALLOW_FRESH_START) == "true",
     )
 
 

@@ -115,11 +115,13 @@ def appdef(
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
 ) -> specs.AppDef:
-    """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint to evaluate."""
+    """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint that it needs."""
     spec = staged(spec, stage)
     entrypoint, *args = _command(spec, place, stage)
     env = _env(meta, spec, attempt, place)
-    if checkpoint_step is not None:
+    if checkpoint_step is not None and stage is Stage.TRAIN:
+        env[names.ENV_DURABLE_STEP] = str(checkpoint_step)
+    elif checkpoint_step is not None:
         env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
     role = specs.Role(
         name=ROLE,
@@ -163,6 +165,8 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: Place) -> dict[str, str]:
         names.ENV_ELASTIC_SHUTDOWN_TIMEOUT: str(ELASTIC_SHUTDOWN_SECONDS),
         **compile_caches(spec, place.checkpoint_dir),
     }
+    if meta.allows_fresh_start:
+        env[names.ENV_ALLOW_FRESH_START] = "true"
     deadline = deadline_of(meta, spec)
     if deadline is not None:
         env[names.ENV_STOP_AT] = deadline.isoformat()

@@ -3,8 +3,10 @@
 Whoever commits does it here: rank 0 itself, or its writer, which has no torch.
 """
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from piton.contract import names
@@ -13,6 +15,11 @@ from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint import Saved, layout
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.keep import Keeper, never
+from piton_trainer.checkpoint.retry import Retry
+from piton_trainer.clock import Clock
+
+_SHOWN_SECONDS = 10.0
+"""How long a file that another node has written may stay invisible to this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +44,12 @@ class Committer:
         policy: SavePolicy,
         objective: Objective | None = None,
         disk: layout.Disk,
+        clock: Clock | None = None,
     ) -> None:
         self.directory = directory
         self.fence = fence
         self._disk = disk
+        self._retry = Retry(clock, seconds=_SHOWN_SECONDS, answers=())
         self._keeper = Keeper(directory, policy=policy, objective=objective, disk=disk)
 
     def folder(self, step: int) -> Path:
@@ -67,9 +76,11 @@ class Committer:
 
         Raises:
             Fenced: another process may commit instead.
+            VolumeLost: a file is not on the volume.
             OSError: the volume did not do it.
         """
         folder, target = self.folder(draft.step), self.directory / names.step_folder(draft.step)
+        self._expect_files(folder, files)
         manifest = Manifest(
             step=draft.step,
             attempt=self.fence.attempt,
@@ -91,15 +102,36 @@ class Committer:
         self._keeper.committed(draft.step)
         return Saved(step=draft.step, folder=target, size=manifest.size, free=self._keeper.free)
 
+    def _expect_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
+        """Make sure that the files of all ranks are there, as this process sees the volume.
+
+        A network volume may show what another node has written some seconds late.
+        """
+        for name, entry in files.items():
+            self._retry(partial(_expect_file, folder / name, entry), folder / name)
+
     def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool] = never) -> None:
         """What comes after a commit and is no part of it: retention."""
         self._keeper.retain(saved.step, is_wanted=is_wanted)
 
 
+def _expect_file(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, "no such file; do all ranks save into the same volume?") from error
+    if size != entry.size:
+        raise OSError(errno.EIO, f"it has {size} bytes, and {entry.size} were written")
+
+
 def is_good(folder: Path) -> bool:
-    """Whether a folder is a checkpoint whose files are what its manifest says."""
+    """Whether a folder is a checkpoint whose files are what its manifest says.
+
+    Raises:
+        OSError: a file of it cannot be read, so nobody can tell.
+    """
     try:
         manifest = layout.read_manifest(folder)
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return False
-    return not any(layout.what_is_wrong(folder / name, entry) for name, entry in manifest.files.items())
+    return not any(layout.flaw(folder / name, entry) for name, entry in manifest.files.items())

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ from piton_trainer.checkpoint.index import IndexedReader, index_file, parse_inde
 from piton_trainer.checkpoint.landing import Aim, aim
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.reading import Job, read_files
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.file_digest import digest_of
 from piton_trainer.machine import free_bytes
 
 SMALL_FILES = (layout.STATE_FILE, layout.INDEX_FILE)
+GONE = "it is gone"
+"""What is wrong with a checkpoint whose folder another process has deleted or renamed."""
 Document = dict[str, Any]
 _SHARE_MAX = 0.9
 """Of the memory that is free, for what is kept aside."""
@@ -48,9 +52,10 @@ class Targets:
 class Intake:
     """The steps. Each is taken once, in order."""
 
-    def __init__(self, checkpoint: Checkpoint, *, spare: Tensor | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, retry: Retry, spare: Tensor | None = None) -> None:
         """Begin; what is kept aside is kept in `spare`, as long as there is some of it."""
         self.checkpoint = checkpoint
+        self._retry = retry
         self._spare = torch.empty(0, dtype=torch.uint8) if spare is None else spare
         self.document: Document = {}
         self._index = Metadata({})
@@ -66,13 +71,17 @@ class Intake:
         return more > _SHARE_MAX * free_bytes()
 
     def open(self) -> str | None:
-        """Read and verify the small files; what is wrong with them."""
+        """Read and verify the small files; what is wrong with them.
+
+        Raises:
+            VolumeLost: they cannot be read.
+        """
         try:
             state, index = (self._verified(name) for name in SMALL_FILES)
             self._index = parse_index(index, self.checkpoint)
             self.document = json.loads(state)
-        except OSError as error:
-            return f"it cannot be read: {error}"
+        except FileNotFoundError:
+            return GONE
         except ValueError as error:
             return str(error)
         return None
@@ -82,8 +91,10 @@ class Intake:
 
         Raises:
             ValueError: it is refused.
+            VolumeLost: it cannot be read.
         """
-        self._index = parse_index((self.checkpoint.folder / index_file(self.checkpoint)).read_bytes(), self.checkpoint)
+        path = self.checkpoint.folder / index_file(self.checkpoint)
+        self._index = parse_index(self._retry(path.read_bytes, path), self.checkpoint)
 
     def want(self, targets: Targets) -> None:
         """Say what is wanted.
@@ -95,13 +106,20 @@ class Intake:
         self._tensors = {key: self._target(key, tensor) for key, tensor in {**targets.fresh, **targets.live}.items()}
 
     def read(self, verified: Collection[str]) -> str | None:
-        """Read what is wanted, and verify these files; what is wrong with them."""
+        """Read what is wanted, and verify these files; what is wrong with them.
+
+        Raises:
+            VolumeLost: they cannot be read.
+        """
         jobs = []
         for name, entry in self.checkpoint.manifest.files.items():
             landings = self._aim.take(name)
             if name not in SMALL_FILES and (landings or name in verified):
                 jobs.append(Job(name=name, entry=entry, is_verified=name in verified, landings=landings))
-        return read_files(self.checkpoint.folder, jobs)
+        try:
+            return read_files(self.checkpoint.folder, jobs, self._retry)
+        except FileNotFoundError:
+            return GONE
 
     def stage(self, *, aside: bool) -> dict[str, int]:
         """Take aim: for live tensors at memory of its own, or straight at them; how many bytes of which files it is."""
@@ -120,7 +138,8 @@ class Intake:
                 key, staged = self._staged.popitem()
                 _local(self._tensors[key]).copy_(staged)
         if strangers := self._aim.strangers():
-            _load_by_torch(self.checkpoint, self._index, {key: self._tensors[key] for key in strangers})
+            state = {key: self._tensors[key] for key in strangers}
+            self._retry(partial(_load_by_torch, self.checkpoint, self._index, state), self.checkpoint.folder)
         return self._tensors
 
     def _room_for(self, tensor: Tensor) -> Tensor:
@@ -134,9 +153,9 @@ class Intake:
         path, entry = self.checkpoint.folder / name, self.checkpoint.manifest.files.get(name)
         if entry is None:
             raise ValueError(f"its manifest has no {name}")
-        if problem := layout.wrong_size(path, entry):
+        if problem := self._retry(partial(layout.wrong_size, path, entry), path):
             raise ValueError(problem)
-        data = path.read_bytes()
+        data = self._retry(path.read_bytes, path)
         if problem := layout.wrong_digest(path, entry, digest_of(data, entry)):
             raise ValueError(problem)
         return data

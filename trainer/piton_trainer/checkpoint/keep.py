@@ -17,7 +17,6 @@ from pathlib import Path
 
 from piton.contract import names
 from piton.contract.assignment import Objective, SavePolicy
-from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.retention import Going, Measured, steps_to_delete, what_goes
@@ -138,7 +137,7 @@ class Keeper:
             for name, entry in files.items():
                 if is_wanted():
                     return
-                if problem := _flaw(checkpoint.folder / name, entry):
+                if problem := layout.flaw(checkpoint.folder / name, entry):
                     logger.warning("%s is damaged, and nothing older goes for it: %s", checkpoint.folder.name, problem)
                     self._damaged.add(step)
                     break
@@ -164,13 +163,6 @@ class Keeper:
             except ValueError as error:
                 logger.warning("%s is no checkpoint: %s", folder.name, error)
         self._has_stripped = True
-
-
-def _flaw(path: Path, entry: FileEntry) -> str | None:
-    try:
-        return layout.flaw(path, entry)
-    except FileNotFoundError:
-        return f"{path.name} is missing"
 
 
 def _try(step: int, what: str, action: Callable[[], object]) -> None:

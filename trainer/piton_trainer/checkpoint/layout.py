@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from piton.contract import names
-from piton.contract.manifest import FileEntry, Manifest
+from piton.contract.manifest import FileEntry, Manifest, NewerFormatError
 from piton_trainer.errors import OutOfSpace, VolumeLost
 from piton_trainer.file_digest import FileDigest
 
@@ -162,22 +162,30 @@ def seal(path: Path) -> FileEntry:
 
 
 def wrong_size(path: Path, entry: FileEntry) -> str | None:
-    """What a file's size has against its entry in the manifest; None if nothing."""
+    """What a file's size has against its entry in the manifest; None if nothing.
+
+    Raises:
+        OSError: nobody can tell.
+    """
     try:
         size = path.stat().st_size
-    except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
-    return None if size == entry.size else _of_other_size(path, size, entry)
-
-
-def _of_other_size(path: Path, size: int, entry: FileEntry) -> str:
-    return f"{path.name} has {size} bytes instead of {entry.size}"
+    except FileNotFoundError:
+        path.parent.stat()  # the folder is not missing as well
+        return f"{path.name} is missing"
+    return None if size == entry.size else f"{path.name} has {size} bytes instead of {entry.size}"
 
 
 def look(folder: Path) -> tuple[Manifest | None, str | None]:
-    """A folder's manifest if it has a valid one, and what is wrong with it or with the sizes of its files."""
+    """A folder's manifest if it has a valid one, and what is wrong with it or with the sizes of its files.
+
+    Raises:
+        NewerFormatError: the manifest is of a format that is not known yet.
+        OSError: it cannot be read.
+    """
     try:
         manifest = read_manifest(folder)
+    except NewerFormatError:
+        raise
     except ValueError as error:
         return None, str(error)
     problems = (wrong_size(folder / name, entry) for name, entry in manifest.files.items())
@@ -198,8 +206,8 @@ def flaw(path: Path, entry: FileEntry) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    if (size := path.stat().st_size) != entry.size:
-        return _of_other_size(path, size, entry)
+    if problem := wrong_size(path, entry):
+        return problem
     digest = FileDigest(entry)
     with path.open("rb") as file:
         _update(digest, file)
@@ -244,15 +252,18 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint, whole or thin as the folder's name says.
 
     Raises:
+        NewerFormatError: it is of a format that is not known yet.
         ValueError: the folder is not a checkpoint; the message says why.
+        OSError: it cannot be read.
     """
     is_thin = names.parse_weights_folder(folder.name) is not None
     try:
         text = (folder / (names.WEIGHTS_FILE if is_thin else names.MANIFEST_FILE)).read_bytes().decode()
     except FileNotFoundError:
+        folder.stat()  # the folder is not missing as well
         raise ValueError("it has no manifest") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"its manifest cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its manifest has flipped bits: {error}") from error
     manifest = Manifest.from_json(text)
     if folder.name not in (names.step_folder(manifest.step), names.weights_folder(manifest.step)):
         raise ValueError(f"its manifest speaks of step {manifest.step}")
@@ -262,7 +273,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def committed(directory: Path) -> Iterator[Checkpoint]:
-    """Checkpoints with a valid manifest, newest first. Their files have not been looked at."""
+    """Checkpoints with a valid manifest, newest first. Their files have not been looked at.
+
+    Raises:
+        OSError: a manifest cannot be read.
+    """
     for _, folder in step_folders(directory):
         try:
             yield Checkpoint(folder=folder, manifest=read_manifest(folder))

@@ -2,7 +2,7 @@
 
 Rank 0 lists and chooses. Each rank reads the files that it needs, once, and every file is verified by one of the ranks
 while it is read; files that nobody needs are shared out. One that is not what its manifest says is named, and the next
-older checkpoint is tried.
+older checkpoint is tried. A file that cannot be read is tried again, and never makes anything of an older checkpoint.
 
     open      every rank: state.json and the index, verified; then what it wants of which files
     read      every rank: its files, hashed. What is in use is not touched: its new numbers are kept aside
@@ -24,12 +24,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from piton.contract.manifest import Manifest, NewerFormatError
 from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.intake import Document, Intake, Targets
+from piton_trainer.checkpoint.intake import GONE, Document, Intake, Targets
 from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.checkpoint.sharing import share_out
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, VolumeLost
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,13 @@ class Loaded:
 
 
 def load_newest(
-    directory: Path, ranks: Ranks, wanted: Wanted, *, first: int | None = None, spare: Tensor | None = None
+    directory: Path,
+    ranks: Ranks,
+    wanted: Wanted,
+    *,
+    first: int | None = None,
+    spare: Tensor | None = None,
+    retry: Retry | None = None,
 ) -> Loaded | None:
     """Read the newest checkpoint that is good, or the `first` step if that is one; without any, nothing is changed.
 
@@ -58,12 +66,15 @@ def load_newest(
         wanted: says which tensors.
         first: a step that is preferred.
         spare: bytes in a row, to keep aside what is read, until it is settled. None: memory is allocated for it.
+        retry: of reads that fail.
 
     Raises:
         BadConfig: it is one of something else.
+        VolumeLost: a file cannot be read, or a newer Piton wrote it, so that nobody can tell whether it is good.
     """
-    for checkpoint in _candidates(directory, ranks, first):
-        intake = Intake(checkpoint, spare=spare)
+    retry = retry or Retry()
+    for checkpoint in _candidates(directory, ranks, first, retry):
+        intake = Intake(checkpoint, spare=spare, retry=retry)
         problem = _read(intake, ranks, wanted)
         if problem is None:
             return Loaded(checkpoint=checkpoint, document=intake.document, settle=intake.settle)
@@ -77,10 +88,15 @@ def newest_good(directory: Path, ranks: Ranks) -> Checkpoint | None:
     return None if loaded is None else loaded.checkpoint
 
 
-def newest_step(directory: Path) -> int | None:
-    """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at."""
-    found = (path for _, path in layout.step_folders(directory))
-    return next((manifest.step for manifest, problem in map(layout.look, found) if manifest and not problem), None)
+def newest_step(directory: Path, retry: Retry | None = None) -> int | None:
+    """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at.
+
+    Raises:
+        VolumeLost: nobody can tell.
+    """
+    retry = retry or Retry()
+    found = (_look(path, retry) for path in _folders(directory, None, retry))
+    return next((manifest.step for manifest, problem in found if manifest and not problem), None)
 
 
 def share_of_newest(directory: Path, ranks: Ranks) -> int:
@@ -105,24 +121,46 @@ def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -
         ValueError: a tensor is not in the checkpoint, or has another shape there.
         OSError: a file cannot be read.
     """
-    intake = Intake(checkpoint)
-    intake.open_index()
-    intake.want(Targets(fresh=targets))
-    intake.stage(aside=False)
-    if problem := intake.read(verified=()):
+    intake = Intake(checkpoint, retry=Retry())
+    try:
+        intake.open_index()
+        intake.want(Targets(fresh=targets))
+        intake.stage(aside=False)
+        problem = intake.read(verified=())
+    except VolumeLost as error:
+        problem = str(error)
+    if problem:
         raise OSError(f"{checkpoint.folder.name} cannot be loaded: {problem}")
     return intake.settle()
 
 
-def _candidates(directory: Path, ranks: Ranks, first: int | None) -> Iterator[Checkpoint]:
+def _candidates(directory: Path, ranks: Ranks, first: int | None, retry: Retry) -> Iterator[Checkpoint]:
     """Folders that look like checkpoints, newest first; that of one step may come before them."""
-    found = ranks.on_main(partial(layout.step_folders, directory))
-    for _, folder in sorted(found, key=lambda item: item[0] != first):
-        manifest, problem = ranks.on_main(partial(layout.look, folder))
+    for folder in ranks.on_main(partial(_folders, directory, first, retry)):
+        manifest, problem = ranks.on_main(partial(_look, folder, retry))
         if manifest is not None and problem is None:
             yield Checkpoint(folder=folder, manifest=manifest)
         else:
             _pass_over(folder, problem, ranks)
+
+
+def _folders(directory: Path, first: int | None, retry: Retry) -> list[Path]:
+    try:
+        found = retry(partial(layout.step_folders, directory), directory)
+    except FileNotFoundError as error:
+        raise VolumeLost(f"{directory} is gone") from error
+    return [folder for _, folder in sorted(found, key=lambda item: item[0] != first)]
+
+
+def _look(folder: Path, retry: Retry) -> tuple[Manifest | None, str | None]:
+    try:
+        return retry(partial(layout.look, folder), folder)
+    except FileNotFoundError:
+        return None, GONE
+    except NewerFormatError as error:
+        raise VolumeLost(
+            f"{folder} cannot be resumed from: {error}; train on with the image of the version that wrote it"
+        ) from error
 
 
 def _pass_over(folder: Path, problem: str | None, ranks: Ranks) -> None:

@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.file_digest import FileDigest
 from piton_trainer.machine import cores
 
@@ -63,16 +65,19 @@ class Job:
     """By their place in the file, none over another. They are gone when they are done."""
 
 
-def read_files(folder: Path, jobs: Iterable[Job]) -> str | None:
+def read_files(folder: Path, jobs: Iterable[Job], retry: Retry) -> str | None:
     """Do all jobs, the largest files first, on some threads more than this process may use cores.
 
     Returns:
         What is wrong with the first file that is not what the manifest says; None when nothing is. Where something is
         wrong, what has landed is worthless.
+
+    Raises:
+        VolumeLost: a file cannot be read.
     """
     left = sorted(jobs, key=lambda job: (job.entry.size, job.name))
     problems: list[str] = []
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     def work() -> None:
         buffer = _buffer()
@@ -82,9 +87,9 @@ def read_files(folder: Path, jobs: Iterable[Job]) -> str | None:
             except IndexError:
                 return
             try:
-                if problem := read_file(folder / job.name, job, buffer):
+                if problem := read_file(folder / job.name, job, buffer, retry):
                     problems.append(problem)
-            except Exception as error:  # noqa: BLE001 - raised below
+            except BaseException as error:  # noqa: BLE001 - raised below
                 errors.append(error)
 
     count = min(len(left), cores() + _MORE_THREADS)
@@ -99,15 +104,18 @@ def read_files(folder: Path, jobs: Iterable[Job]) -> str | None:
     return next(iter(problems), None)
 
 
-def read_file(path: Path, job: Job, buffer: memoryview) -> str | None:
-    """Do a job; what is wrong with the file."""
-    if problem := layout.wrong_size(path, job.entry):
-        return problem
-    try:
-        with closing(_Source(path)) as source:
+def read_file(path: Path, job: Job, buffer: memoryview, retry: Retry) -> str | None:
+    """Do a job; what is wrong with the file.
+
+    Raises:
+        VolumeLost: it cannot be read.
+    """
+    with closing(_Source(path, job.entry, retry)) as source:
+        try:
+            source.check_size()
             digest = _read(source, job, buffer)
-    except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
+        except _WrongSizeError as problem:
+            return str(problem)
     return layout.wrong_digest(path, job.entry, digest) if job.is_verified else None
 
 
@@ -127,30 +135,71 @@ def _read(source: "_Source", job: Job, buffer: memoryview) -> str:
     return digest.text()
 
 
-class _Source:
-    """An open file. What the page cache holds is taken from there, the rest comes past it."""
+class _WrongSizeError(Exception):
+    """The file is missing, or not as long as its manifest says."""
 
-    def __init__(self, path: Path) -> None:
-        self._plain = self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+class _Source:
+    """A file. What the page cache holds is taken from there, the rest comes past it.
+
+    After a read that failed it is opened again: a descriptor may be stale for ever.
+    """
+
+    def __init__(self, path: Path, entry: FileEntry, retry: Retry) -> None:
+        self._path = path
+        self._entry = entry
+        self._retry = retry
+        self._plain = self._direct = -1
         self._map: mmap.mmap | None = None
-        with suppress(OSError, ValueError):  # without a map nobody can tell what is cached
-            self._map = mmap.mmap(self._plain, 0, access=mmap.ACCESS_COPY)
-        with suppress(OSError):  # O_DIRECT is not taken here
-            self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
 
     def close(self) -> None:
         """Close it."""
-        for descriptor in {self._plain, self._direct}:
-            os.close(descriptor)
+        for descriptor in {self._plain, self._direct} - {-1}:
+            with suppress(OSError):  # it was only read
+                os.close(descriptor)
+        self._plain = self._direct = -1
         if self._map is not None:
             self._map.close()
+            self._map = None
+
+    def check_size(self) -> None:
+        """Make sure that the file is there, and as long as its entry says.
+
+        Raises:
+            _WrongSizeError: it is not.
+            VolumeLost: nobody can tell.
+        """
+        if problem := self._retry(partial(layout.wrong_size, self._path, self._entry), self._path):
+            raise _WrongSizeError(problem)
 
     def fill(self, buffer: memoryview, position: int, wanted: int) -> None:
         """Read at least so many bytes into the buffer.
 
         Raises:
-            OSError: they cannot be read.
+            _WrongSizeError: the file has another size than its entry.
+            VolumeLost: they cannot be read.
         """
+        self._retry(partial(self._try, buffer, position, wanted), self._path)
+
+    def _try(self, buffer: memoryview, position: int, wanted: int) -> None:
+        try:
+            if self._plain == -1:
+                self._open()
+            self._fill(buffer, position, wanted)
+        except OSError:
+            self.close()
+            if problem := layout.wrong_size(self._path, self._entry):
+                raise _WrongSizeError(problem) from None
+            raise
+
+    def _open(self) -> None:
+        self._plain = self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError, ValueError):  # without a map nobody can tell what is cached
+            self._map = mmap.mmap(self._plain, 0, access=mmap.ACCESS_COPY)
+        with suppress(OSError):  # O_DIRECT is not taken here
+            self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+
+    def _fill(self, buffer: memoryview, position: int, wanted: int) -> None:
         descriptor = self._plain if self._is_cached(position, wanted) else self._direct
         got = 0
         while got < wanted:

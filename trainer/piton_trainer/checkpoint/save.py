@@ -52,7 +52,7 @@ class SyncCheckpointer:
         self._directory = directory
         self._ranks = ranks
         self._fence = fence
-        self._committer = Committer(directory, fence=fence, policy=policy, objective=objective, disk=disk)
+        self._committer = Committer(directory, fence=fence, policy=policy, objective=objective, disk=disk, clock=clock)
         self._disk = disk
         self._apart = policy.keep_weights_only > 0
         self._clock = clock

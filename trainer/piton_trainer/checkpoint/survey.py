@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piton.contract import names
-from piton.contract.manifest import Complete, FileEntry, Manifest
+from piton.contract.manifest import Complete, FileEntry, Manifest, NewerFormatError
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import read as read_fence
 
@@ -59,7 +59,10 @@ def survey(directory: Path) -> list[Found]:
 
 
 def _found(step: int, folder: Path) -> Found:
-    manifest, problem = layout.look(folder)
+    try:
+        manifest, problem = layout.look(folder)
+    except (OSError, NewerFormatError) as error:
+        manifest, problem = None, f"its files cannot be read: {error}" if isinstance(error, OSError) else str(error)
     return Found(folder=folder, step=step, manifest=manifest, problem=problem)
 
 
