@@ -172,9 +172,9 @@ DAMAGE: dict[Callable[[Path], object], str] = {
     empty: "bytes instead of",
     lengthen: "bytes instead of",
     lengthen_by_a_block: "bytes instead of",
-    Path.unlink: "cannot be read: No such file",
+    Path.unlink: "is missing",
     replace_by_a_folder: "bytes instead of",
-    replace_by_a_link_to_nothing: "cannot be read: No such file",
+    replace_by_a_link_to_nothing: "is missing",
 }
 
 

@@ -108,20 +108,20 @@ class Committer:
         A network volume may show what another node has written some seconds late.
         """
         for name, entry in files.items():
-            self._retry(partial(_expect_file, folder / name, entry), folder / name)
+            self._retry(partial(self._expect_file, folder / name, entry), folder / name)
+
+    def _expect_file(self, path: Path, entry: FileEntry) -> None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            self.fence.check()  # a later attempt takes away what is in flight
+            raise OSError(errno.ENOENT, "no such file; do all ranks save into the same volume?") from error
+        if size != entry.size:
+            raise OSError(errno.EIO, f"it has {size} bytes, and {entry.size} were written")
 
     def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool] = never) -> None:
         """What comes after a commit and is no part of it: retention."""
         self._keeper.retain(saved.step, is_wanted=is_wanted)
-
-
-def _expect_file(path: Path, entry: FileEntry) -> None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise OSError(errno.ENOENT, "no such file; do all ranks save into the same volume?") from error
-    if size != entry.size:
-        raise OSError(errno.EIO, f"it has {size} bytes, and {entry.size} were written")
 
 
 def is_good(folder: Path) -> bool:

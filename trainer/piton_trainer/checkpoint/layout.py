@@ -259,7 +259,7 @@ def read_manifest(folder: Path) -> Manifest:
     is_thin = names.parse_weights_folder(folder.name) is not None
     try:
         text = (folder / (names.WEIGHTS_FILE if is_thin else names.MANIFEST_FILE)).read_bytes().decode()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         folder.stat()  # the folder is not missing as well
         raise ValueError("it has no manifest") from None
     except UnicodeDecodeError as error:
