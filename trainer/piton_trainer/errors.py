@@ -7,7 +7,7 @@
         Diverged     79   the loss is not a finite number
         OutOfSpace   80   the checkpoint volume is full
         Fenced       81   a higher attempt owns the checkpoint directory
-        VolumeLost   82   the checkpoint volume cannot be written to
+        VolumeLost   82   the checkpoint volume cannot be written to or read
 
 They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
 ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.
@@ -56,7 +56,7 @@ class OutOfSpace(Ended):
 
 
 class VolumeLost(Ended):
-    """The checkpoint volume fails: it is gone, read-only, or its server does not answer."""
+    """The checkpoint volume fails: it is gone, read-only, its server does not answer, or its checkpoints are lost."""
 
     outcome = Outcome.VOLUME_LOST
 

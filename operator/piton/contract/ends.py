@@ -49,7 +49,7 @@ class Outcome(StrEnum):
     FENCED = "fenced"
     """A higher attempt has claimed the checkpoint directory."""
     VOLUME_LOST = "volumeLost"
-    """The checkpoint volume could not be written to for too long; what it holds is untouched."""
+    """The checkpoint volume could not be written to or read for too long, or what was saved on it is lost."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
 
