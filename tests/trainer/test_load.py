@@ -27,7 +27,7 @@ from piton_trainer.checkpoint.intake import Targets
 from piton_trainer.checkpoint.load import load_newest, newest_step
 from piton_trainer.checkpoint.reading import Job, Landing
 from piton_trainer.checkpoint.retry import Retry
-from piton_trainer.checkpoint.sharing import share_out
+from piton_trainer.checkpoint.sharing import read_by_neighbours, share_out
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import VolumeLost
 from piton_trainer.file_digest import digest_of
@@ -292,6 +292,66 @@ def test_sharded_objects_are_as_they_were_built_when_no_checkpoint_is_good(tmp_p
     assert [end.result for end in ranks.run(2, again)] == [(True, 0)] * 2
 
 
+def bytes_from_the_disk(directory: Path) -> int:
+    """How much this rank reads from the disk to load all of a checkpoint."""
+    return in_a_world(directory, partial(_read_from_disk, directory))  # type: ignore[no-any-return]
+
+
+def _read_from_disk(directory: Path, world: Ranks) -> int:
+    if world.is_main:
+        forget_pages(directory)
+    world.gather(None)
+    before = storage_bytes()
+    live = {"large": torch.zeros(LARGE)}
+    loaded = load_newest(directory, world, lambda _: Targets(live=live))
+    assert loaded is not None
+    loaded.settle()
+    assert bool((live["large"] == 3).all())
+    return storage_bytes() - before
+
+
+def forget_pages(directory: Path) -> None:
+    """As on a node that has not seen the files yet."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def storage_bytes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+
+LARGE = 12 << 20
+
+
+def test_the_ranks_of_a_node_read_from_the_disk_what_all_of_them_need_only_once(tmp_path: Path) -> None:
+    save(tmp_path, [Snapshot(step=NEWER, tensors={"large": torch.full((LARGE,), 3.0)})])
+    size = LARGE * 4
+    [alone] = ranks.run(1, partial(bytes_from_the_disk, tmp_path))
+    if alone.result < size:
+        pytest.skip(f"{tmp_path} is not on a disk whose reads the kernel counts")
+    together = ranks.run(4, partial(bytes_from_the_disk, tmp_path), LOCAL_WORLD_SIZE="4")
+    assert size <= sum(end.result for end in together) < 1.3 * size
+    # Each on a node of its own: everybody reads everything.
+    apart = ranks.run(4, partial(bytes_from_the_disk, tmp_path), LOCAL_WORLD_SIZE="1")
+    assert sum(end.result for end in apart) > 2.5 * size
+
+
+def test_what_neighbours_on_a_node_read_as_well_is_known() -> None:
+    needs = [{"a": 1}, {"a": 1, "b": 1}, {"a": 1}, {}]
+    shares: list[set[str]] = [{"a"}, {"b"}, set(), {"c"}]
+    assert [read_by_neighbours(needs, shares, rank, per_node=2) for rank in range(4)] == [
+        {"a", "b"},
+        {"a"},
+        {"c"},
+        {"a"},
+    ]
+
+
 def test_files_are_shared_out_to_those_who_need_them_and_evenly() -> None:
     sizes = {"a": 100, "b": 100, "c": 60, "d": 50}
     assert share_out(sizes, [{}]) == [{"a", "b", "c", "d"}]
@@ -441,7 +501,7 @@ def test_what_is_cached_is_known(file: tuple[Path, bytes, FileEntry]) -> None:
     with path.open("rb") as opened:
         os.fsync(opened.fileno())
         assert opened.read() == data
-    with closing(reading._Source(path, entry, Retry(FakeClock()))) as source:
+    with closing(reading._Source(path, Job(name="file", entry=entry, is_verified=True), Retry(FakeClock()))) as source:
         source.fill(reading._buffer(), 0, 1)
         assert source._is_cached(reading.CHUNK_BYTES, reading.CHUNK_BYTES)
         assert source._is_cached(3 * reading.CHUNK_BYTES, 777)

@@ -15,7 +15,7 @@ _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.u
 
 def share_of_cores() -> int:
     """Cores of this rank, at least one."""
-    return max(1, cores() // _ranks_here())
+    return max(1, cores() // ranks_here())
 
 
 def cores() -> int:
@@ -32,7 +32,7 @@ def free_bytes() -> int:
             free = min(free, int((folder / limit).read_text()) - used)
         except (OSError, ValueError):  # there is no such controller, or its limit is "max"
             continue
-    return max(0, free) // _ranks_here()
+    return max(0, free) // ranks_here()
 
 
 def _idle_bytes(path: Path) -> int:
@@ -46,5 +46,6 @@ def _numbers(path: Path) -> Mapping[str, int]:
     return {name: int(number) for name, number, *_ in map(str.split, path.read_text(encoding="ascii").splitlines())}
 
 
-def _ranks_here() -> int:
+def ranks_here() -> int:
+    """How many ranks this node has, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)

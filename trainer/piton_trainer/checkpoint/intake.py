@@ -105,8 +105,12 @@ class Intake:
         self._live = targets.live
         self._tensors = {key: self._target(key, tensor) for key, tensor in {**targets.fresh, **targets.live}.items()}
 
-    def read(self, verified: Collection[str]) -> str | None:
+    def read(self, verified: Collection[str], *, cached: Collection[str] = ()) -> str | None:
         """Read what is wanted, and verify these files; what is wrong with them.
+
+        Args:
+            verified: files that are read whole, and hashed.
+            cached: files that are read by way of the page cache, because other processes of this node read them too.
 
         Raises:
             VolumeLost: they cannot be read.
@@ -115,7 +119,10 @@ class Intake:
         for name, entry in self.checkpoint.manifest.files.items():
             landings = self._aim.take(name)
             if name not in SMALL_FILES and (landings or name in verified):
-                jobs.append(Job(name=name, entry=entry, is_verified=name in verified, landings=landings))
+                is_verified, is_cached = name in verified, name in cached
+                jobs.append(
+                    Job(name=name, entry=entry, is_verified=is_verified, is_cached=is_cached, landings=landings)
+                )
         try:
             return read_files(self.checkpoint.folder, jobs, self._retry)
         except FileNotFoundError:

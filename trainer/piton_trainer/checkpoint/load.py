@@ -17,7 +17,7 @@ Nothing is unpickled but torch's own index of the shards, and that by an allow-l
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,10 @@ from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.intake import GONE, Document, Intake, Targets
 from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.retry import Retry
-from piton_trainer.checkpoint.sharing import share_out
+from piton_trainer.checkpoint.sharing import read_by_neighbours, share_out
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig, VolumeLost
+from piton_trainer.machine import ranks_here
 
 logger = logging.getLogger(__name__)
 
@@ -175,19 +176,26 @@ def _read(intake: Intake, ranks: Ranks, wanted: Wanted) -> str | None:
     sizes = {name: entry.size for name, entry in intake.checkpoint.manifest.files.items()}
     if any(ranks.together(partial(_want, intake, wanted))):
         return _read_twice(intake, ranks, sizes)
-    shares = share_out(sizes, ranks.together(partial(intake.stage, aside=True)))
-    return _first(ranks.together(partial(intake.read, shares[ranks.rank])))
+    return _read_once(intake, ranks, sizes, ranks.together(partial(intake.stage, aside=True)))
 
 
 def _read_twice(intake: Intake, ranks: Ranks, sizes: Mapping[str, int]) -> str | None:
     """Where there is no memory to keep anything aside: verify, then read again, in place."""
-    shares = share_out(sizes, [{}] * ranks.world_size)
-    if problem := _first(ranks.together(partial(intake.read, shares[ranks.rank]))):
+    if problem := _read_once(intake, ranks, sizes, [{}] * ranks.world_size):
         return problem
-    ranks.together(partial(intake.stage, aside=False))
-    if late := _first(ranks.together(partial(intake.read, ()))):
+    needs = ranks.together(partial(intake.stage, aside=False))
+    if late := _read_once(intake, ranks, {}, needs):
         raise RuntimeError(f"{intake.checkpoint.folder.name} was good a moment ago: {late}")
     return None
+
+
+def _read_once(
+    intake: Intake, ranks: Ranks, sizes: Mapping[str, int], needs: Sequence[Mapping[str, int]]
+) -> str | None:
+    """Each rank reads what it needs, and its share of the files of these sizes, which are verified."""
+    shares = share_out(sizes, needs)
+    cached = read_by_neighbours(needs, shares, ranks.rank, per_node=ranks_here())
+    return _first(ranks.together(partial(intake.read, shares[ranks.rank], cached=cached)))
 
 
 def _want(intake: Intake, wanted: Wanted) -> bool:

@@ -61,6 +61,8 @@ class Job:
     entry: FileEntry
     is_verified: bool
     """Read all of it and hash it; else only what has somewhere to go."""
+    is_cached: bool = False
+    """Read it by way of the page cache."""
     landings: deque[Landing] = field(default_factory=deque)
     """By their place in the file, none over another. They are gone when they are done."""
 
@@ -110,7 +112,7 @@ def read_file(path: Path, job: Job, buffer: memoryview, retry: Retry) -> str | N
     Raises:
         VolumeLost: it cannot be read.
     """
-    with closing(_Source(path, job.entry, retry)) as source:
+    with closing(_Source(path, job, retry)) as source:
         try:
             source.check_size()
             digest = _read(source, job, buffer)
@@ -140,14 +142,15 @@ class _WrongSizeError(Exception):
 
 
 class _Source:
-    """A file. What the page cache holds is taken from there, the rest comes past it.
+    """A file. What the page cache holds is taken from there, the rest comes past it, unless the job wants it cached.
 
     After a read that failed it is opened again: a descriptor may be stale for ever.
     """
 
-    def __init__(self, path: Path, entry: FileEntry, retry: Retry) -> None:
+    def __init__(self, path: Path, job: Job, retry: Retry) -> None:
         self._path = path
-        self._entry = entry
+        self._entry = job.entry
+        self._wants_cache = job.is_cached
         self._retry = retry
         self._plain = self._direct = -1
         self._map: mmap.mmap | None = None
@@ -194,6 +197,8 @@ class _Source:
 
     def _open(self) -> None:
         self._plain = self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        if self._wants_cache:
+            return
         with suppress(OSError, ValueError):  # without a map nobody can tell what is cached
             self._map = mmap.mmap(self._plain, 0, access=mmap.ACCESS_COPY)
         with suppress(OSError):  # O_DIRECT is not taken here
