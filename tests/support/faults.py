@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 OPERATIONS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"})
+LISTINGS = frozenset({"os.listdir", "os.scandir"})
 
 
 def die_at(operation: int, directory: Path) -> None:
@@ -66,7 +67,7 @@ class Faults:
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         fault = self._fault
-        if fault is None or event not in OPERATIONS or not self._is_inside(arguments[0]):
+        if fault is None or event not in OPERATIONS | LISTINGS or not self._is_inside(arguments[0]):
             return
         self._done += 1
         if fault.code is None and self._done >= fault.operation:

@@ -30,15 +30,19 @@ from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import Saved, layout, survey
 from piton_trainer.checkpoint.commit import Draft
 from piton_trainer.checkpoint.fence import Fence, read
+from piton_trainer.checkpoint.load import newest_step
 from piton_trainer.checkpoint.orders import Answer, Commit, Order, Sealed, Settings, Write
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.checkpoint.writer import Writer
 from support import ranks
+from support.clocks import FakeClock
 from support.faults import Fault, Faults
 
 KEEP_LAST = 2
 WEIGHTS = "weights"
 PRUNE = checkpoints.Rule(keep_last=KEEP_LAST, keep_best=0, metric=None, goal="Minimize")
 CODES = st.none() | st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE])
+READ_CODES = st.sampled_from([errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EAGAIN])
 MAYBE_A_FAULT = st.none() | st.none() | st.builds(Fault, st.integers(1, 16), CODES)
 happened: Counter[str] = Counter()
 
@@ -170,6 +174,17 @@ class RandomDirectory(RuleBasedStateMachine):
         happened["retained"] += 1
         self.note()
 
+    @precondition(lambda self: self.good)
+    @rule(operation=st.integers(1, 16), code=READ_CODES)
+    def look_for_the_newest(self, operation: int, code: int) -> None:
+        """As a restore does first, on a volume that fails for a moment."""
+        retry = Retry(FakeClock())
+        with self.faults.armed(self.directory, Fault(operation, code)):
+            newest = newest_step(self.directory, retry)
+        assert newest is not None
+        assert newest >= max(self.good), "a resume goes back"
+        happened["looked"] += self.faults.struck is not None
+
     # --- the world ---------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.good)
@@ -232,4 +247,4 @@ def test_a_checkpoint_directory_survives_whatever_happens_to_it(examples: int) -
     with ranks.start(1, partial(play, examples)) as world:
         (end,) = world.wait(timeout_seconds=1000)
     assert end.code == 0
-    assert end.result.keys() >= {"saved", "fenced", "killed", "failed", "flipped", "pruned", "retained"}
+    assert end.result.keys() >= {"saved", "fenced", "killed", "failed", "flipped", "pruned", "retained", "looked"}
