@@ -61,6 +61,16 @@ def test_a_stage_without_steps_is_told_where_the_steps_would_be(phase: Phase) ->
     assert "starting" not in captured.get()
 
 
+def test_progress_without_a_step_is_told_by_its_percentage(capsys: pytest.CaptureFixture[str]) -> None:
+    """As transformers begins and ends."""
+    lines = Lines()
+    for percentage, seconds in ((0, 0.0), (None, 10.0), (0, 20.0), (100, 30.0)):
+        view = a_view(None, seconds=seconds)
+        lines.show(replace(view, progress=Progress(updated="", percentage=percentage)))
+
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["0%", "100%"]
+
+
 def test_plain_lines_tell_progress_when_it_is_new_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     for step, seconds in ((1, 0.0), (2, 1.0), (2, 6.0), (3, 6.1), (3, 12.0), (3, 20.0)):

@@ -44,7 +44,8 @@ class Lines(Silence):
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self._last: datetime | None = None
-        self._step: int | None = None
+        self._place: tuple[int | None, int | None] = (None, None)
+        """The step and the percentage of the last line."""
 
     async def announce(self, announcement: Announcement) -> None:
         """One line."""
@@ -52,12 +53,12 @@ class Lines(Silence):
 
     def show(self, view: View) -> None:
         """A line when the last one is old and there is something new."""
-        step = view.progress.step if view.progress else None
-        if step is None or step == self._step:
+        place = (view.progress.step, view.progress.percentage) if view.progress else (None, None)
+        if place in ((None, None), self._place):
             return
         if self._last is not None and (view.now - self._last).total_seconds() < _LINE_SECONDS:
             return
-        self._last, self._step = view.now, step
+        self._last, self._place = view.now, place
         _line(self._prefix + ", ".join([_position(view), *facts(view)]))
 
 
@@ -131,8 +132,10 @@ def _position(view: View) -> str:
     progress, phase = view.progress, view.status.phase
     if phase in _WITHOUT_STEPS:
         return phase.lower()
-    if progress is None or progress.step is None:
+    if progress is None or (progress.step is None and progress.percentage is None):
         return "starting"
+    if progress.step is None:  # transformers' first report and its last
+        return f"{fraction(progress):.0%}"
     total = "" if progress.total_steps is None else f"/{progress.total_steps}"
     return f"{fraction(progress):.0%} step {progress.step}{total}"
 

@@ -46,6 +46,7 @@ def place(
             **_caches(folder, spec),
             **{name: literal(value) for name, value in secrets(spec, os.environ).items()},
             names.ENV_SERVER_URL: url,
+            names.ENV_SERVER_TOKEN: literal(str(folder.token_file)),
             names.ENV_REPORT_SECONDS: str(REPORT_SECONDS if rehearsal is None else 0),
             **({} if rehearsal is None else {names.ENV_REHEARSAL: str(rehearsal)}),
             "PET_LOG_DIR": literal(str(own / "torchelastic")),

@@ -2,6 +2,7 @@
 
 state.json     the run's status and what else must survive; written aside, flushed, renamed
 config.json    what the trainers are told            checkpoints/    theirs
+token          what they report with
 metrics.jsonl  every report                          loss.png        drawn from it
 logs/attempt-<n>/trainer-<replica>/output.log        attempts/<n>/termination-<replica>.json
 lock           held by the one `piton run` that works here
@@ -62,6 +63,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """What the trainers are told."""
         return self.root / names.CONFIG_FILE
+
+    @property
+    def token_file(self) -> Path:
+        """What the trainers report with."""
+        return self.root / names.PROGRESS_TOKEN_FILE
 
     @property
     def checkpoints(self) -> Path:

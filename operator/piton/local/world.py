@@ -43,7 +43,7 @@ from piton.local import environment, processes
 from piton.local.attempt import LocalAttempt
 from piton.local.drills import Drill, first_due, pending
 from piton.local.folder import ProcessRecord, RunFolder, State, replace_text
-from piton.local.server import Receiver
+from piton.local.server import TOKEN, Receiver
 from piton.ports import Clock, Refused, Unavailable
 
 LEAVE_SECONDS = 30.0
@@ -231,6 +231,7 @@ class LocalWorld:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             replace_text(self.folder.config_file, assignment(spec or self.state.spec).to_json())
+            replace_text(self.folder.token_file, TOKEN)
         except OSError as error:
             raise Refused(f"{error.filename} cannot be written: {error.strerror}") from error
 
@@ -296,7 +297,7 @@ class LocalWorld:
             del self._attempts[number]
 
     def _reclaim(self, attempt: LocalAttempt, drill: Drill, now: datetime) -> Announcement:
-        at = "" if self.progress is None or self.progress.step is None else f" at step {self.progress.step}"
+        at = _place(self.progress)
         if drill.kind == "kill":
             attempt.lose()
             message = f"Drill {drill.text}{at}: the machine is gone, without notice"
@@ -304,3 +305,12 @@ class LocalWorld:
         attempt.reclaim(now, self._notice_seconds)
         message = f"Drill {drill.text}{at}: the machine goes in {format_duration(self._notice_seconds)}"
         return Announcement(severity="Warning", reason=Reason.NODE_RECLAIMED, message=message)
+
+
+def _place(progress: Progress | None) -> str:
+    """How far the training was when a drill hit it, as far as its newest report says so."""
+    if progress is None:
+        return ""
+    if progress.step is not None:
+        return f" at step {progress.step}"
+    return "" if progress.percentage is None else f" at {progress.percentage}%"
