@@ -64,6 +64,34 @@ def test_a_finished_run_says_so_and_exits_with_0(tmp_path: Path, piton: Piton) -
     assert json.loads(again.out) == json.loads(first.out)
 
 
+def test_a_run_that_has_succeeded_without_its_drill_exits_with_3(tmp_path: Path, piton: Piton) -> None:
+    arguments = command(tmp_path, options=("--json", "--quiet", "--drill", "kill@step999"))
+    first, again = piton(*arguments), piton(*arguments)
+
+    for result in (first, again):
+        assert (result.code, json.loads(result.out)["phase"]) == (3, "Succeeded")
+        assert json.loads(result.out)["drillsNotFired"] == ["kill@step999"]
+        sentence = "fake has Succeeded, but not fired: kill@step999; it was over before it was known to be so far"
+        assert result.err.splitlines()[-1] == f"piton: {sentence}"
+
+
+def test_a_failed_run_exits_with_1_whatever_has_not_fired(tmp_path: Path, piton: Piton) -> None:
+    result = piton(
+        *command(
+            tmp_path,
+            "--end",
+            "diverged",
+            options=(
+                "--drill",
+                "kill@step999",
+            ),
+        )
+    )
+
+    assert result.code == 1
+    assert "but not fired" not in result.err
+
+
 def test_a_price_gives_a_cost(tmp_path: Path, piton: Piton) -> None:
     result = piton(*command(tmp_path, options=("--json", "--price-per-hour", "3600")))
 

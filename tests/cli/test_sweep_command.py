@@ -53,14 +53,17 @@ def test_variants_are_trained_one_after_another_and_tabulated(tmp_path: Path, pi
     file = write(tmp_path / "sweep.yaml", {"plain": (), "longer": ("--steps", "8")}, limits={"deadline": "1h"})
     result = piton(*the_command(file, "--json", "--drill", "plain:kill@step99"))
     again = piton(*the_command(file, "--json"))
+    drilled_again = piton(*the_command(file, "--json", "--drill", "plain:kill@step99"))
     table = piton("results", tmp_path / "sweep", "--format", "csv")
 
     found = json.loads(result.out)
-    assert (result.code, found["phase"], found["done"], found["baseline"]) == (0, "Succeeded", "2/2", "plain")
+    assert (result.code, found["phase"], found["done"], found["baseline"]) == (3, "Succeeded", "2/2", "plain")
     assert [run["name"] for run in found["runs"]] == ["ablation-plain", "ablation-longer"]
     assert [run["finalStep"] for run in found["runs"]] == [6, 8]
     assert result.err.index("longer: Created attempt 1") > result.err.index("plain: Finished")
-    assert "plain: not fired: kill@step99" in result.err
+    assert (again.code, drilled_again.code) == (0, 3)
+    for told in (result.err, drilled_again.err):
+        assert "piton: ablation-plain has Succeeded, but not fired: kill@step99; it was over before" in told
     assert [run["drillsNotFired"] for run in found["runs"]] == [["kill@step99"], []]
     assert "nothing was trained" in again.err
     assert json.loads(again.out)["results"] == found["results"]

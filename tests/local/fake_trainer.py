@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--crash-attempts", type=int, default=1000)
     parser.add_argument("--deaf", action="store_true", help="do not heed SIGTERM")
     parser.add_argument("--child", action="store_true", help="have a helper in a session of its own")
+    parser.add_argument("--mute", action="store_true", help="report nothing")
     parser.add_argument("--linger", action="store_true", help="do not leave after the final manifest")
     parser.add_argument("--end", choices=["finished", "diverged", "silent"], default="finished")
     return parser.parse_args()
@@ -112,7 +113,8 @@ def train(orders: argparse.Namespace, step: int, weights: str) -> None:
             sys.exit(1)
         if step % orders.save_every == 0:
             save(step, weights)
-        report(step, orders.steps, resumed)
+        if not orders.mute:
+            report(step, orders.steps, resumed)
         if step in orders.hold_at:
             hold(step)
         if told:

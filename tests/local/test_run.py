@@ -138,6 +138,62 @@ def test_a_drill_that_never_came_is_told(tmp_path: Path) -> None:
     assert ending.summary.drills_not_fired == ("kill@step999",)
 
 
+def test_drills_of_a_run_that_was_finished_before_are_told_as_well(tmp_path: Path) -> None:
+    train(tmp_path / "run", "--hold-at", "7", drills=("kill@step7",))
+    again, _ = train(tmp_path / "run", "--hold-at", "7", drills=("kill@step7", "kill@50%"))
+
+    assert not again.trained
+    assert again.summary.drills_not_fired == ("kill@50%",)
+
+
+def test_an_attempt_that_ends_without_a_report_is_told_while_drills_wait_for_one(tmp_path: Path) -> None:
+    ending, listener = train(tmp_path / "run", "--mute", drills=("kill@35%", "preempt@step7", "kill@1h"))
+
+    sentence = (
+        "Attempt 1 has ended without a report of its progress, and without reports no drill at a percentage or a step "
+        "can fire: kill@35%, preempt@step7"
+    )
+    assert listener.said.count(sentence) == 1
+    assert listener.said.index(sentence) < len(listener.said) - 1, "before the run's end is told"
+    assert ending.summary.drills_not_fired == ("kill@35%", "kill@1h", "preempt@step7")
+
+
+def test_an_attempt_that_trains_for_long_without_a_report_is_told_while_drills_wait_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "REPORT_SECONDS_MAX", 0.1)
+    _, listener = train(tmp_path / "run", "--mute", "--hold-at", "7", drills=("preempt@35%", "kill@2s"))
+
+    told = [sentence.split(",")[0] for sentence in listener.said if "Attempt 1 has" in sentence or "Drill" in sentence]
+    assert told[0].startswith("Attempt 1 has not reported any progress for ")
+    assert told[1].startswith("Drill kill@2s: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "drills"),
+    [
+        ((), ("kill@step999",)),
+        (("--mute",), ("kill@1h",)),
+        (("--mute",), ()),
+        (("--mute", "--hold-at", "7"), ("kill@1s",)),
+    ],
+    ids=["it reports", "seconds need no report", "no drills", "all drills have fired"],
+)
+def test_missing_reports_are_told_only_while_drills_wait_for_them(
+    arguments: tuple[str, ...], drills: tuple[str, ...], tmp_path: Path
+) -> None:
+    _, listener = train(tmp_path / "run", *arguments, drills=drills)
+
+    assert [sentence for sentence in listener.said if "report" in sentence] == []
+
+
+def test_an_attempt_that_a_drill_ended_is_not_blamed_for_reporting_nothing(tmp_path: Path) -> None:
+    ending, listener = train(tmp_path / "run", "--hold-at", "7", drills=("kill@0s", "preempt@35%"))
+
+    assert [sentence for sentence in listener.said if "without a report" in sentence] == []
+    assert ending.summary.drills_not_fired == ()
+
+
 def test_a_changed_program_is_refused_and_changed_limits_are_not(tmp_path: Path) -> None:
     train(tmp_path / "run", "--end", "diverged")
 

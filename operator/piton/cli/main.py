@@ -74,7 +74,10 @@ def run(
     fresh: bool,
     quiet: bool,
 ) -> int:
-    """Train a run, or a sweep, on this machine. Ctrl-C saves and stops; the same command continues."""
+    """Train a run, or a sweep, on this machine. Ctrl-C saves and stops; the same command continues.
+
+    The exit code is 1 when it failed, and 3 when it has Succeeded but a drill has not fired.
+    """
     from piton.cli import train
 
     return train.train(

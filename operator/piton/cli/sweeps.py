@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from piton.cli import files
+from piton.cli import drilled, files
 from piton.cli.watch import Lines, Silence
 from piton.core.conditions import SUSPENDED
 from piton.core.effects import Announcement
@@ -56,7 +56,11 @@ def train(
     fresh: bool,
     quiet: bool,
 ) -> int:
-    """Run it; the exit code is 0 when every run has succeeded, 1 when one failed, 128 + the signal's after Ctrl-C."""
+    """Run it.
+
+    The exit code is 0 when every run has succeeded, 1 when one failed, 3 when all have succeeded and a drill has not
+    fired, 128 + the signal's after Ctrl-C.
+    """
     order = SweepOrder(
         sweep=sweep,
         root=folder or Path("runs") / sweep.meta.name,
@@ -70,7 +74,7 @@ def train(
         click.echo(json.dumps(_wire(ending)))
     _close(ending)
     if ending.status.phase is Phase.SUCCEEDED:
-        return 0
+        return drilled.exit_code(ending.runs)
     return 1 if ending.interrupted is None else 128 + int(ending.interrupted)
 
 
@@ -121,12 +125,10 @@ def _close(ending: SweepEnding) -> None:
     for summary in ending.runs:
         if summary.phase == Phase.FAILED:
             click.echo(f"{summary.name} failed: {summary.message}; its logs are in {summary.logs}", err=True)
-        if summary.drills_not_fired:
-            short = summary.name.removeprefix(f"{ending.name}-")
-            click.echo(f"{short}: not fired: {', '.join(summary.drills_not_fired)}", err=True)
     cost = f", for ${status.cost.spent}" if status.cost else ""
     click.echo(f"{ending.name}: {status.phase}, {status.done} runs are done{cost}", err=True)
     click.echo(render(status, Format.TABLE), err=True, nl=False)
+    drilled.complain(ending.runs)
 
 
 def results(place: str, *, form: str, folder: Path | None) -> int:

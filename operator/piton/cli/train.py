@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from piton.cli import files, sweeps
+from piton.cli import drilled, files, sweeps
 from piton.cli.watch import Lines, Live, Silence
 from piton.contract import start
 from piton.contract.duration import format_duration, parse_duration
@@ -36,7 +36,11 @@ def train(
     fresh: bool,
     quiet: bool,
 ) -> int:
-    """Run it; the exit code is 0 when the model is trained, 1 when the run failed, 128 + the signal's after Ctrl-C."""
+    """Run it.
+
+    The exit code is 0 when the model is trained, 1 when the run failed, 3 when it is trained and a drill has not fired,
+    128 + the signal's after Ctrl-C.
+    """
     parsed, notice_seconds = files.read_any(file), _notice(notice)
     if isinstance(parsed, ParsedSweep):
         return sweeps.train(
@@ -83,7 +87,7 @@ def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[Audience]:
 
 def _exit_code(ending: Ending) -> int:
     if ending.summary.phase == Phase.SUCCEEDED:
-        return 0
+        return drilled.exit_code([ending.summary])
     if ending.interrupted is not None:
         return 128 + int(ending.interrupted)
     return 1
@@ -103,6 +107,7 @@ def _close(ending: Ending) -> None:
         _say(f"{summary.name} is finished already; nothing was trained. Say --fresh to start over.")
     for name, value in _rows(summary):
         _say(f"{name:>12}  {value}")
+    drilled.complain([summary])
 
 
 def _saved(summary: Summary) -> str:

@@ -43,6 +43,15 @@ class LocalAttempt:
         """Whether it runs and nobody has told it to stop: a machine that can be lost."""
         return self.alive and not self._told and not self._gone
 
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether everything of it has ended, and nobody had told it to."""
+        return bool(self.replicas) and not self.alive and not self._told and not self._gone
+
+    def seconds(self, now: datetime) -> float:
+        """How long ago it was started."""
+        return (now - self.begun).total_seconds() if self.begun else 0.0
+
     def poll(self, now: datetime) -> bool:
         """Look after the processes; whether something has changed. SIGKILL to who has outstayed the notice."""
         ended = [r for r in self.replicas if r.name not in self._ended and r.exit_code is not None]

@@ -4,6 +4,7 @@
     kill      without: SIGKILL to everything at once
 
 They hit the training, but for `prepare:kill@5s` and `evaluate:preempt@2s`: so long after that stage's start.
+A percentage and a step are known from the program's reports alone.
 
 Pure: when a drill is due is decided here, the world carries it out.
 """

@@ -143,7 +143,7 @@ async def train(order: Order, audience: Audience, clock: Clock, stop: Stop) -> E
             folder.clear()
         state = continuing.state_of(folder, name=order.name, spec=order.spec, now=clock.now())
         if state.status.is_true(SUCCEEDED):
-            return Ending(summary=summarise(folder, state, ()), trained=False)
+            return Ending(summary=summarise(folder, state, order.drills), trained=False)
         _save_first(folder, state)
         return await _train(order, audience, clock, folder, state, left, stop)
 
@@ -191,7 +191,7 @@ async def _train(
             world.kill()
     _draw(folder, world.state)
     return Ending(
-        summary=summarise(folder, world.state, [drill.text for drill in world.drills_left()]),
+        summary=summarise(folder, world.state, order.drills),
         interrupted=interrupted,
         failed_log=world.failed_log() if world.state.status.phase is Phase.FAILED else None,
     )
@@ -241,6 +241,8 @@ class _Loop:
         while True:
             changed = self._heed() or self.world.poll() or self.world.progress is not heard
             changed = changed or self.world.due() is not None
+            if silence := self.world.silence():
+                await self._tell(silence)
             if changed or (look_at is not None and self.clock.now() >= look_at):
                 heard = self.world.progress
                 look_at = await self._pass()

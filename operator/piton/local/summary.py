@@ -12,6 +12,7 @@ from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED
 from piton.core.model import Stage
 from piton.core.status import AttemptStatus, RunStatus, StageStatus, Verdict
 from piton.local import metrics
+from piton.local.drills import Drill, pending
 from piton.local.folder import RunFolder, State
 
 _TAKEN = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE)
@@ -80,8 +81,8 @@ class Summary:
         }
 
 
-def summarise(folder: RunFolder, state: State, drills_not_fired: Sequence[str]) -> Summary:
-    """Sum a run up from its folder and state."""
+def summarise(folder: RunFolder, state: State, drills: Sequence[Drill]) -> Summary:
+    """Sum a run up from its folder and state; the drills are those that the command was given."""
     status, complete = state.status, folder.complete()
     result = status.result
     condition = next(
@@ -112,7 +113,7 @@ def summarise(folder: RunFolder, state: State, drills_not_fired: Sequence[str]) 
         cost=_cost(status),
         recovery_seconds=round(recovery_seconds(status.attempts), 3),
         start_seconds=newest_start(metrics.read(folder.metrics_file)),
-        drills_not_fired=tuple(drills_not_fired),
+        drills_not_fired=tuple(drill.text for drill in pending(drills, state.drills_fired)),
         curve=folder.curve_file if folder.curve_file.exists() else None,
         logs=folder.root / "logs",
     )

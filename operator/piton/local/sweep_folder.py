@@ -4,13 +4,14 @@ sweep.json   the sweep's status        lock         held by the one `piton run` 
 <variant>[-f<fold>][-s<seed>]/         a run's folder, see folder.py
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import AwareDatetime, ValidationError
 
 from piton.core.conditions import FAILED
 from piton.core.model import Model
+from piton.local.drills import Drill
 from piton.local.folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise
 from piton.ports import Clock
@@ -88,15 +89,23 @@ def folder_of(root: Path, run: PlannedRun, sweep: str) -> RunFolder:
     return RunFolder(root / run.short_name(sweep))
 
 
-def summaries(root: Path, sweep: ParsedSweep, known: Mapping[str, Summary] | None = None) -> tuple[Summary, ...]:
-    """Of the runs that have begun: as they have ended in this command, else as their folders have it."""
+def summaries(
+    root: Path, sweep: ParsedSweep, drills: Mapping[str, Sequence[Drill]], known: Mapping[str, Summary] | None = None
+) -> tuple[Summary, ...]:
+    """Of the runs that have begun: as they have ended in this command, else as their folders have it.
+
+    The drills are those that the command was given, by the name of the run.
+    """
     known = known or {}
     found = (
-        known[run.name] if run.name in known else _summary(folder_of(root, run, sweep.meta.name)) for run in sweep.plan
+        known[run.name]
+        if run.name in known
+        else _summary(folder_of(root, run, sweep.meta.name), drills.get(run.name, ()))
+        for run in sweep.plan
     )
     return tuple(summary for summary in found if summary)
 
 
-def _summary(folder: RunFolder) -> Summary | None:
+def _summary(folder: RunFolder, drills: Sequence[Drill]) -> Summary | None:
     state = folder.load()
-    return summarise(folder, state, ()) if state else None
+    return summarise(folder, state, drills) if state else None

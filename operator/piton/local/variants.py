@@ -107,9 +107,8 @@ def run(order: SweepOrder, choir: Choir, clock: Clock | None = None) -> SweepEnd
             clear(root, STATE_FILE)
         state = sweep_folder.state_of(root, order.sweep, clock)
         if state.status.is_true(SUCCEEDED):
-            return SweepEnding(
-                name=state.name, status=state.status, runs=sweep_folder.summaries(root, order.sweep), trained=False
-            )
+            runs_ended = sweep_folder.summaries(root, order.sweep, order.drills)
+            return SweepEnding(name=state.name, status=state.status, runs=runs_ended, trained=False)
         try:
             sweep_folder.save(root, state)
         except OSError as error:
@@ -237,7 +236,7 @@ class _Sweep:
         return SweepEnding(
             name=self.state.name,
             status=self.state.status,
-            runs=sweep_folder.summaries(self.root, self.order.sweep, {n: e.summary for n, e in self.endings.items()}),
+            runs=sweep_folder.summaries(self.root, self.order.sweep, self.order.drills, self._summaries()),
             interrupted=self.interrupted,
         )
 
@@ -280,6 +279,10 @@ class _Sweep:
         await asyncio.gather(*(driven.task for driven in self.driven.values()), return_exceptions=True)
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _summaries(self) -> dict[str, Summary]:
+        """Of the runs that have ended in this command, by name."""
+        return {name: ending.summary for name, ending in self.endings.items()}
 
     def _gpus(self) -> int:
         """GPUs of the run that wants most."""

@@ -48,6 +48,8 @@ from piton.ports import Clock, Refused, Unavailable
 
 LEAVE_SECONDS = 30.0
 """How long trainers may take to leave after the final manifest, which is written a moment before they end."""
+REPORT_SECONDS_MAX = 300.0
+"""How long an attempt may train without a report before the user hears that a drill waits for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,22 @@ class LocalWorld:
     def drills_left(self) -> tuple[Drill, ...]:
         """The drills that have not fired."""
         return pending(self._drills, self.state.drills_fired)
+
+    def silence(self) -> Announcement | None:
+        """A warning when drills wait for a report of the training, and none has come so far or will come any more."""
+        number = self.state.status.attempt
+        attempt = self._attempts.get(number)
+        waiting = [drill.text for drill in self.drills_left() if drill.unit != "seconds"]
+        if attempt is None or not waiting or self.progress is not None or not self.trains(number):
+            return None
+        if attempt.ended_by_itself:
+            told = "has ended without a report of its progress"
+        elif attempt.undisturbed and attempt.seconds(self._clock.now()) >= REPORT_SECONDS_MAX:
+            told = f"has not reported any progress for {format_duration(REPORT_SECONDS_MAX)}"
+        else:
+            return None
+        message = f"Attempt {number} {told}, and without reports no drill at a percentage or a step can fire: "
+        return Announcement(severity="Warning", reason=Reason.TRAINING, message=message + ", ".join(waiting))
 
     def kill(self) -> None:
         """SIGKILL to everything; nobody waits any more."""
