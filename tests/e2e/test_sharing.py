@@ -10,6 +10,11 @@ from support.live import DigestOf, NewTraining, Training, paced, wait_for
 ROOT = Path(__file__).parents[2]
 GPUS_PER_NODE = 8
 STEPS = 60
+THE_MASTER_ENDS_FIRST = """\
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+time.sleep(20 if os.environ["RANK"] == "0" else 600)
+"""
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
@@ -67,6 +72,21 @@ def test_the_quickstart_trains_on_two_nodes(training: NewTraining) -> None:
 
     assert (status["attempt"], status["result"].get("step")) == (1, 40), status
     assert run.complete().weights_digest == status["result"]["weightsDigest"]
+
+
+def test_a_command_on_two_nodes_whose_master_ends_first_runs_once(training: NewTraining) -> None:
+    """The job has succeeded with its master, and its controller deletes the worker, which still runs."""
+    spec = paced(STEPS, 0.1)
+    spec["trainer"]["command"] = ["python", "-c", THE_MASTER_ENDS_FIRST]
+    spec["workers"] |= {"nodes": 2}
+    run = training()
+    run.apply(spec)
+    wait_for(lambda: len(run.running()) == 2, "both nodes run", seconds=120, say=run.say)
+
+    status = run.wait_for_phase("Succeeded")
+
+    assert (status["attempt"], status["preemptions"], status["failures"]) == (1, 0, 0), status
+    assert status["attempts"][0]["reason"] == "ExitedZero"
 
 
 def _why_it_waits(run: Training) -> str:

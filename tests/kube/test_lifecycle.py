@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from kmock import resource
@@ -11,6 +12,8 @@ from piton.contract.ends import Outcome
 from piton.core.model import Stage
 from piton.core.reasons import Reason
 from piton.core.status import ConditionStatus, Phase, Verdict
+from piton.kube import client
+from piton.kube.client import Resource
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Initializes, Runs, Vanishes, Waits, a_node
@@ -88,6 +91,44 @@ async def test_an_operator_that_lost_the_status_goes_on_with_the_stage_that_runs
     pilot.cluster.script[2] = Disrupted()
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert [record.stage for record in status.attempts] == [Stage.TRAIN, Stage.TRAIN]
+
+
+@pytest.mark.parametrize("cluster_is_ahead", [False, True])
+async def test_a_command_on_two_nodes_whose_master_ends_first_runs_once(pilot: Pilot, cluster_is_ahead: bool) -> None:
+    """The job succeeds with its master and its worker is deleted, also while the operator reads one after the other."""
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest(trainer={"image": "x", "command": ["./train"]}, workers={"nodes": 2}))
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.cluster.step()
+    master = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert master is not None
+    ended = {"exitCode": 0, "finishedAt": "2026-11-21T12:01:00Z", "reason": "Completed"}
+    master["status"] |= {"phase": "Succeeded"}
+    master["status"]["containerStatuses"] = [{"name": names.CONTAINER, "state": {"terminated": ended}}]
+    await pilot.server.put(PODS, master)
+
+    if cluster_is_ahead:
+        await _settle_with_steps_between_reads(pilot)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+
+    assert (status.attempt, status.infrastructure_failures) == (1, 0), status.attempts
+    assert status.attempts[0].reason is Reason.EXITED_ZERO
+
+
+async def _settle_with_steps_between_reads(pilot: Pilot) -> None:
+    """One settling, in which the job succeeds and its worker is taken away between two lists of a pass."""
+    read = pilot.client.list
+
+    async def slow(kind: Resource, **options: Any) -> Any:
+        found = await read(kind, **options)
+        if kind in (client.JOBS, client.PODS):
+            for _ in range(3):
+                await pilot.cluster.step()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pilot.client, "list", slow)
+        await pilot.settle()
 
 
 async def test_every_worker_of_a_preempted_attempt_is_gone_before_the_next_begins(pilot: Pilot) -> None:

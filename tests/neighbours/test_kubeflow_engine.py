@@ -15,16 +15,18 @@ from e2e.test_recovery import (
     test_a_noticed_reclaim_loses_no_step,
 )
 from e2e.test_restricted_namespace import restricted
+from e2e.test_sharing import test_a_command_on_two_nodes_whose_master_ends_first_runs_once
 from e2e.test_sharing import test_the_quickstart_trains_on_two_nodes as the_quickstart_trains_on_two_nodes
 from e2e.test_why_it_waits import told
 from hack.cluster import api
 from hack.cluster.layout import KUBECONFIG
 from hack.install import chart
 from hack.neighbours import kubeflow
-from support.live import DigestOf, LiveCluster, NewTraining, paced, wait_for
+from support.live import DigestOf, LiveCluster, NewTraining, paced
 
 __all__ = [
     "restricted",
+    "test_a_command_on_two_nodes_whose_master_ends_first_runs_once",
     "test_a_noticed_reclaim_loses_no_step",
     "test_deleted_while_it_trains_it_leaves_nothing",
     "test_suspended_it_saves_and_resumed_it_goes_on",
@@ -34,11 +36,6 @@ pytestmark = [pytest.mark.neighbours, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 100
-THE_MASTER_ENDS_FIRST = """\
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-time.sleep(20 if os.environ["RANK"] == "0" else 600)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,20 +87,6 @@ def test_an_evicted_pod_is_a_preemption_and_loses_no_step(training: NewTraining,
     status = run.wait_for_phase("Succeeded")
     assert counts(status) == (2, 1, 0, 0)
     assert status["result"]["weightsDigest"] == digest_of(STEPS)
-
-
-def test_a_command_on_two_nodes_that_ends_well_runs_once(training: NewTraining) -> None:
-    """Kubeflow calls the job Succeeded with its master, and deletes the worker, which still runs."""
-    spec = paced(STEPS, 0.1)
-    spec["trainer"]["command"] = ["python", "-c", THE_MASTER_ENDS_FIRST]
-    spec["workers"] |= {"nodes": 2}
-    run = training()
-    run.apply(spec)
-    wait_for(lambda: len(run.running()) == 2, "both nodes run", seconds=120, say=run.say)
-
-    status = run.wait_for_phase("Succeeded")
-
-    assert counts(status)[:3] == (1, 0, 0)
 
 
 def test_while_its_webhook_is_away_the_run_waits_and_then_trains(training: NewTraining, digest_of: DigestOf) -> None:

@@ -95,8 +95,10 @@ class _Reader:
 
     async def read(self) -> Reading:
         current = self._parsed.status.attempt
+        # A job is never older than its pods: the worker that a succeeded job cleans away was not deleted by others.
+        labelled = await self._client.list(PODS, namespace=self._meta.namespace, labels=self._selector())
         jobs = await self._jobs()
-        pods = await self._pods(jobs)
+        pods = self._pods(labelled, jobs)
         missing = self._missing(jobs, pods)
         views = await self._nodes(pods, missing)
         attempts = [
@@ -148,9 +150,9 @@ class _Reader:
         except NotFound:  # the cluster does not know PyTorchJobs; creating one will say so in the run's condition
             return []
 
-    async def _pods(self, jobs: Mapping[int, Body]) -> dict[int, tuple[Body, ...]]:
+    def _pods(self, labelled: Iterable[Body], jobs: Mapping[int, Body]) -> dict[int, tuple[Body, ...]]:
         found: dict[int, list[Body]] = {}
-        for pod in await self._client.list(PODS, namespace=self._meta.namespace, labels=self._selector()):
+        for pod in labelled:
             number = self._number(pod)
             if number is not None and self._belongs(pod, number, jobs.get(number)):
                 found.setdefault(number, []).append(pod)
