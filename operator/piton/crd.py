@@ -119,6 +119,7 @@ KINDS: tuple[Kind, ...] = (
 
 _KEPT = ("type", "description", "enum", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "minItems",
          "maxItems")  # fmt: skip
+_KEPT_OF_STATUS = ("type", "description", "format")
 _FREE = {"x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -191,8 +192,8 @@ class _Schema:
             return {**inner, "description": out["description"]}
         if "const" in node:
             out |= {"type": "string", "enum": [node["const"]]}
-        if path.startswith("status"):
-            out.pop("enum", None)  # beside an older CRD one new word would cost the whole status
+        if path.startswith("status"):  # one new word, or a longer one, would cost the whole status beside an older CRD
+            out = {key: value for key, value in out.items() if key in _KEPT_OF_STATUS}
         if "type" not in out:  # a union: either form is checked by the models
             return {**out, **_FREE}
         if path.startswith("spec") and isinstance(node.get("default"), bool | int | str) and not self._within(path):
@@ -222,13 +223,14 @@ class _Schema:
 
     def _object(self, node: dict[str, Any], path: str, definitions: dict[str, Any]) -> dict[str, Any]:
         values = node.get("additionalProperties")
-        if values is True:
+        if values is True and "properties" not in node:
             return dict(_FREE)
         if isinstance(values, dict):
             return {"additionalProperties": self.structural(values, f"{path}.*", definitions)}
         properties = node["properties"].items()
         fields = {name: self.structural(field, f"{path}.{name}", definitions) for name, field in properties}
-        return {"properties": fields} | ({"required": node["required"]} if node.get("required") else {})
+        required = {"required": node["required"]} if node.get("required") else {}
+        return {"properties": fields, **required, **(_FREE if values is True else {})}
 
 
 def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

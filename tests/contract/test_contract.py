@@ -6,7 +6,7 @@ import pytest
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
-from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Termination
+from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Outcome, Termination, outcome_of
 from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
 from piton.contract.progress import Progress, Wishes
 
@@ -87,6 +87,24 @@ def test_other_peoples_last_words_are_no_termination_message(text: str | None) -
     assert Termination.from_json(text) is None
 
 
+def test_the_last_words_of_a_newer_trainer_are_understood_as_far_as_they_are_known() -> None:
+    newer = {**json.loads(Termination(outcome=Outcome.STOPPED, step=7, detail="saved").to_json()), "colour": ["red"]}
+
+    assert Termination.from_json(json.dumps(newer)) == Termination(outcome=Outcome.STOPPED, step=7, detail="saved")
+    words = Termination.from_json(json.dumps(newer | {"outcome": "paused"}))
+    assert words is not None
+    assert (words.outcome, words.outcome.is_known, words.step) == ("paused", False, 7)
+    assert Termination.from_json(words.to_json()) == words
+
+
+def test_exit_codes_that_are_kept_for_later_are_no_crashes() -> None:
+    known = {code: outcome_of(code) for code in range(256)}
+
+    assert known[79] is Outcome.DIVERGED
+    assert [code for code, outcome in known.items() if outcome and not outcome.is_known] == [*range(83, 96)]
+    assert outcome_of(None) is known[1] is known[137] is None
+
+
 def test_an_assignment_survives_the_trip() -> None:
     assignment = Assignment(
         recipe="charlm",
@@ -107,7 +125,20 @@ def test_an_assignment_of_an_operator_that_knew_no_mirror_is_read() -> None:
     assert Assignment.from_json(json.dumps(older)) == Assignment()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {}, "objective": null, "colour": 1}'])
+def test_what_a_newer_operator_adds_to_an_assignment_is_passed_over() -> None:
+    assignment = Assignment(
+        save=SavePolicy(every_steps=10),
+        objective=Objective(metric="val_loss"),
+        mirror=MirrorPolicy(uri="s3://bucket/prefix"),
+    )
+    newer = json.loads(assignment.to_json()) | {"colour": 1}
+    for part in ("save", "objective", "mirror"):
+        newer[part]["colour"] = {"red": 1}
+
+    assert Assignment.from_json(json.dumps(newer)) == assignment
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {"keep_last": 2}}', '{"save": 3, "objective": null}'])
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not an assignment|Expecting"):
         Assignment.from_json(text)
@@ -183,6 +214,17 @@ def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
         Manifest.from_json(sealed(good | change))
 
 
+def test_what_a_newer_trainer_adds_to_the_same_format_is_passed_over() -> None:
+    manifest = Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY})
+    newer = json.loads(manifest.to_json()) | {"colour": 1}
+    newer.pop("sha256")
+    newer["files"]["a"]["colour"] = "red"
+    complete = Complete(attempt=3, step=100, weights_digest="sha256:1")
+
+    assert Manifest.from_json(sealed(newer)) == manifest
+    assert Complete.from_json(json.dumps(json.loads(complete.to_json()) | {"colour": 1})) == complete
+
+
 def test_a_manifest_of_the_version_before_is_read() -> None:
     fields = json.loads(Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY}).to_json())
     fields.pop("sha256")
@@ -231,6 +273,17 @@ def test_progress_survives_the_trip() -> None:
     )
 
     assert Progress.from_wire(json.loads(json.dumps(progress.to_wire()))) == progress
+
+
+def test_what_a_newer_trainer_adds_to_a_report_is_passed_over() -> None:
+    progress = Progress(updated="2026-11-21T10:30:45+00:00", step=450, metrics={"loss": 0.25})
+    body = progress.to_wire()
+    body["colour"] = 1
+    body["trainerStatus"]["colour"] = {"red": 1}
+    for metric in body["trainerStatus"]["metrics"]:
+        metric["unit"] = "nats"
+
+    assert Progress.from_wire(body) == progress
 
 
 def test_an_unmodified_transformers_trainer_is_understood() -> None:

@@ -4,6 +4,7 @@ A failure prints the steps that lead to it; `@reproduce_failure` or the example 
 """
 
 import asyncio
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -14,13 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from piton.core import cost
 from piton.core.backoff import Pace
-from piton.core.conditions import settled
+from piton.core.conditions import UNREADABLE, settled
 from piton.core.decide import decide, still
 from piton.core.model import EvaluateStage, Spec, Stage
 from piton.core.observed import ReservationSeen
 from piton.core.reasons import Reason
 from piton.core.stages import ORDER, wanted
-from piton.core.status import AttemptState, Phase, Verdict
+from piton.core.status import AttemptState, Phase, RunStatus, Verdict
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
 from support.builders import NOW, a_spec
@@ -40,6 +41,20 @@ PASSES_TO_STOP = 6
 """Good looks after which nothing may run on that is not on its way out."""
 ENOUGH = "100000"
 ENDS = (Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
+RIDDLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "phase": lambda status: status | {"phase": "Migrating"},
+    "attempt": lambda status: status | {"attempt": "three"},
+    "attempts": lambda status: status | {"attempts": {"newest": 3}},
+    "state": lambda status: status | {"attempts": _newest(status, state="Frozen")},
+    "verdict": lambda status: status | {"attempts": _newest(status, verdict="Moved")},
+    "stage": lambda status: status | {"stages": [*status["stages"], {"name": "Quantize"}]},
+    "condition": lambda status: status | {"conditions": [*status["conditions"], {"type": "Healthy"}]},
+}
+"""What another version may do to a status that this one then does not understand."""
+
+
+def _newest(status: dict[str, Any], **fields: str) -> list[dict[str, Any]]:
+    return [*status["attempts"][:-1], status["attempts"][-1] | fields]
 
 
 class RandomWorld(RuleBasedStateMachine):
@@ -75,6 +90,7 @@ class RandomWorld(RuleBasedStateMachine):
         self.jobs_lost = 0
         self.failure_limit = failures
         self.spec = self.world.spec
+        self.understood: RunStatus | None = None
 
     def _pass(self) -> None:
         stale = self.world.stale
@@ -94,7 +110,7 @@ class RandomWorld(RuleBasedStateMachine):
     def _over_budget(self) -> bool:
         """Whether what runs should be on its way out; a change of the budget begins the count anew."""
         status, spec = self.world.status, self.world.spec
-        budget = spec.limits.budget if spec else None
+        budget = spec.limits.budget if spec and self.understood is None else None
         reserve = cost.per_hour(status) * Fraction(PACE.stop_seconds) / cost.HOUR
         over = budget is not None and cost.spent(status, self.world.now()) + reserve >= Fraction(budget.usd)
         if not over:
@@ -152,7 +168,14 @@ class RandomWorld(RuleBasedStateMachine):
         self._tick()
         self._pass()
         current = self.world.status.current
-        if known and wanted and self._undisturbed() and current is not None and current.number == record.number:
+        if (
+            self.understood is None
+            and known
+            and wanted
+            and self._undisturbed()
+            and current is not None
+            and current.number == record.number
+        ):
             assert (self.world.status.preemptions, current.verdict) == (before + 1, Verdict.PREEMPTED)
 
     def _undisturbed(self) -> bool:
@@ -178,7 +201,7 @@ class RandomWorld(RuleBasedStateMachine):
     def kueue_admits(self) -> None:
         self.world.admit()
 
-    @precondition(lambda self: self.world.reservation)
+    @precondition(lambda self: self.world.reservation and self.understood is None)
     @rule()
     def kueue_evicts(self) -> None:
         """The run gives its quota back in the time of an orderly stop, whatever it did, and that is no failure."""
@@ -201,6 +224,43 @@ class RandomWorld(RuleBasedStateMachine):
             self.world.admit()
             self._tick()
 
+    # --- another version ---------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.understood is None and self.world.status.attempt and not self.world.deleting)
+    @rule(how=st.sampled_from(sorted(RIDDLES)), seconds=st.integers(0, 20))
+    def another_version_writes_what_is_not_understood(self, how: str, seconds: int) -> None:
+        self.understood = self.world.status
+        written = RIDDLES[how](self.world.status.to_wire())
+        self.world.status = RunStatus.read(written)
+        self.world.version += 1
+        assert self.world.status.unreadable
+        for _ in range(seconds):
+            before = self._touched()
+            self._pass()
+            if not self.old_news:  # nobody knows then what the status says now
+                assert self._touched() == before
+            self._tick()
+        kept = self.world.status.to_wire()
+        assert {**kept, "conditions": 0} == {**written, "conditions": 0}
+        others = [condition for condition in written["conditions"] if condition["type"] != UNREADABLE]
+        assert all(condition in kept["conditions"] for condition in others)
+
+    @precondition(lambda self: self.understood is not None)
+    @rule()
+    def its_status_is_understood_again(self) -> None:
+        assert self.understood is not None
+        told = [c for c in self.world.status.conditions if c.type == UNREADABLE]
+        others = tuple(c for c in self.understood.conditions if c.type != UNREADABLE)
+        self.world.status = self.understood.model_copy(update={"conditions": (*others, *told)})
+        self.world.version += 1
+        self.understood = None
+
+    def _touched(self) -> tuple[object, ...]:
+        """What an operator could have created, deleted, told or judged."""
+        world = self.world
+        jobs = [(t.number, t.deleting, t.shown) for t in world.jobs.values()]
+        return jobs, set(world.job_exists), list(world.created), world.held, world.volume, world.reservation
+
     # --- the user ----------------------------------------------------------------------------------------------------
 
     @rule()
@@ -208,6 +268,7 @@ class RandomWorld(RuleBasedStateMachine):
         if self.world.spec is not None:
             self._edit(self.world.spec.model_copy(update={"suspend": not self.world.spec.suspend}))
 
+    @precondition(lambda self: self.understood is None)
     @rule()
     def suspend_for_a_while(self) -> None:
         """Nothing is paid for while a run is suspended, and nothing is started."""
@@ -273,8 +334,9 @@ class RandomWorld(RuleBasedStateMachine):
 
     @invariant()
     def attempt_numbers_never_go_back(self) -> None:
-        assert self.world.status.attempt >= self.highest
-        self.highest = self.world.status.attempt
+        status = self.understood or self.world.status
+        assert status.attempt >= self.highest
+        self.highest = status.attempt
         if not self.old_news:
             assert self.world.created == sorted(self.world.created)
         if not self.old_news and not self.jobs_lost:
@@ -342,6 +404,8 @@ class RandomWorld(RuleBasedStateMachine):
         world = getattr(self, "world", None)
         if world is None:
             return
+        if self.understood is not None:
+            self.its_status_is_understood_again()
         if world.spec is None or world.spec.suspend:
             spec = world.spec or self.spec
             assert spec is not None

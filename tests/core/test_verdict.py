@@ -153,6 +153,30 @@ def judged(
         ),
         pytest.param(a_failed_attempt(failed(1)), Verdict.USER_FAILURE, Reason.CRASHED, id="a crash is the user's"),
         pytest.param(
+            a_failed_attempt(failed(1, termination=said(Outcome("meltdown"), detail="hot"))),
+            Verdict.INFRASTRUCTURE,
+            Reason.UNKNOWN_END,
+            id="an outcome that only a newer trainer knows is not the user's failure",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(84)),
+            Verdict.INFRASTRUCTURE,
+            Reason.UNKNOWN_END,
+            id="nor is an exit code that is kept for later versions",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, termination=said(Outcome("paused")))),
+            Verdict.INFRASTRUCTURE,
+            Reason.UNKNOWN_END,
+            id="and with exit 0 it is no success",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(84, disruption="EvictionByEvictionAPI")),
+            Verdict.PREEMPTED,
+            Reason.DISRUPTED,
+            id="a disruption outranks a newer trainer's exit code",
+        ),
+        pytest.param(
             an_attempt(a_replica(ReplicaState.WAITING, waiting="ErrImagePull", cannot_start=True)),
             Verdict.USER_FAILURE,
             Reason.CANNOT_START,
@@ -269,11 +293,23 @@ def test_workers_that_are_cleaned_away_after_a_success_do_not_hide_it(ends: Repl
     ended = an_attempt(master, replace(ends, deleting=True), job=JobState.SUCCEEDED)
     gone = an_attempt(master, job=JobState.SUCCEEDED, expected_replicas=2, lost=(a_lost("b", node_gone=True),))
 
-    assert judged(runs, proof_needed=False) is None
+    undecided = an_attempt(master, a_replica(name="b"))
+    assert [judged(seen, proof_needed=False) for seen in (undecided, runs)] == [None, None]
     for seen in (ended, gone):
         judgement = judged(seen, proof_needed=False)
         assert judgement is not None
         assert (judgement.verdict, judgement.reason) == (Verdict.FINISHED, Reason.EXITED_ZERO)
+
+
+def test_a_worker_whose_kubelet_reports_before_the_masters_changes_nothing() -> None:
+    worker = a_replica(DONE, exit_code=0, name="b")
+    first = an_attempt(a_replica(name="a"), worker)
+    both = an_attempt(a_replica(DONE, exit_code=0, name="a"), worker, job=JobState.SUCCEEDED)
+
+    assert judged(first, proof_needed=False) is None
+    judgement = judged(both, proof_needed=False)
+    assert judgement is not None
+    assert (judgement.verdict, judgement.reason) == (Verdict.FINISHED, Reason.EXITED_ZERO)
 
 
 def test_a_worker_that_failed_by_itself_is_no_success_although_the_job_says_so() -> None:

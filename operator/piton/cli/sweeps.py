@@ -13,7 +13,6 @@ from piton.cli import drilled, files
 from piton.cli.watch import Lines, Silence
 from piton.core.conditions import SUSPENDED
 from piton.core.effects import Announcement
-from piton.core.parse import status_of
 from piton.core.reasons import Reason
 from piton.core.status import Phase
 from piton.local import drills as fire
@@ -167,4 +166,7 @@ def _piped(text: str) -> SweepStatus:
         status = document["status"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError("that is no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here") from error
-    return status_of(SweepStatus, status)
+    found = SweepStatus.read(status)
+    if found.unreadable:
+        raise ValueError(f"{found.unreadable}; print it with the version that wrote it")
+    return found

@@ -5,7 +5,7 @@ On a cluster it is an annotation of the pod, mounted through the downward API, s
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 
@@ -81,20 +81,25 @@ class Assignment:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parse the file's text.
+        """Parse the file's text. Keys that are not known are a newer operator's, and passed over.
 
         Raises:
-            ValueError: it is not JSON, or has an unknown or missing key.
+            ValueError: it is not JSON, or a key is missing.
         """
         try:
-            fields = json.loads(text)
-            save, objective = fields.pop("save"), fields.pop("objective")
-            mirror = fields.pop("mirror", None)  # an older operator does not know of it
+            known = _known(cls, json.loads(text))
+            save, objective = known.pop("save"), known.pop("objective")
+            mirror = known.pop("mirror", None)  # an older operator does not know of it
             return cls(
-                save=SavePolicy(**save),
-                objective=Objective(**objective) if objective else None,
-                mirror=MirrorPolicy(**mirror) if mirror else None,
-                **fields,
+                save=SavePolicy(**_known(SavePolicy, save)),
+                objective=Objective(**_known(Objective, objective)) if objective else None,
+                mirror=MirrorPolicy(**_known(MirrorPolicy, mirror)) if mirror else None,
+                **known,
             )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not an assignment: {error}") from error
+
+
+def _known(kind: type, written: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in written.items() if name in names}

@@ -1,7 +1,7 @@
 """How a trainer process ends: its exit code, and one JSON object as the container's termination message.
 
     finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
-    volumeLost 82 --- failed: any other
+    volumeLost 82 --- failed: any other, but for 83 to 95, which later versions may give a meaning
 
 143 is what a shell reports for SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves
 nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an outcome, or evidence from the pod.
@@ -12,8 +12,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from typing import Self
+
+from piton.contract.words import OpenEnum
 
 TERMINATION_MESSAGE_BYTES_MAX = 4096
 """The kubelet cuts a termination message here."""
@@ -33,8 +35,8 @@ class ExitCode(IntEnum):
     STOPPED = 143
 
 
-class Outcome(StrEnum):
-    """What became of an attempt, in the trainer's own words."""
+class Outcome(OpenEnum):
+    """What became of an attempt, in the trainer's own words; a newer trainer may have more of them."""
 
     FINISHED = "finished"
     """All of the training is done and COMPLETE.json is written."""
@@ -63,7 +65,15 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.FENCED: ExitCode.FENCED,
     Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
 }
-OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
+_OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
+_LATER_CODES = range(83, 96)
+
+
+def outcome_of(exit_code: int | None) -> Outcome | None:
+    """What an exit code says by itself: one that is kept for later versions an outcome that nobody here knows."""
+    if exit_code in _LATER_CODES:
+        return Outcome(f"exitCode{exit_code}")
+    return None if exit_code is None else _OUTCOMES.get(exit_code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +122,17 @@ class Termination:
 
     @classmethod
     def from_json(cls, text: str | None) -> Self | None:
-        """Parse a termination message; None for anything that is not one (user code may write its own text there)."""
+        """Parse a termination message; None for anything that is not one (user code may write its own text there).
+
+        An outcome that is not known is a newer trainer's, if there is a detail beside it, as in all of Piton's.
+        """
         try:
             fields = json.loads(text or "")
+            outcome = Outcome(fields["outcome"])
+            if not outcome.is_known and "detail" not in fields:
+                return None
             return cls(
-                outcome=Outcome(fields["outcome"]),
+                outcome=outcome,
                 step=_integer(fields.get("step")),
                 checkpoint_step=_integer(fields.get("checkpointStep")),
                 resumed_from=_integer(fields.get("resumedFrom")),

@@ -7,6 +7,7 @@ Refused                Stopping -> Suspended -> Starting
 A run in a queue is Queued before each Starting for which it has no quota.
 A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
 
+StatusUnreadable is True while another version's status is not understood; the other conditions stay as they were.
 Waiting is no phase: it is True while something outside the run keeps the next thing from happening, in whatever phase.
 """
 
@@ -20,6 +21,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
+UNREADABLE = "StatusUnreadable"
 
 _WAITS = frozenset(
     {
@@ -116,6 +118,18 @@ def without_waiting(status: StatusT, *, now: datetime, generation: int) -> Statu
     return _with(status, WAITING, _F, Reason.NOT_YET, "", now, generation)
 
 
+def with_unreadable(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
+    """The status that says why nothing is done, all else left as it is."""
+    return _with(status, UNREADABLE, _T, Reason.STATUS_UNREADABLE, message, now, generation)
+
+
+def readable_again(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """The status without that, if it was there."""
+    if not status.is_true(UNREADABLE):
+        return status
+    return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
+
+
 def _with(
     status: StatusT, kind: str, value: ConditionStatus, reason: Reason, message: str, now: datetime, generation: int
 ) -> StatusT:
@@ -140,7 +154,7 @@ def _set(
         message=message,
         last_transition_time=old.last_transition_time if old and old.status is status else now,
         observed_generation=generation,
-    )
+    ).with_unknown_of(old)
     if old is None:
         return (*conditions, new)
     return tuple(new if c is old else c for c in conditions)

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from piton.core import budget, cost, flight, ledger, queued, rules_warnings, stages, waiting
 from piton.core.backoff import Pace, delay_seconds, fruitless
-from piton.core.conditions import TRAINING, WAITING, settled, without_waiting
+from piton.core.conditions import TRAINING, WAITING, readable_again, settled, with_unreadable, without_waiting
 from piton.core.context import Context
 from piton.core.effects import (
     Announcement,
@@ -32,19 +32,28 @@ from piton.core.stopping import stop_effects
 Rule = Callable[[Context], Decision | None]
 REFUSED = "refused"
 """Name of what is decided when the world refuses an effect."""
+UNREADABLE = "unreadable"
+"""Name of what is decided about a status that is not understood."""
 
 
 def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> Decision:
     """The effects, the status and the announcements that this moment asks for."""
     context = Context(observed=observed, now=now, pace=pace or Pace())
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
-    return _accounted(context, queued.kept(context, decision))
+    if decision.rule == UNREADABLE:
+        return decision
+    decision = _accounted(context, queued.kept(context, decision))
+    if context.status.unreadable:
+        return decision
+    status = readable_again(decision.status, now=now, generation=context.meta.generation)
+    return replace(decision, status=status)
 
 
 def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = None) -> Decision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
     context = Context(observed=observed, now=now, pace=pace or Pace())
-    status, news = context.waits(observed.status, observed.status.phase, waiting.refusal(why))
+    phase = None if observed.status.unreadable else observed.status.phase
+    status, news = context.waits(observed.status, phase, waiting.refusal(why))
     return Decision(
         rule=REFUSED,
         status=status,
@@ -64,9 +73,19 @@ def deleted(context: Context) -> Decision | None:
     if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
         effects = (ReleaseRun(reason=Reason.DELETED),)
     status = context.status
-    if status.is_true(WAITING) and not settled(status):
+    if status.is_true(WAITING) and not settled(status) and not status.unreadable:
         status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
     return Decision(rule="deleted", effects=effects, status=_unhindered(context, status))
+
+
+def unreadable(context: Context) -> Decision | None:
+    """Another version wrote the status, and this one cannot know what it means: say so, and touch nothing."""
+    why = context.status.unreadable
+    if why is None:
+        return None
+    status = with_unreadable(context.status, why, now=context.now, generation=context.meta.generation)
+    news = Announcement(severity="Warning", reason=Reason.STATUS_UNREADABLE, message=why)
+    return Decision(rule=UNREADABLE, status=status, announcements=(news,))
 
 
 def ended(context: Context) -> Decision | None:
@@ -129,7 +148,7 @@ def proven(context: Context) -> Decision | None:
     last, spec, status = context.current, context.spec, context.status
     if last is None or spec is None or stages.next_stage(spec, status) is not None:
         return None
-    reason = Reason(last.reason or Reason.FINISHED) if last.verdict is Verdict.FINISHED else Reason.FINISHED
+    reason = last.reason or Reason.FINISHED if last.verdict is Verdict.FINISHED else Reason.FINISHED
     result = last.message if last.stage is Stage.TRAIN else _trained(status)
     if last.stage is Stage.EVALUATE and last.verdict is Verdict.FINISHED:
         result = f"{result}; {last.message}"
@@ -148,9 +167,7 @@ def hopeless(context: Context) -> Decision | None:
     if last is None or last.verdict is Verdict.FINISHED:
         return None
     if last.permanent:
-        return _fail(
-            context, Reason(last.reason or Reason.CRASHED), f"another attempt would end the same way: {last.message}"
-        )
+        return _fail(context, last.reason or Reason.CRASHED, f"another attempt would end the same way: {last.message}")
     failures = status.stage(last.stage).failures
     path, limit = stages.failures_allowed(context.spec, last.stage) if context.spec else ("", None)
     if limit is not None and failures >= limit:
@@ -276,6 +293,7 @@ def _stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
 
 RULES: tuple[Rule, ...] = (
     deleted,  # deletion goes before everything, also for a spec that cannot be read
+    unreadable,  # nothing that follows can be right about a status that is not understood
     ended,  # Succeeded and Failed are for ever
     unheld,  # nothing is started before the finalizer is on
     adopted,  # jobs that the status has forgotten

@@ -20,6 +20,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.KILLED,
         Reason.NO_PROOF,
         Reason.NAME_TAKEN,
+        Reason.UNKNOWN_END,
         Reason.NO_EVIDENCE,
         Reason.FENCED,
         Reason.VOLUME_LOST,

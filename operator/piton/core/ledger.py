@@ -138,10 +138,11 @@ def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | N
     assert status.current is not None
     words = next(iter(_last_words(seen)), None)
     if status.current.stage is Stage.TRAIN:
-        return status.model_copy(update={"result": _trained(status, complete, words)})
+        return status.model_copy(update={"result": _trained(status, complete, words).with_unknown_of(status.result)})
     if status.current.stage is Stage.EVALUATE and words is not None:
         found = Evaluation(step=words.step, attempt=status.current.number, metrics=_values(words.metrics))
-        result = (status.result or Result()).model_copy(update={"evaluation": found})
+        old = status.result or Result()
+        result = old.model_copy(update={"evaluation": found.with_unknown_of(old.evaluation)})
         return status.model_copy(update={"result": result})
     return status
 
@@ -188,14 +189,14 @@ def _heard(
     if checkpoint_step is None or (status.checkpoint and status.checkpoint.step >= checkpoint_step):
         return status
     newest = CheckpointStatus(step=checkpoint_step, time=now, attempt=record.number)
-    return status.model_copy(update={"checkpoint": newest})
+    return status.model_copy(update={"checkpoint": newest.with_unknown_of(status.checkpoint)})
 
 
 def _count_lost(status: RunStatus, resumed_from: int) -> RunStatus:
     """Steps that an earlier attempt had trained and this one trains again; counted once, at its first word."""
     reached = next((r.step for r in reversed(status.attempts[:-1]) if r.step is not None), 0)
     again = max(0, reached - resumed_from)
-    return status.model_copy(update={"lost": Lost(steps=status.lost.steps + again)})
+    return status.model_copy(update={"lost": Lost(steps=status.lost.steps + again).with_unknown_of(status.lost)})
 
 
 def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
@@ -209,7 +210,7 @@ def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
         estimated_remaining_seconds=progress.remaining_seconds,
         eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),
         metrics=_values(progress.metrics),
-    )
+    ).with_unknown_of(status.progress)
     if status.progress and status.progress.model_copy(update={"last_updated_time": None}) == shown:
         return status
     return status.model_copy(update={"progress": shown.model_copy(update={"last_updated_time": now})})

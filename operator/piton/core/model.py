@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from piton.contract import duration
+from piton.contract.words import OpenEnum
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
@@ -317,7 +318,7 @@ class Limits(Model):
     )
 
 
-class Stage(StrEnum):
+class Stage(OpenEnum):
     """The stages of a run, in order. Only training is always there."""
 
     PREPARE = "Prepare"

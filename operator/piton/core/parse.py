@@ -16,10 +16,9 @@ from pydantic_core import ErrorDetails
 
 from piton.contract import duration, names
 from piton.core import model, rules
-from piton.core.status import Conditioned, RunStatus
+from piton.core.status import RunStatus
 
 ModelT = TypeVar("ModelT", bound=model.Model)
-StatusT = TypeVar("StatusT", bound=Conditioned)
 
 _API_VERSION = f"{names.API_GROUP}/{names.API_VERSION}"
 _TYPES = {
@@ -68,9 +67,9 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     meta = meta_of(manifest["metadata"])
     spec, problems = model_of(model.Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
     problems += rules.check_name(meta.name)
-    status = status_of(RunStatus, manifest.get("status"))
+    status = RunStatus.read(manifest.get("status") or {})
     if spec is not None:
-        problems += rules.check(spec, has_begun=status.attempt > 0)
+        problems += rules.check(spec, has_begun=status.attempt > 0 or status.unreadable is not None)
     return Parsed(
         meta=meta,
         spec=None if problems else spec,
@@ -150,14 +149,6 @@ def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     tried = [p for p in problems if not ("literal['auto']" in p["loc"] and isinstance(p["input"], Mapping))]
     tried = [p for p in tried if not (p["type"] == "model_type" and isinstance(p["input"], str))] or tried
     return sorted(tried, key=lambda problem: problem["type"] == "missing")
-
-
-def status_of(kind: type[StatusT], status: object) -> StatusT:
-    """A status that cannot be read (an older version's, say) counts as none: it is rebuilt from what is observed."""
-    try:
-        return kind.model_validate_json(json.dumps(status or {}), strict=True)
-    except ValidationError:
-        return kind()
 
 
 def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:

@@ -95,6 +95,7 @@ def kept(context: Context, decision: Decision) -> Decision:
 
 
 def _shown(context: Context, decision: Decision, queue: QueueStatus | None) -> Decision:
+    queue = queue.with_unknown_of(decision.status.queue) if queue else None
     if context.meta.deleting or decision.status.queue == queue:
         return decision
     return replace(decision, status=decision.status.model_copy(update={"queue": queue}))

@@ -1,9 +1,9 @@
 """Every reason that Piton gives, once: the same word in the condition, the event, the metric's label and the CLI."""
 
-from enum import StrEnum
+from piton.contract.words import OpenEnum
 
 
-class Reason(StrEnum):
+class Reason(OpenEnum):
     """Why something was decided. The string is API: it does not change."""
 
     # Accepting a run
@@ -13,6 +13,9 @@ class Reason(StrEnum):
     """The spec cannot work as written; nothing is started until it is changed."""
     SPEC_WARNING = "SpecWarning"
     """The spec is accepted, but something in it does not do on some clusters what people expect of it."""
+
+    STATUS_UNREADABLE = "StatusUnreadable"
+    """Another version wrote the status, and this one cannot know what it means; until it can, it does nothing."""
 
     # Why nothing happens yet
     REFUSED = "Refused"
@@ -112,6 +115,8 @@ class Reason(StrEnum):
     """Everything exited 0, but there is no final manifest; that is no success."""
     NAME_TAKEN = "NameTaken"
     """A job of the attempt's name exists and is not this run's; the number is skipped."""
+    UNKNOWN_END = "UnknownEnd"
+    """The trainer says of its end what this version of Piton does not know: a newer one's outcome or exit code."""
     NO_EVIDENCE = "NoEvidence"
     """The job failed and no pod is left to say why."""
     PRICE_TOO_HIGH = "PriceTooHigh"

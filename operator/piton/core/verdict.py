@@ -4,7 +4,7 @@
     a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
-    a reserved outcome       -> UserFailure, often permanent
+    a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     the first replica to fall: told to stop or SIGKILL -> Infrastructure, an error -> UserFailure
     a pod gone from its node -> Infrastructure
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from piton.contract.ends import OUTCOMES, Outcome
+from piton.contract.ends import Outcome, outcome_of
 from piton.contract.manifest import Complete
 from piton.core.model import Stage
 from piton.core.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
@@ -133,6 +133,9 @@ def reserved(evidence: Evidence) -> Judgement | None:
     """The trainer says itself what was wrong; a cause that another attempt would meet again is permanent."""
     for replica in evidence.seen.replicas:
         outcome = _outcome(replica)
+        if outcome is not None and not outcome.is_known:
+            message = f"{replica.name} ended as {outcome}, which this version of Piton does not know"
+            return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.UNKNOWN_END, message=message)
         if outcome is None or outcome not in _RESERVED:
             continue
         verdict, reason, permanent = _RESERVED[outcome]
@@ -267,7 +270,7 @@ def _preempted(reason: Reason, message: str) -> Judgement:
 def _outcome(replica: ReplicaSeen) -> Outcome | None:
     if replica.termination:
         return replica.termination.outcome
-    return OUTCOMES.get(replica.exit_code) if replica.exit_code else None
+    return outcome_of(replica.exit_code) if replica.exit_code else None
 
 
 _RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {

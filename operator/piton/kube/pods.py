@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from piton.contract import names
-from piton.contract.ends import OUTCOMES, Outcome, Termination
+from piton.contract.ends import Outcome, Termination, outcome_of
 from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState, Word
 from piton.core.status import PlacedReplica
 from piton.kube.prices import Prices, share
@@ -216,7 +216,7 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
     """The trainer's last words, or the cluster's where the program wrote plain text or never began."""
     text = ended.get("message")
     words = Termination.from_json(text)
-    if words is None and text and ended.get("exitCode") and ended["exitCode"] not in OUTCOMES:
+    if words is None and text and ended.get("exitCode") and outcome_of(ended["exitCode"]) is None:
         return Termination(outcome=Outcome.FAILED, detail=text.strip()[-500:])
     return words
 

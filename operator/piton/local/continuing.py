@@ -59,7 +59,7 @@ def _another_chance(status: RunStatus) -> RunStatus:
         stage if stage.end_time else stage.model_copy(update={"failures": 0, "start_time": None})
         for stage in status.stages
     )
-    return RunStatus(
+    fresh = RunStatus(
         attempt=status.attempt,
         preemptions=status.preemptions,
         infrastructure_failures=status.infrastructure_failures,
@@ -69,3 +69,4 @@ def _another_chance(status: RunStatus) -> RunStatus:
         result=status.result,
         stages=stages,
     )
+    return fresh.with_unknown_of(status)

@@ -131,13 +131,16 @@ class RunFolder:
         """
         try:
             text = (self.root / STATE_FILE).read_text(encoding="utf-8")
-            return State.model_validate_json(text, strict=True)
+            state = State.model_validate_json(text, strict=True)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{self.root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
             ) from error
+        if state.status.unreadable:
+            raise ValueError(f"{self.root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
+        return state
 
     def save(self, state: State) -> None:
         """Write the state so that a crash leaves the old one or the new one.

@@ -38,13 +38,16 @@ def load(root: Path) -> SweepState | None:
         ValueError: it cannot be read, by this version at least.
     """
     try:
-        return SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
+        state = SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
         ) from error
+    if state.status.unreadable:
+        raise ValueError(f"{root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
+    return state
 
 
 def save(root: Path, state: SweepState) -> None:
@@ -76,7 +79,7 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
         return saved
     rows = tuple(row if row.succeeded else _begun_again(row) for row in saved.status.runs)
     fresh = SweepStatus(plan=saved.status.plan, runs=rows, cost=saved.status.cost)
-    return saved.model_copy(update={"status": fresh})
+    return saved.model_copy(update={"status": fresh.with_unknown_of(saved.status)})
 
 
 def _begun_again(row: Row) -> Row:

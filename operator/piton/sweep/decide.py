@@ -17,8 +17,8 @@ from piton.contract.duration import parse_duration
 from piton.core import waiting
 from piton.core.backoff import Pace
 from piton.core.budget import Account, exhausted, warning
-from piton.core.conditions import in_phase, settled
-from piton.core.decide import REFUSED
+from piton.core.conditions import in_phase, readable_again, settled, with_unreadable
+from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
 from piton.core.model import Stage
 from piton.core.reasons import Reason
@@ -70,6 +70,11 @@ class Context:
         return [seen for seen in self.observed.runs if not seen.settled]
 
     @property
+    def steered(self) -> list[RunSeen]:
+        """Those of them that may be told something: not a run whose own status is not understood."""
+        return [seen for seen in self.alive if seen.status.unreadable is None]
+
+    @property
     def pending(self) -> list[PlannedRun]:
         """The runs that are still to be created."""
         return [
@@ -99,6 +104,9 @@ def decide(observed: SweepObserved, *, now: datetime, pace: Pace | None = None) 
     """The effects, the status and the announcements that this moment asks for."""
     context = Context(observed=observed, now=now, pace=pace or Pace())
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
+    if decision.rule != UNREADABLE:
+        status = readable_again(decision.status, now=now, generation=observed.meta.generation)
+        decision = replace(decision, status=status)
     return _sparing(context, decision)
 
 
@@ -112,6 +120,19 @@ def refused(observed: SweepObserved, why: str, *, now: datetime, pace: Pace | No
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------
+
+
+def unreadable(context: Context) -> SweepDecision | None:
+    """Another version wrote the status, and this one cannot know what it means: say so, and touch no run."""
+    observed = context.observed
+    gone = (row for row in observed.status.runs if not row.phase.is_known and observed.run(row.name) is None)
+    unknown = (f"status.runs[{row.name}].phase is {row.phase}, a word that this version does not know" for row in gone)
+    why = observed.status.unreadable or next(unknown, None)
+    if why is None or observed.meta.deleting:
+        return None
+    status = with_unreadable(observed.status, why, now=context.now, generation=observed.meta.generation)
+    news = Announcement(severity="Warning", reason=Reason.STATUS_UNREADABLE, message=why)
+    return SweepDecision(rule=UNREADABLE, status=status, announcements=(news,))
 
 
 def left_alone(context: Context) -> SweepDecision | None:
@@ -214,7 +235,7 @@ def going(context: Context) -> SweepDecision:
     """Create what there is room and money for, let go what was held, and write down how far the runs are."""
     room = max(0, context.spec.parallelism - len(context.alive))
     fresh = money.affordable(context.account, bool(context.alive), context.pending[:room], pace=context.pace)
-    effects: list[SweepEffect] = [LetGo(name=s.name, reason=Reason.RESUMED) for s in context.alive if s.held]
+    effects: list[SweepEffect] = [LetGo(name=s.name, reason=Reason.RESUMED) for s in context.steered if s.held]
     effects += _moved(context)
     effects += [CreateRun(run=run, until=context.until, reason=Reason.FIRST_ATTEMPT) for run in fresh]
     names = {run.name for run in fresh}
@@ -261,14 +282,14 @@ def _stopping(context: Context, reason: Reason, message: str, effects: tuple[Swe
 
 
 def _hold_back(context: Context, reason: Reason) -> tuple[SweepEffect, ...]:
-    return tuple(HoldBack(name=seen.name, reason=reason) for seen in context.alive if not seen.suspend)
+    return tuple(HoldBack(name=seen.name, reason=reason) for seen in context.steered if not seen.suspend)
 
 
 def _moved(context: Context) -> Iterator[SweepEffect]:
     """Runs whose deadline is not what the sweep's asks for: somebody has moved that."""
     for run in context.observed.plan:
         seen = context.observed.run(run.name)
-        if seen is None or seen.settled:
+        if seen is None or seen not in context.steered:
             continue
         seconds = seconds_for(run, context.until, seen.created)
         ends_at = None if seconds is None else seen.created + timedelta(seconds=seconds)
@@ -335,6 +356,7 @@ def _quiet(status: SweepStatus) -> SweepStatus:
 
 
 RULES: tuple[Rule, ...] = (
+    unreadable,  # nothing that follows can be right about a status that is not understood
     left_alone,  # nothing is written to what has ended
     unacceptable,
     planned,  # what it begins with is known before anything begins

@@ -54,7 +54,7 @@ def account_of(
     if budget is None:
         return None
     alive = [seen for seen in observed.runs if not seen.settled]
-    needed = sum((reserve_of(seen.spec, seen.status, pace=pace) for seen in alive), Fraction(0))
+    needed = sum((_reserve(seen, pace=pace) for seen in alive), Fraction(0))
     if not alive and pending:
         needed = to_begin(pending[0], pace=pace)
     return Account(
@@ -91,6 +91,11 @@ def without_amounts(status: SweepStatus) -> SweepStatus:
     rows = tuple(row.model_copy(update={"cost": None}) for row in status.runs)
     quiet = status.cost.model_copy(update={"spent": "", "per_hour": ""}) if status.cost else None
     return status.model_copy(update={"runs": rows, "cost": quiet})
+
+
+def _reserve(seen: RunSeen, *, pace: Pace) -> Fraction:
+    """What a run keeps back; one whose status is not understood as much as one that begins."""
+    return reserve_of(seen.spec, RunStatus() if seen.status.unreadable else seen.status, pace=pace)
 
 
 def _per_hour(runs: Iterable[RunSeen]) -> Fraction:

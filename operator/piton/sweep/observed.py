@@ -32,13 +32,14 @@ class RunSeen:
 
     @property
     def settled(self) -> bool:
-        """Whether it has ended for good."""
-        return settled(self.status)
+        """Whether it has ended for good, as far as its status is understood."""
+        return self.status.unreadable is None and settled(self.status)
 
     @property
     def quiet(self) -> bool:
         """Whether nothing of it runs, nor will as it stands."""
-        return self.settled or (self.suspend and self.status.phase is Phase.SUSPENDED)
+        held = self.status.unreadable is None and self.suspend and self.status.phase is Phase.SUSPENDED
+        return self.settled or held
 
 
 @dataclass(frozen=True, kw_only=True)

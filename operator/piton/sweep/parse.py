@@ -7,7 +7,7 @@ from typing import Any
 
 from piton.contract import names
 from piton.core.model import Meta
-from piton.core.parse import SpecError, manifest_of, meta_of, model_of, status_of
+from piton.core.parse import SpecError, manifest_of, meta_of, model_of
 from piton.sweep import rules
 from piton.sweep.expand import PlannedRun
 from piton.sweep.model import SweepSpec
@@ -37,7 +37,7 @@ def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
         spec=None if problems else spec,
         plan=() if problems else plan,
         problems=tuple(problems),
-        status=status_of(SweepStatus, manifest.get("status")),
+        status=SweepStatus.read(manifest.get("status") or {}),
     )
 
 

@@ -32,16 +32,23 @@ def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
             "best": f"{found[0]} {found[1]}" if found else "",
         }
     )
-    status = money.summed(observed, counted(status))
+    status = money.summed(observed, counted(status)).with_unknown_of(observed.status)
     if money.without_amounts(status).runs == money.without_amounts(observed.status).runs:
         return status
     return status.model_copy(update={"last_updated_time": now})
 
 
 def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[str, ...], now: datetime) -> Row:
-    """A success is for ever. A run that is gone without one begins again; what it has cost is spent."""
-    if old is not None and old.succeeded:
+    """A success is for ever. A run that is gone without one begins again; what it has cost is spent.
+
+    Of a run whose status is not understood nothing new is known, and of a gone one in a phase that is not: neither is
+    made anew.
+    """
+    if old is not None and (old.succeeded or (seen is None and not old.phase.is_known)):
         return old
+    if seen is not None and seen.status.unreadable:
+        unknown = Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed, phase=Phase.STARTING)
+        return unknown if old is None or old.phase is Phase.PENDING else old
     if seen is None:
         spent = {"cost": old.cost, "uid": old.uid} if old else {}
         return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed, **spent)
@@ -69,4 +76,5 @@ def counted(status: SweepStatus) -> SweepStatus:
     counts = Counts(
         pending=pending, succeeded=succeeded, failed=failed, active=len(phases) - pending - succeeded - failed
     )
+    counts = counts.with_unknown_of(status.counts)
     return status.model_copy(update={"counts": counts, "done": f"{counts.done}/{counts.total}"})

@@ -6,11 +6,10 @@ are strings, because an API has no floats.
 
 from pydantic import AwareDatetime, Field
 
-from piton.core.model import Model
-from piton.core.status import Conditioned, MetricValue, Phase
+from piton.core.status import Amount, Answer, Conditioned, MetricValue, Phase
 
 
-class Row(Model):
+class Row(Answer):
     """One run of the sweep. That it has succeeded, and with what, is remembered also when it is deleted."""
 
     name: str = Field(description="Name of the run.")
@@ -21,7 +20,7 @@ class Row(Model):
     step: int | None = Field(default=None, description="Steps trained.")
     preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
     lost_steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
-    cost: str | None = Field(default=None, description="Dollars that it has cost, as far as prices are known.")
+    cost: Amount | None = Field(default=None, description="Dollars that it has cost, as far as prices are known.")
     uid: str | None = Field(default=None, description="Of the run that this is the cost of.")
     metrics: tuple[MetricValue, ...] = Field(
         default=(), description="The objective's best value once it has succeeded, and newest values."
@@ -43,7 +42,7 @@ class Row(Model):
         return self.fold, self.seed
 
 
-class Estimate(Model):
+class Estimate(Answer):
     """A mean over runs. With one run there is no interval."""
 
     mean: str = Field(description="Mean.")
@@ -51,7 +50,7 @@ class Estimate(Model):
     high: str | None = Field(default=None, description="High end of that interval.")
 
 
-class MetricResult(Model):
+class MetricResult(Answer):
     """One metric of a variant."""
 
     name: str = Field(description="Name of the metric.")
@@ -61,7 +60,7 @@ class MetricResult(Model):
     )
 
 
-class VariantResult(Model):
+class VariantResult(Answer):
     """What a variant has reached so far."""
 
     name: str = Field(description="Name of the variant.")
@@ -70,7 +69,7 @@ class VariantResult(Model):
     metrics: tuple[MetricResult, ...] = Field(default=(), description="The objective's metric first.")
 
 
-class Counts(Model):
+class Counts(Answer):
     """How many runs there are."""
 
     pending: int = Field(default=0, ge=0, description="Not created yet.")
@@ -89,13 +88,13 @@ class Counts(Model):
         return self.succeeded + self.failed
 
 
-class SweepCost(Model):
+class SweepCost(Answer):
     """What the sweep costs: the sum over its runs."""
 
-    spent: str = Field(default="0.00", description="Dollars, of all runs.")
-    per_hour: str = Field(default="0.00", description="Dollars per hour that are paid now.")
+    spent: Amount = Field(default="0.00", description="Dollars, of all runs.")
+    per_hour: Amount = Field(default="0.00", description="Dollars per hour that are paid now.")
     budget: str | None = Field(default=None, description="What may be spent: limits.budget.usd.")
-    earlier: str | None = Field(default=None, description="Dollars of runs that were deleted and made anew.")
+    earlier: Amount | None = Field(default=None, description="Dollars of runs that were deleted and made anew.")
     warned_of: str | None = Field(default=None, description="The budget whose end people were warned of.")
 
 
