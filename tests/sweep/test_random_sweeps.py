@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from piton.core import cost
-from piton.core.conditions import settled
-from piton.core.status import CostStatus, Phase
+from piton.core.conditions import UNREADABLE, settled
+from piton.core.status import CostStatus, Phase, RunStatus
 from piton.sweep.decide import decide
 from piton.sweep.expand import limited
 from piton.sweep.observed import CreateRun, HoldBack, LetGo, MoveDeadline, RunSeen, SweepEffect
@@ -59,6 +59,7 @@ class RandomSweep(RuleBasedStateMachine):
         self.status = SweepStatus()
         self.runs: dict[str, RunSeen] = {}
         self.ever_succeeded: set[str] = set()
+        self.understood: dict[str, RunStatus] = {}
 
     @property
     def sweep(self) -> ParsedSweep:
@@ -79,6 +80,7 @@ class RandomSweep(RuleBasedStateMachine):
             self.status = decision.status
 
     def _apply(self, effect: SweepEffect) -> None:
+        assert isinstance(effect, CreateRun) or effect.name not in self.understood, "touched a run that nobody reads"
         match effect:
             case CreateRun(run=run, until=until):
                 alive = [seen for seen in self.runs.values() if not seen.settled]
@@ -111,6 +113,8 @@ class RandomSweep(RuleBasedStateMachine):
     def time_passes(self, seconds: int, looks: bool) -> None:
         self.now += timedelta(seconds=seconds)
         for name, seen in self.runs.items():
+            if name in self.understood:
+                continue
             if not seen.settled and seen.ends_at and self.now >= seen.ends_at:
                 self._set(name, Phase.FAILED)
             elif not seen.settled and seen.suspend:
@@ -123,7 +127,7 @@ class RandomSweep(RuleBasedStateMachine):
         number=st.integers(0, 9),
     )
     def a_run_goes_on(self, phase: Phase, number: int) -> None:
-        live = [seen for seen in self.runs.values() if not seen.settled]
+        live = [seen for seen in self.runs.values() if not seen.settled and seen.name not in self.understood]
         if live:
             seen = live[number % len(live)]
             self._set(seen.name, Phase.SUSPENDED if seen.suspend else phase)
@@ -137,6 +141,34 @@ class RandomSweep(RuleBasedStateMachine):
         attempts = (billed,) if phase is Phase.TRAINING else ()
         status = status.model_copy(update={"cost": paid, "attempts": attempts})
         self.runs[name] = replace(self.runs[name], status=status)
+
+    # --- another version ---------------------------------------------------------------------------------------------
+
+    @rule(change=st.sampled_from([{"phase": "Migrating"}, {"attempts": 7}]), number=st.integers(0, 9))
+    def a_runs_status_is_not_understood(self, change: dict[str, Any], number: int) -> None:
+        if not self.runs:
+            return
+        name = sorted(self.runs)[number % len(self.runs)]
+        status = self.understood.setdefault(name, self.runs[name].status)
+        changed = RunStatus.read(status.to_wire() | change)
+        assert changed.unreadable
+        self.runs[name] = replace(self.runs[name], status=changed)
+
+    @rule()
+    def they_are_understood_again(self) -> None:
+        for name, status in self.understood.items():
+            self.runs[name] = replace(self.runs[name], status=status)
+        self.understood = {}
+
+    @rule(change=st.sampled_from([{"phase": "Migrating"}, {"runs": 7}, {"counts": {"active": "two"}}]))
+    def the_sweeps_status_is_not_understood_for_a_while(self, change: dict[str, Any]) -> None:
+        """Nothing is done, and all of it stays but for the condition that says so."""
+        written = self.status.to_wire() | change
+        status = SweepStatus.read(written)
+        decision = decide(observed_of(self.sweep, *self.runs.values(), status=status), now=self.now)
+        assert decision.effects == ()
+        assert decision.status.is_true(UNREADABLE)
+        assert {**decision.status.to_wire(), "conditions": 0} == {**written, "conditions": 0}
 
     # --- the user ----------------------------------------------------------------------------------------------------
 
@@ -169,7 +201,9 @@ class RandomSweep(RuleBasedStateMachine):
             self.look(None)
             self.what_was_written_as_a_success_stays_one()
         if self.runs:
-            del self.runs[sorted(self.runs)[number % len(self.runs)]]
+            name = sorted(self.runs)[number % len(self.runs)]
+            del self.runs[name]
+            self.understood.pop(name, None)
             self.look(None)
 
     # --- what must never happen --------------------------------------------------------------------------------------
@@ -203,6 +237,7 @@ class RandomSweep(RuleBasedStateMachine):
         """Nobody interferes any more, and every run does its work: the sweep ends, and then nothing more is done."""
         if not hasattr(self, "parts"):
             return
+        self.they_are_understood_again()
         self.parts["suspend"] = False
         self._limit(budget=ENOUGH)
         for _ in range(TURNS_TO_CONVERGE):
