@@ -80,7 +80,7 @@ def test_a_value_that_makes_no_sense_is_refused_with_a_sentence(sentence: str) -
     assert str(refused.value) == sentence
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {"sometimes": true}, "objective": null}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"save": {"every_steps": 5}}'])
 def test_orders_that_are_none_are_refused_with_the_name_of_their_file(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"PITON_CONFIG names .*/config\.json, which is wrong: "):
