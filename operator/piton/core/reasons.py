@@ -122,7 +122,7 @@ class Reason(OpenEnum):
     PRICE_TOO_HIGH = "PriceTooHigh"
     """The machine costs more than capacity.maxPricePerHour."""
     VOLUME_LOST = "VolumeLost"
-    """The checkpoint volume could not be written to for too long."""
+    """The checkpoint volume could not be written to or read for too long, or the checkpoints on it are lost."""
 
     # The user's
     CRASHED = "Crashed"
