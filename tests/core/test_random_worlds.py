@@ -21,7 +21,7 @@ from piton.core.model import EvaluateStage, Spec, Stage
 from piton.core.observed import ReservationSeen
 from piton.core.reasons import Reason
 from piton.core.stages import ORDER, wanted
-from piton.core.status import AttemptState, Phase, RunStatus, Verdict
+from piton.core.status import AttemptState, Phase, RunStatus, StageStatus, Verdict
 from piton.drive import reconcile
 from piton.ports import Conflict, Unavailable
 from support.builders import NOW, a_spec
@@ -47,7 +47,7 @@ RIDDLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "attempts": lambda status: status | {"attempts": {"newest": 3}},
     "state": lambda status: status | {"attempts": _newest(status, state="Frozen")},
     "verdict": lambda status: status | {"attempts": _newest(status, verdict="Moved")},
-    "stage": lambda status: status | {"stages": [*status["stages"], {"name": "Quantize"}]},
+    "stage": lambda status: status | {"stages": [*status["stages"], StageStatus(name=Stage("Quantize")).to_wire()]},
     "condition": lambda status: status | {"conditions": [*status["conditions"], {"type": "Healthy"}]},
 }
 """What another version may do to a status that this one then does not understand."""
@@ -195,6 +195,14 @@ class RandomWorld(RuleBasedStateMachine):
     def job_vanishes(self) -> None:
         self.jobs_lost += 1
         self.world._stop(max(self.world.job_exists))
+
+    @rule(attempts=st.integers(1, 2))
+    def reads_fail(self, attempts: int) -> None:
+        self.world.failing_reads += attempts
+
+    @rule()
+    def another_volume_is_mounted_or_the_right_one_again(self) -> None:
+        self.world.is_volume_empty = not self.world.is_volume_empty
 
     @precondition(lambda self: self.world.reservation)
     @rule()
@@ -354,6 +362,11 @@ class RandomWorld(RuleBasedStateMachine):
         assert writers == sorted(writers)
 
     @invariant()
+    def what_was_reported_as_durable_is_never_trained_again_from_step_0(self) -> None:
+        if not self.old_news:
+            assert not self.world.lost_by
+
+    @invariant()
     def the_stages_come_in_order_and_each_when_the_one_before_is_finished(self) -> None:
         order = [ORDER.index(stage) for stage in self.world.stages_created]
         assert order == sorted(order)
@@ -382,7 +395,9 @@ class RandomWorld(RuleBasedStateMachine):
             assert getattr(status, counter) == sum(getattr(stage, counter) for stage in status.stages)
         assert status.preemptions <= self.machines_lost
         if not self.old_news:  # a pod that went before anybody looked leaves no evidence of a preemption
-            assert status.preemptions + status.infrastructure_failures <= self.machines_lost + self.jobs_lost
+            assert status.preemptions + status.infrastructure_failures <= (
+                self.machines_lost + self.jobs_lost + self.world.volumes_lost
+            )
 
     @invariant()
     def what_is_spent_never_falls_and_no_second_is_paid_twice(self) -> None:
@@ -411,6 +426,7 @@ class RandomWorld(RuleBasedStateMachine):
             assert spec is not None
             self._edit(spec.model_copy(update={"suspend": False}))
         world.slow_seconds = 0
+        world.failing_reads, world.is_volume_empty = 0, False
         self._converge(world)
         if world.exists and not settled(world.status):
             assert not world.billed()

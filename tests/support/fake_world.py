@@ -142,6 +142,14 @@ class FakeWorld:
     stale: int = 0
     """Observe as many passes ago as this."""
     history: list[tuple[int, Observed]] = field(default_factory=list)
+    failing_reads: int = 0
+    """So many attempts from now find that their checkpoint cannot be read."""
+    is_volume_empty: bool = False
+    """Whether another, empty volume is mounted where the checkpoints should be."""
+    volumes_lost: int = 0
+    """Attempts that ended for either of these reasons."""
+    lost_by: list[int] = field(default_factory=list)
+    """Attempts that trained from step 0 although a durable step had been reported."""
     writes: int = 0
     gone_nodes: set[str] = field(default_factory=set)
     """Machines that went without a word, and took their pods' objects along."""
@@ -256,17 +264,26 @@ class FakeWorld:
         self.jobs[number] = trainer
         self.job_exists.add(number)
         if effect.stage is Stage.TRAIN:
-            self._claim(trainer)
+            self._claim(trainer, effect.checkpoint_step)
             return
         trainer.done_at = self.time + timedelta(seconds=STAGE_SECONDS)
         if effect.stage is Stage.EVALUATE:
             self.evaluated.append(effect.checkpoint_step)
 
-    def _claim(self, trainer: Trainer) -> None:
+    def _claim(self, trainer: Trainer, reported_step: int | None) -> None:
         if trainer.number < self.store.fence:
             self._exit(trainer, 81, Termination(outcome=Outcome.FENCED, fence=self.store.fence))
             return
         self.store.fence, self.store.owner = trainer.number, trainer.owner
+        if self.failing_reads or (self.is_volume_empty and reported_step is not None):
+            self.failing_reads = max(0, self.failing_reads - 1)
+            self.volumes_lost += 1
+            self._exit(trainer, 82, Termination(outcome=Outcome.VOLUME_LOST))
+            return
+        if self.is_volume_empty:
+            if self.status.checkpoint is not None:
+                self.lost_by.append(trainer.number)
+            return
         trainer.resumed_from = trainer.step = max((step for step, _ in self.store.steps), default=0)
 
     def _stop(self, number: int) -> None:
