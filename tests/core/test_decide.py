@@ -456,6 +456,18 @@ def test_an_older_attempt_that_still_lives_is_stopped() -> None:
     assert [(type(e), getattr(e, "number", None)) for e in decision.effects] == [(StopAttempt, 1)]
 
 
+def test_an_attempt_is_told_the_newest_step_that_was_reported_as_durable() -> None:
+    report = a_progress(120, checkpoint=100)
+    seen = an_observed(an_attempt(a_replica(), number=1), status=a_status(a_record(1)), progress=report)
+    checkpoint = decide(seen, now=NOW).status.checkpoint
+    assert checkpoint is not None
+    for saved, told in ((None, None), (checkpoint, 100)):
+        pending = a_record(2, state=AttemptState.PENDING)
+        status = a_status(an_ended(1), pending).model_copy(update={"checkpoint": saved})
+        decision = decide(an_observed(status=status, volume=VolumeSeen(exists=True, ours=True)), now=NOW)
+        assert [e.checkpoint_step for e in decision.effects if isinstance(e, StartAttempt)] == [told]
+
+
 def test_steps_trained_again_are_counted_once() -> None:
     status = a_status(an_ended(1, step=150, checkpoint_step=100), a_record(2))
     report = a_progress(101, checkpoint=100, resumed=100)

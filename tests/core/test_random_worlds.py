@@ -201,8 +201,14 @@ class RandomWorld(RuleBasedStateMachine):
         self.world.failing_reads += attempts
 
     @rule()
-    def another_volume_is_mounted_or_the_right_one_again(self) -> None:
-        self.world.is_volume_empty = not self.world.is_volume_empty
+    def the_next_machine_mounts_another_volume(self) -> None:
+        self.world.is_volume_empty = True
+        self.machine_goes("kill_node")
+        for _ in range(12):
+            self._pass()
+            self.world.admit()
+            self._tick()
+        self.world.is_volume_empty = False
 
     @precondition(lambda self: self.world.reservation)
     @rule()

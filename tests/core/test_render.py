@@ -9,6 +9,7 @@ from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
 from piton.core.backoff import GRACE_SECONDS
 from piton.core.model import Stage
+from piton.core.parse import meta_of
 from piton.core.pytorchjob import pytorchjob, volume_claim
 from piton.core.render import (
     ELASTIC_SHUTDOWN_SECONDS,
@@ -300,6 +301,21 @@ def test_the_deadline_travels_with_the_attempt() -> None:
 
 def test_the_same_run_gives_the_same_job() -> None:
     assert json.dumps(job(), sort_keys=True) == json.dumps(job(), sort_keys=True)
+
+
+def test_the_trainers_know_the_newest_durable_step_and_whether_they_may_start_without_it() -> None:
+    run = meta().model_copy(update={"allows_fresh_start": True})
+    told = env(pytorchjob(run, a_spec(), 3, checkpoint_step=400))
+    assert (told[names.ENV_DURABLE_STEP], told[names.ENV_ALLOW_FRESH_START]) == ("400", "true")
+    assert env(pytorchjob(meta(), a_spec(), 3)).keys().isdisjoint({names.ENV_DURABLE_STEP, names.ENV_ALLOW_FRESH_START})
+
+
+def test_a_fresh_start_is_allowed_by_an_annotation() -> None:
+    metadata = {"name": "ragcun", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    annotation = {names.ANNOTATION_ALLOW_FRESH_START: "true"}
+    assert meta_of({**metadata, "annotations": annotation}).allows_fresh_start
+    assert not meta_of({**metadata, "annotations": {names.ANNOTATION_ALLOW_FRESH_START: "no"}}).allows_fresh_start
+    assert not meta_of(metadata).allows_fresh_start
 
 
 def test_a_place_decides_where_things_lie() -> None:
