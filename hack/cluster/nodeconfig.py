@@ -19,6 +19,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
                     "io.containerd.snapshotter.v1.zfs"]
 [grpc]
   address = "{socket}"
+# Its socket has one place on a machine, which the containerds of several nodes would fight for.
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "docker.io/{pause}"
 [plugins."io.containerd.cri.v1.runtime"]
