@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import signal
+import threading
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,6 +22,7 @@ from piton.contract import names
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.load import newest_good
 from piton_trainer.distributed import Ranks
+from piton_trainer.errors import BadConfig
 from support import ranks, tiny
 from support.disks import FullDisk
 
@@ -74,6 +78,29 @@ def test_a_full_disk_on_one_rank_ends_both(tmp_path: Path) -> None:
     ends = ranks.run(2, train)
     assert [e.result.code for e in ends] == [80, 80]
     assert [step for step, _ in layout.step_folders(tmp_path)] == [4]
+
+
+def test_rank_0_may_take_longer_than_a_collective_and_its_failure_is_everybodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "new_group", partial(dist.new_group, timeout=timedelta(seconds=5)))
+
+    def wait_and(say: Any) -> Any:
+        threading.Event().wait(7)
+        return say()
+
+    def refuse() -> str:
+        raise BadConfig("it cannot be")
+
+    def body() -> tuple[str, str]:
+        joined = Ranks.join()
+        said = joined.await_main(partial(wait_and, lambda: f"by rank {joined.rank}"))
+        with pytest.raises(BadConfig) as caught:
+            joined.await_main(refuse)
+        joined.leave()
+        return said, str(caught.value)
+
+    assert [end.result for end in ranks.run(2, body)] == [("by rank 0", "it cannot be")] * 2
 
 
 class Moody:

@@ -5,6 +5,7 @@ of the training step. With a single rank nothing is sent at all.
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
@@ -17,6 +18,9 @@ from piton.contract.ends import Outcome
 from piton_trainer.errors import BY_OUTCOME, Ended
 
 T = TypeVar("T")
+
+_TURN_SECONDS = 1.0
+"""How long one collective lasts in which the others wait for rank 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,28 @@ class Ranks:
         if isinstance(box[0], _Failure):
             raise self._error(box[0])
         return cast("T", box[0])
+
+    def await_main(self, action: Callable[[], T]) -> T:
+        """The same for what may take longer than the group's time-out: the others wait in many collectives, not in one.
+
+        Where there are others, rank 0 does it in a thread.
+        """
+        if self.world_size == 1:
+            return action()
+        results: list[T | _Failure] = []
+        thread = threading.Thread(target=lambda: results.append(self._attempt(action)), name="await-main", daemon=True)
+        if self.is_main:
+            thread.start()
+
+        def wait() -> list[T | _Failure]:
+            thread.join(_TURN_SECONDS)
+            return results
+
+        while not (heard := self.on_main(wait)):
+            pass
+        if isinstance(heard[0], _Failure):
+            raise self._error(heard[0])
+        return heard[0]
 
     def _attempt(self, action: Callable[[], T]) -> T | _Failure:
         if self.world_size == 1:
