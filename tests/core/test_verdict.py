@@ -146,6 +146,12 @@ def judged(
             id="a volume that stays away is nobody's program's doing",
         ),
         pytest.param(
+            a_failed_attempt(failed(84)),
+            Verdict.INFRASTRUCTURE,
+            Reason.NOT_MIRRORED,
+            id="a bucket that did not take the last checkpoint is nobody's program's doing",
+        ),
+        pytest.param(
             a_failed_attempt(failed(1, termination=said(Outcome.DIVERGED))),
             Verdict.USER_FAILURE,
             Reason.DIVERGED,

@@ -8,6 +8,7 @@
         OutOfSpace   80   the checkpoint volume is full
         Fenced       81   a higher attempt owns the checkpoint directory
         VolumeLost   82   the checkpoint volume cannot be written to or read
+        NotMirrored  84   all is trained, but the last checkpoint is not in the bucket
 
 They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
 ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.
@@ -61,6 +62,12 @@ class VolumeLost(Ended):
     outcome = Outcome.VOLUME_LOST
 
 
+class NotMirrored(Ended):
+    """The training is done and on the volume, but not in the bucket; another attempt only has to upload the rest."""
+
+    outcome = Outcome.NOT_MIRRORED
+
+
 class Fenced(Ended):
     """A higher attempt has claimed the checkpoint directory; this one may not commit any more."""
 
@@ -73,5 +80,5 @@ class Fenced(Ended):
 
 
 BY_OUTCOME: dict[Outcome, type[Ended]] = {
-    kind.outcome: kind for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost)
+    kind.outcome: kind for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost, NotMirrored)
 }

@@ -1,7 +1,7 @@
 """How a trainer process ends: its exit code, and one JSON object as the container's termination message.
 
     finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
-    volumeLost 82 --- failed: any other, but for 83 to 95, which later versions may give a meaning
+    volumeLost 82 --- notMirrored 84 --- failed: any other, but for those up to 95, which later versions may use
 
 143 is what a shell reports for SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves
 nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an outcome, or evidence from the pod.
@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     OUT_OF_SPACE = 80
     FENCED = 81
     VOLUME_LOST = 82
+    NOT_MIRRORED = 84
     STOPPED = 143
 
 
@@ -39,7 +40,7 @@ class Outcome(OpenEnum):
     """What became of an attempt, in the trainer's own words; a newer trainer may have more of them."""
 
     FINISHED = "finished"
-    """All of the training is done and COMPLETE.json is written."""
+    """All of the training is done, in the bucket too if there is one, and COMPLETE.json is written."""
     STOPPED = "stopped"
     """Told to stop (SIGTERM, the server's answer, PITON_STOP_AT), saved, and left."""
     BAD_CONFIG = "badConfig"
@@ -52,6 +53,8 @@ class Outcome(OpenEnum):
     """A higher attempt has claimed the checkpoint directory."""
     VOLUME_LOST = "volumeLost"
     """The checkpoint volume could not be written to or read for too long, or what was saved on it is lost."""
+    NOT_MIRRORED = "notMirrored"
+    """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
 
@@ -64,6 +67,7 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.OUT_OF_SPACE: ExitCode.OUT_OF_SPACE,
     Outcome.FENCED: ExitCode.FENCED,
     Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
+    Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
 }
 _OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
 _LATER_CODES = range(83, 96)
@@ -71,9 +75,10 @@ _LATER_CODES = range(83, 96)
 
 def outcome_of(exit_code: int | None) -> Outcome | None:
     """What an exit code says by itself: one that is kept for later versions an outcome that nobody here knows."""
-    if exit_code in _LATER_CODES:
-        return Outcome(f"exitCode{exit_code}")
-    return None if exit_code is None else _OUTCOMES.get(exit_code)
+    if exit_code is None:
+        return None
+    known = _OUTCOMES.get(exit_code)
+    return Outcome(f"exitCode{exit_code}") if known is None and exit_code in _LATER_CODES else known
 
 
 @dataclass(frozen=True, kw_only=True)

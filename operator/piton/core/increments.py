@@ -24,6 +24,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.NO_EVIDENCE,
         Reason.FENCED,
         Reason.VOLUME_LOST,
+        Reason.NOT_MIRRORED,
         Reason.PRICE_TOO_HIGH,
     ),
     Verdict.USER_FAILURE: (

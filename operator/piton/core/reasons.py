@@ -123,6 +123,8 @@ class Reason(OpenEnum):
     """The machine costs more than capacity.maxPricePerHour."""
     VOLUME_LOST = "VolumeLost"
     """The checkpoint volume could not be written to or read for too long, or the checkpoints on it are lost."""
+    NOT_MIRRORED = "NotMirrored"
+    """The training is done, but its last checkpoint could not be uploaded to the bucket."""
 
     # The user's
     CRASHED = "Crashed"

@@ -279,6 +279,7 @@ _RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.OUT_OF_SPACE: (Verdict.USER_FAILURE, Reason.OUT_OF_SPACE, False),
     Outcome.FENCED: (Verdict.INFRASTRUCTURE, Reason.FENCED, False),
     Outcome.VOLUME_LOST: (Verdict.INFRASTRUCTURE, Reason.VOLUME_LOST, False),
+    Outcome.NOT_MIRRORED: (Verdict.INFRASTRUCTURE, Reason.NOT_MIRRORED, False),
 }
 
 VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
