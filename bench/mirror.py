@@ -138,6 +138,7 @@ class Piton:
 
     def download(self, path: Path, key: str) -> None:
         """Fetch piece by piece, hash on the way, fsync."""
+        path.unlink(missing_ok=True)  # what is there would be kept
         self.bucket.download(path, key)
 
 

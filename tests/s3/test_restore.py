@@ -1,13 +1,21 @@
 """What is in the bucket comes back, whole, and only to those whose it is."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from piton_trainer.errors import BadConfig
-from piton_trainer.mirror.orders import Patience
+from piton_trainer.mirror import meter, mirror
+from piton_trainer.mirror.mirror import start
+from piton_trainer.mirror.orders import Patience, Transfer
+from piton_trainer.s3 import reading
 from support import s3
-from support.mirrored import Contents, Volume, errors, wait_for
+from support.mirrored import HASTY, MIB, QUICK, SHARD, Contents, Volume, errors, wait_for
 
 
 def test_an_empty_volume_gets_the_newest_checkpoint(lost: Volume, volume: Volume) -> None:
@@ -99,3 +107,142 @@ def test_a_place_that_holds_something_else_is_left_alone(lost: Volume, bucket: C
 def test_the_first_attempt_does_not_ask(volume: Volume, proxy: s3.Proxy) -> None:
     assert volume.restored(None) is None
     assert proxy.seen == []
+
+
+@pytest.fixture
+def aside(lost: Volume, bucket: Contents) -> Path:
+    """Where the newest checkpoint is restored to."""
+    return lost.directory / f".restoring-{bucket.newest()}"
+
+
+def test_an_attempt_fetches_what_the_one_before_has_not_fetched(
+    volume: Volume, tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents
+) -> None:
+    """The attempt before, with its process, is killed over the last piece of three."""
+    folder = volume.commit(6, size=20 * MIB)
+    assert volume.mirrored(6)
+    killed = Volume(tmp_path / "empty", uri, attempt=2, tuning=replace(HASTY, concurrency=1))
+    shard = killed.directory / f".restoring-{folder}" / SHARD
+    asked: list[str] = []
+    is_over = threading.Event()
+
+    def hold(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(SHARD):
+            asked.append(path)
+            if len(asked) == 3:
+                is_over.wait(60)
+                raise ConnectionError("there is nobody left to answer")
+
+    proxy.on_request = hold
+    first = killed.mirror(start=start)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(first.restore, None)
+        assert wait_for(lambda: len(asked) == 3 and shard.stat().st_size == 16 * MIB, 60)
+        first.close(0)
+        with pytest.raises(RuntimeError, match="ends before it has done so"):
+            waiting.result(20)
+    is_over.set()
+    before = proxy.fetched
+
+    assert Volume(killed.directory, uri, attempt=3).restored(None) == 6
+
+    assert 4 * MIB < proxy.fetched - before < 5 * MIB
+    assert killed.content(6) == volume.content(6)
+    assert {path.name for path in killed.directory.iterdir()} == {"FENCE", "MIRROR", "step-000000006"}
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": lambda data: data[:-1] + b"?",
+    "cut and flipped": lambda data: b"?" + data[1:500],
+    "too long": lambda data: data + b"?",
+    "empty": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items()])
+def test_a_leftover_that_is_no_good_is_fetched_again_and_the_good_ones_are_not(
+    damage: Callable[[bytes], bytes], lost: Volume, volume: Volume, aside: Path, proxy: s3.Proxy
+) -> None:
+    content = volume.content(6)
+    aside.mkdir()
+    (aside / SHARD).write_bytes(damage(content[SHARD]))
+    (aside / "state.json").write_bytes(content["state.json"])
+    (aside / "MANIFEST.json.0123abcd.tmp").write_text("half of")
+
+    assert lost.restored(None) == 6
+
+    assert lost.content(6) == content
+    assert [line for line in proxy.seen if line.startswith("GET") and "state.json" in line] == []
+
+
+def test_what_came_of_another_checkpoint_goes_before_the_next_one_comes(
+    lost: Volume, aside: Path, proxy: s3.Proxy
+) -> None:
+    others = [aside.with_name(f".restoring-step-00000000{step}-0123456789abcdef") for step in (6, 9)]
+    for other in others:
+        other.mkdir()
+        (other / SHARD).write_bytes(b"x")
+    seen: list[bool] = []
+
+    def look(_method: str, path: str) -> None:
+        if SHARD in path:
+            seen.append(any(other.exists() for other in others))
+
+    proxy.on_request = look
+
+    assert lost.restored(None) == 6
+
+    assert set(seen) == {False}
+
+
+def test_what_came_of_a_checkpoint_is_deleted_when_training_goes_on_without_it(
+    lost: Volume, volume: Volume, bucket: Contents, proxy: s3.Proxy
+) -> None:
+    volume.drop(6)
+    aside = volume.directory / f".restoring-{bucket.newest()}"
+    proxy.fail(method="GET", key=SHARD, times=10_000)
+    mirror = Volume(volume.directory, lost.uri, attempt=3).mirror()
+
+    assert mirror.restore(4) is None
+    assert aside.exists()
+    mirror.committed(4)
+
+    assert wait_for(lambda: not aside.exists())
+    mirror.close(0)
+
+
+def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
+    volume: Volume, tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+    volume.commit(6, size=3000)
+    assert volume.mirrored(6)
+    asked: list[str] = []
+
+    def break_often(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(SHARD):
+            asked.append(path)
+            if len(asked) % 6 == 0:
+                proxy.fail(method="GET", key=SHARD)
+
+    proxy.on_request = break_often
+    empty = Volume(tmp_path / "empty", uri, attempt=2)
+
+    assert empty.restored(None, Patience(backoff=0.15, restore=0.2)) == 6
+
+    assert len(asked) >= 30
+    assert empty.content(6) == volume.content(6)
+
+
+def test_a_restore_that_takes_long_tells_how_far_it_is(lost: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_TELL_SECONDS", 0.0)
+    told: list[Transfer] = []
+    follower = lost.mirror(QUICK, tell=told.append)
+
+    assert follower.restore(None) == 6
+
+    follower.close(0)
+    assert {(transfer.is_restore, transfer.step, transfer.total) for transfer in told} == {(True, 6, 1002)}
+    assert [transfer.done for transfer in told] == sorted(transfer.done for transfer in told)
+    assert told[-1].done == 1002

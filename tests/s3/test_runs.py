@@ -1,14 +1,22 @@
 """Whole runs with a mirror: what they end with, and what they cost training when the bucket is in trouble."""
 
+import os
 import shutil
+import signal
+import threading
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import piton_trainer
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
+from piton.contract.ends import Outcome, Termination
 from piton_trainer import audience
+from piton_trainer.checkpoint import layout
 from piton_trainer.config import Server
 from piton_trainer.mirror import mirror
 from support import ranks, s3, tiny
@@ -99,11 +107,100 @@ def test_a_bucket_that_stays_away_costs_no_training_and_is_said_once(
     with StatusServer() as status:
         ran = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=1, server=Server(url=status.url))
 
-    assert ran.code == 0
+    assert list(ran.losses) == list(range(1, tiny.STEPS + 1))
     assert caplog.text.count("fails, and is tried again") == 1
     assert "is behind: it has step None of 15" in caplog.text
     assert status.reports[-1].metrics["mirror_lag_steps"] == 15
     assert status.reports[-1].metrics["mirror_lag_seconds"] > 0
+
+
+def test_a_run_whose_last_checkpoint_is_not_in_the_bucket_is_not_finished_and_the_next_attempt_only_uploads_it(
+    tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents, monkeypatch: pytest.MonkeyPatch, undisturbed: str
+) -> None:
+    """On two ranks: neither says that the run is finished."""
+    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=0.2))
+    directory, logs = tmp_path / "checkpoints", [tmp_path / "0", tmp_path / "1"]
+    for log in logs:
+        log.touch()
+
+    def train(attempt: int) -> list[tiny.Ran]:
+        def body() -> tiny.Ran:
+            log = logs[int(os.environ["RANK"])]
+            return tiny.train(directory, assignment=orders(uri), attempt=attempt, seed=attempt, termination_log=log)
+
+        return [end.result for end in ranks.run(2, body)]
+
+    proxy.fail(times=10_000, code="AccessDenied")
+    first = train(1)
+    words = Termination.from_json(logs[0].read_text())
+    proxy.heal()
+    second = train(2)
+
+    assert [ran.code for ran in first] == [84, 84]
+    assert [ran.complete for ran in first] == [None, None]
+    assert words is not None
+    assert (words.outcome, words.step, words.checkpoint_step) == (Outcome.NOT_MIRRORED, tiny.STEPS, tiny.STEPS)
+    assert "There is no checkpoint" in words.detail
+    assert "AccessDenied" in words.detail
+    assert [ran.resumed_from for ran in second] == [tiny.STEPS] * 2
+    assert [ran.losses for ran in second] == [{}, {}]
+    assert digest(second[0])
+    assert (bucket.newest() or "").startswith(f"step-{tiny.STEPS:09d}-")
+    bucket.assert_sound()
+
+
+def test_a_stop_over_the_last_upload_leaves_it_to_the_next_attempt(
+    tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents, monkeypatch: pytest.MonkeyPatch, undisturbed: str
+) -> None:
+    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=600, stop=0.2))
+    is_over = threading.Event()
+
+    def stop(method: str, path: str) -> None:
+        if method == "PUT" and f"/step-{tiny.STEPS:09d}-" in path:
+            os.kill(os.getpid(), signal.SIGTERM)
+            is_over.wait(60)
+
+    proxy.on_request = stop
+    stopped = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=1)
+    proxy.on_request = None
+    is_over.set()
+    ran = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=2)
+
+    assert (stopped.code, stopped.complete) == (143, None)
+    assert stopped.error == "told to stop by SIGTERM; step 15 is saved"
+    assert (ran.losses, digest(ran)) == ({}, undisturbed)
+    assert (bucket.newest() or "").startswith(f"step-{tiny.STEPS:09d}-")
+
+
+def test_a_restore_may_take_longer_than_the_ranks_wait_for_each_other(
+    tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, undisturbed: str
+) -> None:
+    monkeypatch.setattr(dist, "new_group", partial(dist.new_group, timeout=timedelta(seconds=10)))
+    monkeypatch.setattr(mirror, "_TELL_SECONDS", 1.0)
+    first = tiny.train(tmp_path / "first", assignment=orders(uri), attempt=1, at={10: tiny.terminate})
+    assert first.code == 143
+    monkeypatch.setattr(mirror, "Tuning", lambda **_: replace(HASTY, read_seconds=60))
+    held: list[str] = []
+
+    def hold(method: str, path: str) -> None:
+        if method == "GET" and path.endswith((".distcp", layout.STATE_FILE)):
+            held.append(path)
+            threading.Event().wait(11 if path.endswith(layout.STATE_FILE) else 13)
+
+    proxy.on_request = hold
+    with StatusServer() as status:
+
+        def body() -> tiny.Ran:
+            server = Server(url=status.url)
+            return tiny.train(tmp_path / "second", assignment=orders(uri), attempt=2, server=server)
+
+        second = [end.result for end in ranks.run(2, body)]
+
+    assert held
+    assert [(ran.code, ran.resumed_from) for ran in second] == [(0, 10)] * 2
+    restoring = [report.metrics for report in status.reports if "mirror_restored_bytes" in report.metrics]
+    assert restoring
+    assert all(0 < found["mirror_restored_bytes"] <= found["mirror_restore_bytes"] for found in restoring)
 
 
 def test_the_lag_is_reported(tmp_path: Path, uri: str, proxy: s3.Proxy) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from piton.contract import names
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.mirror.mirror import Mirror
 from piton_trainer.mirror.orders import Patience
 from support import s3
 from support.checkpoints import flip
@@ -181,6 +183,59 @@ def test_files_go_several_at_a_time(volume: Volume, proxy: s3.Proxy) -> None:
 
     assert mirror.close(20)
     assert errors(mirror) == 0
+
+
+def manifests(proxy: s3.Proxy) -> list[str]:
+    """The steps whose manifests were put into the bucket, in order."""
+    found = [re.search(r"PUT .*/step-0*([0-9]+)-[0-9a-f]+/MANIFEST", line) for line in proxy.seen]
+    return [match[1] for match in found if match]
+
+
+def disturb(volume: Volume, proxy: s3.Proxy, *, over: str) -> Mirror:
+    """Mirror step 4; while the first part of this folder is on its way, step 6 is committed."""
+    volume.tuning = replace(HASTY, concurrency=1)
+    mirror = volume.mirror()
+    disturbed: list[str] = []
+
+    def commit(method: str, path: str) -> None:
+        if method == "PUT" and f"{over}/{SHARD}" in path and not disturbed:
+            disturbed.append(path)
+            volume.commit(6, val_loss=0.5)
+            mirror.committed(6)
+            assert wait_for(lambda: mirror._state.known == 6)
+
+    proxy.on_request = commit
+    mirror.committed(4)
+    return mirror
+
+
+def test_an_older_checkpoint_gives_way_to_a_newer_one_in_the_middle_of_a_file(
+    volume: Volume, proxy: s3.Proxy, bucket: Contents
+) -> None:
+    old = volume.commit(2, size=22 * MIB, val_loss=0.1)  # the best one, which is kept
+    volume.commit(4, val_loss=0.5)
+    mirror = disturb(volume, proxy, over=old)
+
+    assert mirror.close(60)
+
+    assert manifests(proxy) == ["4", "6", "2"]
+    newer = next(index for index, line in enumerate(proxy.seen) if line.startswith("PUT") and "-000000006-" in line)
+    assert sum("partNumber" in line for line in proxy.seen[:newer]) < 5
+    assert len(bucket.folders()) == 3
+    assert bucket.unfinished() == []
+    bucket.assert_sound()
+
+
+def test_an_upload_that_latest_will_move_for_is_brought_to_its_end(
+    volume: Volume, proxy: s3.Proxy, bucket: Contents
+) -> None:
+    """Else a bucket that takes longer than the next commit would never have anything."""
+    mirror = disturb(volume, proxy, over=volume.commit(4, size=12 * MIB))
+
+    assert mirror.close(60)
+
+    assert manifests(proxy) == ["4", "6"]
+    assert bucket.latest().newest is not None
 
 
 def test_uploads_keep_to_their_bandwidth(volume: Volume) -> None:

@@ -105,7 +105,7 @@ class Volume:
             clock=Clock(),
             patience=patience,
             tuning=self.tuning,
-            **{"start": InThread, **parts},
+            **{"start": InThread, "tell": lambda _: None, **parts},
         )
 
     def mirrored(self, step: int) -> bool:

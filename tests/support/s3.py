@@ -167,6 +167,8 @@ class Proxy:
         """`<method> <path>` of every request."""
         self.bytes = 0
         """Of bodies, towards the server."""
+        self.fetched = 0
+        """Of bodies, from the server."""
         self.on_request: Callable[[str, str], object] | None = None
         """Called with method and path before a request is handed on."""
         self._faults: list[Fault] = []
@@ -229,6 +231,7 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: 
                 connection.request(self.command, self.path, body, dict(self.headers))
                 answer = connection.getresponse()
                 data = answer.read()
+            proxy.fetched += len(data)
             if fault is None:
                 self._answer(answer, data)
             elif fault.half:

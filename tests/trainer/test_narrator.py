@@ -1,10 +1,13 @@
 """What a pod's log says while it trains."""
 
+from dataclasses import replace
+
 import pytest
 
 from piton.contract.progress import Progress
 from piton_trainer.interval import Choice
-from piton_trainer.narrator import Narrator, line
+from piton_trainer.mirror.orders import Transfer
+from piton_trainer.narrator import Narrator, line, transfer_line
 
 REPORT = Progress(updated="2026-01-01T00:00:00+00:00", step=120)
 
@@ -22,6 +25,17 @@ def test_a_line_says_how_far_how_good_how_long_and_how_safe() -> None:
 
     assert line(full) == "step 120 of 600 (20%), loss 2.312, 1m10s left, step 100 is saved"
     assert line(REPORT) == "step 120"
+
+
+def test_a_line_says_how_far_a_checkpoint_is_on_its_way() -> None:
+    restoring = Transfer(
+        is_restore=True, step=6, done=41_300_000_000, total=103_000_000_000, bytes_per_second=57_100_000.0
+    )
+
+    assert transfer_line(restoring) == "restoring step 6 from the mirror: 41.3 GB of 103 GB, 57.1 MB/s, 18m1s left"
+    assert transfer_line(replace(restoring, is_restore=False, bytes_per_second=0.0)) == (
+        "uploading step 6 to the mirror: 41.3 GB of 103 GB"
+    )
 
 
 def test_lines_come_further_and_further_apart(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,21 @@
 Training tells them and waits for none of them; what they say back is a wish.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from piton.contract import start
 from piton.contract.ends import Outcome
-from piton.contract.progress import MIRROR_LAG_SECONDS, MIRROR_LAG_STEPS, Progress
+from piton.contract.progress import (
+    MIRROR_LAG_SECONDS,
+    MIRROR_LAG_STEPS,
+    MIRROR_RESTORE_BYTES,
+    MIRROR_RESTORED_BYTES,
+    Progress,
+)
 from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.clock import Clock
@@ -19,9 +26,9 @@ from piton_trainer.ending import say
 from piton_trainer.errors import BadConfig
 from piton_trainer.interval import Choice
 from piton_trainer.mirror.mirror import Mirror
-from piton_trainer.mirror.orders import Patience
+from piton_trainer.mirror.orders import Patience, Transfer
 from piton_trainer.mirror.place import Place
-from piton_trainer.narrator import Narrator
+from piton_trainer.narrator import Narrator, transfer_line
 from piton_trainer.report import Reporter
 from piton_trainer.trouble import Watch
 
@@ -96,6 +103,14 @@ class Audience:
         listeners = (self.reporter, self.exporter, self.narrator)
         return [listener for listener in listeners if listener is not None and listener.is_due(now)]
 
+    def finish_mirror(self, is_told_to_stop: Callable[[], bool]) -> bool:
+        """Wait until the mirror has the last checkpoint; False: told to stop before.
+
+        Raises:
+            NotMirrored: it gets nowhere.
+        """
+        return self.mirror is None or self.mirror.finish(is_told_to_stop)
+
     def end_mirror(self, outcome: Outcome) -> None:
         """Wait for the mirror, as long as this kind of end allows."""
         if self.mirror is not None:
@@ -115,14 +130,24 @@ def gather(config: Config, *, world_size: int, fence: Fence, clock: Clock) -> Au
     Raises:
         BadConfig: there cannot be the mirror that it asks for.
     """
-    mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock)
     reporter = None if config.server is None else Reporter(config.server, interval_seconds=config.report_seconds)
+    moved = partial(_moved, reporter, clock)
+    mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock, tell=moved)
     return Audience(
         reporter=reporter, exporter=_exporter(config, world_size, mirror), narrator=Narrator(), mirror=mirror
     )
 
 
-def _mirror(config: Config, fence: Fence, clock: Clock) -> Mirror:
+def _moved(reporter: Reporter | None, clock: Clock, transfer: Transfer) -> None:
+    """A checkpoint that is waited for has come further. Before the first step, nobody else reports."""
+    say(transfer_line(transfer))
+    if reporter is not None and transfer.is_restore:
+        metrics = {MIRROR_RESTORED_BYTES: transfer.done, MIRROR_RESTORE_BYTES: transfer.total}
+        now = clock.now().isoformat(timespec="seconds")
+        reporter.post(Progress(updated=now, metrics=metrics), clock.monotonic())
+
+
+def _mirror(config: Config, fence: Fence, clock: Clock, *, tell: Callable[[Transfer], None]) -> Mirror:
     policy = config.assignment.mirror
     assert policy is not None
     if find_spec("boto3") is None:  # an image of the user's own need not have it
@@ -131,7 +156,7 @@ def _mirror(config: Config, fence: Fence, clock: Clock) -> Mirror:
         place = Place.parse(policy.uri, config.namespace, config.run)
     except ValueError as error:
         raise BadConfig(f"checkpoint.mirror: {error}") from error
-    return Mirror(config, place, policy, fence=fence, clock=clock, patience=Patience())
+    return Mirror(config, place, policy, fence=fence, clock=clock, patience=Patience(), tell=tell)
 
 
 def _exporter(config: Config, world_size: int, mirror: Mirror | None) -> "Exporter | None":

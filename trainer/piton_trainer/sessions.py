@@ -3,7 +3,7 @@
     enter     signals, process group, fence
     restore   the newest good checkpoint, into the user's objects
     steps     batches; between two of them the boundary: agree, save, report, end or stop
-    exit      last save, COMPLETE.json, termination message
+    exit      last save, in the bucket too, COMPLETE.json, termination message
 
 The session knows nothing of models and losses, and it owns no loop: the recipes' loop is its user like anybody's.
 """

@@ -10,6 +10,7 @@ Everything that this process has done so far is known here; the session around i
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -164,7 +165,19 @@ class Steps:
             self.state.ended = "the script ended its loop"
             self._finish(self.state.ended)
         assert self.complete is not None
+        self._await_mirror()
         self._saves.close(self.complete)
+
+    def _await_mirror(self) -> None:
+        """A run whose last checkpoint is not in its bucket is not finished."""
+        if self._assignment.mirror is None:
+            return
+
+        def is_told_to_stop() -> bool:
+            return self._signals.received is not None or self._stop_is_wished()
+
+        if not self._ranks.await_main(partial(self._audience.finish_mirror, is_told_to_stop)):
+            raise self._stopped()
 
     def progress(self, *, finished: bool = False) -> Progress:
         """A report of this moment."""

@@ -268,10 +268,10 @@ class Store:
         if self._fetch is None:
             return load()
         there = self._ranks.on_main(partial(newest_step, self._directory, self._retry))
-        fetched = self._ranks.on_main(partial(self._fetch, there))
+        fetched = self._ranks.await_main(partial(self._fetch, there))
         loaded = load()
         good = None if loaded is None else loaded.checkpoint.manifest.step
-        if good != (fetched or there) and self._ranks.on_main(partial(self._fetch, good)) is not None:
+        if good != (fetched or there) and self._ranks.await_main(partial(self._fetch, good)) is not None:
             # What looked like the newest is damaged, and the mirror had something better than what was left.
             loaded = load()
         return loaded

@@ -21,6 +21,8 @@ RESUMED_FROM = "resumed_from_step"
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
+MIRROR_RESTORED_BYTES = "mirror_restored_bytes"
+MIRROR_RESTORE_BYTES = "mirror_restore_bytes"
 CHECKPOINT_INTERVAL_SECONDS = "checkpoint_interval_seconds"
 CHECKPOINTS_SKIPPED = "checkpoints_skipped"
 CHECKPOINTS_THAT_FIT = "checkpoints_that_fit"

@@ -6,6 +6,7 @@
     follow     what it does: the bucket is kept like the volume
     upload     the volume's checkpoints into the bucket, and out of it what may go
     restore    the newest checkpoint out of the bucket into a volume
+    meter      how far a checkpoint is on its way
     bucket     the objects of one place
     place      keys and the one record that moves: what lies where (pure)
     claim      whose bucket it is (pure)

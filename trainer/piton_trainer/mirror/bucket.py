@@ -2,22 +2,25 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from s3transfer.manager import TransferConfig, TransferManager
+from s3transfer.subscribers import BaseSubscriber
 
 from piton.contract.manifest import FileEntry
 from piton_trainer.file_digest import FileDigest
 from piton_trainer.mirror.place import Place
-from piton_trainer.s3 import Missing, Tuning
+from piton_trainer.s3 import Missing, Tuning, always, uncounted
 from piton_trainer.s3.checksums import fingerprint
 from piton_trainer.s3.client import connect, in_our_words
 from piton_trainer.s3.reading import Source
 
 _DELETE_MAX = 1000
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +87,51 @@ class Bucket:
             return Object(size=answer["ContentLength"], checksum=checksum, version=answer["ETag"])
         return None
 
-    def upload(self, path: Path, *parts: str) -> None:
-        """Send a file, in parts where it is large."""
-        extra = {"ChecksumAlgorithm": "SHA256"}
-        with in_our_words():
-            self._manager.upload(str(path), self.place.bucket, self.place.key(*parts), extra_args=extra).result()
+    def upload(
+        self,
+        path: Path,
+        *parts: str,
+        moved: Callable[[int], object] = uncounted,
+        is_wanted: Callable[[], bool] = always,
+    ) -> bool:
+        """Send a file, in parts where it is large; False: given up, since it is not wanted any more.
 
-    def download(self, path: Path, *parts: str, like: FileEntry | None = None) -> FileEntry:
+        `moved` is told of bytes as they go, and of those that go again as fewer than none.
+        """
+        listener = _Listener(moved, is_wanted)
+        extra = {"ChecksumAlgorithm": "SHA256"}
+        at = str(path), self.place.bucket, self.place.key(*parts)
+        with in_our_words(), suppress(CancelledError):
+            self._manager.upload(*at, extra_args=extra, subscribers=[listener]).result()
+            return True
+        return False
+
+    def download(
+        self,
+        path: Path,
+        *parts: str,
+        like: FileEntry | None = None,
+        kept: Callable[[int], object] = uncounted,
+        moved: Callable[[int], object] = uncounted,
+    ) -> FileEntry:
         """Fetch an object into a file, durably; what its bytes are, with a digest of the kind that `like` has.
+
+        What the file has already is kept for the beginning of the object: the digest tells whether it was that.
+        `kept` is told of such bytes, `moved` of those that come.
 
         Raises:
             Missing: it is not there.
         """
-        with path.open("wb") as file:
-            entry = self._read(parts, file.write, like)
+        source, digest = self._source(parts), FileDigest(like)
+        with path.open("a+b") as file:
+            first = _digest_kept(file, source.size, digest, kept)
+            for piece in source.pieces(self._pool, first):
+                digest.update(piece)
+                file.write(piece)
+                moved(len(piece))
             file.flush()
             os.fsync(file.fileno())
-        return entry
+        return FileEntry(size=source.size, digest=digest.text())
 
     def digest(self, *parts: str, like: FileEntry) -> FileEntry:
         """The same, all of them read and none kept.
@@ -108,19 +139,16 @@ class Bucket:
         Raises:
             Missing: it is not there.
         """
-        return self._read(parts, len, like)
-
-    def _read(self, parts: tuple[str, ...], take: Callable[[bytes], object], like: FileEntry | None) -> FileEntry:
-        there = self.look(*parts)
-        if there is None:
-            raise Missing(self.place.key(*parts))
-        key = self.place.key(*parts)
-        source = Source(self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning)
-        digest = FileDigest(like)
+        source, digest = self._source(parts), FileDigest(like)
         for piece in source.pieces(self._pool):
             digest.update(piece)
-            take(piece)
-        return FileEntry(size=there.size, digest=digest.text())
+        return FileEntry(size=source.size, digest=digest.text())
+
+    def _source(self, parts: tuple[str, ...]) -> Source:
+        key, there = self.place.key(*parts), self.look(*parts)
+        if there is None:
+            raise Missing(key)
+        return Source(self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning)
 
     def folders(self) -> dict[str, list[str]]:
         """The names of all objects here that are in a folder, by its name."""
@@ -163,6 +191,33 @@ class Bucket:
         self._pool.shutdown()
         self._client.close()
 
-    def fingerprint(self, path: Path, like: FileEntry | None = None) -> tuple[FileEntry, str]:
+    def fingerprint(
+        self, path: Path, like: FileEntry | None = None, *, hashed: Callable[[int], object] = uncounted
+    ) -> tuple[FileEntry, str]:
         """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded."""
-        return fingerprint(path, self._tuning.chunk_bytes, like)
+        return fingerprint(path, self._tuning.chunk_bytes, like, hashed=hashed)
+
+
+class _Listener(BaseSubscriber):  # type: ignore[misc]
+    """Hears of an upload's bytes, and gives it up when it is not wanted any more."""
+
+    def __init__(self, moved: Callable[[int], object], is_wanted: Callable[[], bool]) -> None:
+        self._moved = moved
+        self._is_wanted = is_wanted
+
+    def on_progress(self, future: Any, bytes_transferred: int, **_: object) -> None:
+        self._moved(bytes_transferred)
+        if not self._is_wanted():
+            future.cancel()
+
+
+def _digest_kept(file: BinaryIO, size: int, digest: FileDigest, kept: Callable[[int], object]) -> int:
+    """Read what a file has of so many bytes; how many. A longer file is another one, and emptied."""
+    there = file.seek(0, os.SEEK_END)
+    if there > size:
+        there = file.truncate(0)
+    file.seek(0)
+    while data := file.read(_READ_BYTES):
+        digest.update(data)
+        kept(len(data))
+    return there

@@ -10,6 +10,7 @@ Whatever goes wrong is retried with back-off and said once per kind.
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import read
@@ -17,8 +18,9 @@ from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.claim import NotOurs
-from piton_trainer.mirror.orders import Settings, State
-from piton_trainer.mirror.restore import restore
+from piton_trainer.mirror.meter import Meter
+from piton_trainer.mirror.orders import Settings, State, Transfer
+from piton_trainer.mirror.restore import restore, sweep
 from piton_trainer.mirror.upload import Uploader, read_latest
 from piton_trainer.s3 import Trouble
 
@@ -28,13 +30,17 @@ logger = logging.getLogger(__name__)
 class Follower:
     """Works in a thread of its own, and tells whenever it came further."""
 
-    def __init__(self, settings: Settings, *, clock: Clock, tell: Callable[[State], None]) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock, tell: Callable[[State | Transfer], None]) -> None:
         self._settings = settings
         self._patience = settings.patience
         self._clock = clock
         self._tell = tell
         self._bucket = Bucket(settings.place, settings.tuning)
-        self._uploader = Uploader(self._bucket, settings, disk=layout.Disk(), check_fence=self._check_fence)
+        self._restoring = Meter(clock, tell, is_restore=True)
+        uploading = Meter(clock, tell, is_restore=False)
+        self._uploader = Uploader(
+            self._bucket, settings, disk=layout.Disk(), check_fence=self._check_fence, meter=uploading
+        )
         self._changed = threading.Condition()
         self._wanted: int | None = None
         self._errors = 0
@@ -52,8 +58,7 @@ class Follower:
         """
         if newer_than is None and self._settings.attempt == 1:
             return None  # nobody was here before
-        deadline = self._clock.monotonic() + (self._patience.restore if newer_than is None else 0.0)
-        delay = self._patience.backoff
+        failing_since, delay = self._clock.monotonic(), self._patience.backoff
         while True:
             try:
                 return self._restore(-1 if newer_than is None else newer_than)
@@ -65,7 +70,10 @@ class Follower:
                     raise BadConfig(
                         f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}"
                     ) from trouble
-                if self._clock.monotonic() + delay > deadline:
+                now, moved_at = self._clock.monotonic(), self._restoring.moved_at
+                if moved_at is not None and moved_at > failing_since:  # a part of it has come since the last failure
+                    failing_since, delay = now, self._patience.backoff
+                if now + delay > failing_since + self._patience.restore:
                     raise RuntimeError(
                         f"the volume has no checkpoint, and {self._settings.place} is gone: {trouble}"
                     ) from trouble
@@ -82,7 +90,7 @@ class Follower:
         if latest is None or latest.newest is None or not self._uploader.may_restore(latest):
             return None
         self._uploader.adopt(latest)
-        return restore(self._bucket, latest, self._settings.directory, newer_than=newer_than)
+        return restore(self._bucket, latest, self._settings.directory, newer_than=newer_than, meter=self._restoring)
 
     def committed(self, step: int) -> None:
         """This step is durable on the volume. Returns at once."""
@@ -93,6 +101,8 @@ class Follower:
             self._report()
             is_first, self._has_begun = not self._has_begun, True
         if is_first:
+            with suppress(OSError):
+                sweep(self._settings.directory)  # the training has something newer, or does without
             self._thread.start()
 
     def close(self) -> None:
@@ -132,7 +142,7 @@ class Follower:
         with self._changed:
             wanted = self._wanted
         assert wanted is not None
-        uploaded = self._uploader.sync(wanted)
+        uploaded = self._uploader.sync(wanted, has_newer=lambda: self._wanted != wanted)
         with self._changed:
             self._is_idle = not uploaded and wanted == self._wanted
             self._report()

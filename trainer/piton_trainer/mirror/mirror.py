@@ -1,6 +1,6 @@
 """The mirror, as a session sees it: a process that is started, told of commits, asked, and replaced when it dies.
 
-    the loop     committed(step)   lag()                     end(outcome)
+    the loop     committed(step)   lag()                     finish()  end(outcome)
     a thread     starts the process; hears what it says; starts another one
     the process  process.py
 
@@ -9,6 +9,7 @@ that is acknowledged only the newest is kept, so the line between the two never 
 """
 
 import logging
+import math
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,22 +17,38 @@ from multiprocessing.connection import Connection
 from typing import Protocol, assert_never
 
 from piton.contract.assignment import MirrorPolicy
+from piton.contract.duration import format_duration
 from piton.contract.ends import Outcome
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence, Holder
 from piton_trainer.checkpoint.orders import Failed
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
+from piton_trainer.errors import NotMirrored
 from piton_trainer.helper import Helper
 from piton_trainer.mirror import Lag
-from piton_trainer.mirror.orders import Answer, Committed, Patience, Restore, Restored, Said, Settings, State
+from piton_trainer.mirror.orders import (
+    Answer,
+    Committed,
+    Patience,
+    Restore,
+    Restored,
+    Said,
+    Settings,
+    State,
+    Transfer,
+)
 from piton_trainer.mirror.place import Place
 from piton_trainer.s3 import Tuning
 
 logger = logging.getLogger(__name__)
 
 _LEAVE_SECONDS = 2.0
-_DEATHS_OF_A_RESTORE = 3
+_DEATHS_MAX = 3
+"""Of the process, over what the trainer waits for."""
+_LOOK_SECONDS = 0.1
+_TELL_SECONDS = 10.0
+"""How often those who wait are told how far it is."""
 
 
 class Process(Protocol):
@@ -65,6 +82,7 @@ class Mirror:
         fence: Fence,
         clock: Clock,
         patience: Patience,
+        tell: Callable[[Transfer], None],
         tuning: Tuning | None = None,
         start: Callable[[], Process] = start,
     ) -> None:
@@ -72,6 +90,7 @@ class Mirror:
         self._patience = patience
         self._clock = clock
         self._start = start
+        self._tell = tell
         speed = policy.megabytes_per_second
         self._settings = Settings(
             place=place,
@@ -98,7 +117,10 @@ class Mirror:
         self._answer: Restored | Failed | None = None
         self._errors = self._deaths = 0
         """Errors of the processes that died."""
-        self._said: set[str] = set()
+        self._said: list[str] = []
+        self._is_awaited = self._has_waited = False
+        self._moved_at = self._told_at = 0.0
+        """When something came further, and when that was told."""
         self._is_over = False
         # The kernel ends the process when the thread that started it does: so there is one that lives long enough.
         self._thread = threading.Thread(target=self._attend, name="mirror", daemon=True)
@@ -115,9 +137,10 @@ class Mirror:
         with self._changed:
             self._wish = Restore(newer_than=newer_than)
             self._send(self._wish)
-            last = self._deaths + _DEATHS_OF_A_RESTORE
-            self._changed.wait_for(lambda: self._answer or self._state.is_over or self._deaths >= last)
-            self._wish, answer, self._answer = None, self._answer, None
+            last = self._deaths + _DEATHS_MAX
+            self._await()
+            self._changed.wait_for(lambda: self._answer or self._state.is_over or self._is_over or self._deaths >= last)
+            self._wish, answer, self._answer, self._is_awaited = None, self._answer, None, False
         match answer:
             case Restored():
                 return answer.step
@@ -146,12 +169,36 @@ class Mirror:
             seconds = self._clock.monotonic() - self._commits[0][1]
             return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=errors)
 
+    def finish(self, is_told_to_stop: Callable[[], bool]) -> bool:
+        """The training is done: wait for the rest, as long as it comes further. False: told to stop before that.
+
+        True: the bucket has the newest checkpoint, or is somebody else's, which has been said.
+
+        Raises:
+            NotMirrored: nothing has come further for so long that it never may.
+        """
+        stop_at = math.inf
+        with self._changed:
+            self._await()
+            deaths_max = self._deaths + _DEATHS_MAX
+            while not self._is_settled() and self._deaths < deaths_max:
+                now = self._clock.monotonic()
+                if now >= min(stop_at, self._moved_at + self._patience.finish):
+                    break
+                if stop_at == math.inf and is_told_to_stop():
+                    stop_at = now + self._patience.stop
+                self._changed.wait(_LOOK_SECONDS)
+            self._is_awaited, self._has_waited = False, True
+            if not self._commits or self._state.is_over:
+                return True
+            if stop_at < math.inf:
+                return False
+            raise NotMirrored(self._what_is_missing())
+
     def end(self, outcome: Outcome) -> bool:
-        """The training is over: wait for the rest as long as this kind of end allows; whether the bucket has it all."""
-        if outcome is Outcome.FINISHED:
-            return self.close(self._patience.finish)
-        is_calm = outcome in (Outcome.STOPPED, Outcome.DIVERGED, Outcome.OUT_OF_SPACE)
-        return self.close(self._patience.stop if is_calm else 0.0)
+        """It is over: wait for the rest if this kind of end allows it, unless `finish` has; whether it is all there."""
+        is_calm = outcome in (Outcome.FINISHED, Outcome.STOPPED, Outcome.DIVERGED, Outcome.OUT_OF_SPACE)
+        return self.close(self._patience.stop if is_calm and not self._has_waited else 0.0)
 
     def close(self, seconds: float) -> bool:
         """Wait at most so long for the rest, then end the process; whether the bucket has it all."""
@@ -166,6 +213,21 @@ class Mirror:
         if not done:
             logger.warning("%s is behind: it has step %s of %s", self.place, mirrored, self._wanted)
         return done
+
+    def _await(self) -> None:
+        """From now on the trainer waits, and wants to know for what."""
+        self._is_awaited = True
+        self._moved_at = self._told_at = self._clock.monotonic()
+
+    def _what_is_missing(self) -> str:
+        has = "no checkpoint" if self._mirrored is None else f"step {self._mirrored}"
+        waited = self._clock.monotonic() - self._moved_at
+        why = f"nothing has moved for {format_duration(waited)}" if waited >= self._patience.finish else "it cannot be"
+        last = f". Said last: {self._said[-1]}" if self._said else ""
+        return (
+            f"the training is done at step {self._wanted}, which is on the volume but not in {self.place}: {why}. "
+            f"There is {has}; another attempt makes up for what is missing{last}"
+        )
 
     def _is_settled(self) -> bool:
         """Whether waiting changes nothing any more."""
@@ -216,11 +278,18 @@ class Mirror:
         with self._changed:
             match answer:
                 case State():
+                    if self._state.mirrored != answer.mirrored:
+                        self._moved_at = self._clock.monotonic()
                     self._state = answer
                     if answer.mirrored is not None:
                         self._mirrored = mirrored = answer.mirrored
                         self._commits = [(step, at) for step, at in self._commits if step > mirrored]
                     self._tell_newest()
+                case Transfer():
+                    self._moved_at = self._clock.monotonic()
+                    if self._is_awaited and self._moved_at - self._told_at >= _TELL_SECONDS:
+                        self._told_at = self._moved_at
+                        self._tell(answer)
                 case Said():
                     self._say(answer.sentence)
                 case Restored() | Failed():
@@ -246,5 +315,5 @@ class Mirror:
 
     def _say(self, sentence: str) -> None:
         if sentence not in self._said:
-            self._said.add(sentence)
+            self._said.append(sentence)
             logger.warning("%s", sentence)

@@ -20,7 +20,7 @@ class Patience:
     restore: float = 600.0
     """For a bucket that does not answer, when the volume has nothing to train on from."""
     finish: float = 300.0
-    """For the rest, when the run is finished."""
+    """For the rest, when the run is finished: so long without a byte that comes further."""
     stop: float = 10.0
     """For the rest, when told to stop: the machine is about to go, and the volume has it all."""
 
@@ -84,6 +84,20 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """How far a checkpoint is on its way. Said while it comes further, twice a second at most."""
+
+    is_restore: bool
+    """Out of the bucket, not into it."""
+    step: int
+    done: int
+    """Bytes that are where they belong."""
+    total: int
+    bytes_per_second: float
+    """Over the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Said:
     """A sentence for the log, which is the trainer's."""
 
@@ -91,4 +105,4 @@ class Said:
 
 
 Order = Restore | Committed
-Answer = Restored | State | Said | Failed
+Answer = Restored | State | Transfer | Said | Failed

@@ -1,18 +1,24 @@
 """The newest checkpoint out of the bucket into a volume.
 
-It goes into `.restoring-…` and becomes a checkpoint by one rename, after every file's digest was compared with the
-manifest. One that is not whole is named, and the next older one is tried.
+It goes into `.restoring-<its folder in the bucket>` and becomes a checkpoint by one rename, after every file's digest
+was compared with the manifest. One that is not whole is named, and the next older one is tried.
+
+A download that was cut off goes on where it was, also that of an attempt before: the name of the folder says of which
+manifest it is, and the digests say whether what it holds is good.
 """
 
 import logging
-import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint import layout
+from piton_trainer.clock import Clock
+from piton_trainer.errors import OutOfSpace
 from piton_trainer.mirror.bucket import Bucket
+from piton_trainer.mirror.meter import Meter
 from piton_trainer.mirror.place import Latest, folder_of, parse_folder
 from piton_trainer.s3 import Missing
 
@@ -22,24 +28,39 @@ RESTORING_PREFIX = ".restoring-"
 _FILES_AT_ONCE = 4
 
 
-def restore(bucket: Bucket, latest: Latest, directory: Path, *, newer_than: int) -> int | None:
+def restore(
+    bucket: Bucket, latest: Latest, directory: Path, *, newer_than: int, meter: Meter | None = None
+) -> int | None:
     """Fetch the newest whole checkpoint, if it is newer than this step; its step, or None.
 
     Raises:
-        OutOfSpace: the volume is full.
-        Trouble: the bucket does not answer.
+        OutOfSpace: the volume is full. Nothing is left on it.
+        Trouble: the bucket does not answer. What has come stays, for the next time.
     """
-    _sweep(directory)
+    meter = meter or Meter(Clock(), lambda _: None, is_restore=True)
     for folder in _candidates(bucket, latest):
         step = parse_folder(folder)
         if step is None or step <= newer_than:
             continue
-        with layout.full_disk_is_an_end(directory):
-            problem = _fetch(bucket, folder, step, directory)
+        sweep(directory, keep=folder)
+        try:
+            with layout.full_disk_is_an_end(directory):
+                problem = _fetch(bucket, folder, step, directory, meter)
+        except OutOfSpace:
+            sweep(directory)
+            raise
         if problem is None:
             return step
         logger.warning("%s in the mirror is passed over: %s", folder, problem)
+    sweep(directory)
     return None
+
+
+def sweep(directory: Path, *, keep: str | None = None) -> None:
+    """Delete what came of checkpoints that are not fetched any more: of all but this folder of the bucket."""
+    for entry in directory.iterdir():
+        if entry.name.startswith(RESTORING_PREFIX) and entry.name != f"{RESTORING_PREFIX}{keep}":
+            layout.discard(entry)
 
 
 def _candidates(bucket: Bucket, latest: Latest) -> list[str]:
@@ -51,13 +72,7 @@ def _candidates(bucket: Bucket, latest: Latest) -> list[str]:
     return [latest.newest.folder, *sorted(older, reverse=True)]
 
 
-def _sweep(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.name.startswith(RESTORING_PREFIX):
-            layout.discard(entry)
-
-
-def _fetch(bucket: Bucket, folder: str, step: int, directory: Path) -> str | None:
+def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: Meter) -> str | None:
     """Make it a checkpoint of the volume; what is wrong with it otherwise."""
     try:
         text = bucket.read(folder, names.MANIFEST_FILE)[0]
@@ -68,27 +83,35 @@ def _fetch(bucket: Bucket, folder: str, step: int, directory: Path) -> str | Non
         return str(error)
     if folder_of(step, text) != folder:
         return "its manifest is another folder's"
-    aside = directory / f"{RESTORING_PREFIX}{names.step_folder(step)}-{uuid.uuid4().hex[:8]}"
-    aside.mkdir()
-    try:
-        if problem := _files(bucket, folder, manifest, aside):
-            return problem
-        layout.Disk().write(aside / names.MANIFEST_FILE, text)
-        target = directory / names.step_folder(step)
-        layout.discard(target)
-        aside.rename(target)
-        layout.sync_folder(directory)
-    finally:
-        if aside.exists():
-            layout.discard(aside)
+    aside = directory / f"{RESTORING_PREFIX}{folder}"
+    layout.make_folder(aside)
+    for left in aside.iterdir():
+        if left.name not in manifest.files:
+            left.unlink()
+    meter.begin(step, manifest.size)
+    if problem := _files(bucket, folder, manifest, aside, meter):
+        return problem
+    layout.Disk().write(aside / names.MANIFEST_FILE, text)
+    target = directory / names.step_folder(step)
+    layout.discard(target)
+    aside.rename(target)
+    layout.sync_folder(directory)
     return None
 
 
-def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path) -> str | None:
+def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path, meter: Meter) -> str | None:
     def fetch(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
+        path = aside / name
+        has_leftover = path.exists()
+        download = partial(bucket.download, path, folder, name, like=entry, kept=meter.kept, moved=meter.moved)
         try:
-            there = bucket.download(aside / name, folder, name, like=entry)
+            there = download()
+            if there != entry and has_leftover:
+                # The leftover was no beginning of it: a machine that went down has not written all that it was told to.
+                path.unlink()
+                meter.kept(-there.size)
+                there = download()
         except Missing:
             return f"{name} is missing"
         return None if there == entry else f"{name} is not what the manifest says"

@@ -3,6 +3,9 @@
 It looks at what the volume has and what the bucket lacks, newest first, each time anew: nothing is remembered that a
 crash could lose. A folder whose manifest is in the bucket is whole, since the manifest goes last; `latest` moves after
 that, by a write that fails if anybody else wrote it meanwhile.
+
+An upload that `latest` will move for is brought to its end: else a bucket that takes longer than the next commit would
+never have one. One of an older checkpoint gives way to a newer one at once.
 """
 
 import logging
@@ -18,9 +21,10 @@ from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.retention import steps_to_delete
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.claim import NotOurs, claim
+from piton_trainer.mirror.meter import Meter
 from piton_trainer.mirror.orders import Settings
 from piton_trainer.mirror.place import LATEST, Latest, Pointer, folder_of, parse_folder
-from piton_trainer.s3 import Missing, Overtaken, Trouble
+from piton_trainer.s3 import Missing, Overtaken, Trouble, always
 
 logger = logging.getLogger(__name__)
 
@@ -47,22 +51,29 @@ class Damaged(Exception):  # noqa: N818 - the volume's, not ours
     """A file on the volume is not what its manifest says."""
 
 
+class GivesWay(Exception):  # noqa: N818 - a fact
+    """There is something newer to upload."""
+
+
 class Uploader:
     """One process's right and duty to keep the bucket like the volume."""
 
     def __init__(
-        self, bucket: Bucket, settings: Settings, *, disk: layout.Disk, check_fence: Callable[[], None]
+        self, bucket: Bucket, settings: Settings, *, disk: layout.Disk, check_fence: Callable[[], None], meter: Meter
     ) -> None:
         self._bucket = bucket
         self._settings = settings
         self._directory = settings.directory
         self._disk = disk
         self._check_fence = check_fence
+        self._meter = meter
         self._latest: Latest | None = None
         self._version: str | None = None
         self._manifests: dict[str, Manifest | None] = {}
         self._unwanted: set[str] = set()
         """Folders that are not uploaded again: the rules let them go, or they are damaged on the volume."""
+        self._checksums: dict[tuple[str, str], str] = {}
+        """Of files of the checkpoint under way that are found good: an upload that is tried again hashes none again."""
 
     @property
     def mirrored_step(self) -> int | None:
@@ -82,8 +93,10 @@ class Uploader:
         if self._lineage != found.lineage:
             self._disk.write(self._directory / LINEAGE_FILE, found.lineage)
 
-    def sync(self, newest: int) -> bool:
+    def sync(self, newest: int, *, has_newer: Callable[[], bool]) -> bool:
         """Upload the newest checkpoint, up to this step, that the bucket lacks; whether there was any.
+
+        One that is older than what the bucket has gives way when there is a newer one than this step.
 
         Raises:
             NotOurs: this process may not write to the bucket.
@@ -94,8 +107,10 @@ class Uploader:
             if checkpoint.manifest.step > newest:
                 continue
             try:
-                if self._put(checkpoint):
+                if self._put(checkpoint, has_newer):
                     return True
+            except GivesWay:
+                return True
             except Damaged as damage:
                 logger.warning("%s is not mirrored: %s", checkpoint.folder.name, damage)
             except FileNotFoundError:
@@ -141,14 +156,14 @@ class Uploader:
             return (self._directory / LINEAGE_FILE).read_text(encoding="utf-8").strip() or None
         return None
 
-    def _put(self, checkpoint: Checkpoint) -> bool:
-        text = (checkpoint.folder / names.MANIFEST_FILE).read_bytes().decode()
-        pointer = Pointer(step=checkpoint.manifest.step, folder=folder_of(checkpoint.manifest.step, text))
+    def _put(self, checkpoint: Checkpoint, has_newer: Callable[[], bool]) -> bool:
+        pointer, text = _pointer(checkpoint)
         if pointer.folder in self._unwanted:
             return False
         is_there = self._bucket.look(pointer.folder, names.MANIFEST_FILE) is not None
         if not is_there:
-            self._put_files(checkpoint, pointer.folder)
+            is_old = self.mirrored_step is not None and pointer.step < self.mirrored_step
+            self._put_files(checkpoint, pointer.folder, is_wanted=(lambda: not has_newer()) if is_old else always)
             self._hold()
             self._bucket.write(text, pointer.folder, names.MANIFEST_FILE)
         if self.mirrored_step is None or self.mirrored_step < pointer.step:
@@ -156,29 +171,56 @@ class Uploader:
             self._tidy(pointer)
         return not is_there
 
-    def _put_files(self, checkpoint: Checkpoint, folder: str) -> None:
-        """Several at a time: while one is hashed, another is on its way."""
+    def _put_files(self, checkpoint: Checkpoint, folder: str, *, is_wanted: Callable[[], bool]) -> None:
+        """Several at a time: while one is hashed, another is on its way.
+
+        Raises:
+            GivesWay: it is not wanted any more.
+        """
+        self._meter.begin(checkpoint.manifest.step, checkpoint.manifest.size)
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="mirror") as pool:
             files = checkpoint.manifest.files.items()
-            puts = [pool.submit(self._put_file, checkpoint.folder / name, entry, folder) for name, entry in files]
+            puts = [
+                pool.submit(self._put_file, checkpoint.folder / name, entry, folder, is_wanted) for name, entry in files
+            ]
             try:
                 for put in as_completed(puts):
                     put.result()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        self._checksums.clear()
 
-    def _put_file(self, path: Path, entry: FileEntry, folder: str) -> None:
-        found, checksum = self._bucket.fingerprint(path, like=entry)
-        if found != entry:
-            self._unwanted.add(folder)
-            raise Damaged(f"{path.name} is not what its manifest says")
+    def _put_file(self, path: Path, entry: FileEntry, folder: str, is_wanted: Callable[[], bool]) -> None:
+        checksum = self._checksum(path, entry, folder, is_wanted)
+        there = self._bucket.look(folder, path.name)
+        if there is not None and (there.size, there.checksum) == (entry.size, checksum):
+            self._meter.kept(entry.size)
+            return
+        if not self._bucket.upload(path, folder, path.name, moved=self._meter.moved, is_wanted=is_wanted):
+            raise GivesWay
         there = self._bucket.look(folder, path.name)
         if there is None or (there.size, there.checksum) != (entry.size, checksum):
-            self._bucket.upload(path, folder, path.name)
-            there = self._bucket.look(folder, path.name)
-        if there is None or (there.size, there.checksum) != (entry.size, checksum):
+            del self._checksums[folder, path.name]  # it may be the volume's copy that has changed
             raise Trouble("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
+
+    def _checksum(self, path: Path, entry: FileEntry, folder: str, is_wanted: Callable[[], bool]) -> str:
+        """What S3 will say of a file that is what its manifest says."""
+
+        def hashed(size: int) -> None:
+            self._meter.hashed(size)
+            if not is_wanted():
+                raise GivesWay
+
+        if (folder, path.name) in self._checksums:
+            self._meter.hashed(entry.size)
+        else:
+            found, checksum = self._bucket.fingerprint(path, like=entry, hashed=hashed)
+            if found != entry:
+                self._unwanted.add(folder)
+                raise Damaged(f"{path.name} is not what its manifest says")
+            self._checksums[folder, path.name] = checksum
+        return self._checksums[folder, path.name]
 
     def _move(self, pointer: Pointer) -> None:
         assert self._latest is not None
@@ -190,7 +232,7 @@ class Uploader:
         self._latest = moved
 
     def _tidy(self, newest: Pointer) -> None:
-        """Delete what the rules no longer keep, and what was never finished. Manifests go first."""
+        """Delete what the rules no longer keep, and what nobody finishes any more. Manifests go first."""
         folders = self._bucket.folders()
         read = {name: self._manifest(name) for name, files in folders.items() if names.MANIFEST_FILE in files}
         whole = {name: manifest for name, manifest in read.items() if manifest is not None}
@@ -205,12 +247,21 @@ class Uploader:
         measured = [(step, whole[name].metrics) for step, name in by_step.items() if name in whole]
         gone = set(steps_to_delete(measured, policy=self._settings.policy, objective=self._settings.objective))
         kept = {name for step, name in by_step.items() if step not in gone}
-        for name in steps.keys() - kept:
+        unfinished = self._on_volume() - whole.keys() - self._unwanted
+        for name in steps.keys() - kept - unfinished:
             files = folders[name]
             if names.MANIFEST_FILE in files:
                 self._bucket.delete(name, [names.MANIFEST_FILE])
             self._bucket.delete(name, files)
             self._unwanted.add(name)
+
+    def _on_volume(self) -> set[str]:
+        """The folders that the checkpoints of the volume have in the bucket, or will have."""
+        found = set()
+        for checkpoint in layout.committed(self._directory):
+            with suppress(FileNotFoundError):
+                found.add(_pointer(checkpoint)[0].folder)
+        return found
 
     def _manifest(self, folder: str) -> Manifest | None:
         """A folder's manifest, read once; None when it is no good."""
@@ -219,3 +270,9 @@ class Uploader:
             with suppress(Missing, ValueError):
                 self._manifests[folder] = Manifest.from_json(self._bucket.read(folder, names.MANIFEST_FILE)[0])
         return self._manifests[folder]
+
+
+def _pointer(checkpoint: Checkpoint) -> tuple[Pointer, str]:
+    """Where a checkpoint of the volume goes, and the text of its manifest."""
+    text = (checkpoint.folder / names.MANIFEST_FILE).read_bytes().decode()
+    return Pointer(step=checkpoint.manifest.step, folder=folder_of(checkpoint.manifest.step, text)), text

@@ -6,18 +6,25 @@ digests, followed by their number. Which it will be follows from its size and th
 
 import base64
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from s3transfer.utils import ChunksizeAdjuster
 
 from piton.contract.manifest import FileEntry
 from piton_trainer.file_digest import FileDigest
+from piton_trainer.s3 import uncounted
 
 _READ_BYTES = 1 << 20
 
 
-def fingerprint(path: Path, chunk_bytes: int, like: FileEntry | None = None) -> tuple[FileEntry, str]:
-    """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded."""
+def fingerprint(
+    path: Path, chunk_bytes: int, like: FileEntry | None = None, *, hashed: Callable[[int], object] = uncounted
+) -> tuple[FileEntry, str]:
+    """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded.
+
+    `hashed` is told of bytes as they are read.
+    """
     size = path.stat().st_size
     chunk = ChunksizeAdjuster().adjust_chunksize(chunk_bytes, size)
     whole, parts = FileDigest(like), []
@@ -28,6 +35,7 @@ def fingerprint(path: Path, chunk_bytes: int, like: FileEntry | None = None) -> 
                 data = file.read(min(_READ_BYTES, start + chunk - offset))
                 whole.update(data)
                 part.update(data)
+                hashed(len(data))
             parts.append(part.digest())
     entry = FileEntry(size=size, digest=whole.text())
     if size < chunk_bytes:
