@@ -9,6 +9,7 @@ import pytest
 from piton.contract import names
 from piton_trainer.errors import NotMirrored
 from piton_trainer.helper import Helper
+from piton_trainer.mirror import meter
 from piton_trainer.mirror import mirror as trainers_side
 from piton_trainer.mirror.mirror import Mirror, start
 from piton_trainer.mirror.orders import Transfer
@@ -54,6 +55,20 @@ def test_an_upload_that_comes_further_is_waited_for_and_told(
     assert all(not transfer.is_restore and 0 < transfer.done <= transfer.total for transfer in told)
 
 
+def test_a_large_file_that_begins_anew_gets_somewhere(volume: Volume, proxy: s3.Proxy, bucket: Contents) -> None:
+    """Sending it takes twice as long as it may stand still, and its end fails once."""
+    volume.tuning = replace(HASTY, bytes_per_second=8 * MIB)
+    folder = volume.commit(4, size=40 * MIB)
+    proxy.fail(method="POST", key="uploadId", code="InternalError")
+    mirror = volume.mirror(replace(QUICK, finish=STALL_SECONDS))
+    mirror.committed(4)
+
+    assert mirror.finish(never)
+
+    assert mirror.close(0)
+    assert bucket.newest() == folder
+
+
 def test_an_upload_that_gets_nowhere_is_given_up_and_said(
     volume: Volume, proxy: s3.Proxy, finish: Callable[..., Mirror]
 ) -> None:
@@ -71,9 +86,10 @@ def test_an_upload_that_gets_nowhere_is_given_up_and_said(
 
 
 def test_what_is_only_sent_again_and_again_does_not_count_as_getting_anywhere(
-    volume: Volume, proxy: s3.Proxy, finish: Callable[..., Mirror]
+    volume: Volume, proxy: s3.Proxy, finish: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both parts arrive each time, and then they cannot be put together."""
+    monkeypatch.setattr(meter, "_TELL_SECONDS", 0.0)
     volume.commit(4, size=6 * MIB)
     proxy.fail(method="POST", key="uploadId", code="InternalError", times=10_000)
     mirror = finish(4, finish=STALL_SECONDS)
@@ -81,7 +97,7 @@ def test_what_is_only_sent_again_and_again_does_not_count_as_getting_anywhere(
     with pytest.raises(NotMirrored):
         mirror.finish(never)
 
-    assert sum("partNumber=1" in line for line in proxy.seen) > 2
+    assert sum("partNumber=1" in line for line in proxy.seen) > meter._AGAIN_MAX
     mirror.close(0)
 
 
@@ -91,7 +107,7 @@ def test_a_process_that_dies_over_and_over_is_not_waited_for_without_end(volume:
     def die() -> Helper:
         raise OSError("no more processes")
 
-    mirror = volume.mirror(start=die)
+    mirror = volume.mirror(replace(QUICK, finish=600), start=die)
     mirror.committed(4)
 
     with pytest.raises(NotMirrored, match="cannot be started"):

@@ -7,12 +7,15 @@ from piton_trainer.clock import Clock
 from piton_trainer.mirror.orders import Transfer
 
 _TELL_SECONDS = 0.5
+_AGAIN_MAX = 5
+"""Tries of one checkpoint, after the first, that count from their beginning."""
 
 
 class Meter:
     """Counts the bytes of one checkpoint at a time. Safe to use from several threads.
 
-    What is only done again, after a failure, is not told: whoever hears something knows that there was headway.
+    What is only done again is told for some tries, since a large file that was cut off begins anew; then no more. So
+    whoever hears something knows that there is headway, and nobody waits for ever for what fails at its end each time.
     """
 
     def __init__(self, clock: Clock, tell: Callable[[Transfer], object], *, is_restore: bool) -> None:
@@ -20,7 +23,7 @@ class Meter:
         self._clock = clock
         self._tell = tell
         self._lock = threading.Lock()
-        self._step = self._total = 0
+        self._step = self._total = self._again = 0
         self._moved = self._kept = self._hashed = self._high = 0
         self._began = self._told_at = 0.0
         self.moved_at: float | None = None
@@ -29,7 +32,8 @@ class Meter:
     def begin(self, step: int, total: int) -> None:
         """A transfer of so many bytes begins, for the first time or again."""
         with self._lock:
-            if step != self._step:
+            self._again = self._again + 1 if step == self._step else 0
+            if self._again <= _AGAIN_MAX:
                 self._high = 0
             self._step, self._total = step, total
             self._moved = self._kept = self._hashed = 0

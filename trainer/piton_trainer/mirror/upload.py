@@ -72,8 +72,6 @@ class Uploader:
         self._manifests: dict[str, Manifest | None] = {}
         self._unwanted: set[str] = set()
         """Folders that are not uploaded again: the rules let them go, or they are damaged on the volume."""
-        self._checksums: dict[tuple[str, str], str] = {}
-        """Of files of the checkpoint under way that are found good: an upload that is tried again hashes none again."""
 
     @property
     def mirrored_step(self) -> int | None:
@@ -189,10 +187,17 @@ class Uploader:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        self._checksums.clear()
 
     def _put_file(self, path: Path, entry: FileEntry, folder: str, is_wanted: Callable[[], bool]) -> None:
-        checksum = self._checksum(path, entry, folder, is_wanted)
+        def hashed(size: int) -> None:
+            self._meter.hashed(size)
+            if not is_wanted():
+                raise GivesWay
+
+        found, checksum = self._bucket.fingerprint(path, like=entry, hashed=hashed)
+        if found != entry:
+            self._unwanted.add(folder)
+            raise Damaged(f"{path.name} is not what its manifest says")
         there = self._bucket.look(folder, path.name)
         if there is not None and (there.size, there.checksum) == (entry.size, checksum):
             self._meter.kept(entry.size)
@@ -201,26 +206,7 @@ class Uploader:
             raise GivesWay
         there = self._bucket.look(folder, path.name)
         if there is None or (there.size, there.checksum) != (entry.size, checksum):
-            del self._checksums[folder, path.name]  # it may be the volume's copy that has changed
             raise Trouble("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
-
-    def _checksum(self, path: Path, entry: FileEntry, folder: str, is_wanted: Callable[[], bool]) -> str:
-        """What S3 will say of a file that is what its manifest says."""
-
-        def hashed(size: int) -> None:
-            self._meter.hashed(size)
-            if not is_wanted():
-                raise GivesWay
-
-        if (folder, path.name) in self._checksums:
-            self._meter.hashed(entry.size)
-        else:
-            found, checksum = self._bucket.fingerprint(path, like=entry, hashed=hashed)
-            if found != entry:
-                self._unwanted.add(folder)
-                raise Damaged(f"{path.name} is not what its manifest says")
-            self._checksums[folder, path.name] = checksum
-        return self._checksums[folder, path.name]
 
     def _move(self, pointer: Pointer) -> None:
         assert self._latest is not None
