@@ -67,6 +67,6 @@ class Meter:
                 step=self._step,
                 done=done,
                 total=self._total,
-                bytes_per_second=self._moved / max(now - self._began, _TELL_SECONDS, 0.001),
+                bytes_per_second=self._moved / max(now - self._began, 0.001),
             )
         self._tell(transfer)
