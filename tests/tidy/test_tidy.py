@@ -48,6 +48,28 @@ def clock_reads(path: Path) -> Iterator[str]:
                 yield name
 
 
+def test_new_tensors_name_their_device() -> None:
+    """A script may have set another default device than the CPU. Recipes have no other script than the project's."""
+    recipes = ROOT / "trainer" / "piton_trainer" / "recipes"
+    found = {place for path in SOURCES if recipes not in path.parents for place in tensors_without_device(path)}
+
+    assert found == set()
+
+
+def tensors_without_device(path: Path) -> Iterator[str]:
+    """Calls of torch's functions that make a tensor on the default device."""
+    makers = (
+        "arange asarray as_tensor empty eye full linspace ones rand randint randn randperm scalar_tensor tensor zeros"
+    )
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in {f"torch.{maker}" for maker in makers.split()}
+            and "device" not in {keyword.arg for keyword in node.keywords}
+        ):
+            yield f"{relative(path)}:{node.lineno}"
+
+
 def test_exports_are_sorted() -> None:
     for path in SOURCES:
         for node in ast.parse(path.read_text()).body:

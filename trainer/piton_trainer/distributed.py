@@ -82,7 +82,7 @@ class Ranks:
         """The largest of each value over all ranks: one tiny all-reduce."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
+        tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return cast("list[float]", tensor.tolist())
 

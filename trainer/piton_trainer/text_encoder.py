@@ -167,9 +167,8 @@ def embed(texts: Sequence[str], encoding: Encoding, shelf: Shelf, device: torch.
         shelf.on_main(lambda: shutil.rmtree(parts, ignore_errors=True))
     vectors = np.load(shelf.directory / name / _FILE, mmap_mode="c")
     rows = {text: row for row, text in enumerate(different)}
-    return Embedded(
-        key=key, vectors=torch.from_numpy(vectors), rows=torch.tensor([rows[text] for text in texts], dtype=torch.long)
-    )
+    numbers = torch.tensor([rows[text] for text in texts], dtype=torch.long, device="cpu")
+    return Embedded(key=key, vectors=torch.from_numpy(vectors), rows=numbers)
 
 
 def _make_parts(

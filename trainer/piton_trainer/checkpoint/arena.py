@@ -36,7 +36,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("piton-save")
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._warming: threading.Thread | None = None
         self._failure: Exception | None = None
         self._pinned: int | None = None
@@ -86,7 +86,7 @@ class Arena:
         with suppress(Exception):  # what went wrong with memory that nobody wants
             self.settle()
         self._unpin()
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
         os.ftruncate(self.descriptor, 0)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Arena:
         if self._warming is not None:
             self._warming.join()
         self._unpin()
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
         os.close(self.descriptor)
 
     def _warm(self, grown: bool, device: int | None, then: Callable[[], None]) -> None:

@@ -137,7 +137,7 @@ def frame_of(dtype: torch.dtype, shape: torch.Size) -> Frame:
     with _Holes(os.memfd_create("piton-frame"), "r+") as file:
         torch.serialization.set_crc32_options(False)
         try:
-            torch.save(torch.empty(shape, dtype=dtype), file)
+            torch.save(torch.empty(shape, dtype=dtype, device="cpu"), file)
         finally:
             torch.serialization.set_crc32_options(before)
         end = file.tell()

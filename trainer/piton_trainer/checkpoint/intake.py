@@ -56,7 +56,7 @@ class Intake:
         """Begin; what is kept aside is kept in `spare`, as long as there is some of it."""
         self.checkpoint = checkpoint
         self._retry = retry
-        self._spare = torch.empty(0, dtype=torch.uint8) if spare is None else spare
+        self._spare = torch.empty(0, dtype=torch.uint8, device="cpu") if spare is None else spare
         self.document: Document = {}
         self._index = Metadata({})
         self._live: Mapping[str, Tensor] = {}
@@ -151,7 +151,7 @@ class Intake:
 
     def _room_for(self, tensor: Tensor) -> Tensor:
         if tensor.nbytes > len(self._spare):
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
         memory = self._spare[: tensor.nbytes]
         self._spare = self._spare[-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT :]
         return memory.view(tensor.dtype).view(tensor.shape)
@@ -172,7 +172,7 @@ class Intake:
         if not isinstance(entry, TensorStorageMetadata):
             raise ValueError(f"{self.checkpoint.folder.name} has no tensor {key}")
         if tensor is None:
-            return torch.empty(entry.size, dtype=entry.properties.dtype)
+            return torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
         if tensor.size() != entry.size:
             here, there = tuple(tensor.size()), tuple(entry.size)
             raise ValueError(f"{key} has shape {here} here and {there} in {self.checkpoint.folder.name}")

@@ -114,7 +114,7 @@ def _take_aim(
         return
     name, start = place.relative_path, place.offset + len(frame.head)
     if (name, start) not in found.heads:
-        head = Head(key=key, expected=frame.head, found=torch.empty(len(frame.head), dtype=torch.uint8))
+        head = Head(key=key, expected=frame.head, found=torch.empty(len(frame.head), dtype=torch.uint8, device="cpu"))
         found.heads[name, start] = head
         found.landings[name].append(Landing(start=place.offset, into=head.found))
     row_shape = shape[1:]
@@ -125,7 +125,7 @@ def _take_aim(
         found.landings[name].append(Landing(start=start, into=_bytes(target)))
         assert len(_bytes(target)) == size
         return
-    rows = torch.empty((item.lengths[0], *row_shape) if len(shape) > 0 else (), dtype=dtype)
+    rows = torch.empty((item.lengths[0], *row_shape) if len(shape) > 0 else (), dtype=dtype, device="cpu")
     columns = narrow_tensor_by_index(rows, [0, *item.storage_offsets[1:]], item.lengths)
     found.landings[name].append(Landing(start=start, into=_bytes(rows), landed=partial(target.copy_, columns)))
 

@@ -73,7 +73,7 @@ class Decoder:
 
     def begin(self, numbers: Numbers, crop: Callable[[int, int], Crop], *, size: int, first: int) -> _Pending:
         """Start a batch of these records; `crop` is told the place in the batch and the number of the record."""
-        images = torch.empty(len(numbers), size, size, 3, dtype=torch.uint8, pin_memory=self.pin)
+        images = torch.empty(len(numbers), size, size, 3, dtype=torch.uint8, device="cpu", pin_memory=self.pin)
         labels = torch.from_numpy(self.records.labels[numbers])
         target = images.numpy()
 

@@ -17,7 +17,7 @@ class Permutations:
         self.length = length
         self.seed = seed
         self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.long)
+        self._order = torch.empty(0, dtype=torch.long, device="cpu")
 
     def numbers(self, position: int, count: int) -> Tensor:
         """The numbers at `count` positions; a stretch may begin in one epoch and end in another."""

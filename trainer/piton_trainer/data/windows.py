@@ -29,7 +29,7 @@ class Windows:
     def __init__(self, tokens: Tensor, length: int) -> None:
         self.tokens = tokens
         self.length = length
-        self.starts = torch.arange(length)
+        self.starts = torch.arange(length, device="cpu")
 
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.length)
@@ -117,7 +117,7 @@ def in_order(
     total = min(limit, len(windows))
     step = batch * world_size
     for first in range(rank * batch, -(-total // step) * step, step):
-        numbers = torch.arange(first, first + batch)
+        numbers = torch.arange(first, first + batch, device="cpu")
         inputs, targets = windows.batch(numbers.clamp(max=total - 1), device)
         filler = (numbers >= total).to(device)
         yield (inputs, targets.masked_fill(filler.unsqueeze(1), IGNORED)), int((numbers < total).sum())
