@@ -20,9 +20,9 @@ from PIL import Image
 
 from piton_trainer.data.images import ShuffledImages
 from piton_trainer.data.pictures import from_file
-from piton_trainer.data.preparing import cores
 from piton_trainer.data.recording import Recorder
 from piton_trainer.data.records import About, Records
+from piton_trainer.machine import cores
 
 HEIGHT, WIDTH, SIZE = 375, 500, 224
 IMAGES, BATCH, STEPS, ROUNDS = 256, 64, 12, 9

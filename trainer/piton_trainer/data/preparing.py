@@ -19,6 +19,7 @@ from piton_trainer.checkpoint.layout import full_disk_is_an_end
 from piton_trainer.data.recording import Picture, Recorder
 from piton_trainer.data.records import About, Records
 from piton_trainer.data.sources import Form, Source, open_source
+from piton_trainer.machine import cores
 
 AT_ONCE = 16
 """Images per thread that are decoded ahead of the writing: some megabytes."""
@@ -53,11 +54,6 @@ def verify(path: Path) -> None:
         for number in range(len(records)):
             records.read(number)
             bar.advance()
-
-
-def cores() -> int:
-    """What this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write(source: Source, path: Path, threads: int) -> None:

@@ -12,8 +12,8 @@ from torch.optim import SGD, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from piton_trainer.data.images import Batch, ShuffledImages, in_turn
-from piton_trainer.data.preparing import cores
 from piton_trainer.errors import BadConfig
+from piton_trainer.machine import cores
 from piton_trainer.recipes.protocol import Place, Stateful
 from piton_trainer.recipes.resnet50 import prepare
 from piton_trainer.recipes.resnet50.config import ResnetConfig
