@@ -2,15 +2,18 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.ends import Outcome, Termination
 from piton_trainer.checkpoint import layout
 from piton_trainer.config import Server
 from support import ends, tiny
@@ -144,6 +147,55 @@ def test_lightnings_own_checkpoints_are_made_and_read_as_before(tmp_path: Path) 
     alone.fit(module := pl.Module({}), pl.loader(), ckpt_path=own.best_model_path, weights_only=False)
     assert module.seen == []
     assert alone.global_step == pl.STEPS
+
+
+class Fsdp(FSDPStrategy):  # type: ignore[misc]
+    """Lightning takes FSDP itself with a GPU only."""
+
+
+class DeepSpeed(DeepSpeedStrategy):  # type: ignore[misc]
+    """Without DeepSpeed, which it cannot be made with otherwise."""
+
+    def __init__(self) -> None:
+        super(DeepSpeedStrategy, self).__init__()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"), [(Fsdp, "Fsdp"), (ModelParallelStrategy, "ModelParallelStrategy"), (DeepSpeed, "DeepSpeed")]
+)
+def test_a_strategy_with_checkpoints_of_its_own_is_refused_before_anything_is_trained(
+    strategy: type[Any], name: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "termination-log"
+    config = tiny.config(tmp_path / "checkpoints", termination_log=log)
+    ran = pl.train(tmp_path, config=config, strategy=strategy())
+    assert ran.code == 78
+    assert ran.error.startswith(f"PitonCallback cannot use {name}, which")
+    assert ran.seen == []
+    message = Termination.from_json(log.read_text())
+    assert message is not None
+    assert (message.outcome, message.detail) == (Outcome.BAD_CONFIG, ran.error)
+
+
+def with_path_objects(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with the name of Piton's checkpoint as a `Path`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*[Path(value) if isinstance(value, str) else value for value in args], **kwargs)
+
+    return call
+
+
+def test_a_checkpoint_that_is_named_by_a_path_object_is_kept_as_well(
+    whole: pl.Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strategy may make one of the name that it is given."""
+    for name in ("save_checkpoint", "load_checkpoint"):
+        monkeypatch.setattr(Strategy, name, with_path_objects(getattr(Strategy, name)))
+    monkeypatch.chdir(tmp_path)
+    pl.train(tmp_path, at={MID_EPOCH: ends.terminate})
+    assert_same(pl.train(tmp_path), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.crash

@@ -23,6 +23,7 @@ import lightning
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 import piton_trainer
@@ -62,13 +63,15 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:
         """`trainer.fit()` inside a session. A `ckpt_path` of the user's counts until we have a better one."""
-        with piton_trainer.session(self._config) as session, _door(trainer, self):
+        with piton_trainer.session(self._config) as session:
+            _refuse(trainer)
             self._session, self._randomness, self._known = session, None, {}
             self._is_restored = self._is_pending = self._is_over = False
             try:
-                go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
-                if self._is_restored and self._randomness is None:
-                    session.begin(total=session.step)  # Lightning saw by itself that nothing is left
+                with _door(trainer, self):
+                    go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
+                    if self._is_restored and self._randomness is None:
+                        session.begin(total=session.step)  # Lightning saw by itself that nothing is left
             except _NothingLeftError:
                 pass
             finally:
@@ -212,20 +215,40 @@ class _Door(CheckpointIO):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Keep ours; it becomes part of a checkpoint of Piton."""
-        if path == _PATH:
+        if _is_ours(path):
             self._taken = checkpoint
         else:
             self.before.save_checkpoint(checkpoint, path, storage_options=storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Ours comes out of the session."""
-        return (
-            self._callback.load(self._trainer) if path == _PATH else self.before.load_checkpoint(path, *args, **kwargs)
-        )
+        if _is_ours(path):
+            return self._callback.load(self._trainer)
+        return self.before.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Retention looks after ours."""
         self.before.remove_checkpoint(path)
+
+
+def _is_ours(path: Any) -> bool:
+    return str(path) == _PATH
+
+
+def _refuse(trainer: Any) -> None:
+    """Say no to a strategy whose checkpoints do not go through a CheckpointIO: FSDP, ModelParallel, DeepSpeed.
+
+    Nothing of the optimizers and loops of such a training would come into a checkpoint of Piton.
+
+    Raises:
+        BadConfig: the Trainer has one.
+    """
+    kind = type(trainer.strategy)
+    if (kind.save_checkpoint, kind.load_checkpoint) != (Strategy.save_checkpoint, Strategy.load_checkpoint):
+        raise BadConfig(
+            f"PitonCallback cannot use {kind.__name__}, which writes or reads checkpoints in a way of its own; "
+            "DDP and one device it can; a model that is sharded needs a loop of its own, with session.steps()"
+        )
 
 
 def _take_over_fit() -> None:
