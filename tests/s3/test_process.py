@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from piton.contract import names
+from piton_trainer.errors import VolumeLost
 from piton_trainer.helper import NICE, Helper
 from piton_trainer.mirror.mirror import Mirror, start
 from piton_trainer.mirror.orders import Patience
@@ -124,7 +125,7 @@ def test_where_no_process_can_be_started_training_goes_on_if_it_has_something_to
     mirror = volume.mirror(QUICK, start=refuse)
 
     assert mirror.restore(4) is None
-    with pytest.raises(RuntimeError, match="ends before it has done so"):
+    with pytest.raises(VolumeLost, match="ends before it has done so"):
         mirror.restore(None)
     mirror.committed(4)
     assert not mirror.close(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, VolumeLost
 from piton_trainer.mirror import meter, mirror
 from piton_trainer.mirror.mirror import start
 from piton_trainer.mirror.orders import Patience, Transfer
@@ -66,7 +66,7 @@ def test_a_bucket_that_is_gone_ends_an_attempt_only_if_there_is_nothing_else(los
     proxy.fail(times=10_000)
 
     assert lost.restored(4) is None
-    with pytest.raises(RuntimeError, match=r"the volume has no checkpoint, and s3://.* is gone"):
+    with pytest.raises(VolumeLost, match=r"the volume has no checkpoint, and s3://.* is gone"):
         lost.restored(None)
 
 
@@ -139,7 +139,7 @@ def test_an_attempt_fetches_what_the_one_before_has_not_fetched(
         waiting = pool.submit(first.restore, None)
         assert wait_for(lambda: len(asked) == 3 and shard.stat().st_size == 16 * MIB, 60)
         first.close(0)
-        with pytest.raises(RuntimeError, match="ends before it has done so"):
+        with pytest.raises(VolumeLost, match="ends before it has done so"):
             waiting.result(20)
     is_over.set()
     before = proxy.fetched

@@ -25,7 +25,7 @@ def train(directory: Path, *, seed: int, steps: int, background: bool = False) -
         restored = session.restore(model=model, optimizer=optimizer)
         for row in session.steps(list(rows), total=steps):
             optimizer.zero_grad()
-            model(row).square().sum().backward()  # type: ignore[no-untyped-call]
+            model(row).square().sum().backward()
             optimizer.step()
     return None if restored is None else restored.step, model.weight.detach().flatten().tolist()
 

@@ -1,5 +1,6 @@
 """What a process may take of its machine, as files of the kernel have it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_the_ranks_of_a_node_share_it(container: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 96 cores, and the folders where the kernel shows the cgroups of both versions."""
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(96)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
     monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(machine, "_CPU_CGROUPS", {2: tmp_path / "v2", 1: tmp_path / "v1"})
     (tmp_path / "own").write_text("9:memory:/elsewhere\n2:cpu,cpuacct:/\n0::/\n")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import read
 from piton_trainer.clock import Clock
-from piton_trainer.errors import BadConfig
+from piton_trainer.errors import BadConfig, VolumeLost
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.claim import NotOurs
 from piton_trainer.mirror.meter import Meter
@@ -54,7 +54,7 @@ class Follower:
 
         Raises:
             BadConfig: the bucket refuses, and there is nothing else to train on from.
-            RuntimeError: it does not answer, for so long that somebody should look.
+            VolumeLost: it does not answer, for so long that another attempt should try.
         """
         if newer_than is None and self._settings.attempt == 1:
             return None  # nobody was here before
@@ -74,7 +74,7 @@ class Follower:
                 if moved_at is not None and moved_at > failing_since:  # a part of it has come since the last failure
                     failing_since, delay = now, self._patience.backoff
                 if now + delay > failing_since + self._patience.restore:
-                    raise RuntimeError(
+                    raise VolumeLost(
                         f"the volume has no checkpoint, and {self._settings.place} is gone: {trouble}"
                     ) from trouble
             except ValueError as error:

@@ -13,7 +13,9 @@ import math
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Protocol, assert_never
 
 from piton.contract.assignment import MirrorPolicy
@@ -22,9 +24,10 @@ from piton.contract.ends import Outcome
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.fence import Fence, Holder
 from piton_trainer.checkpoint.orders import Failed
+from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
-from piton_trainer.errors import NotMirrored
+from piton_trainer.errors import NotMirrored, VolumeLost
 from piton_trainer.helper import Helper
 from piton_trainer.mirror import Lag
 from piton_trainer.mirror.orders import (
@@ -49,6 +52,10 @@ _DEATHS_MAX = 3
 _LOOK_SECONDS = 0.1
 _TELL_SECONDS = 10.0
 """How often those who wait are told how far it is."""
+
+
+def _is_empty(directory: Path) -> bool:
+    return next(layout.committed(directory), None) is None
 
 
 class Process(Protocol):
@@ -98,7 +105,7 @@ class Mirror:
             attempt=config.attempt,
             owner=uuid.uuid4().hex,
             fence=Holder(attempt=fence.attempt, owner=fence.owner),
-            is_empty=next(layout.committed(config.checkpoint_dir), None) is None,
+            is_empty=Retry(clock)(partial(_is_empty, config.checkpoint_dir), config.checkpoint_dir),
             policy=config.assignment.save,
             objective=config.assignment.objective,
             tuning=tuning or Tuning(bytes_per_second=None if speed is None else speed * 1_000_000),
@@ -131,7 +138,7 @@ class Mirror:
 
         Raises:
             BadConfig: the bucket refuses, and there is nothing else to train on from; or the settings cannot work.
-            RuntimeError: it does not answer, for so long that somebody should look.
+            VolumeLost: it does not answer, for so long that another attempt should try.
             OutOfSpace: the volume is full.
         """
         with self._changed:
@@ -147,7 +154,7 @@ class Mirror:
             case None if newer_than is not None:
                 return None  # its deaths are said; the volume has something to train on from
             case None:
-                raise RuntimeError(f"the process that restores from {self.place} ends before it has done so")
+                raise VolumeLost(f"the process that restores from {self.place} ends before it has done so")
             case Failed():
                 raise answer.error(f"nothing is restored from {self.place}")
 
