@@ -165,7 +165,7 @@ def judged(
             id="an outcome that only a newer trainer knows is not the user's failure",
         ),
         pytest.param(
-            a_failed_attempt(failed(84)),
+            a_failed_attempt(failed(95)),
             Verdict.INFRASTRUCTURE,
             Reason.UNKNOWN_END,
             id="nor is an exit code that is kept for later versions",
@@ -177,7 +177,7 @@ def judged(
             id="and with exit 0 it is no success",
         ),
         pytest.param(
-            a_failed_attempt(failed(84, disruption="EvictionByEvictionAPI")),
+            a_failed_attempt(failed(95, disruption="EvictionByEvictionAPI")),
             Verdict.PREEMPTED,
             Reason.DISRUPTED,
             id="a disruption outranks a newer trainer's exit code",

@@ -134,6 +134,7 @@ def test_a_run_whose_last_checkpoint_is_not_in_the_bucket_is_not_finished_and_th
     first = train(1)
     words = Termination.from_json(logs[0].read_text())
     proxy.heal()
+    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=60))
     second = train(2)
 
     assert [ran.code for ran in first] == [84, 84]
