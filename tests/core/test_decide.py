@@ -11,6 +11,7 @@ from piton.contract.progress import Progress
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
+from piton.core.model import Stage
 from piton.core.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
@@ -504,6 +505,46 @@ def test_a_fenced_attempt_is_followed_by_a_higher_number_than_the_fence() -> Non
     status = decide(an_observed(seen, status=status), now=later(60)).status
 
     assert status.attempt == 8
+
+
+@pytest.mark.parametrize(
+    ("ends", "blocking"),
+    [
+        pytest.param([(Stage.TRAIN, Reason.OUT_OF_MEMORY)], True, id="after an attempt that ran out of memory"),
+        pytest.param(
+            [(Stage.TRAIN, Reason.OUT_OF_MEMORY), (Stage.TRAIN, Reason.DISRUPTED)],
+            True,
+            id="also when the one after it was preempted",
+        ),
+        pytest.param([(Stage.TRAIN, Reason.CRASHED)], False, id="not after any other failure"),
+        pytest.param([(Stage.PREPARE, Reason.OUT_OF_MEMORY)], False, id="not for what another stage needs"),
+    ],
+)
+def test_saves_take_no_second_copy_of_the_state_once_memory_was_short(
+    ends: list[tuple[Stage, Reason]], blocking: bool
+) -> None:
+    attempts = [
+        an_ended(number, Verdict.USER_FAILURE, stage=stage, reason=reason)
+        for number, (stage, reason) in enumerate(ends, start=1)
+    ]
+    pending = a_record(len(attempts) + 1, AttemptState.PENDING)
+    decision = decide(an_observed(status=a_status(*attempts, pending)), now=NOW)
+
+    (effect,) = [effect for effect in decision.effects if isinstance(effect, StartAttempt)]
+    assert effect.blocking_saves is blocking
+    assert ("ran out of memory" in decision.announcements[0].message) is blocking
+
+
+def test_preparing_saves_nothing_whatever_ran_out_of_memory() -> None:
+    attempts = (
+        an_ended(1, Verdict.USER_FAILURE, reason=Reason.OUT_OF_MEMORY),
+        a_record(2, AttemptState.PENDING, stage=Stage.EVALUATE),
+    )
+    run = a_spec(stages={"evaluate": {}})
+    decision = decide(an_observed(status=a_status(*attempts), spec=run), now=NOW)
+
+    (effect,) = [effect for effect in decision.effects if isinstance(effect, StartAttempt)]
+    assert not effect.blocking_saves
 
 
 def test_progress_alone_is_written_only_now_and_then() -> None:

@@ -95,6 +95,11 @@ def test_where_the_user_wants_compiled_things_is_where_they_are() -> None:
     assert names.ENV_TRITON_CACHE not in env(manifest)
 
 
+def test_saves_go_on_beside_the_training_unless_there_is_no_memory_for_that() -> None:
+    assert names.ENV_SAVES not in env(job())
+    assert env(pytorchjob(meta(), a_spec(), 3, blocking_saves=True))[names.ENV_SAVES] == "blocking"
+
+
 @pytest.mark.parametrize(("gpus", "command"), [(0, ["python", "-m"]), (1, ["python", "-m"]), (8, ["torchrun", "-m"])])
 def test_torchrun_is_used_only_where_a_node_has_several_processes(gpus: int, command: list[str]) -> None:
     manifest = job(workers={"gpusPerNode": gpus})

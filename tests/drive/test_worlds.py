@@ -85,8 +85,8 @@ async def a_kube(_: Path) -> AsyncIterator[Bench]:
 
 
 @contextlib.asynccontextmanager
-async def a_local(root: Path) -> AsyncIterator[Bench]:
-    trainer: dict[str, Any] = {"image": "none", "command": ["sleep", "600"]}
+async def a_local(root: Path, *command: str) -> AsyncIterator[Bench]:
+    trainer: dict[str, Any] = {"image": "none", "command": list(command or ("sleep", "600"))}
     spec = a_spec(trainer=trainer, workers={"gpusPerNode": 0})
     folder = RunFolder(root)
     with receiving(lambda _number, _progress: None) as receiver:
@@ -170,6 +170,16 @@ async def test_a_status_that_was_written_is_observed(bench: Bench) -> None:
     await bench.world.write_status(status)
 
     assert (await bench.look()).status == status
+
+
+async def test_on_this_machine_an_attempt_is_told_to_save_without_a_second_copy_in_memory(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    async with a_local(
+        tmp_path / "run", "sh", "-c", f"echo $PITON_SAVES > {told}.part; mv {told}.part {told}"
+    ) as bench:
+        await bench.world.apply(StartAttempt(number=1, blocking_saves=True, reason=WHY))
+        await bench.until(lambda _: told.exists())
+    assert told.read_text() == "blocking\n"
 
 
 async def test_on_a_cluster_a_status_that_is_based_on_old_news_is_refused(tmp_path: Path) -> None:

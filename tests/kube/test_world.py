@@ -1,5 +1,6 @@
 """The port `World` over the API: each effect alone, repeated, overtaken, and aimed at what is not ours."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,15 @@ def _uid(pilot: Pilot, name: str, kind: Any = JOBS) -> str:
     found = pilot.server.find(kind, name, "team")
     assert found is not None
     return str(found["metadata"]["uid"])
+
+
+async def test_a_job_is_told_to_save_without_a_second_copy_in_memory(pilot: Pilot) -> None:
+    world = await _world(pilot)
+    await world.apply(replace(START, blocking_saves=True))
+    job = pilot.server.find(JOBS, "ragcun-1", "team")
+    assert job is not None
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+    assert {"name": "PITON_SAVES", "value": "blocking"} in container["env"]
 
 
 async def test_a_run_that_does_not_exist_is_none(pilot: Pilot) -> None:

@@ -292,7 +292,7 @@ def test_without_memory_for_a_second_state_training_waits_for_each_save(
             assert (saver.durable.step, saver.in_flight) == (step, False)
     assert_same(loaded(tmp_path)[1], state())
     assert [r.getMessage() for r in caplog.records] == [
-        "the state has 2424832 bytes, and only 900 may be used for a second one; training waits for each save"
+        "the state has 2424832 bytes, and only 500 may be used for a second one; training waits for each save"
     ]
 
 

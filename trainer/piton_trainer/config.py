@@ -126,9 +126,9 @@ def _report_seconds(text: str | None) -> float:
 
 
 def _background_saves(text: str | None) -> bool:
-    if text not in (None, "background", "blocking"):
+    if text not in (None, names.SAVES_BACKGROUND, names.SAVES_BLOCKING):
         raise ValueError(f"{names.ENV_SAVES} has to be background or blocking, not {text!r}")
-    return text != "blocking"
+    return text != names.SAVES_BLOCKING
 
 
 def _port(text: str | None) -> int | None:

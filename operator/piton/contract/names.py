@@ -31,6 +31,8 @@ ENV_TERMINATION_LOG = "PITON_TERMINATION_LOG"
 ENV_REPORT_SECONDS = "PITON_REPORT_SECONDS"
 ENV_METRICS_PORT = "PITON_METRICS_PORT"
 ENV_SAVES = "PITON_SAVES"
+SAVES_BACKGROUND, SAVES_BLOCKING = "background", "blocking"
+"""Training goes on while a checkpoint is written, from a copy of the state in memory; or it waits, and needs none."""
 ENV_DATA_CACHE = "PITON_DATA_CACHE"
 ENV_REHEARSAL = "PITON_REHEARSAL"
 

@@ -43,6 +43,8 @@ class StartAttempt:
     stage: Stage = Stage.TRAIN
     checkpoint_step: int | None = None
     """Of an evaluation: the checkpoint that it is about, where that is known. Of training: the newest durable one."""
+    blocking_saves: bool = False
+    """Training waits for each save, which then needs no second copy of the state in memory."""
     reason: Reason
 
 

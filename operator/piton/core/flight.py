@@ -52,14 +52,22 @@ def start(context: Context) -> Decision | None:
         again = context.pace.try_again_seconds(waited_seconds(status, context.now))
         return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
     reason = stages.reason_to_begin(context.status, record.stage)
-    step = _checkpoint_step(context, context.spec, record.stage)
-    start_it = StartAttempt(number=record.number, stage=record.stage, checkpoint_step=step, reason=reason)
+    short_of_memory = record.stage is Stage.TRAIN and _ran_out_of_memory(context.status)
+    start_it = StartAttempt(
+        number=record.number,
+        stage=record.stage,
+        checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
+        blocking_saves=short_of_memory,
+        reason=reason,
+    )
     effects: tuple[Effect, ...] = (start_it,)
     if not context.observed.volume.exists:
         effects = (CreateVolume(reason=reason), *effects)
     status = ledger.change(context.status, state=AttemptState.STARTING)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
-    news = Announcement(reason=Reason.STARTING, message=f"Created {stages.called(record)}: {reason}")
+    saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
+    message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
+    news = Announcement(reason=Reason.STARTING, message=message)
     return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
 
 
@@ -72,6 +80,12 @@ def _checkpoint_step(context: Context, spec: Spec, stage: Stage) -> int | None:
             return None if context.status.checkpoint is None else context.status.checkpoint.step
         case Stage.PREPARE:
             return None
+
+
+def _ran_out_of_memory(status: RunStatus) -> bool:
+    """Whether the training did, in an attempt that the status remembers: then the next ones save without memory."""
+    trained = [record for record in status.attempts if record.stage is Stage.TRAIN]
+    return any(record.reason is Reason.OUT_OF_MEMORY for record in trained)
 
 
 def close(context: Context) -> Decision | None:

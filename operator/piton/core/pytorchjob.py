@@ -77,6 +77,7 @@ def pytorchjob(
     *,
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
+    blocking_saves: bool = False,
     avoid: Collection[TooDear] = (),
 ) -> dict[str, Any]:
     """The PyTorchJob of one attempt: used once, never retried by its own controller.
@@ -84,7 +85,15 @@ def pytorchjob(
     Without a `server` the trainers report nothing until they end. Only training has metrics to scrape. `avoid` is
     what costs more than the user pays.
     """
-    app = appdef(meta, spec, attempt, in_pod(meta, server), stage=stage, checkpoint_step=checkpoint_step)
+    app = appdef(
+        meta,
+        spec,
+        attempt,
+        in_pod(meta, server),
+        stage=stage,
+        checkpoint_step=checkpoint_step,
+        blocking_saves=blocking_saves,
+    )
     security = security_of(spec)  # of the run as a whole: its stages share the image
     spec = staged(spec, stage)
     role = app.roles[0]

@@ -114,6 +114,7 @@ def appdef(
     *,
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
+    blocking_saves: bool = False,
 ) -> specs.AppDef:
     """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint that it needs."""
     spec = staged(spec, stage)
@@ -123,6 +124,8 @@ def appdef(
         env[names.ENV_DURABLE_STEP] = str(checkpoint_step)
     elif checkpoint_step is not None:
         env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
+    if blocking_saves:
+        env[names.ENV_SAVES] = names.SAVES_BLOCKING
     role = specs.Role(
         name=ROLE,
         image=spec.trainer.image,

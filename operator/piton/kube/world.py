@@ -169,6 +169,7 @@ class KubeWorld:
             self._server,
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
+            blocking_saves=effect.blocking_saves,
             avoid=await self._too_dear(),
         )
         job = placed(job, await kueue.granted(self._client, self._read.workload))

@@ -297,6 +297,7 @@ class LocalWorld:
             place,
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
+            blocking_saves=effect.blocking_saves,
         )
         ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CHECKPOINT, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
         role = app.roles[0]

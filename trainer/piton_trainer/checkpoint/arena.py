@@ -21,8 +21,9 @@ from piton_trainer.machine import free_bytes
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE, Linux 5.14; before that, the pages are allocated and read one by one."""
 _POPULATE_BYTES = 64 << 20
-_SHARE_MAX = 0.9
-"""Of the memory that is free: the rest is for the next batch."""
+_SHARE_MAX = 0.5
+"""Of the memory that is free, which is looked at once, after the first step. Loader workers and evaluations take more
+later, and what is taken here can only be freed by a kill: the kernel cannot write it out."""
 _SHARE_EARLY = 0.25
 """While the rest of the training is not there yet."""
 
