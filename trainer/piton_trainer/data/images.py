@@ -99,6 +99,8 @@ def _decoding(records: Records, threads: int, device: torch.device) -> Iterator[
 class ShuffledImages:
     """Endless training data: each item is one optimizer step of this rank, a list of micro-batches."""
 
+    global_position = True
+
     def __init__(
         self,
         records: Records,

@@ -51,6 +51,8 @@ class Windows:
 class ShuffledWindows:
     """Endless training data: each item is one optimizer step of this rank, a list of micro-batches."""
 
+    global_position = True
+
     def __init__(
         self,
         windows: Windows,
