@@ -31,6 +31,7 @@ def test_everything_is_understood(tmp_path: Path) -> None:
         names.ENV_REPORT_SECONDS: "0.5",
         names.ENV_METRICS_PORT: "9401",
         names.ENV_SAVES: "blocking",
+        names.ENV_COLLECTIVE_SECONDS: "90",
         names.ENV_SERVER_URL: "https://piton/status",
         names.ENV_SERVER_CA_CERT: "/ca.crt",
         names.ENV_SERVER_TOKEN: "/token",
@@ -47,6 +48,7 @@ def test_everything_is_understood(tmp_path: Path) -> None:
         termination_log=Path("/tmp/log"),
         metrics_port=9401,
         background_saves=False,
+        collective_seconds=90.0,
     )
 
 
@@ -64,6 +66,7 @@ REFUSED = {
     "PITON_REPORT_SECONDS has to be a number of seconds, 0 or more, not 'nan'": {names.ENV_REPORT_SECONDS: "nan"},
     "PITON_REPORT_SECONDS has to be a number of seconds, 0 or more, not '-2'": {names.ENV_REPORT_SECONDS: "-2"},
     "PITON_SAVES has to be background or blocking, not 'never'": {names.ENV_SAVES: "never"},
+    "PITON_COLLECTIVE_SECONDS has to be a whole number above 0, not '10m'": {names.ENV_COLLECTIVE_SECONDS: "10m"},
     "PITON_METRICS_PORT has to be a port, 1 to 65535, not 'http'": {names.ENV_METRICS_PORT: "http"},
     "PITON_METRICS_PORT has to be a port, 1 to 65535, not '65536'": {names.ENV_METRICS_PORT: "65536"},
     "KUBEFLOW_TRAINER_SERVER_URL has to start with https:// or http://, not be 'ftp://x'": {

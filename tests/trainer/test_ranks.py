@@ -65,7 +65,7 @@ def test_a_rank_that_is_killed_costs_at_most_one_interval(whole: list[ranks.Exit
 
     killed = ranks.run(2, partial(tiny.train, tmp_path, at={7: on_rank(1, kill)}))
     assert [e.code for e in killed][1] == -signal.SIGKILL
-    assert killed[0].code == 1
+    assert killed[0].result.code == 83
     resumed = ranks.run(2, partial(tiny.train, tmp_path, seed=9))
     assert [e.result.resumed_from for e in resumed] == [4, 4]
     assert digests(resumed) == digests(whole)
@@ -294,3 +294,17 @@ def test_ranks_whose_loaders_differ_in_length_are_told(tmp_path: Path) -> None:
 
     complaint = "the ranks have loaders of different lengths; give each the same number of batches"
     assert [e.result for e in ranks.run(2, train)] == [complaint] * 2
+
+
+def collective_seconds(directory: Path) -> float:
+    """How long the collectives of training wait for a rank, in a session as the environment describes it."""
+    os.environ[names.ENV_CHECKPOINT_DIR] = str(directory)
+    with piton_trainer.session():
+        group = torch.distributed.distributed_c10d._get_default_group()
+        return float(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+
+
+def test_training_waits_ten_minutes_for_a_rank_that_does_not_come_or_as_long_as_it_is_told(tmp_path: Path) -> None:
+    assert [e.result for e in ranks.run(2, partial(collective_seconds, tmp_path))] == [600.0] * 2
+    told = ranks.run(2, partial(collective_seconds, tmp_path), **{names.ENV_COLLECTIVE_SECONDS: "90"})
+    assert [e.result for e in told] == [90.0] * 2

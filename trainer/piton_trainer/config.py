@@ -13,6 +13,8 @@ from piton.contract import names
 from piton.contract.assignment import Assignment
 
 REPORT_SECONDS = 5.0
+COLLECTIVE_SECONDS = 600.0
+"""NCCL's own. For a group that is NCCL's and gloo's, torch waits three times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,10 @@ class Config:
     """Save and leave at this time, UTC."""
     report_seconds: float = REPORT_SECONDS
     """At least this long between two reports; 0 reports as fast as the server answers."""
+    collective_seconds: float = COLLECTIVE_SECONDS
+    """How long a collective of the training waits for the other ranks, where the session makes the process group.
+
+    Then NCCL's watchdog ends the attempt. Where the script has made the group, its own time-out stays."""
     server: Server | None = None
     termination_log: Path | None = None
     """Where the termination message goes; None writes none."""
@@ -72,6 +78,9 @@ class Config:
             allow_fresh_start=_is_true(names.ENV_ALLOW_FRESH_START, set_vars.get(names.ENV_ALLOW_FRESH_START)),
             stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),
             report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
+            collective_seconds=float(
+                _count(names.ENV_COLLECTIVE_SECONDS, set_vars.get(names.ENV_COLLECTIVE_SECONDS)) or COLLECTIVE_SECONDS
+            ),
             server=_server(set_vars),
             termination_log=termination_log(set_vars),
             background_saves=_background_saves(set_vars.get(names.ENV_SAVES)),

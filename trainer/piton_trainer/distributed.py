@@ -8,19 +8,24 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.rendezvous import rendezvous
 
 from piton.contract.ends import Outcome
+from piton_trainer.config import COLLECTIVE_SECONDS
 from piton_trainer.errors import BY_OUTCOME, Ended
 
 T = TypeVar("T")
 
 _TURN_SECONDS = 1.0
 """How long one collective lasts in which the others wait for rank 0."""
+_ALL_RANKS_COME = timedelta(minutes=30)
+"""How long the first rank waits for the last: their machines are launched, and pull images, at different times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +50,11 @@ class Ranks:
         self._cause: BaseException | None = None
 
     @classmethod
-    def join(cls) -> Self:
+    def join(cls, collective_seconds: float = COLLECTIVE_SECONDS) -> Self:
         """Join the other ranks as torchrun's environment says; the process group is made unless there is one.
+
+        Args:
+            collective_seconds: how long a collective of the group that is made waits for the other ranks.
 
         Raises:
             ValueError: the environment does not describe a world.
@@ -58,7 +66,7 @@ class Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if owner:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            _make_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", collective_seconds)
         ranks = cls(
             rank=dist.get_rank(),
             local_rank=local_rank,
@@ -153,6 +161,12 @@ class Ranks:
             kind: type[Ended] = BY_OUTCOME[failure.outcome]
             return kind(failure.detail)
         return RuntimeError(f"rank {failure.rank} failed with {failure.detail}")
+
+
+def _make_process_group(backend: str, collective_seconds: float) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=_ALL_RANKS_COME))
+    timeout = timedelta(seconds=collective_seconds)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -1,13 +1,15 @@
 """The last words of a trainer: what became of it, for a person on stderr and for Piton in the termination message."""
 
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 
 from piton.contract.ends import Outcome, Termination
+from piton_trainer.device_faults import is_device_fault
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import Ended
+from piton_trainer.errors import DeviceLost, Ended
 
 _LESS_MEMORY = (
     "It needs more memory than there is: make each pass smaller (a recipe's deviceBatchSize, or more accumulation), "
@@ -31,7 +33,21 @@ def outcome_of(error: BaseException | None) -> tuple[Outcome, str]:
         return Outcome.FAILED, f"the script called sys.exit({error.code!r}) before its training was done"
     lines = str(error).strip().splitlines()
     told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if is_device_fault(error):
+        return Outcome.DEVICE_LOST, told
     return Outcome.FAILED, f"{told} {_LESS_MEMORY}" if _is_out_of_memory(error) else told
+
+
+def end_as_lost_device(error: BaseException | None) -> None:
+    """Give an error that says so the exit code of a lost device; its traceback, which that would hide, goes to stderr.
+
+    Raises:
+        DeviceLost: a device is lost.
+    """
+    outcome, detail = outcome_of(error)
+    if error is not None and outcome is Outcome.DEVICE_LOST and not isinstance(error, DeviceLost):
+        traceback.print_exception(error)
+        raise DeviceLost(detail) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -55,7 +71,7 @@ class TerminationLog:
         """Write the message: one process of the container, or for a failure whoever fails first."""
         if self._path is None:
             return
-        failed = termination.outcome is Outcome.FAILED
+        failed = termination.outcome in (Outcome.FAILED, Outcome.DEVICE_LOST)
         if self._is_empty() if failed else self._ranks.local_rank == 0:
             self._write(termination.to_json())
 

@@ -9,6 +9,7 @@
         Fenced       81   a higher attempt owns the checkpoint directory
         VolumeLost   82   the checkpoint volume cannot be written to or read
         NotMirrored  84   all is trained, but the last checkpoint is not in the bucket
+        DeviceLost   83   a GPU, its driver, or the connection between ranks failed
 
 They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
 ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.
@@ -68,6 +69,12 @@ class NotMirrored(Ended):
     outcome = Outcome.NOT_MIRRORED
 
 
+class DeviceLost(Ended):
+    """A GPU, its driver, or the connection between ranks failed. The error that said so is its cause."""
+
+    outcome = Outcome.DEVICE_LOST
+
+
 class Fenced(Ended):
     """A higher attempt has claimed the checkpoint directory; this one may not commit any more."""
 
@@ -80,5 +87,6 @@ class Fenced(Ended):
 
 
 BY_OUTCOME: dict[Outcome, type[Ended]] = {
-    kind.outcome: kind for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost, NotMirrored)
+    kind.outcome: kind
+    for kind in (Stopped, BadConfig, Diverged, OutOfSpace, Fenced, VolumeLost, NotMirrored, DeviceLost)
 }

@@ -30,7 +30,7 @@ from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
-from piton_trainer.ending import TerminationLog, outcome_of, say
+from piton_trainer.ending import TerminationLog, end_as_lost_device, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
 from piton_trainer.feed import Randomness
 from piton_trainer.seat import Seat
@@ -239,7 +239,7 @@ class Session(Seat):
         self._startup = startup = Startup(self._clock)
         readahead.begin(self._config.checkpoint_dir)
         try:
-            self._ranks = Ranks.join()
+            self._ranks = Ranks.join(self._config.collective_seconds)
         except ValueError as error:
             raise BadConfig(str(error)) from error
         startup.lap(start.PROCESS_GROUP)
@@ -321,7 +321,11 @@ class Session(Seat):
         )
 
     def _close(self, error: BaseException | None) -> None:
-        """Say how it ended, wherever somebody listens, and give everything back."""
+        """Say how it ended, wherever somebody listens, and give everything back.
+
+        Raises:
+            DeviceLost: the error says so; it has its own exit code.
+        """
         outcome, detail = outcome_of(error)
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
@@ -348,6 +352,7 @@ class Session(Seat):
         if isinstance(error, Stopped):
             # The interpreter ends by looking through all of torch for garbage; a node that goes has no time for that.
             atexit.register(gc.freeze)
+        end_as_lost_device(error)
 
     def _termination(self, outcome: Outcome, detail: str) -> Termination:
         if self._steps is None:

@@ -12,7 +12,7 @@ from types import FrameType
 from piton.contract.ends import Termination
 from piton_trainer.config import Config, termination_log
 from piton_trainer.distributed import Ranks
-from piton_trainer.ending import TerminationLog, outcome_of, say
+from piton_trainer.ending import TerminationLog, end_as_lost_device, outcome_of, say
 from piton_trainer.errors import BadConfig, Stopped
 
 
@@ -27,6 +27,7 @@ def run(work: Callable[[Config], Termination]) -> None:
         outcome, detail = outcome_of(error)
         say(detail)
         log.leave(Termination(outcome=outcome, detail=detail))
+        end_as_lost_device(error)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,7 +1,8 @@
 """How a trainer process ends: its exit code, and one JSON object as the container's termination message.
 
     finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
-    volumeLost 82 --- notMirrored 84 --- failed: any other, but for those up to 95, which later versions may use
+    volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- failed: any other, but for those up to 95, which later
+    versions may use
 
 143 is what a shell reports for SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves
 nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an outcome, or evidence from the pod.
@@ -33,6 +34,7 @@ class ExitCode(IntEnum):
     FENCED = 81
     VOLUME_LOST = 82
     NOT_MIRRORED = 84
+    DEVICE_LOST = 83
     STOPPED = 143
 
 
@@ -55,6 +57,8 @@ class Outcome(OpenEnum):
     """The checkpoint volume could not be written to or read for too long, or what was saved on it is lost."""
     NOT_MIRRORED = "notMirrored"
     """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
+    DEVICE_LOST = "deviceLost"
+    """A GPU, its driver, or the connection between ranks failed. A rank says so too when it only misses another."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
 
@@ -68,6 +72,7 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.FENCED: ExitCode.FENCED,
     Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
     Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
+    Outcome.DEVICE_LOST: ExitCode.DEVICE_LOST,
 }
 _OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
 _LATER_CODES = range(83, 96)

@@ -25,6 +25,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.FENCED,
         Reason.VOLUME_LOST,
         Reason.NOT_MIRRORED,
+        Reason.DEVICE_LOST,
         Reason.PRICE_TOO_HIGH,
     ),
     Verdict.USER_FAILURE: (

@@ -6,7 +6,7 @@
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
-    the first replica to fall: told to stop or SIGKILL -> Infrastructure, an error -> UserFailure
+    the first replica to fall: told to stop, SIGKILL, a device lost -> Infrastructure; an error -> UserFailure
     a pod gone from its node -> Infrastructure
     what nobody explains     -> Infrastructure
 
@@ -25,8 +25,9 @@ from piton.core.reasons import Reason
 from piton.core.status import Verdict
 
 SIGKILL_EXIT = 137
+SIGABRT_EXIT = 134
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED)
+_FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
 """Who is believed when several fell in the same second."""
 
 
@@ -194,6 +195,10 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
     if how is Reason.KILLED:
         message = f"{replica.name} was killed (SIGKILL) and nothing says by whom{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
+    if how is Reason.DEVICE_LOST:
+        ended = "was aborted without a word, as NCCL does" if _is_aborted(replica, evidence) else "lost a device"
+        message = f"{replica.name} {ended}{detail}"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     message = f"{replica.name} ended with exit code {replica.exit_code}{detail}"
     return Judgement(verdict=Verdict.USER_FAILURE, reason=how, message=message, patient=True)
 
@@ -243,7 +248,17 @@ def _how_it_fell(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
         return Reason.POD_DELETED
     if replica.exit_code == SIGKILL_EXIT:
         return Reason.KILLED
+    if _outcome(replica) is Outcome.DEVICE_LOST or _is_aborted(replica, evidence):
+        return Reason.DEVICE_LOST
     return Reason.CRASHED if replica.exit_code else None
+
+
+def _is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Ended by SIGABRT before Python could say why, as one of several: so NCCL's watchdog ends a collective that hangs.
+
+    It also ends a process so whose GPU failed, before the training's own thread hears of it.
+    """
+    return replica.exit_code == SIGABRT_EXIT and replica.termination is None and evidence.seen.expected_replicas > 1
 
 
 def _deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
