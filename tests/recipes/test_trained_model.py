@@ -30,9 +30,9 @@ def newest(directory: Path) -> Checkpoint:
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints of a charlm, the older ones thin."""
     found = tmp_path_factory.mktemp("charlm")
-    # With two to let go, the writer does not put off reading back the newest because the run is over.
+    # With two to let go, reading back the newest is not put off because the run is over; so each save has to be made.
     policy = SavePolicy(every_steps=2, keep_last=1, keep_best=0, keep_weights_only=9)
-    charlm.attempt(found, charlm.changed(steps=6), save=policy)
+    charlm.attempt(found, charlm.changed(steps=6), save=policy, background_saves=False)
     return found
 
 
