@@ -27,7 +27,7 @@ from bench.gpu.parts import PARTS, Part
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
-DRY_SECONDS = 120.0
+DRY_SECONDS = 300.0
 LEAST_SECONDS = 10.0
 """What is left has to be more than a process needs to import torch, or the next part is not begun."""
 OLDEST_TORCH = (2, 11)

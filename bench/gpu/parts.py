@@ -11,7 +11,7 @@ class Part:
     runs: str
     """`module:function`. It takes a `Setting` and the arguments, and returns rows."""
     minutes: float
-    """At most, on a GPU. On a CPU at its small size each part gets two minutes."""
+    """At most, on a GPU. On a CPU at its small size each part gets five minutes."""
     arguments: tuple[str | int, ...] = ()
 
 
