@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -144,69 +143,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, tmp
     assert [e.result.code for e in stopped] == [143] * before
     assert all(sorted(e.result.losses) == list(range(8, tiny.STEPS + 1)) for e in resumed)
     assert len(digests(resumed) | digests(again)) == 1
-
-
-class Counting:
-    """A loader that counts the batches of its own rank."""
-
-    def __init__(self) -> None:
-        self.done = 0
-
-    def __iter__(self) -> Iterator[int]:
-        while self.done < tiny.BATCHES:
-            self.done += 1
-            yield self.done
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
-
-
-class CountingForAll(Counting):
-    """One whose count goes for any number of ranks."""
-
-    global_position = True
-
-
-def train_with(loader: type[Counting], directory: Path, *, stop_at: int = 0) -> tuple[str, list[int]]:
-    """How it ended, and the batches that were trained on."""
-    seen: list[int] = []
-    try:
-        with piton_trainer.session(tiny.config(directory)) as session:
-            given = loader()
-            session.restore(model=tiny.build(), loader=given)
-            for batch in session.steps(given, total=tiny.BATCHES):
-                seen.append(batch)
-                if batch == stop_at:
-                    tiny.terminate(session)
-    except SystemExit as end:
-        return f"{end.code}: {end}", seen
-    return "finished", seen
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_loader_that_counts_for_its_own_rank_is_refused_on_another_number_of_ranks(
-    before: int, after: int, tmp_path: Path
-) -> None:
-    ranks.run(before, partial(train_with, Counting, tmp_path, stop_at=2))
-    ends = [end.result for end in ranks.run(after, partial(train_with, Counting, tmp_path))]
-    assert [seen for _, seen in ends] == [[]] * after
-    assert f"of which there were {before} and are {after} now; train on as many ranks" in ends[0][0]
-    assert all(said.startswith("78: ") for said, _ in ends)
-    assert [e.result for e in ranks.run(before, partial(train_with, Counting, tmp_path))] == [
-        ("finished", [3, 4, 5])
-    ] * before
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_loader_whose_position_is_everybodys_goes_on_with_any_number_of_ranks(
-    before: int, after: int, tmp_path: Path
-) -> None:
-    ranks.run(before, partial(train_with, CountingForAll, tmp_path, stop_at=2))
-    ends = [end.result for end in ranks.run(after, partial(train_with, CountingForAll, tmp_path))]
-    assert ends == [("finished", [3, 4, 5])] * after
 
 
 def test_a_rank_that_did_not_exist_gets_the_same_random_numbers_each_time(tmp_path: Path) -> None:

@@ -22,8 +22,6 @@ class Word:
     save: bool = False
     """Rank 0 only: a save is due."""
     diverged: bool = False
-    accumulating: bool = False
-    """Gradients wait for their optimizer, so that nothing can be saved here."""
     value: float | None = None
     """Rank 0 only: the objective, when it was evaluated in this step."""
     training_seconds: float = 0.0
@@ -32,18 +30,16 @@ class Word:
     def to_vector(self) -> list[float]:
         """Numbers of which the largest is taken."""
         value = -math.inf if self.value is None else self.value
-        flags = (self.stop, self.save, self.diverged, self.accumulating)
-        return [*map(float, flags), value, self.training_seconds]
+        return [float(self.stop), float(self.save), float(self.diverged), value, self.training_seconds]
 
     @classmethod
     def from_vector(cls, vector: Sequence[float]) -> Self:
         """The agreed word."""
-        stop, save, diverged, accumulating, value, training_seconds = vector
+        stop, save, diverged, value, training_seconds = vector
         return cls(
             stop=stop > 0,
             save=save > 0,
             diverged=diverged > 0,
-            accumulating=accumulating > 0,
             value=None if value == -math.inf else value,
             training_seconds=training_seconds,
         )

@@ -26,8 +26,6 @@ from piton_trainer.checkpoint.layout import WEIGHTS
 
 MODEL, EMA = WEIGHTS
 LOADER = "loader"
-GLOBAL_POSITION = "global_position"
-"""Attribute of a loader, True: its state is the same on every rank and goes for any number of ranks."""
 
 
 @runtime_checkable
@@ -57,11 +55,6 @@ class Objects:
     def is_given(self, thing: object) -> bool:
         """Whether this very object is one of them."""
         return any(thing is value for value in self._objects.values())
-
-    @property
-    def can_reshard_loader(self) -> bool:
-        """Whether rank 0's state of the loader does for every rank of another number of ranks."""
-        return LOADER not in self._objects or getattr(self._objects[LOADER], GLOBAL_POSITION, False) is True
 
     @property
     def optimizers(self) -> list[Optimizer]:

@@ -91,10 +91,6 @@ class Saves:
             self._is_prepared = True
             self._store.prepare(trained.objects, trained.feed)
 
-    def postpone(self, *, is_due: bool) -> None:
-        """Nothing can be saved at this boundary; what is due is saved at the next one that allows it."""
-        self._is_postponed = self._is_postponed or is_due
-
     def save_at_last(self, trained: Trained, *, told_to_stop: bool = False) -> None:
         """Save this step, durably, or end."""
         # What befell the save before is no reason not to try.

@@ -330,8 +330,6 @@ class Session(Seat):
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
         readahead.stop()
-        if self._steps is not None:
-            self._steps.release()
         if self._store is not None:
             self._store.release()
         if finished or error is not None:

@@ -20,7 +20,6 @@ from piton.contract import start
 from piton.contract.ends import Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton_trainer.accumulation import Accumulation
 from piton_trainer.audience import Audience
 from piton_trainer.boundary import Rehearsal, Word, fraction_done, reason_to_end
 from piton_trainer.clock import Clock
@@ -72,7 +71,6 @@ class Steps:
         self._measured = Measured(config.assignment.objective)
         self._objects: Objects | None = None
         self._trained: Trained | None = None
-        self._accumulation: Accumulation | None = None
         self._resume: Resume | None = None
         self._restored: Restored | None = None
         self._total: int | None = None
@@ -156,11 +154,6 @@ class Steps:
                     return
         self._finish("all steps are done")
 
-    def release(self) -> None:
-        """Leave the user's objects as they were."""
-        if self._accumulation is not None:
-            self._accumulation.release()
-
     def conclude(self) -> None:
         """The user's block is done, and so is the training, whether or not all steps were taken: write the proof."""
         if self._end is not None:
@@ -226,7 +219,6 @@ class Steps:
         self._total = total
         if len(set(self._ranks.gather(self._total))) > 1:
             raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
-        self._accumulation = Accumulation(self._objects.optimizers)
         self.has_begun = True
         self._started = (self.state.step, self.state.training_seconds)
         self._lap = self._clock.monotonic()
@@ -277,13 +269,10 @@ class Steps:
         if ending := self._reason_to_end():
             self._finish(ending)
             return True
-        if word.accumulating:
-            self._saves.postpone(is_due=word.save or is_best)
-        elif word.stop:
+        if word.stop:
             self._saves.save_at_last(self._begun, told_to_stop=True)
             raise self._stopped()
-        else:
-            self._saves.save_if_due(self._begun, is_due=word.save, is_best=is_best)
+        self._saves.save_if_due(self._begun, is_due=word.save, is_best=is_best)
         self._report()
         self._measured.next_step()
         self._lap = self._clock.monotonic()
@@ -292,13 +281,10 @@ class Steps:
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
         is_main, step = self._ranks.is_main, self.state.step
-        accumulating = self._accumulation is not None and self._accumulation.is_under_way()
         save = is_main and self._saves.is_due(step, is_last=step == self._total)
-        can_save = save and not self._store.in_flight and not accumulating
-        value = self._measured.evaluation(save=can_save) if is_main else None
+        value = self._measured.evaluation(save=save and not self._store.in_flight) if is_main else None
         lap = self._clock.monotonic() - self._lap
         word = Word(
-            accumulating=accumulating,
             stop=self._signals.received is not None or (is_main and self._stop_is_wished()),
             save=save,
             diverged=self._has_diverged or self._measured.has_diverged(on_device=False),

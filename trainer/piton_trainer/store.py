@@ -30,7 +30,7 @@ from piton_trainer.checkpoint.save import size_of
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig, OutOfSpace, VolumeLost
 from piton_trainer.feed import Randomness, Resume
-from piton_trainer.objects import GLOBAL_POSITION, LOADER, Objects
+from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -277,13 +277,6 @@ class Store:
         return loaded
 
     def _wanted(self, objects: Objects, document: Document) -> Targets:
-        before, now = len(document["ranks"]), self._ranks.world_size
-        if before != now and not objects.can_reshard_loader:
-            raise ValueError(
-                f"its loader has a position on each rank, of which there were {before} and are {now} now; "
-                "train on as many ranks, or with a loader whose position is the same on every rank and that says so: "
-                f"{GLOBAL_POSITION} = True"
-            )
         part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
         try:
             targets = objects.wanted(states)

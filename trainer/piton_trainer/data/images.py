@@ -99,8 +99,6 @@ def _decoding(records: Records, threads: int, device: torch.device) -> Iterator[
 class ShuffledImages:
     """Endless training data: each item is one optimizer step of this rank, a list of micro-batches."""
 
-    global_position = True
-
     def __init__(
         self,
         records: Records,

@@ -51,8 +51,6 @@ class Windows:
 class ShuffledWindows:
     """Endless training data: each item is one optimizer step of this rank, a list of micro-batches."""
 
-    global_position = True
-
     def __init__(
         self,
         windows: Windows,

@@ -39,8 +39,6 @@ class Pass:
 class ShuffledExamples:
     """Endless training data: each item is one step of this rank. Its texts are read while the step before computes."""
 
-    global_position = True
-
     def __init__(
         self,
         examples: Examples,

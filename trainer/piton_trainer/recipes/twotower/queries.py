@@ -19,8 +19,6 @@ from piton_trainer.recipes.twotower.folds import Fold
 class FoldedQueries:
     """Endless training data: each item is one step of this rank, a list of micro-batches (folds, queries)."""
 
-    global_position = True
-
     def __init__(
         self, folds: Sequence[Fold], *, batch: int, accumulation: int, seed: int, place: Place, digest: str
     ) -> None:
