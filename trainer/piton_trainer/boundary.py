@@ -26,22 +26,26 @@ class Word:
     """Rank 0 only: the objective, when it was evaluated in this step."""
     training_seconds: float = 0.0
     """Rank 0 only."""
+    accumulating: bool = False
+    """Gradients wait for an optimizer's step: no moment for a save."""
 
     def to_vector(self) -> list[float]:
         """Numbers of which the largest is taken."""
         value = -math.inf if self.value is None else self.value
-        return [float(self.stop), float(self.save), float(self.diverged), value, self.training_seconds]
+        flags = [float(self.stop), float(self.save), float(self.diverged), float(self.accumulating)]
+        return [*flags, value, self.training_seconds]
 
     @classmethod
     def from_vector(cls, vector: Sequence[float]) -> Self:
         """The agreed word."""
-        stop, save, diverged, value, training_seconds = vector
+        stop, save, diverged, accumulating, value, training_seconds = vector
         return cls(
             stop=stop > 0,
             save=save > 0,
             diverged=diverged > 0,
             value=None if value == -math.inf else value,
             training_seconds=training_seconds,
+            accumulating=accumulating > 0,
         )
 
 

@@ -91,6 +91,10 @@ class Saves:
             self._is_prepared = True
             self._store.prepare(trained.objects, trained.feed)
 
+    def postpone(self, *, is_due: bool) -> None:
+        """No moment for a save: one that is due comes at the next boundary."""
+        self._is_postponed = self._is_postponed or is_due
+
     def save_at_last(self, trained: Trained, *, told_to_stop: bool = False) -> None:
         """Save this step, durably, or end."""
         # What befell the save before is no reason not to try.

@@ -168,21 +168,29 @@ class Session(Seat):
         """
         self._opened.report(metrics)
 
-    def steps(self, loader: Iterable[Any], *, epochs: int = 1, total: int | None = None) -> Iterator[Any]:
+    def steps(
+        self, loader: Iterable[Any], *, epochs: int = 1, total: int | None = None, accumulate: int | None = None
+    ) -> Iterator[Any]:
         """The batches that are left to train on. Saves, reports and stops happen between two of them.
+
+        A checkpoint holds no gradients: while some wait for an optimizer's step, saves and stops wait as well.
 
         Args:
             loader: batches, the same number on every rank.
             epochs: how often to go through them.
             total: steps overall instead, through as many epochs as that takes.
+            accumulate: how many batches make a step of the optimizers, counted as `step` is. None: it is seen from
+                their gradients. 1: every boundary is fit for a save, whatever gradients are there.
 
         Raises:
+            BadConfig: the run is in the middle of an epoch that this loader can only go through from its start; or
+                gradients wait for a step that does not come.
             Stopped: told to stop; everything is saved.
             Diverged: the loss or the objective is not a finite number.
             OutOfSpace: a checkpoint does not fit.
             Fenced: another attempt has taken over.
         """
-        return self._opened.run(loader, epochs=epochs, total=total)
+        return self._opened.run(loader, epochs=epochs, total=total, accumulate=accumulate)
 
     def peek(self, name: str) -> Any:
         """The state of the object of this name in the checkpoint that `restore` will take; None when there is none.

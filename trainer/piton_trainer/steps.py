@@ -5,9 +5,11 @@
                                            agree -> judge -> save if due -> report -> end, stop, or go on
 
 Everything that this process has done so far is known here; the session around it opens and closes the doors, and
-`saving` knows how the saves are doing.
+`saving` knows how the saves are doing. Where gradients wait for an optimizer's step, nothing is saved and nothing
+stops: both come at the next boundary where they do not.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,8 +28,9 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.digest import weights_digest
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import Ended, Stopped
+from piton_trainer.errors import BadConfig, Ended, Stopped
 from piton_trainer.feed import Feed, Randomness, Resume, length_of
+from piton_trainer.gradients import Gradients
 from piton_trainer.measured import Measured
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
@@ -37,6 +40,8 @@ from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
 from piton_trainer.usage import peaks_of
+
+logger = logging.getLogger(__name__)
 
 
 class Steps:
@@ -73,6 +78,9 @@ class Steps:
         self._trained: Trained | None = None
         self._resume: Resume | None = None
         self._restored: Restored | None = None
+        self._gradients: Gradients | None = None
+        self._accumulated = 0
+        """Boundaries in a row at which gradients waited for a step."""
         self._total: int | None = None
         self._started = (0, 0.0)
         self._inside_step = False
@@ -108,10 +116,15 @@ class Steps:
         """The state of one object in the checkpoint that `restore` will take."""
         return self._store.peek(name)
 
-    def run(self, loader: Iterable[Any], *, epochs: int, total: int | None) -> Iterator[Any]:
+    def run(self, loader: Iterable[Any], *, epochs: int, total: int | None, accumulate: int | None) -> Iterator[Any]:
         """The batches that are left, with a boundary after each."""
-        with self._remembering_the_end():
-            yield from self._batches(loader, epochs, total)
+        self._refuse_misuse()
+        assert self._objects is not None
+        if accumulate is not None and accumulate < 1:
+            raise ValueError(f"accumulate={accumulate}: the number of batches that make a step is at least 1")
+        watched = Gradients.watched(self._objects.optimizers, accumulate=accumulate)
+        with self._remembering_the_end(), watched as self._gradients:
+            yield from self._batches(loader, self._gradients, epochs, total)
 
     def begin(self, randomness: Randomness, *, total: int | None, step: int) -> bool:
         """Somebody else's loop begins; whether there is anything left for it to do."""
@@ -139,8 +152,7 @@ class Steps:
             self._end = end
             raise
 
-    def _batches(self, loader: Iterable[Any], epochs: int, total: int | None) -> Iterator[Any]:
-        self._refuse_misuse()
+    def _batches(self, loader: Iterable[Any], gradients: Gradients, epochs: int, total: int | None) -> Iterator[Any]:
         feed = self._feed_of(loader)
         if not self._begin(feed, self._steps_left(length_of(loader), epochs) if total is None else total):
             return
@@ -148,6 +160,7 @@ class Steps:
             for batch in feed.epoch():
                 self._waited = self._clock.monotonic() - self._lap
                 self._inside_step = True
+                gradients.next_batch()
                 yield batch
                 self._inside_step = False
                 if self._is_over():
@@ -269,20 +282,48 @@ class Steps:
         if ending := self._reason_to_end():
             self._finish(ending)
             return True
-        if word.stop:
+        if word.accumulating:
+            self._postpone(is_due=word.save, is_best=is_best)
+        elif word.stop:
             self._saves.save_at_last(self._begun, told_to_stop=True)
             raise self._stopped()
-        self._saves.save_if_due(self._begun, is_due=word.save, is_best=is_best)
+        else:
+            self._accumulated = 0
+            self._saves.save_if_due(self._begun, is_due=word.save, is_best=is_best)
         self._report()
         self._measured.next_step()
         self._lap = self._clock.monotonic()
         return False
 
+    def _postpone(self, *, is_due: bool, is_best: bool) -> None:
+        """Leave what is due to the boundary after the optimizer's step.
+
+        Raises:
+            BadConfig: there seems to be none.
+        """
+        assert self._gradients is not None
+        self._accumulated += 1
+        if self._accumulated >= self._gradients.limit:
+            raise BadConfig(
+                f"gradients have waited for an optimizer's step for {self._accumulated} batches, and nothing can be "
+                "saved before it: say session.steps(loader, accumulate=k) if k batches make a step, and accumulate=1 "
+                "if those gradients are not used"
+            )
+        if is_best and self._ranks.is_main:
+            logger.warning(
+                "the objective is best at step %d, but gradients wait for an optimizer's step there, so these weights "
+                "are not saved; evaluate after a step",
+                self.state.step,
+            )
+        self._saves.postpone(is_due=is_due)
+
     def _agree(self) -> Word:
         """Say what this rank has to say, and hear what holds for all."""
         is_main, step = self._ranks.is_main, self.state.step
+        accumulating = self._gradients is not None and self._gradients.wait(step)
         save = is_main and self._saves.is_due(step, is_last=step == self._total)
-        value = self._measured.evaluation(save=save and not self._store.in_flight) if is_main else None
+        will_save = save and not self._store.in_flight and not accumulating
+        value = self._measured.evaluation(save=will_save) if is_main else None
         lap = self._clock.monotonic() - self._lap
         word = Word(
             stop=self._signals.received is not None or (is_main and self._stop_is_wished()),
@@ -290,6 +331,7 @@ class Steps:
             diverged=self._has_diverged or self._measured.has_diverged(on_device=False),
             value=value,
             training_seconds=self.state.training_seconds + lap if is_main else 0.0,
+            accumulating=accumulating,
         )
         return Word.from_vector(self._ranks.agree(word.to_vector()))
 
