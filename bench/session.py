@@ -89,7 +89,7 @@ def ratios() -> Iterator[float]:
     total = (BLOCKS + 1) * STEPS_PER_BLOCK + 1
     with piton_trainer.session() as session:
         session.restore(model=twin.model, optimizer=twin.optimizer)
-        steps = session.steps(iter(range(total)), total=total)
+        steps = session.steps(range(total))
 
         def inside() -> None:
             for _ in range(STEPS_PER_BLOCK):

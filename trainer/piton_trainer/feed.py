@@ -1,18 +1,20 @@
 """Batches from a loader, from wherever the run was.
 
-A loader that carries state continues by itself. A plain DataLoader does not, so its epoch is played again: with the
-random numbers of the epoch's start it makes the same order, the batches that are done are skipped, and then the random
-numbers of the save are put back. Loader workers that survive an epoch (`persistent_workers`) keep random numbers of
-their own that cannot be seen from here; random augmentation in those is not repeated exactly.
+A loader that carries state continues by itself. A plain DataLoader does not, so its epoch is begun again: with the
+random numbers of the epoch's start it makes the same order, the indices of the batches that are done are skipped
+(`skipping`), and then the random numbers of the save are put back. Those of worker processes cannot be seen from here;
+random augmentation in them is not repeated exactly.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from piton_trainer import rng
+from piton_trainer.skipping import iterate_from
 from piton_trainer.state import Position
 
 
@@ -89,16 +91,17 @@ class Feed(Randomness):
             self.catch_up()
             self.begin_epoch()
             return iter(self._loader)
+        # Also for a loader with state: its sampler may have none, and draw the epoch's order anew.
+        self.replay_epoch()
         iterator = self._skip() if self._replay else iter(self._loader)
         self.catch_up()
         return iterator
 
     def _skip(self) -> Iterator[Any]:
-        self.replay_epoch()
-        iterator = iter(self._loader)
-        for _ in range(self._position.batch):
-            next(iterator, None)
-        return iterator
+        """Persistent workers are started in the first epoch, with a random number that a later epoch does not draw."""
+        is_late = self._position.epoch > 0 and getattr(self._loader, "persistent_workers", False)
+        again = partial(rng.restore, self.rng(), self._generators) if is_late else None
+        return iterate_from(self._loader, self._position.batch, before=again)
 
 
 def length_of(loader: Iterable[Any]) -> int | None:

@@ -57,6 +57,11 @@ class Objects:
         return any(thing is value for value in self._objects.values())
 
     @property
+    def has_local_position(self) -> bool:
+        """Whether there is a loader whose state, as far as it says, means nothing to another number of ranks."""
+        return LOADER in self._objects and not getattr(self._objects[LOADER], "position_is_global", False)
+
+    @property
     def optimizers(self) -> list[Optimizer]:
         """All of them, whatever they are called."""
         return [optimizer for value in self._objects.values() for optimizer in _optimizers(value)]

@@ -36,6 +36,7 @@ from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
 from piton_trainer.saving import Saves, Trained
 from piton_trainer.signals import StopFlag
+from piton_trainer.skipping import caveat
 from piton_trainer.startup import Startup
 from piton_trainer.state import TrainState
 from piton_trainer.store import Restored, Store
@@ -257,6 +258,8 @@ class Steps:
         is_given = self._objects.is_given(loader)
         if isinstance(loader, Stateful) and not is_given:
             raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+        if self._ranks.is_main and not is_given and (warning := caveat(loader)):
+            logger.warning(warning)
         return Feed(loader, self.state.position, replay=not is_given, resume=self._resume)
 
     def _steps_left(self, length: int | None, epochs: int) -> int | None:

@@ -278,6 +278,7 @@ class Store:
 
     def _wanted(self, objects: Objects, document: Document) -> Targets:
         part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
+        _refuse_a_rank_s_own_position(document, objects, self._ranks)
         try:
             targets = objects.wanted(states)
         except ValueError:
@@ -307,6 +308,22 @@ def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
     """The state of every object as this rank has to restore it: each rank has a loader of its own."""
     states: dict[str, Any] = document["objects"]
     return states | {LOADER: _part_of(document, ranks)[LOADER]}
+
+
+def _refuse_a_rank_s_own_position(document: Document, objects: Objects, ranks: Ranks) -> None:
+    """Say no to a loader's state that other ranks would repeat or skip data with.
+
+    Raises:
+        ValueError: the world has another size, and the loader does not say that this is the same to it.
+    """
+    parts = document["ranks"]
+    if len(parts) == ranks.world_size or parts[0][LOADER] is None or not objects.has_local_position:
+        return
+    raise ValueError(
+        f"it was saved by {len(parts)} ranks, there are {ranks.world_size} now, and each rank's loader has a state of "
+        f"its own: go on with {len(parts)} ranks, or give the loader a state that counts the data of all ranks "
+        "together, and say so with position_is_global = True"
+    )
 
 
 def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ def _decoding(records: Records, threads: int, device: torch.device) -> Iterator[
 
 class ShuffledImages:
     """Endless training data: each item is one optimizer step of this rank, a list of micro-batches."""
+
+    position_is_global: ClassVar[bool] = True
 
     def __init__(
         self,

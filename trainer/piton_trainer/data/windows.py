@@ -7,7 +7,7 @@ number of ranks goes on exactly where the last one stopped, and every window is 
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Windows:
 
 class ShuffledWindows:
     """Endless training data: each item is one optimizer step of this rank, a list of micro-batches."""
+
+    position_is_global: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ class Stateful(Protocol):
 
 class Loader(Stateful, Protocol):
     """Endless data that can resume. Each item is one optimizer step of this rank: a list of micro-batches."""
+
+    position_is_global: ClassVar[bool]
+    """True: the state counts the data of all ranks together, so that any number of ranks can go on from it."""
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Go on after the last step that was handed out."""

@@ -8,7 +8,7 @@ passages answer its own queries and may not count against them.
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Pass:
 
 class ShuffledExamples:
     """Endless training data: each item is one step of this rank. Its texts are read while the step before computes."""
+
+    position_is_global: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ its own queries in its own order, so a fold that trains alone sees what it sees 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from piton_trainer.recipes.twotower.folds import Fold
 
 class FoldedQueries:
     """Endless training data: each item is one step of this rank, a list of micro-batches (folds, queries)."""
+
+    position_is_global: ClassVar[bool] = True
 
     def __init__(
         self, folds: Sequence[Fold], *, batch: int, accumulation: int, seed: int, place: Place, digest: str

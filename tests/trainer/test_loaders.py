@@ -1,0 +1,312 @@
+"""Where the data goes on: by index, never by loading what is skipped; exactly, or not at all."""
+
+import multiprocessing
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import piton_trainer
+from piton_trainer.errors import BadConfig, Ended, Stopped
+from support import ranks, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+"""torchdata 0.11 calls it in torch 2.13."""
+
+ITEMS, SIZE = 24, 4
+BATCHES = ITEMS // SIZE
+
+
+class Counted(Dataset[Tensor]):
+    """Numbers; how many were loaded is known to all processes."""
+
+    def __init__(self, items: int = ITEMS) -> None:
+        self.items = items
+        self.loaded: Synchronized[int] = multiprocessing.Value("i", 0)
+
+    def __len__(self) -> int:
+        return self.items
+
+    def __getitem__(self, index: int) -> Tensor:
+        with self.loaded.get_lock():
+            self.loaded.value += 1
+        return torch.tensor(float(index))
+
+
+def attempt(directory: Path, make: Any, *, at: int = 0, seed: int = 0, **how: Any) -> list[list[float]]:
+    """The batches that one attempt sees, each with a random number of its step."""
+    torch.manual_seed(seed)
+    loader, model, seen = make(), nn.Linear(1, 1), []
+    with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
+        session.restore(model=model, loader=loader)
+        for batch in session.steps(loader, **{"epochs": 3, **how}):
+            x = batch[0] if isinstance(batch, list | tuple) else batch
+            seen.append([*x.flatten().tolist(), float(torch.rand(()))])
+            if session.step + 1 == at:
+                tiny.terminate(session)
+    return seen
+
+
+def stopped(directory: Path, make: Any, *, at: int, **how: Any) -> None:
+    with pytest.raises(Stopped):
+        attempt(directory, make, at=at, **how)
+
+
+def collate(items: list[Tensor]) -> Tensor:
+    return torch.stack(items) + 100
+
+
+class WithoutLength:
+    """A batch sampler that does not know how many batches it has."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(ITEMS).tolist()
+        return iter([order[first : first + SIZE] for first in range(0, ITEMS, SIZE)])
+
+
+def plain(**how: Any) -> DataLoader[Any]:
+    return DataLoader(Counted(), **{"batch_size": SIZE, "shuffle": True, **how})
+
+
+LOADERS = {
+    "shuffled": plain,
+    "in order": partial(plain, shuffle=False),
+    "with a generator of its own": lambda: plain(generator=torch.Generator().manual_seed(5)),
+    "with workers": partial(plain, num_workers=2),
+    "with workers and a generator": lambda: plain(num_workers=2, generator=torch.Generator().manual_seed(5)),
+    "with persistent workers": partial(plain, num_workers=2, persistent_workers=True, prefetch_factor=3),
+    "with one item at a time": partial(plain, batch_size=None),
+    "with items left over": partial(plain, batch_size=5),
+    "with items dropped": partial(plain, batch_size=5, drop_last=True),
+    "collated by the user": partial(plain, collate_fn=collate, num_workers=2),
+    "with replacement": lambda: plain(shuffle=False, sampler=RandomSampler(range(ITEMS), replacement=True)),
+    "of a subset": lambda: plain(shuffle=False, sampler=SubsetRandomSampler(range(0, ITEMS, 2))),
+    "with a batch sampler": lambda: DataLoader(Counted(), batch_sampler=WithoutLength()),
+    "of torchdata": lambda: StatefulDataLoader(Counted(), batch_size=SIZE, shuffle=True),
+    "of torchdata, with workers": lambda: StatefulDataLoader(Counted(), batch_size=SIZE, shuffle=True, num_workers=2),
+    "of torchdata, of a subset": lambda: StatefulDataLoader(
+        Counted(), batch_size=SIZE, sampler=SubsetRandomSampler(range(ITEMS))
+    ),
+    "of torchdata, over a stream": lambda: StatefulDataLoader(Counting(), batch_size=SIZE, num_workers=2),
+    "a list": lambda: [torch.tensor([float(number)]) for number in range(BATCHES)],
+}
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("stops", [(1,), (6,), (4, 9, 15)], ids=str)
+def test_the_batches_are_those_of_a_run_that_nobody_stopped(make: Any, stops: tuple[int, ...], tmp_path: Path) -> None:
+    whole = attempt(tmp_path / "whole", make, total=16)
+    for number, at in enumerate(stops):
+        stopped(tmp_path / "parts", make, at=at, seed=number, total=16)
+    assert attempt(tmp_path / "parts", make, seed=77, total=16) == whole[stops[-1] :]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_that_is_skipped_is_loaded(workers: int, tmp_path: Path) -> None:
+    def make() -> DataLoader[Any]:
+        return DataLoader(data, batch_size=4, shuffle=True, num_workers=workers)
+
+    data = Counted(4000)
+    stopped(tmp_path, make, at=900, epochs=1)
+    data.loaded.value = 0
+    assert len(attempt(tmp_path, make, epochs=1)) == 100
+    assert data.loaded.value == 400
+
+
+def test_a_loader_has_its_own_sampler_again(tmp_path: Path) -> None:
+    loader = plain()
+    sampler = loader.batch_sampler
+    stopped(tmp_path, lambda: loader, at=3)
+    attempt(tmp_path, lambda: loader)
+    assert loader.batch_sampler is sampler
+
+
+class Counting(IterableDataset[Tensor]):
+    """A stream, shared out among the workers, that knows its place."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        info = torch.utils.data.get_worker_info()
+        own, all_of_them = (0, 1) if info is None else (info.id, info.num_workers)
+        first, self.next = self.next, 0
+        for number in range(first, ITEMS // all_of_them):
+            self.next = number + 1
+            yield torch.tensor(float(number * all_of_them + own))
+        self.next = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+class Stream(IterableDataset[Tensor]):
+    """A stream that does not."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.arange(float(ITEMS)))
+
+
+class Lazy(DataLoader[Any]):
+    """A loader that begins with its sampler later than it is asked to."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(Stream(), batch_size=SIZE),
+        lambda: DataLoader(Stream(), batch_size=None, num_workers=1),
+        lambda: Lazy(Counted(), batch_size=SIZE),
+        lambda: (torch.ones(1) for _ in range(6)),
+    ],
+)
+def test_a_loader_that_only_loading_would_bring_there_is_refused(make: Any, tmp_path: Path) -> None:
+    stopped(tmp_path, make, at=3)
+    with pytest.raises(BadConfig, match=r"in the middle of an epoch, after batch 3.*StatefulDataLoader"):
+        attempt(tmp_path, make)
+
+
+def test_a_run_that_is_over_asks_its_loader_for_nothing(tmp_path: Path) -> None:
+    make = partial(DataLoader, Stream(), batch_size=SIZE)
+    assert len(attempt(tmp_path, make, total=4)) == 4
+    assert attempt(tmp_path, make, total=4) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "warning"),
+    [
+        (
+            lambda: DataLoader(Stream()),
+            "cannot be resumed in the middle of an epoch: use torchdata's StatefulDataLoader",
+        ),
+        (lambda: iter([torch.ones(1)]), "cannot be resumed in the middle of an epoch"),
+        (partial(plain, num_workers=1), "augmentation in worker processes is not repeated exactly"),
+    ],
+)
+def test_what_a_resume_will_not_do_is_said_before_it_matters(
+    make: Any, warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt(tmp_path, make, total=1)
+    assert warning in caplog.text
+
+
+@pytest.mark.parametrize(
+    "make", [plain, lambda: StatefulDataLoader(Counted(), num_workers=1), lambda: [torch.ones(2)] * 3]
+)
+def test_a_loader_that_can_do_all_is_not_warned_of(make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    attempt(tmp_path, make, total=1)
+    assert not caplog.text
+
+
+class OwnCount:
+    """A rank's share of the data, and how much of that it has seen."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.numbers = list(range(rank, ITEMS, world_size))
+        self.done = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number in self.numbers[self.done :]:
+            self.done += 1
+            yield torch.tensor([float(number)])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
+class SharedCount(OwnCount):
+    """The same, but what is counted is the data of all ranks."""
+
+    position_is_global = True
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        self.world_size = world_size
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done * self.world_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"] // self.world_size
+
+
+def distributed(rank: int, world_size: int) -> StatefulDataLoader[Any]:
+    data = TensorDataset(torch.arange(float(ITEMS)).unsqueeze(1))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, num_replicas=world_size, rank=rank, shuffle=False)
+    return StatefulDataLoader(data, batch_size=1, sampler=sampler)
+
+
+def in_ranks(directory: Path, make: Any, at: int) -> list[float] | str:
+    """What a rank sees, or what it is told."""
+    seen: list[float] = []
+    try:
+        with piton_trainer.session(tiny.config(directory)) as session:
+            loader = make(session.rank, session.world_size)
+            session.restore(model=nn.Linear(1, 1), loader=loader)
+            for batch in session.steps(loader):
+                seen.append(float(batch[0]))
+                if session.step + 1 == at:
+                    tiny.terminate(session)
+    except Stopped:
+        return seen
+    except Ended as end:
+        return f"{type(end).__name__}: {end}"
+    return seen
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("make", [OwnCount, distributed])
+def test_a_place_that_is_a_ranks_own_is_refused_by_another_number_of_ranks(
+    before: int, after: int, make: Any, tmp_path: Path
+) -> None:
+    ranks.run(before, partial(in_ranks, tmp_path, make, 4))
+    for end in ranks.run(after, partial(in_ranks, tmp_path, make, 0)):
+        assert end.result.startswith("BadConfig: ")
+        assert f"saved by {before} ranks, there are {after} now" in end.result
+        assert "position_is_global = True" in end.result
+
+
+@pytest.mark.parametrize("make", [OwnCount, distributed])
+def test_a_place_that_is_a_ranks_own_is_there_again_for_as_many_ranks(make: Any, tmp_path: Path) -> None:
+    first = ranks.run(2, partial(in_ranks, tmp_path, make, 4))
+    second = ranks.run(2, partial(in_ranks, tmp_path, make, 0))
+    seen = [number for end in [*first, *second] for number in end.result]
+    assert sorted(seen) == list(range(ITEMS))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_place_that_is_global_goes_on_with_another_number_of_ranks(before: int, after: int, tmp_path: Path) -> None:
+    first = ranks.run(before, partial(in_ranks, tmp_path, SharedCount, 4))
+    second = ranks.run(after, partial(in_ranks, tmp_path, SharedCount, 0))
+    seen = [number for end in [*first, *second] for number in end.result]
+    assert sorted(seen) == list(range(ITEMS))
+
+
+def test_a_run_whose_loader_has_no_state_any_more_goes_on_by_index(tmp_path: Path) -> None:
+    ranks.run(2, partial(in_ranks, tmp_path, OwnCount, 4))
+    (end,) = ranks.run(1, partial(in_ranks, tmp_path, lambda *_: [torch.tensor([float(n)]) for n in range(12)], 0))
+    assert end.result == list(range(4, 12))
