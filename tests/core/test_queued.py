@@ -148,6 +148,17 @@ def test_a_preempted_run_saves_and_stops_and_is_no_failure() -> None:
     assert (gone.failures, gone.preemptions, gone.infrastructure_failures) == (0, 0, 0)
 
 
+def test_a_preempted_run_stops_as_well_while_its_spec_cannot_be_read() -> None:
+    told = decide(seen(EVICTED, an_attempt(a_replica()), problems=("spec.x: unknown field",), **flying()), now=NOW)
+    record = told.status.current
+    assert record is not None
+    assert (record.state, record.reason) == (AttemptState.STOPPING, Reason.QUOTA_TAKEN)
+    unread = decide(
+        seen(a_reservation(), an_attempt(a_replica()), problems=("spec.x: unknown field",), **flying()), now=NOW
+    )
+    assert unread.rule == "follow"
+
+
 def test_quota_is_returned_only_when_no_pod_runs() -> None:
     stopping = flying(AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.QUOTA_TAKEN)
     leaving = an_attempt(a_replica(deleting=True), deleting=True)

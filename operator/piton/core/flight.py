@@ -266,8 +266,10 @@ def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announceme
 def _order(context: Context) -> Reason | None:
     """Why no attempt should run now, if so."""
     account = budget.account(context)
-    if context.spec is None:
-        return Reason.BUDGET_EXCEEDED if account and account.used_up else Reason.INVALID_SPEC
+    if context.spec is None:  # what runs goes on, as far as budget and quota allow
+        if account and account.used_up:
+            return Reason.BUDGET_EXCEEDED
+        return Reason.QUOTA_TAKEN if queued.taken(context) else Reason.INVALID_SPEC
     if context.spec.suspend:
         return Reason.SUSPENDED
     if context.stage is not None and context.stage not in stages.wanted(context.spec.stages):
