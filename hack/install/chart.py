@@ -39,11 +39,11 @@ def remove(kubeconfig: Path) -> None:
 
 
 @contextlib.contextmanager
-def changed(kubeconfig: Path, values: Mapping[str, Any]) -> Iterator[None]:
-    """Other values than it was installed with, while this lasts; the operator serves again before and after."""
+def changed(kubeconfig: Path, values: Mapping[str, Any], *, chart: Path = CHART) -> Iterator[None]:
+    """Other values or another chart, rolled back in the end; the operator serves before and after."""
     options: list[str | Path] = ["--kubeconfig", kubeconfig, "--namespace", NAMESPACE]
     sets = [word for name, value in values.items() for word in ("--set-json", f"{name}={json.dumps(value)}")]
-    run([tools.helm(), "upgrade", RELEASE, CHART, *options, "--reuse-values", *sets])
+    run([tools.helm(), "upgrade", RELEASE, chart, *options, "--reuse-values", *sets])
     try:
         _wait(kubeconfig)
         yield
