@@ -202,13 +202,19 @@ class RandomWorld(RuleBasedStateMachine):
 
     @rule()
     def the_next_machine_mounts_another_volume(self) -> None:
+        """After an attempt has had time to report something durable, and before the next has had time to replace it."""
+        self._goes_on(12)
         self.world.is_volume_empty = True
         self.machine_goes("kill_node")
-        for _ in range(12):
+        self._goes_on(12)
+        self.world.is_volume_empty = False
+
+    def _goes_on(self, seconds: int) -> None:
+        """Seen by the operator, and by Kueue, every second."""
+        for _ in range(seconds):
             self._pass()
             self.world.admit()
             self._tick()
-        self.world.is_volume_empty = False
 
     @precondition(lambda self: self.world.reservation)
     @rule()
@@ -233,10 +239,7 @@ class RandomWorld(RuleBasedStateMachine):
     @rule()
     def kueue_lets_it_run(self) -> None:
         """Asked, admitted, started: otherwise few worlds get that far."""
-        for _ in range(6):
-            self._pass()
-            self.world.admit()
-            self._tick()
+        self._goes_on(6)
 
     # --- another version ---------------------------------------------------------------------------------------------
 
