@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -368,6 +369,23 @@ def test_workers_that_are_cleaned_away_after_a_success_do_not_hide_it(ends: Repl
         judgement = judged(seen, proof_needed=False)
         assert judgement is not None
         assert (judgement.verdict, judgement.reason) == (Verdict.FINISHED, Reason.EXITED_ZERO)
+
+
+@pytest.mark.parametrize("machine", [{"leaving": "taint"}, {"node_reclaimed": True}, {"node_gone": True}])
+def test_the_machine_of_a_worker_that_is_cleaned_away_after_a_success_may_go(machine: dict[str, Any]) -> None:
+    master = a_replica(DONE, exit_code=0, name="a")
+    worker = a_replica(name="b", node="n2", deleting=True, **machine)
+
+    while_the_job_is_active = judged(an_attempt(master, worker), proof_needed=False)
+    after_its_success = judged(an_attempt(master, worker, job=JobState.SUCCEEDED), proof_needed=False)
+
+    assert while_the_job_is_active is not None
+    assert while_the_job_is_active.verdict is Verdict.PREEMPTED
+    assert after_its_success is None or after_its_success.verdict is Verdict.FINISHED
+    disrupted = an_attempt(master, replace(worker, disruption="EvictionByEvictionAPI"), job=JobState.SUCCEEDED)
+    judgement = judged(disrupted, proof_needed=False)
+    assert judgement is not None
+    assert judgement.verdict is Verdict.PREEMPTED  # a program may end with 0 when it is told to stop
 
 
 def test_a_worker_whose_kubelet_reports_before_the_masters_changes_nothing() -> None:

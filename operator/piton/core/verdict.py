@@ -94,8 +94,10 @@ def _finished_by_word(evidence: Evidence) -> Judgement | None:
 
 
 def disrupted(evidence: Evidence) -> Judgement | None:
-    """A replica lost its machine, or is losing it."""
+    """A replica lost its machine, or is losing it. One that is cleaned away has no more use for its machine."""
     for replica in evidence.seen.replicas:
+        if _cleaned_away(replica, evidence) and not replica.disruption:
+            continue
         where = f"{replica.name} on {replica.node}" if replica.node else replica.name
         if replica.disruption:
             return _preempted(Reason.DISRUPTED, f"{where} was disrupted: {replica.disruption}")
