@@ -10,6 +10,9 @@ of the ratios within a repetition, never seconds. The last line is one JSON obje
     first_over_memcpy        the same stall over one memcpy: who is slow every time is not slower at first
     load_over_raw            the state read back from the disk, not from the cache; ours verified
     reshard_over_raw         a state that two ranks saved, loaded by one
+    many_over_memcpy         the stall of a model of many small parameters, from outside: ours through a session, the
+                             others with torch's `get_state_dict`
+    few_over_memcpy          the same of a model of few large parameters with as many bytes
 """
 
 import argparse
@@ -33,8 +36,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing
 from checkpoint_methods import (
-    Dcp,
-    DcpAsync,
     Memcpy,
     Method,
     Piton,
@@ -42,21 +43,22 @@ from checkpoint_methods import (
     Raw,
     Safetensors,
     State,
-    TorchSave,
     drop_from_cache,
+    folder_in,
     is_consistent,
+    peers,
     restore,
     save_file,
     seconds,
     warm_memory,
 )
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from session_saves import BESIDE, LAYERS, MEMCPY, PITON, stalls_of_a_process
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from piton_trainer.distributed import Ranks
 
-MEMCPY, RAW, PITON, BESIDE = "memcpy", "raw O_DIRECT", "piton", "piton, copied beside a pass"
+RAW = "raw O_DIRECT"
 WIDTH, HIDDEN = 512, 2048
 PROCESSES = 3
 Ratios = dict[str, dict[str, list[float]]]
@@ -79,26 +81,15 @@ def size_of(state: State) -> int:
 
 def make_methods(root: Path, state: State) -> dict[str, Method]:
     """Floors first."""
-
-    def folder(name: str) -> Path:
-        path = root / name.replace(" ", "-")
-        path.mkdir()
-        return path
-
     methods: dict[str, Method] = {
-        MEMCPY: Memcpy(folder(MEMCPY), state),
-        RAW: Raw(folder(RAW), size_of(state)),
-        "torch.save": TorchSave(folder("torch.save")),
-        "dcp.save": Dcp(folder("dcp.save")),
+        MEMCPY: Memcpy(folder_in(root, MEMCPY), state),
+        RAW: Raw(folder_in(root, RAW), size_of(state)),
+        **peers(root),
     }
-    for kind in AsyncCheckpointerType:
-        for cached in (False, True):
-            name = f"dcp.async_save {kind.value}{' cached' if cached else ''}"
-            methods[name] = DcpAsync(folder(name), kind, cached=cached)
     if save_file is not None:
-        methods["safetensors"] = Safetensors(folder("safetensors"))
-    methods[PITON] = Piton(folder(PITON), state)
-    methods[BESIDE] = PitonBeside(folder(BESIDE), state)
+        methods["safetensors"] = Safetensors(folder_in(root, "safetensors"))
+    methods[PITON] = Piton(folder_in(root, PITON), state)
+    methods[BESIDE] = PitonBeside(folder_in(root, BESIDE), state)
     return methods
 
 
@@ -120,6 +111,16 @@ def measure_saves(megabytes: int, repetitions: int, root: Path, found: Ratios) -
                 found["durable_over_raw"][name] += ratios(durable[name][1:], durable[RAW][1:])
                 found["first_over_steady"][name].append(first / statistics.median(steady))
                 found["first_over_memcpy"][name].append(first / stalls[MEMCPY][0])
+
+
+def measure_sessions(repetitions: int, root: Path, found: Ratios) -> None:
+    """What a loop of one's own waits for: state dicts and all."""
+    for kind in LAYERS:
+        say(f"saves through a session, of {kind} parameters")
+        with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as process:
+            stalls = process.submit(stalls_of_a_process, kind, repetitions, root / kind, 0).result()
+        for name, took in stalls.items():
+            found[f"{kind}_over_memcpy"][name] += ratios(took, stalls[MEMCPY])
 
 
 def saves_of_a_process(megabytes: int, repetitions: int, root: Path, seed: int) -> tuple[Seconds, Seconds]:
@@ -256,12 +257,28 @@ def measure_reshards(root: Path, megabytes: int, raw: Method, state: State, repe
     spare.close()
 
 
+def measure_tensors(megabytes: int, repetitions: int, root: Path, found: Ratios) -> None:
+    """All that a checkpointer does with tensors that are handed to it."""
+    measure_saves(megabytes, -(-repetitions // PROCESSES), root, found)
+    with alone(root / "alone", megabytes) as (methods, state):
+        say("loads")
+        measure_loads(methods, state, repetitions, found)
+        say("steps while a save is being written")
+        measure_steps(methods, state, repetitions, found)
+        say("loads of what two ranks saved")
+        raw = methods[RAW]
+        raw.save(state, 0)
+        measure_reshards(root, megabytes, raw, state, repetitions, found)
+        consistent = {name: is_consistent(method, state) for name, method in methods.items() if method.goes_on}
+        print(f"a change after save stays out of the checkpoint: {consistent}")
+
+
 def show(found: Ratios) -> None:
     """The table, and the JSON object."""
     medians = {row: {name: statistics.median(ratios) for name, ratios in by.items()} for row, by in found.items()}
     headings = [row.replace("_over_", "/").removesuffix("_time_while_saving") for row in medians]
     print(f"{'':<32}" + "".join(f"{heading:>14}" for heading in headings))
-    for name in medians["stall_over_memcpy"]:
+    for name in dict.fromkeys(name for by in medians.values() for name in by):
         cells = (f"{by[name]:>14.2f}" if name in by else f"{'':>14}" for by in medians.values())
         print(f"{name:<32}" + "".join(cells))
     print(json.dumps({row: {name: round(ratio, 4) for name, ratio in by.items()} for row, by in medians.items()}))
@@ -272,23 +289,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a checkpoint costs, over one memcpy and one raw write.")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the state")
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--only-sessions", action="store_true", help="only the saves through a session")
     parser.add_argument("--directory", type=Path, default=Path(), help="where to save; the disk that is measured")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="bench-", dir=options.directory.absolute()))
     found: Ratios = defaultdict(lambda: defaultdict(list))
     try:
-        measure_saves(options.megabytes, -(-options.repetitions // PROCESSES), root, found)
-        with alone(root / "alone", options.megabytes) as (methods, state):
-            say("loads")
-            measure_loads(methods, state, options.repetitions, found)
-            say("steps while a save is being written")
-            measure_steps(methods, state, options.repetitions, found)
-            say("loads of what two ranks saved")
-            raw = methods[RAW]
-            raw.save(state, 0)
-            measure_reshards(root, options.megabytes, raw, state, options.repetitions, found)
-            consistent = {name: is_consistent(method, state) for name, method in methods.items() if method.goes_on}
-            print(f"a change after save stays out of the checkpoint: {consistent}")
+        measure_sessions(options.repetitions, root, found)
+        if not options.only_sessions:
+            measure_tensors(options.megabytes, options.repetitions, root, found)
     finally:
         shutil.rmtree(root)
     show(found)

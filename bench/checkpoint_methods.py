@@ -4,7 +4,7 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ except ImportError:  # not a dependency; without it there is a row less
     save_file = load_file = None
 
 State = dict[str, Tensor]
+"""What is saved; torch's own methods take nested state dicts as well."""
 CHUNK_BYTES = 16 << 20
 
 
@@ -299,6 +300,23 @@ class PitonBeside(Piton):
     def _pass(self) -> None:
         for _ in range(self._rounds):
             self._one @ self._other
+
+
+def peers(root: Path, kinds: Iterable[AsyncCheckpointerType] = AsyncCheckpointerType) -> dict[str, Method]:
+    """What torch brings, each with a folder of its own."""
+    return {"torch.save": TorchSave(folder_in(root, "torch.save")), "dcp.save": Dcp(folder_in(root, "dcp.save"))} | {
+        name: DcpAsync(folder_in(root, name), kind, cached=cached)
+        for kind in kinds
+        for cached in (False, True)
+        if (name := f"dcp.async_save {kind.value}{' cached' if cached else ''}")
+    }
+
+
+def folder_in(root: Path, name: str) -> Path:
+    """One for a method."""
+    path = root / name.replace(" ", "-")
+    path.mkdir()
+    return path
 
 
 def warm_memory(size: int) -> Arena:
