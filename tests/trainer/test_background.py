@@ -21,6 +21,7 @@ from piton.contract.progress import CHECKPOINTS_SKIPPED
 from piton_trainer.checkpoint import Checkpointer, Snapshot, arena, layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
 from piton_trainer.checkpoint.commit import Draft, is_good
+from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence, read
 from piton_trainer.checkpoint.load import load_tensors, newest_good
 from piton_trainer.checkpoint.orders import Commit, Failed, Settings, Write
@@ -522,15 +523,18 @@ def test_what_could_not_be_written_is_not_committed_although_the_order_is_there(
     settings = Settings(
         directory=tmp_path, attempt=1, owner=fence.owner, is_main=True, policy=SavePolicy(keep_last=9), objective=None
     )
-    writer = Writer(settings, memory=-1)
+    memory = os.memfd_create("memory")
+    os.pwrite(memory, b"1", 0)
+    writer = Writer(settings, memory)
     for step in (1, 2):
         draft = Draft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
         if step == 2:
             (saving(tmp_path, 2) / "a").symlink_to("/dev/full")
         answers = [
-            writer.obey(Write(step=step, parts=[], small={"a": b"1"})),
+            writer.obey(Write(step=step, parts=[], small=[Part("a", 0, 1)])),
             writer.obey(Commit(draft=draft, files=None)),
         ]
 
+    os.close(memory)
     assert [type(answer) for answer in answers] == [Failed, Failed]
     assert [step for step, _ in layout.step_folders(tmp_path)] == [1]

@@ -47,3 +47,10 @@ def test_a_parameter_is_saved_without_its_history() -> None:
 def test_what_only_pickle_could_save_is_refused_with_its_place(thing: object) -> None:
     with pytest.raises(ValueError, match=r"state/deep/0 is a builtins\.\w+; a checkpoint holds"):
         codec.split({"deep": [thing]}, "state")
+
+
+def test_what_is_encoded_by_parts_is_the_json_of_the_whole() -> None:
+    fixed = codec.Fixed(a=[1, {"b": None}], ü="ü")
+    document = {"x": [fixed, [1, 2.5, "s", True], []], "y": {"z": fixed, "e": {}}, "n": 1e300, "t": [[1], {}]}
+    for _ in range(2):
+        assert codec.encode(document) == json.dumps(document)

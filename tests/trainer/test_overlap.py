@@ -1,6 +1,9 @@
 """A save whose copy runs beside the training is of one moment, or it is none."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import piton_trainer
+from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import Snapshot, copying, layout
 from piton_trainer.checkpoint.background import BackgroundCheckpointer
@@ -91,6 +95,68 @@ def test_what_changes_too_early_fails_the_save_and_the_next_one_is_good(tmp_path
         saver.save(snapshot_of(live, "weights"))
         saver.wait()
     assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def test_the_writer_begins_when_the_copy_ends_and_not_when_the_step_does(tmp_path: Path, gate: threading.Event) -> None:
+    live = a_state()
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights"))
+        assert list(tmp_path.glob(f"{names.SAVING_PREFIX}*")) == []
+        gate.set()
+        # The step goes on: nobody asks the checkpointer anything.
+        wait_for(lambda: any(tmp_path.glob(f"{names.SAVING_PREFIX}*/{layout.INDEX_FILE}")))
+        assert layout.step_folders(tmp_path) == []
+        saver.settle()
+        # Nor does the commit wait for the end of the step.
+        wait_for(lambda: [step for step, _ in layout.step_folders(tmp_path)] == [1])
+    assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def test_what_was_written_too_early_is_not_committed(tmp_path: Path, gate: threading.Event) -> None:
+    live = a_state()
+    gate.set()
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights"))
+        wait_for(lambda: any(tmp_path.glob(f"{names.SAVING_PREFIX}*/{layout.INDEX_FILE}")))
+        zero(live, "weights")
+        saver.settle()
+        with pytest.raises(RuntimeError, match="weights was changed before an optimizer stepped"):
+            saver.wait()
+        assert [path.name for path in tmp_path.iterdir()] == [names.FENCE_FILE]
+        saver.save(snapshot_of(live, "weights"))
+        saver.wait()
+    assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def test_a_tensor_that_is_given_other_memory_is_saved_as_it_was(tmp_path: Path, gate: threading.Event) -> None:
+    live = a_state()
+    before = live["weights"].clone()
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights"))
+        live["weights"].data = torch.zeros(300, 7)
+        others = [torch.full((300, 7), 9.0) for _ in range(99)]  # would take memory that is free
+        gate.set()
+        saver.wait()
+        del others
+    assert torch.equal(loaded(tmp_path)["weights"], before)
+
+
+def test_a_writer_that_dies_before_the_copy_ends_is_replaced(tmp_path: Path, gate: threading.Event) -> None:
+    live = a_state()
+    with checkpointer(tmp_path) as saver:
+        saver.save(snapshot_of(live, "weights"))
+        assert saver._scribe.pid is not None
+        os.kill(saver._scribe.pid, signal.SIGKILL)
+        gate.set()
+        saver.wait()
+    assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_session_that_ends_while_copying_keeps_the_save(tmp_path: Path, gate: threading.Event) -> None:

@@ -29,6 +29,7 @@ from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import Saved, layout, survey
 from piton_trainer.checkpoint.commit import Draft
+from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence, read
 from piton_trainer.checkpoint.load import newest_step
 from piton_trainer.checkpoint.orders import Answer, Commit, Order, Sealed, Settings, Write
@@ -44,6 +45,7 @@ PRUNE = checkpoints.Rule(keep_last=KEEP_LAST, keep_best=0, metric=None, goal="Mi
 CODES = st.none() | st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE])
 READ_CODES = st.sampled_from([errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EAGAIN])
 MAYBE_A_FAULT = st.none() | st.none() | st.builds(Fault, st.integers(1, 16), CODES)
+MEMORY = os.memfd_create("memory")
 happened: Counter[str] = Counter()
 
 
@@ -52,7 +54,7 @@ class Attempt:
 
     def __init__(self, settings: Settings) -> None:
         self.owner = settings.owner
-        self.writer = Writer(settings, memory=-1)
+        self.writer = Writer(settings, MEMORY)
 
 
 class RandomDirectory(RuleBasedStateMachine):
@@ -129,7 +131,9 @@ class RandomDirectory(RuleBasedStateMachine):
         """By whoever thinks that it may; perhaps somebody claims in the middle of it."""
         attempt = data.draw(st.sampled_from(self.attempts))
         step = max(self.good, default=0) + 1
-        answer = self.obey(attempt, Write(step=step, parts=[], small={WEIGHTS: content, "state.json": b"{}"}), first)
+        os.pwrite(MEMORY, b"{}" + content, 0)
+        small = [Part("state.json", 0, 2), Part(WEIGHTS, 2, len(content))]
+        answer = self.obey(attempt, Write(step=step, parts=[], small=small), first)
         if not isinstance(answer, Sealed):
             assert self.faults.struck is not None or self.holder() != attempt.owner
             return

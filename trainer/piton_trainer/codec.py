@@ -4,13 +4,37 @@
 would change on the way (tuples, keys that are not strings) is marked, so that the state comes back as it was.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 _TENSOR, _TUPLE, _ITEMS, _COUNTER = "$tensor", "$tuple", "$items", "$counter"
+
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
+class Fixed(dict[str, Any]):
+    """A part of a document that does not change any more, so that it is encoded only once."""
+
+    @cached_property
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(self)
+
+
+def encode(document: Any) -> str:
+    """What `json.dumps` gives."""
+    if isinstance(document, Fixed):
+        return document.text
+    if isinstance(document, dict) and not _are_plain(document.values()):
+        return "{" + ", ".join(f"{json.dumps(name)}: {encode(item)}" for name, item in document.items()) + "}"
+    if isinstance(document, list) and not _are_plain(document):
+        return "[" + ", ".join(map(encode, document)) + "]"
+    return json.dumps(document)
 
 
 def split(value: object, key: str) -> tuple[Any, dict[str, Tensor]]:
@@ -54,10 +78,12 @@ def _split(value: object, key: str, tensors: dict[str, Tensor]) -> Any:
         return {_TENSOR: key}
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, list) and _are_plain(value):
+        return list(value)
     if isinstance(value, list):
         return [_split(item, f"{key}/{i}", tensors) for i, item in enumerate(value)]
     if isinstance(value, tuple):
-        return {_TUPLE: [_split(item, f"{key}/{i}", tensors) for i, item in enumerate(value)]}
+        return {_TUPLE: _split(list(value), key, tensors)}
     if isinstance(value, Mapping):
         return _split_mapping(value, key, tensors)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -70,6 +96,11 @@ def _split_mapping(value: Mapping[Any, Any], key: str, tensors: dict[str, Tensor
     if all(isinstance(name, str) and not name.startswith("$") for name in value):
         return {name: _split(item, f"{key}/{name}", tensors) for name, item in value.items()}
     return {_ITEMS: [[_split(k, key, tensors), _split(v, f"{key}/{k}", tensors)] for k, v in value.items()]}
+
+
+def _are_plain(values: Iterable[object]) -> bool:
+    """Whether all of them are JSON as they are; there may be many."""
+    return _PLAIN.issuperset(map(type, values))
 
 
 def _hashable(key: Any) -> Any:

@@ -48,6 +48,11 @@ class Helper:
         """The process."""
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
     def leave(self, seconds: float) -> None:
         """Hang up, and wait for the process to end; what is still there after so long is killed.
 

@@ -31,6 +31,7 @@ class Snapshot:
 
     step: int
     tensors: "Mapping[str, Tensor]"
+    """Parameters may be among them as they are: not detached."""
     document: Mapping[str, Any] = field(default_factory=dict)
     """Everything that is not a tensor, as JSON. Rank 0's is saved."""
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import torch
@@ -26,6 +26,9 @@ _SHARE_MAX = 0.5
 later, and what is taken here can only be freed by a kill: the kernel cannot write it out."""
 _SHARE_EARLY = 0.25
 """While the rest of the training is not there yet."""
+
+
+_Piece = bytes  # in the class, that name is a property
 
 
 class NoRoomError(Exception):
@@ -47,6 +50,18 @@ class Arena:
         if 0 < size <= _SHARE_EARLY * free_bytes():
             with suppress(OSError):  # whoever reserves them will hear of it
                 self.reserve(size, then=lambda: None)
+
+    def put_behind(self, pieces: Iterable[_Piece]) -> list[int]:
+        """Put some more bytes behind all that is reserved, until the next ones; where each piece begins.
+
+        Raises:
+            OSError: there is not enough memory.
+        """
+        starts, end = [], self._bytes.numel()
+        for piece in pieces:
+            starts.append(end)
+            end += os.pwrite(self.descriptor, piece, end)
+        return starts
 
     @property
     def bytes(self) -> Tensor:

@@ -4,37 +4,36 @@
     writer                                    shards, hashes      commit            retention
 
 A save costs the loop one copy of the state into memory that is there and warm; the rest is the writer's. What is the
-same from save to save is in the `blueprint`.
+same from save to save is in the `blueprint`. Of what is copied beside the training, the writer begins to write when the
+copy ends, and commits it when it is certain that nothing changed too early.
 
 Several ranks meet at the boundaries between steps, not through files: a file that another node wrote may be seen late
 on a network volume, and cannot be written at all on a full one. A rank that fails is heard by all, and the writer of
 rank 0 commits only what all ranks have made durable.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry
+from piton_trainer import codec
 from piton_trainer.checkpoint import Saved, Snapshot, layout
 from piton_trainer.checkpoint.arena import Arena
 from piton_trainer.checkpoint.blueprint import Blueprint
 from piton_trainer.checkpoint.commit import Draft
-from piton_trainer.checkpoint.copying import BrokenPromiseError, Copying, can_wait
+from piton_trainer.checkpoint.copying import BrokenPromiseError, Copying, Rows
 from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
-from piton_trainer.checkpoint.save import SyncCheckpointer, clean_up, documents_of, draft_of, size_of
+from piton_trainer.checkpoint.save import SyncCheckpointer, clean_up, documents_of, draft_of
 from piton_trainer.checkpoint.scribe import Scribe
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
@@ -50,8 +49,8 @@ class Flight:
     draft: Draft
     is_sealed: bool
     """All ranks have written; what is left is rank 0's writer's to do."""
-    orders: Sequence[Order]
-    """What the writer is told as soon as everything is copied."""
+    then: Sequence[Order]
+    """What the writer is told after the first order, once it is certain that the copy is of one moment."""
     answer: Answer | None = None
 
 
@@ -120,37 +119,39 @@ class BackgroundCheckpointer:
         if not self.in_flight:
             self._blueprint.renew(tensors())
 
+    @torch.no_grad()
     def save(self, snapshot: Snapshot) -> None:
         """Copy the snapshot, and leave it to the writer."""
         self.wait()
-        planner = self._blueprint.renew(snapshot.tensors)
+        self._blueprint.renew(snapshot.tensors)
         if self._blueprint.is_refused:
             self._blocking.save(snapshot)
             self._durable = self._blocking.durable
             return
-        self._ranks.together(partial(self._copy, planner, snapshot.steady))
+        later, now = self._blueprint.rows(snapshot.tensors).divided(snapshot.steady)
+        small = self._small_files(snapshot)
+        starts = self._ranks.together(partial(self._copy, now, small.values()))[self._ranks.rank]
+        write = Write(
+            step=snapshot.step,
+            parts=[Part(part.name, part.start, part.size) for part in self._blueprint.image.parts],
+            small=[Part(name, start, len(small[name])) for name, start in zip(small, starts, strict=True)],
+            size=self._blueprint.size,
+        )
         draft = draft_of(snapshot, world_size=self._ranks.world_size, clock=self._clock)
         alone = self._ranks.world_size == 1
-        small = {}
-        if self._ranks.is_main:
-            documents = documents_of(snapshot, apart=self._apart)
-            small = {
-                name: json.dumps(document).encode() for name, document in documents.items()
-            } | self._blueprint.indices
-        parts = [Part(part.name, part.start, part.size) for part in self._blueprint.image.parts]
-        orders: list[Order] = [Write(step=snapshot.step, parts=parts, small=small, size=size_of(snapshot.tensors))]
-        if alone:
-            orders.append(Commit(draft=draft, files=None))
-        self._flight = Flight(draft=draft, is_sealed=alone, orders=orders)
-        if self._copying is None:
-            self._launch(self._flight)
+        self._flight = Flight(draft=draft, is_sealed=alone, then=[Commit(draft=draft, files=None)] if alone else [])
+        if later.names:
+            self._copying = Copying(later, then=partial(self._scribe.begin, write))
+        else:
+            self._scribe.begin(write)
+            self._go_on(self._flight)
 
     def settle(self) -> None:
-        """Let the steady tensors change; the writer begins as soon as they are copied."""
+        """Let the steady tensors change."""
         if self._copying is not None:
             self._copying.settle()
             if self._flight is not None and self._copying.is_done:
-                self._launch(self._flight)
+                self._go_on(self._flight)
 
     def poll(self) -> None:
         """Take the save in flight as far as it goes by now."""
@@ -159,7 +160,7 @@ class BackgroundCheckpointer:
             return
         asked = self._ranks.is_main or not flight.is_sealed
         if self._copying is not None and self._copying.is_done:
-            self._launch(flight)
+            self._go_on(flight)
         if asked and flight.answer is None and self._copying is None:
             flight.answer = self._scribe.answer(wait=False)
         waits, fails = self._ranks.agree([asked and flight.answer is None, isinstance(flight.answer, Failed)])
@@ -205,18 +206,17 @@ class BackgroundCheckpointer:
             self._ranks.on_main(partial(clean_up, saving, self._fence))
             raise
 
-    def _launch(self, flight: Flight) -> None:
-        """Everything is copied, or will be when this returns: give the writer its orders."""
+    def _go_on(self, flight: Flight) -> None:
+        """Everything is copied, or will be when this returns, and the writer has begun: give it its further orders."""
         copying, self._copying = self._copying, None
         try:
             if copying is not None:
                 copying.finish()
         except BrokenPromiseError as error:
+            self._scribe.kill()  # what it writes is not of one moment
             flight.answer = Failed.by(error)
             return
-        first, *others = flight.orders
-        self._scribe.begin(first)
-        for order in others:
+        for order in flight.then:
             self._scribe.go_on(order)
 
     def _drop_copy(self) -> None:
@@ -225,6 +225,7 @@ class BackgroundCheckpointer:
         if copying is not None:
             with suppress(BrokenPromiseError):
                 copying.finish()
+            self._scribe.kill()  # it has been told to write it
 
     def _sealed(self, flight: Flight) -> Mapping[str, FileEntry]:
         answer = self._answer(flight)
@@ -238,27 +239,29 @@ class BackgroundCheckpointer:
 
     def _answer(self, flight: Flight) -> Answer:
         if self._copying is not None:
-            self._launch(flight)
+            self._go_on(flight)
         answer, flight.answer = flight.answer or self._scribe.answer(wait=True), None
         assert answer is not None
         if isinstance(answer, Failed):
             raise answer.error(f"the checkpoint of step {flight.draft.step} could not be written")
         return answer
 
-    def _copy(self, planner: DefaultSavePlanner, steady: frozenset[str]) -> None:
-        """The stall: everything that training may change from now on. What is steady is left to a `Copying`."""
+    def _small_files(self, snapshot: Snapshot) -> dict[str, bytes]:
+        if not self._ranks.is_main:
+            return {}
+        documents = documents_of(snapshot, apart=self._apart)
+        encoded = {name: codec.encode(document).encode() for name, document in documents.items()}
+        return encoded | self._blueprint.indices
+
+    def _copy(self, rows: Rows, small: Iterable[bytes]) -> list[int]:
+        """The stall: everything that training may change from now on; and where the small files are."""
+        self._scribe.get_ready()
         self._blueprint.settle()
-        items = self._blueprint.items
-        sources = [cast("Tensor", planner.resolve_data(item)) for item in items]
-        rows = list(zip([item.index.fqn for item in items], sources, self._blueprint.views, strict=True))
-        later = [row for row in rows if row[0] in steady and can_wait(row[1])]
-        now = [row for row in rows if not (row[0] in steady and can_wait(row[1]))] if later else rows
-        if now:
-            torch._foreach_copy_([view for *_, view in now], [source for _, source, _ in now], non_blocking=True)
+        if rows.names:
+            torch._foreach_copy_(rows.views, rows.tensors, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if later:
-            self._copying = Copying(*zip(*later, strict=True))
+        return self._arena.put_behind(small)
 
 
 def _spare_cores() -> int:

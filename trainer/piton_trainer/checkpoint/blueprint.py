@@ -18,7 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from piton_trainer.checkpoint import layout
 from piton_trainer.checkpoint.arena import Arena, NoRoomError
+from piton_trainer.checkpoint.copying import Rows, local_tensors
 from piton_trainer.checkpoint.image import Image, lay_out
+from piton_trainer.checkpoint.save import size_of
 from piton_trainer.checkpoint.shards import prefix_of, weights_index
 from piton_trainer.distributed import Ranks
 
@@ -33,10 +35,13 @@ class Blueprint:
     def __init__(self, arena: Arena, *, ranks: Ranks, apart: bool) -> None:
         self.is_refused = False
         """Tensors like these are not saved in the background."""
-        self.items: list[WriteItem] = []
         self.image = Image()
+        self.names: list[str] = []
+        """The tensors that this rank writes."""
         self.views: list[Tensor] = []
-        """Where the numbers of the items go."""
+        """Where their numbers go."""
+        self.size = 0
+        """About as many bytes have all ranks' tensors together."""
         self.indices: dict[str, bytes] = {}
         """The files that say where each tensor is."""
         self._arena = arena
@@ -57,29 +62,35 @@ class Blueprint:
             self._signature = None
             raise
 
-    def renew(self, tensors: Mapping[str, Tensor]) -> DefaultSavePlanner:
-        """A planner of these tensors, with all else in place; on all ranks anew if on any."""
-        planner = DefaultSavePlanner(flatten_state_dict=False)
-        planner.set_up_planner(dict(tensors), is_coordinator=self._ranks.is_main)
+    def renew(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have all in place for these tensors; on all ranks anew if on any."""
         signature = signature_of(tensors)
         if self._ranks.agree([signature != self._signature])[0]:
             self._signature = None  # an image that is half made is none
+            self.size = size_of(tensors)
             self.is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
             if not self.is_refused:
-                self._arrange(planner)
+                self._arrange(tensors)
             if self.is_refused:
                 self.views = []
                 self._arena.release()
             self._signature = signature
-        return planner
 
-    def _arrange(self, planner: DefaultSavePlanner) -> None:
+    def rows(self, tensors: Mapping[str, Tensor]) -> Rows:
+        """What goes where; of a sharded tensor this rank's shard."""
+        return Rows(self.names, local_tensors(map(tensors.__getitem__, self.names)), self.views)
+
+    def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
+        planner = DefaultSavePlanner(flatten_state_dict=False)
+        # That a parameter is one would be in the plan, and a checkpoint does not say it.
+        detached = {name: tensor.detach() for name, tensor in tensors.items()}
+        planner.set_up_planner(detached, is_coordinator=self._ranks.is_main)
         plans = self._ranks.gather(planner.create_local_plan())
         plans, metadata = self._ranks.on_main(partial(planner.create_global_plan, plans))
         prefix = prefix_of(apart=self._apart)
-        items = planner.finish_plan(plans[self._ranks.rank]).items
-        self.items = sorted(items, key=lambda item: prefix(item.index.fqn))
-        self.image = lay_out(map(_shape_of, self.items), rank=self._ranks.rank, prefix=prefix)
+        items = sorted(planner.finish_plan(plans[self._ranks.rank]).items, key=lambda item: prefix(item.index.fqn))
+        self.names = [item.index.fqn for item in items]
+        self.image = lay_out(map(_shape_of, items), rank=self._ranks.rank, prefix=prefix)
         self.indices = self._index(metadata, self._ranks.gather(self.image.index()))
         refusal = self._reserve()
         if self._ranks.agree([refusal is not None])[0]:
@@ -111,10 +122,9 @@ class Blueprint:
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
     """What a plan depends on."""
-    return tuple(
-        (key, tensor.dtype, tensor.shape, str(tensor.placements) if isinstance(tensor, DTensor) else None)
-        for key, tensor in tensors.items()
-    )
+    values, kinds = tensors.values(), set(map(type, tensors.values()))
+    sharded = DTensor in kinds and [str(tensor.placements) for tensor in values if isinstance(tensor, DTensor)]
+    return list(tensors), [tensor.dtype for tensor in values], [tensor.shape for tensor in values], sharded
 
 
 def _is_plain(tensor: Tensor) -> bool:

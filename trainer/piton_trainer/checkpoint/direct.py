@@ -20,7 +20,7 @@ _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class Part(NamedTuple):
-    """A file, and where its bytes lie in memory; whole blocks of it."""
+    """A file, and where its bytes lie in memory; whole blocks of it, if it is written past the page cache."""
 
     name: str
     start: int

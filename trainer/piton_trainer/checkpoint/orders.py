@@ -1,7 +1,7 @@
 """What the trainer tells its writer, and what it hears back. Neither has to import torch for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from piton.contract.assignment import Objective, SavePolicy
@@ -33,8 +33,8 @@ class Write:
 
     step: int
     parts: Sequence[Part]
-    small: Mapping[str, bytes] = field(default_factory=dict)
-    """Files that are not tensors, whole."""
+    small: Sequence[Part] = ()
+    """Files that are not tensors, of any size. Over the socket they would make the trainer wait for its writer."""
     size: int = 0
     """About as many bytes have all ranks' files together. Rank 0's writer makes sure that they fit."""
 

@@ -6,7 +6,6 @@
 A step that fails on one rank fails on all of them, and the folder in flight is removed.
 """
 
-import json
 import platform
 import warnings
 from collections.abc import Callable, Mapping
@@ -101,7 +100,7 @@ class SyncCheckpointer:
         with layout.trouble_is_an_end(self._directory):
             self._committer.begin(snapshot.step, size_of(snapshot.tensors))
             for name, document in documents_of(snapshot, apart=self._apart).items():
-                self._disk.write(folder / name, json.dumps(document))
+                self._disk.write(folder / name, codec.encode(document))
 
     def _commit(self, draft: Draft, files: Mapping[str, FileEntry]) -> Saved:
         with layout.trouble_is_an_end(self._directory):
@@ -112,7 +111,7 @@ class SyncCheckpointer:
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             try:
                 save(
-                    dict(snapshot.tensors),
+                    {name: tensor.detach() for name, tensor in snapshot.tensors.items()},
                     storage_writer=self._disk.writer(folder, apart=self._apart),
                     planner=DefaultSavePlanner(flatten_state_dict=False),
                     process_group=self._ranks.group,

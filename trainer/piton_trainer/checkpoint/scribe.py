@@ -26,20 +26,23 @@ class Scribe:
         """The process; None when there is none."""
         return None if self._helper is None else self._helper.pid
 
+    def get_ready(self) -> None:
+        """Have a process for the next save. The thread that calls this has to live as long as it is needed."""
+        if self._helper is not None and not self._helper.is_running:
+            self.kill()
+        if self._helper is None:
+            self._start()
+
     def begin(self, order: Order) -> None:
-        """Give the first order of a save."""
+        """Give the first order of a save. Any thread may, while no other one is at it."""
         self._orders, self._answered, self._has_died, self._hurry = [], 0, False, None
         self.go_on(order)
 
     def go_on(self, order: Order) -> None:
         """Give a further order of the same save."""
         self._orders.append(order)
-        try:
-            if self._helper is None:
-                self._start()
+        with suppress(OSError):  # it is dead, and the next look for an answer says so
             self._connection.send(order)
-        except OSError:
-            self._replace()
 
     def answer(self, *, wait: bool) -> Answer | None:
         """The answer to the newest order, or the first failure; None: not yet. Each is given once."""

@@ -90,7 +90,10 @@ class Writer:
                 self._committer.begin(order.step, order.size)
             else:
                 layout.make_folder(folder)
-            files = {name: _write_small(folder / name, data) for name, data in order.small.items()}
+            files = {
+                part.name: _write_small(folder / part.name, os.pread(self._memory, part.size, part.start))
+                for part in order.small
+            }
             if order.parts:
                 files |= self._write_parts(folder, order)
             layout.sync_folder(folder)
