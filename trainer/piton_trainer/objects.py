@@ -5,7 +5,9 @@ tensors stay sharded, so that another world size can load them. Anything else br
 `load_state_dict`; `torch.Generator`s are understood as well.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import compress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,8 +23,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from piton_trainer import codec
+from piton_trainer.checkpoint.copying import local_tensors
 from piton_trainer.checkpoint.intake import Targets
 from piton_trainer.checkpoint.layout import WEIGHTS
+from piton_trainer.state_dicts import Captured, ModuleState, OptimizerState
 
 MODEL, EMA = WEIGHTS
 LOADER = "loader"
@@ -46,6 +50,16 @@ class Objects:
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
+        modules = self.modules(*self._objects.keys() - {LOADER})
+        self._modules = {name: ModuleState(module, name) for name, module in modules.items()}
+        self._optimizers = {
+            name: [OptimizerState(optimizer, f"{name}/{number}") for number, optimizer in enumerate(_optimizers(value))]
+            for name, value in self._objects.items()
+            if _optimizers(value)
+        }
+        self._steady: frozenset[str] = frozenset()
+        self._places: tuple[list[str], list[int]] | None = None
+        """Where the tensors were that `steady` was last asked about; in the same places, the same ones are steady."""
 
     def modules(self, *names: str) -> dict[str, nn.Module]:
         """Those of the named objects that are given and are modules."""
@@ -66,25 +80,33 @@ class Objects:
         """All of them, whatever they are called."""
         return [optimizer for value in self._objects.values() for optimizer in _optimizers(value)]
 
-    def steady(self, tensors: Mapping[str, Tensor]) -> set[str]:
+    @torch.no_grad()
+    def steady(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
         """Which of these tensors hold the numbers that optimizers change when they step, or an average of them."""
-        changing = {_memory(tensor) for optimizer in self.optimizers for tensor in _changed_by(optimizer)}
-        averages = {_memory(tensor) for module in self.modules(EMA).values() for tensor in module.state_dict().values()}
-        return {key for key, tensor in tensors.items() if _memory(tensor) in changing | averages}
+        ours = tuple(f"{name}/" for name in (*self._modules, *self._optimizers))
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(ours)}
+        places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))))
+        if places != self._places:
+            changing = _memory(tensor for optimizer in self.optimizers for tensor in _changed_by(optimizer))
+            states = [module.state_dict() for module in self.modules(EMA).values()]
+            moving = {*changing, *_memory(tensor for state in states for tensor in state.values())}
+            steady = map(moving.__contains__, _memory(tensors.values()))
+            self._steady, self._places = frozenset(compress(tensors, steady)), places
+        return self._steady
 
     def capture(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The state of everything but the loader, as JSON and tensors."""
-        states = {name: self._state_of(value) for name, value in self._objects.items() if name != LOADER}
-        documents: dict[str, Any] = {}
+        found = {name: state.capture() for name, state in self._modules.items()}
+        others = {name: value for name, value in self._objects.items() if name != LOADER and name not in found}
+        found |= {name: self._captured(name, value) for name, value in others.items()}
         tensors: dict[str, Tensor] = {}
-        for name, state in states.items():
-            documents[name], own = codec.split(state, name)
+        for _, own in found.values():
             tensors |= own
-        return documents, tensors
+        return {name: document for name, (document, _) in found.items()}, tensors
 
     def capture_loader(self) -> Any:
         """The state of the loader, which every rank has its own of; None when it has none."""
-        return self._state_of(self._objects[LOADER]) if LOADER in self._objects else None
+        return _state_of(self._objects[LOADER]) if LOADER in self._objects else None
 
     def wanted(self, documents: Mapping[str, Any]) -> Targets:
         """The tensors of the saved states, so that they can be loaded; no object is changed.
@@ -137,26 +159,33 @@ class Objects:
             else:
                 value.load_state_dict(state)
 
-    def _state_of(self, value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            return get_model_state_dict(value)
-        if isinstance(value, torch.Generator):
-            return {"generator": value.get_state()}
-        if _optimizers(value):
-            return [self._optimizer_state(optimizer) for optimizer in _optimizers(value)]
-        return value.state_dict()
+    def _captured(self, name: str, value: Any) -> Captured:
+        """The state of an object that is no module; those are captured by now."""
+        if not _optimizers(value):
+            return codec.split(_state_of(value), name)
+        parts = [
+            self._optimizer_state(optimizer, state)
+            for optimizer, state in zip(_optimizers(value), self._optimizers[name], strict=True)
+        ]
+        return [document for document, _ in parts], {key: tensor for _, own in parts for key, tensor in own.items()}
 
-    def _optimizer_state(self, optimizer: Optimizer) -> Any:
-        model = self._objects.get(MODEL)
+    def _optimizer_state(self, optimizer: Optimizer, state: OptimizerState) -> Captured:
+        model, names = self._objects.get(MODEL), self._names
         if model is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return optimizer.state_dict()
+            return codec.split(optimizer.state_dict(), state.key)
+        ask = partial(get_optimizer_state_dict, model, optimizer)
         try:
-            return get_optimizer_state_dict(model, optimizer)
+            return codec.split(ask(), state.key) if names is None else state.capture(names, ask)
         except KeyError as error:
             raise ValueError(
                 "an optimizer holds parameters that are not the model's; put them into the model"
             ) from error
+
+    @property
+    def _names(self) -> Mapping[int, str] | None:
+        """Of the model's parameters, as of its last capture."""
+        return self._modules[MODEL].names if MODEL in self._modules else None
 
     def _momenta(
         self, name: str, optimizers: Sequence[Optimizer], document: Any
@@ -188,6 +217,12 @@ class Objects:
             # torch would make an optimizer without state take an empty step, for momenta that are replaced at once.
             optimizer.state[next(iter(_parameters(optimizer)))] = {}
         set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
+
+
+def _state_of(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return get_model_state_dict(value)
+    return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
 
 
 def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Tensor]:
@@ -226,9 +261,8 @@ def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def _memory(tensor: Tensor) -> int:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.untyped_storage().data_ptr()
+def _memory(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.untyped_storage().data_ptr() for tensor in local_tensors(tensors)]
 
 
 def _is_ours(name: str, value: Any) -> bool:

@@ -194,7 +194,7 @@ class Store:
                 optimizer.register_step_pre_hook(lambda *_: self._checkpointer.settle())
                 for optimizer in objects.optimizers
             ]
-        return frozenset(objects.steady(tensors)) if self._hooks else frozenset()
+        return objects.steady(tensors) if self._hooks else frozenset()
 
     def _gather(self, objects: Objects, feed: Randomness) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The JSON of all ranks' objects, and the tensors of this one's."""
