@@ -122,6 +122,30 @@ def test_a_failure_past_the_last_index_is_none_of_the_job() -> None:
     assert _conditions(_look(spared, _pod(), _pod(WORKER), extra)) == ["Created", "Running"]
 
 
+def _smaller(workers: int, policy: str, *, elastic: bool = False) -> Body:
+    """A job that ran with three workers and was made smaller."""
+    make = an_elastic_job if elastic else _only_workers
+    return {**_running(make(workers=3, policy=policy)), "spec": make(workers=workers, policy=policy)["spec"]}
+
+
+def _only_workers(*, workers: int, policy: str) -> Body:
+    return a_job(pytorchReplicaSpecs={"Worker": replicas(workers, policy)})
+
+
+@pytest.mark.parametrize("policy", ["Never", "OnFailure", "Always", "ExitCode"])
+@pytest.mark.parametrize(
+    ("workers", "elastic", "condition"), [(1, True, "Succeeded"), (1, False, "Succeeded"), (2, False, "Running")]
+)
+def test_exit_code_0_past_the_last_index_counts_with_every_policy(
+    policy: str, workers: int, elastic: bool, condition: str
+) -> None:
+    staying = [_pod(f"ragcun-1-worker-{index}") for index in range(workers)]
+    leaving = _pod("ragcun-1-worker-2", "Succeeded", exit_code=0, deleting=True)
+    decision = _look(_smaller(workers, policy, elastic=elastic), *staying, leaving)
+    assert _conditions(decision)[-1] == condition
+    assert _numbers(decision, "Worker") == (workers, 1, 0)
+
+
 def test_times_are_what_the_api_server_can_hold() -> None:
     status = _look(a_job(), _pod(MASTER, "Succeeded"), now=later(0.5)).status
     assert JobStatus.read(status.to_body()) == status

@@ -2,12 +2,14 @@
 
          Pending, Unknown  ->  in no number
          Running           ->  active;     being deleted: failed, from the first moment of its grace period
-         Succeeded         ->  succeeded;  being deleted: failed, if it may not be repeated (restartPolicy Never)
+         Succeeded         ->  succeeded;  being deleted: failed, if it may not be repeated (restartPolicy Never) and
+                                           the job still wants it
          Failed            ->  failed
          gone              ->  failed, if it had begun and may not be repeated
 
 What is said of Never is ours. Kubeflow takes the exit code 0 of a trainer that was told to leave for the end of the
-training, and quietly starts a single replica again in the middle of a training that goes on without it.
+training, and quietly starts a single replica again in the middle of a training that goes on without it. A replica past
+the last index left because the job was made smaller; it counts as with Kubeflow's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +105,8 @@ def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
 
 
 def _failed(replicas: Replicas, pod: Pod) -> bool:
-    told_to_leave = ("Running", "Succeeded") if replicas.restart_policy == "Never" else ("Running",)
+    missed = replicas.restart_policy == "Never" and pod.index < replicas.count
+    told_to_leave = ("Running", "Succeeded") if missed else ("Running",)
     return pod.phase == "Failed" or (pod.deleting and pod.phase in told_to_leave)
 
 
