@@ -146,6 +146,33 @@ def test_exit_code_0_past_the_last_index_counts_with_every_policy(
     assert _numbers(decision, "Worker") == (workers, 1, 0)
 
 
+def test_a_restart_past_the_last_index_is_told_when_the_job_ends() -> None:
+    pods = [_pod(WORKER), _pod("ragcun-1-worker-2", "Failed", exit_code=1, deleting=True)]
+    smaller = _smaller(1, "Always", elastic=True)
+    running = {**smaller, "status": _look(smaller, *pods).status.to_body()}
+    assert _conditions(_look(running, *pods)) == ["Created", "Running"]
+    decision = _look(running, _pod(WORKER, "Succeeded", exit_code=0), *pods[1:])
+    assert _conditions(decision) == ["Created", "Restarting", "Succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "conditions"),
+    [
+        ((143, 143), ["Created", "Running"]),
+        ((1, 143), ["Created", "not Running", "Failed"]),
+        ((143, 1), ["Created", "Restarting", "Failed"]),
+    ],
+)
+def test_an_exit_code_past_the_last_index_ends_the_job_as_any_other(
+    codes: tuple[int, int], conditions: list[str]
+) -> None:
+    leaving = [
+        _pod(f"ragcun-1-worker-{index}", "Failed", exit_code=code, deleting=True)
+        for index, code in enumerate(codes, start=1)
+    ]
+    assert _conditions(_look(_smaller(1, "ExitCode"), _pod(WORKER), *leaving)) == conditions
+
+
 def test_times_are_what_the_api_server_can_hold() -> None:
     status = _look(a_job(), _pod(MASTER, "Succeeded"), now=later(0.5)).status
     assert JobStatus.read(status.to_body()) == status
@@ -166,7 +193,7 @@ def test_times_are_what_the_api_server_can_hold() -> None:
         (a_job(workers=1), [_pod(), _pod(WORKER, "Pending")], ["Created", "Running"]),
         (a_job(workers=1), [_pod(MASTER, "Succeeded"), _pod(WORKER)], ["Created", "Succeeded"]),
         (a_job(workers=1), [_pod(MASTER, "Succeeded"), _pod(WORKER, "Failed")], ["Created", "Succeeded"]),
-        (a_job(workers=1), [_pod(), _pod(WORKER, "Failed")], ["Created", "Failed"]),
+        (a_job(workers=1), [_pod(), _pod(WORKER, "Failed")], ["Created", "not Running", "Failed"]),
         (a_job(workers=1), [_pod(), _pod(WORKER, "Succeeded")], ["Created", "Running"]),
         (an_elastic_job(), [_pod(WORKER), _pod("ragcun-1-worker-1", "Pending")], ["Created", "Running"]),
         (an_elastic_job(), [_pod(WORKER), _pod("ragcun-1-worker-1", "Succeeded")], ["Created", "Succeeded"]),
@@ -202,7 +229,7 @@ def test_a_failure_that_ends_the_job_is_not_hidden_by_a_restart() -> None:
     kinds = {"Master": replicas(1, "Always"), "Worker": replicas(1, "Never")}
     running = _running(a_job(pytorchReplicaSpecs=kinds))
     decision = _look(running, _pod(deleting=True), _pod(WORKER, "Failed"), services=[MASTER, WORKER])
-    assert _conditions(decision) == ["Created", "not Running", "Failed"]
+    assert _conditions(decision) == ["Created", "Restarting", "Failed"]
 
 
 def test_a_pod_fails_with_the_first_moment_of_its_grace_period() -> None:
@@ -281,7 +308,8 @@ def test_only_the_failed_pod_is_restarted() -> None:
         _running(a_job(workers=1, policy="OnFailure")), _pod(), _pod(WORKER, "Failed"), services=[MASTER, WORKER]
     )
     assert _deleted(decision) == [("Pod", WORKER)]
-    assert decision.status.conditions[-1].message == "job ragcun-1 is restarting because Worker replica(s) failed."
+    message = "PyTorchJob ragcun-1 is restarting because 1 Worker replica(s) failed."
+    assert decision.status.conditions[-1].message == message
 
 
 def test_a_pod_that_is_told_to_leave_is_a_restart_with_a_number() -> None:
@@ -310,11 +338,21 @@ def test_a_job_that_restarts_runs_again() -> None:
     assert _conditions(_look(manifest, _pod())) == ["Created", "Running"]
 
 
-def test_the_same_pods_give_the_same_conditions_again_and_again() -> None:
-    pods = [_pod(), _pod(WORKER, "Failed", deleting=True)]
-    restarting = _after(_running(a_job(workers=1, policy="OnFailure")), *pods)
-    decision = _look(restarting, *pods, services=[MASTER, WORKER], now=later(60))
-    assert not decision.changes
+@pytest.mark.parametrize(
+    ("workers", "pods"),
+    [
+        (1, [_pod(), _pod(WORKER, "Failed", deleting=True)]),
+        (1, [_pod(), _pod(WORKER, deleting=True)]),
+        (1, [_pod(MASTER, "Failed", deleting=True), _pod(WORKER)]),
+        (1, [_pod(), _pod(WORKER), _pod("ragcun-1-worker-1", "Failed", deleting=True)]),
+        (2, [_pod(), _pod(WORKER, deleting=True), _pod("ragcun-1-worker-1", "Failed", deleting=True)]),
+    ],
+    ids=["a worker failed", "a worker leaves", "the master failed", "a worker too many", "both workers"],
+)
+def test_the_same_pods_give_the_same_conditions_again_and_again(workers: int, pods: list[Body]) -> None:
+    once = _after(_running(a_job(workers=workers, policy="OnFailure")), *pods)
+    services = list(Job.read(once).replica_names())
+    assert not _look(once, *pods, services=services, now=later(60)).changes
 
 
 def test_the_selector_of_each_type_is_told() -> None:

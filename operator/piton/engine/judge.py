@@ -1,4 +1,4 @@
-"""What the replicas together mean for their job: one verdict, and the limits that end it from outside."""
+"""What the replicas together mean for their job: its conditions, and the limits that end it from outside."""
 
 from dataclasses import replace
 
@@ -9,24 +9,45 @@ from piton.engine.status import ConditionType, JobStatus
 
 
 def judged(scene: Scene, status: JobStatus) -> JobStatus:
-    """One verdict on all replicas: the end if there is one, else a restart, else that something runs.
+    """The conditions after Kubeflow's walk: the failed pods one by one, then the types; the job's success ends it.
 
-    Kubeflow judges type by type in random order, so its conditions can change with every look at the same pods.
+    Kubeflow takes the types in random order, ours Master first. On the way `Running` and `Restarting` may replace each
+    other; where all comes out as it was, their times stay, too, so that the same pods are not news for ever.
     """
+    told = _with_ends(scene, _with_failed_pods(scene, status))
+    if [c.said for c in told.conditions] == [c.said for c in status.conditions]:
+        told = replace(told, conditions=status.conditions)
+    return replace(told, completed=status.completed or scene.now) if told.finished else told
+
+
+def _with_failed_pods(scene: Scene, status: JobStatus) -> JobStatus:
+    """What each failed pod says by itself, those past the last index as well; nothing is said after a failure."""
+    job = scene.job
+    for replicas in job.replicas:
+        for pod in sorted(pods_of.of_kind(scene.pods, replicas), key=lambda pod: pod.index):
+            if pods_of.permanent(replicas, pod):
+                sentence = f'job "{job.name}" is failing because "{replicas.kind}" replica(s) failed.'
+                status = status.put(ConditionType.FAILED, sentence, now=scene.now)
+            elif pods_of.comes_again(replicas, pod):
+                sentence = f"job {job.name} is restarting because {replicas.kind} replica(s) failed."
+                status = status.put(ConditionType.RESTARTING, sentence, now=scene.now)
+    return status
+
+
+def _with_ends(scene: Scene, status: JobStatus) -> JobStatus:
+    """What the numbers of each type say: the end if there is one, else a restart, else that something runs."""
     victory = _victory(scene)
     if victory is not None:
-        return replace(
-            status.put(ConditionType.SUCCEEDED, victory, now=scene.now), completed=status.completed or scene.now
-        )
-    short = [replicas for replicas in scene.job.replicas if _is_short(scene, replicas)]
-    sentence = next(filter(None, (_failure(scene, replicas) for replicas in short)), None)
-    if sentence is not None:
-        return replace(
-            status.put(ConditionType.FAILED, sentence, now=scene.now), completed=status.completed or scene.now
-        )
-    if short:
-        return status.put(ConditionType.RESTARTING, _restart(scene, short[0]), now=scene.now)
-    return _with_running(scene, status)
+        return status.put(ConditionType.SUCCEEDED, victory, now=scene.now)
+    status = _with_running(scene, status)
+    for replicas in scene.job.replicas:
+        if not _is_short(scene, replicas):
+            continue
+        ends = replicas.restart_policy == "Never"
+        kind, words = (ConditionType.FAILED, "failed") if ends else (ConditionType.RESTARTING, "restarting")
+        number = f"{scene.tallies[replicas.kind].failed} {replicas.kind} replica(s) failed"
+        status = status.put(kind, f"{KIND} {scene.job.name} is {words} because {number}.", now=scene.now)
+    return status
 
 
 def _victory(scene: Scene) -> str | None:
@@ -46,24 +67,6 @@ def _is_short(scene: Scene, replicas: Replicas) -> bool:
     """Whether replicas of that type have failed and are missing."""
     tally = scene.tallies[replicas.kind]
     return tally.failed > 0 and replicas.count > tally.succeeded + tally.active
-
-
-def _failure(scene: Scene, replicas: Replicas) -> str | None:
-    """Why failed replicas of that type end the job, in Kubeflow's words; None when they come again."""
-    job, kind = scene.job, replicas.kind
-    if any(pods_of.permanent(replicas, pod) for pod in pods_of.of_kind(scene.pods, replicas)):
-        return f'job "{job.name}" is failing because "{kind}" replica(s) failed.'
-    if replicas.restart_policy == "Never":
-        return f"{KIND} {job.name} is failed because {scene.tallies[kind].failed} {kind} replica(s) failed."
-    return None
-
-
-def _restart(scene: Scene, replicas: Replicas) -> str:
-    """That replicas come again, in Kubeflow's words: it counts those only that are on their way out."""
-    job, kind = scene.job, replicas.kind
-    if any(pods_of.comes_again(replicas, pod) for pod in pods_of.of_kind(scene.pods, replicas)):
-        return f"job {job.name} is restarting because {kind} replica(s) failed."
-    return f"{KIND} {job.name} is restarting because {scene.tallies[kind].failed} {kind} replica(s) failed."
 
 
 def _with_running(scene: Scene, status: JobStatus) -> JobStatus:

@@ -57,6 +57,11 @@ class Condition:
             changed=moment(body.get("lastTransitionTime")),
         )
 
+    @property
+    def said(self) -> tuple[str, bool, str, str]:
+        """All of it but its times."""
+        return self.type, self.status, self.reason, self.message
+
     def to_body(self) -> dict[str, Any]:
         """In the API's words."""
         return _without_none(
