@@ -103,6 +103,23 @@ def test_rank_0_may_take_longer_than_a_collective_and_its_failure_is_everybodys(
     assert [end.result for end in ranks.run(2, body)] == [("by rank 0", "it cannot be")] * 2
 
 
+def test_all_ranks_hear_at_once_that_rank_0_is_done_also_when_one_of_them_is_late() -> None:
+    def body() -> tuple[str, list[int]]:
+        joined = Ranks.join()
+        if joined.rank == 1:
+            threading.Event().wait(3)
+
+        def work() -> str:
+            threading.Event().wait(2)  # rank 0 has said by then that it is not done, which rank 1 has yet to hear
+            return "done"
+
+        heard = joined.await_main(work), joined.gather(joined.rank)
+        joined.leave()
+        return heard
+
+    assert [end.result for end in ranks.run(2, body)] == [("done", [0, 1])] * 2
+
+
 class Moody:
     """An object that has no state to give on rank 1."""
 

@@ -134,7 +134,7 @@ class Ranks:
 
         def wait() -> list[T | _Failure]:
             thread.join(_TURN_SECONDS)
-            return results
+            return results.copy()  # rank 0 has to go by what it has sent, not by what has come while it was sending
 
         while not (heard := self.on_main(wait)):
             pass
