@@ -6,28 +6,33 @@ import random
 import shutil
 from collections import Counter
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import Saved, layout
+from piton_trainer.checkpoint import Saved, Snapshot, layout, load
 from piton_trainer.checkpoint.commit import Committer, Draft
 from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.intake import Targets
+from piton_trainer.checkpoint.layout import Checkpoint
 from piton_trainer.checkpoint.retry import READ_SECONDS, Retry
+from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Stopped, VolumeLost
 from piton_trainer.file_digest import digest_of
 from support import ranks, tiny
-from support.checkpoints import flip
+from support.checkpoints import checkpointer, flip
 from support.clocks import FakeClock
 from support.failing_reads import CALLS, CODES, failing_reads
 
 OLDER, NEWER = 4, 6
 DATA = b"numbers"
+TURNED = torch.arange(6.0).view(2, 3).t()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,36 @@ def test_a_volume_that_fails_for_longer_ends_the_attempt_and_the_next_one_resume
     assert READ_SECONDS / 2 < clock.monotonic() < 3 * READ_SECONDS
     assert "passed over" not in caplog.text
     assert resumed_from(directory, FakeClock()) == NEWER
+
+
+@pytest.fixture
+def turned(tmp_path: Path) -> Checkpoint:
+    """A checkpoint of one tensor, whose numbers are in an order that is left to torch."""
+    with checkpointer(tmp_path, background=False) as saver:
+        saver.save(Snapshot(step=NEWER, tensors={"turned": TURNED}))
+    return next(layout.committed(tmp_path))
+
+
+def test_what_is_left_to_torch_is_read_again_as_well(turned: Checkpoint) -> None:
+    clock, directory = FakeClock(), turned.folder.parent
+    loaded = load.load_newest(directory, Ranks(), lambda _: Targets(fresh={"turned": None}), retry=Retry(clock))
+    assert loaded is not None
+    with failing_reads(directory, lambda _: clock.monotonic() < 60):
+        assert torch.equal(loaded.settle()["turned"], TURNED)
+    assert clock.monotonic() >= 60
+
+
+def test_who_loads_tensors_without_a_session_hears_of_a_volume_that_fails_as_of_any_file(
+    turned: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "Retry", partial(Retry, FakeClock()))
+    reads = count()
+
+    def fails(call: str) -> bool:
+        return call == "read" and next(reads) > 0  # the index is read first
+
+    with failing_reads(turned.folder, fails), pytest.raises(OSError, match=r"cannot be loaded: .* could not be read"):
+        load.load_tensors(turned, {"turned": None})
 
 
 def test_a_stop_does_not_wait_for_a_volume_that_fails(directory: Path) -> None:

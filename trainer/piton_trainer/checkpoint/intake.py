@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -187,4 +188,7 @@ def _load_by_torch(checkpoint: Checkpoint, index: Metadata, state: dict[str, Any
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         planner = DefaultLoadPlanner(flatten_state_dict=False)
-        load(state, storage_reader=IndexedReader(checkpoint, index), planner=planner, no_dist=True)
+        try:
+            load(state, storage_reader=IndexedReader(checkpoint, index), planner=planner, no_dist=True)
+        except CheckpointException as error:
+            raise next(cause for cause, _ in error.failures.values()) from error

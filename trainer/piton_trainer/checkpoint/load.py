@@ -128,11 +128,11 @@ def load_tensors(checkpoint: Checkpoint, targets: Mapping[str, Tensor | None]) -
         intake.want(Targets(fresh=targets))
         intake.stage(aside=False)
         problem = intake.read(verified=())
+        if problem is None:
+            return intake.settle()
     except VolumeLost as error:
         problem = str(error)
-    if problem:
-        raise OSError(f"{checkpoint.folder.name} cannot be loaded: {problem}")
-    return intake.settle()
+    raise OSError(f"{checkpoint.folder.name} cannot be loaded: {problem}")
 
 
 def _candidates(directory: Path, ranks: Ranks, first: int | None, retry: Retry) -> Iterator[Checkpoint]:
