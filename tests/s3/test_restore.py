@@ -1,5 +1,7 @@
 """What is in the bucket comes back, whole, and only to those whose it is."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from piton_trainer.errors import BadConfig, VolumeLost
+from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
 from piton_trainer.mirror import meter, mirror
 from piton_trainer.mirror.mirror import start
 from piton_trainer.mirror.orders import Patience, Transfer
@@ -75,6 +77,22 @@ def test_a_bucket_that_refuses_is_a_wrong_setting(lost: Volume, proxy: s3.Proxy)
 
     with pytest.raises(BadConfig, match=r"the volume has no checkpoint, and s3://.* refuses: .*AccessDenied"):
         lost.restored(None)
+
+
+@pytest.mark.parametrize(
+    ("code", "end"), [(errno.EIO, VolumeLost), (errno.ESTALE, VolumeLost), (errno.ENOSPC, OutOfSpace)]
+)
+@pytest.mark.parametrize("newer_than", [None, 4])
+def test_a_volume_that_does_not_take_what_is_restored_says_so_itself(
+    newer_than: int | None, code: int, end: type[Ended], lost: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(end):
+        lost.restored(newer_than)
 
 
 @pytest.mark.parametrize(

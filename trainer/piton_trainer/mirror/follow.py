@@ -54,7 +54,8 @@ class Follower:
 
         Raises:
             BadConfig: the bucket refuses, and there is nothing else to train on from.
-            VolumeLost: it does not answer, for so long that another attempt should try.
+            OutOfSpace: the volume is full.
+            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try.
         """
         if newer_than is None and self._settings.attempt == 1:
             return None  # nobody was here before
@@ -89,8 +90,10 @@ class Follower:
         latest, _ = read_latest(self._bucket)
         if latest is None or latest.newest is None or not self._uploader.may_restore(latest):
             return None
-        self._uploader.adopt(latest)
-        return restore(self._bucket, latest, self._settings.directory, newer_than=newer_than, meter=self._restoring)
+        directory = self._settings.directory
+        with layout.trouble_is_an_end(directory):
+            self._uploader.adopt(latest)
+            return restore(self._bucket, latest, directory, newer_than=newer_than, meter=self._restoring)
 
     def committed(self, step: int) -> None:
         """This step is durable on the volume. Returns at once."""

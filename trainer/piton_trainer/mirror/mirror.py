@@ -138,7 +138,7 @@ class Mirror:
 
         Raises:
             BadConfig: the bucket refuses, and there is nothing else to train on from; or the settings cannot work.
-            VolumeLost: it does not answer, for so long that another attempt should try.
+            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try.
             OutOfSpace: the volume is full.
         """
         with self._changed:
