@@ -85,6 +85,21 @@ def test_a_volume_that_fails_for_longer_ends_the_attempt_and_the_next_one_resume
     assert resumed_from(directory, FakeClock()) == NEWER
 
 
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_absent(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_dir", os.path.isdir)  # as in Python 3.14
+    with failing_reads(directory, lambda call: call == "stat"), pytest.raises(OSError, match=str(directory)):
+        layout.step_folders(directory)
+
+
+def test_a_checkpoint_that_is_deleted_while_others_are_listed_is_none(directory: Path) -> None:
+    found = layout.committed(directory)
+    assert next(found).manifest.step == NEWER
+    shutil.rmtree(directory / names.step_folder(OLDER))
+    assert list(found) == []
+
+
 @pytest.fixture
 def turned(tmp_path: Path) -> Checkpoint:
     """A checkpoint of one tensor, whose numbers are in an order that is left to torch."""

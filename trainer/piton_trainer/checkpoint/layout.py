@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -244,8 +245,16 @@ def weights_folders(directory: Path) -> list[tuple[int, Path]]:
 
 
 def _numbered(directory: Path, parse: Callable[[str], int | None]) -> list[tuple[int, Path]]:
-    found = [(parse(entry.name), entry) for entry in directory.iterdir() if entry.is_dir()]
-    return sorted(((step, path) for step, path in found if step is not None), reverse=True)
+    found = ((parse(entry.name), entry) for entry in directory.iterdir())
+    return sorted(((step, path) for step, path in found if step is not None and _is_folder(path)), reverse=True)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is such a folder. `Path.is_dir` of Python 3.14 says no as well where nobody can tell."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:  # somebody has deleted it meanwhile
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -281,7 +290,7 @@ def committed(directory: Path) -> Iterator[Checkpoint]:
     for _, folder in step_folders(directory):
         try:
             yield Checkpoint(folder=folder, manifest=read_manifest(folder))
-        except ValueError:
+        except (FileNotFoundError, ValueError):  # it is none, or somebody has deleted it meanwhile
             continue
 
 
