@@ -8,8 +8,8 @@
         OutOfSpace   80   the checkpoint volume is full
         Fenced       81   a higher attempt owns the checkpoint directory
         VolumeLost   82   the checkpoint volume cannot be written to or read
-        NotMirrored  84   all is trained, but the last checkpoint is not in the bucket
         DeviceLost   83   a GPU, its driver, or the connection between ranks failed
+        NotMirrored  84   all is trained, but the last checkpoint is not in the bucket
 
 They are SystemExits, so an `except Exception` around a user's training step does not swallow them, and the process
 ends with the right code and without a traceback. Wrong arguments in code remain ValueErrors.

@@ -33,8 +33,8 @@ class ExitCode(IntEnum):
     OUT_OF_SPACE = 80
     FENCED = 81
     VOLUME_LOST = 82
-    NOT_MIRRORED = 84
     DEVICE_LOST = 83
+    NOT_MIRRORED = 84
     STOPPED = 143
 
 
@@ -55,10 +55,10 @@ class Outcome(OpenEnum):
     """A higher attempt has claimed the checkpoint directory."""
     VOLUME_LOST = "volumeLost"
     """The checkpoint volume could not be written to or read for too long, or what was saved on it is lost."""
-    NOT_MIRRORED = "notMirrored"
-    """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
     DEVICE_LOST = "deviceLost"
     """A GPU, its driver, or the connection between ranks failed. A rank says so too when it only misses another."""
+    NOT_MIRRORED = "notMirrored"
+    """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
 
@@ -71,19 +71,18 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.OUT_OF_SPACE: ExitCode.OUT_OF_SPACE,
     Outcome.FENCED: ExitCode.FENCED,
     Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
-    Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
     Outcome.DEVICE_LOST: ExitCode.DEVICE_LOST,
+    Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
 }
 _OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
-_LATER_CODES = range(83, 96)
+_LATER_CODES = range(85, 96)
 
 
 def outcome_of(exit_code: int | None) -> Outcome | None:
     """What an exit code says by itself: one that is kept for later versions an outcome that nobody here knows."""
     if exit_code is None:
         return None
-    known = _OUTCOMES.get(exit_code)
-    return Outcome(f"exitCode{exit_code}") if known is None and exit_code in _LATER_CODES else known
+    return Outcome(f"exitCode{exit_code}") if exit_code in _LATER_CODES else _OUTCOMES.get(exit_code)
 
 
 @dataclass(frozen=True, kw_only=True)
