@@ -66,11 +66,11 @@ def line(progress: Progress) -> str:
 def transfer_line(transfer: Transfer) -> str:
     """A checkpoint's way in a line: restoring step 6 from the mirror: 41.3 GB of 103 GB, 57.1 MB/s, 18m1s left."""
     what = "restoring step {} from" if transfer.is_restore else "uploading step {} to"
-    line = f"{what.format(transfer.step)} the mirror: {format_bytes(transfer.done)} of {format_bytes(transfer.total)}"
+    told = f"{what.format(transfer.step)} the mirror: {format_bytes(transfer.done)} of {format_bytes(transfer.total)}"
     if transfer.bytes_per_second <= 0:
-        return line
+        return told
     left = max(0, transfer.total - transfer.done) / transfer.bytes_per_second
-    return f"{line}, {format_bytes(transfer.bytes_per_second)}/s, {format_duration(left)} left"
+    return f"{told}, {format_bytes(transfer.bytes_per_second)}/s, {format_duration(left)} left"
 
 
 def interval_line(choice: Choice) -> str:

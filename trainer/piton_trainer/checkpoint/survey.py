@@ -61,8 +61,10 @@ def survey(directory: Path) -> list[Found]:
 def _found(step: int, folder: Path) -> Found:
     try:
         manifest, problem = layout.look(folder)
-    except (OSError, NewerFormatError) as error:
-        manifest, problem = None, f"its files cannot be read: {error}" if isinstance(error, OSError) else str(error)
+    except OSError as error:
+        manifest, problem = None, f"its files cannot be read: {error}"
+    except NewerFormatError as error:
+        manifest, problem = None, str(error)
     return Found(folder=folder, step=step, manifest=manifest, problem=problem)
 
 
