@@ -1,3 +1,4 @@
 from support.alone import outside_piton, quiet_torch
+from support.pristine import directory, pristine
 
-__all__ = ["outside_piton", "quiet_torch"]
+__all__ = ["directory", "outside_piton", "pristine", "quiet_torch"]

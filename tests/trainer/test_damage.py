@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -24,22 +23,9 @@ from support import tiny
 from support.checkpoints import flip
 from support.clocks import FakeClock
 from support.disks import FullDisk
+from support.pristine import NEWER, OLDER
 
-OLDER, NEWER = 4, 6
 FILES = ["__0_0.distcp", ".metadata", "state.json"]
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two good checkpoints."""
-    directory = tmp_path_factory.mktemp("pristine")
-    tiny.train(directory, at={NEWER: tiny.terminate})
-    return directory
-
-
-@pytest.fixture
-def directory(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
 
 
 @pytest.fixture

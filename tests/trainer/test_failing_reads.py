@@ -29,23 +29,10 @@ from support import ranks, tiny
 from support.checkpoints import checkpointer, flip
 from support.clocks import FakeClock
 from support.failing_reads import CALLS, CODES, failing_reads
+from support.pristine import NEWER, OLDER
 
-OLDER, NEWER = 4, 6
 DATA = b"numbers"
 TURNED = torch.arange(6.0).view(2, 3).t()
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two good checkpoints."""
-    directory = tmp_path_factory.mktemp("pristine")
-    tiny.train(directory, at={NEWER: tiny.terminate})
-    return directory
-
-
-@pytest.fixture
-def directory(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
 
 
 def resumed_from(directory: Path, clock: FakeClock, *, before: tiny.Event = lambda _: None) -> int | None:
