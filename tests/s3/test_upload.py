@@ -94,6 +94,26 @@ def test_the_bucket_keeps_what_the_rules_keep(volume: Volume, bucket: Contents) 
     assert bucket.newest() == names_[8]
 
 
+def test_a_manifest_that_could_not_be_read_once_does_not_cost_the_bucket_its_checkpoint(
+    volume: Volume, bucket: Contents, proxy: s3.Proxy
+) -> None:
+    best = volume.commit(2, val_loss=0.1)
+    volume.commit(4, val_loss=0.5)
+    assert volume.mirrored(4)
+    volume.drop(2)  # as on a volume that was lost, and has only the newest one again
+    mirror = volume.mirror()
+    proxy.fail(method="GET", key=f"{best}/{names.MANIFEST_FILE}")
+
+    for step in (6, 8):
+        folder = volume.commit(step, val_loss=0.5)
+        mirror.committed(step)
+        assert wait_for(lambda folder=folder: bucket.newest() == folder)
+
+    assert mirror.close(20)
+    assert errors(mirror) == 1
+    assert bucket.folders()[best] == FILES
+
+
 def test_a_checkpoint_that_has_gone_bad_is_not_mirrored(
     volume: Volume, bucket: Contents, caplog: pytest.LogCaptureFixture
 ) -> None:

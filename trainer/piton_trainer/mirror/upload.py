@@ -252,9 +252,10 @@ class Uploader:
     def _manifest(self, folder: str) -> Manifest | None:
         """A folder's manifest, read once; None when it is no good."""
         if folder not in self._manifests:
-            self._manifests[folder] = None
+            manifest = None
             with suppress(Missing, ValueError):
-                self._manifests[folder] = Manifest.from_json(self._bucket.read(folder, names.MANIFEST_FILE)[0])
+                manifest = Manifest.from_json(self._bucket.read(folder, names.MANIFEST_FILE)[0])
+            self._manifests[folder] = manifest
         return self._manifests[folder]
 
 
