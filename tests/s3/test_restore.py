@@ -1,6 +1,7 @@
 """What is in the bucket comes back, whole, and only to those whose it is."""
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from piton.contract import names
+from piton.contract.manifest import FORMAT, sealed
 from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
 from piton_trainer.mirror import meter, mirror
 from piton_trainer.mirror.mirror import start
@@ -44,6 +47,17 @@ def test_a_checkpoint_that_is_damaged_in_the_bucket_is_passed_over(
     assert lost.restored(None) == 4
     assert f"{bad} in the mirror is passed over: state.json is not what the manifest says" in caplog.text
     assert {path.name for path in lost.directory.iterdir()} == {"FENCE", "MIRROR", "step-000000004"}
+
+
+@pytest.mark.parametrize("newer_than", [None, 4])
+def test_a_checkpoint_of_a_newer_format_is_not_passed_over_for_an_older_one(
+    newer_than: int | None, lost: Volume, bucket: Contents
+) -> None:
+    manifest = json.loads(bucket.read(bucket.newest() or "", names.MANIFEST_FILE))
+    bucket.write(sealed({**manifest, "format": FORMAT + 1}).encode(), bucket.newest() or "", names.MANIFEST_FILE)
+
+    with pytest.raises(VolumeLost, match=rf"of format {FORMAT + 1}; .* the image of the version that wrote it"):
+        lost.restored(newer_than)
 
 
 RESTORE_FAULTS = {

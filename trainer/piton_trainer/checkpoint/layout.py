@@ -257,6 +257,13 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+def too_new(checkpoint: object, error: NewerFormatError) -> VolumeLost:
+    """The end of an attempt that meets a checkpoint of a newer Piton's: to pass it over would lose what it has."""
+    return VolumeLost(
+        f"{checkpoint} cannot be resumed from: {error}; train on with the image of the version that wrote it"
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint, whole or thin as the folder's name says.
 

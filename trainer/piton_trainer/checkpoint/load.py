@@ -159,9 +159,7 @@ def _look(folder: Path, retry: Retry) -> tuple[Manifest | None, str | None]:
     except FileNotFoundError:
         return None, GONE
     except NewerFormatError as error:
-        raise VolumeLost(
-            f"{folder} cannot be resumed from: {error}; train on with the image of the version that wrote it"
-        ) from error
+        raise layout.too_new(folder, error) from error
 
 
 def _pass_over(folder: Path, problem: str | None, ranks: Ranks) -> None:

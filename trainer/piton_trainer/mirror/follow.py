@@ -55,7 +55,8 @@ class Follower:
         Raises:
             BadConfig: the bucket refuses, and there is nothing else to train on from.
             OutOfSpace: the volume is full.
-            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try.
+            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try; or
+                a newer Piton wrote what it has.
         """
         if newer_than is None and self._settings.attempt == 1:
             return None  # nobody was here before

@@ -138,7 +138,8 @@ class Mirror:
 
         Raises:
             BadConfig: the bucket refuses, and there is nothing else to train on from; or the settings cannot work.
-            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try.
+            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try; or
+                a newer Piton wrote what it has.
             OutOfSpace: the volume is full.
         """
         with self._changed:

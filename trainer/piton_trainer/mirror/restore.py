@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from piton.contract import names
-from piton.contract.manifest import FileEntry, Manifest
+from piton.contract.manifest import FileEntry, Manifest, NewerFormatError
 from piton_trainer.checkpoint import layout
 from piton_trainer.clock import Clock
 from piton_trainer.errors import OutOfSpace
@@ -36,6 +36,7 @@ def restore(
     Raises:
         OutOfSpace: the volume is full. Nothing is left on it.
         Trouble: the bucket does not answer. What has come stays, for the next time.
+        VolumeLost: a newer Piton wrote it.
     """
     meter = meter or Meter(Clock(), lambda _: None, is_restore=True)
     for folder in _candidates(bucket, latest):
@@ -79,6 +80,8 @@ def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: Meter
         manifest = Manifest.from_json(text)
     except Missing:
         return "it has no manifest"
+    except NewerFormatError as error:
+        raise layout.too_new(f"{folder} in the mirror", error) from error
     except ValueError as error:
         return str(error)
     if folder_of(step, text) != folder:
