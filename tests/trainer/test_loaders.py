@@ -18,6 +18,7 @@ from torch.utils.data import (
     RandomSampler,
     SubsetRandomSampler,
     TensorDataset,
+    _utils,
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -46,6 +47,12 @@ class Counted(Dataset[Tensor]):
         with self.loaded.get_lock():
             self.loaded.value += 1
         return torch.tensor(float(index))
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchdata's workers do not hear that an epoch was broken off; each is waited for so long, and then terminated."""
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
 
 
 def attempt(directory: Path, make: Any, *, at: int = 0, seed: int = 0, **how: Any) -> list[list[float]]:
