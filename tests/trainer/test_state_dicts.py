@@ -281,6 +281,13 @@ def test_a_sharded_model_is_captured_as_torch_says() -> None:
     assert [(end.code, end.result) for end in ranks.run(2, sharded)] == [(0, [2] * 6)] * 2
 
 
+def test_modules_are_captured_in_the_order_in_which_all_ranks_name_them() -> None:
+    named = {name: nn.Linear(1, 1) for name in ("model", "teacher", "ema", "critic", "actor", "probe", "head")}
+    documents, tensors = Objects(named).capture()
+    assert list(documents) == list(named)
+    assert list(dict.fromkeys(key.split("/")[0] for key in tensors)) == list(named)
+
+
 @pytest.mark.parametrize(
     "kind", [plain, several_optimizers, named_groups, numbers_in_the_state, compiled, parametrized]
 )

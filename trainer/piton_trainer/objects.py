@@ -50,7 +50,8 @@ class Objects:
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
-        modules = self.modules(*self._objects.keys() - {LOADER})
+        # In the order that all ranks give them in: some modules talk to other ranks when they say their state.
+        modules = self.modules(*(name for name in self._objects if name != LOADER))
         self._modules = {name: ModuleState(module, name) for name, module in modules.items()}
         self._optimizers = {
             name: [OptimizerState(optimizer, f"{name}/{number}") for number, optimizer in enumerate(_optimizers(value))]
