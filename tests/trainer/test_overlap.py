@@ -184,6 +184,16 @@ def test_steady_is_what_optimizers_change_and_the_average_and_nothing_else() -> 
     }
 
 
+def test_what_an_optimizer_has_let_go_is_not_steady_any_more() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = torch.optim.SGD([{"params": part.parameters()} for part in model])
+    objects = Objects({"model": model, "optimizer": optimizer})
+    both = {f"model/{number}.{name}" for number in (0, 1) for name in ("weight", "bias")}
+    assert objects.steady(objects.capture()[1]) == both
+    optimizer.param_groups.pop()
+    assert objects.steady(objects.capture()[1]) == {name for name in both if "/0." in name}
+
+
 def test_a_run_that_overlaps_and_is_stopped_ends_like_one_that_was_never_disturbed(tmp_path: Path) -> None:
     whole = tiny.train(tmp_path / "whole")
     train = tmp_path / "parts"

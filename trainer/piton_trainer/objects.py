@@ -59,8 +59,9 @@ class Objects:
             if _optimizers(value)
         }
         self._steady: frozenset[str] = frozenset()
-        self._places: tuple[list[str], list[int]] | None = None
-        """Where the tensors were that `steady` was last asked about; in the same places, the same ones are steady."""
+        self._places: tuple[list[str], list[int], list[int]] | None = None
+        """Where the tensors were that `steady` was last asked about, and what optimizers held; while both are the same,
+        so is the answer."""
 
     def modules(self, *names: str) -> dict[str, nn.Module]:
         """Those of the named objects that are given and are modules."""
@@ -86,7 +87,8 @@ class Objects:
         """Which of these tensors hold the numbers that optimizers change when they step, or an average of them."""
         ours = tuple(f"{name}/" for name in (*self._modules, *self._optimizers))
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(ours)}
-        places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))))
+        held = [id(parameter) for optimizer in self.optimizers for parameter in _parameters(optimizer)]
+        places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))), held)
         if places != self._places:
             changing = _memory(tensor for optimizer in self.optimizers for tensor in _changed_by(optimizer))
             states = [module.state_dict() for module in self.modules(EMA).values()]
