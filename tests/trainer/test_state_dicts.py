@@ -1,5 +1,7 @@
 """What is captured without a walk through the model is what torch's walk says, also after the model was changed."""
 
+import copy
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.optim import SGD, AdamW, Optimizer
@@ -151,9 +153,15 @@ def without_model() -> Named:
     return {"optimizer": AdamW(nn.Linear(3, 3).parameters()), "numbers": torch.Generator()}
 
 
+def tensors_in_the_groups() -> Named:
+    model = nn.Linear(3, 3)
+    betas = (torch.tensor(0.9), torch.tensor(0.99))
+    return {"model": model, "optimizer": AdamW(model.parameters(), lr=torch.tensor(0.1), betas=betas, foreach=False)}
+
+
 KINDS: list[Callable[[], Named]] = [
     *(plain, several_optimizers, named_groups, numbers_in_the_state, frozen, compiled),
-    *(wrapped_for_checkpoints, parametrized, without_model),
+    *(wrapped_for_checkpoints, parametrized, without_model, tensors_in_the_groups),
 ]
 
 
@@ -281,6 +289,33 @@ def test_a_sharded_model_is_captured_as_torch_says() -> None:
     assert [(end.code, end.result) for end in ranks.run(2, sharded)] == [(0, [2] * 6)] * 2
 
 
+def sharded_later() -> list[int]:
+    """One of two ranks: captures of a model whose parameters are sharded, and then put together again."""
+    dist.init_process_group("gloo")
+    model = nn.Linear(4, 3)
+    named: Named = stepped({"model": model, "optimizer": AdamW(model.parameters())})
+    captured = Objects(named)
+    assert_as_torch_says(captured.capture(), named)
+    with pytest.MonkeyPatch.context() as patch:
+        counted = counted_walks(patch)
+        mesh, whole = init_device_mesh("cpu", (2,)), model.weight
+        model.weight = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)]))
+        train_what_is_there(named)
+        found = captured.capture()
+        assert isinstance(found[1]["model/weight"], DTensor)
+        assert_as_torch_says(found, named)
+        model.weight = whole
+        train_what_is_there(named)
+        assert_as_torch_says(captured.capture(), named)
+    dist.destroy_process_group()
+    return [counted.total()]
+
+
+def test_a_model_that_is_sharded_between_two_captures_is_captured_as_torch_says() -> None:
+    # No name changes, so torch is not asked again.
+    assert [(end.code, end.result) for end in ranks.run(2, sharded_later)] == [(0, [0])] * 2
+
+
 def test_modules_are_captured_in_the_order_in_which_all_ranks_name_them() -> None:
     named = {name: nn.Linear(1, 1) for name in ("model", "teacher", "ema", "critic", "actor", "probe", "head")}
     documents, tensors = Objects(named).capture()
@@ -289,7 +324,8 @@ def test_modules_are_captured_in_the_order_in_which_all_ranks_name_them() -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", [plain, several_optimizers, named_groups, numbers_in_the_state, compiled, parametrized]
+    "kind",
+    [plain, several_optimizers, named_groups, numbers_in_the_state, compiled, parametrized, tensors_in_the_groups],
 )
 def test_torch_is_asked_once(kind: Callable[[], Named], walks: Counter[str]) -> None:
     named = stepped(kind())
@@ -309,6 +345,73 @@ def replace_a_parameter(named: Named) -> None:
     old = next(p for p in parameters if all(p is not own for own in named["model"].parameters()))
     parameters[next(i for i, p in enumerate(parameters) if p is old)] = named["model"].body[0].weight
     named["optimizer"].state[named["model"].body[0].weight] = named["optimizer"].state.pop(old)
+
+
+def train_what_is_there(named: Named) -> None:
+    """The optimizer takes the model's parameters as they are now, and steps."""
+    named["optimizer"].param_groups[0]["params"] = list(named["model"].parameters())
+    named["optimizer"].state.clear()
+    step(named["optimizer"])
+
+
+def remove_a_parameter(named: Named) -> None:
+    del named["model"].body[0].weight
+    train_what_is_there(named)
+
+
+def tie(named: Named) -> None:
+    named["model"].body[0].weight = named["model"].embed.weight
+    train_what_is_there(named)
+
+
+def move_to_another_type(named: Named) -> None:
+    named["model"].to(torch.float64)
+
+
+def freeze(named: Named) -> None:
+    named["model"].body.requires_grad_(False)
+
+
+def swap_two_modules(named: Named) -> None:
+    model = named["model"]
+    model.body[0], model.head = model.head, model.body[0]
+
+
+def load_into_new_tensors(named: Named) -> None:
+    for name in ("model", "ema"):
+        state = {key: value + 1 for key, value in named[name].state_dict().items()}
+        named[name].load_state_dict(state, assign=True)
+    train_what_is_there(named)
+
+
+def load_the_optimizer(named: Named) -> None:
+    state = copy.deepcopy(named["optimizer"].state_dict())
+    for entry in state["state"].values():
+        entry["exp_avg"].add_(1)
+    named["optimizer"].load_state_dict(state)
+
+
+def update_the_average(named: Named) -> None:
+    named["ema"].update_parameters(named["model"])
+
+
+def replace_in_the_average(named: Named) -> None:
+    named["ema"].module.kept = torch.full((3,), 5.0)
+    named["ema"].module.embed.weight = nn.Parameter(torch.ones(4, 4))
+
+
+def give_the_model_a_method_of_its_own(named: Named) -> None:
+    model = named["model"]
+    told = model.state_dict
+    model.state_dict = types.MethodType(lambda _, *args, **options: {"head.weight": told()["head.weight"] + 1}, model)
+
+
+def give_a_module_a_method_of_its_own(named: Named) -> None:
+    def say(_: nn.Module, destination: Named, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = torch.zeros(1)
+
+    module = named["model"].body[0]
+    module._save_to_state_dict = types.MethodType(say, module)
 
 
 def give_a_parameter_other_memory(named: Named) -> None:
@@ -438,6 +541,9 @@ CHANGES: list[Callable[[Named], None]] = [
     *(add_a_hook_that_comes_before, change_the_class, forget_the_state, add_to_the_state, replace_in_the_state),
     rename_in_the_state,
     *(put_a_number_into_the_state, change_the_learning_rate, split_the_group, hook_the_optimizer),
+    *(remove_a_parameter, tie, move_to_another_type, freeze, swap_two_modules, load_into_new_tensors),
+    *(load_the_optimizer, update_the_average, replace_in_the_average),
+    *(give_the_model_a_method_of_its_own, give_a_module_a_method_of_its_own),
 ]
 
 
@@ -449,6 +555,17 @@ def test_whatever_changes_between_two_captures_is_seen(change: Callable[[Named],
     change(named)
     for _ in range(2):
         assert_as_torch_says(captured.capture(), named)
+
+
+def test_a_class_that_is_given_another_method_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(nn.Linear):
+        pass
+
+    named: Named = {"model": nn.Sequential(Plain(2, 2))}
+    captured = Objects(named)
+    captured.capture()
+    monkeypatch.setattr(Plain, "_save_to_state_dict", lambda _, state, *__: state.update(other=torch.zeros(1)))
+    assert list(captured.capture()[1]) == ["model/other"]
 
 
 def test_a_state_that_is_made_later_is_seen() -> None:

@@ -153,14 +153,16 @@ class _Structure:
 
     def _look(self) -> tuple[list[Any], list[Any]]:
         """All that names depend on, and what is in the places that have names, a tensor or None: parameters first."""
-        modules = self._modules
+        modules, types = self._modules, list(map(type, self._modules))
         contents = [list(map(container, modules)) for container in _CONTAINERS]
         parameters, buffers, children = (list(chain.from_iterable(map(_VALUES, kind))) for kind in contents)
         values = parameters + buffers
         signature: list[Any] = [list(map(len, kind)) for kind in contents]
         signature += [list(chain.from_iterable(kind)) for kind in contents]
-        signature += [children, list(map(type, modules)), list(map(is_, values, repeat(None)))]
+        signature += [children, types, list(map(is_, values, repeat(None)))]
         signature += [list(map(frozenset, map(_NOT_SAVED, modules))), list(map(len, map(_HOOKS, modules)))]
+        signature += [list(map(_says_nothing_itself, modules))]
+        signature += [[getattr(kind, name) for kind in dict.fromkeys(types) for name in _STATE_METHODS]]
         return signature, values
 
 
@@ -177,7 +179,12 @@ def _is_plain_module(module: nn.Module) -> bool:
     """Whether its state is what it holds, by name."""
     says = any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE_METHODS)
     holds = all(isinstance(container(module), dict) for container in _CONTAINERS)
-    return holds and not says and not _HOOKS(module) and vars(module).keys().isdisjoint(_STATE_METHODS)
+    return holds and not says and not _HOOKS(module) and _says_nothing_itself(module)
+
+
+def _says_nothing_itself(module: nn.Module) -> bool:
+    """Whether it says its state as its class does; it may have been given a method of its own."""
+    return vars(module).keys().isdisjoint(_STATE_METHODS)
 
 
 def _is_plain_optimizer(optimizer: Optimizer) -> bool:
@@ -192,9 +199,9 @@ def _is_same(one: object, other: object) -> bool:
         return _place(one) == _place(other) is not None
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
-    if isinstance(one, list) and isinstance(other, list):
+    if isinstance(one, list | tuple) and type(one) is type(other):
         return len(one) == len(other) and all(map(_is_same, one, other))
-    return type(one) is type(other) and bool(one == other)
+    return one is other or (type(one) is type(other) and bool(one == other))
 
 
 @torch.no_grad()
