@@ -352,6 +352,19 @@ def test_rows_that_two_ranks_share_unevenly_are_whole_again_in_one(tmp_path: Pat
     assert_same(found, {"sharded": whole, "replicated": whole})
 
 
+class Scaled(Tensor):
+    """It may mean other numbers than it holds."""
+
+
+def test_a_tensor_that_becomes_more_than_numbers_in_rows_is_saved_in_another_way(tmp_path: Path) -> None:
+    with checkpointer(tmp_path) as saver:
+        assert isinstance(saver, BackgroundCheckpointer)
+        for step, tensor in enumerate([torch.ones(3), torch.ones(3).as_subclass(Scaled), torch.ones(3)], start=1):
+            saver.save(Snapshot(step=step, tensors={"weights": tensor}))
+            assert saver._blueprint.is_refused == isinstance(tensor, Scaled)
+            saver.wait()
+
+
 def test_what_fails_while_memory_is_warmed_fails_the_save(tmp_path: Path) -> None:
     def fail() -> None:
         raise ValueError("no frame fits")

@@ -122,9 +122,9 @@ class Blueprint:
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
     """What a plan depends on."""
-    values, kinds = tensors.values(), set(map(type, tensors.values()))
-    sharded = DTensor in kinds and [str(tensor.placements) for tensor in values if isinstance(tensor, DTensor)]
-    return list(tensors), [tensor.dtype for tensor in values], [tensor.shape for tensor in values], sharded
+    values, kinds = tensors.values(), list(map(type, tensors.values()))
+    sharded = DTensor in set(kinds) and [str(tensor.placements) for tensor in values if isinstance(tensor, DTensor)]
+    return list(tensors), kinds, [tensor.dtype for tensor in values], [tensor.shape for tensor in values], sharded
 
 
 def _is_plain(tensor: Tensor) -> bool:
