@@ -352,6 +352,15 @@ def test_rows_that_two_ranks_share_unevenly_are_whole_again_in_one(tmp_path: Pat
     assert_same(found, {"sharded": whole, "replicated": whole})
 
 
+def test_small_files_are_whole_where_the_kernel_takes_them_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, start: write(descriptor, data[:3], start))
+    memory = arena.Arena()
+    assert memory.put_behind([b"state", b"", b"the index"]) == [0, 5, 5]
+    assert os.pread(memory.descriptor, 99, 0) == b"statethe index"
+    memory.close()
+
+
 class Scaled(Tensor):
     """It may mean other numbers than it holds."""
 

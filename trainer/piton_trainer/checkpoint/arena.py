@@ -60,7 +60,10 @@ class Arena:
         starts, end = [], self._bytes.numel()
         for piece in pieces:
             starts.append(end)
-            end += os.pwrite(self.descriptor, piece, end)
+            rest = memoryview(piece)
+            while rest:  # the kernel may take a part of it only
+                written = os.pwrite(self.descriptor, rest, end)
+                rest, end = rest[written:], end + written
         return starts
 
     @property

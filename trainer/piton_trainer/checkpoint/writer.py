@@ -22,7 +22,7 @@ from piton.contract.manifest import FileEntry
 from piton_trainer import helper
 from piton_trainer.checkpoint import Saved, layout
 from piton_trainer.checkpoint.commit import Committer
-from piton_trainer.checkpoint.direct import Crew
+from piton_trainer.checkpoint.direct import Crew, Part
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Hurry, Order, Sealed, Settings, Write
 from piton_trainer.errors import Ended
@@ -90,15 +90,17 @@ class Writer:
                 self._committer.begin(order.step, order.size)
             else:
                 layout.make_folder(folder)
-            files = {
-                part.name: _write_small(folder / part.name, os.pread(self._memory, part.size, part.start))
-                for part in order.small
-            }
+            files = {part.name: _write_small(folder / part.name, self._small(part)) for part in order.small}
             if order.parts:
                 files |= self._write_parts(folder, order)
             layout.sync_folder(folder)
         self._sealed = files
         return Sealed(files=files)
+
+    def _small(self, part: Part) -> bytes:
+        data = os.pread(self._memory, part.size, part.start)
+        assert len(data) == part.size
+        return data
 
     def _write_parts(self, folder: Path, order: Write) -> Mapping[str, FileEntry]:
         self._crew = crew = Crew(folder, order.parts, self._bytes(order))
