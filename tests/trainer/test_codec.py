@@ -51,6 +51,13 @@ def test_what_only_pickle_could_save_is_refused_with_its_place(thing: object) ->
 
 def test_what_is_encoded_by_parts_is_the_json_of_the_whole() -> None:
     fixed = codec.Fixed(a=[1, {"b": None}], ü="ü")
-    document = {"x": [fixed, [1, 2.5, "s", True], []], "y": {"z": fixed, "e": {}}, "n": 1e300, "t": [[1], {}]}
+    keys = {1: [[1]], None: {"y": fixed}, False: fixed, 0.5: [[]]}
+    document = {
+        "k": keys,
+        "x": [fixed, [1, 2.5, "s", True], []],
+        "y": {"z": fixed, "e": {}},
+        "n": 1e300,
+        "t": [[1], {}],
+    }
     for _ in range(2):
         assert codec.encode(document) == json.dumps(document)

@@ -30,7 +30,7 @@ def encode(document: Any) -> str:
     """What `json.dumps` gives."""
     if isinstance(document, Fixed):
         return document.text
-    if isinstance(document, dict) and not _are_plain(document.values()):
+    if isinstance(document, dict) and not _are_plain(document.values()) and all(isinstance(k, str) for k in document):
         return "{" + ", ".join(f"{json.dumps(name)}: {encode(item)}" for name, item in document.items()) + "}"
     if isinstance(document, list) and not _are_plain(document):
         return "[" + ", ".join(map(encode, document)) + "]"
