@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import piton_trainer
 from piton.contract import names
@@ -150,6 +151,16 @@ def test_a_writer_that_dies_before_the_copy_ends_is_replaced(tmp_path: Path, gat
         gate.set()
         saver.wait()
     assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def test_nothing_is_copied_later_from_several_gpus() -> None:
+    with FakeTensorMode():
+        tensors = [torch.empty(3, device=device) for device in ("cpu", "cuda:0", "cuda:1")]
+    names, views = ["a", "b", "c"], [torch.empty(3)] * 3
+    one = copying.Rows(names[:2], tensors[:2], views[:2])
+    several = copying.Rows(names, tensors, views)
+    assert [rows.names for rows in one.divided({"a", "b"})] == [["a", "b"], []]
+    assert [rows.names for rows in several.divided({"a", "b", "c"})] == [[], ["a", "b", "c"]]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

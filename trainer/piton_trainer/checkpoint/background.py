@@ -29,7 +29,7 @@ from piton_trainer.checkpoint import Saved, Snapshot, layout
 from piton_trainer.checkpoint.arena import Arena
 from piton_trainer.checkpoint.blueprint import Blueprint
 from piton_trainer.checkpoint.commit import Draft
-from piton_trainer.checkpoint.copying import BrokenPromiseError, Copying, Rows
+from piton_trainer.checkpoint.copying import BrokenPromiseError, Copying, Rows, gpus_of
 from piton_trainer.checkpoint.direct import Part
 from piton_trainer.checkpoint.fence import Fence
 from piton_trainer.checkpoint.orders import Answer, Commit, Failed, Order, Sealed, Settings, Write
@@ -89,7 +89,7 @@ class BackgroundCheckpointer:
         self._blueprint = Blueprint(self._arena, ranks=ranks, apart=self._apart)
         self._flight: Flight | None = None
         self._copying: Copying | None = None
-        """What is copied beside the training; the writer has not been told yet."""
+        """What is copied beside the training; the writer may have been told to write it, and not to commit it."""
         self._durable: Saved | None = None
 
     @property
@@ -260,7 +260,8 @@ class BackgroundCheckpointer:
         if rows.names:
             torch._foreach_copy_(rows.views, rows.tensors, non_blocking=True)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            for gpu in {torch.device("cuda", torch.cuda.current_device()), *gpus_of(rows.tensors)}:
+                torch.cuda.synchronize(gpu)
         return self._arena.put_behind(small)
 
 

@@ -37,9 +37,10 @@ class Rows:
     def divided(self, steady: Collection[str]) -> tuple["Rows", "Rows"]:
         """Those of the steady ones that can be copied later, and all others.
 
-        They can when their writes are counted, and their bytes are in one row.
+        They can when their writes are counted, and their bytes are in one row; but none where there are several GPUs,
+        since work has an order only within each.
         """
-        if not steady:
+        if not steady or len(gpus_of(self.tensors)) > 1:
             return Rows([], [], []), self
         is_steady, in_a_row = map(steady.__contains__, self.names), map(Tensor.is_contiguous, self.tensors)
         uncounted = map(Tensor.is_inference, self.tensors)
@@ -59,16 +60,23 @@ def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in found]
 
 
+def gpus_of(tensors: Iterable[Tensor]) -> set[torch.device]:
+    """Those that hold some of these tensors."""
+    return {tensor.device for tensor in tensors if tensor.is_cuda}
+
+
 class Copying:
     """One copy under way, and what a thread of its own does as soon as the memory is whole."""
 
     def __init__(self, rows: Rows, then: Callable[[], None]) -> None:
         self._rows = rows
+        self._storages = list(map(Tensor.untyped_storage, rows.tensors))
+        """Held, so that a tensor which is given other memory meanwhile is still copied from this."""
         self._writes = list(map(_writes, rows.tensors))
         self._changed: str | None = None
         self._is_settled = False
-        kind = _OnDevice if any(map(attrgetter("is_cuda"), rows.tensors)) else _OnThread
-        self._engine = kind(rows, then)
+        gpus = gpus_of(rows.tensors)
+        self._engine = _OnDevice(gpus.pop(), rows, then) if gpus else _OnThread(rows, then)
 
     @property
     def is_done(self) -> bool:
@@ -104,8 +112,6 @@ class _OnThread:
     def __init__(self, rows: Rows, then: Callable[[], None]) -> None:
         self._views = rows.views
         self._sources = list(map(Tensor.data_ptr, rows.tensors))
-        self._storages = list(map(Tensor.untyped_storage, rows.tensors))
-        """Held, so that a tensor which is given other memory meanwhile is still copied from this."""
         self._then = then
         self._copied = threading.Event()
         self._thread = threading.Thread(target=self._run, name="piton-copy", daemon=True)
@@ -134,12 +140,12 @@ class _OnThread:
 class _OnDevice:
     """From a GPU, on a stream of its own; the stream that trains waits for it before it goes on."""
 
-    def __init__(self, rows: Rows, then: Callable[[], None]) -> None:
+    def __init__(self, gpu: torch.device, rows: Rows, then: Callable[[], None]) -> None:
         self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._device = torch.cuda.current_device()
+        self._gpu = gpu
         self._then = then
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        stream = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(gpu))
         with torch.cuda.stream(stream), torch.no_grad():
             torch._foreach_copy_(rows.views, rows.tensors, non_blocking=True)
             self._copied.record(stream)
@@ -151,12 +157,16 @@ class _OnDevice:
         return bool(self._copied.query())  # type: ignore[no-untyped-call]
 
     def settle(self) -> None:
-        torch.cuda.current_stream().wait_event(self._copied)
+        torch.cuda.current_stream(self._gpu).wait_event(self._copied)
 
     def finish(self) -> None:
         self._thread.join()
+        self._copied.synchronize()  # raises what went wrong with the copy
 
     def _run(self) -> None:
-        torch.cuda.set_device(self._device)  # this thread would take the first of them for its own
-        self._copied.synchronize()
+        torch.cuda.set_device(self._gpu)  # this thread would take the first of them for its own
+        try:
+            self._copied.synchronize()
+        except RuntimeError:  # `finish` raises it where training hears of it
+            return
         self._then()
