@@ -1,17 +1,21 @@
 """A save whose copy runs beside the training is of one moment, or it is none."""
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import piton_trainer
 from piton.contract import names
@@ -23,7 +27,7 @@ from piton_trainer.checkpoint.load import load_tensors, newest_good
 from piton_trainer.clock import Clock
 from piton_trainer.distributed import Ranks
 from piton_trainer.objects import Objects
-from support import tiny
+from support import checkpoints, ranks, tiny
 
 
 @pytest.fixture
@@ -98,11 +102,25 @@ def test_what_changes_too_early_fails_the_save_and_the_next_one_is_good(tmp_path
     assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
 
 
+def test_what_comes_after_a_copy_finds_the_memory_whole(gate: threading.Event) -> None:
+    tensors, views = [torch.ones(9), torch.full((4,), 2.0)], [torch.zeros(9), torch.zeros(4)]
+    found: list[list[Tensor]] = []
+    copy = copying.Copying(
+        copying.Rows(["a", "b"], tensors, views), then=lambda: found.append([view.clone() for view in views])
+    )
+    assert not copy.is_done
+    assert found == []
+    gate.set()
+    copy.finish()
+    assert copy.is_done
+    assert [list(map(torch.equal, seen, tensors)) for seen in found] == [[True, True]]
+
+
 def test_the_writer_begins_when_the_copy_ends_and_not_when_the_step_does(tmp_path: Path, gate: threading.Event) -> None:
     live = a_state()
     with checkpointer(tmp_path) as saver:
         saver.save(snapshot_of(live, "weights"))
-        assert list(tmp_path.glob(f"{names.SAVING_PREFIX}*")) == []
+        assert saver._scribe._orders == []
         gate.set()
         # The step goes on: nobody asks the checkpointer anything.
         wait_for(lambda: any(tmp_path.glob(f"{names.SAVING_PREFIX}*/{layout.INDEX_FILE}")))
@@ -151,6 +169,51 @@ def test_a_writer_that_dies_before_the_copy_ends_is_replaced(tmp_path: Path, gat
         gate.set()
         saver.wait()
     assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
+
+
+def whole() -> Tensor:
+    return torch.arange(21.0).reshape(7, 3)
+
+
+def save_two_shards(directory: Path, *, breaks_on: int | None) -> str:
+    """One of two ranks: what it hears of a save beside the training, and at last one that keeps the promise."""
+    world = Ranks.join()
+    shards = distribute_tensor(whole(), init_device_mesh("cpu", (2,)), [Shard(0)])
+    assert isinstance(shards, DTensor)
+    heard = "saved"
+    with checkpoints.checkpointer(directory, world=world) as saver:
+        saver.save(Snapshot(step=1, tensors={"weights": shards}, steady=frozenset({"weights"})))
+        if world.rank == breaks_on:
+            shards.to_local().zero_()
+        saver.settle()
+        shards.to_local().zero_()
+        try:
+            while saver.in_flight:
+                saver.poll()
+        except RuntimeError as error:
+            heard = str(error)
+        saver.save(Snapshot(step=2, tensors={"weights": shards}, steady=frozenset({"weights"})))
+        saver.wait()
+    world.leave()
+    return heard
+
+
+def test_shards_that_are_copied_beside_the_training_are_of_one_moment(tmp_path: Path) -> None:
+    ends = ranks.run(2, partial(save_two_shards, tmp_path, breaks_on=None))
+    assert [(end.code, end.result) for end in ends] == [(0, "saved")] * 2
+    for step, numbers in ((2, torch.zeros(7, 3)), (1, whole())):
+        found = newest_good(tmp_path, Ranks())
+        assert found is not None
+        assert found.manifest.step == step
+        assert torch.equal(load_tensors(found, {"weights": torch.ones(7, 3)})["weights"], numbers)
+        shutil.rmtree(found.folder)
+
+
+def test_a_rank_that_breaks_the_promise_fails_the_save_of_all(tmp_path: Path) -> None:
+    ends = ranks.run(2, partial(save_two_shards, tmp_path, breaks_on=1))
+    assert [end.code for end in ends] == [0, 0]
+    assert all("weights was changed before an optimizer stepped" in end.result for end in ends)
+    assert [step for step, _ in layout.step_folders(tmp_path)] == [2]
 
 
 def test_nothing_is_copied_later_from_several_gpus() -> None:
