@@ -8,13 +8,15 @@ import pytest
 
 from piton.contract.ends import Outcome, Termination
 from piton.contract.progress import Progress
+from piton.core import ledger
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.decide import decide, refused, still
 from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.model import Stage
+from piton.core.model import Spec, Stage
 from piton.core.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
+from piton.core.verdict import Judgement
 from support.builders import (
     NOW,
     a_complete,
@@ -265,6 +267,45 @@ def test_the_failure_limit_ends_the_run(failures: int, phase: Phase) -> None:
     decision = decide(an_observed(status=status, spec=a_spec(limits={"failures": 3})), now=NOW)
 
     assert decision.status.phase is phase
+
+
+def _crashing(spec: Spec, *steps: int) -> RunStatus:
+    """The status after as many attempts that crashed, when each had that durable step."""
+    status = RunStatus()
+    for step in steps:
+        begun = ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=Pace())
+        heard = a_progress(step + 5, checkpoint=step)
+        crash = Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.CRASHED, message="exit code 1")
+        status = ledger.end(ledger.report(begun, heard, None, now=NOW), crash, now=NOW)
+    return decide(an_observed(status=status, spec=spec), now=NOW).status
+
+
+@pytest.mark.parametrize(
+    ("steps", "limits", "message"),
+    [
+        ((10, 20, 30, 40, 50), {"failures": 3}, None),
+        ((10, 10), {"failures": 3}, None),
+        ((10, 10, 10), {"failures": 3}, "3 failures of the program without a newer checkpoint, limits.failures is 3"),
+        ((10, 10, 20, 20), {"failures": 3}, None),
+        ((10, 10, 20, 20, 20), {"failures": 3}, "3 failures of the program without a newer checkpoint"),
+        ((10,), {"failures": 1}, "limits.failures is 1"),
+        ((10, 20, 30), {"failures": 3, "totalFailures": 4}, None),
+        (
+            (10, 20, 30),
+            {"failures": 3, "totalFailures": 3},
+            "3 failures of the program in all, limits.totalFailures",
+        ),
+    ],
+)
+def test_failures_count_from_the_newest_durable_step(
+    steps: tuple[int, ...], limits: dict[str, int], message: str | None
+) -> None:
+    status = _crashing(a_spec(limits=limits), *steps)
+
+    failed = status.condition("Failed")
+    assert status.failures == len(steps)
+    assert (status.phase is Phase.FAILED) == (message is not None)
+    assert message is None or (failed is not None and message in failed.message)
 
 
 def test_a_permanent_failure_ends_the_run_at_once() -> None:

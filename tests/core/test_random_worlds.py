@@ -399,7 +399,7 @@ class RandomWorld(RuleBasedStateMachine):
     def every_end_is_booked_to_its_own_account(self) -> None:
         assert self.world.status.failures <= self.crashes
         status = self.world.status
-        assert all(stage.failures <= self.failure_limit for stage in status.stages)
+        assert all(stage.failures_since_progress <= min(stage.failures, self.failure_limit) for stage in status.stages)
         for counter in ("failures", "preemptions", "infrastructure_failures"):
             assert getattr(status, counter) == sum(getattr(stage, counter) for stage in status.stages)
         assert status.preemptions <= self.machines_lost
@@ -468,7 +468,7 @@ class RandomWorld(RuleBasedStateMachine):
             assert (world.status.result.evaluation is not None) == evaluated
             assert all(step == TOTAL_STEPS for step in world.evaluated)
         else:
-            failures = world.status.stage(current.stage).failures
+            failures = world.status.stage(current.stage).failures_since_progress
             failed = world.status.condition("Failed")
             assert (
                 failures >= self.failure_limit

@@ -43,7 +43,7 @@ def recorded() -> dict[str, Body]:
 ALL = recorded()
 OF_RUNS = [name for name in ALL if " sweep-" not in name]
 OF_SWEEPS = [name for name in ALL if " sweep-" in name]
-NOW = {name.partition(" ")[2]: found for name, found in ALL.items() if name.startswith("4-of-today")}
+NOW = {name.partition(" ")[2]: found for name, found in ALL.items() if name.startswith("5-of-today")}
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ def _stages(attempts: Sequence[AttemptStatus], failures: int) -> tuple[StageStat
                 name=name,
                 attempts=len(own),
                 failures=failures if own[-1] is attempts[-1] else 0,
+                failures_since_progress=failures if own[-1] is attempts[-1] else 0,
                 start_time=own[0].created_time,
                 end_time=own[-1].ended_time if own[-1].verdict is Verdict.FINISHED else None,
             )

@@ -168,11 +168,8 @@ def hopeless(context: Context) -> Decision | None:
         return None
     if last.permanent:
         return _fail(context, last.reason or Reason.CRASHED, f"another attempt would end the same way: {last.message}")
-    failures = status.stage(last.stage).failures
-    path, limit = stages.failures_allowed(context.spec, last.stage) if context.spec else ("", None)
-    if limit is not None and failures >= limit:
-        message = f"{failures} failures of the program, {path} is {limit}; the last: {last.message}"
-        return _fail(context, Reason.FAILURE_LIMIT, message)
+    if context.spec is not None and (exceeded := stages.failure_limit(context.spec, status, last.stage)):
+        return _fail(context, Reason.FAILURE_LIMIT, f"{exceeded}; the last: {last.message}")
     bought = [record for record in status.attempts if record.reason is not Reason.PRICE_TOO_HIGH]  # prices fall again
     rows = fruitless(bought, Verdict.INFRASTRUCTURE)
     if rows >= context.pace.fruitless_failures:

@@ -107,7 +107,7 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
 
 
 def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
-    """Close the current attempt and move its verdict's counter. While nobody trains, nobody knows how long it takes."""
+    """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes."""
     status = change(status, state=AttemptState.ENDED, ended_time=now, replicas=(), **verdict_fields(judgement))
     if status.progress is not None:
         shown = status.progress.model_copy(update={"estimated_remaining_seconds": None, "eta": None})
@@ -116,11 +116,20 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
     stage = status.stage(status.current.stage)
     if judgement.verdict is Verdict.FINISHED:
         return _with_stage(status, stage.model_copy(update={"end_time": now}))
+    before = 0 if _has_saved(status, status.current) else stage.failures_since_progress
+    failed = judgement.verdict is Verdict.USER_FAILURE
+    stage = stage.model_copy(update={"failures_since_progress": before + failed})
     counter = _COUNTERS.get(judgement.verdict)
-    if counter is None:
-        return status
-    status = status.model_copy(update={counter: getattr(status, counter) + 1})
-    return _with_stage(status, stage.model_copy(update={counter: getattr(stage, counter) + 1}))
+    if counter is not None:
+        status = status.model_copy(update={counter: getattr(status, counter) + 1})
+        stage = stage.model_copy(update={counter: getattr(stage, counter) + 1})
+    return _with_stage(status, stage)
+
+
+def _has_saved(status: RunStatus, record: AttemptStatus) -> bool:
+    """Whether an attempt has made a step durable that is newer than what the run had before it."""
+    trains = record.stage is Stage.TRAIN
+    return trains and status.checkpoint is not None and status.checkpoint.attempt == record.number
 
 
 def verdict_fields(judgement: Judgement) -> dict[str, object]:

@@ -314,7 +314,16 @@ class Limits(Model):
     deadline: Duration | None = Field(default=None, description="Time from creation, through all attempts, e.g. 24h.")
     training_time: Duration | None = Field(default=None, description="Time to spend training, e.g. 31h.")
     failures: int = Field(
-        default=3, ge=1, le=1000, description="Failures of the user's code that end the run; preemptions never count."
+        default=3,
+        ge=1,
+        le=1000,
+        description="Failures of the user's code without a newer durable step between them that end the run.",
+    )
+    total_failures: int | None = Field(
+        default=None,
+        ge=1,
+        le=10000,
+        description="Failures of the user's code in the whole life of the run that end it, whatever it has saved.",
     )
 
 
@@ -338,7 +347,10 @@ class SideStage(Model):
         default=(), description="Its pod's tolerations; those of the workers are for their nodes."
     )
     failures: int | None = Field(
-        default=None, ge=1, le=1000, description="Failures of its program that end the run; none is limits.failures."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Failures of its program in a row that end the run; none is limits.failures.",
     )
     deadline: Duration | None = Field(
         default=None, description="Time from its first attempt, through all of its attempts, e.g. 6h."

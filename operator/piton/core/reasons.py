@@ -166,7 +166,7 @@ class Reason(OpenEnum):
 
     # The end of a run
     FAILURE_LIMIT = "FailureLimit"
-    """limits.failures failures of the user's code."""
+    """limits.failures failures of the user's code without a newer durable step, or limits.totalFailures in all."""
     NO_PROGRESS = "NoProgress"
     """Failures in a row without a newer durable step; paid machines do not loop."""
 

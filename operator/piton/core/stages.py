@@ -59,12 +59,19 @@ def reason_to_begin(status: RunStatus, stage: Stage) -> Reason:
     return Reason.NEXT_STAGE if earlier else Reason.FIRST_ATTEMPT
 
 
-def failures_allowed(spec: Spec, stage: Stage) -> tuple[str, int]:
-    """How many failures of a stage's program end the run, and which field of the spec says so."""
-    own = spec.stages.of(stage)
-    if own is None or own.failures is None:
-        return "limits.failures", spec.limits.failures
-    return f"stages.{stage.lower()}.failures", own.failures
+def failure_limit(spec: Spec, status: RunStatus, stage: Stage) -> str | None:
+    """Which limit the failures of the program have reached, in a stage or in the run's whole life; None: none yet."""
+    own, count = spec.stages.of(stage), status.stage(stage).failures_since_progress
+    path, limit = "limits.failures", spec.limits.failures
+    if own is not None and own.failures is not None:
+        path, limit = f"stages.{stage.lower()}.failures", own.failures
+    if count >= limit:
+        without = " without a newer checkpoint" if stage is Stage.TRAIN else ""
+        return f"{count} failures of the program{without}, {path} is {limit}"
+    total = spec.limits.total_failures
+    if total is not None and status.failures >= total:
+        return f"{status.failures} failures of the program in all, limits.totalFailures is {total}"
+    return None
 
 
 def called(attempt: AttemptStatus, word: str = "attempt") -> str:

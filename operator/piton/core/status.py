@@ -151,6 +151,9 @@ class StageStatus(Answer):
     preemptions: int = Field(default=0, ge=0, description="Those that lost their machine.")
     infrastructure_failures: int = Field(default=0, ge=0, description="Those that the cluster failed.")
     failures: int = Field(default=0, ge=0, description="Those that its program failed.")
+    failures_since_progress: int = Field(
+        default=0, ge=0, description="Those of them since it last had a newer durable step; the limit is for these."
+    )
     start_time: AwareDatetime | None = Field(default=None, description="When its first attempt was made.")
     end_time: AwareDatetime | None = Field(default=None, description="When it was finished; until then there is none.")
 
