@@ -232,9 +232,12 @@ def test_prepare_makes_a_zonal_volume_where_the_training_can_get_nodes(pool: New
     play_to_its_end(run, 1)
     run.wait_for_node(2, seconds=30)
 
-    kinds = {labels_of(claim)[:2] for claim in machines.launched()}
-    assert ("p4d.24xlarge", THERE) in kinds
-    assert {zone for _, zone in kinds} == {THERE}
+    def kinds() -> set[tuple[str, str]]:
+        return {(kind, zone) for kind, zone, _ in map(labels_of, machines.launched())}
+
+    # Karpenter names the node in its claim only after the scheduler may use it.
+    wait_for(lambda: ("p4d.24xlarge", THERE) in kinds(), "the workers' node in its claim", seconds=30, say=machines.say)
+    assert {zone for _, zone in kinds()} == {THERE}
 
 
 def test_a_run_waits_for_capacity_that_is_nowhere_and_goes_where_there_is_some(
@@ -378,7 +381,8 @@ def test_a_node_of_a_managed_group_that_is_drained_is_a_preemption(launching: No
         for name in made:
             managed_node(name, group)
         run.apply(a_run(Pool("none", {}), workers=workers, capacity={"tiers": ["Spot"]}))
-        first = run.wait_for_node(1, seconds=30)
+        run.wait_for_phase("Training", seconds=30)  # a pod that is evicted before that is replaced in its attempt
+        first = run.node(1)
 
         drain(first)
         wait_until_moved(run)
