@@ -382,7 +382,7 @@ def test_a_node_of_a_managed_group_that_is_drained_is_a_preemption(launching: No
             managed_node(name, group)
         run.apply(a_run(Pool("none", {}), workers=workers, capacity={"tiers": ["Spot"]}))
         run.wait_for_phase("Training", seconds=30)  # a pod that is evicted before that is replaced in its attempt
-        first = run.node(1)
+        (first,) = {pod["spec"]["nodeName"] for pod in run.pods(1)}
 
         drain(first)
         wait_until_moved(run)

@@ -108,8 +108,7 @@ def test_what_comes_after_a_copy_finds_the_memory_whole(gate: threading.Event) -
     copy = copying.Copying(
         copying.Rows(["a", "b"], tensors, views), then=lambda: found.append([view.clone() for view in views])
     )
-    assert not copy.is_done
-    assert found == []
+    assert (copy.is_done, found) == (False, [])
     gate.set()
     copy.finish()
     assert copy.is_done
