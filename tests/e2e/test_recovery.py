@@ -68,7 +68,7 @@ def test_a_killed_node_costs_at_most_one_interval(drilled: None, training: NewTr
 
 def test_a_cut_off_zombie_cannot_commit(drilled: None, training: NewTraining, digest_of: DigestOf) -> None:
     """It lives on with the volume in its hands; the next attempt claims the fence, and takes it from there."""
-    steps = 1500
+    steps = 1100
     run = training()
     run.apply(paced(steps, 0.1, save_every=SAVE_EVERY))
     zombie = Node.named(run.wait_for_node(1))

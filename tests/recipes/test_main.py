@@ -33,6 +33,20 @@ def test_the_garbage_collector_is_back_when_everything_is_imported() -> None:
         gc.unfreeze()
 
 
+def test_told_to_stop_while_torch_is_imported_it_stops_at_once(tmp_path: Path) -> None:
+    """Without a handler, SIGTERM would kill this process as well, but not the first one of a container."""
+    fake = tmp_path / "torch"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("import sys, time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "piton_trainer"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        process.terminate()
+        assert process.wait(30) == ExitCode.STOPPED
+
+
 def refusal(tmp_path: Path, **assignment: Any) -> str:
     config = Config(checkpoint_dir=tmp_path, assignment=Assignment(**assignment))
     with pytest.raises(BadConfig) as caught, piton_trainer.session(config) as session:

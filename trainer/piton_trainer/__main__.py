@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piton.contract import names
+from piton_trainer import signals
 from piton_trainer.checkpoint import readahead
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes import catalog
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Join the run and train."""
+    signals.stop_at_once()
     if directory := os.environ.get(names.ENV_CHECKPOINT_DIR):
         readahead.begin(Path(directory))
     train = import_all()
