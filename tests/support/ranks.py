@@ -6,6 +6,7 @@ exits = world.wait()            exit codes and what body returned; whoever is la
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -120,6 +121,9 @@ def start(world_size: int, body: Callable[[], Any], **env: str) -> World:
 
 def _rank(body: Callable[[], Any], env: dict[str, str], sender: Connection) -> None:
     os.environ.update(env)
+    # What lies in the parent's garbage stays there. Finalizers that ran here in the middle of an `ast.parse` called it
+    # again, for a traceback, which Python before 3.11.5 does not survive (gh-106905).
+    gc.freeze()
     faulthandler.enable(2)  # where a rank that crashes was: into what pytest captures
     sender.send(body())
 
