@@ -329,15 +329,13 @@ def test_prices_that_stay_too_high_make_the_run_wait_longer_and_never_end_it() -
     dear = an_ended(1, Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message="the node n1 costs $36.00")
     status = a_status(*(dear.model_copy(update={"number": number}) for number in range(1, 13)))
 
-    waits = decide(an_observed(status=status), now=later(599), pace=PACE)
+    waits = decide(an_observed(status=status), now=later(3599), pace=PACE)
     assert waits.status.phase is Phase.RECOVERING
     assert "the node n1 costs $36.00" in word(waits.status)[1]
-    assert decide(an_observed(status=status), now=later(600), pace=PACE).status.attempt == 13
-
-    lost = an_ended(13, Verdict.INFRASTRUCTURE, reason=Reason.KILLED)
-    others = tuple(lost.model_copy(update={"number": number}) for number in range(13, 18))
-    failing = status.model_copy(update={"attempts": (*status.attempts, *others)})
-    assert decide(an_observed(status=failing), now=later(600), pace=PACE).status.phase is Phase.FAILED
+    stalled = waits.status.condition("Stalled")
+    assert stalled is not None
+    assert "raise capacity.maxPricePerHour" in stalled.message
+    assert decide(an_observed(status=status), now=later(3600), pace=PACE).status.attempt == 13
 
 
 def test_a_deleted_run_and_one_that_has_ended_are_left_alone() -> None:

@@ -32,7 +32,7 @@ PACE = Pace(
     backoff_seconds_max=8,
     evidence_seconds=3,
     start_seconds=5,
-    fruitless_failures=4,
+    stalled_attempts=4,
     stop_seconds=GRACE_SECONDS + 2,
     worth_seconds=4,
 )
@@ -67,14 +67,22 @@ class RandomWorld(RuleBasedStateMachine):
         stages=st.sampled_from([{}, {"prepare": {}}, {"prepare": {}, "evaluate": {}}]),
         budget=st.sampled_from([None, ("15", "Pause"), ("25", "Pause"), ("15", "Stop")]),
         queue=st.booleans(),
+        stalled=st.sampled_from(["24h", "20s"]),
     )
     def begin(
-        self, failures: int, old_news: bool, deletion: bool, stages: dict[str, Any], budget: str | None, queue: bool
+        self,
+        failures: int,
+        old_news: bool,
+        deletion: bool,
+        stages: dict[str, Any],
+        budget: str | None,
+        queue: bool,
+        stalled: str,
     ) -> None:
         """Some worlds are free of stale observations, and some of deletion: both hide other faults."""
         self.old_news, self.deletion = old_news, deletion
         self.stages = stages
-        limits: dict[str, Any] = {"failures": failures}
+        limits: dict[str, Any] = {"failures": failures, "stalled": stalled}
         if budget is not None:
             limits["budget"] = dict(zip(("usd", "onExceeded"), budget, strict=True))
         self.world = FakeWorld(
@@ -195,6 +203,17 @@ class RandomWorld(RuleBasedStateMachine):
     def job_vanishes(self) -> None:
         self.jobs_lost += 1
         self.world._stop(max(self.world.job_exists))
+
+    @rule(attempts=st.integers(3, 7))
+    def no_attempt_gets_anywhere(self, attempts: int) -> None:
+        """As while a kubelet refuses pods: each job is over as soon as it is there."""
+        for _ in range(attempts):
+            for _ in range(PASSES_TO_STOP + int(PACE.backoff_seconds_max)):
+                self._pass()
+                self._tick()
+                if self.world.job_exists:
+                    self.job_vanishes()
+                    break
 
     @rule(attempts=st.integers(1, 2))
     def reads_fail(self, attempts: int) -> None:
@@ -440,7 +459,7 @@ class RandomWorld(RuleBasedStateMachine):
         if world.exists and not settled(world.status):
             assert not world.billed()
             assert world.status.phase is Phase.SUSPENDED
-            self._edit(_with_budget(world.spec, ENOUGH))
+            self._edit(_with_enough(world.spec))
             self._converge(world)
         self._check_the_end(world)
 
@@ -470,11 +489,8 @@ class RandomWorld(RuleBasedStateMachine):
         else:
             failures = world.status.stage(current.stage).failures_since_progress
             failed = world.status.condition("Failed")
-            assert (
-                failures >= self.failure_limit
-                or world.status.infrastructure_failures >= PACE.fruitless_failures
-                or (failed is not None and failed.reason is Reason.BUDGET_EXCEEDED)
-            )
+            assert failed is not None
+            assert failures >= self.failure_limit or failed.reason is Reason.BUDGET_EXCEEDED, failed
         for _ in range(20):
             self._pass()
             world.tick()
@@ -490,8 +506,18 @@ class RandomWorld(RuleBasedStateMachine):
 def _with_budget(spec: Spec | None, usd: str) -> Spec:
     assert spec is not None
     assert spec.limits.budget is not None
-    budget = spec.limits.budget.model_copy(update={"usd": usd})
-    return spec.model_copy(update={"limits": spec.limits.model_copy(update={"budget": budget})})
+    return _with_limits(spec, budget=spec.limits.budget.model_copy(update={"usd": usd}))
+
+
+def _with_enough(spec: Spec | None) -> Spec:
+    """Money and time to come to the end."""
+    assert spec is not None
+    spec = spec if spec.limits.budget is None else _with_budget(spec, ENOUGH)
+    return _with_limits(spec, stalled="24h")
+
+
+def _with_limits(spec: Spec, **limits: object) -> Spec:
+    return spec.model_copy(update={"limits": spec.limits.model_copy(update=limits)})
 
 
 EXAMPLES, MANY_EXAMPLES = 120, 400

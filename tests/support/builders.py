@@ -90,11 +90,22 @@ def _stages(attempts: Sequence[AttemptStatus], failures: int) -> tuple[StageStat
                 attempts=len(own),
                 failures=failures if own[-1] is attempts[-1] else 0,
                 failures_since_progress=failures if own[-1] is attempts[-1] else 0,
+                fruitless_attempts=_fruitless(own),
                 start_time=own[0].created_time,
                 end_time=own[-1].ended_time if own[-1].verdict is Verdict.FINISHED else None,
             )
         )
     return tuple(found)
+
+
+def _fruitless(attempts: Sequence[AttemptStatus]) -> int:
+    """How many of the newest have ended without a newer durable step."""
+    count = highest = 0
+    for attempt in attempts:
+        saved, highest = (attempt.checkpoint_step or 0) > highest, max(highest, attempt.checkpoint_step or 0)
+        failed = attempt.state is AttemptState.ENDED and attempt.verdict not in (Verdict.STOPPED, Verdict.FINISHED)
+        count = 0 if saved else count + failed
+    return count
 
 
 def a_replica(

@@ -1,6 +1,5 @@
-"""How long the next attempt waits, and when a run that gets nowhere is stopped."""
+"""How patient the core is, and how long the next attempt waits."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from piton.core.status import AttemptStatus, Verdict
@@ -11,20 +10,26 @@ UNSTARTED_GRACE_SECONDS = 1
 """For a replica whose trainer never began. Not 0: its kubelet still has to stop an image pull or an init container."""
 
 
+_DOUBLINGS_MAX = 64
+"""More than any pace needs to get to its longest wait."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """The patience of the core. The defaults suit a cluster; tests and local runs are quicker."""
 
     backoff_seconds: float = 10.0
     """First wait after a failure; doubles with each one in a row that saved nothing new."""
-    backoff_seconds_max: float = 600.0
+    backoff_seconds_max: float = 3600.0
     evidence_seconds: float = 90.0
     """How long one replica's crash waits for word of the others: a dead node is noticed after 40-50 s, its peers fail
     at once, and a preemption must not be booked as the user's failure."""
     start_seconds: float = 300.0
     """How long an image may fail to be pulled before that counts as the user's failure."""
-    fruitless_failures: int = 5
-    """Failures of the cluster in a row without a newer durable step that end the run."""
+    stalled_attempts: int = 5
+    """Attempts in a row without a newer durable step after which a run is Stalled."""
+    fails_when_stalled: bool = False
+    """Whether it has failed then. On a machine without a cluster nothing heals by itself."""
     kept_jobs: int = 3
     """Jobs of ended attempts that stay for a look at their logs."""
     kept_records: int = 20
@@ -54,39 +59,19 @@ class Pace:
         return min(max(self.look_seconds, refused_seconds / 4), self.refused_seconds_max)
 
 
-def fruitless(attempts: Sequence[AttemptStatus], *verdicts: Verdict) -> int:
-    """How many of the newest attempts, all of these verdicts, ended in a row without a newer durable step."""
-    count = 0
-    for index in range(len(attempts) - 1, -1, -1):
-        attempt = attempts[index]
-        if attempt.verdict is Verdict.STOPPED:
-            continue
-        if attempt.verdict not in verdicts or _saved_more(attempt, attempts[:index]):
-            break
-        count += 1
-    return count
-
-
-def _saved_more(attempt: AttemptStatus, earlier: Sequence[AttemptStatus]) -> bool:
-    if attempt.checkpoint_step is None:
-        return False
-    return all(attempt.checkpoint_step > (other.checkpoint_step or 0) for other in earlier)
-
-
-def delay_seconds(attempts: Sequence[AttemptStatus], pace: Pace) -> float:
+def delay_seconds(last: AttemptStatus, fruitless_attempts: int, pace: Pace) -> float:
     """Seconds between the end of the last attempt and the start of the next.
 
     A preemption that saved something is followed at once, as is one by itself: the machine went, nothing is wrong with
     the run. Whatever repeats itself without progress waits longer each time.
     """
-    last = attempts[-1]
     if last.verdict is Verdict.STOPPED:
         return 0.0
-    repeats = fruitless(attempts, Verdict.PREEMPTED, Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE)
+    repeats = fruitless_attempts
     if last.verdict is Verdict.PREEMPTED:
         repeats -= 1
     if last.verdict is Verdict.USER_FAILURE:
         repeats = max(repeats, 1)
     if repeats <= 0:
         return 0.0
-    return float(min(pace.backoff_seconds * 2.0 ** (repeats - 1), pace.backoff_seconds_max))
+    return float(min(pace.backoff_seconds * 2.0 ** min(repeats - 1, _DOUBLINGS_MAX), pace.backoff_seconds_max))

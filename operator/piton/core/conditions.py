@@ -8,6 +8,7 @@ A run in a queue is Queued before each Starting for which it has no quota.
 A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
 
 StatusUnreadable is True while another version's status is not understood; the other conditions stay as they were.
+Stalled is True while attempts end one after the other without a newer durable step.
 Waiting is no phase: it is True while something outside the run keeps the next thing from happening, in whatever phase.
 """
 
@@ -21,7 +22,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
-UNREADABLE = "StatusUnreadable"
+UNREADABLE, STALLED = "StatusUnreadable", "Stalled"
 
 _WAITS = frozenset(
     {
@@ -128,6 +129,16 @@ def readable_again(status: StatusT, *, now: datetime, generation: int) -> Status
     if not status.is_true(UNREADABLE):
         return status
     return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
+
+
+def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
+    """The status that says that it gets nowhere, all else left as it is."""
+    return _with(status, STALLED, _T, Reason.NO_PROGRESS, message, now, generation)
+
+
+def without_stalled(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """The status of a run that gets on, all else left as it is."""
+    return _with(status, STALLED, _F, Reason.NOT_YET, "", now, generation)
 
 
 def _with(

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from piton.core import budget, cost, flight, ledger, queued, rules_warnings, stages, waiting
-from piton.core.backoff import Pace, delay_seconds, fruitless
+from piton.core import budget, cost, flight, ledger, queued, rules_warnings, stages, stalled, waiting
+from piton.core.backoff import Pace, delay_seconds
 from piton.core.conditions import TRAINING, WAITING, readable_again, settled, with_unreadable, without_waiting
 from piton.core.context import Context
 from piton.core.effects import (
@@ -42,7 +42,7 @@ def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> De
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule == UNREADABLE:
         return decision
-    decision = _accounted(context, queued.kept(context, decision))
+    decision = stalled.shown(context, _accounted(context, queued.kept(context, decision)))
     if context.status.unreadable:
         return decision
     status = readable_again(decision.status, now=now, generation=context.meta.generation)
@@ -170,10 +170,9 @@ def hopeless(context: Context) -> Decision | None:
         return _fail(context, last.reason or Reason.CRASHED, f"another attempt would end the same way: {last.message}")
     if context.spec is not None and (exceeded := stages.failure_limit(context.spec, status, last.stage)):
         return _fail(context, Reason.FAILURE_LIMIT, f"{exceeded}; the last: {last.message}")
-    bought = [record for record in status.attempts if record.reason is not Reason.PRICE_TOO_HIGH]  # prices fall again
-    rows = fruitless(bought, Verdict.INFRASTRUCTURE)
-    if rows >= context.pace.fruitless_failures:
-        message = f"{rows} failures in a row without a newer checkpoint; the last: {last.message}"
+    if context.pace.fails_when_stalled and stalled.is_stalled(status, context.pace):
+        rows = stalled.attempts(status)
+        message = f"{rows} attempts in a row without a newer checkpoint; the last: {last.message}"
         return _fail(context, Reason.NO_PROGRESS, message)
     return None
 
@@ -204,7 +203,7 @@ def suspended(context: Context) -> Decision | None:
         return None
     step = context.status.checkpoint.step if context.status.checkpoint else None
     message = "suspended" if step is None else f"suspended; step {step} is saved"
-    status = context.phase(context.status, Phase.SUSPENDED, Reason.SUSPENDED, message)
+    status = context.phase(ledger.forgive(context.status), Phase.SUSPENDED, Reason.SUSPENDED, message)
     news = context.announce_once(status, Reason.SUSPENDED, message)
     return Decision(
         rule="suspended", status=status, announcements=news, look_again_seconds=context.seconds_to_deadline()
@@ -231,7 +230,7 @@ def backing_off(context: Context) -> Decision | None:
     last = context.current
     if last is None or last.ended_time is None:
         return None
-    delay = delay_seconds(context.status.attempts, context.pace)
+    delay = delay_seconds(last, stalled.attempts(context.status), context.pace)
     left = delay - (context.now - last.ended_time).total_seconds()
     if left <= 0:
         return None
@@ -303,6 +302,7 @@ RULES: tuple[Rule, ...] = (
     overdue,
     suspended,
     overspent,
+    stalled.held,
     backing_off,
     queued.queued,
     due,

@@ -316,7 +316,7 @@ def _heard(context: Context) -> RunStatus:
 
 
 def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
-    status = ledger.end(cost.stop(status, context.seen, now=context.now), judgement, now=context.now)
+    status = ledger.end(cost.stop(status, context.seen, now=context.now), judgement, now=context.now, pace=context.pace)
     record = status.current
     assert record is not None
     if judgement.verdict is Verdict.FINISHED:

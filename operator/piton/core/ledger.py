@@ -106,7 +106,7 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     return status
 
 
-def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
+def end(status: RunStatus, judgement: Judgement, *, now: datetime, pace: Pace) -> RunStatus:
     """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes."""
     status = change(status, state=AttemptState.ENDED, ended_time=now, replicas=(), **verdict_fields(judgement))
     if status.progress is not None:
@@ -115,10 +115,11 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
     assert status.current is not None
     stage = status.stage(status.current.stage)
     if judgement.verdict is Verdict.FINISHED:
-        return _with_stage(status, stage.model_copy(update={"end_time": now}))
-    before = 0 if _has_saved(status, status.current) else stage.failures_since_progress
+        return _with_stage(status, stage.model_copy(update={"end_time": now, "fruitless_attempts": 0}))
+    before = 0 if has_saved(status, status.current) else stage.failures_since_progress
     failed = judgement.verdict is Verdict.USER_FAILURE
-    stage = stage.model_copy(update={"failures_since_progress": before + failed})
+    changes = {"failures_since_progress": before + failed, "fruitless_attempts": _fruitless(status, stage, pace)}
+    stage = stage.model_copy(update=changes)
     counter = _COUNTERS.get(judgement.verdict)
     if counter is not None:
         status = status.model_copy(update={counter: getattr(status, counter) + 1})
@@ -126,10 +127,32 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime) -> RunStatus:
     return _with_stage(status, stage)
 
 
-def _has_saved(status: RunStatus, record: AttemptStatus) -> bool:
+def has_saved(status: RunStatus, record: AttemptStatus) -> bool:
     """Whether an attempt has made a step durable that is newer than what the run had before it."""
     trains = record.stage is Stage.TRAIN
     return trains and status.checkpoint is not None and status.checkpoint.attempt == record.number
+
+
+def _fruitless(status: RunStatus, stage: StageStatus, pace: Pace) -> int:
+    """How many attempts at the stage have come to nothing in a row, with the one that has just ended."""
+    record = status.current
+    assert record is not None
+    if has_saved(status, record) or _may_have_progressed(record, pace):
+        return 0
+    return stage.fruitless_attempts + (record.verdict is not Verdict.STOPPED)
+
+
+def _may_have_progressed(record: AttemptStatus, pace: Pace) -> bool:
+    """Whether a program that never says how far it is ran for longer than any back-off lasts."""
+    if record.step is not None or record.billed_from is None or record.ended_time is None:
+        return False
+    return (record.ended_time - record.billed_from).total_seconds() > pace.backoff_seconds_max
+
+
+def forgive(status: RunStatus) -> RunStatus:
+    """The user has held the run, and will have looked at it: what came to nothing before does not count any more."""
+    stages = tuple(stage.model_copy(update={"fruitless_attempts": 0}) for stage in status.stages)
+    return status if stages == status.stages else status.model_copy(update={"stages": stages})
 
 
 def verdict_fields(judgement: Judgement) -> dict[str, object]:

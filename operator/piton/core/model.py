@@ -325,6 +325,10 @@ class Limits(Model):
         le=10000,
         description="Failures of the user's code in the whole life of the run that end it, whatever it has saved.",
     )
+    stalled: Duration = Field(
+        default="24h",
+        description="Time under the condition Stalled, without a newer durable step, after which the run holds.",
+    )
 
 
 class Stage(OpenEnum):

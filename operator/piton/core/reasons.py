@@ -168,7 +168,7 @@ class Reason(OpenEnum):
     FAILURE_LIMIT = "FailureLimit"
     """limits.failures failures of the user's code without a newer durable step, or limits.totalFailures in all."""
     NO_PROGRESS = "NoProgress"
-    """Failures in a row without a newer durable step; paid machines do not loop."""
+    """Attempts in a row have ended without a newer durable step: it waits longer each time, and holds in the end."""
 
     # A sweep
     RUNS_FAILED = "RunsFailed"

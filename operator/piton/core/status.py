@@ -154,6 +154,9 @@ class StageStatus(Answer):
     failures_since_progress: int = Field(
         default=0, ge=0, description="Those of them since it last had a newer durable step; the limit is for these."
     )
+    fruitless_attempts: int = Field(
+        default=0, ge=0, description="Attempts in a row that have ended, by whatever, without a newer durable step."
+    )
     start_time: AwareDatetime | None = Field(default=None, description="When its first attempt was made.")
     end_time: AwareDatetime | None = Field(default=None, description="When it was finished; until then there is none.")
 
@@ -171,7 +174,9 @@ class Condition(Answer):
 
     KEY = "type"
 
-    type: str = Field(description="Accepted, Training, Waiting, Suspended, Succeeded, Failed or StatusUnreadable.")
+    type: str = Field(
+        description="Accepted, Training, Waiting, Suspended, Succeeded, Failed, Stalled or StatusUnreadable."
+    )
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Reason = Field(description="Why, in one word.")
     message: str = Field(default="", description="Why, in a sentence.")

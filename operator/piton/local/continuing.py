@@ -53,10 +53,13 @@ def _first_difference(before: object, after: object, path: str) -> str | None:
     return None if before == after else path
 
 
+_NOTHING_FAILED = {"failures": 0, "failures_since_progress": 0, "fruitless_attempts": 0}
+
+
 def _another_chance(status: RunStatus) -> RunStatus:
     """Somebody who says the command again has mended the cause: failures count anew, all that was gained stays."""
     stages = tuple(
-        stage if stage.end_time else stage.model_copy(update={"failures": 0, "start_time": None})
+        stage if stage.end_time else stage.model_copy(update={**_NOTHING_FAILED, "start_time": None})
         for stage in status.stages
     )
     fresh = RunStatus(

@@ -37,6 +37,7 @@ LOCAL_PACE = Pace(
     backoff_seconds_max=60.0,
     evidence_seconds=1.0,  # no machine is far away: peers that fall together fall within a second
     start_seconds=0.0,  # a program that is not there will not come
+    fails_when_stalled=True,  # the same command takes it up again
     kept_records=1000,  # recovery is summed up over all attempts
     progress_seconds=1.0,
 )

@@ -1,0 +1,97 @@
+"""A run that gets nowhere: attempts end one after the other, and none of them leaves a newer durable step.
+
+Each may have a good reason: a machine that was taken, a kubelet that refuses pods, a volume that does not answer. None
+of these ends a run. The run waits longer before each attempt (`backoff`), the condition Stalled says what was seen and
+what would help, and after `limits.stalled` the run holds: machines that are paid for do not go round in circles.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from piton.contract.duration import parse_duration
+from piton.core import ledger
+from piton.core.backoff import Pace
+from piton.core.conditions import STALLED, settled, with_stalled, without_stalled
+from piton.core.context import Context
+from piton.core.effects import Announcement, Decision
+from piton.core.model import Stage
+from piton.core.reasons import Reason
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus
+
+_ELSEWHERE = (
+    "allow more zones or instance types in spec.workers or OnDemand in capacity.tiers, or save more often with "
+    "checkpoint.every"
+)
+_HELP: Mapping[Reason, str] = {
+    Reason.DISRUPTED: _ELSEWHERE,
+    Reason.NODE_GONE: _ELSEWHERE,
+    Reason.NODE_RECLAIMED: _ELSEWHERE,
+    Reason.PRICE_TOO_HIGH: "raise capacity.maxPricePerHour, or allow more zones or instance types in spec.workers",
+    Reason.VOLUME_LOST: "look at the events of the checkpoint volume's claim, and at its storage",
+    Reason.NOT_MIRRORED: "look at the bucket, and at the rights of the pods to it",
+    Reason.DEVICE_LOST: "cordon the node if it is always the same, and look at its kernel's log",
+    Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
+    Reason.OUT_OF_MEMORY: "raise spec.workers.template.resources, or make the batch smaller",
+}
+"""What would help, by the reason of the last end."""
+_LOOK = "look at the log of the last attempt, and at the events of its pods and nodes"
+
+
+def attempts(status: RunStatus) -> int:
+    """How many attempts in a row have ended without a newer durable step; 0 as soon as the one in flight has one."""
+    current = status.current
+    if current is None or settled(status):
+        return 0
+    if current.state is not AttemptState.ENDED and ledger.has_saved(status, current):
+        return 0
+    return status.stage(current.stage).fruitless_attempts
+
+
+def is_stalled(status: RunStatus, pace: Pace) -> bool:
+    """Whether so many have that something has to be said."""
+    return attempts(status) >= pace.stalled_attempts
+
+
+def shown(context: Context, decision: Decision) -> Decision:
+    """The decision with the condition Stalled as it is now, and an Event when that begins."""
+    status, now, generation = decision.status, context.now, context.meta.generation
+    if not is_stalled(status, context.pace):
+        if not status.is_true(STALLED):
+            return decision
+        return replace(decision, status=without_stalled(status, now=now, generation=generation))
+    message = _message(status)
+    news = decision.announcements
+    if not status.is_true(STALLED):
+        news += (Announcement(severity="Warning", reason=Reason.NO_PROGRESS, message=message),)
+    return replace(decision, status=with_stalled(status, message, now=now, generation=generation), announcements=news)
+
+
+def held(context: Context) -> Decision | None:
+    """It has got nowhere for `limits.stalled`: nothing more is paid for until the user says so."""
+    status, spec = context.status, context.spec
+    condition = status.condition(STALLED)
+    if spec is None or condition is None or not status.is_true(STALLED) or not is_stalled(status, context.pace):
+        return None
+    if context.now < condition.last_transition_time + timedelta(seconds=parse_duration(spec.limits.stalled)):
+        return None
+    message = (
+        f"limits.stalled of {spec.limits.stalled} has passed: {_message(status)}; to go on, raise limits.stalled, or "
+        "set spec.suspend to true and then to false"
+    )
+    status = context.phase(status, Phase.SUSPENDED, Reason.NO_PROGRESS, message)
+    news = context.announce_once(status, Reason.NO_PROGRESS, message, severity="Warning")
+    return Decision(rule="held", status=status, announcements=news, look_again_seconds=context.seconds_to_deadline())
+
+
+def _message(status: RunStatus) -> str:
+    last = _last_ended(status)
+    trains = status.current is not None and status.current.stage is Stage.TRAIN
+    newer = f"checkpoint newer than step {status.checkpoint.step}" if trains and status.checkpoint else "checkpoint"
+    told = f"; the last: {last.message}" if last else ""
+    advice = _HELP.get(last.reason, _LOOK) if last and last.reason else _LOOK
+    return f"{attempts(status)} attempts in a row ended without a {newer}{told}; {advice}"
+
+
+def _last_ended(status: RunStatus) -> AttemptStatus | None:
+    return next((record for record in reversed(status.attempts) if record.state is AttemptState.ENDED), None)

@@ -1,0 +1,202 @@
+"""A run that gets nowhere is not ended: it waits longer, says so, and holds after `limits.stalled`."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from piton.core import ledger
+from piton.core.backoff import Pace
+from piton.core.conditions import STALLED
+from piton.core.decide import decide
+from piton.core.effects import Decision
+from piton.core.model import Stage
+from piton.core.observed import Observed
+from piton.core.reasons import Reason
+from piton.core.status import AttemptState, Phase, RunStatus, Verdict
+from piton.core.verdict import Judgement
+from support.builders import NOW, a_progress, a_replica, a_spec, an_attempt, an_observed, later
+
+PACE = Pace()
+TROUBLE = Judgement(
+    verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message="Pod was rejected: UnexpectedAdmissionError"
+)
+TAKEN = Judgement(verdict=Verdict.PREEMPTED, reason=Reason.NODE_GONE, message="ip-10-0-0-1 is gone")
+CRASH = Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.CRASHED, message="exit code 1")
+ORDER = Judgement(verdict=Verdict.STOPPED, reason=Reason.QUOTA_TAKEN, message="told to stop")
+AGES = timedelta(days=3)
+
+
+def life(*ends: tuple[Judgement, int | None], stage: Stage = Stage.TRAIN, status: RunStatus | None = None) -> RunStatus:
+    """The status after attempts that ended so, each with that durable step."""
+    status = status or RunStatus()
+    for judgement, step in ends:
+        status = ledger.begin(status, (), stage, now=NOW, pace=PACE)
+        told = None if step is None else a_progress(step + 5, checkpoint=step)
+        status = ledger.end(ledger.report(status, told, None, now=NOW), judgement, now=NOW, pace=PACE)
+    return status
+
+
+def looked_at(status: RunStatus, *, now: datetime = NOW, **spec: Any) -> Decision:
+    return decide(an_observed(status=status, spec=a_spec(**spec)), now=now)
+
+
+@pytest.mark.parametrize(
+    ("ends", "count"),
+    [
+        ([(TROUBLE, None)] * 4, 0),
+        ([(TROUBLE, None)] * 5, 5),
+        ([(TAKEN, None), (TROUBLE, None), (CRASH, None), (TAKEN, None), (TROUBLE, None)], 5),
+        ([(TROUBLE, 10), *[(TROUBLE, 10)] * 4], 0),
+        ([(TROUBLE, 10), *[(TROUBLE, 10)] * 5], 5),
+        ([(TROUBLE, step) for step in (10, 20, 30, 40, 50, 60)], 0),
+        ([*[(TROUBLE, None)] * 3, (ORDER, None), *[(TROUBLE, None)] * 2], 5),
+        ([*[(TROUBLE, None)] * 4, (ORDER, 10), *[(TROUBLE, 10)] * 2], 0),
+    ],
+)
+def test_attempts_of_any_verdict_count_from_the_newest_durable_step(
+    ends: list[tuple[Judgement, int | None]], count: int
+) -> None:
+    decision = looked_at(life(*ends), limits={"failures": 100})
+
+    assert decision.status.is_true(STALLED) == (count > 0)
+    assert decision.status.phase is Phase.RECOVERING
+    condition = decision.status.condition(STALLED)
+    assert count == 0 or (condition is not None and condition.message.startswith(f"{count} attempts in a row"))
+
+
+def test_it_says_what_was_seen_and_what_helps_in_one_event() -> None:
+    stalled = looked_at(life((TAKEN, 10), *[(TAKEN, 10)] * 5))
+
+    (event,) = [news for news in stalled.announcements if news.reason is Reason.NO_PROGRESS]
+    assert event.message.startswith(
+        "5 attempts in a row ended without a checkpoint newer than step 10; the last: ip-10"
+    )
+    assert "allow more zones or instance types" in event.message
+    again = decide(an_observed(status=stalled.status), now=later(1))
+    assert Reason.NO_PROGRESS not in [news.reason for news in again.announcements]
+
+
+def test_each_wait_is_longer_and_none_is_longer_than_an_hour() -> None:
+    status, waits = RunStatus(), []
+    for _ in range(14):
+        status = life((TROUBLE, None), status=status)
+        waits.append(looked_at(status).look_again_seconds)
+
+    assert waits == [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600, 3600, 3600, 3600]
+
+
+def test_152_seconds_of_trouble_or_a_day_of_it_end_no_run() -> None:
+    """A kubelet that refuses pods, a device plugin that starts again, a network plugin that is away."""
+    status, now = RunStatus(), NOW
+    for _ in range(20):
+        status = ledger.begin(status, (), Stage.TRAIN, now=now, pace=PACE)
+        status = ledger.end(status, TROUBLE, now=now, pace=PACE)
+        decision = decide(an_observed(status=status), now=now)
+        status, now = decision.status, now + timedelta(seconds=decision.look_again_seconds or 0)
+
+    assert now - NOW > timedelta(hours=10)
+    assert status.phase is Phase.RECOVERING
+    assert status.is_true(STALLED)
+
+
+def in_flight(status: RunStatus, checkpoint: int) -> Decision:
+    """The next attempt runs, and says which step is durable."""
+    status = ledger.begin(status, (), Stage.TRAIN, now=later(1), pace=PACE)
+    status = ledger.change(status, state=AttemptState.RUNNING)
+    assert status.current is not None
+    seen = an_attempt(a_replica(), number=status.current.number)
+    return decide(an_observed(seen, status=status, progress=a_progress(50, checkpoint=checkpoint)), now=later(2))
+
+
+def test_a_newer_durable_step_ends_it_while_the_attempt_runs() -> None:
+    stalled = looked_at(life((TROUBLE, 10), *[(TROUBLE, 10)] * 5)).status
+
+    assert in_flight(stalled, 10).status.is_true(STALLED)
+    assert not in_flight(stalled, 20).status.is_true(STALLED)
+
+
+def held() -> RunStatus:
+    stalled = looked_at(life(*[(TROUBLE, None)] * 6)).status
+    return looked_at(stalled, now=NOW + timedelta(hours=24)).status
+
+
+def test_after_the_limit_it_holds_and_says_how_to_go_on() -> None:
+    stalled = looked_at(life(*[(TROUBLE, None)] * 6)).status
+
+    before = looked_at(stalled, now=NOW + timedelta(hours=24, seconds=-1))
+    after = looked_at(stalled, now=NOW + timedelta(hours=24))
+
+    assert before.status.phase is Phase.PENDING or before.status.phase is Phase.RECOVERING
+    assert before.status.attempt == 7
+    assert (after.status.phase, after.status.attempt, after.effects) == (Phase.SUSPENDED, 6, ())
+    (event,) = after.announcements
+    assert event.message.startswith("limits.stalled of 24h has passed: 6 attempts in a row")
+    assert "to go on, raise limits.stalled, or set spec.suspend to true and then to false" in event.message
+    assert decide(an_observed(status=after.status), now=NOW + AGES).announcements == ()
+
+
+def test_a_raised_limit_lets_it_go_on() -> None:
+    assert looked_at(held(), now=NOW + AGES).status.attempt == 6
+    assert looked_at(held(), now=NOW + AGES, limits={"stalled": "240h"}).status.attempt == 7
+
+
+def test_a_user_who_suspends_and_resumes_it_starts_it_anew() -> None:
+    suspended = looked_at(held(), now=NOW + AGES, suspend=True).status
+    resumed = looked_at(suspended, now=NOW + AGES).status
+
+    assert not suspended.is_true(STALLED)
+    assert resumed.attempt == 7
+    assert resumed.stage(Stage.TRAIN).fruitless_attempts == 0
+
+
+def test_a_run_on_a_machine_without_a_cluster_fails_instead() -> None:
+    status = life(*[(TROUBLE, None)] * 5)
+
+    decision = decide(an_observed(status=status), now=NOW, pace=Pace(fails_when_stalled=True))
+
+    assert decision.status.phase is Phase.FAILED
+    assert decision.announcements[0].reason is Reason.NO_PROGRESS
+
+
+@pytest.mark.parametrize(("minutes", "count"), [(59, 1), (61, 0)])
+def test_a_program_that_never_says_how_far_it_is_came_far_in_more_than_an_hour(minutes: int, count: int) -> None:
+    begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
+    status = ledger.change(begun, billed_from=NOW)
+
+    ended = ledger.end(status, TAKEN, now=NOW + timedelta(minutes=minutes), pace=PACE)
+
+    assert ended.stage(Stage.TRAIN).fruitless_attempts == count
+
+
+def test_one_that_says_how_far_it_is_and_saves_nothing_did_not() -> None:
+    begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
+    status = ledger.report(ledger.change(begun, billed_from=NOW), a_progress(5), None, now=NOW)
+
+    ended = ledger.end(status, TAKEN, now=NOW + timedelta(hours=2), pace=PACE)
+
+    assert ended.stage(Stage.TRAIN).fruitless_attempts == 1
+
+
+def test_a_stage_has_its_own_count() -> None:
+    prepared = life(*[(TROUBLE, None)] * 4, stage=Stage.PREPARE)
+    done = Judgement(verdict=Verdict.FINISHED, reason=Reason.EXITED_ZERO, message="")
+
+    status = life((done, None), stage=Stage.PREPARE, status=prepared)
+    status = life((TROUBLE, None), status=status)
+
+    assert not looked_at(status, stages={"prepare": {"command": ["make"]}}).status.is_true(STALLED)
+
+
+def test_a_run_that_has_ended_is_not_stalled() -> None:
+    stalled = looked_at(life(*[(TROUBLE, None)] * 5)).status
+    failed = looked_at(life((CRASH, None), status=stalled), limits={"failures": 1})
+
+    assert failed.status.phase is Phase.FAILED
+    assert not failed.status.is_true(STALLED)
+    assert observed_again(failed.status).status == failed.status
+
+
+def observed_again(status: RunStatus) -> Decision:
+    seen: Observed = an_observed(status=status, spec=a_spec(limits={"failures": 1}))
+    return decide(seen, now=later(1))
