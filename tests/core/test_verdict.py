@@ -129,6 +129,12 @@ def judged(
             id="out of memory is the user's to mend",
         ),
         pytest.param(
+            a_failed_attempt(failed(137, out_of_disk=True)),
+            Verdict.USER_FAILURE,
+            Reason.OUT_OF_DISK,
+            id="an eviction for its own use of the node's disk is the user's failure",
+        ),
+        pytest.param(
             a_failed_attempt(failed(78, termination=said(Outcome.BAD_CONFIG, detail="deph is unknown"))),
             Verdict.USER_FAILURE,
             Reason.BAD_CONFIG,

@@ -43,15 +43,38 @@ def test_a_word_of_the_kubelet_is_a_disruption(reason: str) -> None:
     assert (seen.disruption, seen.state, seen.exit_code) == (reason, ReplicaState.FAILED, 0)
 
 
+LOW = "The node was low on resource: {0}. Threshold quantity: 100Mi, available: 80Mi. "
+USES = "Container pytorch was using {1}, request is {2}, has larger consumption of {0}. "
+
+
+@pytest.mark.parametrize(
+    ("message", "disk", "memory"),
+    [
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 10Gi. ", True, False),
+        ('Container pytorch exceeded its local ephemeral storage limit "10Gi". ', True, False),
+        ('Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ', True, False),
+        ((LOW + USES).format("ephemeral-storage", "90Gi", "10Gi"), True, False),
+        ((LOW + USES).format("memory", "900Gi", "800Gi"), False, True),
+        ((LOW + USES).format("memory", "900Gi", "0"), False, True),
+    ],
+)
+def test_an_eviction_for_what_the_pod_itself_uses_is_no_disruption(message: str, disk: bool, memory: bool) -> None:
+    target = [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]
+    seen = _seen(_pod(phase="Failed", reason="Evicted", message=message, conditions=target))
+    assert (seen.disruption, seen.out_of_disk, seen.out_of_memory) == (None, disk, memory)
+
+
 @pytest.mark.parametrize(
     "message",
     [
-        "Pod ephemeral local storage usage exceeds the total limit of containers 10Gi.",
-        'Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ',
+        LOW.format("memory"),
+        "The node had condition: [DiskPressure]. ",
+        (LOW + USES).format("ephemeral-storage", "40Ki", "0"),
     ],
 )
-def test_an_eviction_for_the_pods_own_limit_is_no_disruption(message: str) -> None:
-    assert _seen(_pod(phase="Failed", reason="Evicted", message=message)).disruption is None
+def test_an_eviction_because_others_use_much_is_a_disruption(message: str) -> None:
+    seen = _seen(_pod(phase="Failed", reason="Evicted", message=message))
+    assert (seen.disruption, seen.out_of_disk, seen.out_of_memory) == ("Evicted", False, False)
 
 
 def test_a_deletion_by_hand_is_a_deletion_and_no_disruption() -> None:

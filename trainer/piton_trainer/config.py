@@ -14,6 +14,7 @@ from piton.contract.assignment import Assignment
 
 REPORT_SECONDS = 5.0
 COLLECTIVE_SECONDS = 600.0
+JOIN_SECONDS = 1800.0
 """NCCL's own. For a group that is NCCL's and gloo's, torch waits three times as long."""
 
 
@@ -50,6 +51,9 @@ class Config:
     """How long a collective of the training waits for the other ranks, where the session makes the process group.
 
     Then NCCL's watchdog ends the attempt. Where the script has made the group, its own time-out stays."""
+    join_seconds: float = JOIN_SECONDS
+    """How long a rank waits for the others before training begins: machines are launched, and pull images, at
+    different times."""
     server: Server | None = None
     termination_log: Path | None = None
     """Where the termination message goes; None writes none."""
@@ -81,6 +85,7 @@ class Config:
             collective_seconds=float(
                 _count(names.ENV_COLLECTIVE_SECONDS, set_vars.get(names.ENV_COLLECTIVE_SECONDS)) or COLLECTIVE_SECONDS
             ),
+            join_seconds=float(_count(names.ENV_JOIN_SECONDS, set_vars.get(names.ENV_JOIN_SECONDS)) or JOIN_SECONDS),
             server=_server(set_vars),
             termination_log=termination_log(set_vars),
             background_saves=_background_saves(set_vars.get(names.ENV_SAVES)),

@@ -17,15 +17,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.rendezvous import rendezvous
 
 from piton.contract.ends import Outcome
-from piton_trainer.config import COLLECTIVE_SECONDS
+from piton_trainer.config import COLLECTIVE_SECONDS, JOIN_SECONDS
 from piton_trainer.errors import BY_OUTCOME, Ended
 
 T = TypeVar("T")
 
 _TURN_SECONDS = 1.0
 """How long one collective lasts in which the others wait for rank 0."""
-_ALL_RANKS_COME = timedelta(minutes=30)
-"""How long the first rank waits for the last: their machines are launched, and pull images, at different times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +48,12 @@ class Ranks:
         self._cause: BaseException | None = None
 
     @classmethod
-    def join(cls, collective_seconds: float = COLLECTIVE_SECONDS) -> Self:
+    def join(cls, collective_seconds: float = COLLECTIVE_SECONDS, join_seconds: float = JOIN_SECONDS) -> Self:
         """Join the other ranks as torchrun's environment says; the process group is made unless there is one.
 
         Args:
             collective_seconds: how long a collective of the group that is made waits for the other ranks.
+            join_seconds: how long the first rank waits for the last one to come.
 
         Raises:
             ValueError: the environment does not describe a world.
@@ -66,7 +65,8 @@ class Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if owner:
-            _make_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", collective_seconds)
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            _make_process_group(backend, collective_seconds, join_seconds)
         ranks = cls(
             rank=dist.get_rank(),
             local_rank=local_rank,
@@ -163,8 +163,8 @@ class Ranks:
         return RuntimeError(f"rank {failure.rank} failed with {failure.detail}")
 
 
-def _make_process_group(backend: str, collective_seconds: float) -> None:
-    store, rank, world_size = next(rendezvous("env://", timeout=_ALL_RANKS_COME))
+def _make_process_group(backend: str, collective_seconds: float, join_seconds: float) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=join_seconds)))
     timeout = timedelta(seconds=collective_seconds)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 

@@ -35,7 +35,7 @@ def evaluate(config: Config) -> Termination:
     Raises:
         BadConfig: the assignment cannot work, or there is nothing to evaluate.
     """
-    ranks = Ranks.join(config.collective_seconds)
+    ranks = Ranks.join(config.collective_seconds, config.join_seconds)
     named = Path(os.environ.get(names.ENV_CHECKPOINT) or "").name
     visitor = Visitor(config, ranks, best=names.parse_step_folder(named))
     metrics = loop.evaluate(visitor, prepare(visitor))

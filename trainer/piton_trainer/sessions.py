@@ -247,7 +247,7 @@ class Session(Seat):
         self._startup = startup = Startup(self._clock)
         readahead.begin(self._config.checkpoint_dir)
         try:
-            self._ranks = Ranks.join(self._config.collective_seconds)
+            self._ranks = Ranks.join(self._config.collective_seconds, self._config.join_seconds)
         except ValueError as error:
             raise BadConfig(str(error)) from error
         startup.lap(start.PROCESS_GROUP)

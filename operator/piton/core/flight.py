@@ -7,6 +7,7 @@ Pending --start--> Starting --follow--> Running
 
 from collections.abc import Callable
 
+from piton.contract.duration import parse_duration
 from piton.core import budget, cost, ledger, queued, stages
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.conditions import TRAINING, WAITING, without_waiting
@@ -180,6 +181,33 @@ def unwanted(context: Context) -> Decision | None:
     return _told_to_stop(context, "unwanted", judgement, f"{stages.called(record)} saves and stops")
 
 
+def half_a_gang(context: Context) -> Decision | None:
+    """Some replicas run and wait for the others, for longer than they should: their machines are freed."""
+    record, seen, left = context.flying, context.seen, _seconds_to_form(context)
+    if record is None or seen is None or left is None or left > 0:
+        return None
+    assert context.spec is not None
+    came = sum(replica.has_run for replica in seen.replicas)
+    late = next((f": {r.name}: {r.waiting}" for r in seen.replicas if not r.has_run and r.waiting), "")
+    message = (
+        f"{came} of {seen.expected_replicas} replicas of {stages.called(record)} have run within limits.startTimeout "
+        f"of {context.spec.limits.start_timeout}{late}"
+    )
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
+    return _told_to_stop(context, "half_a_gang", judgement, message)
+
+
+def _seconds_to_form(context: Context) -> float | None:
+    """Seconds until all replicas should have run; None where they have, or none has."""
+    record, seen, spec = context.flying, context.seen, context.spec
+    if record is None or seen is None or spec is None or record.running_time is None:
+        return None
+    if record.formed_time is not None or seen.formed or record.state is AttemptState.STOPPING:
+        return None
+    limit = parse_duration(spec.limits.start_timeout)
+    return limit - (context.now - record.running_time).total_seconds()
+
+
 def _told_to_stop(context: Context, rule: str, judgement: Judgement, message: str) -> Decision:
     status = ledger.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
     status = ledger.change(status, **ledger.verdict_fields(judgement))
@@ -206,7 +234,7 @@ def follow(context: Context) -> Decision | None:
     told = queued.heard(context, seen)
     if not told and _only_progress(status, context):
         status, soon = context.status, _earliest(_next_progress(context), soon)
-    again = _earliest(context.seconds_to_deadline(), soon)
+    again = _earliest(context.seconds_to_deadline(), _seconds_to_form(context), soon)
     return Decision(
         rule="follow",
         effects=told,
@@ -292,6 +320,7 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
         complete=context.observed.complete if trains else None,
         proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
         stage=stage,
+        formed=seen.formed or (record is not None and record.formed_time is not None),
         ordered=record.reason if stopped and record else None,
     )
 
@@ -312,7 +341,8 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
 def _heard(context: Context) -> RunStatus:
     """What the attempt says of itself, and where it stands."""
     status = ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
-    return cost.bill(ledger.place(status, context.seen), context.seen, context.spec, now=context.now)
+    status = ledger.form(ledger.place(status, context.seen), context.seen, now=context.now)
+    return cost.bill(status, context.seen, context.spec, now=context.now)
 
 
 def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
@@ -370,5 +400,6 @@ RULES: tuple[Callable[[Context], Decision | None], ...] = (
     judged,
     too_dear,
     unwanted,
+    half_a_gang,
     follow,
 )

@@ -21,6 +21,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.NO_PROOF,
         Reason.NAME_TAKEN,
         Reason.UNKNOWN_END,
+        Reason.GANG_INCOMPLETE,
         Reason.NO_EVIDENCE,
         Reason.FENCED,
         Reason.VOLUME_LOST,
@@ -31,6 +32,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
     Verdict.USER_FAILURE: (
         Reason.CRASHED,
         Reason.OUT_OF_MEMORY,
+        Reason.OUT_OF_DISK,
         Reason.CANNOT_START,
         Reason.BAD_CONFIG,
         Reason.DIVERGED,

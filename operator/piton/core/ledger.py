@@ -83,6 +83,16 @@ def place(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
     return status if found == record.replicas else change(status, replicas=found)
 
 
+def form(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
+    """Write down when the first replica of the current attempt ran, and when all had."""
+    record = status.current
+    if record is None or seen is None or record.formed_time is not None:
+        return status
+    if record.running_time is None and any(replica.has_run for replica in seen.replicas):
+        status = change(status, running_time=now)
+    return change(status, formed_time=now) if seen.formed else status
+
+
 def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
     """Whether it has ended, or the job's own controller takes it away because the job is over."""
     if replica.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED):

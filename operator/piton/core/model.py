@@ -325,6 +325,11 @@ class Limits(Model):
         le=10000,
         description="Failures of the user's code in the whole life of the run that end it, whatever it has saved.",
     )
+    start_timeout: Duration = Field(
+        default="30m",
+        description="Time from an attempt's first running replica until all of them have run; then it is stopped, and "
+        "tried again.",
+    )
     stalled: Duration = Field(
         default="24h",
         description="Time under the condition Stalled, without a newer durable step, after which the run holds.",

@@ -58,6 +58,9 @@ class ReplicaSeen:
     ended_at: datetime | None = None
     termination: Termination | None = None
     out_of_memory: bool = False
+    """Killed by the kernel at its own limit, or evicted for more than it asked for."""
+    out_of_disk: bool = False
+    """Evicted for more of its node's disk than it may use, or asked for."""
     deleting: bool = False
     """Being deleted, by whomever."""
     grace_seconds: int | None = None
@@ -87,6 +90,14 @@ class ReplicaSeen:
     """Dollars per hour of the whole machine, where somebody knows."""
     node_share: Fraction = Fraction(1)
     """The part of the machine that is its own."""
+
+    @property
+    def has_run(self) -> bool:
+        """Whether its trainer has begun."""
+        over = self.state is ReplicaState.SUCCEEDED or (
+            self.state is ReplicaState.FAILED and self.exit_code is not None
+        )
+        return not self.never_started and (over or self.state is ReplicaState.RUNNING)
 
     @property
     def ended(self) -> bool:
@@ -145,6 +156,11 @@ class AttemptSeen:
     def running(self) -> bool:
         """Whether any replica runs."""
         return any(r.state is ReplicaState.RUNNING for r in self.replicas)
+
+    @property
+    def formed(self) -> bool:
+        """Whether all replicas have run, as far as can be seen now."""
+        return sum(r.has_run for r in self.replicas) >= self.expected_replicas
 
     @property
     def incomplete(self) -> bool:

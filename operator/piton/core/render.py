@@ -26,6 +26,8 @@ MODULES = {
     Stage.EVALUATE: "piton_trainer.evaluate",
 }
 """What a recipe has for each stage."""
+_AFTER_START_TIMEOUT_SECONDS = 600
+"""A node that gave up by itself would end with an error, and say nothing of the one that it waited for."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
 """torchrun has to be done before the kubelet is."""
 SHARE_FOR_PODS = 0.95
@@ -168,12 +170,22 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: Place) -> dict[str, str]:
         names.ENV_ELASTIC_SHUTDOWN_TIMEOUT: str(ELASTIC_SHUTDOWN_SECONDS),
         **compile_caches(spec, place.checkpoint_dir),
     }
+    if spec.workers.nodes > 1:
+        env |= _patience_with_peers(spec)
     if meta.allows_fresh_start:
         env[names.ENV_ALLOW_FRESH_START] = "true"
     deadline = deadline_of(meta, spec)
     if deadline is not None:
         env[names.ENV_STOP_AT] = deadline.isoformat()
     return env | dict(place.env)
+
+
+def _patience_with_peers(spec: Spec) -> dict[str, str]:
+    """Variables that let a node wait for the others for longer than Piton does. The user's word wins."""
+    chosen = {variable.name for variable in spec.trainer.env}
+    seconds = int(parse_duration(spec.limits.start_timeout)) + _AFTER_START_TIMEOUT_SECONDS
+    told = {names.ENV_JOIN_SECONDS: str(seconds), names.ENV_RENDEZVOUS: f"timeout={seconds}"}
+    return {name: value for name, value in told.items() if name not in chosen}
 
 
 def compile_caches(spec: Spec, checkpoint_dir: str) -> dict[str, str]:

@@ -31,6 +31,7 @@ _HELP: Mapping[Reason, str] = {
     Reason.VOLUME_LOST: "look at the events of the checkpoint volume's claim, and at its storage",
     Reason.NOT_MIRRORED: "look at the bucket, and at the rights of the pods to it",
     Reason.DEVICE_LOST: "cordon the node if it is always the same, and look at its kernel's log",
+    Reason.GANG_INCOMPLETE: f"{_ELSEWHERE}; fewer spec.workers.nodes come together sooner",
     Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
     Reason.OUT_OF_MEMORY: "raise spec.workers.template.resources, or make the batch smaller",
 }

@@ -116,6 +116,10 @@ class AttemptStatus(Answer):
     state: AttemptState = Field(description="Where it stands.")
     stage: Stage = Field(default=Stage.TRAIN, description="What it is for: Prepare, Train or Evaluate.")
     created_time: AwareDatetime = Field(description="When its number was taken.")
+    running_time: AwareDatetime | None = Field(default=None, description="When a replica was first seen running.")
+    formed_time: AwareDatetime | None = Field(
+        default=None, description="When all of its replicas had run. Before that no exit code is the program's failure."
+    )
     training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
     failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
     ended_time: AwareDatetime | None = Field(default=None, description="When the last of its replicas was gone.")

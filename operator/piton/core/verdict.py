@@ -6,7 +6,8 @@
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
-    the first replica to fall: told to stop, SIGKILL, a device lost -> Infrastructure; an error -> UserFailure
+    the first replica to fall: told to stop, SIGKILL, a device lost -> Infrastructure; an error -> UserFailure, but
+                                before all replicas have run -> Infrastructure
     a pod gone from its node -> Infrastructure
     what nobody explains     -> Infrastructure
 
@@ -41,6 +42,8 @@ class Evidence:
     proof_needed: bool
     """A recipe proves the end of its training; the user's own program may not know how."""
     stage: Stage = Stage.TRAIN
+    formed: bool = True
+    """Whether all replicas have run at some time. One that never met its peers has ended for their sake."""
     ordered: Reason | None
     """Why Piton told the attempt to stop, if it did."""
 
@@ -157,8 +160,20 @@ def suspended_by_others(evidence: Evidence) -> Judgement | None:
     return Judgement(verdict=Verdict.STOPPED, reason=Reason.JOB_SUSPENDED, message=message)
 
 
+def out_of_disk(evidence: Evidence) -> Judgement | None:
+    """The kubelet evicted the pod for its own use of the node's disk."""
+    for replica in evidence.seen.replicas:
+        if replica.out_of_disk:
+            message = (
+                f"{replica.name} was evicted for using too much of its node's disk; write less beside the checkpoint "
+                "volume, or raise ephemeral-storage in spec.workers.template.resources"
+            )
+            return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_DISK, message=message)
+    return None
+
+
 def out_of_memory(evidence: Evidence) -> Judgement | None:
-    """The kernel killed the container at its own limit."""
+    """The kernel killed the container at its own limit, or the kubelet evicted its pod for more than it asked for."""
     for replica in evidence.seen.replicas:
         if replica.out_of_memory:
             message = f"{replica.name} ran out of memory; raise spec.workers.template.resources or shrink the batch"
@@ -202,6 +217,9 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
         message = f"{replica.name} {ended}{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     message = f"{replica.name} ended with exit code {replica.exit_code}{detail}"
+    if not evidence.formed:
+        message = f"{message}; not all of its {evidence.seen.expected_replicas} replicas had run"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message, patient=True)
     return Judgement(verdict=Verdict.USER_FAILURE, reason=how, message=message, patient=True)
 
 
@@ -307,6 +325,7 @@ VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     reserved,
     suspended_by_others,
     out_of_memory,
+    out_of_disk,
     cannot_start,
     first_to_fall,
     taken_away,

@@ -4,6 +4,7 @@ Evidence has to be read generously, because each of these signs may be missing: 
 exit code when the kubelet does, the node when the cloud is quick.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -54,8 +55,14 @@ _CANNOT_START = frozenset(
         "RunContainerError",
     }
 )
-_OWN_LIMIT = ("exceeds the limit", "exceeds the total limit")
-"""The kubelet also evicts a pod for using more disk than it asked for. That is no disruption, and happens again."""
+_OWN_DISK = re.compile(
+    r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
+    r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
+)
+_OWN_MEMORY = re.compile(r"request is [^,]+, has larger consumption of memory")
+"""The kubelet also evicts a pod for using more than it may, or more than it asked for while its node runs short. That
+is no disruption, and happens again. Any use of the node's disk is more than a request of 0: that says nothing. See
+pkg/kubelet/eviction/helpers.go of Kubernetes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +121,8 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         exit_code=exit_code,
         ended_at=moment(ended.get("finishedAt")),
         termination=_termination(ended),
-        out_of_memory=ended.get("reason") == "OOMKilled",
+        out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
+        out_of_disk=evicted_for(pod) is _OWN_DISK,
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),
@@ -223,14 +231,22 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
 
 def disruption_of(pod: Mapping[str, Any]) -> str | None:
     """Why the pod was taken from its machine, in the cluster's word."""
+    if evicted_for(pod):
+        return None
     target = condition(pod, "DisruptionTarget")
     if target.get("status") == "True":
         return str(target.get("reason") or "DisruptionTarget")
+    reason = (pod.get("status") or {}).get("reason")
+    return str(reason) if reason in _DISRUPTED_REASONS else None
+
+
+def evicted_for(pod: Mapping[str, Any]) -> re.Pattern[str] | None:
+    """What its kubelet said that it used too much of when it was evicted; None: it was not, or not for that."""
     status = pod.get("status") or {}
-    reason, message = status.get("reason"), status.get("message") or ""
-    if reason not in _DISRUPTED_REASONS or any(words in message for words in _OWN_LIMIT):
+    if status.get("reason") != "Evicted":
         return None
-    return str(reason)
+    message = status.get("message") or ""
+    return next((own for own in (_OWN_MEMORY, _OWN_DISK) if own.search(message)), None)
 
 
 def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
