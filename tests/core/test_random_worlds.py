@@ -520,7 +520,7 @@ def _with_limits(spec: Spec, **limits: object) -> Spec:
     return spec.model_copy(update={"limits": spec.limits.model_copy(update=limits)})
 
 
-EXAMPLES, MANY_EXAMPLES = 120, 400
+EXAMPLES, MANY_EXAMPLES = 60, 400
 _HOW = settings(stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 TestRandomWorld = RandomWorld.TestCase
 TestRandomWorld.settings = settings(_HOW, max_examples=EXAMPLES)

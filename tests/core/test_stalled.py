@@ -132,7 +132,7 @@ def test_after_the_limit_it_holds_and_says_how_to_go_on() -> None:
     assert (after.status.phase, after.status.attempt, after.effects) == (Phase.SUSPENDED, 6, ())
     (event,) = after.announcements
     assert event.message.startswith("limits.stalled of 24h has passed: 6 attempts in a row")
-    assert "to go on, raise limits.stalled, or set spec.suspend to true and then to false" in event.message
+    assert "to go on, raise limits.stalled, or annotate the run with piton.dev/retry" in event.message
     assert decide(an_observed(status=after.status), now=NOW + AGES).announcements == ()
 
 

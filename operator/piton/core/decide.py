@@ -11,9 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
+from piton.contract import names
 from piton.core import budget, cost, flight, ledger, queued, rules_warnings, stages, stalled, waiting
 from piton.core.backoff import Pace, delay_seconds
-from piton.core.conditions import TRAINING, WAITING, readable_again, settled, with_unreadable, without_waiting
+from piton.core.conditions import (
+    FAILED,
+    SUCCEEDED,
+    TRAINING,
+    WAITING,
+    readable_again,
+    settled,
+    with_unreadable,
+    without_waiting,
+)
 from piton.core.context import Context
 from piton.core.effects import (
     Announcement,
@@ -86,6 +96,22 @@ def unreadable(context: Context) -> Decision | None:
     status = with_unreadable(context.status, why, now=context.now, generation=context.meta.generation)
     news = Announcement(severity="Warning", reason=Reason.STATUS_UNREADABLE, message=why)
     return Decision(rule=UNREADABLE, status=status, announcements=(news,))
+
+
+def retried(context: Context) -> Decision | None:
+    """The user asks by an annotation for another chance: once for each text of it, whatever the run does then."""
+    status, asked = context.status, context.meta.retry
+    if not asked or asked == status.retried or status.is_true(SUCCEEDED):
+        return None
+    over = status.is_true(FAILED) or stalled.is_stalled(status, context.pace)
+    status = status.model_copy(update={"retried": asked})
+    if not over or context.flying is not None:
+        return Decision(rule="retried", status=status, look_again_seconds=0)
+    step = f"step {status.checkpoint.step}" if status.checkpoint else "the beginning"
+    message = f"taken up again from {step}, as {names.ANNOTATION_RETRY} asks; failures count anew"
+    status = context.phase(ledger.give_another_chance(status), Phase.PENDING, Reason.RETRYING, message)
+    news = Announcement(reason=Reason.RETRYING, message=message)
+    return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
 
 
 def ended(context: Context) -> Decision | None:
@@ -290,7 +316,8 @@ def _stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
 RULES: tuple[Rule, ...] = (
     deleted,  # deletion goes before everything, also for a spec that cannot be read
     unreadable,  # nothing that follows can be right about a status that is not understood
-    ended,  # Succeeded and Failed are for ever
+    retried,  # the user's word brings back what has failed
+    ended,  # Succeeded is for ever, and so is Failed without that
     unheld,  # nothing is started before the finalizer is on
     adopted,  # jobs that the status has forgotten
     leftover,  # older attempts that still live

@@ -86,7 +86,7 @@ def place(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
 def form(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Write down when the first replica of the current attempt ran, and when all had."""
     record = status.current
-    if record is None or seen is None or record.formed_time is not None:
+    if record is None or seen is None or record.formed_time is not None or record.state is AttemptState.STOPPING:
         return status
     if record.running_time is None and any(replica.has_run for replica in seen.replicas):
         status = change(status, running_time=now)
@@ -157,6 +157,14 @@ def _may_have_progressed(record: AttemptStatus, pace: Pace) -> bool:
     if record.step is not None or record.billed_from is None or record.ended_time is None:
         return False
     return (record.ended_time - record.billed_from).total_seconds() > pace.backoff_seconds_max
+
+
+def give_another_chance(status: RunStatus) -> RunStatus:
+    """The user wants it to go on after an end: what failed counts anew in its limits, and all that was gained stays."""
+    fresh = {"failures_since_progress": 0, "fruitless_attempts": 0, "start_time": None}
+    stages = tuple(stage if stage.end_time else stage.model_copy(update=fresh) for stage in status.stages)
+    status = status.model_copy(update={"stages": stages})
+    return change(status, permanent=False) if status.current is not None else status
 
 
 def forgive(status: RunStatus) -> RunStatus:

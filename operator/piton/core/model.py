@@ -423,3 +423,5 @@ class Meta(Model):
     """Its WorkloadPriorityClass there, by its label."""
     allows_fresh_start: bool = False
     """Whether its annotation lets it start from step 0 where its checkpoints are lost."""
+    retry: str = ""
+    """What its annotation says, with which the user asks for another chance; empty: nothing."""

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from piton.contract import duration, names
 from piton.core import model, rules
-from piton.core.status import RunStatus
+from piton.core.status import RETRY_MAX, RunStatus
 
 ModelT = TypeVar("ModelT", bound=model.Model)
 
@@ -120,6 +120,7 @@ def _metadata(metadata: object) -> Mapping[str, Any]:
 
 def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
     """What Piton needs of an object's metadata."""
+    annotations = metadata.get("annotations") or {}
     return model.Meta(
         name=metadata["name"],
         namespace=metadata.get("namespace") or "default",
@@ -130,7 +131,8 @@ def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
         held=names.FINALIZER in (metadata.get("finalizers") or ()),
         queue=str((metadata.get("labels") or {}).get(names.LABEL_QUEUE) or ""),
         priority_class=str((metadata.get("labels") or {}).get(names.LABEL_PRIORITY_CLASS) or ""),
-        allows_fresh_start=(metadata.get("annotations") or {}).get(names.ANNOTATION_ALLOW_FRESH_START) == "true",
+        allows_fresh_start=annotations.get(names.ANNOTATION_ALLOW_FRESH_START) == "true",
+        retry=str(annotations.get(names.ANNOTATION_RETRY) or "")[:RETRY_MAX],
     )
 
 

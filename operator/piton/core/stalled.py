@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
+from piton.contract import names
 from piton.contract.duration import parse_duration
 from piton.core import ledger
 from piton.core.backoff import Pace
@@ -78,7 +79,7 @@ def held(context: Context) -> Decision | None:
         return None
     message = (
         f"limits.stalled of {spec.limits.stalled} has passed: {_message(status)}; to go on, raise limits.stalled, or "
-        "set spec.suspend to true and then to false"
+        f"annotate the run with {names.ANNOTATION_RETRY}"
     )
     status = context.phase(status, Phase.SUSPENDED, Reason.NO_PROGRESS, message)
     news = context.announce_once(status, Reason.NO_PROGRESS, message, severity="Warning")

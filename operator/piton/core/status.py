@@ -16,6 +16,8 @@ from piton.contract.words import OpenEnum
 from piton.core.model import Model, Stage
 from piton.core.reasons import Reason
 
+RETRY_MAX = 64
+"""Characters of the annotation with which a run is taken up again; what follows is cut off."""
 REPLICAS_MAX = 512
 """As many as a run has nodes at most."""
 
@@ -362,6 +364,7 @@ class RunStatus(Conditioned):
     infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
     failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
     queue: QueueStatus | None = Field(default=None, description="Where it waits for quota, or has it from.")
+    retried: str | None = Field(default=None, description="The annotation piton.dev/retry that was last acted on.")
     lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
     cost: CostStatus | None = Field(default=None, description="What it costs, as far as prices are known.")
     progress: ProgressStatus | None = Field(default=None, description="How far training is.")
