@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hack import failures
 from piton.crd import KINDS, crd
 
 ROOT = Path(__file__).parents[2]
@@ -98,25 +99,17 @@ def test_a_recipe_is_checked_without_torch() -> None:
     assert found.stdout.strip() == "False", found.stderr
 
 
+def test_the_page_of_failures_is_what_the_code_says() -> None:
+    assert failures.PAGE.read_text() == failures.page(), "python -m hack.failures"
+
+
 def test_the_page_of_reasons_has_every_reason_with_its_meaning() -> None:
     """`docs/reasons.md` is written for readers; what a reason means is said in `core/reasons.py`."""
     page = (ROOT / "docs" / "reasons.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     told = {row[0].removeprefix("| `").removesuffix("`"): row[1] for row in rows}
 
-    assert told == meanings_of_reasons()
+    assert told == {str(reason): meaning for reason, meaning in failures.meanings().items()}
     waiting = page.partition("## Why nothing happens yet")[2].partition("\n## ")[0]
     without = [line for line in waiting.splitlines() if line.startswith("| `") and line.endswith("|  |")]
     assert not without, "say what to do"
-
-
-def meanings_of_reasons() -> dict[str, str]:
-    """Each reason, and the text below it."""
-    tree = ast.parse((ROOT / "operator" / "piton" / "core" / "reasons.py").read_text())
-    (reasons,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    pairs = zip(reasons.body, reasons.body[1:], strict=False)
-    return {
-        ast.literal_eval(reason.value): ast.literal_eval(text.value)
-        for reason, text in pairs
-        if isinstance(reason, ast.Assign) and isinstance(text, ast.Expr)
-    }

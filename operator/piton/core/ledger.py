@@ -32,11 +32,12 @@ from piton.core.status import (
 )
 from piton.core.verdict import Judgement
 
-_COUNTERS = {
+COUNTERS = {
     Verdict.PREEMPTED: "preemptions",
     Verdict.INFRASTRUCTURE: "infrastructure_failures",
     Verdict.USER_FAILURE: "failures",
 }
+"""Which number of a run's and of a stage's status counts the attempts that ended so."""
 
 
 def begin(status: RunStatus, seen: Iterable[AttemptSeen], stage: Stage, *, now: datetime, pace: Pace) -> RunStatus:
@@ -130,7 +131,7 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime, pace: Pace) -
     failed = judgement.verdict is Verdict.USER_FAILURE
     changes = {"failures_since_progress": before + failed, "fruitless_attempts": _fruitless(status, stage, pace)}
     stage = stage.model_copy(update=changes)
-    counter = _COUNTERS.get(judgement.verdict)
+    counter = COUNTERS.get(judgement.verdict)
     if counter is not None:
         status = status.model_copy(update={counter: getattr(status, counter) + 1})
         stage = stage.model_copy(update={counter: getattr(stage, counter) + 1})

@@ -142,9 +142,9 @@ def reserved(evidence: Evidence) -> Judgement | None:
         if outcome is not None and not outcome.is_known:
             message = f"{replica.name} ended as {outcome}, which this version of Piton does not know"
             return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.UNKNOWN_END, message=message)
-        if outcome is None or outcome not in _RESERVED:
+        if outcome is None or outcome not in RESERVED:
             continue
-        verdict, reason, permanent = _RESERVED[outcome]
+        verdict, reason, permanent = RESERVED[outcome]
         detail = replica.termination.detail if replica.termination else ""
         message = f"{replica.name} ended as {outcome.value}" + (f": {detail}" if detail else "")
         return Judgement(verdict=verdict, reason=reason, message=message, permanent=permanent)
@@ -308,7 +308,7 @@ def _outcome(replica: ReplicaSeen) -> Outcome | None:
     return outcome_of(replica.exit_code) if replica.exit_code else None
 
 
-_RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
+RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.BAD_CONFIG: (Verdict.USER_FAILURE, Reason.BAD_CONFIG, True),
     Outcome.DIVERGED: (Verdict.USER_FAILURE, Reason.DIVERGED, True),
     Outcome.OUT_OF_SPACE: (Verdict.USER_FAILURE, Reason.OUT_OF_SPACE, False),
@@ -316,6 +316,7 @@ _RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.VOLUME_LOST: (Verdict.INFRASTRUCTURE, Reason.VOLUME_LOST, False),
     Outcome.NOT_MIRRORED: (Verdict.INFRASTRUCTURE, Reason.NOT_MIRRORED, False),
 }
+"""What a trainer's own word means, and whether it is permanent: another attempt would end the same way."""
 
 VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     finished_by_proof,

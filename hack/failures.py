@@ -1,0 +1,82 @@
+"""`python -m hack.failures` writes docs/failures.md: what follows from each end of an attempt, read from the code."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+from piton.contract.duration import format_duration
+from piton.core import reasons, verdict
+from piton.core.backoff import Pace
+from piton.core.increments import REASONS
+from piton.core.ledger import COUNTERS
+from piton.core.model import Limits
+from piton.core.reasons import Reason
+from piton.core.status import Verdict
+
+PAGE = Path(__file__).parents[1] / "docs" / "failures.md"
+_PACE, _LIMITS = Pace(), Limits()
+_LATER = "the next attempt, after the back-off"
+_NEXT: Mapping[Verdict, str] = {
+    Verdict.FINISHED: "the next stage; after the last one the run has Succeeded",
+    Verdict.PREEMPTED: "the next attempt, at once; from the second in a row that saved nothing, after the back-off",
+    Verdict.INFRASTRUCTURE: _LATER,
+    Verdict.USER_FAILURE: f"{_LATER}; at `limits.failures` ({_LIMITS.failures}) the run has Failed",
+    Verdict.STOPPED: "what was ordered: it holds, waits in its queue, is deleted, or has Failed over a limit",
+}
+_TEXT = f"""# Failures: what follows from each end of an attempt
+
+`python -m hack.failures` writes this page from the code. What each reason means for you is in [reasons](reasons.md).
+
+A run ends by proof of its completion, by a limit of yours (`limits`), or by an error that another attempt would meet
+again (`permanent` below). Nothing that the cluster does ends it.
+
+- **The back-off** counts the attempts in a row, of any verdict but Stopped, that ended without a newer durable step.
+  It begins with {format_duration(_PACE.backoff_seconds)}, doubles with each, and is at most
+  {format_duration(_PACE.backoff_seconds_max)}. A newer durable step sets it back.
+- **Stalled**: from {_PACE.stalled_attempts} such attempts on, the condition `Stalled` says what was seen and what
+  helps. When it has been True for `limits.stalled` ({_LIMITS.stalled}), the run holds, with everything kept.
+- **Failures of the program** count from the newest durable step as well, for `limits.failures`; `limits.totalFailures`
+  bounds those of the whole life.
+- **A gang** has to come together within `limits.startTimeout` ({_LIMITS.start_timeout}) of its first running replica.
+  Until all replicas have run, an exit code is no failure of the program.
+- **Another chance**: `kubectl annotate trainingrun NAME piton.dev/retry=1` takes up a run that has Failed, or that
+  holds since it got nowhere, from its newest checkpoint. Each new text counts once.
+
+| reason | what was seen | verdict | counter | what comes next |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """The whole text."""
+    seen = meanings()
+    permanent = {reason for _, reason, is_permanent in verdict.RESERVED.values() if is_permanent}
+    lines = []
+    for kind, found in REASONS.items():
+        counter = COUNTERS.get(kind)
+        for reason in found:
+            then = "permanent: the run has Failed" if reason in permanent else _NEXT[kind]
+            lines.append(f"| `{reason}` | {seen[reason]} | {kind} | {_camel(counter)} | {then} |")
+    return _TEXT + "\n".join(lines) + "\n"
+
+
+def _camel(counter: str | None) -> str:
+    if counter is None:
+        return "none"
+    first, *others = counter.split("_")
+    return f"`{first}{''.join(map(str.capitalize, others))}`"
+
+
+def meanings() -> dict[Reason, str]:
+    """Each reason, and the text below it."""
+    (listed,) = [node for node in ast.parse(inspect.getsource(reasons)).body if isinstance(node, ast.ClassDef)]
+    return {
+        Reason(ast.literal_eval(reason.value)): ast.literal_eval(text.value)
+        for reason, text in zip(listed.body, listed.body[1:], strict=False)
+        if isinstance(reason, ast.Assign) and isinstance(text, ast.Expr)
+    }
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
