@@ -127,3 +127,16 @@ def test_karpenter_is_asked_for_its_own_spelling_first(tiers: tuple[str, ...]) -
     first = terms_of(a_spec(capacity={"tiers": tiers}), dear)[0]["matchExpressions"]
 
     assert {"key": SPELLINGS[0], "operator": "In", "values": ["spot"]} in first
+
+
+def test_zones_are_avoided_as_long_as_there_are_others() -> None:
+    preference = {"matchExpressions": [{"key": ZONE, "operator": "NotIn", "values": ["a", "b"]}]}
+    elsewhere = [{"weight": 100, "preference": preference}]
+
+    found = affinity(a_spec(workers={"zones": ["a", "b", "c"]}), avoid_zones={"b", "a"})["nodeAffinity"]
+
+    assert found["preferredDuringSchedulingIgnoredDuringExecution"] == elsewhere
+    (term,) = found["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [{"key": ZONE, "operator": "In", "values": ["a", "b", "c"]}]
+    assert affinity(a_spec(), avoid_zones={"a"}).keys() == {"nodeAffinity"}
+    assert affinity(a_spec()) == {}

@@ -9,7 +9,7 @@ from piton.core import ledger
 from piton.core.backoff import Pace
 from piton.core.conditions import STALLED
 from piton.core.decide import decide
-from piton.core.effects import Decision
+from piton.core.effects import Decision, StartAttempt
 from piton.core.model import Stage
 from piton.core.observed import Observed
 from piton.core.reasons import Reason
@@ -200,3 +200,53 @@ def test_a_run_that_has_ended_is_not_stalled() -> None:
 def observed_again(status: RunStatus) -> Decision:
     seen: Observed = an_observed(status=status, spec=a_spec(limits={"failures": 1}))
     return decide(seen, now=later(1))
+
+
+def preempted_in(*zones: str | None, saved: int | None = None) -> RunStatus:
+    """The status after as many preemptions, one in each of these zones; the last has saved that step."""
+    status = RunStatus()
+    for number, zone in enumerate(zones, start=1):
+        status = ledger.change(ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=PACE), zone=zone)
+        if saved is not None and number == len(zones):
+            status = ledger.report(status, a_progress(saved + 5, checkpoint=saved), None, now=NOW)
+        status = ledger.end(status, TAKEN, now=NOW, pace=PACE)
+    return status
+
+
+def started_after(status: RunStatus) -> tuple[tuple[str, ...], str]:
+    """Which zones the next attempt avoids, and what is said of it."""
+    pending = ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=PACE)
+    decision = decide(an_observed(status=pending), now=NOW)
+    (effect,) = [found for found in decision.effects if isinstance(found, StartAttempt)]
+    return effect.avoid_zones, decision.announcements[0].message
+
+
+@pytest.mark.parametrize(
+    ("status", "zones"),
+    [
+        (preempted_in("a"), ()),
+        (preempted_in("a", "b"), ()),
+        (preempted_in("a", "a"), ("a",)),
+        (preempted_in("a", "b", "a", "b"), ("a", "b")),
+        (preempted_in(None, None, None), ()),
+        (preempted_in("a", "a", saved=10), ()),
+    ],
+)
+def test_a_zone_in_which_attempts_lose_their_machines_and_save_nothing_is_avoided(
+    status: RunStatus, zones: tuple[str, ...]
+) -> None:
+    avoided, message = started_after(status)
+
+    assert avoided == zones
+    said = f"outside {', '.join(zones)} if it can be, where attempts have lost their machines"
+    assert (said in message) == bool(zones)
+
+
+def test_the_zone_of_its_machines_is_written_down_and_stays() -> None:
+    begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
+    placed = a_replica(zone="a", node="n1", placed_at=NOW)
+
+    status = ledger.place(ledger.place(begun, an_attempt(placed)), an_attempt(a_replica(node="n1", placed_at=NOW)))
+
+    assert status.current is not None
+    assert status.current.zone == "a"

@@ -77,6 +77,11 @@ def test_an_eviction_because_others_use_much_is_a_disruption(message: str) -> No
     assert (seen.disruption, seen.out_of_disk, seen.out_of_memory) == ("Evicted", False, False)
 
 
+def test_the_zone_is_its_nodes() -> None:
+    node = a_node("node-1", labels={"topology.kubernetes.io/zone": "us-east-1a"})
+    assert (_seen(_pod(), node).zone, _seen(_pod()).zone) == ("us-east-1a", None)
+
+
 def test_a_deletion_by_hand_is_a_deletion_and_no_disruption() -> None:
     seen = _seen(_pod(meta={"deletionTimestamp": "2026-11-21T12:01:00Z"}))
     assert (seen.deleting, seen.disruption, seen.state) == (True, None, ReplicaState.RUNNING)

@@ -68,6 +68,17 @@ async def test_a_job_is_told_to_save_without_a_second_copy_in_memory(pilot: Pilo
     assert {"name": "PITON_SAVES", "value": "blocking"} in container["env"]
 
 
+async def test_a_job_is_kept_from_zones_where_its_run_loses_machines(pilot: Pilot) -> None:
+    world = await _world(pilot)
+    await world.apply(replace(START, avoid_zones=("us-east-1a",)))
+    job = pilot.server.find(JOBS, "ragcun-1", "team")
+    assert job is not None
+    pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    (term,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    (wanted,) = term["preference"]["matchExpressions"]
+    assert (wanted["operator"], wanted["values"]) == ("NotIn", ["us-east-1a"])
+
+
 async def test_a_run_that_does_not_exist_is_none(pilot: Pilot) -> None:
     assert await KubeWorld(pilot.client, pilot.clock, "team", "ragcun").observe() is None
 

@@ -304,6 +304,25 @@ def test_an_interruption_is_a_preemption_and_training_goes_on_elsewhere(pool: Ne
     machines.wait_until_gone(claim["metadata"]["name"])
 
 
+def test_a_zone_in_which_a_run_loses_one_node_after_the_other_is_left(pool: NewPool, training: NewTraining) -> None:
+    """It saves nothing on either, and nodes are cheapest there."""
+    machines, run = pool(documented()), training()
+    first = trained_on(machines, run)
+    karpenter.interrupt(first["metadata"]["name"])
+    wait_until_moved(run)
+    second = machines.wait_for_claim(but=(first["metadata"]["name"],))
+    assert labels_of(second)[1] == labels_of(first)[1]
+    run.wait_for_phase("Training")
+    karpenter.interrupt(second["metadata"]["name"])
+
+    run.wait_for_node(3, seconds=60)
+
+    wait_for(lambda: run.status["attempts"][-1].get("zone"), "the zone of attempt 3", seconds=10, say=run.say)
+    zones = [attempt["zone"] for attempt in run.status["attempts"]]
+    assert zones[0] == zones[1] != zones[2]
+    assert any(f"outside {zones[0]} if it can be" in told for told in events(run.namespace, "Starting"))
+
+
 def test_an_expired_node_is_a_preemption_and_training_goes_on_elsewhere(pool: NewPool, training: NewTraining) -> None:
     machines, run = pool(documented(), expireAfter="12s"), training()
     trained_on(machines, run)

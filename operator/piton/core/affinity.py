@@ -43,10 +43,20 @@ class TooDear:
     """None: in every zone."""
 
 
-def affinity(spec: Spec, avoid: Collection[TooDear] = ()) -> dict[str, Any]:
-    """The affinity of every pod of an attempt; empty when any node will do."""
+def affinity(spec: Spec, avoid: Collection[TooDear] = (), avoid_zones: Collection[str] = ()) -> dict[str, Any]:
+    """The affinity of every pod of an attempt; empty when any node will do.
+
+    What is too dear is ruled out. Zones are avoided as long as there are nodes in others: Karpenter takes a preference
+    for a requirement until nothing else is left.
+    """
     placement = spec.workers.template.placement
-    return {**_node_affinity(spec, avoid), **(_pod_affinity(placement) if placement else {})}
+    nodes = {**_required(spec, avoid), **(_preferred(avoid_zones) if avoid_zones else {})}
+    return {**({"nodeAffinity": nodes} if nodes else {}), **(_pod_affinity(placement) if placement else {})}
+
+
+def _preferred(avoid_zones: Collection[str]) -> dict[str, Any]:
+    elsewhere = {"matchExpressions": [_requirement(ZONE, "NotIn", sorted(avoid_zones))]}
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": elsewhere}]}
 
 
 def _pod_affinity(placement: Placement) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def _pod_affinity(placement: Placement) -> dict[str, Any]:
     return {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}
 
 
-def _node_affinity(spec: Spec, avoid: Collection[TooDear]) -> dict[str, Any]:
+def _required(spec: Spec, avoid: Collection[TooDear]) -> dict[str, Any]:
     """Instance types and zones in every term; a term for each spelling of how the node is bought, where that matters.
 
     A node has to match one term. Karpenter tries them one by one, in this order.
@@ -78,7 +88,7 @@ def _node_affinity(spec: Spec, avoid: Collection[TooDear]) -> dict[str, Any]:
     if not any(terms):
         return {}
     wanted = [{"matchExpressions": term} for term in terms]
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": wanted}}}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": wanted}}
 
 
 def _matters(dear: TooDear, spec: Spec) -> bool:

@@ -45,6 +45,8 @@ class StartAttempt:
     """Of an evaluation: the checkpoint that it is about, where that is known. Of training: the newest durable one."""
     blocking_saves: bool = False
     """Training waits for each save, which then needs no second copy of the state in memory."""
+    avoid_zones: tuple[str, ...] = ()
+    """Where its machines had better not be, as long as there are others."""
     reason: Reason
 
 

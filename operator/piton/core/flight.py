@@ -8,7 +8,7 @@ Pending --start--> Starting --follow--> Running
 from collections.abc import Callable
 
 from piton.contract.duration import parse_duration
-from piton.core import budget, cost, ledger, queued, stages
+from piton.core import budget, cost, ledger, queued, stages, stalled
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.conditions import TRAINING, WAITING, without_waiting
 from piton.core.context import Context
@@ -54,11 +54,13 @@ def start(context: Context) -> Decision | None:
         return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
     reason = stages.reason_to_begin(context.status, record.stage)
     short_of_memory = record.stage is Stage.TRAIN and _ran_out_of_memory(context.status)
+    elsewhere = stalled.lost_zones(context.status)
     start_it = StartAttempt(
         number=record.number,
         stage=record.stage,
         checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
         blocking_saves=short_of_memory,
+        avoid_zones=elsewhere,
         reason=reason,
     )
     effects: tuple[Effect, ...] = (start_it,)
@@ -67,7 +69,9 @@ def start(context: Context) -> Decision | None:
     status = ledger.change(context.status, state=AttemptState.STARTING)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
+    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts have lost their machines"
     message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
+    message += zones if elsewhere else ""
     news = Announcement(reason=Reason.STARTING, message=message)
     return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
 

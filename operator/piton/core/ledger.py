@@ -81,7 +81,8 @@ def place(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
                 name=replica.name, uid=replica.uid, node=replica.node, placed_time=replica.placed_at
             )
     found = tuple(known[name] for name in sorted(known))[:REPLICAS_MAX]
-    return status if found == record.replicas else change(status, replicas=found)
+    zone = record.zone or next((replica.zone for replica in seen.replicas if replica.zone), None)
+    return status if (found, zone) == (record.replicas, record.zone) else change(status, replicas=found, zone=zone)
 
 
 def form(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:

@@ -76,6 +76,8 @@ class ReplicaSeen:
     cannot_start: bool = False
     """`waiting` is something that only the user can mend: an image or command that does not exist."""
     node: str | None = None
+    zone: str | None = None
+    """The zone of its machine."""
     node_gone: bool = False
     """Its machine does not exist any more, or has not answered for too long."""
     node_reclaimed: bool = False

@@ -79,11 +79,12 @@ def pytorchjob(
     checkpoint_step: int | None = None,
     blocking_saves: bool = False,
     avoid: Collection[TooDear] = (),
+    avoid_zones: Collection[str] = (),
 ) -> dict[str, Any]:
     """The PyTorchJob of one attempt: used once, never retried by its own controller.
 
     Without a `server` the trainers report nothing until they end. Only training has metrics to scrape. `avoid` is
-    what costs more than the user pays.
+    what costs more than the user pays, `avoid_zones` where earlier attempts lost their machines and saved nothing.
     """
     app = appdef(
         meta,
@@ -104,7 +105,7 @@ def pytorchjob(
                 "labels": {**app.metadata, **_group(spec)},
                 "annotations": _annotations(spec, server),
             },
-            "spec": _secured(_pod(meta, spec, role, server, avoid), security),
+            "spec": _secured(_pod(meta, spec, role, server, avoid, avoid_zones), security),
         },
     }
     replicas = {"Master": {"replicas": 1, **(_scraped(replica) if stage is Stage.TRAIN else replica)}}
@@ -169,7 +170,12 @@ def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
 
 
 def _pod(
-    meta: Meta, spec: Spec, role: specs.Role, server: ProgressServer | None, avoid: Collection[TooDear]
+    meta: Meta,
+    spec: Spec,
+    role: specs.Role,
+    server: ProgressServer | None,
+    avoid: Collection[TooDear],
+    avoid_zones: Collection[str],
 ) -> dict[str, Any]:
     template = spec.workers.template
     pod: dict[str, Any] = {
@@ -184,7 +190,7 @@ def _pod(
         pod["volumes"].append(_progress_volume())
         mount = {"name": "progress", "mountPath": names.PROGRESS_MOUNT, "readOnly": True}
         pod["containers"][0]["volumeMounts"].append(mount)
-    wanted = affinity(spec, avoid)
+    wanted = affinity(spec, avoid, avoid_zones)
     if wanted:
         pod["affinity"] = wanted
     if template.service_account_name:

@@ -18,8 +18,10 @@ from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.core.model import Stage
 from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus
+from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 
+_LOST_TWICE = 2
+"""One preemption says nothing about a zone."""
 _ELSEWHERE = (
     "allow more zones or instance types in spec.workers or OnDemand in capacity.tiers, or save more often with "
     "checkpoint.every"
@@ -48,6 +50,14 @@ def attempts(status: RunStatus) -> int:
     if current.state is not AttemptState.ENDED and ledger.has_saved(status, current):
         return 0
     return status.stage(current.stage).fruitless_attempts
+
+
+def lost_zones(status: RunStatus) -> tuple[str, ...]:
+    """The zones in which attempts have lost their machines, again and again, since the newest durable step."""
+    ended = [record for record in status.attempts if record.verdict not in (None, Verdict.STOPPED)]
+    recent = ended[max(0, len(ended) - attempts(status)) :]
+    lost = [record.zone for record in recent if record.verdict is Verdict.PREEMPTED and record.zone]
+    return tuple(sorted({zone for zone in lost if lost.count(zone) >= _LOST_TWICE}))
 
 
 def is_stalled(status: RunStatus, pace: Pace) -> bool:

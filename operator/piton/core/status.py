@@ -132,6 +132,7 @@ class AttemptStatus(Answer):
     resumed_from: int | None = Field(default=None, description="Step that it started from; none is a fresh start.")
     step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
     checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
+    zone: str | None = Field(default=None, description="The zone of its machines; where they differ, of the first.")
     price_per_hour: Amount | None = Field(
         default=None, description="Dollars per hour of all its machines together, as they were when it came there."
     )

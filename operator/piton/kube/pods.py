@@ -13,6 +13,7 @@ from typing import Any
 
 from piton.contract import names
 from piton.contract.ends import Outcome, Termination, outcome_of
+from piton.core.affinity import ZONE
 from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState, Word
 from piton.core.status import PlacedReplica
 from piton.kube.prices import Prices, share
@@ -131,6 +132,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         words=words(pod),
         cannot_start=cannot_start,
         node=(pod.get("spec") or {}).get("nodeName"),
+        zone=(node["metadata"].get("labels") or {}).get(ZONE) if node else None,
         node_gone=gone_at is not None and view is not None and gone_at <= view.now,
         node_reclaimed=view is not None and view.reclaimed(),
         leaving=reclaim_notice(node) if node else None,

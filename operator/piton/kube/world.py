@@ -171,6 +171,7 @@ class KubeWorld:
             checkpoint_step=effect.checkpoint_step,
             blocking_saves=effect.blocking_saves,
             avoid=await self._too_dear(),
+            avoid_zones=effect.avoid_zones,
         )
         job = placed(job, await kueue.granted(self._client, self._read.workload))
         try:
