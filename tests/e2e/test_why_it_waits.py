@@ -190,8 +190,8 @@ def test_a_deletion_that_a_webhook_holds_up_says_so(
     cluster: LiveCluster, training: NewTraining, namespace: str
 ) -> None:
     run = training()
-    run.apply(paced(10_000, 0.1))
-    run.wait_for_phase("Training")
+    run.apply(paced(10_000, 0.1, save_every=5))
+    run.wait_for_commit(5)  # before that it imports torch, and does not hear a signal
     with no_webhook(cluster, namespace, "DELETE"):
         cluster.kubectl("-n", namespace, "delete", "trun", run.name, "--wait=false")
         told(run, "WebhookUnavailable")
