@@ -188,6 +188,15 @@ def test_a_stage_has_its_own_count() -> None:
     assert not looked_at(status, stages={"prepare": {"command": ["make"]}}).status.is_true(STALLED)
 
 
+def test_a_stage_beside_the_training_misses_its_end() -> None:
+    status = life(*[(TROUBLE, None)] * 5, stage=Stage.PREPARE)
+
+    condition = looked_at(status, stages={"prepare": {"command": ["make"]}}).status.condition(STALLED)
+
+    assert condition is not None
+    assert condition.message.startswith("5 attempts in a row ended without an end of the stage Prepare; the last: Pod")
+
+
 def test_a_run_that_has_ended_is_not_stalled() -> None:
     stalled = looked_at(life(*[(TROUBLE, None)] * 5)).status
     failed = looked_at(life((CRASH, None), status=stalled), limits={"failures": 1})

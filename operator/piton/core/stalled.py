@@ -98,11 +98,16 @@ def held(context: Context) -> Decision | None:
 
 def _message(status: RunStatus) -> str:
     last = _last_ended(status)
-    trains = status.current is not None and status.current.stage is Stage.TRAIN
-    newer = f"checkpoint newer than step {status.checkpoint.step}" if trains and status.checkpoint else "checkpoint"
     told = f"; the last: {last.message}" if last else ""
     advice = _HELP.get(last.reason, _LOOK) if last and last.reason else _LOOK
-    return f"{attempts(status)} attempts in a row ended without a {newer}{told}; {advice}"
+    return f"{attempts(status)} attempts in a row ended without {_what_is_missing(status)}{told}; {advice}"
+
+
+def _what_is_missing(status: RunStatus) -> str:
+    stage = Stage.TRAIN if status.current is None else status.current.stage
+    if stage is not Stage.TRAIN:
+        return f"an end of the stage {stage}"
+    return f"a checkpoint newer than step {status.checkpoint.step}" if status.checkpoint else "a checkpoint"
 
 
 def _last_ended(status: RunStatus) -> AttemptStatus | None:
