@@ -231,6 +231,6 @@ def _effect(effect: Effect) -> dict[str, Any]:
 
 def _effect_text(effect: dict[str, Any]) -> str:
     told = {k: value for k, value in effect.items() if k not in ("effect", "reason")}
-    details = {k: value for k, value in told.items() if value is not None and value is not False}
+    details = {k: value for k, value in told.items() if value is not None and value is not False and value != ()}
     shown = "".join(f" {key} {value}" for key, value in details.items())
     return f"{effect['effect']}{shown} (reason: {effect['reason']})"
