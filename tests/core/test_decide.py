@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from piton.contract.ends import Outcome, Termination
+from piton.contract.ends import Outcome, PreviousEnd, Termination
 from piton.contract.progress import Progress
 from piton.core import ledger
 from piton.core.backoff import Pace, delay_seconds
@@ -119,7 +119,7 @@ def test_a_replica_that_never_started_is_left_alone_while_its_attempt_is_wanted(
 
 
 def test_a_crash_waits_for_word_of_its_peers() -> None:
-    """Peers of a dead node fail at once; that the node is dead is known 40 s later."""
+    """Peers of a dead node fail at once; that the node is dead is known half a minute later."""
     seen = a_failed_attempt(failed(1, name="a"), a_replica(name="b"))
     first = decide(an_observed(seen, status=a_status(a_record())), now=NOW)
     assert first.status.current is not None
@@ -135,7 +135,7 @@ def test_a_crash_waits_for_word_of_its_peers() -> None:
 
 
 def test_a_pod_that_the_cluster_deletes_waits_for_word_of_its_node() -> None:
-    """A dead node's pods are deleted 30 s after it went silent, and the node counts as gone after 40 s."""
+    """A dead node's pods are deleted 30 s after it went silent, and the node counts as gone after 35 s."""
     deleted = an_attempt(a_replica(deleting=True, node="n1"))
     first = decide(an_observed(deleted, status=a_status(a_record())), now=NOW)
     assert first.status.current is not None
@@ -231,6 +231,46 @@ def test_a_pod_that_is_gone_with_its_node_was_preempted_also_for_an_operator_tha
     assert decision.status.current is not None
     assert decision.status.current.message == "a on n1: the pod and the machine are gone"
     assert decision.status.current.replicas == (), "an attempt that has ended is nowhere"
+
+
+def test_since_when_a_replica_runs_is_in_the_status_and_in_what_is_said_of_its_loss() -> None:
+    waits = an_attempt(_on("n1", state=ReplicaState.WAITING))
+    status = decide(an_observed(waits, status=a_status(a_record())), now=NOW).status
+    runs = decide(an_observed(an_attempt(_on("n1")), status=status), now=later(60)).status
+    assert runs.current is not None
+    assert [replica.running_time for replica in runs.current.replicas] == [later(60)]
+    assert decide(an_observed(an_attempt(_on("n1")), status=runs), now=later(90)).status == runs, "no heartbeat"
+
+    gone = a_failed_attempt(lost=(a_lost("a", node="n1", node_gone=True, running_since=later(60)),))
+    ended = decide(an_observed(gone, status=runs), now=later(7200)).status.current
+    assert ended is not None
+    assert ended.message == f"a on n1 (running since {later(60):%H:%M:%S} UTC): the pod and the machine are gone"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attempt", "preempted"),
+    [(Outcome.STOPPED, 1, True), (Outcome.FAILED, 1, False), (Outcome.STOPPED, 7, False)],
+)
+def test_what_the_volume_remembers_of_an_end_without_evidence_makes_it_a_preemption(
+    outcome: Outcome, attempt: int, preempted: bool
+) -> None:
+    """A drain took the pod and the operator together, and the job has failed by the time that one is back."""
+    gone = a_failed_attempt(message="backoff limit")
+    status = decide(an_observed(gone, status=a_status(a_record())), now=NOW).status
+    status = decide(an_observed(gone, status=status), now=later(60)).status
+    assert (status.attempts[0].reason, status.infrastructure_failures) == (Reason.NO_EVIDENCE, 1)
+    assert status.attempt == 2
+    report = replace(a_progress(11, resumed=10), previous=PreviousEnd(attempt=attempt, outcome=outcome))
+
+    for _ in range(2):
+        seen = an_attempt(a_replica(), number=2)
+        status = decide(an_observed(seen, status=status, progress=report), now=later(90)).status
+
+    first, train = status.attempts[0], status.stage(Stage.TRAIN)
+    expected = (Verdict.PREEMPTED, Reason.DISRUPTED) if preempted else (Verdict.INFRASTRUCTURE, Reason.NO_EVIDENCE)
+    assert (first.verdict, first.reason) == expected
+    for counted in (status, train):
+        assert (counted.preemptions, counted.infrastructure_failures) == ((1, 0) if preempted else (0, 1))
 
 
 def test_a_peer_that_was_cleaned_away_after_a_crash_is_not_missed_when_its_empty_node_goes() -> None:
@@ -649,3 +689,19 @@ def test_a_suspended_run_yields_no_effects() -> None:
 
     assert status.phase is Phase.SUSPENDED
     assert still(decide(an_observed(spec=spec, status=status), now=later(10_000_000)), status)
+
+
+def test_a_settled_run_keeps_as_many_jobs_as_a_running_one() -> None:
+    done = [an_ended(number, Verdict.FINISHED if number == 6 else Verdict.PREEMPTED) for number in range(1, 7)]
+    status = a_status(*done, phase=Phase.SUCCEEDED)
+    jobs = [a_failed_attempt(failed(143, name=f"pod-{n}"), number=n) for n in range(1, 7)]
+
+    decision = decide(an_observed(*jobs, status=status), now=later(60))
+
+    assert [effect.number for effect in decision.effects if isinstance(effect, StopAttempt)] == [1, 2, 3]
+    left = decide(an_observed(*jobs[3:], status=status), now=later(90))
+    assert kinds_of(left.effects) == ["ReleaseRun"]
+
+
+def kinds_of(effects: tuple[object, ...]) -> list[str]:
+    return [type(effect).__name__ for effect in effects]

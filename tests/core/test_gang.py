@@ -110,6 +110,16 @@ def test_half_a_gang_frees_its_node_after_the_start_timeout() -> None:
     assert [type(effect) for effect in look(stopping, half, 1801).effects] == [StopAttempt, RemoveReplica]
 
 
+@pytest.mark.parametrize(("node", "short"), [(None, True), ("node-2", None)])
+def test_half_a_gang_remembers_whether_a_replica_had_no_machine(node: str | None, short: bool | None) -> None:
+    """One that has a machine may pull an image for too long: another zone would not help."""
+    half = gang(runs(), replace(waits(), node=node))
+    stopping = look(look(a_status(a_record()), half).status, half, 1800).status
+
+    assert stopping.current is not None
+    assert stopping.current.short_of_room is short
+
+
 def test_the_operator_looks_again_in_time() -> None:
     half = gang(runs(), waits())
     first = look(a_status(a_record()), half).status

@@ -8,9 +8,10 @@ import pytest
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
 from piton.core.backoff import GRACE_SECONDS
+from piton.core.claim import volume_claim
 from piton.core.model import Stage
 from piton.core.parse import meta_of
-from piton.core.pytorchjob import pytorchjob, volume_claim
+from piton.core.pytorchjob import pytorchjob
 from piton.core.render import (
     ELASTIC_SHUTDOWN_SECONDS,
     Place,
@@ -60,11 +61,19 @@ def test_a_single_node_has_no_workers() -> None:
     assert list(job()["spec"]["pytorchReplicaSpecs"]) == ["Master"]
 
 
-def test_the_run_owns_what_is_made_for_it() -> None:
-    for manifest in (job(), volume_claim(meta(), a_spec())):
-        (owner,) = manifest["metadata"]["ownerReferences"]
-        assert (owner["uid"], owner["controller"]) == ("uid-of-the-run", True)
-        assert manifest["metadata"]["labels"][names.LABEL_RUN] == "ragcun"
+def test_the_run_owns_its_jobs() -> None:
+    manifest = job()
+    (owner,) = manifest["metadata"]["ownerReferences"]
+    assert (owner["uid"], owner["controller"]) == ("uid-of-the-run", True)
+    assert manifest["metadata"]["labels"][names.LABEL_RUN] == "ragcun"
+
+
+def test_a_claim_has_no_owner_that_would_take_it_along() -> None:
+    metadata = volume_claim(meta(), a_spec())["metadata"]
+
+    assert "ownerReferences" not in metadata
+    assert metadata["labels"][names.LABEL_RUN] == "ragcun"
+    assert metadata["annotations"][names.ANNOTATION_RUN_UID] == "uid-of-the-run"
 
 
 def test_torchrun_is_done_before_the_kubelet_loses_patience() -> None:
@@ -190,6 +199,54 @@ def test_eight_runs_fit_on_one_p4d() -> None:
     assert resources["limits"] == {"nvidia.com/gpu": "1"}
     assert 8 * int(resources["requests"]["cpu"]) <= 95
     assert 8 * int(resources["requests"]["memory"].removesuffix("Mi")) <= 1_082_712
+
+
+@pytest.mark.parametrize("gpus_at_a_time", ["all", "one"])
+@pytest.mark.parametrize(
+    ("instance_type", "vcpus", "memory_gib", "gpus", "most_pods"),
+    [
+        ("g4dn.xlarge", 4, 16, 1, 29),
+        ("g4dn.12xlarge", 48, 192, 4, 234),
+        ("g5.xlarge", 4, 16, 1, 58),
+        ("g5.2xlarge", 8, 32, 1, 58),
+        ("g5.12xlarge", 48, 192, 4, 737),
+        ("g5.48xlarge", 192, 768, 8, 737),
+        ("g6e.xlarge", 4, 32, 1, 58),
+        ("p3.2xlarge", 8, 61, 1, 58),
+        ("p3.8xlarge", 32, 244, 4, 234),
+        ("p3.16xlarge", 64, 488, 8, 234),
+        ("p3dn.24xlarge", 96, 768, 8, 737),
+        ("p4d.24xlarge", 96, 1152, 8, 737),
+        ("p4de.24xlarge", 96, 1152, 8, 737),
+        ("p5.48xlarge", 192, 2048, 8, 737),
+    ],
+)
+def test_pods_with_all_gpus_of_a_machine_fit_on_it(
+    instance_type: str, vcpus: int, memory_gib: int, gpus: int, most_pods: int, gpus_at_a_time: str
+) -> None:
+    per_pod = gpus if gpus_at_a_time == "all" else 1
+    resources = container(job(workers={"gpusPerNode": per_pod, "instanceTypes": [instance_type]}))["resources"]
+
+    pods = gpus // per_pod
+    assert pods * int(resources["requests"]["cpu"]) <= _allocatable_cores(vcpus)
+    assert pods * int(resources["requests"]["memory"].removesuffix("Mi")) <= _allocatable_mib(memory_gib, most_pods)
+
+
+def _allocatable_cores(vcpus: int) -> float:
+    """Of EKS's machine image, less 0.3 for daemonsets: 6 % of the first core are reserved, 1 % of the second, ..."""
+    reserved = 0.06 + 0.01 * (vcpus > 1) + 0.005 * min(2, max(0, vcpus - 2)) + 0.0025 * max(0, vcpus - 4)
+    return vcpus - reserved - 0.3
+
+
+def _allocatable_mib(memory_gib: int, most_pods: int) -> float:
+    """The same of memory, less 512 Mi for daemonsets; the machine has 7.5 % less than is said, as Karpenter reckons."""
+    reserved, evicts_below, daemonsets = 255 + 11 * most_pods, 100, 512
+    return memory_gib * 1024 * (1 - 0.075) - reserved - evicts_below - daemonsets
+
+
+def test_a_pod_is_told_how_many_gpus_it_asked_for_on_a_cluster() -> None:
+    assert env(job(workers={"gpusPerNode": 2}))[names.ENV_GPUS] == "2"
+    assert names.ENV_GPUS not in env(job(workers={"gpusPerNode": 0}))
 
 
 def test_only_the_pod_of_rank_0_is_scraped() -> None:

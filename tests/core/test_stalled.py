@@ -23,6 +23,7 @@ TROUBLE = Judgement(
 )
 TAKEN = Judgement(verdict=Verdict.PREEMPTED, reason=Reason.NODE_GONE, message="ip-10-0-0-1 is gone")
 CRASH = Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.CRASHED, message="exit code 1")
+HALF = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message="1 of 2 replicas have run")
 ORDER = Judgement(verdict=Verdict.STOPPED, reason=Reason.QUOTA_TAKEN, message="told to stop")
 AGES = timedelta(days=3)
 
@@ -251,11 +252,40 @@ def test_a_zone_in_which_attempts_lose_their_machines_and_save_nothing_is_avoide
     assert (said in message) == bool(zones)
 
 
+def short_in(*zones: str | None, no_room: bool | None = True) -> RunStatus:
+    """The status after as many gangs that did not form within limits.startTimeout, one in each of these zones."""
+    status = RunStatus()
+    for zone in zones:
+        status = ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=PACE)
+        status = ledger.change(status, zone=zone, short_of_room=no_room)
+        status = ledger.end(status, HALF, now=NOW, pace=PACE)
+    return status
+
+
+@pytest.mark.parametrize(
+    ("status", "zones"),
+    [
+        (short_in("a"), ("a",)),
+        (short_in("a", "b"), ("a", "b")),
+        (short_in("a", no_room=None), ()),
+        (short_in(None), ()),
+        (life((TAKEN, 10), status=short_in("a")), ()),
+    ],
+    ids=["one", "two", "its peer had a machine", "no zone is named", "a newer step is durable"],
+)
+def test_a_zone_in_which_a_gang_finds_no_room_is_avoided_at_once(status: RunStatus, zones: tuple[str, ...]) -> None:
+    avoided, message = started_after(status)
+
+    assert avoided == zones
+    assert (f"outside {', '.join(zones)} if it can be" in message) == bool(zones)
+
+
 def test_the_zone_of_its_machines_is_written_down_and_stays() -> None:
     begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
     placed = a_replica(zone="a", node="n1", placed_at=NOW)
 
-    status = ledger.place(ledger.place(begun, an_attempt(placed)), an_attempt(a_replica(node="n1", placed_at=NOW)))
+    status = ledger.place(begun, an_attempt(placed), now=NOW)
+    status = ledger.place(status, an_attempt(a_replica(node="n1", placed_at=NOW)), now=NOW)
 
     assert status.current is not None
     assert status.current.zone == "a"

@@ -129,6 +129,16 @@ def judged(
             id="out of memory is the user's to mend",
         ),
         pytest.param(
+            an_attempt(
+                failed(None, node="n1", refused="UnexpectedAdmissionError: no healthy devices"),
+                a_replica(name="b"),
+                expected_replicas=2,
+            ),
+            Verdict.INFRASTRUCTURE,
+            Reason.NODE_REFUSED,
+            id="a pod that its kubelet does not accept ends the gang at once",
+        ),
+        pytest.param(
             a_failed_attempt(failed(137, out_of_disk=True)),
             Verdict.USER_FAILURE,
             Reason.OUT_OF_DISK,

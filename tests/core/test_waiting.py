@@ -208,6 +208,37 @@ def test_karpenters_words_stand_beside_the_schedulers() -> None:
     assert "Raise spec.limits of the NodePool" in message
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            unschedulable(
+                "0/6 nodes are available: 2 Insufficient nvidia.com/gpu, 4 node(s) didn't match pod affinity rules."
+            )
+        ],
+        [
+            unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),
+            a_word(
+                "FailedScheduling",
+                "unsatisfiable topology constraint for pod affinity, key=topology.kubernetes.io/zone",
+                source="karpenter",
+            ),
+        ],
+    ],
+    ids=["kube-scheduler", "Karpenter"],
+)
+def test_a_replica_says_in_which_zone_it_has_to_wait_for_a_node(words: list[Word]) -> None:
+    def said(zone: str | None) -> str:
+        seen = an_attempt(a_replica(name="a", zone=zone), waiting(*words, name="b"))
+        wait = why(seen, now=NOW, since=NOW)
+        assert wait is not None
+        assert wait.reason is Reason.UNSCHEDULABLE
+        return wait.message
+
+    assert "It waits for a node in the zone of the attempt's other replicas (us-east-1a): all" in said("us-east-1a")
+    assert "It waits for a node in the zone of the attempt's other replicas: all" in said(None)
+
+
 def test_the_most_decisive_word_of_a_gang_is_told() -> None:
     pulling = waiting(a_word("Pulling", 'Pulling image "a:1"'), name="a")
     stuck = waiting(a_word("FailedMount", "no such secret"), name="b")

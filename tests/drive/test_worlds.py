@@ -182,6 +182,18 @@ async def test_on_this_machine_an_attempt_is_told_to_save_without_a_second_copy_
     assert told.read_text() == "blocking\n"
 
 
+async def test_on_this_machine_a_run_has_no_time_to_live(tmp_path: Path) -> None:
+    async with a_local(tmp_path) as bench:
+        world = bench.world
+        assert isinstance(world, LocalWorld)
+        world.state = world.state.model_copy(update={"spec": a_spec(ttlAfterFinished="1s")})
+
+        spec = (await bench.look()).spec
+
+    assert spec is not None
+    assert spec.ttl_after_finished is None
+
+
 async def test_on_a_cluster_a_status_that_is_based_on_old_news_is_refused(tmp_path: Path) -> None:
     async with a_kube(tmp_path) as bench:
         assert bench.other is not None

@@ -10,8 +10,8 @@ from support.live import DigestOf, LiveCluster, NewTraining, paced
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(900)]
 
-STEPS = 60
-BUDGET = "150"
+STEPS = 50
+BUDGET = "130"
 HOURLY = "28800"
 """A dollar per second for one of a node's eight GPUs. A stop keeps 100 of them back, a start needs 220."""
 CAPACITY = {"maxPricePerHour": "28800.00"}

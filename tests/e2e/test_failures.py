@@ -1,12 +1,21 @@
 """What follows from an end, on a cluster: docs/failures.md."""
 
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from piton.contract import names
+from support import boxed
 from support.live import LiveCluster, NewTraining, Object, paced, wait_for
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
+REFUSED_SECONDS = float(os.environ.get("PITON_REFUSED_SECONDS", "20"))
+"""For how long the kubelet accepts no pod. 600 by hand; a run is Stalled then, and goes on all the same."""
 WORKS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(2)"
 FAILS_ONCE = f"import os, sys; sys.exit(os.environ[{names.ENV_ATTEMPT!r}] == '1')"
 
@@ -18,6 +27,13 @@ def a_command(program: str, **limits: object) -> Object:
     return spec
 
 
+@pytest.fixture
+def one_zone() -> Iterator[None]:
+    with boxed.in_one_zone():
+        yield
+
+
+@pytest.mark.usefixtures("one_zone")
 def test_half_a_gang_frees_its_node_and_a_whole_one_trains(cluster: LiveCluster, training: NewTraining) -> None:
     run, spec = training(), a_command(WORKS.replace("(2)", "(600)"), startTimeout="10s")
     spec["workers"] |= {"nodes": 2, "gpusPerNode": 8}
@@ -56,3 +72,58 @@ def test_a_run_that_has_failed_is_taken_up_again_when_the_user_asks(
     status = run.status
     assert (status["attempt"], status["failures"], status["retried"]) == (2, 1, "1")
     assert [attempt["verdict"] for attempt in status["attempts"]] == ["UserFailure", "Finished"]
+
+
+@contextmanager
+def forbidden_sysctl(cluster: LiveCluster, namespace: str) -> Iterator[None]:
+    """While it lasts, the API server adds a sysctl to the pods of a namespace, which no kubelet of the box allows."""
+    value = 'Object.spec.securityContext.sysctls{name: "kernel.msgmax", value: "65536"}'
+    patch = f'[JSONPatch{{op: "add", path: "/spec/securityContext/sysctls", value: [{value}]}}]'
+    named = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": namespace}}
+    policy = {
+        **named,
+        "kind": "MutatingAdmissionPolicy",
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                ],
+            },
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "Never",
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
+        },
+    }
+    binding = {**named, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": namespace}}
+    try:
+        for thing in (policy, binding):
+            cluster.kubectl("apply", "-f", "-", stdin=json.dumps(thing))
+        probe = ("-n", namespace, "run", "probe", "--image=none", "--dry-run=server", "-o", "json")
+        wait_for(lambda: "msgmax" in cluster.kubectl(*probe), "the policy is in force", seconds=30)
+        yield
+    finally:
+        for thing in (binding, policy):
+            cluster.kubectl("delete", f"{thing['kind']}/{namespace}", "--ignore-not-found")
+
+
+def test_a_kubelet_that_accepts_no_pods_ends_no_run(cluster: LiveCluster, training: NewTraining) -> None:
+    run = training()
+    with forbidden_sysctl(cluster, run.namespace):
+        run.apply(a_command(WORKS, failures=1))
+        began = time.monotonic()
+        wait_for(
+            lambda: len(run.status.get("attempts", [])) > 1 and time.monotonic() - began > REFUSED_SECONDS,
+            "it is tried again",
+            seconds=60 + REFUSED_SECONDS,
+            say=run.say,
+        )
+        described = cluster.kubectl("-n", run.namespace, "describe", "trun", run.name)
+        assert "did not accept" in described
+        assert "SysctlForbidden" in described
+
+    status = run.wait_for_phase("Succeeded", seconds=120 + REFUSED_SECONDS)
+
+    assert (status["failures"], status["preemptions"]) == (0, 0)
+    reasons = [attempt["reason"] for attempt in status["attempts"]]
+    assert set(reasons[:-1]) == {"NodeRefused"}, reasons

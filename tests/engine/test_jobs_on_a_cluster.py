@@ -297,7 +297,7 @@ async def test_an_api_server_that_is_down_for_a_while_costs_only_time(cluster: C
         await hand.jobs.handle(await hand.jobs.queue.get())
         cluster.server.refuse = lambda request: None
         assert len(hand.jobs.queue) == 0
-        hand.advance(0.1)
+        hand.advance(0.15)
         assert len(hand.jobs.queue) == 1
         await hand.settle()
         assert hand.written() == REPLICAS

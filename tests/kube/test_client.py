@@ -8,7 +8,7 @@ from kubernetes.aio.client import ApiException, Configuration
 
 from piton.kube.app import credentials
 from piton.kube.client import JOBS, NODES, PODS, RUNS, Client, load_configuration
-from piton.kube.errors import AlreadyExists, NotFound, Silence, translate
+from piton.kube.errors import AlreadyExists, Busy, NotFound, Silence, translate
 from piton.ports import Conflict, PortError, Refused, Unavailable
 from support.apiserver import refusal
 from support.builders import a_manifest
@@ -32,7 +32,7 @@ def _error(status: int, body: str = "") -> ApiException:
         (_error(400, '{"reason": "BadRequest", "message": "bad"}'), Refused),
         (_error(401, '{"reason": "Unauthorized", "message": "Unauthorized"}'), Unavailable),
         (_error(410, '{"reason": "Expired", "message": "too old"}'), Unavailable),
-        (_error(429, '{"reason": "TooManyRequests", "message": "later"}'), Unavailable),
+        (_error(429, '{"reason": "TooManyRequests", "message": "later"}'), Busy),
         (_error(500, '{"reason": "InternalError", "message": "etcdserver: leader changed"}'), Unavailable),
         (_error(503, "<html>no upstream</html>"), Unavailable),
         (TimeoutError(), Silence),
@@ -81,6 +81,24 @@ async def test_lists_are_read_page_by_page(cluster: Cluster) -> None:
         found = await client.list(PODS, namespace="team")
     assert [body["metadata"]["name"] for body in found] == ["a", "b"]
     assert asked == [None, "more"]
+
+
+@pytest.mark.parametrize(("first", "pages"), [([], 2), ([{"metadata": {"name": "a"}}], 1)])
+async def test_a_list_of_which_one_will_do_ends_with_the_first_that_is_found(
+    cluster: Cluster, first: list[Any], pages: int
+) -> None:
+    """The server may look at many that do not match, and answer with an empty page."""
+    asked: list[Any] = []
+
+    class Paged(Client):
+        async def request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+            asked.append(options["query"]["limit"])
+            found = first if len(asked) == 1 else [{"metadata": {"name": "b"}}]
+            return {"items": found, "metadata": {"continue": "more"}}
+
+    async with Paged(configuration(cluster.server)) as client:
+        assert len(await client.list(PODS, labels="a", most=1)) == 1
+    assert asked == ["1"] * pages
 
 
 async def test_a_server_that_does_not_answer_in_time_is_unavailable(cluster: Cluster) -> None:

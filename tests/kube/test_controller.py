@@ -33,7 +33,7 @@ async def test_an_api_server_that_is_down_for_a_while_costs_only_time(pilot: Pil
 
 async def test_errors_in_a_row_are_waited_for_longer_each_time(pilot: Pilot) -> None:
     await pilot.cluster.apply(a_manifest())
-    pilot.server.refuse = lambda request: refusal(429, "TooManyRequests", "later")
+    pilot.server.refuse = lambda request: refusal(500, "InternalError", "etcdserver: request timed out")
     pilot.controller.wake("team", "ragcun")
     for _ in range(100):
         await pilot.settle(resync=False)
@@ -75,7 +75,7 @@ async def test_a_bug_is_tried_again_with_patience(cluster: Cluster) -> None:
         await pilot.settle(resync=False)
         client.broken = False
         assert pilot.server.writes == []
-        pilot.advance(0.1)
+        pilot.advance(0.15)
         await pilot.settle(resync=False)
         assert pilot.status().phase is Phase.STARTING
 

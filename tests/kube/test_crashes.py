@@ -62,7 +62,7 @@ STORIES = {
     "suspended": Story(
         script={1: Runs(), 2: Runs()},
         chapters=(_train_and_suspend, _resume, _train_and_delete, _go),
-        writes=22,
+        writes=23,
         creates={"persistentvolumeclaims": 1, "pytorchjobs": 2},
     ),
 }

@@ -43,6 +43,29 @@ def test_a_word_of_the_kubelet_is_a_disruption(reason: str) -> None:
     assert (seen.disruption, seen.state, seen.exit_code) == (reason, ReplicaState.FAILED, 0)
 
 
+def test_a_pod_that_the_kubelet_does_not_accept_says_why() -> None:
+    """What the kubelet of 1.37 writes when a device plugin has nothing to give."""
+    message = "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate nvidia.com/gpu"
+    seen = _seen(_pod(phase="Failed", reason="UnexpectedAdmissionError", message=message))
+    assert (seen.refused, seen.state, seen.has_run) == (
+        f"UnexpectedAdmissionError: {message}",
+        ReplicaState.FAILED,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        _pod(phase="Failed", reason="Evicted", containerStatuses=_container(terminated={"exitCode": 137})),
+        _pod(phase="Failed", initContainerStatuses=_container(terminated={"exitCode": 1})),
+        _pod(phase="Pending", reason="SomeReason"),
+    ],
+)
+def test_a_pod_that_has_begun_or_waits_was_accepted(pod: dict[str, Any]) -> None:
+    assert _seen(pod).refused is None
+
+
 LOW = "The node was low on resource: {0}. Threshold quantity: 100Mi, available: 80Mi. "
 USES = "Container pytorch was using {1}, request is {2}, has larger consumption of {0}. "
 
@@ -206,7 +229,7 @@ def test_a_healthy_node_is_neither_gone_nor_reclaimed() -> None:
 
 @pytest.mark.parametrize(
     ("ready", "seconds", "gone"),
-    [("Unknown", 39, False), ("Unknown", 40, True), ("False", 3600, False), ("True", 3600, False)],
+    [("Unknown", 34, False), ("Unknown", 35, True), ("False", 3600, False), ("True", 3600, False)],
 )
 def test_only_silence_makes_a_node_count_as_gone(ready: str, seconds: int, gone: bool) -> None:
     since = (NOW - timedelta(seconds=seconds)).isoformat()

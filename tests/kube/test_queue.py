@@ -15,7 +15,7 @@ def timer() -> FakeTimer:
 
 @pytest.fixture
 def queue(timer: FakeTimer) -> WorkQueue[str]:
-    return WorkQueue(timer)
+    return WorkQueue(timer, random=lambda: 0.0)
 
 
 async def _drain(queue: WorkQueue[str]) -> list[str]:
@@ -114,3 +114,21 @@ async def test_every_key_has_a_back_off_of_its_own(queue: WorkQueue[str]) -> Non
 
 async def test_the_first_conflicts_wait_nothing_and_a_quarrel_waits(queue: WorkQueue[str]) -> None:
     assert [queue.retry("a", free=2) for _ in range(4)] == [0, 0, BACKOFF_SECONDS, 2 * BACKOFF_SECONDS]
+
+
+async def test_keys_that_failed_together_come_back_one_after_the_other(timer: FakeTimer) -> None:
+    chances = iter([0.0, 0.5, 1.0])
+    queue: WorkQueue[str] = WorkQueue(timer, random=lambda: next(chances))
+
+    waits = [queue.retry(key) for key in "abc"]
+
+    assert waits == pytest.approx([BACKOFF_SECONDS, 1.25 * BACKOFF_SECONDS, 1.5 * BACKOFF_SECONDS])
+
+
+async def test_a_key_waits_for_as_long_as_the_server_asks(queue: WorkQueue[str], timer: FakeTimer) -> None:
+    assert queue.postpone("a", 5) == 5
+    timer.advance(4.9)
+    assert len(queue) == 0
+    timer.advance(0.1)
+    assert len(queue) == 1
+    assert queue.retry("a") == BACKOFF_SECONDS, "that was no error"

@@ -370,6 +370,7 @@ async def test_an_api_server_that_does_not_answer_is_503_and_then_all_is_well(
     assert [(await post.say(wire()))[0] for _ in range(3)] == [503, 503, 503]
     assert [r.getMessage() for r in caplog.records if r.name == "piton.kube.receiver"] == ["reports cannot be checked"]
     post.pilot.server.refuse = lambda request: None
+    post.pilot.advance(1)
     assert (await post.say(wire()))[0] == 200
 
 

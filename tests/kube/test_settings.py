@@ -54,6 +54,7 @@ def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
         ({"PITON_OPERATOR_PROGRESS_PORT": "70000"}, "PITON_OPERATOR_PROGRESS_PORT: 70000 is no port"),
         ({"PITON_OPERATOR_PRICES": '{"p4d": {"Spot": 12.5}}'}, "PITON_OPERATOR_PRICES: 12.5 is no amount of dollars"),
         ({"PITON_OPERATOR_PRICES": '{"p4d": {"Cheap": "1"}}'}, "PITON_OPERATOR_PRICES: 'Cheap' is not a valid Tier"),
+        ({"PITON_OPERATOR_DEVICE_TAINT_HOURS": "-1"}, "-1 is not between 0 and 8760"),
         ({"PITON_OPERATOR_PRICES": "12.50"}, "write prices like"),
         ({"PITON_OPERATOR_ENGINE": "volcano"}, "PITON_OPERATOR_ENGINE: 'volcano' is none of bundled, kubeflow"),
     ],

@@ -21,6 +21,7 @@ from hack.neighbours import instance_types, karpenter, kwok
 from piton.core.rules import ZONES_FOR_PREPARE
 from support.launched import (
     TIER,
+    ZONE,
     Pool,
     a_run,
     careless,
@@ -238,6 +239,40 @@ def test_prepare_makes_a_zonal_volume_where_the_training_can_get_nodes(pool: New
     # Karpenter names the node in its claim only after the scheduler may use it.
     wait_for(lambda: ("p4d.24xlarge", THERE) in kinds(), "the workers' node in its claim", seconds=30, say=machines.say)
     assert {zone for _, zone in kinds()} == {THERE}
+
+
+def test_the_nodes_of_an_attempt_are_of_one_zone_also_where_another_is_cheaper(
+    pool: NewPool, training: NewTraining
+) -> None:
+    """One run has to have both of its nodes launched. The other finds one of its two there, in the dearer zone."""
+    both, one = training("both"), training("one")
+    two = {"nodes": 2, "instanceTypes": ["p4d.24xlarge"]}
+    there = {"eks.amazonaws.com/nodegroup": one.namespace}
+    first, second = pool(documented()), pool(documented(), labels=there)
+    managed_node(one.namespace, one.namespace, zone=THERE)
+    try:
+        both.apply(a_run(first, workers={**two, "template": {"nodeSelector": first.selector}}))
+        one.apply(a_run(second, workers={**two, "template": {"nodeSelector": there}}))
+
+        zones_of_one, zones_of_both = zones_of(one), zones_of(both)
+        assert (len(zones_of_one), set(zones_of_one.values())) == (2, {THERE}), zones_of_one
+        assert one.namespace in zones_of_one
+        assert (len(zones_of_both), len(set(zones_of_both.values()))) == (2, 1), zones_of_both
+        one.delete()
+    finally:
+        api.delete(f"/api/v1/nodes/{one.namespace}")
+
+
+def zones_of(run: Training) -> Object:
+    """The nodes of the first attempt's two pods, when both have one, with their zones."""
+
+    def found() -> Object | None:
+        placed = {pod["spec"]["nodeName"] for pod in run.pods(1) if pod["spec"].get("nodeName")}
+        if len(placed) < 2:
+            return None
+        return {name: api.call("GET", f"/api/v1/nodes/{name}")["metadata"]["labels"][ZONE] for name in placed}
+
+    return wait_for(found, "two nodes", seconds=90, say=run.say)
 
 
 def test_a_run_waits_for_capacity_that_is_nowhere_and_goes_where_there_is_some(

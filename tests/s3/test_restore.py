@@ -20,7 +20,8 @@ from piton_trainer.mirror.mirror import start
 from piton_trainer.mirror.orders import Patience, Transfer
 from piton_trainer.s3 import reading
 from support import s3
-from support.mirrored import HASTY, MIB, QUICK, SHARD, Contents, Volume, errors, wait_for
+from support.clocks import FakeClock
+from support.mirrored import HASTY, MIB, QUICK, SHARD, Contents, InThread, Volume, errors, wait_for
 
 
 def test_an_empty_volume_gets_the_newest_checkpoint(lost: Volume, volume: Volume) -> None:
@@ -250,8 +251,10 @@ def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
     volume.commit(6, size=3000)
     assert volume.mirrored(6)
     asked: list[str] = []
+    clock = FakeClock()
 
     def break_often(method: str, path: str) -> None:
+        clock.pass_seconds(1)
         if method == "GET" and path.endswith(SHARD):
             asked.append(path)
             if len(asked) % 6 == 0:
@@ -260,9 +263,10 @@ def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
     proxy.on_request = break_often
     empty = Volume(tmp_path / "empty", uri, attempt=2)
 
-    assert empty.restored(None, Patience(backoff=0.15, restore=0.2)) == 6
+    assert empty.restored(None, Patience(backoff=10, restore=15), start=lambda: InThread(clock)) == 6
 
     assert len(asked) >= 30
+    assert clock.monotonic() > 3 * 15
     assert empty.content(6) == volume.content(6)
 
 

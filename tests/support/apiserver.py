@@ -261,6 +261,9 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
                 f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {old['metadata']['uid']}"
             )
             raise refusal(409, "Conflict", message)
+        version = (options.get("preconditions") or {}).get("resourceVersion")
+        if version and version != old["metadata"]["resourceVersion"]:
+            raise refusal(409, "Conflict", "Precondition failed: ResourceVersion in precondition does not match")
         await self.delete(kind, old["metadata"]["name"], namespace, options.get("gracePeriodSeconds"))
         return old
 
@@ -345,8 +348,8 @@ def _matches(body: Body, request: Request) -> bool:
         return False
     labels = meta.get("labels") or {}
     for wanted in filter(None, request.params.get("labelSelector", "").split(",")):
-        key, equal, value = wanted.partition("=")
-        if key not in labels or (equal and labels[key] != value):
+        key, equal, value = wanted.removeprefix("!").partition("=")
+        if wanted.startswith("!") != (key not in labels) or (equal and labels[key] != value):
             return False
     for wanted in filter(None, request.params.get("fieldSelector", "").split(",")):
         path, _, value = wanted.partition("=")

@@ -1,12 +1,15 @@
 """Plain pods in the box, without Piton: for the tests of the box itself, and of the images."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import yaml
 
-from hack.cluster.layout import KUBECONFIG
+from hack.cluster.layout import KUBECONFIG, Node
+from piton.core.affinity import ZONE
 from support.live import LiveCluster, wait_for
 
 Object = dict[str, Any]
@@ -20,6 +23,18 @@ def _box() -> LiveCluster:
 def kubectl(*words: str, stdin: str = "") -> str:
     """What kubectl prints."""
     return _box().kubectl(*words, stdin=stdin)
+
+
+@contextmanager
+def in_one_zone() -> Iterator[None]:
+    """While it lasts, both spot nodes say that they are in the zone of the first: an attempt may have both."""
+    first, second = Node(number=1), Node(number=2)
+    label = ("label", "node", second.name, "--overwrite")
+    kubectl(*label, f"{ZONE}={first.zone}")
+    try:
+        yield
+    finally:
+        kubectl(*label, f"{ZONE}={second.zone}")
 
 
 def apply(namespace: str, *objects: Object) -> None:

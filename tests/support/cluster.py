@@ -58,6 +58,7 @@ class Ends:
     exit_code: int | None = None
     best_metric: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
 
     @property
     def code(self) -> int:
@@ -233,7 +234,7 @@ class Cluster:
             weights_digest="sha256:5eed" if finished else None,
             best_metric=fate.best_metric,
             metrics=fate.metrics,
-            detail="all steps are done" if finished else "",
+            detail="all steps are done" if finished else fate.detail,
         )
         ended = {"exitCode": fate.code, "finishedAt": self._time(), "message": words.to_json(), "reason": "Completed"}
         pod["status"]["phase"] = "Succeeded" if fate.code == 0 else "Failed"

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 
-from piton.contract.ends import Outcome, Termination
+from piton.contract.ends import EXIT_CODES, Limit, Outcome, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core.effects import (
     Announcement,
     AskForQuota,
     CreateVolume,
+    DeleteRun,
     Effect,
     HoldRun,
     LeaveQueue,
+    OwnVolume,
     ReleaseRun,
     RemoveReplica,
     ReturnQuota,
@@ -74,6 +76,13 @@ class Trainer:
     exit_code: int | None = None
     termination: Termination | None = None
     out_of_memory: bool = False
+    out_of_disk: bool = False
+    waits_for_peer_until: datetime | None = None
+    """Until then the other half of its gang has no machine, and nothing is trained."""
+    silent: bool = False
+    """Nothing that becomes of it, or of its pod, is known: its machine does not answer, and does not count as gone."""
+    stops_at: datetime | None = None
+    """When the budget is spent, by what it was told at its start: it stops by itself then."""
     disruption: str | None = None
     node_gone: bool = False
     deleting: bool = False
@@ -123,6 +132,8 @@ class FakeWorld:
     version: int = 0
     status: RunStatus = field(default_factory=RunStatus)
     volume: bool = False
+    is_volume_owned: bool = False
+    """By the run: then it goes with the run."""
     reservation: ReservationSeen | None = None
     """What the run has in its queue; None: it is in none."""
     without_quota: list[str] = field(default_factory=list)
@@ -137,6 +148,12 @@ class FakeWorld:
     evaluated: list[int | None] = field(default_factory=list)
     """Of which checkpoints evaluations were told."""
     announced: list[Announcement] = field(default_factory=list)
+    seconds_per_call: int = 0
+    """How long the API server takes for each call. What it has answered may be old by then."""
+    is_busy: bool = False
+    """It answers 429, to everything."""
+    half_a_gang_seconds: int = 0
+    """For so long the next attempt has half of its machines."""
     calls_until_crash: int | None = None
     crash_after_the_call: bool = False
     stale: int = 0
@@ -165,6 +182,8 @@ class FakeWorld:
         self.announced.append(announcement)
 
     async def observe(self) -> Observed | None:
+        if self.is_busy:
+            raise Unavailable("the API server answered 429")
         if not self.exists:
             return None
         self.history.append((self.version, self._look()))
@@ -179,6 +198,8 @@ class FakeWorld:
         self._call(lambda: self._write(status))
 
     def _call(self, act: Callable[[], None]) -> None:
+        for _ in range(self.seconds_per_call):
+            self.tick()
         if self.calls_until_crash is not None:
             self.calls_until_crash -= 1
         dies = self.calls_until_crash == 0
@@ -208,8 +229,15 @@ class FakeWorld:
                 self.version += 1
                 self._observed_version = self.version
                 self._forget()
+            case DeleteRun():
+                self._check_version()
+                self.deleting = True
+                self.version += 1
+                self._forget()
             case CreateVolume():
                 self.volume = True
+            case OwnVolume(owned=owned):
+                self.is_volume_owned = owned
             case StartAttempt():
                 self._start(effect)
             case StopAttempt(number=number):
@@ -259,6 +287,11 @@ class FakeWorld:
         self._owners += 1
         trainer = Trainer(number=number, stage=effect.stage, resumed_from=0, step=0, owner=self._owners)
         trainer.placed_at = self.time
+        if self.half_a_gang_seconds:
+            trainer.waits_for_peer_until = self.time + timedelta(seconds=self.half_a_gang_seconds)
+            self.half_a_gang_seconds = 0
+        if effect.stop_after_seconds is not None:
+            trainer.stops_at = self.time + timedelta(seconds=effect.stop_after_seconds)
         if number in self.jobs:
             self.zombies.append(self.jobs[number])
         self.jobs[number] = trainer
@@ -291,6 +324,8 @@ class FakeWorld:
         trainer = self.jobs.get(number)
         if trainer and trainer.shown and not trainer.deleting:
             trainer.deleting = True
+            if trainer.silent:
+                return
             if not trainer.alive or trainer.node_gone:
                 trainer.shown = trainer.node_gone
             else:
@@ -303,6 +338,10 @@ class FakeWorld:
     def billed(self) -> list[Trainer]:
         """Processes on machines that answer."""
         return [t for t in self.jobs.values() if t.alive and not t.node_gone]
+
+    def heard(self) -> list[Trainer]:
+        """Those of them of which anything is known."""
+        return [trainer for trainer in self.billed() if not trainer.silent]
 
     def tick(self) -> None:
         """One second passes."""
@@ -321,19 +360,25 @@ class FakeWorld:
         trainer.step += 1
         if trainer.dies_at is not None:
             self._exit(trainer, 143)
-            trainer.shown = not trainer.deleting
+            trainer.shown = not trainer.deleting or trainer.silent
         elif trainer.done_at is not None and self.time >= trainer.done_at:
             metrics = {"accuracy": 0.75} if trainer.stage is Stage.EVALUATE else {}
             said = Termination(outcome=Outcome.FINISHED, step=TOTAL_STEPS, checkpoint_step=TOTAL_STEPS, metrics=metrics)
             self._exit(trainer, 0, said if trainer.stage is Stage.EVALUATE else None)
 
     def _train(self, trainer: Trainer) -> None:
-        if trainer.dies_at is not None:
+        is_over_budget = trainer.stops_at is not None and self.time >= trainer.stops_at
+        if trainer.dies_at is not None or is_over_budget:
             self._save(trainer)
             if trainer.alive:
-                saved = Termination(outcome=Outcome.STOPPED, step=trainer.step, checkpoint_step=trainer.step)
+                limit = None if trainer.dies_at else Limit.BUDGET
+                saved = Termination(
+                    outcome=Outcome.STOPPED, step=trainer.step, checkpoint_step=trainer.step, limit=limit
+                )
                 self._exit(trainer, 143, saved)
-            trainer.shown = not trainer.deleting
+            trainer.shown = not trainer.deleting or trainer.silent
+            return
+        if trainer.waits_for_peer_until is not None and self.time < trainer.waits_for_peer_until:
             return
         for _ in range(STEPS_PER_SECOND):
             trainer.step = min(trainer.step + 1, TOTAL_STEPS)
@@ -367,19 +412,21 @@ class FakeWorld:
                 del self.jobs[number]
         if self.deleting and not self.held:
             self.exists = False
+            self.volume = self.volume and not self.is_volume_owned
 
     def _look(self) -> Observed:
         current = self.status.attempt
         trainer = self.jobs.get(current)
+        tells = trainer is not None and trainer.step > trainer.resumed_from and not trainer.silent
         return Observed(
             meta=self._meta(),
             reservation=self.reservation,
             spec=self.spec,
             problems=self.problems,
             status=self.status,
-            volume=VolumeSeen(exists=self.volume),
+            volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
             attempts=tuple(self._seen(number) for number in sorted(self.jobs)),
-            progress=self._report(trainer) if trainer and trainer.step > trainer.resumed_from else None,
+            progress=self._report(trainer) if trainer and tells else None,
             complete=self.store.complete,
         )
 
@@ -414,7 +461,8 @@ class FakeWorld:
             stage=trainer.stage,
             job=job if exists else None,
             deleting=not exists,
-            replicas=(self._replica(trainer),) if trainer.shown else (),
+            replicas=self._replicas(trainer) if trainer.shown else (),
+            expected_replicas=1 if trainer.waits_for_peer_until is None else 2,
             lost=self._lost(trainer) if exists else (),
         )
 
@@ -423,15 +471,37 @@ class FakeWorld:
         record = self.status.current
         if record is None or record.number != trainer.number:
             return ()
-        there = trainer.pod if trainer.shown else None
+        there = {replica.uid for replica in self._replicas(trainer)} if trainer.shown else set()
         return tuple(
             LostReplica(name=placed.name, node=placed.node, node_gone=placed.node in self.gone_nodes)
             for placed in record.replicas
-            if placed.uid != there
+            if placed.uid not in there
         )
+
+    def _replicas(self, trainer: Trainer) -> tuple[ReplicaSeen, ...]:
+        if trainer.waits_for_peer_until is None:
+            return (self._replica(trainer),)
+        master = self._replica(trainer)
+        if self.time < trainer.waits_for_peer_until:
+            waits = replace(master, state=ReplicaState.WAITING, node=None, placed_at=None, never_started=True)
+            waits = replace(waits, name=f"ragcun-{trainer.number}-worker-0", uid=f"{trainer.pod}-peer")
+            return (master,) if trainer.deleting else (master, waits)
+        peer = replace(master, name=f"ragcun-{trainer.number}-worker-0", uid=f"{trainer.pod}-peer")
+        peer = replace(peer, node_price=Fraction(0))  # what a world costs is a dollar per second
+        return (master, peer)
 
     def _replica(self, trainer: Trainer) -> ReplicaSeen:
         state = ReplicaState.RUNNING
+        if trainer.silent:
+            return ReplicaSeen(
+                name=f"ragcun-{trainer.number}-master-0",
+                uid=trainer.pod,
+                node=trainer.node,
+                state=state,
+                deleting=trainer.deleting,
+                placed_at=trainer.placed_at,
+                node_price=self.price,
+            )
         if not trainer.alive:
             state = ReplicaState.SUCCEEDED if trainer.exit_code == 0 else ReplicaState.FAILED
         return ReplicaSeen(
@@ -442,6 +512,7 @@ class FakeWorld:
             exit_code=trainer.exit_code,
             termination=trainer.termination,
             out_of_memory=trainer.out_of_memory,
+            out_of_disk=trainer.out_of_disk,
             deleting=trainer.deleting,
             disruption=trainer.disruption,
             leaving="taint karpenter.sh/disrupted" if trainer.goes_at and not trainer.node_gone else None,
@@ -454,7 +525,7 @@ class FakeWorld:
 
     def running(self) -> Trainer | None:
         """A trainer to break."""
-        return next((t for t in self.jobs.values() if t.alive and not t.node_gone), None)
+        return next((t for t in self.heard() if not t.node_gone), None)
 
     def preempt(self, trainer: Trainer) -> None:
         """Eviction with notice: SIGTERM, a save, the pod goes."""
@@ -481,7 +552,22 @@ class FakeWorld:
         """The network is gone; the process goes on, and so does its access to the volume."""
         trainer.node_gone = True
 
-    def crash(self, trainer: Trainer, *, out_of_memory: bool = False) -> None:
+    def fall_silent(self, trainer: Trainer) -> None:
+        """With its zone, say: the process goes on, and what becomes of it nobody hears."""
+        trainer.silent = True
+
+    def answer(self, trainer: Trainer) -> None:
+        """Its machine answers again, and tells what has become of it; a pod that was to go goes now."""
+        trainer.silent = False
+        if trainer.deleting:
+            trainer.dies_at = trainer.dies_at or self.time + timedelta(seconds=GRACE_SECONDS)
+            trainer.shown = trainer.alive
+
+    def break_device(self, trainer: Trainer) -> None:
+        """Its GPU is lost, and the trainer says so."""
+        self._exit(trainer, int(EXIT_CODES[Outcome.DEVICE_LOST]), Termination(outcome=Outcome.DEVICE_LOST))
+
+    def crash(self, trainer: Trainer, *, out_of_memory: bool = False, out_of_disk: bool = False) -> None:
         """A bug of the user's."""
-        trainer.out_of_memory = out_of_memory
-        self._exit(trainer, 137 if out_of_memory else 1)
+        trainer.out_of_memory, trainer.out_of_disk = out_of_memory, out_of_disk
+        self._exit(trainer, 137 if out_of_memory or out_of_disk else 1)

@@ -128,6 +128,13 @@ RUNS: tuple[Judged, ...] = (
         volume(claimName="c", accessModes=["ReadWriteMany"]),
     ),
     Judged("a claim that exists with no modes", parts=volume(claimName="c", accessModes=[])),
+    Judged("a claim that exists is retained", parts=volume(claimName="c", reclaim="Retain")),
+    Judged("a new claim that goes with the run", parts=volume(size="1Gi", reclaim="Delete")),
+    Judged(
+        "a claim that exists is to be deleted",
+        ("spec.checkpoint.volume.reclaim: Delete is for claims that Piton has made; remove it or claimName",),
+        volume(claimName="c", reclaim="Delete"),
+    ),
     Judged("a volume for several", parts={"workers": {"nodes": 2}, **volume(**SHARED)}),
     Judged("a claim for several", parts={"workers": {"nodes": 2}, **volume(claimName="c")}),
     *(
@@ -226,6 +233,8 @@ RUNS: tuple[Judged, ...] = (
         Judged(f"no {path}", (f"spec.limits.{path}: '0h0m' {_NO_TIME} 24h",), {"limits": {path: "0h0m"}})
         for path in ("deadline", "trainingTime")
     ),
+    Judged("a time to live", parts={"ttlAfterFinished": "7d"}),
+    Judged("no time to live", (f"spec.ttlAfterFinished: '0s' {_NO_TIME} 7d",), {"ttlAfterFinished": "0s"}),
     Judged(
         "no patience",
         (f"spec.checkpoint.patience: '0m' {_NO_TIME} 1h",),

@@ -115,7 +115,10 @@ def a_run(pool: Pool, *, gpus: int = 8, **parts: Any) -> Object:
     return {
         "trainer": {"image": TRAINER, "command": ["train"]},
         "workers": workers,
-        "checkpoint": {"volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}, "every": {"minutes": 5}},
+        "checkpoint": {
+            "volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"], "reclaim": "Delete"},
+            "every": {"minutes": 5},
+        },
         **parts,
     }
 
@@ -150,7 +153,7 @@ def drain(node: str) -> None:
         api.call("POST", f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/eviction", eviction)
 
 
-def managed_node(name: str, group: str) -> None:
+def managed_node(name: str, group: str, zone: str = "us-east-1a") -> None:
     """A spot p4d of a managed node group on EKS, played."""
     labels = {
         "eks.amazonaws.com/nodegroup": group,
@@ -159,7 +162,7 @@ def managed_node(name: str, group: str) -> None:
         "kubernetes.io/os": "linux",
         "kubernetes.io/hostname": name,
         TYPE: "p4d.24xlarge",
-        ZONE: "us-east-1a",
+        ZONE: zone,
     }
     resources = {"cpu": "96", "memory": "1152Gi", "pods": "110", "nvidia.com/gpu": "8", "vpc.amazonaws.com/efa": "4"}
     api.create("/api/v1/nodes", kwok.node(name, labels=labels, resources=resources))

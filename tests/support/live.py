@@ -98,9 +98,9 @@ class Training:
         patch = json.dumps({"spec": spec})
         self.cluster.kubectl("-n", self.namespace, "patch", "trun", self.name, "--type=merge", "-p", patch)
 
-    def delete(self) -> None:
+    def delete(self, *options: str) -> None:
         """Delete it; that it is gone already is as good."""
-        words = ["delete", "trun", self.name, "--ignore-not-found", "--timeout=150s"]
+        words = ["delete", "trun", self.name, "--ignore-not-found", "--timeout=150s", *options]
         self.cluster.kubectl("-n", self.namespace, *words)
 
     @property
@@ -184,6 +184,11 @@ class Training:
             lambda: max(self.commits(), default=0) >= step, f"{self.name}: a checkpoint at {step}", seconds=seconds
         )
 
+    def wait_for_progress(self, *, seconds: float = 30) -> None:
+        """Until its status has a newer step than now."""
+        step = self.status["progress"]["step"]
+        wait_for(lambda: self.status["progress"]["step"] > step, "a report", seconds=seconds, say=self.say)
+
     def wait_for_node(self, attempt: int, *, seconds: float = 240) -> str:
         """Until that attempt has started; where."""
         return wait_for(lambda: self.node(attempt), f"attempt {attempt} of {self.name}", seconds=seconds, say=self.say)
@@ -239,7 +244,7 @@ def paced(
         "trainer": {"image": TRAINER, "command": ["python", "-c", PACED, str(steps), str(seconds_per_step)]},
         "workers": {"nodes": 1, "gpusPerNode": gpus, "template": dict(template or {})},
         "checkpoint": {
-            "volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"], **(volume or {})},
+            "volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"], "reclaim": "Delete", **(volume or {})},
             "every": {"steps": save_every},
             "keep": {"last": 3},
         },

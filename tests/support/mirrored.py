@@ -40,7 +40,8 @@ FILES = {SHARD, layout.STATE_FILE, names.MANIFEST_FILE}
 class InThread:
     """Serves a mirror like its process does, without the time that a process takes to start."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
         ours, theirs = socket.socketpair()
         self.line, self._theirs = Connection(ours.detach()), Connection(theirs.detach())
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -56,7 +57,7 @@ class InThread:
 
     def _serve(self) -> None:
         with self._theirs:
-            serve(self._theirs, Line(self._theirs))
+            serve(self._theirs, Line(self._theirs), self._clock)
 
     def _shut(self, how: int) -> None:
         with socket.socket(fileno=os.dup(self.line.fileno())) as end:
@@ -114,9 +115,9 @@ class Volume:
         mirror.committed(step)
         return mirror.close(20)
 
-    def restored(self, newer_than: int | None, patience: Patience = QUICK) -> int | None:
+    def restored(self, newer_than: int | None, patience: Patience = QUICK, **parts: Any) -> int | None:
         """Restore with a process of its own; the step."""
-        mirror = self.mirror(patience)
+        mirror = self.mirror(patience, **parts)
         try:
             return mirror.restore(newer_than)
         finally:

@@ -34,8 +34,10 @@ class Death(BaseException):
 class MortalClient(Client):
     """A client whose process dies right after a certain write has taken effect."""
 
-    def __init__(self, configuration: Configuration, *, dies_after: int | None = None) -> None:
-        super().__init__(configuration)
+    def __init__(
+        self, configuration: Configuration, *, dies_after: int | None = None, timer: "FakeTimer | None" = None
+    ) -> None:
+        super().__init__(configuration, timer=timer)
         self._left = dies_after
 
     async def request(
@@ -89,11 +91,13 @@ class _Call:
 class Pilot:
     """Moves the operator and the cluster in turns."""
 
-    def __init__(self, cluster: Cluster, client: Client, *, pace: Pace | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, client: Client, *, pace: Pace | None = None, timer: FakeTimer | None = None
+    ) -> None:
         self.cluster = cluster
         self.server = cluster.server
         self.clock: FakeClock = cluster.clock
-        self.timer = FakeTimer()
+        self.timer = timer or FakeTimer()
         self.client = client
         settings = Settings(pace=pace or Pace())
         self.meter = Meter(Registry())
@@ -200,5 +204,6 @@ def url(server: ApiServer) -> str:
 
 def a_pilot(cluster: Cluster, **options: Any) -> Pilot:
     """A new operator process."""
-    dies_after = options.pop("dies_after", None)
-    return Pilot(cluster, MortalClient(configuration(cluster.server), dies_after=dies_after), **options)
+    dies_after, timer = options.pop("dies_after", None), FakeTimer()
+    client = MortalClient(configuration(cluster.server), dies_after=dies_after, timer=timer)
+    return Pilot(cluster, client, timer=timer, **options)

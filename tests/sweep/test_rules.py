@@ -60,6 +60,10 @@ def test_a_bad_sweep_gets_a_sentence_with_path_and_fix(parts: dict[str, Any], pr
             "variant b: spec.trainer.image is null, which kubectl apply leaves out; write remove: [",
         ),
         ({"suspend": True}, "variant b: spec.suspend: runs of a sweep hold when spec.suspend of the sweep says so"),
+        (
+            {"ttlAfterFinished": "1h"},
+            "variant b: spec.ttlAfterFinished: a sweep would start a run anew that is deleted",
+        ),
     ],
 )
 def test_a_bad_variant_is_named(patch: dict[str, Any], problem: str) -> None:

@@ -232,7 +232,11 @@ def test_a_disk_that_stays_full_keeps_the_older_checkpoint_and_ends_the_run_with
 ) -> None:
     ran = tiny.train(tmp_path, disk=FullDisk(step=8, file=file, code=code))
     assert (ran.code, max(ran.losses)) == (80, tiny.STEPS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [names.FENCE_FILE, names.step_folder(4)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        names.END_FILE,
+        names.FENCE_FILE,
+        names.step_folder(4),
+    ]
     said = f"piton: the disk of {tmp_path} is full; the checkpoints that are there are untouched"
     assert capsys.readouterr().err.splitlines()[1:] == [said]
     assert resumed_from(tmp_path) == 4

@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 
 import piton_trainer
+from piton.contract.devices import names_own_broken_device
 from piton.contract.ends import Outcome, Termination
-from piton_trainer import stage
+from piton_trainer import device_faults, stage
 from piton_trainer.config import Config
+from piton_trainer.device_faults import require_gpus
 from piton_trainer.ending import TerminationLog, outcome_of
 from piton_trainer.errors import DeviceLost
 from support import ranks, tiny
@@ -126,6 +128,69 @@ def test_another_stage_that_loses_its_gpu_ends_alike(tmp_path: Path, monkeypatch
     words = Termination.from_json(log.read_text())
     assert words is not None
     assert words.outcome is Outcome.DEVICE_LOST
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA shows of a machine with two."""
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("asked", [None, 0, 1, 2])
+def test_a_container_with_the_gpus_that_were_asked_for_begins(asked: int | None) -> None:
+    require_gpus(asked)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_container_with_fewer_gpus_than_asked_for_ends_before_it_waits_for_its_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it waits for its peers")
+
+    monkeypatch.setattr("piton_trainer.sessions.Ranks.join", fail)
+    log = tmp_path / "termination-log"
+    monkeypatch.setenv("PITON_GPUS", "8")
+    monkeypatch.setenv("PITON_CHECKPOINT_DIR", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("PITON_TERMINATION_LOG", str(log))
+    with pytest.raises(DeviceLost, match="6 of 8 GPUs are missing: CUDA sees 2"), piton_trainer.session():
+        pass
+    words = Termination.from_json(log.read_text())
+    assert words is not None
+    assert words.outcome is Outcome.DEVICE_LOST
+    assert names_own_broken_device(words.detail)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_whoever_chooses_the_devices_of_a_process_may_choose_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    require_gpus(8)
+
+
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_a_container_without_any_driver_trains_on_the_cpu_and_says_so(
+    has_driver: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node of a test cluster only says that it has GPUs. One with a driver that shows none is broken."""
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device_faults, "DRIVER", tmp_path / "nvidiactl")
+    if has_driver:
+        device_faults.DRIVER.touch()
+        with pytest.raises(DeviceLost, match="8 of 8 GPUs are missing: CUDA sees 0"):
+            require_gpus(8)
+        return
+    require_gpus(8)
+    assert "it trains on the CPU" in caplog.text
+
+
+def test_a_torch_without_cuda_has_lost_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    require_gpus(8)
 
 
 def train(directory: Path, *, at: dict[int, tiny.Event]) -> tiny.Ran:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,13 @@ import torch
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.ends import Outcome, Termination
+from piton.contract.ends import Limit, Outcome, PreviousEnd, Termination
 from piton_trainer.checkpoint import layout
+from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig, Stopped
 from support import tiny
 from support.clocks import FakeClock
+from support.status_server import StatusServer
 
 VAL = Objective(metric="val", goal="Minimize", target=0.1, patience=3)
 
@@ -79,6 +81,32 @@ def test_a_stopped_run_says_where_it_stands(checkpoints: Path, log: Path) -> Non
         checkpoint_step=9,
         resumed_from=6,
         detail="told to stop by SIGTERM; step 9 is saved",
+    )
+
+
+def test_the_next_attempt_reports_how_the_one_before_ended(checkpoints: Path) -> None:
+    with StatusServer() as status:
+        to = Server(url=status.url)
+        tiny.train(checkpoints, attempt=3, server=to, at={6: tiny.terminate})
+        reported = [status.reports[-1].previous]
+        with pytest.raises(tiny.LostError):
+            tiny.train(checkpoints, attempt=4, server=to, at={9: tiny.vanish})
+        reported.append(status.reports[-1].previous)
+        tiny.train(checkpoints, attempt=5, server=to)
+        reported.append(status.reports[-1].previous)
+    assert reported == [
+        None,
+        PreviousEnd(attempt=3, outcome=Outcome.STOPPED),
+        PreviousEnd(attempt=4, outcome=Outcome.FAILED),
+    ]
+
+
+def test_an_end_that_another_rank_has_caused_does_not_hide_that_ranks_own(checkpoints: Path) -> None:
+    tiny.train(checkpoints, attempt=3, at={6: tiny.terminate})
+    (checkpoints / names.END_FILE).write_text(PreviousEnd(attempt=4, outcome=Outcome.DEVICE_LOST).to_json())
+    tiny.train(checkpoints, attempt=4, at={9: tiny.terminate})
+    assert PreviousEnd.from_json((checkpoints / names.END_FILE).read_text()) == PreviousEnd(
+        attempt=4, outcome=Outcome.DEVICE_LOST
     )
 
 
@@ -269,6 +297,24 @@ def test_training_ends_when_its_time_is_spent_over_attempts(checkpoints: Path) -
     ran = tiny.train(checkpoints, assignment=orders, clock=clock, at=ten_seconds)
     assert ran.complete is not None
     assert (ran.complete.step, ran.complete.reason) == (6, "the training time of 1m is spent")
+
+
+def test_a_budget_stops_a_run_when_it_is_spent_and_waiting_for_a_machine_is_free(checkpoints: Path, log: Path) -> None:
+    clock = FakeClock()
+    clock.pass_seconds(7200)  # waiting for a machine
+    settings = tiny.config(checkpoints, stop_after=25.0, stop_at=clock.now() + timedelta(days=1), termination_log=log)
+    session = piton_trainer.session(settings, clock=clock)
+
+    def ten_seconds_a_step() -> None:
+        with session:
+            session.restore(model=tiny.build())
+            for _ in session.steps(range(9), total=9):
+                clock.pass_seconds(10)
+
+    with pytest.raises(Stopped, match="budget is reached"):
+        ten_seconds_a_step()
+    assert session.step == 3
+    assert termination(log).limit is Limit.BUDGET
 
 
 def test_a_save_is_due_when_enough_time_has_passed(checkpoints: Path) -> None:

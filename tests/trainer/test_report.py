@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import piton_trainer
 from piton.contract.assignment import Assignment, SavePolicy
-from piton.contract.progress import Progress, Wishes
+from piton.contract.ends import Limit, Outcome, Termination
+from piton.contract.progress import Progress, StopAt, Wishes
 from piton_trainer.checkpoint import layout
 from piton_trainer.config import Server
 from piton_trainer.progress import progress_of
@@ -19,6 +22,7 @@ from piton_trainer.report import Reporter, push
 from piton_trainer.state import TrainState
 from support import tiny
 from support.clocks import FakeClock
+from support.mirrored import wait_for
 from support.status_server import StatusServer
 
 
@@ -73,7 +77,59 @@ def test_the_server_wishes_a_checkpoint_and_gets_one(tmp_path: Path) -> None:
 def test_the_server_wishes_a_stop_and_gets_it(tmp_path: Path) -> None:
     with StatusServer(lambda _: Wishes(stop=True)) as server:
         ran = tiny.train(tmp_path, server=Server(url=server.url), at={2: wait_for_a_wish})
-    assert (ran.code, ran.error) == (143, "told to stop by the server, the clock or another rank; step 2 is saved")
+    assert (ran.code, ran.error) == (143, "told to stop by the server or another rank; step 2 is saved")
+
+
+def test_the_server_moves_a_limit_and_the_training_keeps_it_by_itself(tmp_path: Path) -> None:
+    over = StopAt(time=datetime(2026, 1, 1, tzinfo=UTC), limit=Limit.BUDGET)
+    log = tmp_path / "termination-log"
+
+    def wait(session: piton_trainer.Session) -> None:
+        reporter = session._audience.reporter
+        assert reporter is not None
+        assert wait_for(lambda: reporter.stop_at is not None)
+
+    with StatusServer(lambda _: Wishes(stop_at=over)) as server:
+        ran = tiny.train(tmp_path, server=Server(url=server.url), at={2: wait}, termination_log=log)
+
+    assert (ran.code, ran.error) == (
+        143,
+        "limits.budget is reached, and the training stopped by itself; step 2 is saved",
+    )
+    last = Termination.from_json(log.read_text(encoding="utf-8"))
+    assert last is not None
+    assert (last.outcome, last.limit, last.checkpoint_step) == (Outcome.STOPPED, Limit.BUDGET, 2)
+
+
+def test_the_way_from_a_wish_to_a_durable_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured, and not judged: on a cluster the interval of reports, 5 s, comes on top."""
+    wished: list[float] = []
+
+    def wish(report: Progress) -> Wishes:
+        if report.step == 3 and not wished:
+            wished.append(time.monotonic())
+        return Wishes(checkpoint=bool(wished) and report.step == 3)
+
+    saved: list[float] = []
+    with StatusServer(wish) as server:
+        orders = Assignment(save=SavePolicy(keep_last=9))
+        seen = at_each_step_after(4, lambda: saved.append(time.monotonic()), tmp_path)
+        tiny.train(tmp_path, assignment=orders, server=Server(url=server.url), at={4: wait_for_a_wish, **seen})
+    assert {step for step, _ in layout.step_folders(tmp_path)} >= {4}
+    with capsys.disabled():
+        print(f"\nfrom a wish to a durable save: {1000 * (saved[0] - wished[0]):.0f} ms")
+
+
+def at_each_step_after(first: int, action: Callable[[], None], directory: Path) -> dict[int, tiny.Event]:
+    """Do it in the first step that finds the save of an earlier one durable."""
+    done: list[bool] = []
+
+    def look(_: piton_trainer.Session) -> None:
+        if not done and any(step == first for step, _ in layout.step_folders(directory)):
+            done.append(True)
+            action()
+
+    return dict.fromkeys(range(first + 1, tiny.STEPS + 1), look)
 
 
 def test_a_server_that_is_not_there_is_mentioned_once_and_disturbs_nothing(
@@ -163,6 +219,7 @@ def remaining(state: TrainState, *, training_seconds: float | None = None, total
         started=(10, 100.0),
         durable_step=None,
         resumed_from=10,
+        previous=None,
         metrics={},
         now=FakeClock().now(),
         finished=False,

@@ -17,6 +17,7 @@ from piton.contract.progress import (
     MIRROR_RESTORE_BYTES,
     MIRROR_RESTORED_BYTES,
     Progress,
+    StopAt,
 )
 from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.fence import Fence
@@ -54,6 +55,11 @@ class Audience:
     def wishes_stop(self) -> bool:
         """Whether somebody wants the training to stop."""
         return self.reporter is not None and self.reporter.stop_wished
+
+    @property
+    def stop_at(self) -> StopAt | None:
+        """Until when the operator lets the training go on, as far as it has said so."""
+        return None if self.reporter is None else self.reporter.stop_at
 
     @property
     def lag(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from piton.contract import names
 from piton.contract.assignment import Assignment
@@ -43,8 +43,12 @@ class Config:
     """The newest step that earlier attempts have reported as durable; None: none that the operator knows of."""
     allow_fresh_start: bool = False
     """Train from step 0 where no checkpoint can be restored, though there was one."""
+    gpus: int | None = None
+    """How many GPUs the pod asked for; None: none, or nobody says."""
     stop_at: datetime | None = None
-    """Save and leave at this time, UTC."""
+    """Save and leave at this time, UTC: the run's deadline."""
+    stop_after: float | None = None
+    """Save and leave so many seconds after the session began: the run's budget pays for no more."""
     report_seconds: float = REPORT_SECONDS
     """At least this long between two reports; 0 reports as fast as the server answers."""
     collective_seconds: float = COLLECTIVE_SECONDS
@@ -54,6 +58,8 @@ class Config:
     join_seconds: float = JOIN_SECONDS
     """How long a rank waits for the others before training begins: machines are launched, and pull images, at
     different times."""
+    hang_timeout: float | Literal["auto"] | None = None
+    """Seconds without a step that are a hang; `auto`: by the steps before (`hangs.rule`). None: nobody watches."""
     server: Server | None = None
     termination_log: Path | None = None
     """Where the termination message goes; None writes none."""
@@ -72,6 +78,7 @@ class Config:
             ValueError: a variable has a value that makes no sense; the message names it.
         """
         set_vars = {name: value for name, value in env.items() if value}
+        report_seconds = _seconds(names.ENV_REPORT_SECONDS, set_vars.get(names.ENV_REPORT_SECONDS))
         return cls(
             checkpoint_dir=Path(set_vars.get(names.ENV_CHECKPOINT_DIR, "checkpoints")).absolute(),
             assignment=_assignment(set_vars.get(names.ENV_CONFIG)),
@@ -80,12 +87,15 @@ class Config:
             attempt=_count(names.ENV_ATTEMPT, set_vars.get(names.ENV_ATTEMPT)),
             durable_step=_count(names.ENV_DURABLE_STEP, set_vars.get(names.ENV_DURABLE_STEP)),
             allow_fresh_start=_is_true(names.ENV_ALLOW_FRESH_START, set_vars.get(names.ENV_ALLOW_FRESH_START)),
+            gpus=_count(names.ENV_GPUS, set_vars.get(names.ENV_GPUS)),
             stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),
-            report_seconds=_report_seconds(set_vars.get(names.ENV_REPORT_SECONDS)),
+            stop_after=_seconds(names.ENV_STOP_AFTER, set_vars.get(names.ENV_STOP_AFTER)),
+            report_seconds=REPORT_SECONDS if report_seconds is None else report_seconds,
             collective_seconds=float(
                 _count(names.ENV_COLLECTIVE_SECONDS, set_vars.get(names.ENV_COLLECTIVE_SECONDS)) or COLLECTIVE_SECONDS
             ),
             join_seconds=float(_count(names.ENV_JOIN_SECONDS, set_vars.get(names.ENV_JOIN_SECONDS)) or JOIN_SECONDS),
+            hang_timeout=_hang_timeout(set_vars.get(names.ENV_HANG_TIMEOUT)),
             server=_server(set_vars),
             termination_log=termination_log(set_vars),
             background_saves=_background_saves(set_vars.get(names.ENV_SAVES)),
@@ -129,13 +139,29 @@ def _stop_at(text: str | None) -> datetime | None:
     return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
-def _report_seconds(text: str | None) -> float:
+def _seconds(variable: str, text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
-        seconds = REPORT_SECONDS if text is None else float(text)
+        seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{names.ENV_REPORT_SECONDS} has to be a number of seconds, 0 or more, not {text!r}")
+        raise ValueError(f"{variable} has to be a number of seconds, 0 or more, not {text!r}")
+    return seconds
+
+
+def _hang_timeout(text: str | None) -> float | Literal["auto"] | None:
+    if text in (None, names.HANGS_OFF):
+        return None
+    if text == names.HANGS_AUTO:
+        return "auto"
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{names.ENV_HANG_TIMEOUT} has to be auto, off or a number of seconds above 0, not {text!r}")
     return seconds
 
 

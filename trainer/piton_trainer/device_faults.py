@@ -9,20 +9,30 @@ A rank that only misses another one says so with the same errors as a rank whose
 failed first is for the operator to tell.
 """
 
+import logging
+import os
 import re
+from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
+from piton.contract.devices import MISSING_GPUS, names_broken_device
+from piton_trainer.errors import DeviceLost
+
+_log = logging.getLogger(__name__)
+
+DRIVER = Path("/dev/nvidiactl")
+"""The container's way to the driver, beside that to each GPU."""
 _OF_THE_PROGRAM = re.compile(
     "out of memory|illegal memory access|illegal instruction|misaligned address|device-side assert|"
     "unspecified launch failure|invalid device ordinal"
 )
 """NCCL reports these as an unhandled error of CUDA's."""
 _OF_A_DEVICE = re.compile(
-    "uncorrectable (ECC|NVLink) error|no CUDA-capable device is detected|is/are busy or unavailable|"
-    "system not yet initialized|unsupported display driver / cuda driver combination|over nvlink or a hardware error|"
-    r"CUDA error: unknown error|(GPU|device) is lost|fallen off the bus|\bXid\b"
+    "is/are busy or unavailable|unsupported display driver / cuda driver combination|CUDA error: unknown error"
 )
+"""Beside those that name a broken one: these may have another cause than the machine."""
 _OF_A_CONNECTION = re.compile(
     "ncclSystemError|ncclRemoteError|ncclUnhandledCudaError|Watchdog caught collective operation timeout|"
     "gloo/.*(Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|connectFullMesh failed|"
@@ -36,4 +46,24 @@ def is_device_fault(error: BaseException) -> bool:
         return False
     if isinstance(error, dist.DistStoreError | dist.DistNetworkError):  # a rank does not come, or cannot be reached
         return True
-    return bool(_OF_A_DEVICE.search(text) or _OF_A_CONNECTION.search(text))
+    return names_broken_device(text) or bool(_OF_A_DEVICE.search(text) or _OF_A_CONNECTION.search(text))
+
+
+def require_gpus(asked: int | None) -> None:
+    """Find a GPU that is missing before anything is spent: fewer would train on, each rank alone or on the CPU.
+
+    Not where the ranks or the user have chosen their devices by CUDA_VISIBLE_DEVICES, nor with a torch without CUDA. A
+    container without any driver is on a node that only says it has GPUs, as those of a test cluster do.
+
+    Raises:
+        DeviceLost: the container sees fewer GPUs than its pod asked for.
+    """
+    if not asked or torch.version.cuda is None or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return
+    seen = torch.cuda.device_count()
+    if seen == 0 and not DRIVER.exists():
+        _log.warning("the pod asked for %d GPUs, and its container has no driver for any: it trains on the CPU", asked)
+    elif seen < asked:
+        raise DeviceLost(
+            f"{asked - seen} of {asked} {MISSING_GPUS} {seen}; look at nvidia-smi and the kernel's log on the node"
+        )

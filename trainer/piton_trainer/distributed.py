@@ -43,6 +43,7 @@ class Ranks:
         self.local_rank = local_rank
         self.world_size = world_size
         self.group = group
+        self.local_world_size = _number("LOCAL_WORLD_SIZE", 1)
         self.device = _device(local_rank)
         self._owns_process_group = False
         self._cause: BaseException | None = None

@@ -17,7 +17,7 @@ ends with the right code and without a traceback. Wrong arguments in code remain
 
 from typing import ClassVar
 
-from piton.contract.ends import EXIT_CODES, Outcome
+from piton.contract.ends import EXIT_CODES, Limit, Outcome
 
 
 class Ended(SystemExit):
@@ -34,9 +34,13 @@ class Ended(SystemExit):
 
 
 class Stopped(Ended):
-    """Told to stop, and nothing that was trained is lost."""
+    """Told to stop, or at a limit of the run's, and nothing that was trained is lost."""
 
     outcome = Outcome.STOPPED
+
+    def __init__(self, detail: str, limit: Limit | None = None) -> None:
+        super().__init__(detail)
+        self.limit = limit
 
 
 class BadConfig(Ended):

@@ -16,6 +16,7 @@ from piton_trainer.boundary import fraction_done
 from piton_trainer.checkpoint.intake import Document, Targets
 from piton_trainer.checkpoint.load import Loaded, load_newest
 from piton_trainer.config import Config
+from piton_trainer.device_faults import require_gpus
 from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
 from piton_trainer.objects import Objects
@@ -34,7 +35,9 @@ def evaluate(config: Config) -> Termination:
 
     Raises:
         BadConfig: the assignment cannot work, or there is nothing to evaluate.
+        DeviceLost: there are fewer GPUs than the pod asked for.
     """
+    require_gpus(config.gpus)
     ranks = Ranks.join(config.collective_seconds, config.join_seconds)
     named = Path(os.environ.get(names.ENV_CHECKPOINT) or "").name
     visitor = Visitor(config, ranks, best=names.parse_step_folder(named))

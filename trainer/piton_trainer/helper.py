@@ -80,6 +80,11 @@ def join() -> tuple[Connection, list[int]]:
     return Connection(line), descriptors
 
 
+def outlive() -> None:
+    """In the process: do not die with the trainer any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def end_with(parent: int) -> None:
     """Die when the trainer does, also when it is dead already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -56,7 +56,8 @@ def train(session: Session, recipe: Recipe) -> None:
         recipe.tune(trainee.optimizers, fraction=fraction, step=session.step)
         metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
         if _is_evaluated(session.step + 1, config, session.last_step) or _seems_last(fraction, before):
-            metrics |= _timed(trainee.evaluate, config, clock)
+            with session.untimed():
+                metrics |= _timed(trainee.evaluate, config, clock)
         session.report(**metrics)
         before = fraction
 

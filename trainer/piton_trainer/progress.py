@@ -5,11 +5,20 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from piton.contract.assignment import Assignment
-from piton.contract.progress import CHECKPOINT_STEP, RESUMED_FROM, STEP, TOTAL_STEPS, Progress
+from piton.contract.ends import PreviousEnd
+from piton.contract.progress import (
+    CHECKPOINT_STEP,
+    PREVIOUS_ATTEMPT,
+    PREVIOUS_OUTCOME,
+    RESUMED_FROM,
+    STEP,
+    TOTAL_STEPS,
+    Progress,
+)
 from piton_trainer.boundary import fraction_done
 from piton_trainer.state import TrainState
 
-_OURS = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM})
+_OURS = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, PREVIOUS_OUTCOME})
 """A script may report a `step` of its own; on the wire the name is taken."""
 _PERCENT_MAX = 99
 """Until the last checkpoint is durable there is something left to do."""
@@ -23,6 +32,7 @@ def progress_of(
     started: tuple[int, float],
     durable_step: int | None,
     resumed_from: int | None,
+    previous: PreviousEnd | None,
     metrics: Mapping[str, float],
     now: datetime,
     finished: bool,
@@ -38,6 +48,7 @@ def progress_of(
         total_steps=total,
         checkpoint_step=durable_step,
         resumed_from=resumed_from,
+        previous=previous,
         metrics={name: value for name, value in metrics.items() if name not in _OURS},
     )
 

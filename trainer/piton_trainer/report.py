@@ -9,9 +9,10 @@ import json
 import logging
 import ssl
 import threading
+from dataclasses import replace
 from urllib.parse import urlsplit
 
-from piton.contract.progress import Progress, Wishes
+from piton.contract.progress import Progress, StopAt, Wishes
 from piton_trainer.config import Server
 
 logger = logging.getLogger(__name__)
@@ -58,10 +59,15 @@ class Reporter:
         """Whether the server wants a checkpoint that has not been made yet."""
         return self._wishes.checkpoint
 
+    @property
+    def stop_at(self) -> StopAt | None:
+        """Until when the server lets the run go on, by its newest answer that said so."""
+        return self._wishes.stop_at
+
     def checkpoint_made(self) -> None:
         """The wish for a checkpoint is granted."""
         with self._news:
-            self._wishes = Wishes(stop=self._wishes.stop)
+            self._wishes = replace(self._wishes, checkpoint=False)
 
     def close(self, last: Progress | None) -> None:
         """Send a last report and end the thread; gives up on a server that is slow to answer."""
@@ -90,7 +96,9 @@ class Reporter:
             return
         with self._news:
             self._wishes = Wishes(
-                checkpoint=self._wishes.checkpoint or wishes.checkpoint, stop=self._wishes.stop or wishes.stop
+                checkpoint=self._wishes.checkpoint or wishes.checkpoint,
+                stop=self._wishes.stop or wishes.stop,
+                stop_at=wishes.stop_at or self._wishes.stop_at,
             )
 
 

@@ -13,10 +13,12 @@ import errno
 import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Generator, Tensor
 
 from piton.contract import start
@@ -29,10 +31,13 @@ from piton_trainer.checkpoint.make import make_checkpointer
 from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, termination_log
+from piton_trainer.device_faults import require_gpus
 from piton_trainer.distributed import Ranks
 from piton_trainer.ending import TerminationLog, end_as_lost_device, outcome_of, say
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
 from piton_trainer.feed import Randomness
+from piton_trainer.hangs.beats import Beats, Phase, record_collectives
+from piton_trainer.hangs.watchdog import Watchdog, watched
 from piton_trainer.seat import Seat
 from piton_trainer.signals import StopFlag
 from piton_trainer.startup import Startup
@@ -87,6 +92,8 @@ class Session(Seat):
         self._attempt = config.attempt or 0
         self._log = TerminationLog(config.termination_log, self._ranks)
         self._audience = Audience()
+        self._beats: Beats = Beats()
+        self._watchdog: Watchdog | None = None
         self._steps: Steps | None = None
         self._store: Store | None = None
 
@@ -218,6 +225,21 @@ class Session(Seat):
         randomness = self._opened.randomness(generators)
         return randomness if self._opened.begin(randomness, total=total, step=step) else None
 
+    def begin_step(self) -> None:
+        """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""
+        self._beats.begin_step()
+
+    def end_step(self) -> None:
+        """All of the step is computed. What comes before its boundary, an evaluation say, is not timed."""
+        self._beats.end_step()
+
+    def untimed(self) -> AbstractContextManager[None]:
+        """For what may take long inside a step, such as an evaluation: until it ends, no step is missed.
+
+        On all ranks a training that ends no step for too long is ended as one that hangs, see `limits.hangTimeout`.
+        """
+        return self._beats.during(Phase.UNTIMED)
+
     def listen(self) -> None:
         """Take the signals over again from a framework that has taken them since."""
         self._signals.listen()
@@ -245,7 +267,10 @@ class Session(Seat):
     def _open(self) -> None:
         self._signals.install()
         self._startup = startup = Startup(self._clock)
+        require_gpus(self._config.gpus)
         readahead.begin(self._config.checkpoint_dir)
+        if self._config.hang_timeout is not None and torch.cuda.is_available():
+            record_collectives(self._config.checkpoint_dir)
         try:
             self._ranks = Ranks.join(self._config.collective_seconds, self._config.join_seconds)
         except ValueError as error:
@@ -255,6 +280,7 @@ class Session(Seat):
         self._log.clear()
         fence = self._ranks.on_main(self._claim)
         self._attempt = fence.attempt
+        self._beats, self._watchdog = watched(self._config, self._ranks, attempt=fence.attempt)
         if self.is_main:
             self._audience = gather(self._config, world_size=self.world_size, fence=fence, clock=self._clock)
         self._store = self._make_store(fence)
@@ -267,6 +293,7 @@ class Session(Seat):
             signals=self._signals,
             clock=self._clock,
             startup=startup,
+            beats=self._beats,
         )
         startup.lap(start.CLAIM)
 
@@ -334,6 +361,7 @@ class Session(Seat):
         Raises:
             DeviceLost: the error says so; it has its own exit code.
         """
+        self._beats.enter(Phase.ENDING)
         outcome, detail = outcome_of(error)
         finished = error is None and self._steps is not None and self._steps.complete is not None
         in_order = error is None or isinstance(error, Ended)
@@ -342,7 +370,10 @@ class Session(Seat):
             self._store.release()
         if finished or error is not None:
             holder = error.holder if isinstance(error, Fenced) else None
-            self._log.leave(replace(self._termination(outcome, detail), fence=holder))
+            limit = error.limit if isinstance(error, Stopped) else None
+            self._log.leave(replace(self._termination(outcome, detail), fence=holder, limit=limit))
+            if self._store is not None:
+                self._store.leave_end(outcome)
         if isinstance(error, Ended) and self.local_rank == 0:
             say(detail)
         if finished and self.is_main and self._steps is not None and self._steps.complete is not None:
@@ -353,6 +384,9 @@ class Session(Seat):
         has_news = in_order and self.is_main and self._steps is not None and self._steps.has_begun
         self._audience.close(self._steps.progress(finished=finished) if has_news and self._steps is not None else None)
         self._signals.restore()
+        if self._watchdog is not None:
+            self._watchdog.leave()
+        self._beats.close()
         if in_order:
             self._ranks.leave()
         if isinstance(error, Stopped):

@@ -31,6 +31,8 @@ from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig, Ended, Stopped
 from piton_trainer.feed import Feed, Randomness, Resume, length_of
 from piton_trainer.gradients import Gradients
+from piton_trainer.hangs.beats import Beats, Phase
+from piton_trainer.limits import TimeLimit
 from piton_trainer.measured import Measured
 from piton_trainer.objects import EMA, MODEL, Objects, Stateful
 from piton_trainer.progress import progress_of
@@ -58,6 +60,7 @@ class Steps:
         signals: StopFlag,
         clock: Clock,
         startup: Startup,
+        beats: Beats,
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
@@ -71,6 +74,8 @@ class Steps:
         self._signals = signals
         self._clock = clock
         self._startup = startup
+        self._beats = beats
+        self._time_limit = TimeLimit(config, clock)
         self._saves = Saves(
             config.assignment.save, ranks=ranks, store=store, audience=audience, signals=signals, clock=clock
         )
@@ -160,6 +165,7 @@ class Steps:
         for _ in range(self.state.position.epoch, epochs) if total is None else count():
             for batch in feed.epoch():
                 self._waited = self._clock.monotonic() - self._lap
+                self._beats.begin_step()
                 self._inside_step = True
                 gradients.next_batch()
                 yield batch
@@ -202,6 +208,7 @@ class Steps:
             started=self._started,
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
+            previous=self._store.previous_end,
             metrics=self._measured.read_all()
             | self._audience.lag
             | self._saves.metrics()
@@ -274,8 +281,11 @@ class Steps:
         self.state.step += 1
         if self._startup.end():
             self._audience.started(self._startup.seconds)
-        self._saves.poll()
+            self._beats.watch_compiles()
+        with self._beats.during(Phase.SAVING):
+            self._saves.poll()
         word = self._agree()
+        self._beats.stepped(self.state.step, durable_step=self._store.durable_step)
         lap, self.state.training_seconds = word.training_seconds - self.state.training_seconds, word.training_seconds
         self._saves.stepped(lap)
         self._audience.stepped(seconds=lap, waited_seconds=self._waited)
@@ -296,6 +306,7 @@ class Steps:
         self._report()
         self._measured.next_step()
         self._lap = self._clock.monotonic()
+        self._beats.enter(Phase.BETWEEN)
         return False
 
     def _postpone(self, *, is_due: bool, is_best: bool) -> None:
@@ -346,8 +357,8 @@ class Steps:
     def _stop_is_wished(self) -> bool:
         if self._rehearsal and self._rehearsal.stops(self.state.step, is_resumed=self._restored is not None):
             return True
-        too_late = self._config.stop_at is not None and self._clock.now() >= self._config.stop_at
-        return too_late or self._audience.wishes_stop
+        self._time_limit.renew(self._audience.stop_at)
+        return self._time_limit.reached() is not None or self._audience.wishes_stop
 
     def _judge(self, value: float) -> bool:
         objective = self._assignment.objective
@@ -382,8 +393,10 @@ class Steps:
             self._has_diverged = self._measured.has_diverged(on_device=True)
 
     def _stopped(self) -> Stopped:
-        received, step = self._signals.received, self._store.durable_step
-        cause = "the server, the clock or another rank" if received is None else received.name
-        return Stopped(
-            f"told to stop by {cause}; " + ("nothing was trained yet" if step is None else f"step {step} is saved")
-        )
+        received, step, reached = self._signals.received, self._store.durable_step, self._time_limit.reached()
+        saved = "nothing was trained yet" if step is None else f"step {step} is saved"
+        if received is None and reached is not None and self._ranks.is_main:
+            detail = f"limits.{reached.limit} is reached, and the training stopped by itself; {saved}"
+            return Stopped(detail, reached.limit)
+        cause = "the server or another rank" if received is None else received.name
+        return Stopped(f"told to stop by {cause}; {saved}")

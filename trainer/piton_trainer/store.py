@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from piton.contract import names
+from piton.contract.ends import Outcome, PreviousEnd
 from piton.contract.manifest import Complete
 from piton_trainer import codec, rng
 from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot, layout
@@ -28,13 +29,15 @@ from piton_trainer.checkpoint.load import Loaded, Wanted, load_newest, newest_st
 from piton_trainer.checkpoint.retry import Retry
 from piton_trainer.checkpoint.save import size_of
 from piton_trainer.distributed import Ranks
-from piton_trainer.errors import BadConfig, OutOfSpace, VolumeLost
+from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
 from piton_trainer.feed import Randomness, Resume
 from piton_trainer.objects import LOADER, Objects
 from piton_trainer.state import TrainState
 
 logger = logging.getLogger(__name__)
 
+_LEAVES_NO_END = frozenset({Outcome.FINISHED, Outcome.FENCED, Outcome.VOLUME_LOST})
+"""COMPLETE.json says the first, the volume is another attempt's after the second, and gone after the third."""
 _FRESH_START = (
     "to train from step 0 all the same, annotate the TrainingRun with "
     f"{names.ANNOTATION_ALLOW_FRESH_START}=true, say `piton run --fresh`, or set {names.ENV_ALLOW_FRESH_START}=true"
@@ -90,6 +93,8 @@ class Store:
         self._hooks: list[RemovableHandle] = []
         self._restored_step: int | None = None
         self._taken_step: int | None = None
+        self.previous_end = self._read_end() if ranks.is_main else None
+        """Rank 0's: how the attempt before ended, if it could still write it."""
 
     @property
     def durable_step(self) -> int | None:
@@ -167,6 +172,29 @@ class Store:
         with layout.trouble_is_an_end(self._directory):
             self._fence.check()
             self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
+
+    def leave_end(self, outcome: Outcome) -> None:
+        """Let the next attempt know how this one ends: a rank that fails, else rank 0. Each rank on its own.
+
+        A rank that fails is why torchrun stops the others, so its word stays. Where it cannot be written, nothing is
+        lost but this.
+        """
+        failed = outcome in (Outcome.FAILED, Outcome.DEVICE_LOST)
+        if outcome in _LEAVES_NO_END or not (failed or self._ranks.is_main):
+            return
+        end, before = PreviousEnd(attempt=self._fence.attempt, outcome=outcome), self._read_end()
+        if before is not None and before.attempt == end.attempt:
+            return
+        try:
+            self._fence.check()
+            self._disk.write(self._directory / names.END_FILE, end.to_json())
+        except (OSError, ValueError, Ended) as error:
+            logger.warning("%s is not written: %s", names.END_FILE, error)
+
+    def _read_end(self) -> PreviousEnd | None:
+        with suppress(OSError, UnicodeDecodeError):
+            return PreviousEnd.from_json((self._directory / names.END_FILE).read_text(encoding="utf-8"))
+        return None
 
     def save(self, state: TrainState, objects: Objects, feed: Randomness, metrics: Mapping[str, float]) -> None:
         """Save everything as of now."""

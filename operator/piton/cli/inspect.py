@@ -16,13 +16,14 @@ from piton.clock import SystemClock
 from piton.contract import names
 from piton.contract.duration import parse_duration
 from piton.core import rules, rules_warnings
+from piton.core.claim import volume_claim
 from piton.core.decide import decide
 from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
 from piton.core.estimate import Estimate, estimate, price_of
 from piton.core.model import Budget, Meta, Spec, Stage
 from piton.core.observed import Observed, VolumeSeen
 from piton.core.parse import Parsed, SpecError, model_of
-from piton.core.pytorchjob import in_pod, pytorchjob, volume_claim
+from piton.core.pytorchjob import in_pod, pytorchjob
 from piton.core.render import appdef, as_text, interval
 from piton.core.stages import wanted
 from piton.core.status import RunStatus
@@ -194,7 +195,7 @@ def _plan(meta: Meta, spec: Spec) -> dict[str, Any]:
         "name": meta.name,
         "decisions": [_decision(decision) for decision in _decisions(meta, spec)],
         "saves": interval(spec),
-        "appDef": as_text(appdef(meta, spec, attempt, in_pod(meta))),
+        "appDef": as_text(appdef(meta, spec, attempt, in_pod(meta, gpus=spec.workers.gpus_per_node))),
         "pyTorchJob": pytorchjob(meta, spec, attempt),
         "stages": {stage.value: pytorchjob(meta, spec, number, stage=stage) for stage, number in numbers.items()},
         "volumeClaim": volume_claim(meta, spec) if spec.checkpoint.volume.size else None,

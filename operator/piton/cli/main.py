@@ -302,6 +302,16 @@ def restore(*, uri: str, directory: Path) -> int:
     return mirrored.restore(uri, directory)
 
 
+@cli.command()
+@click.argument("run")
+@click.option("-n", "--namespace", help="The run's namespace.  [default: kubectl's]")
+def retry(*, run: str, namespace: str | None) -> int:
+    """Take up RUN, which has failed on a cluster or holds since it got nowhere, from its newest checkpoint."""
+    from piton.cli import retry as retrying
+
+    return retrying.retry(run, namespace)
+
+
 def main() -> None:
     """The console script."""
     try:

@@ -1,11 +1,12 @@
 """How a trainer process ends: its exit code, and one JSON object as the container's termination message.
 
     finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
-    volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- failed: any other, but for those up to 95, which later
-    versions may use
+    volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- hung 60 --- failed: any other, but for those up to 95, which
+    later versions may use
 
-143 is what a shell reports for SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves
-nothing (a trainer that traps SIGTERM may exit 0 too): the operator believes an outcome, or evidence from the pod.
+60 is the signal that ends a rank that hangs: it calls _exit with its own number. 143 is what a shell reports for
+SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves nothing (a trainer that traps SIGTERM
+may exit 0 too): the operator believes an outcome, or evidence from the pod.
 """
 
 import json
@@ -28,6 +29,7 @@ class ExitCode(IntEnum):
     """Exit codes that mean something to Piton."""
 
     FINISHED = 0
+    HUNG = 60
     BAD_CONFIG = 78
     DIVERGED = 79
     OUT_OF_SPACE = 80
@@ -59,8 +61,17 @@ class Outcome(OpenEnum):
     """A GPU, its driver, or the connection between ranks failed. A rank says so too when it only misses another."""
     NOT_MIRRORED = "notMirrored"
     """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
+    HUNG = "hung"
+    """No rank has ended a step for too long; the watchdog has ended them all."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
+
+
+class Limit(OpenEnum):
+    """A limit of the run's that a trainer keeps by itself."""
+
+    DEADLINE = "deadline"
+    BUDGET = "budget"
 
 
 EXIT_CODES: dict[Outcome, ExitCode] = {
@@ -73,6 +84,7 @@ EXIT_CODES: dict[Outcome, ExitCode] = {
     Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
     Outcome.DEVICE_LOST: ExitCode.DEVICE_LOST,
     Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
+    Outcome.HUNG: ExitCode.HUNG,
 }
 _OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
 _LATER_CODES = range(85, 96)
@@ -102,6 +114,8 @@ class Termination:
     best_metric: float | None = None
     fence: int | None = None
     """The attempt that holds the checkpoint directory, when it is not this one: the next attempt has to be higher."""
+    limit: Limit | None = None
+    """Of one that stopped by itself: the limit that was reached."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What an evaluation has measured. At most 32 count, so that there is room for them."""
     detail: str = ""
@@ -124,6 +138,7 @@ class Termination:
             "bestStep": self.best_step,
             "bestMetric": self.best_metric,
             "fence": self.fence,
+            "limit": None if self.limit is None else self.limit.value,
             "metrics": _metrics(self.metrics) or None,
             "detail": detail,
         }
@@ -149,11 +164,34 @@ class Termination:
                 best_step=_integer(fields.get("bestStep")),
                 best_metric=_number(fields.get("bestMetric")),
                 fence=_integer(fields.get("fence")),
+                limit=Limit(fields["limit"]) if isinstance(fields.get("limit"), str) else None,
                 metrics=_metrics(fields.get("metrics")),
                 detail=str(fields.get("detail", "")),
             )
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviousEnd:
+    """How the attempt before ended, by its own word, which it left on the checkpoint volume."""
+
+    attempt: int
+    outcome: Outcome
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps({"attempt": self.attempt, "outcome": self.outcome.value})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """Parse the file; None where it says nothing that this version understands."""
+        try:
+            fields = json.loads(text)
+            attempt, outcome = fields["attempt"], Outcome(fields["outcome"])
+        except (ValueError, TypeError, KeyError):
+            return None
+        return cls(attempt=attempt, outcome=outcome) if _integer(attempt) is not None else None
 
 
 def _integer(value: object) -> int | None:

@@ -11,13 +11,19 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Self
+
+from piton.contract.ends import Limit, Outcome, PreviousEnd
 
 # Metric names with a meaning; transformers' KubeflowCallback calls the first two current_step and total_steps.
 STEP = "step"
 TOTAL_STEPS = "total_steps"
 CHECKPOINT_STEP = "checkpoint_step"
 RESUMED_FROM = "resumed_from_step"
+PREVIOUS_ATTEMPT = "previous_attempt"
+PREVIOUS_OUTCOME = "previous_outcome"
+"""The only value that is a word."""
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
@@ -34,7 +40,7 @@ STEP_SECONDS = "step_seconds"
 EVALUATION_SECONDS = "evaluation_seconds"
 EVALUATION_EVERY_STEPS = "evaluation_every_steps"
 _ALIASES = {"current_step": STEP}
-_RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM})
+_RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT})
 
 BODY_BYTES_MAX = 1 << 20
 """A longer report is refused unread."""
@@ -58,15 +64,19 @@ class Progress:
     checkpoint_step: int | None = None
     resumed_from: int | None = None
     """The step that this attempt started from; None for a fresh start."""
+    previous: PreviousEnd | None = None
+    """How the attempt before ended, in case its pods were gone before anything was read from them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         """The request's body."""
-        numbers: dict[str, float | int | None] = {
+        values: dict[str, float | int | str | None] = {
             STEP: self.step,
             TOTAL_STEPS: self.total_steps,
             CHECKPOINT_STEP: self.checkpoint_step,
             RESUMED_FROM: self.resumed_from,
+            PREVIOUS_ATTEMPT: None if self.previous is None else self.previous.attempt,
+            PREVIOUS_OUTCOME: None if self.previous is None else self.previous.outcome.value,
             **self.metrics,
         }
         status: dict[str, Any] = {"lastUpdatedTime": self.updated}
@@ -74,9 +84,7 @@ class Progress:
             status["progressPercentage"] = self.percentage
         if self.remaining_seconds is not None:
             status["estimatedRemainingSeconds"] = self.remaining_seconds
-        status["metrics"] = [
-            {"name": name, "value": str(value)} for name, value in numbers.items() if value is not None
-        ]
+        status["metrics"] = [{"name": name, "value": str(value)} for name, value in values.items() if value is not None]
         return {"trainerStatus": status}
 
     @classmethod
@@ -99,6 +107,7 @@ class Progress:
             total_steps=_whole(numbers.get(TOTAL_STEPS)),
             checkpoint_step=_whole(numbers.get(CHECKPOINT_STEP)),
             resumed_from=_whole(numbers.get(RESUMED_FROM)),
+            previous=_previous(numbers.get(PREVIOUS_ATTEMPT), status.get("metrics")),
             metrics={name: value for name, value in numbers.items() if name not in _RESERVED},
         )
 
@@ -116,6 +125,16 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopAt:
+    """Until when a trainer may go on."""
+
+    time: datetime | None = None
+    """None: no limit says anything."""
+    limit: Limit | None = None
+    """The limit that is reached then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wishes:
     """What the server asks for in its answer."""
 
@@ -123,19 +142,42 @@ class Wishes:
     """Save now and go on (a rebalance recommendation, say)."""
     stop: bool = False
     """Save and end in order."""
+    stop_at: StopAt | None = None
+    """Holds from now on, instead of what the environment or an earlier answer said; None changes nothing."""
 
     def to_json(self) -> str:
         """The answer's body."""
-        return json.dumps({name: True for name in ("checkpoint", "stop") if getattr(self, name)})
+        fields: dict[str, Any] = {name: True for name in ("checkpoint", "stop") if getattr(self, name)}
+        if self.stop_at is not None:
+            time, limit = self.stop_at.time, self.stop_at.limit
+            fields["stopAt"] = {"time": time.isoformat(), "limit": limit} if time is not None else {}
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Parse an answer; anything that is not one asks for nothing."""
         try:
             fields = json.loads(text or "{}")
-            return cls(checkpoint=fields.get("checkpoint") is True, stop=fields.get("stop") is True)
+            return cls(
+                checkpoint=fields.get("checkpoint") is True,
+                stop=fields.get("stop") is True,
+                stop_at=_stop_at(fields.get("stopAt")),
+            )
         except (ValueError, AttributeError):
             return cls()
+
+
+def _stop_at(fields: object) -> StopAt | None:
+    if not isinstance(fields, dict):
+        return None
+    if "time" not in fields:
+        return StopAt()
+    try:
+        time = datetime.fromisoformat(fields["time"])
+    except (ValueError, TypeError):
+        return None
+    limit = fields.get("limit")
+    return StopAt(time=time.replace(tzinfo=time.tzinfo or UTC), limit=Limit(limit) if isinstance(limit, str) else None)
 
 
 def _numbers(metrics: object) -> dict[str, float]:
@@ -149,6 +191,16 @@ def _numbers(metrics: object) -> dict[str, float]:
         if value is not None and (name in _RESERVED or len(numbers) < _METRICS_MAX):
             numbers[name] = value
     return numbers
+
+
+def _previous(attempt: float | None, metrics: object) -> PreviousEnd | None:
+    number = _whole(attempt)
+    if number is None:
+        return None
+    for item in metrics if isinstance(metrics, list) else []:
+        if isinstance(item, dict) and item.get("name") == PREVIOUS_OUTCOME and isinstance(item.get("value"), str):
+            return PreviousEnd(attempt=number, outcome=Outcome(item["value"][:_NAME_MAX]))
+    return None
 
 
 def _number(value: object) -> float | None:

@@ -4,7 +4,7 @@ Karpenter launches nothing for a pod whose affinity names a label that it restri
 of `karpenter.sh/`. So no single node can be avoided by its name, only its type, where and in the way it is bought.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,15 +43,34 @@ class TooDear:
     """None: in every zone."""
 
 
-def affinity(spec: Spec, avoid: Collection[TooDear] = (), avoid_zones: Collection[str] = ()) -> dict[str, Any]:
+def affinity(
+    spec: Spec,
+    avoid: Collection[TooDear] = (),
+    avoid_zones: Collection[str] = (),
+    zone_of: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The affinity of every pod of an attempt; empty when any node will do.
 
     What is too dear is ruled out. Zones are avoided as long as there are nodes in others: Karpenter takes a preference
-    for a requirement until nothing else is left.
+    for a requirement until nothing else is left. The pods have to be in the zone of those with the labels `zone_of`.
     """
     placement = spec.workers.template.placement
     nodes = {**_required(spec, avoid), **(_preferred(avoid_zones) if avoid_zones else {})}
-    return {**({"nodeAffinity": nodes} if nodes else {}), **(_pod_affinity(placement) if placement else {})}
+    pods = _pod_affinity(placement) if placement else {}
+    if zone_of:
+        pods["podAffinity"] = {**pods.get("podAffinity", {}), **_in_zone_of(zone_of)}
+    return {**({"nodeAffinity": nodes} if nodes else {}), **pods}
+
+
+def may_span_zones(spec: Spec) -> bool:
+    """Whether its pods are several, and nothing in the spec keeps them in one zone."""
+    return spec.workers.nodes > 1 and len(spec.workers.zones) != 1
+
+
+def _in_zone_of(labels: Mapping[str, str]) -> dict[str, Any]:
+    """The scheduler lets the first of the pods in wherever a node names its zone, since it has the labels itself."""
+    term = {"labelSelector": {"matchLabels": dict(labels)}, "topologyKey": ZONE}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 
 
 def _preferred(avoid_zones: Collection[str]) -> dict[str, Any]:

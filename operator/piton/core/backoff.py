@@ -47,6 +47,8 @@ class Pace:
     """What an orderly stop may take; a budget keeps back what that costs."""
     queue_seconds: float = 15.0
     """How often a run that waits in a queue asks for its place; that it is admitted it is told at once."""
+    device_taint_seconds: float | None = None
+    """For how long a node is tainted whose device was lost; None: Piton writes to no node."""
     worth_seconds: float = 120.0
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 

@@ -6,6 +6,7 @@ begins only where what is left pays for some minutes beyond that.
 
 import math
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from fractions import Fraction
 
 from piton.core import cost
@@ -95,6 +96,26 @@ def reserve_of(spec: Spec | None, status: RunStatus, *, pace: Pace) -> Fraction:
     if flying is not None and flying.state is not AttemptState.ENDED:
         return reserve(spec, status, flying.stage, pace=pace)
     return reserve(spec, status, None if spec is None else next_stage(spec, status), pace=pace)
+
+
+def seconds_to_come(context: Context) -> float | None:
+    """For how long the budget pays for the next attempt, as far as its price is known; None where it is not."""
+    found, spec, stage = account(context), context.spec, context.stage
+    if found is None or spec is None or stage is None:
+        return None
+    price = _price_to_come(spec, context.status, stage)
+    return float(max(Fraction(0), found.left) / price * cost.HOUR) if price else None
+
+
+def stop_at(context: Context) -> datetime | None:
+    """When the budget is spent to the last cent, at what is paid now; None while nothing is.
+
+    The operator stops the attempt earlier, by what an orderly stop costs; this is the trainer's own limit.
+    """
+    found = account(context)
+    if found is None or not found.per_hour:
+        return None
+    return context.now + timedelta(seconds=float(max(Fraction(0), found.left) / found.per_hour * cost.HOUR))
 
 
 def exhausted(found: Account, status: RunStatus | None = None) -> str:

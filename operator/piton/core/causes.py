@@ -22,12 +22,12 @@ class Cause:
     """What helps. Groups of the pattern are filled in."""
 
 
-def recognize(text: str, causes: Iterable[Cause]) -> tuple[Reason, str] | None:
-    """The reason and the advice of the first cause that is found in the text."""
+def recognize(text: str, causes: Iterable[Cause], **known: str) -> tuple[Reason, str] | None:
+    """The reason and the advice of the first cause that is found in the text. `known` is filled in as well."""
     for cause in causes:
         found = re.search(cause.pattern, text, re.DOTALL)
         if found:
-            return cause.reason, cause.advice.format(**found.groupdict())
+            return cause.reason, cause.advice.format(**known, **found.groupdict())
     return None
 
 
@@ -127,6 +127,12 @@ PLACEMENT = (
         Reason.UNSCHEDULABLE,
         r"exceed limits for nodepool|node limits have been exhausted",
         "Raise spec.limits of the NodePool.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"didn't match pod affinity rules|unsatisfiable topology constraint for pod affinity",
+        "It waits for a node in the zone of the attempt's other replicas{zone}: all have to be in one. If none comes"
+        " within limits.startTimeout, the next attempt tries another zone.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,

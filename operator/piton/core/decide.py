@@ -12,32 +12,25 @@ from dataclasses import replace
 from datetime import datetime
 
 from piton.contract import names
-from piton.core import budget, cost, flight, ledger, queued, rules_warnings, stages, stalled, waiting
+from piton.core import budget, cleanup, cost, flight, ledger, queued, rules_warnings, stages, stalled, waiting
 from piton.core.backoff import Pace, delay_seconds
 from piton.core.conditions import (
     FAILED,
     SUCCEEDED,
-    TRAINING,
-    WAITING,
     readable_again,
     settled,
     with_unreadable,
-    without_waiting,
 )
 from piton.core.context import Context
 from piton.core.effects import (
     Announcement,
     Decision,
-    Effect,
     HoldRun,
-    ReleaseRun,
-    StopAttempt,
 )
 from piton.core.model import Stage
 from piton.core.observed import Observed
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
-from piton.core.stopping import stop_effects
 
 Rule = Callable[[Context], Decision | None]
 REFUSED = "refused"
@@ -75,19 +68,6 @@ def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = 
 # --- the run as a whole ----------------------------------------------------------------------------------------------
 
 
-def deleted(context: Context) -> Decision | None:
-    """Stop every attempt in order, then let the run go."""
-    if not context.meta.deleting:
-        return None
-    effects = _stop_all(context, Reason.DELETED)
-    if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
-        effects = (ReleaseRun(reason=Reason.DELETED),)
-    status = context.status
-    if status.is_true(WAITING) and not settled(status) and not status.unreadable:
-        status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
-    return Decision(rule="deleted", effects=effects, status=_unhindered(context, status))
-
-
 def unreadable(context: Context) -> Decision | None:
     """Another version wrote the status, and this one cannot know what it means: say so, and touch nothing."""
     why = context.status.unreadable
@@ -114,32 +94,13 @@ def retried(context: Context) -> Decision | None:
     return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
 
 
-def ended(context: Context) -> Decision | None:
-    """Nothing happens to a run that has ended, but that what is left of it is put away."""
-    if not settled(context.status):
-        return None
-    training = context.status.condition(TRAINING)
-    reason = training.reason if training else Reason.FINISHED
-    alive = [seen for seen in context.observed.attempts if seen.ours and (not seen.over or seen.stranded)]
-    effects = tuple(effect for seen in alive for effect in _stop(seen.number, context, Reason.TRIMMED))
-    if not alive and context.meta.held:
-        effects = (ReleaseRun(reason=reason),)
-    return Decision(rule="ended", effects=effects, status=_unhindered(context, context.status))
-
-
-def _unhindered(context: Context, status: RunStatus) -> RunStatus:
-    """The status when the effects succeed that were refused before: `refused` keeps it as it was if they do not."""
-    if not status.is_true(WAITING):
-        return status
-    return without_waiting(status, now=context.now, generation=context.meta.generation)
-
-
 def unheld(context: Context) -> Decision | None:
     """Hold the run before anything is started for it."""
     if context.meta.held or (context.spec is None and not context.observed.attempts):
         return None
+    free = cleanup.volume_freed(context, Reason.ACCEPTED)
     return Decision(
-        rule="unheld", effects=(HoldRun(reason=Reason.ACCEPTED),), status=context.status, look_again_seconds=0
+        rule="unheld", effects=(HoldRun(reason=Reason.ACCEPTED), *free), status=context.status, look_again_seconds=0
     )
 
 
@@ -162,7 +123,7 @@ def leftover(context: Context) -> Decision | None:
     flying = context.flying
     old = [seen for seen in context.observed.attempts if not flying or seen.number != flying.number]
     alive = [seen for seen in old if seen.ours and (not seen.over or seen.stranded)]
-    effects = tuple(effect for seen in alive for effect in _stop(seen.number, context, Reason.FENCED))
+    effects = tuple(effect for seen in alive for effect in cleanup.stop(seen.number, context, Reason.FENCED))
     return Decision(rule="leftover", effects=effects, status=context.status, look_again_seconds=0) if effects else None
 
 
@@ -275,9 +236,13 @@ def due(context: Context) -> Decision:
     reason = stages.reason_to_begin(status, stage)
     phase = Phase.RECOVERING if reason is Reason.RETRYING else Phase.PENDING
     status = context.phase(status, phase, reason, f"{stages.called(status.current)} is about to start")
-    old = sorted(seen.number for seen in context.observed.attempts if seen.ours and not seen.deleting)
-    trimmed = tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.pace.kept_jobs])
-    return Decision(rule="due", effects=trimmed, status=status, announcements=_warnings(context), look_again_seconds=0)
+    return Decision(
+        rule="due",
+        effects=cleanup.trimmed(context),
+        status=status,
+        announcements=_warnings(context),
+        look_again_seconds=0,
+    )
 
 
 def _warnings(context: Context) -> tuple[Announcement, ...]:
@@ -302,22 +267,11 @@ def _trained(status: RunStatus) -> str:
     return f"finished at step {result.step}: {result.reason}" if result and result.step is not None else "trained"
 
 
-def _stop_all(context: Context, reason: Reason) -> tuple[Effect, ...]:
-    numbers = [seen.number for seen in context.observed.attempts if seen.ours]
-    return tuple(effect for number in numbers for effect in _stop(number, context, reason))
-
-
-def _stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
-    seen = context.observed.attempt(number)
-    assert seen is not None
-    return stop_effects(seen, reason)
-
-
 RULES: tuple[Rule, ...] = (
-    deleted,  # deletion goes before everything, also for a spec that cannot be read
+    cleanup.deleted,  # deletion goes before everything, also for a spec that cannot be read
     unreadable,  # nothing that follows can be right about a status that is not understood
     retried,  # the user's word brings back what has failed
-    ended,  # Succeeded is for ever, and so is Failed without that
+    cleanup.ended,  # Succeeded is for ever, and so is Failed without that
     unheld,  # nothing is started before the finalizer is on
     adopted,  # jobs that the status has forgotten
     leftover,  # older attempts that still live

@@ -4,6 +4,7 @@ Adapters `match` on `Effect` and end with `assert_never`, so a new effect fails 
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
 from piton.core.model import Stage
@@ -29,9 +30,24 @@ class ReleaseRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeleteRun:
+    """Delete the run itself, if it is still as it was observed. Already gone is success."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
 class CreateVolume:
     """Create the claim for the checkpoints. Already existing and ours is success."""
 
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnVolume:
+    """Make the run the owner of the claim that was made for it, so that it goes with the run; or make it no owner."""
+
+    owned: bool
     reason: Reason
 
 
@@ -45,6 +61,10 @@ class StartAttempt:
     """Of an evaluation: the checkpoint that it is about, where that is known. Of training: the newest durable one."""
     blocking_saves: bool = False
     """Training waits for each save, which then needs no second copy of the state in memory."""
+    stop_after_seconds: float | None = None
+    """How long the budget pays for it, from when it trains; None: there is no budget, or nobody knows a price."""
+    active_deadline_seconds: int | None = None
+    """Of the pods of a `command:`, as the last resort: the kubelet ends them so long after their start."""
     avoid_zones: tuple[str, ...] = ()
     """Where its machines had better not be, as long as there are others."""
     reason: Reason
@@ -67,6 +87,17 @@ class RemoveReplica:
     uid: str
     grace_seconds: int = 0
     """0 takes the object away without asking the machine, which is right only when the machine is gone."""
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaintNode:
+    """Keep pods away from a node with a broken device. Already tainted is success, and so is one too many."""
+
+    node: str
+    value: str
+    """Of the taint: the attempt that has found it."""
+    until: datetime
     reason: Reason
 
 
@@ -101,7 +132,10 @@ class LeaveQueue:
 
 
 QuotaEffect = AskForQuota | ReturnQuota | TellQueue | LeaveQueue
-Effect = HoldRun | ReleaseRun | CreateVolume | StartAttempt | StopAttempt | RemoveReplica | QuotaEffect
+RunEffect = HoldRun | ReleaseRun | DeleteRun
+VolumeEffect = CreateVolume | OwnVolume
+AttemptEffect = StartAttempt | StopAttempt | RemoveReplica | TaintNode
+Effect = RunEffect | VolumeEffect | AttemptEffect | QuotaEffect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,20 +6,26 @@ Pending --start--> Starting --follow--> Running
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
 
 from piton.contract.duration import parse_duration
-from piton.core import budget, cost, ledger, queued, stages, stalled
+from piton.core import broken, budget, cost, ledger, queued, stages, stalled
 from piton.core.advice import of_node_pools as advice_of_pools
+from piton.core.claim import claim_name
 from piton.core.conditions import TRAINING, WAITING, without_waiting
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
 from piton.core.model import Spec, Stage
-from piton.core.observed import AttemptSeen
+from piton.core.observed import AttemptSeen, ReplicaState
 from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 from piton.core.stopping import stop_effects
 from piton.core.verdict import Evidence, Judgement, judge
 from piton.core.waiting import Wait, waited_seconds, why
+
+LAST_RESORT_SECONDS = 600
+"""So much later than a limit of the run's the kubelet ends what has neither heard the operator nor keeps it itself."""
 
 
 def not_wanted(context: Context) -> Decision | None:
@@ -47,19 +53,21 @@ def start(context: Context) -> Decision | None:
     if record is None or record.state is not AttemptState.PENDING or context.spec is None:
         return None
     if context.observed.volume.exists and not context.observed.volume.ours:
-        message = "a claim of the name that Piton would use exists and belongs to somebody else; name it in claimName"
+        message = _whose_claim(context)
         wait = Wait(reason=Reason.NAME_TAKEN, message=message)
         status, told = context.waits(context.status, context.status.phase, wait)
         again = context.pace.try_again_seconds(waited_seconds(status, context.now))
         return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
     reason = stages.reason_to_begin(context.status, record.stage)
     short_of_memory = record.stage is Stage.TRAIN and _ran_out_of_memory(context.status)
-    elsewhere = stalled.lost_zones(context.status)
+    elsewhere = stalled.zones_to_avoid(context.status)
     start_it = StartAttempt(
         number=record.number,
         stage=record.stage,
         checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
         blocking_saves=short_of_memory,
+        stop_after_seconds=budget.seconds_to_come(context),
+        active_deadline_seconds=_active_deadline(context),
         avoid_zones=elsewhere,
         reason=reason,
     )
@@ -69,11 +77,23 @@ def start(context: Context) -> Decision | None:
     status = ledger.change(context.status, state=AttemptState.STARTING)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
-    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts have lost their machines"
+    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts have lost their machines or found too few"
     message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
     message += zones if elsewhere else ""
     news = Announcement(reason=Reason.STARTING, message=message)
     return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _whose_claim(context: Context) -> str:
+    """Why the claim of the name that Piton would use is not used, and what the user can do."""
+    name = claim_name(context.meta, context.spec) if context.spec else ""
+    if not context.observed.volume.of_earlier_run:
+        return f"the claim {name} exists and belongs to somebody else; name it in claimName"
+    return (
+        f"the claim {name} keeps the checkpoints of an earlier run of this name: to go on from them, write "
+        f"checkpoint.volume.claimName: {name} instead of size; to begin anew, delete it "
+        f"(kubectl delete persistentvolumeclaim {name} -n {context.meta.namespace})"
+    )
 
 
 def _checkpoint_step(context: Context, spec: Spec, stage: Stage) -> int | None:
@@ -198,7 +218,9 @@ def half_a_gang(context: Context) -> Decision | None:
         f"of {context.spec.limits.start_timeout}{late}"
     )
     judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
-    return _told_to_stop(context, "half_a_gang", judgement, message)
+    decision = _told_to_stop(context, "half_a_gang", judgement, message)
+    no_room = any(r.state is ReplicaState.WAITING and not r.node for r in seen.replicas)
+    return replace(decision, status=ledger.change(decision.status, short_of_room=no_room or None))
 
 
 def _seconds_to_form(context: Context) -> float | None:
@@ -232,8 +254,12 @@ def follow(context: Context) -> Decision | None:
         return _waits(context, status, waiting or f"{stages.called(record)} was created")
     status, news = _hindered(context, _heard(context), seen)
     status = ledger.change(status, state=AttemptState.RUNNING, failing_time=None)
-    doing = stages.RUNNING[record.stage]
-    status = context.phase(status, *doing, _running(context, record), waits=status.is_true(WAITING))
+    phase, reason = stages.RUNNING[record.stage]
+    silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
+    if silent is not None:
+        reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
+    message = silent or _running(context, record)
+    status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
     soon = _look_again(context, record) if seen.incomplete else None
     told = queued.heard(context, seen)
     if not told and _only_progress(status, context):
@@ -295,6 +321,13 @@ def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announceme
     return (Announcement(severity="Warning", reason=Reason.NODE_POOL_WARNING, message=advice),)
 
 
+def _silence_that_is_new(context: Context, message: str) -> tuple[Announcement, ...]:
+    condition = context.status.condition(TRAINING)
+    if condition is not None and condition.reason is Reason.ZONE_SILENT:
+        return ()
+    return (Announcement(severity="Warning", reason=Reason.ZONE_SILENT, message=message),)
+
+
 def _order(context: Context) -> Reason | None:
     """Why no attempt should run now, if so."""
     account = budget.account(context)
@@ -314,6 +347,15 @@ def _order(context: Context) -> Reason | None:
     return Reason.QUOTA_TAKEN if queued.taken(context) else None
 
 
+def _active_deadline(context: Context) -> int | None:
+    """When the kubelet ends a program that may not know of limits: later than the operator would, and the trainer."""
+    if context.spec is None or not context.spec.trainer.command:
+        return None
+    left = (context.seconds_to_deadline(), budget.seconds_to_come(context))
+    known = [seconds for seconds in left if seconds is not None]
+    return ceil(max(0.0, min(known))) + LAST_RESORT_SECONDS if known else None
+
+
 def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     record = context.flying
     stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
@@ -326,6 +368,7 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
         stage=stage,
         formed=seen.formed or (record is not None and record.formed_time is not None),
         ordered=record.reason if stopped and record else None,
+        limit=Reason.BUDGET_EXCEEDED if _order(context) is Reason.BUDGET_EXCEEDED else Reason.DEADLINE_EXCEEDED,
     )
 
 
@@ -345,7 +388,7 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
 def _heard(context: Context) -> RunStatus:
     """What the attempt says of itself, and where it stands."""
     status = ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
-    status = ledger.form(ledger.place(status, context.seen), context.seen, now=context.now)
+    status = ledger.form(ledger.place(status, context.seen, now=context.now), context.seen, now=context.now)
     return cost.bill(status, context.seen, context.spec, now=context.now)
 
 
@@ -366,7 +409,13 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         reason=judgement.reason,
         message=f"{stages.called(record, 'Attempt')} ended{at} ({judgement.verdict}): {judgement.message}{saved}",
     )
-    return Decision(rule="close", status=status, announcements=(news,), look_again_seconds=0)
+    return Decision(
+        rule="close",
+        effects=broken.tainted(context, judgement),
+        status=status,
+        announcements=(news, *broken.told(context, judgement)),
+        look_again_seconds=0,
+    )
 
 
 def _only_progress(status: RunStatus, context: Context) -> bool:

@@ -13,7 +13,7 @@ from piton.core.status import AttemptState, AttemptStatus, RunStatus, Verdict
 
 REASONS: dict[Verdict, tuple[Reason, ...]] = {
     Verdict.FINISHED: (Reason.FINISHED, Reason.EXITED_ZERO),
-    Verdict.PREEMPTED: (Reason.DISRUPTED, Reason.NODE_GONE, Reason.NODE_RECLAIMED),
+    Verdict.PREEMPTED: (Reason.DISRUPTED, Reason.NODE_GONE, Reason.ZONE_SILENT, Reason.NODE_RECLAIMED),
     Verdict.INFRASTRUCTURE: (
         Reason.POD_DELETED,
         Reason.JOB_VANISHED,
@@ -21,6 +21,8 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.NO_PROOF,
         Reason.NAME_TAKEN,
         Reason.UNKNOWN_END,
+        Reason.HUNG,
+        Reason.NODE_REFUSED,
         Reason.GANG_INCOMPLETE,
         Reason.NO_EVIDENCE,
         Reason.FENCED,
@@ -40,10 +42,8 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
     ),
     Verdict.STOPPED: (
         Reason.SUSPENDED,
-        Reason.DELETED,
         Reason.DEADLINE_EXCEEDED,
         Reason.BUDGET_EXCEEDED,
-        Reason.INVALID_SPEC,
         Reason.NOT_WANTED,
         Reason.QUOTA_TAKEN,
         Reason.JOB_SUSPENDED,

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from piton.contract.duration import format_duration
-from piton.contract.ends import Termination
+from piton.contract.ends import Outcome, PreviousEnd, Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.core import cost
 from piton.core.backoff import Pace
 from piton.core.model import Stage
 from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
+from piton.core.reasons import Reason
 from piton.core.status import (
     REPLICAS_MAX,
     AttemptState,
@@ -68,8 +69,11 @@ def change(status: RunStatus, **fields: object) -> RunStatus:
     return status.model_copy(update={"attempts": (*status.attempts[:-1], status.current.model_copy(update=fields))})
 
 
-def place(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
-    """Write down where the replicas of the current attempt are; one that was seen to end is not missed afterwards."""
+def place(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
+    """Write down where the replicas of the current attempt are, and since when they run.
+
+    One that was seen to end is not missed afterwards.
+    """
     record = status.current
     if record is None or seen is None:
         return status
@@ -80,6 +84,9 @@ def place(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
             known[replica.name] = PlacedReplica(
                 name=replica.name, uid=replica.uid, node=replica.node, placed_time=replica.placed_at
             )
+        entry = known.get(replica.name)
+        if entry is not None and entry.uid == replica.uid and entry.running_time is None and replica.has_run:
+            known[replica.name] = entry.model_copy(update={"running_time": now})
     found = tuple(known[name] for name in sorted(known))[:REPLICAS_MAX]
     zone = record.zone or next((replica.zone for replica in seen.replicas if replica.zone), None)
     return status if (found, zone) == (record.replicas, record.zone) else change(status, replicas=found, zone=zone)
@@ -108,6 +115,7 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
     trains = status.current is not None and status.current.stage is Stage.TRAIN
     if progress is not None and trains:
+        status = _learn(status, progress.previous)
         status = _heard(status, progress.step, progress.checkpoint_step, progress.resumed_from, now=now)
         status = _show(status, progress, now=now)
     for words in _last_words(seen):
@@ -137,6 +145,33 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime, pace: Pace) -
         status = status.model_copy(update={counter: getattr(status, counter) + 1})
         stage = stage.model_copy(update={counter: getattr(stage, counter) + 1})
     return _with_stage(status, stage)
+
+
+def _learn(status: RunStatus, previous: PreviousEnd | None) -> RunStatus:
+    """What the checkpoint volume remembers of an attempt of which nothing else was left: it was told to stop.
+
+    So it was drained or reclaimed, together with all that could have said so; its trainer has lost nothing.
+    """
+    if previous is None or previous.outcome is not Outcome.STOPPED:
+        return status
+    record = next((known for known in status.attempts if known.number == previous.attempt), None)
+    if record is None or record.state is not AttemptState.ENDED or record.reason is not Reason.NO_EVIDENCE:
+        return status
+    message = f"it was told to stop and saved, as the checkpoint volume says; before that was known: {record.message}"
+    judgement = Judgement(verdict=Verdict.PREEMPTED, reason=Reason.DISRUPTED, message=message)
+    known = record.model_copy(update=verdict_fields(judgement))
+    status = status.model_copy(
+        update={"attempts": tuple(known if other is record else other for other in status.attempts)}
+    )
+    old, new = COUNTERS[Verdict.INFRASTRUCTURE], COUNTERS[Verdict.PREEMPTED]
+    stage = status.stage(record.stage)
+    status = _with_stage(status, stage.model_copy(update=_moved(stage, old, new)))
+    return status.model_copy(update=_moved(status, old, new))
+
+
+def _moved(counted: RunStatus | StageStatus, old: str, new: str) -> dict[str, int]:
+    """Both counters, after one that was counted by the old is counted by the new."""
+    return {old: max(0, getattr(counted, old) - 1), new: getattr(counted, new) + 1}
 
 
 def has_saved(status: RunStatus, record: AttemptStatus) -> bool:

@@ -226,8 +226,15 @@ class Capacity(Model):
     )
 
 
+class Reclaim(StrEnum):
+    """What becomes of a claim that Piton has made when its run is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
 class Volume(Model):
-    """Where checkpoints live: a claim that exists, or one that Piton makes and that is deleted with the run."""
+    """Where checkpoints live: a claim that exists, or one that Piton makes."""
 
     claim_name: Name | None = Field(
         default=None, description="An existing PersistentVolumeClaim; never deleted by Piton."
@@ -237,6 +244,11 @@ class Volume(Model):
     access_modes: Annotated[
         tuple[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"], ...], Field(max_length=3)
     ] = Field(default=(), description="Access modes of a new claim. Several nodes need ReadWriteMany.")
+    reclaim: Reclaim = Field(
+        default=Reclaim.RETAIN,
+        description="What becomes of a new claim when the run is deleted. Retain keeps it if it holds any checkpoint; "
+        "Delete deletes it with the run, checkpoints and all.",
+    )
 
 
 class Every(Model):
@@ -330,6 +342,11 @@ class Limits(Model):
         description="Time from an attempt's first running replica until all of them have run; then it is stopped, and "
         "tried again.",
     )
+    hang_timeout: Duration | Literal["auto", "off"] = Field(
+        default="auto",
+        description="Time without a step after which the trainers are ended, with their stacks, and the run goes on "
+        "from its checkpoint; auto is ten times the median step, and at least 5m; off watches nothing.",
+    )
     stalled: Duration = Field(
         default="24h",
         description="Time under the condition Stalled, without a newer durable step, after which the run holds.",
@@ -397,6 +414,11 @@ class Spec(Model):
     """What the user wants."""
 
     suspend: bool = Field(default=False, description="Save, stop and hold; false goes on from there.")
+    ttl_after_finished: Duration | None = Field(
+        default=None,
+        description="Time after the run has succeeded or failed at which it is deleted, with its jobs, pods and logs, "
+        "e.g. 7d; checkpoint.volume.reclaim says what becomes of its checkpoints. None keeps it.",
+    )
     trainer: Trainer = Field(description="What trains.")
     workers: Workers = Field(default_factory=Workers, description="On how many machines of which kind.")
     capacity: Capacity = Field(default_factory=Capacity, description="How the machines are bought.")
@@ -423,5 +445,7 @@ class Meta(Model):
     """Its WorkloadPriorityClass there, by its label."""
     allows_fresh_start: bool = False
     """Whether its annotation lets it start from step 0 where its checkpoints are lost."""
+    save: str = ""
+    """What the annotation piton.dev/save says: the trainer saves once for each text."""
     retry: str = ""
     """What its annotation says, with which the user asks for another chance; empty: nothing."""

@@ -8,7 +8,7 @@ from fractions import Fraction
 from piton.contract.ends import Termination
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton.core.model import Meta, Spec, Stage
+from piton.core.model import Meta, Reclaim, Spec, Stage
 from piton.core.status import RunStatus
 
 
@@ -57,6 +57,10 @@ class ReplicaSeen:
     exit_code: int | None = None
     ended_at: datetime | None = None
     termination: Termination | None = None
+    over_time: bool = False
+    """Ended by the kubelet at its activeDeadlineSeconds."""
+    refused: str | None = None
+    """Why the kubelet did not accept it, in its words; nothing of it has ever run."""
     out_of_memory: bool = False
     """Killed by the kernel at its own limit, or evicted for more than it asked for."""
     out_of_disk: bool = False
@@ -80,6 +84,8 @@ class ReplicaSeen:
     """The zone of its machine."""
     node_gone: bool = False
     """Its machine does not exist any more, or has not answered for too long."""
+    silent: str | None = None
+    """Its machine does not answer, with many others, and is waited for: what is seen of that, and until when."""
     node_reclaimed: bool = False
     """Its machine is announced to be taken, or at least cordoned."""
     leaving: str | None = None
@@ -113,6 +119,8 @@ class LostReplica:
 
     name: str
     node: str
+    running_since: datetime | None = None
+    """Since when it was known to run; None: it waited, when it was last seen."""
     node_gone: bool = False
     """Its machine does not exist any more either, or has not answered for too long."""
     node_reclaimed: bool = False
@@ -192,6 +200,14 @@ class VolumeSeen:
     exists: bool
     ours: bool = True
     """False: a claim of the name that we would use belongs to somebody else."""
+    made: bool = False
+    """Whether Piton has made it; the user has brought it otherwise."""
+    reclaim: Reclaim = Reclaim.RETAIN
+    """What the spec says, also where it is refused."""
+    owned: bool = False
+    """Whether the run is its owner, so that the garbage collector deletes it with the run."""
+    of_earlier_run: bool = False
+    """It is not ours, and was made for an earlier run of this name, whose checkpoints it keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)

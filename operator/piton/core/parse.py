@@ -132,6 +132,7 @@ def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
         queue=str((metadata.get("labels") or {}).get(names.LABEL_QUEUE) or ""),
         priority_class=str((metadata.get("labels") or {}).get(names.LABEL_PRIORITY_CLASS) or ""),
         allows_fresh_start=annotations.get(names.ANNOTATION_ALLOW_FRESH_START) == "true",
+        save=str(annotations.get(names.ANNOTATION_SAVE) or "")[:RETRY_MAX],
         retry=str(annotations.get(names.ANNOTATION_RETRY) or "")[:RETRY_MAX],
     )
 

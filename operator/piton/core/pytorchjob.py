@@ -1,4 +1,4 @@
-"""The cluster's objects for a run: the PyTorchJob of each attempt, made from its AppDef, and the claim.
+"""The PyTorchJob of each attempt of a run, made from its AppDef.
 
 Pure values; the kube adapter creates them, `piton plan` prints them.
 """
@@ -10,8 +10,9 @@ from typing import Any
 from torchx import specs
 
 from piton.contract import names
-from piton.core.affinity import TooDear, affinity
+from piton.core.affinity import TooDear, affinity, may_span_zones
 from piton.core.backoff import GRACE_SECONDS
+from piton.core.claim import claim_name
 from piton.core.model import Meta, Spec, Stage
 from piton.core.render import Place, ProgressServer, appdef, assignment, processes_per_node
 from piton.core.security import Security, security_of
@@ -23,50 +24,25 @@ TMP = "/tmp"  # noqa: S108 - a volume of the pod's own
 _IMAGES_ARE_FOR = "amd64"
 """The architecture of nodes, where the user names none. Karpenter takes the cheapest machine that will do, and without
 this that may be one of arm64, on which an image for amd64 never starts."""
-UNREACHABLE_SECONDS = 30
-"""How long a pod tolerates a node that does not answer; Kubernetes' default is 300."""
+TOLERATED_SECONDS = {"not-ready": 300, "unreachable": 3600}
+"""How long a pod tolerates a node in such a state. Piton itself takes pods off a machine that is gone, and waits for a
+zone that has gone dark (`kube.outages`). The taint manager would delete the pods of all of its runs at once, and they
+would stop as soon as the zone is back. An hour is for a cluster that Piton was taken from."""
 
 TOKEN_SECONDS = 3600
 """How long a pod's token is valid; the kubelet renews it before that."""
 
 
-def in_pod(meta: Meta, server: ProgressServer | None = None) -> Place:
-    """The place inside a pod. Runs that share a claim get a folder each."""
-    env: dict[str, str] = {}
+def in_pod(meta: Meta, server: ProgressServer | None = None, *, gpus: int = 0) -> Place:
+    """The place inside a pod, with that many GPUs. Runs that share a claim get a folder each."""
+    env = {names.ENV_GPUS: str(gpus)} if gpus else {}
     if server is not None:
-        env = {
+        env |= {
             names.ENV_SERVER_URL: server.run_url(meta),
             names.ENV_SERVER_CA_CERT: f"{names.PROGRESS_MOUNT}/{names.PROGRESS_CA_FILE}",
             names.ENV_SERVER_TOKEN: f"{names.PROGRESS_MOUNT}/{names.PROGRESS_TOKEN_FILE}",
         }
     return Place(checkpoint_dir=f"{names.CHECKPOINT_MOUNT}/{meta.name}", env=env)
-
-
-def claim_name(meta: Meta, spec: Spec) -> str:
-    """The claim that holds the checkpoints."""
-    return spec.checkpoint.volume.claim_name or f"{meta.name}-checkpoints"
-
-
-def volume_claim(meta: Meta, spec: Spec) -> dict[str, Any]:
-    """The PersistentVolumeClaim for a run that brings none. Owned by the run, so it goes when the run is deleted."""
-    volume = spec.checkpoint.volume
-    claim: dict[str, Any] = {
-        "accessModes": list(volume.access_modes) or ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": volume.size}},
-    }
-    if volume.storage_class_name:
-        claim["storageClassName"] = volume.storage_class_name
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {
-            "name": claim_name(meta, spec),
-            "namespace": meta.namespace,
-            "labels": {names.LABEL_RUN: meta.name},
-            "ownerReferences": [owner(meta)],
-        },
-        "spec": claim,
-    }
 
 
 def pytorchjob(
@@ -78,26 +54,33 @@ def pytorchjob(
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
     blocking_saves: bool = False,
+    stop_after_seconds: float | None = None,
+    active_deadline_seconds: int | None = None,
     avoid: Collection[TooDear] = (),
     avoid_zones: Collection[str] = (),
+    zones_are_named: bool = False,
 ) -> dict[str, Any]:
     """The PyTorchJob of one attempt: used once, never retried by its own controller.
 
     Without a `server` the trainers report nothing until they end. Only training has metrics to scrape. `avoid` is
     what costs more than the user pays, `avoid_zones` where earlier attempts lost their machines and saved nothing.
+    Where the nodes say which zone they are in (`zones_are_named`), several pods have to be in one.
     """
     app = appdef(
         meta,
         spec,
         attempt,
-        in_pod(meta, server),
+        in_pod(meta, server, gpus=staged(spec, stage).workers.gpus_per_node),
         stage=stage,
         checkpoint_step=checkpoint_step,
         blocking_saves=blocking_saves,
+        stop_after_seconds=stop_after_seconds,
     )
     security = security_of(spec)  # of the run as a whole: its stages share the image
     spec = staged(spec, stage)
     role = app.roles[0]
+    wanted = affinity(spec, avoid, avoid_zones, _all_pods(meta, spec, attempt) if zones_are_named else None)
+    last_resort = {} if active_deadline_seconds is None else {"activeDeadlineSeconds": active_deadline_seconds}
     replica = {
         "restartPolicy": "Never",
         "template": {
@@ -105,7 +88,7 @@ def pytorchjob(
                 "labels": {**app.metadata, **_group(spec)},
                 "annotations": _annotations(spec, server),
             },
-            "spec": _secured(_pod(meta, spec, role, server, avoid, avoid_zones), security),
+            "spec": _secured(_pod(meta, spec, role, server, wanted), security) | last_resort,
         },
     }
     replicas = {"Master": {"replicas": 1, **(_scraped(replica) if stage is Stage.TRAIN else replica)}}
@@ -159,6 +142,17 @@ def _group(spec: Spec) -> dict[str, str]:
     return {names.LABEL_GROUP: placement.group} if placement else {}
 
 
+def node_selector(spec: Spec) -> dict[str, str]:
+    """The labels that a node has to have."""
+    return {ARCHITECTURE: _IMAGES_ARE_FOR, **spec.workers.template.node_selector}
+
+
+def _all_pods(meta: Meta, spec: Spec, attempt: int) -> dict[str, str] | None:
+    """The labels of this attempt's pods, and of no others; None for a pod that has no peers to be in a zone with."""
+    own = {names.LABEL_RUN: meta.name, names.LABEL_ATTEMPT: str(attempt)}
+    return own if may_span_zones(spec) else None
+
+
 def _annotations(spec: Spec, server: ProgressServer | None) -> dict[str, str]:
     """Nobody may empty a machine under an attempt to save money. From one that goes, Piton itself stops the attempt."""
     found = {
@@ -174,15 +168,14 @@ def _pod(
     spec: Spec,
     role: specs.Role,
     server: ProgressServer | None,
-    avoid: Collection[TooDear],
-    avoid_zones: Collection[str],
+    wanted: Mapping[str, Any],
 ) -> dict[str, Any]:
     template = spec.workers.template
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [_container(spec, role)],
-        "nodeSelector": {ARCHITECTURE: _IMAGES_ARE_FOR, **template.node_selector},
+        "nodeSelector": node_selector(spec),
         "tolerations": _tolerations(spec),
         "volumes": _volumes(meta, spec),
     }
@@ -190,9 +183,8 @@ def _pod(
         pod["volumes"].append(_progress_volume())
         mount = {"name": "progress", "mountPath": names.PROGRESS_MOUNT, "readOnly": True}
         pod["containers"][0]["volumeMounts"].append(mount)
-    wanted = affinity(spec, avoid, avoid_zones)
     if wanted:
-        pod["affinity"] = wanted
+        pod["affinity"] = dict(wanted)
     if template.service_account_name:
         pod["serviceAccountName"] = template.service_account_name
     return pod
@@ -251,7 +243,7 @@ def _container_resources(spec: Spec, resource: specs.Resource) -> dict[str, dict
 
 
 def _tolerations(spec: Spec) -> list[dict[str, Any]]:
-    """The user's; the GPU taint where GPUs are asked for; and a short patience with nodes that do not answer."""
+    """The user's; the GPU taint where GPUs are asked for; and the patience with nodes that do not answer."""
     own = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.workers.template.tolerations]
     if spec.workers.gpus_per_node:
         own.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
@@ -260,9 +252,9 @@ def _tolerations(spec: Spec) -> list[dict[str, Any]]:
             "key": f"node.kubernetes.io/{state}",
             "operator": "Exists",
             "effect": "NoExecute",
-            "tolerationSeconds": UNREACHABLE_SECONDS,
+            "tolerationSeconds": seconds,
         }
-        for state in ("not-ready", "unreachable")
+        for state, seconds in TOLERATED_SECONDS.items()
     ]
 
 

@@ -98,6 +98,8 @@ class Reason(OpenEnum):
     """A pod carries DisruptionTarget or a kubelet's word (Evicted, NodeShutdown): drained, evicted, reclaimed."""
     NODE_GONE = "NodeGone"
     """The machine is gone or does not answer."""
+    ZONE_SILENT = "ZoneSilent"
+    """Its node does not answer, nor do many others: a zone's network, say. They are waited for, for ten minutes."""
     NODE_RECLAIMED = "NodeReclaimed"
     """The machine is announced to be taken: a taint, a cordon with a deletion, a spot notice."""
 
@@ -117,6 +119,10 @@ class Reason(OpenEnum):
     """A job of the attempt's name exists and is not this run's; the number is skipped."""
     UNKNOWN_END = "UnknownEnd"
     """The trainer says of its end what this version of Piton does not know: a newer one's outcome or exit code."""
+    HUNG = "Hung"
+    """No rank ended a step for longer than limits.hangTimeout; the watchdog wrote the ranks' stacks and ended them."""
+    NODE_REFUSED = "NodeRefused"
+    """The kubelet of its node did not accept a pod: no healthy device, no room after all, a node that just started."""
     GANG_INCOMPLETE = "GangIncomplete"
     """Some replicas ran, and not all came: within limits.startTimeout, or before one gave up waiting for the others."""
     NO_EVIDENCE = "NoEvidence"
@@ -181,5 +187,7 @@ class Reason(OpenEnum):
     # Housekeeping
     TRIMMED = "Trimmed"
     """An old attempt's job is deleted; the status keeps its verdict."""
+    EXPIRED = "Expired"
+    """spec.ttlAfterFinished has passed: the run is deleted."""
     NOT_YET = "NotYet"
     """Nothing to say about this yet."""

@@ -30,8 +30,15 @@ _AFTER_START_TIMEOUT_SECONDS = 600
 """A node that gave up by itself would end with an error, and say nothing of the one that it waited for."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
 """torchrun has to be done before the kubelet is."""
-SHARE_FOR_PODS = 0.95
-"""Part of a machine's CPU and memory that pods may ask for; the rest is the kubelet's and the system's."""
+CPU_SHARE = 0.95
+"""Part of a machine's CPU that pods may ask for; the rest is the kubelet's, the system's and the daemonsets'."""
+MEMORY_SHARE = 0.92
+"""Part of the memory in TorchX's table that pods may ask for, before what every machine keeps.
+
+The table has 4 % less than the machine's name promises. Karpenter takes off 7.5 % until it has seen a machine of the
+type, and a pod that asks for more makes it launch nothing. The rest is for the 737 pods that a large one may have."""
+KEPT_MEMORY_MIB = 1280
+"""What a machine keeps of its memory whatever its size: for the kubelet, which evicts below 100 Mi, and daemonsets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +124,7 @@ def appdef(
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
     blocking_saves: bool = False,
+    stop_after_seconds: float | None = None,
 ) -> specs.AppDef:
     """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint that it needs."""
     spec = staged(spec, stage)
@@ -128,6 +136,8 @@ def appdef(
         env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
     if blocking_saves:
         env[names.ENV_SAVES] = names.SAVES_BLOCKING
+    if stop_after_seconds is not None:
+        env[names.ENV_STOP_AFTER] = f"{stop_after_seconds:.0f}"
     role = specs.Role(
         name=ROLE,
         image=spec.trainer.image,
@@ -172,12 +182,22 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: Place) -> dict[str, str]:
     }
     if spec.workers.nodes > 1:
         env |= _patience_with_peers(spec)
+    env |= _hang_timeout(spec)
     if meta.allows_fresh_start:
         env[names.ENV_ALLOW_FRESH_START] = "true"
     deadline = deadline_of(meta, spec)
     if deadline is not None:
         env[names.ENV_STOP_AT] = deadline.isoformat()
     return env | dict(place.env)
+
+
+def _hang_timeout(spec: Spec) -> dict[str, str]:
+    """When the trainer's watchdog ends it. The user's word wins."""
+    if any(variable.name == names.ENV_HANG_TIMEOUT for variable in spec.trainer.env):
+        return {}
+    given = spec.limits.hang_timeout
+    words = (names.HANGS_AUTO, names.HANGS_OFF)
+    return {names.ENV_HANG_TIMEOUT: given if given in words else f"{parse_duration(given):g}"}
 
 
 def _patience_with_peers(spec: Spec) -> dict[str, str]:
@@ -208,12 +228,18 @@ def _resource(spec: Spec) -> specs.Resource:
         return specs.Resource(cpu=-1, gpu=workers.gpus_per_node, memMB=-1, capabilities=capabilities)
     share = min(1.0, workers.gpus_per_node / named.gpu) if named.gpu and workers.gpus_per_node else 1.0
     return specs.Resource(
-        cpu=max(1, floor(named.cpu * share * SHARE_FOR_PODS)),
+        cpu=max(1, floor(named.cpu * share * CPU_SHARE)),
         gpu=workers.gpus_per_node,
-        memMB=floor(named.memMB * share * SHARE_FOR_PODS),
+        memMB=floor(_for_pods_mib(named) * share),
         capabilities=dict(named.capabilities),
         devices=dict(named.devices) if share == 1.0 else {},
     )
+
+
+def _for_pods_mib(named: specs.Resource) -> float:
+    """Memory that is left for pods. Machines of less than 2 GiB are not worth an exact answer."""
+    there = float(named.memMB)
+    return max(there / 2, there * MEMORY_SHARE - KEPT_MEMORY_MIB)
 
 
 def gpus_of(spec: Spec) -> int | None:

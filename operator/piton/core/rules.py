@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from piton.contract import names
 from piton.core.cel import Rule, by_path, cel, not_in_cel
-from piton.core.model import DNS_LABEL, EvaluateStage, Spec
+from piton.core.model import DNS_LABEL, EvaluateStage, Reclaim, Spec
 from piton.core.rules_amounts import AMOUNTS
 from piton.core.rules_env import ENVIRONMENT
 from piton.core.stages import side_stages
@@ -75,10 +75,12 @@ def one_program(spec: Spec) -> Iterator[str]:
 
 
 ONE_VOLUME = "spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim"
+NOT_TO_DELETE = "spec.checkpoint.volume.reclaim: Delete is for claims that Piton has made; remove it or claimName"
 NEW_CLAIM = "spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName"
 
 
 @cel("spec.checkpoint.volume", "has(self.claimName) != has(self.size)", ONE_VOLUME)
+@cel("spec.checkpoint.volume", "!has(self.claimName) || self.?reclaim.orValue('Retain') == 'Retain'", NOT_TO_DELETE)
 @cel(
     "spec.checkpoint.volume",
     "!has(self.claimName) || has(self.size)"
@@ -92,6 +94,8 @@ def one_volume(spec: Spec) -> Iterator[str]:
         yield ONE_VOLUME
     elif volume.claim_name and (volume.storage_class_name or volume.access_modes):
         yield NEW_CLAIM
+    if volume.claim_name and volume.reclaim is Reclaim.DELETE:
+        yield NOT_TO_DELETE
 
 
 SHARED_VOLUME = (

@@ -9,7 +9,7 @@ from piton.core.model import Budget, Spec
 ANY_DIGIT = "self.matches('[1-9]')"
 """In CEL, of a duration or an amount: that it is more than nothing."""
 NO_TIME = "spec.{path}: '{{found}}' is no time at all; write a duration such as {fix}"
-DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE = (
+DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE, TTL = (
     NO_TIME.format(path=path, fix=fix)
     for path, fix in (
         ("limits.deadline", "24h"),
@@ -17,6 +17,7 @@ DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE = (
         ("checkpoint.patience", "1h"),
         ("stages.prepare.deadline", "6h"),
         ("stages.evaluate.deadline", "6h"),
+        ("ttlAfterFinished", "7d"),
     )
 )
 
@@ -26,6 +27,7 @@ DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE = (
 @cel("spec.checkpoint.patience", ANY_DIGIT, PATIENCE, found="self")
 @cel("spec.stages.prepare.deadline", ANY_DIGIT, PREPARE_DEADLINE, found="self")
 @cel("spec.stages.evaluate.deadline", ANY_DIGIT, EVALUATE_DEADLINE, found="self")
+@cel("spec.ttlAfterFinished", ANY_DIGIT, TTL, found="self")
 def good_durations(spec: Spec) -> Iterator[str]:
     """A duration of nothing is a mistake."""
     prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
@@ -35,6 +37,7 @@ def good_durations(spec: Spec) -> Iterator[str]:
         (PATIENCE, spec.checkpoint.patience),
         (PREPARE_DEADLINE, prepare.deadline if prepare else None),
         (EVALUATE_DEADLINE, evaluate.deadline if evaluate else None),
+        (TTL, spec.ttl_after_finished),
     ):
         if text is not None and duration.parse_duration(text) <= 0:
             yield says.format(found=text)

@@ -21,7 +21,7 @@ from piton.core.reasons import Reason
 from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 
 _LOST_TWICE = 2
-"""One preemption says nothing about a zone."""
+"""So many preemptions say something about a zone."""
 _ELSEWHERE = (
     "allow more zones or instance types in spec.workers or OnDemand in capacity.tiers, or save more often with "
     "checkpoint.every"
@@ -30,10 +30,13 @@ _HELP: Mapping[Reason, str] = {
     Reason.DISRUPTED: _ELSEWHERE,
     Reason.NODE_GONE: _ELSEWHERE,
     Reason.NODE_RECLAIMED: _ELSEWHERE,
+    Reason.ZONE_SILENT: _ELSEWHERE,
     Reason.PRICE_TOO_HIGH: "raise capacity.maxPricePerHour, or allow more zones or instance types in spec.workers",
     Reason.VOLUME_LOST: "look at the events of the checkpoint volume's claim, and at its storage",
     Reason.NOT_MIRRORED: "look at the bucket, and at the rights of the pods to it",
     Reason.DEVICE_LOST: "cordon the node if it is always the same, and look at its kernel's log",
+    Reason.HUNG: "read the stacks in .hangs on the checkpoint volume; raise limits.hangTimeout if steps take so long",
+    Reason.NODE_REFUSED: "cordon the node if it is always the same; look at its kubelet's log and device plugin",
     Reason.GANG_INCOMPLETE: f"{_ELSEWHERE}; fewer spec.workers.nodes come together sooner",
     Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
     Reason.OUT_OF_MEMORY: "raise spec.workers.template.resources, or make the batch smaller",
@@ -52,12 +55,19 @@ def attempts(status: RunStatus) -> int:
     return status.stage(current.stage).fruitless_attempts
 
 
-def lost_zones(status: RunStatus) -> tuple[str, ...]:
-    """The zones in which attempts have lost their machines, again and again, since the newest durable step."""
+def zones_to_avoid(status: RunStatus) -> tuple[str, ...]:
+    """The zones in which attempts since the newest durable step have lost their machines, or did not find enough.
+
+    One preemption says nothing about a zone. A gang that found no room has waited for all of `limits.startTimeout`, and
+    one that has turned silent is left at once, whatever the attempt had saved.
+    """
     ended = [record for record in status.attempts if record.verdict not in (None, Verdict.STOPPED)]
     recent = ended[max(0, len(ended) - attempts(status)) :]
     lost = [record.zone for record in recent if record.verdict is Verdict.PREEMPTED and record.zone]
-    return tuple(sorted({zone for zone in lost if lost.count(zone) >= _LOST_TWICE}))
+    zones = {zone for zone in lost if lost.count(zone) >= _LOST_TWICE}
+    zones |= {record.zone for record in recent if record.zone and record.short_of_room}
+    zones |= {last.zone for last in ended[-1:] if last.reason is Reason.ZONE_SILENT and last.zone}
+    return tuple(sorted(zones))
 
 
 def is_stalled(status: RunStatus, pace: Pace) -> bool:

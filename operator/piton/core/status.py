@@ -97,7 +97,7 @@ class AttemptState(OpenEnum):
 
 
 class PlacedReplica(Answer):
-    """Where one replica of the attempt in flight is. About 150 bytes; a run has 512 at most."""
+    """Where one replica of the attempt in flight is. About 190 bytes; a run has 512 at most."""
 
     KEY = "uid"
 
@@ -106,6 +106,9 @@ class PlacedReplica(Answer):
     node: str = Field(description="The node that it was placed on.")
     placed_time: AwareDatetime = Field(
         description="When that was. A node of this name that is younger is another machine."
+    )
+    running_time: AwareDatetime | None = Field(
+        default=None, description="When its trainer was first seen running; until then it waits."
     )
 
 
@@ -133,6 +136,9 @@ class AttemptStatus(Answer):
     step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
     checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
     zone: str | None = Field(default=None, description="The zone of its machines; where they differ, of the first.")
+    short_of_room: bool | None = Field(
+        default=None, description="A replica had no machine yet when limits.startTimeout had passed."
+    )
     price_per_hour: Amount | None = Field(
         default=None, description="Dollars per hour of all its machines together, as they were when it came there."
     )

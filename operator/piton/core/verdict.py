@@ -5,7 +5,9 @@
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
+    a limit that it kept     -> Stopped           (deadline, budget)
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
+    a pod its kubelet refused -> Infrastructure
     the first replica to fall: told to stop, SIGKILL, a device lost -> Infrastructure; an error -> UserFailure, but
                                 before all replicas have run -> Infrastructure
     a pod gone from its node -> Infrastructure
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from piton.contract.ends import Outcome, outcome_of
+from piton.contract.ends import Limit, Outcome, outcome_of
 from piton.contract.manifest import Complete
 from piton.core.model import Stage
 from piton.core.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
@@ -27,7 +29,7 @@ from piton.core.status import Verdict
 
 SIGKILL_EXIT = 137
 SIGABRT_EXIT = 134
-_NEVER = datetime.max.replace(tzinfo=UTC)
+NEVER = datetime.max.replace(tzinfo=UTC)
 _FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
 """Who is believed when several fell in the same second."""
 
@@ -44,6 +46,8 @@ class Evidence:
     stage: Stage = Stage.TRAIN
     formed: bool = True
     """Whether all replicas have run at some time. One that never met its peers has ended for their sake."""
+    limit: Reason = Reason.DEADLINE_EXCEEDED
+    """The limit of the run's for which its pods have an activeDeadlineSeconds."""
     ordered: Reason | None
     """Why Piton told the attempt to stop, if it did."""
 
@@ -104,6 +108,8 @@ def disrupted(evidence: Evidence) -> Judgement | None:
         where = f"{replica.name} on {replica.node}" if replica.node else replica.name
         if replica.disruption:
             return _preempted(Reason.DISRUPTED, f"{where} was disrupted: {replica.disruption}")
+        if replica.node_gone and replica.silent:
+            return _preempted(Reason.ZONE_SILENT, f"{where}: {replica.silent}")
         if replica.node_gone:
             return _preempted(Reason.NODE_GONE, f"{where}: the machine is gone")
         if replica.leaving and not replica.ended:  # all stop together, at once: nobody else will tell them to
@@ -116,7 +122,7 @@ def disrupted(evidence: Evidence) -> Judgement | None:
 def gone_with_its_machine(evidence: Evidence) -> Judgement | None:
     """Pod and machine went before anybody looked. What a watch has seen of that makes the reason better."""
     for replica in _missing(evidence):
-        where = f"{replica.name} on {replica.node}"
+        where = f"{replica.name} on {replica.node}{_last_state(replica)}"
         if not (replica.node_gone or replica.node_reclaimed):
             continue
         if replica.disruption:
@@ -151,6 +157,19 @@ def reserved(evidence: Evidence) -> Judgement | None:
     return None
 
 
+def stopped_by_itself(evidence: Evidence) -> Judgement | None:
+    """The trainer has kept a limit of the run's, while the operator was away or slower."""
+    for replica in evidence.seen.replicas:
+        end = replica.termination
+        if end and end.outcome is Outcome.STOPPED and end.limit in _LIMITS:
+            message = f"{replica.name}: {end.detail}"
+            return Judgement(verdict=Verdict.STOPPED, reason=_LIMITS[end.limit], message=message)
+        if replica.over_time:
+            message = f"the kubelet ended {replica.name} at its activeDeadlineSeconds, since nothing else had"
+            return Judgement(verdict=Verdict.STOPPED, reason=evidence.limit, message=message)
+    return None
+
+
 def suspended_by_others(evidence: Evidence) -> Judgement | None:
     """Another client suspended the job after it had pods. Without any, the job only waits."""
     seen = evidence.seen
@@ -181,6 +200,15 @@ def out_of_memory(evidence: Evidence) -> Judgement | None:
     return None
 
 
+def refused_by_the_node(evidence: Evidence) -> Judgement | None:
+    """The scheduler placed the pod, and the kubelet did not accept it."""
+    for replica in evidence.seen.replicas:
+        if replica.refused:
+            message = f"the kubelet of {replica.node} did not accept {replica.name}: {replica.refused}"
+            return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NODE_REFUSED, message=message)
+    return None
+
+
 def cannot_start(evidence: Evidence) -> Judgement | None:
     """The container cannot be started as it is described; judged with patience, since registries hiccup."""
     for replica in evidence.seen.replicas:
@@ -199,7 +227,7 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
         and (replica.state is ReplicaState.FAILED or _deleted_by_others(replica, evidence))
     ]
     judged = [
-        (r.ended_at or _NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := _how_it_fell(r, evidence))
+        (r.ended_at or NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := _how_it_fell(r, evidence))
     ]
     if not judged:
         return None
@@ -226,7 +254,8 @@ def first_to_fall(evidence: Evidence) -> Judgement | None:
 def taken_away(evidence: Evidence) -> Judgement | None:
     """A pod is gone and its machine is not: no preemption. Patient: the machine may be gone as well, unnoticed yet."""
     for replica in _missing(evidence):
-        message = f"{replica.name} was deleted by somebody else; its node {replica.node} is still there"
+        named = f"{replica.name}{_last_state(replica)}"
+        message = f"{named} was deleted by another client; its node {replica.node} is still there"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message, patient=True)
     return None
 
@@ -298,6 +327,11 @@ def _missing(evidence: Evidence) -> tuple[LostReplica, ...]:
     return seen.lost if expected else ()
 
 
+def _last_state(replica: LostReplica) -> str:
+    """What the status remembers of it."""
+    return f" (running since {replica.running_since:%H:%M:%S} UTC)" if replica.running_since else ""
+
+
 def _preempted(reason: Reason, message: str) -> Judgement:
     return Judgement(verdict=Verdict.PREEMPTED, reason=reason, message=message)
 
@@ -308,6 +342,7 @@ def _outcome(replica: ReplicaSeen) -> Outcome | None:
     return outcome_of(replica.exit_code) if replica.exit_code else None
 
 
+_LIMITS = {Limit.DEADLINE: Reason.DEADLINE_EXCEEDED, Limit.BUDGET: Reason.BUDGET_EXCEEDED}
 RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.BAD_CONFIG: (Verdict.USER_FAILURE, Reason.BAD_CONFIG, True),
     Outcome.DIVERGED: (Verdict.USER_FAILURE, Reason.DIVERGED, True),
@@ -315,6 +350,7 @@ RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.FENCED: (Verdict.INFRASTRUCTURE, Reason.FENCED, False),
     Outcome.VOLUME_LOST: (Verdict.INFRASTRUCTURE, Reason.VOLUME_LOST, False),
     Outcome.NOT_MIRRORED: (Verdict.INFRASTRUCTURE, Reason.NOT_MIRRORED, False),
+    Outcome.HUNG: (Verdict.INFRASTRUCTURE, Reason.HUNG, False),
 }
 """What a trainer's own word means, and whether it is permanent: another attempt would end the same way."""
 
@@ -324,9 +360,11 @@ VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     gone_with_its_machine,
     ordered,
     reserved,
+    stopped_by_itself,
     suspended_by_others,
     out_of_memory,
     out_of_disk,
+    refused_by_the_node,
     cannot_start,
     first_to_fall,
     taken_away,

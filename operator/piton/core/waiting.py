@@ -95,7 +95,8 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
     if not known:
         return None
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
-    return _told(sign, replica.name, _quoted(word, replica), word, now)
+    zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
+    return _told(sign, replica.name, _quoted(word, replica), word, now, zone=zone)
 
 
 def refusal(sentence: str) -> Wait:
@@ -188,8 +189,8 @@ def _of_autoscaler(replica: ReplicaSeen) -> Iterator[Word]:
         yield max(words, key=_time)
 
 
-def _told(sign: _Sign, name: str, quoted: str, word: Word, now: datetime) -> Wait:
-    found = recognize(quoted, sign.causes)
+def _told(sign: _Sign, name: str, quoted: str, word: Word, now: datetime, *, zone: str = "") -> Wait:
+    found = recognize(quoted, sign.causes, zone=zone)
     assert found is not None, "the last cause of every table matches all"
     reason, advice = found
     elapsed = _coarse((now - word.first_time).total_seconds()) if sign.normal and word.first_time else ""

@@ -17,10 +17,13 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
 
 from piton.contract import names
-from piton.kube.errors import TRANSLATED, NotFound, translate
+from piton.kube.errors import TRANSLATED, Busy, NotFound, translate
+from piton.kube.queue import Timer
 
 Body = dict[str, Any]
 
+CALLS_AT_ONCE = 16
+"""Of all halves of the operator together. A slow server gets no more than so many, however many runs there are."""
 _PAGE = 500
 _MERGE_PATCH = "application/merge-patch+json"
 
@@ -70,12 +73,20 @@ async def load_configuration(url: str | None = None) -> Configuration:
 
 
 class Client:
-    """Calls to one API server. Raises the port's errors and no others."""
+    """Calls to one API server. Raises the port's errors and no others.
 
-    def __init__(self, configuration: Configuration, *, timeout_seconds: float = 30.0) -> None:
+    What the server asks for when it is busy, it asks of all callers: until then each call fails as if it were sent.
+    """
+
+    def __init__(
+        self, configuration: Configuration, *, timeout_seconds: float = 30.0, timer: Timer | None = None
+    ) -> None:
         self.configuration = configuration
         self._api = ApiClient(configuration)
         self._timeout_seconds = timeout_seconds
+        self._timer = timer
+        self._busy_until = float("-inf")
+        self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,10 +106,19 @@ class Client:
             return None
 
     async def list(
-        self, resource: Resource, *, namespace: str | None = None, labels: str | None = None, fields: str | None = None
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        labels: str | None = None,
+        fields: str | None = None,
+        most: int | None = None,
     ) -> list[Body]:
-        """All objects that match, as they are now: no resourceVersion is named, so the server may not answer late."""
-        query = {"limit": str(_PAGE)}
+        """All objects that match, as they are now: no resourceVersion is named, so the server may not answer late.
+
+        With `most` it ends with the page that has so many. A page may be empty although there are more.
+        """
+        query = {"limit": str(most or _PAGE)}
         query |= {"labelSelector": labels} if labels else {}
         query |= {"fieldSelector": fields} if fields else {}
         items: list[Body] = []
@@ -106,7 +126,7 @@ class Client:
             page = await self.request("GET", resource.path(namespace), query=query)
             items += page.get("items") or []
             token = (page.get("metadata") or {}).get("continue")
-            if not token:
+            if not token or (most is not None and len(items) >= most):
                 return items
             query = {**query, "continue": token}
 
@@ -126,10 +146,18 @@ class Client:
         )
 
     async def delete(
-        self, resource: Resource, name: str, *, uid: str, namespace: str | None = None, grace_seconds: int | None = None
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        uid: str,
+        version: str | None = None,
+        namespace: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
-        """Delete the object that has this uid. What depends on it is left to the cluster's garbage collector."""
-        options: Body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        """Delete the object that has this uid, and this version. What depends on it is the garbage collector's."""
+        conditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+        options: Body = {"preconditions": conditions, "propagationPolicy": "Background"}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         await self.request("DELETE", resource.path(namespace, name), body=options)
@@ -142,11 +170,24 @@ class Client:
         headers["Content-Type"] = _MERGE_PATCH if method == "PATCH" else "application/json"
         if query:
             path = f"{path}?{urlencode(query)}"
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self._call(method, path, headers, body)
-        except TRANSLATED as error:
-            raise translate(error) from error
+        async with self._calls:
+            self._refuse_while_busy()
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    return await self._call(method, path, headers, body)
+            except TRANSLATED as error:
+                found = translate(error)
+                if isinstance(found, Busy):
+                    self._busy_until = max(self._busy_until, self._now() + found.seconds)
+                raise found from error
+
+    def _refuse_while_busy(self) -> None:
+        left = self._busy_until - self._now()
+        if left > 0:
+            raise Busy(f"the API server is busy, and asked for another {left:.1f} s", seconds=left)
+
+    def _now(self) -> float:
+        return (self._timer or asyncio.get_running_loop()).time()
 
     async def _call(self, method: str, path: str, headers: dict[str, str], body: Body | None) -> Body:
         _, url, headers, _, _ = await self._api.param_serialize(

@@ -4,22 +4,25 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 
-from piton.contract.progress import Progress
+from piton.contract.progress import Progress, Wishes
 from piton.core.conditions import TRAINING
 from piton.core.decide import REFUSED
 from piton.core.effects import Decision
 from piton.core.increments import increments
 from piton.core.observed import Observed
 from piton.core.render import ProgressServer
+from piton.core.wishes import wishes
 from piton.drive import reconcile
 from piton.kube.client import RUNS, Body, Client
 from piton.kube.events import EventAnnouncer, Key, Ration
 from piton.kube.metrics import RUN, Meter
 from piton.kube.nodepools import NodePools
+from piton.kube.outages import Outages
 from piton.kube.queue import Timer
 from piton.kube.reports import Reports, Sender
 from piton.kube.settings import Settings
 from piton.kube.sightings import Sightings
+from piton.kube.taints import NodeTaints
 from piton.kube.worker import Worker
 from piton.kube.world import KubeWorld
 from piton.ports import Clock
@@ -51,6 +54,8 @@ class Controller(Worker):
         self._ration = Ration(clock)
         self._sightings = Sightings()
         self._pools = NodePools(client, timer)
+        self._taints = NodeTaints(client, clock)
+        self._outages = Outages(client, timer)
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
 
     def saw_pod(self, namespace: str, run: str, pod: Body, *, deleted: bool = False) -> None:
@@ -73,11 +78,18 @@ class Controller(Worker):
         if deleted:
             self._runs_on_node.pop(name, None)
 
-    def hear(self, sender: Sender, progress: Progress) -> None:
+    async def resync(self) -> None:
+        """Wake every run, and take back taints whose time has come."""
+        await super().resync()
+        if self._settings.pace.device_taint_seconds is not None:
+            await self._taints.expire()
+
+    def hear(self, sender: Sender, progress: Progress) -> Wishes:
         """A trainer reported. Many do, all the time: a pass follows when there is something in it."""
         if self._settings.namespaces and sender.namespace not in self._settings.namespaces:
-            return
+            return Wishes()
         self.queue.add_after((sender.namespace, sender.run), self._reports.take(sender, progress))
+        return self._reports.answer(sender)
 
     async def pass_over(self, key: Key) -> None:
         """Observe, decide, apply; and when to look again."""
@@ -90,6 +102,8 @@ class Controller(Worker):
             prices=self._settings.prices,
             sightings=self._sightings,
             pools=self._pools,
+            taints=self._taints,
+            outages=self._outages,
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.pace)
@@ -98,10 +112,18 @@ class Controller(Worker):
             self._forget(key)
             return
         _tell(key, decision, world.observed)
+        self._ask(key, decision, world.observed)
         self._measure(key, decision, world.observed)
         waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
         if waits:
             self.queue.add_after(key, min(waits))
+
+    def _ask(self, key: Key, decision: Decision, observed: Observed | None) -> None:
+        """The status is written: what follows from it for the trainer is the answer to its next report."""
+        if observed is not None:
+            meta, status = observed.meta, decision.status
+            asked = wishes(observed, status, now=self._clock.now(), pace=self._settings.pace)
+            self._reports.ask(key, run_uid=meta.uid, attempt=status.attempt, wishes=asked, save=meta.save)
 
     def _measure(self, key: Key, decision: Decision, observed: Observed | None) -> None:
         """The pass went well, so the status is written: what it says can be shown and counted."""

@@ -4,6 +4,8 @@ PortError
 ├── Conflict
 │   └── AlreadyExists  an object of this name exists; whose it is has to be looked at
 ├── Unavailable        no answer, overload, or credentials that are being renewed
+│   ├── Busy           429, with the seconds after which to come again
+│   └── Silence        the connection broke or timed out
 └── Refused            quota, policy, rights, a webhook that is down, an invalid body; its own sentence is kept
     └── NotFound       no such object, or no such kind of object
 """
@@ -16,7 +18,10 @@ from kubernetes.aio.client import ApiException
 from piton.ports import Conflict, PortError, Refused, Unavailable
 
 _ALREADY_EXISTS = "AlreadyExists"
-_BUSY = frozenset({401, 408, 410, 429})
+_TOO_MANY = 429
+_RETRY_SECONDS, _RETRY_SECONDS_MAX = 1.0, 60.0
+"""What Kubernetes' priority and fairness asks for, and the most that is believed."""
+_BUSY = frozenset({401, 408, 410})
 """401: the token has just expired and the next call renews it. 410: the list moved on while it was paged through."""
 _NO_WEBHOOK = "failed calling webhook"
 """An admission webhook did not answer. The status is 500, but nothing was stored, and whoever runs the webhook has to
@@ -33,6 +38,14 @@ class NotFound(Refused):
     """There is no such object, or the cluster does not know this kind of object."""
 
 
+class Busy(Unavailable):
+    """The API server has too many requests, and says after how many seconds to come again."""
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class Silence(Unavailable):
     """The connection broke or timed out: whether a write took effect is not known."""
 
@@ -46,6 +59,8 @@ def translate(error: Exception) -> PortError:
         return AlreadyExists(sentence) if reason == _ALREADY_EXISTS else Conflict(sentence)
     if _NO_WEBHOOK in sentence:
         return Refused(sentence)
+    if error.status == _TOO_MANY:
+        return Busy(f"the API server answered {error.status}: {sentence}", seconds=_retry_after(error))
     if error.status in _BUSY or error.status >= 500:
         return Unavailable(f"the API server answered {error.status}: {sentence}")
     if error.status == 404:
@@ -55,6 +70,15 @@ def translate(error: Exception) -> PortError:
 
 TRANSLATED = (ApiException, aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError)
 """What a call to the API server may raise; anything else is a bug of ours."""
+
+
+def _retry_after(error: ApiException) -> float:
+    """Seconds, as Kubernetes says it; a proxy may say a date, or nothing."""
+    try:
+        seconds = float((error.headers or {})["Retry-After"])
+    except (KeyError, ValueError):
+        seconds = _RETRY_SECONDS
+    return min(max(seconds, _RETRY_SECONDS), _RETRY_SECONDS_MAX)
 
 
 def _read(error: ApiException) -> tuple[str, str]:

@@ -10,20 +10,24 @@ from datetime import datetime, timedelta
 from piton.contract import names
 from piton.contract.progress import Progress
 from piton.core import parse
-from piton.core.model import Meta, Spec, Stage
+from piton.core.claim import claim_name
+from piton.core.model import Meta, Stage
 from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
-from piton.core.pytorchjob import claim_name
 from piton.core.status import AttemptState, PlacedReplica, RunStatus
 from piton.kube import kueue, words
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.nodepools import NodePools
-from piton.kube.owned import controller, owned
+from piton.kube.outages import Outages
+from piton.kube.owned import controller, made_for, made_for_earlier, owned
 from piton.kube.pods import NodeView, as_pod, condition, lost, moment, replica
 from piton.kube.prices import Prices
 from piton.kube.reports import Reports
 from piton.kube.sightings import Sightings
 from piton.ports import Refused, Unavailable
+
+_LOOK_SECONDS = 30.0
+"""How often an attempt is looked at whose node is silent with others: that they answer again wakes only their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Reading:
     observed: Observed
     pods: Mapping[int, tuple[Body, ...]] = field(default_factory=dict)
     """The pods of each attempt that is ours."""
+    claim: Body | None = None
+    """The claim for the checkpoints, whosever it is."""
     workload: Body | None = None
     """The run's Workload, by which it has quota from a queue of Kueue's."""
     changes_at: datetime | None = None
@@ -50,6 +56,7 @@ async def read(
     prices: Prices | None = None,
     sightings: Sightings | None = None,
     pools: NodePools | None = None,
+    outages: Outages | None = None,
 ) -> Reading | None:
     """Look at the run and all that belongs to it; None when it does not exist.
 
@@ -61,7 +68,7 @@ async def read(
         if manifest is None:
             return None
         prices, sightings = prices or Prices(), sightings or Sightings()
-        return await _Reader(client, manifest, now, reports, prices, sightings, pools).read()
+        return await _Reader(client, manifest, now, reports, prices, sightings, pools, outages).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -78,6 +85,7 @@ class _Reader:
         prices: Prices,
         sightings: Sightings,
         pools: NodePools | None,
+        outages: Outages | None,
     ) -> None:
         self._client = client
         self._manifest = manifest
@@ -86,6 +94,7 @@ class _Reader:
         self._prices = prices
         self._sightings = sightings
         self._pools = pools
+        self._outages = outages
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -108,18 +117,24 @@ class _Reader:
             for number in {*jobs, *pods}
         ]
         workload = await kueue.find(self._client, self._meta, self._parsed.status)
+        claim = await self._claim()
         observed = Observed(
             meta=self._meta,
             spec=self._parsed.spec,
             problems=self._parsed.problems,
             status=self._parsed.status,
-            volume=await self._volume(self._parsed.spec),
+            volume=self._volume(claim),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             progress=self._progress(),
             reservation=await kueue.look(self._client, self._meta, self._parsed.status, workload),
         )
         return Reading(
-            manifest=self._manifest, observed=observed, pods=pods, workload=workload, changes_at=self._changes_at
+            manifest=self._manifest,
+            observed=observed,
+            pods=pods,
+            claim=claim,
+            workload=workload,
+            changes_at=self._changes_at,
         )
 
     def _progress(self) -> Progress | None:
@@ -195,10 +210,19 @@ class _Reader:
         }
         wanted |= {placed.node for placed in missing}
         nodes = {name: await self._client.get(NODES, name) for name in sorted(wanted)}
-        return {
-            name: NodeView(node=node, now=self._now, pool=await self._pools.of(node) if node and self._pools else None)
-            for name, node in nodes.items()
-        }
+        return {name: await self._view(node) for name, node in nodes.items()}
+
+    async def _view(self, node: Body | None) -> NodeView:
+        """What is known of a node; where it is about to count as gone by its silence alone, of the others as well."""
+        pool = await self._pools.of(node) if node and self._pools else None
+        view = NodeView(node=node, now=self._now, pool=pool)
+        if node is None or self._outages is None or not view.silent_for_long():
+            return view
+        job = f"{self._meta.namespace}/{names.attempt_name(self._meta.name, self._parsed.status.attempt)}"
+        outage = await self._outages.of(node, job, now=self._now)
+        if outage is not None:
+            self._await(self._now + timedelta(seconds=_LOOK_SECONDS))
+        return replace(view, outage=outage)
 
     async def _attempt(
         self,
@@ -258,14 +282,29 @@ class _Reader:
         if gone_at is not None and gone_at > self._now:
             self._changes_at = min(filter(None, (self._changes_at, gone_at)))
 
-    async def _volume(self, spec: Spec | None) -> VolumeSeen:
-        """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""
+    async def _claim(self) -> Body | None:
+        """The claim, also of a run whose spec is refused: that may be deleted."""
+        spec = self._parsed.asked
         if spec is None:
+            return None
+        return await self._client.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
+
+    def _volume(self, claim: Body | None) -> VolumeSeen:
+        """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""
+        spec = self._parsed.asked
+        if spec is None or claim is None:
             return VolumeSeen(exists=False)
-        claim = await self._client.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
-        if claim is None:
-            return VolumeSeen(exists=False)
-        return VolumeSeen(exists=True, ours=bool(spec.checkpoint.volume.claim_name) or owned(claim, self._meta))
+        if spec.checkpoint.volume.claim_name:
+            return VolumeSeen(exists=True)
+        made = made_for(claim, self._meta)
+        return VolumeSeen(
+            exists=True,
+            ours=made,
+            made=made,
+            reclaim=spec.checkpoint.volume.reclaim,
+            owned=owned(claim, self._meta),
+            of_earlier_run=made_for_earlier(claim, self._meta),
+        )
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"

@@ -18,10 +18,10 @@ from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaS
 from piton.core.status import PlacedReplica
 from piton.kube.prices import Prices, share
 
-UNREACHABLE_SECONDS = 40.0
-"""How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 40-50 s before it
-says Unknown; as long again outlasts a restart of the kubelet and most partitions. Shorter would force-delete pods that
-still train, longer leaves paid machines of the same attempt waiting."""
+UNREACHABLE_SECONDS = 35.0
+"""How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 50 s before it says
+Unknown, and looks every 5 s: that is 90 s since the machine was last heard. Restarts of the kubelet and most partitions
+are over by then. Shorter would force-delete pods that still train, longer leaves paid peers of theirs waiting."""
 OVERSTAY_SECONDS = 30.0
 """How long a pod may outstay its deletion before a node that is not Ready counts as gone under it. A kubelet that works
 is done within the grace period; the rest is the time that it takes to say so."""
@@ -45,6 +45,8 @@ _RECLAIM_TAINTS = frozenset(
 """A rebalance recommendation is not among them: the machine may live for hours, and bugs must not hide behind it."""
 
 _DISRUPTED_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "Preempting"})
+_BY_TAINT_MANAGER = "DeletionByTaintManager"
+"""It deletes the pods of a node that does not answer: that says no more than the silence does."""
 _CANNOT_START = frozenset(
     {
         "ErrImagePull",
@@ -60,10 +62,21 @@ _OWN_DISK = re.compile(
     r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
     r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
 )
+_OVER_TIME = "DeadlineExceeded"
 _OWN_MEMORY = re.compile(r"request is [^,]+, has larger consumption of memory")
 """The kubelet also evicts a pod for using more than it may, or more than it asked for while its node runs short. That
 is no disruption, and happens again. Any use of the node's disk is more than a request of 0: that says nothing. See
 pkg/kubelet/eviction/helpers.go of Kubernetes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outage:
+    """A node is silent, and many others with it."""
+
+    gone_at: datetime
+    """When it counts as gone if it is still silent: not before."""
+    words: str
+    """What is seen of it, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +87,7 @@ class NodeView:
     """None: the node's object does not exist."""
     now: datetime
     pool: NodePoolSeen | None = None
+    outage: Outage | None = None
 
     def gone_at(self, pod: Mapping[str, Any]) -> datetime | None:
         """When the pod's machine counts as gone, perhaps in the future; None while nothing speaks for it."""
@@ -84,12 +98,23 @@ class NodeView:
         ready = condition(self.node, "Ready")
         if ready.get("status") not in ("Unknown", "False"):
             return None
+        if self.outage is not None:
+            return self.outage.gone_at
         moments = []
         if ready["status"] == "Unknown" and (since := moment(ready.get("lastTransitionTime"))):
             moments.append(since + timedelta(seconds=UNREACHABLE_SECONDS))
         if leaves := moment(pod["metadata"].get("deletionTimestamp")):
             moments.append(leaves + timedelta(seconds=OVERSTAY_SECONDS))
         return min(moments, default=None)
+
+    def silent_for_long(self) -> bool:
+        """Whether its silence alone says that it is gone, or is about to."""
+        if self.node is None:
+            return False
+        ready = condition(self.node, "Ready")
+        since = moment(ready.get("lastTransitionTime"))
+        known = ready.get("status") == "Unknown" and since is not None
+        return known and since is not None and self.now - since >= timedelta(seconds=OVERSTAY_SECONDS)
 
     def reclaimed(self) -> bool:
         """Whether the machine is announced to be taken."""
@@ -115,6 +140,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     exit_code = ended.get("exitCode")
     waiting, cannot_start = _waiting(pod, container)
     gone_at = view.gone_at(pod) if view else None
+    silent = _silence(view)
     return ReplicaSeen(
         name=meta["name"],
         uid=meta.get("uid", ""),
@@ -122,12 +148,15 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         exit_code=exit_code,
         ended_at=moment(ended.get("finishedAt")),
         termination=_termination(ended),
+        over_time=status.get("reason") == _OVER_TIME,
+        refused=_refused(status),
         out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),
-        disruption=disruption_of(pod),
+        disruption=None if silent and disruption_of(pod) == _BY_TAINT_MANAGER else disruption_of(pod),
+        silent=silent,
         waiting=waiting,
         words=words(pod),
         cannot_start=cannot_start,
@@ -143,6 +172,13 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     )
 
 
+def _silence(view: NodeView | None) -> str | None:
+    """What keeps the node's silence from counting as its end, and until when."""
+    if view is None or view.outage is None:
+        return None
+    return f"{view.outage.words}; they are waited for until {view.outage.gone_at:%H:%M:%S} UTC at least"
+
+
 def lost(
     placed: PlacedReplica, view: NodeView, *, disruption: str | None = None, notice: str | None = None
 ) -> LostReplica:
@@ -151,6 +187,7 @@ def lost(
     return LostReplica(
         name=placed.name,
         node=placed.node,
+        running_since=placed.running_time,
         node_gone=gone_at is not None and gone_at <= view.now,
         node_reclaimed=view.reclaimed(),
         disruption=disruption,
@@ -222,6 +259,23 @@ def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> boo
     return status.get("phase") != "Pending" or again or "running" in state or "terminated" in state
 
 
+def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The statuses of all of its containers, those of initialisation first."""
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _refused(status: Mapping[str, Any]) -> str | None:
+    """Why the kubelet did not accept the pod, which it then fails before any container has a state.
+
+    See rejectPod in pkg/kubelet/kubelet.go of Kubernetes: UnexpectedAdmissionError, OutOfcpu, NodeAffinity and others.
+    """
+    if status.get("phase") != "Failed" or status.get("reason") in (None, "", _OVER_TIME):
+        return None
+    if any(container.get("state") for container in _containers(status)):
+        return None
+    return f"{status['reason']}: {status.get('message') or 'without a message'}"
+
+
 def _termination(ended: Mapping[str, Any]) -> Termination | None:
     """The trainer's last words, or the cluster's where the program wrote plain text or never began."""
     text = ended.get("message")
@@ -266,7 +320,7 @@ def words(pod: Mapping[str, Any]) -> tuple[Word, ...]:
     status = pod.get("status") or {}
     scheduled = condition(pod, "PodScheduled")
     found = [_word(scheduled)] if scheduled.get("status") == "False" else []
-    states = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    states = _containers(status)
     found += [_word(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
     return (*found, *_initializing(pod, status))
 

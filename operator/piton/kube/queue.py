@@ -12,6 +12,7 @@ processed is processed again afterwards, because that pass may have looked too e
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
+from random import random
 from typing import Generic, Protocol, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -41,8 +42,9 @@ class Timer(Protocol):
 class WorkQueue(Generic[Key]):
     """Keys that want to be looked at. For one event loop; nothing in here awaits but `get`."""
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, *, random: Callable[[], float] = random) -> None:
         self._timer = timer
+        self._random = random
         self._waiting: deque[Key] = deque()
         self._dirty: set[Key] = set()
         self._processing: set[Key] = set()
@@ -82,6 +84,14 @@ class WorkQueue(Generic[Key]):
         seconds = (
             0.0 if failures < free else min(BACKOFF_SECONDS * 2.0 ** min(failures - free, 32), BACKOFF_SECONDS_MAX)
         )
+        return self.postpone(key, seconds)
+
+    def postpone(self, key: Key, seconds: float) -> float:
+        """Have the key looked at later, by somebody's wish and for no error of its own. Returns seconds.
+
+        Up to half as long again, by chance: keys that wait for the same thing must not come back together.
+        """
+        seconds *= 1 + self._random() / 2
         self.add_after(key, seconds)
         return seconds
 

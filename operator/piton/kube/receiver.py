@@ -28,8 +28,8 @@ RENEWAL_SECONDS = 30.0
 COMPLAINT_SECONDS = 60.0
 """How often the log says that reports cannot be checked."""
 
-Hear = Callable[[Sender, Progress], None]
-"""Called with each report that was let in."""
+Hear = Callable[[Sender, Progress], Wishes]
+"""Called with each report that was let in; what it returns is the answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class Receiver:
             return _say(400, str(error))
         except web.HTTPRequestEntityTooLarge:
             return _say(413, f"a report has at most {BODY_BYTES_MAX} bytes")
-        self._hear(sender, progress)
-        return web.Response(text=Wishes().to_json(), content_type="application/json")
+        wishes = self._hear(sender, progress)
+        return web.Response(text=wishes.to_json(), content_type="application/json")
 
     async def _read(self, request: web.Request) -> Progress:
         try:

@@ -5,9 +5,9 @@ would be written anyway. Nothing here is a source of truth: after a restart the 
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from piton.contract.progress import Progress
+from piton.contract.progress import Progress, Wishes
 from piton.kube.events import Key
 from piton.kube.queue import Timer
 
@@ -37,6 +37,19 @@ class _Memory:
     newest: OrderedDict[tuple[str, int], Progress] = field(default_factory=OrderedDict)
     looked_at: float | None = None
     seen: Progress | None = None
+    asked: dict[tuple[str, int], "_Asked"] = field(default_factory=dict)
+    """Of the attempt in flight alone."""
+
+
+@dataclass(kw_only=True)
+class _Asked:
+    """What the newest pass asks of an attempt."""
+
+    wishes: Wishes
+    save: str
+    """What the annotation piton.dev/save says."""
+    saved: str
+    """What it said when the attempt was last asked to save; at first what it says anyway."""
 
 
 class Reports:
@@ -72,6 +85,25 @@ class Reports:
         memory.looked_at = self._timer.time()
         memory.seen = memory.newest.get((run_uid, attempt))
         return memory.seen
+
+    def ask(self, key: Key, *, run_uid: str, attempt: int, wishes: Wishes, save: str) -> None:
+        """What the answers to this attempt's next reports say. `save` is the text for which it saves once."""
+        memory = self._runs.get(key)
+        if memory is None:
+            return
+        before = memory.asked.get((run_uid, attempt))
+        saved = save if before is None else before.saved
+        memory.asked = {(run_uid, attempt): _Asked(wishes=wishes, save=save, saved=saved)}
+
+    def answer(self, sender: Sender) -> Wishes:
+        """What is asked of the attempt that has just reported. A save is asked for in one answer."""
+        memory = self._runs.get((sender.namespace, sender.run))
+        asked = memory.asked.get((sender.run_uid, sender.attempt)) if memory else None
+        if asked is None:
+            return Wishes()
+        wants_save = bool(asked.save) and asked.save != asked.saved
+        asked.saved = asked.save
+        return replace(asked.wishes, checkpoint=wants_save)
 
     def forget(self, key: Key) -> None:
         """The run is gone."""

@@ -18,7 +18,10 @@ ENV_PROGRESS_PORT = "PITON_OPERATOR_PROGRESS_PORT"
 ENV_TLS_DIR = "PITON_OPERATOR_TLS_DIR"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
 ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
+ENV_DEVICE_TAINT_HOURS = "PITON_OPERATOR_DEVICE_TAINT_HOURS"
 ENV_PRICES = "PITON_OPERATOR_PRICES"
+_TAINT_HOURS_MAX = 8760
+"""A year: who wants to be rid of a node for longer deletes it."""
 
 
 class Engine(StrEnum):
@@ -99,6 +102,7 @@ class Settings:
             engine=_engine(env, defaults.engine),
             metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
             prices=_prices(env),
+            pace=_pace(env),
         )
 
 
@@ -108,6 +112,14 @@ def _engine(env: Mapping[str, str], default: Engine) -> Engine:
         return Engine(word) if word else default
     except ValueError:
         raise ValueError(f"{ENV_ENGINE}: {word!r} is none of {', '.join(Engine)}") from None
+
+
+def _pace(env: Mapping[str, str]) -> Pace:
+    """Without a number, or with 0, no node is tainted: the operator may lack the right."""
+    hours = _number(env, ENV_DEVICE_TAINT_HOURS, 0.0)
+    if not 0 <= hours <= _TAINT_HOURS_MAX:
+        raise ValueError(f"{ENV_DEVICE_TAINT_HOURS}: {hours:g} is not between 0 and {_TAINT_HOURS_MAX}")
+    return Pace(device_taint_seconds=hours * 3600 or None)
 
 
 def _prices(env: Mapping[str, str]) -> Prices:

@@ -9,6 +9,7 @@ import traceback
 from abc import ABC, abstractmethod
 
 from piton.kube.client import Client, Resource
+from piton.kube.errors import Busy
 from piton.kube.events import Key
 from piton.kube.metrics import Meter
 from piton.kube.queue import Timer, WorkQueue
@@ -19,6 +20,9 @@ _CONFLICTS_AT_ONCE = 3
 """Conflicts in a row after which an object waits as after any other error: somebody keeps writing to it."""
 _REFUSED_SECONDS = 1.0
 """Least time between two passes in which the API server refuses something. A user who mends it waits no longer."""
+
+_RESYNC_AGAIN_SECONDS = 30.0
+"""After a resync that failed: at the start of the operator nothing else finds the runs."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +71,14 @@ class Worker(ABC):
 
     async def _resync_forever(self) -> None:
         while True:
+            seconds = self._settings.resync_seconds
             try:
                 await self.resync()
             except PortError as error:
                 _log.warning("resync failed", extra={"fields": {"kind": self.kind, "error": str(error)}})
+                seconds = min(seconds, _RESYNC_AGAIN_SECONDS)
             self._resync_at = self._timer.time()
-            await asyncio.sleep(self._settings.resync_seconds)
+            await asyncio.sleep(seconds)
 
     async def _work(self) -> None:
         while True:
@@ -89,6 +95,8 @@ class Worker(ABC):
                 await self.pass_over(key)
         except Conflict:
             self.queue.retry(key, free=_CONFLICTS_AT_ONCE)
+        except Busy as error:
+            self.queue.postpone(key, error.seconds)
         except PortError as error:
             self._failed(key, str(error), level=logging.WARNING)
         except Exception as error:  # noqa: BLE001 - a bug that one object meets must not stop the others

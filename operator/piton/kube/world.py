@@ -1,40 +1,48 @@
 """One run on a cluster, as `piton.drive` wants to see it."""
 
 from collections.abc import Awaitable, Collection
+from contextlib import suppress
 from typing import assert_never
 
 from piton.contract import names
-from piton.core.affinity import TooDear
+from piton.core.affinity import TooDear, may_span_zones
+from piton.core.claim import claim_name, volume_claim
 from piton.core.cost import highest
 from piton.core.effects import (
     AskForQuota,
     CreateVolume,
+    DeleteRun,
     Effect,
     HoldRun,
     LeaveQueue,
+    OwnVolume,
     ReleaseRun,
     RemoveReplica,
     ReturnQuota,
     StartAttempt,
     StopAttempt,
+    TaintNode,
     TellQueue,
 )
 from piton.core.model import Meta, Spec
 from piton.core.observed import Observed
-from piton.core.pytorchjob import claim_name, pytorchjob, volume_claim
+from piton.core.pytorchjob import node_selector, owner, pytorchjob
 from piton.core.reasons import Reason
 from piton.core.render import ProgressServer
+from piton.core.stages import staged
 from piton.core.status import RunStatus
-from piton.core.workload import placed
-from piton.kube import kueue
+from piton.core.workload import Granted, placed
+from piton.kube import kueue, zones
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
 from piton.kube.errors import NotFound
 from piton.kube.nodepools import NodePools
 from piton.kube.observe import Reading, read, seconds_until
+from piton.kube.outages import Outages
 from piton.kube.owned import create
 from piton.kube.prices import Prices
 from piton.kube.reports import Reports
 from piton.kube.sightings import Sightings
+from piton.kube.taints import NodeTaints
 from piton.ports import Clock, Conflict, Refused
 
 
@@ -57,6 +65,8 @@ class KubeWorld:
         prices: Prices | None = None,
         sightings: Sightings | None = None,
         pools: NodePools | None = None,
+        taints: NodeTaints | None = None,
+        outages: Outages | None = None,
     ) -> None:
         self._client = client
         self._clock = clock
@@ -67,6 +77,8 @@ class KubeWorld:
         self._prices = prices or Prices()
         self._sightings = sightings
         self._pools = pools
+        self._taints = taints or NodeTaints(client, clock)
+        self._outages = outages
         self._reading: Reading | None = None
 
     async def observe(self) -> Observed | None:
@@ -80,6 +92,7 @@ class KubeWorld:
             prices=self._prices,
             sightings=self._sightings,
             pools=self._pools,
+            outages=self._outages,
         )
         return self._reading.observed if self._reading else None
 
@@ -100,18 +113,22 @@ class KubeWorld:
     async def apply(self, effect: Effect) -> None:
         """Carry out one effect."""
         match effect:
-            case HoldRun():
-                await self._set_finalizer(held=True)
-            case ReleaseRun():
-                await self._set_finalizer(held=False)
+            case HoldRun() | ReleaseRun():
+                await self._set_finalizer(held=isinstance(effect, HoldRun))
+            case DeleteRun():
+                await self._delete_run()
             case CreateVolume():
                 await self._create_volume()
+            case OwnVolume():
+                await self._own_volume(owned=effect.owned)
             case StartAttempt():
                 await self._start(effect)
             case StopAttempt():
                 await self._stop(effect.number)
             case RemoveReplica():
                 await self._delete(PODS, effect.name, effect.uid, grace_seconds=effect.grace_seconds)
+            case TaintNode():
+                await self._taints.put(effect)
             case AskForQuota() | ReturnQuota() | TellQueue() | LeaveQueue():
                 read = self._read
                 await kueue.apply(
@@ -161,7 +178,24 @@ class KubeWorld:
             )
         await self._create(CLAIMS, volume_claim(self._meta, self._spec))
 
+    async def _own_volume(self, *, owned: bool) -> None:
+        """Other owners than the run stay as they are. A claim that has changed or is gone is looked at again."""
+        claim = self._read.claim
+        assert claim is not None, "only the owner of an observed claim changes"
+        metadata = claim["metadata"]
+        others = [found for found in metadata.get("ownerReferences") or () if found.get("uid") != self._meta.uid]
+        owners = [*others, owner(self._meta)] if owned else others
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "ownerReferences": owners}}
+        await self._write(self._client.patch(CLAIMS, metadata["name"], body, namespace=self._namespace))
+
+    async def _delete_run(self) -> None:
+        """Not if it has changed since: the user may just have asked for another chance."""
+        version = self._read.manifest["metadata"]["resourceVersion"]
+        with suppress(NotFound):
+            await self._client.delete(RUNS, self._name, uid=self._meta.uid, version=version, namespace=self._namespace)
+
     async def _start(self, effect: StartAttempt) -> None:
+        granted = await kueue.granted(self._client, self._read.workload)
         job = pytorchjob(
             self._meta,
             self._spec,
@@ -170,12 +204,14 @@ class KubeWorld:
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
             blocking_saves=effect.blocking_saves,
+            stop_after_seconds=effect.stop_after_seconds,
+            active_deadline_seconds=effect.active_deadline_seconds,
             avoid=await self._too_dear(),
             avoid_zones=effect.avoid_zones,
+            zones_are_named=await self._zones_are_named(staged(self._spec, effect.stage), granted),
         )
-        job = placed(job, await kueue.granted(self._client, self._read.workload))
         try:
-            await self._create(JOBS, job)
+            await self._create(JOBS, placed(job, granted))
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 
@@ -189,6 +225,16 @@ class KubeWorld:
             return ()
         was_left = any(record.reason is Reason.PRICE_TOO_HIGH for record in self._read.observed.status.attempts)
         return self._prices.above(most, await self._client.list(NODES) if was_left else ())
+
+    async def _zones_are_named(self, spec: Spec, granted: Granted) -> bool:
+        """Whether all nodes say their zone that the pods may be on. Only asked where it matters.
+
+        Where the user names zones, the pods are on nodes that name theirs.
+        """
+        if not may_span_zones(spec):
+            return False
+        selector = {**node_selector(spec), **granted.node_selector}
+        return bool(spec.workers.zones) or await zones.are_named(self._client, selector)
 
     async def _create(self, resource: Resource, body: Body) -> None:
         await create(self._client, resource, body, self._meta, owner="run")

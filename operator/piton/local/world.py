@@ -23,14 +23,17 @@ from piton.core.effects import (
     Announcement,
     AskForQuota,
     CreateVolume,
+    DeleteRun,
     Effect,
     HoldRun,
     LeaveQueue,
+    OwnVolume,
     ReleaseRun,
     RemoveReplica,
     ReturnQuota,
     StartAttempt,
     StopAttempt,
+    TaintNode,
     TellQueue,
 )
 from piton.core.model import Meta, Spec, Stage
@@ -114,12 +117,12 @@ class LocalWorld:
     async def apply(self, effect: Effect) -> None:
         """Carry out one effect."""
         match effect:
-            case HoldRun():
-                self._save(held=True)
-            case ReleaseRun():
-                self._save(held=False)
+            case HoldRun() | ReleaseRun():
+                self._save(held=isinstance(effect, HoldRun))
             case CreateVolume():
                 self._create(self.folder.checkpoints)
+            case OwnVolume() | DeleteRun():
+                raise AssertionError(f"a folder has no owner and no time to live, and none was observed: {effect}")
             case StartAttempt():
                 self._start(effect)
             case StopAttempt(number=number):
@@ -127,6 +130,8 @@ class LocalWorld:
             case RemoveReplica(number=number, name=name):
                 if number in self._attempts:
                     self._attempts[number].kill(name)
+            case TaintNode():
+                raise AssertionError(f"this machine is no node, and its pace has no taint: {effect}")
             case AskForQuota() | ReturnQuota() | TellQueue() | LeaveQueue():
                 raise AssertionError(f"there are no queues on this machine, and none was observed: {effect}")
             case _:
@@ -226,7 +231,9 @@ class LocalWorld:
         )
 
     def _spec(self) -> Spec:
-        return self.state.spec.model_copy(update={"suspend": True}) if self.interrupted else self.state.spec
+        """The user's, but that a folder has no time to live: it stays until the user deletes it."""
+        holds = {"suspend": True} if self.interrupted else {}
+        return self.state.spec.model_copy(update={"ttl_after_finished": None, **holds})
 
     def _complete(self) -> Complete | None:
         """The final manifest, once the trainers are gone or have had the time for it."""
@@ -298,6 +305,7 @@ class LocalWorld:
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
             blocking_saves=effect.blocking_saves,
+            stop_after_seconds=effect.stop_after_seconds,
         )
         ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CHECKPOINT, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
         role = app.roles[0]

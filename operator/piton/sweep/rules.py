@@ -197,6 +197,8 @@ def _problems(spec: Mapping[str, object]) -> tuple[Spec | None, list[str]]:
     problems = rules.check(parsed)
     if parsed.suspend:
         problems.append("spec.suspend: runs of a sweep hold when spec.suspend of the sweep says so; remove it")
+    if parsed.ttl_after_finished:
+        problems.append("spec.ttlAfterFinished: a sweep would start a run anew that is deleted; remove it")
     return parsed, problems
 
 

@@ -115,12 +115,18 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             if loops.is_data_open:
                 loops.open_data()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch is in hand."""
+        if self._session is not None:
+            self._session.begin_step()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A batch is done; a step, when it is the last that its gradients were gathered from."""
         if self._session is None or self._is_over:
             return
+        self._session.end_step()
         loops = Loops(trainer)
         loss = outputs.get(LOSS) if isinstance(outputs, Mapping) else outputs
         self._report(trainer, {LOSS: loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {})

@@ -122,10 +122,14 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         if self._is_mid_epoch and self._randomness is not None:
             self._randomness.catch_up()
             self._is_mid_epoch = False
+        if self._session is not None:
+            self._session.begin_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A step is done, but for its log and its evaluation, which may come only after the epoch's end."""
         self._is_pending = self._session is not None
+        if self._session is not None:
+            self._session.end_step()
         is_last = float(state.epoch or 0).is_integer() or control.should_epoch_stop or control.should_training_stop
         self._waits_for_epoch = is_last
         self._settle(state, control)

@@ -84,7 +84,7 @@ class Follower:
                     raise BadConfig(f"the volume has no checkpoint, and of {self._settings.place}: {error}") from error
                 self._say("Foreign", f"nothing is restored from {self._settings.place}: {error}")
                 return None
-            threading.Event().wait(delay)
+            self._clock.sleep(delay)
             delay = min(2 * delay, self._patience.backoff_max)
 
     def _restore(self, newer_than: int) -> int | None:

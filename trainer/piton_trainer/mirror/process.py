@@ -47,11 +47,11 @@ class Sentences(logging.Handler):
         self._line.say(Said(sentence=record.getMessage()))
 
 
-def serve(connection: Connection, line: Line) -> None:
+def serve(connection: Connection, line: Line, clock: Clock) -> None:
     """Do what comes in, until the trainer hangs up."""
     settings = connection.recv()
     try:
-        follower = Follower(settings, clock=Clock(), tell=line.say)
+        follower = Follower(settings, clock=clock, tell=line.say)
     except (Trouble, ValueError) as error:
         line.say(Failed.by(BadConfig(f"checkpoint.mirror: {error}")))
         line.say(State(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
@@ -83,7 +83,7 @@ def main() -> None:
     line = Line(trainer)
     logging.getLogger("piton_trainer").addHandler(Sentences(line))
     with trainer:
-        serve(trainer, line)
+        serve(trainer, line, Clock())
 
 
 if __name__ == "__main__":

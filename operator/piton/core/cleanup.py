@@ -1,0 +1,144 @@
+"""What becomes of all that belongs to a run when it is over, or deleted: jobs, the claim of its checkpoints, the run.
+
+    deleted    every attempt stops in order, then the finalizer comes off
+    ended      left-over attempts stop, kept jobs are trimmed, and the run is deleted after spec.ttlAfterFinished
+
+The claim that Piton makes has no owner while the run lives, so nothing that happens to the run takes it along. When
+the run is over or deleted, the run becomes the owner of a claim that goes with it: the garbage collector does the rest.
+"""
+
+from datetime import timedelta
+
+from piton.contract.duration import parse_duration
+from piton.core import ledger
+from piton.core.conditions import FAILED, SUCCEEDED, TRAINING, WAITING, settled, without_waiting
+from piton.core.context import Context
+from piton.core.effects import (
+    Decision,
+    DeleteRun,
+    Effect,
+    OwnVolume,
+    ReleaseRun,
+    StopAttempt,
+)
+from piton.core.model import Reclaim, Stage
+from piton.core.reasons import Reason
+from piton.core.status import AttemptStatus, ConditionStatus, RunStatus
+from piton.core.stopping import stop_effects
+
+UNREPORTED_SECONDS = 600.0
+"""A training that has run for so long, and of which nothing was ever heard, may have saved something. Shorter ones are
+mostly programs that fail at once, whose users delete the run, mend it, and want its name back."""
+
+
+def deleted(context: Context) -> Decision | None:
+    """Stop every attempt in order, then decide about the claim and let the run go."""
+    if not context.meta.deleting:
+        return None
+    status = context.status if context.status.unreadable else _heard(context)
+    effects: tuple[Effect, ...] = _stop_all(context, Reason.DELETED)
+    if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
+        last = volume_effects(context, _closed(context, status), Reason.DELETED)
+        effects = (*last, ReleaseRun(reason=Reason.DELETED))
+    if status.is_true(WAITING) and not settled(status) and not status.unreadable:
+        status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
+    return Decision(rule="deleted", effects=effects, status=_unhindered(context, status))
+
+
+def ended(context: Context) -> Decision | None:
+    """Nothing happens to a run that has ended, but that what is left of it is put away."""
+    if not settled(context.status):
+        return None
+    training = context.status.condition(TRAINING)
+    reason = training.reason if training else Reason.FINISHED
+    alive = [seen for seen in context.observed.attempts if seen.ours and (not seen.over or seen.stranded)]
+    effects = tuple(effect for seen in alive for effect in stop(seen.number, context, Reason.TRIMMED))
+    claim = () if alive else volume_effects(context, context.status, reason)
+    effects += () if alive else (*trimmed(context), *claim)
+    if not effects and context.meta.held:
+        effects = (ReleaseRun(reason=reason),)
+    left = _seconds_to_live(context)
+    if not effects and left is not None and left <= 0:
+        effects = (DeleteRun(reason=Reason.EXPIRED),)
+    again = 0.0 if claim else left or None  # nobody watches claims
+    return Decision(
+        rule="ended", effects=effects, status=_unhindered(context, context.status), look_again_seconds=again
+    )
+
+
+def trimmed(context: Context) -> tuple[StopAttempt, ...]:
+    """Jobs of ended attempts that are more than stay for a look at their logs."""
+    old = sorted(seen.number for seen in context.observed.attempts if seen.ours and not seen.deleting)
+    return tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.pace.kept_jobs])
+
+
+def stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
+    """What stops an attempt that exists."""
+    seen = context.observed.attempt(number)
+    assert seen is not None
+    return stop_effects(seen, reason)
+
+
+def may_hold_checkpoint(status: RunStatus) -> bool:
+    """Whether the volume may hold a committed checkpoint, by all that was ever heard. In doubt it does."""
+    if status.unreadable or status.checkpoint is not None:
+        return True
+    return any(_was_silent(record) for record in status.attempts)
+
+
+def _was_silent(record: AttemptStatus) -> bool:
+    """Whether it has trained for long without a word of what it trained: its program reports nothing, or could not."""
+    if record.stage is not Stage.TRAIN or record.running_time is None or record.step is not None:
+        return False
+    return record.ended_time is None or record.ended_time - record.running_time >= timedelta(seconds=UNREPORTED_SECONDS)
+
+
+def volume_effects(context: Context, status: RunStatus, reason: Reason) -> tuple[OwnVolume, ...]:
+    """Whether the claim that Piton has made goes with the run. One that the user brings is left alone."""
+    volume = context.observed.volume
+    if not (volume.exists and volume.made):
+        return ()
+    goes = volume.reclaim is Reclaim.DELETE or not may_hold_checkpoint(status)
+    return () if volume.owned is goes else (OwnVolume(owned=goes, reason=reason),)
+
+
+def volume_freed(context: Context, reason: Reason) -> tuple[OwnVolume, ...]:
+    """A run that is taken up again may save more: its claim does not go with it until it is over again."""
+    volume = context.observed.volume
+    return (OwnVolume(owned=False, reason=reason),) if volume.made and volume.owned else ()
+
+
+def _closed(context: Context, status: RunStatus) -> RunStatus:
+    """The status with an end for the attempt that the deletion has stopped."""
+    if context.flying is None or status.unreadable:
+        return status
+    return ledger.change(status, ended_time=context.now)
+
+
+def _heard(context: Context) -> RunStatus:
+    """The status with what the attempt says of itself to the last, such as a checkpoint that it saves as it stops."""
+    if context.flying is None:
+        return context.status
+    return ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
+
+
+def _seconds_to_live(context: Context) -> float | None:
+    """Seconds until an ended run is deleted; None: it stays."""
+    if context.spec is None or context.spec.ttl_after_finished is None:
+        return None
+    ends = (condition for kind in (SUCCEEDED, FAILED) if (condition := context.status.condition(kind)))
+    ended_at = next(end.last_transition_time for end in ends if end.status is ConditionStatus.TRUE)
+    lives = timedelta(seconds=parse_duration(context.spec.ttl_after_finished))
+    return (ended_at + lives - context.now).total_seconds()
+
+
+def _stop_all(context: Context, reason: Reason) -> tuple[Effect, ...]:
+    numbers = [seen.number for seen in context.observed.attempts if seen.ours]
+    return tuple(effect for number in numbers for effect in stop(number, context, reason))
+
+
+def _unhindered(context: Context, status: RunStatus) -> RunStatus:
+    """The status when the effects succeed that were refused before: `refused` keeps it as it was if they do not."""
+    if not status.is_true(WAITING):
+        return status
+    return without_waiting(status, now=context.now, generation=context.meta.generation)

@@ -1,0 +1,25 @@
+"""Whether the nodes say which zone they are in.
+
+A pod that has to be in the zone of others never starts on a node that names none, and the scheduler looks for no other
+way. So nothing of the kind is asked where such a pod might be on a node without the label.
+"""
+
+from collections.abc import Mapping
+
+from piton.core.affinity import ZONE
+from piton.kube.client import NODES, Client
+from piton.ports import Refused
+
+
+async def are_named(client: Client, selector: Mapping[str, str]) -> bool:
+    """Whether some node names its zone, and all do that this node selector takes. Where nodes cannot be read: no.
+
+    Raises:
+        Unavailable: look again.
+    """
+    wanted = [f"{key}={value}" for key, value in selector.items()]
+    try:
+        named = await client.list(NODES, labels=ZONE, most=1)
+        return bool(named) and not await client.list(NODES, labels=",".join([f"!{ZONE}", *wanted]), most=1)
+    except Refused:
+        return False

@@ -1,0 +1,219 @@
+"""What is left of a run that is over or deleted: the claim of its checkpoints, and for how long the run itself."""
+
+from typing import Any
+
+import pytest
+
+from piton.contract import names
+from piton.contract.ends import Outcome
+from piton.core.reasons import Reason
+from piton.core.status import Phase
+from support.apiserver import CLAIMS, JOBS, PODS, RUNS, Body
+from support.builders import a_manifest
+from support.cluster import CRASHES, Disrupted, Ends, Runs
+from support.pilot import Pilot
+
+CLAIM = "ragcun-checkpoints"
+SECONDS_OF_A_WEEK = 7 * 86_400
+
+
+def volume(**parts: Any) -> dict[str, Any]:
+    return {"checkpoint": {"volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"], **parts}}}
+
+
+def claim(pilot: Pilot) -> Body | None:
+    return pilot.server.find(CLAIMS, CLAIM, "team")
+
+
+def owners(pilot: Pilot) -> list[str]:
+    found = claim(pilot)
+    assert found is not None
+    return [owner["uid"] for owner in found["metadata"].get("ownerReferences") or ()]
+
+
+async def delete(pilot: Pilot) -> None:
+    """`kubectl delete`, and all that follows from it."""
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.until(lambda: pilot.run() is None)
+    for _ in range(3):
+        await pilot.turn()
+    assert [pilot.server.all(kind) for kind in (JOBS, PODS)] == [[], []]
+
+
+async def _finished(pilot: Pilot) -> None:
+    await pilot.until_phase(Phase.SUCCEEDED)
+
+
+async def _failed_with_a_checkpoint(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Disrupted(), 2: Ends(outcome=Outcome.DIVERGED)}
+    await pilot.until_phase(Phase.FAILED)
+
+
+async def _suspended(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    await pilot.until_phase(Phase.SUSPENDED)
+
+
+async def _saves_as_it_is_deleted(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.until_phase(Phase.TRAINING)
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [_finished, _failed_with_a_checkpoint, _suspended, _saves_as_it_is_deleted],
+    ids=lambda reach: reach.__name__.strip("_"),
+)
+async def test_a_claim_with_a_checkpoint_outlives_its_run(pilot: Pilot, reach: Any) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await reach(pilot)
+    assert owners(pilot) == []
+
+    await delete(pilot)
+
+    assert owners(pilot) == []
+
+
+async def test_a_claim_that_goes_with_its_run_has_no_owner_before_the_end(pilot: Pilot) -> None:
+    """A deletion with --cascade=foreground would take it from under a trainer that still saves."""
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest(**volume(reclaim="Delete")))
+    await pilot.until_phase(Phase.TRAINING)
+    assert owners(pilot) == []
+    pilot.cluster.script[1] = Ends()
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await pilot.settle(resync=False)
+    assert len(owners(pilot)) == 1
+    run = pilot.run()
+    assert run is not None
+    assert names.FINALIZER not in run["metadata"]["finalizers"], "and the run is let go at once"
+
+    await delete(pilot)
+
+    assert claim(pilot) is None
+
+
+async def test_a_claim_without_a_checkpoint_goes_so_that_the_mended_run_can_have_its_name(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Ends(outcome=Outcome.BAD_CONFIG)
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.FAILED)
+
+    await delete(pilot)
+
+    assert claim(pilot) is None
+    pilot.cluster.script = {}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+
+
+async def test_a_program_that_reports_nothing_keeps_its_claim_once_it_has_run_for_long(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest(trainer={"image": "i", "command": ["train"]}))
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.turn(700)
+    node = pilot.server.all(PODS)[0]["spec"]["nodeName"]
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.server.remove(PODS, "ragcun-1-master-0", "team")
+    await pilot.until(lambda: pilot.run() is None)
+
+    assert node
+    assert owners(pilot) == []
+
+
+async def test_a_new_run_of_the_name_says_how_to_choose(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await delete(pilot)
+
+    await pilot.cluster.apply(a_manifest())
+    await pilot.turn()
+
+    training = pilot.status().condition("Training")
+    assert training is not None
+    assert training.reason is Reason.NAME_TAKEN
+    assert training.message == (
+        "the claim ragcun-checkpoints keeps the checkpoints of an earlier run of this name: to go on from them, write "
+        "checkpoint.volume.claimName: ragcun-checkpoints instead of size; to begin anew, delete it "
+        "(kubectl delete persistentvolumeclaim ragcun-checkpoints -n team)"
+    )
+    await pilot.cluster.apply(a_manifest(checkpoint={"volume": {"claimName": CLAIM}}))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await delete(pilot)
+    assert owners(pilot) == [], "it is the user's now"
+
+
+async def test_a_claim_that_an_older_piton_has_made_is_freed_before_its_run_goes(pilot: Pilot) -> None:
+    run = await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+    old = claim(pilot)
+    assert old is not None
+    owner = {"kind": "TrainingRun", "name": "ragcun", "uid": run["metadata"]["uid"], "controller": True}
+    del old["metadata"]["annotations"]
+    old["metadata"]["ownerReferences"] = [owner]
+    await pilot.server.put(CLAIMS, old)
+
+    await pilot.turn()
+
+    assert owners(pilot) == []
+
+
+async def test_a_failed_run_that_is_taken_up_again_frees_its_claim_first(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    await pilot.cluster.apply(a_manifest(limits={"failures": 1}))
+    await pilot.until_phase(Phase.FAILED)
+    await pilot.turn()
+    assert len(owners(pilot)) == 1
+    run = pilot.run()
+    assert run is not None
+    run["metadata"].setdefault("annotations", {})[names.ANNOTATION_RETRY] = "once more"
+    await pilot.server.put(RUNS, run)
+
+    await pilot.until_phase(Phase.TRAINING)
+
+    assert owners(pilot) == []
+
+
+async def test_a_run_is_deleted_when_its_time_to_live_has_passed_and_its_checkpoints_stay(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest(ttlAfterFinished="7d"))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await pilot.turn(SECONDS_OF_A_WEEK - 60)
+    assert pilot.run() is not None
+
+    await pilot.turn(61)
+    for _ in range(3):
+        await pilot.turn()
+
+    assert pilot.run() is None
+    assert [pilot.server.all(kind) for kind in (JOBS, PODS)] == [[], []]
+    assert owners(pilot) == []
+
+
+async def test_a_run_that_trains_or_holds_has_no_time_to_live(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest(ttlAfterFinished="1h"))
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.turn(7200)
+    await pilot.cluster.apply(a_manifest(ttlAfterFinished="1h", suspend=True))
+    await pilot.until_phase(Phase.SUSPENDED)
+    await pilot.turn(7200)
+
+    assert pilot.run() is not None
+
+
+async def test_a_run_that_is_to_be_retried_in_that_very_moment_is_not_deleted(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Ends(outcome=Outcome.DIVERGED)}
+    await pilot.cluster.apply(a_manifest(ttlAfterFinished="1h"))
+    await pilot.until_phase(Phase.FAILED)
+
+    async def retry(request: Any) -> None:
+        run = pilot.run()
+        if request.method == "DELETE" and request.resource == RUNS and run is not None:
+            run["metadata"].setdefault("annotations", {})[names.ANNOTATION_RETRY] = "once more"
+            await pilot.server.put(RUNS, run)
+
+    pilot.server.before_write = retry
+    await pilot.turn(3601)
+
+    await pilot.until_phase(Phase.SUCCEEDED)
