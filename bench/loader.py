@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from piton_trainer.data.images import ShuffledImages
-from piton_trainer.data.pictures import from_file
-from piton_trainer.data.recording import Recorder
-from piton_trainer.data.records import About, Records
-from piton_trainer.machine import cores
+from piton_trainer.data.image.images import ShuffledImages
+from piton_trainer.data.image.pictures import from_file
+from piton_trainer.data.image.record_writer import Recorder
+from piton_trainer.data.image.records import About, Records
+from piton_trainer.runtime.resources import cores
 
 HEIGHT, WIDTH, SIZE = 375, 500, 224
 IMAGES, BATCH, STEPS, ROUNDS = 256, 64, 12, 9

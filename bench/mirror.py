@@ -34,7 +34,7 @@ from typing import Any, Protocol
 from s3transfer.manager import TransferConfig, TransferManager
 
 from piton_trainer.mirror.bucket import Bucket
-from piton_trainer.mirror.place import Place
+from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.s3 import Tuning
 from piton_trainer.s3.client import connect
 from support import s3
@@ -126,7 +126,7 @@ class Piton:
     """What the mirror does with a file."""
 
     def __init__(self, bucket: str) -> None:
-        self.bucket = Bucket(Place(bucket=bucket, prefix=""), TUNING)
+        self.bucket = Bucket(BucketPrefix(bucket=bucket, prefix=""), TUNING)
 
     def upload(self, path: Path, key: str) -> None:
         """Hash, send, compare."""

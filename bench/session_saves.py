@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
-from piton_trainer import codec
+from piton_trainer.checkpoint.format import codec
 from piton_trainer.config import Config
 
 MEMCPY, PITON, BESIDE = "memcpy", "piton", "piton, copied beside a pass"

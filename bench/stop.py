@@ -36,8 +36,8 @@ from torch import nn
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
-from piton.contract.ends import Outcome, Termination
-from piton.core.render import ELASTIC_SHUTDOWN_SECONDS
+from piton.contract.termination import Outcome, Termination
+from piton.rendering.appdef import ELASTIC_SHUTDOWN_SECONDS
 
 RANKS = 2
 STEP_SECONDS = 0.02

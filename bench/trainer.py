@@ -27,9 +27,9 @@ from torch.optim import Optimizer
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.loop import train
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm
+from piton_trainer.training.loop import train
 
 CONFIG = CharlmConfig(
     depth=4,

@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import piton_trainer
 from piton.contract.assignment import Assignment, SavePolicy
 from piton_trainer.config import Config
-from piton_trainer.encoder_place import folder_of
-from piton_trainer.loop import train
+from piton_trainer.recipes.common.encoder_source import folder_of
+from piton_trainer.recipes.common.text_encoder import Encoder, Encoding
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.recipe import TwoTowers, build
-from piton_trainer.text_encoder import Encoder, Encoding
+from piton_trainer.training.loop import train
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "seeds" / "two-tower-small.yaml"
 ROWS = 96

@@ -5,17 +5,18 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
+from piton.api import reasons
+from piton.api.reasons import Reason
+from piton.api.spec import Limits
+from piton.api.status import Verdict
 from piton.contract.duration import format_duration
-from piton.core import reasons, verdict
-from piton.core.backoff import Pace
+from piton.core import verdict
 from piton.core.increments import REASONS
-from piton.core.ledger import COUNTERS
-from piton.core.model import Limits
-from piton.core.reasons import Reason
-from piton.core.status import Verdict
+from piton.core.transitions import COUNTERS
+from piton.timing import Timing
 
 PAGE = Path(__file__).parents[1] / "docs" / "failures.md"
-_PACE, _LIMITS = Pace(), Limits()
+_TIMING, _LIMITS = Timing(), Limits()
 _LATER = "the next attempt, after the back-off"
 _NEXT: Mapping[Verdict, str] = {
     Verdict.FINISHED: "the next stage; after the last one the run has Succeeded",
@@ -32,9 +33,9 @@ A run ends by proof of its completion, by a limit of yours (`limits`), or by an 
 again (`permanent` below). Nothing that the cluster does ends it.
 
 - **The back-off** counts the attempts in a row, of any verdict but Stopped, that ended without a newer durable step.
-  It begins with {format_duration(_PACE.backoff_seconds)}, doubles with each, and is at most
-  {format_duration(_PACE.backoff_seconds_max)}. A newer durable step sets it back.
-- **Stalled**: from {_PACE.stalled_attempts} such attempts on, the condition `Stalled` says what was seen and what
+  It begins with {format_duration(_TIMING.backoff_seconds)}, doubles with each, and is at most
+  {format_duration(_TIMING.backoff_seconds_max)}. A newer durable step sets it back.
+- **Stalled**: from {_TIMING.stalled_attempts} such attempts on, the condition `Stalled` says what was seen and what
   helps. When it has been True for `limits.stalled` ({_LIMITS.stalled}), the run holds, with everything kept.
 - **Failures of the program** count from the newest durable step as well, for `limits.failures`; `limits.totalFailures`
   bounds those of the whole life.

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bench.gpu import victim
 from bench.gpu.setting import CheckFailedError, Row, Setting, checked
-from piton_trainer import codec, rng
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state import rng
 
 NOISE = 4.0
 """Rounding that came in one step earlier has had more steps to grow; it stays within this factor."""

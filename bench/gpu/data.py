@@ -10,10 +10,11 @@ import torch
 from bench import loader as jpegs
 from bench.gpu.place import Bench
 from bench.gpu.setting import Setting
-from piton_trainer.data.judgments import Judgments
-from piton_trainer.data.pictures import from_file
-from piton_trainer.data.recording import Recorder
-from piton_trainer.data.records import About
+from piton_trainer.data.image.pictures import from_file
+from piton_trainer.data.image.record_writer import Recorder
+from piton_trainer.data.image.records import About
+from piton_trainer.data.ranking.judgments import Judgments
+from piton_trainer.recipes.common.text_encoder import Embedded
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.recipe import Resnet
 from piton_trainer.recipes.resnet50.recipe import build as build_resnet
@@ -22,7 +23,6 @@ from piton_trainer.recipes.retrieval.recipe import Retrieval
 from piton_trainer.recipes.retrieval.recipe import build as build_retrieval
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.recipe import TwoTowers
-from piton_trainer.text_encoder import Embedded
 
 _WORDS = [f"w{number}" for number in range(2000)]
 
@@ -78,7 +78,7 @@ def retrieval(setting: Setting) -> Retrieval:
 def twotower(setting: Setting) -> TwoTowers:
     """Ten folds of config O on 5 million rows: each query judged for all 1,131 ids."""
     queries, ids = setting.size((4400, 1131), (80, 12))
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = queries * ids
     judgments = Judgments(
         queries=[f"q{number}" for number in range(queries)],
@@ -86,7 +86,7 @@ def twotower(setting: Setting) -> TwoTowers:
         names=[f"id{number:04d}" for number in range(ids)],
         starts=np.arange(0, rows + 1, ids, dtype=np.int64),
         ids=np.tile(np.arange(ids, dtype=np.int32), queries),
-        gains=dice.choice(np.array([0.0, 0.7, 1.0], dtype=np.float32), size=rows, p=[0.9, 0.05, 0.05]),
+        gains=rng.choice(np.array([0.0, 0.7, 1.0], dtype=np.float32), size=rows, p=[0.9, 0.05, 0.05]),
         weights=np.ones(rows, dtype=np.float32),
         originals=np.ones(rows, dtype=np.bool_),
     )
@@ -108,9 +108,9 @@ def twotower(setting: Setting) -> TwoTowers:
 
 def _collection(path: Path, *, documents: int, words: int) -> None:
     """As BEIR has them, with a split for training and one for the test."""
-    dice = random.Random(0)
+    rng = random.Random(0)
     (path / "qrels").mkdir(parents=True, exist_ok=True)
-    texts = {f"d{number}": " ".join(dice.choices(_WORDS, k=words)) for number in range(documents)}
+    texts = {f"d{number}": " ".join(rng.choices(_WORDS, k=words)) for number in range(documents)}
     corpus = [{"_id": name, "title": "", "text": text} for name, text in texts.items()]
     queries = [{"_id": f"q{name[1:]}", "text": " ".join(text.split()[:12])} for name, text in texts.items()]
     for name, lines in (("corpus", corpus), ("queries", queries)):

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from bench.gpu.setting import Setting
-from piton_trainer.distributed import Ranks
-from piton_trainer.shelf import FOLDER, Shelf
+from piton_trainer.run_cache import FOLDER, RunCache
+from piton_trainer.runtime.process_group import Ranks
 
 
 class Bench:
@@ -20,6 +20,6 @@ class Bench:
         self.directory: Path = setting.folder
 
     @property
-    def shelf(self) -> Shelf:
+    def run_cache(self) -> RunCache:
         """For what is made once."""
-        return Shelf(self.directory / FOLDER, Ranks())
+        return RunCache(self.directory / FOLDER, Ranks())

@@ -13,8 +13,8 @@ from bench.gpu import data
 from bench.gpu.place import Bench
 from bench.gpu.setting import Row, Setting
 from bench.gpu.throughput import charlm_config
-from piton_trainer.loop import Trainee
 from piton_trainer.recipes.charlm.recipe import Charlm
+from piton_trainer.training.loop import TrainableModel
 
 ROUNDS = 3
 Step = Callable[[], object]
@@ -54,7 +54,7 @@ def _charlm(setting: Setting, depth: int, **changes: Any) -> Step:
     """A step of `charlm` on one batch."""
     tokens = setting.size({"total_batch_tokens": 16_384, "device_batch_size": 8}, {})
     recipe = Charlm(charlm_config(setting, depth, **tokens, **changes), Bench(setting))
-    trainee = Trainee(recipe, recipe.place)
+    trainee = TrainableModel(recipe, recipe.place)
     trainee.connect()
     recipe.tune(trainee.optimizers, fraction=0.1, step=10)
     batches = next(iter(recipe.loader))

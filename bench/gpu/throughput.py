@@ -1,6 +1,7 @@
 """How fast the recipes train on the device, what holds them back, and what compiling costs.
 
-Each recipe is trained by the shared loop's `Trainee` on data that is made up here, in the sizes of the real systems.
+Each recipe is trained by the shared loop's `TrainableModel` on data that is made up here, in the sizes of the real
+systems.
 """
 
 import json
@@ -19,11 +20,11 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 from bench.gpu import data
 from bench.gpu.place import Bench
 from bench.gpu.setting import Row, Setting
-from piton_trainer.loop import Trainee
-from piton_trainer.peaks import mfu_per_token, peak_flops
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm
 from piton_trainer.recipes.protocol import Recipe
+from piton_trainer.telemetry.peak_flops import mfu_per_token, peak_flops
+from piton_trainer.training.loop import TrainableModel
 
 NANOCHAT = "nanochat's dev log: MFU 41 to 46 % on H100"
 FFCV = "FFCV's ResNet-50: about 3,000 images/s on one of 8 A100, 160 to 192 pixels, fp16"
@@ -82,7 +83,7 @@ def _first_step() -> None:
     """In a process of its own: the seconds of the first step."""
     setting = Setting(dry="--dry" in sys.argv, folder=Path())
     recipe = Charlm(charlm_config(setting, 12), Bench(setting))
-    trainee = Trainee(recipe, recipe.place)
+    trainee = TrainableModel(recipe, recipe.place)
     trainee.connect()
     batches = next(iter(recipe.loader))
     print(json.dumps(setting.seconds(lambda: trainee.step(batches))))
@@ -90,7 +91,7 @@ def _first_step() -> None:
 
 def _measured(setting: Setting, recipe: Recipe, unit: str, *, beside: str = "", alone: bool = False) -> list[Row]:
     """Speed with the loader, its MFU, the device's peak of memory, and a short profile."""
-    trainee = Trainee(recipe, Bench(setting))
+    trainee = TrainableModel(recipe, Bench(setting))
     trainee.connect()
     recipe.tune(trainee.optimizers, fraction=0.1, step=10)
     batches = iter(recipe.loader)
@@ -114,7 +115,7 @@ def _measured(setting: Setting, recipe: Recipe, unit: str, *, beside: str = "", 
     return rows + _profiled(setting, trainee, batches)
 
 
-def _mfu(setting: Setting, recipe: Recipe, trainee: Trainee, speed: float) -> list[Row]:
+def _mfu(setting: Setting, recipe: Recipe, trainee: TrainableModel, speed: float) -> list[Row]:
     peak = peak_flops(torch.cuda.get_device_name(0)) if setting.device.type == "cuda" else 1e12
     if peak is None:
         return []
@@ -122,7 +123,7 @@ def _mfu(setting: Setting, recipe: Recipe, trainee: Trainee, speed: float) -> li
     return [Row(what="MFU", value=100 * share, unit="%", beside=f"of {peak / 1e12:,.0f} TFLOP/s")]
 
 
-def _profiled(setting: Setting, trainee: Trainee, batches: Iterator[Any]) -> list[Row]:
+def _profiled(setting: Setting, trainee: TrainableModel, batches: Iterator[Any]) -> list[Row]:
     """What holds it back: the share of the time in which the device does nothing, and copies, and its top kernels."""
     on_gpu = setting.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -22,9 +22,9 @@ import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
 from piton_trainer.config import Config
-from piton_trainer.loop import train
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm
+from piton_trainer.training.loop import train
 
 STEPS, SAVE_EVERY = 14, 2
 KILLED_AT, TOLD_AT = 6, 10

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from piton.api import validation
+from piton.api.cel import Cel
+from piton.api.spec import Model, Spec
+from piton.api.status import Conditioned, RunStatus
 from piton.contract import names
-from piton.core import rules
-from piton.core.cel import Cel
-from piton.core.model import Model, Spec
-from piton.core.status import Conditioned, RunStatus
 from piton.sweep import rules as sweep_rules
 from piton.sweep.model import SweepSpec
 from piton.sweep.status import SweepStatus
@@ -99,7 +99,7 @@ KINDS: tuple[Kind, ...] = (
         spec=Spec,
         status=RunStatus,
         columns=_RUN_COLUMNS,
-        cel=rules.CEL,
+        cel=validation.CEL,
         list_keys={**_CONDITIONS, "status.attempts": "number", "status.stages": "name", "spec.trainer.env": "name"},
     ),
     Kind(

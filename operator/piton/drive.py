@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from piton.core.backoff import Pace
+from piton.api.status import Conditioned
 from piton.core.decide import decide, refused
 from piton.core.effects import AnyDecision, Decision
-from piton.core.observed import Observed
-from piton.core.status import Conditioned
+from piton.observed import Observed
 from piton.ports import Announcer, AnyWorld, Clock, Refused, World
+from piton.timing import Timing
 
 
 class HasStatus(Protocol):
@@ -24,19 +24,19 @@ EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)
 
 
-async def reconcile(world: World, clock: Clock, announcer: Announcer, pace: Pace | None = None) -> Decision | None:
-    """Do what this moment asks for a run; see `pass_over`."""
+async def reconcile(world: World, clock: Clock, announcer: Announcer, timing: Timing | None = None) -> Decision | None:
+    """Do what this moment asks for a run; see `run_pass`."""
 
     def decided(observed: Observed) -> Decision:
-        return decide(observed, now=clock.now(), pace=pace)
+        return decide(observed, now=clock.now(), timing=timing)
 
     def turned_down(observed: Observed, why: str) -> Decision:
-        return refused(observed, why, now=clock.now(), pace=pace)
+        return refused(observed, why, now=clock.now(), timing=timing)
 
-    return await pass_over(world, announcer, decided, turned_down)
+    return await run_pass(world, announcer, decided, turned_down)
 
 
-async def pass_over(
+async def run_pass(
     world: AnyWorld[ObservedT, EffectT, StatusT],
     announcer: Announcer,
     decided: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],

@@ -9,9 +9,9 @@ PortError
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from piton.api.status import Conditioned, RunStatus
 from piton.core.effects import Announcement, Effect
-from piton.core.observed import Observed
-from piton.core.status import Conditioned, RunStatus
+from piton.observed import Observed
 
 ObservedT_co = TypeVar("ObservedT_co", covariant=True)
 EffectT_contra = TypeVar("EffectT_contra", contravariant=True)

@@ -12,8 +12,8 @@ import yaml
 
 from hack.install import tools
 from hack.install.chart import CHART, NAMESPACE, RELEASE
-from piton.core.model import Tier
-from piton.kube.settings import Settings
+from piton.api.spec import Tier
+from piton.kube.settings import PitonSettings
 
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
@@ -113,8 +113,8 @@ def test_nodes_are_written_to_only_where_they_may_be_tainted() -> None:
 def test_the_operator_taints_nodes_for_as_long_as_the_chart_says(tainted: str, seconds: float | None) -> None:
     values = (f"deviceFaults.taintNodes={tainted}", "deviceFaults.taintHours=12")
     (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
-    settings = Settings.from_env({variable["name"]: variable["value"] for variable in container["env"]})
-    assert settings.pace.device_taint_seconds == seconds
+    settings = PitonSettings.from_env({variable["name"]: variable["value"] for variable in container["env"]})
+    assert settings.timing.device_taint_seconds == seconds
 
 
 def test_of_karpenter_the_operator_may_read_node_pools_and_nothing_else() -> None:
@@ -164,13 +164,13 @@ def test_the_operator_understands_its_environment() -> None:
     (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
     env = {variable["name"]: variable["value"] for variable in container["env"]}
 
-    settings = Settings.from_env(env)
+    settings = PitonSettings.from_env(env)
 
     assert (settings.engine, settings.namespaces) == ("kubeflow", ("a",))
     assert settings.prices.table == {"p4d.24xlarge": {Tier.SPOT: Fraction("12.50")}}
     for name in env:  # a misspelt variable would be ignored
         read: set[str] = set()
-        Settings.from_env(_Recording(env, read))
+        PitonSettings.from_env(_Recording(env, read))
         assert name in read
 
 

@@ -16,8 +16,8 @@ from cli.conftest import Piton
 from cli.test_bad_input import assert_one_sentence
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.checkpoint import layout
-from piton_trainer.digest import weights_digest
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.state.weights_digest import weights_digest
 from support import tiny
 from support.checkpoints import flip
 
@@ -93,7 +93,7 @@ def test_looking_at_checkpoints_needs_no_torch(run: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from piton.cli import checkpoints as c; d = Path(sys.argv[1]);"
         "c.ls(d, as_json=False); c.verify(d, step=None, as_json=False);"
-        "c.prune(d, c.Rule(keep_last=1, keep_best=1, metric=None, goal='Minimize'), dry_run=True);"
+        "c.prune(d, c.RetentionRule(keep_last=1, keep_best=1, metric=None, goal='Minimize'), dry_run=True);"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True).returncode == 0

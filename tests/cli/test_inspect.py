@@ -49,7 +49,7 @@ def test_plan_shows_the_rules_and_everything_that_would_run(tmp_path: Path, pito
     result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts()))
 
     assert result.code == 0
-    assert "due: attempt 1 is about to start" in result.out
+    assert "allocate_attempt: attempt 1 is about to start" in result.out
     assert "-> StartAttempt number 1 stage Train (reason: FirstAttempt)" in result.out
     assert "It saves as often as pays" in result.out
     documents = [document for document in yaml.safe_load_all(result.out.split("---\n", 1)[1]) if document]
@@ -66,9 +66,9 @@ def test_plan_as_json_is_one_object(tmp_path: Path, piton: Piton) -> None:
     result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts(checkpoint=volume)), "--json")
     found = json.loads(result.out)
 
-    assert [decision["rule"] for decision in found["decisions"]] == ["unheld", "due", "start"]
+    assert [decision["rule"] for decision in found["decisions"]] == ["add_finalizer", "allocate_attempt", "start"]
     effects = [effect["effect"] for decision in found["decisions"] for effect in decision["effects"]]
-    assert effects == ["HoldRun", "StartAttempt"], "a claim that exists is not made"
+    assert effects == ["AddFinalizer", "StartAttempt"], "a claim that exists is not made"
     assert found["saves"].endswith("(auto)")
     assert found["appDef"]["command"][0] == "python"
     assert found["pyTorchJob"]["metadata"]["name"] == "fake-1"
@@ -95,7 +95,7 @@ def test_plan_of_a_suspended_run_starts_nothing(tmp_path: Path, piton: Piton) ->
     decisions = json.loads(result.out)["decisions"]
 
     assert decisions[-1]["phase"] == "Suspended"
-    assert all(effect["effect"] == "HoldRun" for decision in decisions for effect in decision["effects"])
+    assert all(effect["effect"] == "AddFinalizer" for decision in decisions for effect in decision["effects"])
 
 
 SEEDS = sorted((Path(__file__).parents[2] / "manifests" / "seeds").glob("*.yaml"))

@@ -14,7 +14,7 @@ from cli.test_bad_input import assert_one_sentence
 from local.helpers import a_command
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import survey
+from piton_trainer.checkpoint import inspect
 from support import charlm
 from support.checkpoints import flip
 
@@ -44,8 +44,8 @@ def exported(out: Path) -> int:
 
 
 def test_the_best_is_taken_of_a_run_that_has_one(run: Path, tmp_path: Path, piton: Piton) -> None:
-    newest = survey.survey(run / "checkpoints")[0]
-    assert (newest.step, survey.best_step(newest)) == (LAST, 4)
+    newest = inspect.survey(run / "checkpoints")[0]
+    assert (newest.step, inspect.best_step(newest)) == (LAST, 4)
 
     result = piton("export", run, "--out", tmp_path / "out")
 
@@ -74,7 +74,7 @@ def test_without_an_objective_the_newest_good_one_is_taken(tmp_path: Path, piton
     save = SavePolicy(every_steps=1, keep_last=3)
     charlm.attempt(tmp_path / "run", charlm.changed(steps=3, ema=None), judged=False, save=save)
     flip(tmp_path / "run" / names.step_folder(3) / "state.json")
-    older = survey.survey(tmp_path / "run")[1].step
+    older = inspect.survey(tmp_path / "run")[1].step
 
     result = piton("export", tmp_path / "run", "--out", tmp_path / "out")
 

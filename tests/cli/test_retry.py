@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from piton.api.status import Phase
 from piton.cli.main import cli
-from piton.core.status import Phase
 from support.builders import NOW, a_status
 
 KUBECTL = """#!/bin/sh

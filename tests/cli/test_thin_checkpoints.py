@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from cli.conftest import Piton
 from piton.contract import names
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.thin import make_thin
-from piton_trainer.digest import weights_digest
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.retention.weights_only import make_thin
+from piton_trainer.state.weights_digest import weights_digest
 from support import tiny, weights
 from support.checkpoints import flip
 from support.weights import checkpoint, digest_of, thin, whole

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from piton.api.status import CheckpointStatus, Phase, RunStatus
 from piton.cli.watch import Lines, Panel, facts
 from piton.contract.progress import Progress
-from piton.core.status import CheckpointStatus, Phase, RunStatus
-from piton.local.run import View
+from piton.local.runner import View
 from support.builders import NOW, later
 
 

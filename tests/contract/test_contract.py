@@ -7,9 +7,16 @@ import pytest
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
-from piton.contract.ends import TERMINATION_MESSAGE_BYTES_MAX, Limit, Outcome, PreviousEnd, Termination, outcome_of
 from piton.contract.manifest import Complete, FileEntry, Manifest, sealed
-from piton.contract.progress import Progress, StopAt, Wishes
+from piton.contract.progress import Progress, StopAt, TrainerRequests
+from piton.contract.termination import (
+    TERMINATION_MESSAGE_BYTES_MAX,
+    Limit,
+    Outcome,
+    PreviousEnd,
+    Termination,
+    outcome_of,
+)
 
 ENTRY = FileEntry(size=5, digest="blake3:00")
 
@@ -341,8 +348,10 @@ def test_a_report_cannot_grow_beyond_what_a_status_can_hold() -> None:
 
 
 def test_an_answer_asks_only_for_what_it_says() -> None:
-    assert Wishes.from_json(Wishes(stop=True).to_json()) == Wishes(stop=True)
+    assert TrainerRequests.from_json(TrainerRequests(stop=True).to_json()) == TrainerRequests(stop=True)
     for stop_at in (StopAt(), StopAt(time=datetime(2026, 1, 31, 12, tzinfo=UTC), limit=Limit.BUDGET)):
-        assert Wishes.from_json(Wishes(stop_at=stop_at).to_json()) == Wishes(stop_at=stop_at)
-    assert Wishes.from_json('{"stopAt": {"time": "soon"}}') == Wishes(), "what is not understood moves nothing"
-    assert [Wishes.from_json(text) for text in ("", "ok", "[]", '{"stop": 1}')] == [Wishes()] * 4
+        assert TrainerRequests.from_json(TrainerRequests(stop_at=stop_at).to_json()) == TrainerRequests(stop_at=stop_at)
+    assert TrainerRequests.from_json('{"stopAt": {"time": "soon"}}') == TrainerRequests(), (
+        "what is not understood moves nothing"
+    )
+    assert [TrainerRequests.from_json(text) for text in ("", "ok", "[]", '{"stop": 1}')] == [TrainerRequests()] * 4

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piton.core.affinity import CAPACITY_LABELS, HOSTNAME, INSTANCE_TYPE, ZONE, TooDear, affinity
-from piton.core.model import Spec, Tier
+from piton.api.spec import Spec, Tier
+from piton.contract.names import HOSTNAME
+from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, ZONE, TooDear, affinity
 from support.builders import a_spec
 
 TYPES, ZONES = ("g5.xlarge", "p4d.24xlarge", "p5.48xlarge"), ("a", "b")

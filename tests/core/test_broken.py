@@ -2,12 +2,12 @@
 
 import pytest
 
-from piton.contract.ends import Outcome
-from piton.core.backoff import Pace
+from piton.api.reasons import Reason
+from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import Announcement, TaintNode
-from piton.core.observed import ReplicaSeen
-from piton.core.reasons import Reason
+from piton.observed import ReplicaSeen
+from piton.timing import Timing
 from support.builders import NOW, a_failed_attempt, a_record, a_status, an_observed, failed, later, said
 
 ECC = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
@@ -70,4 +70,4 @@ def test_only_a_broken_device_taints_its_node_and_only_where_piton_may(said_ther
 
     assert decide(observed, now=NOW).effects == ()
     wanted = (taint,) if said_there == ECC else ()
-    assert decide(observed, now=NOW, pace=Pace(device_taint_seconds=3600)).effects == wanted
+    assert decide(observed, now=NOW, timing=Timing(device_taint_seconds=3600)).effects == wanted

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from piton.contract.ends import Limit, Outcome
+from piton.api.reasons import Reason
+from piton.api.spec import Spec, Stage
+from piton.api.status import AttemptState, CheckpointStatus, Phase, RunStatus, Verdict
 from piton.contract.progress import StopAt
-from piton.core import cost
-from piton.core.backoff import Pace
+from piton.contract.termination import Limit, Outcome
 from piton.core.decide import decide
 from piton.core.effects import StartAttempt
-from piton.core.model import Spec, Stage
-from piton.core.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
-from piton.core.pytorchjob import pytorchjob
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, CheckpointStatus, Phase, RunStatus, Verdict
-from piton.core.wishes import wishes
+from piton.core.trainer_requests import requests_for
+from piton.cost import spending
+from piton.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
+from piton.rendering.pytorchjob import pytorchjob
+from piton.timing import Timing
 from support.builders import (
     NOW,
     a_failed_attempt,
@@ -36,7 +36,7 @@ from support.builders import (
 
 HOURLY = Fraction(36)
 """A dollar in 100 seconds."""
-PACE = Pace(stop_seconds=100, worth_seconds=200)
+TIMING = Timing(stop_seconds=100, worth_seconds=200)
 
 
 def on(node: str = "n1", *, at: float = 0, price: Fraction | None = HOURLY, **fields: Any) -> ReplicaSeen:
@@ -59,11 +59,11 @@ def a_budget(usd: str = "10", *, price: str = "36", **parts: Any) -> Spec:
 
 def flown(seen: AttemptSeen, status: RunStatus, after: float, spec: Spec | None = None, **fields: Any) -> RunStatus:
     """The status after a pass at that moment."""
-    return decide(an_observed(seen, status=status, spec=spec, **fields), now=later(after), pace=PACE).status
+    return decide(an_observed(seen, status=status, spec=spec, **fields), now=later(after), timing=TIMING).status
 
 
 def spent(status: RunStatus, after: float) -> Fraction:
-    return cost.spent(status, later(after))
+    return spending.spent(status, later(after))
 
 
 def word(status: RunStatus, kind: str = "Training") -> tuple[Reason, str]:
@@ -160,7 +160,7 @@ def test_what_drops_off_the_list_stays_in_the_sum() -> None:
     status = a_status(*attempts, preemptions=20)
     before = spent(status, 100)
 
-    after = decide(an_observed(status=status), now=later(9000), pace=PACE).status
+    after = decide(an_observed(status=status), now=later(9000), timing=TIMING).status
 
     assert before == 20
     assert (len(after.attempts), after.attempt) == (20, 21)
@@ -171,11 +171,11 @@ def test_what_drops_off_the_list_stays_in_the_sum() -> None:
 def test_a_budget_stops_the_attempt_while_it_still_pays_for_the_stop(usd: str) -> None:
     spec, seen = a_budget(usd), an_attempt(on())
     status = flown(seen, a_status(a_record()), 0, spec)
-    going = decide(an_observed(seen, status=status, spec=spec), now=later(899), pace=PACE)
+    going = decide(an_observed(seen, status=status, spec=spec), now=later(899), timing=TIMING)
     assert going.status.current is not None
     assert going.status.current.state is AttemptState.RUNNING
 
-    stopped = decide(an_observed(seen, status=going.status, spec=spec), now=later(900), pace=PACE).status
+    stopped = decide(an_observed(seen, status=going.status, spec=spec), now=later(900), timing=TIMING).status
     assert stopped.current is not None
     assert (stopped.current.state, stopped.current.verdict) == (AttemptState.STOPPING, Verdict.STOPPED)
     assert stopped.current.reason is Reason.BUDGET_EXCEEDED
@@ -186,8 +186,8 @@ def _paused(spec: Spec) -> RunStatus:
     seen = an_attempt(on())
     status = flown(seen, a_status(a_record(), checkpoint=CheckpointStatus(step=70, time=NOW, attempt=1)), 0, spec)
     status = flown(seen, status, 900, spec)
-    status = decide(an_observed(status=status, spec=spec), now=later(950), pace=PACE).status
-    return decide(an_observed(status=status, spec=spec), now=later(950), pace=PACE).status
+    status = decide(an_observed(status=status, spec=spec), now=later(950), timing=TIMING).status
+    return decide(an_observed(status=status, spec=spec), now=later(950), timing=TIMING).status
 
 
 def test_a_run_that_has_spent_its_budget_holds_and_says_what_to_write() -> None:
@@ -201,17 +201,17 @@ def test_a_run_that_has_spent_its_budget_holds_and_says_what_to_write() -> None:
         "raise limits.budget.usd above 12.50 to go on"
     )
     assert spent(status, 99_999) == spent(status, 950)
-    again = decide(an_observed(status=status, spec=a_budget()), now=later(5000), pace=PACE)
+    again = decide(an_observed(status=status, spec=a_budget()), now=later(5000), timing=TIMING)
     assert (again.status, again.effects, again.look_again_seconds) == (status, (), None)
 
 
 @pytest.mark.parametrize(("usd", "goes_on"), [("12.50", False), ("12.51", True)])
 def test_a_budget_that_is_raised_lets_the_run_go_on_where_it_pays_for_a_start(usd: str, goes_on: bool) -> None:
     spec = a_budget(usd)
-    raised = decide(an_observed(status=_paused(a_budget()), spec=spec), now=later(2000), pace=PACE)
+    raised = decide(an_observed(status=_paused(a_budget()), spec=spec), now=later(2000), timing=TIMING)
     assert (raised.status.attempt == 2) is goes_on
     if goes_on:
-        begun = decide(an_observed(status=raised.status, spec=spec), now=later(2000), pace=PACE)
+        begun = decide(an_observed(status=raised.status, spec=spec), now=later(2000), timing=TIMING)
         assert [type(effect) for effect in begun.effects] == [StartAttempt]
 
 
@@ -225,23 +225,25 @@ def test_a_budget_that_stops_ends_the_run_and_names_what_is_saved() -> None:
 
 
 def test_nothing_is_started_that_the_budget_does_not_pay_for() -> None:
-    decision = decide(an_observed(spec=a_budget("3")), now=NOW, pace=PACE)
+    decision = decide(an_observed(spec=a_budget("3")), now=NOW, timing=TIMING)
     assert (decision.status.attempt, decision.status.phase) == (0, Phase.SUSPENDED)
-    assert decide(an_observed(spec=a_budget("3.01")), now=NOW, pace=PACE).status.attempt == 1
+    assert decide(an_observed(spec=a_budget("3.01")), now=NOW, timing=TIMING).status.attempt == 1
 
 
 def test_a_start_is_paid_at_the_price_of_the_last_one_at_its_stage() -> None:
     cheap = an_ended(1, price_per_hour="3.6", billed_from=NOW, billed_until=NOW, billed_machines=1)
     status = a_status(cheap, preemptions=1)
-    assert decide(an_observed(status=status, spec=a_budget("1")), now=NOW, pace=PACE).status.attempt == 2
+    assert decide(an_observed(status=status, spec=a_budget("1")), now=NOW, timing=TIMING).status.attempt == 2
     prepared = a_status(cheap.model_copy(update={"stage": Stage.PREPARE, "verdict": Verdict.FINISHED}))
-    held = decide(an_observed(status=prepared, spec=a_budget("1", stages={"prepare": {}})), now=NOW, pace=PACE).status
+    held = decide(
+        an_observed(status=prepared, spec=a_budget("1", stages={"prepare": {}})), now=NOW, timing=TIMING
+    ).status
     assert held.phase is Phase.SUSPENDED
 
 
 def test_a_number_that_was_taken_before_the_budget_was_lowered_is_never_started() -> None:
     status = a_status(a_record(state=AttemptState.PENDING))
-    decision = decide(an_observed(status=status, spec=a_budget("1")), now=NOW, pace=PACE)
+    decision = decide(an_observed(status=status, spec=a_budget("1")), now=NOW, timing=TIMING)
     assert decision.effects == ()
     assert decision.status.current is not None
     assert decision.status.current.reason is Reason.BUDGET_EXCEEDED
@@ -250,10 +252,10 @@ def test_a_number_that_was_taken_before_the_budget_was_lowered_is_never_started(
 def test_people_are_warned_once_and_again_of_another_budget() -> None:
     seen, spec = an_attempt(on()), a_budget("20", budget={"warnAt": 50})
     status = flown(seen, a_status(a_record()), 0, spec)
-    warned = decide(an_observed(seen, status=status, spec=spec), now=later(1000), pace=PACE)
-    again = decide(an_observed(seen, status=warned.status, spec=spec), now=later(1001), pace=PACE)
+    warned = decide(an_observed(seen, status=status, spec=spec), now=later(1000), timing=TIMING)
+    again = decide(an_observed(seen, status=warned.status, spec=spec), now=later(1001), timing=TIMING)
     raised = a_budget("21", budget={"warnAt": 50})
-    more = decide(an_observed(seen, status=again.status, spec=raised), now=later(1100), pace=PACE)
+    more = decide(an_observed(seen, status=again.status, spec=raised), now=later(1100), timing=TIMING)
 
     assert [news.message for news in warned.announcements] == ["50% of limits.budget ($20) are spent"]
     assert word(warned.status)[1] == "attempt 1 is running; 50% of limits.budget ($20) are spent"
@@ -266,7 +268,7 @@ def test_the_core_wakes_at_the_warning_and_at_the_limit_and_time_alone_writes_no
     seen, spec = an_attempt(on()), a_budget()
 
     def look(status: RunStatus, after: float) -> tuple[RunStatus, float | None]:
-        decision = decide(an_observed(seen, status=status, spec=spec), now=later(after), pace=PACE)
+        decision = decide(an_observed(seen, status=status, spec=spec), now=later(after), timing=TIMING)
         return decision.status, decision.look_again_seconds
 
     status, wait = look(a_status(a_record()), 0)
@@ -278,13 +280,13 @@ def test_the_core_wakes_at_the_warning_and_at_the_limit_and_time_alone_writes_no
     stopping, wait = look(warned, 900)
     assert (stopping.phase, wait) == (Phase.STOPPING, 0)
     deleting = an_attempt(on(deleting=True), deleting=True)
-    waiting = decide(an_observed(deleting, status=stopping, spec=spec), now=later(910), pace=PACE)
+    waiting = decide(an_observed(deleting, status=stopping, spec=spec), now=later(910), timing=TIMING)
     assert (waiting.status, waiting.look_again_seconds) == (stopping, None)
 
 
 def test_an_operator_that_comes_back_past_the_limit_stops_the_attempt_at_once() -> None:
     seen, spec = an_attempt(on()), a_budget()
-    first = decide(an_observed(seen, status=a_status(a_record()), spec=spec), now=later(5000), pace=PACE)
+    first = decide(an_observed(seen, status=a_status(a_record()), spec=spec), now=later(5000), timing=TIMING)
     assert first.look_again_seconds == 0
     assert first.status.cost is not None
     assert first.status.cost.spent == "50.00"
@@ -313,8 +315,8 @@ def test_a_budget_holds_also_while_the_spec_cannot_be_read() -> None:
     seen = an_attempt(on())
     status = flown(seen, a_status(a_record()), 0, a_budget())
     broken: Observed = an_observed(seen, status=status, problems=("spec.x: unknown field",))
-    assert decide(broken, now=later(899), pace=PACE).status.phase is Phase.TRAINING
-    assert decide(broken, now=later(900), pace=PACE).status.phase is Phase.STOPPING
+    assert decide(broken, now=later(899), timing=TIMING).status.phase is Phase.TRAINING
+    assert decide(broken, now=later(900), timing=TIMING).status.phase is Phase.STOPPING
 
 
 def test_a_node_that_is_known_to_cost_more_is_left_and_the_reason_is_said() -> None:
@@ -335,22 +337,24 @@ def test_prices_that_stay_too_high_make_the_run_wait_longer_and_never_end_it() -
     dear = an_ended(1, Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message="the node n1 costs $36.00")
     status = a_status(*(dear.model_copy(update={"number": number}) for number in range(1, 13)))
 
-    waits = decide(an_observed(status=status), now=later(3599), pace=PACE)
+    waits = decide(an_observed(status=status), now=later(3599), timing=TIMING)
     assert waits.status.phase is Phase.RECOVERING
     assert "the node n1 costs $36.00" in word(waits.status)[1]
     stalled = waits.status.condition("Stalled")
     assert stalled is not None
     assert "raise capacity.maxPricePerHour" in stalled.message
-    assert decide(an_observed(status=status), now=later(3600), pace=PACE).status.attempt == 13
+    assert decide(an_observed(status=status), now=later(3600), timing=TIMING).status.attempt == 13
 
 
 def test_a_deleted_run_and_one_that_has_ended_are_left_alone() -> None:
     spec, seen = a_budget(), an_attempt(on())
     status = flown(seen, a_status(a_record()), 0, spec)
-    deleted = decide(an_observed(seen, status=status, spec=spec, run=meta(deleting=True)), now=later(9000), pace=PACE)
+    deleted = decide(
+        an_observed(seen, status=status, spec=spec, run=meta(deleting=True)), now=later(9000), timing=TIMING
+    )
     assert deleted.status == status
     ended = a_status(an_ended(1, Verdict.FINISHED), phase=Phase.SUCCEEDED)
-    assert decide(an_observed(status=ended, spec=spec), now=later(9000), pace=PACE).status == ended
+    assert decide(an_observed(status=ended, spec=spec), now=later(9000), timing=TIMING).status == ended
 
 
 def test_what_was_trained_twice_is_wasted_at_the_price_of_every_step() -> None:
@@ -364,7 +368,7 @@ def test_what_was_trained_twice_is_wasted_at_the_price_of_every_step() -> None:
 
 @pytest.mark.parametrize(("amount", "text"), [("0", "0.00"), ("1/3", "0.34"), ("12.5", "12.50"), ("0.001", "0.01")])
 def test_amounts_are_written_to_the_next_cent(amount: str, text: str) -> None:
-    assert cost.as_text(Fraction(amount)) == text
+    assert spending.as_text(Fraction(amount)) == text
 
 
 @pytest.mark.parametrize(
@@ -396,7 +400,7 @@ def test_a_machine_that_nobody_knows_the_price_of_beside_one_that_is_known_makes
 
 
 def test_an_attempt_that_the_status_had_forgotten_is_billed_from_its_placement() -> None:
-    found = decide(an_observed(an_attempt(on(at=-500))), now=later(100), pace=PACE).status
+    found = decide(an_observed(an_attempt(on(at=-500))), now=later(100), timing=TIMING).status
     assert spent(flown(an_attempt(on(at=-500)), found, 100), 100) == 6
 
 
@@ -407,8 +411,8 @@ def test_a_bill_is_never_from_the_future() -> None:
 
 def test_an_attempt_is_told_for_how_long_the_budget_pays_once_it_trains() -> None:
     """At what a node may cost at most; it may wait for hours until then, and that costs nothing."""
-    begun = decide(an_observed(spec=a_budget("50")), now=NOW, pace=PACE).status
-    (effect,) = decide(an_observed(status=begun, spec=a_budget("50")), now=later(9000), pace=PACE).effects
+    begun = decide(an_observed(spec=a_budget("50")), now=NOW, timing=TIMING).status
+    (effect,) = decide(an_observed(status=begun, spec=a_budget("50")), now=later(9000), timing=TIMING).effects
     assert isinstance(effect, StartAttempt)
     assert effect.stop_after_seconds == 5000
 
@@ -418,7 +422,7 @@ def test_what_the_trainer_is_told_moves_with_budget_price_and_deadline() -> None
     status = flown(seen, a_status(a_record()), 0, a_budget())
 
     def told(spec: Spec, after: float = 500) -> StopAt | None:
-        return wishes(an_observed(seen, spec=spec), status, now=later(after), pace=PACE).stop_at
+        return requests_for(an_observed(seen, spec=spec), status, now=later(after), timing=TIMING).stop_at
 
     assert told(a_budget("10")) == StopAt(time=later(1000), limit=Limit.BUDGET)
     assert told(a_budget("20")) == StopAt(time=later(2000), limit=Limit.BUDGET)
@@ -433,7 +437,7 @@ def test_a_trainer_is_asked_to_stop_where_no_signal_may_reach_it() -> None:
     going = flown(seen, a_status(a_record()), 0, a_budget())
     stopping = flown(seen, going, 900, a_budget())
     for status, stop in ((going, False), (stopping, True)):
-        assert wishes(an_observed(seen, spec=a_budget()), status, now=later(901), pace=PACE).stop is stop
+        assert requests_for(an_observed(seen, spec=a_budget()), status, now=later(901), timing=TIMING).stop is stop
 
 
 @pytest.mark.parametrize(
@@ -453,8 +457,8 @@ def test_the_pods_of_a_command_have_a_deadline_as_the_last_resort() -> None:
     """Ten minutes after the budget is spent: a program that does not use the library keeps no limit by itself."""
     for trainer, expected in (({"command": ["python", "train.py"]}, 5600), ({"recipe": "charlm"}, None)):
         spec = a_budget("50", trainer={"image": "trainer:1", **trainer})
-        begun = decide(an_observed(spec=spec), now=NOW, pace=PACE).status
-        (effect,) = decide(an_observed(status=begun, spec=spec), now=later(9), pace=PACE).effects
+        begun = decide(an_observed(spec=spec), now=NOW, timing=TIMING).status
+        (effect,) = decide(an_observed(status=begun, spec=spec), now=later(9), timing=TIMING).effects
         assert isinstance(effect, StartAttempt)
         assert effect.active_deadline_seconds == expected
         job = pytorchjob(meta(), spec, 1, active_deadline_seconds=effect.active_deadline_seconds)

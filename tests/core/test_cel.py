@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from piton.core import rules
-from piton.core.parse import parse
+from piton.api import validation
+from piton.api.parse import parse
 from piton.crd import KINDS, Kind, crd
 from piton.sweep import rules as sweep_rules
 from piton.sweep.parse import parse as parse_sweep
@@ -42,7 +42,7 @@ def test_cel_says_of_a_sweep_what_piton_says(judged: Judged) -> None:
     assert said_by_cel(SWEEP, judged.sweep) == ([] if judged.operator_only else sorted(judged.says))
 
 
-@pytest.mark.parametrize("rule", [rules.good_name, *rules.RULES, sweep_rules.good_name, *sweep_rules.RULES])
+@pytest.mark.parametrize("rule", [validation.good_name, *validation.RULES, sweep_rules.good_name, *sweep_rules.RULES])
 def test_every_rule_is_in_cel_or_says_why_it_is_not(rule: Any) -> None:
     assert rule.cel or rule.not_in_cel
 
@@ -130,9 +130,9 @@ def test_cel_says_of_any_spec_what_the_rules_say_that_have_a_twin(spec: dict[str
     manifest = a_manifest(name, **spec)
     parsed = parse(manifest)
     assert parsed.asked is not None, parsed.problems
-    said = [sentence for rule in rules.RULES if rule.cel for sentence in rule(parsed.asked)]
+    said = [sentence for rule in validation.RULES if rule.cel for sentence in rule(parsed.asked)]
 
-    assert said_by_cel(RUN, manifest) == sorted([*said, *rules.good_name(name)])
+    assert said_by_cel(RUN, manifest) == sorted([*said, *validation.good_name(name)])
 
 
 # --- updates ----------------------------------------------------------------------------------------------------------

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from piton.contract.ends import Outcome, PreviousEnd, Termination
+from piton.api.reasons import Reason
+from piton.api.spec import Spec, Stage
+from piton.api.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
 from piton.contract.progress import Progress
-from piton.core import ledger
-from piton.core.backoff import Pace, delay_seconds
+from piton.contract.termination import Outcome, PreviousEnd, Termination
+from piton.core import transitions
 from piton.core.decide import decide, refused, still
-from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.model import Spec, Stage
-from piton.core.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
+from piton.core.effects import AddFinalizer, CreateVolume, RemoveFinalizer, RemoveReplica, StartAttempt, StopAttempt
 from piton.core.verdict import Judgement
+from piton.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.timing import Timing, delay_seconds
 from support.builders import (
     NOW,
     a_complete,
@@ -44,7 +44,7 @@ def kinds(observed: Observed, **when: float) -> list[str]:
 def test_a_new_run_is_held_before_anything_is_started() -> None:
     decision = decide(an_observed(run=meta(held=False)), now=NOW)
 
-    assert [type(e) for e in decision.effects] == [HoldRun]
+    assert [type(e) for e in decision.effects] == [AddFinalizer]
 
 
 def test_an_attempts_number_is_written_before_its_job_is_created() -> None:
@@ -124,7 +124,7 @@ def test_a_crash_waits_for_word_of_its_peers() -> None:
     first = decide(an_observed(seen, status=a_status(a_record())), now=NOW)
     assert first.status.current is not None
     assert first.status.current.verdict is None
-    assert first.look_again_seconds == Pace().evidence_seconds
+    assert first.look_again_seconds == Timing().evidence_seconds
 
     lost = a_failed_attempt(failed(1, name="a"), a_replica(name="b", node="n1", node_gone=True))
     second = decide(an_observed(lost, status=first.status), now=later(45))
@@ -313,10 +313,10 @@ def _crashing(spec: Spec, *steps: int) -> RunStatus:
     """The status after as many attempts that crashed, when each had that durable step."""
     status = RunStatus()
     for step in steps:
-        begun = ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=Pace())
+        begun = transitions.begin(status, (), Stage.TRAIN, now=NOW, timing=Timing())
         heard = a_progress(step + 5, checkpoint=step)
         crash = Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.CRASHED, message="exit code 1")
-        status = ledger.end(ledger.report(begun, heard, None, now=NOW), crash, now=NOW, pace=Pace())
+        status = transitions.end(transitions.report(begun, heard, None, now=NOW), crash, now=NOW, timing=Timing())
     return decide(an_observed(status=status, spec=spec), now=NOW).status
 
 
@@ -377,7 +377,7 @@ def test_the_back_off_grows_with_what_gets_nowhere(ends: list[tuple[Verdict, int
     attempts = [an_ended(n, verdict, checkpoint_step=step) for n, (verdict, step) in enumerate(ends, start=1)]
     fruitless = a_status(*attempts).stage(Stage.TRAIN).fruitless_attempts
 
-    assert delay_seconds(attempts[-1], fruitless, Pace()) == seconds
+    assert delay_seconds(attempts[-1], fruitless, Timing()) == seconds
 
 
 def test_suspending_stops_the_attempt_and_counts_nothing() -> None:
@@ -454,12 +454,12 @@ def test_deleting_stops_everything_and_then_lets_go() -> None:
     assert kinds(an_observed(an_attempt(a_replica(deleting=True, node_gone=True), deleting=True), run=run)) == [
         "RemoveReplica"
     ]
-    assert kinds(an_observed(run=run)) == ["ReleaseRun"]
+    assert kinds(an_observed(run=run)) == ["RemoveFinalizer"]
     assert kinds(an_observed(run=meta(deleting=True, held=False))) == []
 
 
 def test_a_run_whose_spec_cannot_be_read_can_be_deleted() -> None:
-    assert kinds(an_observed(run=meta(deleting=True), problems=("spec.x: unknown",))) == ["ReleaseRun"]
+    assert kinds(an_observed(run=meta(deleting=True), problems=("spec.x: unknown",))) == ["RemoveFinalizer"]
 
 
 def test_an_invalid_spec_starts_nothing_and_says_why() -> None:
@@ -513,7 +513,10 @@ def test_a_lost_status_is_rebuilt_from_the_jobs() -> None:
     decision = decide(an_observed(an_attempt(a_replica(), number=4)), now=NOW)
 
     assert decision.status.attempt == 4
-    assert decide(an_observed(an_attempt(a_replica(), number=4), status=decision.status), now=NOW).rule == "follow"
+    assert (
+        decide(an_observed(an_attempt(a_replica(), number=4), status=decision.status), now=NOW).rule
+        == "observe_running"
+    )
 
 
 def test_an_older_attempt_that_still_lives_is_stopped() -> None:
@@ -680,7 +683,7 @@ def test_a_settled_run_yields_no_effects(status: RunStatus, after: float) -> Non
     held = an_observed(finished, status=status)
 
     assert still(decide(released, now=later(after)), status)
-    assert [type(e) for e in decide(held, now=later(after)).effects] == [ReleaseRun]
+    assert [type(e) for e in decide(held, now=later(after)).effects] == [RemoveFinalizer]
 
 
 def test_a_suspended_run_yields_no_effects() -> None:
@@ -700,7 +703,7 @@ def test_a_settled_run_keeps_as_many_jobs_as_a_running_one() -> None:
 
     assert [effect.number for effect in decision.effects if isinstance(effect, StopAttempt)] == [1, 2, 3]
     left = decide(an_observed(*jobs[3:], status=status), now=later(90))
-    assert kinds_of(left.effects) == ["ReleaseRun"]
+    assert kinds_of(left.effects) == ["RemoveFinalizer"]
 
 
 def kinds_of(effects: tuple[object, ...]) -> list[str]:

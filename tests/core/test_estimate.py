@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from piton.core.estimate import Measured, estimate, measured_disk, measured_time, price_of
-from piton.core.model import Spec
-from piton.core.parse import parse
+from piton.api.parse import parse
+from piton.api.spec import Spec
+from piton.cost.estimate import MeasuredSpeed, estimate, measured_disk, measured_time, price_of
 from support.builders import a_manifest
 
 
@@ -120,9 +120,9 @@ def test_cents_are_not_lost(price: str) -> None:
     assert estimate(spec, length=None, size=None, price=price_of(spec, price)).cost.value == 10 * float(price)
 
 
-def measured(**changes: Any) -> Measured:
+def measured(**changes: Any) -> MeasuredSpeed:
     seen: dict[str, Any] = {"step_seconds": 2.0, "steps": 1000, "evaluation_seconds": 30.0, "evaluation_every": 250}
-    return Measured(**{**seen, "stall_seconds": 0.5, **changes})
+    return MeasuredSpeed(**{**seen, "stall_seconds": 0.5, **changes})
 
 
 def test_the_time_of_a_run_is_that_of_its_steps_its_evaluations_and_its_saves() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from hack.failures import page
-from piton.contract.ends import Outcome
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, Phase, RunStatus, Verdict
+from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import StopAttempt
-from piton.core.model import Stage
-from piton.core.observed import AttemptSeen, Observed, ReplicaState, ReservationSeen
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, RunStatus, Verdict
+from piton.observed import AttemptSeen, Observed, ReplicaState, ReservationSeen
 from support.builders import (
     NOW,
     a_failed_attempt,

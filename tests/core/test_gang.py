@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.status import AttemptState, Phase, RunStatus, Verdict
 from piton.core.decide import decide
 from piton.core.effects import Decision, RemoveReplica, StopAttempt
-from piton.core.observed import AttemptSeen, ReplicaSeen, ReplicaState
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, RunStatus, Verdict
+from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_observed, later
 
 SPEC = a_spec(workers={"nodes": 2})

@@ -2,10 +2,10 @@
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, AttemptStatus, Lost, RunStatus, Verdict
 from piton.core.increments import REASONS, End, Increments, Recovery, increments
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Lost, RunStatus, Verdict
 from support.builders import NOW, a_record, a_status, an_ended, later
 
 FALLEN = an_ended(1, Verdict.PREEMPTED, failing_time=NOW, ended_time=later(20), training_time=NOW)

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from piton.api.spec import Stage
 from piton.contract import names
-from piton.core.affinity import ZONE
-from piton.core.model import Stage
-from piton.core.pytorchjob import pytorchjob
-from piton.core.workload import Granted, placed, workload
 from piton.engine import render
 from piton.engine.job import Job
+from piton.rendering.affinity import ZONE
+from piton.rendering.pytorchjob import pytorchjob
+from piton.rendering.workload import Granted, placed, workload
 from support.builders import a_spec, meta
 
 SHARED = {"volume": {"size": "500Gi", "storageClassName": "fsx", "accessModes": ["ReadWriteMany"]}}

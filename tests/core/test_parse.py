@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from piton.core.parse import SpecError, parse, parse_file
-from piton.core.rules import ZONES_FOR_PREPARE
-from piton.core.status import Phase, Result
+from piton.api.parse import SpecError, parse, parse_file
+from piton.api.status import Phase, Result
+from piton.api.validation import ZONES_FOR_PREPARE
 from piton.crd import KINDS, Kind, crd
 from support.builders import NOW, a_manifest, a_spec, a_status, an_ended, problems_of
 

@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.spec import Meta, Stage
+from piton.api.status import AttemptState, Phase, QueueStatus, Verdict
 from piton.core.decide import decide
 from piton.core.effects import (
-    AskForQuota,
+    AddFinalizer,
     Decision,
-    HoldRun,
     LeaveQueue,
-    ReleaseRun,
+    RemoveFinalizer,
+    ReportPodsReady,
+    RequestQuota,
     ReturnQuota,
     StartAttempt,
     StopAttempt,
-    TellQueue,
 )
-from piton.core.model import Meta, Stage
-from piton.core.observed import Observed, ReplicaState, ReservationSeen
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, QueueStatus, Verdict
-from piton.core.workload import asked
+from piton.observed import Observed, ReplicaState, ReservationSeen
+from piton.rendering.workload import asked
 from support.builders import (
     NOW,
     a_record,
@@ -75,7 +75,7 @@ def said(decision: Decision) -> str:
 
 def test_a_run_asks_for_quota_before_it_takes_a_number() -> None:
     decision = decide(seen(NONE), now=NOW)
-    assert decision.effects == (AskForQuota(stage=Stage.TRAIN, reason=Reason.QUEUED),)
+    assert decision.effects == (RequestQuota(stage=Stage.TRAIN, reason=Reason.QUEUED),)
     assert (decision.status.phase, decision.status.attempt) == (Phase.QUEUED, 0)
     assert decision.status.queue == QueueStatus(name="gpus")
 
@@ -105,18 +105,18 @@ def test_a_run_that_waits_still_meets_its_deadline() -> None:
 
 def test_an_admitted_run_takes_its_number_and_then_starts() -> None:
     due = decide(seen(a_reservation()), now=NOW)
-    assert (due.rule, due.status.attempt) == ("due", 1)
+    assert (due.rule, due.status.attempt) == ("allocate_attempt", 1)
     start = decide(seen(a_reservation(), status=due.status), now=NOW)
     assert kinds(start) == [StartAttempt]
 
 
 def test_a_run_without_the_label_knows_nothing_of_queues() -> None:
     decision = decide(an_observed(), now=NOW)
-    assert (decision.rule, decision.status.queue) == ("due", None)
+    assert (decision.rule, decision.status.queue) == ("allocate_attempt", None)
 
 
 def test_a_world_without_queues_starts_a_run_with_the_label() -> None:
-    assert decide(seen(None), now=NOW).rule == "due"
+    assert decide(seen(None), now=NOW).rule == "allocate_attempt"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_preempted_run_stops_as_well_while_its_spec_cannot_be_read() -> None:
     unread = decide(
         seen(a_reservation(), an_attempt(a_replica()), problems=("spec.x: unknown field",), **flying()), now=NOW
     )
-    assert unread.rule == "follow"
+    assert unread.rule == "observe_running"
 
 
 def test_quota_is_returned_only_when_no_pod_runs() -> None:
@@ -188,7 +188,7 @@ def test_a_run_returns_its_quota_also_while_it_backs_off() -> None:
 def test_after_a_spot_preemption_the_run_keeps_its_quota_and_goes_on() -> None:
     lost = a_status(an_ended(1, Verdict.PREEMPTED), phase=Phase.RECOVERING)
     due = decide(seen(a_reservation(), status=lost), now=NOW)
-    assert (due.rule, due.status.attempt, due.effects) == ("due", 2, ())
+    assert (due.rule, due.status.attempt, due.effects) == ("allocate_attempt", 2, ())
 
 
 @pytest.mark.parametrize(
@@ -214,32 +214,32 @@ def test_a_run_that_is_suspended_leaves_the_queue_only_when_its_attempt_has_ende
 
 def test_a_run_that_has_ended_leaves_the_queue_before_it_is_released() -> None:
     ended = a_status(an_ended(1, Verdict.FINISHED), phase=Phase.SUCCEEDED)
-    assert kinds(decide(seen(a_reservation(), status=ended), now=NOW)) == [LeaveQueue, ReleaseRun]
+    assert kinds(decide(seen(a_reservation(), status=ended), now=NOW)) == [LeaveQueue, RemoveFinalizer]
 
 
 def test_a_run_that_is_deleted_leaves_the_queue_when_nothing_of_it_runs() -> None:
     run = in_a_queue(deleting=True)
     attempt = an_attempt(a_replica())
     assert kinds(decide(seen(a_reservation(), attempt, run=run, **flying()), now=NOW)) == [StopAttempt]
-    assert kinds(decide(seen(a_reservation(), run=run, **flying()), now=NOW)) == [LeaveQueue, ReleaseRun]
+    assert kinds(decide(seen(a_reservation(), run=run, **flying()), now=NOW)) == [LeaveQueue, RemoveFinalizer]
 
 
 def test_a_run_that_needs_something_else_than_it_has_asked_for_asks_again_between_attempts() -> None:
     bigger = {"spec_parts": {"workers": {"nodes": 2}}}
     assert kinds(decide(seen(a_reservation(), **bigger), now=NOW)) == [LeaveQueue]
     flies = decide(seen(a_reservation(ready=True), an_attempt(a_replica()), **flying(), **bigger), now=NOW)
-    assert (flies.rule, kinds(flies)) == ("follow", [])
+    assert (flies.rule, kinds(flies)) == ("observe_running", [])
 
 
 def test_each_stage_asks_for_what_it_needs() -> None:
     stages: dict[str, Any] = {"spec_parts": {"stages": {"prepare": {}}}}
     first = decide(seen(NONE, **stages), now=NOW)
-    assert first.effects == (AskForQuota(stage=Stage.PREPARE, reason=Reason.QUEUED),)
+    assert first.effects == (RequestQuota(stage=Stage.PREPARE, reason=Reason.QUEUED),)
     prepared = a_status(an_ended(1, Verdict.FINISHED, stage=Stage.PREPARE))
     had = decide(seen(a_reservation(Stage.PREPARE), status=prepared, **stages), now=NOW)
     assert kinds(had) == [LeaveQueue]
     then = decide(seen(NONE, status=had.status, **stages), now=NOW)
-    assert then.effects == (AskForQuota(stage=Stage.TRAIN, reason=Reason.QUEUED),)
+    assert then.effects == (RequestQuota(stage=Stage.TRAIN, reason=Reason.QUEUED),)
 
 
 def test_a_label_on_a_run_that_trains_without_quota_stops_it() -> None:
@@ -250,10 +250,10 @@ def test_a_label_on_a_run_that_trains_without_quota_stops_it() -> None:
 
 def test_a_run_whose_label_is_taken_off_goes_on_and_leaves_the_queue_afterwards() -> None:
     attempt = an_attempt(a_replica())
-    assert decide(seen(a_reservation(ready=True), attempt, run=meta(), **flying()), now=NOW).rule == "follow"
+    assert decide(seen(a_reservation(ready=True), attempt, run=meta(), **flying()), now=NOW).rule == "observe_running"
     lost = a_status(an_ended(1), phase=Phase.RECOVERING)
     after = decide(seen(a_reservation(), run=meta(), status=lost), now=NOW)
-    assert (after.rule, kinds(after), after.status.queue) == ("due", [LeaveQueue], None)
+    assert (after.rule, kinds(after), after.status.queue) == ("allocate_attempt", [LeaveQueue], None)
 
 
 def test_kueue_is_told_once_that_all_pods_run_and_again_when_they_do_not() -> None:
@@ -261,11 +261,11 @@ def test_kueue_is_told_once_that_all_pods_run_and_again_when_they_do_not() -> No
     assert kinds(decide(seen(a_reservation(), an_attempt(*pair), **flying()), now=NOW)) == []
     attempt = an_attempt(a_replica(), a_replica(name="ragcun-1-worker-0"))
     told = decide(seen(a_reservation(), attempt, **flying()), now=NOW)
-    assert told.effects == (TellQueue(ready=True, reason=Reason.TRAINING),)
+    assert told.effects == (ReportPodsReady(ready=True, reason=Reason.TRAINING),)
     assert kinds(decide(seen(a_reservation(ready=True), attempt, **flying()), now=NOW)) == []
     lost = a_status(an_ended(1), phase=Phase.RECOVERING)
     again = decide(seen(a_reservation(ready=True), status=lost), now=NOW)
-    assert again.effects == (TellQueue(ready=False, reason=Reason.RETRYING),)
+    assert again.effects == (ReportPodsReady(ready=False, reason=Reason.RETRYING),)
 
 
 def test_a_workload_of_somebody_elses_is_left_alone_and_said() -> None:
@@ -275,4 +275,4 @@ def test_a_workload_of_somebody_elses_is_left_alone_and_said() -> None:
 
 
 def test_a_run_is_held_before_it_asks_for_quota() -> None:
-    assert kinds(decide(seen(NONE, run=in_a_queue(held=False)), now=NOW)) == [HoldRun]
+    assert kinds(decide(seen(NONE, run=in_a_queue(held=False)), now=NOW)) == [AddFinalizer]

@@ -13,22 +13,22 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from piton.core import cost
-from piton.core.backoff import Pace
-from piton.core.conditions import UNREADABLE, settled
+from piton.api.conditions import UNREADABLE, settled
+from piton.api.reasons import Reason
+from piton.api.spec import EvaluateStage, Spec, Stage
+from piton.api.stages import ORDER, wanted
+from piton.api.status import AttemptState, Phase, RunStatus, StageStatus, Verdict
 from piton.core.decide import decide, still
-from piton.core.model import EvaluateStage, Spec, Stage
-from piton.core.observed import ReservationSeen
-from piton.core.reasons import Reason
-from piton.core.stages import ORDER, wanted
-from piton.core.status import AttemptState, Phase, RunStatus, StageStatus, Verdict
+from piton.cost import spending
 from piton.drive import reconcile
+from piton.observed import ReservationSeen
 from piton.ports import Conflict, Unavailable
+from piton.timing import Timing
 from support.builders import NOW, a_spec
 from support.fake_world import GRACE_SECONDS, PRICE, TOTAL_STEPS, Crash, FakeWorld, Trainer
 
 Result = TypeVar("Result")
-PACE = Pace(
+TIMING = Timing(
     backoff_seconds=2,
     backoff_seconds_max=8,
     evidence_seconds=3,
@@ -122,7 +122,7 @@ class RandomWorld(RuleBasedStateMachine):
     def _pass(self) -> None:
         stale = self.world.stale
         try:
-            at_once(reconcile(self.world, self.world, self.world, PACE))
+            at_once(reconcile(self.world, self.world, self.world, TIMING))
             self.looks_over_budget += self._over_budget() and not stale
         except (Conflict, Unavailable, Crash):
             pass
@@ -138,8 +138,8 @@ class RandomWorld(RuleBasedStateMachine):
         """Whether what runs should be on its way out; a change of the budget begins the count anew."""
         status, spec = self.world.status, self.world.spec
         budget = spec.limits.budget if spec and self.understood is None else None
-        reserve = cost.per_hour(status) * Fraction(PACE.stop_seconds) / cost.HOUR
-        over = budget is not None and cost.spent(status, self.world.now()) + reserve >= Fraction(budget.usd)
+        reserve = spending.per_hour(status) * Fraction(TIMING.stop_seconds) / spending.HOUR
+        over = budget is not None and spending.spent(status, self.world.now()) + reserve >= Fraction(budget.usd)
         if not over:
             self.looks_over_budget = 0
         return over
@@ -289,7 +289,7 @@ class RandomWorld(RuleBasedStateMachine):
     def no_attempt_gets_anywhere(self, attempts: int) -> None:
         """As while a kubelet refuses pods: each job is over as soon as it is there."""
         for _ in range(attempts):
-            for _ in range(PASSES_TO_STOP + int(PACE.backoff_seconds_max)):
+            for _ in range(PASSES_TO_STOP + int(TIMING.backoff_seconds_max)):
                 self._pass()
                 self._tick()
                 if self.world.job_exists:
@@ -510,7 +510,7 @@ class RandomWorld(RuleBasedStateMachine):
 
     @invariant()
     def what_is_spent_never_falls_and_no_second_is_paid_twice(self) -> None:
-        shown = cost.dollars(self.world.status.cost.spent) if self.world.status.cost else Fraction(0)
+        shown = spending.dollars(self.world.status.cost.spent) if self.world.status.cost else Fraction(0)
         assert shown >= self.spent
         self.spent = shown
         elapsed = (self.world.time - NOW).total_seconds()
@@ -590,7 +590,7 @@ class RandomWorld(RuleBasedStateMachine):
         assert world.writes == before
         observed = at_once(world.observe())
         assert observed is not None
-        assert still(decide(observed, now=world.now(), pace=PACE), world.status)
+        assert still(decide(observed, now=world.now(), timing=TIMING), world.status)
 
 
 def _with_budget(spec: Spec | None, usd: str) -> Spec:

@@ -5,21 +5,21 @@ from typing import Any
 
 import pytest
 
+from piton.api.parse import meta_of
+from piton.api.spec import Stage
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
-from piton.core.backoff import GRACE_SECONDS
-from piton.core.claim import volume_claim
-from piton.core.model import Stage
-from piton.core.parse import meta_of
-from piton.core.pytorchjob import pytorchjob
-from piton.core.render import (
+from piton.rendering.appdef import (
     ELASTIC_SHUTDOWN_SECONDS,
-    Place,
-    ProgressServer,
+    ReportEndpoint,
+    TrainerPlace,
     appdef,
     assignment,
     interval,
 )
+from piton.rendering.pytorchjob import pytorchjob
+from piton.rendering.volume_claim import volume_claim
+from piton.timing import GRACE_SECONDS
 from support.builders import a_spec, meta
 
 SHARED = {"volume": {"size": "500Gi", "storageClassName": "fsx", "accessModes": ["ReadWriteMany"]}}
@@ -155,7 +155,7 @@ def test_the_config_is_a_file_in_the_pod() -> None:
 
 def test_a_pod_knows_where_to_report_whom_to_trust_and_who_it_is() -> None:
     """The three variables of KEP-2779; no object of the namespace has to be made for them."""
-    server = ProgressServer(url="https://piton:8443", ca_pem="-----BEGIN CERTIFICATE-----\n")
+    server = ReportEndpoint(url="https://piton:8443", ca_pem="-----BEGIN CERTIFICATE-----\n")
     manifest = pytorchjob(meta(), a_spec(workers={"nodes": 2}, checkpoint=SHARED), 3, server)
 
     for role in ("Master", "Worker"):
@@ -381,7 +381,7 @@ def test_a_fresh_start_is_allowed_by_an_annotation() -> None:
 
 
 def test_a_place_decides_where_things_lie() -> None:
-    place = Place(
+    place = TrainerPlace(
         python="/usr/bin/python3", checkpoint_dir="/data/ckpt", config_file="/data/config.json", env={"RANK": "0"}
     )
 
@@ -443,12 +443,12 @@ ON_GPUS = {
 
 def a_stage(stage: Stage, own: dict[str, Any], **parts: Any) -> dict[str, Any]:
     spec = a_spec(**{**ON_GPUS, **parts}, stages={stage.lower(): own})
-    return pytorchjob(meta(), spec, 3, ProgressServer(url="https://o", ca_pem="PEM"), stage=stage, checkpoint_step=90)
+    return pytorchjob(meta(), spec, 3, ReportEndpoint(url="https://o", ca_pem="PEM"), stage=stage, checkpoint_step=90)
 
 
 def test_preparing_asks_for_any_cheap_node_of_the_zone_with_the_same_volume_and_rights() -> None:
     manifest = a_stage(Stage.PREPARE, {"resources": {"requests": {"cpu": "16"}}, "nodeSelector": {"pool": "cpu"}})
-    training = pytorchjob(meta(), a_spec(**ON_GPUS), 4, ProgressServer(url="https://o", ca_pem="PEM"))
+    training = pytorchjob(meta(), a_spec(**ON_GPUS), 4, ReportEndpoint(url="https://o", ca_pem="PEM"))
     spec, (term,) = pod(manifest), terms(manifest)
 
     assert {name: r["replicas"] for name, r in manifest["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}

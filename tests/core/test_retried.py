@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
+from piton.api.reasons import Reason
+from piton.api.spec import Spec, Stage
+from piton.api.status import CheckpointStatus, Phase, RunStatus, Verdict
 from piton.core.decide import decide
-from piton.core.effects import Decision, HoldRun
-from piton.core.model import Spec, Stage
-from piton.core.reasons import Reason
-from piton.core.status import CheckpointStatus, Phase, RunStatus, Verdict
+from piton.core.effects import AddFinalizer, Decision
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, an_observed, later, meta
 
 LIMITED = a_spec(limits={"failures": 3})
@@ -48,7 +48,7 @@ def test_its_history_is_kept() -> None:
 def test_it_is_held_again_before_anything_is_started() -> None:
     again = looked_at(a_failed_run(), "1", held=False).status
 
-    assert [type(effect) for effect in looked_at(again, "1", held=False).effects] == [HoldRun]
+    assert [type(effect) for effect in looked_at(again, "1", held=False).effects] == [AddFinalizer]
 
 
 def test_a_permanent_error_has_another_chance_too() -> None:
@@ -73,7 +73,7 @@ def test_a_text_that_comes_while_it_runs_is_not_kept_for_its_end() -> None:
     noted = decide(an_observed(seen, status=a_status(a_record()), run=run), now=NOW).status
 
     assert (noted.phase, noted.retried) == (Phase.TRAINING, "1")
-    assert decide(an_observed(seen, status=noted, run=run), now=NOW).rule == "follow"
+    assert decide(an_observed(seen, status=noted, run=run), now=NOW).rule == "observe_running"
 
 
 def test_a_run_that_holds_since_it_got_nowhere_goes_on() -> None:

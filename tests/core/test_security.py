@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from piton.core.model import Stage
-from piton.core.pytorchjob import pytorchjob
-from piton.core.render import ProgressServer
+from piton.api.spec import Stage
+from piton.rendering.appdef import ReportEndpoint
+from piton.rendering.pytorchjob import pytorchjob
 from support.builders import a_spec, meta, problems_of
 from support.pod_security import violations
 
@@ -17,7 +17,7 @@ RECIPE = {"image": "trainer:1", "recipe": "charlm"}
 COMMAND = {"image": "mine:1", "command": ["python", "train.py"]}
 TWO_NODES = {"nodes": 2, "gpusPerNode": 8}
 FSX = {"volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}}
-SERVER = ProgressServer(url="https://operator", ca_pem="PEM")
+SERVER = ReportEndpoint(url="https://operator", ca_pem="PEM")
 HARDENED = {
     "runAsNonRoot": True,
     "allowPrivilegeEscalation": False,

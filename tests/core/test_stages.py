@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from piton.contract.ends import Outcome
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.stages import next_stage
+from piton.api.status import AttemptState, AttemptStatus, MetricValue, Phase, Result, RunStatus, StageStatus, Verdict
+from piton.contract.termination import Outcome
 from piton.core.decide import decide, still
 from piton.core.effects import Decision, StartAttempt, StopAttempt
 from piton.core.increments import End, increments
-from piton.core.model import Stage
-from piton.core.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
-from piton.core.reasons import Reason
-from piton.core.stages import next_stage
-from piton.core.status import AttemptState, AttemptStatus, MetricValue, Phase, Result, RunStatus, StageStatus, Verdict
 from piton.drive import reconcile
+from piton.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
 from support.builders import (
     NOW,
     a_complete,

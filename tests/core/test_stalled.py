@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from piton.core import ledger
-from piton.core.backoff import Pace
-from piton.core.conditions import STALLED
+from piton.api.conditions import STALLED
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, Phase, RunStatus, Verdict
+from piton.core import transitions
 from piton.core.decide import decide
 from piton.core.effects import Decision, StartAttempt
-from piton.core.model import Stage
-from piton.core.observed import Observed
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, RunStatus, Verdict
 from piton.core.verdict import Judgement
+from piton.observed import Observed
+from piton.timing import Timing
 from support.builders import NOW, a_progress, a_replica, a_spec, an_attempt, an_observed, later
 
-PACE = Pace()
+TIMING = Timing()
 TROUBLE = Judgement(
     verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message="Pod was rejected: UnexpectedAdmissionError"
 )
@@ -32,9 +32,9 @@ def life(*ends: tuple[Judgement, int | None], stage: Stage = Stage.TRAIN, status
     """The status after attempts that ended so, each with that durable step."""
     status = status or RunStatus()
     for judgement, step in ends:
-        status = ledger.begin(status, (), stage, now=NOW, pace=PACE)
+        status = transitions.begin(status, (), stage, now=NOW, timing=TIMING)
         told = None if step is None else a_progress(step + 5, checkpoint=step)
-        status = ledger.end(ledger.report(status, told, None, now=NOW), judgement, now=NOW, pace=PACE)
+        status = transitions.end(transitions.report(status, told, None, now=NOW), judgement, now=NOW, timing=TIMING)
     return status
 
 
@@ -91,8 +91,8 @@ def test_152_seconds_of_trouble_or_a_day_of_it_end_no_run() -> None:
     """A kubelet that refuses pods, a device plugin that starts again, a network plugin that is away."""
     status, now = RunStatus(), NOW
     for _ in range(20):
-        status = ledger.begin(status, (), Stage.TRAIN, now=now, pace=PACE)
-        status = ledger.end(status, TROUBLE, now=now, pace=PACE)
+        status = transitions.begin(status, (), Stage.TRAIN, now=now, timing=TIMING)
+        status = transitions.end(status, TROUBLE, now=now, timing=TIMING)
         decision = decide(an_observed(status=status), now=now)
         status, now = decision.status, now + timedelta(seconds=decision.look_again_seconds or 0)
 
@@ -103,8 +103,8 @@ def test_152_seconds_of_trouble_or_a_day_of_it_end_no_run() -> None:
 
 def in_flight(status: RunStatus, checkpoint: int) -> Decision:
     """The next attempt runs, and says which step is durable."""
-    status = ledger.begin(status, (), Stage.TRAIN, now=later(1), pace=PACE)
-    status = ledger.change(status, state=AttemptState.RUNNING)
+    status = transitions.begin(status, (), Stage.TRAIN, now=later(1), timing=TIMING)
+    status = transitions.change(status, state=AttemptState.RUNNING)
     assert status.current is not None
     seen = an_attempt(a_replica(), number=status.current.number)
     return decide(an_observed(seen, status=status, progress=a_progress(50, checkpoint=checkpoint)), now=later(2))
@@ -154,7 +154,7 @@ def test_a_user_who_suspends_and_resumes_it_starts_it_anew() -> None:
 def test_a_run_on_a_machine_without_a_cluster_fails_instead() -> None:
     status = life(*[(TROUBLE, None)] * 5)
 
-    decision = decide(an_observed(status=status), now=NOW, pace=Pace(fails_when_stalled=True))
+    decision = decide(an_observed(status=status), now=NOW, timing=Timing(fails_when_stalled=True))
 
     assert decision.status.phase is Phase.FAILED
     assert decision.announcements[0].reason is Reason.NO_PROGRESS
@@ -162,19 +162,19 @@ def test_a_run_on_a_machine_without_a_cluster_fails_instead() -> None:
 
 @pytest.mark.parametrize(("minutes", "count"), [(59, 1), (61, 0)])
 def test_a_program_that_never_says_how_far_it_is_came_far_in_more_than_an_hour(minutes: int, count: int) -> None:
-    begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
-    status = ledger.change(begun, billed_from=NOW)
+    begun = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
+    status = transitions.change(begun, billed_from=NOW)
 
-    ended = ledger.end(status, TAKEN, now=NOW + timedelta(minutes=minutes), pace=PACE)
+    ended = transitions.end(status, TAKEN, now=NOW + timedelta(minutes=minutes), timing=TIMING)
 
     assert ended.stage(Stage.TRAIN).fruitless_attempts == count
 
 
 def test_one_that_says_how_far_it_is_and_saves_nothing_did_not() -> None:
-    begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
-    status = ledger.report(ledger.change(begun, billed_from=NOW), a_progress(5), None, now=NOW)
+    begun = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
+    status = transitions.report(transitions.change(begun, billed_from=NOW), a_progress(5), None, now=NOW)
 
-    ended = ledger.end(status, TAKEN, now=NOW + timedelta(hours=2), pace=PACE)
+    ended = transitions.end(status, TAKEN, now=NOW + timedelta(hours=2), timing=TIMING)
 
     assert ended.stage(Stage.TRAIN).fruitless_attempts == 1
 
@@ -216,16 +216,16 @@ def preempted_in(*zones: str | None, saved: int | None = None) -> RunStatus:
     """The status after as many preemptions, one in each of these zones; the last has saved that step."""
     status = RunStatus()
     for number, zone in enumerate(zones, start=1):
-        status = ledger.change(ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=PACE), zone=zone)
+        status = transitions.change(transitions.begin(status, (), Stage.TRAIN, now=NOW, timing=TIMING), zone=zone)
         if saved is not None and number == len(zones):
-            status = ledger.report(status, a_progress(saved + 5, checkpoint=saved), None, now=NOW)
-        status = ledger.end(status, TAKEN, now=NOW, pace=PACE)
+            status = transitions.report(status, a_progress(saved + 5, checkpoint=saved), None, now=NOW)
+        status = transitions.end(status, TAKEN, now=NOW, timing=TIMING)
     return status
 
 
 def started_after(status: RunStatus) -> tuple[tuple[str, ...], str]:
     """Which zones the next attempt avoids, and what is said of it."""
-    pending = ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=PACE)
+    pending = transitions.begin(status, (), Stage.TRAIN, now=NOW, timing=TIMING)
     decision = decide(an_observed(status=pending), now=NOW)
     (effect,) = [found for found in decision.effects if isinstance(found, StartAttempt)]
     return effect.avoid_zones, decision.announcements[0].message
@@ -256,9 +256,9 @@ def short_in(*zones: str | None, no_room: bool | None = True) -> RunStatus:
     """The status after as many gangs that did not form within limits.startTimeout, one in each of these zones."""
     status = RunStatus()
     for zone in zones:
-        status = ledger.begin(status, (), Stage.TRAIN, now=NOW, pace=PACE)
-        status = ledger.change(status, zone=zone, short_of_room=no_room)
-        status = ledger.end(status, HALF, now=NOW, pace=PACE)
+        status = transitions.begin(status, (), Stage.TRAIN, now=NOW, timing=TIMING)
+        status = transitions.change(status, zone=zone, short_of_room=no_room)
+        status = transitions.end(status, HALF, now=NOW, timing=TIMING)
     return status
 
 
@@ -281,11 +281,11 @@ def test_a_zone_in_which_a_gang_finds_no_room_is_avoided_at_once(status: RunStat
 
 
 def test_the_zone_of_its_machines_is_written_down_and_stays() -> None:
-    begun = ledger.begin(RunStatus(), (), Stage.TRAIN, now=NOW, pace=PACE)
+    begun = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
     placed = a_replica(zone="a", node="n1", placed_at=NOW)
 
-    status = ledger.place(begun, an_attempt(placed), now=NOW)
-    status = ledger.place(status, an_attempt(a_replica(node="n1", placed_at=NOW)), now=NOW)
+    status = transitions.place(begun, an_attempt(placed), now=NOW)
+    status = transitions.place(status, an_attempt(a_replica(node="n1", placed_at=NOW)), now=NOW)
 
     assert status.current is not None
     assert status.current.zone == "a"

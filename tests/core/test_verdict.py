@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from piton.contract.ends import Outcome
+from piton.api.reasons import Reason
+from piton.api.status import Verdict
 from piton.contract.manifest import Complete
-from piton.core.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
-from piton.core.reasons import Reason
-from piton.core.status import Verdict
+from piton.contract.termination import Outcome
 from piton.core.verdict import Evidence, Judgement, judge
+from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 from support.builders import a_complete, a_failed_attempt, a_lost, a_replica, an_attempt, failed, later, said
 
 DONE = ReplicaState.SUCCEEDED

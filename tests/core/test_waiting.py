@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from piton.core.backoff import Pace
-from piton.core.conditions import WAITING
+from piton.api.conditions import WAITING
+from piton.api.reasons import Reason
+from piton.api.spec import Meta
+from piton.api.status import AttemptState, Condition, Phase, RunStatus, Verdict
 from piton.core.decide import decide, refused, still
-from piton.core.model import Meta
-from piton.core.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen, Word
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Condition, Phase, RunStatus, Verdict
-from piton.core.waiting import SILENT_SECONDS, refusal, why
+from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
+from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.timing import Timing
 from support.builders import (
     NOW,
     a_record,
@@ -31,20 +31,20 @@ POD = "ragcun-1-master-0"
 
 def a_word(
     reason: str, message: str = "", *, source: str = "kubelet", at: float = 0, since: float | None = None
-) -> Word:
+) -> ClusterMessage:
     first = at if since is None else since
-    return Word(reason=reason, message=message, source=source, first_time=later(first), last_time=later(at))
+    return ClusterMessage(reason=reason, message=message, source=source, first_time=later(first), last_time=later(at))
 
 
-def unschedulable(message: str) -> Word:
-    return Word(reason="Unschedulable", message=message)
+def unschedulable(message: str) -> ClusterMessage:
+    return ClusterMessage(reason="Unschedulable", message=message)
 
 
-def waiting(*words: Word, **fields: Any) -> ReplicaSeen:
+def waiting(*words: ClusterMessage, **fields: Any) -> ReplicaSeen:
     return a_replica(ReplicaState.WAITING, words=words, **fields)
 
 
-def told(*words: Word, now: datetime = NOW, **fields: Any) -> tuple[Reason, str]:
+def told(*words: ClusterMessage, now: datetime = NOW, **fields: Any) -> tuple[Reason, str]:
     wait = why(an_attempt(waiting(*words, **fields)), now=now, since=NOW)
     assert wait is not None
     return wait.reason, wait.message
@@ -132,16 +132,26 @@ STARTS = [
     ),
     (a_word("FailedMount", 'configmap "words" not found'), Reason.VOLUME_MOUNTING, "Create the configmap words"),
     (a_word("FailedCreatePodSandBox", "no CNI"), Reason.SANDBOX_FAILED, "CNI"),
-    (Word(reason="ImagePullBackOff", message='Back-off pulling image "a:1"'), Reason.IMAGE_PULL_FAILED, "name"),
-    (Word(reason="CreateContainerConfigError", message='secret "s" not found'), Reason.CONTAINER_CONFIG, "secret s"),
-    (Word(reason="SchedulingGated", message="gated"), Reason.SCHEDULING_GATED, "gates"),
+    (
+        ClusterMessage(reason="ImagePullBackOff", message='Back-off pulling image "a:1"'),
+        Reason.IMAGE_PULL_FAILED,
+        "name",
+    ),
+    (
+        ClusterMessage(reason="CreateContainerConfigError", message='secret "s" not found'),
+        Reason.CONTAINER_CONFIG,
+        "secret s",
+    ),
+    (ClusterMessage(reason="SchedulingGated", message="gated"), Reason.SCHEDULING_GATED, "gates"),
     (a_word("Pulling", 'Pulling image "a:1"'), Reason.IMAGE_PULLING, ""),
-    (Word(reason="InitContainer", message="init-pytorch is running"), Reason.INIT_CONTAINER, "init-pytorch"),
+    (ClusterMessage(reason="InitContainer", message="init-pytorch is running"), Reason.INIT_CONTAINER, "init-pytorch"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("word", "reason", "advice"), STARTS, ids=[case[0].reason for case in STARTS])
-def test_a_pod_that_has_a_node_is_told_in_the_words_of_its_events(word: Word, reason: Reason, advice: str) -> None:
+def test_a_pod_that_has_a_node_is_told_in_the_words_of_its_events(
+    word: ClusterMessage, reason: Reason, advice: str
+) -> None:
     found, message = told(word, node="node-1")
 
     assert found is reason
@@ -172,7 +182,7 @@ def test_what_helps_fits_into_an_event_however_long_the_quotation_is() -> None:
 
 
 @pytest.mark.parametrize(("word", "end"), OVER, ids=[f"{word.reason} {end.reason}" for word, end in OVER])
-def test_a_word_counts_until_a_later_one_shows_that_it_is_over(word: Word, end: Word) -> None:
+def test_a_word_counts_until_a_later_one_shows_that_it_is_over(word: ClusterMessage, end: ClusterMessage) -> None:
     first = why(an_attempt(waiting(word)), now=NOW, since=NOW)
     then = why(an_attempt(waiting(word, end)), now=NOW, since=NOW)
 
@@ -227,7 +237,7 @@ def test_karpenters_words_stand_beside_the_schedulers() -> None:
     ],
     ids=["kube-scheduler", "Karpenter"],
 )
-def test_a_replica_says_in_which_zone_it_has_to_wait_for_a_node(words: list[Word]) -> None:
+def test_a_replica_says_in_which_zone_it_has_to_wait_for_a_node(words: list[ClusterMessage]) -> None:
     def said(zone: str | None) -> str:
         seen = an_attempt(a_replica(name="a", zone=zone), waiting(*words, name="b"))
         wait = why(seen, now=NOW, since=NOW)
@@ -262,13 +272,17 @@ def test_a_job_without_pods_is_told_by_its_newest_event_or_as_without_a_controll
     assert silent is not None
     assert silent.reason is Reason.ENGINE_SILENT
 
-    held = why(an_attempt(words=(Word(reason="Suspended", message="the job is suspended"),)), now=later(99), since=NOW)
+    held = why(
+        an_attempt(words=(ClusterMessage(reason="Suspended", message="the job is suspended"),)),
+        now=later(99),
+        since=NOW,
+    )
     assert held is not None
     assert held.reason is Reason.JOB_SUSPENDED
 
 
 def test_a_replica_that_only_starts_waits_for_nothing() -> None:
-    creating = Word(reason="ContainerCreating")
+    creating = ClusterMessage(reason="ContainerCreating")
     events = a_word("Scheduled"), a_word("Pulled", 'Container image "a:1" already present')
 
     assert why(an_attempt(waiting(creating, *events, node="node-1")), now=NOW, since=NOW) is None
@@ -320,7 +334,7 @@ def test_an_attempt_that_waits_is_looked_at_within_5_s_and_later_less_often() ->
 
     assert max(looks[:2]) <= 5
     assert looks == sorted(looks)
-    assert looks[-1] == Pace().look_seconds_max
+    assert looks[-1] == Timing().look_seconds_max
 
 
 def test_a_running_attempt_is_not_looked_at() -> None:
@@ -342,20 +356,20 @@ def test_a_gang_that_runs_in_part_says_what_the_others_wait_for() -> None:
 
 
 def test_a_container_that_cannot_start_is_told_with_what_helps_before_it_is_judged() -> None:
-    word = Word(reason="ImagePullBackOff", message="no such image")
+    word = ClusterMessage(reason="ImagePullBackOff", message="no such image")
     seen = an_attempt(waiting(word, waiting="ImagePullBackOff: no such image", cannot_start=True))
     first = decide(starting(seen), now=NOW)
 
     assert the_condition(first.status).reason is Reason.IMAGE_PULL_FAILED
     assert "imagePullSecrets" in the_condition(first.status).message
-    judged = decide(starting(seen, first.status), now=later(Pace().start_seconds))
+    judged = decide(starting(seen, first.status), now=later(Timing().start_seconds))
     assert judged.status.current is not None
     assert judged.status.current.reason is Reason.CANNOT_START
 
 
 def test_a_run_whose_image_cannot_be_pulled_is_suspended_at_once() -> None:
     """Nobody has to know whose fault it is when nothing is wanted any more."""
-    word = Word(reason="ImagePullBackOff", message="no such image")
+    word = ClusterMessage(reason="ImagePullBackOff", message="no such image")
     seen = an_attempt(waiting(word, waiting="ImagePullBackOff: no such image", cannot_start=True))
     status = decide(starting(seen), now=NOW).status
     suspended = an_observed(seen, status=status, spec=a_spec(suspend=True))

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.spec_warnings import warnings
 from piton.core.decide import decide
-from piton.core.reasons import Reason
-from piton.core.rules_warnings import warnings
 from support.builders import NOW, a_spec, a_status, an_ended, an_observed
 
 

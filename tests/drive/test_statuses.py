@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from piton.core.backoff import Pace
-from piton.core.observed import ReservationSeen
-from piton.core.status import RunStatus
+from piton.api.status import RunStatus
 from piton.crd import KINDS, crd
 from piton.drive import reconcile
+from piton.observed import ReservationSeen
 from piton.sweep.status import SweepStatus
+from piton.timing import Timing
 from support.apiserver import JOBS, PODS, RUNS, SWEEPS, Body
 from support.builders import a_manifest, a_spec
 from support.cluster import Runs
@@ -154,13 +154,13 @@ async def test_a_run_goes_on_from_the_status_of_another_version(name: str, versi
 @pytest.mark.parametrize("waits_for_quota", [False, True])
 async def test_a_run_that_trains_and_reports_keeps_what_a_newer_version_wrote(waits_for_quota: bool) -> None:
     world = FakeWorld(spec=a_spec(stages={"evaluate": {}}), reservation=ReservationSeen() if waits_for_quota else None)
-    pace = Pace(backoff_seconds=1, evidence_seconds=2, progress_seconds=2)
+    timing = Timing(backoff_seconds=1, evidence_seconds=2, progress_seconds=2)
     before: Body | None = None
     for _ in range(150):
         for _ in range(8):
-            await reconcile(world, world, world, pace)
+            await reconcile(world, world, world, timing)
         writes = world.writes
-        await reconcile(world, world, world, pace)
+        await reconcile(world, world, world, timing)
         assert world.writes == writes, "nothing is new, and nothing is written"
         world.admit()
         world.tick()

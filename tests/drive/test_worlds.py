@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.status import Phase
 from piton.clock import SystemClock
-from piton.core.effects import CreateVolume, HoldRun, ReleaseRun, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.observed import AttemptSeen, Observed
-from piton.core.reasons import Reason
-from piton.core.status import Phase
+from piton.core.effects import AddFinalizer, CreateVolume, RemoveFinalizer, RemoveReplica, StartAttempt, StopAttempt
 from piton.kube.client import Client
-from piton.kube.world import KubeWorld
-from piton.local.folder import RunFolder, State
-from piton.local.server import receiving
+from piton.kube.run_world import KubeWorld
+from piton.local.progress_server import receiving
+from piton.local.run_folder import LocalState, RunFolder
 from piton.local.world import LocalWorld
+from piton.observed import AttemptSeen, Observed
 from piton.ports import Conflict, World
 from support.builders import NOW, a_manifest, a_spec, a_status, an_ended
 from support.fake_world import FakeWorld
@@ -54,7 +54,7 @@ class Bench:
 
     async def begin(self) -> None:
         """As the core would: held, a volume, an attempt."""
-        for effect in (HoldRun(reason=WHY), CreateVolume(reason=WHY), StartAttempt(number=1, reason=WHY)):
+        for effect in (AddFinalizer(reason=WHY), CreateVolume(reason=WHY), StartAttempt(number=1, reason=WHY)):
             await self.look()
             await self.world.apply(effect)
 
@@ -92,7 +92,7 @@ async def a_local(root: Path, *command: str) -> AsyncIterator[Bench]:
     with receiving(lambda _number, _progress: None) as receiver:
         world = LocalWorld(
             folder=folder,
-            state=State(name="ragcun", created=NOW, spec=spec),
+            state=LocalState(name="ragcun", created=NOW, spec=spec),
             receiver=receiver,
             clock=SystemClock(),
         )
@@ -117,9 +117,9 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def test_holding_and_releasing_are_seen(bench: Bench) -> None:
     assert not (await bench.look()).meta.held
-    await bench.world.apply(HoldRun(reason=WHY))
+    await bench.world.apply(AddFinalizer(reason=WHY))
     assert (await bench.look()).meta.held
-    await bench.world.apply(ReleaseRun(reason=WHY))
+    await bench.world.apply(RemoveFinalizer(reason=WHY))
     assert not (await bench.look()).meta.held
 
 

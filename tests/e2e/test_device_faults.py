@@ -6,7 +6,7 @@ import re
 import pytest
 
 from piton.contract import names
-from piton.contract.ends import ExitCode, Outcome, Termination
+from piton.contract.termination import ExitCode, Outcome, Termination
 from support.live import LiveCluster, NewTraining, Training, paced, wait_for
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]

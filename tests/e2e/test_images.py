@@ -13,7 +13,7 @@ from support.boxed import apply, ended, kubectl, logs, make_namespace, remove_na
 
 NODE = Node(number=2)
 RUNS = """
-import os, tempfile, torch, piton_trainer.loop
+import os, tempfile, torch, piton_trainer.training.loop
 open("/dev/termination-log", "w").write("told")
 tempfile.TemporaryFile()
 print(os.getuid(), torch.ones(2).sum().item())

@@ -10,7 +10,7 @@ import yaml
 
 from hack.cluster.layout import KUBECONFIG
 from hack.install import chart
-from piton.core.conditions import UNREADABLE
+from piton.api.conditions import UNREADABLE
 from support.live import DigestOf, NewTraining, Object, Training, paced, wait_for
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]

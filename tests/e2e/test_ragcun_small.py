@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from piton.contract.names import MANIFEST_FILE
-from piton_trainer.data import foldoc
+from piton_trainer.data.retrieval import foldoc
 from support.local_run import MANIFESTS, Found, assert_it_lost_no_step, piton_run, undisturbed_run
 
 MANIFEST = "seeds/ragcun-small.yaml"

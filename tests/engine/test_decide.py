@@ -8,7 +8,7 @@ import pytest
 
 from piton.engine.decide import decide
 from piton.engine.job import Job
-from piton.engine.scene import Create, Decision, ObjectKind
+from piton.engine.state import Create, Decision, ObjectKind
 from piton.engine.status import JobStatus
 from support.builders import NOW, later
 from support.jobs import Body, a_job, a_pod, a_service, an_elastic_job, replicas

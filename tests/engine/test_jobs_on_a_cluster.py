@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from piton.core.pytorchjob import pytorchjob
 from piton.kube.app import build_registry, serve
-from piton.kube.controller import Controller
-from piton.kube.engine import JobController
-from piton.kube.metrics import Meter, Registry
-from piton.kube.settings import Engine, Settings
-from piton.kube.sweeps import SweepController
+from piton.kube.job_controller import JobController
+from piton.kube.metrics import OperatorMetrics, Registry
+from piton.kube.run_controller import Controller
+from piton.kube.settings import Engine, PitonSettings
+from piton.kube.sweep_controller import SweepController
+from piton.rendering.pytorchjob import pytorchjob
 from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
 from support.builders import a_manifest, a_spec, meta
 from support.cluster import Cluster
@@ -37,8 +37,10 @@ class Hand:
         self.server: ApiServer = cluster.server
         self.timer = FakeTimer()
         self.client = MortalClient(configuration(cluster.server), dies_after=dies_after)
-        self.meter = Meter(Registry())
-        self.jobs = JobController(self.client, cluster.clock, self.timer, Settings(engine=Engine.BUNDLED), self.meter)
+        self.meter = OperatorMetrics(Registry())
+        self.jobs = JobController(
+            self.client, cluster.clock, self.timer, PitonSettings(engine=Engine.BUNDLED), self.meter
+        )
 
     async def __aenter__(self) -> "Hand":
         return self
@@ -396,8 +398,8 @@ async def test_jobs_that_are_not_listed_for_too_long_make_the_process_ill(cluste
 async def test_every_pod_and_every_service_that_changes_wakes_its_job(cluster: Cluster) -> None:
     async with Hand(cluster) as hand:
         settings = hand.client.configuration
-        controller = Controller(hand.client, cluster.clock, hand.timer, Settings(), hand.meter)
-        sweeps = SweepController(hand.client, cluster.clock, hand.timer, Settings(), hand.meter)
+        controller = Controller(hand.client, cluster.clock, hand.timer, PitonSettings(), hand.meter)
+        sweeps = SweepController(hand.client, cluster.clock, hand.timer, PitonSettings(), hand.meter)
         registry = build_registry(controller, sweeps, hand.jobs, settings)
         heard: list[Any] = [h for h in registry._watching._handlers if "replica_changed" in str(h.id)]
         assert sorted(h.selector.plural or h.selector.any_name for h in heard) == ["pods", "services"]
@@ -434,7 +436,7 @@ async def test_only_the_bundled_engine_makes_pods(cluster: Cluster, engine: Engi
     """The whole operator, with its watches, from the run to its end; nobody but Piton makes pods."""
     machines = Machines(cluster.server, cluster.clock)
     stop, ready = threading.Event(), threading.Event()
-    settings = Settings(
+    settings = PitonSettings(
         api_url=url(cluster.server), probe_port=None, metrics_port=None, resync_seconds=3600.0, engine=engine
     )
     running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))

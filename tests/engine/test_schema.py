@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from hack.neighbours.definition import without_prose
-from piton.core.model import Meta
-from piton.core.pytorchjob import pytorchjob
+from piton.api.spec import Meta
 from piton.engine.decide import decide
 from piton.engine.job import Job
+from piton.rendering.pytorchjob import pytorchjob
 from support.builders import NOW, a_spec, meta
 from support.jobs import a_job, a_pod, an_elastic_job
 from support.schema import objections

@@ -14,14 +14,14 @@ import aiohttp
 import pytest
 from kmock import KubernetesError, Request
 
+from piton.api.parse import parse
+from piton.api.reasons import Reason
+from piton.api.status import Phase, RunStatus, Verdict
 from piton.contract import names
-from piton.core.parse import parse
-from piton.core.reasons import Reason
-from piton.core.status import Phase, RunStatus, Verdict
 from piton.kube.app import serve
-from piton.kube.settings import Settings
+from piton.kube.settings import PitonSettings
 from piton_trainer.config import Server
-from piton_trainer.report import push
+from piton_trainer.telemetry.operator_client import push
 from support import certificates
 from support.apiserver import JOBS, NODES, PODS, RUNS, refusal, to_json
 from support.builders import a_manifest, a_progress
@@ -48,7 +48,7 @@ async def _operator(cluster: Cluster, **options: Any) -> AsyncIterator[None]:
         "metrics_port": None,
         "resync_seconds": NEVER,
     }
-    settings = Settings(**(defaults | options))
+    settings = PitonSettings(**(defaults | options))
     running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))
     try:
         await cluster.server.until(lambda: cluster.server.watchers >= WATCHES * len(settings.namespaces or "*"))
@@ -194,7 +194,7 @@ async def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        settings = Settings(api_url=url(cluster.server), probe_port=None, metrics_port=taken.getsockname()[1])
+        settings = PitonSettings(api_url=url(cluster.server), probe_port=None, metrics_port=taken.getsockname()[1])
         with pytest.raises(ValueError, match="metrics cannot be served on port"):
             await serve(settings)
 
@@ -234,7 +234,7 @@ async def test_trainers_report_to_the_operator(cluster: Cluster, tmp_path: Path)
 
 
 async def test_without_its_certificate_the_operator_does_not_start(cluster: Cluster, tmp_path: Path) -> None:
-    settings = Settings(
+    settings = PitonSettings(
         api_url=url(cluster.server), metrics_port=None, progress_url="https://piton:8443", tls_dir=tmp_path
     )
     with pytest.raises(ValueError, match=r"tls\.crt: No such file"):
@@ -245,4 +245,4 @@ async def test_without_a_cluster_the_operator_says_so(monkeypatch: pytest.Monkey
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no cluster"):
-        await serve(Settings(metrics_port=None))
+        await serve(PitonSettings(metrics_port=None))

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from piton.core.affinity import INSTANCE_TYPE, ZONE
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, Verdict
+from piton.api.reasons import Reason
+from piton.api.status import AttemptState, Phase, Verdict
+from piton.rendering.affinity import INSTANCE_TYPE, ZONE
 from piton.sweep.parse import parse
 from piton.sweep.status import SweepStatus
 from support.apiserver import JOBS, NODES, SWEEPS

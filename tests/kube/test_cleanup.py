@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.status import Phase
 from piton.contract import names
-from piton.contract.ends import Outcome
-from piton.core.reasons import Reason
-from piton.core.status import Phase
+from piton.contract.termination import Outcome
 from support.apiserver import CLAIMS, JOBS, PODS, RUNS, Body
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs

@@ -8,7 +8,7 @@ from kubernetes.aio.client import ApiException, Configuration
 
 from piton.kube.app import credentials
 from piton.kube.client import JOBS, NODES, PODS, RUNS, Client, load_configuration
-from piton.kube.errors import AlreadyExists, Busy, NotFound, Silence, translate
+from piton.kube.errors import AlreadyExists, Busy, NoAnswer, NotFound, translate
 from piton.ports import Conflict, PortError, Refused, Unavailable
 from support.apiserver import refusal
 from support.builders import a_manifest
@@ -35,8 +35,8 @@ def _error(status: int, body: str = "") -> ApiException:
         (_error(429, '{"reason": "TooManyRequests", "message": "later"}'), Busy),
         (_error(500, '{"reason": "InternalError", "message": "etcdserver: leader changed"}'), Unavailable),
         (_error(503, "<html>no upstream</html>"), Unavailable),
-        (TimeoutError(), Silence),
-        (ConnectionResetError(104, "reset"), Silence),
+        (TimeoutError(), NoAnswer),
+        (ConnectionResetError(104, "reset"), NoAnswer),
     ],
 )
 def test_every_answer_has_one_meaning(error: Exception, kind: type[PortError]) -> None:
@@ -110,14 +110,14 @@ async def test_a_server_that_does_not_answer_in_time_is_unavailable(cluster: Clu
 
     cluster.server.before_write = hang
     async with Client(configuration(cluster.server), timeout_seconds=0.05) as client:
-        with pytest.raises(Silence):
+        with pytest.raises(NoAnswer):
             await client.patch(RUNS, "ragcun", {"metadata": {"labels": {"a": "b"}}}, namespace="team")
     forever.set()
 
 
 async def test_no_server_at_all_is_unavailable() -> None:
     async with Client(Configuration(host="http://127.0.0.1:1")) as client:
-        with pytest.raises(Silence):
+        with pytest.raises(NoAnswer):
             await client.get(RUNS, "ragcun", namespace="team")
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from piton.core.status import Phase
-from piton.kube.controller import Controller
+from piton.api.status import Phase
 from piton.kube.log import JsonFormatter
-from piton.kube.metrics import Meter, Registry
-from piton.kube.reports import Sender
-from piton.kube.settings import Settings
+from piton.kube.metrics import OperatorMetrics, Registry
+from piton.kube.report_store import Sender
+from piton.kube.run_controller import Controller
+from piton.kube.settings import PitonSettings
 from support.apiserver import NODES, RUNS, refusal
 from support.builders import a_manifest, a_progress
 from support.cluster import CRASHES, Cluster, Runs, a_node
@@ -81,27 +81,29 @@ async def test_a_bug_is_tried_again_with_patience(cluster: Cluster) -> None:
 
 
 async def test_a_run_that_does_not_exist_is_forgotten(pilot: Pilot) -> None:
-    pilot.controller.saw_pod("team", "ghost", {"spec": {"nodeName": "node-1"}})
+    pilot.controller.on_pod("team", "ghost", {"spec": {"nodeName": "node-1"}})
     await pilot.settle(resync=False)
-    pilot.controller.saw_node(a_node("node-1"), deleted=False)
+    pilot.controller.on_node(a_node("node-1"), deleted=False)
     assert len(pilot.controller.queue) == 0
 
 
 async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
     for name in ("one", "two"):
         await pilot.cluster.apply(a_manifest(name))
-        pilot.controller.saw_pod("team", name, {"spec": {"nodeName": f"node-of-{name}"}})
+        pilot.controller.on_pod("team", name, {"spec": {"nodeName": f"node-of-{name}"}})
     await pilot.settle(resync=False)
-    pilot.controller.saw_node(a_node("node-of-one"), deleted=False)
+    pilot.controller.on_node(a_node("node-of-one"), deleted=False)
     assert await pilot.controller.queue.get() == ("team", "one")
     assert len(pilot.controller.queue) == 0
 
 
 async def test_a_report_from_a_namespace_that_is_not_served_wakes_nobody(cluster: Cluster) -> None:
     async with MortalClient(configuration(cluster.server)) as client:
-        controller = Controller(client, cluster.clock, FakeTimer(), Settings(namespaces=("team",)), Meter(Registry()))
+        controller = Controller(
+            client, cluster.clock, FakeTimer(), PitonSettings(namespaces=("team",)), OperatorMetrics(Registry())
+        )
         for namespace in ("elsewhere", "team"):
-            controller.hear(Sender(namespace=namespace, run="ragcun", run_uid="u", attempt=1), a_progress(1))
+            controller.on_report(Sender(namespace=namespace, run="ragcun", run_uid="u", attempt=1), a_progress(1))
         assert [await controller.queue.get() for _ in range(len(controller.queue))] == [("team", "ragcun")]
 
 
@@ -124,7 +126,7 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
     await pilot.until_phase(Phase.SUCCEEDED)
     await pilot.settle()
     lines = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.getMessage() == "decided"]
-    assert [line["rule"] for line in lines][:3] == ["unheld", "due", "start"]
+    assert [line["rule"] for line in lines][:3] == ["add_finalizer", "allocate_attempt", "start"]
     assert lines[2]["effects"] == ["CreateVolume(FirstAttempt)", "StartAttempt(FirstAttempt)"]
     assert {line["run"] for line in lines} == {"team/ragcun"}
     count = len(caplog.records)
@@ -137,8 +139,8 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
 
 def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
     client = MortalClient(configuration(cluster.server))
-    settings = Settings(resync_seconds=60, stuck_seconds=300)
-    return Controller(client, cluster.clock, timer, settings, Meter(Registry()))
+    settings = PitonSettings(resync_seconds=60, stuck_seconds=300)
+    return Controller(client, cluster.clock, timer, settings, OperatorMetrics(Registry()))
 
 
 async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from piton.core.status import Phase, Verdict
+from piton.api.status import Phase, Verdict
 from support.apiserver import RUNS
 from support.builders import a_manifest
 from support.cluster import Cluster, Disrupted, Fate, Runs, Vanishes

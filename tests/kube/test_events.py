@@ -5,11 +5,11 @@ from typing import Literal
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.spec import Meta
 from piton.core.effects import Announcement
-from piton.core.model import Meta
-from piton.core.reasons import Reason
 from piton.kube.client import Client
-from piton.kube.events import BURST, REFILL_SECONDS, EventAnnouncer, Ration
+from piton.kube.events import BURST, REFILL_SECONDS, EventAnnouncer, EventRateLimiter
 from support.apiserver import EVENTS, refusal
 from support.builders import NOW
 from support.cluster import Cluster
@@ -25,7 +25,7 @@ def _news(message: str = "Created attempt 1", *, severity: Literal["Normal", "Wa
 @pytest.fixture
 async def announcer(cluster: Cluster) -> AsyncIterator[EventAnnouncer]:
     async with Client(configuration(cluster.server)) as client:
-        yield EventAnnouncer(client, cluster.clock, Ration(cluster.clock), lambda: META)
+        yield EventAnnouncer(client, cluster.clock, EventRateLimiter(cluster.clock), lambda: META)
 
 
 async def test_an_announcement_becomes_an_event_of_the_run(cluster: Cluster, announcer: EventAnnouncer) -> None:
@@ -55,7 +55,7 @@ async def test_another_run_of_the_same_name_has_events_of_its_own(cluster: Clust
     await announcer.announce(_news())
     async with Client(configuration(cluster.server)) as client:
         reborn = META.model_copy(update={"uid": "uid-2"})
-        await EventAnnouncer(client, cluster.clock, Ration(cluster.clock), lambda: reborn).announce(_news())
+        await EventAnnouncer(client, cluster.clock, EventRateLimiter(cluster.clock), lambda: reborn).announce(_news())
     assert [event["count"] for event in cluster.server.all(EVENTS)] == [1, 1]
 
 

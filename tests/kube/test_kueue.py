@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, Phase, QueueStatus, RunStatus, Verdict
 from piton.contract import names
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, Phase, QueueStatus, RunStatus, Verdict
 from support.apiserver import CRDS, JOBS, PODS, RUNS, SWEEPS, WORKLOADS, Body, refusal
 from support.builders import a_manifest
 from support.cluster import Disrupted, Runs

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from kmock import resource
 
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import ConditionStatus, Phase, Verdict
 from piton.contract import names
-from piton.contract.ends import Outcome
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import ConditionStatus, Phase, Verdict
+from piton.contract.termination import Outcome
 from piton.kube import client
 from piton.kube.client import Resource
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, RUNS, refusal
@@ -281,8 +281,8 @@ async def test_what_the_deletion_of_the_pod_showed_is_the_reason(pilot: Pilot) -
     pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
     await pilot.server.remove(PODS, name, "team")
     await pilot.server.remove(NODES, node, None)
-    pilot.controller.saw_pod("team", "ragcun", pod, deleted=True)
-    pilot.controller.saw_node(machine, deleted=True)
+    pilot.controller.on_pod("team", "ragcun", pod, deleted=True)
+    pilot.controller.on_node(machine, deleted=True)
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert (status.preemptions, status.attempts[0].reason) == (1, Reason.DISRUPTED)
     assert "EvictionByEvictionAPI" in status.attempts[0].message
@@ -292,8 +292,8 @@ async def test_the_taint_that_the_node_had_is_the_reason(pilot: Pilot) -> None:
     name, node = await _reach_training(pilot)
     pod = pilot.server.find(PODS, name, "team")
     assert pod is not None
-    pilot.controller.saw_pod("team", "ragcun", pod)
-    pilot.controller.saw_node(a_node(node, taints=[{"key": "karpenter.sh/disrupted"}]), deleted=False)
+    pilot.controller.on_pod("team", "ragcun", pod)
+    pilot.controller.on_node(a_node(node, taints=[{"key": "karpenter.sh/disrupted"}]), deleted=False)
     await pilot.server.remove(PODS, name, "team")
     await pilot.server.remove(NODES, node, None)
     status = await pilot.until_phase(Phase.SUCCEEDED)

@@ -5,11 +5,11 @@ from itertools import product
 import pytest
 from prometheus_client import generate_latest
 
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import CheckpointStatus, CostStatus, Lost, Phase, ProgressStatus, Verdict
 from piton.core.increments import REASONS, End, Increments, Recovery
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import CheckpointStatus, CostStatus, Lost, Phase, ProgressStatus, Verdict
-from piton.kube.metrics import JOB, RUN, Meter, Registry
+from piton.kube.metrics import JOB, RUN, OperatorMetrics, Registry
 from piton.ports import Conflict, Refused, Unavailable
 from support.apiserver import RUNS, refusal
 from support.builders import NOW, a_manifest, a_record, a_status
@@ -17,16 +17,16 @@ from support.cluster import Cluster, Disrupted
 from support.pilot import Death, Pilot, a_pilot
 
 
-def value(meter: Meter, name: str, **labels: str) -> float | None:
+def value(meter: OperatorMetrics, name: str, **labels: str) -> float | None:
     return meter.registry.get_sample_value(name, labels)
 
 
 @pytest.fixture
-def meter() -> Meter:
-    return Meter(Registry())
+def meter() -> OperatorMetrics:
+    return OperatorMetrics(Registry())
 
 
-def test_what_can_be_known_beforehand_starts_at_zero(meter: Meter) -> None:
+def test_what_can_be_known_beforehand_starts_at_zero(meter: OperatorMetrics) -> None:
     assert value(meter, "piton_runs", phase="Training") == 0
     assert value(meter, "piton_lost_steps_total") == 0
     assert "_created" not in generate_latest(meter.registry).decode()
@@ -40,7 +40,7 @@ def test_what_can_be_known_beforehand_starts_at_zero(meter: Meter) -> None:
         assert value(meter, "piton_preemptions_total", cause=reason) == 0
 
 
-def test_an_increment_is_counted_where_it_belongs(meter: Meter) -> None:
+def test_an_increment_is_counted_where_it_belongs(meter: OperatorMetrics) -> None:
     preempted = End(verdict=Verdict.PREEMPTED, reason=Reason.NODE_GONE)
     recovery = Recovery(verdict=Verdict.PREEMPTED, seconds=42)
 
@@ -54,7 +54,7 @@ def test_an_increment_is_counted_where_it_belongs(meter: Meter) -> None:
 
 
 @pytest.mark.parametrize(("verdict", "counted"), [(v, "Failure" in v or "Infra" in v) for v in Verdict])
-def test_only_failures_are_counted_as_failures(meter: Meter, verdict: Verdict, counted: bool) -> None:
+def test_only_failures_are_counted_as_failures(meter: OperatorMetrics, verdict: Verdict, counted: bool) -> None:
     reason = REASONS[verdict][0]
 
     meter.count(Increments(ends=(End(verdict=verdict, reason=reason),)))
@@ -62,7 +62,7 @@ def test_only_failures_are_counted_as_failures(meter: Meter, verdict: Verdict, c
     assert value(meter, "piton_failures_total", verdict=verdict, cause=reason) == (1 if counted else None)
 
 
-def test_a_run_has_series_while_it_is_there_and_none_without_a_value(meter: Meter) -> None:
+def test_a_run_has_series_while_it_is_there_and_none_without_a_value(meter: OperatorMetrics) -> None:
     mine = {"namespace": "team", "run": "ragcun"}
     fresh = a_status(a_record(1), phase=Phase.STARTING)
     meter.show(("team", "ragcun"), fresh)
@@ -102,7 +102,9 @@ def test_a_run_has_series_while_it_is_there_and_none_without_a_value(meter: Mete
     ("error", "fault"),
     [(Conflict("late"), "conflict"), (Unavailable("down"), "api"), (Refused("quota"), "api"), (KeyError("x"), "bug")],
 )
-def test_a_pass_that_fails_is_measured_and_counted_by_its_fault(meter: Meter, error: Exception, fault: str) -> None:
+def test_a_pass_that_fails_is_measured_and_counted_by_its_fault(
+    meter: OperatorMetrics, error: Exception, fault: str
+) -> None:
     with pytest.raises(type(error)), meter.reconciling(RUN):
         raise error
 

@@ -7,10 +7,10 @@ from typing import Any
 import kmock
 import pytest
 
-from piton.core.affinity import ZONE
-from piton.core.reasons import Reason
-from piton.core.status import Phase, RunStatus, Verdict
+from piton.api.reasons import Reason
+from piton.api.status import Phase, RunStatus, Verdict
 from piton.kube import outages
+from piton.rendering.affinity import ZONE
 from support.apiserver import EVENTS, JOBS, NODES, PODS, Body
 from support.builders import a_manifest, later
 from support.cluster import Runs, a_node

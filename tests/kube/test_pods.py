@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from piton.contract.ends import Outcome, Termination
-from piton.core.observed import ReplicaSeen, ReplicaState
-from piton.core.status import PlacedReplica
+from piton.api.status import PlacedReplica
+from piton.contract.termination import Outcome, Termination
+from piton.kube.last_seen import Sightings
 from piton.kube.pods import NodeView, lost, replica
 from piton.kube.prices import Prices
-from piton.kube.sightings import Sightings
+from piton.observed import ReplicaSeen, ReplicaState
 from support.builders import NOW
 from support.cluster import a_node
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from piton.core.affinity import INSTANCE_TYPE, ZONE, TooDear
-from piton.core.model import Tier
+from piton.api.spec import Tier
 from piton.kube.prices import Prices, share
+from piton.rendering.affinity import INSTANCE_TYPE, ZONE, TooDear
 
 TABLE = Prices.from_json('{"p4d.24xlarge": {"Spot": "12.50", "OnDemand": "32.77"}, "g5.xlarge": {"Spot": "0.45"}}')
 SPOT, ON_DEMAND = {"karpenter.sh/capacity-type": "spot"}, {"eks.amazonaws.com/capacityType": "ON_DEMAND"}

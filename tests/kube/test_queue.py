@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from piton.kube.queue import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, WorkQueue
+from piton.kube.workqueue import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, WorkQueue
 from support.pilot import FakeTimer
 
 

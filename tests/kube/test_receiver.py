@@ -13,15 +13,15 @@ from typing import Any
 import aiohttp
 import pytest
 
+from piton.api.status import Phase
 from piton.contract import names
-from piton.contract.progress import BODY_BYTES_MAX, Progress, Wishes
-from piton.core.status import Phase
-from piton.kube.door import BAD_SECONDS, GOOD_SECONDS, Door
-from piton.kube.receiver import Receiver
-from piton.kube.reports import Sender
+from piton.contract.progress import BODY_BYTES_MAX, Progress, TrainerRequests
+from piton.kube.progress_server import ProgressServer
+from piton.kube.report_auth import BAD_SECONDS, GOOD_SECONDS, ReportAuthenticator
+from piton.kube.report_store import Sender
 from piton.kube.tls import AUTHORITY, Certificates
 from piton_trainer.config import Server
-from piton_trainer.report import push
+from piton_trainer.telemetry.operator_client import push
 from support import certificates
 from support.apiserver import JOBS, NODES, PODS, RUNS, TOKEN_REVIEWS, refusal
 from support.builders import a_manifest, a_progress
@@ -53,7 +53,7 @@ class Post:
         uid = found["metadata"]["uid"] if found else "uid-of-a-ghost"
         return Token(pod=pod, pod_uid=uid, expires=self.pilot.clock.now() + timedelta(seconds=seconds), **words)
 
-    async def report(self, progress: Progress, token: Token | None = None) -> Wishes:
+    async def report(self, progress: Progress, token: Token | None = None) -> TrainerRequests:
         """As a trainer does it."""
         self._token_file.write_text((token or self.token()).text())
         target = Server(url=self.url(), ca_cert=self.folder / AUTHORITY, token_file=self._token_file)
@@ -78,11 +78,11 @@ class Post:
 
 @asynccontextmanager
 async def receiving(
-    pilot: Pilot, folder: Path, token_file: Path, *, door: Door | None = None, **options: float
+    pilot: Pilot, folder: Path, token_file: Path, *, authenticator: ReportAuthenticator | None = None, **options: float
 ) -> AsyncIterator[Post]:
-    door = door or Door(pilot.client, pilot.clock, pilot.timer)
+    authenticator = authenticator or ReportAuthenticator(pilot.client, pilot.clock, pilot.timer)
     given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "renewal_seconds": 0.02, **options}
-    receiver = Receiver(door, pilot.controller.hear, Certificates(folder), **given)
+    receiver = ProgressServer(authenticator, pilot.controller.on_report, Certificates(folder), **given)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(receiver.run(ready=port.set_result))
     try:
@@ -112,7 +112,7 @@ def wire(step: int = 7) -> bytes:
 
 
 async def test_a_report_shows_in_the_status_while_the_attempt_trains(post: Post) -> None:
-    assert await post.report(a_progress(70, checkpoint=50, loss=0.25)) == Wishes()
+    assert await post.report(a_progress(70, checkpoint=50, loss=0.25)) == TrainerRequests()
     await post.pilot.settle(resync=False)
 
     status = post.pilot.status()
@@ -326,7 +326,7 @@ async def test_a_pod_that_leaves_may_still_say_its_last_words(post: Post) -> Non
     token = post.token()
     await post.report(a_progress(70), token)
     await post.pilot.server.remove(JOBS, "ragcun-1", "team")
-    assert await post.report(a_progress(72, checkpoint=72), token) == Wishes()
+    assert await post.report(a_progress(72, checkpoint=72), token) == TrainerRequests()
 
 
 # --- what is asked of the API server ----------------------------------------------------------------------------------
@@ -368,13 +368,15 @@ async def test_an_api_server_that_does_not_answer_is_503_and_then_all_is_well(
 ) -> None:
     post.pilot.server.refuse = lambda request: refusal(status, "Sorry", "not now")
     assert [(await post.say(wire()))[0] for _ in range(3)] == [503, 503, 503]
-    assert [r.getMessage() for r in caplog.records if r.name == "piton.kube.receiver"] == ["reports cannot be checked"]
+    assert [r.getMessage() for r in caplog.records if r.name == "piton.kube.progress_server"] == [
+        "reports cannot be checked"
+    ]
     post.pilot.server.refuse = lambda request: None
     post.pilot.advance(1)
     assert (await post.say(wire()))[0] == 200
 
 
-class SlowDoor(Door):
+class SlowDoor(ReportAuthenticator):
     """The API server lets us wait."""
 
     async def admit(self, token: str, *, namespace: str, run: str) -> Sender:
@@ -383,8 +385,8 @@ class SlowDoor(Door):
 
 
 async def test_an_api_server_that_takes_too_long_is_503(pilot: Pilot, folder: Path, tmp_path: Path) -> None:
-    door = SlowDoor(pilot.client, pilot.clock, pilot.timer)
-    async with receiving(pilot, folder, tmp_path / "token", door=door, patience_seconds=0.05) as post:
+    authenticator = SlowDoor(pilot.client, pilot.clock, pilot.timer)
+    async with receiving(pilot, folder, tmp_path / "token", authenticator=authenticator, patience_seconds=0.05) as post:
         assert (await post.say(wire()))[0] == 503
 
 

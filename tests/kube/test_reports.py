@@ -1,7 +1,7 @@
 """What is remembered of the trainers' reports, how much, and when a pass is worth it."""
 
-from piton.contract.progress import Wishes
-from piton.kube.reports import RUNS_MAX, URGENT_SECONDS, Reports, Sender
+from piton.contract.progress import TrainerRequests
+from piton.kube.report_store import RUNS_MAX, URGENT_SECONDS, Reports, Sender
 from support.builders import a_progress
 from support.pilot import FakeTimer
 
@@ -78,13 +78,13 @@ def test_attempts_of_one_name_are_bounded_too() -> None:
 def test_what_a_pass_asks_is_the_answer_to_the_next_report() -> None:
     reports = Reports(FakeTimer(), pass_seconds=10)
     reports.take(sender(), a_progress(1))
-    assert reports.answer(sender()) == Wishes()
+    assert reports.answer(sender()) == TrainerRequests()
 
-    ask(reports, Wishes(stop=True))
+    ask(reports, TrainerRequests(stop=True))
 
-    assert reports.answer(sender()) == Wishes(stop=True)
-    assert reports.answer(sender(2)) == Wishes(), "another attempt is asked nothing"
-    assert reports.answer(sender(uid="uid-of-an-earlier-run")) == Wishes()
+    assert reports.answer(sender()) == TrainerRequests(stop=True)
+    assert reports.answer(sender(2)) == TrainerRequests(), "another attempt is asked nothing"
+    assert reports.answer(sender(uid="uid-of-an-earlier-run")) == TrainerRequests()
 
 
 def test_a_save_is_asked_for_once_for_each_text() -> None:
@@ -92,8 +92,8 @@ def test_a_save_is_asked_for_once_for_each_text() -> None:
     reports.take(sender(), a_progress(1))
 
     def saves(save: str) -> bool:
-        ask(reports, Wishes(), save=save)
-        ask(reports, Wishes(), save=save)  # passes follow each other before the trainer reports
+        ask(reports, TrainerRequests(), save=save)
+        ask(reports, TrainerRequests(), save=save)  # passes follow each other before the trainer reports
         return [reports.answer(sender()).checkpoint for _ in range(2)] == [True, False]
 
     assert not saves("monday"), "that was there when the attempt was first looked at"
@@ -103,5 +103,5 @@ def test_a_save_is_asked_for_once_for_each_text() -> None:
     assert not saves("")
 
 
-def ask(reports: Reports, wishes: Wishes, *, save: str = "") -> None:
+def ask(reports: Reports, wishes: TrainerRequests, *, save: str = "") -> None:
     reports.ask(KEY, run_uid="uid-of-the-run", attempt=1, wishes=wishes, save=save)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from piton.kube.settings import Engine, Settings
+from piton.kube.settings import Engine, PitonSettings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    assert Settings.from_env({}) == Settings()
+    assert PitonSettings.from_env({}) == PitonSettings()
 
 
 def test_the_environment_is_read() -> None:
@@ -20,7 +20,7 @@ def test_the_environment_is_read() -> None:
         "PITON_OPERATOR_PROBE_PORT": "0",
         "PITON_OPERATOR_ENGINE": "bundled",
     }
-    wanted = Settings(
+    wanted = PitonSettings(
         namespaces=("team-a", "team-b"),
         resync_seconds=30,
         workers=2,
@@ -28,7 +28,7 @@ def test_the_environment_is_read() -> None:
         metrics_port=None,
         engine=Engine.BUNDLED,
     )
-    assert Settings.from_env(env) == wanted
+    assert PitonSettings.from_env(env) == wanted
 
 
 def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
@@ -37,10 +37,10 @@ def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
         "PITON_OPERATOR_PROGRESS_PORT": "9443",
         "PITON_OPERATOR_TLS_DIR": "/etc/piton/tls",
     }
-    settings = Settings.from_env(env)
+    settings = PitonSettings.from_env(env)
     assert settings.progress_url == "https://piton-operator.piton-system.svc:8443"
     assert (settings.progress_port, settings.tls_dir) == (9443, Path("/etc/piton/tls"))
-    assert Settings.from_env({"PITON_OPERATOR_PROGRESS_URL": ""}).progress_url is None
+    assert PitonSettings.from_env({"PITON_OPERATOR_PROGRESS_URL": ""}).progress_url is None
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
 )
 def test_nonsense_is_refused_with_a_sentence(env: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Settings.from_env(env)
+        PitonSettings.from_env(env)

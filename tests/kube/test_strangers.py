@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from piton.api.reasons import Reason
+from piton.api.status import Phase
 from piton.contract import names
-from piton.core.reasons import Reason
-from piton.core.status import Phase
 from support.apiserver import CLAIMS, JOBS, NODES, PODS, RUNS, Body, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Ends, Runs

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.status import Phase
 from piton.contract import names
-from piton.core.reasons import Reason
-from piton.core.status import Phase
 from piton.sweep.parse import parse
 from piton.sweep.status import SweepStatus
 from support.apiserver import EVENTS, PODS, RUNS, SWEEPS, Body, refusal

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
 from piton.contract import names
-from piton.contract.ends import Outcome
-from piton.core.backoff import Pace
+from piton.contract.termination import Outcome
 from piton.core.effects import TaintNode
-from piton.core.reasons import Reason
 from piton.kube.taints import NodeTaints
 from piton.ports import Conflict
+from piton.timing import Timing
 from support.apiserver import EVENTS, NODES, refusal
 from support.builders import NOW, a_manifest
 from support.cluster import Cluster, Ends, Runs, a_node
@@ -26,7 +26,7 @@ OURS = {"key": names.TAINT_DEVICE_FAULT, "value": "ragcun-1", "effect": "NoSched
 
 @pytest.fixture
 async def pilot(cluster: Cluster) -> AsyncIterator[Pilot]:
-    async with a_pilot(cluster, pace=Pace(device_taint_seconds=DAY)) as found:
+    async with a_pilot(cluster, timing=Timing(device_taint_seconds=DAY)) as found:
         yield found
 
 

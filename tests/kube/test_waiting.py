@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from kmock import action
 
-from piton.core.conditions import WAITING
-from piton.core.observed import ReplicaState
-from piton.core.reasons import Reason
-from piton.core.status import Phase
-from piton.kube.words import ASKED_MAX, to_ask
+from piton.api.conditions import WAITING
+from piton.api.reasons import Reason
+from piton.api.status import Phase
+from piton.kube.warning_events import ASKED_MAX, to_ask
+from piton.observed import ReplicaState
 from support.apiserver import EVENTS, JOBS, PODS, Body, refusal
 from support.builders import a_manifest, a_replica, later
 from support.cluster import Runs, Waits

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.status import Phase
 from piton.contract import names
 from piton.core.effects import (
+    AddFinalizer,
     CreateVolume,
     Effect,
-    HoldRun,
-    ReleaseRun,
+    RemoveFinalizer,
     RemoveReplica,
     StartAttempt,
     StopAttempt,
 )
-from piton.core.reasons import Reason
-from piton.core.status import Phase
-from piton.kube.world import KubeWorld
+from piton.kube.run_world import KubeWorld
 from piton.ports import Conflict, Refused, Unavailable
 from support.apiserver import CLAIMS, JOBS, PODS, RUNS, refusal
 from support.builders import a_manifest
@@ -26,7 +26,7 @@ from support.pilot import Pilot
 
 START = StartAttempt(number=1, reason=Reason.FIRST_ATTEMPT)
 STOP = StopAttempt(number=1, reason=Reason.SUSPENDED)
-HOLD = HoldRun(reason=Reason.ACCEPTED)
+HOLD = AddFinalizer(reason=Reason.ACCEPTED)
 VOLUME = CreateVolume(reason=Reason.FIRST_ATTEMPT)
 
 
@@ -104,7 +104,7 @@ async def test_the_finalizer_goes_on_and_off_again(pilot: Pilot) -> None:
     world = await _world(pilot)
     await world.apply(HOLD)
     assert (pilot.run() or {})["metadata"]["finalizers"] == [names.FINALIZER]
-    await world.apply(ReleaseRun(reason=Reason.FINISHED))
+    await world.apply(RemoveFinalizer(reason=Reason.FINISHED))
     assert (pilot.run() or {})["metadata"]["finalizers"] == []
 
 

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.stages import ARCHITECTURE
+from piton.api.status import Phase
 from piton.contract import names
-from piton.core.affinity import ZONE
 from piton.core.effects import StartAttempt
-from piton.core.reasons import Reason
-from piton.core.stages import ARCHITECTURE
-from piton.core.status import Phase
-from piton.kube.world import KubeWorld
+from piton.kube.run_world import KubeWorld
 from piton.ports import Unavailable
+from piton.rendering.affinity import ZONE
 from support.apiserver import JOBS, NODES, WORKLOADS, refusal
 from support.builders import a_manifest
 from support.cluster import Runs, a_node

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from piton.api.parse import parse
+from piton.api.spec import Spec
 from piton.core.effects import Announcement
-from piton.core.model import Spec
-from piton.core.parse import parse
 from piton.local.drills import parse as parse_drill
-from piton.local.run import LOCAL_PACE, Ending, Order, View, run
+from piton.local.runner import LOCAL_PACE, Ending, RunRequest, View, run
 from support.builders import a_manifest
 from support.processes import is_running
 
@@ -58,12 +58,12 @@ def train(root: Path, *arguments: str, drills: tuple[str, ...] = (), **options: 
     """Train the fake in this process."""
     spec = options.pop("spec", None) or spec_of(fake_parts(*arguments, **options.pop("parts", {})))
     listener = Listener()
-    order = Order(
+    order = RunRequest(
         name="fake",
         spec=spec,
         root=root,
         drills=tuple(parse_drill(text) for text in drills),
-        pace=options.pop("pace", QUICK),
+        timing=options.pop("timing", QUICK),
         **options,
     )
     return run(order, listener), listener

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from local.helpers import QUICK, Listener, fake_parts, spec_of, train
+from piton.api.reasons import Reason
+from piton.api.spec import Spec
+from piton.api.status import AttemptState, CostStatus, Phase
 from piton.core.effects import Announcement
-from piton.core.model import Spec
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, CostStatus, Phase
-from piton.local import continuing, variants
-from piton.local.folder import opened
-from piton.local.variants import SweepOrder
+from piton.local import resume, sweep_runner
+from piton.local.run_folder import opened
+from piton.local.sweep_runner import SweepRequest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.parse import parse as parse_sweep
 from support.builders import NOW, a_record, a_status, later
@@ -22,7 +22,7 @@ from support.sweeps import a_sweep
 
 SECONDS = Fraction(3600)
 """A price per hour that is a dollar per second."""
-PACE = replace(QUICK, stop_seconds=0.5, worth_seconds=0.1)
+TIMING = replace(QUICK, stop_seconds=0.5, worth_seconds=0.1)
 
 
 def a_budget(usd: str, *arguments: str, price: str = "3600.00", **budget: Any) -> Spec:
@@ -35,7 +35,7 @@ def test_a_budget_holds_the_run_with_its_steps_saved_and_a_raised_one_goes_on_to
 ) -> None:
     undisturbed, _ = train(tmp_path / "undisturbed")
     root = tmp_path / "run"
-    held, listener = train(root, spec=a_budget("1.50", "--hold-at", "7", warnAt=50), pace=PACE)
+    held, listener = train(root, spec=a_budget("1.50", "--hold-at", "7", warnAt=50), timing=TIMING)
 
     summary = held.summary
     assert (summary.phase, summary.reason, held.interrupted) == (Phase.SUSPENDED, Reason.BUDGET_EXCEEDED, None)
@@ -44,17 +44,17 @@ def test_a_budget_holds_the_run_with_its_steps_saved_and_a_raised_one_goes_on_to
     assert 1.0 <= float(summary.cost["spent"]) < 5.0
     assert any("50% of limits.budget ($1.50) are spent" in said for said in listener.said)
 
-    raised, _ = train(root, spec=a_budget("900", "--hold-at", "7"), pace=PACE)
+    raised, _ = train(root, spec=a_budget("900", "--hold-at", "7"), timing=TIMING)
     assert (raised.summary.phase, raised.summary.lost_steps) == (Phase.SUCCEEDED, 0)
     assert raised.summary.weights_digest == undisturbed.summary.weights_digest
     assert float(raised.summary.cost["spent"]) > float(summary.cost["spent"])
 
 
 def test_a_budget_that_stops_fails_the_run_and_one_that_is_raised_gives_it_another_chance(tmp_path: Path) -> None:
-    ending, _ = train(tmp_path, spec=a_budget("1.50", "--hold-at", "7", onExceeded="Stop"), pace=PACE)
+    ending, _ = train(tmp_path, spec=a_budget("1.50", "--hold-at", "7", onExceeded="Stop"), timing=TIMING)
     assert (ending.summary.phase, ending.summary.reason) == (Phase.FAILED, Reason.BUDGET_EXCEEDED)
 
-    again, _ = train(tmp_path, spec=a_budget("1.60", "--hold-at", "7", onExceeded="Stop"), pace=PACE)
+    again, _ = train(tmp_path, spec=a_budget("1.60", "--hold-at", "7", onExceeded="Stop"), timing=TIMING)
     assert (again.summary.phase, again.summary.attempts) == (Phase.FAILED, 1)
     assert float(again.summary.cost["spent"]) >= float(ending.summary.cost["spent"])
 
@@ -89,10 +89,10 @@ def test_a_command_that_was_killed_is_billed_until_it_was_last_heard_of(tmp_path
     record = a_record(state=AttemptState.RUNNING, billed_from=NOW, price_per_hour="3600", billed_machines=1)
     status = a_status(record)
     with opened(tmp_path) as folder:
-        state = continuing.state_of(folder, name="fake", spec=spec, now=NOW)
+        state = resume.state_of(folder, name="fake", spec=spec, now=NOW)
         counted = status.model_copy(update={"cost": CostStatus(spent="3.00", time=later(3))})
         folder.save(state.model_copy(update={"status": counted}))
-        found = continuing.state_of(folder, name="fake", spec=spec, now=later(86_400))
+        found = resume.state_of(folder, name="fake", spec=spec, now=later(86_400))
 
     assert found.status.current is not None
     assert found.status.current.billed_until == later(3)
@@ -120,14 +120,14 @@ def a_sweep_of(usd: str) -> ParsedSweep:
 
 
 def test_a_sweeps_budget_ends_the_command_and_the_next_counts_what_the_first_has_spent(tmp_path: Path) -> None:
-    first = variants.run(SweepOrder(sweep=a_sweep_of("1.50"), root=tmp_path, pace=PACE), Deaf())
+    first = sweep_runner.run(SweepRequest(sweep=a_sweep_of("1.50"), root=tmp_path, timing=TIMING), Deaf())
     assert first.status.phase is Phase.SUSPENDED
     assert first.status.cost is not None
     spent = float(first.status.cost.spent)
     assert 1.0 <= spent < 6.0
     assert [run.phase for run in first.runs] == [Phase.SUSPENDED]
 
-    same = variants.run(SweepOrder(sweep=a_sweep_of("1.60"), root=tmp_path, pace=PACE), Deaf())
+    same = sweep_runner.run(SweepRequest(sweep=a_sweep_of("1.60"), root=tmp_path, timing=TIMING), Deaf())
     assert same.status.phase is Phase.SUSPENDED
     assert same.status.cost is not None
     assert float(same.status.cost.spent) == spent

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from piton.contract import names
-from piton.core.render import Place, appdef
+from piton.rendering.appdef import TrainerPlace, appdef
 from support.builders import a_spec, meta
 
 COMPILE = """
@@ -36,7 +36,7 @@ print(json.dumps(counters["inductor"]))
 
 def attempt(number: int, checkpoints: Path) -> dict[str, Any]:
     """Compile as an attempt does; what torch has counted meanwhile."""
-    env = appdef(meta(), a_spec(), number, Place(checkpoint_dir=str(checkpoints))).roles[0].env
+    env = appdef(meta(), a_spec(), number, TrainerPlace(checkpoint_dir=str(checkpoints))).roles[0].env
     caches = {name: env[name] for name in (names.ENV_INDUCTOR_CACHE, names.ENV_TRITON_CACHE)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=os.environ | caches, capture_output=True, check=True)
     counted: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from local.helpers import spec_of, train
-from piton.core.model import Spec
-from piton.core.status import Phase
+from piton.api.spec import Spec
+from piton.api.status import Phase
 
 TINY = {
     "depth": 1,

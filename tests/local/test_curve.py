@@ -1,10 +1,10 @@
 import json
 from pathlib import Path
 
+from piton.api.reasons import Reason
+from piton.api.status import AttemptStatus, Verdict
 from piton.contract.progress import Progress
-from piton.core.reasons import Reason
-from piton.core.status import AttemptStatus, Verdict
-from piton.local import curve, metrics
+from piton.local import metrics, plot
 from support.builders import an_ended
 
 
@@ -46,7 +46,7 @@ def test_the_curve_shows_where_machines_were_lost(tmp_path: Path) -> None:
     ends = [an_ended(1, Verdict.PREEMPTED, step=7, reason=Reason.NODE_GONE), an_ended(2, Verdict.FINISHED, step=19)]
 
     def draw(path: Path, attempts: list[AttemptStatus]) -> bool:
-        return curve.draw(path, name="fake", points=points, objective=None, attempts=attempts)
+        return plot.draw(path, name="fake", points=points, objective=None, attempts=attempts)
 
     assert draw(plain, ends[1:])
     assert draw(marked, ends)
@@ -54,5 +54,5 @@ def test_the_curve_shows_where_machines_were_lost(tmp_path: Path) -> None:
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
-    assert not curve.draw(tmp_path / "none.png", name="fake", points=[], objective=None, attempts=[])
+    assert not plot.draw(tmp_path / "none.png", name="fake", points=[], objective=None, attempts=[])
     assert json.dumps(sorted(path.name for path in tmp_path.iterdir())) == "[]"

@@ -1,7 +1,7 @@
 import pytest
 
+from piton.api.spec import Stage
 from piton.contract.progress import Progress
-from piton.core.model import Stage
 from piton.local.drills import Drill, first_due, parse, pending
 
 

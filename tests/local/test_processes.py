@@ -7,10 +7,10 @@ import pytest
 from torchx import specs
 
 from local.helpers import eventually, fake_parts, spec_of, train
+from piton.api.status import Phase
 from piton.contract import names
-from piton.core.status import Phase
 from piton.local import environment, processes
-from piton.local.folder import RunFolder
+from piton.local.run_folder import RunFolder
 
 SHOW = (
     "import json, os, sys; print(json.dumps({'env': dict(os.environ), 'args': sys.argv[1:], 'in': sys.stdin.read()}))"

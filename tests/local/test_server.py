@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from piton.contract.progress import BODY_BYTES_MAX, Progress
-from piton.local.server import Receiver, receiving
+from piton.local.progress_server import LocalProgressServer, receiving
 
 
 def post(url: str, body: bytes) -> tuple[int, bytes]:
@@ -66,5 +66,5 @@ def test_a_report_that_is_too_long_is_refused_unread() -> None:
         assert post(receiver.url(1), a_report(1)) == (200, b"{}")
 
 
-def refused(receiver: Receiver, path: str, body: bytes) -> tuple[int, bytes]:
+def refused(receiver: LocalProgressServer, path: str, body: bytes) -> tuple[int, bytes]:
     return post(receiver.url(1).replace("/attempts/1/status", path), body)

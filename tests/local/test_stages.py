@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from local.helpers import fake_parts, spec_of, train
-from piton.core.model import Spec
-from piton.core.status import Phase
+from piton.api.spec import Spec
+from piton.api.status import Phase
 from piton.local import preflight
 
 EVALUATE = """

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from local.helpers import spec_of, train
-from piton.core.status import Phase
-from piton.local.folder import RunFolder
+from piton.api.status import Phase
+from piton.local.run_folder import RunFolder
 
 SCRIPT = Path(__file__).with_name("plain_transformers.py")
 

@@ -14,8 +14,8 @@ from local.helpers import (
     train,
     write_manifest,
 )
-from piton.core.status import Phase, Verdict
-from piton.local.folder import RunFolder
+from piton.api.status import Phase, Verdict
+from piton.local.run_folder import RunFolder
 from support.processes import is_running
 
 

@@ -18,7 +18,7 @@ from hack.cluster.layout import KUBECONFIG, ZONES, Node
 from hack.cluster.shell import run as command
 from hack.install import chart, tools
 from hack.neighbours import instance_types, karpenter, kwok
-from piton.core.rules import ZONES_FOR_PREPARE
+from piton.api.validation import ZONES_FOR_PREPARE
 from support.launched import (
     TIER,
     ZONE,

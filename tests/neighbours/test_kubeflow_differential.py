@@ -58,13 +58,13 @@ async def _all() -> list[Life]:
     await load_kube_config(str(KUBECONFIG), client_configuration=configuration)
     async with Client(configuration) as client:
         await prepare(client)
-        arena = Arena(configuration, client)
-        running = asyncio.create_task(arena.run())
+        buffer = Arena(configuration, client)
+        running = asyncio.create_task(buffer.run())
         at_once = asyncio.Semaphore(AT_ONCE)
 
         async def one(seed: int) -> Life:
             async with at_once:
-                return await play(arena, seed)
+                return await play(buffer, seed)
 
         try:
             await asyncio.sleep(1)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from piton.core import rules
-from piton.core.model import Spec
+from piton.api import validation
+from piton.api.spec import Spec
 from piton_trainer.recipes import catalog
 from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
@@ -29,7 +29,7 @@ def read(name: str) -> tuple[Spec, CharlmConfig]:
 @pytest.mark.parametrize("name", ["quickstart", "seeds/nanochat-d64", "seeds/nanochat-d64-small"])
 def test_nothing_in_it_is_refused_and_its_ranks_can_share_its_batch(name: str) -> None:
     spec, config = read(name)
-    assert list(rules.check(spec)) == []
+    assert list(validation.check(spec)) == []
     config.check_world(spec.workers.nodes * max(1, spec.workers.gpus_per_node))
     config.check_length(None if spec.limits.training_time is None else 1.0)
 

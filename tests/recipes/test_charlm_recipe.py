@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon
 
-from piton_trainer.data.text import DOCUMENT
+from piton_trainer.data.text.sources import DOCUMENT
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.recipe import Charlm, build, momentum_at, rates_at, warmdown
-from support.seats import Seat
+from support.seats import FakeRankContext
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_momentum_warms_up(step: int, momentum: float) -> None:
 
 
 def test_muon_trains_the_blocks_and_adamw_the_ends_at_rates_that_depend_on_the_moment_alone() -> None:
-    recipe = build(a_config(reference_batch_tokens=None), Seat())
+    recipe = build(a_config(reference_batch_tokens=None), FakeRankContext())
     model = recipe.build()
     adamw, muon = recipe.optimizers(model)
     assert isinstance(adamw, AdamW)
@@ -97,13 +97,13 @@ def nanochats_muon(weight: Tensor, gradients: Sequence[Tensor], rate: float) -> 
 
 @pytest.mark.parametrize("name", ["attention.c_q", "c_fc", "c_proj"])
 def test_muon_steps_as_in_nanochat_on_square_tall_and_wide_matrices(name: str) -> None:
-    recipe = build(a_config(aspect_ratio=32, reference_batch_tokens=None), Seat())
+    recipe = build(a_config(aspect_ratio=32, reference_batch_tokens=None), FakeRankContext())
     model = recipe.build()
     recipe.draw_weights(model)
     adamw, muon = recipe.optimizers(model)
     weight = model.get_parameter(f"blocks.0.{name}.weight")
-    dice = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(weight.shape, generator=dice) for _ in range(3)]
+    rng = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(weight.shape, generator=rng) for _ in range(3)]
     before = weight.detach().clone()
     wanted = nanochats_muon(before, gradients, rate=0.02)
 
@@ -118,14 +118,14 @@ def test_muon_steps_as_in_nanochat_on_square_tall_and_wide_matrices(name: str) -
 
 def test_documents_begin_with_a_symbol_that_the_model_knows(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("12+3\n\n4L\n\n" * 100)
-    recipe = build(a_config(data=str(tmp_path / "x.txt"), documents=True, vocabulary_multiple=32), Seat())
+    recipe = build(a_config(data=str(tmp_path / "x.txt"), documents=True, vocabulary_multiple=32), FakeRankContext())
     assert recipe.vocabulary.decode(recipe.loader.windows.tokens[:9]) == f"{DOCUMENT}12+3{DOCUMENT}4L{DOCUMENT}"
     assert recipe.build().get_parameter("wte.weight").shape[0] == 32
 
 
 def test_validation_is_the_end_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("a" * 900 + "b" * 100)
-    recipe = build(a_config(data=str(tmp_path), validation_fraction=0.1), Seat())
+    recipe = build(a_config(data=str(tmp_path), validation_fraction=0.1), FakeRankContext())
     decode = recipe.vocabulary.decode
     assert set(decode(recipe.validation.tokens)) == {"b"}
     assert set(decode(recipe.loader.windows.tokens)) == {"a"}
@@ -134,7 +134,7 @@ def test_validation_is_the_end_of_the_text(tmp_path: Path) -> None:
 def test_a_text_shorter_than_a_window_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("a" * 300)
     with pytest.raises(BadConfig) as caught:
-        build(a_config(data=str(tmp_path)), Seat())
+        build(a_config(data=str(tmp_path)), FakeRankContext())
     assert caught.value.detail == (
         "trainer.config.sequenceLength: 16 is too long for 285 characters of training and 15 of validation text; "
         "take a shorter one or more text"
@@ -144,7 +144,7 @@ def test_a_text_shorter_than_a_window_is_the_users_to_mend(tmp_path: Path) -> No
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_metric_is_the_mean_over_the_windows_however_many_ranks_share_them(world_size: int) -> None:
     def evaluate(rank: int) -> tuple[float, float, int]:
-        recipe = Charlm(a_config(), Seat(rank=rank, world_size=world_size))
+        recipe = Charlm(a_config(), FakeRankContext(rank=rank, world_size=world_size))
         model = recipe.build()
         recipe.draw_weights(model)
         with torch.no_grad():

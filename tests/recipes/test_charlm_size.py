@@ -12,7 +12,7 @@ from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT
 from piton_trainer.recipes.charlm.recipe import build
 from support.charlm import changed
-from support.seats import Seat
+from support.seats import FakeRankContext
 
 D64 = CharlmConfig(depth=64, vocabulary_multiple=32)
 SYMBOLS = 19
@@ -49,7 +49,7 @@ def test_the_blocks_have_12_weights_per_layer_and_square_of_the_width(depth: int
 
 def test_what_a_checkpoint_holds_are_weights_momenta_and_their_average() -> None:
     config = changed(ema=None)
-    recipe = build(config, Seat())
+    recipe = build(config, FakeRankContext())
     model = recipe.build()
     optimizers = recipe.optimizers(model)
     recipe.draw_weights(model)

@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 
 import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Config
 from piton_trainer.errors import Stopped
-from piton_trainer.loop import train
 from piton_trainer.recipes.charlm.recipe import Charlm
+from piton_trainer.training.loop import train
 from support import ranks
 from support.attempts import completion, terminate
 from support.charlm import changed

@@ -10,15 +10,16 @@ import pytest
 
 from piton.contract import names
 from piton.contract.assignment import Assignment
-from piton.contract.ends import ExitCode, Outcome, Termination
 from piton.contract.manifest import Manifest
-from piton_trainer import evaluate, loop, stage
+from piton.contract.termination import ExitCode, Outcome, Termination
+from piton_trainer import evaluate, stage
 from piton_trainer.config import Config
-from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.training import loop
 from support import charlm, resnet, twotower
 from support.pictures import quadrants
-from support.seats import Seat
+from support.seats import FakeRankContext
 
 METRICS = ("val_loss", "bits_per_char")
 
@@ -114,8 +115,8 @@ def test_an_evaluation_of_two_towers_leaves_their_results_alone(tmp_path: Path) 
     twotower.attempt(tmp_path)
     before = files(tmp_path)
     step = min(int(path.name[5:]) for path in tmp_path.glob("step-*"))
-    visitor = evaluate.Visitor(orders(tmp_path, "twotower"), Ranks(), best=step)
-    metrics = loop.evaluate(visitor, twotower.a_recipe(seat=Seat(directory=tmp_path)))
+    visitor = evaluate.CheckpointEvaluation(orders(tmp_path, "twotower"), Ranks(), best=step)
+    metrics = loop.evaluate(visitor, twotower.a_recipe(context=FakeRankContext(directory=tmp_path)))
 
     assert visitor.step == step
     assert metrics["inner_ndcg_10"] == pytest.approx(saved(tmp_path, step)["inner_ndcg_10"])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from piton_trainer.data.crops import ASPECT, Crop, center_crop, dice, random_crop
-from piton_trainer.data.images import Batch, ShuffledImages, in_turn
-from piton_trainer.data.pictures import cut, from_file
-from piton_trainer.data.recording import Recorder
-from piton_trainer.data.records import Records
-from piton_trainer.data.shuffle import PAGE, shuffled
+from piton_trainer.data.image.crops import ASPECT, Crop, center_crop, generator_of, random_crop
+from piton_trainer.data.image.images import Batch, ShuffledImages, in_turn
+from piton_trainer.data.image.pictures import cut, from_file
+from piton_trainer.data.image.record_writer import Recorder
+from piton_trainer.data.image.records import Records
+from piton_trainer.data.image.shuffle import PAGE, shuffled
 from piton_trainer.errors import BadConfig
 from support.pictures import ABOUT, jpeg, noise, records_of
 
@@ -188,7 +188,7 @@ def test_an_evaluation_sees_each_image_once_and_its_middle(records: Records, wor
 
 
 def test_crops_are_inside_the_image_and_cover_what_they_should() -> None:
-    crops = [random_crop(40, 90, min_area=0.1, flip=True, dice=dice(0, 0, number)) for number in range(2000)]
+    crops = [random_crop(40, 90, min_area=0.1, flip=True, rng=generator_of(0, 0, number)) for number in range(2000)]
     areas = [crop.width * crop.height / 3600 for crop in crops]
     aspects = [crop.width / crop.height for crop in crops]
     assert all(crop.left >= 0 and crop.left + crop.width <= 90 for crop in crops)
@@ -197,19 +197,19 @@ def test_crops_are_inside_the_image_and_cover_what_they_should() -> None:
     assert max(areas) > 0.55  # the largest that an aspect of 4:3 lets into 40 x 90
     assert ASPECT[0] * 0.95 < min(aspects) < max(aspects) < ASPECT[1] * 1.05
     assert 0.45 < np.mean([crop.flip for crop in crops]) < 0.55
-    assert not any(random_crop(9, 9, min_area=0.1, flip=False, dice=dice(0, 0, n)).flip for n in range(99))
+    assert not any(random_crop(9, 9, min_area=0.1, flip=False, rng=generator_of(0, 0, n)).flip for n in range(99))
 
 
 def test_a_crop_depends_on_the_seed_the_epoch_and_the_record_alone() -> None:
     def crop(seed: int, epoch: int, number: int) -> Crop:
-        return random_crop(400, 500, min_area=0.1, flip=True, dice=dice(seed, epoch, number))
+        return random_crop(400, 500, min_area=0.1, flip=True, rng=generator_of(seed, epoch, number))
 
     assert crop(0, 0, 0) == crop(0, 0, 0)
     assert len({crop(seed, epoch, number) for seed in (0, 1) for epoch in (0, 1) for number in (0, 1)}) == 8
 
 
 def test_an_image_too_narrow_for_any_crop_shows_as_much_of_its_middle_as_it_can() -> None:
-    crop = random_crop(10, 200, min_area=1.0, flip=False, dice=dice(0, 0, 0))
+    crop = random_crop(10, 200, min_area=1.0, flip=False, rng=generator_of(0, 0, 0))
     assert (crop.width, crop.height) == (13, 10)
     assert abs(crop.left - 93) <= 1
 

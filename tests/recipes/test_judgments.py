@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from piton_trainer.data.judgment_places import check_source
-from piton_trainer.data.judgment_rows import Reading, Row, csv_rows
-from piton_trainer.data.judgment_sources import collected, judgments_of
-from piton_trainer.data.judgments import Collector, Judgments
-from piton_trainer.distributed import Ranks
+from piton_trainer.data.ranking.judgments import Collector, Judgments
+from piton_trainer.data.ranking.locations import check_source
+from piton_trainer.data.ranking.rows import CsvReading, JudgmentRow, csv_rows
+from piton_trainer.data.ranking.sources import collected, judgments_of
 from piton_trainer.errors import BadConfig
-from piton_trainer.shelf import Shelf
+from piton_trainer.run_cache import RunCache
+from piton_trainer.runtime.process_group import Ranks
 
 GAINS = {0.0: 0.0, 1.0: 1.0, 2.0: 0.7}
 HEADER = "query_id,llm_id,qrel,query_text,source,confidence\n"
 
 
-def rows_of(tmp_path: Path, text: str, *, source: str = "original", name: str = "x.csv") -> list[Row]:
+def rows_of(tmp_path: Path, text: str, *, source: str = "original", name: str = "x.csv") -> list[JudgmentRow]:
     path = tmp_path / name
     data = text.encode()
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    found: list[Row] = []
-    csv_rows(str(path), Reading(gains=GAINS, source=source), found.append)
+    found: list[JudgmentRow] = []
+    csv_rows(str(path), CsvReading(gains=GAINS, source=source), found.append)
     return found
 
 
@@ -38,7 +38,7 @@ def collected_from(tmp_path: Path, *texts: str, sources: tuple[str, ...] = ("ori
     for number, (text, source) in enumerate(zip(texts, sources, strict=False)):
         path = tmp_path / f"{number}.csv"
         path.write_text(text, encoding="utf-8")
-        readings[str(path)] = Reading(gains=GAINS, source=source)
+        readings[str(path)] = CsvReading(gains=GAINS, source=source)
     return collected(readings)
 
 
@@ -46,8 +46,8 @@ def collected_from(tmp_path: Path, *texts: str, sources: tuple[str, ...] = ("ori
 def test_rows_come_as_they_are_written(tmp_path: Path, name: str) -> None:
     text = HEADER + 'q1,a,1,"What, exactly,\nis ""it""?",original,\nq2,b,2.0,why,weak,0.25\n'
     assert rows_of(tmp_path, text, name=name) == [
-        Row(query="q1", id="a", text='What, exactly,\nis "it"?', gain=1.0),
-        Row(query="q2", id="b", text="why", gain=0.7, original=False, confidence=0.25),
+        JudgmentRow(query="q1", id="a", text='What, exactly,\nis "it"?', gain=1.0),
+        JudgmentRow(query="q2", id="b", text="why", gain=0.7, original=False, confidence=0.25),
     ]
 
 
@@ -58,7 +58,7 @@ def test_1_is_the_better_grade_unless_the_config_says_otherwise(tmp_path: Path) 
 
 def test_columns_stand_in_any_order_beside_others(tmp_path: Path) -> None:
     text = "\ufeffnotes,query_text,qrel, llm_id ,query_id\nhm,t,1,a,q\n\n"
-    assert rows_of(tmp_path, text) == [Row(query="q", id="a", text="t", gain=1.0)]
+    assert rows_of(tmp_path, text) == [JudgmentRow(query="q", id="a", text="t", gain=1.0)]
 
 
 def test_a_file_of_guesses_need_not_say_so_in_each_row(tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_what_is_wrong_is_told_with_its_line_and_column(tmp_path: Path, text: st
 def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(HEADER.encode() + b"q,a,1,caf\xe9,original,\n")
     with pytest.raises(BadConfig, match=r"x\.csv is not UTF-8 text after line 1"):
-        csv_rows(str(tmp_path / "x.csv"), Reading(gains=GAINS), lambda row: None)
+        csv_rows(str(tmp_path / "x.csv"), CsvReading(gains=GAINS), lambda row: None)
 
 
 def test_a_file_that_was_cut_off_while_it_was_packed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress((HEADER + "q,a,1,t,original,\n" * 9).encode())[:-12])
     with pytest.raises(BadConfig, match=r"x\.csv\.gz cannot be read after line"):
-        csv_rows(str(tmp_path / "x.csv.gz"), Reading(gains=GAINS), lambda row: None)
+        csv_rows(str(tmp_path / "x.csv.gz"), CsvReading(gains=GAINS), lambda row: None)
 
 
 def test_of_several_rows_for_a_pair_the_judged_one_counts_then_the_most_confident(tmp_path: Path) -> None:
@@ -152,26 +152,26 @@ def test_what_was_kept_is_what_was_read(tmp_path: Path) -> None:
 def test_a_file_is_read_once_per_volume_unless_it_or_its_meaning_changes(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("query_id,llm_id,qrel,query_text\nq1,a,1,one\n")
-    shelf = Shelf(tmp_path / "cache", Ranks())
-    sources = {str(path): Reading(gains=GAINS)}
-    first = judgments_of(sources, shelf)
-    assert judgments_of(sources, shelf).digest == first.digest
-    assert len(list(shelf.directory.iterdir())) == 1
+    run_cache = RunCache(tmp_path / "cache", Ranks())
+    sources = {str(path): CsvReading(gains=GAINS)}
+    first = judgments_of(sources, run_cache)
+    assert judgments_of(sources, run_cache).digest == first.digest
+    assert len(list(run_cache.directory.iterdir())) == 1
 
-    assert judgments_of({str(path): Reading(gains={1.0: 0.5})}, shelf).gains.tolist() == [0.5]
+    assert judgments_of({str(path): CsvReading(gains={1.0: 0.5})}, run_cache).gains.tolist() == [0.5]
     path.write_text("query_id,llm_id,qrel,query_text\nq1,b,1,one\n")
-    assert judgments_of(sources, shelf).names == ["b"]
-    assert len(list(shelf.directory.iterdir())) == 3
+    assert judgments_of(sources, run_cache).names == ["b"]
+    assert len(list(run_cache.directory.iterdir())) == 3
 
 
 def test_a_reading_that_failed_leaves_nothing_that_would_be_taken_for_one(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(HEADER + "q,a,9,t,original,\n")
-    shelf = Shelf(tmp_path / "cache", Ranks())
-    sources = {str(path): Reading(gains=GAINS)}
+    run_cache = RunCache(tmp_path / "cache", Ranks())
+    sources = {str(path): CsvReading(gains=GAINS)}
     for _ in range(2):
         with pytest.raises(BadConfig, match="no gain for grade 9"):
-            judgments_of(sources, shelf)
+            judgments_of(sources, run_cache)
 
 
 def test_a_missing_source_is_noticed_without_reading(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_missing_source_is_noticed_without_reading(tmp_path: Path) -> None:
 def test_a_row_costs_17_bytes_and_no_text_of_its_own() -> None:
     collector = Collector()
     for number in range(1000):
-        collector.add(Row(query="q", id=f"{number}", text="t" * 1000, gain=1.0))
+        collector.add(JudgmentRow(query="q", id=f"{number}", text="t" * 1000, gain=1.0))
     arrays = (value for value in vars(collector).values() if hasattr(value, "itemsize"))
     assert sum(array.itemsize for array in arrays) == 17
     assert collector._texts == ["t" * 1000]

@@ -9,9 +9,9 @@ from torch import nn
 
 from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.loop import Average, Throughput
 from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.training.loop import Average, Throughput
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
 from support.charlm import TINY, attempt, changed
 

@@ -14,12 +14,13 @@ import yaml
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment
-from piton.contract.ends import ExitCode, Outcome, Termination
-from piton_trainer.__main__ import import_all, prepare
+from piton.contract.termination import ExitCode, Outcome, Termination
+from piton_trainer.__main__ import import_all
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
-from piton_trainer.loop import train
 from piton_trainer.recipes import catalog
+from piton_trainer.recipes.catalog import build
+from piton_trainer.training.loop import train
 
 QUICKSTART = Path(__file__).parents[2] / "manifests" / "quickstart.yaml"
 
@@ -50,7 +51,7 @@ def test_told_to_stop_while_torch_is_imported_it_stops_at_once(tmp_path: Path) -
 def refusal(tmp_path: Path, **assignment: Any) -> str:
     config = Config(checkpoint_dir=tmp_path, assignment=Assignment(**assignment))
     with pytest.raises(BadConfig) as caught, piton_trainer.session(config) as session:
-        prepare(session)
+        build(session)
     return caught.value.detail
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from piton.contract import names
 from piton.contract.assignment import Assignment
-from piton.contract.ends import ExitCode, Outcome, Termination
+from piton.contract.termination import ExitCode, Outcome, Termination
 from piton_trainer.config import Config
-from piton_trainer.data.records import Records
+from piton_trainer.data.image.records import Records
 from piton_trainer.errors import BadConfig
 from piton_trainer.prepare import main, prepare
 from support.checkpoints import flip

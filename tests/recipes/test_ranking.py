@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from piton_trainer.ranking import dcg, ideal_dcg, ndcg
+from piton_trainer.recipes.common.ndcg import dcg, ideal_dcg, ndcg
 
 NAMES = sorted(["d1", "d10", "d2", "d3", "zebra", "a", "D", "9", "90", "ö"])
 """Columns stand in the order of the names."""
@@ -90,8 +90,8 @@ def test_the_ideal_knows_documents_that_were_not_ranked() -> None:
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7)])
 def test_rows_are_ranked_apart(shape: tuple[int, ...]) -> None:
-    dice = torch.Generator().manual_seed(0)
-    scores, gains = torch.rand(shape, generator=dice), torch.rand(shape, generator=dice)
+    rng = torch.Generator().manual_seed(0)
+    scores, gains = torch.rand(shape, generator=rng), torch.rand(shape, generator=rng)
     together = ndcg(scores, gains, k=5).reshape(-1)
     apart: list[Tensor] = [
         ndcg(row, gain, k=5) for row, gain in zip(scores.reshape(-1, 7), gains.reshape(-1, 7), strict=True)

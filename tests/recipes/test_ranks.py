@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import piton_trainer
-from piton.contract.ends import ExitCode
+from piton.contract.termination import ExitCode
 from piton_trainer.config import Config
-from piton_trainer.loop import Trainee
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import part_of
 from piton_trainer.recipes.charlm.recipe import Charlm
+from piton_trainer.training.loop import TrainableModel
 from support import ranks
 from support.attempts import assert_same_end, crash, terminate
 from support.charlm import TINY, attempt, changed
@@ -98,7 +98,7 @@ def test_one_rank_goes_on_with_what_two_began(tmp_path: Path) -> None:
 
 def evaluation(directory: Path) -> dict[str, float]:
     with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
-        return Trainee(Charlm(TINY, session), session).evaluate()
+        return TrainableModel(Charlm(TINY, session), session).evaluate()
 
 
 def test_every_rank_reports_the_same_evaluation_which_is_that_of_one_rank_alone(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_every_rank_reports_the_same_evaluation_which_is_that_of_one_rank_alone(
 def muon_step(directory: Path) -> list[NDArray[np.float32]]:
     """By how much one step of Muon changes each matrix of a block, for gradients that everybody knows."""
     with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
-        trainee = Trainee(Charlm(changed(parallelism="fsdp"), session), session)
+        trainee = TrainableModel(Charlm(changed(parallelism="fsdp"), session), session)
         weights = list(next(iter(trainee.recipe.blocks(trainee.model))).parameters())
         before = [whole(weight) for weight in weights]
         for number, weight in enumerate(weights):

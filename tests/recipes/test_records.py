@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from piton_trainer.data.pictures import from_file, from_pixels
-from piton_trainer.data.recording import PART, Recorder
-from piton_trainer.data.records import HEAD, About, Records
+from piton_trainer.data.image.pictures import from_file, from_pixels
+from piton_trainer.data.image.record_writer import PART, Recorder
+from piton_trainer.data.image.records import HEAD, About, Records
 from piton_trainer.errors import BadConfig
 from support import ranks
 from support.pictures import ABOUT, jpeg, noise, records_of

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from piton.core import rules
-from piton.core.model import Spec
+from piton.api import validation
+from piton.api.spec import Spec
 from piton_trainer.recipes import catalog
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.schedule import rate_at, size_at
@@ -32,7 +32,7 @@ def config_of(name: str) -> ResnetConfig:
 @pytest.mark.parametrize("name", ["resnet50", "resnet50-ffcv", "resnet50-small"])
 def test_it_says_what_piton_understands_and_its_ranks_can_share_its_batch(name: str) -> None:
     spec = Spec.model_validate_json(json.dumps(read(name)["spec"]), strict=True)
-    assert set(rules.check(spec)) <= set(rules.not_yet(spec))
+    assert set(validation.check(spec)) <= set(validation.not_yet(spec))
     config = config_of(name)
     config.check_world(spec.workers.nodes * max(1, spec.workers.gpus_per_node))
     config.check_length(None)

@@ -18,7 +18,7 @@ from piton_trainer.recipes.resnet50.mixing import Mix, draw, loss_of, mixed
 from piton_trainer.recipes.resnet50.recipe import Resnet, build
 from piton_trainer.recipes.resnet50.schedule import mean_over_sizes, rate_at, size_at
 from support.pictures import noise, quadrants, records_of
-from support.seats import Seat
+from support.seats import FakeRankContext
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def a_recipe(folder: Path, *, rank: int = 0, world_size: int = 1, **changes: Any
     data = folder / "images.npz"
     if not data.exists():
         quadrants(data)
-    return build(a_config(data, **changes), Seat(folder / "checkpoints", rank, world_size))
+    return build(a_config(data, **changes), FakeRankContext(folder / "checkpoints", rank, world_size))
 
 
 SEED = ResnetConfig(data="x", batch_size=2048, learning_rate=0.8, reference_batch=None, epochs=60.0, warmup_epochs=8.0)
@@ -282,23 +282,23 @@ def test_what_is_missing_is_told_before_anything_is_spent(tmp_path: Path, monkey
 def test_images_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     few = records_of(tmp_path / "few.records", [noise(0)], [0]).path
     more = records_of(tmp_path / "more.records", [noise(0), noise(1)], [0, 3]).path
-    seat = Seat(tmp_path / "checkpoints")
+    context = FakeRankContext(tmp_path / "checkpoints")
     with pytest.raises(BadConfig, match="0 training and 1 validation images are too few"):
-        build(a_config(few), seat)
+        build(a_config(few), context)
     with pytest.raises(BadConfig, match=r"trainer\.config\.validation: it has 4 classes, and data 1"):
-        build(a_config(few, validation=str(more)), seat)
+        build(a_config(few, validation=str(more)), context)
     with pytest.raises(BadConfig, match=r"trainer\.config\.warmupEpochs: 1 is no less than the 1 epochs of training"):
         a_recipe(tmp_path, epochs=None, steps=9)
 
 
 def test_a_prepared_file_is_used_when_its_source_is_gone(tmp_path: Path) -> None:
     data = quadrants(tmp_path / "images.npz")
-    seat = Seat(tmp_path / "checkpoints")
-    assert build(a_config(data), seat).loader.count == 216
+    context = FakeRankContext(tmp_path / "checkpoints")
+    assert build(a_config(data), context).loader.count == 216
     data.unlink()
-    assert build(a_config(data), seat).loader.count == 216
+    assert build(a_config(data), context).loader.count == 216
     with pytest.raises(BadConfig, match="there is no file or directory"):
-        build(a_config(data, max_side=8), seat)  # another form is another file
+        build(a_config(data, max_side=8), context)  # another form is another file
 
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import piton_trainer
-from piton.contract.ends import ExitCode
+from piton.contract.termination import ExitCode
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.loop import Trainee
 from piton_trainer.recipes.resnet50.data import Data
 from piton_trainer.recipes.resnet50.prepare import files
 from piton_trainer.recipes.resnet50.recipe import Resnet
+from piton_trainer.training.loop import TrainableModel
 from support import ranks
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
 from support.pictures import quadrants
@@ -76,10 +76,10 @@ def test_another_order_of_images_is_refused_when_it_resumes(images: Path, tmp_pa
         attempt(tmp_path / "run", a_config(images, seed=1))
 
 
-def a_trainee(images: Path, directory: Path, session: piton_trainer.Session, **changes: Any) -> Trainee:
+def a_trainee(images: Path, directory: Path, session: piton_trainer.Session, **changes: Any) -> TrainableModel:
     config = a_config(images, cutmix=0.0, mixup=0.0, **changes)
     data = Data(files(config, directory), config.validation_fraction)
-    return Trainee(Resnet(config, session, data), session)
+    return TrainableModel(Resnet(config, session, data), session)
 
 
 def statistics_after_steps(images: Path, directory: Path) -> tuple[dict[str, Any], dict[str, float]]:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from piton.core import rules
-from piton.core.model import Spec
+from piton.api import validation
+from piton.api.spec import Spec
 from piton_trainer.recipes import catalog
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 
@@ -79,7 +79,7 @@ def manifest(name: str) -> tuple[Spec, RetrievalConfig]:
 @pytest.mark.parametrize("name", ["ragcun", "ragcun-small"])
 def test_the_manifests_are_what_piton_understands_and_their_ranks_can_share_the_batch(name: str) -> None:
     spec, config = manifest(name)
-    assert set(rules.check(spec)) <= set(rules.not_yet(spec))
+    assert set(validation.check(spec)) <= set(validation.not_yet(spec))
     config.check_world(spec.workers.nodes * max(1, spec.workers.gpus_per_node))
     config.check_length(None)
     assert spec.objective is not None

@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from piton_trainer.data import beir, cranfield, debian, example_rows, foldoc, texts
-from piton_trainer.data.collection_places import check_collection, check_examples
-from piton_trainer.data.example_rows import Example
-from piton_trainer.data.retrieval_sources import collection_of, examples_of
-from piton_trainer.data.texts import Texts
-from piton_trainer.distributed import Ranks
+from piton_trainer.data import debian
+from piton_trainer.data.retrieval import beir, cranfield, example_rows, foldoc
+from piton_trainer.data.retrieval.example_rows import Example
+from piton_trainer.data.retrieval.locations import check_collection, check_examples
+from piton_trainer.data.retrieval.sources import collection_of, examples_of
+from piton_trainer.data.text import mapped
+from piton_trainer.data.text.mapped import Texts
 from piton_trainer.errors import BadConfig
-from piton_trainer.shelf import Shelf
+from piton_trainer.run_cache import RunCache
+from piton_trainer.runtime.process_group import Ranks
 from support.retrieval import write_beir
 
 
-def a_shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "cache", Ranks())
+def a_shelf(tmp_path: Path) -> RunCache:
+    return RunCache(tmp_path / "cache", Ranks())
 
 
 def rows_of(tmp_path: Path, name: str, text: str) -> list[Example]:
@@ -112,7 +114,7 @@ def test_an_empty_file_has_no_examples(tmp_path: Path) -> None:
 
 def test_texts_come_back_from_the_disk_as_they_were(tmp_path: Path) -> None:
     told = ["", "a", "zwölf Boxkämpfer", "", "x" * 1000]
-    texts.save(told, tmp_path)
+    mapped.save(told, tmp_path)
     assert list(Texts(tmp_path)) == told
     assert Texts(tmp_path)[1:3] == told[1:3]
     assert Texts(tmp_path).lengths.tolist() == [0, 1, 18, 0, 1000]
@@ -186,7 +188,7 @@ def test_what_is_missing_is_noticed_before_it_is_read(tmp_path: Path, monkeypatc
     assert told.startswith("there is no file /nowhere/x.tsv; give one, ")
     monkeypatch.setattr(foldoc, "folder_of", lambda source: None)
     assert check_collection("foldoc:", "test") == (
-        "foldoc: is not on this machine; say python -m piton_trainer.data.foldoc, which gets it from Debian"
+        "foldoc: is not on this machine; say python -m piton_trainer.data.retrieval.foldoc, which gets it from Debian"
     )
 
 

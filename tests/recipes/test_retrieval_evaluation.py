@@ -13,14 +13,14 @@ from torch import Tensor
 
 import piton_trainer
 from piton_trainer.config import Config
-from piton_trainer.data.collection import Collection
-from piton_trainer.data.retrieval_sources import collection_of
-from piton_trainer.recipes.protocol import Workplace
+from piton_trainer.data.retrieval.collection import Collection
+from piton_trainer.data.retrieval.sources import collection_of
+from piton_trainer.recipes.protocol import DataContext
 from piton_trainer.recipes.retrieval.evaluation import measure, name_of
 from piton_trainer.recipes.retrieval.nearest import Nearest
 from support import ranks
 from support.retrieval import write_beir
-from support.seats import CPU, Seat
+from support.seats import CPU, FakeRankContext
 
 Judged = dict[str, dict[str, int]]
 
@@ -30,16 +30,16 @@ def vectors(texts: list[str]) -> Tensor:
     return torch.tensor([[float(number) for number in text.split()] for text in texts])
 
 
-def points(dice: random.Random, count: int) -> list[str]:
-    return [" ".join(str(dice.randint(0, 2)) for _ in range(3)) for _ in range(count)]
+def points(rng: random.Random, count: int) -> list[str]:
+    return [" ".join(str(rng.randint(0, 2)) for _ in range(3)) for _ in range(count)]
 
 
 def encoded(collection: Collection, numbers: NDArray[np.int64]) -> Tensor:
     return vectors([collection.texts[int(number)] for number in numbers])
 
 
-def ours(folder: Path, place: Workplace, batch: int = 7) -> dict[str, float]:
-    collection = collection_of(str(folder), "test", place.shelf)
+def ours(folder: Path, place: DataContext, batch: int = 7) -> dict[str, float]:
+    collection = collection_of(str(folder), "test", place.run_cache)
     return measure({"x": collection}, {"x": partial(encoded, collection)}, dim=3, batch=batch, place=place)
 
 
@@ -56,14 +56,14 @@ def trec_eval(documents: dict[str, str], queries: dict[str, str], grades: Judged
 
 def a_collection(seed: int, documents: int = 60) -> tuple[dict[str, str], dict[str, str], Judged]:
     """Half of the queries have the name of a document, some judged documents are not there, some grades are 0."""
-    dice = random.Random(seed)
-    names = dice.sample([str(number) for number in range(200)], documents)
-    corpus = dict(zip(names, points(dice, documents), strict=True))
-    queries = dict(zip([*names[:6], *(f"q{number}" for number in range(6))], points(dice, 12), strict=True))
+    rng = random.Random(seed)
+    names = rng.sample([str(number) for number in range(200)], documents)
+    corpus = dict(zip(names, points(rng, documents), strict=True))
+    queries = dict(zip([*names[:6], *(f"q{number}" for number in range(6))], points(rng, 12), strict=True))
     for name in names[:3]:
         queries[name] = corpus[name]
     grades = {
-        query: {name: dice.randint(0, 3) for name in dice.sample([*names, "gone", "lost"], 15)} for query in queries
+        query: {name: rng.randint(0, 3) for name in rng.sample([*names, "gone", "lost"], 15)} for query in queries
     }
     return corpus, queries, grades
 
@@ -72,7 +72,7 @@ def a_collection(seed: int, documents: int = 60) -> tuple[dict[str, str], dict[s
 def test_any_collection_has_the_figure_of_trec_eval(tmp_path: Path, seed: int) -> None:
     documents, queries, grades = a_collection(seed)
     write_beir(tmp_path / "x", documents, queries, grades)
-    found = ours(tmp_path / "x", Seat(tmp_path))
+    found = ours(tmp_path / "x", FakeRankContext(tmp_path))
     assert found["ndcg_10"] == pytest.approx(trec_eval(documents, queries, grades), abs=1e-6)
 
 
@@ -80,12 +80,12 @@ def test_a_query_does_not_find_itself(tmp_path: Path) -> None:
     documents = {"1": "0 0 0", "2": "0 0 1", "3": "2 2 2"}
     write_beir(tmp_path / "x", documents, {"1": "0 0 0"}, {"1": {"2": 1, "1": 1}})
     # The document "1" counts as an answer that cannot be found, and takes no rank from "2".
-    assert ours(tmp_path / "x", Seat(tmp_path))["ndcg_10"] == pytest.approx(1 / (1 + 1 / np.log2(3)))
+    assert ours(tmp_path / "x", FakeRankContext(tmp_path))["ndcg_10"] == pytest.approx(1 / (1 + 1 / np.log2(3)))
 
 
 def test_fewer_documents_than_ranks_that_count_are_all_there_is(tmp_path: Path) -> None:
     write_beir(tmp_path / "x", {"a": "0 0 0", "b": "1 0 0"}, {"q": "0 0 0"}, {"q": {"b": 1}})
-    assert ours(tmp_path / "x", Seat(tmp_path))["ndcg_10"] == pytest.approx(1 / np.log2(3))
+    assert ours(tmp_path / "x", FakeRankContext(tmp_path))["ndcg_10"] == pytest.approx(1 / np.log2(3))
 
 
 def on_a_rank(folder: Path, directory: Path) -> dict[str, float]:
@@ -96,7 +96,7 @@ def on_a_rank(folder: Path, directory: Path) -> dict[str, float]:
 def test_ranks_that_share_the_documents_come_to_the_same_figures(tmp_path: Path) -> None:
     documents, queries, grades = a_collection(7, documents=61)
     write_beir(tmp_path / "x", documents, queries, grades)
-    alone = ours(tmp_path / "x", Seat(tmp_path / "alone"))
+    alone = ours(tmp_path / "x", FakeRankContext(tmp_path / "alone"))
     one, other = (end.result for end in ranks.run(2, partial(on_a_rank, tmp_path / "x", tmp_path / "two")))
     assert one == other == {name: pytest.approx(value, rel=1e-6) for name, value in alone.items()}
 
@@ -105,9 +105,9 @@ def test_of_several_collections_each_has_its_figure_and_all_have_the_mean(tmp_pa
     collections = {}
     for name, seed in (("one", 1), ("two", 2)):
         write_beir(tmp_path / name, *a_collection(seed))
-        collections[name] = collection_of(str(tmp_path / name), "test", Seat(tmp_path).shelf)
+        collections[name] = collection_of(str(tmp_path / name), "test", FakeRankContext(tmp_path).run_cache)
     encode = {name: partial(encoded, found) for name, found in collections.items()}
-    found = measure(collections, encode, dim=3, batch=16, place=Seat(tmp_path))
+    found = measure(collections, encode, dim=3, batch=16, place=FakeRankContext(tmp_path))
     assert found["ndcg_10"] == pytest.approx((found["ndcg_10_one"] + found["ndcg_10_two"]) / 2)
     assert found["ndcg_10_one"] == pytest.approx(trec_eval(*a_collection(1)), abs=1e-6)
 

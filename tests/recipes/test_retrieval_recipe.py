@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 import piton_trainer
 from piton.contract.assignment import Assignment
-from piton.contract.ends import ExitCode
+from piton.contract.termination import ExitCode
 from piton_trainer import evaluate
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.loop import Trainee
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.contrast import contrastive
 from piton_trainer.recipes.retrieval.export import export
@@ -24,10 +23,11 @@ from piton_trainer.recipes.retrieval.model import Retriever
 from piton_trainer.recipes.retrieval.prepare import prepare
 from piton_trainer.recipes.retrieval.recipe import Retrieval
 from piton_trainer.recipes.retrieval.schedule import rate_at
+from piton_trainer.training.loop import TrainableModel
 from support import ranks
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
 from support.retrieval import World, a_recipe, attempt, world
-from support.seats import Seat
+from support.seats import FakeRankContext
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def made(tiny: World, tmp_path: Path, **changes: Any) -> tuple[Retrieval, nn.Module]:
-    recipe = a_recipe(tiny.config(**changes), Seat(tmp_path))
+    recipe = a_recipe(tiny.config(**changes), FakeRankContext(tmp_path))
     model = recipe.build()
     recipe.draw_weights(model)
     return recipe, model
@@ -102,7 +102,7 @@ def gradient(config: RetrievalConfig, directory: Path) -> tuple[float, np.ndarra
     """Of the first step, through the loop's own trainee."""
     with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
         recipe = a_recipe(config, session)
-        trainee = Trainee(recipe, session)
+        trainee = TrainableModel(recipe, session)
         trainee.connect()
         recipe.tune(trainee.optimizers, fraction=0.0, step=3)
         trainee.model.eval()  # dropout would draw on each rank
@@ -273,7 +273,7 @@ def test_throughput_counts_examples(tiny: World, tmp_path: Path) -> None:
 def test_what_is_prepared_is_not_read_again(tiny: World, tmp_path: Path) -> None:
     prepare(tiny.config(), tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    a_recipe(tiny.config(), Seat(tmp_path))
+    a_recipe(tiny.config(), FakeRankContext(tmp_path))
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert sorted(name.partition("-")[0] for name in before) == ["collection", "examples"]
     assert before.items() <= after.items()

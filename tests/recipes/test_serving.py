@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from piton_trainer import serving
-from piton_trainer.telling import Wish
+from piton_trainer.serving import server as serving
+from piton_trainer.serving.text_generator import GenerateRequest
 
 JSON = {"Content-Type": "application/json"}
 
@@ -28,8 +28,8 @@ class Parrot:
         if "?" in prompt:
             raise ValueError("prompt: no questions")
 
-    def tell(self, wish: Wish) -> Iterator[str]:
-        for letter in wish.prompt[: wish.max_tokens]:
+    def generate(self, generation: GenerateRequest) -> Iterator[str]:
+        for letter in generation.prompt[: generation.max_tokens]:
             self.may_speak.acquire()
             if letter == "!":
                 raise RuntimeError("out of memory")
@@ -45,7 +45,7 @@ class Parrot:
 
 @asynccontextmanager
 async def served(parrot: Parrot, **options: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
-    server = serving.Server(parrot, {"recipe": "parrot", "step": 3}, **options)
+    server = serving.ModelServer(parrot, {"recipe": "parrot", "step": 3}, **options)
     async with serving.listening(server, "127.0.0.1", 0) as url, aiohttp.ClientSession() as session:
         yield session, url
 
@@ -70,8 +70,8 @@ async def events(answer: aiohttp.ClientResponse) -> list[dict[str, Any]]:
 async def test_an_answer_is_streamed_letter_by_letter() -> None:
     parrot = Parrot()
     parrot.hush()
-    wish = {"prompt": "hi\n", "seed": 5}
-    async with served(parrot) as (session, url), session.post(f"{url}/generate", json=wish) as answer:
+    generation = {"prompt": "hi\n", "seed": 5}
+    async with served(parrot) as (session, url), session.post(f"{url}/generate", json=generation) as answer:
         assert answer.content_type == "text/event-stream"
         heard = []
         for _ in range(3):
@@ -157,7 +157,7 @@ async def test_at_the_end_people_hear_the_rest() -> None:
     parrot = Parrot()
     parrot.hush()
     async with aiohttp.ClientSession() as session:
-        server = serving.Server(parrot, {})
+        server = serving.ModelServer(parrot, {})
         listening = serving.listening(server, "127.0.0.1", 0)
         url = await listening.__aenter__()
         answer = await session.post(f"{url}/generate", json={"prompt": "abc", "seed": 1})
@@ -173,7 +173,7 @@ async def test_who_takes_too_long_is_cut_short_and_told_so() -> None:
     parrot = Parrot()
     parrot.hush()
     async with aiohttp.ClientSession() as session:
-        server = serving.Server(parrot, {}, grace_seconds=0.05)
+        server = serving.ModelServer(parrot, {}, grace_seconds=0.05)
         listening = serving.listening(server, "127.0.0.1", 0)
         url = await listening.__aenter__()
         answer = await session.post(f"{url}/generate", json={"prompt": "abc", "seed": 1})
@@ -189,5 +189,5 @@ async def test_a_port_that_is_taken_is_said() -> None:
     async with served(Parrot()) as (_, url):
         port = int(url.rpartition(":")[2])
         with pytest.raises(ValueError, match=rf"127.0.0.1:{port} cannot be listened on .*take another --port"):
-            async with serving.listening(serving.Server(Parrot(), {}), "127.0.0.1", port):
+            async with serving.listening(serving.ModelServer(Parrot(), {}), "127.0.0.1", port):
                 pass

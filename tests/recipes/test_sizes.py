@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, MPNetConfig
 
-from piton_trainer import codec
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.load import load_tensors
+from piton_trainer.checkpoint.format import codec, layout
+from piton_trainer.checkpoint.load.loader import load_tensors
 from piton_trainer.recipes.charlm import size as charlm_size
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT

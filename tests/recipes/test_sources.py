@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piton_trainer.data import preparing
-from piton_trainer.data.preparing import prepare
-from piton_trainer.data.recording import Picture, Recorder
-from piton_trainer.data.records import Records
-from piton_trainer.data.sources import Form, open_source
+from piton_trainer.data.image import preparation
+from piton_trainer.data.image.preparation import prepare
+from piton_trainer.data.image.record_writer import Picture, Recorder
+from piton_trainer.data.image.records import Records
+from piton_trainer.data.image.sources import Form, open_source
 from piton_trainer.errors import BadConfig
 from support import ranks
 from support.checkpoints import flip
@@ -187,7 +187,7 @@ def test_of_processes_that_ask_at_once_one_prepares_and_the_others_wait_for_it(t
 def test_damage_is_found_when_everything_is_verified(tmp_path: Path) -> None:
     path = tmp_path / "x.records"
     prepare(str(a_folder(tmp_path / "x", {"a": 4})), path, FORM)
-    preparing.verify(path)
+    preparation.verify(path)
     flip(path)
     with pytest.raises(BadConfig, match="is damaged"):
-        preparing.verify(path)
+        preparation.verify(path)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from piton_trainer.data.text import DOCUMENT, as_documents, pydoc_text, read_text
-from piton_trainer.data.vocabulary import REPLACEMENT, Vocabulary
+from piton_trainer.data.text.sources import DOCUMENT, as_documents, pydoc_text, read_text
+from piton_trainer.data.text.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.errors import BadConfig
 
 

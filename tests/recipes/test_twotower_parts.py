@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from piton_trainer.data.judgment_rows import Row
-from piton_trainer.data.judgments import Collector, Judgments
+from piton_trainer.data.ranking.judgments import Collector, Judgments
+from piton_trainer.data.ranking.rows import JudgmentRow
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.twotower import losses
 from piton_trainer.recipes.twotower.folds import Fold, normalised, split
@@ -27,7 +27,9 @@ def of(*rows: tuple[str, str, float, bool]) -> Judgments:
     """Rows of text, id, gain and whether it was judged; each text is a query."""
     collector = Collector()
     for text, name, gain, original in rows:
-        collector.add(Row(query=f"{text}{original}", id=name, text=text, gain=gain, original=original, confidence=0.5))
+        collector.add(
+            JudgmentRow(query=f"{text}{original}", id=name, text=text, gain=gain, original=original, confidence=0.5)
+        )
     return collector.judgments("rows")
 
 
@@ -69,7 +71,7 @@ def test_queries_of_equal_text_are_in_the_same_part() -> None:
     collector = Collector()
     for number in range(24):
         text = f"text {number // 2}" if number % 2 else f"Text  {number // 2}"
-        collector.add(Row(query=f"q{number}", id="a", text=text, gain=1.0))
+        collector.add(JudgmentRow(query=f"q{number}", id="a", text=text, gain=1.0))
     for fold in folds_of(collector.judgments("pairs")):
         for part in (fold.train, fold.inner, fold.held_out):
             assert {query ^ 1 for query in part.tolist()} == set(part.tolist())
@@ -153,9 +155,9 @@ def corrected(scores: Tensor, relevant: Tensor, counts: Tensor, probabilities: T
 
 
 def test_drawn_exactly_as_often_as_expected_a_sample_gives_the_loss_of_all() -> None:
-    dice = torch.Generator().manual_seed(0)
-    scores = torch.randn(3, 5, 8, generator=dice)
-    relevant = torch.rand(3, 5, 8, generator=dice) < 0.3
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 5, 8, generator=rng)
+    relevant = torch.rand(3, 5, 8, generator=rng) < 0.3
     counts = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 4]]).expand(3, 8)
     found = corrected(scores, relevant, counts, counts / 32)
     assert torch.allclose(found, losses.softmax(scores, relevant.float(), torch.ones_like(scores)), atol=1e-5)
@@ -177,15 +179,15 @@ def test_a_draw_that_hits_a_relevant_id_is_masked_for_that_query_only() -> None:
 
 
 def test_on_average_over_many_draws_the_corrected_sum_is_that_over_all_ids() -> None:
-    dice = torch.Generator().manual_seed(0)
-    scores = torch.randn(1, 20, generator=dice, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 20, generator=rng, dtype=torch.float64)
     relevant = torch.zeros(1, 20, dtype=torch.bool)
     relevant[0, 3] = True
-    probabilities = torch.rand(20, generator=dice, dtype=torch.float64) + 0.1
+    probabilities = torch.rand(20, generator=rng, dtype=torch.float64) + 0.1
     probabilities = probabilities / probabilities.sum()
     estimates = []
     for _ in range(500):
-        drawn = torch.multinomial(probabilities, 16, replacement=True, generator=dice)
+        drawn = torch.multinomial(probabilities, 16, replacement=True, generator=rng)
         counts = torch.bincount(drawn, minlength=20).double()
         correction = losses.sampling_correction(relevant, counts, probabilities)
         estimates.append((scores + correction).exp().sum())

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from piton.contract.ends import ExitCode
 from piton.contract.interval import t_interval
+from piton.contract.termination import ExitCode
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.ranking import ndcg
+from piton_trainer.recipes.common.ndcg import ndcg
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.results import Results
 from support import ranks
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
-from support.seats import Seat
+from support.seats import FakeRankContext
 from support.twotower import a_recipe, attempt, changed, gradients, logit, made_up
 
 
@@ -112,7 +112,7 @@ def test_other_folds_or_another_seed_than_the_checkpoints_are_refused(
 def test_before_it_has_learned_it_ranks_by_what_the_training_queries_say_of_the_ids(
     tmp_path: Path, precision: str
 ) -> None:
-    recipe = a_recipe(changed(temperature=1e6, precision=precision), seat=Seat(tmp_path))
+    recipe = a_recipe(changed(temperature=1e6, precision=precision), context=FakeRankContext(tmp_path))
     model = recipe.build()
     recipe.draw_weights(model)
     model.eval()
@@ -239,7 +239,7 @@ def test_the_rate_falls_along_a_half_cosine_and_biases_do_not_decay(fraction: fl
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_each_fold_sees_its_own_queries_once_per_epoch_however_many_ranks_share_them(world_size: int) -> None:
-    recipes = [a_recipe(seat=Seat(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    recipes = [a_recipe(context=FakeRankContext(rank=rank, world_size=world_size)) for rank in range(world_size)]
     streams = [iter(recipe.loader) for recipe in recipes]
     steps = [torch.cat([batch for stream in streams for batch in next(stream)], dim=1) for _ in range(9)]
     seen = torch.cat(steps, dim=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from piton_trainer.data.windows import IGNORED, ShuffledWindows, Windows, in_order
+from piton_trainer.data.text.windows import IGNORED, ShuffledWindows, Windows, in_order
 from piton_trainer.errors import BadConfig
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from piton.cli import main
-from piton_trainer.s3 import reading
+from piton_trainer.s3 import reader
 from support import s3
 from support.mirrored import MIB, SHARD, Contents, Volume
 
@@ -60,7 +60,7 @@ def test_people_see_what_is_in_the_bucket(
 def test_people_verify_what_is_in_the_bucket_by_its_bytes(
     volume: Volume, bucket: Contents, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reading, "PIECE_BYTES", MIB)
+    monkeypatch.setattr(reader, "PIECE_BYTES", MIB)
     good = volume.commit(4, size=6 * MIB)  # in parts, and read in pieces
     bad = volume.commit(6)
     assert volume.mirrored(6)
@@ -89,7 +89,7 @@ def test_people_verify_what_is_in_the_bucket_by_its_bytes(
 def test_a_download_that_is_cut_in_the_middle_goes_on_with_its_piece(
     volume: Volume, proxy: s3.Proxy, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PIECE_BYTES", 600)
+    monkeypatch.setattr(reader, "PIECE_BYTES", 600)
     volume.commit(4, size=1000)
     assert volume.mirrored(4)
     before = len(proxy.seen)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from piton_trainer.data.retrieval_sources import collection_of, examples_of
-from piton_trainer.distributed import Ranks
+from piton_trainer.data.retrieval.sources import collection_of, examples_of
 from piton_trainer.errors import BadConfig
-from piton_trainer.shelf import Shelf
+from piton_trainer.run_cache import RunCache
+from piton_trainer.runtime.process_group import Ranks
 from support import s3
 from support.retrieval import made_up
 
@@ -25,14 +25,14 @@ def test_a_folder_in_a_bucket_is_the_collection_that_it_is_on_a_disk(
 ) -> None:
     folder = made_up(tmp_path / "x", count=9)
     upload(server, folder, uri)
-    shelf = Shelf(tmp_path / "cache", Ranks())
-    here, there = (collection_of(place, "test", shelf) for place in (str(folder), uri))
+    run_cache = RunCache(tmp_path / "cache", Ranks())
+    here, there = (collection_of(place, "test", run_cache) for place in (str(folder), uri))
     assert list(here.texts) == list(there.texts)
     assert here.grades.codes.tolist() == there.grades.codes.tolist()
-    _, examples = examples_of(uri, "train", None, shelf)
+    _, examples = examples_of(uri, "train", None, run_cache)
     assert len(examples) == 6
     proxy.seen.clear()
-    collection_of(uri, "test", shelf)
+    collection_of(uri, "test", run_cache)
     assert {line.partition(" ")[0] for line in proxy.seen} == {"HEAD"}
 
 
@@ -42,4 +42,4 @@ def test_a_split_that_is_not_there_is_the_users_to_mend(
     upload(server, made_up(tmp_path / "x", count=9), uri)
     assert proxy.url
     with pytest.raises(BadConfig, match=r"there is no object .*qrels/dev\.tsv"):
-        collection_of(uri, "dev", Shelf(tmp_path / "cache", Ranks()))
+        collection_of(uri, "dev", RunCache(tmp_path / "cache", Ranks()))

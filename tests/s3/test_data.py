@@ -13,11 +13,11 @@ import boto3
 import pytest
 
 from piton.contract import names
-from piton_trainer.data.cache_place import cache_folder
-from piton_trainer.data.remote import Cache
-from piton_trainer.data.text import read_text
+from piton_trainer.data.cache_folder import cache_folder
+from piton_trainer.data.text.sources import read_text
 from piton_trainer.errors import BadConfig
-from piton_trainer.s3 import Trouble, Tuning, reading
+from piton_trainer.s3 import S3Error, Tuning, reader
+from piton_trainer.s3.cache import Cache
 from support import ranks, s3
 from support.clocks import FakeClock
 
@@ -30,7 +30,7 @@ Put = Callable[..., None]
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv(names.ENV_DATA_CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(reading, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(reader, "PIECE_BYTES", PIECE)
     return tmp_path / "cache"
 
 
@@ -81,7 +81,7 @@ def test_a_fetch_that_was_cut_off_goes_on_where_it_was(proxy: s3.Proxy, put: Put
     part = cache_folder() / f"{found[0].name}.part"
     part.parent.mkdir()
     part.write_bytes(LARGE[: PIECE + 100])  # as a process leaves it that is killed
-    with pytest.raises(Trouble):
+    with pytest.raises(S3Error):
         cache.fetch(found, "it")
     proxy.heal()
     before = gets(proxy)
@@ -101,7 +101,7 @@ def test_bytes_that_went_bad_on_the_way_are_found_and_not_kept(
     cache.mkdir()
     (cache / f"{found[0].name}.part").write_bytes(bytes(PIECE))
 
-    with pytest.raises(Trouble, match=r"s3://.*/corpus arrived with another (MD5|SHA-256) than S3 has of it"):
+    with pytest.raises(S3Error, match=r"s3://.*/corpus arrived with another (MD5|SHA-256) than S3 has of it"):
         read_text(f"{uri}/corpus")
 
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
@@ -180,7 +180,7 @@ def test_missing_credentials_are_said_in_a_sentence(proxy: s3.Proxy, monkeypatch
 def test_an_s3_that_is_out_of_order_is_not_the_users_fault(proxy: s3.Proxy, uri: str, cache: Path) -> None:
     proxy.fail(code="InternalError", times=100)
 
-    with pytest.raises(Trouble, match="InternalError"):
+    with pytest.raises(S3Error, match="InternalError"):
         Cache(cache, tuning=Tuning(tries=1)).below(s3.BUCKET, "x")
 
 

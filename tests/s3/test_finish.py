@@ -8,11 +8,11 @@ import pytest
 
 from piton.contract import names
 from piton_trainer.errors import NotMirrored
-from piton_trainer.helper import Helper
-from piton_trainer.mirror import meter
-from piton_trainer.mirror import mirror as trainers_side
-from piton_trainer.mirror.mirror import Mirror, start
-from piton_trainer.mirror.orders import Transfer
+from piton_trainer.mirror import client as trainers_side
+from piton_trainer.mirror import transfer as meter
+from piton_trainer.mirror.client import MirrorClient, start
+from piton_trainer.mirror.messages import Transfer
+from piton_trainer.runtime.child_process import Helper
 from support import s3
 from support.checkpoints import flip
 from support.mirrored import HASTY, MIB, QUICK, SHARD, Contents, Volume, wait_for
@@ -25,10 +25,10 @@ def never() -> bool:
 
 
 @pytest.fixture
-def finish(volume: Volume) -> Callable[..., Mirror]:
+def finish(volume: Volume) -> Callable[..., MirrorClient]:
     """A mirror that is told of a step."""
 
-    def begin(step: int, **patience: float) -> Mirror:
+    def begin(step: int, **patience: float) -> MirrorClient:
         mirror = volume.mirror(replace(QUICK, **patience))
         mirror.committed(step)
         return mirror
@@ -70,7 +70,7 @@ def test_a_large_file_that_begins_anew_gets_somewhere(volume: Volume, proxy: s3.
 
 
 def test_an_upload_that_gets_nowhere_is_given_up_and_said(
-    volume: Volume, proxy: s3.Proxy, finish: Callable[..., Mirror]
+    volume: Volume, proxy: s3.Proxy, finish: Callable[..., MirrorClient]
 ) -> None:
     volume.commit(4)
     proxy.fail(method="PUT", key=SHARD, times=10_000)
@@ -86,7 +86,7 @@ def test_an_upload_that_gets_nowhere_is_given_up_and_said(
 
 
 def test_what_is_only_sent_again_and_again_does_not_count_as_getting_anywhere(
-    volume: Volume, proxy: s3.Proxy, finish: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+    volume: Volume, proxy: s3.Proxy, finish: Callable[..., MirrorClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both parts arrive each time, and then they cannot be put together."""
     monkeypatch.setattr(meter, "_TELL_SECONDS", 0.0)
@@ -116,7 +116,7 @@ def test_a_process_that_dies_over_and_over_is_not_waited_for_without_end(volume:
     assert not mirror.close(0)
 
 
-def test_a_checkpoint_that_has_gone_bad_is_not_waited_for(volume: Volume, finish: Callable[..., Mirror]) -> None:
+def test_a_checkpoint_that_has_gone_bad_is_not_waited_for(volume: Volume, finish: Callable[..., MirrorClient]) -> None:
     volume.commit(4)
     volume.commit(6)
     flip(volume.directory / names.step_folder(6) / SHARD)
@@ -139,7 +139,7 @@ def test_the_bucket_of_another_run_is_not_waited_for(lost: Volume, volume: Volum
     assert not mirror.close(0)
 
 
-def test_a_stop_bounds_the_wait(volume: Volume, proxy: s3.Proxy, finish: Callable[..., Mirror]) -> None:
+def test_a_stop_bounds_the_wait(volume: Volume, proxy: s3.Proxy, finish: Callable[..., MirrorClient]) -> None:
     volume.commit(4)
     proxy.fail(times=10_000)
     mirror = finish(4, finish=600, stop=0.2)
@@ -150,7 +150,7 @@ def test_a_stop_bounds_the_wait(volume: Volume, proxy: s3.Proxy, finish: Callabl
 
 
 def test_a_stop_while_only_older_checkpoints_are_left_is_no_matter(
-    volume: Volume, proxy: s3.Proxy, bucket: Contents, finish: Callable[..., Mirror]
+    volume: Volume, proxy: s3.Proxy, bucket: Contents, finish: Callable[..., MirrorClient]
 ) -> None:
     old = volume.commit(2)
     newest = volume.commit(4)

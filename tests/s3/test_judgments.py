@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from piton_trainer.data.judgment_rows import Reading, Row, csv_rows
-from piton_trainer.data.judgment_sources import judgments_of
-from piton_trainer.distributed import Ranks
+from piton_trainer.data.ranking.rows import CsvReading, JudgmentRow, csv_rows
+from piton_trainer.data.ranking.sources import judgments_of
 from piton_trainer.errors import BadConfig
-from piton_trainer.s3 import Trouble, reading
-from piton_trainer.shelf import Shelf
+from piton_trainer.run_cache import RunCache
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.s3 import S3Error, reader
 from support import s3
 
 GAINS = {0.0: 0.0, 1.0: 1.0, 2.0: 0.7}
@@ -38,12 +38,12 @@ def put(server: s3.Server, proxy: s3.Proxy, uri: str) -> Put:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(reader, "PIECE_BYTES", PIECE)
 
 
-def rows_of(uri: str) -> list[Row]:
-    found: list[Row] = []
-    csv_rows(uri, Reading(gains=GAINS), found.append)
+def rows_of(uri: str) -> list[JudgmentRow]:
+    found: list[JudgmentRow] = []
+    csv_rows(uri, CsvReading(gains=GAINS), found.append)
     return found
 
 
@@ -52,7 +52,7 @@ def test_an_object_is_read_as_a_stream_of_parts(put: Put, proxy: s3.Proxy, name:
     data = gzip.compress(LINES.encode()) if name.endswith("gz") else LINES.encode()
     found = rows_of(put(name, data))
     assert len(found) == 2000
-    assert found[-1] == Row(query="q199", id="id9", text="text 199", gain=1.0)
+    assert found[-1] == JudgmentRow(query="q199", id="id9", text="text 199", gain=1.0)
     assert len([line for line in proxy.seen if line.startswith("GET")]) == -(-len(data) // PIECE)
 
 
@@ -74,7 +74,7 @@ def test_an_object_that_is_replaced_meanwhile_is_not_half_of_each(put: Put, prox
             put("x.csv", LINES.replace("text", "other").encode())
 
     proxy.on_request = replace
-    with pytest.raises(Trouble, match="was written to while it was read"):
+    with pytest.raises(S3Error, match="was written to while it was read"):
         rows_of(uri)
 
 
@@ -96,11 +96,11 @@ def test_a_wrong_row_in_a_bucket_has_a_line_as_well(put: Put) -> None:
 
 
 def test_the_next_attempt_reads_the_volume_and_not_the_bucket(put: Put, proxy: s3.Proxy, tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, Ranks())
-    sources: dict[str, Any] = {put("x.csv", LINES.encode()): Reading(gains=GAINS)}
-    first = judgments_of(sources, shelf)
+    run_cache = RunCache(tmp_path, Ranks())
+    sources: dict[str, Any] = {put("x.csv", LINES.encode()): CsvReading(gains=GAINS)}
+    first = judgments_of(sources, run_cache)
     proxy.seen.clear()
-    assert judgments_of(sources, shelf).digest == first.digest
+    assert judgments_of(sources, run_cache).digest == first.digest
     assert [line.partition(" ")[0] for line in proxy.seen] == ["HEAD"]
     put("x.csv", LINES.replace("id9", "id8b").encode())
-    assert "id8b" in judgments_of(sources, shelf).names
+    assert "id8b" in judgments_of(sources, run_cache).names

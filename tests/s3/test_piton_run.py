@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from local.helpers import a_command, eventually, write_manifest
-from piton_trainer.checkpoint.load import newest_step
+from piton_trainer.checkpoint.load.loader import newest_step
 from support import loses_its_volume, s3
 from support.mirrored import Contents
 

@@ -9,9 +9,9 @@ import pytest
 
 from piton.contract import names
 from piton_trainer.errors import VolumeLost
-from piton_trainer.helper import NICE, Helper
-from piton_trainer.mirror.mirror import Mirror, start
-from piton_trainer.mirror.orders import Patience
+from piton_trainer.mirror.client import MirrorClient, start
+from piton_trainer.mirror.messages import Timeouts
+from piton_trainer.runtime.child_process import NICE, Helper
 from support import ranks, s3
 from support.mirrored import MIB, QUICK, Contents, Volume, errors, wait_for
 from support.processes import is_running
@@ -19,7 +19,7 @@ from support.processes import is_running
 LARGE = 6 * MIB
 
 
-def pid_of(mirror: Mirror) -> int:
+def pid_of(mirror: MirrorClient) -> int:
     assert wait_for(lambda: mirror._process is not None)
     assert isinstance(mirror._process, Helper)
     return mirror._process.pid
@@ -138,7 +138,7 @@ def test_a_process_that_dies_over_and_over_is_not_started_over_and_over(volume: 
         starts.append(time.monotonic())
         return Helper("piton_trainer.no_such_module")
 
-    mirror = volume.mirror(Patience(backoff=0.2, backoff_max=60), start=die)
+    mirror = volume.mirror(Timeouts(backoff=0.2, backoff_max=60), start=die)
     assert wait_for(lambda: len(starts) == 3)
     assert not mirror.close(0) or mirror.lag() is None
 

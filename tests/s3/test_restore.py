@@ -15,10 +15,11 @@ import pytest
 from piton.contract import names
 from piton.contract.manifest import FORMAT, sealed
 from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
-from piton_trainer.mirror import meter, mirror
-from piton_trainer.mirror.mirror import start
-from piton_trainer.mirror.orders import Patience, Transfer
-from piton_trainer.s3 import reading
+from piton_trainer.mirror import client as mirror
+from piton_trainer.mirror import transfer as meter
+from piton_trainer.mirror.client import start
+from piton_trainer.mirror.messages import Timeouts, Transfer
+from piton_trainer.s3 import reader
 from support import s3
 from support.clocks import FakeClock
 from support.mirrored import HASTY, MIB, QUICK, SHARD, Contents, InThread, Volume, errors, wait_for
@@ -75,7 +76,7 @@ def test_restoring_goes_on_after_a_failure(
 ) -> None:
     proxy.fail(**fault)
 
-    assert lost.restored(None, Patience(backoff=0.02, restore=20)) == 6
+    assert lost.restored(None, Timeouts(backoff=0.02, restore=20)) == 6
     assert lost.content(6) == volume.content(6)
 
 
@@ -247,7 +248,7 @@ def test_what_came_of_a_checkpoint_is_deleted_when_training_goes_on_without_it(
 def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
     volume: Volume, tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+    monkeypatch.setattr(reader, "PIECE_BYTES", 100)
     volume.commit(6, size=3000)
     assert volume.mirrored(6)
     asked: list[str] = []
@@ -263,7 +264,7 @@ def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
     proxy.on_request = break_often
     empty = Volume(tmp_path / "empty", uri, attempt=2)
 
-    assert empty.restored(None, Patience(backoff=10, restore=15), start=lambda: InThread(clock)) == 6
+    assert empty.restored(None, Timeouts(backoff=10, restore=15), start=lambda: InThread(clock)) == 6
 
     assert len(asked) >= 30
     assert clock.monotonic() > 3 * 15
@@ -274,11 +275,11 @@ def test_a_restore_that_takes_long_tells_how_far_it_is(lost: Volume, monkeypatch
     monkeypatch.setattr(meter, "_TELL_SECONDS", 0.0)
     monkeypatch.setattr(mirror, "_TELL_SECONDS", 0.0)
     told: list[Transfer] = []
-    follower = lost.mirror(QUICK, tell=told.append)
+    sync = lost.mirror(QUICK, tell=told.append)
 
-    assert follower.restore(None) == 6
+    assert sync.restore(None) == 6
 
-    follower.close(0)
+    sync.close(0)
     assert {(transfer.is_restore, transfer.step, transfer.total) for transfer in told} == {(True, 6, 1002)}
     assert [transfer.done for transfer in told] == sorted(transfer.done for transfer in told)
     assert told[-1].done == 1002

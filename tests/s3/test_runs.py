@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 import piton_trainer
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
-from piton.contract.ends import Outcome, Termination
-from piton_trainer import audience
-from piton_trainer.checkpoint import layout
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
-from piton_trainer.mirror import mirror
+from piton_trainer.mirror import client
+from piton_trainer.telemetry import telemetry
 from support import ranks, s3, tiny
 from support.mirrored import HASTY, QUICK, Contents, errors, wait_for
 from support.status_server import StatusServer
@@ -32,8 +32,8 @@ def orders(uri: str) -> Assignment:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audience, "Patience", lambda: QUICK)
-    monkeypatch.setattr(mirror, "Tuning", lambda **_: HASTY)
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: QUICK)
+    monkeypatch.setattr(client, "Tuning", lambda **_: HASTY)
 
 
 def digest(ran: tiny.Ran) -> str:
@@ -80,7 +80,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
     seen: list[int] = []
 
     def see(session: piton_trainer.Session) -> None:
-        found = session._audience.mirror
+        found = session._telemetry.mirror
         assert found is not None
         assert wait_for(lambda: errors(found) > 0)
         lag = found.lag()
@@ -102,7 +102,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
 def test_a_bucket_that_stays_away_costs_no_training_and_is_said_once(
     tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=0.2))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=0.2))
     proxy.fail(times=10_000)
     with StatusServer() as status:
         ran = tiny.train(tmp_path / "checkpoints", assignment=orders(uri), attempt=1, server=Server(url=status.url))
@@ -118,7 +118,7 @@ def test_a_run_whose_last_checkpoint_is_not_in_the_bucket_is_not_finished_and_th
     tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents, monkeypatch: pytest.MonkeyPatch, undisturbed: str
 ) -> None:
     """On two ranks: neither says that the run is finished."""
-    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=0.2))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=0.2))
     directory, logs = tmp_path / "checkpoints", [tmp_path / "0", tmp_path / "1"]
     for log in logs:
         log.touch()
@@ -134,7 +134,7 @@ def test_a_run_whose_last_checkpoint_is_not_in_the_bucket_is_not_finished_and_th
     first = train(1)
     words = Termination.from_json(logs[0].read_text())
     proxy.heal()
-    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=60))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=60))
     second = train(2)
 
     assert [ran.code for ran in first] == [84, 84]
@@ -153,7 +153,7 @@ def test_a_run_whose_last_checkpoint_is_not_in_the_bucket_is_not_finished_and_th
 def test_a_stop_over_the_last_upload_leaves_it_to_the_next_attempt(
     tmp_path: Path, uri: str, proxy: s3.Proxy, bucket: Contents, monkeypatch: pytest.MonkeyPatch, undisturbed: str
 ) -> None:
-    monkeypatch.setattr(audience, "Patience", lambda: replace(QUICK, finish=600, stop=0.2))
+    monkeypatch.setattr(telemetry, "Timeouts", lambda: replace(QUICK, finish=600, stop=0.2))
     is_over = threading.Event()
 
     def stop(method: str, path: str) -> None:
@@ -177,10 +177,10 @@ def test_a_restore_may_take_longer_than_the_ranks_wait_for_each_other(
     tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, undisturbed: str
 ) -> None:
     monkeypatch.setattr(dist, "new_group", partial(dist.new_group, timeout=timedelta(seconds=10)))
-    monkeypatch.setattr(mirror, "_TELL_SECONDS", 1.0)
+    monkeypatch.setattr(client, "_TELL_SECONDS", 1.0)
     first = tiny.train(tmp_path / "first", assignment=orders(uri), attempt=1, at={10: tiny.terminate})
     assert first.code == 143
-    monkeypatch.setattr(mirror, "Tuning", lambda **_: replace(HASTY, read_seconds=60))
+    monkeypatch.setattr(client, "Tuning", lambda **_: replace(HASTY, read_seconds=60))
     held: list[str] = []
 
     def hold(method: str, path: str) -> None:

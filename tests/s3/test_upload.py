@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from piton.contract import names
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.mirror.mirror import Mirror
-from piton_trainer.mirror.orders import Patience
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.mirror.client import MirrorClient
+from piton_trainer.mirror.messages import Timeouts
 from support import s3
 from support.checkpoints import flip
 from support.mirrored import FILES, HASTY, MIB, SHARD, Contents, Volume, errors, wait_for
@@ -56,7 +56,7 @@ def test_a_large_file_goes_in_parts_and_its_checksum_is_compared(
 def test_what_is_there_is_not_sent_again(volume: Volume, proxy: s3.Proxy, bucket: Contents) -> None:
     folder = volume.commit(4, size=6 * MIB)
     proxy.fail(method="PUT", key=names.MANIFEST_FILE, code="InternalError", times=1000)
-    mirror = volume.mirror(Patience(backoff=60))
+    mirror = volume.mirror(Timeouts(backoff=60))
     mirror.committed(4)
     assert wait_for(lambda: errors(mirror) > 0)
     mirror.close(0)
@@ -211,7 +211,7 @@ def manifests(proxy: s3.Proxy) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def disturb(volume: Volume, proxy: s3.Proxy, *, over: str) -> Mirror:
+def disturb(volume: Volume, proxy: s3.Proxy, *, over: str) -> MirrorClient:
     """Mirror step 4; while the first part of this folder is on its way, step 6 is committed."""
     volume.tuning = replace(HASTY, concurrency=1)
     mirror = volume.mirror()

@@ -13,8 +13,8 @@ from piton.contract.assignment import Assignment
 from piton.contract.manifest import Complete, Manifest
 from piton.contract.names import COMPLETE_FILE, MANIFEST_FILE, step_folder
 from piton_trainer.config import Config
-from piton_trainer.loop import train
 from piton_trainer.recipes.protocol import Recipe
+from piton_trainer.training.loop import train
 
 R = TypeVar("R", bound=Recipe)
 

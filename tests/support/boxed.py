@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hack.cluster.layout import KUBECONFIG, Node
-from piton.core.affinity import ZONE
+from piton.rendering.affinity import ZONE
 from support.live import LiveCluster, wait_for
 
 Object = dict[str, Any]

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from piton.contract.ends import Outcome, Termination
+from piton.api.conditions import in_phase
+from piton.api.parse import parse
+from piton.api.reasons import Reason
+from piton.api.spec import Meta, Spec
+from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, StageStatus, Verdict
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton.core.conditions import in_phase
-from piton.core.model import Meta, Spec
-from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, ReplicaState, VolumeSeen
-from piton.core.parse import parse
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, StageStatus, Verdict
+from piton.contract.termination import Outcome, Termination
+from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 

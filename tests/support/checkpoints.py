@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import Checkpointer, layout, survey
-from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.make import make_checkpointer
+from piton_trainer.checkpoint import Checkpointer, inspect
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.save.factory import make_checkpointer
 from piton_trainer.clock import Clock
-from piton_trainer.distributed import Ranks
+from piton_trainer.runtime.process_group import Ranks
 
 
 @contextmanager
@@ -48,8 +49,8 @@ def checkpointer(
 
 def sound_steps(directory: Path) -> list[int]:
     """The steps that are there, newest first; each has to be what `piton checkpoint verify` calls good."""
-    found = survey.survey(directory) if directory.exists() else []
-    torn = [f"{check.found.folder.name}: {check.problem}" for check in survey.verify(found) if check.problem]
+    found = inspect.survey(directory) if directory.exists() else []
+    torn = [f"{check.found.folder.name}: {check.problem}" for check in inspect.verify(found) if check.problem]
     assert torn == [], torn
     return [item.step for item in found]
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from piton.contract import names
-from piton.contract.ends import EXIT_CODES, ExitCode, Outcome, Termination
+from piton.contract.termination import EXIT_CODES, ExitCode, Outcome, Termination
 from piton.ports import Clock
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, SWEEPS, WORKLOADS, ApiServer, Body
 from support.builders import NOW

@@ -37,85 +37,85 @@ class Life:
         return f"{again}: {'; '.join(self.steps)}{found}"
 
 
-async def play(arena: Arena, seed: int) -> Life:
+async def play(buffer: Arena, seed: int) -> Life:
     """Live one job's life, until the first difference that no rule excuses."""
     life, rng, job = Life(seed=seed), random.Random(f"steps {seed}"), a_random_job(seed)
     life.steps.append(_summary(job))
     name = job["metadata"]["name"]
-    if not await _create(arena, job, life):
+    if not await _create(buffer, job, life):
         return life
     steps: list[Step] = []
     for _ in range(STEPS_MAX):
-        verdict = await _settled(arena, name, steps)
+        verdict = await _settled(buffer, name, steps)
         life.excused |= {rule.name for rule in verdict.rules}
         life.differences = verdict.differences
         if verdict.differences or verdict.follows(Outcome.ENDS):
             break
-        step = next_step(rng, _situation(arena, name))
+        step = next_step(rng, _situation(buffer, name))
         if step is None:
             break
         steps.append(step)
         life.steps.append(str(step))
-        arena.disturb(name)
+        buffer.disturb(name)
         try:
-            await asyncio.gather(*(_insist(side, name, step) for side in arena.sides))
+            await asyncio.gather(*(_insist(side, name, step) for side in buffer.sides))
         except PortError as error:
             life.differences = (f"the step was impossible: {error}",)
             break
-    await _end(arena, name)
+    await _end(buffer, name)
     return life
 
 
-async def _create(arena: Arena, job: Body, life: Life) -> bool:
+async def _create(buffer: Arena, job: Body, life: Life) -> bool:
     """Create it on both sides; False when it cannot be, which both have to say."""
     name = job["metadata"]["name"]
-    arena.disturb(name)
-    await arena.piton.create(job)
+    buffer.disturb(name)
+    await buffer.piton.create(job)
     try:
-        await arena.kubeflow.create(job)
+        await buffer.kubeflow.create(job)
     except Refused as refusal:
         life.steps.append(f"refused: {refusal}")
         life.excused.add(ADMISSION)
-        if not await _failed_at_once(arena, name):
-            life.differences = (f"Kubeflow's webhook refuses the job, ours makes of it: {arena.piton.job(name)}",)
+        if not await _failed_at_once(buffer, name):
+            life.differences = (f"Kubeflow's webhook refuses the job, ours makes of it: {buffer.piton.job(name)}",)
         return False
     return True
 
 
-async def _failed_at_once(arena: Arena, name: str) -> bool:
+async def _failed_at_once(buffer: Arena, name: str) -> bool:
     """Whether our job fails, and gets no pods."""
-    started = arena.ticks
-    while not arena.gives_up(name, since=started):
+    started = buffer.ticks
+    while not buffer.gives_up(name, since=started):
         await asyncio.sleep(_POLL_SECONDS)
-        status = (arena.piton.job(name) or {}).get("status") or {}
+        status = (buffer.piton.job(name) or {}).get("status") or {}
         if any(c["type"] == "Failed" for c in status.get("conditions", ())):
-            return not arena.piton.of_job(PODS, name)
+            return not buffer.piton.of_job(PODS, name)
     return False
 
 
-async def _settled(arena: Arena, name: str, steps: Sequence[Step]) -> Verdict:
+async def _settled(buffer: Arena, name: str, steps: Sequence[Step]) -> Verdict:
     """What is found once both are quiet, and alike; or after a long silence."""
-    started, touched = arena.ticks, list[Rule]()
+    started, touched = buffer.ticks, list[Rule]()
     while True:
         await asyncio.sleep(_POLL_SECONDS)
-        late = arena.gives_up(name, since=started)
-        if not arena.quiet(name) and not late:
+        late = buffer.gives_up(name, since=started)
+        if not buffer.quiet(name) and not late:
             continue
-        verdict = compare(arena.kubeflow, arena.piton, name, steps)
+        verdict = compare(buffer.kubeflow, buffer.piton, name, steps)
         if verdict.follows(Outcome.TOUCH) and not late:
             touched.extend(verdict.rules)
-            arena.disturb(name)
-            await arena.kubeflow.touch(name)
+            buffer.disturb(name)
+            await buffer.kubeflow.touch(name)
         elif late or not verdict.differences:
             return replace(verdict, rules=(*touched, *verdict.rules))
 
 
-def _situation(arena: Arena, name: str) -> Situation:
+def _situation(buffer: Arena, name: str) -> Situation:
     """What both sides agree on."""
-    jobs = [side.job(name) for side in arena.sides]
+    jobs = [side.job(name) for side in buffer.sides]
     pods = [
         {pod: (body["status"].get("phase", "Pending"), "deletionTimestamp" in body["metadata"]) for pod, body in found}
-        for found in (side.of_job(PODS, name).items() for side in arena.sides)
+        for found in (side.of_job(PODS, name).items() for side in buffer.sides)
     ]
     theirs, ours = pods
     conditions = ((jobs[1] or {}).get("status") or {}).get("conditions") or ()
@@ -124,7 +124,7 @@ def _situation(arena: Arena, name: str) -> Situation:
         finished=any(c["type"] in ("Succeeded", "Failed") and c["status"] == "True" for c in conditions),
         gone=None in jobs,
         pods={pod: state for pod, state in ours.items() if theirs.get(pod) == state},
-        services=tuple(arena.piton.of_job(SERVICES, name)),
+        services=tuple(buffer.piton.of_job(SERVICES, name)),
     )
 
 
@@ -208,12 +208,12 @@ def _containers(pod: Body, state: Body, restarts: int) -> list[Body]:
     ]  # fmt: skip
 
 
-async def _end(arena: Arena, name: str) -> None:
+async def _end(buffer: Arena, name: str) -> None:
     """Delete the job, and end its pods as the kubelet would."""
-    for side in arena.sides:
+    for side in buffer.sides:
         if (job := side.job(name)) is not None and job["metadata"]["name"] == name:
             await side.delete(JOBS, name)
-    for side in arena.sides:
+    for side in buffer.sides:
         for pod in side.of_job(PODS, name):
             await side.delete(PODS, pod, grace_seconds=0)
 

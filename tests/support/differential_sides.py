@@ -19,10 +19,10 @@ from piton.clock import SystemClock
 from piton.contract import names
 from piton.engine.job import LABEL_JOB
 from piton.kube.client import JOBS, NODES, PODS, SERVICES, Client, Resource
-from piton.kube.engine import JobController
 from piton.kube.errors import AlreadyExists, NotFound
-from piton.kube.metrics import Meter, Registry
-from piton.kube.settings import Engine, Settings
+from piton.kube.job_controller import JobController
+from piton.kube.metrics import OperatorMetrics, Registry
+from piton.kube.settings import Engine, PitonSettings
 from support.differential_jobs import NODE
 
 Body = dict[str, Any]
@@ -132,8 +132,10 @@ class Arena:
         """Time as both controllers have it: on a busy machine it goes slower."""
         self.kubeflow = Side(client, KUBEFLOWS)
         self.piton = Side(client, OURS)
-        settings = Settings(namespaces=(OURS,), engine=Engine.BUNDLED, workers=16)
-        self._jobs = JobController(client, SystemClock(), asyncio.get_running_loop(), settings, Meter(Registry()))
+        settings = PitonSettings(namespaces=(OURS,), engine=Engine.BUNDLED, workers=16)
+        self._jobs = JobController(
+            client, SystemClock(), asyncio.get_running_loop(), settings, OperatorMetrics(Registry())
+        )
 
     @property
     def sides(self) -> tuple[Side, Side]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 from piton.contract import names
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.format import layout
 from support.clocks import FakeClock
 
 

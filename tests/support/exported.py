@@ -6,17 +6,17 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric
 
+from piton.api.reasons import Reason
+from piton.api.status import CheckpointStatus, CostStatus, ProgressStatus, Verdict
 from piton.contract.progress import Progress
 from piton.core.increments import End, Increments
-from piton.core.reasons import Reason
-from piton.core.status import CheckpointStatus, CostStatus, ProgressStatus, Verdict
-from piton.kube.metrics import Meter, Registry
+from piton.kube.metrics import OperatorMetrics, Registry
 from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint.save_interval import Choice
+from piton_trainer.checkpoint.volume_health import VolumeHealth
 from piton_trainer.clock import Clock
-from piton_trainer.exporter import Exporter
-from piton_trainer.interval import Choice
 from piton_trainer.mirror import Lag
-from piton_trainer.trouble import Watch
+from piton_trainer.telemetry.prometheus import Exporter
 from support.builders import NOW, a_record, a_status
 
 TARGET_LABELS = frozenset({"namespace", "pod", "node", "run", "attempt"})
@@ -36,7 +36,7 @@ class Exported:
 
 
 def operator() -> list[Exported]:
-    meter = Meter(Registry())
+    meter = OperatorMetrics(Registry())
     progress = ProgressStatus(step=1, total_steps=2, progress_percentage=50, estimated_remaining_seconds=1)
     saved, cost = CheckpointStatus(step=1, time=NOW, attempt=1), CostStatus(budget="250")
     status = a_status(a_record(1), progress=progress, checkpoint=saved, cost=cost)
@@ -64,10 +64,10 @@ def a_trainers_registry() -> CollectorRegistry:
     exporter.post(report, now=0.0)
     exporter.started({"imports": 2.5})
     exporter.stepped(seconds=0.2, waited_seconds=0.1)
-    exporter.stood_still(seconds=1)
-    exporter.chosen(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))
+    exporter.record_stall(seconds=1)
+    exporter.interval_changed(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))
     exporter.saved(Saved(step=1, folder=Path(), size=1, free=9), timestamp=1)
-    exporter.watch(Watch(Clock(), patience_seconds=1))
+    exporter.watch(VolumeHealth(Clock(), patience_seconds=1))
     return exporter.registry
 
 

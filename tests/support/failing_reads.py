@@ -22,9 +22,9 @@ Fails = Callable[[str], bool]
 
 
 @contextmanager
-def failing_reads(directory: Path, fails: Fails, *, dice: random.Random | None = None) -> Iterator[None]:
+def failing_reads(directory: Path, fails: Fails, *, rng: random.Random | None = None) -> Iterator[None]:
     """Have reads in the directory fail, whenever `fails` says so, with one of `CODES`."""
-    volume = _Volume(directory, fails, dice or random.Random(0))
+    volume = _Volume(directory, fails, rng or random.Random(0))
     with pytest.MonkeyPatch.context() as patch:
         opener = volume.opener(io.open)
         patch.setattr(io, "open", opener)
@@ -39,14 +39,14 @@ def failing_reads(directory: Path, fails: Fails, *, dice: random.Random | None =
 
 
 class _Volume:
-    def __init__(self, directory: Path, fails: Fails, dice: random.Random) -> None:
+    def __init__(self, directory: Path, fails: Fails, rng: random.Random) -> None:
         self._directory = directory
         self._fails = fails
-        self._dice = dice
+        self._rng = rng
 
     def strike(self, call: str, path: object) -> None:
         if isinstance(path, str | os.PathLike) and Path(path).is_relative_to(self._directory) and self._fails(call):
-            code = self._dice.choice(CODES)
+            code = self._rng.choice(CODES)
             raise OSError(code, os.strerror(code), str(path))
 
     def of_path(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

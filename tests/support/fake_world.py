@@ -10,27 +10,28 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 
-from piton.contract.ends import EXIT_CODES, Limit, Outcome, Termination
+from piton.api.spec import Meta, Spec, Stage
+from piton.api.status import RunStatus
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
+from piton.contract.termination import EXIT_CODES, Limit, Outcome, Termination
 from piton.core.effects import (
+    AddFinalizer,
     Announcement,
-    AskForQuota,
     CreateVolume,
     DeleteRun,
     Effect,
-    HoldRun,
     LeaveQueue,
     OwnVolume,
-    ReleaseRun,
+    RemoveFinalizer,
     RemoveReplica,
+    ReportPodsReady,
+    RequestQuota,
     ReturnQuota,
     StartAttempt,
     StopAttempt,
-    TellQueue,
 )
-from piton.core.model import Meta, Spec, Stage
-from piton.core.observed import (
+from piton.observed import (
     AttemptSeen,
     JobState,
     LostReplica,
@@ -40,9 +41,8 @@ from piton.core.observed import (
     ReservationSeen,
     VolumeSeen,
 )
-from piton.core.status import RunStatus
-from piton.core.workload import asked
 from piton.ports import Conflict, Unavailable
+from piton.rendering.workload import asked
 from support.builders import NOW, a_spec
 
 TOTAL_STEPS = 60
@@ -223,9 +223,9 @@ class FakeWorld:
     def _apply(self, effect: Effect) -> None:
         self.writes += 1
         match effect:
-            case HoldRun() | ReleaseRun():
+            case AddFinalizer() | RemoveFinalizer():
                 self._check_version()
-                self.held = isinstance(effect, HoldRun)
+                self.held = isinstance(effect, AddFinalizer)
                 self.version += 1
                 self._observed_version = self.version
                 self._forget()
@@ -245,23 +245,23 @@ class FakeWorld:
             case RemoveReplica(number=number):
                 if number in self.jobs and self.jobs[number].node_gone:
                     self.jobs[number].shown = False
-            case AskForQuota() | ReturnQuota() | LeaveQueue() | TellQueue():
+            case RequestQuota() | ReturnQuota() | LeaveQueue() | ReportPodsReady():
                 self._queue(effect)
 
-    def _queue(self, effect: AskForQuota | ReturnQuota | LeaveQueue | TellQueue) -> None:
+    def _queue(self, effect: RequestQuota | ReturnQuota | LeaveQueue | ReportPodsReady) -> None:
         found = self.reservation
         assert found is not None
         if isinstance(effect, ReturnQuota | LeaveQueue) and found.held and self.billed():
             self.without_quota.append(f"{effect} while attempts {[t.number for t in self.billed()]} ran")
         match effect:
-            case AskForQuota(stage=stage) if not found.exists and self.spec is not None:
+            case RequestQuota(stage=stage) if not found.exists and self.spec is not None:
                 wanted = asked(self._meta(), self.spec, stage)
                 self.reservation = ReservationSeen(exists=True, queue="gpus", asked=wanted)
             case ReturnQuota() if found.evicted:
                 self.reservation = replace(found, held=False, admitted=False, ready=False)
             case LeaveQueue():
                 self.reservation = ReservationSeen()
-            case TellQueue(ready=ready) if found.exists:
+            case ReportPodsReady(ready=ready) if found.exists:
                 self.reservation = replace(found, ready=ready)
 
     def admit(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from piton.core.rules import ZONES_FOR_PREPARE
+from piton.api.validation import ZONES_FOR_PREPARE
 from support.builders import a_manifest
 from support.sweeps import a_sweep
 

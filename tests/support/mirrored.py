@@ -17,20 +17,20 @@ from typing import Any
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.manifest import FileEntry, Manifest
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.fence import Fence
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.file_digest import digest_of
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
-from piton_trainer.file_digest import digest_of
-from piton_trainer.mirror.mirror import Mirror
-from piton_trainer.mirror.orders import Patience
-from piton_trainer.mirror.place import Latest, Place, folder_of
-from piton_trainer.mirror.process import Line, serve
+from piton_trainer.mirror.client import MirrorClient
+from piton_trainer.mirror.keys import BucketPrefix, Latest, folder_of
+from piton_trainer.mirror.messages import Timeouts
+from piton_trainer.mirror.process import Channel, serve
 from piton_trainer.s3 import Tuning
 from support import s3
 
 MIB = 1 << 20
-QUICK = Patience(backoff=0.02, backoff_max=0.05, restore=0.2, finish=20, stop=20)
+QUICK = Timeouts(backoff=0.02, backoff_max=0.05, restore=0.2, finish=20, stop=20)
 HASTY = Tuning(tries=1, chunk_bytes=5 * MIB, connect_seconds=1, read_seconds=5)
 ORDERS = Assignment(save=SavePolicy(every_steps=1), objective=Objective(metric="val_loss"))
 SHARD = "__0_0.distcp"
@@ -57,7 +57,7 @@ class InThread:
 
     def _serve(self) -> None:
         with self._theirs:
-            serve(self._theirs, Line(self._theirs), self._clock)
+            serve(self._theirs, Channel(self._theirs), self._clock)
 
     def _shut(self, how: int) -> None:
         with socket.socket(fileno=os.dup(self.line.fileno())) as end:
@@ -97,10 +97,10 @@ class Volume:
     def content(self, step: int) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.directory / names.step_folder(step)).iterdir()}
 
-    def mirror(self, patience: Patience = QUICK, **parts: Any) -> Mirror:
-        return Mirror(
+    def mirror(self, patience: Timeouts = QUICK, **parts: Any) -> MirrorClient:
+        return MirrorClient(
             Config(checkpoint_dir=self.directory, assignment=self.assignment, attempt=self.attempt),
-            Place.parse(self.uri, "run"),
+            BucketPrefix.parse(self.uri, "run"),
             MirrorPolicy(uri=self.uri),
             fence=self.fence,
             clock=Clock(),
@@ -115,7 +115,7 @@ class Volume:
         mirror.committed(step)
         return mirror.close(20)
 
-    def restored(self, newer_than: int | None, patience: Patience = QUICK, **parts: Any) -> int | None:
+    def restored(self, newer_than: int | None, patience: Timeouts = QUICK, **parts: Any) -> int | None:
         """Restore with a process of its own; the step."""
         mirror = self.mirror(patience, **parts)
         try:
@@ -129,7 +129,7 @@ class Contents:
 
     def __init__(self, client: Any, uri: str) -> None:
         self.client = client
-        self.place = Place.parse(uri, "run")
+        self.place = BucketPrefix.parse(uri, "run")
 
     def folders(self) -> dict[str, set[str]]:
         """The files by folder."""
@@ -172,7 +172,7 @@ class Contents:
                 assert digest_of(self.read(folder, name), entry) == entry.digest
 
 
-def errors(mirror: Mirror) -> int:
+def errors(mirror: MirrorClient) -> int:
     """How many attempts to upload have failed."""
     lag = mirror.lag()
     return 0 if lag is None else lag.errors

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from piton_trainer.data.pictures import from_pixels
-from piton_trainer.data.recording import Recorder
-from piton_trainer.data.records import About, Records
+from piton_trainer.data.image.pictures import from_pixels
+from piton_trainer.data.image.record_writer import Recorder
+from piton_trainer.data.image.records import About, Records
 
 Pixels = NDArray[np.uint8]
 ABOUT = About(source="made for a test")
@@ -38,8 +38,8 @@ def records_of(path: Path, images: list[Pixels], labels: list[int] | None = None
 
 def quadrants(path: Path, count: int = 240, side: int = 12) -> Path:
     """An archive of grey noise in which one quarter is brighter: its number is the label."""
-    dice = np.random.default_rng(0)
-    images = dice.integers(0, 120, size=(count, side, side), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 120, size=(count, side, side), dtype=np.uint8)
     labels = np.arange(count) % 4
     half = side // 2
     for image, label in zip(images, labels, strict=True):

@@ -11,15 +11,15 @@ import certifi
 import kmock
 from kubernetes.aio.client import Configuration
 
-from piton.core.backoff import Pace
-from piton.core.parse import parse
-from piton.core.status import RunStatus
+from piton.api.parse import parse
+from piton.api.status import RunStatus
 from piton.kube.client import Client
-from piton.kube.controller import Controller
-from piton.kube.metrics import Meter, Registry
-from piton.kube.settings import Settings
-from piton.kube.sweeps import SweepController
-from piton.kube.worker import Worker
+from piton.kube.controller_base import Worker
+from piton.kube.metrics import OperatorMetrics, Registry
+from piton.kube.run_controller import Controller
+from piton.kube.settings import PitonSettings
+from piton.kube.sweep_controller import SweepController
+from piton.timing import Timing
 from support.apiserver import RUNS, ApiServer, Body
 from support.cluster import Cluster, FakeClock
 
@@ -92,15 +92,15 @@ class Pilot:
     """Moves the operator and the cluster in turns."""
 
     def __init__(
-        self, cluster: Cluster, client: Client, *, pace: Pace | None = None, timer: FakeTimer | None = None
+        self, cluster: Cluster, client: Client, *, timing: Timing | None = None, timer: FakeTimer | None = None
     ) -> None:
         self.cluster = cluster
         self.server = cluster.server
         self.clock: FakeClock = cluster.clock
         self.timer = timer or FakeTimer()
         self.client = client
-        settings = Settings(pace=pace or Pace())
-        self.meter = Meter(Registry())
+        settings = PitonSettings(timing=timing or Timing())
+        self.meter = OperatorMetrics(Registry())
         self.controller = Controller(client, self.clock, self.timer, settings, self.meter)
         self.sweeps = SweepController(client, self.clock, self.timer, settings, self.meter)
 

@@ -19,11 +19,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 import piton_trainer
-from piton_trainer.data.windows import ShuffledWindows, Windows
+from piton_trainer.data.text.windows import ShuffledWindows, Windows
 from piton_trainer.errors import Ended
-from piton_trainer.loop import train
 from piton_trainer.recipes.config import RecipeConfig
 from piton_trainer.recipes.protocol import Stateful
+from piton_trainer.training.loop import train
 from support import tiny
 
 STEPS = 12

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.recipes.protocol import Workplace
+from piton_trainer.recipes.protocol import DataContext
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.data import Data
 from piton_trainer.recipes.retrieval.recipe import Retrieval
@@ -39,8 +39,8 @@ def write_beir(
 
 def made_up(folder: Path, count: int = 60) -> Path:
     """So many documents of five words, and as many queries of two of them; every third one is for the test."""
-    dice = random.Random(0)
-    documents = {f"d{number:03d}": " ".join(dice.sample(WORDS, 5)) for number in range(count)}
+    rng = random.Random(0)
+    documents = {f"d{number:03d}": " ".join(rng.sample(WORDS, 5)) for number in range(count)}
     queries = {f"q{name[1:]}": " ".join(text.split()[:2]) for name, text in documents.items()}
     for split in ("train", "test"):
         chosen = {name: {f"d{name[1:]}": 1} for name in queries if (int(name[1:]) % 3 == 0) == (split == "test")}
@@ -80,7 +80,7 @@ def world(folder: Path) -> World:
     return World(data=made_up(folder / "tiny"), model=write_bert(folder / "model", WORDS, width=WIDTH))
 
 
-def a_recipe(config: RetrievalConfig, place: Workplace) -> Retrieval:
+def a_recipe(config: RetrievalConfig, place: DataContext) -> Retrieval:
     """The recipe, in a session or outside one."""
     return Retrieval(config, place, Data(config, place))
 

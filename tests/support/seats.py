@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from piton_trainer.distributed import Ranks
-from piton_trainer.shelf import FOLDER, Shelf
+from piton_trainer.run_cache import FOLDER, RunCache
+from piton_trainer.runtime.process_group import Ranks
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Seat:
+class FakeRankContext:
     """A place, on a volume where that matters."""
 
     directory: Path = Path()
@@ -21,5 +21,5 @@ class Seat:
     device: torch.device = CPU
 
     @property
-    def shelf(self) -> Shelf:
-        return Shelf(self.directory / FOLDER, Ranks())
+    def run_cache(self) -> RunCache:
+        return RunCache(self.directory / FOLDER, Ranks())

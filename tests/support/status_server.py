@@ -8,17 +8,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from piton.contract.progress import Progress, Wishes
+from piton.contract.progress import Progress, TrainerRequests
 
 
 class StatusServer:
     """Collects reports; `answer` says what to reply to each."""
 
-    def __init__(self, answer: Callable[[Progress], Wishes] | None = None, *, status: int = 200) -> None:
+    def __init__(self, answer: Callable[[Progress], TrainerRequests] | None = None, *, status: int = 200) -> None:
         self.reports: list[Progress] = []
         self.tokens: list[str | None] = []
         self.paths: list[str] = []
-        self._answer = answer or (lambda _: Wishes())
+        self._answer = answer or (lambda _: TrainerRequests())
         self._status = status
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True

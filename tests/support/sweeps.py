@@ -3,9 +3,9 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from piton.api.spec import Meta
+from piton.api.status import Lost, MetricValue, Phase, Result, RunStatus
 from piton.contract.duration import parse_duration
-from piton.core.model import Meta
-from piton.core.status import Lost, MetricValue, Phase, Result, RunStatus
 from piton.sweep.decide import decide
 from piton.sweep.expand import PlannedRun
 from piton.sweep.observed import RunSeen, SweepDecision, SweepObserved

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import piton_trainer
 from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.manifest import Complete
-from piton_trainer.checkpoint import survey
-from piton_trainer.checkpoint.layout import Disk
+from piton_trainer.checkpoint import inspect
+from piton_trainer.checkpoint.format.layout import Disk
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config, Server
 
@@ -105,7 +105,7 @@ def train(
             _loop(session, ran, seed=seed, at=at or {}, epochs=epochs)
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)
-    ran.complete = survey.complete(directory)
+    ran.complete = inspect.complete(directory)
     return ran
 
 

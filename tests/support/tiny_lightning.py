@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from piton.contract.manifest import Complete
-from piton_trainer.checkpoint import survey
+from piton_trainer.checkpoint import inspect
 from piton_trainer.integrations.lightning import PitonCallback
 from support import tiny
 from support.ends import Event
@@ -85,7 +85,7 @@ def train(
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.seen = module.seen
     ran.weights = {name: value.clone() for name, value in module.state_dict().items()}
-    ran.complete = survey.complete(directory / "checkpoints")
+    ran.complete = inspect.complete(directory / "checkpoints")
     return ran
 
 

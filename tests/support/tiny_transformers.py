@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from piton.contract.manifest import Complete
-from piton_trainer.checkpoint import survey
+from piton_trainer.checkpoint import inspect
 from piton_trainer.integrations.transformers import PitonCallback
 from support import tiny
 from support.ends import Event
@@ -74,7 +74,7 @@ def train(
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.state = trainer.state
     ran.weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    ran.complete = survey.complete(directory / "checkpoints")
+    ran.complete = inspect.complete(directory / "checkpoints")
     return ran
 
 

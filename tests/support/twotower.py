@@ -13,13 +13,13 @@ from torch import nn
 
 import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.data.judgment_rows import Row
-from piton_trainer.data.judgments import Collector, Judgments
+from piton_trainer.data.ranking.judgments import Collector, Judgments
+from piton_trainer.data.ranking.rows import JudgmentRow
+from piton_trainer.recipes.common.text_encoder import Embedded
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.recipe import TwoTowers
-from piton_trainer.text_encoder import Embedded
 from support.attempts import attempt_at
-from support.seats import Seat
+from support.seats import FakeRankContext
 
 CPU = torch.device("cpu")
 SUBJECTS, WIDTH = 4, 12
@@ -50,7 +50,7 @@ def made_up(*, queries: int = 60, ids: int = 12, guesses: int = 0) -> Judgments:
         for number in range(query % 2, ids, 2):
             good = number % SUBJECTS == subject or number > ids - 2
             collector.add(
-                Row(
+                JudgmentRow(
                     query=f"q{query}",
                     id=f"id{number:02d}",
                     text=f"query {query} about {subject}",
@@ -64,17 +64,17 @@ def made_up(*, queries: int = 60, ids: int = 12, guesses: int = 0) -> Judgments:
 
 def vectors_of(judgments: Judgments) -> Embedded:
     """A vector per query: its subject, and noise."""
-    dice = torch.Generator().manual_seed(0)
-    noise = 0.3 * torch.randn(len(judgments.texts), WIDTH, generator=dice)
+    rng = torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(len(judgments.texts), WIDTH, generator=rng)
     subjects = torch.tensor([int(text.rpartition(" ")[2]) for text in judgments.texts])
     noise[torch.arange(len(subjects)), subjects] += 1.0
     return Embedded(key="made up", vectors=noise, rows=torch.arange(len(judgments.texts)))
 
 
-def a_recipe(config: TwoTowerConfig = TINY, *, seat: Any = None, judgments: Judgments | None = None) -> TwoTowers:
+def a_recipe(config: TwoTowerConfig = TINY, *, context: Any = None, judgments: Judgments | None = None) -> TwoTowers:
     """The recipe on made-up data."""
     found = judgments or made_up()
-    return TwoTowers(config, seat or Seat(), found, vectors_of(found))
+    return TwoTowers(config, context or FakeRankContext(), found, vectors_of(found))
 
 
 def attempt(

@@ -36,7 +36,7 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 """
-_IN_THE_WRITER = f"import sys\nif 'piton_trainer.checkpoint.writer' in sys.orig_argv:\n    exec({_SHIM!r})\n"
+_IN_THE_WRITER = f"import sys\nif 'piton_trainer.checkpoint.save.writer' in sys.orig_argv:\n    exec({_SHIM!r})\n"
 
 
 class Trouble:

@@ -10,12 +10,12 @@ from torch import nn
 
 import piton_trainer
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.keep import Keeper
-from piton_trainer.checkpoint.layout import Checkpoint
-from piton_trainer.checkpoint.load import load_tensors
-from piton_trainer.digest import weights_digest
-from piton_trainer.objects import EMA, MODEL
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+from piton_trainer.checkpoint.load.loader import load_tensors
+from piton_trainer.checkpoint.retention.manager import RetentionManager
+from piton_trainer.state.tracked_objects import EMA, MODEL
+from piton_trainer.state.weights_digest import weights_digest
 from support import tiny
 
 SAVED = (3, 6, 9, 12, 15)
@@ -47,8 +47,8 @@ def run(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
 
 
-def keeper(directory: Path, **policy: Any) -> Keeper:
-    return Keeper(directory, policy=SavePolicy(**policy), objective=None, disk=layout.Disk())
+def retention(directory: Path, **policy: Any) -> RetentionManager:
+    return RetentionManager(directory, policy=SavePolicy(**policy), objective=None, disk=layout.Disk())
 
 
 def whole(directory: Path) -> list[int]:
@@ -59,11 +59,11 @@ def thin(directory: Path) -> list[int]:
     return [step for step, _ in layout.weights_folders(directory)]
 
 
-def checkpoint(directory: Path, name: str) -> Checkpoint:
-    return Checkpoint(folder=directory / name, manifest=layout.read_manifest(directory / name))
+def checkpoint(directory: Path, name: str) -> CommittedCheckpoint:
+    return CommittedCheckpoint(folder=directory / name, manifest=layout.read_manifest(directory / name))
 
 
-def digest_of(found: Checkpoint, name: str = MODEL) -> str:
+def digest_of(found: CommittedCheckpoint, name: str = MODEL) -> str:
     """Of the weights as they are loaded."""
     module: nn.Module = tiny.build()
     if name == EMA:

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from piton.core.backoff import Pace
-from piton.core.reasons import Reason
-from piton.core.status import CostStatus, Phase, RunStatus
+from piton.api.reasons import Reason
+from piton.api.status import CostStatus, Phase, RunStatus
 from piton.sweep.decide import decide
 from piton.sweep.expand import PlannedRun
-from piton.sweep.observed import CreateRun, HoldBack, LetGo, RunSeen, SweepDecision
+from piton.sweep.observed import CreateRun, ResumeRun, RunSeen, SuspendRun, SweepDecision
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
+from piton.timing import Timing
 from support.builders import NOW, a_record, a_spec, a_status, an_ended, later
 from support.sweeps import begun, observed_of, parsed
 
-PACE = Pace(stop_seconds=100, worth_seconds=200, progress_seconds=10)
+TIMING = Timing(stop_seconds=100, worth_seconds=200, progress_seconds=10)
 RATE = "36"
 """A dollar in 100 seconds: a stop costs $1, a start has to have $3."""
 CAPACITY = {"maxPricePerHour": RATE}
@@ -48,7 +48,7 @@ def _seen(run: PlannedRun, status: RunStatus, **fields: Any) -> RunSeen:
 
 
 def look(sweep: ParsedSweep, *runs: RunSeen, after: float = 0, status: SweepStatus | None = None) -> SweepDecision:
-    return decide(observed_of(sweep, *runs, status=status or begun(sweep)), now=later(after), pace=PACE)
+    return decide(observed_of(sweep, *runs, status=status or begun(sweep)), now=later(after), timing=TIMING)
 
 
 def spent(decision: SweepDecision) -> str | None:
@@ -85,7 +85,7 @@ def test_what_is_kept_back_pays_for_the_stop_of_all_that_train(after: float, hel
     sweep = a_budget()
     runs = training(sweep, 0), training(sweep, 1)
     found = look(sweep, *runs, after=after)
-    assert len(names(found, HoldBack)) == held
+    assert len(names(found, SuspendRun)) == held
     assert not names(found, CreateRun)
     if held:
         assert found.status.phase is Phase.STOPPING
@@ -103,14 +103,14 @@ def test_a_sweep_whose_budget_is_spent_holds_says_so_once_and_goes_on_when_it_is
 
     for usd, goes_on in (("24.50", False), ("24.51", True)):
         raised = look(a_budget(usd), *runs, after=6000, status=held.status)
-        assert bool(names(raised, LetGo)) is goes_on
+        assert bool(names(raised, ResumeRun)) is goes_on
 
 
 def test_a_budget_that_stops_ends_the_sweep_and_keeps_what_there_is() -> None:
     sweep = a_budget(budget={"onExceeded": "Stop"})
     done = paid(sweep, 0, 900, Phase.SUCCEEDED)
     first = look(sweep, done, training(sweep, 1), after=1000)
-    assert names(first, HoldBack) == [sweep.plan[1].name]
+    assert names(first, SuspendRun) == [sweep.plan[1].name]
     ended = look(sweep, done, paid(sweep, 1, 1050), after=1100, status=first.status)
     failed = ended.status.condition("Failed")
     assert failed is not None

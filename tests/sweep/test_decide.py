@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from piton.core.backoff import Pace
-from piton.core.reasons import Reason
-from piton.core.status import ConditionStatus, Evaluation, MetricValue, Phase, ProgressStatus, Result
+from piton.api.reasons import Reason
+from piton.api.status import ConditionStatus, Evaluation, MetricValue, Phase, ProgressStatus, Result
 from piton.sweep.decide import decide, refused
-from piton.sweep.observed import CreateRun, HoldBack, LetGo, MoveDeadline, SweepDecision
+from piton.sweep.observed import CreateRun, MoveDeadline, ResumeRun, SuspendRun, SweepDecision
 from piton.sweep.parse import parse
+from piton.timing import Timing
 from support.builders import NOW, a_status, later
 from support.sweeps import a_run_seen, a_sweep, begun, decided, ends_at, observed_of, parsed
 
@@ -131,7 +131,7 @@ def test_a_suspended_sweep_suspends_its_runs_and_holds_when_they_do() -> None:
     waiting = decided(sweep, *runs(T, S, T, suspend=True))
     holding = decided(sweep, *runs(Phase.SUSPENDED, S, Phase.SUSPENDED))
 
-    assert [effect.name for effect in first.effects if isinstance(effect, HoldBack)] == [
+    assert [effect.name for effect in first.effects if isinstance(effect, SuspendRun)] == [
         "ragcun-baseline",
         "ragcun-frozen",
     ]
@@ -155,7 +155,7 @@ def test_only_runs_that_the_sweep_has_suspended_are_let_go() -> None:
 
     decision = decided(SWEEP, mine, theirs)
 
-    assert decision.effects == (LetGo(name="ragcun-baseline", reason=Reason.RESUMED),)
+    assert decision.effects == (ResumeRun(name="ragcun-baseline", reason=Reason.RESUMED),)
 
 
 # --- the deadline -----------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_with_stop_the_first_failure_holds_the_others_back_and_ends_the_sweep() 
     first = decided(sweep, *runs(F, T))
     last = decided(sweep, *runs(F, Phase.SUSPENDED))
 
-    assert first.effects == (HoldBack(name="ragcun-isotropy", reason=Reason.RUNS_FAILED),)
+    assert first.effects == (SuspendRun(name="ragcun-isotropy", reason=Reason.RUNS_FAILED),)
     assert (first.status.phase, last.effects, last.status.phase) == (Phase.STOPPING, (), F)
 
 
@@ -280,7 +280,7 @@ def test_nothing_is_created_for_a_sweep_that_is_being_deleted() -> None:
 def test_a_refusal_of_the_cluster_is_told_and_tried_again() -> None:
     decision = refused(observed_of(SWEEP, status=begun(SWEEP)), "no reason that is known", now=NOW)
 
-    assert decision.look_again_seconds == Pace().look_seconds
+    assert decision.look_again_seconds == Timing().look_seconds
     training = decision.status.condition("Training")
     assert training is not None
     assert (training.reason, training.message) == (Reason.REFUSED, "no reason that is known")

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from piton.core import cost
-from piton.core.conditions import UNREADABLE, settled
-from piton.core.status import CostStatus, Phase, RunStatus
+from piton.api.conditions import UNREADABLE, settled
+from piton.api.status import CostStatus, Phase, RunStatus
+from piton.cost import spending
 from piton.sweep.decide import decide
 from piton.sweep.expand import limited
-from piton.sweep.observed import CreateRun, HoldBack, LetGo, MoveDeadline, RunSeen, SweepEffect
+from piton.sweep.observed import CreateRun, MoveDeadline, ResumeRun, RunSeen, SuspendRun, SweepEffect
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
 from support.builders import NOW, a_record, a_spec
@@ -73,7 +73,7 @@ class RandomSweep(RuleBasedStateMachine):
         decision = decide(observed_of(self.sweep, *self.runs.values(), status=self.status), now=self.now)
         account = decision.status.cost
         for effect in decision.effects[:dies_after]:
-            if isinstance(effect, CreateRun | LetGo) and account is not None and account.budget is not None:
+            if isinstance(effect, CreateRun | ResumeRun) and account is not None and account.budget is not None:
                 assert Fraction(account.spent) < Fraction(account.budget), "begun without money"
             self._apply(effect)
         if dies_after is None:
@@ -97,9 +97,9 @@ class RandomSweep(RuleBasedStateMachine):
                     )
                     self.runs[run.name] = fresh
                     self._set(run.name, Phase.TRAINING)
-            case HoldBack(name=name):
+            case SuspendRun(name=name):
                 self.runs[name] = replace(self.runs[name], suspend=True, held=True)
-            case LetGo(name=name):
+            case ResumeRun(name=name):
                 assert self.runs[name].held, "let go what somebody else holds"
                 self.runs[name] = replace(self.runs[name], suspend=False, held=False)
             case MoveDeadline(name=name, seconds=seconds):
@@ -134,9 +134,9 @@ class RandomSweep(RuleBasedStateMachine):
 
     def _set(self, name: str, phase: Phase) -> None:
         """What it has cost stays; it costs more while it trains."""
-        before = cost.spent(self.runs[name].status, self.now)
+        before = spending.spent(self.runs[name].status, self.now)
         status = a_run_status(phase, 0.5 if phase is Phase.SUCCEEDED else None)
-        paid = CostStatus(earlier=cost.as_text(before, 6), time=self.now)
+        paid = CostStatus(earlier=spending.as_text(before, 6), time=self.now)
         billed = a_record(billed_from=self.now, price_per_hour=RATE, billed_machines=1)
         attempts = (billed,) if phase is Phase.TRAINING else ()
         status = status.model_copy(update={"cost": paid, "attempts": attempts})

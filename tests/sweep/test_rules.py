@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from piton.core.parse import SpecError
+from piton.api.parse import SpecError
 from piton.sweep.parse import parse, parse_file
 from support.builders import NOW, a_manifest
 from support.sweeps import a_sweep

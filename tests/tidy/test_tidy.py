@@ -82,7 +82,7 @@ def test_exports_are_sorted() -> None:
 
 
 def test_the_operator_starts_without_torch() -> None:
-    program = "import sys, piton.kube.app, piton.cli, piton.core.pytorchjob; print('torch' in sys.modules)"
+    program = "import sys, piton.kube.app, piton.cli, piton.rendering.pytorchjob; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "False"
@@ -104,7 +104,7 @@ def test_the_page_of_failures_is_what_the_code_says() -> None:
 
 
 def test_the_page_of_reasons_has_every_reason_with_its_meaning() -> None:
-    """`docs/reasons.md` is written for readers; what a reason means is said in `core/reasons.py`."""
+    """`docs/reasons.md` is written for readers; what a reason means is said in `api/reasons.py`."""
     page = (ROOT / "docs" / "reasons.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     told = {row[0].removeprefix("| `").removesuffix("`"): row[1] for row in rows}

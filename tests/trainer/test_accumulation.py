@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 import piton_trainer
-from piton_trainer import gradients
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.load import load_tensors, newest_good
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.load.loader import load_tensors, newest_good
 from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.training import gradient_accumulation
 from support import ranks, tiny
 
 BATCHES = 12
@@ -177,7 +177,7 @@ def test_to_accumulate_less_than_one_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_gradients_that_no_step_ever_uses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "LIMIT", 10)
+    monkeypatch.setattr(gradient_accumulation, "LIMIT", 10)
     with pytest.raises(BadConfig, match=r"for 10 batches.*accumulate=k"):
         train(tmp_path, lambda model, _, x, __: model(x).mean().backward())
     assert saved_steps(tmp_path) == []
@@ -186,7 +186,7 @@ def test_gradients_that_no_step_ever_uses_are_refused(tmp_path: Path, monkeypatc
 def test_a_declared_accumulation_may_be_longer_than_what_is_taken_for_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradients, "LIMIT", 3)
+    monkeypatch.setattr(gradient_accumulation, "LIMIT", 3)
     train(tmp_path, partial(cleared_after, by=12), accumulate=12)
     assert saved_steps(tmp_path) == [12]
 
@@ -212,7 +212,7 @@ class Wrapper(Optimizer):
 def test_the_steps_of_a_wrapped_optimizer_are_seen() -> None:
     model = nn.Linear(1, 1)
     wrapper = Wrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    with gradients.Gradients.watched([wrapper], accumulate=None) as watched:
+    with gradient_accumulation.Gradients.watched([wrapper], accumulate=None) as watched:
         watched.next_batch()
         model(torch.ones(1, 1)).backward()
         assert watched.wait(1)
@@ -223,7 +223,7 @@ def test_the_steps_of_a_wrapped_optimizer_are_seen() -> None:
 def test_nobody_watches_when_the_steps_are_over() -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with gradients.Gradients.watched([optimizer], accumulate=None) as watched:
+    with gradient_accumulation.Gradients.watched([optimizer], accumulate=None) as watched:
         pass
     model(torch.ones(1, 1)).backward()
     optimizer.step()

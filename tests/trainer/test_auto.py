@@ -12,9 +12,9 @@ import pytest
 import piton_trainer
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.interval import FIRST_SECONDS, SHORTEST_SECONDS, Choice
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
+from piton_trainer.checkpoint.save_interval import FIRST_SECONDS, SHORTEST_SECONDS, Choice
 from support import ranks, tiny
 from support.clocks import FakeClock
 from support.disks import SlowDisk
@@ -160,9 +160,9 @@ def signal_the_writer(signum: signal.Signals) -> Look:
     def send(session: piton_trainer.Session) -> None:
         assert session._store is not None
         checkpointer = session._store._checkpointer
-        assert isinstance(checkpointer, BackgroundCheckpointer)
-        assert checkpointer._scribe.pid is not None
-        os.kill(checkpointer._scribe.pid, signum)
+        assert isinstance(checkpointer, AsyncCheckpointer)
+        assert checkpointer._writer.pid is not None
+        os.kill(checkpointer._writer.pid, signum)
 
     return send
 

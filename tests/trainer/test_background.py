@@ -18,17 +18,19 @@ import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.progress import CHECKPOINTS_SKIPPED
-from piton_trainer.checkpoint import Checkpointer, Snapshot, arena, layout
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.checkpoint.commit import Draft, is_good
-from piton_trainer.checkpoint.direct import Part
-from piton_trainer.checkpoint.fence import Fence, read
-from piton_trainer.checkpoint.load import load_tensors, newest_good
-from piton_trainer.checkpoint.orders import Commit, Failed, Settings, Write
-from piton_trainer.checkpoint.writer import Writer
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint import Checkpointer, Snapshot
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence, read
+from piton_trainer.checkpoint.load.loader import load_tensors, newest_good
+from piton_trainer.checkpoint.save import shared_buffer
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
+from piton_trainer.checkpoint.save.commit import ManifestDraft, is_good
+from piton_trainer.checkpoint.save.direct_io import FilePart
+from piton_trainer.checkpoint.save.messages import Commit, Failed, Write, WriterSettings
+from piton_trainer.checkpoint.save.writer import Writer
 from piton_trainer.errors import Fenced, OutOfSpace
-from piton_trainer.store import Store
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.training.run_checkpoint import RunCheckpointer
 from support import ranks, tiny
 from support.checkpoints import checkpointer
 from support.clocks import FakeClock
@@ -168,9 +170,9 @@ def saving(directory: Path, step: int, *, attempt: int = 1) -> Path:
 
 
 def writer_of(saver: object) -> int:
-    assert isinstance(saver, BackgroundCheckpointer)
-    assert saver._scribe.pid is not None
-    return saver._scribe.pid
+    assert isinstance(saver, AsyncCheckpointer)
+    assert saver._writer.pid is not None
+    return saver._writer.pid
 
 
 def test_the_writer_does_without_torch(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_writer_that_is_killed_twice_over_one_save_is_an_error(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [names.FENCE_FILE, names.step_folder(2)]
 
 
-def has_landed(saver: Checkpointer | Store) -> bool:
+def has_landed(saver: Checkpointer | RunCheckpointer) -> bool:
     saver.poll()
     return not saver.in_flight
 
@@ -285,7 +287,7 @@ def test_a_writer_dies_with_its_trainer_and_commits_nothing(tmp_path: Path) -> N
 def test_without_memory_for_a_second_state_training_waits_for_each_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(arena, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(shared_buffer, "free_bytes", lambda: 1000)
     with checkpointer(tmp_path) as saver:
         for step in (1, 2):
             saver.save(Snapshot(step=step, tensors=state()))
@@ -355,7 +357,7 @@ def test_rows_that_two_ranks_share_unevenly_are_whole_again_in_one(tmp_path: Pat
 def test_small_files_are_whole_where_the_kernel_takes_them_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, start: write(descriptor, data[:3], start))
-    memory = arena.Arena()
+    memory = shared_buffer.SharedBuffer()
     assert memory.put_behind([b"state", b"", b"the index"]) == [0, 5, 5]
     assert os.pread(memory.descriptor, 99, 0) == b"statethe index"
     memory.close()
@@ -367,10 +369,10 @@ class Scaled(Tensor):
 
 def test_a_tensor_that_becomes_more_than_numbers_in_rows_is_saved_in_another_way(tmp_path: Path) -> None:
     with checkpointer(tmp_path) as saver:
-        assert isinstance(saver, BackgroundCheckpointer)
+        assert isinstance(saver, AsyncCheckpointer)
         for step, tensor in enumerate([torch.ones(3), torch.ones(3).as_subclass(Scaled), torch.ones(3)], start=1):
             saver.save(Snapshot(step=step, tensors={"weights": tensor}))
-            assert saver._blueprint.is_refused == isinstance(tensor, Scaled)
+            assert saver._plan.is_refused == isinstance(tensor, Scaled)
             saver.wait()
 
 
@@ -378,7 +380,7 @@ def test_what_fails_while_memory_is_warmed_fails_the_save(tmp_path: Path) -> Non
     def fail() -> None:
         raise ValueError("no frame fits")
 
-    memory = arena.Arena()
+    memory = shared_buffer.SharedBuffer()
     memory.reserve(4096, then=fail)
     with pytest.raises(ValueError, match="no frame fits"):
         memory.settle()
@@ -453,8 +455,8 @@ def let_fail(session: piton_trainer.Session) -> None:
     """Until the writer has given up: polling is left to the boundary, which hears of it."""
     assert session._store is not None
     checkpointer = session._store._checkpointer
-    assert isinstance(checkpointer, BackgroundCheckpointer)
-    assert checkpointer._scribe._connection.poll(30)
+    assert isinstance(checkpointer, AsyncCheckpointer)
+    assert checkpointer._writer._connection.poll(30)
 
 
 def test_a_periodic_save_waits_for_the_one_before_and_training_does_not(tmp_path: Path) -> None:
@@ -520,7 +522,9 @@ def test_what_went_wrong_in_the_background_is_tried_again_while_training_goes_on
     ran = tiny.train(tmp_path, at=events, background_saves=True, clock=clock, assignment=tiny.every(4, keep_last=9))
     assert (ran.code, seen) == (0, [1])
     assert [step for step, _ in layout.step_folders(tmp_path)] == [15, 12, 10, 4]
-    words = [record.getMessage() for record in caplog.records if record.name == "piton_trainer.trouble"]
+    words = [
+        record.getMessage() for record in caplog.records if record.name == "piton_trainer.checkpoint.volume_health"
+    ]
     assert words[0] == (
         f"a checkpoint cannot be saved: the disk of {tmp_path} is full; the checkpoints that are there are untouched; "
         "step 4 is the newest checkpoint. Training goes on and tries again, for 1h at most"
@@ -542,19 +546,19 @@ def test_what_could_not_be_written_is_not_committed_although_the_order_is_there(
     """A rank that is alone orders both at once. The files of the step before are not those of this one."""
     fence = Fence(tmp_path, disk=layout.Disk(), attempt=1)
     fence.claim()
-    settings = Settings(
+    settings = WriterSettings(
         directory=tmp_path, attempt=1, owner=fence.owner, is_main=True, policy=SavePolicy(keep_last=9), objective=None
     )
     memory = os.memfd_create("memory")
     os.pwrite(memory, b"1", 0)
     writer = Writer(settings, memory)
     for step in (1, 2):
-        draft = Draft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
+        draft = ManifestDraft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
         if step == 2:
             (saving(tmp_path, 2) / "a").symlink_to("/dev/full")
         answers = [
-            writer.obey(Write(step=step, parts=[], small=[Part("a", 0, 1)])),
-            writer.obey(Commit(draft=draft, files=None)),
+            writer.execute(Write(step=step, parts=[], small=[FilePart("a", 0, 1)])),
+            writer.execute(Commit(draft=draft, files=None)),
         ]
 
     os.close(memory)

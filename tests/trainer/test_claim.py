@@ -2,10 +2,10 @@
 
 import pytest
 
-from piton_trainer.mirror.claim import NotOurs, claim
-from piton_trainer.mirror.place import Latest, Place, Pointer, folder_of, parse_folder
+from piton_trainer.mirror.keys import BucketPrefix, Latest, Pointer, folder_of, parse_folder
+from piton_trainer.mirror.ownership import NotOurs, claim
 
-PLACE = Place.parse("s3://bucket/prefix", "run")
+PLACE = BucketPrefix.parse("s3://bucket/prefix", "run")
 FOUND = Latest(attempt=3, owner="other", lineage="ours", newest=Pointer(step=8, folder="f"))
 
 
@@ -65,11 +65,11 @@ def test_the_record_survives_the_trip() -> None:
 def test_a_place_is_a_bucket_and_a_prefix() -> None:
     assert PLACE.key("latest") == "prefix/run/latest"
     assert str(PLACE) == "s3://bucket/prefix/run"
-    assert Place.parse("s3://bucket", None, "run").key("a", "b") == "run/a/b"
-    assert Place.parse("s3://bucket//deep/er/").prefix == "deep/er/"
+    assert BucketPrefix.parse("s3://bucket", None, "run").key("a", "b") == "run/a/b"
+    assert BucketPrefix.parse("s3://bucket//deep/er/").prefix == "deep/er/"
     for uri in ("s3://", "gs://bucket", "bucket/prefix", "s3://UPPER/x"):
         with pytest.raises(ValueError, match="is no place in a bucket"):
-            Place.parse(uri)
+            BucketPrefix.parse(uri)
 
 
 def test_folders_of_other_content_have_other_names() -> None:

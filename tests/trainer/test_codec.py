@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from piton_trainer import codec
+from piton_trainer.checkpoint.format import codec
 
 STATES: dict[str, Any] = {
     "numbers": {"int": 1, "float": 0.1, "tiny": 5e-324, "infinite": math.inf, "true": True, "none": None, "text": "a"},

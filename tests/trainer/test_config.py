@@ -8,7 +8,7 @@ import pytest
 from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
 from piton_trainer.config import Config, Server
-from piton_trainer.distributed import Ranks
+from piton_trainer.runtime.process_group import Ranks
 
 
 def test_outside_piton_nothing_has_to_be_set(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 import piton_trainer
-from piton_trainer.checkpoint import survey
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
+from piton_trainer.checkpoint import inspect
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
 from support import ranks, tiny
 from support.checkpoints import sound_steps
 from support.faults import die_at
@@ -55,8 +55,8 @@ def attempt(
     def note(session: piton_trainer.Session) -> None:
         assert session._store is not None
         checkpointer = session._store._checkpointer
-        if isinstance(checkpointer, BackgroundCheckpointer):
-            _writers[session.rank] = checkpointer._scribe.pid or 0
+        if isinstance(checkpointer, AsyncCheckpointer):
+            _writers[session.rank] = checkpointer._writer.pid or 0
         # Steps that take no time would be done before the first save is: each save has an interval to become durable.
         while (session.step + 1) % EVERY == 0 and session._store.in_flight:
             session._store.poll()
@@ -82,7 +82,7 @@ def check_after_kill(directory: Path, before: list[int]) -> None:
 
 
 def digest_in(directory: Path) -> str | None:
-    found = survey.complete(directory)
+    found = inspect.complete(directory)
     return None if found is None else found.weights_digest
 
 
@@ -97,9 +97,9 @@ def digest_of_a_whole_run(directory: Path, *, epochs: int) -> str:
 class Storm:
     """Kills at random moments, attempt after attempt; a run that is finished is followed by another one."""
 
-    def __init__(self, root: Path, dice: random.Random, *, size: int) -> None:
+    def __init__(self, root: Path, rng: random.Random, *, size: int) -> None:
         self._root = root
-        self._dice = dice
+        self._rng = rng
         self._size = size
         self._run_seconds = 0.0
         self._digest = ""
@@ -148,11 +148,11 @@ class Storm:
     def _hit(self, world: ranks.World) -> None:
         """Kill somebody some time, and the trainer at last, unless it is done before."""
         # One in five may die while it gets ready; the others have resumed by then.
-        waits = self._dice.random() < 0.8
+        waits = self._rng.random() < 0.8
         while waits and _trained.value == 0 and not world.ends_within(0.001):
             continue
-        victims, writer_first = self._dice.choice(VICTIMS), self._dice.random() < 0.5
-        rank = self._dice.randrange(self._size)
+        victims, writer_first = self._rng.choice(VICTIMS), self._rng.random() < 0.5
+        rank = self._rng.randrange(self._size)
         if victims == "writer":
             if not world.ends_within(self._delay()) and kill_writer(rank):
                 self._count(victims)
@@ -167,7 +167,7 @@ class Storm:
             kill_writer(rank)
 
     def _delay(self) -> float:
-        return self._dice.uniform(0, 0.25 * self._run_seconds)
+        return self._rng.uniform(0, 0.25 * self._run_seconds)
 
     def _count(self, victims: str) -> None:
         self.kills[victims] += 1
@@ -235,7 +235,7 @@ def hook(event, arguments):
             if os.environ["DIE_WITH"] == "both":
                 os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
-if "piton_trainer.checkpoint.writer" in sys.orig_argv:
+if "piton_trainer.checkpoint.save.writer" in sys.orig_argv:
     sys.addaudithook(hook)
 """
 

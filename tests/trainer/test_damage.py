@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 import piton_trainer
 from piton.contract import names
 from piton.contract.manifest import FORMAT, sealed
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.errors import OutOfSpace, VolumeLost
 from support import tiny
 from support.checkpoints import flip

@@ -11,12 +11,13 @@ import torch.distributed as dist
 
 import piton_trainer
 from piton.contract.devices import names_own_broken_device
-from piton.contract.ends import Outcome, Termination
-from piton_trainer import device_faults, stage
+from piton.contract.termination import Outcome, Termination
+from piton_trainer import stage
 from piton_trainer.config import Config
-from piton_trainer.device_faults import require_gpus
-from piton_trainer.ending import TerminationLog, outcome_of
 from piton_trainer.errors import DeviceLost
+from piton_trainer.runtime import device_faults
+from piton_trainer.runtime.device_faults import require_gpus
+from piton_trainer.termination import TerminationLog, outcome_of
 from support import ranks, tiny
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
@@ -110,9 +111,9 @@ def test_a_gpu_that_fails_while_a_session_begins_or_ends_is_lost_as_well(
         raise ECC
 
     with monkeypatch.context() as patched:
-        patched.setattr("piton_trainer.sessions.Ranks.join", fail)
+        patched.setattr("piton_trainer.training.session.Ranks.join", fail)
         assert tiny.train(tmp_path).code == 83
-    monkeypatch.setattr("piton_trainer.steps.Steps.conclude", fail)
+    monkeypatch.setattr("piton_trainer.training.steps.Steps.conclude", fail)
     assert tiny.train(tmp_path).code == 83
 
 
@@ -151,7 +152,7 @@ def test_a_container_with_fewer_gpus_than_asked_for_ends_before_it_waits_for_its
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("it waits for its peers")
 
-    monkeypatch.setattr("piton_trainer.sessions.Ranks.join", fail)
+    monkeypatch.setattr("piton_trainer.training.session.Ranks.join", fail)
     log = tmp_path / "termination-log"
     monkeypatch.setenv("PITON_GPUS", "8")
     monkeypatch.setenv("PITON_CHECKPOINT_DIR", str(tmp_path / "checkpoints"))
@@ -226,7 +227,9 @@ def test_of_the_ranks_of_a_pod_the_first_that_fails_is_believed(tmp_path: Path) 
 
 def test_a_lost_device_is_told_by_whichever_rank_loses_it(tmp_path: Path) -> None:
     log = tmp_path / "termination-log"
-    first, second = (TerminationLog(log, piton_trainer.distributed.Ranks(local_rank=rank)) for rank in range(2))
+    first, second = (
+        TerminationLog(log, piton_trainer.runtime.process_group.Ranks(local_rank=rank)) for rank in range(2)
+    )
     second.leave(Termination(outcome=Outcome.DEVICE_LOST, detail="mine"))
     first.leave(Termination(outcome=Outcome.DEVICE_LOST, detail="the other's is gone"))
     words = Termination.from_json(log.read_text())

@@ -13,8 +13,8 @@ import torch
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.ends import Limit, Outcome, PreviousEnd, Termination
-from piton_trainer.checkpoint import layout
+from piton.contract.termination import Limit, Outcome, PreviousEnd, Termination
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig, Stopped
 from support import tiny

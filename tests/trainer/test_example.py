@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from piton.api.parse import parse_file
 from piton.contract import names
-from piton.core.parse import parse_file
 
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 SCRIPT = EXAMPLES / "byo_train.py"

@@ -19,11 +19,11 @@ import piton_trainer
 from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.progress import Progress
 from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint.save_interval import SHORTEST_SECONDS
 from piton_trainer.config import Server
-from piton_trainer.exporter import METRICS_MAX, Exporter
-from piton_trainer.interval import SHORTEST_SECONDS
 from piton_trainer.mirror import Lag
-from piton_trainer.steps import Steps
+from piton_trainer.telemetry.prometheus import METRICS_MAX, Exporter
+from piton_trainer.training.steps import Steps
 from support import ranks, tiny
 from support.clocks import FakeClock
 from support.ports import free_port
@@ -134,7 +134,7 @@ def test_a_port_that_is_taken_is_a_warning_and_no_failure(tmp_path: Path, caplog
         ran = tiny.train(tmp_path, metrics_port=taken.getsockname()[1])
 
     assert ran.complete is not None
-    (warning,) = [r for r in caplog.records if r.name == "piton_trainer.exporter"]
+    (warning,) = [r for r in caplog.records if r.name == "piton_trainer.telemetry.prometheus"]
     assert warning.levelno == logging.WARNING
     assert "metrics are not served on port" in warning.getMessage()
 
@@ -142,7 +142,7 @@ def test_a_port_that_is_taken_is_a_warning_and_no_failure(tmp_path: Path, caplog
 def test_an_image_without_the_library_trains_without_metrics(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "piton_trainer.exporter")
+    monkeypatch.delitem(sys.modules, "piton_trainer.telemetry.prometheus")
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
 
     ran = tiny.train(tmp_path, metrics_port=port)
@@ -154,7 +154,7 @@ def test_an_image_without_the_library_trains_without_metrics(
 def test_of_several_ranks_only_the_first_serves(tmp_path: Path, port: int) -> None:
     def whether(into: Path) -> tiny.Event:
         def tell(session: piton_trainer.Session) -> None:
-            serves = session._audience.exporter is not None
+            serves = session._telemetry.exporter is not None
             (into / f"rank{session.rank}").write_text(f"{serves} {scrape(port)['piton_trainer_world_size']:g}")
 
         return tell
@@ -202,7 +202,7 @@ def test_what_is_not_known_has_no_series() -> None:
     exporter = an_exporter()
     assert exporter.registry.get_sample_value("piton_trainer_step") is None
 
-    exporter.stood_still(seconds=0.2)
+    exporter.record_stall(seconds=0.2)
     exporter.saved(Saved(step=7, folder=Path(), size=99), timestamp=1e9)
 
     assert exporter.registry.get_sample_value("piton_trainer_checkpoint_step") == 7

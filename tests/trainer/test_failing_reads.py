@@ -16,15 +16,17 @@ import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import Saved, Snapshot, layout, load
-from piton_trainer.checkpoint.commit import Committer, Draft
-from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.intake import Targets
-from piton_trainer.checkpoint.layout import Checkpoint
-from piton_trainer.checkpoint.retry import READ_SECONDS, Retry
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint import Saved, Snapshot
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.file_digest import digest_of
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+from piton_trainer.checkpoint.format.retry import READ_SECONDS, Retry
+from piton_trainer.checkpoint.load import loader
+from piton_trainer.checkpoint.load.rank_loader import Targets
+from piton_trainer.checkpoint.save.commit import Committer, ManifestDraft
 from piton_trainer.errors import Stopped, VolumeLost
-from piton_trainer.file_digest import digest_of
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 from support.checkpoints import checkpointer, flip
 from support.clocks import FakeClock
@@ -88,16 +90,16 @@ def test_a_checkpoint_that_is_deleted_while_others_are_listed_is_none(directory:
 
 
 @pytest.fixture
-def turned(tmp_path: Path) -> Checkpoint:
+def turned(tmp_path: Path) -> CommittedCheckpoint:
     """A checkpoint of one tensor, whose numbers are in an order that is left to torch."""
     with checkpointer(tmp_path, background=False) as saver:
         saver.save(Snapshot(step=NEWER, tensors={"turned": TURNED}))
     return next(layout.committed(tmp_path))
 
 
-def test_what_is_left_to_torch_is_read_again_as_well(turned: Checkpoint) -> None:
+def test_what_is_left_to_torch_is_read_again_as_well(turned: CommittedCheckpoint) -> None:
     clock, directory = FakeClock(), turned.folder.parent
-    loaded = load.load_newest(directory, Ranks(), lambda _: Targets(fresh={"turned": None}), retry=Retry(clock))
+    loaded = loader.load_newest(directory, Ranks(), lambda _: Targets(fresh={"turned": None}), retry=Retry(clock))
     assert loaded is not None
     with failing_reads(directory, lambda _: clock.monotonic() < 60):
         assert torch.equal(loaded.settle()["turned"], TURNED)
@@ -105,16 +107,16 @@ def test_what_is_left_to_torch_is_read_again_as_well(turned: Checkpoint) -> None
 
 
 def test_who_loads_tensors_without_a_session_hears_of_a_volume_that_fails_as_of_any_file(
-    turned: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    turned: CommittedCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "Retry", partial(Retry, FakeClock()))
+    monkeypatch.setattr(loader, "Retry", partial(Retry, FakeClock()))
     reads = count()
 
     def fails(call: str) -> bool:
         return call == "read" and next(reads) > 0  # the index is read first
 
     with failing_reads(turned.folder, fails), pytest.raises(OSError, match=r"cannot be loaded: .* could not be read"):
-        load.load_tensors(turned, {"turned": None})
+        loader.load_tensors(turned, {"turned": None})
 
 
 def test_a_stop_does_not_wait_for_a_volume_that_fails(directory: Path) -> None:
@@ -149,7 +151,7 @@ def test_the_volume_is_given_more_and_more_time(tmp_path: Path) -> None:
 
 def restore_again_and_again(root: Path, pristine: Path, *, times: int, seed: int) -> Counter[str]:
     """Restores with reads that fail at random, of checkpoints some of which are damaged; what happened."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     happened = Counter[str]()
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -157,18 +159,18 @@ def restore_again_and_again(root: Path, pristine: Path, *, times: int, seed: int
     logging.getLogger("piton_trainer").addHandler(handler)
     for number in range(times):
         directory = Path(shutil.copytree(pristine, root / f"{os.environ['RANK']}-{number}"))
-        is_damaged = dice.random() < 0.3
+        is_damaged = rng.random() < 0.3
         if is_damaged:
-            damaged = dice.choice(sorted((directory / names.step_folder(NEWER)).iterdir()))
-            flip(damaged, dice.randrange(damaged.stat().st_size))
-        chance, silent_seconds, clock = dice.choice([0.01, 0.05]), dice.choice([0, 0, 90]), FakeClock()
+            damaged = rng.choice(sorted((directory / names.step_folder(NEWER)).iterdir()))
+            flip(damaged, rng.randrange(damaged.stat().st_size))
+        chance, silent_seconds, clock = rng.choice([0.01, 0.05]), rng.choice([0, 0, 90]), FakeClock()
 
         def fails(call: str, chance: float = chance, until: float = silent_seconds, clock: FakeClock = clock) -> bool:
-            failed = clock.monotonic() < until or dice.random() < chance
+            failed = clock.monotonic() < until or rng.random() < chance
             happened[call] += failed
             return failed
 
-        with failing_reads(directory, fails, dice=dice):
+        with failing_reads(directory, fails, rng=rng):
             step = resumed_from(directory, clock)
         passed_over = [record for record in records if "passed over" in record.getMessage()]
         assert (step, len(passed_over)) == ((OLDER, 1) if is_damaged else (NEWER, 0)), (number, seed)
@@ -202,7 +204,7 @@ def commit_of_two_ranks(directory: Path, clock: FakeClock) -> Saved:
     committer.begin(1, 8)
     (committer.folder(1) / "__0_0.distcp").write_bytes(DATA)
     entry = FileEntry(size=len(DATA), digest=digest_of(DATA))
-    draft = Draft(step=1, world_size=2, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
+    draft = ManifestDraft(step=1, world_size=2, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
     return committer.commit(draft, {"__0_0.distcp": entry, "__1_0.distcp": entry})
 
 

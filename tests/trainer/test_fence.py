@@ -10,13 +10,14 @@ import torch
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
-from piton.contract.ends import Outcome, Termination
-from piton_trainer.checkpoint import Snapshot, layout
-from piton_trainer.checkpoint.fence import Fence, Holder, read
-from piton_trainer.checkpoint.save import SyncCheckpointer
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.checkpoint import Snapshot
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence, Holder, read
+from piton_trainer.checkpoint.save.blocking_save import BlockingCheckpointer
 from piton_trainer.clock import Clock
-from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced
+from piton_trainer.runtime.process_group import Ranks
 from support import tiny
 
 
@@ -26,8 +27,8 @@ def fence(directory: Path, attempt: int | None, disk: layout.Disk | None = None)
     return made
 
 
-def saver(fence: Fence, directory: Path, disk: layout.Disk | None = None) -> SyncCheckpointer:
-    return SyncCheckpointer(
+def saver(fence: Fence, directory: Path, disk: layout.Disk | None = None) -> BlockingCheckpointer:
+    return BlockingCheckpointer(
         directory, ranks=Ranks(), fence=fence, policy=SavePolicy(), disk=disk or layout.Disk(), clock=Clock()
     )
 

@@ -1,7 +1,7 @@
 """Every file of a checkpoint that two ranks wrote in the background is damaged in every way, one after the other.
 
 What people ask (`survey`, and so `piton checkpoint verify`) names the file and nothing else; what a resume asks
-(`load`) passes the checkpoint over, says for which file, and takes the one before.
+(`loader`) passes the checkpoint over, says for which file, and takes the one before.
 """
 
 import random
@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from piton.contract import names
-from piton_trainer.checkpoint import layout, load, survey
-from piton_trainer.checkpoint.index import parse_index
-from piton_trainer.checkpoint.layout import Checkpoint
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint import inspect
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.index import parse_index
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+from piton_trainer.checkpoint.load import loader
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 from support.checkpoints import flip
 
@@ -58,14 +60,14 @@ def older(directory: Path, tmp_path: Path) -> Iterator[Path]:
 
 def problems(directory: Path) -> list[tuple[int, str]]:
     """What `piton checkpoint verify` says: step and complaint."""
-    found = [(check.found.step, check.problem) for check in survey.verify(survey.survey(directory))]
+    found = [(check.found.step, check.problem) for check in inspect.verify(inspect.survey(directory))]
     return sorted((step, problem) for step, problem in found if problem)
 
 
 def chosen(directory: Path) -> int | None:
     """The step that a resume takes; both ways to ask agree."""
-    checkpoint = load.newest_good(directory, Ranks())
-    for_people = survey.newest_good(survey.survey(directory))
+    checkpoint = loader.newest_good(directory, Ranks())
+    for_people = inspect.newest_good(inspect.survey(directory))
     assert (checkpoint and checkpoint.manifest.step) == (for_people and for_people.step)
     return None if checkpoint is None else checkpoint.manifest.step
 
@@ -76,7 +78,7 @@ def test_the_files_of_a_checkpoint_are_those_that_are_tested_here(newer: Path, d
     assert chosen(directory) == NEWER
 
 
-def places(folder: Path, file: str, dice: random.Random) -> dict[str, int]:
+def places(folder: Path, file: str, rng: random.Random) -> dict[str, int]:
     """Where bits are flipped."""
     data = (folder / file).read_bytes()
     found = {"first": 0, "last": len(data) - 1}
@@ -84,14 +86,14 @@ def places(folder: Path, file: str, dice: random.Random) -> dict[str, int]:
         assert len(data) % 4096 == 0
         found["padding"] = len(data.rstrip(b"\0")) + 1
     if WEIGHT in _tensors_in(folder, file):
-        checkpoint = Checkpoint(folder=folder, manifest=layout.read_manifest(folder))
-        numbers = load.load_tensors(checkpoint, {WEIGHT: None})[WEIGHT].numpy().tobytes()
+        checkpoint = CommittedCheckpoint(folder=folder, manifest=layout.read_manifest(folder))
+        numbers = loader.load_tensors(checkpoint, {WEIGHT: None})[WEIGHT].numpy().tobytes()
         found["a weight"] = data.index(numbers) + len(numbers) // 2
-    return found | {f"at random {number}": dice.randrange(len(data)) for number in range(RANDOM_PLACES)}
+    return found | {f"at random {number}": rng.randrange(len(data)) for number in range(RANDOM_PLACES)}
 
 
 def _tensors_in(folder: Path, file: str) -> set[str]:
-    checkpoint = Checkpoint(folder=folder, manifest=layout.read_manifest(folder))
+    checkpoint = CommittedCheckpoint(folder=folder, manifest=layout.read_manifest(folder))
     index = parse_index((folder / layout.INDEX_FILE).read_bytes(), checkpoint)
     assert index.storage_data is not None
     return {key.fqn for key, place in index.storage_data.items() if place.relative_path == file}
@@ -101,11 +103,11 @@ def _tensors_in(folder: Path, file: str) -> set[str]:
 def test_a_bit_that_is_flipped_anywhere_is_found_and_its_file_named(
     file: str, newer: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dice = random.Random(file)
-    tried = places(newer, file, dice)
+    rng = random.Random(file)
+    tried = places(newer, file, rng)
     assert len(tried) >= 2 + RANDOM_PLACES
     for where, place in tried.items():
-        bit = dice.randrange(8)
+        bit = rng.randrange(8)
         flip(newer / file, place, bit)
         assert problems(directory) == [(NEWER, f"{file} has flipped bits: its digest is another")], where
         assert chosen(directory) == OLDER, where

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import piton_trainer
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.errors import Stopped
 from support import ends, tiny
 from support.attempts import completion

@@ -12,25 +12,25 @@ import psutil
 import pytest
 
 from piton.contract import names
-from piton.contract.ends import ExitCode, Outcome, Termination
+from piton.contract.termination import ExitCode, Outcome, Termination
 from piton_trainer.hangs import collect
-from piton_trainer.hangs.beats import Beat, Phase, Reader, SharedBeats
+from piton_trainer.hangs.detection import AUTO_SECONDS, IDLE_SECONDS, Hang, HangDetector, Idle
+from piton_trainer.hangs.heartbeats import Heartbeat, RankPhase, Reader, SharedHeartbeats
 from piton_trainer.hangs.peers import Exchange, Peers, Stillness
-from piton_trainer.hangs.rule import AUTO_SECONDS, IDLE_SECONDS, Hang, Idle, Rule
 from support import hanging
 from support.mirrored import wait_for
 from support.ports import free_port
 
-BEAT = Beat(rank=0, pid=1, step=7, durable_step=None, phase=Phase.STEPPING, time=0.0)
+BEAT = Heartbeat(rank=0, pid=1, step=7, durable_step=None, phase=RankPhase.STEPPING, time=0.0)
 
 
-def judged(rule: Rule, *beats: Beat, now: float, moved: int = 0) -> Hang | Idle | None:
+def judged(rule: HangDetector, *beats: Heartbeat, now: float, moved: int = 0) -> Hang | Idle | None:
     return rule.judge(beats, moved=moved, now=now)
 
 
-def trained(seconds: float, *, steps: int = 20) -> tuple[Rule, float]:
+def trained(seconds: float, *, steps: int = 20) -> tuple[HangDetector, float]:
     """A rule that has seen steps of so many seconds, and the time of the last one."""
-    rule = Rule(limit_seconds=None, now=0.0)
+    rule = HangDetector(limit_seconds=None, now=0.0)
     for step in range(steps):
         assert judged(rule, replace(BEAT, step=step, time=step * seconds), now=step * seconds) is None
     return rule, (steps - 1) * seconds
@@ -55,23 +55,23 @@ def test_one_slow_step_does_not_move_the_limit() -> None:
 
 
 def test_the_users_limit_holds_instead() -> None:
-    rule = Rule(limit_seconds=5.0, now=0.0)
+    rule = HangDetector(limit_seconds=5.0, now=0.0)
     assert judged(rule, BEAT, now=4.9) is None
     assert isinstance(judged(rule, BEAT, now=5.0), Hang)
 
 
-@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEPPING])
-def test_nothing_but_a_step_is_timed_by_the_limit(phase: Phase) -> None:
-    rule = Rule(limit_seconds=5.0, now=0.0)
+@pytest.mark.parametrize("phase", [phase for phase in RankPhase if phase is not RankPhase.STEPPING])
+def test_nothing_but_a_step_is_timed_by_the_limit(phase: RankPhase) -> None:
+    rule = HangDetector(limit_seconds=5.0, now=0.0)
     peer = replace(BEAT, rank=1)
     assert not isinstance(judged(rule, replace(BEAT, phase=phase), peer, now=1000.0), Hang), "the peer waits for it"
     assert judged(rule, BEAT, peer, now=1004.0) is None, "the time before does not count"
     assert isinstance(judged(rule, BEAT, peer, now=1005.0), Hang)
 
 
-@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.BETWEEN])
-def test_a_start_or_a_wait_for_data_is_over_when_nothing_moves_for_half_an_hour(phase: Phase) -> None:
-    rule, waits = Rule(limit_seconds=5.0, now=0.0), replace(BEAT, phase=phase)
+@pytest.mark.parametrize("phase", [RankPhase.STARTING, RankPhase.BETWEEN])
+def test_a_start_or_a_wait_for_data_is_over_when_nothing_moves_for_half_an_hour(phase: RankPhase) -> None:
+    rule, waits = HangDetector(limit_seconds=5.0, now=0.0), replace(BEAT, phase=phase)
     for minute in range(300):  # a restore of 100 GB
         assert judged(rule, waits, now=60.0 * minute, moved=minute) is None
     last = 60.0 * 299
@@ -79,14 +79,14 @@ def test_a_start_or_a_wait_for_data_is_over_when_nothing_moves_for_half_an_hour(
     assert isinstance(judged(rule, waits, now=last + IDLE_SECONDS, moved=299), Idle)
 
 
-@pytest.mark.parametrize("phase", [Phase.SAVING, Phase.UNTIMED, Phase.ENDING])
-def test_a_save_or_an_evaluation_may_take_hours(phase: Phase) -> None:
-    rule = Rule(limit_seconds=5.0, now=0.0)
+@pytest.mark.parametrize("phase", [RankPhase.SAVING, RankPhase.UNTIMED, RankPhase.ENDING])
+def test_a_save_or_an_evaluation_may_take_hours(phase: RankPhase) -> None:
+    rule = HangDetector(limit_seconds=5.0, now=0.0)
     assert all(judged(rule, replace(BEAT, phase=phase), now=60.0 * minute) is None for minute in range(600))
 
 
 def test_a_machine_that_has_slept_has_not_hung() -> None:
-    rule = Rule(limit_seconds=5.0, now=0.0)
+    rule = HangDetector(limit_seconds=5.0, now=0.0)
     rule.forgive(1000.0)
     assert judged(rule, BEAT, now=1004.0) is None
 
@@ -131,21 +131,21 @@ def test_a_job_stands_still_when_the_other_nodes_do_too(
 
 
 def test_what_a_framework_does_between_a_step_and_its_boundary_is_not_timed(tmp_path: Path) -> None:
-    beats = SharedBeats(tmp_path / "beats", 0)
+    beats = SharedHeartbeats(tmp_path / "beats", 0)
     beats.stepped(1, durable_step=None)
     beats.begin_step()
     beats.end_step()
-    assert Reader(tmp_path / "beats").read()[0].phase is Phase.BETWEEN
+    assert Reader(tmp_path / "beats").read()[0].phase is RankPhase.BETWEEN
     beats.close()
 
 
 def test_a_rank_that_is_stopped_is_missed_whatever_it_was_at() -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
-        waits = replace(BEAT, pid=sleeper.pid, phase=Phase.BETWEEN)
+        waits = replace(BEAT, pid=sleeper.pid, phase=RankPhase.BETWEEN)
         assert collect.with_stopped([waits]) == [waits]
         sleeper.send_signal(signal.SIGSTOP)
-        assert wait_for(lambda: collect.with_stopped([waits])[0].phase is Phase.STEPPING)
+        assert wait_for(lambda: collect.with_stopped([waits])[0].phase is RankPhase.STEPPING)
     finally:
         sleeper.kill()
         sleeper.wait()
@@ -173,20 +173,20 @@ def test_what_processes_do_beside_their_work_is_no_movement() -> None:
 
 
 def test_what_a_rank_writes_is_read(tmp_path: Path) -> None:
-    beats = SharedBeats(tmp_path / "beats", 3)
+    beats = SharedHeartbeats(tmp_path / "beats", 3)
     reader = Reader(tmp_path / "beats")
     (found,) = reader.read()
-    assert (found.rank, found.pid, found.step, found.phase) == (3, os.getpid(), 0, Phase.STARTING)
+    assert (found.rank, found.pid, found.step, found.phase) == (3, os.getpid(), 0, RankPhase.STARTING)
 
     beats.begin_step()
-    assert reader.read()[0].phase is Phase.STARTING, "the first step belongs to the start"
+    assert reader.read()[0].phase is RankPhase.STARTING, "the first step belongs to the start"
     beats.stepped(1, durable_step=None)
     beats.begin_step()
-    with beats.during(Phase.UNTIMED):
-        assert reader.read()[0].phase is Phase.UNTIMED
+    with beats.during(RankPhase.UNTIMED):
+        assert reader.read()[0].phase is RankPhase.UNTIMED
     beats.stepped(2, durable_step=1)
     (found,) = reader.read()
-    assert (found.step, found.durable_step, found.phase) == (2, 1, Phase.SAVING)
+    assert (found.step, found.durable_step, found.phase) == (2, 1, RankPhase.SAVING)
 
     beats.close()
     assert not (tmp_path / "beats").exists()

@@ -10,12 +10,13 @@ import pytest
 
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import direct, layout, writer
-from piton_trainer.checkpoint.direct import Crew, Part
-from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.orders import Hurry, Sealed, Settings, Write
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.save import direct_io, writer
+from piton_trainer.checkpoint.save.direct_io import FilePart, WriterPool
+from piton_trainer.checkpoint.save.messages import Expedite, Sealed, Write, WriterSettings
 
-PARTS = [Part(f"__0_{number}.distcp", 4096 * number, 4096) for number in range(4)]
+PARTS = [FilePart(f"__0_{number}.distcp", 4096 * number, 4096) for number in range(4)]
 MEMORY = memoryview(bytes(range(256)) * 16 * len(PARTS))
 
 
@@ -26,7 +27,7 @@ class Gate:
         self.is_open = threading.Event()
         self.others_are_done = threading.Event()
         self.begun: list[str] = []
-        self._write = direct.write_file
+        self._write = direct_io.write_file
 
     def write(self, path: Path, data: memoryview) -> FileEntry:
         self.begun.append(path.name)
@@ -41,27 +42,27 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate()
-    monkeypatch.setattr(direct, "write_file", made.write)
+    monkeypatch.setattr(direct_io, "write_file", made.write)
     yield made
     made.is_open.set()
 
 
 def test_threads_that_join_later_take_the_files_that_are_left(tmp_path: Path, gate: Gate) -> None:
-    crew = Crew(tmp_path, PARTS, MEMORY)
-    crew.enlist(1)
+    pool = WriterPool(tmp_path, PARTS, MEMORY)
+    pool.enlist(1)
     assert not gate.others_are_done.wait(0.05)
-    crew.enlist(2)
+    pool.enlist(2)
     assert gate.others_are_done.wait(30)
     gate.is_open.set()
-    files = crew.finish()
+    files = pool.finish()
     assert files == {part.name: layout.seal(tmp_path / part.name) for part in PARTS}
 
 
 def test_what_fails_on_one_thread_fails_the_save_and_ends_the_others(tmp_path: Path) -> None:
-    crew = Crew(tmp_path / "not there", PARTS, MEMORY)
-    crew.enlist(3)
+    pool = WriterPool(tmp_path / "not there", PARTS, MEMORY)
+    pool.enlist(3)
     with pytest.raises(FileNotFoundError):
-        crew.finish()
+        pool.finish()
 
 
 def hired(directory: Path, threads: int, memory: int) -> Connection:
@@ -69,7 +70,7 @@ def hired(directory: Path, threads: int, memory: int) -> Connection:
     fence = Fence(directory, disk=layout.Disk())
     fence.claim()
     ours, theirs = Pipe()
-    settings = Settings(
+    settings = WriterSettings(
         directory=directory,
         attempt=fence.attempt,
         owner=fence.owner,
@@ -90,7 +91,7 @@ def test_a_trainer_that_waits_is_given_all_cores(early: bool, tmp_path: Path, ga
     directory = tmp_path / "checkpoints"
     directory.mkdir()
     with image.open("rb") as memory, hired(directory, 1, memory.fileno()) as trainer:
-        order, hurry = Write(step=3, parts=PARTS), Hurry(step=3)
+        order, hurry = Write(step=3, parts=PARTS), Expedite(step=3)
         for message in (hurry, order) if early else (order, hurry):
             trainer.send(message)
         # With a single thread the file at the gate would keep all others waiting.
@@ -105,7 +106,7 @@ def test_a_hurry_for_another_step_is_not_for_this_one(tmp_path: Path, gate: Gate
     directory = tmp_path / "checkpoints"
     directory.mkdir()
     with image.open("rb") as memory, hired(directory, 1, memory.fileno()) as trainer:
-        trainer.send(Hurry(step=2))
+        trainer.send(Expedite(step=2))
         trainer.send(Write(step=3, parts=PARTS))
         assert not gate.others_are_done.wait(0.05)
         gate.is_open.set()

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.interval import Case, best_fixed, chosen_by_itself
+from piton.api.spec import Checkpoint
 from piton.contract.assignment import SavePolicy
-from piton.core.model import Checkpoint
-from piton_trainer import interval
-from piton_trainer.interval import Evidence, Interval, choose
-from piton_trainer.state import TrainState
+from piton_trainer.checkpoint import save_interval
+from piton_trainer.checkpoint.save_interval import Interval, IntervalEvidence, choose
+from piton_trainer.state.train_state import TrainState
 
 HOUR = 3600.0
 AUTO = SavePolicy(auto=True)
@@ -20,13 +20,13 @@ AUTO = SavePolicy(auto=True)
 seconds = st.floats(0.0, 1e6)
 counts = st.floats(0.0, 1e4)
 evidence = st.builds(
-    Evidence, interruptions=counts, exposed_seconds=seconds, cost_seconds=seconds, durable_seconds=seconds
+    IntervalEvidence, interruptions=counts, exposed_seconds=seconds, cost_seconds=seconds, durable_seconds=seconds
 )
 
 
-def an_interval(seen: Evidence | None = None) -> Interval:
+def an_interval(seen: IntervalEvidence | None = None) -> Interval:
     made = Interval(AUTO)
-    made.begin(seen or Evidence(), now=0.0)
+    made.begin(seen or IntervalEvidence(), now=0.0)
     return made
 
 
@@ -49,48 +49,48 @@ def steps(made: Interval, *laps: float) -> None:
 @pytest.mark.parametrize(
     ("cost", "seen", "expected"),
     [
-        (1.5, Evidence(), math.sqrt(2 * 1.5 * HOUR)),
-        (0.064, Evidence(), math.sqrt(2 * 0.064 * HOUR)),
-        (60, Evidence(interruptions=5), math.sqrt(2 * 60 * HOUR / 6)),
-        (30, Evidence(exposed_seconds=8 * HOUR), math.sqrt(2 * 30 * 9 * HOUR)),
-        (0, Evidence(), interval.SHORTEST_SECONDS),
-        (2000, Evidence(), interval.LONGEST_SECONDS),
+        (1.5, IntervalEvidence(), math.sqrt(2 * 1.5 * HOUR)),
+        (0.064, IntervalEvidence(), math.sqrt(2 * 0.064 * HOUR)),
+        (60, IntervalEvidence(interruptions=5), math.sqrt(2 * 60 * HOUR / 6)),
+        (30, IntervalEvidence(exposed_seconds=8 * HOUR), math.sqrt(2 * 30 * 9 * HOUR)),
+        (0, IntervalEvidence(), save_interval.SHORTEST_SECONDS),
+        (2000, IntervalEvidence(), save_interval.LONGEST_SECONDS),
     ],
 )
-def test_the_interval_is_that_of_young_and_daly(cost: float, seen: Evidence, expected: float) -> None:
+def test_the_interval_is_that_of_young_and_daly(cost: float, seen: IntervalEvidence, expected: float) -> None:
     seen = replace(seen, cost_seconds=cost, durable_seconds=0.0)
 
     assert choose(seen).seconds == pytest.approx(expected)
 
 
 def test_the_bounds_are_those_that_the_field_is_explained_with() -> None:
-    words = f"from {interval.SHORTEST_SECONDS:g} seconds to {interval.LONGEST_SECONDS / 60:g} minutes"
+    words = f"from {save_interval.SHORTEST_SECONDS:g} seconds to {save_interval.LONGEST_SECONDS / 60:g} minutes"
 
     assert words in (Checkpoint.model_fields["every"].description or "")
 
 
 @given(evidence)
-def test_an_interval_is_never_outside_its_bounds(seen: Evidence) -> None:
+def test_an_interval_is_never_outside_its_bounds(seen: IntervalEvidence) -> None:
     chosen, durable = choose(seen).seconds, seen.durable_seconds or 0.0
 
-    assert chosen >= max(interval.SHORTEST_SECONDS, durable)
-    assert chosen <= max(interval.LONGEST_SECONDS, durable)
+    assert chosen >= max(save_interval.SHORTEST_SECONDS, durable)
+    assert chosen <= max(save_interval.LONGEST_SECONDS, durable)
 
 
 @given(evidence, seconds)
-def test_the_dearer_a_save_the_longer_the_interval(seen: Evidence, more: float) -> None:
+def test_the_dearer_a_save_the_longer_the_interval(seen: IntervalEvidence, more: float) -> None:
     dearer = replace(seen, cost_seconds=(seen.cost_seconds or 0.0) + more)
 
     assert choose(dearer).seconds >= choose(seen).seconds
 
 
 @given(evidence, st.integers(0, 1000))
-def test_the_more_interruptions_the_shorter_the_interval(seen: Evidence, more: int) -> None:
+def test_the_more_interruptions_the_shorter_the_interval(seen: IntervalEvidence, more: int) -> None:
     assert choose(seen.interrupted(more)).seconds <= choose(seen).seconds
 
 
 @given(evidence, seconds)
-def test_the_longer_nothing_happens_the_longer_the_interval(seen: Evidence, quiet: float) -> None:
+def test_the_longer_nothing_happens_the_longer_the_interval(seen: IntervalEvidence, quiet: float) -> None:
     # What is expected beforehand is all that is left in the end, so this holds while less has happened than that.
     seen = replace(seen, interruptions=seen.exposed_seconds / HOUR)
 
@@ -98,7 +98,7 @@ def test_the_longer_nothing_happens_the_longer_the_interval(seen: Evidence, quie
 
 
 @given(evidence, seconds, seconds)
-def test_time_passes_the_same_in_one_go_and_in_two(seen: Evidence, first: float, second: float) -> None:
+def test_time_passes_the_same_in_one_go_and_in_two(seen: IntervalEvidence, first: float, second: float) -> None:
     twice, once = seen.after(first).after(second), seen.after(first + second)
 
     assert twice.interruptions == pytest.approx(once.interruptions)
@@ -106,15 +106,15 @@ def test_time_passes_the_same_in_one_go_and_in_two(seen: Evidence, first: float,
 
 
 def test_what_was_seen_long_ago_counts_less_and_what_is_expected_stays() -> None:
-    storm = Evidence(interruptions=10, exposed_seconds=HOUR)
+    storm = IntervalEvidence(interruptions=10, exposed_seconds=HOUR)
 
     assert storm.between_seconds == pytest.approx(2 * HOUR / 11)
-    assert storm.after(interval.HALF_LIFE_SECONDS).interruptions == pytest.approx(5)
-    assert storm.after(30 * interval.HALF_LIFE_SECONDS).between_seconds < 11 * HOUR
+    assert storm.after(save_interval.HALF_LIFE_SECONDS).interruptions == pytest.approx(5)
+    assert storm.after(30 * save_interval.HALF_LIFE_SECONDS).between_seconds < 11 * HOUR
 
 
 @given(evidence)
-def test_what_was_seen_survives_a_checkpoint(seen: Evidence) -> None:
+def test_what_was_seen_survives_a_checkpoint(seen: IntervalEvidence) -> None:
     document = TrainState(evidence=seen).to_document()
     document["evidence"]["of_another_version"] = 1
 
@@ -125,14 +125,14 @@ def test_a_checkpoint_of_an_older_version_has_seen_nothing() -> None:
     document = TrainState().to_document()
     del document["evidence"]
 
-    assert TrainState.from_document(document).evidence == Evidence()
+    assert TrainState.from_document(document).evidence == IntervalEvidence()
 
 
 def test_the_first_save_comes_early_because_it_is_the_one_that_is_measured() -> None:
     made = an_interval()
 
-    assert not made.is_due(1, now=interval.FIRST_SECONDS - 1)
-    assert made.is_due(1, now=interval.FIRST_SECONDS)
+    assert not made.is_due(1, now=save_interval.FIRST_SECONDS - 1)
+    assert made.is_due(1, now=save_interval.FIRST_SECONDS)
 
 
 def test_the_first_save_counts_only_until_there_is_a_better_one() -> None:
@@ -156,7 +156,7 @@ def test_one_slow_save_changes_little() -> None:
 
 
 def test_a_save_that_waited_for_another_says_nothing_of_its_cost() -> None:
-    made = an_interval(Evidence(cost_seconds=1, durable_seconds=2))
+    made = an_interval(IntervalEvidence(cost_seconds=1, durable_seconds=2))
     before = made.choice
     save(made, 1, at=60, stall=30, waited=True)
 
@@ -215,7 +215,7 @@ def test_an_attempt_begins_with_what_the_one_before_has_measured() -> None:
 
 def test_steps_or_minutes_that_somebody_chose_are_what_holds() -> None:
     made = Interval(SavePolicy(every_seconds=900, every_steps=50))
-    made.begin(Evidence(), now=0.0)
+    made.begin(IntervalEvidence(), now=0.0)
     save(made, 1, at=60, stall=1)
 
     assert made.choice is None

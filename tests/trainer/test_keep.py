@@ -10,12 +10,12 @@ import pytest
 
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.keep import Keeper, with_the_rest
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.retention.manager import RetentionManager, with_overhead
 from piton_trainer.errors import OutOfSpace
 from support import tiny, weights
 from support.checkpoints import flip
-from support.weights import SAVED, checkpoint, keeper, thin, whole
+from support.weights import SAVED, checkpoint, retention, thin, whole
 
 pristine, run = weights.pristine, weights.run
 
@@ -27,7 +27,7 @@ def damage(directory: Path, *steps: int) -> None:
 
 def test_what_is_older_than_a_damaged_one_is_not_let_go_for_it(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     damage(run, 15, 12)
-    keeper(run, keep_last=2).retain(15)
+    retention(run, keep_last=2).retain(15)
     assert whole(run) == [15, 12, 9, 6]
     assert "step-000000015 is damaged, and nothing older goes for it: __0_0.distcp has flipped bits" in caplog.text
     assert tiny.train(run, at={10: tiny.terminate}).resumed_from == 9
@@ -35,7 +35,7 @@ def test_what_is_older_than_a_damaged_one_is_not_let_go_for_it(run: Path, caplog
 
 def test_the_verified_one_stays_until_a_newer_one_is_verified(run: Path) -> None:
     hidden = {step: (run / names.step_folder(step)).rename(run / f"hidden-{step}") for step in (15, 12)}
-    same = keeper(run, keep_last=1)
+    same = retention(run, keep_last=1)
     same.retain(9)
     assert whole(run) == [9]
     for step, folder in hidden.items():
@@ -50,7 +50,7 @@ def test_the_verified_one_stays_until_a_newer_one_is_verified(run: Path) -> None
 
 
 def test_when_the_verified_one_is_taken_away_another_one_is_read_back(run: Path) -> None:
-    same = keeper(run, keep_last=2)
+    same = retention(run, keep_last=2)
     (run / names.step_folder(15)).rename(run / "hidden")
     same.retain(12)
     assert whole(run) == [12, 9]
@@ -67,11 +67,11 @@ def test_when_the_verified_one_is_taken_away_another_one_is_read_back(run: Path)
 
 def test_what_is_damaged_goes_when_something_newer_is_verified(run: Path) -> None:
     damage(run, 12)
-    same = keeper(run, keep_last=9)
+    same = retention(run, keep_last=9)
     same.retain(15)
     assert whole(run) == [15, 12, 9, 6, 3]
     (run / names.step_folder(15)).rename(run / "hidden")
-    same = keeper(run, keep_last=1)
+    same = retention(run, keep_last=1)
     same.retain(12)
     assert whole(run) == [12, 9]
     (run / "hidden").rename(run / names.step_folder(15))
@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_not_damaged(
 
     with monkeypatch.context() as patch:
         patch.setattr(layout, "flaw", away)
-        same = keeper(run, keep_last=2)
+        same = retention(run, keep_last=2)
         same.retain(15)
     assert whole(run) == [15, 12, 9, 6, 3]
     assert "checkpoints that may go stay for now: [Errno 5]" in caplog.text
@@ -96,10 +96,10 @@ def test_what_cannot_be_read_is_not_damaged(
 
 
 def test_reading_back_stops_when_a_save_is_wanted_but_not_for_ever(run: Path) -> None:
-    same = keeper(run, keep_last=4)
+    same = retention(run, keep_last=4)
     same.retain(15, is_wanted=lambda: True)
     assert whole(run) == [15, 12, 9, 6, 3]
-    same = keeper(run, keep_last=2)
+    same = retention(run, keep_last=2)
     same.retain(15, is_wanted=lambda: True)
     assert whole(run) == [15, 12]
 
@@ -124,21 +124,21 @@ class Room(layout.Disk):
         return max(0, self.total - self.used(directory))
 
 
-def make_room(directory: Path, *, lacks: float, keep_weights_only: int = 1) -> Keeper:
+def make_room(directory: Path, *, lacks: float, keep_weights_only: int = 1) -> RetentionManager:
     """For a checkpoint, when so much of one does not fit."""
     size = size_of(directory, 15)
-    made = Keeper(
+    made = RetentionManager(
         directory,
         policy=SavePolicy(keep_last=4, keep_weights_only=keep_weights_only),
         objective=None,
-        disk=Room(directory, int(with_the_rest(size) - size * lacks)),
+        disk=Room(directory, int(with_overhead(size) - size * lacks)),
     )
     made.make_room(18, size)
     return made
 
 
 def test_a_checkpoint_that_fits_costs_none_of_the_others(run: Path) -> None:
-    assert make_room(run, lacks=0).free == with_the_rest(size_of(run, 15))
+    assert make_room(run, lacks=0).free == with_overhead(size_of(run, 15))
     assert (whole(run), thin(run)) == (list(reversed(SAVED)), [])
 
 

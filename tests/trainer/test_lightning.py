@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.ends import Outcome, Termination
-from piton_trainer.checkpoint import layout
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from support import ends, tiny
 from support import tiny_lightning as pl

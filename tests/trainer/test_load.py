@@ -22,15 +22,17 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import piton_trainer
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import Snapshot, image, intake, layout, readahead, reading
-from piton_trainer.checkpoint.intake import Targets
-from piton_trainer.checkpoint.load import load_newest, newest_step
-from piton_trainer.checkpoint.reading import Job, Landing
-from piton_trainer.checkpoint.retry import Retry
-from piton_trainer.checkpoint.sharing import read_by_neighbours, share_out
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint import Snapshot
+from piton_trainer.checkpoint.format import archive, layout
+from piton_trainer.checkpoint.format.file_digest import digest_of
+from piton_trainer.checkpoint.format.retry import Retry
+from piton_trainer.checkpoint.load import rank_loader, readahead, reader
+from piton_trainer.checkpoint.load.loader import load_newest, newest_step
+from piton_trainer.checkpoint.load.rank_loader import Targets
+from piton_trainer.checkpoint.load.reader import ReadJob, ReadTarget
+from piton_trainer.checkpoint.load.sharing import read_by_neighbours, share_out
 from piton_trainer.errors import VolumeLost
-from piton_trainer.file_digest import digest_of
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 from support.checkpoints import checkpointer, flip
 from support.clocks import FakeClock
@@ -57,7 +59,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two good checkpoints, of several files each."""
     path = tmp_path_factory.mktemp("checkpoints")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image, "_FILE_BYTES", 8192)
+        patch.setattr(archive, "_FILE_BYTES", 8192)
         save(path, [Snapshot(step=step, tensors=state(step)) for step in (OLDER, NEWER)], background=True)
     return path
 
@@ -78,7 +80,7 @@ def test_a_flipped_bit_in_any_file_is_found_on_the_way_and_the_older_one_comes_b
     room: int | None, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if room is not None:
-        monkeypatch.setattr(intake, "free_bytes", lambda: room)
+        monkeypatch.setattr(rank_loader, "free_bytes", lambda: room)
     folder = layout.step_folders(directory)[0][1]
     files = sorted(layout.read_manifest(folder).files)
     assert len(files) == 2 + len(KEYS)
@@ -100,7 +102,7 @@ def test_tensors_in_use_keep_their_numbers_when_no_checkpoint_is_good(
     room: int | None, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if room is not None:
-        monkeypatch.setattr(intake, "free_bytes", lambda: room)
+        monkeypatch.setattr(rank_loader, "free_bytes", lambda: room)
     last = [max(folder.glob("*.distcp")) for _, folder in layout.step_folders(directory)]
     for path in last:
         flip(path, path.stat().st_size - 1)
@@ -155,7 +157,7 @@ def peak_of_loading(directory: Path, *, in_place: bool) -> tuple[int, int]:
     """How much memory loading took beside the tensors themselves, in a process of its own; and their size."""
     live = {f"tensor{n}": torch.ones(1 << 20) for n in range(12)}
     if in_place:
-        intake.free_bytes = lambda: 0  # type: ignore[attr-defined]
+        rank_loader.free_bytes = lambda: 0  # type: ignore[attr-defined]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = memory_of("VmRSS")
     load(directory, live)
@@ -199,12 +201,12 @@ def load_sharded(directory: Path, dim: int, world: Ranks) -> tuple[int | None, b
     """The step, whether the numbers are right (or, without a step, untouched), and which files were read and how."""
     read: list[tuple[str, bool]] = []
 
-    def record(folder: Path, jobs: Iterable[Job], retry: Retry) -> str | None:
+    def record(folder: Path, jobs: Iterable[ReadJob], retry: Retry) -> str | None:
         jobs = list(jobs)
         read.extend((job.name, job.is_verified) for job in jobs)
-        return reading.read_files(folder, jobs, retry)
+        return reader.read_files(folder, jobs, retry)
 
-    intake.read_files = record  # type: ignore[attr-defined]
+    rank_loader.read_files = record  # type: ignore[attr-defined]
     live = sharded(0, world, dim)
     loaded = load_newest(directory, world, lambda _: Targets(live=live))
     step = None if loaded is None else loaded.checkpoint.manifest.step
@@ -361,7 +363,7 @@ def test_files_are_shared_out_to_those_who_need_them_and_evenly() -> None:
     assert share_out(sizes, [{"a": 1}, {}]) == [{"a", "c"}, {"b", "d"}]
 
 
-SIZE = 3 * reading.CHUNK_BYTES + 777
+SIZE = 3 * reader.CHUNK_BYTES + 777
 
 
 @pytest.fixture(params=["blake3", "sha256"])
@@ -373,11 +375,11 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bytes, F
     return path, data, FileEntry(size=SIZE, digest=digest)
 
 
-def stretches(*places: tuple[int, int]) -> deque[Landing]:
-    return deque(Landing(start=start, into=torch.zeros(size, dtype=torch.uint8)) for start, size in places)
+def stretches(*places: tuple[int, int]) -> deque[ReadTarget]:
+    return deque(ReadTarget(start=start, into=torch.zeros(size, dtype=torch.uint8)) for start, size in places)
 
 
-PLACES = [(0, 1), (5, 4096), (reading.CHUNK_BYTES - 10, 20), (reading.CHUNK_BYTES + 3000, 1 << 20), (SIZE - 100, 100)]
+PLACES = [(0, 1), (5, 4096), (reader.CHUNK_BYTES - 10, 20), (reader.CHUNK_BYTES + 3000, 1 << 20), (SIZE - 100, 100)]
 
 
 @pytest.mark.parametrize("cached", ["nothing", "all", "every other chunk"])
@@ -388,14 +390,14 @@ def test_stretches_of_a_file_land_where_they_should(
     every = {"nothing": 0, "all": 1, "every other chunk": 2}[cached]
 
     def is_cached(_: object, position: int, size: int) -> bool:
-        return every > 0 and position // reading.CHUNK_BYTES % every == 0
+        return every > 0 and position // reader.CHUNK_BYTES % every == 0
 
-    monkeypatch.setattr(reading._Source, "_is_cached", is_cached)
+    monkeypatch.setattr(reader._Source, "_is_cached", is_cached)
     path, data, entry = file
     landings = stretches(*PLACES)
     kept = list(landings)
-    job = Job(name="file", entry=entry, is_verified=verified, landings=landings)
-    assert reading.read_files(path.parent, [job], Retry(FakeClock())) is None
+    job = ReadJob(name="file", entry=entry, is_verified=verified, landings=landings)
+    assert reader.read_files(path.parent, [job], Retry(FakeClock())) is None
     assert all(bytes(landing.into.tolist()) == data[landing.start : landing.end] for landing in kept)
     assert not landings
 
@@ -415,8 +417,8 @@ def test_a_disk_that_refuses_a_read_past_the_cache_is_read_the_ordinary_way(
     landings = stretches((100, SIZE - 100))
     into = landings[0].into
     assert (
-        reading.read_files(
-            path.parent, [Job(name="file", entry=entry, is_verified=True, landings=landings)], Retry(FakeClock())
+        reader.read_files(
+            path.parent, [ReadJob(name="file", entry=entry, is_verified=True, landings=landings)], Retry(FakeClock())
         )
         is None
     )
@@ -434,12 +436,12 @@ def test_of_a_file_that_another_rank_verifies_only_what_is_needed_is_read(
         return counts[-1]
 
     monkeypatch.setattr(os, "preadv", preadv)
-    landings = stretches((2 * reading.CHUNK_BYTES + 50, 70))
+    landings = stretches((2 * reader.CHUNK_BYTES + 50, 70))
     into = landings[0].into
-    job = Job(name="file", entry=entry, is_verified=False, landings=landings)
-    assert reading.read_files(path.parent, [job], Retry(FakeClock())) is None
-    assert bytes(into.numpy()) == data[2 * reading.CHUNK_BYTES + 50 :][:70]
-    assert sum(counts) <= reading.CHUNK_BYTES
+    job = ReadJob(name="file", entry=entry, is_verified=False, landings=landings)
+    assert reader.read_files(path.parent, [job], Retry(FakeClock())) is None
+    assert bytes(into.numpy()) == data[2 * reader.CHUNK_BYTES + 50 :][:70]
+    assert sum(counts) <= reader.CHUNK_BYTES
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, None])
@@ -460,8 +462,8 @@ def test_a_file_that_can_be_read_later_is_read_then_by_a_new_descriptor(
     monkeypatch.setattr(os, "preadv", preadv)
     landings, clock = stretches((0, SIZE)), FakeClock()
     into = landings[0].into
-    job = Job(name="file", entry=entry, is_verified=True, landings=landings)
-    assert reading.read_files(path.parent, [job], Retry(clock)) is None
+    job = ReadJob(name="file", entry=entry, is_verified=True, landings=landings)
+    assert reader.read_files(path.parent, [job], Retry(clock)) is None
     assert bytes(into.numpy()) == data
     assert clock.monotonic() > 0
 
@@ -470,11 +472,11 @@ def test_a_file_that_cannot_be_read_for_minutes_is_no_damaged_file(
     file: tuple[Path, bytes, FileEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _, entry = file
-    job = partial(Job, name="file", entry=entry, is_verified=True)
+    job = partial(ReadJob, name="file", entry=entry, is_verified=True)
     for fails in (lambda *_: 0, partial(refuse, errno.EIO)):
         monkeypatch.setattr(os, "preadv", fails)
         with pytest.raises(VolumeLost, match=r"file could not be read for [45]m"):
-            reading.read_files(path.parent, [job()], Retry(FakeClock()))
+            reader.read_files(path.parent, [job()], Retry(FakeClock()))
 
 
 def test_a_file_that_ends_early_because_it_is_cut_off_is_damaged(
@@ -488,8 +490,8 @@ def test_a_file_that_ends_early_because_it_is_cut_off_is_damaged(
         return read(*arguments)
 
     monkeypatch.setattr(os, "preadv", cut_off)
-    job = Job(name="file", entry=entry, is_verified=True)
-    assert reading.read_files(path.parent, [job], Retry(FakeClock())) == f"file has 100 bytes instead of {SIZE}"
+    job = ReadJob(name="file", entry=entry, is_verified=True)
+    assert reader.read_files(path.parent, [job], Retry(FakeClock())) == f"file has 100 bytes instead of {SIZE}"
 
 
 def refuse(code: int, *_: object) -> int:
@@ -501,10 +503,12 @@ def test_what_is_cached_is_known(file: tuple[Path, bytes, FileEntry]) -> None:
     with path.open("rb") as opened:
         os.fsync(opened.fileno())
         assert opened.read() == data
-    with closing(reading._Source(path, Job(name="file", entry=entry, is_verified=True), Retry(FakeClock()))) as source:
-        source.fill(reading._buffer(), 0, 1)
-        assert source._is_cached(reading.CHUNK_BYTES, reading.CHUNK_BYTES)
-        assert source._is_cached(3 * reading.CHUNK_BYTES, 777)
+    with closing(
+        reader._Source(path, ReadJob(name="file", entry=entry, is_verified=True), Retry(FakeClock()))
+    ) as source:
+        source.fill(reader._buffer(), 0, 1)
+        assert source._is_cached(reader.CHUNK_BYTES, reader.CHUNK_BYTES)
+        assert source._is_cached(3 * reader.CHUNK_BYTES, 777)
 
 
 def test_each_rank_reads_ahead_what_its_predecessor_wrote_of_the_newest_checkpoint(of_two_ranks: Path) -> None:
@@ -538,7 +542,7 @@ def test_a_recipe_reads_ahead_before_it_imports_torch(directory: Path) -> None:
     code = (
         "import sys\n"
         "from piton_trainer import __main__\n"
-        "from piton_trainer.checkpoint import readahead\n"
+        "from piton_trainer.checkpoint.load import readahead\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch':\n"

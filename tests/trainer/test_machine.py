@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from piton_trainer import machine
+from piton_trainer.runtime import resources
 
 GB = 10**9
 
@@ -15,8 +15,8 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 90 GB free, and a container without limits."""
     info = tmp_path / "meminfo"
     info.write_text(f"MemTotal: {100 * GB // 1024} kB\nMemAvailable: {90 * GB // 1024} kB\nHugePages_Total: 0\n")
-    monkeypatch.setattr(machine, "_MEMORY_INFO", info)
-    monkeypatch.setattr(machine, "_CONTAINERS", (tmp_path / "v2", tmp_path / "v1"))
+    monkeypatch.setattr(resources, "_MEMORY_INFO", info)
+    monkeypatch.setattr(resources, "_CONTAINERS", (tmp_path / "v2", tmp_path / "v1"))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return tmp_path
 
@@ -31,7 +31,7 @@ def limit(folder: Path, *, version: int, most: str, used: int, idle: int) -> Non
 
 
 def test_without_a_container_it_is_what_the_machine_has_left(container: Path) -> None:
-    assert machine.free_bytes() == pytest.approx(90 * GB, abs=1024)
+    assert resources.free_bytes() == pytest.approx(90 * GB, abs=1024)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -39,31 +39,31 @@ def test_in_a_container_it_is_what_its_limit_leaves_and_idle_pages_of_files_do_n
     version: int, container: Path
 ) -> None:
     limit(container / f"v{version}", version=version, most=str(16 * GB), used=15 * GB, idle=9 * GB)
-    assert machine.free_bytes() == 10 * GB
+    assert resources.free_bytes() == 10 * GB
 
 
 def test_a_container_whose_limit_is_max_or_that_is_over_it_is_no_error(container: Path) -> None:
     limit(container / "v2", version=2, most="max", used=15 * GB, idle=9 * GB)
-    assert machine.free_bytes() == pytest.approx(90 * GB, abs=1024)
+    assert resources.free_bytes() == pytest.approx(90 * GB, abs=1024)
     limit(container / "v1", version=1, most=str(GB), used=2 * GB, idle=0)
-    assert machine.free_bytes() == 0
+    assert resources.free_bytes() == 0
 
 
 def test_the_ranks_of_a_node_share_it(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert machine.free_bytes() == pytest.approx(30 * GB, abs=1024)
-    monkeypatch.setattr(machine, "cores", lambda: 8)
-    assert machine.share_of_cores() == 2
+    assert resources.free_bytes() == pytest.approx(30 * GB, abs=1024)
+    monkeypatch.setattr(resources, "cores", lambda: 8)
+    assert resources.share_of_cores() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    assert machine.share_of_cores() == 1
+    assert resources.share_of_cores() == 1
 
 
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 96 cores, and the folders where the kernel shows the cgroups of both versions."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
-    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(machine, "_CPU_CGROUPS", {2: tmp_path / "v2", 1: tmp_path / "v1"})
+    monkeypatch.setattr(resources, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(resources, "_CPU_CGROUPS", {2: tmp_path / "v2", 1: tmp_path / "v1"})
     (tmp_path / "own").write_text("9:memory:/elsewhere\n2:cpu,cpuacct:/\n0::/\n")
     return tmp_path
 
@@ -79,7 +79,7 @@ def cpu_limit(folder: Path, *, version: int, quota: int | None, period: int = 10
 
 
 def test_without_a_cpu_limit_all_cores_count_that_the_scheduler_may_choose(cgroups: Path) -> None:
-    assert machine.cores() == 96
+    assert resources.cores() == 96
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -88,12 +88,12 @@ def test_the_cpu_limit_of_a_container_counts_in_whole_cores(
     quota: int | None, cores: int, version: int, cgroups: Path
 ) -> None:
     cpu_limit(cgroups / f"v{version}", version=version, quota=quota)
-    assert machine.cores() == cores
+    assert resources.cores() == cores
 
 
 def test_the_period_of_a_cpu_limit_is_not_always_100_ms(cgroups: Path) -> None:
     cpu_limit(cgroups / "v2", version=2, quota=200_000, period=50_000)
-    assert machine.cores() == 4
+    assert resources.cores() == 4
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -105,20 +105,20 @@ def test_the_smallest_cpu_limit_of_the_cgroups_around_a_process_counts(version: 
     cpu_limit(root / "pods/pod-1", version=version, quota=400_000)
     cpu_limit(root / "pods", version=version, quota=1_600_000)
     cpu_limit(root / "pods/pod-2", version=version, quota=100_000)
-    assert machine.cores() == 4
+    assert resources.cores() == 4
 
 
 def test_a_cgroup_whose_path_is_that_of_the_host_is_found_where_the_container_sees_it(cgroups: Path) -> None:
     (cgroups / "own").write_text("4:cpu,cpuacct:/kubepods/burstable/pod1/abc\n")
     cpu_limit(cgroups / "v1", version=1, quota=200_000)
-    assert machine.cores() == 2
+    assert resources.cores() == 2
 
 
 def test_a_system_without_cgroups_has_its_cores(cgroups: Path) -> None:
     (cgroups / "own").unlink()
-    assert machine.cores() == 96
+    assert resources.cores() == 96
 
 
 def test_this_machine_has_cores_and_memory() -> None:
-    assert machine.cores() > 0
-    assert machine.free_bytes() > 0
+    assert resources.cores() > 0
+    assert resources.free_bytes() > 0

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from piton.contract.progress import Progress
-from piton_trainer.interval import Choice
-from piton_trainer.mirror.orders import Transfer
-from piton_trainer.narrator import Narrator, line, transfer_line
+from piton_trainer.checkpoint.save_interval import Choice
+from piton_trainer.mirror.messages import Transfer
+from piton_trainer.telemetry.console import ConsoleReporter, line, transfer_line
 
 REPORT = Progress(updated="2026-01-01T00:00:00+00:00", step=120)
 
@@ -39,11 +39,11 @@ def test_a_line_says_how_far_a_checkpoint_is_on_its_way() -> None:
 
 
 def test_lines_come_further_and_further_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    narrator = Narrator()
+    console = ConsoleReporter()
     said = []
     for second in range(300):
-        if narrator.is_due(float(second)):
-            narrator.post(REPORT, float(second))
+        if console.is_due(float(second)):
+            console.post(REPORT, float(second))
             said.append(second)
 
     assert said == [5, 15, 35, 75, 135, 195, 255]
@@ -57,9 +57,9 @@ def a_choice(seconds: float, *, cost: float | None = 1.472) -> Choice:
 def test_an_interval_is_told_with_its_reasons_when_it_is_known_and_when_it_changes_by_much(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    narrator = Narrator()
+    console = ConsoleReporter()
     for choice in (a_choice(60, cost=None), a_choice(100), a_choice(130), a_choice(160), a_choice(110), a_choice(100)):
-        narrator.chosen(choice)
+        console.interval_changed(choice)
 
     assert capsys.readouterr().err.splitlines() == [
         f"piton: saving every {interval}: a save costs 1.5 s and is durable after 3.2 s, "

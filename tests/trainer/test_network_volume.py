@@ -11,13 +11,14 @@ import torch
 
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import Snapshot, layout
-from piton_trainer.checkpoint.commit import is_good
-from piton_trainer.checkpoint.fence import Fence, read
-from piton_trainer.checkpoint.save import SyncCheckpointer
+from piton_trainer.checkpoint import Snapshot
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence, read
+from piton_trainer.checkpoint.save.blocking_save import BlockingCheckpointer
+from piton_trainer.checkpoint.save.commit import is_good
 from piton_trainer.clock import Clock
-from piton_trainer.distributed import Ranks
 from piton_trainer.errors import Fenced, VolumeLost
+from piton_trainer.runtime.process_group import Ranks
 from support import tiny
 
 
@@ -70,7 +71,7 @@ def fence(tmp_path: Path) -> Fence:
 
 @pytest.fixture
 def save(fence: Fence, tmp_path: Path) -> Callable[[int], None]:
-    saver = SyncCheckpointer(
+    saver = BlockingCheckpointer(
         tmp_path, ranks=Ranks(), fence=fence, policy=SavePolicy(), disk=layout.Disk(), clock=Clock()
     )
     return lambda step: saver.save(Snapshot(step=step, tensors={"a": torch.full((3,), float(step))}))

@@ -20,34 +20,36 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import Snapshot, copying, layout
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.checkpoint.fence import Fence
-from piton_trainer.checkpoint.load import load_tensors, newest_good
+from piton_trainer.checkpoint import Snapshot
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.load.loader import load_tensors, newest_good
+from piton_trainer.checkpoint.save import overlapped_copy
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
 from piton_trainer.clock import Clock
-from piton_trainer.distributed import Ranks
-from piton_trainer.objects import Objects
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state.tracked_objects import TrackedObjects
 from support import checkpoints, ranks, tiny
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Copies beside the training wait until it is set."""
-    event, copy = threading.Event(), copying._OnThread._copy
+    event, copy = threading.Event(), overlapped_copy._OnThread._copy
 
-    def wait_and_copy(self: copying._OnThread) -> None:
+    def wait_and_copy(self: overlapped_copy._OnThread) -> None:
         event.wait()
         copy(self)
 
-    monkeypatch.setattr(copying._OnThread, "_copy", wait_and_copy)
+    monkeypatch.setattr(overlapped_copy._OnThread, "_copy", wait_and_copy)
     return event
 
 
 @contextmanager
-def checkpointer(directory: Path) -> Iterator[BackgroundCheckpointer]:
+def checkpointer(directory: Path) -> Iterator[AsyncCheckpointer]:
     fence = Fence(directory, disk=layout.Disk())
     fence.claim()
-    made = BackgroundCheckpointer(directory, ranks=Ranks(), fence=fence, policy=SavePolicy(), clock=Clock())
+    made = AsyncCheckpointer(directory, ranks=Ranks(), fence=fence, policy=SavePolicy(), clock=Clock())
     try:
         yield made
     finally:
@@ -105,8 +107,8 @@ def test_what_changes_too_early_fails_the_save_and_the_next_one_is_good(tmp_path
 def test_what_comes_after_a_copy_finds_the_memory_whole(gate: threading.Event) -> None:
     tensors, views = [torch.ones(9), torch.full((4,), 2.0)], [torch.zeros(9), torch.zeros(4)]
     found: list[list[Tensor]] = []
-    copy = copying.Copying(
-        copying.Rows(["a", "b"], tensors, views), then=lambda: found.append([view.clone() for view in views])
+    copy = overlapped_copy.Copying(
+        overlapped_copy.Rows(["a", "b"], tensors, views), then=lambda: found.append([view.clone() for view in views])
     )
     assert (copy.is_done, found) == (False, [])
     gate.set()
@@ -119,7 +121,7 @@ def test_the_writer_begins_when_the_copy_ends_and_not_when_the_step_does(tmp_pat
     live = a_state()
     with checkpointer(tmp_path) as saver:
         saver.save(snapshot_of(live, "weights"))
-        assert saver._scribe._orders == []
+        assert saver._writer._orders == []
         gate.set()
         # The step goes on: nobody asks the checkpointer anything.
         wait_for(lambda: any(tmp_path.glob(f"{names.SAVING_PREFIX}*/{layout.INDEX_FILE}")))
@@ -163,8 +165,8 @@ def test_a_writer_that_dies_before_the_copy_ends_is_replaced(tmp_path: Path, gat
     live = a_state()
     with checkpointer(tmp_path) as saver:
         saver.save(snapshot_of(live, "weights"))
-        assert saver._scribe.pid is not None
-        os.kill(saver._scribe.pid, signal.SIGKILL)
+        assert saver._writer.pid is not None
+        os.kill(saver._writer.pid, signal.SIGKILL)
         gate.set()
         saver.wait()
     assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
@@ -219,8 +221,8 @@ def test_nothing_is_copied_later_from_several_gpus() -> None:
     with FakeTensorMode():
         tensors = [torch.empty(3, device=device) for device in ("cpu", "cuda:0", "cuda:1")]
     names, views = ["a", "b", "c"], [torch.empty(3)] * 3
-    one = copying.Rows(names[:2], tensors[:2], views[:2])
-    several = copying.Rows(names, tensors, views)
+    one = overlapped_copy.Rows(names[:2], tensors[:2], views[:2])
+    several = overlapped_copy.Rows(names, tensors, views)
     assert [rows.names for rows in one.divided({"a", "b"})] == [["a", "b"], []]
     assert [rows.names for rows in several.divided({"a", "b", "c"})] == [[], ["a", "b", "c"]]
 
@@ -247,7 +249,7 @@ def test_steady_is_what_optimizers_change_and_the_average_and_nothing_else() -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1))
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
-    objects = Objects({"model": model, "frozen": frozen, "optimizer": optimizer, "ema": nn.Linear(3, 3)})
+    objects = TrackedObjects({"model": model, "frozen": frozen, "optimizer": optimizer, "ema": nn.Linear(3, 3)})
     tensors = objects.capture()[1]
     steady = objects.steady(tensors)
     assert {name for name in tensors if name not in steady} == {
@@ -260,7 +262,7 @@ def test_steady_is_what_optimizers_change_and_the_average_and_nothing_else() -> 
 def test_what_an_optimizer_has_let_go_is_not_steady_any_more() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     optimizer = torch.optim.SGD([{"params": part.parameters()} for part in model])
-    objects = Objects({"model": model, "optimizer": optimizer})
+    objects = TrackedObjects({"model": model, "optimizer": optimizer})
     both = {f"model/{number}.{name}" for number in (0, 1) for name in ("weight", "bias")}
     assert objects.steady(objects.capture()[1]) == both
     optimizer.param_groups.pop()
@@ -296,7 +298,7 @@ def test_the_copy_ends_when_the_optimizer_steps(tmp_path: Path, gate: threading.
         session.restore(model=model, optimizer=optimizer)
         assert session._store is not None
         saver = session._store._checkpointer
-        assert isinstance(saver, BackgroundCheckpointer)
+        assert isinstance(saver, AsyncCheckpointer)
         step = a_step(session, model, optimizer)
         for number in session.steps(range(4)):
             seen.append((number, saver._copying is not None))

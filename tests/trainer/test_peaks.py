@@ -2,9 +2,9 @@
 
 import pytest
 
-from piton_trainer.peaks import mfu_per_token, peak_flops
 from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.telemetry.peak_flops import mfu_per_token, peak_flops
 
 
 @pytest.mark.parametrize(

@@ -27,21 +27,22 @@ from hypothesis.stateful import (
 from piton.cli import checkpoints
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import Saved, layout, survey
-from piton_trainer.checkpoint.commit import Draft
-from piton_trainer.checkpoint.direct import Part
-from piton_trainer.checkpoint.fence import Fence, read
-from piton_trainer.checkpoint.load import newest_step
-from piton_trainer.checkpoint.orders import Answer, Commit, Order, Sealed, Settings, Write
-from piton_trainer.checkpoint.retry import Retry
-from piton_trainer.checkpoint.writer import Writer
+from piton_trainer.checkpoint import Saved, inspect
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence, read
+from piton_trainer.checkpoint.format.retry import Retry
+from piton_trainer.checkpoint.load.loader import newest_step
+from piton_trainer.checkpoint.save.commit import ManifestDraft
+from piton_trainer.checkpoint.save.direct_io import FilePart
+from piton_trainer.checkpoint.save.messages import Answer, Commit, Order, Sealed, Write, WriterSettings
+from piton_trainer.checkpoint.save.writer import Writer
 from support import ranks
 from support.clocks import FakeClock
 from support.faults import Fault, Faults
 
 KEEP_LAST = 2
 WEIGHTS = "weights"
-PRUNE = checkpoints.Rule(keep_last=KEEP_LAST, keep_best=0, metric=None, goal="Minimize")
+PRUNE = checkpoints.RetentionRule(keep_last=KEEP_LAST, keep_best=0, metric=None, goal="Minimize")
 CODES = st.none() | st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE])
 READ_CODES = st.sampled_from([errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EAGAIN])
 MAYBE_A_FAULT = st.none() | st.none() | st.builds(Fault, st.integers(1, 16), CODES)
@@ -52,7 +53,7 @@ happened: Counter[str] = Counter()
 class Attempt:
     """A trainer's writer, as far as the directory can tell."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: WriterSettings) -> None:
         self.owner = settings.owner
         self.writer = Writer(settings, MEMORY)
 
@@ -107,8 +108,8 @@ class RandomDirectory(RuleBasedStateMachine):
             self.attempts.append(Attempt(self.settings(fence)))
         self.note()
 
-    def settings(self, fence: Fence) -> Settings:
-        return Settings(
+    def settings(self, fence: Fence) -> WriterSettings:
+        return WriterSettings(
             directory=self.directory,
             attempt=fence.attempt,
             owner=fence.owner,
@@ -132,8 +133,8 @@ class RandomDirectory(RuleBasedStateMachine):
         attempt = data.draw(st.sampled_from(self.attempts))
         step = max(self.good, default=0) + 1
         os.pwrite(MEMORY, b"{}" + content, 0)
-        small = [Part("state.json", 0, 2), Part(WEIGHTS, 2, len(content))]
-        answer = self.obey(attempt, Write(step=step, parts=[], small=small), first)
+        small = [FilePart("state.json", 0, 2), FilePart(WEIGHTS, 2, len(content))]
+        answer = self.execute(attempt, Write(step=step, parts=[], small=small), first)
         if not isinstance(answer, Sealed):
             assert self.faults.struck is not None or self.holder() != attempt.owner
             return
@@ -141,8 +142,8 @@ class RandomDirectory(RuleBasedStateMachine):
         if is_overtaken:
             self.claim(None)
         self.committing = step, content
-        draft = Draft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
-        answer = self.obey(attempt, Commit(draft=draft, files=None), second)
+        draft = ManifestDraft(step=step, world_size=1, metrics={}, versions={}, created="2026-01-01T00:00:00+00:00")
+        answer = self.execute(attempt, Commit(draft=draft, files=None), second)
         if self.holder() != attempt.owner:
             assert not isinstance(answer, Saved)
             self.committing = None
@@ -153,11 +154,11 @@ class RandomDirectory(RuleBasedStateMachine):
         else:
             assert self.faults.struck is not None
 
-    def obey(self, attempt: Attempt, order: Order, fault: Fault | None) -> Answer | None:
+    def execute(self, attempt: Attempt, order: Order, fault: Fault | None) -> Answer | None:
         """What the writer answers; None: it has died."""
         answers = []
         with self.faults.armed(self.directory, fault):
-            answers.append(attempt.writer.obey(order))
+            answers.append(attempt.writer.execute(order))
         if not answers:
             self.attempts.remove(attempt)
         self.note()
@@ -223,8 +224,8 @@ class RandomDirectory(RuleBasedStateMachine):
 
     @invariant()
     def what_is_there_is_whole_and_nothing_is_lost(self) -> None:
-        found = survey.survey(self.directory)
-        bad = {check.found.step for check in survey.verify(found) if check.problem}
+        found = inspect.survey(self.directory)
+        bad = {check.found.step for check in inspect.verify(found) if check.problem}
         assert bad <= self.flipped, "torn"
         there = {item.step: (item.folder / WEIGHTS).read_bytes() for item in found if item.step not in bad}
         expected = self.good if self.committing is None else self.good | dict([self.committing])
@@ -233,7 +234,7 @@ class RandomDirectory(RuleBasedStateMachine):
         newest = sorted(self.good.keys() | self.flipped)[-KEEP_LAST:]
         assert not gone or (self.may_delete and not gone & set(newest)), "what was durable is lost"
         assert max(there, default=0) >= max(self.good, default=0), "a resume goes back"
-        assert (best := survey.newest_good(found)) is None or best.step == max(there)
+        assert (best := inspect.newest_good(found)) is None or best.step == max(there)
         self.good, self.flipped, self.committing, self.may_delete = there, bad, None, False
 
 

@@ -19,10 +19,10 @@ from torch.distributed.fsdp import fully_shard
 
 import piton_trainer
 from piton.contract import names
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.load import newest_good
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.load.loader import newest_good
 from piton_trainer.errors import BadConfig
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 from support.disks import FullDisk
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 import piton_trainer
-from piton.contract.ends import ExitCode
 from piton.contract.manifest import Manifest
 from piton.contract.names import MANIFEST_FILE, step_folder
+from piton.contract.termination import ExitCode
 from piton_trainer.config import Config
 from piton_trainer.errors import Stopped
-from piton_trainer.loop import train
 from piton_trainer.recipes.charlm.recipe import Charlm
+from piton_trainer.training.loop import train
 from support import charlm, ranks, tiny
 from support.attempts import completion
 

@@ -13,13 +13,13 @@ import pytest
 
 import piton_trainer
 from piton.contract.assignment import Assignment, SavePolicy
-from piton.contract.ends import Limit, Outcome, Termination
-from piton.contract.progress import Progress, StopAt, Wishes
-from piton_trainer.checkpoint import layout
+from piton.contract.progress import Progress, StopAt, TrainerRequests
+from piton.contract.termination import Limit, Outcome, Termination
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
-from piton_trainer.progress import progress_of
-from piton_trainer.report import Reporter, push
-from piton_trainer.state import TrainState
+from piton_trainer.state.train_state import TrainState
+from piton_trainer.telemetry.operator_client import Reporter, push
+from piton_trainer.telemetry.progress import progress_of
 from support import tiny
 from support.clocks import FakeClock
 from support.mirrored import wait_for
@@ -59,15 +59,15 @@ def test_a_metric_of_the_users_does_not_pass_for_the_step(tmp_path: Path) -> Non
 
 def wait_for_a_wish(session: piton_trainer.Session) -> None:
     """A step that is so long that the server's answer to the step before is there when it ends."""
-    reporter, deadline = session._audience.reporter, time.monotonic() + 10
+    reporter, deadline = session._telemetry.reporter, time.monotonic() + 10
     assert reporter is not None
-    while not (reporter.stop_wished or reporter.checkpoint_wished):
+    while not (reporter.stop_requested or reporter.checkpoint_requested):
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 def test_the_server_wishes_a_checkpoint_and_gets_one(tmp_path: Path) -> None:
-    with StatusServer(lambda report: Wishes(checkpoint=report.step == 1)) as server:
+    with StatusServer(lambda report: TrainerRequests(checkpoint=report.step == 1)) as server:
         orders = Assignment(save=SavePolicy(keep_last=9))
         tiny.train(tmp_path, assignment=orders, server=Server(url=server.url), at={2: wait_for_a_wish})
     steps = [step for step, _ in layout.step_folders(tmp_path)]
@@ -75,7 +75,7 @@ def test_the_server_wishes_a_checkpoint_and_gets_one(tmp_path: Path) -> None:
 
 
 def test_the_server_wishes_a_stop_and_gets_it(tmp_path: Path) -> None:
-    with StatusServer(lambda _: Wishes(stop=True)) as server:
+    with StatusServer(lambda _: TrainerRequests(stop=True)) as server:
         ran = tiny.train(tmp_path, server=Server(url=server.url), at={2: wait_for_a_wish})
     assert (ran.code, ran.error) == (143, "told to stop by the server or another rank; step 2 is saved")
 
@@ -85,11 +85,11 @@ def test_the_server_moves_a_limit_and_the_training_keeps_it_by_itself(tmp_path: 
     log = tmp_path / "termination-log"
 
     def wait(session: piton_trainer.Session) -> None:
-        reporter = session._audience.reporter
+        reporter = session._telemetry.reporter
         assert reporter is not None
         assert wait_for(lambda: reporter.stop_at is not None)
 
-    with StatusServer(lambda _: Wishes(stop_at=over)) as server:
+    with StatusServer(lambda _: TrainerRequests(stop_at=over)) as server:
         ran = tiny.train(tmp_path, server=Server(url=server.url), at={2: wait}, termination_log=log)
 
     assert (ran.code, ran.error) == (
@@ -105,13 +105,13 @@ def test_the_way_from_a_wish_to_a_durable_save(tmp_path: Path, capsys: pytest.Ca
     """Measured, and not judged: on a cluster the interval of reports, 5 s, comes on top."""
     wished: list[float] = []
 
-    def wish(report: Progress) -> Wishes:
+    def generation(report: Progress) -> TrainerRequests:
         if report.step == 3 and not wished:
             wished.append(time.monotonic())
-        return Wishes(checkpoint=bool(wished) and report.step == 3)
+        return TrainerRequests(checkpoint=bool(wished) and report.step == 3)
 
     saved: list[float] = []
-    with StatusServer(wish) as server:
+    with StatusServer(generation) as server:
         orders = Assignment(save=SavePolicy(keep_last=9))
         seen = at_each_step_after(4, lambda: saved.append(time.monotonic()), tmp_path)
         tiny.train(tmp_path, assignment=orders, server=Server(url=server.url), at={4: wait_for_a_wish, **seen})
@@ -140,7 +140,7 @@ def test_a_server_that_is_not_there_is_mentioned_once_and_disturbs_nothing(
     ran = tiny.train(tmp_path, server=Server(url=url))
     assert ran.complete is not None
     assert [r.getMessage() for r in caplog.records if "progress is not reported" in r.getMessage()] != []
-    assert len([r for r in caplog.records if r.name == "piton_trainer.report"]) == 1
+    assert len([r for r in caplog.records if r.name == "piton_trainer.telemetry.operator_client"]) == 1
 
 
 def test_a_server_that_refuses_is_mentioned_with_its_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,9 +152,9 @@ def test_a_server_that_refuses_is_mentioned_with_its_answer(tmp_path: Path, capl
 def test_a_server_that_does_not_answer_costs_reports_and_never_steps() -> None:
     release = threading.Event()
 
-    def hang(_: Progress) -> Wishes:
+    def hang(_: Progress) -> TrainerRequests:
         release.wait(10)
-        return Wishes()
+        return TrainerRequests()
 
     with StatusServer(hang) as server:
         reporter = Reporter(Server(url=server.url), interval_seconds=0, timeout_seconds=0.2)

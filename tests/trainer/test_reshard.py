@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from piton.contract.ends import ExitCode
-from piton_trainer import codec
-from piton_trainer.checkpoint.layout import read_document
-from piton_trainer.checkpoint.load import load_tensors, newest_good
-from piton_trainer.distributed import Ranks
+from piton.contract.termination import ExitCode
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.format.layout import read_document
+from piton_trainer.checkpoint.load.loader import load_tensors, newest_good
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, resharded
 from support.resharded import STEPS, WINDOWS, Kind, Plan, Ran
 

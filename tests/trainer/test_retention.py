@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.retention import Going, steps_to_delete, what_goes
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.retention.policy import Deletions, steps_to_delete, what_goes
 from support import tiny
 
 LOW = Objective(metric="val", goal="Minimize")
@@ -39,14 +39,14 @@ def test_what_goes(name: str) -> None:
 
 
 # Of five whole checkpoints the last two stay: which of the others, and of the thin ones, keep their weights?
-THIN: dict[str, tuple[int, list[int], list[int], list[int], Going]] = {
-    "without the rule they are deleted": (0, [], [3, 4, 5], [], Going(whole=[3, 4, 5])),
-    "without the rule thin ones are, too": (0, [1, 2], [], [], Going(whole=[3, 4, 5], weights=[1, 2])),
-    "the newest keep theirs": (2, [], [3, 4, 5], [], Going(thin=[4, 5], whole=[3])),
-    "thin ones count": (4, [1, 2], [3, 4, 5], [], Going(thin=[3, 4, 5], weights=[1])),
-    "a thin one may be newer": (1, [9], [3, 4, 5], [], Going(whole=[3, 4, 5])),
-    "what cannot be thin is deleted": (2, [1], [4], [], Going(thin=[4], whole=[3, 5])),
-    "what is spared stays whole": (2, [], [3, 4, 5], [5], Going(thin=[3, 4])),
+THIN: dict[str, tuple[int, list[int], list[int], list[int], Deletions]] = {
+    "without the rule they are deleted": (0, [], [3, 4, 5], [], Deletions(whole=[3, 4, 5])),
+    "without the rule thin ones are, too": (0, [1, 2], [], [], Deletions(whole=[3, 4, 5], weights=[1, 2])),
+    "the newest keep theirs": (2, [], [3, 4, 5], [], Deletions(thin=[4, 5], whole=[3])),
+    "thin ones count": (4, [1, 2], [3, 4, 5], [], Deletions(thin=[3, 4, 5], weights=[1])),
+    "a thin one may be newer": (1, [9], [3, 4, 5], [], Deletions(whole=[3, 4, 5])),
+    "what cannot be thin is deleted": (2, [1], [4], [], Deletions(thin=[4], whole=[3, 5])),
+    "what is spared stays whole": (2, [], [3, 4, 5], [5], Deletions(thin=[3, 4])),
 }
 
 

@@ -7,9 +7,9 @@ import pytest
 
 import piton_trainer
 from piton_trainer.config import Config
-from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
-from piton_trainer.shelf import Shelf
+from piton_trainer.run_cache import RunCache
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 
 
@@ -18,25 +18,25 @@ def fill(folder: Path) -> None:
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "cache", Ranks())
-    assert not shelf.has("a")
-    folder = shelf.folder("a", fill)
+    run_cache = RunCache(tmp_path / "cache", Ranks())
+    assert not run_cache.has("a")
+    folder = run_cache.folder("a", fill)
     assert (folder / "x").read_text() == "made"
-    assert shelf.folder("a", lambda into: pytest.fail("made again")) == folder
-    assert shelf.has("a")
+    assert run_cache.folder("a", lambda into: pytest.fail("made again")) == folder
+    assert run_cache.has("a")
 
 
 def test_what_was_cut_off_is_not_there_and_is_made_anew(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, Ranks())
+    run_cache = RunCache(tmp_path, Ranks())
 
     def cut_off(folder: Path) -> None:
         (folder / "half").write_text("ma")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shelf.folder("a", cut_off)
-    assert not shelf.has("a")
-    assert [path.name for path in shelf.folder("a", fill).iterdir()] == ["x"]
+        run_cache.folder("a", cut_off)
+    assert not run_cache.has("a")
+    assert [path.name for path in run_cache.folder("a", fill).iterdir()] == ["x"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -48,7 +48,7 @@ def made_by_ranks(directory: Path, wrong: bool = False) -> str:
                 raise BadConfig("there is nothing to make it from")
             (folder / "x").write_text(f"by rank {session.rank}")
 
-        return (session.shelf.folder("a", make) / "x").read_text()
+        return (session.run_cache.folder("a", make) / "x").read_text()
 
 
 def test_one_rank_makes_it_for_all(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_one_rank_cannot_make_ends_all_of_them(tmp_path: Path) -> None:
 
 def test_checkpoints_do_not_mind_what_lies_beside_them(tmp_path: Path) -> None:
     with piton_trainer.session(tiny.config(tmp_path)) as session:
-        folder = session.shelf.folder("a", fill)
+        folder = session.run_cache.folder("a", fill)
     assert folder == tmp_path / "cache" / "a"
     assert tiny.train(tmp_path).complete is not None
     assert tiny.train(tmp_path).resumed_from == tiny.STEPS

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import piton_trainer
-from piton_trainer.checkpoint import Snapshot, arena
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.checkpoint.intake import Targets
-from piton_trainer.checkpoint.load import load_newest, share_of_newest
-from piton_trainer.distributed import Ranks
+from piton_trainer.checkpoint import Snapshot
+from piton_trainer.checkpoint.load.loader import load_newest, share_of_newest
+from piton_trainer.checkpoint.load.rank_loader import Targets
+from piton_trainer.checkpoint.save import shared_buffer
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
+from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 from support.checkpoints import checkpointer, sound_steps
 
@@ -78,19 +79,19 @@ def test_memory_that_was_lent_is_whole_again_for_the_first_save(tmp_path: Path) 
 
 def test_warming_changes_nothing_that_has_been_written_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the kernel is too old to do it in one go."""
-    monkeypatch.setattr(arena, "_POPULATE_WRITE", 999)
-    memory = arena.Arena()
+    monkeypatch.setattr(shared_buffer, "_POPULATE_WRITE", 999)
+    memory = shared_buffer.SharedBuffer()
     memory.expect(1 << 22)
     memory.settle()
     memory.bytes.fill_(7)
-    arena._populate(memory.descriptor, memory.bytes)
+    shared_buffer._populate(memory.descriptor, memory.bytes)
     assert (memory.bytes == 7).all()
     memory.close()
 
 
 def test_where_memory_is_no_plenty_nothing_is_taken_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arena, "free_bytes", lambda: 10_000)
-    memory = arena.Arena()
+    monkeypatch.setattr(shared_buffer, "free_bytes", lambda: 10_000)
+    memory = shared_buffer.SharedBuffer()
     memory.expect(2_501)
     assert memory.bytes.numel() == 0
     memory.expect(2_500)
@@ -105,11 +106,11 @@ class Odd(Tensor):
 def test_memory_that_no_save_will_fill_is_given_back(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with checkpointer(tmp_path) as saver:
-        assert isinstance(saver, BackgroundCheckpointer)
+        assert isinstance(saver, AsyncCheckpointer)
         saver.expect(share_of_newest(tmp_path, Ranks()))
-        assert os.fstat(saver._arena.descriptor).st_size > 0
+        assert os.fstat(saver._buffer.descriptor).st_size > 0
         saver.prepare(lambda: {"odd": torch.zeros(3).as_subclass(Odd)})
-        assert os.fstat(saver._arena.descriptor).st_size == 0
+        assert os.fstat(saver._buffer.descriptor).st_size == 0
         saver.save(Snapshot(step=2, tensors=state(2)))
     assert sound_steps(tmp_path) == [2, 1]
     assert_is(restored(tmp_path, None)[1], 2)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from piton.contract import start
+from piton.contract import startup_phases
 from piton.contract.progress import Progress
 from piton.local.metrics import Point
 from piton.local.summary import newest_start
 from piton_trainer.config import Server
-from piton_trainer.exporter import Exporter
-from piton_trainer.startup import Startup
+from piton_trainer.telemetry.prometheus import Exporter
+from piton_trainer.training.startup import Startup
 from support import tiny
 from support.clocks import FakeClock
 from support.status_server import StatusServer
@@ -23,33 +23,38 @@ from support.status_server import StatusServer
 def test_each_phase_has_its_laps_until_the_first_step_is_done() -> None:
     clock = FakeClock()
     startup = Startup(clock)
-    for phase, seconds in ((start.CLAIM, 1.0), (start.MODEL, 2.0), (start.CHECKPOINT, 3.0), (start.MODEL, 0.5)):
+    for phase, seconds in (
+        (startup_phases.CLAIM, 1.0),
+        (startup_phases.MODEL, 2.0),
+        (startup_phases.CHECKPOINT, 3.0),
+        (startup_phases.MODEL, 0.5),
+    ):
         clock.pass_seconds(seconds)
         startup.lap(phase)
     assert startup.seconds == {}, "it is not over"
     clock.pass_seconds(4.0)
     assert startup.end()
     clock.pass_seconds(9.0)
-    startup.lap(start.MODEL)
+    startup.lap(startup_phases.MODEL)
     assert not startup.end()
     assert startup.seconds == {"imports": 0.0, "claim": 1.0, "model": 2.5, "checkpoint": 3.0, "first_step": 4.0}
 
 
 def test_the_sentence_is_in_order_and_leaves_out_what_took_no_time() -> None:
     phases = {"first_step": 1.8, "imports": 2.9, "process_group": 0.2, "claim": 0.01, "model": 0.4, "checkpoint": 0.8}
-    assert start.sentence(phases) == (
+    assert startup_phases.sentence(phases) == (
         "6.1 s: imports 2.9, process group 0.2, model 0.4, checkpoint 0.8, first step 1.8"
     )
 
 
 def test_phases_travel_as_metrics() -> None:
-    metrics = start.to_metrics({"imports": 2.9, "first_step": 1.23456})
+    metrics = startup_phases.to_metrics({"imports": 2.9, "first_step": 1.23456})
     assert metrics == {"start_imports_seconds": 2.9, "start_first_step_seconds": 1.235}
-    assert start.from_metrics({"loss": 1.0, "start_of_it_seconds": 3.0, **metrics}) == {
+    assert startup_phases.from_metrics({"loss": 1.0, "start_of_it_seconds": 3.0, **metrics}) == {
         "imports": 2.9,
         "first_step": 1.235,
     }
-    assert [start.is_start_metric(name) for name in (*metrics, "loss", "start_of_it_seconds")] == [
+    assert [startup_phases.is_start_metric(name) for name in (*metrics, "loss", "start_of_it_seconds")] == [
         True,
         True,
         False,
@@ -70,7 +75,7 @@ def test_the_newest_start_that_was_reported_is_summed_up() -> None:
 def test_a_run_says_and_reports_how_it_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with StatusServer() as server:
         tiny.train(tmp_path, server=Server(url=server.url))
-    phases = start.from_metrics(server.reports[-1].metrics)
+    phases = startup_phases.from_metrics(server.reports[-1].metrics)
     assert set(phases) == {"imports", "process_group", "claim", "model", "checkpoint", "first_step"}
     assert all(seconds >= 0 for seconds in phases.values())
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("piton: started in ")]

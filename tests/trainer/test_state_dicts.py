@@ -22,9 +22,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 import piton_trainer
-from piton_trainer import codec, objects, state_dicts
-from piton_trainer.checkpoint import blueprint
-from piton_trainer.objects import Objects
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.save import plan
+from piton_trainer.state import state_dicts, tracked_objects
+from piton_trainer.state.tracked_objects import TrackedObjects
 from support import ranks, tiny
 
 Named = dict[str, Any]
@@ -218,7 +219,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def counted_walks(patch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
     count_calls(patch, state_dicts, "get_model_state_dict", counted)
-    count_calls(patch, objects, "get_optimizer_state_dict", counted)
+    count_calls(patch, tracked_objects, "get_optimizer_state_dict", counted)
     return counted
 
 
@@ -235,7 +236,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, counted:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_all_captures_are_what_torch_says(kind: Callable[[], Named]) -> None:
     named = stepped(kind())
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     for _ in range(3):
         assert_as_torch_says(captured.capture(), named)
         stepped(named)
@@ -243,7 +244,7 @@ def test_all_captures_are_what_torch_says(kind: Callable[[], Named]) -> None:
 
 def test_what_a_module_says_beside_what_it_holds_is_asked_every_time() -> None:
     named = stepped(with_extra_state())
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     for count in (1, 2, 3):
         assert captured.capture()[0]["model"]["0._extra_state"] == count
 
@@ -267,7 +268,7 @@ def sharded() -> list[int]:
     for part in (model[0], model[1], model):
         fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
     named: Named = {"model": model, "optimizer": AdamW(model.parameters())}
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     walks = []
     with pytest.MonkeyPatch.context() as patch:
         counted = counted_walks(patch)
@@ -294,7 +295,7 @@ def sharded_later() -> list[int]:
     dist.init_process_group("gloo")
     model = nn.Linear(4, 3)
     named: Named = stepped({"model": model, "optimizer": AdamW(model.parameters())})
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     assert_as_torch_says(captured.capture(), named)
     with pytest.MonkeyPatch.context() as patch:
         counted = counted_walks(patch)
@@ -318,7 +319,7 @@ def test_a_model_that_is_sharded_between_two_captures_is_captured_as_torch_says(
 
 def test_modules_are_captured_in_the_order_in_which_all_ranks_name_them() -> None:
     named = {name: nn.Linear(1, 1) for name in ("model", "teacher", "ema", "critic", "actor", "probe", "head")}
-    documents, tensors = Objects(named).capture()
+    documents, tensors = TrackedObjects(named).capture()
     assert list(documents) == list(named)
     assert list(dict.fromkeys(key.split("/")[0] for key in tensors)) == list(named)
 
@@ -329,7 +330,7 @@ def test_modules_are_captured_in_the_order_in_which_all_ranks_name_them() -> Non
 )
 def test_torch_is_asked_once(kind: Callable[[], Named], walks: Counter[str]) -> None:
     named = stepped(kind())
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     captured.capture()
     first = walks.total()
     assert first > 0
@@ -550,7 +551,7 @@ CHANGES: list[Callable[[Named], None]] = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_whatever_changes_between_two_captures_is_seen(change: Callable[[Named], None]) -> None:
     named = stepped(plain())
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     captured.capture()
     change(named)
     for _ in range(2):
@@ -562,7 +563,7 @@ def test_a_class_that_is_given_another_method_is_seen(monkeypatch: pytest.Monkey
         pass
 
     named: Named = {"model": nn.Sequential(Plain(2, 2))}
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     captured.capture()
     monkeypatch.setattr(Plain, "_save_to_state_dict", lambda _, state, *__: state.update(other=torch.zeros(1)))
     assert list(captured.capture()[1]) == ["model/other"]
@@ -570,7 +571,7 @@ def test_a_class_that_is_given_another_method_is_seen(monkeypatch: pytest.Monkey
 
 def test_a_state_that_is_made_later_is_seen() -> None:
     named = plain()
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     assert captured.capture()[0]["optimizer"][0]["state"] == {}
     stepped(named)
     assert_as_torch_says(captured.capture(), named)
@@ -578,7 +579,7 @@ def test_a_state_that_is_made_later_is_seen() -> None:
 
 def test_a_parameter_that_is_not_the_models_is_refused_whenever_it_comes() -> None:
     named = stepped(plain())
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     captured.capture()
     named["optimizer"].add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     for _ in range(2):
@@ -588,7 +589,7 @@ def test_a_parameter_that_is_not_the_models_is_refused_whenever_it_comes() -> No
 
 def test_no_tensor_is_kept_from_one_capture_to_the_next() -> None:
     named = stepped(plain())
-    captured = Objects(named)
+    captured = TrackedObjects(named)
     captured.capture()
     held = {id(thing) for thing in reachable(captured._modules) if isinstance(thing, Tensor)}
     assert held <= {id(thing) for thing in reachable(list(named.values())) if isinstance(thing, Tensor)}
@@ -615,7 +616,7 @@ def reachable(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
 def test_a_session_walks_and_plans_once_however_often_it_saves(
     tmp_path: Path, walks: Counter[str], monkeypatch: pytest.MonkeyPatch, *, overlaps: bool
 ) -> None:
-    count_calls(monkeypatch, blueprint, "DefaultSavePlanner", walks)
+    count_calls(monkeypatch, plan, "DefaultSavePlanner", walks)
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     optimizer = AdamW(model.parameters())
     seen = []

@@ -10,14 +10,14 @@ from torch.distributed.checkpoint import state_dict_loader
 
 import piton_trainer
 from piton.contract import names
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.commit import is_good
-from piton_trainer.checkpoint.thin import make_thin
-from piton_trainer.digest import weights_digest
-from piton_trainer.objects import EMA, MODEL
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.retention.weights_only import make_thin
+from piton_trainer.checkpoint.save.commit import is_good
+from piton_trainer.state.tracked_objects import EMA, MODEL
+from piton_trainer.state.weights_digest import weights_digest
 from support import ranks, tiny, weights
 from support.faults import die_at
-from support.weights import SAVED, checkpoint, digest_of, keeper, thin, trained, whole
+from support.weights import SAVED, checkpoint, digest_of, retention, thin, trained, whole
 
 pristine, run = weights.pristine, weights.run
 BOTH = pytest.mark.parametrize("background", [False, True], ids=["blocking", "background"])
@@ -29,7 +29,7 @@ def test_a_run_keeps_the_weights_of_what_it_lets_go(background: bool, world_size
     body = partial(trained, tmp_path, background=background, keep_weights_only=2)
     assert [end.code for end in ranks.run(world_size, body)] == [0] * world_size
     # At the end the writer does not read back what it could let go then; whoever comes next does.
-    keeper(tmp_path, keep_last=2, keep_weights_only=2).retain(SAVED[-1])
+    retention(tmp_path, keep_last=2, keep_weights_only=2).retain(SAVED[-1])
     assert (whole(tmp_path), thin(tmp_path)) == ([15, 12], [9, 6])
     for step in (9, 6):
         folder = tmp_path / names.weights_folder(step)
@@ -92,7 +92,7 @@ def test_nothing_resumes_from_a_thin_checkpoint(run: Path) -> None:
 
 def test_what_stands_not_apart_is_deleted(tmp_path: Path) -> None:
     directory = trained(tmp_path, keep_last=9)
-    keeper(directory, keep_last=2, keep_weights_only=2).retain(15)
+    retention(directory, keep_last=2, keep_weights_only=2).retain(15)
     assert (whole(directory), thin(directory)) == ([15, 12], [])
 
 
@@ -112,7 +112,7 @@ def retain_and_die(directory: Path, operation: int) -> None:
 
 
 def retain(directory: Path) -> None:
-    keeper(directory, keep_last=2, keep_weights_only=2).retain(SAVED[-1])
+    retention(directory, keep_last=2, keep_weights_only=2).retain(SAVED[-1])
 
 
 def test_a_sigkill_at_any_file_operation_leaves_each_checkpoint_whole_or_thin(run: Path, tmp_path: Path) -> None:

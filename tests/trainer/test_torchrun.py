@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, SavePolicy
-from piton.contract.ends import Outcome, Termination
+from piton.contract.termination import Outcome, Termination
 from support import ranks, tiny
 from support.checkpoints import sound_steps
 
@@ -26,7 +26,7 @@ import os, sys, time
 def hook(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".distcp") and os.path.exists(os.environ["SLEEPS_IF"]):
         time.sleep(float(os.environ["SLEEPS_SECONDS"]))
-if "piton_trainer.checkpoint.writer" in sys.orig_argv:
+if "piton_trainer.checkpoint.save.writer" in sys.orig_argv:
     sys.addaudithook(hook)
 """
 START_SECONDS = 60

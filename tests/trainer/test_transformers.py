@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.transformers import PitonCallback

@@ -16,12 +16,13 @@ import pytest
 import piton_trainer
 from piton.contract import names
 from piton.contract.progress import CHECKPOINTS_THAT_FIT
-from piton_trainer.checkpoint import Checkpointer, Saved, layout
-from piton_trainer.checkpoint.background import BackgroundCheckpointer
-from piton_trainer.checkpoint.commit import is_good
-from piton_trainer.checkpoint.keep import with_the_rest
+from piton_trainer.checkpoint import Checkpointer, Saved
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.retention.manager import with_overhead
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
+from piton_trainer.checkpoint.save.commit import is_good
+from piton_trainer.checkpoint.volume_health import VolumeHealth
 from piton_trainer.errors import VolumeLost
-from piton_trainer.trouble import Watch
 from support import ranks, tiny
 from support.clocks import FakeClock
 from support.disks import SmallDisk
@@ -64,7 +65,7 @@ def train(
 ) -> Heard:
     """An attempt in a process of its own. Each save has an interval to become durable, or not."""
     heard, clock = Heard(), FakeClock()
-    logging.getLogger("piton_trainer.trouble").addHandler(Words(heard.words))
+    logging.getLogger("piton_trainer.checkpoint.volume_health").addHandler(Words(heard.words))
 
     def live(session: piton_trainer.Session) -> None:
         clock.pass_seconds(STEP_SECONDS)
@@ -88,10 +89,10 @@ def train(
 
 def wait_for_the_writer(saver: Checkpointer, session: piton_trainer.Session) -> None:
     """Until this rank's writer has something to say; what that is the boundary hears."""
-    flight = saver._flight if isinstance(saver, BackgroundCheckpointer) else None
+    flight = saver._flight if isinstance(saver, AsyncCheckpointer) else None
     if flight is not None and flight.answer is None and (session.is_main or not flight.is_sealed):
-        assert isinstance(saver, BackgroundCheckpointer)
-        assert saver._scribe._connection.poll(30)
+        assert isinstance(saver, AsyncCheckpointer)
+        assert saver._writer._connection.poll(30)
 
 
 def in_trouble(directory: Path, code: int, *, rank: int = 0, **how: Any) -> Heard:
@@ -198,7 +199,7 @@ def test_what_would_go_later_goes_early_when_there_is_no_room(tmp_path: Path, ca
     one = tmp_path / "one"
     tiny.train(one, at={2: tiny.terminate})
     size = layout.read_manifest(one / names.step_folder(2)).size
-    disk = SmallDisk(with_the_rest(size) + 3 * size)
+    disk = SmallDisk(with_overhead(size) + 3 * size)
     ran = tiny.train(tmp_path / "small", assignment=tiny.every(2, keep_last=9), disk=disk)
     assert ran.code == 0
     assert 2 <= len(steps_in(tmp_path / "small")) <= 4
@@ -214,11 +215,11 @@ def test_a_volume_that_is_too_small_for_one_checkpoint_ends_the_attempt_after_it
 
     assert (ran.code, list(ran.losses)) == (80, [1])
     assert f"the disk of {tmp_path / 'small'} is too small: a checkpoint takes " in ran.error
-    assert tiny.train(tmp_path / "one", assignment=tiny.every(2), disk=SmallDisk(with_the_rest(2 * size))).code == 0
+    assert tiny.train(tmp_path / "one", assignment=tiny.every(2), disk=SmallDisk(with_overhead(2 * size))).code == 0
 
 
 def test_it_is_said_once_that_a_volume_is_nearly_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(FakeClock(), patience_seconds=60)
+    watch = VolumeHealth(FakeClock(), patience_seconds=60)
     seen = []
     for step, free in enumerate([250, 150, 150, 350, 90]):
         watch.saved(Saved(step=step, folder=tmp_path / names.step_folder(step), size=100, free=free))
@@ -232,7 +233,7 @@ def test_it_is_said_once_that_a_volume_is_nearly_full(tmp_path: Path, caplog: py
 
 def test_who_is_told_to_stop_tries_for_20_seconds_however_long_nothing_could_be_saved_before() -> None:
     clock, tries = FakeClock(), []
-    watch, trouble = Watch(clock, patience_seconds=3600), VolumeLost("it is away")
+    watch, trouble = VolumeHealth(clock, patience_seconds=3600), VolumeLost("it is away")
     watch.failed(trouble, durable_step=4)
     clock.pass_seconds(600)
 
@@ -249,7 +250,7 @@ def test_who_is_told_to_stop_tries_for_20_seconds_however_long_nothing_could_be_
 
 def test_it_is_said_once_that_a_save_hangs(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
-    watch = Watch(clock, patience_seconds=60)
+    watch = VolumeHealth(clock, patience_seconds=60)
     seen = []
     for in_flight in [True, True, True, True, False, True]:
         watch.look(in_flight=in_flight)

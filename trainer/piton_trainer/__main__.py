@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piton.contract import names
-from piton_trainer import signals
-from piton_trainer.checkpoint import readahead
-from piton_trainer.errors import BadConfig
+from piton_trainer.checkpoint.load import readahead
 from piton_trainer.recipes import catalog
+from piton_trainer.training import signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from piton_trainer import Session
-    from piton_trainer.recipes.protocol import Employee, Recipe
+    from piton_trainer.recipes.protocol import Recipe
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with piton_trainer.session(overlap_saves=True) as session:
-        train(session, prepare(session))
+        train(session, catalog.build(session))
 
 
 def import_all() -> "Callable[[Session, Recipe], None]":
@@ -44,31 +43,11 @@ def import_all() -> "Callable[[Session, Recipe], None]":
     gc.disable()
     try:
         import_module("torch._dynamo")  # the first optimizer would, whether or not anything is compiled
-        from piton_trainer.loop import train
+        from piton_trainer.training.loop import train
     finally:
         gc.freeze()
         gc.enable()
     return train
-
-
-def prepare(place: "Employee") -> "Recipe":
-    """The recipe of a place's assignment, checked and with its data read.
-
-    Raises:
-        BadConfig: it cannot work.
-    """
-    assignment = place.assignment
-    if assignment.recipe is None:
-        raise BadConfig("trainer.recipe: missing, and there is no other program to run; name one, such as charlm")
-    try:
-        config = catalog.check(assignment.recipe, assignment.config)
-        config.check_length(assignment.training_seconds)
-        config.check_world(place.world_size)
-        config.check_data()
-    except ValueError as error:
-        raise BadConfig(str(error)) from error
-    recipe: Recipe = import_module(f"{catalog.RECIPES[assignment.recipe]}.recipe").build(config, place)
-    return recipe
 
 
 if __name__ == "__main__":

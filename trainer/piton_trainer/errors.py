@@ -1,7 +1,7 @@
 """The ends of a trainer that mean something to Piton, as exceptions.
 
     SystemExit
-      Ended               says how the attempt ended; its exit code comes from piton.contract.ends
+      Ended               says how the attempt ended; its exit code comes from piton.contract.termination
         Stopped     143   told to stop, saved
         BadConfig    78   the user's settings or data cannot work
         Diverged     79   the loss is not a finite number
@@ -17,7 +17,7 @@ ends with the right code and without a traceback. Wrong arguments in code remain
 
 from typing import ClassVar
 
-from piton.contract.ends import EXIT_CODES, Limit, Outcome
+from piton.contract.termination import EXIT_CODES, Limit, Outcome
 
 
 class Ended(SystemExit):

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from piton.contract import names
-from piton.contract.ends import Outcome, Termination
-from piton_trainer import loop, stage
-from piton_trainer.__main__ import prepare
-from piton_trainer.boundary import fraction_done
-from piton_trainer.checkpoint.intake import Document, Targets
-from piton_trainer.checkpoint.load import Loaded, load_newest
+from piton.contract.termination import Outcome, Termination
+from piton_trainer import stage
+from piton_trainer.checkpoint.load.loader import Loaded, load_newest
+from piton_trainer.checkpoint.load.rank_loader import Document, Targets
 from piton_trainer.config import Config
-from piton_trainer.device_faults import require_gpus
-from piton_trainer.distributed import Ranks
 from piton_trainer.errors import BadConfig
-from piton_trainer.objects import Objects
-from piton_trainer.seat import Seat
-from piton_trainer.state import TrainState
-from piton_trainer.store import states_of
+from piton_trainer.recipes import catalog
+from piton_trainer.runtime.device_faults import require_gpus
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state.tracked_objects import TrackedObjects
+from piton_trainer.state.train_state import TrainState
+from piton_trainer.training import loop
+from piton_trainer.training.context import RankContext
+from piton_trainer.training.run_checkpoint import states_of
 
 
 def main() -> None:
@@ -40,15 +40,15 @@ def evaluate(config: Config) -> Termination:
     require_gpus(config.gpus)
     ranks = Ranks.join(config.collective_seconds, config.join_seconds)
     named = Path(os.environ.get(names.ENV_CHECKPOINT) or "").name
-    visitor = Visitor(config, ranks, best=names.parse_step_folder(named))
-    metrics = loop.evaluate(visitor, prepare(visitor))
+    visitor = CheckpointEvaluation(config, ranks, best=names.parse_step_folder(named))
+    metrics = loop.evaluate(visitor, catalog.build(visitor))
     ranks.leave()
     told = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
     detail = f"evaluated at step {visitor.step}: {told}"
     return Termination(outcome=Outcome.FINISHED, step=visitor.step, metrics=metrics, detail=detail)
 
 
-class Visitor(Seat):
+class CheckpointEvaluation(RankContext):
     """What a recipe and the loop need of a session, for somebody who trains nothing."""
 
     def __init__(self, config: Config, ranks: Ranks, *, best: int | None) -> None:
@@ -63,7 +63,7 @@ class Visitor(Seat):
 
     def fraction(self, total: int | None) -> float:
         """How much of a training of so many steps was done at that step."""
-        return fraction_done(self._state, self.assignment, total)
+        return self._state.fraction_done(self.assignment, total)
 
     def restore(self, **objects: Any) -> None:
         """Put the checkpoint into these objects.
@@ -71,14 +71,14 @@ class Visitor(Seat):
         Raises:
             BadConfig: there is none, or it is one of other objects.
         """
-        given = Objects(objects)
+        given = TrackedObjects(objects)
         loaded = self._load(given)
         if loaded is None:
             raise BadConfig(f"there is no good checkpoint in {self.directory}, so there is nothing to evaluate")
         self._ranks.together(lambda: given.restore(states_of(loaded.document, self._ranks), loaded.settle()))
         self._state = TrainState.from_document(loaded.document["train"])
 
-    def _load(self, given: Objects) -> Loaded | None:
+    def _load(self, given: TrackedObjects) -> Loaded | None:
         if not self.directory.is_dir():
             return None
 

@@ -4,7 +4,7 @@ It reads the same assignment as the training, needs no GPU and no other rank, an
 any moment. A recipe that has something to prepare has a module `prepare` with `prepare(config, checkpoint_dir)`.
 """
 
-from piton.contract.ends import Outcome, Termination
+from piton.contract.termination import Outcome, Termination
 from piton_trainer import stage
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig

@@ -9,11 +9,11 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-from piton.contract.ends import Termination
+from piton.contract.termination import Termination
 from piton_trainer.config import Config, termination_log
-from piton_trainer.distributed import Ranks
-from piton_trainer.ending import TerminationLog, end_as_lost_device, outcome_of, say
 from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.termination import TerminationLog, end_as_lost_device, outcome_of, print_status
 
 
 def run(work: Callable[[Config], Termination]) -> None:
@@ -25,13 +25,13 @@ def run(work: Callable[[Config], Termination]) -> None:
         words = work(_config())
     except BaseException as error:
         outcome, detail = outcome_of(error)
-        say(detail)
+        print_status(detail)
         log.leave(Termination(outcome=outcome, detail=detail))
         end_as_lost_device(error)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    say(words.detail)
+    print_status(words.detail)
     log.leave(words)
 
 

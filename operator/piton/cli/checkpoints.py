@@ -23,8 +23,8 @@ from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
 
 if TYPE_CHECKING:
-    from piton_trainer.checkpoint.retention import Going
-    from piton_trainer.checkpoint.survey import Checked, Found
+    from piton_trainer.checkpoint.inspect import Checked, CheckpointInfo
+    from piton_trainer.checkpoint.retention.policy import Deletions
 
 _MARKS = {"newest": "newest", "best": "best", "weightsOnly": "weights only"}
 _METRICS_SHOWN = 3
@@ -33,7 +33,7 @@ PLAIN_WIDTH = 160
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class RetentionRule:
     """What `prune` keeps."""
 
     keep_last: int
@@ -46,13 +46,13 @@ class Rule:
 
 def ls(directory: Path, *, as_json: bool) -> int:
     """Print what is there."""
-    from piton_trainer.checkpoint import survey
+    from piton_trainer.checkpoint import inspect
 
-    found = survey.survey(directory)
+    found = inspect.survey(directory)
     newest = next((item for item in found if item.problem is None and not item.is_thin), None)
-    best = None if newest is None else survey.best_step(newest)
+    best = None if newest is None else inspect.best_step(newest)
     rows = [row_of(item, is_newest=item is newest, is_best=item.step == best) for item in found]
-    complete, fence = survey.complete(directory), survey.fence(directory)
+    complete, fence = inspect.complete(directory), inspect.fence(directory)
     if as_json:
         proof = None if complete is None else json.loads(complete.to_json())
         click.echo(json.dumps({"directory": str(directory), "fence": fence, "complete": proof, "checkpoints": rows}))
@@ -66,7 +66,7 @@ def ls(directory: Path, *, as_json: bool) -> int:
     return 0
 
 
-def row_of(found: "Found", *, is_newest: bool, is_best: bool) -> dict[str, Any]:
+def row_of(found: "CheckpointInfo", *, is_newest: bool, is_best: bool) -> dict[str, Any]:
     """One checkpoint, for machines."""
     manifest = found.manifest
     row = {"step": found.step, "folder": found.folder.name, "problem": found.problem}
@@ -128,13 +128,13 @@ def _metrics(metrics: dict[str, float]) -> str:
 
 def verify(directory: Path, *, step: int | None, as_json: bool) -> int:
     """Print what is bad, or that nothing is."""
-    from piton_trainer.checkpoint import survey
+    from piton_trainer.checkpoint import inspect
 
-    found = of_step(survey.survey(directory), step, str(directory))
-    return report(survey.verify(found), found, as_json=as_json)
+    found = of_step(inspect.survey(directory), step, str(directory))
+    return report(inspect.verify(found), found, as_json=as_json)
 
 
-def report(checks: "Iterable[Checked]", found: "list[Found]", *, as_json: bool) -> int:
+def report(checks: "Iterable[Checked]", found: "list[CheckpointInfo]", *, as_json: bool) -> int:
     """Print how the checks went, while they go; the exit code."""
     done = _watched(checks, found)
     bad = [check for check in done if check.problem]
@@ -151,7 +151,7 @@ def report(checks: "Iterable[Checked]", found: "list[Found]", *, as_json: bool) 
     return 0 if found and not bad else 1
 
 
-def _watched(checks: "Iterable[Checked]", found: "list[Found]") -> "list[Checked]":
+def _watched(checks: "Iterable[Checked]", found: "list[CheckpointInfo]") -> "list[Checked]":
     total = sum(item.manifest.size for item in found if item.manifest is not None)
     done = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -162,7 +162,7 @@ def _watched(checks: "Iterable[Checked]", found: "list[Found]") -> "list[Checked
     return done
 
 
-def of_step(found: "list[Found]", step: int | None, place: str) -> "list[Found]":
+def of_step(found: "list[CheckpointInfo]", step: int | None, place: str) -> "list[CheckpointInfo]":
     """Those of this step; all without one."""
     chosen = [item for item in found if step in (None, item.step)]
     if step is not None and not chosen:
@@ -171,14 +171,14 @@ def of_step(found: "list[Found]", step: int | None, place: str) -> "list[Found]"
     return chosen
 
 
-def prune(directory: Path, rule: Rule, *, dry_run: bool) -> int:
+def prune(directory: Path, rule: RetentionRule, *, dry_run: bool) -> int:
     """Delete, and make thin, by the rules that the trainer follows."""
-    from piton_trainer.checkpoint import survey
+    from piton_trainer.checkpoint import inspect
 
     if rule.keep_best > 1 and rule.metric is None:
         raise ValueError(f"--keep-best {rule.keep_best}: by which metric? name it with --metric, such as val_loss")
-    found = survey.survey(directory)
-    newest = survey.newest_good([item for item in found if not item.is_thin])
+    found = inspect.survey(directory)
+    newest = inspect.newest_good([item for item in found if not item.is_thin])
     if newest is None:
         click.echo("nothing is deleted: none of the checkpoints is good")
         return 1
@@ -193,10 +193,10 @@ def prune(directory: Path, rule: Rule, *, dry_run: bool) -> int:
     return 0
 
 
-def _fate(item: "Found", going: "Going", *, dry_run: bool) -> str | None:
+def _fate(item: "CheckpointInfo", going: "Deletions", *, dry_run: bool) -> str | None:
     """Do with a checkpoint what the rules say, and say it."""
-    from piton_trainer.checkpoint import layout
-    from piton_trainer.checkpoint.thin import make_thin
+    from piton_trainer.checkpoint.format import layout
+    from piton_trainer.checkpoint.retention.weights_only import make_thin
 
     if item.step in (going.weights if item.is_thin else going.whole):
         if not dry_run:
@@ -204,15 +204,15 @@ def _fate(item: "Found", going: "Going", *, dry_run: bool) -> str | None:
         return "deleted"
     if item.manifest is not None and not item.is_thin and item.step in going.thin:
         if not dry_run:
-            make_thin(layout.Checkpoint(folder=item.folder, manifest=item.manifest), layout.Disk())
+            make_thin(layout.CommittedCheckpoint(folder=item.folder, manifest=item.manifest), layout.Disk())
         return "made thin"
     return None
 
 
-def _going(found: "list[Found]", newest: "Found", rule: Rule) -> "Going":
-    from piton_trainer.checkpoint.retention import what_goes
-    from piton_trainer.checkpoint.survey import best_step
-    from piton_trainer.checkpoint.thin import can_be_thin
+def _going(found: "list[CheckpointInfo]", newest: "CheckpointInfo", rule: RetentionRule) -> "Deletions":
+    from piton_trainer.checkpoint.inspect import best_step
+    from piton_trainer.checkpoint.retention.policy import what_goes
+    from piton_trainer.checkpoint.retention.weights_only import can_be_thin
 
     objective = None if rule.metric is None else Objective(metric=rule.metric, goal=rule.goal)
     # One that is broken by its sizes already is no reason to let a good one go.
@@ -236,15 +236,15 @@ def export(
     directory: Path, out: Path, *, kind: str, step: int | None, weights: str | None, config: Path | None = None
 ) -> int:
     """Write one checkpoint in another format."""
-    from piton_trainer.checkpoint import survey
+    from piton_trainer.checkpoint import inspect
 
     if config is not None and kind != "hf":
         raise ValueError(f"--config goes with --format hf; {kind} says nothing of the kind of model")
-    found = of_step(survey.survey(directory), step, str(directory))
+    found = of_step(inspect.survey(directory), step, str(directory))
     whole = [item for item in found if not item.is_thin]
     if weights is None and found and not whole:
         raise ValueError(f"of {found[0].folder.name} the weights are all that is left; say --weights-only")
-    good = survey.newest_good(found if weights else whole)
+    good = inspect.newest_good(found if weights else whole)
     if good is None or good.manifest is None:
         raise ValueError(f"{directory} has no good checkpoint" + (f" of step {step}" if step is not None else ""))
     try:

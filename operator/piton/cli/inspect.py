@@ -11,24 +11,24 @@ from typing import Any
 import click
 import yaml
 
+from piton.api import spec_warnings, validation
+from piton.api.parse import Parsed, SpecError, model_of
+from piton.api.spec import Budget, Meta, Spec, Stage
+from piton.api.stages import wanted
+from piton.api.status import RunStatus
 from piton.cli import files
 from piton.clock import SystemClock
 from piton.contract import names
 from piton.contract.duration import parse_duration
-from piton.core import rules, rules_warnings
-from piton.core.claim import volume_claim
 from piton.core.decide import decide
-from piton.core.effects import Decision, Effect, HoldRun, StartAttempt
-from piton.core.estimate import Estimate, estimate, price_of
-from piton.core.model import Budget, Meta, Spec, Stage
-from piton.core.observed import Observed, VolumeSeen
-from piton.core.parse import Parsed, SpecError, model_of
-from piton.core.pytorchjob import in_pod, pytorchjob
-from piton.core.render import appdef, as_text, interval
-from piton.core.stages import wanted
-from piton.core.status import RunStatus
-from piton.local import recipe, variants
+from piton.core.effects import AddFinalizer, Decision, Effect, StartAttempt
+from piton.cost.estimate import Estimate, estimate, price_of
+from piton.local import recipe, sweep_runner
 from piton.local.preflight import recipe_problems
+from piton.observed import Observed, VolumeSeen
+from piton.rendering.appdef import appdef, as_text, interval
+from piton.rendering.pytorchjob import in_pod, pytorchjob
+from piton.rendering.volume_claim import volume_claim
 from piton.sweep.expand import PlannedRun, limited
 from piton.sweep.parse import ParsedSweep
 
@@ -44,7 +44,7 @@ def validate(file: Path) -> int:
         return _tell(error.problems)
     assert parsed.spec is not None
     is_sweep = isinstance(parsed, ParsedSweep)
-    problems = variants.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
+    problems = sweep_runner.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
     if problems:
         return _tell(problems)
     for warning in _warnings(parsed):
@@ -59,7 +59,7 @@ def _warnings(parsed: Parsed | ParsedSweep) -> tuple[str, ...]:
     specs = (
         [model_of(Spec, run.spec, "")[0] for run in parsed.plan] if isinstance(parsed, ParsedSweep) else [parsed.spec]
     )
-    return tuple(dict.fromkeys(sentence for spec in specs if spec for sentence in rules_warnings.warnings(spec)))
+    return tuple(dict.fromkeys(sentence for spec in specs if spec for sentence in spec_warnings.warnings(spec)))
 
 
 def _tell(problems: tuple[str, ...] | list[str]) -> int:
@@ -94,7 +94,7 @@ def _read_ahead(file: Path) -> tuple[Parsed | ParsedSweep, tuple[str, ...]]:
         return files.read_any(file), ()
     except SpecError as error:
         parsed = error.parsed
-        if parsed is None or parsed.asked is None or not set(error.problems) <= set(rules.not_yet(parsed.asked)):
+        if parsed is None or parsed.asked is None or not set(error.problems) <= set(validation.not_yet(parsed.asked)):
             raise
         return parsed, error.problems
 
@@ -136,8 +136,8 @@ def _plan_sweep(sweep: ParsedSweep, *, price: str | None, as_json: bool) -> int:
     """The runs, in the order in which they begin; each can be written out and planned by itself."""
     assert sweep.spec is not None
     figures = {
-        name: _estimate(variants.spec_of(_with_deadline(sweep, run)), price).to_wire()
-        for name, run in variants.first_runs(sweep).items()
+        name: _estimate(sweep_runner.spec_of(_with_deadline(sweep, run)), price).to_wire()
+        for name, run in sweep_runner.first_runs(sweep).items()
     }
     if as_json:
         found = [
@@ -212,7 +212,7 @@ def _decisions(meta: Meta, spec: Spec) -> Iterator[Decision]:
         kinds = {type(effect) for effect in decision.effects}
         if StartAttempt in kinds or (not kinds and decision.status == status):
             return
-        meta = meta.model_copy(update={"held": meta.held or HoldRun in kinds})
+        meta = meta.model_copy(update={"held": meta.held or AddFinalizer in kinds})
         status = decision.status
 
 

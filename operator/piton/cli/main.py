@@ -156,7 +156,7 @@ def operator(namespaces: tuple[str, ...]) -> int:
         raise ValueError(
             f"the operator is not installed here ({error}); say pip install 'piton-operator[operator]'"
         ) from error
-    found = settings.Settings.from_env(os.environ)
+    found = settings.PitonSettings.from_env(os.environ)
     app.run(replace(found, namespaces=namespaces) if namespaces else found)
     return 0
 
@@ -206,10 +206,10 @@ def checkpoint() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ls(*, place: str, as_json: bool) -> int:
     """List what is there. Names and sizes are looked at; `verify` looks at every byte."""
-    from piton.cli import checkpoints, mirrored
+    from piton.cli import buckets, checkpoints
 
     if place.startswith("s3://"):
-        return mirrored.ls(place, as_json=as_json)
+        return buckets.ls(place, as_json=as_json)
     return checkpoints.ls(Path(place), as_json=as_json)
 
 
@@ -219,10 +219,10 @@ def ls(*, place: str, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(*, place: str, step: int | None, as_json: bool) -> int:
     """Read and hash every file; the exit code is 1 when a checkpoint is bad, or none is there."""
-    from piton.cli import checkpoints, mirrored
+    from piton.cli import buckets, checkpoints
 
     if place.startswith("s3://"):
-        return mirrored.verify(place, step=step, as_json=as_json)
+        return buckets.verify(place, step=step, as_json=as_json)
     return checkpoints.verify(Path(place), step=step, as_json=as_json)
 
 
@@ -254,7 +254,7 @@ def prune(
     """Delete what is neither among the newest nor among the best; never the newest good one, nor what is newer."""
     from piton.cli import checkpoints
 
-    rule = checkpoints.Rule(
+    rule = checkpoints.RetentionRule(
         keep_last=keep_last, keep_best=keep_best, metric=metric, goal=goal, keep_weights=keep_weights
     )
     return checkpoints.prune(directory, rule, dry_run=dry_run)
@@ -297,9 +297,9 @@ def export(
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def restore(*, uri: str, directory: Path) -> int:
     """Fetch the newest checkpoint of a mirror, s3://bucket/prefix/run, into DIR, verified."""
-    from piton.cli import mirrored
+    from piton.cli import buckets
 
-    return mirrored.restore(uri, directory)
+    return buckets.restore(uri, directory)
 
 
 @cli.command()

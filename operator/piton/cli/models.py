@@ -12,8 +12,8 @@ from piton.cli.checkpoints import not_installed, of_step
 from piton.contract import names
 
 if TYPE_CHECKING:
-    from piton_trainer.checkpoint.survey import Found
-    from piton_trainer.trained_model import TrainedModel
+    from piton_trainer.checkpoint.inspect import CheckpointInfo
+    from piton_trainer.serving.trained_model import TrainedModel
 
 BEST, LATEST = "best", "latest"
 
@@ -21,7 +21,7 @@ BEST, LATEST = "best", "latest"
 def export(place: Path, out: Path, *, step: str | None, weights: str | None) -> int:
     """Write the model to a folder."""
     trained = read(place, step=step, weights=weights)
-    from piton_trainer import trained_model as models
+    from piton_trainer.serving import trained_model as models
 
     models.write(trained, out)
     click.echo(f"step {trained.step:,} of {trained.recipe} ({trained.which}) is in {out}")
@@ -32,10 +32,10 @@ def serve(place: Path, *, step: str | None, weights: str | None, host: str, port
     """Answer over HTTP until told to stop."""
     trained = read(place, step=step, weights=weights)
     try:
-        from piton_trainer import serving
+        from piton_trainer.serving import server
     except ImportError as error:
         raise ValueError(f"there is no server here ({error}); say pip install 'piton-operator[serve]'") from error
-    serving.serve(trained, host=host, port=port, ready=lambda line: click.echo(line, err=True))
+    server.serve(trained, host=host, port=port, ready=lambda line: click.echo(line, err=True))
     return 0
 
 
@@ -48,8 +48,8 @@ def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel
     if place.parts[:1] == ("s3:",):
         raise ValueError(f"{place} is in a bucket; fetch it with piton checkpoint restore, and name the folder")
     try:
-        from piton_trainer import trained_model as models
-        from piton_trainer.checkpoint.layout import Checkpoint
+        from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+        from piton_trainer.serving import trained_model as models
     except ImportError as error:
         raise not_installed(error) from error
     if models.is_written(place):
@@ -61,7 +61,7 @@ def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel
         raise ValueError(f"{place} is one checkpoint; name its directory to choose another with --step")
     found = chosen(directory, own or step)
     assert found.manifest is not None
-    return models.from_checkpoint(Checkpoint(folder=found.folder, manifest=found.manifest), weights)
+    return models.from_checkpoint(CommittedCheckpoint(folder=found.folder, manifest=found.manifest), weights)
 
 
 def located(place: Path) -> tuple[Path, str | None]:
@@ -74,22 +74,22 @@ def located(place: Path) -> tuple[Path, str | None]:
     return (inside if inside.is_dir() else place), None
 
 
-def chosen(directory: Path, step: str | None) -> "Found":
+def chosen(directory: Path, step: str | None) -> "CheckpointInfo":
     """The checkpoint of that step, verified; without a step the best one, or where nothing says which, the newest.
 
     Raises:
         ValueError: it is not there, or damaged.
     """
-    from piton_trainer.checkpoint import survey
+    from piton_trainer.checkpoint import inspect
 
-    found = survey.survey(directory)
+    found = inspect.survey(directory)
     if step is None or step == BEST:
-        best = next((b for item in found if item.problem is None and (b := survey.best_step(item)) is not None), None)
+        best = next((b for item in found if item.problem is None and (b := inspect.best_step(item)) is not None), None)
         if best is None and step == BEST:
             raise ValueError(f"{directory} does not say which step is the best: no objective was judged there")
         step = LATEST if best is None else str(best)
     wanted = found if step == LATEST else of_step(found, _whole(step), str(directory))
-    good = survey.newest_good(wanted)
+    good = inspect.newest_good(wanted)
     if good is None:
         which = "" if step == LATEST else f" of step {step}; --step {LATEST} takes the newest that is"
         raise ValueError(f"{directory} has no good checkpoint{which}")

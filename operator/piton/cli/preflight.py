@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from piton.api.parse import Parsed
+from piton.api.spec import Spec
 from piton.cli import files
 from piton.cli.checkpoints import PLAIN_WIDTH
 from piton.cli.train import audience_of
-from piton.core.estimate import price_of
-from piton.core.model import Spec
-from piton.core.parse import Parsed
-from piton.local import recipe, variants
+from piton.cost.estimate import price_of
+from piton.local import recipe, sweep_runner
 from piton.local.rehearsal import Findings, Rehearsal, rehearse
 from piton.sweep.parse import ParsedSweep
 
@@ -36,8 +36,8 @@ def preflight(file: Path, *, folder: Path | None, steps: int, price: str | None,
         rehearsal = Rehearsal(
             name=name, spec=spec, parent=folder or Path("runs"), steps=steps, price=price_of(spec, price)
         )
-        with audience_of(quiet=quiet) as audience:
-            findings[name] = rehearse(rehearsal, audience)
+        with audience_of(quiet=quiet) as observer:
+            findings[name] = rehearse(rehearsal, observer)
         if not as_json:
             _print(name, findings[name])
         if (signum := findings[name].interrupted) is not None:
@@ -52,7 +52,7 @@ def preflight(file: Path, *, folder: Path | None, steps: int, price: str | None,
 def _runs(parsed: Parsed | ParsedSweep) -> dict[str, Spec]:
     """The run; of a sweep one of each variant, as folds and seeds take the same."""
     if isinstance(parsed, ParsedSweep):
-        return {run.name: variants.spec_of(run) for run in variants.first_runs(parsed).values()}
+        return {run.name: sweep_runner.spec_of(run) for run in sweep_runner.first_runs(parsed).values()}
     assert parsed.spec is not None
     return {parsed.meta.name: parsed.spec}
 

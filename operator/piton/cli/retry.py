@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from piton.api.conditions import FAILED, STALLED, SUCCEEDED
+from piton.api.status import RunStatus
 from piton.clock import SystemClock
 from piton.contract import names
-from piton.core.conditions import FAILED, STALLED, SUCCEEDED
-from piton.core.status import RunStatus
 
 _SECONDS = 30
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import click
 
-from piton.cli import drilled, files
-from piton.cli.watch import Lines, Silence
-from piton.core.conditions import SUSPENDED
+from piton.api.conditions import SUSPENDED
+from piton.api.reasons import Reason
+from piton.api.status import Phase
+from piton.cli import drill_results, files
+from piton.cli.watch import Lines, NoOutput
 from piton.core.effects import Announcement
-from piton.core.reasons import Reason
-from piton.core.status import Phase
 from piton.local import drills as fire
-from piton.local import sweep_folder, variants
+from piton.local import sweep_folder, sweep_runner
 from piton.local.drills import Drill
-from piton.local.run import Audience
-from piton.local.variants import SweepEnding, SweepOrder
+from piton.local.runner import RunObserver
+from piton.local.sweep_runner import SweepEnding, SweepRequest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
 from piton.sweep.table import Format, render
@@ -27,21 +27,21 @@ from piton.sweep.table import Format, render
 STDIN = "-"
 
 
-class Voices:
+class ConsoleSweepObserver:
     """Lines for each run, with its name before them."""
 
     def __init__(self, sweep: str, *, quiet: bool) -> None:
         self._sweep = sweep
         self._quiet = quiet
-        self._own: Silence = Silence() if quiet else Lines()
+        self._own: NoOutput = NoOutput() if quiet else Lines()
 
     async def announce(self, announcement: Announcement) -> None:
         """What there is to say of the sweep as a whole."""
         await self._own.announce(announcement)
 
-    def of(self, name: str) -> Audience:
+    def of(self, name: str) -> RunObserver:
         """Whoever watches that run."""
-        return Silence() if self._quiet else Lines(f"{name.removeprefix(f'{self._sweep}-')}: ")
+        return NoOutput() if self._quiet else Lines(f"{name.removeprefix(f'{self._sweep}-')}: ")
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
     The exit code is 0 when every run has succeeded, 1 when one failed, 3 when all have succeeded and a drill has not
     fired, 128 + the signal's after Ctrl-C.
     """
-    order = SweepOrder(
+    order = SweepRequest(
         sweep=sweep,
         root=folder or Path("runs") / sweep.meta.name,
         fresh=fresh,
@@ -68,12 +68,12 @@ def train(
         notice_seconds=notice_seconds,
         price=price,
     )
-    ending = variants.run(order, Voices(sweep.meta.name, quiet=quiet))
+    ending = sweep_runner.run(order, ConsoleSweepObserver(sweep.meta.name, quiet=quiet))
     if as_json:
         click.echo(json.dumps(_wire(ending)))
     _close(ending)
     if ending.status.phase is Phase.SUCCEEDED:
-        return drilled.exit_code(ending.runs)
+        return drill_results.exit_code(ending.runs)
     return 1 if ending.interrupted is None else 128 + int(ending.interrupted)
 
 
@@ -127,7 +127,7 @@ def _close(ending: SweepEnding) -> None:
     cost = f", for ${status.cost.spent}" if status.cost else ""
     click.echo(f"{ending.name}: {status.phase}, {status.done} runs are done{cost}", err=True)
     click.echo(render(status, Format.TABLE), err=True, nl=False)
-    drilled.complain(ending.runs)
+    drill_results.complain(ending.runs)
 
 
 def results(place: str, *, form: str, folder: Path | None) -> int:

@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from piton.cli import drilled, files, sweeps
-from piton.cli.watch import Lines, Live, Silence
-from piton.contract import start
+from piton.api.status import Phase
+from piton.cli import drill_results, files, sweeps
+from piton.cli.watch import Lines, Live, NoOutput
+from piton.contract import startup_phases
 from piton.contract.duration import format_duration, parse_duration
-from piton.core.status import Phase
 from piton.local import drills as fire
-from piton.local.run import Audience, Ending, Order, run
+from piton.local.runner import Ending, RunObserver, RunRequest, run
 from piton.local.summary import Summary
 from piton.sweep.parse import ParsedSweep
 
@@ -54,7 +54,7 @@ def train(
             quiet=quiet,
         )
     assert parsed.spec is not None
-    order = Order(
+    order = RunRequest(
         name=parsed.meta.name,
         spec=parsed.spec,
         root=folder or Path("runs") / parsed.meta.name,
@@ -63,8 +63,8 @@ def train(
         notice_seconds=notice_seconds,
         price=None if price is None else Fraction(price),
     )
-    with audience_of(quiet=quiet) as audience:
-        ending = run(order, audience)
+    with audience_of(quiet=quiet) as observer:
+        ending = run(order, observer)
     if as_json:
         click.echo(json.dumps(ending.summary.to_wire()))
     _close(ending)
@@ -78,16 +78,16 @@ def _notice(text: str) -> float:
         raise ValueError(f"--notice: {error}") from error
 
 
-def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[Audience]:
+def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[RunObserver]:
     """Who watches a run, as the terminal is."""
     if quiet:
-        return Silence()
+        return NoOutput()
     return Live() if sys.stderr.isatty() else Lines()
 
 
 def _exit_code(ending: Ending) -> int:
     if ending.summary.phase == Phase.SUCCEEDED:
-        return drilled.exit_code([ending.summary])
+        return drill_results.exit_code([ending.summary])
     if ending.interrupted is not None:
         return 128 + int(ending.interrupted)
     return 1
@@ -107,7 +107,7 @@ def _close(ending: Ending) -> None:
         _say(f"{summary.name} is finished already; nothing was trained. Say --fresh to start over.")
     for name, value in _rows(summary):
         _say(f"{name:>12}  {value}")
-    drilled.complain([summary])
+    drill_results.complain([summary])
 
 
 def _saved(summary: Summary) -> str:
@@ -126,7 +126,7 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.cost:
         rows.append(("cost", _cost(summary.cost)))
     if summary.start_seconds:
-        rows.append(("last start", start.sentence(summary.start_seconds)))
+        rows.append(("last start", startup_phases.sentence(summary.start_seconds)))
     if summary.best_metric is not None:
         at = "" if summary.best_step is None else f" at step {summary.best_step:,}"
         rows.append(("best metric", f"{summary.best_metric:.4f}{at}"))

@@ -10,11 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from piton.api.status import Phase
 from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.core.effects import Announcement
-from piton.core.status import Phase
-from piton.local.run import View
+from piton.local.runner import View
 
 _LINE_SECONDS = 5.0
 """Between two lines about progress alone."""
@@ -22,7 +22,7 @@ _BAR_WIDTH_MIN = 8
 _WITHOUT_STEPS = (Phase.PREPARING, Phase.EVALUATING)
 
 
-class Silence:
+class NoOutput:
     """Nobody watches."""
 
     def __enter__(self) -> Self:
@@ -38,7 +38,7 @@ class Silence:
         """Show nothing."""
 
 
-class Lines(Silence):
+class Lines(NoOutput):
     """Plain lines, for logs and pipes: each announcement, and progress from time to time."""
 
     def __init__(self, prefix: str = "") -> None:
@@ -66,7 +66,7 @@ def _line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class Live(Silence):
+class Live(NoOutput):
     """A bar and a line of facts at the bottom of the terminal, whatever its width; announcements scroll above."""
 
     def __init__(self) -> None:

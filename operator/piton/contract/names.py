@@ -14,6 +14,9 @@ SWEEP_PLURAL = "trainingsweeps"
 SWEEP_SHORT_NAME = "tsweep"
 FINALIZER = f"{API_GROUP}/finalizer"
 
+# Labels of Kubernetes on nodes.
+HOSTNAME = "kubernetes.io/hostname"
+
 # Environment of every trainer process.
 ENV_RUN = "PITON_RUN"
 ENV_NAMESPACE = "PITON_NAMESPACE"

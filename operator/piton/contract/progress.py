@@ -4,7 +4,7 @@
                                           "estimatedRemainingSeconds", "metrics": [{"name", "value"}]}}
 
 Every field but the time may be missing and metric values are strings, so an unmodified `transformers.Trainer` can be
-the sender. Piton's own trainer adds the metrics named in `Progress`; the answer may carry wishes (`Wishes`).
+the sender. Piton's own trainer adds the metrics named in `Progress`; the answer may carry wishes (`TrainerRequests`).
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from piton.contract.ends import Limit, Outcome, PreviousEnd
+from piton.contract.termination import Limit, Outcome, PreviousEnd
 
 # Metric names with a meaning; transformers' KubeflowCallback calls the first two current_step and total_steps.
 STEP = "step"
@@ -135,7 +135,7 @@ class StopAt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class TrainerRequests:
     """What the server asks for in its answer."""
 
     checkpoint: bool = False

@@ -1,7 +1,7 @@
 """What people should know about the nodes that an attempt is on, in sentences. Nothing is decided by it."""
 
-from piton.core.backoff import GRACE_SECONDS
-from piton.core.observed import AttemptSeen, NodePoolSeen
+from piton.observed import AttemptSeen, NodePoolSeen
+from piton.timing import GRACE_SECONDS
 
 SPOT_NOTICE_SECONDS = 120
 """How long a spot machine lives after its notice."""

@@ -9,21 +9,21 @@ the run is over or deleted, the run becomes the owner of a claim that goes with 
 
 from datetime import timedelta
 
+from piton.api.conditions import FAILED, SUCCEEDED, TRAINING, WAITING, settled, without_waiting
+from piton.api.reasons import Reason
+from piton.api.spec import Reclaim, Stage
+from piton.api.status import AttemptStatus, ConditionStatus, RunStatus
 from piton.contract.duration import parse_duration
-from piton.core import ledger
-from piton.core.conditions import FAILED, SUCCEEDED, TRAINING, WAITING, settled, without_waiting
+from piton.core import transitions
 from piton.core.context import Context
 from piton.core.effects import (
     Decision,
     DeleteRun,
     Effect,
     OwnVolume,
-    ReleaseRun,
+    RemoveFinalizer,
     StopAttempt,
 )
-from piton.core.model import Reclaim, Stage
-from piton.core.reasons import Reason
-from piton.core.status import AttemptStatus, ConditionStatus, RunStatus
 from piton.core.stopping import stop_effects
 
 UNREPORTED_SECONDS = 600.0
@@ -39,7 +39,7 @@ def deleted(context: Context) -> Decision | None:
     effects: tuple[Effect, ...] = _stop_all(context, Reason.DELETED)
     if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
         last = volume_effects(context, _closed(context, status), Reason.DELETED)
-        effects = (*last, ReleaseRun(reason=Reason.DELETED))
+        effects = (*last, RemoveFinalizer(reason=Reason.DELETED))
     if status.is_true(WAITING) and not settled(status) and not status.unreadable:
         status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
     return Decision(rule="deleted", effects=effects, status=_unhindered(context, status))
@@ -56,7 +56,7 @@ def ended(context: Context) -> Decision | None:
     claim = () if alive else volume_effects(context, context.status, reason)
     effects += () if alive else (*trimmed(context), *claim)
     if not effects and context.meta.held:
-        effects = (ReleaseRun(reason=reason),)
+        effects = (RemoveFinalizer(reason=reason),)
     left = _seconds_to_live(context)
     if not effects and left is not None and left <= 0:
         effects = (DeleteRun(reason=Reason.EXPIRED),)
@@ -69,7 +69,7 @@ def ended(context: Context) -> Decision | None:
 def trimmed(context: Context) -> tuple[StopAttempt, ...]:
     """Jobs of ended attempts that are more than stay for a look at their logs."""
     old = sorted(seen.number for seen in context.observed.attempts if seen.ours and not seen.deleting)
-    return tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.pace.kept_jobs])
+    return tuple(StopAttempt(number=n, reason=Reason.TRIMMED) for n in old[: -context.timing.kept_jobs])
 
 
 def stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
@@ -112,14 +112,14 @@ def _closed(context: Context, status: RunStatus) -> RunStatus:
     """The status with an end for the attempt that the deletion has stopped."""
     if context.flying is None or status.unreadable:
         return status
-    return ledger.change(status, ended_time=context.now)
+    return transitions.change(status, ended_time=context.now)
 
 
 def _heard(context: Context) -> RunStatus:
     """The status with what the attempt says of itself to the last, such as a checkpoint that it saves as it stops."""
     if context.flying is None:
         return context.status
-    return ledger.report(context.status, context.observed.progress, context.seen, now=context.now)
+    return transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
 
 
 def _seconds_to_live(context: Context) -> float | None:

@@ -1,30 +1,21 @@
 """What every rule gets: the observation, the time, the patience, and a few questions that several of them ask."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
-from piton.contract.duration import parse_duration
-from piton.core import stages
-from piton.core.backoff import Pace
-from piton.core.conditions import in_phase
+from piton.api import stages
+from piton.api.conditions import in_phase
+from piton.api.deadline import Deadline, deadline_after
+from piton.api.reasons import Reason
+from piton.api.spec import Meta, Spec, Stage
+from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus
 from piton.core.effects import Announcement
-from piton.core.model import Meta, Spec, Stage
-from piton.core.observed import AttemptSeen, Observed
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus
-from piton.core.waiting import Wait, waits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deadline:
-    """A moment at which something has to be over."""
-
-    path: str
-    """The field of the spec that says so."""
-    after: str
-    """What it says."""
-    time: datetime
+from piton.core.wait_reasons import Wait, waits
+from piton.cost import budget
+from piton.cost.budget import Account
+from piton.observed import AttemptSeen, Observed
+from piton.timing import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +24,7 @@ class Context:
 
     observed: Observed
     now: datetime
-    pace: Pace
+    timing: Timing
 
     @property
     def meta(self) -> Meta:
@@ -81,7 +72,7 @@ class Context:
     def _deadline_of_run(self) -> Deadline | None:
         if self.spec is None or self.spec.limits.deadline is None:
             return None
-        return _deadline("limits", self.spec.limits.deadline, self.meta.created)
+        return deadline_after("limits", self.spec.limits.deadline, self.meta.created)
 
     def _deadline_of_stage(self) -> Deadline | None:
         if self.spec is None or self.stage is None:
@@ -89,7 +80,23 @@ class Context:
         own, begun = self.spec.stages.of(self.stage), self.status.stage(self.stage).start_time
         if own is None or own.deadline is None or begun is None:
             return None
-        return _deadline(f"stages.{self.stage.lower()}", own.deadline, begun)
+        return deadline_after(f"stages.{self.stage.lower()}", own.deadline, begun)
+
+    def account(self, status: RunStatus | None = None) -> Account | None:
+        """The run's budget and what is spent of it, by this status or the last; None where it has no budget."""
+        return budget.account(self.spec, status or self.status, self.stage, now=self.now, timing=self.timing)
+
+    def budget_ends_at(self) -> datetime | None:
+        """When the budget is spent at what is paid now; None where nothing is paid, or there is no budget."""
+        found = self.account()
+        return budget.stop_at(found, self.now) if found else None
+
+    def budget_seconds_to_come(self) -> float | None:
+        """Seconds for which the budget pays for the next attempt; None where nobody can tell, or there is no budget."""
+        found = self.account()
+        if found is None or self.spec is None or self.stage is None:
+            return None
+        return budget.seconds_to_come(found, self.spec, self.status, self.stage)
 
     def seconds_to_deadline(self) -> float | None:
         """Seconds left until then; negative when it has passed."""
@@ -111,14 +118,3 @@ class Context:
         if status.phase is self.status.phase and status.observed_generation == self.status.observed_generation:
             return ()
         return (Announcement(severity=severity, reason=reason, message=message),)
-
-
-def deadline_of(meta: Meta, spec: Spec) -> datetime | None:
-    """When the run has to be over, by its limits."""
-    after = spec.limits.deadline
-    return None if after is None else _deadline("limits", after, meta.created).time
-
-
-def _deadline(where: str, after: str, since: datetime) -> Deadline:
-    time = since + timedelta(seconds=parse_duration(after))
-    return Deadline(path=f"{where}.deadline", after=after, time=time)

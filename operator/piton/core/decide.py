@@ -11,26 +11,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from piton.contract import names
-from piton.core import budget, cleanup, cost, flight, ledger, queued, rules_warnings, stages, stalled, waiting
-from piton.core.backoff import Pace, delay_seconds
-from piton.core.conditions import (
+from piton.api import spec_warnings, stages
+from piton.api.conditions import (
     FAILED,
     SUCCEEDED,
     readable_again,
     settled,
     with_unreadable,
 )
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.contract import names
+from piton.core import attempt_rules, cleanup, quota_rules, stalled, transitions, wait_reasons
 from piton.core.context import Context
 from piton.core.effects import (
+    AddFinalizer,
     Announcement,
     Decision,
-    HoldRun,
 )
-from piton.core.model import Stage
-from piton.core.observed import Observed
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.cost import budget, spending
+from piton.observed import Observed
+from piton.timing import Timing, delay_seconds
 
 Rule = Callable[[Context], Decision | None]
 REFUSED = "refused"
@@ -39,29 +41,29 @@ UNREADABLE = "unreadable"
 """Name of what is decided about a status that is not understood."""
 
 
-def decide(observed: Observed, *, now: datetime, pace: Pace | None = None) -> Decision:
+def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -> Decision:
     """The effects, the status and the announcements that this moment asks for."""
-    context = Context(observed=observed, now=now, pace=pace or Pace())
+    context = Context(observed=observed, now=now, timing=timing or Timing())
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule == UNREADABLE:
         return decision
-    decision = stalled.shown(context, _accounted(context, queued.kept(context, decision)))
+    decision = stalled.shown(context, _accounted(context, quota_rules.kept(context, decision)))
     if context.status.unreadable:
         return decision
     status = readable_again(decision.status, now=now, generation=context.meta.generation)
     return replace(decision, status=status)
 
 
-def refused(observed: Observed, why: str, *, now: datetime, pace: Pace | None = None) -> Decision:
+def refused(observed: Observed, why: str, *, now: datetime, timing: Timing | None = None) -> Decision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
-    context = Context(observed=observed, now=now, pace=pace or Pace())
+    context = Context(observed=observed, now=now, timing=timing or Timing())
     phase = None if observed.status.unreadable else observed.status.phase
-    status, news = context.waits(observed.status, phase, waiting.refusal(why))
+    status, news = context.waits(observed.status, phase, wait_reasons.refusal(why))
     return Decision(
         rule=REFUSED,
         status=status,
         announcements=news,
-        look_again_seconds=context.pace.try_again_seconds(waiting.waited_seconds(status, now)),
+        look_again_seconds=context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now)),
     )
 
 
@@ -83,24 +85,27 @@ def retried(context: Context) -> Decision | None:
     status, asked = context.status, context.meta.retry
     if not asked or asked == status.retried or status.is_true(SUCCEEDED):
         return None
-    over = status.is_true(FAILED) or stalled.is_stalled(status, context.pace)
+    over = status.is_true(FAILED) or stalled.is_stalled(status, context.timing)
     status = status.model_copy(update={"retried": asked})
     if not over or context.flying is not None:
         return Decision(rule="retried", status=status, look_again_seconds=0)
     step = f"step {status.checkpoint.step}" if status.checkpoint else "the beginning"
     message = f"taken up again from {step}, as {names.ANNOTATION_RETRY} asks; failures count anew"
-    status = context.phase(ledger.give_another_chance(status), Phase.PENDING, Reason.RETRYING, message)
+    status = context.phase(transitions.give_another_chance(status), Phase.PENDING, Reason.RETRYING, message)
     news = Announcement(reason=Reason.RETRYING, message=message)
     return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
 
 
-def unheld(context: Context) -> Decision | None:
+def add_finalizer(context: Context) -> Decision | None:
     """Hold the run before anything is started for it."""
     if context.meta.held or (context.spec is None and not context.observed.attempts):
         return None
     free = cleanup.volume_freed(context, Reason.ACCEPTED)
     return Decision(
-        rule="unheld", effects=(HoldRun(reason=Reason.ACCEPTED), *free), status=context.status, look_again_seconds=0
+        rule="add_finalizer",
+        effects=(AddFinalizer(reason=Reason.ACCEPTED), *free),
+        status=context.status,
+        look_again_seconds=0,
     )
 
 
@@ -113,24 +118,26 @@ def adopted(context: Context) -> Decision | None:
     record = AttemptStatus(
         number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
     )
-    status = ledger.enter(context.status, record, context.pace)
+    status = transitions.enter(context.status, record, context.timing)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
     return Decision(rule="adopted", status=status, look_again_seconds=0)
 
 
-def leftover(context: Context) -> Decision | None:
+def stop_stale(context: Context) -> Decision | None:
     """An older attempt that is still alive is stopped; the fence keeps it from doing harm until then."""
     flying = context.flying
     old = [seen for seen in context.observed.attempts if not flying or seen.number != flying.number]
     alive = [seen for seen in old if seen.ours and (not seen.over or seen.stranded)]
     effects = tuple(effect for seen in alive for effect in cleanup.stop(seen.number, context, Reason.FENCED))
-    return Decision(rule="leftover", effects=effects, status=context.status, look_again_seconds=0) if effects else None
+    return (
+        Decision(rule="stop_stale", effects=effects, status=context.status, look_again_seconds=0) if effects else None
+    )
 
 
 # --- between attempts ------------------------------------------------------------------------------------------------
 
 
-def proven(context: Context) -> Decision | None:
+def succeeded(context: Context) -> Decision | None:
     """Every stage that the run has is finished, the training by proof."""
     last, spec, status = context.current, context.spec, context.status
     if last is None or spec is None or stages.next_stage(spec, status) is not None:
@@ -141,14 +148,14 @@ def proven(context: Context) -> Decision | None:
         result = f"{result}; {last.message}"
     message = f"Finished after {status.attempt} attempt(s) and {status.preemptions} preemption(s): {result}"
     return Decision(
-        rule="proven",
+        rule="succeeded",
         status=context.phase(status, Phase.SUCCEEDED, reason, result),
         announcements=(Announcement(reason=Reason.FINISHED, message=message),),
         look_again_seconds=0,
     )
 
 
-def hopeless(context: Context) -> Decision | None:
+def failed_permanently(context: Context) -> Decision | None:
     """Another attempt would fail the same way, or the limits are reached: the run's, or those of its stage."""
     last, status = context.current, context.status
     if last is None or last.verdict is Verdict.FINISHED:
@@ -157,7 +164,7 @@ def hopeless(context: Context) -> Decision | None:
         return _fail(context, last.reason or Reason.CRASHED, f"another attempt would end the same way: {last.message}")
     if context.spec is not None and (exceeded := stages.failure_limit(context.spec, status, last.stage)):
         return _fail(context, Reason.FAILURE_LIMIT, f"{exceeded}; the last: {last.message}")
-    if context.pace.fails_when_stalled and stalled.is_stalled(status, context.pace):
+    if context.timing.fails_when_stalled and stalled.is_stalled(status, context.timing):
         rows = stalled.attempts(status)
         message = f"{rows} attempts in a row without a newer checkpoint; the last: {last.message}"
         return _fail(context, Reason.NO_PROGRESS, message)
@@ -190,7 +197,7 @@ def suspended(context: Context) -> Decision | None:
         return None
     step = context.status.checkpoint.step if context.status.checkpoint else None
     message = "suspended" if step is None else f"suspended; step {step} is saved"
-    status = context.phase(ledger.forgive(context.status), Phase.SUSPENDED, Reason.SUSPENDED, message)
+    status = context.phase(transitions.forgive(context.status), Phase.SUSPENDED, Reason.SUSPENDED, message)
     news = context.announce_once(status, Reason.SUSPENDED, message)
     return Decision(
         rule="suspended", status=status, announcements=news, look_again_seconds=context.seconds_to_deadline()
@@ -199,7 +206,7 @@ def suspended(context: Context) -> Decision | None:
 
 def overspent(context: Context) -> Decision | None:
     """What is left of the budget does not pay for a start. Raising it lets the run go on."""
-    account = budget.account(context)
+    account = context.account()
     if account is None or not account.used_up:
         return None
     message = budget.exhausted(account, context.status)
@@ -217,7 +224,7 @@ def backing_off(context: Context) -> Decision | None:
     last = context.current
     if last is None or last.ended_time is None:
         return None
-    delay = delay_seconds(last, stalled.attempts(context.status), context.pace)
+    delay = delay_seconds(last, stalled.attempts(context.status), context.timing)
     left = delay - (context.now - last.ended_time).total_seconds()
     if left <= 0:
         return None
@@ -226,18 +233,18 @@ def backing_off(context: Context) -> Decision | None:
     return Decision(rule="backing_off", status=status, look_again_seconds=left)
 
 
-def due(context: Context) -> Decision:
+def allocate_attempt(context: Context) -> Decision:
     """Take a number for the next attempt. Its job is created in the next pass, when the number is safely written."""
     assert context.spec is not None
     stage = stages.next_stage(context.spec, context.status)
     assert stage is not None
-    status = ledger.begin(context.status, context.observed.attempts, stage, now=context.now, pace=context.pace)
+    status = transitions.begin(context.status, context.observed.attempts, stage, now=context.now, timing=context.timing)
     assert status.current is not None
     reason = stages.reason_to_begin(status, stage)
     phase = Phase.RECOVERING if reason is Reason.RETRYING else Phase.PENDING
     status = context.phase(status, phase, reason, f"{stages.called(status.current)} is about to start")
     return Decision(
-        rule="due",
+        rule="allocate_attempt",
         effects=cleanup.trimmed(context),
         status=status,
         announcements=_warnings(context),
@@ -249,7 +256,7 @@ def _warnings(context: Context) -> tuple[Announcement, ...]:
     """What the spec may not do as people expect, told before the first attempt."""
     if context.spec is None or context.status.attempt:
         return ()
-    sentences = rules_warnings.warnings(context.spec)
+    sentences = spec_warnings.warnings(context.spec)
     return tuple(Announcement(severity="Warning", reason=Reason.SPEC_WARNING, message=text) for text in sentences)
 
 
@@ -272,21 +279,21 @@ RULES: tuple[Rule, ...] = (
     unreadable,  # nothing that follows can be right about a status that is not understood
     retried,  # the user's word brings back what has failed
     cleanup.ended,  # Succeeded is for ever, and so is Failed without that
-    unheld,  # nothing is started before the finalizer is on
+    add_finalizer,  # nothing is started before the finalizer is on
     adopted,  # jobs that the status has forgotten
-    leftover,  # older attempts that still live
-    *flight.RULES,  # the current attempt, until it has ended
-    queued.returned,  # from here on no attempt is in flight
-    proven,
-    hopeless,
+    stop_stale,  # older attempts that still live
+    *attempt_rules.RULES,  # the current attempt, until it has ended
+    quota_rules.returned,  # from here on no attempt is in flight
+    succeeded,
+    failed_permanently,
     unacceptable,
     overdue,
     suspended,
     overspent,
     stalled.held,
     backing_off,
-    queued.queued,
-    due,
+    quota_rules.queued,
+    allocate_attempt,
 )
 
 
@@ -294,13 +301,13 @@ def _accounted(context: Context, decision: Decision) -> Decision:
     """The decision with the cost as of now, where the status is written anyway; and awake when the budget speaks."""
     if context.meta.deleting or settled(context.status):
         return decision
-    account = budget.account(context, decision.status)
+    account = context.account(decision.status)
     status, news = decision.status, decision.announcements
     if account and account.warns and not account.used_up and not (status.cost and status.cost.warned_of == account.usd):
-        status = cost.warned(status, account.usd)
+        status = spending.warned(status, account.usd)
         news += (Announcement(severity="Warning", reason=Reason.BUDGET_WARNING, message=budget.warning(account)),)
     if status != context.status:
-        status = cost.shown(status, account.usd if account else None, now=context.now)
+        status = spending.shown(status, account.usd if account else None, now=context.now)
     wait = account.seconds if account else None
     if wait == 0.0 and status == context.status:
         wait = None  # it has spoken, and what follows from that is under way

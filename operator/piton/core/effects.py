@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import Conditioned, RunStatus
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import Conditioned, RunStatus
 
 EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldRun:
+class AddFinalizer:
     """Put our finalizer on the run, so that it cannot vanish under its own attempt."""
 
     reason: Reason
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseRun:
+class RemoveFinalizer:
     """Take our finalizer off: nothing of the run is left to stop."""
 
     reason: Reason
@@ -102,7 +102,7 @@ class TaintNode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskForQuota:
+class RequestQuota:
     """Create the run's Workload in its queue, for attempts at this stage. Already existing and ours is success."""
 
     stage: Stage
@@ -117,7 +117,7 @@ class ReturnQuota:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TellQueue:
+class ReportPodsReady:
     """Tell Kueue whether all pods of the run are running."""
 
     ready: bool
@@ -131,8 +131,8 @@ class LeaveQueue:
     reason: Reason
 
 
-QuotaEffect = AskForQuota | ReturnQuota | TellQueue | LeaveQueue
-RunEffect = HoldRun | ReleaseRun | DeleteRun
+QuotaEffect = RequestQuota | ReturnQuota | ReportPodsReady | LeaveQueue
+RunEffect = AddFinalizer | RemoveFinalizer | DeleteRun
 VolumeEffect = CreateVolume | OwnVolume
 AttemptEffect = StartAttempt | StopAttempt | RemoveReplica | TaintNode
 Effect = RunEffect | VolumeEffect | AttemptEffect | QuotaEffect

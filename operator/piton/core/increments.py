@@ -7,9 +7,9 @@ operator that starts again, finds the new status already there, and the differen
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, RunStatus, Verdict
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 
 REASONS: dict[Verdict, tuple[Reason, ...]] = {
     Verdict.FINISHED: (Reason.FINISHED, Reason.EXITED_ZERO),

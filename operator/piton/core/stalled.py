@@ -1,24 +1,24 @@
 """A run that gets nowhere: attempts end one after the other, and none of them leaves a newer durable step.
 
 Each may have a good reason: a machine that was taken, a kubelet that refuses pods, a volume that does not answer. None
-of these ends a run. The run waits longer before each attempt (`backoff`), the condition Stalled says what was seen and
-what would help, and after `limits.stalled` the run holds: machines that are paid for do not go round in circles.
+of these ends a run. The run waits longer before each attempt (`timing.py`), the condition Stalled says what was seen
+and what would help, and after `limits.stalled` the run holds: machines that are paid for do not go round in circles.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
+from piton.api.conditions import STALLED, settled, with_stalled, without_stalled
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
 from piton.contract import names
 from piton.contract.duration import parse_duration
-from piton.core import ledger
-from piton.core.backoff import Pace
-from piton.core.conditions import STALLED, settled, with_stalled, without_stalled
+from piton.core import transitions
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.timing import Timing
 
 _LOST_TWICE = 2
 """So many preemptions say something about a zone."""
@@ -50,7 +50,7 @@ def attempts(status: RunStatus) -> int:
     current = status.current
     if current is None or settled(status):
         return 0
-    if current.state is not AttemptState.ENDED and ledger.has_saved(status, current):
+    if current.state is not AttemptState.ENDED and transitions.has_saved(status, current):
         return 0
     return status.stage(current.stage).fruitless_attempts
 
@@ -70,15 +70,15 @@ def zones_to_avoid(status: RunStatus) -> tuple[str, ...]:
     return tuple(sorted(zones))
 
 
-def is_stalled(status: RunStatus, pace: Pace) -> bool:
+def is_stalled(status: RunStatus, timing: Timing) -> bool:
     """Whether so many have that something has to be said."""
-    return attempts(status) >= pace.stalled_attempts
+    return attempts(status) >= timing.stalled_attempts
 
 
 def shown(context: Context, decision: Decision) -> Decision:
     """The decision with the condition Stalled as it is now, and an Event when that begins."""
     status, now, generation = decision.status, context.now, context.meta.generation
-    if not is_stalled(status, context.pace):
+    if not is_stalled(status, context.timing):
         if not status.is_true(STALLED):
             return decision
         return replace(decision, status=without_stalled(status, now=now, generation=generation))
@@ -93,7 +93,7 @@ def held(context: Context) -> Decision | None:
     """It has got nowhere for `limits.stalled`: nothing more is paid for until the user says so."""
     status, spec = context.status, context.spec
     condition = status.condition(STALLED)
-    if spec is None or condition is None or not status.is_true(STALLED) or not is_stalled(status, context.pace):
+    if spec is None or condition is None or not status.is_true(STALLED) or not is_stalled(status, context.timing):
         return None
     if context.now < condition.last_transition_time + timedelta(seconds=parse_duration(spec.limits.stalled)):
         return None

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from piton.core.backoff import UNSTARTED_GRACE_SECONDS
+from piton.api.reasons import Reason
 from piton.core.effects import Effect, RemoveReplica, StopAttempt
-from piton.core.observed import AttemptSeen, ReplicaSeen
-from piton.core.reasons import Reason
+from piton.observed import AttemptSeen, ReplicaSeen
+from piton.timing import UNSTARTED_GRACE_SECONDS
 
 
 def stop_effects(seen: AttemptSeen, reason: Reason) -> tuple[Effect, ...]:

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from piton.contract.ends import Limit, Outcome, outcome_of
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import Verdict
 from piton.contract.manifest import Complete
-from piton.core.model import Stage
-from piton.core.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
-from piton.core.reasons import Reason
-from piton.core.status import Verdict
+from piton.contract.termination import Limit, Outcome, outcome_of
+from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 
 SIGKILL_EXIT = 137
 SIGABRT_EXIT = 134
@@ -218,7 +218,7 @@ def cannot_start(evidence: Evidence) -> Judgement | None:
     return None
 
 
-def first_to_fall(evidence: Evidence) -> Judgement | None:
+def first_failure(evidence: Evidence) -> Judgement | None:
     """The replica that ended first decides: its peers fail because it is gone, or are cleaned away afterwards."""
     fallen = [
         replica
@@ -366,7 +366,7 @@ VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     out_of_disk,
     refused_by_the_node,
     cannot_start,
-    first_to_fall,
+    first_failure,
     taken_away,
     exited_zero,
     unexplained,

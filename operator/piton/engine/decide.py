@@ -11,10 +11,10 @@ from datetime import datetime
 from piton.engine import pods as pods_of
 from piton.engine import render
 from piton.engine.job import KIND, Body, Job
-from piton.engine.judge import judged, past_backoff_limit, seconds_to_deadline, seconds_to_live
+from piton.engine.outcome import judged, past_backoff_limit, seconds_to_deadline, seconds_to_live
 from piton.engine.pods import Pod
 from piton.engine.rules import problem
-from piton.engine.scene import Create, Decision, Delete, ObjectKind, Scene, Service
+from piton.engine.state import Create, Decision, Delete, ObjectKind, ObservedJob, Service
 from piton.engine.status import REASON_RESUMED, ConditionType, JobStatus, reason_of
 
 
@@ -22,7 +22,7 @@ def decide(job: Job, pods: Sequence[Body], services: Sequence[Body], *, now: dat
     """What has to happen now, given the pods and services that carry the job's labels. A settled job gets nothing."""
     now = now.replace(microsecond=0)  # all that a status can hold
     owned = (service["metadata"] for service in services if job.owns(service))
-    scene = Scene(
+    scene = ObservedJob(
         job=job,
         pods=pods_of.read(job, pods),
         services=tuple(Service(name=meta["name"], uid=meta["uid"]) for meta in owned),
@@ -39,11 +39,11 @@ def decide(job: Job, pods: Sequence[Body], services: Sequence[Body], *, now: dat
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def _foreign(scene: Scene) -> Decision | None:
+def _foreign(scene: ObservedJob) -> Decision | None:
     return None if scene.job.served else _decision(scene.job.status)
 
 
-def _finished(scene: Scene) -> Decision | None:
+def _finished(scene: ObservedJob) -> Decision | None:
     """Clean up by the policy; what still ran when the job succeeded has succeeded as well."""
     if not scene.status.finished:
         return None
@@ -60,13 +60,13 @@ def _finished(scene: Scene) -> Decision | None:
     return _decision(status, deletes=_deletions(scene, pods), look_again_seconds=left)
 
 
-def _impossible(scene: Scene) -> Decision | None:
+def _impossible(scene: ObservedJob) -> Decision | None:
     """A job that cannot be fails, with the sentence that a webhook would have refused it with."""
     sentence = problem(scene.job)
     return None if sentence is None else _failure(scene, f"{KIND} {scene.job.name} is failed because {sentence}.")
 
 
-def _suspended(scene: Scene) -> Decision | None:
+def _suspended(scene: ObservedJob) -> Decision | None:
     """All pods go, whatever the policy; each with its service."""
     if not scene.job.policy.suspend:
         return None
@@ -80,7 +80,7 @@ def _suspended(scene: Scene) -> Decision | None:
     return _decision(replace(status, replicas=idle), deletes=_deletions(scene, scene.pods))
 
 
-def _resumed(scene: Scene) -> Decision | None:
+def _resumed(scene: ObservedJob) -> Decision | None:
     """A resumed job begins anew, its time and its numbers with it; but not before its former pods are gone.
 
     Nothing is created in the same pass: pods that are there while the job is suspended are always former ones.
@@ -96,7 +96,7 @@ def _resumed(scene: Scene) -> Decision | None:
     return _decision(replace(anew.status, replicas=anew.tallies))
 
 
-def _exhausted(scene: Scene) -> Decision | None:
+def _exhausted(scene: ObservedJob) -> Decision | None:
     """The limits: restarts in place, and the time since the start. The numbers stay as they were written last."""
     scene = _begun(scene)
     if past_backoff_limit(scene):
@@ -108,7 +108,7 @@ def _exhausted(scene: Scene) -> Decision | None:
     return None
 
 
-def _working(scene: Scene) -> Decision | None:
+def _working(scene: ObservedJob) -> Decision | None:
     """Create what is missing, take away what is too much, count, and judge."""
     scene = _begun(scene)
     status = judged(scene, replace(scene.status, replicas=scene.tallies))
@@ -122,7 +122,7 @@ def _working(scene: Scene) -> Decision | None:
     )
 
 
-RULES: tuple[tuple[str, Callable[[Scene], Decision | None]], ...] = (
+RULES: tuple[tuple[str, Callable[[ObservedJob], Decision | None]], ...] = (
     ("foreign", _foreign),  # not Piton's, managed by somebody else, or being deleted: hands off
     ("finished", _finished),  # has succeeded or failed: clean up
     ("impossible", _impossible),  # breaks a rule of the resource: fails
@@ -136,31 +136,31 @@ RULES: tuple[tuple[str, Callable[[Scene], Decision | None]], ...] = (
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _created(scene: Scene) -> JobStatus:
+def _created(scene: ObservedJob) -> JobStatus:
     return scene.status.put(ConditionType.CREATED, f"{KIND} {scene.job.name} is created.", now=scene.now)
 
 
-def _begun(scene: Scene) -> Scene:
+def _begun(scene: ObservedJob) -> ObservedJob:
     """The scene once the job has begun."""
     status = _created(scene)
     return replace(scene, status=replace(status, started=status.started or scene.now))
 
 
-def _failure(scene: Scene, message: str) -> Decision:
+def _failure(scene: ObservedJob, message: str) -> Decision:
     status = _created(scene).put(ConditionType.FAILED, message, now=scene.now)
     return _decision(replace(status, completed=scene.now))
 
 
-def _missing_services(scene: Scene) -> tuple[Create, ...]:
+def _missing_services(scene: ObservedJob) -> tuple[Create, ...]:
     there = {service.name for service in scene.services}
     return _creations(scene, ObjectKind.SERVICE, there)
 
 
-def _missing_pods(scene: Scene) -> tuple[Create, ...]:
+def _missing_pods(scene: ObservedJob) -> tuple[Create, ...]:
     return _creations(scene, ObjectKind.POD, {pod.name for pod in scene.pods})
 
 
-def _creations(scene: Scene, kind: ObjectKind, there: set[str]) -> tuple[Create, ...]:
+def _creations(scene: ObservedJob, kind: ObjectKind, there: set[str]) -> tuple[Create, ...]:
     make = render.pod if kind is ObjectKind.POD else render.service
     return tuple(
         Create(kind=kind, body=make(scene.job, replicas, index))
@@ -170,7 +170,7 @@ def _creations(scene: Scene, kind: ObjectKind, there: set[str]) -> tuple[Create,
     )
 
 
-def _superfluous(scene: Scene) -> tuple[Delete, ...]:
+def _superfluous(scene: ObservedJob) -> tuple[Delete, ...]:
     """What lies past the last index, after the job was made smaller."""
     wanted = scene.job.replica_names()
     pods = [_delete(ObjectKind.POD, pod) for pod in scene.pods if pod.name not in wanted and not pod.deleting]
@@ -178,7 +178,7 @@ def _superfluous(scene: Scene) -> tuple[Delete, ...]:
     return (*pods, *services)
 
 
-def _repeated(scene: Scene) -> tuple[Delete, ...]:
+def _repeated(scene: ObservedJob) -> tuple[Delete, ...]:
     """The failed pods that a fresh one is to take the place of; only those, never the whole gang."""
     wanted = scene.job.replica_names()
     return tuple(
@@ -189,7 +189,7 @@ def _repeated(scene: Scene) -> tuple[Delete, ...]:
     )
 
 
-def _deletions(scene: Scene, pods: Sequence[Pod]) -> tuple[Delete, ...]:
+def _deletions(scene: ObservedJob, pods: Sequence[Pod]) -> tuple[Delete, ...]:
     """Those pods, and before them the services of their names: a service whose pod is gone is not looked for."""
     names = {pod.name for pod in pods}
     services = [_delete(ObjectKind.SERVICE, service) for service in scene.services if service.name in names]

@@ -35,7 +35,7 @@ def reason_of(kind: ConditionType) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class JobCondition:
     """One condition."""
 
     type: str
@@ -115,7 +115,7 @@ class Tally:
 class JobStatus:
     """The whole status."""
 
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[JobCondition, ...] = ()
     replicas: Mapping[str, Tally] = field(default_factory=dict)
     started: datetime | None = None
     completed: datetime | None = None
@@ -124,7 +124,7 @@ class JobStatus:
     def read(cls, body: Mapping[str, Any]) -> Self:
         """From the API's words."""
         return cls(
-            conditions=tuple(Condition.read(found) for found in body.get("conditions") or ()),
+            conditions=tuple(JobCondition.read(found) for found in body.get("conditions") or ()),
             replicas={kind: Tally.read(found or {}) for kind, found in (body.get("replicaStatuses") or {}).items()},
             started=moment(body.get("startTime")),
             completed=moment(body.get("completionTime")),
@@ -141,7 +141,7 @@ class JobStatus:
             }
         )
 
-    def condition(self, kind: ConditionType) -> Condition | None:
+    def condition(self, kind: ConditionType) -> JobCondition | None:
         """The condition of that type."""
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
@@ -163,7 +163,7 @@ class JobStatus:
         self, kind: ConditionType, message: str, *, now: datetime, status: bool = True, reason: str | None = None
     ) -> Self:
         """The status with that condition, where the rules let it in."""
-        news = Condition(
+        news = JobCondition(
             type=kind, status=status, reason=reason or reason_of(kind), message=message, updated=now, changed=now
         )
         old = self.condition(kind)
@@ -180,7 +180,7 @@ _RIVALS = {ConditionType.RUNNING: ConditionType.RESTARTING, ConditionType.RESTAR
 """Of these two only the newer one is kept."""
 
 
-def _beside(conditions: tuple[Condition, ...], kind: ConditionType) -> tuple[Condition, ...]:
+def _beside(conditions: tuple[JobCondition, ...], kind: ConditionType) -> tuple[JobCondition, ...]:
     """The other conditions, as they are once one of that type comes in."""
     others = [c for c in conditions if c.type not in (kind, _RIVALS.get(kind))]
     if kind in (ConditionType.SUCCEEDED, ConditionType.FAILED):

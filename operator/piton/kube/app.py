@@ -16,18 +16,18 @@ from kubernetes.aio.config import ConfigException
 
 from piton.clock import SystemClock
 from piton.contract import names
-from piton.core.render import ProgressServer
 from piton.kube import log
 from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, SWEEPS, Client, Resource, load_configuration
-from piton.kube.controller import Controller
-from piton.kube.door import Door
-from piton.kube.engine import JobController
+from piton.kube.job_controller import JobController
 from piton.kube.kueue import WORKLOADS
-from piton.kube.metrics import Meter, Registry, served
-from piton.kube.receiver import Receiver
-from piton.kube.settings import Engine, Settings
-from piton.kube.sweeps import SweepController
+from piton.kube.metrics import OperatorMetrics, Registry, served
+from piton.kube.progress_server import ProgressServer
+from piton.kube.report_auth import ReportAuthenticator
+from piton.kube.run_controller import Controller
+from piton.kube.settings import Engine, PitonSettings
+from piton.kube.sweep_controller import SweepController
 from piton.kube.tls import Certificates
+from piton.rendering.appdef import ReportEndpoint
 
 Flag = asyncio.Event | threading.Event
 
@@ -41,7 +41,7 @@ CLIENT_SECONDS = 310.0
 """After so long the client gives a watch up even if the server has not."""
 
 
-def run(settings: Settings) -> None:
+def run(settings: PitonSettings) -> None:
     """Run the operator until SIGTERM or SIGINT.
 
     Raises:
@@ -51,7 +51,7 @@ def run(settings: Settings) -> None:
     asyncio.run(serve(settings))
 
 
-async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | None = None) -> None:
+async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Flag | None = None) -> None:
     """Run the operator in this event loop, until a signal or `stop`."""
     try:
         configuration = await load_configuration(settings.api_url)
@@ -59,7 +59,7 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     loop = asyncio.get_running_loop()
-    meter = Meter(Registry())
+    meter = OperatorMetrics(Registry())
     async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
         server = partial(_server, settings, certificates)
         controller = Controller(client, SystemClock(), loop, settings, meter, server)
@@ -86,18 +86,24 @@ async def serve(settings: Settings, *, stop: Flag | None = None, ready: Flag | N
             raise end
 
 
-def _server(settings: Settings, certificates: Certificates | None) -> ProgressServer | None:
+def _server(settings: PitonSettings, certificates: Certificates | None) -> ReportEndpoint | None:
     if settings.progress_url is None or certificates is None:
         return None
-    return ProgressServer(url=settings.progress_url, ca_pem=certificates.authority)
+    return ReportEndpoint(url=settings.progress_url, ca_pem=certificates.authority)
 
 
-def _receiver(controller: Controller, client: Client, certificates: Certificates, settings: Settings) -> Receiver:
-    door = Door(client, SystemClock(), asyncio.get_running_loop())
-    return Receiver(door, controller.hear, certificates, host=settings.progress_host, port=settings.progress_port)
+def _receiver(
+    controller: Controller, client: Client, certificates: Certificates, settings: PitonSettings
+) -> ProgressServer:
+    authenticator = ReportAuthenticator(client, SystemClock(), asyncio.get_running_loop())
+    return ProgressServer(
+        authenticator, controller.on_report, certificates, host=settings.progress_host, port=settings.progress_port
+    )
 
 
-async def _watch(registry: kopf.OperatorRegistry, settings: Settings, stop: Flag | None, ready: Flag | None) -> None:
+async def _watch(
+    registry: kopf.OperatorRegistry, settings: PitonSettings, stop: Flag | None, ready: Flag | None
+) -> None:
     await kopf.operator(
         registry=registry,
         settings=build_kopf_settings(),
@@ -171,11 +177,11 @@ def _wake_runs(registry: kopf.OperatorRegistry, controller: Controller) -> None:
         type: str | None,  # noqa: A002 - kopf's word
         **_: Any,
     ) -> None:
-        controller.saw_pod(str(namespace), labels[names.LABEL_RUN], dict(body), deleted=type == "DELETED")
+        controller.on_pod(str(namespace), labels[names.LABEL_RUN], dict(body), deleted=type == "DELETED")
 
     @kopf.on.event(*_resource(NODES), registry=registry)
     async def node_changed(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
-        controller.saw_node(dict(body), deleted=type == "DELETED")
+        controller.on_node(dict(body), deleted=type == "DELETED")
 
 
 def _wake_sweeps(registry: kopf.OperatorRegistry, sweeps: SweepController) -> None:

@@ -18,7 +18,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from piton.contract import names
 from piton.kube.errors import TRANSLATED, Busy, NotFound, translate
-from piton.kube.queue import Timer
+from piton.kube.workqueue import Timer
 
 Body = dict[str, Any]
 

@@ -46,14 +46,14 @@ class Busy(Unavailable):
         self.seconds = seconds
 
 
-class Silence(Unavailable):
+class NoAnswer(Unavailable):
     """The connection broke or timed out: whether a write took effect is not known."""
 
 
 def translate(error: Exception) -> PortError:
     """The port's word for what a call to the API server raised."""
     if not isinstance(error, ApiException) or not error.status:
-        return Silence(f"the API server did not answer: {type(error).__name__}: {error}")
+        return NoAnswer(f"the API server did not answer: {type(error).__name__}: {error}")
     reason, sentence = _read(error)
     if error.status == 409:
         return AlreadyExists(sentence) if reason == _ALREADY_EXISTS else Conflict(sentence)

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from piton.api.spec import Meta
 from piton.contract import names
 from piton.core.effects import Announcement
-from piton.core.model import Meta
 from piton.kube.client import EVENTS, Body, Client
 from piton.kube.errors import AlreadyExists
 from piton.ports import Clock, PortError
@@ -29,7 +29,7 @@ Key = tuple[str, str]
 _log = logging.getLogger(__name__)
 
 
-class Ration:
+class EventRateLimiter:
     """How much each run may say: a bucket of tokens per run, as client-go has one per object."""
 
     def __init__(self, clock: Clock) -> None:
@@ -57,7 +57,7 @@ class EventAnnouncer:
         self,
         client: Client,
         clock: Clock,
-        ration: Ration,
+        ration: EventRateLimiter,
         subject: Callable[[], Meta | None],
         *,
         kind: str = names.KIND,

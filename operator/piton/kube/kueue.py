@@ -5,18 +5,18 @@ Kueue need not be installed: without a queue label on the run nothing of this is
 
 from datetime import datetime
 
+from piton.api.conditions import settled
+from piton.api.spec import Meta, Spec
+from piton.api.status import RunStatus
 from piton.contract import names
-from piton.core import workload
-from piton.core.conditions import settled
-from piton.core.effects import AskForQuota, LeaveQueue, QuotaEffect, ReturnQuota, TellQueue
-from piton.core.model import Meta, Spec
-from piton.core.observed import ReservationSeen
-from piton.core.status import RunStatus
-from piton.core.workload import Granted
+from piton.core.effects import LeaveQueue, QuotaEffect, ReportPodsReady, RequestQuota, ReturnQuota
 from piton.kube.client import Body, Client, Resource
 from piton.kube.errors import NotFound
-from piton.kube.owned import create
+from piton.kube.ownership import create
+from piton.observed import ReservationSeen
 from piton.ports import Conflict, PortError, Refused
+from piton.rendering import workload
+from piton.rendering.workload import Granted
 
 GROUP = "kueue.x-k8s.io"
 VERSION = workload.API_VERSION.partition("/")[2]
@@ -60,18 +60,18 @@ async def apply(
 ) -> None:
     """Carry out one effect on the Workload that was seen."""
     match effect:
-        case AskForQuota():
+        case RequestQuota():
             assert spec is not None, "nothing is asked for a run without an accepted spec"
             await _ask(client, effect, meta, spec)
         case ReturnQuota() if found is not None:
             await _write_status(client, found, workload.returned(found, now=now))
-        case TellQueue(ready=ready) if found is not None:
+        case ReportPodsReady(ready=ready) if found is not None:
             await _write_status(client, found, workload.told_ready(found, ready=ready, now=now))
         case LeaveQueue() if found is not None:
             await _delete(client, found)
 
 
-async def _ask(client: Client, effect: AskForQuota, meta: Meta, spec: Spec) -> None:
+async def _ask(client: Client, effect: RequestQuota, meta: Meta, spec: Spec) -> None:
     priority = await _priority(client, meta)
     body = workload.workload(meta, spec, effect.stage, priority=priority)
     try:

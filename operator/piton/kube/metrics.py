@@ -16,9 +16,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from piton import __version__
+from piton.api.spec import Stage
+from piton.api.status import Phase, ProgressStatus, RunStatus, Verdict
 from piton.core.increments import DISTURBANCES, REASONS, End, Increments
-from piton.core.model import Stage
-from piton.core.status import Phase, ProgressStatus, RunStatus, Verdict
 from piton.kube.events import Key
 from piton.ports import Conflict, PortError
 from piton.sweep.status import SweepStatus
@@ -44,7 +44,7 @@ class Registry(CollectorRegistry):
             yield family
 
 
-class Meter:
+class OperatorMetrics:
     """Everything that one operator process counts. It has a registry of its own, never the library's global one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from piton.contract.duration import parse_duration
-from piton.core.observed import NodePoolSeen
 from piton.kube.client import NODE_POOLS, Client
-from piton.kube.queue import Timer
+from piton.kube.workqueue import Timer
+from piton.observed import NodePoolSeen
 from piton.ports import PortError
 
 POOL_LABEL = "karpenter.sh/nodepool"

@@ -7,31 +7,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from piton.api import parse
+from piton.api.spec import Meta, Stage
+from piton.api.status import AttemptState, PlacedReplica, RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress
-from piton.core import parse
-from piton.core.claim import claim_name
-from piton.core.model import Meta, Stage
-from piton.core.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
-from piton.core.status import AttemptState, PlacedReplica, RunStatus
-from piton.kube import kueue, words
+from piton.kube import kueue, warning_events
 from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
+from piton.kube.last_seen import Sightings
 from piton.kube.nodepools import NodePools
 from piton.kube.outages import Outages
-from piton.kube.owned import controller, made_for, made_for_earlier, owned
+from piton.kube.ownership import controller, made_for, made_for_earlier, owned
 from piton.kube.pods import NodeView, as_pod, condition, lost, moment, replica
 from piton.kube.prices import Prices
-from piton.kube.reports import Reports
-from piton.kube.sightings import Sightings
+from piton.kube.report_store import Reports
+from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.ports import Refused, Unavailable
+from piton.rendering.volume_claim import claim_name
 
 _LOOK_SECONDS = 30.0
 """How often an attempt is looked at whose node is silent with others: that they answer again wakes only their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ClusterSnapshot:
     """One look at a run: what the core may see, and what the adapter needs to act on exactly that."""
 
     manifest: Body
@@ -57,7 +57,7 @@ async def read(
     sightings: Sightings | None = None,
     pools: NodePools | None = None,
     outages: Outages | None = None,
-) -> Reading | None:
+) -> ClusterSnapshot | None:
     """Look at the run and all that belongs to it; None when it does not exist.
 
     Raises:
@@ -102,7 +102,7 @@ class _Reader:
     def _meta(self) -> Meta:
         return self._parsed.meta
 
-    async def read(self) -> Reading:
+    async def read(self) -> ClusterSnapshot:
         current = self._parsed.status.attempt
         # A job is never older than its pods: the worker that a succeeded job cleans away was not deleted by others.
         labelled = await self._client.list(PODS, namespace=self._meta.namespace, labels=self._selector())
@@ -128,7 +128,7 @@ class _Reader:
             progress=self._progress(),
             reservation=await kueue.look(self._client, self._meta, self._parsed.status, workload),
         )
-        return Reading(
+        return ClusterSnapshot(
             manifest=self._manifest,
             observed=observed,
             pods=pods,
@@ -247,7 +247,7 @@ class _Reader:
             job=state,
             ours=owned(job, self._meta),
             deleting=bool(job["metadata"].get("deletionTimestamp")),
-            suspended=words.is_suspended(job),
+            suspended=warning_events.is_suspended(job),
             message=message,
             replicas=replicas,
             lost=tuple(self._lost(placed, views[placed.node]) for placed in missing),
@@ -259,12 +259,12 @@ class _Reader:
     async def _with_words(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
         """The attempt, with what events say of why it does not run."""
         told = {
-            replica.uid: await words.of_pod(self._client, self._meta.namespace, replica)
-            for replica in words.to_ask(seen.replicas)
+            replica.uid: await warning_events.of_pod(self._client, self._meta.namespace, replica)
+            for replica in warning_events.to_ask(seen.replicas)
         }
         replicas = tuple(replace(r, words=(*r.words, *told.get(r.uid, ()))) for r in seen.replicas)
         missing = len(replicas) < seen.expected_replicas
-        return replace(seen, replicas=replicas, words=await words.of_job(self._client, job) if missing else ())
+        return replace(seen, replicas=replicas, words=await warning_events.of_job(self._client, job) if missing else ())
 
     def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
         view = views.get((pod.get("spec") or {}).get("nodeName") or "")
@@ -314,7 +314,7 @@ class _Reader:
         return int(digits) if digits.isascii() and digits.isdigit() and int(digits) > 0 else None
 
 
-def seconds_until(reading: Reading | None, now: datetime) -> float | None:
+def seconds_until(reading: ClusterSnapshot | None, now: datetime) -> float | None:
     """Seconds until time alone changes what was read."""
     if reading is None or reading.changes_at is None:
         return None

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from piton.core.affinity import ZONE
 from piton.kube.client import NODES, Body, Client
 from piton.kube.pods import Outage, condition, moment
-from piton.kube.queue import Timer
+from piton.kube.workqueue import Timer
+from piton.rendering.affinity import ZONE
 
 TOGETHER_SECONDS = 300.0
 """Nodes that turn silent within so long of one another do so together."""
@@ -36,7 +36,7 @@ Turn = tuple[str, str, datetime]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Silence:
+class SilentNodes:
     """Nodes that have turned silent together: how many of how many, and where."""
 
     nodes: int
@@ -46,7 +46,7 @@ class Silence:
     since: datetime
 
 
-def silence(node: Mapping[str, Any], nodes: Iterable[Mapping[str, Any]]) -> Silence | None:
+def silence(node: Mapping[str, Any], nodes: Iterable[Mapping[str, Any]]) -> SilentNodes | None:
     """What this silent node is a part of; None: it is silent by itself."""
     since = _silent_since(node)
     if since is None:
@@ -57,7 +57,7 @@ def silence(node: Mapping[str, Any], nodes: Iterable[Mapping[str, Any]]) -> Sile
     for where, some in ((f"zone {zone}" if zone else "the cluster", in_zone), ("the cluster", everywhere)):
         silent = sum(_turned_silent(other, since) for other in some)
         if silent >= NODES_MIN and silent * PART > len(some):
-            return Silence(nodes=len(some), silent=silent, where=where, zone=zone, since=since)
+            return SilentNodes(nodes=len(some), silent=silent, where=where, zone=zone, since=since)
     return None
 
 

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
+from piton.api.status import PlacedReplica
 from piton.contract import names
-from piton.contract.ends import Outcome, Termination, outcome_of
-from piton.core.affinity import ZONE
-from piton.core.observed import LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState, Word
-from piton.core.status import PlacedReplica
+from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.kube.prices import Prices, share
+from piton.observed import ClusterMessage, LostReplica, NodePoolSeen, ReplicaSeen, ReplicaState
+from piton.rendering.affinity import ZONE
 
 UNREACHABLE_SECONDS = 35.0
 """How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 50 s before it says
@@ -315,7 +315,7 @@ def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str 
     return _sentence(reason, waiting.get("message")), reason in _CANNOT_START
 
 
-def words(pod: Mapping[str, Any]) -> tuple[Word, ...]:
+def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
     """What the pod itself says of why it does not run; more is in its events."""
     status = pod.get("status") or {}
     scheduled = condition(pod, "PodScheduled")
@@ -325,11 +325,11 @@ def words(pod: Mapping[str, Any]) -> tuple[Word, ...]:
     return (*found, *_initializing(pod, status))
 
 
-def _word(said: Mapping[str, Any]) -> Word:
-    return Word(reason=str(said.get("reason") or ""), message=str(said.get("message") or ""))
+def _word(said: Mapping[str, Any]) -> ClusterMessage:
+    return ClusterMessage(reason=str(said.get("reason") or ""), message=str(said.get("message") or ""))
 
 
-def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Word]:
+def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ClusterMessage]:
     """The init container that runs; a sidecar among them does not keep the trainer from starting."""
     specs = (pod.get("spec") or {}).get("initContainers") or []
     sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
@@ -337,7 +337,7 @@ def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator
         running = (container.get("state") or {}).get("running")
         if running is not None and container["name"] not in sidecars:
             message = f"{container['name']} is running"
-            yield Word(reason="InitContainer", message=message, first_time=moment(running.get("startedAt")))
+            yield ClusterMessage(reason="InitContainer", message=message, first_time=moment(running.get("startedAt")))
 
 
 def _sentence(reason: str | None, message: str | None) -> str | None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Self
 
+from piton.api.spec import Tier
 from piton.contract import names
 from piton.contract.quantity import parse_quantity
-from piton.core.affinity import CAPACITY_LABELS, INSTANCE_TYPE, ZONE, TooDear
-from piton.core.model import Tier
-from piton.core.pytorchjob import GPU
+from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, ZONE, TooDear
+from piton.rendering.pytorchjob import GPU
 
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _SHAPE = '{"p4d.24xlarge": {"Spot": "12.50", "OnDemand": "32.77"}}'

@@ -6,8 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from piton.core.backoff import Pace
 from piton.kube.prices import Prices
+from piton.timing import Timing
 
 ENV_NAMESPACES = "PITON_OPERATOR_NAMESPACES"
 ENV_RESYNC_SECONDS = "PITON_OPERATOR_RESYNC_SECONDS"
@@ -34,7 +34,7 @@ class Engine(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class PitonSettings:
     """The operator's settings."""
 
     namespaces: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Settings:
     """Port of the Prometheus metrics at /metrics; None: they are not served."""
     prices: Prices = field(default_factory=Prices)
     """What nodes cost that do not say it themselves."""
-    pace: Pace = field(default_factory=Pace)
+    timing: Timing = field(default_factory=Timing)
     """The patience of the core."""
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Settings:
             engine=_engine(env, defaults.engine),
             metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
             prices=_prices(env),
-            pace=_pace(env),
+            timing=_timing(env),
         )
 
 
@@ -114,12 +114,12 @@ def _engine(env: Mapping[str, str], default: Engine) -> Engine:
         raise ValueError(f"{ENV_ENGINE}: {word!r} is none of {', '.join(Engine)}") from None
 
 
-def _pace(env: Mapping[str, str]) -> Pace:
+def _timing(env: Mapping[str, str]) -> Timing:
     """Without a number, or with 0, no node is tainted: the operator may lack the right."""
     hours = _number(env, ENV_DEVICE_TAINT_HOURS, 0.0)
     if not 0 <= hours <= _TAINT_HOURS_MAX:
         raise ValueError(f"{ENV_DEVICE_TAINT_HOURS}: {hours:g} is not between 0 and {_TAINT_HOURS_MAX}")
-    return Pace(device_taint_seconds=hours * 3600 or None)
+    return Timing(device_taint_seconds=hours * 3600 or None)
 
 
 def _prices(env: Mapping[str, str]) -> Prices:

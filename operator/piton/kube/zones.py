@@ -6,9 +6,9 @@ way. So nothing of the kind is asked where such a pod might be on a node without
 
 from collections.abc import Mapping
 
-from piton.core.affinity import ZONE
 from piton.kube.client import NODES, Client
 from piton.ports import Refused
+from piton.rendering.affinity import ZONE
 
 
 async def are_named(client: Client, selector: Mapping[str, str]) -> bool:

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 
-from piton.contract.ends import Termination
-from piton.core.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
+from piton.contract.termination import Termination
 from piton.local.processes import Replica, kill
+from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 
 
 @dataclass(kw_only=True)

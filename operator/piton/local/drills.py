@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from piton.api.spec import Stage
 from piton.contract.duration import parse_duration
 from piton.contract.progress import Progress
-from piton.core.model import Stage
 
 Unit = Literal["percent", "step", "seconds"]
 _FORM = re.compile(

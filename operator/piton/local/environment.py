@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 from torchx import specs
 
+from piton.api.spec import Spec
 from piton.contract import names
-from piton.core.model import Spec
-from piton.core.render import Place, compile_caches, processes_per_node
-from piton.local.folder import RunFolder
 from piton.local.processes import literal
+from piton.local.run_folder import RunFolder
+from piton.rendering.appdef import TrainerPlace, compile_caches, processes_per_node
 
 REPORT_SECONDS = 0.1
 _THREADS = "OMP_NUM_THREADS"
@@ -28,13 +28,13 @@ def place(
     python: str,
     share: int = 1,
     rehearsal: int | None = None,
-) -> Place:
+) -> TrainerPlace:
     """The place of one attempt of this machine, which trains so many runs at the same time.
 
     In a rehearsal every step is reported.
     """
     own = folder.attempt(attempt)
-    return Place(
+    return TrainerPlace(
         python=python,
         torchrun=(python, "-m", "torch.distributed.run"),
         checkpoint_dir=literal(str(folder.checkpoints)),

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 
-from piton.core.cost import as_text, highest
-from piton.core.model import Spec, Stage
-from piton.core.stages import staged
+from piton.api.spec import Spec, Stage
+from piton.api.stages import staged
+from piton.cost.spending import as_text, highest
 from piton.local import environment, recipe
 from piton.local.processes import search_path
 

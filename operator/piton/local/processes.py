@@ -18,9 +18,9 @@ from pathlib import Path
 from torchx import specs
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 
+from piton.api.validation_env import RESERVED_ENV
 from piton.contract import names
-from piton.core.rules_env import RESERVED_ENV
-from piton.local import survivors
+from piton.local import orphans
 
 LOG_FILE = "output.log"
 _SHELL_SIGNAL_BASE = 128
@@ -37,7 +37,7 @@ class Replica:
         self._process = process
         self._mark = mark
         self._exit_code: int | None = None
-        self.identity = survivors.identify(process.pid)
+        self.identity = orphans.identify(process.pid)
 
     @property
     def exit_code(self) -> int | None:
@@ -58,7 +58,7 @@ class Replica:
 
     def kill_rest(self) -> None:
         """SIGKILL to whatever of it has left the group."""
-        survivors.kill_marked(self._mark)
+        orphans.kill_marked(self._mark)
 
 
 def kill(replicas: Sequence[Replica]) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from piton.api.spec import Spec
 from piton.contract.duration import parse_duration
-from piton.core.model import Spec
-from piton.core.render import processes_per_node
+from piton.rendering.appdef import processes_per_node
 
 if TYPE_CHECKING:
-    from piton.core.estimate import Size
+    from piton.cost.estimate import Size
 
 
 def settings(spec: Spec) -> Any:

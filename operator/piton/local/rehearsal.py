@@ -17,19 +17,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from piton.api.spec import Limits, Spec, Stages
+from piton.api.status import Phase
 from piton.contract import progress as words
-from piton.contract import start
+from piton.contract import startup_phases
 from piton.contract.progress import Progress
 from piton.contract.quantity import format_bytes
-from piton.core.backoff import Pace
 from piton.core.effects import Announcement
-from piton.core.estimate import Figure, Measured, Price, cost_of, measured_disk, measured_time
-from piton.core.model import Limits, Spec, Stages
-from piton.core.render import processes_per_node
-from piton.core.status import Phase
+from piton.cost.estimate import Figure, MeasuredSpeed, Price, cost_of, measured_disk, measured_time
 from piton.local import metrics, preflight
-from piton.local.folder import RunFolder
-from piton.local.run import LOCAL_PACE, Audience, Ending, Order, View, run
+from piton.local.run_folder import RunFolder
+from piton.local.runner import LOCAL_PACE, Ending, RunObserver, RunRequest, View, run
+from piton.rendering.appdef import processes_per_node
+from piton.timing import Timing
 
 State = Literal["ok", "failed", "unknown"]
 _UNLIMITED = "max"
@@ -61,7 +61,7 @@ class Rehearsal:
     steps: int = 3
     """Before the stop, and after it."""
     price: Price | None = None
-    pace: Pace = LOCAL_PACE
+    timing: Timing = LOCAL_PACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +86,16 @@ class Findings:
 
 
 @dataclass
-class Witness:
+class PeakRecorder:
     """Passes on what there is to see, and remembers the newest report."""
 
-    audience: Audience
+    observer: RunObserver
     newest: Progress | None = None
     peaks: dict[str, float] = field(default_factory=dict)
 
     async def announce(self, announcement: Announcement) -> None:
         """Pass it on."""
-        await self.audience.announce(announcement)
+        await self.observer.announce(announcement)
 
     def show(self, view: View) -> None:
         """Look at it, and pass it on."""
@@ -104,10 +104,10 @@ class Witness:
             for name in (words.MEMORY_PEAK_BYTES, words.GPU_MEMORY_PEAK_BYTES):
                 if name in view.progress.metrics:
                     self.peaks[name] = max(self.peaks.get(name, 0.0), view.progress.metrics[name])
-        self.audience.show(view)
+        self.observer.show(view)
 
 
-def rehearse(rehearsal: Rehearsal, audience: Audience) -> Findings:
+def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
     """Do it, and clean up unless something failed."""
     short = _short(rehearsal.spec)
     lacks = [_lack(problem) for problem in preflight.problems(short)]
@@ -115,8 +115,10 @@ def rehearse(rehearsal: Rehearsal, audience: Audience) -> Findings:
         return Findings(checks=lacks)
     parent = _existing(rehearsal.parent)
     folder = RunFolder(Path(tempfile.mkdtemp(prefix=f".preflight-{rehearsal.name}-", dir=parent)))
-    witness = Witness(audience)
-    order = Order(name=rehearsal.name, spec=short, root=folder.root, rehearsal=rehearsal.steps, pace=rehearsal.pace)
+    witness = PeakRecorder(observer)
+    order = RunRequest(
+        name=rehearsal.name, spec=short, root=folder.root, rehearsal=rehearsal.steps, timing=rehearsal.timing
+    )
     try:
         ending = run(order, witness)
         checks = [Check(name="machine", state="ok", text=_machine(short)), *_checks(rehearsal, ending, folder, witness)]
@@ -154,7 +156,7 @@ def _machine(spec: Spec) -> str:
     return f"program and data are here; {processes} {'process' if processes == 1 else 'processes'} on {on}"
 
 
-def _checks(rehearsal: Rehearsal, ending: Ending, folder: RunFolder, witness: Witness) -> Iterator[Check]:
+def _checks(rehearsal: Rehearsal, ending: Ending, folder: RunFolder, witness: PeakRecorder) -> Iterator[Check]:
     summary = ending.summary
     if summary.phase != Phase.SUCCEEDED:
         where = f"the log is {ending.failed_log or summary.logs}"
@@ -174,7 +176,7 @@ def _checks(rehearsal: Rehearsal, ending: Ending, folder: RunFolder, witness: Wi
 
 def _steps(report: Progress, start_seconds: Mapping[str, float]) -> Check:
     loss = f", loss {report.metrics['loss']:.4g}" if "loss" in report.metrics else ""
-    took = f"; the last start took {start.sentence(start_seconds)}" if start_seconds else ""
+    took = f"; the last start took {startup_phases.sentence(start_seconds)}" if start_seconds else ""
     return Check(name="steps", state="ok", text=f"{report.step} taken{loss}{took}")
 
 
@@ -193,10 +195,10 @@ def _resume(rehearsal: Rehearsal, report: Progress) -> Check:
 
 def _verified(folder: RunFolder) -> Check:
     """Every file of every checkpoint, hashed."""
-    from piton_trainer.checkpoint import survey
+    from piton_trainer.checkpoint import inspect
 
-    found = survey.survey(folder.checkpoints)
-    bad = [check for check in survey.verify(found) if check.problem]
+    found = inspect.survey(folder.checkpoints)
+    bad = [check for check in inspect.verify(found) if check.problem]
     if not found or bad:
         text = f"{bad[0].found.folder.name}: {bad[0].problem}" if bad else "none was saved"
         return Check(
@@ -208,7 +210,7 @@ def _verified(folder: RunFolder) -> Check:
     )
 
 
-def _memory(spec: Spec, report: Progress, witness: Witness) -> Iterator[Check]:
+def _memory(spec: Spec, report: Progress, witness: PeakRecorder) -> Iterator[Check]:
     if (peak := witness.peaks.get(words.MEMORY_PEAK_BYTES)) is not None:
         processes, there = spec.workers.nodes * processes_per_node(spec), _memory_here()
         total = processes * peak
@@ -254,11 +256,11 @@ def _check(name: str, figure: Figure, fix: str) -> Check:
     return Check(name=name, state=state, text=figure.text.removeprefix("unknown: "), value=figure.value)
 
 
-def _measured(folder: RunFolder, report: Progress) -> Measured:
+def _measured(folder: RunFolder, report: Progress) -> MeasuredSpeed:
     """What the reports say a step takes, and the rest. The first step of an attempt is not among them."""
     points = metrics.read(folder.metrics_file)
     laps = [point.metrics[words.STEP_SECONDS] for point in points if words.STEP_SECONDS in point.metrics]
-    return Measured(
+    return MeasuredSpeed(
         step_seconds=statistics.median(laps) if laps else None,
         steps=report.total_steps,
         evaluation_seconds=report.metrics.get(words.EVALUATION_SECONDS),

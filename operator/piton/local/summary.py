@@ -7,13 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from piton.contract import start
-from piton.core.conditions import FAILED, SUCCEEDED, SUSPENDED
-from piton.core.model import Stage
-from piton.core.status import AttemptStatus, RunStatus, StageStatus, Verdict
+from piton.api.conditions import FAILED, SUCCEEDED, SUSPENDED
+from piton.api.spec import Stage
+from piton.api.status import AttemptStatus, RunStatus, StageStatus, Verdict
+from piton.contract import startup_phases
 from piton.local import metrics
 from piton.local.drills import Drill, pending
-from piton.local.folder import RunFolder, State
+from piton.local.run_folder import LocalState, RunFolder
 
 _TAKEN = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE)
 
@@ -81,7 +81,7 @@ class Summary:
         }
 
 
-def summarise(folder: RunFolder, state: State, drills: Sequence[Drill]) -> Summary:
+def summarise(folder: RunFolder, state: LocalState, drills: Sequence[Drill]) -> Summary:
     """Sum a run up from its folder and state; the drills are those that the command was given."""
     status, complete = state.status, folder.complete()
     result = status.result
@@ -157,7 +157,7 @@ def recovery_seconds(attempts: Sequence[AttemptStatus]) -> float:
 
 def newest_start(points: Sequence[metrics.Point]) -> dict[str, float]:
     """The phases of the newest start that was reported."""
-    return next((phases for point in reversed(points) if (phases := start.from_metrics(point.metrics))), {})
+    return next((phases for point in reversed(points) if (phases := startup_phases.from_metrics(point.metrics))), {})
 
 
 def _final_step(status: RunStatus) -> int | None:

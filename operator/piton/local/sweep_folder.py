@@ -1,7 +1,7 @@
 """The folder of a local sweep: its state, and the folders of its runs.
 
 sweep.json   the sweep's status        lock         held by the one `piton run` that works here
-<variant>[-f<fold>][-s<seed>]/         a run's folder, see folder.py
+<variant>[-f<fold>][-s<seed>]/         a run's folder, see run_folder.py
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, ValidationError
 
-from piton.core.conditions import FAILED
-from piton.core.model import Model
+from piton.api.conditions import FAILED
+from piton.api.spec import Model
 from piton.local.drills import Drill
-from piton.local.folder import RunFolder, replace_text
+from piton.local.run_folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise
 from piton.ports import Clock
 from piton.sweep import rules

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from piton.local import survivors
+from piton.local import orphans
 
 
 def main(variable: str, grace_seconds: float) -> None:
@@ -16,12 +16,12 @@ def main(variable: str, grace_seconds: float) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    left = survivors.marked(variable)
-    survivors.tell([process for process in left if _leads(process)], signal.SIGTERM)
-    survivors.kill(survivors.wait_gone(left, grace_seconds))
+    left = orphans.marked(variable)
+    orphans.send_signal([process for process in left if _leads(process)], signal.SIGTERM)
+    orphans.kill(orphans.wait_gone(left, grace_seconds))
 
 
-def _leads(process: survivors.Process) -> bool:
+def _leads(process: orphans.Process) -> bool:
     """Whether it is a trainer's main process; its helpers (data loaders, say) are its own to stop."""
     try:
         return os.getsid(process.pid) == process.pid

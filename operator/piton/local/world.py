@@ -13,41 +13,41 @@ from typing import assert_never
 
 from torchx import specs
 
+from piton.api.conditions import settled
+from piton.api.reasons import Reason
+from piton.api.spec import Meta, Spec, Stage
+from piton.api.stages import staged
+from piton.api.status import RunStatus
 from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton.core.backoff import GRACE_SECONDS
-from piton.core.conditions import settled
 from piton.core.effects import (
+    AddFinalizer,
     Announcement,
-    AskForQuota,
     CreateVolume,
     DeleteRun,
     Effect,
-    HoldRun,
     LeaveQueue,
     OwnVolume,
-    ReleaseRun,
+    RemoveFinalizer,
     RemoveReplica,
+    ReportPodsReady,
+    RequestQuota,
     ReturnQuota,
     StartAttempt,
     StopAttempt,
     TaintNode,
-    TellQueue,
 )
-from piton.core.model import Meta, Spec, Stage
-from piton.core.observed import Observed, VolumeSeen
-from piton.core.reasons import Reason
-from piton.core.render import appdef, assignment
-from piton.core.stages import staged
-from piton.core.status import RunStatus
 from piton.local import environment, processes
 from piton.local.attempt import LocalAttempt
 from piton.local.drills import Drill, first_due, pending
-from piton.local.folder import ProcessRecord, RunFolder, State, replace_text
-from piton.local.server import TOKEN, Receiver
+from piton.local.progress_server import TOKEN, LocalProgressServer
+from piton.local.run_folder import LocalState, ProcessRecord, RunFolder, replace_text
+from piton.observed import Observed, VolumeSeen
 from piton.ports import Clock, Refused, Unavailable
+from piton.rendering.appdef import appdef, assignment
+from piton.timing import GRACE_SECONDS
 
 LEAVE_SECONDS = 30.0
 """How long trainers may take to leave after the final manifest, which is written a moment before they end."""
@@ -65,14 +65,14 @@ class Machine:
 
 
 class LocalWorld:
-    """A run's world. `poll` and `drill` belong to the loop in run.py; the rest is the port."""
+    """A run's world. `poll` and `drill` belong to the loop in runner.py; the rest is the port."""
 
     def __init__(
         self,
         *,
         folder: RunFolder,
-        state: State,
-        receiver: Receiver,
+        state: LocalState,
+        receiver: LocalProgressServer,
         clock: Clock,
         drills: Sequence[Drill] = (),
         notice_seconds: float = 30.0,
@@ -117,8 +117,8 @@ class LocalWorld:
     async def apply(self, effect: Effect) -> None:
         """Carry out one effect."""
         match effect:
-            case HoldRun() | ReleaseRun():
-                self._save(held=isinstance(effect, HoldRun))
+            case AddFinalizer() | RemoveFinalizer():
+                self._save(held=isinstance(effect, AddFinalizer))
             case CreateVolume():
                 self._create(self.folder.checkpoints)
             case OwnVolume() | DeleteRun():
@@ -132,7 +132,7 @@ class LocalWorld:
                     self._attempts[number].kill(name)
             case TaintNode():
                 raise AssertionError(f"this machine is no node, and its pace has no taint: {effect}")
-            case AskForQuota() | ReturnQuota() | TellQueue() | LeaveQueue():
+            case RequestQuota() | ReturnQuota() | ReportPodsReady() | LeaveQueue():
                 raise AssertionError(f"there are no queues on this machine, and none was observed: {effect}")
             case _:
                 assert_never(effect)

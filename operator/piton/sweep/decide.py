@@ -13,26 +13,25 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
+from piton.api.conditions import in_phase, readable_again, settled, with_unreadable
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.stages import RUNNING
+from piton.api.status import Phase
 from piton.contract.duration import parse_duration
-from piton.core import waiting
-from piton.core.backoff import Pace
-from piton.core.budget import Account, exhausted, warning
-from piton.core.conditions import in_phase, readable_again, settled, with_unreadable
+from piton.core import wait_reasons
 from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
-from piton.core.model import Stage
-from piton.core.reasons import Reason
-from piton.core.stages import RUNNING
-from piton.core.status import Phase
-from piton.sweep import money
+from piton.cost.budget import Account, exhausted, warning
+from piton.sweep import cost
 from piton.sweep.expand import PlannedRun, digest, seconds_for
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
     CreateRun,
-    HoldBack,
-    LetGo,
     MoveDeadline,
+    ResumeRun,
     RunSeen,
+    SuspendRun,
     SweepDecision,
     SweepEffect,
     SweepObserved,
@@ -40,18 +39,19 @@ from piton.sweep.observed import (
 from piton.sweep.rows import counted, refreshed
 from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
+from piton.timing import Timing
 
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class SweepContext:
     """One moment of one sweep."""
 
     observed: SweepObserved
     now: datetime
-    pace: Pace
+    timing: Timing
 
     @property
     def spec(self) -> SweepSpec:
@@ -90,19 +90,19 @@ class Context:
     @cached_property
     def account(self) -> Account | None:
         """The sweep's budget, if it has one."""
-        return money.account_of(self.observed, self.status, self.pending, pace=self.pace)
+        return cost.account_of(self.observed, self.status, self.pending, timing=self.timing)
 
     def phase(self, status: SweepStatus, phase: Phase, reason: Reason, message: str) -> SweepStatus:
         """The status in that phase, as of now and this generation."""
         return in_phase(status, phase, reason, message, now=self.now, generation=self.observed.meta.generation)
 
 
-Rule = Callable[[Context], SweepDecision | None]
+Rule = Callable[[SweepContext], SweepDecision | None]
 
 
-def decide(observed: SweepObserved, *, now: datetime, pace: Pace | None = None) -> SweepDecision:
+def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = None) -> SweepDecision:
     """The effects, the status and the announcements that this moment asks for."""
-    context = Context(observed=observed, now=now, pace=pace or Pace())
+    context = SweepContext(observed=observed, now=now, timing=timing or Timing())
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule != UNREADABLE:
         status = readable_again(decision.status, now=now, generation=observed.meta.generation)
@@ -110,19 +110,19 @@ def decide(observed: SweepObserved, *, now: datetime, pace: Pace | None = None) 
     return _sparing(context, decision)
 
 
-def refused(observed: SweepObserved, why: str, *, now: datetime, pace: Pace | None = None) -> SweepDecision:
+def refused(observed: SweepObserved, why: str, *, now: datetime, timing: Timing | None = None) -> SweepDecision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
-    context = Context(observed=observed, now=now, pace=pace or Pace())
-    wait, generation = waiting.refusal(why), observed.meta.generation
-    status, news = waiting.waits(observed.status, observed.status.phase, wait, now=now, generation=generation)
-    again = context.pace.try_again_seconds(waiting.waited_seconds(status, now))
+    context = SweepContext(observed=observed, now=now, timing=timing or Timing())
+    wait, generation = wait_reasons.refusal(why), observed.meta.generation
+    status, news = wait_reasons.waits(observed.status, observed.status.phase, wait, now=now, generation=generation)
+    again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
     return SweepDecision(rule=REFUSED, status=status, announcements=news, look_again_seconds=again)
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------
 
 
-def unreadable(context: Context) -> SweepDecision | None:
+def unreadable(context: SweepContext) -> SweepDecision | None:
     """Another version wrote the status, and this one cannot know what it means: say so, and touch no run."""
     observed = context.observed
     gone = (row for row in observed.status.runs if not row.phase.is_known and observed.run(row.name) is None)
@@ -135,14 +135,14 @@ def unreadable(context: Context) -> SweepDecision | None:
     return SweepDecision(rule=UNREADABLE, status=status, announcements=(news,))
 
 
-def left_alone(context: Context) -> SweepDecision | None:
+def left_alone(context: SweepContext) -> SweepDecision | None:
     """Nothing happens to a sweep that is being deleted (its runs go with it) or has ended."""
     if context.observed.meta.deleting or settled(context.observed.status):
         return SweepDecision(rule="left_alone", status=context.observed.status)
     return None
 
 
-def unacceptable(context: Context) -> SweepDecision | None:
+def unacceptable(context: SweepContext) -> SweepDecision | None:
     """The spec cannot work as written, or is not what the sweep began with. Runs that exist go on."""
     observed = context.observed
     if observed.spec is not None and observed.status.plan in ("", digest(observed.spec)):
@@ -153,7 +153,7 @@ def unacceptable(context: Context) -> SweepDecision | None:
     return SweepDecision(rule="unacceptable", status=status, announcements=(news,))
 
 
-def planned(context: Context) -> SweepDecision | None:
+def planned(context: SweepContext) -> SweepDecision | None:
     """Write down what the sweep begins with, before anything is created."""
     if context.status.plan:
         return None
@@ -162,7 +162,7 @@ def planned(context: Context) -> SweepDecision | None:
     return SweepDecision(rule="planned", status=status, look_again_seconds=0)
 
 
-def finished(context: Context) -> SweepDecision | None:
+def finished(context: SweepContext) -> SweepDecision | None:
     """Every run has come to its end."""
     counts = context.status.counts
     if counts.done < counts.total:
@@ -175,7 +175,7 @@ def finished(context: Context) -> SweepDecision | None:
     return SweepDecision(rule="finished", status=status, announcements=(*_ends(context), news))
 
 
-def over(context: Context) -> SweepDecision | None:
+def over(context: SweepContext) -> SweepDecision | None:
     """The deadline has passed: the runs have it as their own, and no more begin."""
     if context.until is None or context.now < context.until:
         return None
@@ -186,7 +186,7 @@ def over(context: Context) -> SweepDecision | None:
     return _fail(context, Reason.DEADLINE_EXCEEDED, message)
 
 
-def given_up(context: Context) -> SweepDecision | None:
+def given_up(context: SweepContext) -> SweepDecision | None:
     """A run has failed, and the user wants no more then. The others save, and could be resumed by hand."""
     if context.spec.on_failure != "Stop" or not context.status.counts.failed:
         return None
@@ -195,7 +195,7 @@ def given_up(context: Context) -> SweepDecision | None:
     return _stopping(context, Reason.RUNS_FAILED, _failures(context), _hold_back(context, Reason.RUNS_FAILED))
 
 
-def suspended(context: Context) -> SweepDecision | None:
+def suspended(context: SweepContext) -> SweepDecision | None:
     """The user wants it to hold."""
     if not context.spec.suspend:
         return None
@@ -208,7 +208,7 @@ def suspended(context: Context) -> SweepDecision | None:
     )
 
 
-def overspent(context: Context) -> SweepDecision | None:
+def overspent(context: SweepContext) -> SweepDecision | None:
     """The budget is spent but for what a stop of all that runs costs, or does not pay for another start."""
     account = context.account
     if account is None or not account.used_up:
@@ -231,11 +231,11 @@ def overspent(context: Context) -> SweepDecision | None:
     )
 
 
-def going(context: Context) -> SweepDecision:
+def going(context: SweepContext) -> SweepDecision:
     """Create what there is room and money for, let go what was held, and write down how far the runs are."""
     room = max(0, context.spec.parallelism - len(context.alive))
-    fresh = money.affordable(context.account, bool(context.alive), context.pending[:room], pace=context.pace)
-    effects: list[SweepEffect] = [LetGo(name=s.name, reason=Reason.RESUMED) for s in context.steered if s.held]
+    fresh = cost.affordable(context.account, bool(context.alive), context.pending[:room], timing=context.timing)
+    effects: list[SweepEffect] = [ResumeRun(name=s.name, reason=Reason.RESUMED) for s in context.steered if s.held]
     effects += _moved(context)
     effects += [CreateRun(run=run, until=context.until, reason=Reason.FIRST_ATTEMPT) for run in fresh]
     names = {run.name for run in fresh}
@@ -257,7 +257,7 @@ def going(context: Context) -> SweepDecision:
     )
 
 
-def _warned(context: Context, status: SweepStatus) -> tuple[SweepStatus, tuple[Announcement, ...]]:
+def _warned(context: SweepContext, status: SweepStatus) -> tuple[SweepStatus, tuple[Announcement, ...]]:
     """People are told once that most of a budget is spent."""
     account = context.account
     if account is None or status.cost is None or not account.warns or status.cost.warned_of == account.usd:
@@ -270,22 +270,24 @@ def _warned(context: Context, status: SweepStatus) -> tuple[SweepStatus, tuple[A
 # --- what several of them say ----------------------------------------------------------------------------------------
 
 
-def _fail(context: Context, reason: Reason, message: str) -> SweepDecision:
+def _fail(context: SweepContext, reason: Reason, message: str) -> SweepDecision:
     status = context.phase(context.status, Phase.FAILED, reason, message)
     news = Announcement(severity="Warning", reason=reason, message=f"Failed: {message}")
     return SweepDecision(rule="failed", status=status, announcements=(*_ends(context), news))
 
 
-def _stopping(context: Context, reason: Reason, message: str, effects: tuple[SweepEffect, ...] = ()) -> SweepDecision:
+def _stopping(
+    context: SweepContext, reason: Reason, message: str, effects: tuple[SweepEffect, ...] = ()
+) -> SweepDecision:
     status = context.phase(context.status, Phase.STOPPING, reason, message)
     return SweepDecision(rule="stopping", effects=effects, status=status, announcements=_ends(context))
 
 
-def _hold_back(context: Context, reason: Reason) -> tuple[SweepEffect, ...]:
-    return tuple(HoldBack(name=seen.name, reason=reason) for seen in context.steered if not seen.suspend)
+def _hold_back(context: SweepContext, reason: Reason) -> tuple[SweepEffect, ...]:
+    return tuple(SuspendRun(name=seen.name, reason=reason) for seen in context.steered if not seen.suspend)
 
 
-def _moved(context: Context) -> Iterator[SweepEffect]:
+def _moved(context: SweepContext) -> Iterator[SweepEffect]:
     """Runs whose deadline is not what the sweep's asks for: somebody has moved that."""
     for run in context.observed.plan:
         seen = context.observed.run(run.name)
@@ -311,18 +313,18 @@ def _progress(status: SweepStatus) -> tuple[Phase, Reason, str]:
     return phase, reason, text
 
 
-def _failures(context: Context) -> str:
+def _failures(context: SweepContext) -> str:
     failed = [row.name for row in context.status.runs if row.phase is Phase.FAILED]
     names = f": {', '.join(failed[:5])}" + (" and others" if len(failed) > 5 else "") if failed else ""
     return f"{_sum(context)}{names}"
 
 
-def _sum(context: Context) -> str:
+def _sum(context: SweepContext) -> str:
     counts = context.status.counts
     return f"{counts.succeeded} of {counts.total} runs have succeeded, {counts.failed} have failed"
 
 
-def _ends(context: Context) -> tuple[Announcement, ...]:
+def _ends(context: SweepContext) -> tuple[Announcement, ...]:
     """The runs that have failed since the last pass; that one has succeeded is told by the run itself."""
     old = {row.name: row.phase for row in context.observed.status.runs}
     fresh = [r.name for r in context.status.runs if r.phase is Phase.FAILED and old.get(r.name) is not Phase.FAILED]
@@ -332,17 +334,17 @@ def _ends(context: Context) -> tuple[Announcement, ...]:
     )
 
 
-def _seconds_left(context: Context) -> float | None:
+def _seconds_left(context: SweepContext) -> float | None:
     return None if context.until is None else max(0.0, (context.until - context.now).total_seconds())
 
 
-def _sparing(context: Context, decision: SweepDecision) -> SweepDecision:
+def _sparing(context: SweepContext, decision: SweepDecision) -> SweepDecision:
     """Steps and metrics alone are worth a write now and then, not whenever one of many runs reports."""
     old, new = context.observed.status, decision.status
-    if not decision.effects and money.without_amounts(old) == money.without_amounts(new):
+    if not decision.effects and cost.without_amounts(old) == cost.without_amounts(new):
         return replace(decision, status=old)
     written = old.last_updated_time
-    left = 0.0 if written is None else context.pace.progress_seconds - (context.now - written).total_seconds()
+    left = 0.0 if written is None else context.timing.progress_seconds - (context.now - written).total_seconds()
     if decision.effects or left <= 0 or _quiet(old) != _quiet(new):
         return decision
     waits = [s for s in (decision.look_again_seconds, left if new != old else None) if s is not None]
@@ -351,7 +353,7 @@ def _sparing(context: Context, decision: SweepDecision) -> SweepDecision:
 
 def _quiet(status: SweepStatus) -> SweepStatus:
     rows = tuple(row.model_copy(update={"step": None, "metrics": ()}) for row in status.runs)
-    status = money.without_amounts(status.model_copy(update={"runs": rows}))
+    status = cost.without_amounts(status.model_copy(update={"runs": rows}))
     return status.model_copy(update={"last_updated_time": None})
 
 

@@ -17,9 +17,9 @@ from datetime import datetime
 from functools import reduce
 from typing import Any
 
+from piton.api.spec import ObjectiveSpec
 from piton.contract import names
 from piton.contract.duration import parse_duration
-from piton.core.model import ObjectiveSpec
 from piton.sweep.model import SweepSpec, Variant
 
 Document = dict[str, Any]

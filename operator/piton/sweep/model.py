@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from piton.core.model import DNS_LABEL, Budget, Duration, Model, Policy
+from piton.api.spec import DNS_LABEL, Budget, Duration, Model, Policy
 
 RUNS_MAX = 200
 """Runs of a sweep; its status remembers each of them."""

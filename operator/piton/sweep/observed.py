@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from piton.core.conditions import settled
+from piton.api.conditions import settled
+from piton.api.reasons import Reason
+from piton.api.spec import Meta, Spec
+from piton.api.status import Phase, RunStatus
 from piton.core.effects import AnyDecision
-from piton.core.model import Meta, Spec
-from piton.core.reasons import Reason
-from piton.core.status import Phase, RunStatus
 from piton.sweep.expand import PlannedRun
 from piton.sweep.model import SweepSpec
 from piton.sweep.status import SweepStatus
@@ -71,7 +71,7 @@ class CreateRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldBack:
+class SuspendRun:
     """Suspend the run, and leave word that it was the sweep."""
 
     name: str
@@ -79,7 +79,7 @@ class HoldBack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LetGo:
+class ResumeRun:
     """Let a run that the sweep has suspended go on."""
 
     name: str
@@ -96,6 +96,6 @@ class MoveDeadline:
     reason: Reason
 
 
-SweepEffect = CreateRun | HoldBack | LetGo | MoveDeadline
+SweepEffect = CreateRun | SuspendRun | ResumeRun | MoveDeadline
 SweepDecision = AnyDecision[SweepEffect, SweepStatus]
 """What is decided about a sweep."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from piton.api.parse import SpecError, manifest_of, meta_of, model_of
+from piton.api.spec import Meta
 from piton.contract import names
-from piton.core.model import Meta
-from piton.core.parse import SpecError, manifest_of, meta_of, model_of
 from piton.sweep import rules
 from piton.sweep.expand import PlannedRun
 from piton.sweep.model import SweepSpec

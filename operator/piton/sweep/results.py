@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
+from piton.api.spec import ObjectiveSpec
+from piton.api.status import MetricValue, RunStatus
 from piton.contract.interval import t_interval
-from piton.core.model import ObjectiveSpec
-from piton.core.status import MetricValue, RunStatus
 from piton.sweep.model import SweepSpec
-from piton.sweep.status import Estimate, MetricResult, Row, VariantResult
+from piton.sweep.status import MetricResult, Row, SweepEstimate, VariantResult
 
 Values = Mapping[tuple[int | None, int | None], float]
 """Fold and seed -> value."""
@@ -78,16 +78,16 @@ def _values(rows: Sequence[Row], variant: str, name: str) -> Values:
     }
 
 
-def _pairs(values: Values, baseline: Values) -> Estimate | None:
+def _pairs(values: Values, baseline: Values) -> SweepEstimate | None:
     differences = [value - baseline[pair] for pair, value in values.items() if pair in baseline]
     return _estimate(differences) if differences else None
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def _estimate(values: Sequence[float]) -> SweepEstimate:
     if len(values) == 1:
-        return Estimate(mean=_text(values[0]))
+        return SweepEstimate(mean=_text(values[0]))
     low, high = t_interval(values)
-    return Estimate(mean=_text(mean(values)), low=_text(low), high=_text(high))
+    return SweepEstimate(mean=_text(mean(values)), low=_text(low), high=_text(high))
 
 
 def _text(value: float) -> str:

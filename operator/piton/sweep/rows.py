@@ -5,8 +5,8 @@ A row is written from the run as it is now; only a success outlives its run.
 
 from datetime import datetime
 
-from piton.core.status import Phase
-from piton.sweep import money, results
+from piton.api.status import Phase
+from piton.sweep import cost, results
 from piton.sweep.expand import PlannedRun
 from piton.sweep.observed import RunSeen, SweepObserved
 from piton.sweep.status import Counts, Row, SweepStatus
@@ -32,8 +32,8 @@ def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
             "best": f"{found[0]} {found[1]}" if found else "",
         }
     )
-    status = money.summed(observed, counted(status)).with_unknown_of(observed.status)
-    if money.without_amounts(status).runs == money.without_amounts(observed.status).runs:
+    status = cost.summed(observed, counted(status)).with_unknown_of(observed.status)
+    if cost.without_amounts(status).runs == cost.without_amounts(observed.status).runs:
         return status
     return status.model_copy(update={"last_updated_time": now})
 
@@ -63,7 +63,7 @@ def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[st
         step=status.result.step if status.result else record.step if record else None,
         preemptions=status.preemptions,
         lost_steps=status.lost.steps,
-        cost=money.of_run(old, seen, now),
+        cost=cost.of_run(old, seen, now),
         uid=seen.uid or None,
         metrics=results.values_of(status, run.objective, names),
     )

@@ -9,11 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from piton.api import parse, validation
+from piton.api.cel import Cel, SpecRule, by_path, cel, not_in_cel
+from piton.api.spec import Spec
+from piton.api.validation_amounts import ANY_DIGIT, DEADLINE, NO_MONEY, NO_PRICE, positive
 from piton.contract import duration, names
-from piton.core import parse, rules
-from piton.core.cel import Cel, Rule, by_path, cel, not_in_cel
-from piton.core.model import Spec
-from piton.core.rules_amounts import ANY_DIGIT, DEADLINE, NO_MONEY, NO_PRICE, positive
 from piton.sweep.expand import FIXED_FIELDS, PlannedRun, expand, size
 from piton.sweep.model import RUNS_MAX, SweepSpec
 
@@ -38,18 +38,18 @@ def check(sweep: str, spec: SweepSpec) -> tuple[tuple[PlannedRun, ...], list[str
 _NAME_MAX = names.MAX_RUN_NAME - 2
 LONG_NAME = f"metadata.name: '{{name}}' is too long, since the names of its runs are longer; write at most {_NAME_MAX}"
 _SHORT = f"size(self.metadata.name) <= {_NAME_MAX}"
-_LABEL = f"self.metadata.name.matches('{rules.RUN_NAME.pattern}')"
+_LABEL = f"self.metadata.name.matches('{validation.RUN_NAME.pattern}')"
 
 
 @cel("", _SHORT, LONG_NAME, name="self.metadata.name", on_creation=True)
-@cel("", f"!({_SHORT}) || {_LABEL}", rules.NO_LABEL, name="self.metadata.name", on_creation=True)
+@cel("", f"!({_SHORT}) || {_LABEL}", validation.NO_LABEL, name="self.metadata.name", on_creation=True)
 @not_in_cel("how long the names of the runs are depends on the matrix")
 def good_name(name: str) -> Iterator[str]:
     """The sweep's name has to fit into the names of its runs."""
     if len(name) > _NAME_MAX:
         yield LONG_NAME.format(name=name)
-    elif not rules.RUN_NAME.fullmatch(name):
-        yield rules.NO_LABEL.format(name=name)
+    elif not validation.RUN_NAME.fullmatch(name):
+        yield validation.NO_LABEL.format(name=name)
 
 
 def _at_least_one(field: str) -> str:
@@ -123,7 +123,7 @@ def good_limits(spec: SweepSpec) -> Iterator[str]:
         yield from positive(budget)
 
 
-RULES: tuple[Rule[SweepSpec], ...] = (
+RULES: tuple[SpecRule[SweepSpec], ...] = (
     not_too_many,
     no_variant_twice,
     no_seed_twice,
@@ -194,7 +194,7 @@ def _problems(spec: Mapping[str, object]) -> tuple[Spec | None, list[str]]:
     parsed, problems = parse.model_of(Spec, spec, "describe a run")
     if parsed is None:
         return None, problems
-    problems = rules.check(parsed)
+    problems = validation.check(parsed)
     if parsed.suspend:
         problems.append("spec.suspend: runs of a sweep hold when spec.suspend of the sweep says so; remove it")
     if parsed.ttl_after_finished:

@@ -6,7 +6,7 @@ are strings, because an API has no floats.
 
 from pydantic import AwareDatetime, Field
 
-from piton.core.status import Amount, Answer, Conditioned, MetricValue, Phase
+from piton.api.status import Amount, Answer, Conditioned, MetricValue, Phase
 
 
 class Row(Answer):
@@ -42,7 +42,7 @@ class Row(Answer):
         return self.fold, self.seed
 
 
-class Estimate(Answer):
+class SweepEstimate(Answer):
     """A mean over runs. With one run there is no interval."""
 
     mean: str = Field(description="Mean.")
@@ -54,8 +54,8 @@ class MetricResult(Answer):
     """One metric of a variant."""
 
     name: str = Field(description="Name of the metric.")
-    value: Estimate = Field(description="Over the folds and seeds that have succeeded.")
-    difference: Estimate | None = Field(
+    value: SweepEstimate = Field(description="Over the folds and seeds that have succeeded.")
+    difference: SweepEstimate | None = Field(
         default=None, description="To the baseline, pair by pair over the folds and seeds that both have."
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from piton.sweep.status import Estimate, MetricResult, SweepStatus, VariantResult
+from piton.sweep.status import MetricResult, SweepEstimate, SweepStatus, VariantResult
 
 
 class Format(StrEnum):
@@ -61,12 +61,12 @@ def _metric(result: VariantResult, name: str) -> MetricResult | None:
     return next((metric for metric in result.metrics if metric.name == name), None)
 
 
-def _difference(result: VariantResult, name: str) -> Estimate | None:
+def _difference(result: VariantResult, name: str) -> SweepEstimate | None:
     metric = _metric(result, name)
     return metric.difference if metric else None
 
 
-def _shown(value: Estimate, sign: str = "") -> str:
+def _shown(value: SweepEstimate, sign: str = "") -> str:
     """Two digits of half the interval, which is symmetric, and as many of the mean as that leaves certain."""
     mean = float(value.mean)
     half = 0.0 if value.low is None or value.high is None else (float(value.high) - float(value.low)) / 2

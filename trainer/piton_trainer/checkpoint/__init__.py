@@ -1,17 +1,17 @@
 """Checkpoints that are whole or not there at all.
 
-    layout      folders and files: what is committed, what is in flight, writing so that it lasts
-    fence       which attempt may commit
-    commit      around the shards of a save: room for it, then manifest and rename
-    save        a checkpoint while training waits
-    background  a checkpoint while training goes on: blueprint, image, arena, copying and scribe on our side, writer and
-                direct on the other
-    load        the newest checkpoint that is good, in one pass: intake for one process, index and landing for what goes
-                where, sharing for who verifies what, reading for the bytes
-    readahead   a head start for the disk, before there is torch
-    retention   which checkpoints may go (pure);  keep does it;  thin leaves the weights
-    survey      what is there, for people; it needs no torch
-    export      formats that others read
+    format/      files and folders: layout, fence, the archive that holds the tensors, torch's index, digests
+    save/        async_save saves while training goes on: plan, shared_buffer and overlapped_copy in the trainer,
+                 writer and direct_io in a process of its own, writer_client and messages between the two;
+                 blocking_save saves while training waits; commit writes the manifest and renames
+    load/        loader reads the newest good checkpoint in one pass: rank_loader is one process's part, read_plan says
+                 which bytes become which tensor, sharing which rank verifies which file, reader reads;
+                 readahead warms the page cache before torch is imported
+    retention/   policy says which checkpoints may go (pure), manager deletes, weights_only keeps their weights
+    save_interval, volume_health
+                 when a save is due; how long training goes on while the volume takes none
+    inspect      what a directory holds, for `piton checkpoint`; without torch
+    export       formats that other libraries read
 
 Nothing here knows models or loops: a checkpoint is tensors by name and one JSON document.
 """

@@ -21,10 +21,9 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from piton.contract.manifest import Manifest
-from piton_trainer import codec
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.layout import Checkpoint
-from piton_trainer.checkpoint.load import load_tensors
+from piton_trainer.checkpoint.format import codec, layout
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+from piton_trainer.checkpoint.load.loader import load_tensors
 
 _COUNT = "n_averaged"
 """torch's AveragedModel keeps it beside the weights."""
@@ -53,7 +52,7 @@ def export(
         raise ValueError("safetensors holds tensors and nothing else; say --weights-only, or --format dcp")
     if kind == "hf":
         write = partial(_huggingface, _description(folder), config)
-    state, tensors = _state(Checkpoint(folder=folder, manifest=manifest), weights)
+    state, tensors = _state(CommittedCheckpoint(folder=folder, manifest=manifest), weights)
     place(out, partial(write, state))
     return tensors
 
@@ -87,7 +86,7 @@ def place(out: Path, write: Callable[[Path], None]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def weights_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def weights_of(checkpoint: CommittedCheckpoint, name: str) -> dict[str, Any]:
     """The weights of that name, by the model's own names also where they are an average.
 
     Raises:
@@ -96,7 +95,7 @@ def weights_of(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return _named_as_the_model(_state(checkpoint, name)[0])
 
 
-def _state(checkpoint: Checkpoint, weights: str | None) -> tuple[dict[str, Any], int]:
+def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[str, Any], int]:
     """What the objects' own state dicts said, and how many tensors that has."""
     objects = layout.read_document(checkpoint.folder)["objects"]
     if weights is not None and weights not in objects:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from piton_trainer.data.cache_place import cache_folder
+from piton_trainer.data.cache_folder import cache_folder
 from piton_trainer.errors import BadConfig
 
 

@@ -1,6 +1,6 @@
 """An object in S3 as a file that is read once from front to end, of which some megabytes are in memory; or a file.
 
-What is read once per run and kept in another form needs no copy of the original, unlike what `remote` keeps. What the
+What is read once per run and kept in another form needs no copy of the original, unlike what `s3.cache` keeps. What the
 user can mend (no such object, no permission) is a `BadConfig`; a network that is down passes through.
 """
 
@@ -12,9 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from piton_trainer.data.text import S3_SCHEME
 from piton_trainer.errors import BadConfig
-from piton_trainer.s3 import Missing, Trouble, Tuning
+from piton_trainer.s3 import S3_SCHEME, ObjectNotFound, S3Error, Tuning
 
 
 def version_of(source: str) -> str:
@@ -64,11 +63,11 @@ def open_object(uri: str) -> IO[bytes]:
     Raises:
         BadConfig: there is no such object, or no permission.
     """
-    from piton_trainer.s3.reading import Source
+    from piton_trainer.s3.reader import ObjectReader
 
     client, head = _look(uri)
     bucket, key = _place(uri)
-    source = Source(client, bucket, key, size=head["ContentLength"], etag=head["ETag"], tuning=Tuning())
+    source = ObjectReader(client, bucket, key, size=head["ContentLength"], etag=head["ETag"], tuning=Tuning())
     return io.BufferedReader(_Stream(source))
 
 
@@ -84,9 +83,9 @@ def users_fault(uri: str) -> Iterator[None]:
     """Turn what the user can mend into BadConfig."""
     try:
         yield
-    except Missing as error:
+    except ObjectNotFound as error:
         raise BadConfig(f"trainer.config.data: there is no object {uri}") from error
-    except Trouble as trouble:
+    except S3Error as trouble:
         if not trouble.is_refusal:
             raise
         raise BadConfig(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
@@ -121,7 +120,7 @@ class _Stream(io.RawIOBase):
 
 def _look(uri: str) -> tuple[Any, dict[str, Any]]:
     """A client, and what S3 says of the object."""
-    from piton_trainer.s3.client import connect, in_our_words
+    from piton_trainer.s3.client import connect, translate_errors
 
     bucket, key = _place(uri)
     with users_fault(uri):
@@ -129,7 +128,7 @@ def _look(uri: str) -> tuple[Any, dict[str, Any]]:
             client = connect(Tuning())
         except ValueError as error:
             raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
-        with in_our_words():
+        with translate_errors():
             return client, client.head_object(Bucket=bucket, Key=key)
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import psutil
 
-from piton_trainer.hangs.beats import NCCL_DUMP, NCCL_PIPE, STACKS_SIGNAL, Beat, Phase, Reader, stacks_path
+from piton_trainer.hangs.heartbeats import (
+    NCCL_DUMP,
+    NCCL_PIPE,
+    STACKS_SIGNAL,
+    Heartbeat,
+    RankPhase,
+    Reader,
+    stacks_path,
+)
 
 STACKS_SECONDS = 5.0
 """How long a rank may take to write its stacks."""
@@ -24,7 +32,7 @@ _KERNEL_FILES = ("status", "wchan", "stack", "syscall")
 _STATUS_FIELDS = ("State", "SigBlk", "SigIgn", "SigCgt", "Threads", "VmRSS", "voluntary_ctxt_switches")
 
 
-def stacks(folder: Path, beats: Sequence[Beat], *, wait: Callable[[float], object] = time.sleep) -> dict[int, str]:
+def stacks(folder: Path, beats: Sequence[Heartbeat], *, wait: Callable[[float], object] = time.sleep) -> dict[int, str]:
     """By rank, what can be said of its process. One that is stopped, or inside the kernel, writes no stacks."""
     asked = [beat for beat in beats if state_of(beat.pid) not in _STOPPED]
     for beat in asked:
@@ -37,11 +45,13 @@ def stacks(folder: Path, beats: Sequence[Beat], *, wait: Callable[[float], objec
     return {beat.rank: _text(folder, beat) for beat in beats}
 
 
-def _text(folder: Path, beat: Beat) -> str:
+def _text(folder: Path, beat: Heartbeat) -> str:
     return "\n".join([_header(beat), *_kernel(beat.pid), "", _read(stacks_path(folder, beat.rank))])
 
 
-def collectives(folder: Path, beats: Sequence[Beat], *, wait: Callable[[float], object] = time.sleep) -> list[Path]:
+def collectives(
+    folder: Path, beats: Sequence[Heartbeat], *, wait: Callable[[float], object] = time.sleep
+) -> list[Path]:
     """What NCCL's flight recorder has of each rank; nothing where there is no GPU."""
     asked = [beat.rank for beat in beats if _asks(folder / f"{NCCL_PIPE}{beat.rank}.pipe")]
     dumps, sizes, waited = [folder / f"{NCCL_DUMP}{rank}" for rank in asked], [-1], 0.0
@@ -106,7 +116,7 @@ def _short(frame: str) -> str:
     return f"{function} ({'/'.join(path.split('/')[-2:])}:{line})"
 
 
-def end(beats: Iterable[Beat], *, signum: int, wait: Callable[[float], object] = time.sleep) -> None:
+def end(beats: Iterable[Heartbeat], *, signum: int, wait: Callable[[float], object] = time.sleep) -> None:
     """End the ranks, also those that are stopped and those with PID 1 of a container."""
     pids = [beat.pid for beat in beats]
     for each in (signal.SIGCONT, signum):
@@ -131,11 +141,11 @@ def sweep(own: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def with_stopped(beats: Iterable[Beat]) -> list[Beat]:
+def with_stopped(beats: Iterable[Heartbeat]) -> list[Heartbeat]:
     """The same; a process that is stopped (SIGSTOP) counts as one inside a step: it will not go on by itself."""
-    waits = (Phase.STARTING, Phase.BETWEEN)
+    waits = (RankPhase.STARTING, RankPhase.BETWEEN)
     return [
-        replace(beat, phase=Phase.STEPPING)
+        replace(beat, phase=RankPhase.STEPPING)
         if beat.phase in waits and state_of(beat.pid) == psutil.STATUS_STOPPED
         else beat
         for beat in beats
@@ -160,7 +170,7 @@ def _is_written(path: Path) -> bool:
     return "Current thread" in text and text.endswith("\n")
 
 
-def _header(beat: Beat) -> str:
+def _header(beat: Heartbeat) -> str:
     return f"rank {beat.rank}, process {beat.pid}, step {beat.step}, {beat.phase.name.lower()}"
 
 

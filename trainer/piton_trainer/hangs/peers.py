@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from piton_trainer.hangs.rule import Hang, Idle
+from piton_trainer.hangs.detection import Hang, Idle
 
 _FRESH_TELLINGS = 3
 """A file that is older than so many tellings is of a watchdog that does not run any more."""

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piton.contract.duration import format_duration
-from piton.contract.ends import Outcome, Termination
-from piton_trainer import helper
+from piton.contract.termination import Outcome, Termination
 from piton_trainer.config import Config
 from piton_trainer.hangs import collect
-from piton_trainer.hangs.beats import EXIT_SIGNAL, Beat, Beats, Reader, SharedBeats, folder_of
+from piton_trainer.hangs.detection import AUTO_SECONDS, Hang, HangDetector, Idle
+from piton_trainer.hangs.heartbeats import EXIT_SIGNAL, Heartbeat, Heartbeats, Reader, SharedHeartbeats, folder_of
 from piton_trainer.hangs.peers import Exchange, Peers, Stillness
-from piton_trainer.hangs.rule import AUTO_SECONDS, Hang, Idle, Rule
+from piton_trainer.runtime import child_process
 
 if TYPE_CHECKING:
-    from piton_trainer.distributed import Ranks
+    from piton_trainer.runtime.process_group import Ranks
 
 LOOK_SECONDS = 1.0
 LOOKS = 20
@@ -38,7 +38,7 @@ KEEP_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class WatchdogSettings:
     """What the process has to know."""
 
     beats: Path
@@ -87,13 +87,13 @@ FOLDER = ".hangs"
 class Watchdog:
     """The process, as the rank that starts it sees it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: WatchdogSettings) -> None:
         """Start to watch.
 
         Raises:
             OSError: no process can be started.
         """
-        self._helper = helper.Helper("piton_trainer.hangs.watchdog")
+        self._helper = child_process.Helper("piton_trainer.hangs.watchdog")
         self._helper.line.send(settings)
 
     def leave(self) -> None:
@@ -101,16 +101,16 @@ class Watchdog:
         self._helper.kill()
 
 
-def watched(config: Config, ranks: "Ranks", *, attempt: int) -> tuple[Beats, Watchdog | None]:
+def watched(config: Config, ranks: "Ranks", *, attempt: int) -> tuple[Heartbeats, Watchdog | None]:
     """What this rank tells, and on one rank of each node the process that listens."""
     if config.hang_timeout is None:
-        return Beats(), None
+        return Heartbeats(), None
     folder = folder_of(config.checkpoint_dir)
     try:
-        beats = SharedBeats(folder, ranks.rank)
+        beats = SharedHeartbeats(folder, ranks.rank)
         if ranks.local_rank != 0:
             return beats, None
-        settings = Settings(
+        settings = WatchdogSettings(
             beats=folder,
             directory=config.checkpoint_dir,
             attempt=attempt,
@@ -121,13 +121,19 @@ def watched(config: Config, ranks: "Ranks", *, attempt: int) -> tuple[Beats, Wat
         )
         return beats, Watchdog(settings)
     except OSError as error:
-        say(f"nobody watches for hangs: {error}")
-        return Beats(), None
+        print_status(f"nobody watches for hangs: {error}")
+        return Heartbeats(), None
 
 
-def watch(settings: Settings, sleep: Callable[[float], bool], *, now: Callable[[], float] = time.monotonic) -> None:
+def watch(
+    settings: WatchdogSettings, sleep: Callable[[float], bool], *, now: Callable[[], float] = time.monotonic
+) -> None:
     """Look at the ranks until they hang. `sleep` says whether there is anybody left to watch."""
-    rule, moved, reader = Rule(limit_seconds=settings.limit_seconds, now=now()), collect.Moved(), Reader(settings.beats)
+    rule, moved, reader = (
+        HangDetector(limit_seconds=settings.limit_seconds, now=now()),
+        collect.Moved(),
+        Reader(settings.beats),
+    )
     exchange = settings.exchange()
     collect.sweep(settings.beats)
     looked = now()
@@ -148,12 +154,12 @@ def watch(settings: Settings, sleep: Callable[[float], bool], *, now: Callable[[
             return
 
 
-def end(settings: Settings, beats: list[Beat], trouble: Hang | Idle) -> None:
+def end(settings: WatchdogSettings, beats: list[Heartbeat], trouble: Hang | Idle) -> None:
     """Collect what there is, say it, and end the ranks."""
     texts = collect.stacks(settings.beats, beats)
     outcome, cause = _cause(trouble)
     said = f"{cause}; {collect.summary(texts)}; stacks: {settings.folder}"
-    say(said)
+    print_status(said)
     durable = [beat.durable_step for beat in beats if beat.durable_step is not None]
     last = Termination(outcome=outcome, step=trouble.step, checkpoint_step=max(durable, default=None), detail=said)
     _leave(settings.termination_log, last)
@@ -161,24 +167,24 @@ def end(settings: Settings, beats: list[Beat], trouble: Hang | Idle) -> None:
     if settings.nodes > 1:
         time.sleep(OTHERS_SECONDS)
     shutil.rmtree(settings.beats, ignore_errors=True)
-    helper.outlive()
+    child_process.outlive()
     collect.end(beats, signum=EXIT_SIGNAL)
 
 
-def _keep(settings: Settings, beats: list[Beat], texts: dict[int, str]) -> None:
+def _keep(settings: WatchdogSettings, beats: list[Heartbeat], texts: dict[int, str]) -> None:
     """Write the stacks to the volume. It may be the volume that does not answer: the ranks are ended all the same."""
 
     def keep() -> None:
         try:
             collect.keep(settings.folder, texts, collect.collectives(settings.beats, beats))
         except OSError as error:
-            say(f"the stacks could not be written to {settings.folder}: {error}")
+            print_status(f"the stacks could not be written to {settings.folder}: {error}")
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
     thread.join(KEEP_SECONDS)
     if thread.is_alive():
-        say(f"{settings.folder} takes no stacks: the checkpoint volume does not answer")
+        print_status(f"{settings.folder} takes no stacks: the checkpoint volume does not answer")
 
 
 def _cause(trouble: Hang | Idle) -> tuple[Outcome, str]:
@@ -200,10 +206,10 @@ def _leave(path: Path | None, termination: Termination) -> None:
         if not path.exists() or path.stat().st_size == 0:
             path.write_text(termination.to_json(), encoding="utf-8")
     except OSError as error:
-        say(f"the termination message cannot be written: {error}")
+        print_status(f"the termination message cannot be written: {error}")
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """Tell whoever reads the pod's log."""
     sys.stderr.write(f"piton: {text}\n")
     sys.stderr.flush()
@@ -216,7 +222,7 @@ def _sleeper(line: Connection) -> Callable[[float], bool]:
 
 def main() -> None:
     """Watch until the trainer is gone."""
-    line, _ = helper.join()
+    line, _ = child_process.join()
     watch(line.recv(), _sleeper(line))
 
 

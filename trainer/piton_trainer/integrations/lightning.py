@@ -29,9 +29,9 @@ from torch import Tensor
 import piton_trainer
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
-from piton_trainer.feed import Randomness
 from piton_trainer.integrations.lightning_loops import Loops
-from piton_trainer.metrics import LOSS
+from piton_trainer.state.data_position import Randomness
+from piton_trainer.telemetry.metrics import LOSS
 
 TRAINER, MADE_BY = "trainer", "lightning"
 """Objects of a checkpoint besides the model."""
@@ -68,7 +68,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._session, self._randomness, self._known = session, None, {}
             self._is_restored = self._is_pending = self._is_over = False
             try:
-                with _door(trainer, self):
+                with _authenticator(trainer, self):
                     go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
                     if self._is_restored and self._randomness is None:
                         session.begin(total=session.step)  # Lightning saw by itself that nothing is left
@@ -102,7 +102,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             raise _NothingLeftError
         if loops.is_mid_epoch:
             self._randomness.replay_epoch()
-            loops.pass_over()
+            loops.skip()
         else:
             loops.leave_epoch()
         self._randomness.catch_up()
@@ -283,7 +283,7 @@ def _take_over_fit() -> None:
 
 
 @contextmanager
-def _door(trainer: Any, callback: PitonCallback) -> Iterator[None]:
+def _authenticator(trainer: Any, callback: PitonCallback) -> Iterator[None]:
     before = trainer.strategy.checkpoint_io
     trainer.strategy.checkpoint_io = _Door(before, trainer, callback)
     try:

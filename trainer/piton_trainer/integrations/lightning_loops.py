@@ -6,8 +6,8 @@ It has been tried with Lightning 2.6.6, and must not know sessions.
 import math
 from typing import Any
 
-from piton_trainer.feed import generators_of, set_epoch
-from piton_trainer.objects import Stateful
+from piton_trainer.state.data_position import generators_of, set_epoch
+from piton_trainer.state.tracked_objects import Stateful
 
 
 class Loops:
@@ -86,7 +86,7 @@ class Loops:
         """Begin the epoch's data anew."""
         iter(self._fit._data_fetcher)  # noqa: SLF001
 
-    def pass_over(self) -> None:
+    def skip(self) -> None:
         """Open the data, and take the batches that are done. Loaders with state are where they were already."""
         if all(isinstance(loader, Stateful) for loader in self._loaders):
             return

@@ -25,10 +25,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 import piton_trainer
-from piton_trainer.checkpoint.layout import DESCRIPTION
+from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.feed import Randomness, generators_of
+from piton_trainer.state.data_position import Randomness, generators_of
 
 STATE_FILE = "trainer_state.json"
 TRAINER = "trainer"

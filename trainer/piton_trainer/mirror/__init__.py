@@ -1,16 +1,16 @@
 """A second copy of the checkpoints in a bucket. It follows commits, and training never waits for it.
 
-    mirror     what the session has of it: a process of its own, told of commits, asked how far it is
-    orders     what the two say to each other
+    client     what the session has of it: a process of its own, told of commits, asked how far it is
+    messages   what the two say to each other
     process    the process
-    follow     what it does: the bucket is kept like the volume
+    sync       what it does: the bucket is kept like the volume
     upload     the volume's checkpoints into the bucket, and out of it what may go
     restore    the newest checkpoint out of the bucket into a volume
-    meter      how far a checkpoint is on its way
+    transfer   how far a checkpoint is on its way
     bucket     the objects of one place
-    place      keys and the one record that moves: what lies where (pure)
-    claim      whose bucket it is (pure)
-    listing    what is in the bucket, for people
+    keys       keys and the one record that moves: what lies where (pure)
+    ownership  whose bucket it is (pure)
+    inspect    what is in the bucket, for people
 
 Nothing here needs torch. Credentials and endpoint come from the environment, the way every AWS tool has them.
 """

@@ -12,12 +12,12 @@ from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 
 from piton.contract.manifest import FileEntry
-from piton_trainer.file_digest import FileDigest
-from piton_trainer.mirror.place import Place
-from piton_trainer.s3 import Missing, Tuning, always, uncounted
+from piton_trainer.checkpoint.format.file_digest import FileDigest
+from piton_trainer.mirror.keys import BucketPrefix
+from piton_trainer.s3 import ObjectNotFound, Tuning, always, uncounted
 from piton_trainer.s3.checksums import fingerprint
-from piton_trainer.s3.client import connect, in_our_words
-from piton_trainer.s3.reading import Source
+from piton_trainer.s3.client import connect, translate_errors
+from piton_trainer.s3.reader import ObjectReader
 
 _DELETE_MAX = 1000
 _READ_BYTES = 1 << 20
@@ -36,7 +36,7 @@ class Object:
 class Bucket:
     """The objects of one place. Safe to use from several threads."""
 
-    def __init__(self, place: Place, tuning: Tuning | None = None) -> None:
+    def __init__(self, place: BucketPrefix, tuning: Tuning | None = None) -> None:
         self.place = place
         self._tuning = tuning = tuning or Tuning()
         self._client = connect(tuning)
@@ -55,7 +55,7 @@ class Bucket:
         Raises:
             Missing, Trouble: see above. So do all others.
         """
-        with in_our_words():
+        with translate_errors():
             answer = self._client.get_object(Bucket=self.place.bucket, Key=self.place.key(*parts))
             return answer["Body"].read().decode(errors="replace"), answer["ETag"]
 
@@ -66,7 +66,7 @@ class Bucket:
             Overtaken: another one is there.
         """
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"} if is_new else {}
-        with in_our_words():
+        with translate_errors():
             answer = self._client.put_object(
                 Bucket=self.place.bucket,
                 Key=self.place.key(*parts),
@@ -79,7 +79,7 @@ class Bucket:
 
     def look(self, *parts: str) -> Object | None:
         """What S3 knows of an object; None when it is not there."""
-        with suppress(Missing), in_our_words():
+        with suppress(ObjectNotFound), translate_errors():
             answer = self._client.head_object(
                 Bucket=self.place.bucket, Key=self.place.key(*parts), ChecksumMode="ENABLED"
             )
@@ -101,7 +101,7 @@ class Bucket:
         listener = _Listener(moved, is_wanted)
         extra = {"ChecksumAlgorithm": "SHA256"}
         at = str(path), self.place.bucket, self.place.key(*parts)
-        with in_our_words(), suppress(CancelledError):
+        with translate_errors(), suppress(CancelledError):
             self._manager.upload(*at, extra_args=extra, subscribers=[listener]).result()
             return True
         return False
@@ -144,16 +144,18 @@ class Bucket:
             digest.update(piece)
         return FileEntry(size=source.size, digest=digest.text())
 
-    def _source(self, parts: tuple[str, ...]) -> Source:
+    def _source(self, parts: tuple[str, ...]) -> ObjectReader:
         key, there = self.place.key(*parts), self.look(*parts)
         if there is None:
-            raise Missing(key)
-        return Source(self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning)
+            raise ObjectNotFound(key)
+        return ObjectReader(
+            self._client, self.place.bucket, key, size=there.size, etag=there.version, tuning=self._tuning
+        )
 
     def folders(self) -> dict[str, list[str]]:
         """The names of all objects here that are in a folder, by its name."""
         found: dict[str, list[str]] = {}
-        with in_our_words():
+        with translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.place.bucket, Prefix=self.place.prefix
             )
@@ -166,20 +168,20 @@ class Bucket:
 
     def delete(self, folder: str, files: list[str]) -> None:
         """Delete objects of a folder."""
-        with in_our_words():
+        with translate_errors():
             for start in range(0, len(files), _DELETE_MAX):
                 keys = [{"Key": self.place.key(folder, name)} for name in files[start : start + _DELETE_MAX]]
                 self._client.delete_objects(Bucket=self.place.bucket, Delete={"Objects": keys, "Quiet": True})
 
     def sweep(self) -> int:
         """Give up uploads in parts that nobody finishes any more; how many there were. They cost money, unseen."""
-        with in_our_words():
+        with translate_errors():
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.place.bucket, Prefix=self.place.prefix
             )
             left = [upload for page in pages for upload in page.get("Uploads", [])]
             for upload in left:
-                with suppress(Missing), in_our_words():
+                with suppress(ObjectNotFound), translate_errors():
                     self._client.abort_multipart_upload(
                         Bucket=self.place.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                     )

@@ -1,6 +1,6 @@
 """The process that mirrors while a trainer trains. It imports no torch.
 
-It is started by `mirror`, restores when asked, follows commits when told of them, and ends with its trainer. It is not
+It is started by `client`, restores when asked, follows commits when told of them, and ends with its trainer. It is not
 the process that writes checkpoints: that one is killed over a save that failed, and an upload should live on; and the
 one that writes is awaited, and must not wait for a network.
 """
@@ -10,16 +10,16 @@ import threading
 from multiprocessing.connection import Connection
 from typing import assert_never
 
-from piton_trainer import helper
-from piton_trainer.checkpoint.orders import Failed
+from piton_trainer.checkpoint.save.messages import Failed
 from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, Ended
-from piton_trainer.mirror.follow import Follower
-from piton_trainer.mirror.orders import Answer, Committed, Order, Restore, Restored, Said, State
-from piton_trainer.s3 import Trouble
+from piton_trainer.mirror.messages import Answer, Committed, LogMessage, MirrorState, Order, Restore, RestoreDone
+from piton_trainer.mirror.sync import BucketSync
+from piton_trainer.runtime import child_process
+from piton_trainer.s3 import S3Error
 
 
-class Line:
+class Channel:
     """What several threads say to the trainer, one after the other."""
 
     def __init__(self, connection: Connection) -> None:
@@ -38,39 +38,39 @@ class Line:
 class Sentences(logging.Handler):
     """Has the trainer log what is said here."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Channel) -> None:
         super().__init__(logging.WARNING)
         self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a sentence on."""
-        self._line.say(Said(sentence=record.getMessage()))
+        self._line.say(LogMessage(sentence=record.getMessage()))
 
 
-def serve(connection: Connection, line: Line, clock: Clock) -> None:
+def serve(connection: Connection, line: Channel, clock: Clock) -> None:
     """Do what comes in, until the trainer hangs up."""
     settings = connection.recv()
     try:
-        follower = Follower(settings, clock=clock, tell=line.say)
-    except (Trouble, ValueError) as error:
+        sync = BucketSync(settings, clock=clock, tell=line.say)
+    except (S3Error, ValueError) as error:
         line.say(Failed.by(BadConfig(f"checkpoint.mirror: {error}")))
-        line.say(State(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
+        line.say(MirrorState(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
         return
     try:
         while True:
-            obey(follower, connection.recv(), line)
+            execute(sync, connection.recv(), line)
     except (EOFError, ConnectionError):
-        follower.close()
+        sync.close()
 
 
-def obey(follower: Follower, order: Order, line: Line) -> None:
+def execute(sync: BucketSync, order: Order, line: Channel) -> None:
     """Carry out an order; what goes wrong is an answer too."""
     match order:
         case Committed():
-            follower.committed(order.step)
+            sync.committed(order.step)
         case Restore():
             try:
-                line.say(Restored(step=follower.restore(order.newer_than)))
+                line.say(RestoreDone(step=sync.restore(order.newer_than)))
             except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
                 line.say(Failed.by(error))
         case _:
@@ -79,8 +79,8 @@ def obey(follower: Follower, order: Order, line: Line) -> None:
 
 def main() -> None:
     """Serve the trainer that started this process."""
-    trainer, _ = helper.join()
-    line = Line(trainer)
+    trainer, _ = child_process.join()
+    line = Channel(trainer)
     logging.getLogger("piton_trainer").addHandler(Sentences(line))
     with trainer:
         serve(trainer, line, Clock())

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest, NewerFormatError
-from piton_trainer.checkpoint import layout
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.clock import Clock
 from piton_trainer.errors import OutOfSpace
 from piton_trainer.mirror.bucket import Bucket
-from piton_trainer.mirror.meter import Meter
-from piton_trainer.mirror.place import Latest, folder_of, parse_folder
-from piton_trainer.s3 import Missing
+from piton_trainer.mirror.keys import Latest, folder_of, parse_folder
+from piton_trainer.mirror.transfer import TransferMeter
+from piton_trainer.s3 import ObjectNotFound
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _FILES_AT_ONCE = 4
 
 
 def restore(
-    bucket: Bucket, latest: Latest, directory: Path, *, newer_than: int, meter: Meter | None = None
+    bucket: Bucket, latest: Latest, directory: Path, *, newer_than: int, meter: TransferMeter | None = None
 ) -> int | None:
     """Fetch the newest whole checkpoint, if it is newer than this step; its step, or None.
 
@@ -38,14 +38,14 @@ def restore(
         Trouble: the bucket does not answer. What has come stays, for the next time.
         VolumeLost: a newer Piton wrote it.
     """
-    meter = meter or Meter(Clock(), lambda _: None, is_restore=True)
+    meter = meter or TransferMeter(Clock(), lambda _: None, is_restore=True)
     for folder in _candidates(bucket, latest):
         step = parse_folder(folder)
         if step is None or step <= newer_than:
             continue
         sweep(directory, keep=folder)
         try:
-            with layout.full_disk_is_an_end(directory):
+            with layout.raise_out_of_space(directory):
                 problem = _fetch(bucket, folder, step, directory, meter)
         except OutOfSpace:
             sweep(directory)
@@ -73,12 +73,12 @@ def _candidates(bucket: Bucket, latest: Latest) -> list[str]:
     return [latest.newest.folder, *sorted(older, reverse=True)]
 
 
-def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: Meter) -> str | None:
+def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: TransferMeter) -> str | None:
     """Make it a checkpoint of the volume; what is wrong with it otherwise."""
     try:
         text = bucket.read(folder, names.MANIFEST_FILE)[0]
         manifest = Manifest.from_json(text)
-    except Missing:
+    except ObjectNotFound:
         return "it has no manifest"
     except NewerFormatError as error:
         raise layout.too_new(f"{folder} in the mirror", error) from error
@@ -102,7 +102,7 @@ def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: Meter
     return None
 
 
-def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path, meter: Meter) -> str | None:
+def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path, meter: TransferMeter) -> str | None:
     def fetch(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
         path = aside / name
@@ -115,7 +115,7 @@ def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path, meter: 
                 path.unlink()
                 meter.kept(-there.size)
                 there = download()
-        except Missing:
+        except ObjectNotFound:
             return f"{name} is missing"
         return None if there == entry else f"{name} is not what the manifest says"
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
-from piton_trainer.checkpoint import layout
-from piton_trainer.checkpoint.layout import Checkpoint
-from piton_trainer.checkpoint.retention import steps_to_delete
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+from piton_trainer.checkpoint.retention.policy import steps_to_delete
 from piton_trainer.mirror.bucket import Bucket
-from piton_trainer.mirror.claim import NotOurs, claim
-from piton_trainer.mirror.meter import Meter
-from piton_trainer.mirror.orders import Settings
-from piton_trainer.mirror.place import LATEST, Latest, Pointer, folder_of, parse_folder
-from piton_trainer.s3 import Missing, Overtaken, Trouble, always
+from piton_trainer.mirror.keys import LATEST, Latest, Pointer, folder_of, parse_folder
+from piton_trainer.mirror.messages import MirrorSettings
+from piton_trainer.mirror.ownership import NotOurs, claim
+from piton_trainer.mirror.transfer import TransferMeter
+from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, always
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
     """
     try:
         text, version = bucket.read(LATEST)
-    except Missing:
+    except ObjectNotFound:
         return None, None
     return Latest.from_json(text), version
 
@@ -59,7 +59,13 @@ class Uploader:
     """One process's right and duty to keep the bucket like the volume."""
 
     def __init__(
-        self, bucket: Bucket, settings: Settings, *, disk: layout.Disk, check_fence: Callable[[], None], meter: Meter
+        self,
+        bucket: Bucket,
+        settings: MirrorSettings,
+        *,
+        disk: layout.Disk,
+        check_fence: Callable[[], None],
+        meter: TransferMeter,
     ) -> None:
         self._bucket = bucket
         self._settings = settings
@@ -132,8 +138,8 @@ class Uploader:
         if ours != found:
             try:
                 version = self._bucket.write(ours.to_json(), LATEST, version=version, is_new=found is None)
-            except Overtaken as error:
-                raise Trouble("Overtaken", "somebody else claimed the bucket at the same moment") from error
+            except PreconditionFailed as error:
+                raise S3Error("PreconditionFailed", "somebody else claimed the bucket at the same moment") from error
         if self._latest is None:
             self._bucket.sweep()  # what the attempt or the process before left
         self._latest, self._version = ours, version
@@ -154,7 +160,7 @@ class Uploader:
             return (self._directory / LINEAGE_FILE).read_text(encoding="utf-8").strip() or None
         return None
 
-    def _put(self, checkpoint: Checkpoint, has_newer: Callable[[], bool]) -> bool:
+    def _put(self, checkpoint: CommittedCheckpoint, has_newer: Callable[[], bool]) -> bool:
         pointer, text = _pointer(checkpoint)
         if pointer.folder in self._unwanted:
             return False
@@ -169,7 +175,7 @@ class Uploader:
             self._tidy(pointer)
         return not is_there
 
-    def _put_files(self, checkpoint: Checkpoint, folder: str, *, is_wanted: Callable[[], bool]) -> None:
+    def _put_files(self, checkpoint: CommittedCheckpoint, folder: str, *, is_wanted: Callable[[], bool]) -> None:
         """Several at a time: while one is hashed, another is on its way.
 
         Raises:
@@ -206,15 +212,15 @@ class Uploader:
             raise GivesWay
         there = self._bucket.look(folder, path.name)
         if there is None or (there.size, there.checksum) != (entry.size, checksum):
-            raise Trouble("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
+            raise S3Error("Checksum", f"{path.name} is in the bucket with another checksum than on the volume")
 
     def _move(self, pointer: Pointer) -> None:
         assert self._latest is not None
         moved = self._latest.move(pointer)
         try:
             self._version = self._bucket.write(moved.to_json(), LATEST, version=self._version)
-        except Overtaken as error:
-            raise Trouble("Overtaken", "somebody else wrote to the bucket at the same moment") from error
+        except PreconditionFailed as error:
+            raise S3Error("PreconditionFailed", "somebody else wrote to the bucket at the same moment") from error
         self._latest = moved
 
     def _tidy(self, newest: Pointer) -> None:
@@ -253,13 +259,13 @@ class Uploader:
         """A folder's manifest, read once; None when it is no good."""
         if folder not in self._manifests:
             manifest = None
-            with suppress(Missing, ValueError):
+            with suppress(ObjectNotFound, ValueError):
                 manifest = Manifest.from_json(self._bucket.read(folder, names.MANIFEST_FILE)[0])
             self._manifests[folder] = manifest
         return self._manifests[folder]
 
 
-def _pointer(checkpoint: Checkpoint) -> tuple[Pointer, str]:
+def _pointer(checkpoint: CommittedCheckpoint) -> tuple[Pointer, str]:
     """Where a checkpoint of the volume goes, and the text of its manifest."""
     text = (checkpoint.folder / names.MANIFEST_FILE).read_bytes().decode()
     return Pointer(step=checkpoint.manifest.step, folder=folder_of(checkpoint.manifest.step, text)), text

@@ -8,12 +8,16 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.config import RecipeConfig
+
+if TYPE_CHECKING:
+    from piton_trainer.recipes.protocol import Recipe, RunContext
 
 RECIPES: Mapping[str, str] = {
     "charlm": "piton_trainer.recipes.charlm",
@@ -82,6 +86,26 @@ def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:
         return model.model_validate({str(key): value for key, value in config.items()})
     except ValidationError as error:
         raise ValueError(_sentence(name, model, error)) from error
+
+
+def build(place: "RunContext") -> "Recipe":
+    """The recipe of a place's assignment, checked and with its data read.
+
+    Raises:
+        BadConfig: it cannot work.
+    """
+    assignment = place.assignment
+    if assignment.recipe is None:
+        raise BadConfig("trainer.recipe: missing, and there is no other program to run; name one, such as charlm")
+    try:
+        config = check(assignment.recipe, assignment.config)
+        config.check_length(assignment.training_seconds)
+        config.check_world(place.world_size)
+        config.check_data()
+    except ValueError as error:
+        raise BadConfig(str(error)) from error
+    recipe: Recipe = import_module(f"{RECIPES[assignment.recipe]}.recipe").build(config, place)
+    return recipe
 
 
 def _sentence(name: str, model: type[RecipeConfig], error: ValidationError) -> str:

@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from piton.contract.assignment import Assignment
 from piton_trainer.recipes.config import RecipeConfig
-from piton_trainer.shelf import Shelf
+from piton_trainer.run_cache import RunCache
 
 
-class Place(Protocol):
+class RecipeContext(Protocol):
     """Where a rank stands among the ranks; a session is one."""
 
     @property
@@ -29,7 +29,7 @@ class Place(Protocol):
         """What this one computes on."""
 
 
-class Workplace(Place, Protocol):
+class DataContext(RecipeContext, Protocol):
     """A place with a volume that outlives the attempt; a session is one."""
 
     @property
@@ -37,11 +37,11 @@ class Workplace(Place, Protocol):
         """Where the checkpoints lie; what is written here beside them stays with the run."""
 
     @property
-    def shelf(self) -> Shelf:
+    def run_cache(self) -> RunCache:
         """For what is made once and every attempt needs."""
 
 
-class Employee(Workplace, Protocol):
+class RunContext(DataContext, Protocol):
     """A workplace with orders; a session is one."""
 
     @property

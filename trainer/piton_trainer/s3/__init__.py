@@ -1,7 +1,8 @@
 """S3, as little of it as the trainer needs, with its errors in our words.
 
     client     a connection, and what counts as worth another try
-    reading    objects, piece by piece
+    reader     objects, piece by piece
+    cache      objects as files on this machine
     checksums  what S3 says of an object's bytes, and the same of a file
 
 Missing      there is no such object
@@ -12,6 +13,8 @@ This file needs no boto3. Credentials and endpoint come from the environment, th
 """
 
 from dataclasses import dataclass
+
+S3_SCHEME = "s3://"
 
 _REFUSALS = frozenset(
     {
@@ -39,15 +42,15 @@ def always() -> bool:
     return True
 
 
-class Missing(Exception):  # noqa: N818 - a fact, as on a disk
+class ObjectNotFound(Exception):  # noqa: N818 - a fact, as on a disk
     """There is no such object."""
 
 
-class Overtaken(Exception):  # noqa: N818 - a fact
+class PreconditionFailed(Exception):  # noqa: N818 - a fact
     """The object is not the one that was read."""
 
 
-class Trouble(Exception):  # noqa: N818 - the bucket's, not ours
+class S3Error(Exception):
     """The bucket did not do it."""
 
     def __init__(self, kind: str, detail: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from s3transfer.utils import ChunksizeAdjuster
 
 from piton.contract.manifest import FileEntry
-from piton_trainer.file_digest import FileDigest
+from piton_trainer.checkpoint.format.file_digest import FileDigest
 from piton_trainer.s3 import uncounted
 
 _READ_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import RetriesExceededError
 
-from piton_trainer.s3 import Missing, Overtaken, Trouble, Tuning
+from piton_trainer.s3 import ObjectNotFound, PreconditionFailed, S3Error, Tuning
 
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchUpload"})
 _OVERTAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
@@ -25,7 +25,7 @@ def connect(tuning: Tuning) -> Any:
         Trouble: the environment's credentials or settings cannot work.
         ValueError: its endpoint is none.
     """
-    with in_our_words():
+    with translate_errors():
         client = boto3.client(
             "s3",
             config=Config(
@@ -40,23 +40,23 @@ def connect(tuning: Tuning) -> Any:
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Turn what boto3 raises into Missing, Overtaken or Trouble."""
     try:
         yield
     except ClientError as error:
         raise _said(error) from error
     except (Boto3Error, BotoCoreError, RetriesExceededError) as error:
-        raise Trouble(type(error).__name__, " ".join(str(error).split())) from error
+        raise S3Error(type(error).__name__, " ".join(str(error).split())) from error
 
 
 def _said(error: ClientError) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", "Unknown"))
     if code in _MISSING:
-        return Missing(str(error))
+        return ObjectNotFound(str(error))
     if code in _OVERTAKEN:
-        return Overtaken(str(error))
-    return Trouble(code, str(error))
+        return PreconditionFailed(str(error))
+    return S3Error(code, str(error))
 
 
 class _Retry:

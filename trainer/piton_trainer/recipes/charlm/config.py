@@ -6,8 +6,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from piton_trainer.data.text import PYDOC, S3_SCHEME
+from piton_trainer.data.text.sources import PYDOC
 from piton_trainer.recipes.config import RecipeConfig
+from piton_trainer.s3 import S3_SCHEME
 
 
 class CharlmConfig(RecipeConfig):

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piton_trainer.data.text import DOCUMENT
-from piton_trainer.data.vocabulary import REPLACEMENT, Vocabulary
+from piton_trainer.data.text.sources import DOCUMENT
+from piton_trainer.data.text.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.memory import Memory
 from piton_trainer.recipes.charlm.model import CharGPT
-from piton_trainer.telling import Wish
-from piton_trainer.trained_model import TrainedModel
+from piton_trainer.serving.text_generator import GenerateRequest
+from piton_trainer.serving.trained_model import TrainedModel
 
 _SHOWN = 10
 """Unknown characters that a refusal names."""
 
 
-class Teller:
+class CharlmGenerator:
     """A model that is asked by one request after the other, or by several in turn."""
 
     def __init__(self, model: CharGPT, vocabulary: Vocabulary) -> None:
@@ -51,15 +51,15 @@ class Teller:
                 "it knows the characters that GET /health lists"
             )
 
-    def tell(self, wish: Wish) -> Iterator[str]:
+    def generate(self, generation: GenerateRequest) -> Iterator[str]:
         """The characters that come after the prompt, as they are drawn."""
-        dice, length = torch.Generator().manual_seed(wish.seed), self.model.config.sequence_length
-        seen = deque(self.vocabulary.encode(self._begin + wish.prompt).tolist(), maxlen=length)
+        rng, length = torch.Generator().manual_seed(generation.seed), self.model.config.sequence_length
+        seen = deque(self.vocabulary.encode(self._begin + generation.prompt).tolist(), maxlen=length)
         memories, fresh = self._memories(), list(seen)
-        for _ in range(wish.max_tokens):
+        for _ in range(generation.max_tokens):
             if memories[0].is_full:
                 memories, fresh = self._memories(), list(seen)[-(length // 2) :]
-            number = self._draw(self._logits(fresh, memories), wish, dice)
+            number = self._draw(self._logits(fresh, memories), generation, rng)
             symbol = self.vocabulary.symbols[number]
             if self._begin and symbol == self._begin:
                 return  # another document would begin
@@ -79,17 +79,17 @@ class Teller:
     def _logits(self, ids: Sequence[int], memories: Sequence[Memory]) -> Tensor:
         return self.model.go_on(torch.tensor([list(ids)], device=self.device), memories)[0].cpu()
 
-    def _draw(self, logits: Tensor, wish: Wish, dice: torch.Generator) -> int:
+    def _draw(self, logits: Tensor, generation: GenerateRequest, rng: torch.Generator) -> int:
         """The next character. The dice are the CPU's, so that a seed means the same on every device."""
         logits = logits.masked_fill(self._unspeakable, -torch.inf)
-        if wish.temperature == 0:
+        if generation.temperature == 0:
             return int(logits.argmax())
-        if wish.top_k is not None and wish.top_k < len(logits):
-            logits = logits.masked_fill(logits < logits.topk(wish.top_k).values[-1], -torch.inf)
-        return int(torch.multinomial((logits / wish.temperature).softmax(-1), 1, generator=dice))
+        if generation.top_k is not None and generation.top_k < len(logits):
+            logits = logits.masked_fill(logits < logits.topk(generation.top_k).values[-1], -torch.inf)
+        return int(torch.multinomial((logits / generation.temperature).softmax(-1), 1, generator=rng))
 
 
-def open_model(trained: TrainedModel, device: torch.device) -> Teller:
+def open_model(trained: TrainedModel, device: torch.device) -> CharlmGenerator:
     """The model on a device, in half precision where it was trained so and the device is a GPU.
 
     Raises:
@@ -105,4 +105,4 @@ def open_model(trained: TrainedModel, device: torch.device) -> Teller:
         raise ValueError(f"the weights are not those of the settings: {error}") from error
     if device.type == "cuda" and trained.settings.precision == "bf16":
         model.bfloat16()
-    return Teller(model, vocabulary)
+    return CharlmGenerator(model, vocabulary)

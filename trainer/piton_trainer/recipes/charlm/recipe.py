@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from piton_trainer.data.text import as_documents, read_text
-from piton_trainer.data.vocabulary import Vocabulary
-from piton_trainer.data.windows import Batch, ShuffledWindows, Windows, in_order
+from piton_trainer.data.text.sources import as_documents, read_text
+from piton_trainer.data.text.vocabulary import Vocabulary
+from piton_trainer.data.text.windows import Batch, ShuffledWindows, Windows, in_order
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT
-from piton_trainer.recipes.protocol import Place, Stateful
+from piton_trainer.recipes.protocol import RecipeContext, Stateful
 
 REFERENCE_WIDTH = 768
 MOMENTUM_FIRST, MOMENTUM, MOMENTUM_STEPS = 0.85, 0.95, 300
@@ -32,9 +32,9 @@ class Rates:
 
 
 class Charlm:
-    """What the loop needs of `charlm`; see `piton_trainer.loop.Recipe`."""
+    """What the loop needs of `charlm`; see `piton_trainer.training.loop.Recipe`."""
 
-    def __init__(self, config: CharlmConfig, place: Place) -> None:
+    def __init__(self, config: CharlmConfig, place: RecipeContext) -> None:
         self.config = config
         self.place = place
         text = as_documents(read_text(config.data)) if config.documents else read_text(config.data)
@@ -116,7 +116,7 @@ class Charlm:
         return {"val_loss": nats, "bits_per_char": nats / math.log(2)}, total
 
 
-def build(config: CharlmConfig, place: Place) -> Charlm:
+def build(config: CharlmConfig, place: RecipeContext) -> Charlm:
     """The recipe, with its data read.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from piton_trainer.data.packages import PACKAGES
+from piton_trainer.data.image.packages import PACKAGES
 from piton_trainer.recipes.config import RecipeConfig
 
 

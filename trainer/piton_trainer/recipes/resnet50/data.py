@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from piton_trainer.data.records import Records
+from piton_trainer.data.image.records import Records
 from piton_trainer.errors import BadConfig
 
 

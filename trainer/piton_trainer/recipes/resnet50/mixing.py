@@ -28,25 +28,25 @@ class Mix:
 
 def draw(config: ResnetConfig, *, first: int, count: int, size: int) -> Mix | None:
     """How the batch at this position is mixed; None for not at all."""
-    dice = np.random.default_rng([config.seed, first])
-    chance = dice.random(2)
+    rng = np.random.default_rng([config.seed, first])
+    chance = rng.random(2)
     cuts = chance[0] < config.cutmix
     if not cuts and not chance[1] < config.mixup:
         return None
     alpha = config.cutmix_alpha if cuts else config.mixup_alpha
-    own = float(dice.beta(alpha, alpha))
-    others = torch.from_numpy(dice.permutation(count))
+    own = float(rng.beta(alpha, alpha))
+    others = torch.from_numpy(rng.permutation(count))
     if not cuts:
         return Mix(others=others, own=own)
-    box = _box(size, 1.0 - own, dice)
+    box = _box(size, 1.0 - own, rng)
     top, bottom, left, right = box
     # At the edge of the image the box is smaller than was drawn, and so is the other's part of the label.
     return Mix(others=others, own=1.0 - (bottom - top) * (right - left) / size**2, box=box)
 
 
-def _box(size: int, area: float, dice: np.random.Generator) -> tuple[int, int, int, int]:
+def _box(size: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     side = round(size * math.sqrt(area))
-    middle = dice.integers(size, size=2)
+    middle = rng.integers(size, size=2)
     low, high = (middle - side // 2).clip(0, size), (middle - side // 2 + side).clip(0, size)
     return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 

@@ -8,9 +8,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from piton_trainer.data import preparing
-from piton_trainer.data.records import SUFFIX
-from piton_trainer.data.sources import Form
+from piton_trainer.data.image import preparation
+from piton_trainer.data.image.records import SUFFIX
+from piton_trainer.data.image.sources import Form
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 
 FOLDER = "records"
@@ -25,7 +25,7 @@ def prepare(config: ResnetConfig, checkpoint_dir: Path) -> None:
         OutOfSpace: the disk is full.
     """
     for path in files(config, checkpoint_dir):
-        preparing.verify(path)
+        preparation.verify(path)
 
 
 def files(config: ResnetConfig, checkpoint_dir: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def _file(source: str, config: ResnetConfig, checkpoint_dir: Path) -> Path:
     form = Form(max_side=config.max_side, quality=config.jpeg_quality)
     folder = checkpoint_dir.parent / FOLDER if config.records is None else Path(config.records)
     path = folder / _name(source, form)
-    preparing.prepare(source, path, form)
+    preparation.prepare(source, path, form)
     return path
 
 

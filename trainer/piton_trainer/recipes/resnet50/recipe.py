@@ -11,23 +11,23 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 from torch.optim import SGD, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from piton_trainer.data.images import Batch, ShuffledImages, in_turn
+from piton_trainer.data.image.images import Batch, ShuffledImages, in_turn
 from piton_trainer.errors import BadConfig
-from piton_trainer.machine import cores
-from piton_trainer.recipes.protocol import Place, Stateful
+from piton_trainer.recipes.protocol import RecipeContext, Stateful
 from piton_trainer.recipes.resnet50 import prepare
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.data import Classes, Data
 from piton_trainer.recipes.resnet50.mixing import draw, loss_of, mixed
 from piton_trainer.recipes.resnet50.model import ResNet
 from piton_trainer.recipes.resnet50.schedule import mean_over_sizes, rate_at, size_at
+from piton_trainer.runtime.resources import cores
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours, from 0 to 1: what every published ResNet was trained with."""
 TOP = 5
 
 
-class Host(Place, Protocol):
+class Host(RecipeContext, Protocol):
     """A place with a volume."""
 
     @property
@@ -38,7 +38,7 @@ class Host(Place, Protocol):
 class Resnet:
     """What the loop needs of `resnet50`; see `piton_trainer.recipes.protocol.Recipe`."""
 
-    def __init__(self, config: ResnetConfig, place: Place, data: Data) -> None:
+    def __init__(self, config: ResnetConfig, place: RecipeContext, data: Data) -> None:
         self.data = data
         self.config = _resolved(config, data.count)
         self.place = place

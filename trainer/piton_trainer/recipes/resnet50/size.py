@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from piton_trainer.data.packages import PACKAGES
+from piton_trainer.data.image.packages import PACKAGES
 from piton_trainer.recipes.resnet50.config import ResnetConfig
 from piton_trainer.recipes.resnet50.schedule import mean_over_sizes
 from piton_trainer.recipes.sizes import FP32_BYTES, Size

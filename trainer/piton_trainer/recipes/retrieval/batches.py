@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piton_trainer.data.examples import Examples
 from piton_trainer.data.permutations import Permutations
+from piton_trainer.data.retrieval.examples import Examples
 from piton_trainer.errors import BadConfig
-from piton_trainer.recipes.protocol import Place
+from piton_trainer.recipes.protocol import RecipeContext
 from piton_trainer.recipes.retrieval.inputs import Readable
 from piton_trainer.recipes.retrieval.model import Inputs
 
@@ -50,7 +50,7 @@ class ShuffledExamples:
         accumulation: int,
         negatives: int,
         seed: int,
-        place: Place,
+        place: RecipeContext,
         digest: str,
     ) -> None:
         """Cut `batch` examples per step into `accumulation` passes of all ranks."""

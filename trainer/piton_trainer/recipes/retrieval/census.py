@@ -16,7 +16,7 @@ _SLICES = 128
 """Directions along which the vectors are compared with a Gaussian."""
 
 
-class Census:
+class IsotropyStats:
     """Takes vectors, on every rank its own."""
 
     def __init__(self, dim: int, device: torch.device) -> None:

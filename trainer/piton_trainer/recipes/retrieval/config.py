@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from piton_trainer.data.collection_places import check_collection, check_examples
-from piton_trainer.encoder_place import check_encoder
+from piton_trainer.data.retrieval.locations import check_collection, check_examples
+from piton_trainer.recipes.common.encoder_source import check_encoder
 from piton_trainer.recipes.config import RecipeConfig
 
 

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import torch
 
-from piton_trainer.data.collection import Collection
-from piton_trainer.data.retrieval_sources import collection_of, examples_of
-from piton_trainer.encoder_place import folder_of
+from piton_trainer.data.retrieval.collection import Collection
+from piton_trainer.data.retrieval.sources import collection_of, examples_of
 from piton_trainer.errors import BadConfig
-from piton_trainer.recipes.protocol import Workplace
+from piton_trainer.recipes.common.encoder_source import folder_of
+from piton_trainer.recipes.common.text_encoder import Embedded, Encoding, Tokens, embed
+from piton_trainer.recipes.protocol import DataContext
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.evaluation import name_of
 from piton_trainer.recipes.retrieval.inputs import Readable, TokenInputs, VectorInputs
 from piton_trainer.recipes.retrieval.mining import with_mined
-from piton_trainer.text_encoder import Embedded, Encoding, Tokens, embed
 
 
 class Data:
     """On one rank; all ranks open theirs together."""
 
-    def __init__(self, config: RetrievalConfig, place: Workplace) -> None:
+    def __init__(self, config: RetrievalConfig, place: DataContext) -> None:
         """Read what is not on the volume yet, and encode what the base model has to.
 
         Raises:
@@ -32,8 +32,8 @@ class Data:
         self._config = config
         self._place = place
         self.encoding = encoding_of(config)
-        self.folder: Path = place.shelf.together(partial(folder_of, config.base_model, "baseModel"))[place.rank]
-        key, self.examples = examples_of(config.data, config.data_split, config.examples, place.shelf)
+        self.folder: Path = place.run_cache.together(partial(folder_of, config.base_model, "baseModel"))[place.rank]
+        key, self.examples = examples_of(config.data, config.data_split, config.examples, place.run_cache)
         self.digest = _digest(key, config)
         self.texts: Readable = self._open(self.examples.texts)
         """Of the examples."""
@@ -60,7 +60,7 @@ class Data:
         return VectorInputs(self._embed(texts), self._place.device)
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
-        return embed(texts, self.encoding, self._place.shelf, self._place.device)
+        return embed(texts, self.encoding, self._place.run_cache, self._place.device)
 
     def tokens_per_example(self, sample: int, passages: int) -> float:
         """Of a query and so many passages, as long as those of the first examples are."""
@@ -83,8 +83,8 @@ def encoding_of(config: RetrievalConfig) -> Encoding:
     )
 
 
-def _collections(config: RetrievalConfig, place: Workplace) -> dict[str, Collection]:
-    found = {name_of(source): collection_of(source, config.eval_split, place.shelf) for source in config.datasets}
+def _collections(config: RetrievalConfig, place: DataContext) -> dict[str, Collection]:
+    found = {name_of(source): collection_of(source, config.eval_split, place.run_cache) for source in config.datasets}
     if len(found) < len(config.datasets):
         raise BadConfig("trainer.config.datasets: two of them have the same last part of their name; rename one")
     return found

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piton_trainer.data.collection import BEST, Collection
-from piton_trainer.ranking import ideal_dcg, ndcg
-from piton_trainer.recipes.protocol import Place
-from piton_trainer.recipes.retrieval.census import Census
+from piton_trainer.data.retrieval.collection import BEST, Collection
+from piton_trainer.recipes.common.ndcg import ideal_dcg, ndcg
+from piton_trainer.recipes.protocol import RecipeContext
+from piton_trainer.recipes.retrieval.census import IsotropyStats
 from piton_trainer.recipes.retrieval.nearest import Nearest
 
 Encode = Callable[[NDArray[np.int64]], Tensor]
@@ -46,10 +46,10 @@ def name_of(source: str) -> str:
 
 
 def measure(
-    collections: Mapping[str, Collection], encode: Mapping[str, Encode], *, dim: int, batch: int, place: Place
+    collections: Mapping[str, Collection], encode: Mapping[str, Encode], *, dim: int, batch: int, place: RecipeContext
 ) -> dict[str, float]:
     """ndcg_10 over all collections, of each one where there are several, and the figures of their documents."""
-    census = Census(dim, place.device)
+    census = IsotropyStats(dim, place.device)
     found = {
         f"ndcg_10_{name}": _ndcg(collection, encode[name], census, batch, place)
         for name, collection in collections.items()
@@ -59,7 +59,7 @@ def measure(
 
 
 @torch.no_grad()
-def _ndcg(collection: Collection, encode: Encode, census: Census, batch: int, place: Place) -> float:
+def _ndcg(collection: Collection, encode: Encode, census: IsotropyStats, batch: int, place: RecipeContext) -> float:
     first, last = collection.documents, collection.documents + collection.queries
     queries = torch.cat([encode(numbers).float() for numbers in _cut(np.arange(first, last), batch)])
     with torch.autocast(place.device.type, enabled=False):

@@ -12,10 +12,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from piton_trainer.encoder_place import folder_of
+from piton_trainer.recipes.common.encoder_source import folder_of
+from piton_trainer.recipes.common.text_encoder import pretrained
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.retrieval.data import encoding_of
-from piton_trainer.text_encoder import pretrained
 
 _BASE, _PROJECTION = "base.", "projection."
 _NO_ACTIVATION = "torch.nn.modules.linear.Identity"

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from piton_trainer.recipes.common.text_encoder import Embedded, Tokens
 from piton_trainer.recipes.retrieval.model import Inputs
-from piton_trainer.text_encoder import Embedded, Tokens
 
 
 class Readable(Protocol):

@@ -12,7 +12,7 @@ Gaussian vectors it is about 1, whatever N, and of others it grows with N. The i
 import torch
 from torch import Tensor
 
-from piton_trainer.collectives import mean_over_ranks, world_size
+from piton_trainer.runtime.collectives import mean_over_ranks, world_size
 
 KNOTS, RANGE = 17, 3.0
 """Of the trapezoid, from 0; the authors' own."""
@@ -20,8 +20,8 @@ KNOTS, RANGE = 17, 3.0
 
 def directions(dim: int, count: int, *, seed: int, step: int, device: torch.device) -> Tensor:
     """(dim, count): random unit vectors, the same on every rank and device for equal numbers."""
-    dice = torch.Generator().manual_seed((seed << 32) + step)
-    drawn = torch.randn(dim, count, generator=dice)
+    rng = torch.Generator().manual_seed((seed << 32) + step)
+    drawn = torch.randn(dim, count, generator=rng)
     unit: Tensor = drawn / drawn.norm(dim=0)
     return unit.to(device)
 

@@ -7,30 +7,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from piton_trainer.data.examples import Examples
-from piton_trainer.recipes.protocol import Workplace
+from piton_trainer.data.retrieval.examples import Examples
+from piton_trainer.recipes.common.text_encoder import Embedded
+from piton_trainer.recipes.protocol import DataContext
 from piton_trainer.recipes.retrieval.nearest import Nearest
-from piton_trainer.text_encoder import Embedded
 
 _QUERIES, _PASSAGES = 1024, 4096
 """Compared at once."""
 _FILE = "mined.npy"
 
 
-def with_mined(examples: Examples, embedded: Embedded, count: int, key: str, place: Workplace) -> Examples:
+def with_mined(examples: Examples, embedded: Embedded, count: int, key: str, place: DataContext) -> Examples:
     """The examples, each with so many more negatives. All ranks call it together."""
     name = f"mined-{key}-{embedded.key}-{count}"
-    if not place.shelf.has(name):
+    if not place.run_cache.has(name):
         found = _mined(examples, embedded, count, place)
-        place.shelf.folder(name, lambda into: np.save(into / _FILE, found))
+        place.run_cache.folder(name, lambda into: np.save(into / _FILE, found))
     return _extended(examples, np.load(_path(place, name)))
 
 
-def _path(place: Workplace, name: str) -> Path:
-    return place.shelf.directory / name / _FILE
+def _path(place: DataContext, name: str) -> Path:
+    return place.run_cache.directory / name / _FILE
 
 
-def _mined(examples: Examples, embedded: Embedded, count: int, place: Workplace) -> NDArray[np.int64]:
+def _mined(examples: Examples, embedded: Embedded, count: int, place: DataContext) -> NDArray[np.int64]:
     """(different queries, count), for the queries in ascending order; -1 where there are not so many."""
     queries = np.unique(examples.queries)
     passages = np.unique(np.concatenate([examples.positives, examples.negatives]))
@@ -52,7 +52,7 @@ def _mined(examples: Examples, embedded: Embedded, count: int, place: Workplace)
     return np.concatenate(parts)
 
 
-def _vectors(embedded: Embedded, numbers: NDArray[np.int64], place: Workplace) -> torch.Tensor:
+def _vectors(embedded: Embedded, numbers: NDArray[np.int64], place: DataContext) -> torch.Tensor:
     return embedded.of(torch.from_numpy(numbers)).to(place.device)
 
 

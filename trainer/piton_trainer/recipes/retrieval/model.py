@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piton_trainer.text_encoder import Encoding, pooled, pretrained
+from piton_trainer.recipes.common.text_encoder import Encoding, pooled, pretrained
 
 Inputs = Tensor | dict[str, Tensor]
 """Vectors of a frozen base model, or tokens with their mask."""
@@ -51,8 +51,8 @@ class Retriever(nn.Module):
     def draw_weights(self, seed: int) -> None:
         """The projection's first weights."""
         weight = self.projection.weight
-        dice = torch.Generator().manual_seed(seed)
-        drawn = nn.init.orthogonal_(torch.empty(weight.shape), generator=dice)
+        rng = torch.Generator().manual_seed(seed)
+        drawn = nn.init.orthogonal_(torch.empty(weight.shape), generator=rng)
         weight.copy_(drawn * math.sqrt(max(weight.shape)))
         self.projection.bias.zero_()
 

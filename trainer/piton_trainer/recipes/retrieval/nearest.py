@@ -7,8 +7,8 @@ higher number, that is the later name, comes first. Scores are fp32, as trec_eva
 import torch
 from torch import Tensor
 
-from piton_trainer.collectives import gathered, world_size
 from piton_trainer.recipes.retrieval.contrast import distances
+from piton_trainer.runtime.collectives import gathered, world_size
 
 _NOBODY = torch.iinfo(torch.int64).min
 _NUMBER = (1 << 32) - 1

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from piton_trainer.data.retrieval_sources import collection_of, examples_of
-from piton_trainer.distributed import Ranks
-from piton_trainer.encoder_place import folder_of
+from piton_trainer.data.retrieval.sources import collection_of, examples_of
+from piton_trainer.recipes.common.encoder_source import folder_of
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
-from piton_trainer.shelf import FOLDER, Shelf
+from piton_trainer.run_cache import FOLDER, RunCache
+from piton_trainer.runtime.process_group import Ranks
 
 
 def prepare(config: RetrievalConfig, checkpoint_dir: Path) -> None:
@@ -16,8 +16,8 @@ def prepare(config: RetrievalConfig, checkpoint_dir: Path) -> None:
         BadConfig: a source cannot be used.
         OutOfSpace: the disk is full.
     """
-    shelf = Shelf(checkpoint_dir / FOLDER, Ranks())
+    run_cache = RunCache(checkpoint_dir / FOLDER, Ranks())
     folder_of(config.base_model, "baseModel")
-    examples_of(config.data, config.data_split, config.examples, shelf)
+    examples_of(config.data, config.data_split, config.examples, run_cache)
     for source in config.datasets:
-        collection_of(source, config.eval_split, shelf)
+        collection_of(source, config.eval_split, run_cache)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import AutoConfig
 
-from piton_trainer.collectives import gathered
-from piton_trainer.recipes.protocol import Stateful, Workplace
+from piton_trainer.recipes.protocol import DataContext, Stateful
 from piton_trainer.recipes.retrieval import isotropy
 from piton_trainer.recipes.retrieval.batches import Pass, ShuffledExamples
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
@@ -23,6 +22,7 @@ from piton_trainer.recipes.retrieval.evaluation import Encode, ZeroShot, measure
 from piton_trainer.recipes.retrieval.inputs import Readable
 from piton_trainer.recipes.retrieval.model import Retriever, layers_of, load_base, new_base
 from piton_trainer.recipes.retrieval.schedule import rate_at
+from piton_trainer.runtime.collectives import gathered
 
 _SAMPLE = 256
 """Examples whose lengths stand for all."""
@@ -31,7 +31,7 @@ _SAMPLE = 256
 class Retrieval:
     """What the loop needs of `retrieval`; see `piton_trainer.recipes.protocol.Recipe`."""
 
-    def __init__(self, config: RetrievalConfig, place: Workplace, data: Data) -> None:
+    def __init__(self, config: RetrievalConfig, place: DataContext, data: Data) -> None:
         self.config = _resolved(config, len(data.examples))
         self.place = place
         self.data = data
@@ -148,7 +148,7 @@ class Retrieval:
         return measure(self.data.collections, encode, dim=dim, batch=self.config.encoder_batch, place=self.place)
 
 
-def build(config: RetrievalConfig, place: Workplace) -> Retrieval:
+def build(config: RetrievalConfig, place: DataContext) -> Retrieval:
     """The recipe, with its data read.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from piton_trainer.encoder_place import PACKAGE
+from piton_trainer.recipes.common.encoder_source import PACKAGE
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
 from piton_trainer.recipes.sizes import FP32_BYTES, Size
 

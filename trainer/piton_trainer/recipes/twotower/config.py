@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from piton_trainer.data.judgment_places import check_source
-from piton_trainer.data.judgment_rows import Reading
-from piton_trainer.encoder_place import check_encoder
+from piton_trainer.data.ranking.locations import check_source
+from piton_trainer.data.ranking.rows import CsvReading
+from piton_trainer.recipes.common.encoder_source import check_encoder
 from piton_trainer.recipes.config import RecipeConfig
 
 
@@ -103,12 +103,12 @@ class TwoTowerConfig(RecipeConfig):
         return tuple(range(self.folds)) if self.fold == "all" else (self.fold,)
 
     @property
-    def sources(self) -> dict[str, Reading]:
+    def sources(self) -> dict[str, CsvReading]:
         """Where rows come from, and how they are understood."""
         gains = {float(grade): gain for grade, gain in self.gains.items()}
-        sources = {self.data: Reading(gains=gains)}
+        sources = {self.data: CsvReading(gains=gains)}
         if self.weak_data is not None:
-            sources[self.weak_data] = Reading(gains=gains, source="weak")
+            sources[self.weak_data] = CsvReading(gains=gains, source="weak")
         return sources
 
     @model_validator(mode="after")

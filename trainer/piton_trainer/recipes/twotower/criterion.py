@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piton_trainer.data.judgments import Judgments
+from piton_trainer.data.ranking.judgments import Judgments
 from piton_trainer.recipes.twotower import losses
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.folds import Fold

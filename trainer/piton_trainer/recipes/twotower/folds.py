@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piton_trainer.data.judgments import Judgments
+from piton_trainer.data.ranking.judgments import Judgments
 from piton_trainer.errors import BadConfig
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piton_trainer.data.permutations import Permutations
 from piton_trainer.errors import BadConfig
-from piton_trainer.recipes.protocol import Place
+from piton_trainer.recipes.protocol import RecipeContext
 from piton_trainer.recipes.twotower.folds import Fold
 
 
@@ -22,7 +22,7 @@ class FoldedQueries:
     position_is_global: ClassVar[bool] = True
 
     def __init__(
-        self, folds: Sequence[Fold], *, batch: int, accumulation: int, seed: int, place: Place, digest: str
+        self, folds: Sequence[Fold], *, batch: int, accumulation: int, seed: int, place: RecipeContext, digest: str
     ) -> None:
         """Cut `batch` queries per step and fold into `accumulation` micro-batches per rank."""
         self._folds = folds

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from piton_trainer.checkpoint import layout
-from piton_trainer.data.judgment_sources import judgments_of
-from piton_trainer.data.judgments import Judgments
-from piton_trainer.recipes.protocol import Stateful, Workplace
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.data.ranking.judgments import Judgments
+from piton_trainer.data.ranking.sources import judgments_of
+from piton_trainer.recipes.common.text_encoder import Embedded, Encoding, embed
+from piton_trainer.recipes.protocol import DataContext, Stateful
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.criterion import Criterion
 from piton_trainer.recipes.twotower.folds import split
@@ -20,8 +21,7 @@ from piton_trainer.recipes.twotower.model import Stacked, TwoTower
 from piton_trainer.recipes.twotower.queries import FoldedQueries
 from piton_trainer.recipes.twotower.results import Results
 from piton_trainer.recipes.twotower.table import Ids, Table
-from piton_trainer.recipes.twotower.yardstick import Yardstick
-from piton_trainer.text_encoder import Embedded, Encoding, embed
+from piton_trainer.recipes.twotower.yardstick import BaselineEvaluator
 
 RESULTS_FILE = "results.json"
 """Beside the checkpoints."""
@@ -30,7 +30,7 @@ RESULTS_FILE = "results.json"
 class TwoTowers:
     """What the loop needs of `twotower`; see `piton_trainer.recipes.protocol.Recipe`."""
 
-    def __init__(self, config: TwoTowerConfig, place: Workplace, judgments: Judgments, embedded: Embedded) -> None:
+    def __init__(self, config: TwoTowerConfig, place: DataContext, judgments: Judgments, embedded: Embedded) -> None:
         self.config = config
         self.place = place
         self.judgments = judgments
@@ -44,7 +44,7 @@ class TwoTowers:
             inner_fraction=config.inner_fraction,
         )
         self.criterion = Criterion(config, judgments, self.folds, place.device)
-        self.yardstick = Yardstick(judgments, self.table, self.embedded, config.candidates)
+        self.yardstick = BaselineEvaluator(judgments, self.table, self.embedded, config.candidates)
         self.results = Results(self.folds, self.yardstick.baselines(self.folds))
         self.loader = FoldedQueries(
             self.folds,
@@ -130,7 +130,7 @@ class TwoTowers:
         held_out = self.yardstick.by_fold(model, [fold.held_out for fold in self.folds])
         has_news = self.results.consider(self._step + 1, inner, held_out)
         if has_news and self.place.rank == 0:
-            with layout.full_disk_is_an_end(self.place.directory):
+            with layout.raise_out_of_space(self.place.directory):
                 layout.Disk().write(self.place.directory / RESULTS_FILE, self.results.to_json())
         metrics = {"inner_ndcg_10": sum(inner) / len(inner), **self.results.metrics()}
         device = self.place.device
@@ -144,20 +144,20 @@ class TwoTowers:
         return hashlib.sha256(json.dumps([self.judgments.digest, self.embedded.key, folds]).encode()).hexdigest()
 
 
-def build(config: TwoTowerConfig, place: Workplace) -> TwoTowers:
+def build(config: TwoTowerConfig, place: DataContext) -> TwoTowers:
     """The recipe, with its data read and its queries encoded.
 
     Raises:
         BadConfig: the data or the encoder cannot be read, or there is too little of it.
     """
-    judgments = judgments_of(config.sources, place.shelf)
+    judgments = judgments_of(config.sources, place.run_cache)
     encoding = Encoding(
         encoder=config.encoder,
         max_tokens=config.encoder_max_tokens,
         batch_texts=config.encoder_batch,
         stored=config.embeddings,
     )
-    return TwoTowers(config, place, judgments, embed(judgments.texts, encoding, place.shelf, place.device))
+    return TwoTowers(config, place, judgments, embed(judgments.texts, encoding, place.run_cache, place.device))
 
 
 def _two_tower(model: nn.Module) -> TwoTower:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piton_trainer.data.judgments import Judgments
+from piton_trainer.data.ranking.judgments import Judgments
 
 _POPULARITY_POWER = 0.75
 """Between drawing all ids alike and drawing them as often as they are relevant; word2vec's choice."""

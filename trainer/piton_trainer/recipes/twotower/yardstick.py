@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from piton_trainer.data.judgments import Judgments
-from piton_trainer.ranking import ndcg
+from piton_trainer.data.ranking.judgments import Judgments
+from piton_trainer.recipes.common.ndcg import ndcg
+from piton_trainer.recipes.common.text_encoder import Embedded
 from piton_trainer.recipes.twotower.folds import Fold
 from piton_trainer.recipes.twotower.table import Table, priors
-from piton_trainer.text_encoder import Embedded
 
 RANKS = 10
 """nDCG@10."""
@@ -19,7 +19,7 @@ _QUERIES = 256
 """Of each fold, scored at once."""
 
 
-class Yardstick:
+class BaselineEvaluator:
     """Measures judged pairs; guesses neither count nor compete as if they were judged."""
 
     def __init__(

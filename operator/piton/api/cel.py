@@ -1,0 +1,104 @@
+"""What the API server checks by itself: CEL rules of the CRDs, each beside the Python rule whose sentence it says.
+
+    @cel("spec.trainer", "has(self.recipe) != has(self.command)", TEXT, found="has(self.recipe) ? 'both' : 'neither'")
+    def one_program(spec: Spec) -> Iterator[str]: ...
+
+The expression is true for what is good; `self` is the value at the path. One text serves both sides: its `{names}` are
+filled in by `str.format` in Python, and by expressions on the API server. An API server compiles new rules with the
+functions of the version before its own; ours have to be those of 1.29, as the oldest that is served is 1.30. It refuses
+rules that may become dear: lists and strings need a maximum, which `orValue` and `string()` of a number lose.
+"""
+
+import string
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+Checked = TypeVar("Checked")
+Check = Callable[[Checked], Iterator[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cel:
+    """One entry of `x-kubernetes-validations`."""
+
+    path: str
+    """Of the schema's node, from `spec`, with `[]` for the items of a list; empty for the root."""
+    expression: str
+    message: str = ""
+    message_expression: str = ""
+    """Instead of the message, where the sentence carries values."""
+    on_creation: bool = False
+    """Not checked on updates: what cannot change any more must not stand in the way of a status or a finalizer."""
+
+    def to_schema(self) -> dict[str, Any]:
+        """As the CRD has it."""
+        rule = f"oldSelf.hasValue() || ({self.expression})" if self.on_creation else self.expression
+        says = {"message": self.message} if self.message else {"messageExpression": self.message_expression}
+        return {"rule": rule, **says, **({"optionalOldSelf": True} if self.on_creation else {})}
+
+
+@dataclass(frozen=True)
+class SpecRule(Generic[Checked]):
+    """A rule in Python, and its twins on the API server."""
+
+    check: Check[Checked]
+    cel: tuple[Cel, ...] = ()
+    not_in_cel: str = ""
+    """Why the API server leaves some of it to Piton."""
+
+    @property
+    def on_creation(self) -> bool:
+        """Whether it is asked at the beginning only: what it says cannot be mended later, or is no trouble any more."""
+        return any(twin.on_creation for twin in self.cel)
+
+    def __call__(self, value: Checked) -> Iterator[str]:
+        """The sentences of the rule in Python."""
+        return self.check(value)
+
+
+Decorator = Callable[[Check[Checked] | SpecRule[Checked]], SpecRule[Checked]]
+
+
+def cel(path: str, expression: str, text: str, *, on_creation: bool = False, **values: str) -> Decorator[Any]:
+    """Say on the API server what the rule below says; `values` are the expressions for the names in the text."""
+    says = {"message_expression": _filled(text, values)} if values else {"message": text}
+    return _adding(Cel(path=path, expression=expression, on_creation=on_creation, **says))
+
+
+def not_in_cel(why: str) -> Decorator[Any]:
+    """Say why the API server cannot check the rule below, or a part of it."""
+    return lambda rule: replace(_rule(rule), not_in_cel=why)
+
+
+def by_path(rules: Iterable[SpecRule[Any]], *more: Cel) -> dict[str, tuple[Cel, ...]]:
+    """The rules of the API server, by the path of their node; `more` are those that only it has."""
+    found: dict[str, tuple[Cel, ...]] = {}
+    for twin in (*(twin for rule in rules for twin in rule.cel), *more):
+        found[twin.path] = (*found.get(twin.path, ()), twin)
+    return found
+
+
+def _adding(twin: Cel) -> Decorator[Any]:
+    def add(rule: Check[Any] | SpecRule[Any]) -> SpecRule[Any]:
+        found = _rule(rule)
+        return replace(found, cel=(twin, *found.cel))
+
+    return add
+
+
+def _rule(rule: Check[Any] | SpecRule[Any]) -> SpecRule[Any]:
+    return rule if isinstance(rule, SpecRule) else SpecRule(rule)
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    """An expression for the text: literals and values, added up."""
+    parts = []
+    for literal, name, _, _ in string.Formatter().parse(text):
+        parts += [_quoted(literal)] if literal else []
+        parts += [] if name is None else [values[name]]
+    return " + ".join(parts)
+
+
+def _quoted(literal: str) -> str:
+    return '"' + literal.replace("\\", "\\\\").replace('"', '\\"') + '"'

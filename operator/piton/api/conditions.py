@@ -1,0 +1,171 @@
+"""Conditions, and the phase that sums them up.
+
+Pending -> Starting -> Training -> (Stopping -> Recovering -> Starting)* -> Succeeded | Failed
+|                       |
+Refused                Stopping -> Suspended -> Starting
+
+A run in a queue is Queued before each Starting for which it has no quota.
+A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
+
+StatusUnreadable is True while another version's status is not understood; the other conditions stay as they were.
+Stalled is True while attempts end one after the other without a newer durable step.
+Waiting is no phase: it is True while something outside the run keeps the next thing from happening, in whatever phase.
+"""
+
+from datetime import datetime
+from typing import TypeVar
+
+from piton.api.reasons import Reason
+from piton.api.status import Condition, Conditioned, ConditionStatus, Phase
+
+StatusT = TypeVar("StatusT", bound=Conditioned)
+
+ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
+SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
+UNREADABLE, STALLED = "StatusUnreadable", "Stalled"
+
+_WAITS = frozenset(
+    {
+        Reason.REFUSED,
+        Reason.WEBHOOK_UNAVAILABLE,
+        Reason.POLICY_DENIED,
+        Reason.POD_SECURITY,
+        Reason.QUOTA_EXCEEDED,
+        Reason.LIMIT_RANGE,
+        Reason.MISSING_RIGHTS,
+        Reason.NAMESPACE_TERMINATING,
+        Reason.ENGINE_MISSING,
+        Reason.ENGINE_SILENT,
+        Reason.JOB_SUSPENDED,
+        Reason.CLAIM_MISSING,
+        Reason.VOLUME_UNBOUND,
+        Reason.VOLUME_IN_OTHER_ZONE,
+        Reason.UNSCHEDULABLE,
+        Reason.SCHEDULING_GATED,
+        Reason.NODE_LAUNCHING,
+        Reason.VOLUME_ATTACHING,
+        Reason.VOLUME_MOUNTING,
+        Reason.SANDBOX_FAILED,
+        Reason.IMAGE_PULLING,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_CONFIG,
+        Reason.INIT_CONTAINER,
+        Reason.NAME_TAKEN,
+        Reason.WAITING,
+        Reason.QUEUED,
+    }
+)
+"""The reasons of a run that waits."""
+
+_T, _F, _U = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+_TABLE: dict[Phase, dict[str, ConditionStatus]] = {
+    Phase.PENDING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.REFUSED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.QUEUED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.STARTING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.PREPARING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.TRAINING: {TRAINING: _T, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.EVALUATING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.STOPPING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.RECOVERING: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _U, FAILED: _F},
+    Phase.SUSPENDED: {TRAINING: _F, SUSPENDED: _T, SUCCEEDED: _U, FAILED: _F},
+    Phase.SUCCEEDED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _T, FAILED: _F},
+    Phase.FAILED: {TRAINING: _F, SUSPENDED: _F, SUCCEEDED: _F, FAILED: _T},
+}
+
+
+def settled(status: Conditioned) -> bool:
+    """Whether the run, or the sweep, has ended for good."""
+    return status.is_true(SUCCEEDED) or status.is_true(FAILED)
+
+
+def in_phase(
+    status: StatusT,
+    phase: Phase,
+    reason: Reason,
+    message: str,
+    *,
+    now: datetime,
+    generation: int,
+    waits: bool = False,
+) -> StatusT:
+    """The status in that phase, every condition set to match; the reason stands in those that the phase is about.
+
+    With `waits`, the condition Waiting is left as it is: it says something else than the phase does.
+    """
+    conditions = status.conditions
+    accepted = _F if phase is Phase.REFUSED else _T
+    accepted_why = (reason, message) if phase is Phase.REFUSED else (Reason.ACCEPTED, "")
+    conditions = _set(conditions, ACCEPTED, accepted, *accepted_why, now, generation)
+    for kind, value in _TABLE[phase].items():
+        about = kind == TRAINING or value is _T or (value is _F and kind == SUCCEEDED)
+        why = (reason, message) if about else (Reason.NOT_YET, "")
+        conditions = _set(conditions, kind, value, *why, now, generation)
+    status = status.model_copy(update={"phase": phase, "conditions": conditions, "observed_generation": generation})
+    if waits:
+        return status
+    if reason in _WAITS:
+        return with_waiting(status, reason, message, now=now, generation=generation)
+    return without_waiting(status, now=now, generation=generation)
+
+
+def with_waiting(status: StatusT, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
+    """The status that says why it waits, all else left as it is."""
+    return _with(status, WAITING, _T, reason, message, now, generation)
+
+
+def without_waiting(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """The status that waits for nothing, all else left as it is."""
+    return _with(status, WAITING, _F, Reason.NOT_YET, "", now, generation)
+
+
+def with_unreadable(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
+    """The status that says why nothing is done, all else left as it is."""
+    return _with(status, UNREADABLE, _T, Reason.STATUS_UNREADABLE, message, now, generation)
+
+
+def readable_again(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """The status without that, if it was there."""
+    if not status.is_true(UNREADABLE):
+        return status
+    return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
+
+
+def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
+    """The status that says that it gets nowhere, all else left as it is."""
+    return _with(status, STALLED, _T, Reason.NO_PROGRESS, message, now, generation)
+
+
+def without_stalled(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """The status of a run that gets on, all else left as it is."""
+    return _with(status, STALLED, _F, Reason.NOT_YET, "", now, generation)
+
+
+def _with(
+    status: StatusT, kind: str, value: ConditionStatus, reason: Reason, message: str, now: datetime, generation: int
+) -> StatusT:
+    conditions = _set(status.conditions, kind, value, reason, message, now, generation)
+    return status.model_copy(update={"conditions": conditions})
+
+
+def _set(
+    conditions: tuple[Condition, ...],
+    kind: str,
+    status: ConditionStatus,
+    reason: Reason,
+    message: str,
+    now: datetime,
+    generation: int,
+) -> tuple[Condition, ...]:
+    old = next((c for c in conditions if c.type == kind), None)
+    new = Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message,
+        last_transition_time=old.last_transition_time if old and old.status is status else now,
+        observed_generation=generation,
+    ).with_unknown_of(old)
+    if old is None:
+        return (*conditions, new)
+    return tuple(new if c is old else c for c in conditions)

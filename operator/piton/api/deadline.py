@@ -1,0 +1,30 @@
+"""When a run, or one of its stages, has to be over."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from piton.api.spec import Meta, Spec
+from piton.contract.duration import parse_duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadline:
+    """A moment at which something has to be over."""
+
+    path: str
+    """The field of the spec that says so."""
+    after: str
+    """What it says."""
+    time: datetime
+
+
+def deadline_of(meta: Meta, spec: Spec) -> datetime | None:
+    """When the run has to be over, by its limits."""
+    after = spec.limits.deadline
+    return None if after is None else deadline_after("limits", after, meta.created).time
+
+
+def deadline_after(where: str, after: str, since: datetime) -> Deadline:
+    """The deadline that `where` of the spec sets: `after` is a duration, counted from `since`."""
+    time = since + timedelta(seconds=parse_duration(after))
+    return Deadline(path=f"{where}.deadline", after=after, time=time)

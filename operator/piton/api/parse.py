@@ -1,0 +1,217 @@
+"""From a manifest, as YAML or the API server gave it, to typed values; every problem becomes one sentence.
+
+A sentence names the path, the value and the fix, because it is all that a user sees: on the command line, and in the
+condition `Accepted`.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from piton.api import spec as model
+from piton.api import validation
+from piton.api.status import RETRY_MAX, RunStatus
+from piton.contract import duration, names
+
+ModelT = TypeVar("ModelT", bound=model.Model)
+
+_API_VERSION = f"{names.API_GROUP}/{names.API_VERSION}"
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "string_type": "text (quote it)",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+_PATTERNS = {
+    duration.PATTERN: "a duration such as 90s, 15m, 24h or 1h30m",
+    r"^[0-9]+(\.[0-9]{1,2})?$": 'an amount of dollars, not below zero, in quotes, such as "250"',
+}
+
+
+class SpecError(ValueError):
+    """The manifest cannot be accepted. `problems` are sentences, the most important first."""
+
+    def __init__(self, problems: Iterable[str], parsed: "Parsed | None" = None) -> None:
+        self.problems = tuple(problems)
+        self.parsed = parsed
+        """The manifest, as far as it is one."""
+        super().__init__(self.problems[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """A manifest in typed pieces. `spec` is None when there are problems."""
+
+    meta: model.Meta
+    spec: model.Spec | None
+    problems: tuple[str, ...]
+    status: RunStatus
+    asked: model.Spec | None = None
+    """What the user wants, also where it is refused; None where that is no spec at all."""
+
+
+def parse(manifest: Mapping[str, Any]) -> Parsed:
+    """Parse an object of the API server's; problems are values, so that even a bad run can be deleted."""
+    meta = meta_of(manifest["metadata"])
+    spec, problems = model_of(model.Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
+    problems += validation.check_name(meta.name)
+    status = RunStatus.read(manifest.get("status") or {})
+    if spec is not None:
+        problems += validation.check(spec, has_begun=status.attempt > 0 or status.unreadable is not None)
+    return Parsed(
+        meta=meta,
+        spec=None if problems else spec,
+        problems=tuple(problems),
+        status=status,
+        asked=spec,
+    )
+
+
+def parse_file(document: object, *, now: datetime) -> Parsed:
+    """Parse a user's manifest.
+
+    Raises:
+        SpecError: it is not a TrainingRun, or one that cannot be accepted.
+    """
+    parsed = parse(manifest_of(document, names.KIND, now=now))
+    if parsed.problems:
+        raise SpecError(parsed.problems, parsed)
+    return parsed
+
+
+def manifest_of(document: object, kind: str, *, now: datetime) -> dict[str, Any]:
+    """A user's document as the API server would give it: created now, and without a status.
+
+    Raises:
+        SpecError: it is not of that kind.
+    """
+    if not isinstance(document, Mapping):
+        raise SpecError([f"the file holds no {kind}; it should begin with `apiVersion: {_API_VERSION}`"])
+    for key, value in {"apiVersion": _API_VERSION, "kind": kind}.items():
+        if document.get(key) != value:
+            raise SpecError([f"{key}: {document.get(key)!r} is not known; write {value!r}"])
+    unknown = sorted(set(document) - {"apiVersion", "kind", "metadata", "spec", "status"})
+    if unknown:
+        raise SpecError([_unknown(unknown[0], unknown[0], ["metadata", "spec"])])
+    metadata = _metadata(document.get("metadata"))
+    return {**document, "metadata": {**metadata, "creationTimestamp": now.isoformat()}, "status": None}
+
+
+def _metadata(metadata: object) -> Mapping[str, Any]:
+    if not isinstance(metadata, Mapping) or metadata.get("name") is None:
+        raise SpecError(["metadata.name: missing; give the run a name"])
+    for key in ("name", "namespace"):
+        if not isinstance(metadata.get(key, ""), str):
+            raise SpecError([f"metadata.{key}: {show(metadata[key])} is of the wrong type; write text (quote it)"])
+    return metadata
+
+
+def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
+    """What Piton needs of an object's metadata."""
+    annotations = metadata.get("annotations") or {}
+    return model.Meta(
+        name=metadata["name"],
+        namespace=metadata.get("namespace") or "default",
+        uid=metadata.get("uid") or "",
+        generation=metadata.get("generation") or 0,
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        deleting=bool(metadata.get("deletionTimestamp")),
+        held=names.FINALIZER in (metadata.get("finalizers") or ()),
+        queue=str((metadata.get("labels") or {}).get(names.LABEL_QUEUE) or ""),
+        priority_class=str((metadata.get("labels") or {}).get(names.LABEL_PRIORITY_CLASS) or ""),
+        allows_fresh_start=annotations.get(names.ANNOTATION_ALLOW_FRESH_START) == "true",
+        save=str(annotations.get(names.ANNOTATION_SAVE) or "")[:RETRY_MAX],
+        retry=str(annotations.get(names.ANNOTATION_RETRY) or "")[:RETRY_MAX],
+    )
+
+
+def model_of(kind: type[ModelT], spec: object, wanted: str) -> tuple[ModelT | None, list[str]]:
+    """A spec as its model, or the sentences that say why it is none; `wanted` is what a missing one should hold."""
+    if not isinstance(spec, Mapping):
+        return None, [f"spec: missing; {wanted}"]
+    try:
+        return kind.model_validate_json(json.dumps(spec), strict=True), []
+    except ValidationError as error:
+        return None, list(dict.fromkeys(sentence(problem, kind) for problem in _relevant(error.errors())))
+
+
+def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a value that may be a mapping or a word, the complaint about the form that was tried; missing fields last."""
+    tried = [p for p in problems if not ("literal['auto']" in p["loc"] and isinstance(p["input"], Mapping))]
+    tried = [p for p in tried if not (p["type"] == "model_type" and isinstance(p["input"], str))] or tried
+    return sorted(tried, key=lambda problem: problem["type"] == "missing")
+
+
+def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
+    """One pydantic error as a sentence with path, value and fix."""
+    steps = [step for step in problem["loc"] if step not in ("Every", "literal['auto']", "constrained-str")]
+    path = dotted(["spec", *steps])
+    value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown(path, str(steps[-1]), _known(of, steps[:-1]))
+    if kind == "missing":
+        return f"{path}: missing; it is required"
+    if kind in _TYPES:
+        return f"{path}: {show(value)} is of the wrong type; write {_TYPES[kind]}"
+    if kind == "string_pattern_mismatch":
+        wanted = _PATTERNS.get(context["pattern"], f"something that matches {context['pattern']}")
+        return f"{path}: {show(value)} is not allowed; write {wanted}"
+    if kind in ("enum", "literal_error"):
+        return f"{path}: {show(value)} is not known; write {context['expected']}"
+    if kind in ("greater_than_equal", "less_than_equal"):
+        bound = f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
+        return f"{path}: {show(value)} is out of range; write {bound}"
+    return f"{path}: {show(value)} is not allowed: {problem['msg']}"
+
+
+def dotted(steps: Iterable[str | int]) -> str:
+    """A path as people write it: `spec.trainer.env[0].name`."""
+    path = ""
+    for step in steps:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return path.removeprefix(".")
+
+
+def show(value: object) -> str:
+    """A value as it stood in the file, cut when it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _unknown(path: str, field: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(field, known, n=1)
+    fix = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    return f"{path}: unknown field; {fix}"
+
+
+def _known(kind: type[BaseModel], steps: Iterable[str | int]) -> list[str]:
+    """The field names at a path inside a model."""
+    for step in steps:
+        if isinstance(step, int):
+            continue
+        field = next((f for f in kind.model_fields.values() if f.alias == step), None)
+        inner = _inner_model(field.annotation) if field else None
+        if inner is None:
+            return []
+        kind = inner
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _inner_model(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _inner_model(part))), None)

@@ -1,0 +1,451 @@
+"""What a user may write into a TrainingRun, as typed models; what Piton answers is in `status.py`.
+
+These models are the source of the CRD: field names, docs, defaults and limits all come from here. They are parsed once,
+at the edge (`parse.py`), and never changed afterwards. Rules that need more than one field live in `validation.py`.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from piton.contract import duration
+from piton.contract.open_enum import OpenEnum
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+Duration = Annotated[str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32)]
+Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=24)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+"""One word of a command; long enough for a script after `python -c` or `bash -c`."""
+UnixId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Number of a user or a group."""
+Capability = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z_]*$", max_length=63)]
+"""Name of a Linux capability without `CAP_`, or ALL."""
+
+
+class Model(BaseModel):
+    """Base of all models: frozen, camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class KeyRef(Model):
+    """One key of a Secret or ConfigMap in the run's namespace."""
+
+    name: Name = Field(description="Name of the Secret or ConfigMap.")
+    key: Text = Field(description="Key inside it.")
+
+
+class EnvSource(Model):
+    """Where an environment variable's value comes from. Exactly one of the two."""
+
+    secret_key_ref: KeyRef | None = Field(default=None, description="A key of a Secret.")
+    config_map_key_ref: KeyRef | None = Field(default=None, description="A key of a ConfigMap.")
+
+
+class EnvVar(Model):
+    """An environment variable of the trainer's container."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = Field(
+        description="Name of the variable. PITON_*, PET_*, KUBEFLOW_TRAINER_* and the rendezvous variables are Piton's."
+    )
+    value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        default=None, description="Its value. Secrets belong into valueFrom."
+    )
+    value_from: EnvSource | None = Field(default=None, description="Where its value comes from, instead of value.")
+
+
+class Trainer(Model):
+    """What trains: a shipped recipe with its typed config, or the user's own command."""
+
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description="Container image of the trainer. A local run uses this machine's Python instead."
+    )
+    recipe: Name | None = Field(default=None, description="A recipe that the image ships, e.g. charlm.")
+    config: Mapping[str, Any] = Field(
+        default_factory=dict, description="The recipe's settings; checked by the recipe itself before it trains."
+    )
+    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(
+        default=(), description="Your own program, instead of a recipe; run once per node, unchanged."
+    )
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] = Field(
+        default=(), description="Environment variables; secrets by reference only."
+    )
+
+
+class Toleration(Model):
+    """A toleration of the trainer's pods, as in core/v1."""
+
+    key: str | None = Field(
+        default=None, max_length=316, description="Taint key; empty with Exists matches every taint."
+    )
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How key and value are compared.")
+    value: str | None = Field(default=None, max_length=63, description="Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Taint effect; none matches all."
+    )
+    toleration_seconds: int | None = Field(
+        default=None, ge=0, description="How long NoExecute is tolerated, in seconds."
+    )
+
+
+class Resources(Model):
+    """Resources of one container, as in core/v1. Piton adds the GPUs itself."""
+
+    requests: Mapping[str, Quantity] = Field(default_factory=dict, description="What the scheduler reserves.")
+    limits: Mapping[str, Quantity] = Field(default_factory=dict, description="What the container may not exceed.")
+
+
+Label = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
+
+
+class Policy(StrEnum):
+    """How the pods of a group choose among the nodes that will do. A wish: they start elsewhere where it is not met."""
+
+    PACK = "Pack"
+    """Where others of the group are: eight runs of one GPU fill one node before the next."""
+    SPREAD = "Spread"
+    """Where no other of the group is: a node that is taken away takes one of them."""
+
+
+class Placement(Model):
+    """Beside which pods the run's pods want to be, or apart from which. A sweep sets it for its runs."""
+
+    group: Label = Field(description="Name of the group, in the namespace; for the runs of a sweep the sweep's.")
+    policy: Policy = Field(description="Pack: on the nodes of the group's other pods; Spread: on other nodes.")
+
+
+class Capabilities(Model):
+    """Capabilities of the containers. They can only be dropped: nobody gets more through Piton than an image has."""
+
+    drop: Annotated[tuple[Capability, ...], Field(max_length=64)] = Field(
+        default=(), description="Capabilities to take away, e.g. ALL."
+    )
+
+
+class SeccompProfile(Model):
+    """Which system calls the containers may make."""
+
+    type: Literal["RuntimeDefault", "Unconfined"] = Field(description="RuntimeDefault or Unconfined.")
+
+
+class SecurityContext(Model):
+    """As whom the pods of all stages run, and with which rights, in the words of core/v1.
+
+    Fields of a pod and of its container stand together. None of them gives a right that the image has not by itself.
+    """
+
+    run_as_non_root: bool | None = Field(
+        default=None,
+        description="Refuse to start as root. Default: true for a recipe; for a command whatever its image does. With"
+        " true, what Pod Security's level restricted asks for as well is set, unless it is given here:"
+        " allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}.",
+    )
+    run_as_user: UnixId | None = Field(default=None, description="User of the program; none is the image's.")
+    run_as_group: UnixId | None = Field(default=None, description="Group of the program; none is the image's.")
+    supplemental_groups: Annotated[tuple[UnixId, ...], Field(max_length=32)] = Field(
+        default=(), description="Further groups of the program."
+    )
+    fs_group: UnixId | None = Field(
+        default=None, description="Group that owns a fresh volume; none is that of Piton's trainer image, 65532."
+    )
+    allow_privilege_escalation: bool | None = Field(
+        default=None, description="Whether the program may gain rights, as sudo does."
+    )
+    capabilities: Capabilities | None = Field(default=None, description="Capabilities to take away.")
+    seccomp_profile: SeccompProfile | None = Field(default=None, description="Which system calls are allowed.")
+    read_only_root_filesystem: bool | None = Field(
+        default=None,
+        description="Whether only the volumes can be written to; /tmp is then one of them. Default: true for a recipe"
+        " that is not root.",
+    )
+
+
+class PodTemplate(Model):
+    """The few pod fields that a user may set; not a PodSpec, because the operator's rights would come with it."""
+
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
+        default=(), description="Tolerations besides the GPU taint's, which Piton adds."
+    )
+    node_selector: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Labels that a node must have. kubernetes.io/arch is amd64 if it is not named.",
+    )
+    service_account_name: Name | None = Field(default=None, description="Service account of the pods, e.g. for IRSA.")
+    resources: Resources = Field(default_factory=Resources, description="CPU, memory and other resources per node.")
+    placement: Placement | None = Field(default=None, description="Which other pods to be beside, or apart from.")
+    security_context: SecurityContext = Field(
+        default_factory=SecurityContext, description="As whom the pods of all stages run, and with which rights."
+    )
+
+
+class Workers(Model):
+    """On how many machines of which kind the run trains."""
+
+    nodes: int = Field(default=1, ge=1, le=512, description="Machines, one pod each.")
+    min_nodes: int | None = Field(
+        default=None, ge=1, description="Continue with as few as these when nodes are scarce."
+    )
+    gpus_per_node: int = Field(
+        default=8, ge=0, le=64, description="GPUs, and processes, per machine. 0 trains on the CPU with one process."
+    )
+    instance_types: Annotated[tuple[Name, ...], Field(max_length=32)] = Field(
+        default=(), description="Instance types that will do; none means any."
+    )
+    zones: Annotated[tuple[Name, ...], Field(max_length=16)] = Field(
+        default=(), description="Availability zones that will do; none means any."
+    )
+    template: PodTemplate = Field(default_factory=PodTemplate, description="An allow-list of pod fields.")
+
+
+class Tier(StrEnum):
+    """How capacity is bought."""
+
+    SPOT = "Spot"
+    ON_DEMAND = "OnDemand"
+
+
+class Capacity(Model):
+    """A ladder of capacity tiers, climbed when a tier has none or the deadline demands it, and descended again."""
+
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=2)] = Field(
+        default=(), description="Tiers in order of preference; none takes whatever nodes there are."
+    )
+    patience: Duration | None = Field(default=None, description="How long to wait for a tier before climbing on.")
+    max_price_per_hour: Dollars | None = Field(
+        default=None,
+        description="Highest price of a node, in dollars per hour. A node that is known to cost more is left; one of"
+        " which nobody knows the price counts with this one.",
+    )
+
+
+class Reclaim(StrEnum):
+    """What becomes of a claim that Piton has made when its run is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
+class Volume(Model):
+    """Where checkpoints live: a claim that exists, or one that Piton makes."""
+
+    claim_name: Name | None = Field(
+        default=None, description="An existing PersistentVolumeClaim; never deleted by Piton."
+    )
+    size: Quantity | None = Field(default=None, description="Size of a new claim, e.g. 500Gi.")
+    storage_class_name: Name | None = Field(default=None, description="Storage class of a new claim.")
+    access_modes: Annotated[
+        tuple[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"], ...], Field(max_length=3)
+    ] = Field(default=(), description="Access modes of a new claim. Several nodes need ReadWriteMany.")
+    reclaim: Reclaim = Field(
+        default=Reclaim.RETAIN,
+        description="What becomes of a new claim when the run is deleted. Retain keeps it if it holds any checkpoint; "
+        "Delete deletes it with the run, checkpoints and all.",
+    )
+
+
+class Every(Model):
+    """The save interval; whichever passes first triggers a save."""
+
+    minutes: int | None = Field(default=None, ge=1, le=10_080, description="Minutes between saves.")
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps between saves.")
+
+
+class Keep(Model):
+    """Which checkpoints are kept."""
+
+    last: int = Field(default=2, ge=2, le=1000, description="Newest ones. At least 2: one alone may turn out bad.")
+    best: int = Field(default=1, ge=0, le=1000, description="Best ones by the objective's metric.")
+    weights_only: int = Field(default=0, ge=0, le=1000, description="Older ones of which the weights are kept.")
+
+
+class Mirror(Model):
+    """A second copy of the checkpoints in an object store."""
+
+    uri: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$", max_length=1024)] = Field(
+        description="Bucket and prefix, e.g. s3://bucket/prefix; the namespace and the name of the run are added."
+    )
+    max_megabytes_per_second: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="At most so much of the network, for uploads."
+    )
+
+
+class Checkpoint(Model):
+    """How progress is kept."""
+
+    volume: Volume = Field(description="Where checkpoints live.")
+    every: Every | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "Save interval: {minutes: 15}, {steps: 500}, both, or auto: as often as pays, by what a save costs and how"
+            " often training is interrupted, from 20 seconds to 30 minutes. The end, a new best and what a stop would"
+            " lose are saved in any case."
+        ),
+    )
+    keep: Keep = Field(default_factory=Keep, description="Which checkpoints are kept.")
+    patience: Duration = Field(
+        default="1h", description="How long training goes on while nothing can be saved; then the attempt ends."
+    )
+    mirror: Mirror | None = Field(default=None, description="A second copy in an object store.")
+
+
+class ObjectiveSpec(Model):
+    """The metric that says how good the model is."""
+
+    metric: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@-]+$", max_length=64)] = Field(
+        description="Name of a reported metric, e.g. val_loss."
+    )
+    goal: Literal["Minimize", "Maximize"] = Field(default="Minimize", description="Which direction is better.")
+    target: float | None = Field(default=None, description="Training ends once the metric is at least this good.")
+    patience: int | None = Field(
+        default=None, ge=1, description="Training ends after this many evaluations in a row without improvement."
+    )
+
+
+class Budget(Model):
+    """How much money the run may spend."""
+
+    usd: Dollars = Field(description='Dollars, as a string: "250". Needs capacity.maxPricePerHour.')
+    warn_at: int = Field(default=80, ge=1, le=100, description="Warn at this percentage.")
+    on_exceeded: Literal["Pause", "Stop"] = Field(
+        default="Pause", description="Both save first. Pause goes on when the budget is raised, Stop ends it as failed."
+    )
+
+
+class Limits(Model):
+    """Where the run ends, whatever it has reached."""
+
+    budget: Budget | None = Field(default=None, description="Money.")
+    deadline: Duration | None = Field(default=None, description="Time from creation, through all attempts, e.g. 24h.")
+    training_time: Duration | None = Field(default=None, description="Time to spend training, e.g. 31h.")
+    failures: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Failures of the user's code without a newer durable step between them that end the run.",
+    )
+    total_failures: int | None = Field(
+        default=None,
+        ge=1,
+        le=10000,
+        description="Failures of the user's code in the whole life of the run that end it, whatever it has saved.",
+    )
+    start_timeout: Duration = Field(
+        default="30m",
+        description="Time from an attempt's first running replica until all of them have run; then it is stopped, and "
+        "tried again.",
+    )
+    hang_timeout: Duration | Literal["auto", "off"] = Field(
+        default="auto",
+        description="Time without a step after which the trainers are ended, with their stacks, and the run goes on "
+        "from its checkpoint; auto is ten times the median step, and at least 5m; off watches nothing.",
+    )
+    stalled: Duration = Field(
+        default="24h",
+        description="Time under the condition Stalled, without a newer durable step, after which the run holds.",
+    )
+
+
+class Stage(OpenEnum):
+    """The stages of a run, in order. Only training is always there."""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"
+    EVALUATE = "Evaluate"
+
+
+class SideStage(Model):
+    """Work beside the training: one pod with the run's image, volume and environment."""
+
+    command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(
+        default=(), description="The program to run. None runs what the recipe has for this stage."
+    )
+    resources: Resources = Field(default_factory=Resources, description="What it needs.")
+    node_selector: Mapping[str, str] = Field(default_factory=dict, description="Labels that its node must have.")
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
+        default=(), description="Its pod's tolerations; those of the workers are for their nodes."
+    )
+    failures: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Failures of its program in a row that end the run; none is limits.failures.",
+    )
+    deadline: Duration | None = Field(
+        default=None, description="Time from its first attempt, through all of its attempts, e.g. 6h."
+    )
+
+
+class PrepareStage(SideStage):
+    """Work on a cheap CPU node, on the same volume, before a GPU is asked for."""
+
+
+class EvaluateStage(SideStage):
+    """Work on the best checkpoint after training."""
+
+    gpus: int = Field(
+        default=0, ge=0, le=64, description="GPUs, and processes, on a node like the workers'. 0 is any CPU node."
+    )
+    recipe: Name | None = Field(default=None, description="A recipe's evaluation; none is the trainer's recipe.")
+    config: Mapping[str, Any] = Field(
+        default_factory=dict, description="Settings of the recipe that are others than in the training."
+    )
+
+
+class Stages(Model):
+    """What happens before and after training."""
+
+    prepare: PrepareStage | None = Field(default=None, description="Before any GPU is asked for.")
+    evaluate: EvaluateStage | None = Field(default=None, description="On the best checkpoint.")
+
+    def of(self, stage: Stage) -> SideStage | None:
+        """What the user says of a stage; None where it is not wanted, and for the training."""
+        return {Stage.PREPARE: self.prepare, Stage.EVALUATE: self.evaluate}.get(stage)
+
+
+class Spec(Model):
+    """What the user wants."""
+
+    suspend: bool = Field(default=False, description="Save, stop and hold; false goes on from there.")
+    ttl_after_finished: Duration | None = Field(
+        default=None,
+        description="Time after the run has succeeded or failed at which it is deleted, with its jobs, pods and logs, "
+        "e.g. 7d; checkpoint.volume.reclaim says what becomes of its checkpoints. None keeps it.",
+    )
+    trainer: Trainer = Field(description="What trains.")
+    workers: Workers = Field(default_factory=Workers, description="On how many machines of which kind.")
+    capacity: Capacity = Field(default_factory=Capacity, description="How the machines are bought.")
+    checkpoint: Checkpoint = Field(description="How progress is kept.")
+    objective: ObjectiveSpec | None = Field(default=None, description="The metric that says how good the model is.")
+    limits: Limits = Field(default_factory=Limits, description="Where the run ends, whatever it has reached.")
+    stages: Stages = Field(default_factory=Stages, description="What happens before and after training.")
+
+
+class Meta(Model):
+    """What Piton needs of an object's metadata."""
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    created: datetime
+    deleting: bool = False
+    held: bool = False
+    """Whether our finalizer is on it."""
+    queue: str = ""
+    """The LocalQueue of Kueue's that it waits in, by its label; empty: it does not wait for quota."""
+    priority_class: str = ""
+    """Its WorkloadPriorityClass there, by its label."""
+    allows_fresh_start: bool = False
+    """Whether its annotation lets it start from step 0 where its checkpoints are lost."""
+    save: str = ""
+    """What the annotation piton.dev/save says: the trainer saves once for each text."""
+    retry: str = ""
+    """What its annotation says, with which the user asks for another chance; empty: nothing."""

@@ -1,0 +1,60 @@
+"""What a spec may say, though it does not do everywhere what its author expects. Nothing is refused for it."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from piton.api.spec import Spec, Toleration
+from piton.api.stages import side_stages
+from piton.contract.names import HOSTNAME
+
+Check = Callable[[Spec], Iterator[str]]
+
+DISRUPTED = "karpenter.sh/disrupted"
+"""The taint of a machine that Karpenter takes away."""
+
+
+def warnings(spec: Spec) -> list[str]:
+    """What is allowed, and does not do everywhere what people expect: said, and nothing is refused for it."""
+    return [sentence for rule in WARNINGS for sentence in rule(spec)]
+
+
+def no_drain(spec: Spec) -> Iterator[str]:
+    """Karpenter takes pods that tolerate its own taint for parts of the node, and never drains them."""
+    for path, tolerations in _tolerations(spec):
+        for index, toleration in enumerate(tolerations):
+            if _tolerates_disrupted(toleration):
+                yield (
+                    f"spec.{path}[{index}]: also tolerates Karpenter's taint {DISRUPTED}:NoSchedule, so its pods are "
+                    "never drained and may start on a machine that is about to go; name the taints that you mean"
+                )
+
+
+def no_single_node(spec: Spec) -> Iterator[str]:
+    """Legal, and right where nodes are not made on demand; so it is not refused."""
+    for path, selector in _node_selectors(spec):
+        if HOSTNAME in selector:
+            yield (
+                f"spec.{path}: Karpenter launches no node for a pod that selects {HOSTNAME}; select an instance type, "
+                "a zone or a label of your own, unless this node is always there"
+            )
+
+
+def _tolerates_disrupted(toleration: Toleration) -> bool:
+    """As the scheduler matches the taint `karpenter.sh/disrupted:NoSchedule`, which has no value."""
+    if toleration.effect not in (None, "NoSchedule"):
+        return False
+    if not toleration.key:
+        return toleration.operator == "Exists"
+    return toleration.key == DISRUPTED and (toleration.operator == "Exists" or not toleration.value)
+
+
+def _tolerations(spec: Spec) -> list[tuple[str, tuple[Toleration, ...]]]:
+    sides = [(f"stages.{stage.lower()}.tolerations", own.tolerations) for stage, own in side_stages(spec)]
+    return [("workers.template.tolerations", spec.workers.template.tolerations), *sides]
+
+
+def _node_selectors(spec: Spec) -> list[tuple[str, Mapping[str, str]]]:
+    sides = [(f"stages.{stage.lower()}.nodeSelector", own.node_selector) for stage, own in side_stages(spec)]
+    return [("workers.template.nodeSelector", spec.workers.template.node_selector), *sides]
+
+
+WARNINGS: tuple[Check, ...] = (no_drain, no_single_node)

@@ -1,0 +1,398 @@
+"""What Piton answers: the status of a TrainingRun as typed models. Source of the CRD, like `spec.py`.
+
+Conditions are the truth, the phase sums them up, and the records of the attempts are what decisions are based on.
+
+A status may be of another version. Fields and words that this one does not know are kept through every write; where it
+cannot know what they mean for what it would do next, and where a field has another type, `unreadable` says so.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AwareDatetime, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError
+
+from piton.api.reasons import Reason
+from piton.api.spec import Model, Stage
+from piton.contract.open_enum import OpenEnum
+
+RETRY_MAX = 64
+"""Characters of the annotation with which a run is taken up again; what follows is cut off."""
+REPLICAS_MAX = 512
+"""As many as a run has nodes at most."""
+
+
+Amount = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?$")]
+"""Dollars that are counted with."""
+
+
+class Answer(Model):
+    """Base of all parts of a status: fields that this version does not know are kept, in reading and in writing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    KEY: ClassVar[str] = "name"
+    """The field that tells the items of a list apart."""
+
+    def with_unknown_of(self, old: Self | None) -> Self:
+        """The same, with the fields that the old one has and this version does not know, at every level."""
+        if old is None or old is self:
+            return self
+        inside = {name: _kept(getattr(self, name), getattr(old, name)) for name in type(self).model_fields}
+        changed = {name: value for name, value in inside.items() if value is not getattr(self, name)}
+        return self.model_copy(update={**(old.model_extra or {}), **(self.model_extra or {}), **changed})
+
+    def to_wire(self) -> dict[str, Any]:
+        """As the API server takes it. What is absent or empty is left out: old servers refuse empty strings."""
+        return _without_blanks(self, self.model_dump(mode="json", by_alias=True))
+
+
+def _without_blanks(answer: Answer, dumped: dict[str, Any]) -> dict[str, Any]:
+    """What this version writes, without blanks; what it does not know stays as it is."""
+    for name, field in type(answer).model_fields.items():
+        key, value = field.alias or name, getattr(answer, name)
+        if value is None or value == "":
+            del dumped[key]
+        elif isinstance(value, Answer):
+            _without_blanks(value, dumped[key])
+        elif isinstance(value, tuple):
+            for item, entry in zip(value, dumped[key], strict=True):
+                _without_blanks(item, entry)
+    return dumped
+
+
+def _kept(new: Any, old: Any) -> Any:
+    if isinstance(new, Answer) and isinstance(old, Answer):
+        return new.with_unknown_of(old)
+    if not isinstance(new, tuple) or not isinstance(old, tuple):
+        return new
+    known = {getattr(item, item.KEY): item for item in old}
+    items = tuple(item.with_unknown_of(known.get(getattr(item, item.KEY))) for item in new)
+    return new if all(one is other for one, other in zip(items, new, strict=True)) else items
+
+
+class Verdict(OpenEnum):
+    """Whose doing the end of an attempt was."""
+
+    FINISHED = "Finished"
+    PREEMPTED = "Preempted"
+    INFRASTRUCTURE = "Infrastructure"
+    USER_FAILURE = "UserFailure"
+    STOPPED = "Stopped"
+    """By an order: the user's (suspend, delete, a limit), or that of a queue. Counts nowhere."""
+
+
+class AttemptState(OpenEnum):
+    """Where an attempt stands, in order; every state but the first and the last may be skipped."""
+
+    PENDING = "Pending"
+    """Its number is taken; whether its job was created is not known."""
+    STARTING = "Starting"
+    """Its job was created."""
+    RUNNING = "Running"
+    """A replica has been seen running."""
+    STOPPING = "Stopping"
+    """Its verdict is written down; its replicas have not all ended."""
+    ENDED = "Ended"
+
+
+class PlacedReplica(Answer):
+    """Where one replica of the attempt in flight is. About 190 bytes; a run has 512 at most."""
+
+    KEY = "uid"
+
+    name: str = Field(description="Name of its pod.")
+    uid: str = Field(description="The pod's uid; one of the same name that comes later is another.")
+    node: str = Field(description="The node that it was placed on.")
+    placed_time: AwareDatetime = Field(
+        description="When that was. A node of this name that is younger is another machine."
+    )
+    running_time: AwareDatetime | None = Field(
+        default=None, description="When its trainer was first seen running; until then it waits."
+    )
+
+
+class AttemptStatus(Answer):
+    """One attempt, as the status remembers it."""
+
+    KEY = "number"
+
+    number: int = Field(ge=1, description="Number of the attempt; also its fencing token.")
+    state: AttemptState = Field(description="Where it stands.")
+    stage: Stage = Field(default=Stage.TRAIN, description="What it is for: Prepare, Train or Evaluate.")
+    created_time: AwareDatetime = Field(description="When its number was taken.")
+    running_time: AwareDatetime | None = Field(default=None, description="When a replica was first seen running.")
+    formed_time: AwareDatetime | None = Field(
+        default=None, description="When all of its replicas had run. Before that no exit code is the program's failure."
+    )
+    training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
+    failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
+    ended_time: AwareDatetime | None = Field(default=None, description="When the last of its replicas was gone.")
+    verdict: Verdict | None = Field(default=None, description="Whose doing its end was.")
+    reason: Reason | None = Field(default=None, description="Why it ended, in one word.")
+    message: str = Field(default="", description="The evidence for it.")
+    permanent: bool = Field(default=False, description="Another attempt would end the same way.")
+    resumed_from: int | None = Field(default=None, description="Step that it started from; none is a fresh start.")
+    step: int | None = Field(default=None, description="Last step that it trained, as far as reported.")
+    checkpoint_step: int | None = Field(default=None, description="Newest durable step that it reported.")
+    zone: str | None = Field(default=None, description="The zone of its machines; where they differ, of the first.")
+    short_of_room: bool | None = Field(
+        default=None, description="A replica had no machine yet when limits.startTimeout had passed."
+    )
+    price_per_hour: Amount | None = Field(
+        default=None, description="Dollars per hour of all its machines together, as they were when it came there."
+    )
+    billed_machines: int = Field(default=0, ge=0, description="Machines that this is the price of.")
+    billed_from: AwareDatetime | None = Field(
+        default=None, description="Since when it costs that: since a pod was placed; pending pods cost nothing."
+    )
+    billed_before: Amount | None = Field(
+        default=None, description="Dollars that it had cost before, on fewer machines."
+    )
+    billed_until: AwareDatetime | None = Field(default=None, description="Until when it has cost that.")
+    replicas: tuple[PlacedReplica, ...] = Field(
+        default=(),
+        description="Where its replicas are while it is in flight, in case pod and node go before anybody looks.",
+    )
+
+
+class StageStatus(Answer):
+    """One stage of the run that has begun."""
+
+    name: Stage = Field(description="Prepare, Train or Evaluate.")
+    attempts: int = Field(default=0, ge=0, description="Attempts at it so far.")
+    preemptions: int = Field(default=0, ge=0, description="Those that lost their machine.")
+    infrastructure_failures: int = Field(default=0, ge=0, description="Those that the cluster failed.")
+    failures: int = Field(default=0, ge=0, description="Those that its program failed.")
+    failures_since_progress: int = Field(
+        default=0, ge=0, description="Those of them since it last had a newer durable step; the limit is for these."
+    )
+    fruitless_attempts: int = Field(
+        default=0, ge=0, description="Attempts in a row that have ended, by whatever, without a newer durable step."
+    )
+    start_time: AwareDatetime | None = Field(default=None, description="When its first attempt was made.")
+    end_time: AwareDatetime | None = Field(default=None, description="When it was finished; until then there is none.")
+
+
+class ConditionStatus(OpenEnum):
+    """As in metav1.Condition."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Answer):
+    """A metav1.Condition."""
+
+    KEY = "type"
+
+    type: str = Field(
+        description="Accepted, Training, Waiting, Suspended, Succeeded, Failed, Stalled or StatusUnreadable."
+    )
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Reason = Field(description="Why, in one word.")
+    message: str = Field(default="", description="Why, in a sentence.")
+    last_transition_time: AwareDatetime = Field(description="When the status last changed.")
+    observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
+
+
+class Phase(OpenEnum):
+    """A summary of the conditions, for the column."""
+
+    PENDING = "Pending"
+    REFUSED = "Refused"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    STOPPING = "Stopping"
+    RECOVERING = "Recovering"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class QueueStatus(Answer):
+    """The queue of Kueue's in which the run waits for quota, or from which it has it."""
+
+    name: str = Field(description="The LocalQueue.")
+    position: int | None = Field(default=None, description="Place in the ClusterQueue while it waits; 1 is next.")
+
+
+class MetricValue(Answer):
+    """A reported metric; the value is a string, because an API has no floats."""
+
+    name: str = Field(description="Name of the metric.")
+    value: str = Field(description="Its newest value.")
+
+
+class ProgressStatus(Answer):
+    """How far training is (names of KEP-2779)."""
+
+    step: int | None = Field(default=None, description="Steps trained.")
+    total_steps: int | None = Field(default=None, description="Steps to train.")
+    progress_percentage: int | None = Field(default=None, ge=0, description="Part done, in percent.")
+    estimated_remaining_seconds: int | None = Field(default=None, ge=0, description="Time left, in seconds.")
+    eta: str | None = Field(default=None, description="The same for people, e.g. 1h20m.")
+    metrics: tuple[MetricValue, ...] = Field(default=(), description="Newest metrics.")
+    last_updated_time: AwareDatetime | None = Field(default=None, description="When the trainer reported this.")
+
+
+class CheckpointStatus(Answer):
+    """The newest durable checkpoint."""
+
+    step: int = Field(description="Its step.")
+    time: AwareDatetime = Field(description="When Piton learned of it.")
+    attempt: int = Field(description="The attempt that reported it.")
+
+
+class Lost(Answer):
+    """Work that was done twice."""
+
+    steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
+
+
+class CostStatus(Answer):
+    """What the run costs. Computed from the attempts and the clock whenever the status is written."""
+
+    spent: Amount = Field(default="0.00", description="Dollars, of all attempts.")
+    per_hour: Amount = Field(default="0.00", description="Dollars per hour that are paid now.")
+    budget: str | None = Field(default=None, description="What may be spent: limits.budget.usd.")
+    wasted: Amount = Field(default="0.00", description="Of what is spent, the part for steps that were trained again.")
+    is_bound: bool = Field(
+        default=False, description="It is at most so much: capacity.maxPricePerHour stands for a price not known."
+    )
+    is_incomplete: bool = Field(
+        default=False, description="It is more: an attempt was on a machine of which nobody knows the price."
+    )
+    earlier: Amount | None = Field(default=None, description="Dollars of attempts that are not listed any more.")
+    time: AwareDatetime | None = Field(default=None, description="Until when it is counted.")
+    warned_of: str | None = Field(default=None, description="The budget whose end people were warned of.")
+
+
+class Evaluation(Answer):
+    """What the stage Evaluate has found."""
+
+    step: int | None = Field(default=None, description="Step of the checkpoint that was evaluated.")
+    attempt: int = Field(description="The attempt that says so.")
+    metrics: tuple[MetricValue, ...] = Field(default=(), description="What was measured.")
+
+
+class Result(Answer):
+    """What the run produced."""
+
+    step: int | None = Field(default=None, description="Final step.")
+    weights_digest: str | None = Field(default=None, description="SHA-256 over the final weights.")
+    best_step: int | None = Field(default=None, description="Step of the best checkpoint.")
+    best_metric: str | None = Field(default=None, description="The objective's best value.")
+    reason: str = Field(default="", description="Why training ended.")
+    evaluation: Evaluation | None = Field(default=None, description="What the stage Evaluate has found.")
+
+
+class Conditioned(Answer):
+    """What every status of Piton's begins with. Conditions are the truth; phase is derived from them."""
+
+    observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
+    phase: Phase = Field(default=Phase.PENDING, description="A summary of the conditions.")
+    conditions: tuple[Condition, ...] = Field(default=(), description="The truth about it.")
+
+    _raw: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+    """Fields, as they were written, that have another type than this version knows; of conditions those alone."""
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> Self:
+        """A status of any version. What has another type than this version knows is kept aside, and written again.
+
+        Raises:
+            ValueError: it is no status at all, or its conditions are no list.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(written), strict=True)
+        except ValidationError as error:
+            if not isinstance(written, Mapping) or not isinstance(written.get("conditions", []), list):
+                raise ValueError("the status is no status: it is no mapping, or its conditions are no list") from error
+            raw = {key: written[key] for key in dict.fromkeys(str(found["loc"][0]) for found in error.errors())}
+        good = {key: value for key, value in written.items() if key not in raw}
+        if "conditions" in raw:
+            good["conditions"] = [condition for condition in raw["conditions"] if _is_condition(condition)]
+            raw["conditions"] = [condition for condition in raw["conditions"] if not _is_condition(condition)]
+        status = cls.model_validate_json(json.dumps(good), strict=True)
+        status._raw = raw  # noqa: SLF001 - this makes it
+        return status
+
+    def to_wire(self) -> dict[str, Any]:
+        """As the API server takes it, with what could not be read as it was."""
+        wire = super().to_wire()
+        others = self._raw.get("conditions", [])
+        return {**wire, **self._raw, "conditions": [*wire["conditions"], *others]}
+
+    @property
+    def unreadable(self) -> str | None:
+        """What of it this version does not understand, and would have to; None: it may act on it."""
+        return next(self._riddles(), None)
+
+    def _riddles(self) -> Iterator[str]:
+        if self._raw:
+            yield f"status.{next(iter(self._raw))} has another type than this version of Piton knows"
+        yield from _unknown("phase", self.phase)
+        for condition in self.conditions:
+            yield from _unknown(f"conditions[{condition.type}].status", condition.status)
+
+    def condition(self, kind: str) -> Condition | None:
+        """The condition of that type."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        """Whether the condition of that type is True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status is ConditionStatus.TRUE
+
+
+def _is_condition(written: object) -> bool:
+    try:
+        Condition.model_validate_json(json.dumps(written), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _unknown(path: str, word: OpenEnum | None) -> Iterator[str]:
+    if word is not None and not word.is_known:
+        yield f"status.{path} is {word}, a word that this version of Piton does not know"
+
+
+class RunStatus(Conditioned):
+    """What Piton answers to a TrainingRun."""
+
+    attempt: int = Field(default=0, ge=0, description="Highest attempt number so far; never goes back.")
+    preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
+    infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
+    failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
+    queue: QueueStatus | None = Field(default=None, description="Where it waits for quota, or has it from.")
+    retried: str | None = Field(default=None, description="The annotation piton.dev/retry that was last acted on.")
+    lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
+    cost: CostStatus | None = Field(default=None, description="What it costs, as far as prices are known.")
+    progress: ProgressStatus | None = Field(default=None, description="How far training is.")
+    checkpoint: CheckpointStatus | None = Field(default=None, description="The newest durable checkpoint.")
+    result: Result | None = Field(default=None, description="What the run produced.")
+    stages: tuple[StageStatus, ...] = Field(default=(), description="The stages that have begun, in order.")
+    attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
+
+    @property
+    def current(self) -> AttemptStatus | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    def stage(self, name: Stage) -> StageStatus:
+        """How a stage stands, also one that has not begun."""
+        return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
+
+    def _riddles(self) -> Iterator[str]:
+        yield from super()._riddles()
+        for stage in self.stages:
+            yield from _unknown("stages[].name", stage.name)
+        if self.current is not None:
+            for name in ("state", "stage", "verdict"):
+                yield from _unknown(f"attempts[{self.current.number}].{name}", getattr(self.current, name))

@@ -1,0 +1,300 @@
+"""Rules on a spec that need more than one field, or more than a schema can say.
+
+Each is a small function that yields sentences; `RULES` lists them in the order in which people should hear them. Beside
+each stands its twin in CEL with the same text (`cel.py`), so that an API server refuses at once what it can judge by
+itself. These speak in any case: what only the operator can judge is answered with `Accepted=False`.
+"""
+
+import re
+from collections.abc import Iterator
+
+from piton.api.cel import SpecRule, by_path, cel, not_in_cel
+from piton.api.spec import DNS_LABEL, EvaluateStage, Reclaim, Spec
+from piton.api.stages import side_stages
+from piton.api.validation_amounts import AMOUNTS
+from piton.api.validation_env import ENVIRONMENT
+from piton.contract import names
+
+RUN_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+LOSS = "loss"
+"""By its name the loss of one batch, as every training script reports it."""
+UNTYPED = "checkpoint.every is a mapping or the word auto, which a structural schema cannot say"
+
+# --- the name ---------------------------------------------------------------------------------------------------------
+
+LONG_NAME = (
+    "metadata.name: '{name}' is too long, since its pods add up to 17 characters to it; "
+    f"write at most {names.MAX_RUN_NAME}"
+)
+NO_LABEL = "metadata.name: '{name}' is no DNS label; write lower-case letters, digits and dashes, a letter first"
+_SHORT = f"size(self.metadata.name) <= {names.MAX_RUN_NAME}"
+_LABEL = f"self.metadata.name.matches('{RUN_NAME.pattern}')"
+
+
+@cel("", _SHORT, LONG_NAME, name="self.metadata.name", on_creation=True)
+@cel("", f"!({_SHORT}) || {_LABEL}", NO_LABEL, name="self.metadata.name", on_creation=True)
+def good_name(name: str) -> Iterator[str]:
+    """The run's name has to fit into the names of its pods."""
+    if len(name) > names.MAX_RUN_NAME:
+        yield LONG_NAME.format(name=name)
+    elif not RUN_NAME.fullmatch(name):
+        yield NO_LABEL.format(name=name)
+
+
+def check_name(name: str) -> list[str]:
+    """Every sentence that the rules have to say about this name of a run."""
+    return list(good_name(name))
+
+
+def check(spec: Spec, *, has_begun: bool = False) -> list[str]:
+    """Every sentence that the rules have to say about this spec, of a run that has had an attempt or has not."""
+    return [sentence for rule in RULES if not (has_begun and rule.on_creation) for sentence in rule(spec)]
+
+
+# --- program and volume -----------------------------------------------------------------------------------------------
+
+ONE_PROGRAM = "spec.trainer: exactly one of recipe and command is needed, {found} given; name a recipe such as charlm"
+NO_CONFIG = "spec.trainer.config: only a recipe has a config; pass your program its settings in spec.trainer.command"
+_COMMAND = "size(self.?command.orValue([])) > 0"
+
+
+@cel(
+    "spec.trainer",
+    f"has(self.recipe) != ({_COMMAND})",
+    ONE_PROGRAM,
+    found="(has(self.recipe) ? 'both are' : 'neither is')",
+)
+@cel("spec.trainer", f"!({_COMMAND}) || !has(self.config) || size(dyn(self.config)) == 0", NO_CONFIG)
+def one_program(spec: Spec) -> Iterator[str]:
+    """A recipe or a command, not both and not neither."""
+    trainer = spec.trainer
+    if bool(trainer.recipe) == bool(trainer.command):
+        yield ONE_PROGRAM.format(found="both are" if trainer.recipe else "neither is")
+    if trainer.config and trainer.command:
+        yield NO_CONFIG
+
+
+ONE_VOLUME = "spec.checkpoint.volume: exactly one of claimName and size is needed; write size: 100Gi for a new claim"
+NOT_TO_DELETE = "spec.checkpoint.volume.reclaim: Delete is for claims that Piton has made; remove it or claimName"
+NEW_CLAIM = "spec.checkpoint.volume: storageClassName and accessModes are for a new claim; remove them or claimName"
+
+
+@cel("spec.checkpoint.volume", "has(self.claimName) != has(self.size)", ONE_VOLUME)
+@cel("spec.checkpoint.volume", "!has(self.claimName) || self.?reclaim.orValue('Retain') == 'Retain'", NOT_TO_DELETE)
+@cel(
+    "spec.checkpoint.volume",
+    "!has(self.claimName) || has(self.size)"
+    " || !(has(self.storageClassName) || size(self.?accessModes.orValue([])) > 0)",
+    NEW_CLAIM,
+)
+def one_volume(spec: Spec) -> Iterator[str]:
+    """A claim that exists, or the size of a new one."""
+    volume = spec.checkpoint.volume
+    if bool(volume.claim_name) == bool(volume.size):
+        yield ONE_VOLUME
+    elif volume.claim_name and (volume.storage_class_name or volume.access_modes):
+        yield NEW_CLAIM
+    if volume.claim_name and volume.reclaim is Reclaim.DELETE:
+        yield NOT_TO_DELETE
+
+
+SHARED_VOLUME = (
+    "spec.checkpoint.volume.accessModes: several nodes share the volume, which takes ReadWriteMany; "
+    "write [ReadWriteMany] and a storage class that offers it, such as EFS or FSx for Lustre"
+)
+
+
+@cel(
+    "spec",
+    "self.?workers.?nodes.orValue(1) <= 1 || !has(self.checkpoint.volume.size)"
+    " || (has(self.checkpoint.volume.accessModes) && 'ReadWriteMany' in self.checkpoint.volume.accessModes)",
+    SHARED_VOLUME,
+)
+def shared_volume(spec: Spec) -> Iterator[str]:
+    """Several nodes can share only a volume that several nodes can mount."""
+    volume = spec.checkpoint.volume
+    if spec.workers.nodes > 1 and volume.size and "ReadWriteMany" not in volume.access_modes:
+        yield SHARED_VOLUME
+
+
+ZONES_FOR_PREPARE = (
+    "spec.workers.zones: missing; the pod of stages.prepare makes the volume in the zone of its CPU node, and machines "
+    "in another zone cannot use it; write the zones that have those of the training, such as [us-east-1a], or "
+    "checkpoint.volume.accessModes: [ReadWriteMany]"
+)
+
+
+@cel(
+    "spec",
+    "!has(self.stages) || !has(self.stages.prepare) || !has(self.checkpoint.volume.size)"
+    " || (has(self.checkpoint.volume.accessModes) && 'ReadWriteMany' in self.checkpoint.volume.accessModes)"
+    " || (self.?workers.?gpusPerNode.orValue(8) == 0 && size(self.?workers.?instanceTypes.orValue([])) == 0)"
+    " || size(self.?workers.?zones.orValue([])) > 0",
+    ZONES_FOR_PREPARE,
+    on_creation=True,
+)
+def zones_for_prepare(spec: Spec) -> Iterator[str]:
+    """A volume of one zone is made where its first pod is. Prepare's may be in any zone that the workers may be in."""
+    volume, workers = spec.checkpoint.volume, spec.workers
+    picky = workers.gpus_per_node or workers.instance_types
+    if not (spec.stages.prepare and volume.size and picky) or workers.zones:
+        return
+    if "ReadWriteMany" not in volume.access_modes:
+        yield ZONES_FOR_PREPARE
+
+
+@not_in_cel(UNTYPED)
+def an_interval(spec: Spec) -> Iterator[str]:
+    """An interval needs a number."""
+    every = spec.checkpoint.every
+    if every != "auto" and every.minutes is None and every.steps is None:
+        yield "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto"
+
+
+@not_in_cel(UNTYPED)
+def a_steady_judge(spec: Spec) -> Iterator[str]:
+    """The loss of a batch is judged at each save; patience with it needs saves that somebody can count."""
+    objective = spec.objective
+    if spec.checkpoint.every == "auto" and objective and objective.metric == LOSS and objective.patience:
+        yield (
+            f"spec.objective.patience: {LOSS} is judged whenever a save is due, and checkpoint.every: auto changes how "
+            "often that is; write checkpoint.every: {steps: 500}, or name a metric of an evaluation, such as val_loss"
+        )
+
+
+# --- pods -------------------------------------------------------------------------------------------------------------
+
+GPUS = "spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
+_NO_GPU = "!('nvidia.com/gpu' in self)"
+_WORKERS = ("workers.template.resources", "set by spec.workers.gpusPerNode")
+_PREPARE = ("stages.prepare.resources", "not for this stage")
+_EVALUATE = ("stages.evaluate.resources", "set by spec.stages.evaluate.gpus")
+
+
+def _gpus(of: tuple[str, str], part: str) -> str:
+    path, why = of
+    return GPUS.format(path=path, part=part, why=why)
+
+
+@cel("spec.workers.template.resources.requests", _NO_GPU, _gpus(_WORKERS, "requests"))
+@cel("spec.workers.template.resources.limits", _NO_GPU, _gpus(_WORKERS, "limits"))
+@cel("spec.stages.prepare.resources.requests", _NO_GPU, _gpus(_PREPARE, "requests"))
+@cel("spec.stages.prepare.resources.limits", _NO_GPU, _gpus(_PREPARE, "limits"))
+@cel("spec.stages.evaluate.resources.requests", _NO_GPU, _gpus(_EVALUATE, "requests"))
+@cel("spec.stages.evaluate.resources.limits", _NO_GPU, _gpus(_EVALUATE, "limits"))
+def gpus_by_piton(spec: Spec) -> Iterator[str]:
+    """GPUs have one field; before the training there are none."""
+    asked = [(_WORKERS, spec.workers.template.resources)]
+    asked += [
+        (_EVALUATE if isinstance(own, EvaluateStage) else _PREPARE, own.resources) for _, own in side_stages(spec)
+    ]
+    for of, resources in asked:
+        for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
+            if "nvidia.com/gpu" in wanted:
+                yield _gpus(of, part)
+
+
+ROOT_OR_NOT = (
+    "spec.workers.template.securityContext: runAsUser 0 is root, and runAsNonRoot forbids root; remove one of them"
+)
+
+
+@cel(
+    "spec.workers.template.securityContext",
+    "!(self.?runAsNonRoot.orValue(false) && self.?runAsUser.orValue(1) == 0)",
+    ROOT_OR_NOT,
+)
+def root_or_not(spec: Spec) -> Iterator[str]:
+    """User 0 is root."""
+    said = spec.workers.template.security_context
+    if said.run_as_non_root and said.run_as_user == 0:
+        yield ROOT_OR_NOT
+
+
+NO_PROGRAM = "spec.stages.{stage}.command: missing; only a recipe has a program for this stage"
+TWO_PROGRAMS = "spec.stages.evaluate: at most one of recipe and command is needed, both are given; remove one"
+NO_STAGE_CONFIG = (
+    "spec.stages.evaluate.config: only a recipe has a config; pass your program its settings in the command"
+)
+_EVALUATE_BY_RECIPE = "has(self.stages.evaluate.recipe) || has(self.trainer.recipe)"
+
+
+@cel(
+    "spec",
+    "!has(self.stages) || !has(self.stages.prepare) || has(self.trainer.recipe)"
+    " || size(self.stages.prepare.?command.orValue([])) > 0",
+    NO_PROGRAM.format(stage="prepare"),
+)
+@cel(
+    "spec",
+    f"!has(self.stages) || !has(self.stages.evaluate) || {_EVALUATE_BY_RECIPE}"
+    " || size(self.stages.evaluate.?command.orValue([])) > 0",
+    NO_PROGRAM.format(stage="evaluate"),
+)
+@cel("spec.stages.evaluate", f"!has(self.recipe) || !({_COMMAND})", TWO_PROGRAMS)
+@cel(
+    "spec",
+    f"!has(self.stages) || !has(self.stages.evaluate) || {_EVALUATE_BY_RECIPE}"
+    " || !has(self.stages.evaluate.config) || size(dyn(self.stages.evaluate.config)) == 0",
+    NO_STAGE_CONFIG,
+)
+def stage_programs(spec: Spec) -> Iterator[str]:
+    """A stage runs the user's command, or what a recipe has for it."""
+    for stage, own in side_stages(spec):
+        recipe = own.recipe if isinstance(own, EvaluateStage) else None
+        if not own.command and not (recipe or spec.trainer.recipe):
+            yield NO_PROGRAM.format(stage=stage.lower())
+        if own.command and recipe:
+            yield TWO_PROGRAMS
+        if isinstance(own, EvaluateStage) and own.config and not (recipe or spec.trainer.recipe):
+            yield NO_STAGE_CONFIG
+
+
+NO_ZONE = "spec.workers.zones: '{zone}' is no zone; write one such as us-east-1a"
+
+
+@cel("spec.workers.zones[]", f"self.matches('{DNS_LABEL}')", NO_ZONE, zone="self")
+def good_labels(spec: Spec) -> Iterator[str]:
+    """Zones are label values."""
+    for zone in spec.workers.zones:
+        if not re.fullmatch(DNS_LABEL, zone):
+            yield NO_ZONE.format(zone=zone)
+
+
+NOT_YET = "spec.{path}: this version of Piton does not act on it yet; {fix}"
+MIN_NODES = NOT_YET.format(path="workers.minNodes", fix="remove it")
+TIERS = NOT_YET.format(path="capacity.tiers", fix="name one tier")
+TIER_PATIENCE = NOT_YET.format(path="capacity.patience", fix="remove it")
+
+
+@cel("spec.workers", "!has(self.minNodes)", MIN_NODES)
+@cel("spec.capacity.tiers", "size(self) <= 1", TIERS)
+@cel("spec.capacity", "!has(self.patience)", TIER_PATIENCE)
+def not_yet(spec: Spec) -> Iterator[str]:
+    """What this version does not do is refused: a limit that is silently ignored costs money."""
+    capacity = spec.capacity
+    if spec.workers.min_nodes is not None:
+        yield MIN_NODES
+    if len(capacity.tiers) > 1:
+        yield TIERS
+    if capacity.patience is not None:
+        yield TIER_PATIENCE
+
+
+RULES: tuple[SpecRule[Spec], ...] = (
+    one_program,
+    one_volume,
+    shared_volume,
+    zones_for_prepare,
+    an_interval,
+    a_steady_judge,
+    *ENVIRONMENT,
+    *AMOUNTS,
+    gpus_by_piton,
+    root_or_not,
+    stage_programs,
+    good_labels,
+    not_yet,
+)
+
+CEL = by_path((good_name, *RULES))

@@ -1,0 +1,81 @@
+"""Rules on amounts of time and money: none of them may be nothing, and a budget needs a price."""
+
+from collections.abc import Iterator
+
+from piton.api.cel import cel
+from piton.api.spec import Budget, Spec
+from piton.contract import duration
+
+ANY_DIGIT = "self.matches('[1-9]')"
+"""In CEL, of a duration or an amount: that it is more than nothing."""
+NO_TIME = "spec.{path}: '{{found}}' is no time at all; write a duration such as {fix}"
+DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE, TTL = (
+    NO_TIME.format(path=path, fix=fix)
+    for path, fix in (
+        ("limits.deadline", "24h"),
+        ("limits.trainingTime", "24h"),
+        ("checkpoint.patience", "1h"),
+        ("stages.prepare.deadline", "6h"),
+        ("stages.evaluate.deadline", "6h"),
+        ("ttlAfterFinished", "7d"),
+    )
+)
+
+
+@cel("spec.limits.deadline", ANY_DIGIT, DEADLINE, found="self")
+@cel("spec.limits.trainingTime", ANY_DIGIT, TRAINING_TIME, found="self")
+@cel("spec.checkpoint.patience", ANY_DIGIT, PATIENCE, found="self")
+@cel("spec.stages.prepare.deadline", ANY_DIGIT, PREPARE_DEADLINE, found="self")
+@cel("spec.stages.evaluate.deadline", ANY_DIGIT, EVALUATE_DEADLINE, found="self")
+@cel("spec.ttlAfterFinished", ANY_DIGIT, TTL, found="self")
+def good_durations(spec: Spec) -> Iterator[str]:
+    """A duration of nothing is a mistake."""
+    prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
+    for says, text in (
+        (DEADLINE, spec.limits.deadline),
+        (TRAINING_TIME, spec.limits.training_time),
+        (PATIENCE, spec.checkpoint.patience),
+        (PREPARE_DEADLINE, prepare.deadline if prepare else None),
+        (EVALUATE_DEADLINE, evaluate.deadline if evaluate else None),
+        (TTL, spec.ttl_after_finished),
+    ):
+        if text is not None and duration.parse_duration(text) <= 0:
+            yield says.format(found=text)
+
+
+NO_MONEY = "spec.limits.budget.usd: '{usd}' buys nothing; write a positive amount of dollars, such as \"250\""
+
+
+@cel("spec.limits.budget.usd", ANY_DIGIT, NO_MONEY, usd="self")
+def positive_budget(spec: Spec) -> Iterator[str]:
+    """A budget of nothing trains nothing."""
+    if spec.limits.budget:
+        yield from positive(spec.limits.budget)
+
+
+def positive(budget: Budget) -> Iterator[str]:
+    """The same, of any budget."""
+    if float(budget.usd) <= 0:
+        yield NO_MONEY.format(usd=budget.usd)
+
+
+FREE_NODE = "spec.capacity.maxPricePerHour: '{price}' gets no node; write what you pay for one, such as \"12.50\""
+NO_PRICE = (
+    "spec.capacity.maxPricePerHour: missing; limits.budget counts with it where nobody knows what a node costs; "
+    'write the most that you pay for a node per hour, such as "12.50"'
+)
+
+
+@cel("spec.capacity.maxPricePerHour", ANY_DIGIT, FREE_NODE, price="self")
+@cel("spec", "!has(self.limits) || !has(self.limits.budget) || self.?capacity.?maxPricePerHour.hasValue()", NO_PRICE)
+def a_price(spec: Spec) -> Iterator[str]:
+    """A budget counts with prices; of a node whose price nobody knows it is the highest."""
+    price = spec.capacity.max_price_per_hour
+    if price is not None and float(price) <= 0:
+        yield FREE_NODE.format(price=price)
+    if spec.limits.budget and price is None:
+        yield NO_PRICE
+
+
+AMOUNTS = (good_durations, positive_budget, a_price)
+"""In the order in which people should hear them."""

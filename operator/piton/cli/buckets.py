@@ -1,0 +1,96 @@
+"""`piton checkpoint ls`, `verify` and `restore` of a bucket that a run is mirrored to."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from piton.cli.checkpoints import not_installed, of_step, print_table, report, row_of
+
+if TYPE_CHECKING:
+    from piton_trainer.checkpoint.inspect import CheckpointInfo
+    from piton_trainer.mirror.bucket import Bucket
+    from piton_trainer.mirror.keys import Latest
+
+
+def ls(uri: str, *, as_json: bool) -> int:
+    """Print what is there, by names and manifests."""
+    bucket = _bucket(uri)
+    latest, found = _listing(bucket)
+    newest = None if latest is None or latest.newest is None else latest.newest.folder
+    rows = [row_of(item, is_newest=item.folder.name == newest, is_best=False) for item in found]
+    fence = None if latest is None else latest.attempt
+    if as_json:
+        click.echo(json.dumps({"directory": str(bucket.place), "fence": fence, "complete": None, "checkpoints": rows}))
+        return 0
+    print_table(rows)
+    click.echo("fence: nobody has claimed it" if fence is None else f"fence: held by attempt {fence}")
+    return 0
+
+
+def verify(uri: str, *, step: int | None, as_json: bool) -> int:
+    """Read and hash every file, keep none, and print what is bad."""
+    bucket = _bucket(uri)
+    from piton_trainer.checkpoint import inspect
+    from piton_trainer.mirror.inspect import problem_of
+
+    found = of_step(_listing(bucket)[1], step, str(bucket.place))
+    with _unreadable(str(bucket.place)):
+        return report(inspect.verify(found, partial(problem_of, bucket)), found, as_json=as_json)
+
+
+def restore(uri: str, directory: Path) -> int:
+    """Fetch the newest checkpoint that a mirror has."""
+    bucket = _bucket(uri)
+    from piton_trainer.mirror import restore as fetch
+    from piton_trainer.mirror.upload import read_latest
+
+    place = bucket.place
+    try:
+        with _unreadable(str(place)):
+            latest, _ = read_latest(bucket)
+            if latest is None or latest.newest is None:
+                raise ValueError(
+                    f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one"
+                )
+            directory.mkdir(parents=True, exist_ok=True)
+            step = fetch.restore(bucket, latest, directory, newer_than=-1)
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
+    if step is None:
+        click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
+        return 1
+    click.echo(f"step {step:,} of attempt {latest.attempt} is restored into {directory}")
+    return 0
+
+
+def _listing(bucket: "Bucket") -> "tuple[Latest | None, list[CheckpointInfo]]":
+    from piton_trainer.mirror.inspect import listing
+
+    with _unreadable(str(bucket.place)):
+        return listing(bucket)
+
+
+@contextmanager
+def _unreadable(place: str) -> Iterator[None]:
+    """Say in a sentence that a bucket does not answer, or refuses."""
+    from piton_trainer.s3 import S3Error
+
+    try:
+        yield
+    except S3Error as trouble:
+        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+
+
+def _bucket(uri: str) -> "Bucket":
+    try:
+        from piton_trainer.mirror.bucket import Bucket
+        from piton_trainer.mirror.keys import BucketPrefix
+    except ImportError as error:
+        raise not_installed(error) from error
+    with _unreadable(uri):
+        return Bucket(BucketPrefix.parse(uri))

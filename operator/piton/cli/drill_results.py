@@ -1,0 +1,34 @@
+"""What a command says, and exits with, when a run has Succeeded without a drill that was ordered.
+
+A drill is a test of the run: one that never fired has tested nothing, however good the model is.
+"""
+
+from collections.abc import Iterable
+
+import click
+
+from piton.api.status import Phase
+from piton.local.summary import Summary
+
+NOT_FIRED = 3
+"""The exit code: everything is trained, and not everything is drilled."""
+
+
+def exit_code(runs: Iterable[Summary]) -> int:
+    """Of a command whose run or sweep has Succeeded. What failed has an exit code already; what stopped may go on."""
+    return NOT_FIRED if any(_not_drilled(run) for run in runs) else 0
+
+
+def complain(runs: Iterable[Summary]) -> None:
+    """One sentence on stderr for each run that has Succeeded without all of its drills."""
+    for run in runs:
+        if _not_drilled(run):
+            drills = ", ".join(run.drills_not_fired)
+            sentence = (
+                f"{run.name} has Succeeded, but not fired: {drills}; it was over before it was known to be so far"
+            )
+            click.echo(f"piton: {sentence}", err=True)
+
+
+def _not_drilled(run: Summary) -> bool:
+    return run.phase == Phase.SUCCEEDED and bool(run.drills_not_fired)

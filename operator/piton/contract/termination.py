@@ -1,0 +1,213 @@
+"""How a trainer process ends: its exit code, and one JSON object as the container's termination message.
+
+    finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
+    volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- hung 60 --- failed: any other, but for those up to 95, which
+    later versions may use
+
+60 is the signal that ends a rank that hangs: it calls _exit with its own number. 143 is what a shell reports for
+SIGTERM; 78 is EX_CONFIG of sysexits.h; the others follow it. Exit 0 alone proves nothing (a trainer that traps SIGTERM
+may exit 0 too): the operator believes an outcome, or evidence from the pod.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Self
+
+from piton.contract.open_enum import OpenEnum
+
+TERMINATION_MESSAGE_BYTES_MAX = 4096
+"""The kubelet cuts a termination message here."""
+_METRICS_MAX = 32
+_METRIC_NAME = re.compile(r"[A-Za-z0-9_./@-]{1,64}")
+
+
+class ExitCode(IntEnum):
+    """Exit codes that mean something to Piton."""
+
+    FINISHED = 0
+    HUNG = 60
+    BAD_CONFIG = 78
+    DIVERGED = 79
+    OUT_OF_SPACE = 80
+    FENCED = 81
+    VOLUME_LOST = 82
+    DEVICE_LOST = 83
+    NOT_MIRRORED = 84
+    STOPPED = 143
+
+
+class Outcome(OpenEnum):
+    """What became of an attempt, in the trainer's own words; a newer trainer may have more of them."""
+
+    FINISHED = "finished"
+    """All of the training is done, in the bucket too if there is one, and COMPLETE.json is written."""
+    STOPPED = "stopped"
+    """Told to stop (SIGTERM, the server's answer, PITON_STOP_AT), saved, and left."""
+    BAD_CONFIG = "badConfig"
+    """The user's settings or data cannot work; another attempt would end the same way."""
+    DIVERGED = "diverged"
+    """The loss is not a finite number."""
+    OUT_OF_SPACE = "outOfSpace"
+    """The checkpoint volume is full; older checkpoints are untouched."""
+    FENCED = "fenced"
+    """A higher attempt has claimed the checkpoint directory."""
+    VOLUME_LOST = "volumeLost"
+    """The checkpoint volume could not be written to or read for too long, or what was saved on it is lost."""
+    DEVICE_LOST = "deviceLost"
+    """A GPU, its driver, or the connection between ranks failed. A rank says so too when it only misses another."""
+    NOT_MIRRORED = "notMirrored"
+    """All of the training is done, but its last checkpoint could not be uploaded to the bucket; the volume has it."""
+    HUNG = "hung"
+    """No rank has ended a step for too long; the watchdog has ended them all."""
+    FAILED = "failed"
+    """An exception of the user's code or of ours."""
+
+
+class Limit(OpenEnum):
+    """A limit of the run's that a trainer keeps by itself."""
+
+    DEADLINE = "deadline"
+    BUDGET = "budget"
+
+
+EXIT_CODES: dict[Outcome, ExitCode] = {
+    Outcome.FINISHED: ExitCode.FINISHED,
+    Outcome.STOPPED: ExitCode.STOPPED,
+    Outcome.BAD_CONFIG: ExitCode.BAD_CONFIG,
+    Outcome.DIVERGED: ExitCode.DIVERGED,
+    Outcome.OUT_OF_SPACE: ExitCode.OUT_OF_SPACE,
+    Outcome.FENCED: ExitCode.FENCED,
+    Outcome.VOLUME_LOST: ExitCode.VOLUME_LOST,
+    Outcome.DEVICE_LOST: ExitCode.DEVICE_LOST,
+    Outcome.NOT_MIRRORED: ExitCode.NOT_MIRRORED,
+    Outcome.HUNG: ExitCode.HUNG,
+}
+_OUTCOMES: dict[int, Outcome] = {int(code): outcome for outcome, code in EXIT_CODES.items()}
+_LATER_CODES = range(85, 96)
+
+
+def outcome_of(exit_code: int | None) -> Outcome | None:
+    """What an exit code says by itself: one that is kept for later versions an outcome that nobody here knows."""
+    if exit_code is None:
+        return None
+    return Outcome(f"exitCode{exit_code}") if exit_code in _LATER_CODES else _OUTCOMES.get(exit_code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Termination:
+    """The termination message that rank 0 leaves behind.
+
+    `step` is the last step that was trained, `checkpoint_step` the newest that is durable; the difference is what the
+    next attempt has to train again.
+    """
+
+    outcome: Outcome
+    step: int | None = None
+    checkpoint_step: int | None = None
+    resumed_from: int | None = None
+    weights_digest: str | None = None
+    best_step: int | None = None
+    best_metric: float | None = None
+    fence: int | None = None
+    """The attempt that holds the checkpoint directory, when it is not this one: the next attempt has to be higher."""
+    limit: Limit | None = None
+    """Of one that stopped by itself: the limit that was reached."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What an evaluation has measured. At most 32 count, so that there is room for them."""
+    detail: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON that fits into `TERMINATION_MESSAGE_BYTES_MAX`; a long detail is cut."""
+        room = TERMINATION_MESSAGE_BYTES_MAX - len(self._dump(detail=""))
+        detail = self.detail
+        while len(json.dumps(detail)) - 2 > room:
+            detail = detail[: max(0, len(detail) - max(1, (len(json.dumps(detail)) - 2 - room) // 6 + 1))]
+        return self._dump(detail=detail)
+
+    def _dump(self, *, detail: str) -> str:
+        fields = {
+            "outcome": self.outcome.value,
+            "step": self.step,
+            "checkpointStep": self.checkpoint_step,
+            "resumedFrom": self.resumed_from,
+            "weightsDigest": self.weights_digest,
+            "bestStep": self.best_step,
+            "bestMetric": self.best_metric,
+            "fence": self.fence,
+            "limit": None if self.limit is None else self.limit.value,
+            "metrics": _metrics(self.metrics) or None,
+            "detail": detail,
+        }
+        return json.dumps({key: value for key, value in fields.items() if value is not None})
+
+    @classmethod
+    def from_json(cls, text: str | None) -> Self | None:
+        """Parse a termination message; None for anything that is not one (user code may write its own text there).
+
+        An outcome that is not known is a newer trainer's, if there is a detail beside it, as in all of Piton's.
+        """
+        try:
+            fields = json.loads(text or "")
+            outcome = Outcome(fields["outcome"])
+            if not outcome.is_known and "detail" not in fields:
+                return None
+            return cls(
+                outcome=outcome,
+                step=_integer(fields.get("step")),
+                checkpoint_step=_integer(fields.get("checkpointStep")),
+                resumed_from=_integer(fields.get("resumedFrom")),
+                weights_digest=_string(fields.get("weightsDigest")),
+                best_step=_integer(fields.get("bestStep")),
+                best_metric=_number(fields.get("bestMetric")),
+                fence=_integer(fields.get("fence")),
+                limit=Limit(fields["limit"]) if isinstance(fields.get("limit"), str) else None,
+                metrics=_metrics(fields.get("metrics")),
+                detail=str(fields.get("detail", "")),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviousEnd:
+    """How the attempt before ended, by its own word, which it left on the checkpoint volume."""
+
+    attempt: int
+    outcome: Outcome
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps({"attempt": self.attempt, "outcome": self.outcome.value})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """Parse the file; None where it says nothing that this version understands."""
+        try:
+            fields = json.loads(text)
+            attempt, outcome = fields["attempt"], Outcome(fields["outcome"])
+        except (ValueError, TypeError, KeyError):
+            return None
+        return cls(attempt=attempt, outcome=outcome) if _integer(attempt) is not None else None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _metrics(value: object) -> dict[str, float]:
+    """Finite numbers by name; what is none is left out, and so is what would not fit."""
+    found = {str(name): _number(number) for name, number in value.items()} if isinstance(value, Mapping) else {}
+    good = {n: v for n, v in found.items() if v is not None and math.isfinite(v) and _METRIC_NAME.fullmatch(n)}
+    return dict(sorted(good.items())[:_METRICS_MAX])

@@ -1,0 +1,464 @@
+"""Rules for the current attempt, from its number to its end.
+
+Pending --start--> Starting --follow--> Running
+|                  |                    |
++----- not wanted, vanished, judged ----+--> Stopping --stop--> --close--> Ended
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
+
+from piton.api import stages
+from piton.api.conditions import TRAINING, WAITING, without_waiting
+from piton.api.reasons import Reason
+from piton.api.spec import Spec, Stage
+from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.contract.duration import parse_duration
+from piton.core import broken_nodes, quota_rules, stalled, transitions
+from piton.core.advice import of_node_pools as advice_of_pools
+from piton.core.context import Context
+from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
+from piton.core.stopping import stop_effects
+from piton.core.verdict import Evidence, Judgement, judge
+from piton.core.wait_reasons import Wait, waited_seconds, why
+from piton.cost import budget, spending
+from piton.observed import AttemptSeen, ReplicaState
+from piton.rendering.volume_claim import claim_name
+
+LAST_RESORT_SECONDS = 600
+"""So much later than a limit of the run's the kubelet ends what has neither heard the operator nor keeps it itself."""
+
+
+def cancel_pending(context: Context) -> Decision | None:
+    """A number was taken, but by now no attempt is wanted. Its job cannot exist: numbers are written first."""
+    record = context.flying
+    order = _order(context)
+    if record is None or record.state is not AttemptState.PENDING or context.seen or order is None:
+        return None
+    judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message="never started")
+    return _close(context, judgement, context.status)
+
+
+def name_taken(context: Context) -> Decision | None:
+    """Somebody else's job has our name. It is left alone, and so is the number."""
+    if context.flying is None or context.seen is None or context.seen.ours:
+        return None
+    message = f"a job named like attempt {context.seen.number} exists and does not belong to this run"
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NAME_TAKEN, message=message)
+    return _close(context, judgement, context.status)
+
+
+def start(context: Context) -> Decision | None:
+    """Create what the attempt needs, then the attempt."""
+    record = context.flying
+    if record is None or record.state is not AttemptState.PENDING or context.spec is None:
+        return None
+    if context.observed.volume.exists and not context.observed.volume.ours:
+        message = _whose_claim(context)
+        wait = Wait(reason=Reason.NAME_TAKEN, message=message)
+        status, told = context.waits(context.status, context.status.phase, wait)
+        again = context.timing.try_again_seconds(waited_seconds(status, context.now))
+        return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
+    reason = stages.reason_to_begin(context.status, record.stage)
+    short_of_memory = record.stage is Stage.TRAIN and _ran_out_of_memory(context.status)
+    elsewhere = stalled.zones_to_avoid(context.status)
+    start_it = StartAttempt(
+        number=record.number,
+        stage=record.stage,
+        checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
+        blocking_saves=short_of_memory,
+        stop_after_seconds=context.budget_seconds_to_come(),
+        active_deadline_seconds=_active_deadline(context),
+        avoid_zones=elsewhere,
+        reason=reason,
+    )
+    effects: tuple[Effect, ...] = (start_it,)
+    if not context.observed.volume.exists:
+        effects = (CreateVolume(reason=reason), *effects)
+    status = transitions.change(context.status, state=AttemptState.STARTING)
+    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
+    saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
+    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts have lost their machines or found too few"
+    message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
+    message += zones if elsewhere else ""
+    news = Announcement(reason=Reason.STARTING, message=message)
+    return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _whose_claim(context: Context) -> str:
+    """Why the claim of the name that Piton would use is not used, and what the user can do."""
+    name = claim_name(context.meta, context.spec) if context.spec else ""
+    if not context.observed.volume.of_earlier_run:
+        return f"the claim {name} exists and belongs to somebody else; name it in claimName"
+    return (
+        f"the claim {name} keeps the checkpoints of an earlier run of this name: to go on from them, write "
+        f"checkpoint.volume.claimName: {name} instead of size; to begin anew, delete it "
+        f"(kubectl delete persistentvolumeclaim {name} -n {context.meta.namespace})"
+    )
+
+
+def _checkpoint_step(context: Context, spec: Spec, stage: Stage) -> int | None:
+    """The checkpoint that an attempt at this stage is about."""
+    match stage:
+        case Stage.EVALUATE:
+            return stages.checkpoint_to_evaluate(spec, context.status.result)
+        case Stage.TRAIN:
+            return None if context.status.checkpoint is None else context.status.checkpoint.step
+        case Stage.PREPARE:
+            return None
+
+
+def _ran_out_of_memory(status: RunStatus) -> bool:
+    """Whether the training did, in an attempt that the status remembers: then the next ones save without memory."""
+    trained = [record for record in status.attempts if record.stage is Stage.TRAIN]
+    return any(record.reason is Reason.OUT_OF_MEMORY for record in trained)
+
+
+def close(context: Context) -> Decision | None:
+    """A verdict is written and nothing of the attempt is left running."""
+    record = context.flying
+    if record is None or record.state is not AttemptState.STOPPING:
+        return None
+    if context.seen is not None and not context.seen.over:
+        return None
+    return _close(context, _final(context, record), _heard(context))
+
+
+def job_missing(context: Context) -> Decision | None:
+    """The job is gone, and nobody here ordered it."""
+    record = context.flying
+    if record is None or context.seen is not None or record.state is AttemptState.PENDING:
+        return None
+    evidence = _evidence(context, AttemptSeen(number=record.number, job=None))
+    found = judge(evidence) if evidence.complete else None
+    message = f"the job of {stages.called(record)} disappeared"
+    judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
+    return _close(context, judgement, _heard(context))
+
+
+def stop(context: Context) -> Decision | None:
+    """The verdict is written: now the rest of the attempt may go. Those that train get their grace period to save."""
+    record, seen = context.flying, context.seen
+    if record is None or seen is None or record.state is not AttemptState.STOPPING:
+        return None
+    reason, status = record.reason or Reason.DELETED, _heard(context)
+    if status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
+        status = context.phase(status, Phase.STOPPING, reason, record.message)
+    return Decision(rule="stop", effects=stop_effects(seen, reason), status=status)
+
+
+def judged(context: Context) -> Decision | None:
+    """There is evidence of an end. It is written down before anything is deleted."""
+    record, seen = context.flying, context.seen
+    if record is None or seen is None:
+        return None
+    judgement = judge(_evidence(context, seen))
+    if judgement is None:
+        return None
+    status = _heard(context)
+    if seen.over:
+        return _close(context, judgement, status)
+    failing = record.failing_time or context.now
+    patience = (
+        context.timing.start_seconds if judgement.reason is Reason.CANNOT_START else context.timing.evidence_seconds
+    )
+    left = patience - (context.now - failing).total_seconds()
+    status = transitions.change(status, failing_time=failing)
+    if judgement.patient and left > 0 and _order(context) is Reason.BUDGET_EXCEEDED:
+        return None  # nobody pays for the wait
+    unstarted = judgement.reason is Reason.CANNOT_START and not seen.running
+    if judgement.patient and left > 0 and unstarted and _order(context) not in (None, Reason.INVALID_SPEC):
+        return None  # it has nothing to save, and is not wanted: whose fault it is does not matter
+    if judgement.patient and left > 0 and unstarted:
+        return _waits(context, status, judgement.message, at_most_seconds=left)
+    if judgement.patient and left > 0:
+        status = context.phase(
+            status, Phase.STOPPING if seen.running else status.phase, judgement.reason, judgement.message
+        )
+        return Decision(rule="judged", status=status, look_again_seconds=left)
+    status = transitions.change(status, state=AttemptState.STOPPING, **transitions.verdict_fields(judgement))
+    if judgement.verdict is Verdict.FINISHED:  # now: when the peers have ended, the pod that said it may be gone
+        status = transitions.conclude(status, context.observed.complete, seen)
+    status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
+    return Decision(rule="judged", status=status, look_again_seconds=0)
+
+
+def price_exceeded(context: Context) -> Decision | None:
+    """It was placed on a machine that costs more than the user pays."""
+    record, seen, most = context.flying, context.seen, spending.highest(context.spec)
+    if record is None or seen is None or most is None:
+        return None
+    for replica in seen.replicas:
+        if replica.node_price is not None and replica.node_price > most and not replica.ended:
+            asked = f"costs ${spending.as_text(replica.node_price)} per hour, and capacity.maxPricePerHour is"
+            instead = "raise it, or name other instance types in spec.workers"
+            message = f"{replica.name}: the node {replica.node} {asked} ${spending.as_text(most)}; {instead}"
+            judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message=message)
+            return _told_to_stop(context, "price_exceeded", judgement, message)
+    return None
+
+
+def stop_requested(context: Context) -> Decision | None:
+    """The attempt runs, but it is to stop: suspended, past a limit, or for a stage that is not wanted any more."""
+    record, order = context.flying, _order(context)
+    if record is None or context.seen is None or order is None or order is Reason.INVALID_SPEC:
+        return None
+    why = quota_rules.why_taken(context) if order is Reason.QUOTA_TAKEN else f"told to stop: {order}"
+    judgement = Judgement(verdict=Verdict.STOPPED, reason=order, message=why)
+    return _told_to_stop(context, "stop_requested", judgement, f"{stages.called(record)} saves and stops")
+
+
+def half_a_gang(context: Context) -> Decision | None:
+    """Some replicas run and wait for the others, for longer than they should: their machines are freed."""
+    record, seen, left = context.flying, context.seen, _seconds_to_form(context)
+    if record is None or seen is None or left is None or left > 0:
+        return None
+    assert context.spec is not None
+    came = sum(replica.has_run for replica in seen.replicas)
+    late = next((f": {r.name}: {r.waiting}" for r in seen.replicas if not r.has_run and r.waiting), "")
+    message = (
+        f"{came} of {seen.expected_replicas} replicas of {stages.called(record)} have run within limits.startTimeout "
+        f"of {context.spec.limits.start_timeout}{late}"
+    )
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
+    decision = _told_to_stop(context, "half_a_gang", judgement, message)
+    no_room = any(r.state is ReplicaState.WAITING and not r.node for r in seen.replicas)
+    return replace(decision, status=transitions.change(decision.status, short_of_room=no_room or None))
+
+
+def _seconds_to_form(context: Context) -> float | None:
+    """Seconds until all replicas should have run; None where they have, or none has."""
+    record, seen, spec = context.flying, context.seen, context.spec
+    if record is None or seen is None or spec is None or record.running_time is None:
+        return None
+    if record.formed_time is not None or seen.formed or record.state is AttemptState.STOPPING:
+        return None
+    limit = parse_duration(spec.limits.start_timeout)
+    return limit - (context.now - record.running_time).total_seconds()
+
+
+def _told_to_stop(context: Context, rule: str, judgement: Judgement, message: str) -> Decision:
+    status = transitions.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
+    status = transitions.change(status, **transitions.verdict_fields(judgement))
+    status = context.phase(status, Phase.STOPPING, judgement.reason, message)
+    return Decision(rule=rule, status=status, look_again_seconds=0)
+
+
+def observe_running(context: Context) -> Decision | None:
+    """The attempt is under way: write down how far it is, and why it waits if it does."""
+    record, seen = context.flying, context.seen
+    if record is None:
+        return None
+    if seen is None:  # Pending, with a spec that has become unreadable
+        return None
+    if not seen.running:
+        waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
+        status = transitions.change(_heard(context), state=AttemptState.STARTING)
+        return _waits(context, status, waiting or f"{stages.called(record)} was created")
+    status, news = _hindered(context, _heard(context), seen)
+    status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
+    phase, reason = stages.RUNNING[record.stage]
+    silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
+    if silent is not None:
+        reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
+    message = silent or _running(context, record)
+    status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
+    soon = _look_again(context, record) if seen.incomplete else None
+    told = quota_rules.heard(context, seen)
+    if not told and _only_progress(status, context):
+        status, soon = context.status, _earliest(_next_progress(context), soon)
+    again = _earliest(context.seconds_to_deadline(), _seconds_to_form(context), soon)
+    return Decision(
+        rule="observe_running",
+        effects=told,
+        status=status,
+        announcements=(*news, *_advice_that_is_new(context, seen)),
+        look_again_seconds=again,
+    )
+
+
+def _waits(context: Context, status: RunStatus, otherwise: str, *, at_most_seconds: float | None = None) -> Decision:
+    """The attempt does not run yet: say why, or that it was created, and look again soon."""
+    record, seen = context.flying, context.seen
+    assert record is not None
+    assert seen is not None
+    wait = why(seen, now=context.now, since=record.created_time)
+    news: tuple[Announcement, ...] = ()
+    if wait is None:
+        status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
+    else:
+        status, news = context.waits(status, Phase.STARTING, wait)
+    soon = _earliest(_look_again(context, record), context.seconds_to_deadline(), at_most_seconds)
+    return Decision(rule="observe_running", status=status, announcements=news, look_again_seconds=soon)
+
+
+def _hindered(context: Context, status: RunStatus, seen: AttemptSeen) -> tuple[RunStatus, tuple[Announcement, ...]]:
+    """What the other replicas wait for, while some run already."""
+    record = context.flying
+    wait = why(seen, now=context.now, since=record.created_time) if record and seen.incomplete else None
+    if wait is None:
+        return without_waiting(status, now=context.now, generation=context.meta.generation), ()
+    return context.waits(status, None, wait)
+
+
+def _look_again(context: Context, record: AttemptStatus) -> float:
+    return context.timing.look_again_seconds((context.now - record.created_time).total_seconds())
+
+
+def _earliest(*seconds: float | None) -> float | None:
+    return min((found for found in seconds if found is not None), default=None)
+
+
+def _running(context: Context, record: AttemptStatus) -> str:
+    account = context.account()
+    warned = f"; {budget.warning(account)}" if account and account.warns else ""
+    advice = advice_of_pools(context.seen) if context.seen else None
+    return f"{stages.called(record)} is running{warned}" + (f"; {advice}" if advice else "")
+
+
+def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announcement, ...]:
+    """What the condition says from now on and has not said before."""
+    advice, condition = advice_of_pools(seen) if seen.running else None, context.status.condition(TRAINING)
+    if advice is None or (condition is not None and advice in condition.message):
+        return ()
+    return (Announcement(severity="Warning", reason=Reason.NODE_POOL_WARNING, message=advice),)
+
+
+def _silence_that_is_new(context: Context, message: str) -> tuple[Announcement, ...]:
+    condition = context.status.condition(TRAINING)
+    if condition is not None and condition.reason is Reason.ZONE_SILENT:
+        return ()
+    return (Announcement(severity="Warning", reason=Reason.ZONE_SILENT, message=message),)
+
+
+def _order(context: Context) -> Reason | None:
+    """Why no attempt should run now, if so."""
+    account = context.account()
+    if context.spec is None:  # what runs goes on, as far as budget and quota allow
+        if account and account.used_up:
+            return Reason.BUDGET_EXCEEDED
+        return Reason.QUOTA_TAKEN if quota_rules.taken(context) else Reason.INVALID_SPEC
+    if context.spec.suspend:
+        return Reason.SUSPENDED
+    if context.stage is not None and context.stage not in stages.wanted(context.spec.stages):
+        return Reason.NOT_WANTED
+    left = context.seconds_to_deadline()
+    if left is not None and left <= 0:
+        return Reason.DEADLINE_EXCEEDED
+    if account and account.used_up:
+        return Reason.BUDGET_EXCEEDED
+    return Reason.QUOTA_TAKEN if quota_rules.taken(context) else None
+
+
+def _active_deadline(context: Context) -> int | None:
+    """When the kubelet ends a program that may not know of limits: later than the operator would, and the trainer."""
+    if context.spec is None or not context.spec.trainer.command:
+        return None
+    left = (context.seconds_to_deadline(), context.budget_seconds_to_come())
+    known = [seconds for seconds in left if seconds is not None]
+    return ceil(max(0.0, min(known))) + LAST_RESORT_SECONDS if known else None
+
+
+def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
+    record = context.flying
+    stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
+    stage = Stage.TRAIN if record is None else record.stage
+    trains = stage is Stage.TRAIN
+    return Evidence(
+        seen=seen,
+        complete=context.observed.complete if trains else None,
+        proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
+        stage=stage,
+        formed=seen.formed or (record is not None and record.formed_time is not None),
+        ordered=record.reason if stopped and record else None,
+        limit=Reason.BUDGET_EXCEEDED if _order(context) is Reason.BUDGET_EXCEEDED else Reason.DEADLINE_EXCEEDED,
+    )
+
+
+def _final(context: Context, record: AttemptStatus) -> Judgement:
+    """The verdict that was written, unless the last words prove that the training finished after all."""
+    written = Judgement(
+        verdict=record.verdict or Verdict.INFRASTRUCTURE,
+        reason=record.reason or Reason.NO_EVIDENCE,
+        message=record.message,
+        permanent=record.permanent,
+    )
+    seen = context.seen or AttemptSeen(number=record.number, job=None)
+    found = judge(_evidence(context, seen))
+    return found if found and found.verdict is Verdict.FINISHED and found.reason is Reason.FINISHED else written
+
+
+def _heard(context: Context) -> RunStatus:
+    """What the attempt says of itself, and where it stands."""
+    status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
+    status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
+    return spending.bill(status, context.seen, context.spec, now=context.now)
+
+
+def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
+    status = transitions.end(
+        spending.stop(status, context.seen, now=context.now), judgement, now=context.now, timing=context.timing
+    )
+    record = status.current
+    assert record is not None
+    if judgement.verdict is Verdict.FINISHED:
+        status = transitions.conclude(status, context.observed.complete, context.seen)
+    phase = Phase.PENDING if judgement.verdict is Verdict.FINISHED else Phase.RECOVERING
+    status = context.phase(status, phase, judgement.reason, judgement.message)
+    at = "" if record.step is None else f" at step {record.step}"
+    known = status.checkpoint if record.stage is Stage.TRAIN else None
+    saved = "" if known is None else f"; step {known.step} is saved"
+    good = judgement.verdict in (Verdict.FINISHED, Verdict.STOPPED)
+    news = Announcement(
+        severity="Normal" if good else "Warning",
+        reason=judgement.reason,
+        message=f"{stages.called(record, 'Attempt')} ended{at} ({judgement.verdict}): {judgement.message}{saved}",
+    )
+    return Decision(
+        rule="close",
+        effects=broken_nodes.tainted(context, judgement),
+        status=status,
+        announcements=(news, *broken_nodes.told(context, judgement)),
+        look_again_seconds=0,
+    )
+
+
+def _only_progress(status: RunStatus, context: Context) -> bool:
+    """Whether the new status says nothing new but a few more steps, too soon after the last write."""
+    old = context.status
+    if _next_progress(context) <= 0 or status.checkpoint != old.checkpoint or old.progress is None:
+        return False
+    record, known = status.current, old.current
+    assert record is not None
+    assert known is not None
+    quiet = status.model_copy(
+        update={
+            "progress": old.progress,
+            "attempts": (*status.attempts[:-1], record.model_copy(update={"step": known.step})),
+        }
+    )
+    return quiet == old
+
+
+def _next_progress(context: Context) -> float:
+    """Seconds until progress alone is worth a write again."""
+    shown = context.status.progress
+    if shown is None or shown.last_updated_time is None:
+        return 0.0
+    return context.timing.progress_seconds - (context.now - shown.last_updated_time).total_seconds()
+
+
+RULES: tuple[Callable[[Context], Decision | None], ...] = (
+    cancel_pending,
+    name_taken,
+    start,
+    close,
+    job_missing,
+    stop,
+    judged,
+    price_exceeded,
+    stop_requested,
+    half_a_gang,
+    observe_running,
+)

@@ -1,0 +1,223 @@
+"""What keeps a run waiting, recognized by the cluster's own words, and what helps. Data; `wait_reasons.py` applies it.
+
+The patterns are words of Kubernetes 1.20 to 1.37, Karpenter 1 and Kubeflow's training operator 1.9. In each table the
+first pattern that is found counts, so the more specific come first. What none recognizes is quoted without advice.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from piton.api.reasons import Reason
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One known cause."""
+
+    reason: Reason
+    pattern: str
+    """A regular expression, searched in what the cluster says."""
+    advice: str = ""
+    """What helps. Groups of the pattern are filled in."""
+
+
+def recognize(text: str, causes: Iterable[Cause], **known: str) -> tuple[Reason, str] | None:
+    """The reason and the advice of the first cause that is found in the text. `known` is filled in as well."""
+    for cause in causes:
+        found = re.search(cause.pattern, text, re.DOTALL)
+        if found:
+            return cause.reason, cause.advice.format(**known, **found.groupdict())
+    return None
+
+
+REFUSALS = (
+    Cause(
+        Reason.WEBHOOK_UNAVAILABLE,
+        r'failed calling webhook .*?"https?://(?P<host>[^/:"?]+)',
+        "Check that the pods behind the service {host} run; if it is not installed any more, delete its webhook"
+        " configuration.",
+    ),
+    Cause(
+        Reason.WEBHOOK_UNAVAILABLE,
+        r'failed calling webhook "(?P<webhook>[^"]+)"',
+        "Check that the service behind the webhook {webhook} runs.",
+    ),
+    Cause(
+        Reason.POLICY_DENIED,
+        r'admission webhook "(?P<policy>[^"]+)" denied',
+        "Change what {policy} objects to, or ask the cluster's administrator for an exception.",
+    ),
+    Cause(
+        Reason.POLICY_DENIED,
+        r"ValidatingAdmissionPolicy '(?P<policy>[^']+)'.* denied",
+        "Change what the policy {policy} objects to, or ask the cluster's administrator for an exception.",
+    ),
+    Cause(
+        Reason.POD_SECURITY,
+        r'violates PodSecurity "(?P<level>[^:"]+)',
+        'The namespace enforces Pod Security "{level}". A command trains there with'
+        " spec.workers.template.securityContext.runAsNonRoot: true and an image that is not root; or have the namespace"
+        " labelled pod-security.kubernetes.io/enforce with a level that allows the pods.",
+    ),
+    Cause(
+        Reason.QUOTA_EXCEEDED,
+        r"exceeded quota: (?P<quota>[^,\s]+)",
+        "Raise the ResourceQuota {quota} of this namespace, or free a part of it.",
+    ),
+    Cause(
+        Reason.QUOTA_EXCEEDED,
+        r"failed quota: (?P<quota>[^:\s]+): must specify",
+        "The ResourceQuota {quota} wants this stated: set it in spec.workers.template.resources.",
+    ),
+    Cause(
+        Reason.LIMIT_RANGE,
+        r"(maximum|minimum) \S+ usage per (Container|Pod|PersistentVolumeClaim)|limit to request ratio",
+        "Change spec.workers.template.resources or spec.checkpoint.volume.size, or the LimitRange of this namespace.",
+    ),
+    Cause(
+        Reason.MISSING_RIGHTS,
+        r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"',
+        "Allow {user} to {verb} {resource}: the chart's ClusterRole does; install or upgrade it again.",
+    ),
+    Cause(
+        Reason.NAMESPACE_TERMINATING,
+        r"because it is being terminated",
+        "The namespace is being deleted: create the run in another one.",
+    ),
+    Cause(
+        Reason.ENGINE_MISSING,
+        r"PyTorchJobs cannot be created here",
+        "Install the CRD of PyTorchJobs: with Piton's chart, or with Kubeflow's training operator.",
+    ),
+    Cause(Reason.CLAIM_MISSING, r"there is no claim"),
+    Cause(
+        Reason.REFUSED,
+        r'serviceaccount "(?P<account>[^"]+)" not found',
+        "Create the service account {account}, or change spec.workers.template.serviceAccountName.",
+    ),
+)
+"""Why the API server refuses an object: a job, a claim, or a pod that the job's controller wants to create."""
+
+PLACEMENT = (
+    Cause(
+        Reason.CLAIM_MISSING,
+        r'persistentvolumeclaim "(?P<claim>[^"]+)" (not found|is being deleted)',
+        "Create the claim {claim}, or name another one in spec.checkpoint.volume.claimName.",
+    ),
+    Cause(
+        Reason.VOLUME_UNBOUND,
+        r"unbound immediate PersistentVolumeClaims|didn't find available persistent volumes to bind"
+        r"|non-existent (pv|persistent ?volume)|must be bound",
+        "`kubectl describe persistentvolumeclaim` says why the claim has no volume; check its storage class.",
+    ),
+    Cause(
+        Reason.VOLUME_IN_OTHER_ZONE,
+        r"didn't match PersistentVolume's node affinity|volume node affinity conflict|no available volume zone"
+        r"|incompatible volume requirements",
+        "The volume can be reached from its own zone only: set spec.workers.zones to that zone, or use a volume that"
+        " every zone reaches.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"label \S+ is (not allowed|restricted)",
+        "Take that label out of spec.workers.template.nodeSelector: Karpenter launches no node for pods that name it.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"exceed limits for nodepool|node limits have been exhausted",
+        "Raise spec.limits of the NodePool.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"didn't match pod affinity rules|unsatisfiable topology constraint for pod affinity",
+        "It waits for a node in the zone of the attempt's other replicas{zone}: all have to be in one. If none comes"
+        " within limits.startTimeout, the next attempt tries another zone.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"Insufficient (?P<resource>[\w./-]+\w)",
+        "No node has enough {resource} free. Wait for one, or widen spec.workers.instanceTypes, spec.workers.zones or"
+        " spec.capacity.tiers.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"no instance type",
+        "Widen spec.workers.instanceTypes, spec.workers.zones or spec.capacity.tiers, or the requirements of the"
+        " NodePool.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"node affinity/selector|incompatible requirements",
+        "No node has the labels that the run asks for: check spec.workers.instanceTypes, spec.workers.zones,"
+        " spec.capacity.tiers and spec.workers.template.nodeSelector.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"untolerated taint|did not tolerate taint|taints that the pod didn't tolerate",
+        "Add a toleration to spec.workers.template.tolerations if the run may use these nodes.",
+    ),
+    Cause(Reason.UNSCHEDULABLE, r""),
+)
+"""Why no machine is found: what the scheduler and the autoscaler say of a pod."""
+
+ATTACHING = (
+    Cause(
+        Reason.VOLUME_ATTACHING,
+        r"exclusively attached|already used by|Multi-Attach",
+        "The volume is still attached to another node. If that node has died, this ends by itself after 6 minutes, or"
+        " at once when the node is tainted node.kubernetes.io/out-of-service.",
+    ),
+    Cause(Reason.VOLUME_ATTACHING, r"", "Check the controller of the volume's CSI driver."),
+)
+MOUNTING = (
+    Cause(
+        Reason.VOLUME_MOUNTING,
+        r'(?P<kind>configmap|secret) "(?P<name>[^"]+)" not found',
+        "Create the {kind} {name} in this namespace.",
+    ),
+    Cause(Reason.VOLUME_MOUNTING, r"", "Check the pods of the volume's CSI driver on this node."),
+)
+SANDBOX = (
+    Cause(
+        Reason.SANDBOX_FAILED,
+        r"",
+        "The container runtime or the network plugin (CNI) of this node fails. If it stays so, drain the node.",
+    ),
+)
+PULL_FAILED = (
+    Cause(
+        Reason.IMAGE_PULL_FAILED,
+        r"",
+        "Check the image's name, and that nodes may pull it: a private registry needs imagePullSecrets at the service"
+        " account.",
+    ),
+)
+CONTAINER_CONFIG = (
+    Cause(
+        Reason.CONTAINER_CONFIG,
+        r'(?P<kind>secret|configmap) "(?P<name>[^"]+)" not found',
+        "Create the {kind} {name} in this namespace.",
+    ),
+    Cause(
+        Reason.CONTAINER_CONFIG,
+        r"runAsNonRoot",
+        "The image runs as root, and the pod may not: take an image with a numeric user.",
+    ),
+    Cause(Reason.CONTAINER_CONFIG, r"", "Check spec.trainer."),
+)
+LAUNCHING = (
+    Cause(Reason.NODE_LAUNCHING, r"nodeclaim/|scale-up", "A node is being launched."),
+    Cause(Reason.NODE_LAUNCHING, r""),
+)
+PULLING = (Cause(Reason.IMAGE_PULLING, r""),)
+INITIALIZING = (Cause(Reason.INIT_CONTAINER, r""),)
+GATED = (Cause(Reason.SCHEDULING_GATED, r"", "Whoever set the pod's scheduling gates has to take them off."),)
+HELD_BACK = (
+    Cause(
+        Reason.JOB_SUSPENDED,
+        r"",
+        "Piton suspends no job: another controller has, and has to let it go on. Where that is Kueue, docs/kueue.md"
+        " says how it leaves jobs of Piton alone, and how a run waits for quota.",
+    ),
+)

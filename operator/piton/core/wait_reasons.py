@@ -1,0 +1,215 @@
+"""Why an attempt does not run yet: rules over what the cluster says, most decisive first. Pure.
+
+A word is a condition of a pod, the state of a container, or an event. Events stay for an hour, so a word counts only
+until a later one shows that it is over: a volume that was mounted, an image that is there.
+
+Numbers in such sentences change all the time (nodes, quotas, identifiers of requests). A sentence that differs from the
+one in the status by its numbers alone is not written again.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
+
+from piton.api.conditions import WAITING, in_phase, settled, with_waiting
+from piton.api.reasons import Reason
+from piton.api.status import Conditioned, Phase
+from piton.contract.duration import format_duration
+from piton.core import wait_causes as causes
+from piton.core.effects import Announcement
+from piton.core.wait_causes import Cause, recognize
+from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
+
+StatusT = TypeVar("StatusT", bound=Conditioned)
+
+SILENT_SECONDS = 15.0
+"""After so long a job without a pod and without a word has no controller."""
+_STEPS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
+"""Seconds at which a sentence says anew how long something has taken: a dozen writes a day at most."""
+_QUOTE_MAX = 330
+"""An Event has room for 1024 bytes: two quotations, or a refusal that is as long, and the advice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Why nothing happens."""
+
+    reason: Reason
+    message: str
+    """The cluster's words, and what helps."""
+    severity: Literal["Normal", "Warning"] = "Warning"
+    elapsed: str = ""
+    """How long it has taken, in coarse steps; a part of the message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sign:
+    """A kind of word: what it means, and what ends it."""
+
+    reasons: frozenset[str]
+    """How the cluster calls it."""
+    causes: tuple[Cause, ...]
+    over: frozenset[str] = frozenset()
+    """Words that show that it is over, if they are not older."""
+    normal: bool = False
+    """It is a part of every start, and only worth its time."""
+
+
+_CREATED = frozenset({"Pulling", "Pulled", "Created", "Started"})
+_CANNOT_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_CANNOT_CREATE = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_LAUNCHED = frozenset({"Nominated", "TriggeredScaleUp"})
+_NOT_LAUNCHED = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
+_AUTOSCALERS = frozenset({"karpenter", "cluster-autoscaler"})
+"""The scheduler has events of the same names; what it says is in the pod's condition."""
+_NOW = datetime.max.replace(tzinfo=UTC)
+
+_SIGNS = (
+    _Sign(reasons=frozenset({"Suspended"}), causes=causes.HELD_BACK, normal=True),
+    _Sign(
+        reasons=frozenset({"FailedAttachVolume"}),
+        causes=causes.ATTACHING,
+        over=_CREATED | {"SuccessfulAttachVolume"},
+    ),
+    _Sign(reasons=frozenset({"FailedMount", "FailedMapVolume"}), causes=causes.MOUNTING, over=_CREATED),
+    _Sign(reasons=frozenset({"FailedCreatePodSandBox", "NetworkNotReady"}), causes=causes.SANDBOX, over=_CREATED),
+    _Sign(reasons=_CANNOT_PULL, causes=causes.PULL_FAILED),
+    _Sign(reasons=_CANNOT_CREATE, causes=causes.CONTAINER_CONFIG),
+    _Sign(reasons=_LAUNCHED, causes=causes.LAUNCHING, normal=True),
+    _Sign(reasons=frozenset({"Unschedulable", "SchedulerError"}), causes=causes.PLACEMENT),
+    _Sign(reasons=frozenset({"SchedulingGated"}), causes=causes.GATED, normal=True),
+    _Sign(reasons=frozenset({"Pulling"}), causes=causes.PULLING, normal=True),
+    _Sign(reasons=frozenset({"InitContainer"}), causes=causes.INITIALIZING, normal=True),
+)
+"""The first that is found among the words of any replica that waits is what is told."""
+
+
+def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
+    """Why the attempt, whose number was taken at `since`, does not run; None when nothing speaks of it."""
+    if len(seen.replicas) < seen.expected_replicas and (wait := _no_pods(seen, now, since)):
+        return wait
+    waiting = [replica for replica in seen.replicas if replica.state is ReplicaState.WAITING]
+    known = [found for replica in waiting if (found := _of_replica(replica))]
+    if not known:
+        return None
+    sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
+    zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
+    return _told(sign, replica.name, _quoted(word, replica), word, now, zone=zone)
+
+
+def refusal(sentence: str) -> Wait:
+    """What it means that the API server refuses something."""
+    reason, advice = recognize(sentence, causes.REFUSALS) or (Reason.REFUSED, "")
+    return Wait(reason=reason, message=_joined(sentence[: _QUOTE_MAX * 2], advice))
+
+
+def waits(
+    status: StatusT, phase: Phase | None, wait: Wait, *, now: datetime, generation: int
+) -> tuple[StatusT, tuple[Announcement, ...]]:
+    """The status that says why it waits, and the Event about it: one for each new reason.
+
+    Without a phase, and where the run has ended, only the condition Waiting says so: the others have more to say.
+    """
+    old = status.condition(WAITING)
+    again = old is not None and status.is_true(WAITING) and old.reason == wait.reason
+    message = old.message if old and again and _says_the_same(old.message, wait) else wait.message
+    news = () if again else (Announcement(severity=wait.severity, reason=wait.reason, message=wait.message),)
+    if phase is None or settled(status):
+        return with_waiting(status, wait.reason, message, now=now, generation=generation), news
+    return in_phase(status, phase, wait.reason, message, now=now, generation=generation), news
+
+
+def waited_seconds(status: Conditioned, now: datetime) -> float:
+    """For how long it has waited."""
+    waits = status.condition(WAITING)
+    return (now - waits.last_transition_time).total_seconds() if waits and status.is_true(WAITING) else 0.0
+
+
+def _no_pods(seen: AttemptSeen, now: datetime, since: datetime) -> Wait | None:
+    """The job's controller has not made all pods: an event about the job says why, or nobody serves the job."""
+    newest = max(seen.words, key=_time, default=None)
+    if newest is not None and newest.reason == "Suspended":
+        return _told(_SIGNS[0], "the job", newest.message, newest, now)
+    if newest is not None:
+        return refusal(newest.message)
+    waited = (now - since).total_seconds()
+    if seen.replicas or seen.deleting or waited < SILENT_SECONDS:
+        return None
+    return Wait(
+        reason=Reason.ENGINE_SILENT,
+        message=f"no pod has been created for the job of attempt {seen.number}, and no event says why. Check that the"
+        " controller that serves PyTorchJobs runs: Kubeflow's training operator, or Piton with engine: bundled.",
+    )
+
+
+def _of_replica(replica: ReplicaSeen) -> tuple[_Sign, ReplicaSeen, ClusterMessage] | None:
+    """The most decisive word about a replica that still holds."""
+    for sign in _SIGNS:
+        words = [word for word in replica.words if word.reason in sign.reasons and _holds(word, sign, replica)]
+        if words:
+            return sign, replica, max(words, key=_time)
+    return None
+
+
+def _holds(word: ClusterMessage, sign: _Sign, replica: ReplicaSeen) -> bool:
+    """Whether nothing that was said later, or in the same second, shows that it is over."""
+    if word.reason in _LAUNCHED:
+        given_up = any(_time(other) > _time(word) for other in _of_autoscaler(replica))
+        return replica.node is None and not given_up
+    later = [other for other in replica.words if other is not word and _time(other) >= _time(word)]
+    if word.reason == "Pulling" and any(_image(other) == _image(word) for other in later):
+        return False
+    return not any(other.reason in sign.over for other in later)
+
+
+def _time(word: ClusterMessage) -> datetime:
+    """When it was last said; what is a state and no event is said now."""
+    return word.last_time or _NOW
+
+
+def _image(word: ClusterMessage) -> str | None:
+    """The image that an event of the kubelet's is about."""
+    found = re.search(r'image "([^"]+)"', word.message)
+    return found[1] if found else None
+
+
+def _quoted(word: ClusterMessage, replica: ReplicaSeen) -> str:
+    """The word as the cluster says it. Of a pod without a machine the autoscaler may know more than the scheduler."""
+    others = [] if word.reason not in ("Unschedulable", "SchedulerError") else _of_autoscaler(replica)
+    said = [f"{other.source}: {other.message}"[:_QUOTE_MAX] for other in others]
+    return "; ".join([f"{word.reason}: {word.message}".removesuffix(": ")[:_QUOTE_MAX], *said])
+
+
+def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
+    """Its newest word about why it launches no node."""
+    words = [word for word in replica.words if word.reason in _NOT_LAUNCHED and word.source in _AUTOSCALERS]
+    if words:
+        yield max(words, key=_time)
+
+
+def _told(sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, zone: str = "") -> Wait:
+    found = recognize(quoted, sign.causes, zone=zone)
+    assert found is not None, "the last cause of every table matches all"
+    reason, advice = found
+    elapsed = _coarse((now - word.first_time).total_seconds()) if sign.normal and word.first_time else ""
+    message = _joined(f"{name}: {quoted}{elapsed}", advice)
+    return Wait(reason=reason, message=message, severity="Normal" if sign.normal else "Warning", elapsed=elapsed)
+
+
+def _coarse(seconds: float) -> str:
+    step = max((step for step in _STEPS if step <= seconds), default=None)
+    return "" if step is None else f", for more than {format_duration(step)}"
+
+
+def _joined(sentence: str, advice: str) -> str:
+    return f"{sentence.rstrip('. ')}. {advice}" if advice else sentence
+
+
+def _says_the_same(old: str, wait: Wait) -> bool:
+    return _without_numbers(old) == _without_numbers(wait.message) and wait.elapsed in old
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\S*\d\S*", "#", text)

@@ -1,0 +1,142 @@
+"""What both halves of the operator are: a queue of objects, workers that pass over them, a resync that forgets nobody.
+
+Watches and timers only add keys. A lost event costs time, at most until the next resync, and never correctness.
+"""
+
+import asyncio
+import logging
+import traceback
+from abc import ABC, abstractmethod
+
+from piton.kube.client import Client, Resource
+from piton.kube.errors import Busy
+from piton.kube.events import Key
+from piton.kube.metrics import OperatorMetrics
+from piton.kube.settings import PitonSettings
+from piton.kube.workqueue import Timer, WorkQueue
+from piton.ports import Clock, Conflict, PortError
+
+_CONFLICTS_AT_ONCE = 3
+"""Conflicts in a row after which an object waits as after any other error: somebody keeps writing to it."""
+_REFUSED_SECONDS = 1.0
+"""Least time between two passes in which the API server refuses something. A user who mends it waits no longer."""
+
+_RESYNC_AGAIN_SECONDS = 30.0
+"""After a resync that failed: at the start of the operator nothing else finds the runs."""
+
+_log = logging.getLogger(__name__)
+
+
+class Worker(ABC):
+    """Serves all objects of one kind. A subclass says which, and what a pass over one of them is."""
+
+    kind: str
+    """What they are called in logs and metrics."""
+    resource: Resource
+    labels: str | None = None
+    """A selector: which of them are served."""
+
+    def __init__(
+        self, client: Client, clock: Clock, timer: Timer, settings: PitonSettings, meter: OperatorMetrics
+    ) -> None:
+        self.queue: WorkQueue[Key] = WorkQueue(timer)
+        self._client = client
+        self._clock = clock
+        self._timer = timer
+        self._settings = settings
+        self._meter = meter
+        self._busy_since: dict[Key, float] = {}
+        self._refused_until: dict[Key, float] = {}
+        self._resync_at = timer.time()
+        meter.watch_queue(self.kind, self.queue.__len__)
+
+    @abstractmethod
+    async def reconcile(self, key: Key) -> None:
+        """Look at one object and do what is to be done now; add its key to the queue if there will be more."""
+
+    def wake(self, namespace: str, name: str) -> None:
+        """Something about this object may have changed."""
+        self.queue.add((namespace, name))
+
+    async def resync(self) -> None:
+        """Have every object that exists looked at. What is not listed does not exist, whatever a watch believes."""
+        for namespace in self._settings.namespaces or (None,):
+            for manifest in await self._client.list(self.resource, namespace=namespace, labels=self.labels):
+                self.wake(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._resync_forever(), name=f"{self.kind} resync")
+            for number in range(self._settings.workers):
+                tasks.create_task(self._work(), name=f"{self.kind} worker {number}")
+
+    async def _resync_forever(self) -> None:
+        while True:
+            seconds = self._settings.resync_seconds
+            try:
+                await self.resync()
+            except PortError as error:
+                _log.warning("resync failed", extra={"fields": {"kind": self.kind, "error": str(error)}})
+                seconds = min(seconds, _RESYNC_AGAIN_SECONDS)
+            self._resync_at = self._timer.time()
+            await asyncio.sleep(seconds)
+
+    async def _work(self) -> None:
+        while True:
+            await self.handle(await self.queue.get())
+
+    async def handle(self, key: Key) -> None:
+        """One key from the queue: a pass over the object, and another try later if it fails."""
+        if self._is_held_back(key):
+            self.queue.done(key)
+            return
+        self._busy_since[key] = self._timer.time()
+        try:
+            with self._meter.reconciling(self.kind):
+                await self.reconcile(key)
+        except Conflict:
+            self.queue.retry(key, free=_CONFLICTS_AT_ONCE)
+        except Busy as error:
+            self.queue.postpone(key, error.seconds)
+        except PortError as error:
+            self._failed(key, str(error), level=logging.WARNING)
+        except Exception as error:  # noqa: BLE001 - a bug that one object meets must not stop the others
+            self._failed(key, repr(error), level=logging.ERROR)
+        else:
+            self.queue.forget(key)
+        finally:
+            del self._busy_since[key]
+            self.queue.done(key)
+
+    def hold_back(self, key: Key, *, refused: bool) -> None:
+        """What was refused is not tried at each wake-up: the status that quotes a refusal wakes its object again."""
+        if not refused:
+            self._refused_until.pop(key, None)
+            return
+        self._refused_until[key] = self._timer.time() + _REFUSED_SECONDS
+        self._meter.count_refusal(self.kind)
+
+    def _is_held_back(self, key: Key) -> bool:
+        seconds = self._refused_until.get(key, 0.0) - self._timer.time()
+        if seconds > 0:
+            self.queue.add_after(key, seconds)
+        return seconds > 0
+
+    def _failed(self, key: Key, why: str, *, level: int) -> None:
+        seconds = self.queue.retry(key)
+        fields: dict[str, object] = {self.kind: "/".join(key), "error": why, "retryInSeconds": seconds}
+        if level >= logging.ERROR:
+            fields["traceback"] = traceback.format_exc()
+        _log.log(level, "pass failed", extra={"fields": fields})
+
+    def ailment(self) -> str | None:
+        """What is wrong with this half of the process, in a sentence; None while it works."""
+        now = self._timer.time()
+        for (namespace, name), since in self._busy_since.items():
+            if now - since > self._settings.stuck_seconds:
+                return f"a pass over the {self.kind} {namespace}/{name} has taken {now - since:.0f} s"
+        silence = now - self._resync_at
+        if silence > 2 * self._settings.resync_seconds + self._settings.stuck_seconds:
+            return f"no {self.kind} has been listed for {silence:.0f} s"
+        return None

@@ -1,0 +1,59 @@
+"""The operator's half for PyTorchJobs, with `engine: bundled`. Apart from the runs', so neither waits for the other."""
+
+import logging
+from collections.abc import Mapping
+
+from piton.contract import names
+from piton.engine.job import LABEL_JOB
+from piton.engine.state import Decision
+from piton.kube.client import JOBS
+from piton.kube.controller_base import Worker
+from piton.kube.errors import NotFound
+from piton.kube.events import Key
+from piton.kube.job_pass import JobPass
+from piton.kube.metrics import JOB
+
+_log = logging.getLogger(__name__)
+
+
+class JobController(Worker):
+    """Serves the PyTorchJobs that carry Piton's label."""
+
+    kind = JOB
+    resource = JOBS
+    labels = names.LABEL_RUN
+
+    def saw_replica(self, namespace: str, labels: Mapping[str, str]) -> None:
+        """A pod or a service changed; its label says whose it is."""
+        if LABEL_JOB in labels:
+            self.wake(namespace, labels[LABEL_JOB])
+
+    async def resync(self) -> None:
+        """Have every job that is Piton's looked at."""
+        try:
+            await super().resync()
+        except NotFound:  # the resource is not installed; a run that needs it says so
+            return
+
+    async def reconcile(self, key: Key) -> None:
+        """One pass. What was written may call for more at once: a job that has just failed is to be cleaned up."""
+        decision = await JobPass(self._client, self._clock, *key).run()
+        if decision is None:
+            return
+        if decision.changes:
+            _log_decision(key, decision)
+            self.wake(*key)
+        elif decision.look_again_seconds is not None:
+            self.queue.add_after(key, max(0.0, decision.look_again_seconds))
+
+
+def _log_decision(key: Key, decision: Decision) -> None:
+    """One line for each decision that changes something."""
+    fields: dict[str, object] = {
+        "job": "/".join(key),
+        "rule": decision.rule,
+        "conditions": [f"{c.type}={c.status}" for c in decision.status.conditions],
+        "created": [create.body["metadata"]["name"] for create in decision.creates],
+        "deleted": [f"{delete.kind} {delete.name}" for delete in decision.deletes],
+    }
+    _log.info("job decided", extra={"fields": fields})

@@ -1,0 +1,58 @@
+"""Whose an object is, and how one is created that may be there already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from piton.api.spec import Meta
+from piton.contract import names
+from piton.kube.client import Body, Client, Resource
+from piton.kube.errors import AlreadyExists
+from piton.ports import Conflict, Refused
+
+
+def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The owner reference of the object's controller."""
+    owners = thing["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def owned(thing: Mapping[str, Any], meta: Meta) -> bool:
+    """Whether this very run or sweep, and not an earlier one of its name, is the object's controller."""
+    owner = controller(thing)
+    return owner is not None and bool(meta.uid) and owner.get("uid") == meta.uid
+
+
+def made_for(claim: Mapping[str, Any], meta: Meta) -> bool:
+    """Whether the claim was made for this very run. It has no owner while the run lives."""
+    found = (claim["metadata"].get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
+    return owned(claim, meta) or (bool(meta.uid) and found == meta.uid)
+
+
+def made_for_earlier(claim: Mapping[str, Any], meta: Meta) -> bool:
+    """Whether the claim was made for a run of the same name that is gone."""
+    metadata = claim["metadata"]
+    found = (metadata.get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
+    return bool(found) and (metadata.get("labels") or {}).get(names.LABEL_RUN) == meta.name and found != meta.uid
+
+
+async def create(client: Client, resource: Resource, body: Body, meta: Meta, *, owner: str) -> None:
+    """Create it; what is there already is success only if it is the owner's (a run, a sweep), and what was meant.
+
+    Raises:
+        Conflict: it was there a moment ago.
+        Refused: somebody else's object has the name.
+    """
+    try:
+        await client.create(resource, body)
+    except AlreadyExists:
+        await _recognise(client, resource, body, meta, owner)
+
+
+async def _recognise(client: Client, resource: Resource, body: Body, meta: Meta, owner: str) -> None:
+    name = body["metadata"]["name"]
+    found = await client.get(resource, name, namespace=meta.namespace)
+    if found is None:
+        raise Conflict(f"{resource.plural} {name!r} was there and is gone again")
+    labels = found["metadata"].get("labels") or {}
+    if not made_for(found, meta) or body["metadata"]["labels"].items() - labels.items():
+        raise Refused(f"{resource.plural} {name!r} exists and does not belong to this {owner}; it is left alone")

@@ -1,0 +1,128 @@
+"""Receives the trainers' progress: KEP-2779's report over HTTPS, with a pod's token.
+
+    POST /namespaces/{ns}/trainingruns/{name}/status   200 and wishes
+        400 not a report   401 no good token   403 not that run's   404 no such path   413 too long   503 ask again
+
+Who is not let in is not listened to: the body is read after the token was found to be good.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+
+from aiohttp import web
+
+from piton.contract import names
+from piton.contract.progress import BODY_BYTES_MAX, Progress, TrainerRequests
+from piton.kube.report_auth import Forbidden, ReportAuthenticator, Unauthenticated
+from piton.kube.report_store import Sender
+from piton.kube.tls import Certificates
+from piton.ports import PortError
+
+PATH = f"/namespaces/{{namespace}}/{names.PLURAL}/{{run}}/status"
+PATIENCE_SECONDS = 10.0
+"""How long the API server may take to know the token, and then the sender for its body. Trainers wait for 5."""
+RENEWAL_SECONDS = 30.0
+"""How often the certificate's files are looked at."""
+COMPLAINT_SECONDS = 60.0
+"""How often the log says that reports cannot be checked."""
+
+OnReport = Callable[[Sender, Progress], TrainerRequests]
+"""Called with each report that was let in; what it returns is the answer."""
+
+_log = logging.getLogger(__name__)
+
+
+class ProgressServer:
+    """The server. For one event loop."""
+
+    def __init__(
+        self,
+        authenticator: ReportAuthenticator,
+        on_report: OnReport,
+        certificates: Certificates,
+        *,
+        host: str,
+        port: int,
+        patience_seconds: float = PATIENCE_SECONDS,
+        renewal_seconds: float = RENEWAL_SECONDS,
+    ) -> None:
+        self._authenticator = authenticator
+        self._on_report = on_report
+        self._certificates = certificates
+        self._host = host
+        self._port = port
+        self._patience_seconds = patience_seconds
+        self._renewal_seconds = renewal_seconds
+        self._complained_at = -math.inf
+
+    async def run(self, *, ready: Callable[[int], None] | None = None) -> None:
+        """Listen until cancelled; `ready` is called with the port once that is so.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app.router.add_post(PATH, self._receive)
+        runner = web.AppRunner(app, access_log=None, auto_decompress=False)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port, ssl_context=self._certificates.context).start()
+            if ready is not None:
+                ready(runner.addresses[0][1])
+            while True:
+                await asyncio.sleep(self._renewal_seconds)
+                self._certificates.refresh()
+        finally:
+            await runner.cleanup()
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        """Take in one report. Nobody's connection is kept: reports are seconds apart, and there are many trainers."""
+        answer = await self._answer(request)
+        answer.force_close()
+        return answer
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                sender = await self._authenticator.admit(_token(request), **request.match_info)
+            progress = await self._read(request)
+        except Unauthenticated as refusal:
+            return _say(401, str(refusal), {"WWW-Authenticate": "Bearer"})
+        except Forbidden as refusal:
+            return _say(403, str(refusal))
+        except (PortError, TimeoutError) as error:
+            self._complain(str(error) or "the API server takes too long")
+            return _say(503, "whether the token is good cannot be found out now; try again", {"Retry-After": "10"})
+        except ValueError as error:
+            return _say(400, str(error))
+        except web.HTTPRequestEntityTooLarge:
+            return _say(413, f"a report has at most {BODY_BYTES_MAX} bytes")
+        wishes = self._on_report(sender, progress)
+        return web.Response(text=wishes.to_json(), content_type="application/json")
+
+    async def _read(self, request: web.Request) -> Progress:
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                return Progress.from_json(await request.read())
+        except (TimeoutError, ConnectionError):  # the sender may have died: that is nothing to tell
+            raise ValueError(f"the report did not arrive within {self._patience_seconds:g} s") from None
+
+    def _complain(self, why: str) -> None:
+        """Now and then, not for every report."""
+        now = asyncio.get_running_loop().time()
+        if now - self._complained_at >= COMPLAINT_SECONDS:
+            self._complained_at = now
+            _log.warning("reports cannot be checked", extra={"fields": {"error": why}})
+
+
+def _token(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("a token is needed: Authorization: Bearer …")
+    return token.strip()
+
+
+def _say(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=f"{sentence}\n", headers=headers)

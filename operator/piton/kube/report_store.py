@@ -1,0 +1,117 @@
+"""What the trainers of this cluster have said last, in memory, and when a pass over their run is worth it.
+
+A pass reads half a dozen objects, and a trainer speaks every few seconds: so news of mere steps waits until the status
+would be written anyway. Nothing here is a source of truth: after a restart the next reports fill it again.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+from piton.contract.progress import Progress, TrainerRequests
+from piton.kube.events import Key
+from piton.kube.workqueue import Timer
+
+RUNS_MAX = 4096
+"""Runs that are remembered; beyond that, whoever has been silent the longest is forgotten."""
+URGENT_SECONDS = 1.0
+"""Not even news of checkpoints makes passes follow each other more quickly than this."""
+_ATTEMPTS_MAX = 4
+"""Attempts of one name that may speak at the same time: those of a deleted run, of an older attempt, of the current."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """Whose report it is, as the cluster itself vouches for it."""
+
+    namespace: str
+    run: str
+    run_uid: str
+    """Tells a run from an earlier one of its name, whose pods may still be there."""
+    attempt: int
+
+
+@dataclass(kw_only=True)
+class _Memory:
+    """One name's reports, and what the last pass saw of them."""
+
+    newest: OrderedDict[tuple[str, int], Progress] = field(default_factory=OrderedDict)
+    looked_at: float | None = None
+    seen: Progress | None = None
+    asked: dict[tuple[str, int], "_Asked"] = field(default_factory=dict)
+    """Of the attempt in flight alone."""
+
+
+@dataclass(kw_only=True)
+class _Asked:
+    """What the newest pass asks of an attempt."""
+
+    wishes: TrainerRequests
+    save: str
+    """What the annotation piton.dev/save says."""
+    saved: str
+    """What it said when the attempt was last asked to save; at first what it says anyway."""
+
+
+class Reports:
+    """The newest report of each attempt."""
+
+    def __init__(self, timer: Timer, *, pass_seconds: float) -> None:
+        self._timer = timer
+        self._pass_seconds = pass_seconds
+        self._runs: OrderedDict[Key, _Memory] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Runs that are remembered."""
+        return len(self._runs)
+
+    def take(self, sender: Sender, progress: Progress) -> float:
+        """Remember a report; in how many seconds a pass should look at it."""
+        key = (sender.namespace, sender.run)
+        memory = self._runs.setdefault(key, _Memory())
+        memory.newest[sender.run_uid, sender.attempt] = progress
+        memory.newest.move_to_end((sender.run_uid, sender.attempt))
+        if len(memory.newest) > _ATTEMPTS_MAX:
+            memory.newest.popitem(last=False)
+        self._runs.move_to_end(key)
+        if len(self._runs) > RUNS_MAX:
+            self._runs.popitem(last=False)
+        return self._wait(memory, progress)
+
+    def look(self, key: Key, *, run_uid: str, attempt: int) -> Progress | None:
+        """What this very attempt said last, for a pass that looks now."""
+        memory = self._runs.get(key)
+        if memory is None:
+            return None
+        memory.looked_at = self._timer.time()
+        memory.seen = memory.newest.get((run_uid, attempt))
+        return memory.seen
+
+    def ask(self, key: Key, *, run_uid: str, attempt: int, wishes: TrainerRequests, save: str) -> None:
+        """What the answers to this attempt's next reports say. `save` is the text for which it saves once."""
+        memory = self._runs.get(key)
+        if memory is None:
+            return
+        before = memory.asked.get((run_uid, attempt))
+        saved = save if before is None else before.saved
+        memory.asked = {(run_uid, attempt): _Asked(wishes=wishes, save=save, saved=saved)}
+
+    def answer(self, sender: Sender) -> TrainerRequests:
+        """What is asked of the attempt that has just reported. A save is asked for in one answer."""
+        memory = self._runs.get((sender.namespace, sender.run))
+        asked = memory.asked.get((sender.run_uid, sender.attempt)) if memory else None
+        if asked is None:
+            return TrainerRequests()
+        wants_save = bool(asked.save) and asked.save != asked.saved
+        asked.saved = asked.save
+        return replace(asked.wishes, checkpoint=wants_save)
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+        self._runs.pop(key, None)
+
+    def _wait(self, memory: _Memory, progress: Progress) -> float:
+        if memory.looked_at is None:
+            return 0.0
+        urgent = memory.seen is None or memory.seen.checkpoint_step != progress.checkpoint_step
+        due = memory.looked_at + (URGENT_SECONDS if urgent else self._pass_seconds)
+        return max(0.0, due - self._timer.time())

@@ -1,0 +1,158 @@
+"""The operator's half for TrainingRuns, without its watches: what wakes a run, and what a pass over one is."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+
+from piton.api.conditions import TRAINING
+from piton.contract.progress import Progress, TrainerRequests
+from piton.core.decide import REFUSED
+from piton.core.effects import Decision
+from piton.core.increments import increments
+from piton.core.trainer_requests import requests_for
+from piton.drive import reconcile
+from piton.kube.client import RUNS, Body, Client
+from piton.kube.controller_base import Worker
+from piton.kube.events import EventAnnouncer, EventRateLimiter, Key
+from piton.kube.last_seen import Sightings
+from piton.kube.metrics import RUN, OperatorMetrics
+from piton.kube.nodepools import NodePools
+from piton.kube.outages import Outages
+from piton.kube.report_store import Reports, Sender
+from piton.kube.run_world import KubeWorld
+from piton.kube.settings import PitonSettings
+from piton.kube.taints import NodeTaints
+from piton.kube.workqueue import Timer
+from piton.observed import Observed
+from piton.ports import Clock
+from piton.rendering.appdef import ReportEndpoint
+
+ServerNow = Callable[[], ReportEndpoint | None]
+"""Where new attempts report to, with the certificate of today; None: nowhere."""
+
+_log = logging.getLogger(__name__)
+
+
+class Controller(Worker):
+    """Serves TrainingRuns."""
+
+    kind = RUN
+    resource = RUNS
+
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        timer: Timer,
+        settings: PitonSettings,
+        meter: OperatorMetrics,
+        server: ServerNow = lambda: None,
+    ) -> None:
+        super().__init__(client, clock, timer, settings, meter)
+        self._server = server
+        self._reports = Reports(timer, pass_seconds=settings.timing.progress_seconds)
+        self._ration = EventRateLimiter(clock)
+        self._sightings = Sightings()
+        self._pools = NodePools(client, timer)
+        self._taints = NodeTaints(client, clock)
+        self._outages = Outages(client, timer)
+        self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
+
+    def on_pod(self, namespace: str, run: str, pod: Body, *, deleted: bool = False) -> None:
+        """A pod of the run changed or went. Its node is only a hint: it says whom to wake when the node changes."""
+        node = (pod.get("spec") or {}).get("nodeName")
+        if node:
+            self._runs_on_node[node].add((namespace, run))
+        if deleted:
+            self._sightings.pod_went(pod)
+        self.wake(namespace, run)
+
+    def on_node(self, node: Body, *, deleted: bool) -> None:
+        """A node changed or went."""
+        name = node["metadata"]["name"]
+        runs = self._runs_on_node.get(name, ())
+        if runs:
+            self._sightings.node_changed(node)
+        for namespace, run in runs:
+            self.wake(namespace, run)
+        if deleted:
+            self._runs_on_node.pop(name, None)
+
+    async def resync(self) -> None:
+        """Wake every run, and take back taints whose time has come."""
+        await super().resync()
+        if self._settings.timing.device_taint_seconds is not None:
+            await self._taints.expire()
+
+    def on_report(self, sender: Sender, progress: Progress) -> TrainerRequests:
+        """A trainer reported. Many do, all the time: a pass follows when there is something in it."""
+        if self._settings.namespaces and sender.namespace not in self._settings.namespaces:
+            return TrainerRequests()
+        self.queue.add_after((sender.namespace, sender.run), self._reports.take(sender, progress))
+        return self._reports.answer(sender)
+
+    async def reconcile(self, key: Key) -> None:
+        """Observe, decide, apply; and when to look again."""
+        world = KubeWorld(
+            self._client,
+            self._clock,
+            *key,
+            reports=self._reports,
+            server=self._server(),
+            prices=self._settings.prices,
+            sightings=self._sightings,
+            pools=self._pools,
+            taints=self._taints,
+            outages=self._outages,
+        )
+        announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
+        decision = await reconcile(world, self._clock, announcer, self._settings.timing)
+        self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
+        if decision is None:
+            self._forget(key)
+            return
+        _log_decision(key, decision, world.observed)
+        self._ask(key, decision, world.observed)
+        self._measure(key, decision, world.observed)
+        waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
+        if waits:
+            self.queue.add_after(key, min(waits))
+
+    def _ask(self, key: Key, decision: Decision, observed: Observed | None) -> None:
+        """The status is written: what follows from it for the trainer is the answer to its next report."""
+        if observed is not None:
+            meta, status = observed.meta, decision.status
+            asked = requests_for(observed, status, now=self._clock.now(), timing=self._settings.timing)
+            self._reports.ask(key, run_uid=meta.uid, attempt=status.attempt, wishes=asked, save=meta.save)
+
+    def _measure(self, key: Key, decision: Decision, observed: Observed | None) -> None:
+        """The pass went well, so the status is written: what it says can be shown and counted."""
+        self._meter.show(key, decision.status)
+        if observed is not None:
+            self._meter.count(increments(observed.status, decision.status))
+
+    def _forget(self, key: Key) -> None:
+        self._meter.forget(key)
+        self._ration.forget(key)
+        self._reports.forget(key)
+        for node in [node for node, runs in self._runs_on_node.items() if key in runs]:
+            self._runs_on_node[node].discard(key)
+            if not self._runs_on_node[node]:
+                del self._runs_on_node[node]
+
+
+def _log_decision(key: Key, decision: Decision, observed: Observed | None) -> None:
+    """One line for each decision that changes something."""
+    if observed is None or (not decision.effects and decision.status == observed.status):
+        return
+    training = decision.status.condition(TRAINING)
+    fields: dict[str, object] = {
+        "run": "/".join(key),
+        "rule": decision.rule,
+        "reason": training.reason.value if training else None,
+        "phase": decision.status.phase.value,
+        "attempt": decision.status.attempt,
+        "effects": [f"{type(effect).__name__}({effect.reason})" for effect in decision.effects],
+        "told": [news.message for news in decision.announcements],
+    }
+    _log.info("decided", extra={"fields": fields})

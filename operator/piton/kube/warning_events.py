@@ -1,0 +1,67 @@
+"""What events say of a job or pod that waits. They are read for what waits only, a few at a time.
+
+The API server keeps no index of events: a list of one object's goes through all events of the namespace. So a pass asks
+for those of a few pods, however many wait; in a gang most wait for the same thing.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from piton.kube.client import EVENTS, Body, Client
+from piton.kube.pods import moment
+from piton.observed import ClusterMessage, ReplicaSeen, ReplicaState
+
+ASKED_MAX = 2
+"""Pods whose events one pass reads: so many without a machine, and so many that have one."""
+
+
+async def of_job(client: Client, job: Body) -> tuple[ClusterMessage, ...]:
+    """Why the job's controller does not create its pods. Only warnings: it also tells of every pod that it creates."""
+    meta = job["metadata"]
+    if is_suspended(job):
+        return (ClusterMessage(reason="Suspended", message="the job is suspended"),)
+    events = await _about(client, meta["namespace"], meta["uid"], "Warning")
+    return tuple(map(_word, events))
+
+
+def is_suspended(job: Body) -> bool:
+    """Whether the job is to have no pods for now."""
+    return bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"))
+
+
+async def of_pod(client: Client, namespace: str, replica: ReplicaSeen) -> tuple[ClusterMessage, ...]:
+    """What the scheduler, the autoscaler, the attach controller and the kubelet tell of the pod."""
+    return tuple(map(_word, await _about(client, namespace, replica.uid)))
+
+
+def to_ask(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
+    """The replicas whose events are worth a read: they wait, and do not say for what themselves."""
+    waiting = [r for r in replicas if r.state is ReplicaState.WAITING and not (r.deleting or r.cannot_start)]
+    unplaced = [replica for replica in waiting if replica.node is None]
+    placed = sorted((r for r in waiting if r.node), key=lambda r: str(r.placed_at))
+    return [*unplaced[:ASKED_MAX], *placed[:ASKED_MAX]]
+
+
+async def _about(client: Client, namespace: str, uid: str, severity: str | None = None) -> list[Body]:
+    fields = f"involvedObject.uid={uid}" + (f",type={severity}" if severity else "")
+    return await client.list(EVENTS, namespace=namespace, fields=fields)
+
+
+def _word(event: Body) -> ClusterMessage:
+    first = _first_time(event)
+    return ClusterMessage(
+        reason=str(event.get("reason") or ""),
+        message=str(event.get("message") or ""),
+        source=str((event.get("source") or {}).get("component") or event.get("reportingComponent") or ""),
+        first_time=first,
+        last_time=_last_time(event) or first,
+    )
+
+
+def _first_time(event: Body) -> datetime | None:
+    """Events of events.k8s.io, as the scheduler writes them, have only eventTime and series."""
+    return moment(event.get("firstTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp"))
+
+
+def _last_time(event: Body) -> datetime | None:
+    return moment((event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp"))

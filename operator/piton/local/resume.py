@@ -1,0 +1,75 @@
+"""What the same command finds of its earlier self: go on, start over, or refuse because the run is another one now."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from piton.api.conditions import FAILED
+from piton.api.spec import Spec
+from piton.api.status import RunStatus
+from piton.cost import spending
+from piton.local.run_folder import LocalState, RunFolder
+
+_IDENTITY = {
+    "trainer": {"recipe": True, "config": True, "command": True},
+    "workers": {"nodes": True, "gpus_per_node": True},
+    "objective": True,
+}
+"""What a run trains. The rest (limits, save interval, what is kept, the image …) may change between two commands."""
+
+
+def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> LocalState:
+    """The state to go on from; a new one in a new folder. A run that failed gets another chance from its checkpoint.
+
+    Raises:
+        ValueError: the folder holds another run, or the spec has changed in what it trains.
+    """
+    saved = folder.load()
+    if saved is None:
+        return LocalState(name=name, created=now, spec=spec)
+    if saved.name != name:
+        raise ValueError(f"{folder.root} holds the run {saved.name}, not {name}; name another folder with --dir")
+    changed = _first_difference(_identity(saved.spec), _identity(spec), "spec")
+    if changed:
+        raise ValueError(
+            f"{changed} is not what this run began with; put it back, say --fresh to start over, "
+            "or give the run another name"
+        )
+    status = spending.stop_at_last_sight(saved.status)  # what ran under a command that was killed went with it
+    status = _another_chance(status) if status.is_true(FAILED) else status
+    return saved.model_copy(update={"spec": spec, "status": status})
+
+
+def _identity(spec: Spec) -> dict[str, object]:
+    return spec.model_dump(mode="json", by_alias=True, include=_IDENTITY)  # type: ignore[arg-type]
+
+
+def _first_difference(before: object, after: object, path: str) -> str | None:
+    """The path of the first value that differs."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        differences = (
+            _first_difference(before.get(key), after.get(key), f"{path}.{key}") for key in sorted({*before, *after})
+        )
+        return next((found for found in differences if found), None)
+    return None if before == after else path
+
+
+_NOTHING_FAILED = {"failures": 0, "failures_since_progress": 0, "fruitless_attempts": 0}
+
+
+def _another_chance(status: RunStatus) -> RunStatus:
+    """Somebody who says the command again has mended the cause: failures count anew, all that was gained stays."""
+    stages = tuple(
+        stage if stage.end_time else stage.model_copy(update={**_NOTHING_FAILED, "start_time": None})
+        for stage in status.stages
+    )
+    fresh = RunStatus(
+        attempt=status.attempt,
+        preemptions=status.preemptions,
+        infrastructure_failures=status.infrastructure_failures,
+        lost=status.lost,
+        cost=spending.forget(status, status.attempts).cost,
+        checkpoint=status.checkpoint,
+        result=status.result,
+        stages=stages,
+    )
+    return fresh.with_unknown_of(status)

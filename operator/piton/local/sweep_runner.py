@@ -1,0 +1,345 @@
+"""`piton run` of a TrainingSweep: its runs on this machine, one after another or `parallelism` at once.
+
+Each run is an ordinary local run in a folder of its own below the sweep's; what is to be done is decided by the same
+pure half as on a cluster. A run exists here while this command drives it, and once it has succeeded: what an earlier
+command left unfinished is created again, and goes on from its checkpoint.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from piton.api import parse
+from piton.api.conditions import SUCCEEDED, SUSPENDED, settled
+from piton.api.deadline import deadline_of
+from piton.api.reasons import Reason
+from piton.api.spec import Meta, Spec
+from piton.api.status import RunStatus
+from piton.clock import SystemClock
+from piton.core.effects import Announcement
+from piton.cost.spending import forget
+from piton.drive import run_pass
+from piton.local import preflight, sweep_folder
+from piton.local import runner as runs
+from piton.local.drills import Drill
+from piton.local.run_folder import RunFolder, clear, taken
+from piton.local.summary import Summary
+from piton.local.sweep_folder import STATE_FILE, SweepState, folder_of
+from piton.ports import Announcer, Clock, Unavailable
+from piton.sweep import decide
+from piton.sweep.expand import PlannedRun, limited
+from piton.sweep.model import SweepSpec
+from piton.sweep.observed import (
+    CreateRun,
+    MoveDeadline,
+    ResumeRun,
+    RunSeen,
+    SuspendRun,
+    SweepDecision,
+    SweepEffect,
+    SweepObserved,
+)
+from piton.sweep.parse import ParsedSweep
+from piton.sweep.status import SweepStatus
+from piton.timing import Timing
+
+_LOOK_SECONDS = 1.0
+"""Between two looks at how far the runs are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """What the user asked for."""
+
+    sweep: ParsedSweep
+    root: Path
+    """The sweep's folder."""
+    fresh: bool = False
+    drills: Mapping[str, tuple[Drill, ...]] = field(default_factory=dict)
+    """By the name of the run."""
+    notice_seconds: float = 30.0
+    price: Fraction | None = None
+    """Dollars per hour of this machine."""
+    timing: Timing = runs.LOCAL_PACE
+
+
+class SweepObserver(Announcer, Protocol):
+    """Who watches a sweep."""
+
+    def of(self, name: str) -> runs.RunObserver:
+        """Who watches that run of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEnding:
+    """How the command ended."""
+
+    name: str
+    status: SweepStatus
+    runs: tuple[Summary, ...]
+    """Of those that have begun, in the order of the sweep."""
+    trained: bool = True
+    """False: the sweep was finished before."""
+    interrupted: signal.Signals | None = None
+
+
+def run(order: SweepRequest, choir: SweepObserver, clock: Clock | None = None) -> SweepEnding:
+    """Drive the sweep until it ends or is interrupted.
+
+    Raises:
+        ValueError: it cannot be started; one sentence that says why and what to do.
+    """
+    clock = clock or SystemClock()
+    spec = order.sweep.spec
+    assert spec is not None
+    if spec.suspend:
+        raise ValueError("spec.suspend: the sweep is told to hold; remove the field to train here")
+    for variant, first in first_runs(order.sweep).items():
+        _check(variant, spec_of(first), order.price)
+    with taken(order.root, STATE_FILE, "sweep") as root:
+        if order.fresh:
+            clear(root, STATE_FILE)
+        state = sweep_folder.state_of(root, order.sweep, clock)
+        if state.status.is_true(SUCCEEDED):
+            runs_ended = sweep_folder.summaries(root, order.sweep, order.drills)
+            return SweepEnding(name=state.name, status=state.status, runs=runs_ended, trained=False)
+        try:
+            sweep_folder.save(root, state)
+        except OSError as error:
+            raise ValueError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
+        return asyncio.run(_Sweep(order, root, state, choir, clock).drive())
+
+
+def recipe_problems(sweep: ParsedSweep) -> list[str]:
+    """What the recipes say of the variants' configs and data."""
+    return [
+        f"variant {variant}: {problem}"
+        for variant, first in first_runs(sweep).items()
+        for problem in preflight.recipe_problems(spec_of(first))
+    ]
+
+
+def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
+    """One run of each variant: folds and seeds do not change what can be known beforehand."""
+    first: dict[str, PlannedRun] = {}
+    for planned in sweep.plan:
+        first.setdefault(planned.variant, planned)
+    return first
+
+
+def spec_of(run: PlannedRun) -> Spec:
+    """The run's spec as its model; the sweep's rules have found it good."""
+    return _model(run.spec)
+
+
+def _model(document: Mapping[str, object]) -> Spec:
+    spec, problems = parse.model_of(Spec, document, "describe a run")
+    assert spec is not None, problems
+    return spec
+
+
+def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
+    try:
+        preflight.check(spec)
+        preflight.check_price(spec, price)
+    except ValueError as error:
+        raise ValueError(f"variant {variant}: {error}") from error
+
+
+@dataclass(kw_only=True)
+class _Driven:
+    """A run that this command drives."""
+
+    task: asyncio.Task[runs.Ending]
+    stop: runs.Stop
+    devices: tuple[str, ...]
+    created: datetime
+    ends_at: datetime | None
+
+
+class _Sweep:
+    """Implements `piton.ports.AnyWorld` for a sweep, and the loop over it."""
+
+    def __init__(self, order: SweepRequest, root: Path, state: SweepState, choir: SweepObserver, clock: Clock) -> None:
+        self.order = order
+        self.root = root
+        self.state = state
+        self.choir = choir
+        self.clock = clock
+        self.driven: dict[str, _Driven] = {}
+        self.endings: dict[str, runs.Ending] = {}
+        self.interrupted: signal.Signals | None = None
+        self.wake = asyncio.Event()
+        self.devices = list(preflight.gpus()) if self._gpus() else []
+        self.spec = self._fitting()
+
+    # --- the port ----------------------------------------------------------------------------------------------------
+
+    async def observe(self) -> SweepObserved:
+        """The sweep and the runs that exist here."""
+        spec = self.spec.model_copy(update={"suspend": True}) if self.interrupted else self.spec
+        seen = [found for run in self.order.sweep.plan if (found := self._seen(run))]
+        return SweepObserved(
+            meta=Meta(name=self.state.name, uid=self.state.name, generation=1, created=self.state.created),
+            spec=spec,
+            plan=self.order.sweep.plan,
+            status=self.state.status,
+            runs=tuple(seen),
+        )
+
+    async def apply(self, effect: SweepEffect) -> None:
+        """Carry out one effect."""
+        match effect:
+            case CreateRun(run=run, until=until):
+                self._start(run, until)
+            case SuspendRun(name=name):
+                if name in self.driven:
+                    self.driven[name].stop.order(signal.SIGTERM)
+            case ResumeRun() | MoveDeadline():  # the next command does both: it begins the run anew, with its deadline
+                pass
+            case _:
+                assert_never(effect)
+
+    async def write_status(self, status: SweepStatus) -> None:
+        """Replace the sweep's status."""
+        state = self.state.model_copy(update={"status": status})
+        try:
+            sweep_folder.save(self.root, state)
+        except OSError as error:
+            raise Unavailable(f"{self.root} does not take the sweep's state: {error.strerror}") from error
+        self.state = state
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    async def drive(self) -> SweepEnding:
+        """Pass over the sweep until it has ended, or has been stopped and nothing runs any more."""
+        try:
+            with runs.signals(self._interrupt):
+                while not (settled(self.state.status) or (self.interrupted and not self.driven)):
+                    seconds = await self._pass()
+                    if seconds is None:
+                        break
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.wake.wait(), seconds)
+                    self.wake.clear()
+                    self._collect()
+        finally:
+            await self._abandon()
+        if not settled(self.state.status):
+            await self._pass()
+        return SweepEnding(
+            name=self.state.name,
+            status=self.state.status,
+            runs=sweep_folder.summaries(self.root, self.order.sweep, self.order.drills, self._summaries()),
+            interrupted=self.interrupted,
+        )
+
+    async def _pass(self) -> float | None:
+        """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
+        try:
+            decision = await run_pass(self, self.choir, self._decide, self._turn_down)
+        except Unavailable as error:
+            await self.choir.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            return _LOOK_SECONDS
+        wanted = decision.look_again_seconds if decision else None
+        if decision and not decision.effects and not self.driven and wanted != 0 and not settled(decision.status):
+            return None
+        return min(_LOOK_SECONDS, _LOOK_SECONDS if wanted is None else wanted)
+
+    def _decide(self, observed: SweepObserved) -> SweepDecision:
+        return decide.decide(observed, now=self.clock.now(), timing=self.order.timing)
+
+    def _turn_down(self, observed: SweepObserved, why: str) -> SweepDecision:
+        return decide.refused(observed, why, now=self.clock.now(), timing=self.order.timing)
+
+    def _interrupt(self, signum: signal.Signals) -> None:
+        self.interrupted = self.interrupted or signum
+        for driven in self.driven.values():
+            driven.stop.order(signum)
+        self.wake.set()
+
+    def _collect(self) -> None:
+        """Runs that have come to their end in this command. What one could not be started for ends the command."""
+        for name, driven in list(self.driven.items()):
+            if driven.task.done():
+                del self.driven[name]
+                self.devices += driven.devices
+                self.endings[name] = driven.task.result()
+
+    async def _abandon(self) -> None:
+        """Nobody waits any more: an error, or the loop's cancellation."""
+        for driven in self.driven.values():
+            driven.task.cancel()
+        await asyncio.gather(*(driven.task for driven in self.driven.values()), return_exceptions=True)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _summaries(self) -> dict[str, Summary]:
+        """Of the runs that have ended in this command, by name."""
+        return {name: ending.summary for name, ending in self.endings.items()}
+
+    def _gpus(self) -> int:
+        """GPUs of the run that wants most."""
+        return max(preflight.gpus_wanted(spec_of(run)) for run in self.order.sweep.plan)
+
+    def _fitting(self) -> SweepSpec:
+        """The spec with no more runs at once than there are runs, and GPUs for."""
+        spec = self.order.sweep.spec
+        assert spec is not None
+        wanted = self._gpus()
+        room = len(self.devices) // wanted if wanted else spec.parallelism
+        at_once = max(1, min(spec.parallelism, room, len(self.order.sweep.plan)))
+        return spec.model_copy(update={"parallelism": at_once})
+
+    def _folder(self, run: PlannedRun) -> RunFolder:
+        return folder_of(self.root, run, self.state.name)
+
+    def _seen(self, run: PlannedRun) -> RunSeen | None:
+        """The run, while this command drives it, has driven it to an end, or finds it trained."""
+        driven, ending = self.driven.get(run.name), self.endings.get(run.name)
+        saved = self._folder(run).load()
+        status = saved.status if saved else RunStatus()
+        if driven and settled(status):  # an earlier command's end, or one that is only just being written
+            status = RunStatus(cost=forget(status, status.attempts).cost)
+        if driven is None and ending is None and not status.is_true(SUCCEEDED):
+            return None
+        return RunSeen(
+            name=run.name,
+            created=driven.created if driven else self.clock.now(),
+            suspend=driven.stop.times > 0 if driven else status.is_true(SUSPENDED),
+            ends_at=driven.ends_at if driven else None,
+            spec=spec_of(run),
+            uid=run.name,
+            status=status,
+        )
+
+    def _start(self, run: PlannedRun, until: datetime | None) -> None:
+        saved = self._folder(run).load()
+        created = saved.created if saved else self.clock.now()
+        spec = _model(limited(run, until, created))
+        wanted = preflight.gpus_wanted(spec)
+        devices, self.devices = tuple(self.devices[:wanted]), self.devices[wanted:]
+        order = runs.RunRequest(
+            name=run.name,
+            spec=spec,
+            root=self._folder(run).root,
+            drills=self.order.drills.get(run.name, ()),
+            notice_seconds=self.order.notice_seconds,
+            timing=self.order.timing,
+            devices=devices,
+            share=self.spec.parallelism,
+            price=self.order.price,
+        )
+        stop = runs.Stop()
+        task = asyncio.create_task(runs.train(order, self.choir.of(run.name), self.clock, stop), name=run.name)
+        task.add_done_callback(lambda _: self.wake.set())
+        meta = Meta(name=run.name, created=created)
+        self.driven[run.name] = _Driven(
+            task=task, stop=stop, devices=devices, created=created, ends_at=deadline_of(meta, spec)
+        )

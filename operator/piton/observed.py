@@ -1,0 +1,266 @@
+"""Everything that a decision may look at. Adapters fill these values in; rules see nothing else."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from fractions import Fraction
+
+from piton.api.spec import Meta, Reclaim, Spec, Stage
+from piton.api.status import RunStatus
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton.contract.termination import Termination
+
+
+class ReplicaState(StrEnum):
+    """Where one replica (a pod, or a local process group) stands."""
+
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePoolSeen:
+    """A NodePool of Karpenter's, from the view of one of its nodes."""
+
+    name: str
+    drain_seconds: float | None = None
+    """Its terminationGracePeriod: how long after its notice a node may still have pods; None: for ever."""
+    is_spot: bool = False
+    """Whether this node is a spot machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterMessage:
+    """What the cluster says about a job or a replica: a condition, the state of a container, or an event."""
+
+    reason: str
+    """In one word: Unschedulable, FailedMount, Pulling."""
+    message: str = ""
+    source: str = ""
+    """The component that says it: kubelet, karpenter."""
+    first_time: datetime | None = None
+    """When it was first said."""
+    last_time: datetime | None = None
+    """When it was last said; None: it is so now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSeen:
+    """One replica of an attempt, with all the evidence that it carries."""
+
+    name: str
+    uid: str = ""
+    state: ReplicaState
+    exit_code: int | None = None
+    ended_at: datetime | None = None
+    termination: Termination | None = None
+    over_time: bool = False
+    """Ended by the kubelet at its activeDeadlineSeconds."""
+    refused: str | None = None
+    """Why the kubelet did not accept it, in its words; nothing of it has ever run."""
+    out_of_memory: bool = False
+    """Killed by the kernel at its own limit, or evicted for more than it asked for."""
+    out_of_disk: bool = False
+    """Evicted for more of its node's disk than it may use, or asked for."""
+    deleting: bool = False
+    """Being deleted, by whomever."""
+    grace_seconds: int | None = None
+    """Of its deletion, if it is being deleted."""
+    never_started: bool = False
+    """The trainer has not begun: it waits for a machine, a volume, an image or an init container."""
+    disruption: str | None = None
+    """Why it was taken, in the cluster's word: a DisruptionTarget reason, Evicted, NodeShutdown."""
+    waiting: str | None = None
+    """Why it does not start, in the cluster's words: ImagePullBackOff, Unschedulable and its message."""
+    words: tuple[ClusterMessage, ...] = ()
+    """What the cluster says of it while it waits, with its events as far as they were read."""
+    cannot_start: bool = False
+    """`waiting` is something that only the user can mend: an image or command that does not exist."""
+    node: str | None = None
+    zone: str | None = None
+    """The zone of its machine."""
+    node_gone: bool = False
+    """Its machine does not exist any more, or has not answered for too long."""
+    silent: str | None = None
+    """Its machine does not answer, with many others, and is waited for: what is seen of that, and until when."""
+    node_reclaimed: bool = False
+    """Its machine is announced to be taken, or at least cordoned."""
+    leaving: str | None = None
+    """What says that its machine goes now. Pods that ask not to be disrupted are not evicted from it by anybody."""
+    node_pool: NodePoolSeen | None = None
+    """Karpenter's NodePool that its machine is from, as far as that is known."""
+    placed_at: datetime | None = None
+    """When it was given its machine, which is paid for from then on."""
+    node_price: Fraction | None = None
+    """Dollars per hour of the whole machine, where somebody knows."""
+    node_share: Fraction = Fraction(1)
+    """The part of the machine that is its own."""
+
+    @property
+    def has_run(self) -> bool:
+        """Whether its trainer has begun."""
+        over = self.state is ReplicaState.SUCCEEDED or (
+            self.state is ReplicaState.FAILED and self.exit_code is not None
+        )
+        return not self.never_started and (over or self.state is ReplicaState.RUNNING)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has stopped for good: nothing of it can write any more, or the fence keeps it out."""
+        return self.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED) or self.node_gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostReplica:
+    """A replica that the status knows of and that does not exist any more. Its peers, and a successor, may."""
+
+    name: str
+    node: str
+    running_since: datetime | None = None
+    """Since when it was known to run; None: it waited, when it was last seen."""
+    node_gone: bool = False
+    """Its machine does not exist any more either, or has not answered for too long."""
+    node_reclaimed: bool = False
+    """Its machine is announced to be taken."""
+    disruption: str | None = None
+    """Why it was taken, where a watch has shown its end. Says more about the verdict, and never decides it."""
+    notice: str | None = None
+    """What announced that its machine would be taken, where a watch has shown that: a taint. The same holds for it."""
+
+
+class JobState(StrEnum):
+    """What the job's own conditions say; never believed without evidence."""
+
+    ACTIVE = "Active"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptSeen:
+    """One attempt's job and replicas as they are now."""
+
+    number: int
+    stage: Stage = Stage.TRAIN
+    """What its job was made for."""
+    uid: str = ""
+    job: JobState | None = JobState.ACTIVE
+    """None: the job's object is gone, but replicas of it are left."""
+    ours: bool = True
+    """False: an object of this name exists that does not belong to the run."""
+    deleting: bool = False
+    suspended: bool = False
+    """Its spec.runPolicy.suspend is true. Piton never sets it: another client has, and the job's pods are deleted."""
+    message: str = ""
+    """What the job's condition says of its end."""
+    words: tuple[ClusterMessage, ...] = ()
+    """Why the job's controller does not create its pods: its events about a quota, a policy."""
+    replicas: tuple[ReplicaSeen, ...] = ()
+    lost: tuple[LostReplica, ...] = ()
+    expected_replicas: int = 1
+
+    @property
+    def running(self) -> bool:
+        """Whether any replica runs."""
+        return any(r.state is ReplicaState.RUNNING for r in self.replicas)
+
+    @property
+    def formed(self) -> bool:
+        """Whether all replicas have run, as far as can be seen now."""
+        return sum(r.has_run for r in self.replicas) >= self.expected_replicas
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a replica has not been created yet, or waits."""
+        waits = any(r.state is ReplicaState.WAITING for r in self.replicas)
+        return self.job is JobState.ACTIVE and (waits or len(self.replicas) < self.expected_replicas)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is left that could run: its replicas ended, and no more will be made."""
+        if not all(r.ended for r in self.replicas):
+            return False
+        if self.job is JobState.ACTIVE and not self.deleting:
+            return bool(self.replicas) and len(self.replicas) >= self.expected_replicas
+        return True
+
+    @property
+    def stranded(self) -> bool:
+        """Whether a replica still stands in the books of a machine that is gone; nobody but us will take it off."""
+        return any(r.node_gone and r.state in (ReplicaState.WAITING, ReplicaState.RUNNING) for r in self.replicas)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSeen:
+    """The checkpoint volume."""
+
+    exists: bool
+    ours: bool = True
+    """False: a claim of the name that we would use belongs to somebody else."""
+    made: bool = False
+    """Whether Piton has made it; the user has brought it otherwise."""
+    reclaim: Reclaim = Reclaim.RETAIN
+    """What the spec says, also where it is refused."""
+    owned: bool = False
+    """Whether the run is its owner, so that the garbage collector deletes it with the run."""
+    of_earlier_run: bool = False
+    """It is not ours, and was made for an earlier run of this name, whose checkpoints it keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReservationSeen:
+    """The run's Workload, by which it has quota from a queue of Kueue's or waits for it."""
+
+    exists: bool = False
+    ours: bool = True
+    """False: a Workload of this name exists that does not belong to the run."""
+    deleting: bool = False
+    queue: str = ""
+    """The LocalQueue that it is in."""
+    asked: str = ""
+    """The digest of what it asks for."""
+    held: bool = False
+    """Kueue counts the run's pods against the quota, also while it wants the quota back."""
+    admitted: bool = False
+    """Kueue lets the run start."""
+    evicted: bool = False
+    """Kueue wants the quota back."""
+    finished: bool = False
+    """Somebody has declared it finished: Kueue will never admit it again."""
+    ready: bool = False
+    """Kueue was told that all pods run."""
+    position: int | None = None
+    """Place in the ClusterQueue, 1 is next; None where it is not known."""
+    message: str = ""
+    """Why it waits, or why it is evicted, in Kueue's words."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether pods of the run may run."""
+        return self.exists and self.ours and self.admitted and not (self.evicted or self.finished or self.deleting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """One run, as it is now."""
+
+    meta: Meta
+    spec: Spec | None
+    """None when there are problems."""
+    problems: tuple[str, ...] = ()
+    status: RunStatus
+    volume: VolumeSeen
+    attempts: tuple[AttemptSeen, ...] = ()
+    progress: Progress | None = None
+    """The newest report of the current attempt, if it has reported."""
+    complete: Complete | None = None
+    """The final manifest, where the world can read it."""
+    reservation: ReservationSeen | None = None
+    """The quota that it has from a queue, or waits for; None: it is in no queue, or this world has none."""
+
+    def attempt(self, number: int) -> AttemptSeen | None:
+        """The attempt of that number, if anything of it exists."""
+        return next((seen for seen in self.attempts if seen.number == number), None)

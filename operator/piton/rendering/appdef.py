@@ -1,0 +1,268 @@
+"""From a run to one TorchX AppDef per attempt: the one description of what runs.
+
+The local world hands it to TorchX's scheduler; `pytorchjob.py` makes the cluster's objects from it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import floor
+from typing import Any
+
+from torchx import specs
+
+from piton.api.deadline import deadline_of
+from piton.api.spec import Every, Meta, Mirror, ObjectiveSpec, Spec, Stage
+from piton.api.stages import staged
+from piton.contract import names
+from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
+from piton.contract.duration import format_duration, parse_duration
+from piton.timing import GRACE_SECONDS
+
+ROLE = "trainer"
+MODULES = {
+    Stage.PREPARE: "piton_trainer.prepare",
+    Stage.TRAIN: "piton_trainer",
+    Stage.EVALUATE: "piton_trainer.evaluate",
+}
+"""What a recipe has for each stage."""
+_AFTER_START_TIMEOUT_SECONDS = 600
+"""A node that gave up by itself would end with an error, and say nothing of the one that it waited for."""
+ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
+"""torchrun has to be done before the kubelet is."""
+CPU_SHARE = 0.95
+"""Part of a machine's CPU that pods may ask for; the rest is the kubelet's, the system's and the daemonsets'."""
+MEMORY_SHARE = 0.92
+"""Part of the memory in TorchX's table that pods may ask for, before what every machine keeps.
+
+The table has 4 % less than the machine's name promises. Karpenter takes off 7.5 % until it has seen a machine of the
+type, and a pod that asks for more makes it launch nothing. The rest is for the 737 pods that a large one may have."""
+KEPT_MEMORY_MIB = 1280
+"""What a machine keeps of its memory whatever its size: for the kubelet, which evicts below 100 Mi, and daemonsets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerPlace:
+    """What differs between the places where a trainer may run."""
+
+    python: str = "python"
+    torchrun: tuple[str, ...] = ("torchrun",)
+    checkpoint_dir: str
+    config_file: str = f"{names.CONFIG_MOUNT}/{names.CONFIG_FILE}"
+    termination_log: str = names.DEFAULT_TERMINATION_LOG
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportEndpoint:
+    """Where trainers on a cluster report to, as the operator's settings say."""
+
+    url: str
+    """Base URL, without a slash at the end."""
+    ca_pem: str
+    """The certificate of the authority that vouches for it."""
+
+    def run_url(self, meta: Meta) -> str:
+        """Where the trainers of that run report to."""
+        return f"{self.url}/namespaces/{meta.namespace}/{names.PLURAL}/{meta.name}/status"
+
+
+def assignment(spec: Spec) -> Assignment:
+    """What the trainers are told; the same in every place."""
+    every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every()
+    return Assignment(
+        recipe=spec.trainer.recipe,
+        config=spec.trainer.config,
+        save=SavePolicy(
+            auto=spec.checkpoint.every == "auto",
+            every_seconds=None if every.minutes is None else every.minutes * 60.0,
+            every_steps=every.steps,
+            keep_last=spec.checkpoint.keep.last,
+            keep_best=spec.checkpoint.keep.best,
+            keep_weights_only=spec.checkpoint.keep.weights_only,
+            patience_seconds=parse_duration(spec.checkpoint.patience),
+        ),
+        objective=_objective(spec.objective),
+        mirror=_mirror(spec.checkpoint.mirror),
+        training_seconds=parse_duration(spec.limits.training_time) if spec.limits.training_time else None,
+    )
+
+
+def interval(spec: Spec) -> str:
+    """How often the trainers save, for people."""
+    save = assignment(spec).save
+    if save.auto:
+        return "as often as pays, by what saves cost and how often training is interrupted (auto)"
+    minutes = None if save.every_seconds is None else f"every {format_duration(save.every_seconds)}"
+    steps = None if save.every_steps is None else f"every {save.every_steps} steps"
+    return " and ".join(part for part in (minutes, steps) if part)
+
+
+def _mirror(mirror: Mirror | None) -> MirrorPolicy | None:
+    if mirror is None:
+        return None
+    return MirrorPolicy(uri=mirror.uri, megabytes_per_second=mirror.max_megabytes_per_second)
+
+
+def _objective(spec: ObjectiveSpec | None) -> Objective | None:
+    if spec is None:
+        return None
+    return Objective(metric=spec.metric, goal=spec.goal, target=spec.target, patience=spec.patience)
+
+
+def processes_per_node(spec: Spec) -> int:
+    """One process per GPU, or one for the CPU."""
+    return max(1, spec.workers.gpus_per_node)
+
+
+def appdef(
+    meta: Meta,
+    spec: Spec,
+    attempt: int,
+    place: TrainerPlace,
+    *,
+    stage: Stage = Stage.TRAIN,
+    checkpoint_step: int | None = None,
+    blocking_saves: bool = False,
+    stop_after_seconds: float | None = None,
+) -> specs.AppDef:
+    """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint that it needs."""
+    spec = staged(spec, stage)
+    entrypoint, *args = _command(spec, place, stage)
+    env = _env(meta, spec, attempt, place)
+    if checkpoint_step is not None and stage is Stage.TRAIN:
+        env[names.ENV_DURABLE_STEP] = str(checkpoint_step)
+    elif checkpoint_step is not None:
+        env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
+    if blocking_saves:
+        env[names.ENV_SAVES] = names.SAVES_BLOCKING
+    if stop_after_seconds is not None:
+        env[names.ENV_STOP_AFTER] = f"{stop_after_seconds:.0f}"
+    role = specs.Role(
+        name=ROLE,
+        image=spec.trainer.image,
+        entrypoint=entrypoint,
+        args=args,
+        env=env,
+        num_replicas=spec.workers.nodes,
+        resource=_resource(spec),
+    )
+    labels = {names.LABEL_RUN: meta.name, names.LABEL_ATTEMPT: str(attempt)}
+    return specs.AppDef(
+        name=names.attempt_name(meta.name, attempt),
+        roles=[role],
+        metadata=labels if stage is Stage.TRAIN else {**labels, names.LABEL_STAGE: stage.value},
+    )
+
+
+def _command(spec: Spec, place: TrainerPlace, stage: Stage) -> list[str]:
+    """The user's command as it is; a recipe through torchrun only where a node has several processes.
+
+    torchrun turns every end into exit code 1, so a single process does without it. It finds its arguments in the PET_*
+    variables that the PyTorchJob controller (or the local world) sets.
+    """
+    if spec.trainer.command:
+        return list(spec.trainer.command)
+    if processes_per_node(spec) > 1:
+        return [*place.torchrun, "-m", MODULES[stage]]
+    return [place.python, "-m", MODULES[stage]]
+
+
+def _env(meta: Meta, spec: Spec, attempt: int, place: TrainerPlace) -> dict[str, str]:
+    env = {variable.name: variable.value for variable in spec.trainer.env if variable.value is not None}
+    env |= {
+        names.ENV_RUN: meta.name,
+        names.ENV_NAMESPACE: meta.namespace,
+        names.ENV_ATTEMPT: str(attempt),
+        names.ENV_CHECKPOINT_DIR: place.checkpoint_dir,
+        names.ENV_CONFIG: place.config_file,
+        names.ENV_TERMINATION_LOG: place.termination_log,
+        names.ENV_ELASTIC_SHUTDOWN_TIMEOUT: str(ELASTIC_SHUTDOWN_SECONDS),
+        **compile_caches(spec, place.checkpoint_dir),
+    }
+    if spec.workers.nodes > 1:
+        env |= _patience_with_peers(spec)
+    env |= _hang_timeout(spec)
+    if meta.allows_fresh_start:
+        env[names.ENV_ALLOW_FRESH_START] = "true"
+    deadline = deadline_of(meta, spec)
+    if deadline is not None:
+        env[names.ENV_STOP_AT] = deadline.isoformat()
+    return env | dict(place.env)
+
+
+def _hang_timeout(spec: Spec) -> dict[str, str]:
+    """When the trainer's watchdog ends it. The user's word wins."""
+    if any(variable.name == names.ENV_HANG_TIMEOUT for variable in spec.trainer.env):
+        return {}
+    given = spec.limits.hang_timeout
+    words = (names.HANGS_AUTO, names.HANGS_OFF)
+    return {names.ENV_HANG_TIMEOUT: given if given in words else f"{parse_duration(given):g}"}
+
+
+def _patience_with_peers(spec: Spec) -> dict[str, str]:
+    """Variables that let a node wait for the others for longer than Piton does. The user's word wins."""
+    chosen = {variable.name for variable in spec.trainer.env}
+    seconds = int(parse_duration(spec.limits.start_timeout)) + _AFTER_START_TIMEOUT_SECONDS
+    told = {names.ENV_JOIN_SECONDS: str(seconds), names.ENV_RENDEZVOUS: f"timeout={seconds}"}
+    return {name: value for name, value in told.items() if name not in chosen}
+
+
+def compile_caches(spec: Spec, checkpoint_dir: str) -> dict[str, str]:
+    """Variables that keep on the volume what an attempt has compiled, for the next one. The user's word wins."""
+    chosen = {variable.name for variable in spec.trainer.env}
+    folders = {names.ENV_INDUCTOR_CACHE: "inductor", names.ENV_TRITON_CACHE: "triton"}
+    return {
+        name: f"{checkpoint_dir}/{names.CACHE_FOLDER}/{folder}"
+        for name, folder in folders.items()
+        if name not in chosen
+    }
+
+
+def _resource(spec: Spec) -> specs.Resource:
+    """The share of the first instance type that the GPUs stand for; unknown types only give their GPUs."""
+    workers = spec.workers
+    capabilities: dict[str, Any] = {}
+    named = _named(workers.instance_types[0]) if workers.instance_types else None
+    if named is None:
+        return specs.Resource(cpu=-1, gpu=workers.gpus_per_node, memMB=-1, capabilities=capabilities)
+    share = min(1.0, workers.gpus_per_node / named.gpu) if named.gpu and workers.gpus_per_node else 1.0
+    return specs.Resource(
+        cpu=max(1, floor(named.cpu * share * CPU_SHARE)),
+        gpu=workers.gpus_per_node,
+        memMB=floor(_for_pods_mib(named) * share),
+        capabilities=dict(named.capabilities),
+        devices=dict(named.devices) if share == 1.0 else {},
+    )
+
+
+def _for_pods_mib(named: specs.Resource) -> float:
+    """Memory that is left for pods. Machines of less than 2 GiB are not worth an exact answer."""
+    there = float(named.memMB)
+    return max(there / 2, there * MEMORY_SHARE - KEPT_MEMORY_MIB)
+
+
+def gpus_of(spec: Spec) -> int | None:
+    """How many GPUs a machine of the first instance type has; None where nobody knows."""
+    named = _named(spec.workers.instance_types[0]) if spec.workers.instance_types else None
+    return None if named is None else int(named.gpu)
+
+
+def _named(instance_type: str) -> specs.Resource | None:
+    try:
+        return specs.resource(h=f"aws_{instance_type}")
+    except (KeyError, ValueError):
+        return None
+
+
+def as_text(app: specs.AppDef) -> dict[str, Any]:
+    """The AppDef as plain values, for people."""
+    role = app.roles[0]
+    return {
+        "name": app.name,
+        "role": role.name,
+        "replicas": role.num_replicas,
+        "command": [role.entrypoint, *role.args],
+        "env": dict(sorted(role.env.items())),
+        "resource": json.loads(json.dumps(vars(role.resource), default=str)),
+    }

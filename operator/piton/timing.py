@@ -1,0 +1,79 @@
+"""How patient the core is, and how long the next attempt waits."""
+
+from dataclasses import dataclass
+
+from piton.api.status import AttemptStatus, Verdict
+
+GRACE_SECONDS = 100
+"""A spot machine goes 120 s after its notice; this leaves time for the notice to travel."""
+UNSTARTED_GRACE_SECONDS = 1
+"""For a replica whose trainer never began. Not 0: its kubelet still has to stop an image pull or an init container."""
+
+
+_DOUBLINGS_MAX = 64
+"""More than any pace needs to get to its longest wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The patience of the core. The defaults suit a cluster; tests and local runs are quicker."""
+
+    backoff_seconds: float = 10.0
+    """First wait after a failure; doubles with each one in a row that saved nothing new."""
+    backoff_seconds_max: float = 3600.0
+    evidence_seconds: float = 90.0
+    """How long one replica's crash waits for word of the others: a dead node is noticed after 40-50 s, its peers fail
+    at once, and a preemption must not be booked as the user's failure."""
+    start_seconds: float = 300.0
+    """How long an image may fail to be pulled before that counts as the user's failure."""
+    stalled_attempts: int = 5
+    """Attempts in a row without a newer durable step after which a run is Stalled."""
+    fails_when_stalled: bool = False
+    """Whether it has failed then. On a machine without a cluster nothing heals by itself."""
+    kept_jobs: int = 3
+    """Jobs of ended attempts that stay for a look at their logs."""
+    kept_records: int = 20
+    """Attempts that the status remembers one by one."""
+    progress_seconds: float = 10.0
+    """How often progress alone is worth a write of the status."""
+    look_seconds: float = 4.0
+    """How often an attempt that does not run yet is looked at: a run says within 5 s what it waits for, and events of
+    pods wake nobody."""
+    look_seconds_max: float = 30.0
+    """The same for one that has waited for minutes."""
+    refused_seconds_max: float = 120.0
+    """Longest time between two tries of what the API server refuses."""
+    stop_seconds: float = GRACE_SECONDS
+    """What an orderly stop may take; a budget keeps back what that costs."""
+    queue_seconds: float = 15.0
+    """How often a run that waits in a queue asks for its place; that it is admitted it is told at once."""
+    device_taint_seconds: float | None = None
+    """For how long a node is tainted whose device was lost; None: Piton writes to no node."""
+    worth_seconds: float = 120.0
+    """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
+
+    def look_again_seconds(self, waited_seconds: float) -> float:
+        """When to look again at an attempt that has waited for so long."""
+        return min(max(self.look_seconds, waited_seconds / 10), self.look_seconds_max)
+
+    def try_again_seconds(self, refused_seconds: float) -> float:
+        """When to try again what has been refused for so long."""
+        return min(max(self.look_seconds, refused_seconds / 4), self.refused_seconds_max)
+
+
+def delay_seconds(last: AttemptStatus, fruitless_attempts: int, timing: Timing) -> float:
+    """Seconds between the end of the last attempt and the start of the next.
+
+    A preemption that saved something is followed at once, as is one by itself: the machine went, nothing is wrong with
+    the run. Whatever repeats itself without progress waits longer each time.
+    """
+    if last.verdict is Verdict.STOPPED:
+        return 0.0
+    repeats = fruitless_attempts
+    if last.verdict is Verdict.PREEMPTED:
+        repeats -= 1
+    if last.verdict is Verdict.USER_FAILURE:
+        repeats = max(repeats, 1)
+    if repeats <= 0:
+        return 0.0
+    return float(min(timing.backoff_seconds * 2.0 ** min(repeats - 1, _DOUBLINGS_MAX), timing.backoff_seconds_max))

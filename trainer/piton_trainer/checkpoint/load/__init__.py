@@ -1,0 +1,1 @@
+"""Loading a checkpoint: one pass over its files, shared by the ranks."""

@@ -1,0 +1,172 @@
+"""What of a checkpoint directory stays: retention after a commit, room before a save. It needs no torch.
+
+That a commit went well says that every byte was handed over, not that the volume gives it back. So the newest
+checkpoint that was read back since, and was what its manifest says, always stays whole: it is the *verified* one.
+Another one is read back only when the rules would let go of that one, so about once in `keep_last` saves; reading stops
+when a save is wanted meanwhile, and then one checkpoint more than the rules say stays for a while.
+
+What is found damaged counts for nothing, and goes when a newer one is verified. What cannot be read is not damaged:
+then nothing goes at all.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from piton.contract import names
+from piton.contract.assignment import Objective, SavePolicy
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+from piton_trainer.checkpoint.retention.policy import Deletions, Measured, steps_to_delete, what_goes
+from piton_trainer.checkpoint.retention.weights_only import can_be_thin, make_thin, strip
+from piton_trainer.errors import OutOfSpace
+
+logger = logging.getLogger(__name__)
+
+_WAITING_MAX = 1
+"""With more checkpoints than these to let go, reading back is not put off any more."""
+
+
+def with_overhead(size: int) -> int:
+    """What a checkpoint of so many bytes of tensors takes, with manifest, index and what the file system adds."""
+    return size + size // 64 + (64 << 10)
+
+
+def never() -> bool:
+    """Nothing else is wanted."""
+    return False
+
+
+class RetentionManager:
+    """Applies the rules of retention to a directory. One process of one attempt does."""
+
+    def __init__(self, directory: Path, *, policy: SavePolicy, objective: Objective | None, disk: layout.Disk) -> None:
+        self._directory = directory
+        self._policy = policy
+        self._objective = objective
+        self._disk = disk
+        self._verified: int | None = None
+        self._damaged: set[int] = set()
+        self._has_stripped = False
+        self.free: int | None = None
+        """Bytes that were free before the newest save, beside what the rules keep."""
+
+    def committed(self, step: int) -> None:
+        """A checkpoint of this step is there, whatever was there before."""
+        self._damaged.discard(step)
+        if self._verified == step:
+            self._verified = None
+
+    def retain(self, newest: int, *, is_wanted: Callable[[], bool] = never) -> None:
+        """Let go what the rules let go, up to this step: a later one was passed over by a resume, which proves nothing.
+
+        `is_wanted` says whether this process has something better to do.
+        """
+        try:
+            self._strip()
+            self._retain(newest, self._policy, is_wanted)
+        except OSError as error:
+            logger.warning("checkpoints that may go stay for now: %s", error)
+
+    def make_room(self, step: int, size: int) -> None:
+        """Make sure that a checkpoint fits, if need be by letting go earlier what would go later.
+
+        Raises:
+            OutOfSpace: it does not fit all the same.
+        """
+        if self._fits(size):
+            return
+        for policy in self._sterner():
+            self._retain(step, policy, never)
+            if self._fits(size):
+                logger.warning(
+                    "%s is full: what would have gone later is gone, so that step %d fits", self._directory, step
+                )
+                return
+        raise OutOfSpace(
+            f"the disk of {self._directory} is full: step {step} needs {size:,} bytes and {self.free:,} are free; "
+            "the checkpoints that are there are untouched"
+        )
+
+    def _fits(self, size: int) -> bool:
+        self.free = self._disk.free_bytes(self._directory)
+        return self.free is None or self.free >= with_overhead(size)
+
+    def _sterner(self) -> Iterator[SavePolicy]:
+        """First of the last ones only the newest, then one after the other of the thin ones; the best stay."""
+        policy = replace(self._policy, keep_last=1)
+        yield policy
+        thin = min(policy.keep_weights_only, len(layout.weights_folders(self._directory)))
+        for number in reversed(range(thin)):
+            yield replace(policy, keep_weights_only=number)
+
+    def _retain(self, newest: int, policy: SavePolicy, is_wanted: Callable[[], bool]) -> None:
+        whole = [c for c in layout.committed(self._directory) if c.manifest.step <= newest]
+        if self._verified not in {c.manifest.step for c in whole}:
+            self._verified = None  # somebody has taken it away
+        gone = steps_to_delete(self._measured(whole), policy=policy, objective=self._objective)
+        if gone and (self._verified is None or self._verified in gone):
+            self._verify(whole, is_wanted if len(gone) <= _WAITING_MAX else never)
+        self._let_go(self._going(whole, newest, policy), {c.manifest.step: c for c in whole})
+
+    def _measured(self, whole: Sequence[CommittedCheckpoint]) -> Measured:
+        return [(c.manifest.step, c.manifest.metrics) for c in whole if c.manifest.step not in self._damaged]
+
+    def _going(self, whole: Sequence[CommittedCheckpoint], newest: int, policy: SavePolicy) -> Deletions:
+        steps = {c.manifest.step for c in whole}
+        verified = self._verified
+        going = what_goes(
+            self._measured(whole),
+            thin=[step for step, _ in layout.weights_folders(self._directory) if step <= newest],
+            can_be_thin=[c.manifest.step for c in whole if can_be_thin(c.manifest)],
+            spared=steps if verified is None else {verified},
+            policy=policy,
+            objective=self._objective,
+        )
+        damaged = [step for step in steps & self._damaged if verified is not None and step < verified]
+        return replace(going, whole=[*going.whole, *damaged])
+
+    def _verify(self, whole: Sequence[CommittedCheckpoint], is_wanted: Callable[[], bool]) -> None:
+        """Read back the newest, and if that is damaged the one before."""
+        for checkpoint in whole:
+            step, files = checkpoint.manifest.step, checkpoint.manifest.files
+            if self._verified is not None and step <= self._verified:
+                return
+            for name, entry in files.items():
+                if is_wanted():
+                    return
+                if problem := layout.flaw(checkpoint.folder / name, entry):
+                    logger.warning("%s is damaged, and nothing older goes for it: %s", checkpoint.folder.name, problem)
+                    self._damaged.add(step)
+                    break
+            else:
+                self._verified = step
+                return
+
+    def _let_go(self, going: Deletions, whole: dict[int, CommittedCheckpoint]) -> None:
+        for step in going.thin:
+            _try(step, "made thin", partial(make_thin, whole[step], self._disk))
+        for step in going.whole:
+            _try(step, "deleted", partial(layout.discard, whole[step].folder))
+        for step in going.weights:
+            _try(step, "deleted", partial(layout.discard, self._directory / names.weights_folder(step)))
+
+    def _strip(self) -> None:
+        """Once: what a process that died has left in thin ones."""
+        if self._has_stripped:
+            return
+        for _, folder in layout.weights_folders(self._directory):
+            try:
+                strip(CommittedCheckpoint(folder=folder, manifest=layout.read_manifest(folder)))
+            except ValueError as error:
+                logger.warning("%s is no checkpoint: %s", folder.name, error)
+        self._has_stripped = True
+
+
+def _try(step: int, what: str, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except OSError as error:
+        logger.warning("the checkpoint of step %d cannot be %s: %s", step, what, error)

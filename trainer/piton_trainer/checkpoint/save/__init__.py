@@ -1,0 +1,1 @@
+"""Saving a checkpoint: in the background, or while training waits."""

@@ -1,0 +1,180 @@
+"""The process that writes a rank's checkpoints while the rank trains. It imports no torch.
+
+It is started by `writer`, reads the trainer's memory, does one order after the other, and never says a word unasked.
+It ends with its trainer, however that ends: by the end of the socket or, when a forked child of the trainer still
+holds that, by the signal that the kernel sends. What an orphan has not renamed by then is never committed.
+
+Its priority is low: while a trainer trains, it takes what the trainer leaves, and when one waits for it, the trainer
+leaves everything.
+"""
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import assert_never
+
+from piton.contract.manifest import FileEntry
+from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.file_digest import digest_of
+from piton_trainer.checkpoint.save.commit import Committer
+from piton_trainer.checkpoint.save.direct_io import FilePart, WriterPool
+from piton_trainer.checkpoint.save.messages import (
+    Answer,
+    Commit,
+    Expedite,
+    Failed,
+    Order,
+    Sealed,
+    Write,
+    WriterSettings,
+)
+from piton_trainer.errors import Ended
+from piton_trainer.runtime import child_process
+from piton_trainer.runtime.resources import cores
+
+_MORE_THREADS = 6
+"""In a expedite. While some hash, others write: with one thread per core the disk would stand still at times."""
+
+
+class Writer:
+    """Carries out orders."""
+
+    def __init__(self, settings: WriterSettings, memory: int) -> None:
+        self._directory = settings.directory
+        self._is_main = settings.is_main
+        self._memory = memory
+        self._mapped: mmap.mmap | None = None
+        self._sealed: Mapping[str, FileEntry] | None = None
+        self._threads = settings.threads
+        self._pool: WriterPool | None = None
+        self._hurry: Expedite | None = None
+        disk = layout.Disk()
+        fence = Fence(settings.directory, disk=disk, attempt=settings.attempt, owner=settings.owner)
+        self._committer = Committer(
+            settings.directory, fence=fence, policy=settings.policy, objective=settings.objective, disk=disk
+        )
+
+    def execute(self, order: Order) -> Answer:
+        """Carry out an order; what goes wrong is an answer too."""
+        try:
+            match order:
+                case Write():
+                    return self._write(order)
+                case Commit():
+                    return self._commit(order)
+                case _:
+                    assert_never(order)
+        except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
+            return Failed.by(error)
+
+    def expedite(self, expedite: Expedite) -> None:
+        """Take all cores for a step that is being written, or will be. Comes from another thread."""
+        self._hurry, pool = expedite, self._pool
+        if pool is not None:
+            pool.enlist(_all_cores())
+
+    def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool]) -> None:
+        """What comes after a commit, when the trainer knows of it already."""
+        self._committer.follow_up(saved, is_wanted=is_wanted)
+
+    def _commit(self, order: Commit) -> Saved:
+        """The order may lie in the socket before the files are written; then it is void if they could not be."""
+        files = self._sealed if order.files is None else order.files
+        if files is None:
+            raise RuntimeError("nothing is written that could be committed")
+        with layout.translate_os_errors(self._directory):
+            return self._committer.commit(order.draft, files)
+
+    def _write(self, order: Write) -> Sealed:
+        self._sealed = None
+        folder = self._committer.folder(order.step)
+        with layout.translate_os_errors(self._directory):
+            if self._is_main:
+                self._committer.begin(order.step, order.size)
+            else:
+                layout.make_folder(folder)
+            files = {part.name: _write_small(folder / part.name, self._small(part)) for part in order.small}
+            if order.parts:
+                files |= self._write_parts(folder, order)
+            layout.sync_folder(folder)
+        self._sealed = files
+        return Sealed(files=files)
+
+    def _small(self, part: FilePart) -> bytes:
+        data = os.pread(self._memory, part.size, part.start)
+        assert len(data) == part.size
+        return data
+
+    def _write_parts(self, folder: Path, order: Write) -> Mapping[str, FileEntry]:
+        self._pool = pool = WriterPool(folder, order.parts, self._bytes(order))
+        in_a_hurry = self._hurry is not None and self._hurry.step == order.step
+        pool.enlist(_all_cores() if in_a_hurry else self._threads)
+        try:
+            return pool.finish()
+        finally:
+            self._pool = None
+
+    def _bytes(self, order: Write) -> memoryview:
+        size = max(part.start + part.size for part in order.parts)
+        if self._mapped is None or len(self._mapped) < size:
+            self._mapped = mmap.mmap(self._memory, os.fstat(self._memory).st_size, prot=mmap.PROT_READ)
+        return memoryview(self._mapped)
+
+
+def _write_small(path: Path, data: bytes) -> FileEntry:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(size=len(data), digest=digest_of(data))
+
+
+def _all_cores() -> int:
+    return cores() + _MORE_THREADS
+
+
+def serve(connection: Connection, memory: int) -> None:
+    """Do what comes in, until the trainer hangs up."""
+    try:
+        writer = Writer(connection.recv(), memory)
+        orders: SimpleQueue[Order | None] = SimpleQueue()
+        threading.Thread(target=_listen, args=(connection, writer, orders), daemon=True).start()
+        while (order := orders.get()) is not None:
+            answer = writer.execute(order)
+            connection.send(answer)
+            if isinstance(answer, Saved):
+                writer.follow_up(answer, is_wanted=lambda: not orders.empty())
+    except (EOFError, ConnectionError):
+        return
+
+
+def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order | None]") -> None:
+    """Orders are done one after the other; only a expedite does not wait its turn."""
+    try:
+        with suppress(EOFError, OSError):
+            while True:
+                message = connection.recv()
+                if isinstance(message, Expedite):
+                    writer.expedite(message)
+                else:
+                    orders.put(message)
+    finally:
+        orders.put(None)
+
+
+def main() -> None:
+    """Serve the trainer that started this process."""
+    trainer, (memory,) = child_process.join()
+    with trainer:
+        serve(trainer, memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Saves that fail because of their volume: whether training goes on without, and for how long.
+
+    a save fails    said once, counted; the next try after 1 s, 2 s, 4 s … up to a minute
+    one succeeds    said once; all is well
+    too long        `patience_seconds` after the first that failed, the attempt ends with what the last one said
+    one hangs       said once, and no more: whoever waits for an answer that does not come cannot even give up
+
+Ending saves nothing: what was trained since the newest checkpoint is lost then for certain, and a volume that is full
+is full for the next attempt as well. But an alarm that nobody heeds must not cost money for ever, and on another
+machine the volume may be there. So training goes on for a while; the alarm is in the log, the reports and the metrics.
+"""
+
+import logging
+
+from piton.contract.duration import format_duration
+from piton.contract.progress import CHECKPOINTS_SKIPPED, CHECKPOINTS_THAT_FIT
+from piton_trainer.checkpoint import Saved
+from piton_trainer.clock import Clock
+from piton_trainer.errors import OutOfSpace, VolumeLost
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = 1.0
+BACKOFF_SECONDS_MAX = 60.0
+STOP_SECONDS = 20.0
+"""How long a run that is told to stop tries to save: it is killed before long."""
+HANGS_SECONDS = 600.0
+"""A save that is under way for so long may never come back."""
+FIT_MIN = 2
+"""With less room than for so many checkpoints beside those that are kept, the volume is nearly full."""
+
+Troubles = (OutOfSpace, VolumeLost)
+Trouble = OutOfSpace | VolumeLost
+
+
+class VolumeHealth:
+    """What rank 0 knows of the volume's health."""
+
+    def __init__(self, clock: Clock, *, patience_seconds: float) -> None:
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+        self._since: float | None = None
+        self._stop_since: float | None = None
+        self._next_try = self._backoff_seconds = 0.0
+        self._said: set[type[Trouble]] = set()
+        self._fit: int | None = None
+        self._flight_since: float | None = None
+        self._says_that_it_hangs = False
+        self.skipped = 0
+        """Saves that could not be made, in this attempt."""
+
+    @property
+    def stuck_seconds(self) -> float:
+        """For how long nothing could be saved; 0 when all is well."""
+        since = self._since
+        if since is None and self._says_that_it_hangs:
+            since = self._flight_since
+        return 0.0 if since is None else self._clock.monotonic() - since
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether it is too early to try again."""
+        return self._since is not None and self._clock.monotonic() < self._next_try
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the newest save failed."""
+        return self._since is not None
+
+    def failed(self, trouble: Trouble, *, durable_step: int | None, told_to_stop: bool = False) -> None:
+        """A save failed, and is to be made later.
+
+        Raises:
+            OutOfSpace: saves have failed for too long, the last one for want of space.
+            VolumeLost: the same, and the last one for another reason.
+        """
+        now = self._clock.monotonic()
+        if self._since is None:
+            self._since, self._backoff_seconds = now, BACKOFF_SECONDS
+        self.skipped += 1
+        newest = "nothing is saved yet" if durable_step is None else f"step {durable_step} is the newest checkpoint"
+        left = self._left(now, told_to_stop=told_to_stop)
+        if left <= 0:
+            waited = format_duration(self.stuck_seconds)
+            raise type(trouble)(f"nothing could be saved for {waited}: {trouble.detail}; {newest}") from trouble
+        self._next_try = now + self._backoff_seconds
+        self._backoff_seconds = min(2 * self._backoff_seconds, BACKOFF_SECONDS_MAX)
+        if type(trouble) not in self._said:
+            self._said.add(type(trouble))
+            logger.warning(
+                "a checkpoint cannot be saved: %s; %s. Training goes on and tries again, for %s at most",
+                *(trouble.detail, newest, format_duration(left)),
+            )
+
+    def _left(self, now: float, *, told_to_stop: bool) -> float:
+        """For how many seconds more a save is tried."""
+        left = self._patience_seconds - self.stuck_seconds
+        if told_to_stop:
+            if self._stop_since is None:
+                self._stop_since = now
+            left = min(left, self._stop_since + STOP_SECONDS - now)
+        return left
+
+    def look(self, *, in_flight: bool) -> None:
+        """Between two steps: a volume that does not answer fails nothing, it hangs."""
+        now = self._clock.monotonic()
+        if not in_flight:
+            self._flight_since, self._says_that_it_hangs = None, False
+        elif self._flight_since is None:
+            self._flight_since = now
+        elif now - self._flight_since >= HANGS_SECONDS and not self._says_that_it_hangs:
+            self._says_that_it_hangs = True
+            logger.warning("a save has been under way for %s; training goes on", format_duration(HANGS_SECONDS))
+
+    def saved(self, saved: Saved) -> None:
+        """A checkpoint became durable."""
+        if self._since is not None:
+            logger.warning("checkpoints can be saved again: step %d is", saved.step)
+        self._since = None
+        self._said.clear()
+        was_low, self._fit = self.is_nearly_full, None if saved.free is None else saved.free // max(1, saved.size)
+        if self.is_nearly_full and not was_low:
+            logger.warning(
+                "the volume of %s is nearly full: beside what is kept, %s bytes were free for a checkpoint of %s",
+                *(saved.folder.parent, f"{saved.free:,}", f"{saved.size:,}"),
+            )
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether there is room for less than `FIT_MIN` checkpoints beside those that are kept."""
+        return self._fit is not None and self._fit < FIT_MIN
+
+    def metrics(self) -> dict[str, float]:
+        """What the reports say of it; nothing while there is nothing to say."""
+        metrics: dict[str, float] = {}
+        if self.skipped:
+            metrics[CHECKPOINTS_SKIPPED] = self.skipped
+        if self._fit is not None and self.is_nearly_full:
+            metrics[CHECKPOINTS_THAT_FIT] = self._fit
+        return metrics

@@ -1,0 +1,1 @@
+"""Labelled images: sources, files of records, decoding."""

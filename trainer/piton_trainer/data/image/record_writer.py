@@ -1,0 +1,132 @@
+"""Writes a file of records so that a kill at any moment costs nothing but the record under way.
+
+    name.records.part   the start and every record so far; what is torn at its end is cut off by whoever goes on
+    name.records        the same with its index and its end: flushed, then renamed
+
+There is no journal beside the file that could disagree with it: who continues reads the heads and compares every
+checksum. That costs one reading of what is there, and finds what a crash of the machine left unwritten in its middle.
+"""
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+
+from piton_trainer.data.image.records import (
+    END,
+    END_MAGIC,
+    HEAD,
+    INDEX,
+    JPEG,
+    MARK,
+    PIXELS,
+    About,
+    checksum,
+)
+
+PART = ".part"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image as it is stored."""
+
+    label: int
+    height: int
+    width: int
+    channels: int
+    content: bytes
+    is_jpeg: bool
+
+    def head(self) -> np.void:
+        """What stands before its bytes."""
+        kind = JPEG if self.is_jpeg else PIXELS
+        fields = (MARK, self.label, self.height, self.width, self.channels, kind, len(self.content), 0)
+        head: np.void = np.array([fields], HEAD)[0]
+        head["crc"] = checksum(head, self.content)
+        return head
+
+
+class Recorder:
+    """Appends pictures. Use it as a context manager; only `finish` makes a file that can be read."""
+
+    def __init__(self, path: Path, about: About) -> None:
+        """Go on with what an earlier process left of the same, or start afresh.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.path = path
+        self._part = path.with_name(path.name + PART)
+        self._index = bytearray()
+        beginning = about.to_bytes()
+        self._end = self._scan(beginning) if self._part.exists() else 0
+        self._file = self._open(beginning)
+
+    def __len__(self) -> int:
+        return len(self._index) // INDEX.itemsize
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.close()
+
+    def append(self, picture: Picture) -> None:
+        """Write one more.
+
+        Raises:
+            OSError: it does not fit onto the disk.
+        """
+        head = picture.head()
+        self._file.write(head.tobytes() + picture.content)
+        self._note(head, self._end + HEAD.itemsize)
+
+    def finish(self) -> None:
+        """Write index and end, and give the file its name."""
+        end = np.array((self._end, len(self), zlib.crc32(self._index), END_MAGIC), END)
+        self._file.write(self._index + end.tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._part.replace(self.path)
+
+    def _note(self, head: np.void, offset: int) -> None:
+        self._index += np.array((head, offset), INDEX).tobytes()
+        self._end = offset + int(head["size"])
+
+    def _open(self, beginning: bytes) -> IO[bytes]:
+        if self._end == 0:
+            self._part.write_bytes(beginning)
+            self._end = len(beginning)
+        file = self._part.open("r+b")
+        file.truncate(self._end)
+        file.seek(self._end)
+        return file
+
+    def _scan(self, beginning: bytes) -> int:
+        """Note the whole records that are there; where they end, or 0 when they are of something else."""
+        with self._part.open("rb") as file:
+            if file.read(len(beginning)) != beginning:
+                return 0
+            self._end = len(beginning)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                for head, offset in _whole_records(content, self._end):
+                    self._note(head, offset)
+        return self._end
+
+
+def _whole_records(content: mmap.mmap, first: int) -> Iterator[tuple[np.void, int]]:
+    """Head and place of every record up to the first that is not whole."""
+    while first + HEAD.itemsize <= len(content):
+        head: np.void = np.frombuffer(content[first : first + HEAD.itemsize], HEAD)[0]
+        offset = first + HEAD.itemsize
+        first = offset + int(head["size"])
+        if head["mark"] != MARK or first > len(content) or checksum(head, content[offset:first]) != head["crc"]:
+            return
+        yield head, offset

@@ -1,0 +1,1 @@
+"""Graded judgments of (query, item) pairs."""

@@ -1,0 +1,107 @@
+"""Text from wherever it lies: Python's own documentation, a file, a directory, an S3 prefix.
+
+One string comes out, the same on every rank and in every attempt as long as the source is the same. What the user can
+mend (no such bucket, nothing in it, not UTF-8) is a `BadConfig`; a network that is down is not, and passes through.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from piton_trainer.errors import BadConfig
+from piton_trainer.s3 import S3_SCHEME
+
+PYDOC = "pydoc"
+SUFFIXES = (".txt", ".md")
+"""What counts as text in a directory or below an S3 prefix."""
+BETWEEN = "\n\n"
+"""Between two texts: a blank line, as between paragraphs."""
+DOCUMENT = "\N{START OF TEXT}"
+"""What begins a document, for models that are to know where one does."""
+
+
+def read_text(source: str) -> str:
+    """All text of a source: `pydoc`, a file, a directory or `s3://bucket/prefix`.
+
+    Raises:
+        BadConfig: there is nothing to read there.
+    """
+    if source == PYDOC:
+        return pydoc_text()
+    if source.startswith(S3_SCHEME):
+        return _joined(source, _objects(source))
+    return _joined(source, _files(Path(source)))
+
+
+def pydoc_text() -> str:
+    """The topics of Python's `help()`: the language reference, which comes with every CPython.
+
+    In the alphabet's order the end would be about sequence types alone, and topics quote each other. So they lie in the
+    order of their digests and every paragraph stands once: then the end is a fair sample that training has not seen.
+    """
+    from pydoc_data.topics import topics
+
+    names = sorted(topics, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return BETWEEN.join(dict.fromkeys(part.strip("\n") for name in names for part in topics[name].split(BETWEEN)))
+
+
+def as_documents(text: str) -> str:
+    """The text with each document's beginning marked, instead of the blank lines before it."""
+    return DOCUMENT + re.sub(r"\r?\n(?:[ \t]*\r?\n)+", DOCUMENT, text.strip("\r\n"))
+
+
+def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the object of that name, or of the text objects below that prefix, in the order of the keys.
+
+    Raises:
+        BadConfig: no such bucket, or no permission.
+    """
+    from piton_trainer.data.cache_folder import cache_folder
+    from piton_trainer.s3 import S3Error
+    from piton_trainer.s3.cache import Cache
+
+    bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
+    try:
+        cache = Cache(cache_folder())
+        remotes = [remote for remote in cache.below(bucket, prefix) if _wanted(remote.key, prefix)]
+        for remote, path in zip(remotes, cache.fetch(remotes, uri), strict=True):
+            yield str(remote), path.read_bytes()
+    except S3Error as trouble:
+        if not trouble.is_refusal:
+            raise
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {trouble}") from trouble
+    except ValueError as error:
+        raise BadConfig(f"trainer.config.data: cannot read {uri}: {error}") from error
+
+
+def _wanted(key: str, prefix: str) -> bool:
+    """Whether an object is the one named, or a text in that folder (`s3://b/day` means no object of `daylight/`)."""
+    folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
+    return key == prefix or (key.startswith(folder) and key.endswith(SUFFIXES))
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        if path.is_dir():
+            paths = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        else:
+            paths = [path]
+        for file in paths:
+            yield str(file), file.read_bytes()
+    except OSError as error:
+        raise BadConfig(f"trainer.config.data: cannot read {error.filename}: {error.strerror}") from error
+
+
+def _joined(source: str, parts: Iterable[tuple[str, bytes]]) -> str:
+    texts = [_decoded(name, content) for name, content in parts]
+    if not any(texts):
+        raise BadConfig(f"trainer.config.data: there is no text in {source} (*.txt and *.md count)")
+    return BETWEEN.join(texts)
+
+
+def _decoded(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadConfig(f"trainer.config.data: {name} is not UTF-8 text (byte {error.start})") from error

@@ -1,0 +1,327 @@
+"""The mirror, as a session sees it: a process that is started, told of commits, asked, and replaced when it dies.
+
+    the loop     committed(step)   lag()                     finish()  end(outcome)
+    a thread     starts the process; hears what it says; starts another one
+    the process  process.py
+
+The loop only ever takes a lock that nobody holds for long. One commit at a time is on its way to the process: until
+that is acknowledged only the newest is kept, so the line between the two never fills up and blocks.
+"""
+
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from piton.contract.assignment import MirrorPolicy
+from piton.contract.duration import format_duration
+from piton.contract.termination import Outcome
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence, Holder
+from piton_trainer.checkpoint.format.retry import Retry
+from piton_trainer.checkpoint.save.messages import Failed
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config
+from piton_trainer.errors import NotMirrored, VolumeLost
+from piton_trainer.mirror import Lag
+from piton_trainer.mirror.keys import BucketPrefix
+from piton_trainer.mirror.messages import (
+    Answer,
+    Committed,
+    LogMessage,
+    MirrorSettings,
+    MirrorState,
+    Restore,
+    RestoreDone,
+    Timeouts,
+    Transfer,
+)
+from piton_trainer.runtime.child_process import Helper
+from piton_trainer.s3 import Tuning
+
+logger = logging.getLogger(__name__)
+
+_LEAVE_SECONDS = 2.0
+_DEATHS_MAX = 3
+"""Of the process, over what the trainer waits for."""
+_LOOK_SECONDS = 0.1
+_TELL_SECONDS = 10.0
+"""How often those who wait are told how far it is."""
+
+
+def _is_empty(directory: Path) -> bool:
+    return next(layout.committed(directory), None) is None
+
+
+class MirrorProcess(Protocol):
+    """Whoever serves at the other end of a line."""
+
+    line: Connection
+
+    def leave(self, seconds: float) -> None:
+        """Hang up; after so many seconds it is gone."""
+        ...
+
+    def kill(self) -> None:
+        """It is gone."""
+        ...
+
+
+def start() -> MirrorProcess:
+    """A process of its own."""
+    return Helper("piton_trainer.mirror.process")
+
+
+class MirrorClient:
+    """Rank 0's second copy of the checkpoints."""
+
+    def __init__(
+        self,
+        config: Config,
+        place: BucketPrefix,
+        policy: MirrorPolicy,
+        *,
+        fence: Fence,
+        clock: Clock,
+        patience: Timeouts,
+        tell: Callable[[Transfer], None],
+        tuning: Tuning | None = None,
+        start: Callable[[], MirrorProcess] = start,
+    ) -> None:
+        self.place = place
+        self._patience = patience
+        self._clock = clock
+        self._start = start
+        self._tell = tell
+        speed = policy.megabytes_per_second
+        self._settings = MirrorSettings(
+            place=place,
+            directory=config.checkpoint_dir,
+            attempt=config.attempt,
+            owner=uuid.uuid4().hex,
+            fence=Holder(attempt=fence.attempt, owner=fence.owner),
+            is_empty=Retry(clock)(partial(_is_empty, config.checkpoint_dir), config.checkpoint_dir),
+            policy=config.assignment.save,
+            objective=config.assignment.objective,
+            tuning=tuning or Tuning(bytes_per_second=None if speed is None else speed * 1_000_000),
+            patience=patience,
+        )
+        self._changed = threading.Condition()
+        self._process: MirrorProcess | None = None
+        self._state = MirrorState(known=None, mirrored=None, is_idle=True, is_over=False, errors=0)
+        """As the process said last."""
+        self._commits: list[tuple[int, float]] = []
+        """Steps, and when they were committed, that the bucket has nothing as new as."""
+        self._wanted: int | None = None
+        self._told: int | None = None
+        self._mirrored: int | None = None
+        self._generation: Restore | None = None
+        self._answer: RestoreDone | Failed | None = None
+        self._errors = self._deaths = 0
+        """Errors of the processes that died."""
+        self._said: list[str] = []
+        self._is_awaited = self._has_waited = False
+        self._moved_at = self._told_at = 0.0
+        """When something came further, and when that was told."""
+        self._is_over = False
+        # The kernel ends the process when the thread that started it does: so there is one that lives long enough.
+        self._thread = threading.Thread(target=self._attend, name="mirror", daemon=True)
+        self._thread.start()
+
+    def restore(self, newer_than: int | None) -> int | None:
+        """Fetch what is newer in the bucket than this step of the volume (None: it has nothing good).
+
+        Raises:
+            BadConfig: the bucket refuses, and there is nothing else to train on from; or the settings cannot work.
+            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try; or
+                a newer Piton wrote what it has.
+            OutOfSpace: the volume is full.
+        """
+        with self._changed:
+            self._generation = Restore(newer_than=newer_than)
+            self._send(self._generation)
+            last = self._deaths + _DEATHS_MAX
+            self._await()
+            self._changed.wait_for(lambda: self._answer or self._state.is_over or self._is_over or self._deaths >= last)
+            self._generation, answer, self._answer, self._is_awaited = None, self._answer, None, False
+        match answer:
+            case RestoreDone():
+                return answer.step
+            case None if newer_than is not None:
+                return None  # its deaths are said; the volume has something to train on from
+            case None:
+                raise VolumeLost(f"the process that restores from {self.place} ends before it has done so")
+            case Failed():
+                raise answer.error(f"nothing is restored from {self.place}")
+
+    def committed(self, step: int) -> None:
+        """This step is durable on the volume. Returns at once."""
+        with self._changed:
+            self._wanted = step
+            self._commits.append((step, self._clock.monotonic()))
+            self._tell_newest()
+
+    def lag(self) -> Lag | None:
+        """How far behind; None before the first commit."""
+        with self._changed:
+            errors = self._errors + self._state.errors
+            if self._wanted is None:
+                return None
+            if not self._commits:
+                return Lag(steps=0, seconds=0.0, errors=errors)
+            seconds = self._clock.monotonic() - self._commits[0][1]
+            return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=errors)
+
+    def finish(self, is_told_to_stop: Callable[[], bool]) -> bool:
+        """The training is done: wait for the rest, as long as it comes further. False: told to stop before that.
+
+        True: the bucket has the newest checkpoint, or is somebody else's, which has been said.
+
+        Raises:
+            NotMirrored: nothing has come further for so long that it never may.
+        """
+        stop_at = math.inf
+        with self._changed:
+            self._await()
+            deaths_max = self._deaths + _DEATHS_MAX
+            while not self._is_settled() and self._deaths < deaths_max:
+                now = self._clock.monotonic()
+                if now >= min(stop_at, self._moved_at + self._patience.finish):
+                    break
+                if stop_at == math.inf and is_told_to_stop():
+                    stop_at = now + self._patience.stop
+                self._changed.wait(_LOOK_SECONDS)
+            self._is_awaited, self._has_waited = False, True
+            if not self._commits or self._state.is_over:
+                return True
+            if stop_at < math.inf:
+                return False
+            raise NotMirrored(self._what_is_missing())
+
+    def end(self, outcome: Outcome) -> bool:
+        """It is over: wait for the rest if this kind of end allows it, unless `finish` has; whether it is all there."""
+        is_calm = outcome in (Outcome.FINISHED, Outcome.STOPPED, Outcome.DIVERGED, Outcome.OUT_OF_SPACE)
+        return self.close(self._patience.stop if is_calm and not self._has_waited else 0.0)
+
+    def close(self, seconds: float) -> bool:
+        """Wait at most so long for the rest, then end the process; whether the bucket has it all."""
+        with self._changed:
+            self._changed.wait_for(self._is_settled, seconds)
+            done, mirrored, self._is_over = not self._commits, self._mirrored, True
+            self._changed.notify_all()
+            process = self._process
+        if process is not None:
+            process.leave(_LEAVE_SECONDS if done else 0.0)
+        self._thread.join()
+        if not done:
+            logger.warning("%s is behind: it has step %s of %s", self.place, mirrored, self._wanted)
+        return done
+
+    def _await(self) -> None:
+        """From now on the trainer waits, and wants to know for what."""
+        self._is_awaited = True
+        self._moved_at = self._told_at = self._clock.monotonic()
+
+    def _what_is_missing(self) -> str:
+        has = "no checkpoint" if self._mirrored is None else f"step {self._mirrored}"
+        waited = self._clock.monotonic() - self._moved_at
+        why = f"nothing has moved for {format_duration(waited)}" if waited >= self._patience.finish else "it cannot be"
+        last = f". Said last: {self._said[-1]}" if self._said else ""
+        return (
+            f"the training is done at step {self._wanted}, which is on the volume but not in {self.place}: {why}. "
+            f"There is {has}; another attempt makes up for what is missing{last}"
+        )
+
+    def _is_settled(self) -> bool:
+        """Whether waiting changes nothing any more."""
+        nothing_left = self._state.is_idle and self._state.known == self._wanted
+        return self._wanted is None or self._state.is_over or nothing_left or not self._thread.is_alive()
+
+    def _attend(self) -> None:
+        """The thread: one process after the other, until it is over."""
+        delay = self._patience.backoff
+        while True:
+            before = self._mirrored
+            detail = self._follow()
+            with self._changed:
+                self._process = None
+                if self._is_over or self._state.is_over:
+                    return
+                self._errors, self._deaths = self._errors + self._state.errors + 1, self._deaths + 1
+                self._state = MirrorState(known=None, mirrored=None, is_idle=False, is_over=False, errors=0)
+                self._changed.notify_all()
+                self._say(f"the process that mirrors to {self.place} {detail}, and is started again")
+                delay = self._patience.backoff if self._mirrored != before else delay
+                if self._changed.wait_for(lambda: self._is_over, delay):
+                    return
+            delay = min(2 * delay, self._patience.backoff_max)
+
+    def _follow(self) -> str:
+        """Start a process and hear it out; how it ended."""
+        try:
+            process = self._start()
+        except OSError as error:
+            return f"cannot be started ({error})"
+        try:
+            with self._changed:
+                self._process, self._told = process, None
+                process.line.send(self._settings)
+                if self._generation is not None:
+                    self._send(self._generation)
+                self._tell_newest()
+                is_over = self._is_over
+            while not is_over:
+                self._hear(process.line.recv())
+        except (EOFError, OSError):
+            pass
+        process.kill()
+        return "has died"
+
+    def _hear(self, answer: Answer) -> None:
+        with self._changed:
+            match answer:
+                case MirrorState():
+                    if self._state.mirrored != answer.mirrored:
+                        self._moved_at = self._clock.monotonic()
+                    self._state = answer
+                    if answer.mirrored is not None:
+                        self._mirrored = mirrored = answer.mirrored
+                        self._commits = [(step, at) for step, at in self._commits if step > mirrored]
+                    self._tell_newest()
+                case Transfer():
+                    self._moved_at = self._clock.monotonic()
+                    if self._is_awaited and self._moved_at - self._told_at >= _TELL_SECONDS:
+                        self._told_at = self._moved_at
+                        self._tell(answer)
+                case LogMessage():
+                    self._say(answer.sentence)
+                case RestoreDone() | Failed():
+                    self._answer = answer
+                case _:
+                    assert_never(answer)
+            self._changed.notify_all()
+
+    def _tell_newest(self) -> None:
+        if self._process is not None and self._told == self._state.known != self._wanted:
+            assert self._wanted is not None
+            self._told = self._wanted
+            self._send(Committed(step=self._wanted))
+
+    def _send(self, order: Restore | Committed) -> None:
+        """Tell the process, if there is one; the next one is told when it is started."""
+        if self._process is None:
+            return
+        try:
+            self._process.line.send(order)
+        except OSError:
+            return  # it is dead, which the thread hears as well
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.append(sentence)
+            logger.warning("%s", sentence)

@@ -1,0 +1,187 @@
+"""Keeps the bucket like the volume: what the process of `process.py` does, told of commits, while training goes on.
+
+    restore    before the first step: is there something newer in the bucket?
+    committed  a checkpoint is durable; wake up
+    close      let go
+
+Whatever goes wrong is retried with back-off and said once per kind.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import read
+from piton_trainer.clock import Clock
+from piton_trainer.errors import BadConfig, VolumeLost
+from piton_trainer.mirror.bucket import Bucket
+from piton_trainer.mirror.messages import MirrorSettings, MirrorState, Transfer
+from piton_trainer.mirror.ownership import NotOurs
+from piton_trainer.mirror.restore import restore, sweep
+from piton_trainer.mirror.transfer import TransferMeter
+from piton_trainer.mirror.upload import Uploader, read_latest
+from piton_trainer.s3 import S3Error
+
+logger = logging.getLogger(__name__)
+
+
+class BucketSync:
+    """Works in a thread of its own, and tells whenever it came further."""
+
+    def __init__(
+        self, settings: MirrorSettings, *, clock: Clock, tell: Callable[[MirrorState | Transfer], None]
+    ) -> None:
+        self._settings = settings
+        self._patience = settings.patience
+        self._clock = clock
+        self._tell = tell
+        self._bucket = Bucket(settings.place, settings.tuning)
+        self._restoring = TransferMeter(clock, tell, is_restore=True)
+        uploading = TransferMeter(clock, tell, is_restore=False)
+        self._uploader = Uploader(
+            self._bucket, settings, disk=layout.Disk(), check_fence=self._check_fence, meter=uploading
+        )
+        self._changed = threading.Condition()
+        self._wanted: int | None = None
+        self._errors = 0
+        self._said: set[str] = set()
+        self._is_idle = True
+        self._has_begun = self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def restore(self, newer_than: int | None) -> int | None:
+        """Fetch what is newer in the bucket than this step of the volume (None: it has nothing good).
+
+        Raises:
+            BadConfig: the bucket refuses, and there is nothing else to train on from.
+            OutOfSpace: the volume is full.
+            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try; or
+                a newer Piton wrote what it has.
+        """
+        if newer_than is None and self._settings.attempt == 1:
+            return None  # nobody was here before
+        failing_since, delay = self._clock.monotonic(), self._patience.backoff
+        while True:
+            try:
+                return self._restore(-1 if newer_than is None else newer_than)
+            except S3Error as trouble:
+                self._say(trouble.kind, f"restoring from {self._settings.place}: {trouble}")
+                if newer_than is not None:
+                    return None
+                if trouble.is_refusal:
+                    raise BadConfig(
+                        f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}"
+                    ) from trouble
+                now, moved_at = self._clock.monotonic(), self._restoring.moved_at
+                if moved_at is not None and moved_at > failing_since:  # a part of it has come since the last failure
+                    failing_since, delay = now, self._patience.backoff
+                if now + delay > failing_since + self._patience.restore:
+                    raise VolumeLost(
+                        f"the volume has no checkpoint, and {self._settings.place} is gone: {trouble}"
+                    ) from trouble
+            except ValueError as error:
+                if newer_than is None:
+                    raise BadConfig(f"the volume has no checkpoint, and of {self._settings.place}: {error}") from error
+                self._say("Foreign", f"nothing is restored from {self._settings.place}: {error}")
+                return None
+            self._clock.sleep(delay)
+            delay = min(2 * delay, self._patience.backoff_max)
+
+    def _restore(self, newer_than: int) -> int | None:
+        latest, _ = read_latest(self._bucket)
+        if latest is None or latest.newest is None or not self._uploader.may_restore(latest):
+            return None
+        directory = self._settings.directory
+        with layout.translate_os_errors(directory):
+            self._uploader.adopt(latest)
+            return restore(self._bucket, latest, directory, newer_than=newer_than, meter=self._restoring)
+
+    def committed(self, step: int) -> None:
+        """This step is durable on the volume. Returns at once."""
+        with self._changed:
+            self._wanted = step
+            self._is_idle = False
+            self._changed.notify_all()
+            self._report()
+            is_first, self._has_begun = not self._has_begun, True
+        if is_first:
+            with suppress(OSError):
+                sweep(self._settings.directory)  # the training has something newer, or does without
+            self._thread.start()
+
+    def close(self) -> None:
+        """Begin nothing new, and give everything back that is not at work."""
+        self._stop()
+        if self._is_idle:
+            self._bucket.close()
+
+    def _run(self) -> None:
+        failures = 0
+        while self._is_due(failures):
+            try:
+                self._step()
+                failures = 0
+            except NotOurs as refusal:
+                self._say("NotOurs", f"nothing is mirrored any more: {refusal}")
+                self._stop()
+            except S3Error as trouble:
+                failures += 1
+                self._fail(trouble.kind, str(trouble))
+            except Exception as error:  # noqa: BLE001 - no mistake of the mirror may cost the training
+                failures += 1
+                self._fail(type(error).__name__, str(error))
+
+    def _is_due(self, failures: int) -> bool:
+        """Wait until there is something to do; False when there never will be."""
+        delay = min(self._patience.backoff * 2 ** (failures - 1), self._patience.backoff_max) if failures else None
+        with self._changed:
+            if delay is not None:
+                self._changed.wait_for(lambda: self._is_over, delay)
+            else:
+                self._changed.wait_for(lambda: self._is_over or not self._is_idle)
+            return not self._is_over
+
+    def _step(self) -> None:
+        """One checkpoint into the bucket, or the finding that there is nothing left to do."""
+        with self._changed:
+            wanted = self._wanted
+        assert wanted is not None
+        uploaded = self._uploader.sync(wanted, has_newer=lambda: self._wanted != wanted)
+        with self._changed:
+            self._is_idle = not uploaded and wanted == self._wanted
+            self._report()
+
+    def _check_fence(self) -> None:
+        holder = read(self._settings.directory)
+        if holder is not None and holder != self._settings.fence:
+            raise NotOurs(f"attempt {holder.attempt} has claimed {self._settings.directory}")
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+            self._report()
+
+    def _fail(self, kind: str, detail: str) -> None:
+        with self._changed:
+            self._errors += 1
+            self._report()
+        self._say(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
+
+    def _report(self) -> None:
+        self._tell(
+            MirrorState(
+                known=self._wanted,
+                mirrored=self._uploader.mirrored_step,
+                is_idle=self._is_idle,
+                is_over=self._is_over,
+                errors=self._errors,
+            )
+        )
+
+    def _say(self, kind: str, sentence: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.warning("%s", sentence)

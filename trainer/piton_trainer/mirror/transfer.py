@@ -1,0 +1,72 @@
+"""How far a checkpoint is on its way between volume and bucket: its bytes are counted, and told now and then."""
+
+import threading
+from collections.abc import Callable
+
+from piton_trainer.clock import Clock
+from piton_trainer.mirror.messages import Transfer
+
+_TELL_SECONDS = 0.5
+_AGAIN_MAX = 5
+"""Tries of one checkpoint, after the first, that count from their beginning."""
+
+
+class TransferMeter:
+    """Counts the bytes of one checkpoint at a time. Safe to use from several threads.
+
+    What is only done again is told for some tries, since a large file that was cut off begins anew; then no more. So
+    whoever hears something knows that there is headway, and nobody waits for ever for what fails at its end each time.
+    """
+
+    def __init__(self, clock: Clock, tell: Callable[[Transfer], object], *, is_restore: bool) -> None:
+        self._is_restore = is_restore
+        self._clock = clock
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._step = self._total = self._again = 0
+        self._moved = self._kept = self._hashed = self._high = 0
+        self._began = self._told_at = 0.0
+        self.moved_at: float | None = None
+        """When bytes came over the network last."""
+
+    def begin(self, step: int, total: int) -> None:
+        """A transfer of so many bytes begins, for the first time or again."""
+        with self._lock:
+            self._again = self._again + 1 if step == self._step else 0
+            if self._again <= _AGAIN_MAX:
+                self._high = 0
+            self._step, self._total = step, total
+            self._moved = self._kept = self._hashed = 0
+            self._began = self._told_at = self._clock.monotonic()
+
+    def moved(self, size: int) -> None:
+        """So many bytes came over the network; fewer than none when they are sent again."""
+        self.moved_at = self._clock.monotonic()
+        self._count(moved=size)
+
+    def kept(self, size: int) -> None:
+        """So many bytes need not come over the network: they are there; fewer than none when they are no good."""
+        self._count(kept=size)
+
+    def hashed(self, size: int) -> None:
+        """So many bytes were read, before they are sent."""
+        self._count(hashed=size)
+
+    def _count(self, *, moved: int = 0, kept: int = 0, hashed: int = 0) -> None:
+        with self._lock:
+            self._moved, self._kept, self._hashed = self._moved + moved, self._kept + kept, self._hashed + hashed
+            now, done = self._clock.monotonic(), self._moved + self._kept
+            if done + self._hashed <= self._high:
+                return
+            self._high = done + self._hashed
+            if now - self._told_at < _TELL_SECONDS:
+                return
+            self._told_at = now
+            transfer = Transfer(
+                is_restore=self._is_restore,
+                step=self._step,
+                done=done,
+                total=self._total,
+                bytes_per_second=self._moved / max(now - self._began, 0.001),
+            )
+        self._tell(transfer)

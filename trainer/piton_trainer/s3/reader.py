@@ -1,0 +1,72 @@
+"""Objects, read piece by piece: a connection that is cut costs one piece, not the object."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from piton_trainer.s3 import PreconditionFailed, S3Error, Tuning
+from piton_trainer.s3.client import translate_errors
+
+PIECE_BYTES = 8 << 20
+_AHEAD = 4
+"""Pieces of one object that are asked for before they are needed."""
+_REFUSED = frozenset({"InvalidRange", "416"})
+
+
+def whole_pieces(size: int) -> int:
+    """How many of so many bytes are in whole pieces."""
+    return size // PIECE_BYTES * PIECE_BYTES
+
+
+class ObjectReader:
+    """One object, in the version that it had when it was looked at. Safe to use from several threads."""
+
+    def __init__(self, client: Any, bucket: str, key: str, *, size: int, etag: str, tuning: Tuning) -> None:
+        self._client = client
+        self._at = {"Bucket": bucket, "Key": key}
+        self._uri = f"s3://{bucket}/{key}"
+        self._etag = etag
+        self._tries = tuning.tries
+        self.size = size
+
+    def pieces(self, pool: ThreadPoolExecutor, first: int = 0) -> Iterator[bytes]:
+        """All of it from this byte on, in order, while the pool fetches a few pieces ahead."""
+        starts = iter(range(first, self.size, PIECE_BYTES))
+        coming = deque(pool.submit(self.piece, start) for start in itertools.islice(starts, _AHEAD))
+        try:
+            while coming:
+                yield coming.popleft().result()
+                coming.extend(pool.submit(self.piece, start) for start in itertools.islice(starts, 1))
+        finally:
+            for piece in coming:
+                piece.cancel()
+
+    def piece(self, start: int) -> bytes:
+        """The bytes from there on, up to the size of a piece.
+
+        Raises:
+            Missing: it is gone.
+            Trouble: S3 did not do it, or the object is not the same any more.
+        """
+        end = min(start + PIECE_BYTES, self.size)
+        for tries_left in reversed(range(self._tries)):
+            try:
+                return self._read(start, end)
+            except PreconditionFailed as error:
+                raise S3Error("PreconditionFailed", f"{self._uri} was written to while it was read") from error
+            except S3Error as trouble:
+                if trouble.is_refusal or trouble.kind in _REFUSED or not tries_left:
+                    raise
+            threading.Event().wait(0.5 * 2.0 ** (self._tries - 1 - tries_left))
+        raise AssertionError("there is a last try")
+
+    def _read(self, start: int, end: int) -> bytes:
+        with translate_errors():
+            answer = self._client.get_object(**self._at, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)
+            data: bytes = answer["Body"].read()
+        if len(data) != end - start:
+            raise S3Error("Short", f"{self._uri} gave {len(data)} bytes instead of {end - start}")
+        return data

@@ -1,0 +1,1 @@
+"""A trained model in a folder, and over HTTP."""

@@ -1,0 +1,62 @@
+"""What a server asks of a trained model, and what a model has to be able to do for it."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+_SEEDS = 2**32
+
+
+class GenerateRequest(BaseModel):
+    """One request: a text, and how to go on with it."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+    prompt: str = Field(min_length=1, max_length=65_536)
+    """The text to go on with."""
+    max_tokens: int = Field(default=256, ge=1, le=65_536)
+    """At most so many more."""
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    """0 always takes the likeliest; more than 1 dares more than the training text did."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Only the so many likeliest are drawn from; None: all."""
+    seed: int = Field(default_factory=lambda: secrets.randbelow(_SEEDS), ge=0, lt=2**63)
+    """Equal wishes get equal answers, of the same model on the same machine. Without a seed one is drawn."""
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Self:
+        """Parse a request's body.
+
+        Raises:
+            ValueError: one sentence that names the field.
+        """
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"]) or "body"
+            raise ValueError(f"{field}: {problem['msg']}") from error
+
+
+class TextGenerator(Protocol):
+    """A trained model that can be asked. Its methods are called by one thread."""
+
+    def check(self, prompt: str) -> None:
+        """Raise ValueError, with a sentence, for a text that the model cannot read."""
+
+    def generate(self, generation: GenerateRequest) -> Iterator[str]:
+        """What comes after the prompt, piece by piece; each piece is computed when it is asked for."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What GET /health says of it."""

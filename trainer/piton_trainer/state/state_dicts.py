@@ -1,0 +1,214 @@
+"""The state dicts of modules and optimizers as torch gives them, without torch's walk through the model at every save.
+
+torch looks up the name of each parameter from the root of the model, once for the model and again for each optimizer.
+With thousands of small parameters that takes many times as long as to copy them. The names depend only on how the model
+is built, so they are kept, and looked up again when it is built differently:
+
+    built differently   the names anew, and the state by these names compared with torch's: if they differ, torch is
+                        asked at every save
+    built as before     the names that are known, and the tensors that modules and optimizers hold now
+
+No tensor is kept from one capture to the next: one that was replaced meanwhile is saved like any other.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, compress, repeat
+from operator import attrgetter, is_, methodcaller
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from piton_trainer.checkpoint.format import codec
+
+Captured = tuple[Any, dict[str, Tensor]]
+"""A state as JSON, and its tensors by key, as `codec.split` gives it; but the tensors are not detached."""
+
+_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+"""What torch.compile and activation checkpointing add to names, and torch's state dicts leave out."""
+_STATE_METHODS = ("state_dict", "_save_to_state_dict", "get_extra_state")
+_CONTAINERS = _PARAMETERS, _BUFFERS, _CHILDREN = [attrgetter(name) for name in ("_parameters", "_buffers", "_modules")]
+_VALUES = methodcaller("values")
+_PRE_HOOKS = attrgetter("_state_dict_pre_hooks")
+_HOOKS = attrgetter("_state_dict_hooks")
+_OPTIMIZER_HOOKS = attrgetter("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
+_NOT_SAVED = attrgetter("_non_persistent_buffers_set")
+
+
+class ModuleState:
+    """The state of one module, again and again."""
+
+    def __init__(self, module: nn.Module, key: str) -> None:
+        self._module = module
+        self._key = key
+        self._structure: _Structure | None = None
+        self.names: Mapping[int, str] | None = None
+        """The parameters of the newest capture, by `id`; None when only torch knows their names."""
+
+    def capture(self) -> Captured:
+        """As `codec.split` gives it of `get_model_state_dict`."""
+        structure = self._structure
+        tensors = None if structure is None else structure.tensors()
+        if structure is None or tensors is None:
+            self._structure = structure = _Structure(self._module, self._key)
+            tensors = structure.tensors()
+        if tensors is None or not structure.is_known:
+            self.names = None
+            return codec.split(get_model_state_dict(self._module), self._key)
+        self.names = structure.names(tensors)
+        return structure.document, dict(zip(structure.keys, tensors, strict=True))
+
+
+class OptimizerState:
+    """The state of one optimizer, again and again."""
+
+    def __init__(self, optimizer: Optimizer, key: str) -> None:
+        self.key = key
+        """What the keys of its tensors begin with."""
+        self._optimizer = optimizer
+        self._signature: object = None
+        self._is_known = False
+        self._document = codec.Fixed()
+        self._keys: Sequence[str] | None = None
+        """Of the tensors of all parameters; None: there is more than tensors."""
+
+    def capture(self, names: Mapping[int, str], ask: Callable[[], Any]) -> Captured:
+        """As `codec.split` gives it of what torch says when asked; `names` are those of the model's parameters, by id.
+
+        Raises:
+            KeyError: the optimizer holds a parameter that is not the model's.
+        """
+        optimizer = self._optimizer
+        groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        entries = {names[id(parameter)]: entry for parameter, entry in optimizer.state.items()}
+        values = list(chain.from_iterable(entry.values() for entry in entries.values()))
+        kinds = list(map(isinstance, values, repeat(Tensor)))
+        states = {
+            "state": entries,
+            "param_groups": [
+                {**group, "params": fqns} for group, fqns in zip(optimizer.param_groups, groups, strict=True)
+            ],
+        }
+        signature = [_is_plain_optimizer(optimizer), groups, list(entries), list(map(tuple, entries.values())), kinds]
+        if signature != self._signature:
+            self._is_known = _is_plain_optimizer(optimizer) and _is_same(states, ask())
+            document, tensors = codec.split(entries, f"{self.key}/state") if all(kinds) else ({}, {})
+            self._document, self._keys = codec.Fixed(document), list(tensors) if len(tensors) == len(values) else None
+            self._signature = signature
+        if not self._is_known:
+            return codec.split(ask(), self.key)
+        if self._keys is None:
+            return codec.split(states, self.key)
+        document, tensors = codec.split(states["param_groups"], f"{self.key}/param_groups")
+        own = dict(zip(self._keys, values, strict=True))
+        return {"state": self._document, "param_groups": document}, own | tensors
+
+
+class _Structure:
+    """How a module is built, and the names that follow from it."""
+
+    def __init__(self, module: nn.Module, key: str) -> None:
+        walked = list(_walk(module, "", ""))
+        self._modules = [part for part, *_ in walked]
+        self._places = [(part, prefix) for part, prefix, _ in walked]
+        self._is_plain = all(map(_is_plain_module, self._modules))
+        self.is_known = False
+        """Whether the state by these names is what torch says."""
+        if not self._is_plain:
+            return
+        self._run_hooks()
+        self._signature, values = self._look()
+        places = [(fqn + name, True) for part, _, fqn in walked for name in _PARAMETERS(part)]
+        self._parameters = sum(value is not None for value in values[: len(places)])
+        places += [(fqn + name, name not in _NOT_SAVED(part)) for part, _, fqn in walked for name in _BUFFERS(part)]
+        self._is_saved = [lasts and value is not None for (_, lasts), value in zip(places, values, strict=True)]
+        self._fqns = list(compress((fqn for fqn, _ in places), self._is_saved))
+        state = dict(zip(self._fqns, compress(values, self._is_saved), strict=True))
+        document, tensors = codec.split(state, key)
+        self.document, self.keys = codec.Fixed(document), list(tensors)
+        self.is_known = len(state) == len(self._fqns) and _is_same(state, get_model_state_dict(module))
+
+    def tensors(self) -> list[Tensor] | None:
+        """Those of this moment, one for each of `keys`; None when the module is built differently, or not plainly."""
+        if not self._is_plain:
+            return None
+        self._run_hooks()
+        signature, values = self._look()
+        return list(compress(values, self._is_saved)) if signature == self._signature else None
+
+    def names(self, tensors: Sequence[Tensor]) -> dict[int, str]:
+        """The names of the parameters among the tensors, by `id`; the first one of a parameter that has several."""
+        parameters = list(zip(map(id, tensors[: self._parameters]), self._fqns, strict=False))
+        return dict(reversed(parameters))
+
+    def _run_hooks(self) -> None:
+        """What modules do before they say their state; a sharded one gathers its shards."""
+        for part, prefix in compress(self._places, map(_PRE_HOOKS, self._modules)):
+            for hook in _PRE_HOOKS(part).values():
+                hook(part, prefix, False)
+
+    def _look(self) -> tuple[list[Any], list[Any]]:
+        """All that names depend on, and what is in the places that have names, a tensor or None: parameters first."""
+        modules, types = self._modules, list(map(type, self._modules))
+        contents = [list(map(container, modules)) for container in _CONTAINERS]
+        parameters, buffers, children = (list(chain.from_iterable(map(_VALUES, kind))) for kind in contents)
+        values = parameters + buffers
+        signature: list[Any] = [list(map(len, kind)) for kind in contents]
+        signature += [list(chain.from_iterable(kind)) for kind in contents]
+        signature += [children, types, list(map(is_, values, repeat(None)))]
+        signature += [list(map(frozenset, map(_NOT_SAVED, modules))), list(map(len, map(_HOOKS, modules)))]
+        signature += [list(map(_says_nothing_itself, modules))]
+        signature += [[getattr(kind, name) for kind in dict.fromkeys(types) for name in _STATE_METHODS]]
+        return signature, values
+
+
+def _walk(module: nn.Module, prefix: str, fqn: str) -> Iterator[tuple[nn.Module, str, str]]:
+    """All modules, parents first; what their keys begin with in torch's own state dict, and in one for checkpoints."""
+    yield module, prefix, fqn
+    for name, child in _CHILDREN(module).items():
+        if child is not None:
+            is_wrapped = isinstance(module, DistributedDataParallel) or name in _WRAPPED
+            yield from _walk(child, f"{prefix}{name}.", fqn if is_wrapped else f"{fqn}{name}.")
+
+
+def _is_plain_module(module: nn.Module) -> bool:
+    """Whether its state is what it holds, by name."""
+    says = any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE_METHODS)
+    holds = all(isinstance(container(module), dict) for container in _CONTAINERS)
+    return holds and not says and not _HOOKS(module) and _says_nothing_itself(module)
+
+
+def _says_nothing_itself(module: nn.Module) -> bool:
+    """Whether it says its state as its class does; it may have been given a method of its own."""
+    return vars(module).keys().isdisjoint(_STATE_METHODS)
+
+
+def _is_plain_optimizer(optimizer: Optimizer) -> bool:
+    """Whether its state is what it holds, by parameter."""
+    says = type(optimizer).state_dict is not Optimizer.state_dict or "state_dict" in vars(optimizer)
+    return not says and not any(_OPTIMIZER_HOOKS(optimizer))
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two states have the same names, and the very same tensors under them."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _place(one) == _place(other) is not None
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one is other or (type(one) is type(other) and bool(one == other))
+
+
+@torch.no_grad()
+def _place(tensor: Tensor) -> object:
+    """Where a tensor's numbers are, and how they are read; None when it is more than numbers in rows."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if type(local) not in (Tensor, nn.Parameter) or local.layout is not torch.strided:
+        return None
+    spread = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+    return local.data_ptr(), local.dtype, local.stride(), local.shape, tensor.shape, spread

@@ -1,0 +1,279 @@
+"""The user's objects, as a checkpoint sees them.
+
+Modules and optimizers go through `torch.distributed.checkpoint.state_dict`: names instead of numbers, and sharded
+tensors stay sharded, so that another world size can load them. Anything else brings `state_dict` and
+`load_state_dict`; `torch.Generator`s are understood as well.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import compress
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.format.layout import WEIGHTS
+from piton_trainer.checkpoint.load.rank_loader import Targets
+from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
+from piton_trainer.state.state_dicts import Captured, ModuleState, OptimizerState
+
+MODEL, EMA = WEIGHTS
+LOADER = "loader"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Whatever can say and take its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in tensors, numbers, strings, lists and dicts."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Become what `state_dict` described."""
+        ...
+
+
+class TrackedObjects:
+    """Named objects that are saved and restored together."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
+        # In the order that all ranks give them in: some modules talk to other ranks when they say their state.
+        modules = self.modules(*(name for name in self._objects if name != LOADER))
+        self._modules = {name: ModuleState(module, name) for name, module in modules.items()}
+        self._optimizers = {
+            name: [OptimizerState(optimizer, f"{name}/{number}") for number, optimizer in enumerate(_optimizers(value))]
+            for name, value in self._objects.items()
+            if _optimizers(value)
+        }
+        self._steady: frozenset[str] = frozenset()
+        self._places: tuple[list[str], list[int], list[int]] | None = None
+        """Where the tensors were that `steady` was last asked about, and what optimizers held; while both are the same,
+        so is the answer."""
+
+    def modules(self, *names: str) -> dict[str, nn.Module]:
+        """Those of the named objects that are given and are modules."""
+        found = {name: self._objects.get(name) for name in names}
+        return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
+
+    def is_given(self, thing: object) -> bool:
+        """Whether this very object is one of them."""
+        return any(thing is value for value in self._objects.values())
+
+    @property
+    def has_local_position(self) -> bool:
+        """Whether there is a loader whose state, as far as it says, means nothing to another number of ranks."""
+        return LOADER in self._objects and not getattr(self._objects[LOADER], "position_is_global", False)
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """All of them, whatever they are called."""
+        return [optimizer for value in self._objects.values() for optimizer in _optimizers(value)]
+
+    @torch.no_grad()
+    def steady(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+        """Which of these tensors hold the numbers that optimizers change when they step, or an average of them."""
+        ours = tuple(f"{name}/" for name in (*self._modules, *self._optimizers))
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(ours)}
+        held = [id(parameter) for optimizer in self.optimizers for parameter in _parameters(optimizer)]
+        places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))), held)
+        if places != self._places:
+            changing = _memory(tensor for optimizer in self.optimizers for tensor in _changed_by(optimizer))
+            states = [module.state_dict() for module in self.modules(EMA).values()]
+            moving = {*changing, *_memory(tensor for state in states for tensor in state.values())}
+            steady = map(moving.__contains__, _memory(tensors.values()))
+            self._steady, self._places = frozenset(compress(tensors, steady)), places
+        return self._steady
+
+    def capture(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state of everything but the loader, as JSON and tensors."""
+        found = {name: state.capture() for name, state in self._modules.items()}
+        others = {name: value for name, value in self._objects.items() if name != LOADER and name not in found}
+        found |= {name: self._captured(name, value) for name, value in others.items()}
+        tensors: dict[str, Tensor] = {}
+        for _, own in found.values():
+            tensors |= own
+        return {name: document for name, (document, _) in found.items()}, tensors
+
+    def capture_loader(self) -> Any:
+        """The state of the loader, which every rank has its own of; None when it has none."""
+        return _state_of(self._objects[LOADER]) if LOADER in self._objects else None
+
+    def wanted(self, documents: Mapping[str, Any]) -> Targets:
+        """The tensors of the saved states, so that they can be loaded; no object is changed.
+
+        Raises:
+            ValueError: an object is not in the checkpoint, or does not fit what was saved.
+        """
+        live: dict[str, Tensor] = {}
+        fresh: dict[str, Tensor | None] = {}
+        for name, value in self._objects.items():
+            document = documents.get(name)
+            if document is None:
+                raise ValueError(f"the checkpoint has no state of {name}; it was saved without it")
+            fresh |= dict.fromkeys(codec.keys(document))
+            if isinstance(value, nn.Module):
+                live |= _parts_of_module(name, value, document)
+            elif optimizers := _optimizers(value):
+                own_live, own_fresh = self._momenta(name, optimizers, document)
+                live |= own_live
+                fresh |= own_fresh
+        return Targets(live=live, fresh={key: tensor for key, tensor in fresh.items() if key not in live})
+
+    def explain(self, documents: Mapping[str, Any]) -> None:
+        """A tensor does not fit: see whether an object without tensors, such as a vocabulary, has a plainer reason.
+
+        Raises:
+            BadConfig: it has.
+        """
+        for name, value in self._objects.items():
+            document = documents.get(name)
+            is_plain = not isinstance(value, nn.Module | torch.Generator) and not _optimizers(value)
+            if is_plain and document is not None and not codec.keys(document):
+                value.load_state_dict(codec.join(document, dict[str, Tensor]().__getitem__))
+
+    def restore(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Put the saved states into the objects. The tensors are those that were wanted, filled.
+
+        Raises:
+            ValueError: an object refuses its state.
+        """
+        for name, value in self._objects.items():
+            state = codec.join(documents[name], tensors.__getitem__)
+            if isinstance(value, nn.Module):
+                set_model_state_dict(value, state)
+            elif optimizers := _optimizers(value):
+                for optimizer, saved in zip(optimizers, state, strict=True):
+                    self._restore_optimizer(optimizer, saved)
+            elif isinstance(value, torch.Generator):
+                value.set_state(state["generator"])
+            else:
+                value.load_state_dict(state)
+
+    def _captured(self, name: str, value: Any) -> Captured:
+        """The state of an object that is no module; those are captured by now."""
+        if not _optimizers(value):
+            return codec.split(_state_of(value), name)
+        parts = [
+            self._optimizer_state(optimizer, state)
+            for optimizer, state in zip(_optimizers(value), self._optimizers[name], strict=True)
+        ]
+        return [document for document, _ in parts], {key: tensor for _, own in parts for key, tensor in own.items()}
+
+    def _optimizer_state(self, optimizer: Optimizer, state: OptimizerState) -> Captured:
+        model, names = self._objects.get(MODEL), self._names
+        if model is None or not optimizer.state:
+            # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
+            return codec.split(optimizer.state_dict(), state.key)
+        ask = partial(get_optimizer_state_dict, model, optimizer)
+        try:
+            return codec.split(ask(), state.key) if names is None else state.capture(names, ask)
+        except KeyError as error:
+            raise ValueError(
+                "an optimizer holds parameters that are not the model's; put them into the model"
+            ) from error
+
+    @property
+    def _names(self) -> Mapping[int, str] | None:
+        """Of the model's parameters, as of its last capture."""
+        return self._modules[MODEL].names if MODEL in self._modules else None
+
+    def _momenta(
+        self, name: str, optimizers: Sequence[Optimizer], document: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What cannot simply be made anew: momenta that are sharded like their parameters, or lie on a GPU."""
+        if len(document) != len(optimizers):
+            raise ValueError(
+                f"the checkpoint has {len(document)} optimizers as {name}, the script has {len(optimizers)}"
+            )
+        live: dict[str, Tensor] = {}
+        fresh: dict[str, Tensor] = {}
+        for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
+            model, keys = self._objects.get(MODEL), set(codec.keys(saved))
+            if model is None or not saved["state"] or all(map(_is_plain, _parameters(optimizer))):
+                continue
+            is_new = not optimizer.state
+            template = codec.split(get_optimizer_state_dict(model, optimizer), f"{name}/{number}")[1]
+            if is_new:  # torch has made it take an empty step; that is undone, and the tensors are ours
+                optimizer.state.clear()
+            (fresh if is_new else live).update({key: value for key, value in template.items() if key in keys})
+        return live, fresh
+
+    def _restore_optimizer(self, optimizer: Optimizer, state: Any) -> None:
+        model = self._objects.get(MODEL)
+        if model is None or not state["state"]:
+            optimizer.load_state_dict(state)
+            return
+        if not optimizer.state:
+            # torch would make an optimizer without state take an empty step, for momenta that are replaced at once.
+            optimizer.state[next(iter(_parameters(optimizer)))] = {}
+        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
+
+
+def _state_of(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return get_model_state_dict(value)
+    return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
+
+
+def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Tensor]:
+    current, tensors = codec.split(get_model_state_dict(module), name)
+    if current.keys() != document.keys():
+        missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
+        raise ValueError(f"{name} does not fit the checkpoint, which {_difference(missing, extra)}")
+    return tensors
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
+    return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
+
+
+def _difference(missing: list[str], extra: list[str]) -> str:
+    parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+    parts += [f"also has {extra[0]} and {len(extra) - 1} more"] if extra else []
+    return " and ".join(parts)
+
+
+def _optimizers(value: Any) -> tuple[Optimizer, ...]:
+    items = value if isinstance(value, list | tuple) else (value,)
+    return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
+
+
+def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Parameters and momenta. What lies in the groups (a learning rate that is a tensor) is changed by others too."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _memory(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.untyped_storage().data_ptr() for tensor in local_tensors(tensors)]
+
+
+def _is_ours(name: str, value: Any) -> bool:
+    """Whether an object carries state; a plain DataLoader does not, `data_position` replays it instead."""
+    return value is not None and (name != LOADER or isinstance(value, Stateful))
+
+
+def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, Stateful | torch.Generator) or _optimizers(value):
+        return value
+    raise ValueError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")

@@ -1,0 +1,1 @@
+"""Reports on a training: to the operator, to Prometheus, to the log."""

@@ -1,0 +1,133 @@
+"""Rank 0 tells the operator how far it is, and hears what the operator wishes (KEP-2779).
+
+One daemon thread and a mailbox for a single letter: a newer report replaces one that was not sent yet, so a slow server
+costs reports, never steps. A report that fails is lost without harm; the first failure is logged.
+"""
+
+import http.client
+import json
+import logging
+import ssl
+import threading
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from piton.contract.progress import Progress, StopAt, TrainerRequests
+from piton_trainer.config import Server
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 5.0
+_ANSWER_BYTES_MAX = 65_536
+_SENTENCE_MAX = 200
+
+
+class Reporter:
+    """Pushes progress from a background thread."""
+
+    def __init__(self, server: Server, *, interval_seconds: float, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._server = server
+        self._interval_seconds = interval_seconds
+        self._timeout_seconds = timeout_seconds
+        self._last_post: float | None = None
+        self._pending: Progress | None = None
+        self._closing = False
+        self._warned = False
+        self._news = threading.Condition()
+        self._wishes = TrainerRequests()
+        self._thread = threading.Thread(target=self._deliver, name="piton-report", daemon=True)
+        self._thread.start()
+
+    def is_due(self, now: float) -> bool:
+        """Whether enough time has passed since the report before."""
+        return self._last_post is None or now - self._last_post >= self._interval_seconds
+
+    def post(self, progress: Progress, now: float) -> None:
+        """Hand a report over; returns at once."""
+        self._last_post = now
+        with self._news:
+            self._pending = progress
+            self._news.notify()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the server wants the run to save and end."""
+        return self._wishes.stop
+
+    @property
+    def checkpoint_requested(self) -> bool:
+        """Whether the server wants a checkpoint that has not been made yet."""
+        return self._wishes.checkpoint
+
+    @property
+    def stop_at(self) -> StopAt | None:
+        """Until when the server lets the run go on, by its newest answer that said so."""
+        return self._wishes.stop_at
+
+    def checkpoint_saved(self) -> None:
+        """The wish for a checkpoint is granted."""
+        with self._news:
+            self._wishes = replace(self._wishes, checkpoint=False)
+
+    def close(self, last: Progress | None) -> None:
+        """Send a last report and end the thread; gives up on a server that is slow to answer."""
+        with self._news:
+            self._pending = last or self._pending
+            self._closing = True
+            self._news.notify()
+        self._thread.join(2 * self._timeout_seconds)
+
+    def _deliver(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._pending is not None or self._closing)
+                letter, self._pending = self._pending, None
+            if letter is None:
+                return
+            self._send(letter)
+
+    def _send(self, letter: Progress) -> None:
+        try:
+            wishes = push(self._server, letter, timeout_seconds=self._timeout_seconds)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not self._warned:
+                logger.warning("progress is not reported, %s: %s", self._server.url, error)
+                self._warned = True
+            return
+        with self._news:
+            self._wishes = TrainerRequests(
+                checkpoint=self._wishes.checkpoint or wishes.checkpoint,
+                stop=self._wishes.stop or wishes.stop,
+                stop_at=wishes.stop_at or self._wishes.stop_at,
+            )
+
+
+def push(server: Server, progress: Progress, *, timeout_seconds: float = TIMEOUT_SECONDS) -> TrainerRequests:
+    """Send one report and return the answer.
+
+    Raises:
+        OSError: the server cannot be reached, or does not take the report.
+        http.client.HTTPException: it does not speak HTTP.
+    """
+    url = urlsplit(server.url)
+    connection = _connection(server, url.hostname or "", url.port, timeout_seconds)
+    try:
+        headers = {"Content-Type": "application/json"}
+        if server.token_file is not None:
+            headers["Authorization"] = f"Bearer {server.token_file.read_text(encoding='utf-8').strip()}"
+        path = url.path + (f"?{url.query}" if url.query else "")
+        connection.request("POST", path or "/", body=json.dumps(progress.to_wire()), headers=headers)
+        answer = connection.getresponse()
+        text = answer.read(_ANSWER_BYTES_MAX).decode("utf-8", "replace")
+    finally:
+        connection.close()
+    if answer.status // 100 != http.HTTPStatus.OK // 100:
+        raise ConnectionError(f"the server answered {answer.status} {answer.reason}: {text[:_SENTENCE_MAX].strip()}")
+    return TrainerRequests.from_json(text)
+
+
+def _connection(server: Server, host: str, port: int | None, timeout_seconds: float) -> http.client.HTTPConnection:
+    if server.url.startswith("http://"):
+        return http.client.HTTPConnection(host, port, timeout=timeout_seconds)
+    context = ssl.create_default_context(cafile=server.ca_cert)
+    return http.client.HTTPSConnection(host, port, timeout=timeout_seconds, context=context)

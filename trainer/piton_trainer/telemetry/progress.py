@@ -1,0 +1,65 @@
+"""A report of how far the run is, from what the session knows. Pure."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+
+from piton.contract.assignment import Assignment
+from piton.contract.progress import (
+    CHECKPOINT_STEP,
+    PREVIOUS_ATTEMPT,
+    PREVIOUS_OUTCOME,
+    RESUMED_FROM,
+    STEP,
+    TOTAL_STEPS,
+    Progress,
+)
+from piton.contract.termination import PreviousEnd
+from piton_trainer.state.train_state import TrainState
+
+_OURS = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, PREVIOUS_OUTCOME})
+"""A script may report a `step` of its own; on the wire the name is taken."""
+_PERCENT_MAX = 99
+"""Until the last checkpoint is durable there is something left to do."""
+
+
+def progress_of(
+    state: TrainState,
+    *,
+    assignment: Assignment,
+    total: int | None,
+    started: tuple[int, float],
+    durable_step: int | None,
+    resumed_from: int | None,
+    previous: PreviousEnd | None,
+    metrics: Mapping[str, float],
+    now: datetime,
+    finished: bool,
+) -> Progress:
+    """The report. `started` is the step and the training seconds that this attempt began with."""
+    fraction = state.fraction_done(assignment, total)
+    known = bool(total or assignment.training_seconds)
+    return Progress(
+        updated=now.isoformat(timespec="seconds"),
+        percentage=100 if finished else min(_PERCENT_MAX, math.floor(100 * fraction)) if known else None,
+        remaining_seconds=0 if finished else _remaining_seconds(state, assignment, total, started),
+        step=state.step,
+        total_steps=total,
+        checkpoint_step=durable_step,
+        resumed_from=resumed_from,
+        previous=previous,
+        metrics={name: value for name, value in metrics.items() if name not in _OURS},
+    )
+
+
+def _remaining_seconds(
+    state: TrainState, assignment: Assignment, total: int | None, started: tuple[int, float]
+) -> int | None:
+    """By the pace of this attempt, since the one before may have had other machines."""
+    steps, seconds = state.step - started[0], state.training_seconds - started[1]
+    estimates = []
+    if total is not None and steps > 0:
+        estimates.append((total - state.step) * seconds / steps)
+    if assignment.training_seconds is not None:
+        estimates.append(assignment.training_seconds - state.training_seconds)
+    return max(0, math.ceil(min(estimates))) if estimates else None

@@ -1,0 +1,86 @@
+"""The last words of a trainer: what became of it, for a person on stderr and for Piton in the termination message."""
+
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.errors import DeviceLost, Ended
+from piton_trainer.runtime.device_faults import is_device_fault
+from piton_trainer.runtime.process_group import Ranks
+
+_LESS_MEMORY = (
+    "It needs more memory than there is: make each pass smaller (a recipe's deviceBatchSize, or more accumulation), "
+    "or compute activations again (activationCheckpointing, gradientCheckpointing)."
+)
+
+
+def print_status(text: str) -> None:
+    """Tell the person in front of the terminal, or whoever reads the pod's log."""
+    sys.stderr.write(f"piton: {text}\n")
+    sys.stderr.flush()
+
+
+def outcome_of(error: BaseException | None) -> tuple[Outcome, str]:
+    """What an exception that leaves the session means, and one line that says so."""
+    if error is None:
+        return Outcome.FINISHED, ""
+    if isinstance(error, Ended):
+        return error.outcome, error.detail
+    if isinstance(error, SystemExit):
+        return Outcome.FAILED, f"the script called sys.exit({error.code!r}) before its training was done"
+    lines = str(error).strip().splitlines()
+    told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if is_device_fault(error):
+        return Outcome.DEVICE_LOST, told
+    return Outcome.FAILED, f"{told} {_LESS_MEMORY}" if _is_out_of_memory(error) else told
+
+
+def end_as_lost_device(error: BaseException | None) -> None:
+    """Give an error that says so the exit code of a lost device; its traceback, which that would hide, goes to stderr.
+
+    Raises:
+        DeviceLost: a device is lost.
+    """
+    outcome, detail = outcome_of(error)
+    if error is not None and outcome is Outcome.DEVICE_LOST and not isinstance(error, DeviceLost):
+        traceback.print_exception(error)
+        raise DeviceLost(detail) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU, or of a CPU: torch has a class of its own for the first only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+class TerminationLog:
+    """The container's termination message. The file exists before us and cannot be replaced, only written."""
+
+    def __init__(self, path: Path | None, ranks: Ranks) -> None:
+        self._path = path
+        self._ranks = ranks
+
+    def clear(self) -> None:
+        """Forget what an earlier process on this machine left behind."""
+        if self._path is not None and self._ranks.local_rank == 0 and self._path.exists():
+            self._write("")
+
+    def leave(self, termination: Termination) -> None:
+        """Write the message: one process of the container, or for a failure whoever fails first."""
+        if self._path is None:
+            return
+        failed = termination.outcome in (Outcome.FAILED, Outcome.DEVICE_LOST)
+        if self._is_empty() if failed else self._ranks.local_rank == 0:
+            self._write(termination.to_json())
+
+    def _is_empty(self) -> bool:
+        return self._path is not None and not (self._path.exists() and self._path.stat().st_size)
+
+    def _write(self, text: str) -> None:
+        if self._path is not None:
+            try:
+                self._path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                print_status(f"the termination message cannot be written: {error}")

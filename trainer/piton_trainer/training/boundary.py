@@ -1,0 +1,88 @@
+"""What the ranks tell each other at a step boundary, and what follows from it. Pure.
+
+Rank 0's clock and rank 0's metrics decide; every rank works with the agreed numbers, so that all of them do the same.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from piton.contract.assignment import Assignment
+from piton.contract.duration import format_duration
+from piton_trainer.state.train_state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryVote:
+    """One rank's word, or after the exchange what all ranks agreed on: of each number, the largest."""
+
+    stop: bool = False
+    """A signal came, the server wishes it, or PITON_STOP_AT has passed."""
+    save: bool = False
+    """Rank 0 only: a save is due."""
+    diverged: bool = False
+    value: float | None = None
+    """Rank 0 only: the objective, when it was evaluated in this step."""
+    training_seconds: float = 0.0
+    """Rank 0 only."""
+    accumulating: bool = False
+    """Gradients wait for an optimizer's step: no moment for a save."""
+
+    def to_vector(self) -> list[float]:
+        """Numbers of which the largest is taken."""
+        value = -math.inf if self.value is None else self.value
+        flags = [float(self.stop), float(self.save), float(self.diverged), float(self.accumulating)]
+        return [*flags, value, self.training_seconds]
+
+    @classmethod
+    def from_vector(cls, vector: Sequence[float]) -> Self:
+        """The agreed word."""
+        stop, save, diverged, accumulating, value, training_seconds = vector
+        return cls(
+            stop=stop > 0,
+            save=save > 0,
+            diverged=diverged > 0,
+            value=None if value == -math.inf else value,
+            training_seconds=training_seconds,
+            accumulating=accumulating > 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRehearsal:
+    """So many steps, a stop as on a notice, and after the resume as many again: shows that a run works, and its costs.
+
+    Everything is the real run's, also the length that rates and schedules follow from; only the end comes early.
+    """
+
+    steps: int
+
+    @property
+    def last(self) -> int:
+        """The step that it ends with."""
+        return 2 * self.steps
+
+    def stops(self, step: int, *, is_resumed: bool) -> bool:
+        """Whether it is time for the stop."""
+        return step >= self.steps and not is_resumed
+
+
+def reason_to_end(state: TrainState, assignment: Assignment, total: int | None) -> str | None:
+    """Why training is over; None while it is not.
+
+    It is worked out from what the state remembers, so that an attempt that starts after the end sees the end as well,
+    and one that is given a longer assignment goes on.
+    """
+    objective = assignment.objective
+    if state.ended is not None:
+        return state.ended
+    if total is not None and state.step >= total:
+        return "all steps are done"
+    if objective is not None and state.best_metric is not None and objective.reached(state.best_metric):
+        return f"{objective.metric} reached its target of {objective.target:g}"
+    if objective is not None and objective.patience and state.evaluations_since_best >= objective.patience:
+        return f"{objective.metric} did not improve in {objective.patience} evaluations"
+    if assignment.training_seconds is not None and state.training_seconds >= assignment.training_seconds:
+        return f"the training time of {format_duration(assignment.training_seconds)} is spent"
+    return None

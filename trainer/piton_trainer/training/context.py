@@ -1,0 +1,61 @@
+"""Where a process of a run sits, as recipes and users see it: among which ranks, on which device, beside which volume.
+
+A session is one that trains, an evaluation one that looks. The recipes' `DataContext` is this, as a protocol.
+"""
+
+from pathlib import Path
+
+import torch
+
+from piton.contract.assignment import Assignment
+from piton_trainer.config import Config
+from piton_trainer.run_cache import FOLDER, RunCache
+from piton_trainer.runtime.process_group import Ranks
+
+
+class RankContext:
+    """What a process knows of its place. Who inherits it may join other ranks later."""
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self._config = config
+        self._ranks = ranks
+
+    @property
+    def rank(self) -> int:
+        """This process among all ranks."""
+        return self._ranks.rank
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those on the same node; the number of its GPU."""
+        return self._ranks.local_rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._ranks.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self._ranks.is_main
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's GPU, or the CPU."""
+        return self._ranks.device
+
+    @property
+    def assignment(self) -> Assignment:
+        """The run's orders."""
+        return self._config.assignment
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self._config.checkpoint_dir
+
+    @property
+    def run_cache(self) -> RunCache:
+        """For what is made once and every attempt needs."""
+        return RunCache(self.directory / FOLDER, self._ranks)

@@ -1,0 +1,366 @@
+"""Between the session and the checkpoints: what a checkpoint of this run consists of.
+
+state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON}, "ranks": [JSON per rank],
+              "recipe": {"name", "config"}, where it is one's}
+shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from piton.contract import names
+from piton.contract.manifest import Complete
+from piton.contract.termination import Outcome, PreviousEnd
+from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot
+from piton_trainer.checkpoint.format import codec, layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.retry import Retry
+from piton_trainer.checkpoint.load.loader import Loaded, Wanted, load_newest, newest_step, share_of_newest
+from piton_trainer.checkpoint.load.rank_loader import Document, Targets
+from piton_trainer.checkpoint.retention.manager import with_overhead
+from piton_trainer.checkpoint.save.blocking_save import size_of
+from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state import rng
+from piton_trainer.state.data_position import Randomness, Resume
+from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
+from piton_trainer.state.train_state import TrainState
+
+logger = logging.getLogger(__name__)
+
+_LEAVES_NO_END = frozenset({Outcome.FINISHED, Outcome.FENCED, Outcome.VOLUME_LOST})
+"""COMPLETE.json says the first, the volume is another attempt's after the second, and gone after the third."""
+_FRESH_START = (
+    "to train from step 0 all the same, annotate the TrainingRun with "
+    f"{names.ANNOTATION_ALLOW_FRESH_START}=true, say `piton run --fresh`, or set {names.ENV_ALLOW_FRESH_START}=true"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoredRun:
+    """Where a resumed attempt starts from."""
+
+    step: int
+    attempt: int
+    """The attempt that made the checkpoint."""
+    folder: Path
+    training_seconds: float
+    metrics: Mapping[str, float]
+
+
+class RunCheckpointer:
+    """Saves and restores the whole of a run. All ranks call each method together."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        ranks: Ranks,
+        fence: Fence,
+        checkpointer: Checkpointer,
+        disk: layout.Disk,
+        recipe: Mapping[str, Any] | None = None,
+        fetch: Callable[[int | None], int | None] | None = None,
+        overlaps: bool = False,
+        retry: Retry | None = None,
+        reported_step: int | None = None,
+        allow_fresh_start: bool = False,
+    ) -> None:
+        """Keep a run of this recipe, its `name` and `config`; None: of the user's own program.
+
+        `reported_step` is the newest step that an earlier attempt has reported as durable. Where there were checkpoints
+        and none can be restored, training starts from step 0 only if `allow_fresh_start` says so.
+        """
+        self._directory = directory
+        self._ranks = ranks
+        self._fence = fence
+        self._checkpointer = checkpointer
+        self._disk = disk
+        self._origin = {} if recipe is None else {layout.RECIPE: recipe}
+        self._fetch = fetch
+        self._overlaps = overlaps
+        self._retry = retry or Retry()
+        self._reported_step = reported_step
+        self._allow_fresh_start = allow_fresh_start
+        self._hooks: list[RemovableHandle] = []
+        self._restored_step: int | None = None
+        self._taken_step: int | None = None
+        self.previous_end = self._read_end() if ranks.is_main else None
+        """Rank 0's: how the attempt before ended, if it could still write it."""
+
+    @property
+    def durable_step(self) -> int | None:
+        """The newest step that a next attempt could resume from."""
+        saved = self._checkpointer.durable
+        return self._restored_step if saved is None else saved.step
+
+    @property
+    def saved(self) -> Saved | None:
+        """The newest checkpoint that this process has made durable."""
+        return self._checkpointer.durable
+
+    @property
+    def taken_step(self) -> int | None:
+        """The newest step that needs no further save: it is durable, or on its way."""
+        return self._restored_step if self._taken_step is None else self._taken_step
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is on its way."""
+        return self._checkpointer.in_flight
+
+    @property
+    def attempt(self) -> int:
+        """The number that this run's process saves under."""
+        return self._fence.attempt
+
+    def expect(self) -> None:
+        """Get memory for saves like the newest checkpoint, which this attempt will resume from in all likelihood."""
+        with suppress(OSError, ValueError):  # whoever loads it will say what is wrong
+            self._checkpointer.expect(share_of_newest(self._directory, self._ranks))
+
+    def prepare(self, objects: TrackedObjects, feed: Randomness) -> None:
+        """Get ready for saves of these objects.
+
+        Raises:
+            OutOfSpace: not even the first of them will fit: better heard now than after hours.
+        """
+        if self._restored_step is None:
+            size = size_of(self._gather(objects, feed)[1])
+            self._ranks.on_main(partial(self._expect_room, size))
+        self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
+
+    def _expect_room(self, size: int) -> None:
+        with suppress(OSError):  # a volume in trouble: the first save will say it
+            free = self._disk.free_bytes(self._directory)
+            if free is None or free >= with_overhead(size) or layout.step_folders(self._directory):
+                return
+            raise OutOfSpace(
+                f"the disk of {self._directory} is too small: a checkpoint takes {size:,} bytes and {free:,} are free; "
+                "nothing of this training could be saved"
+            )
+
+    def poll(self) -> None:
+        """See how the save on its way is doing."""
+        self._noting(self._checkpointer.poll)
+
+    def wait(self) -> None:
+        """Until nothing is in flight."""
+        self._noting(self._checkpointer.wait)
+
+    def release(self) -> None:
+        """Give back what saving holds. Each rank on its own."""
+        for hook in self._hooks:
+            hook.remove()
+        self._checkpointer.close()
+
+    def reopen(self) -> None:
+        """The run goes on, even if it was finished before: rank 0 takes COMPLETE.json back."""
+        self._fence.check()
+        (self._directory / names.COMPLETE_FILE).unlink(missing_ok=True)
+
+    def close(self, complete: Complete) -> None:
+        """The run is finished: rank 0 writes the proof of it."""
+        with layout.translate_os_errors(self._directory):
+            self._fence.check()
+            self._disk.write(self._directory / names.COMPLETE_FILE, complete.to_json())
+
+    def leave_end(self, outcome: Outcome) -> None:
+        """Let the next attempt know how this one ends: a rank that fails, else rank 0. Each rank on its own.
+
+        A rank that fails is why torchrun stops the others, so its word stays. Where it cannot be written, nothing is
+        lost but this.
+        """
+        failed = outcome in (Outcome.FAILED, Outcome.DEVICE_LOST)
+        if outcome in _LEAVES_NO_END or not (failed or self._ranks.is_main):
+            return
+        end, before = PreviousEnd(attempt=self._fence.attempt, outcome=outcome), self._read_end()
+        if before is not None and before.attempt == end.attempt:
+            return
+        try:
+            self._fence.check()
+            self._disk.write(self._directory / names.END_FILE, end.to_json())
+        except (OSError, ValueError, Ended) as error:
+            logger.warning("%s is not written: %s", names.END_FILE, error)
+
+    def _read_end(self) -> PreviousEnd | None:
+        with suppress(OSError, UnicodeDecodeError):
+            return PreviousEnd.from_json((self._directory / names.END_FILE).read_text(encoding="utf-8"))
+        return None
+
+    def save(self, state: TrainState, objects: TrackedObjects, feed: Randomness, metrics: Mapping[str, float]) -> None:
+        """Save everything as of now."""
+        own, tensors = self._gather(objects, feed)
+        document = {"train": state.to_document(), "seed": torch.initial_seed(), **self._origin, **own}
+        steady = self._steady(objects, tensors)
+        snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics, steady=steady)
+        self._noting(partial(self._checkpointer.save, snapshot))
+        self._taken_step = state.step
+
+    def _noting(self, action: Callable[[], None]) -> None:
+        """Do it; when it fails, nothing is on its way any more."""
+        try:
+            action()
+        except BaseException:
+            self._taken_step = self.durable_step
+            raise
+
+    def _steady(self, objects: TrackedObjects, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+        """What nothing changes before an optimizer steps; the first time, be there when it does."""
+        if not self._overlaps:
+            return frozenset()
+        if not self._hooks:
+            self._hooks = [
+                optimizer.register_step_pre_hook(lambda *_: self._checkpointer.settle())
+                for optimizer in objects.optimizers
+            ]
+        return objects.steady(tensors) if self._hooks else frozenset()
+
+    def _gather(self, objects: TrackedObjects, feed: Randomness) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The JSON of all ranks' objects, and the tensors of this one's."""
+        tensors: dict[str, Tensor] = {}
+        documents: dict[str, Any] = {}
+        parts = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
+        return {"objects": documents, "ranks": parts}, tensors
+
+    def _capture(
+        self, objects: TrackedObjects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Add this rank's state to `documents` and `tensors`. What only this rank has is returned, for rank 0."""
+        shared, shared_tensors = objects.capture()
+        own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
+        part, part_tensors = codec.split(own, f"rank{self._ranks.rank}")
+        documents.update(shared)
+        tensors.update(shared_tensors | part_tensors)
+        return part  # type: ignore[no-any-return]
+
+    def peek(self, name: str) -> Any:
+        """The state that one object has in the checkpoint that `restore` will take; None when there is none."""
+        loaded = self._newest(lambda document: Targets(fresh=dict.fromkeys(codec.keys(_state_of(document, name)))))
+        if loaded is None:
+            return None
+        return codec.join(_state_of(loaded.document, name), loaded.settle().__getitem__)
+
+    def restore(self, objects: TrackedObjects) -> tuple[RestoredRun, TrainState, Resume] | None:
+        """Put the newest good checkpoint into the objects; None when there never was any, and they are untouched.
+
+        Raises:
+            BadConfig: the checkpoint is good, but it is not one of these objects.
+            VolumeLost: the checkpoints cannot be read, or none that there was is whole any more.
+        """
+        loaded = self._newest(partial(self._wanted, objects))
+        if loaded is None:
+            self._ranks.on_main(self._expect_no_checkpoint)
+            return None
+        state, resume = self._ranks.together(partial(self._settle, loaded, objects))[self._ranks.rank]
+        self._restored_step = state.step
+        checkpoint = loaded.checkpoint
+        restored = RestoredRun(
+            step=state.step,
+            attempt=checkpoint.manifest.attempt,
+            folder=checkpoint.folder,
+            training_seconds=state.training_seconds,
+            metrics=checkpoint.manifest.metrics,
+        )
+        return restored, state, resume
+
+    def _expect_no_checkpoint(self) -> None:
+        """Make sure that nothing is lost by a start from step 0, unless the user allows it.
+
+        A fence, or a save that was never finished, is no checkpoint.
+        """
+        folders = self._retry(partial(layout.step_folders, self._directory), self._directory)
+        if folders:
+            lost = f"none of the {len(folders)} checkpoints in {self._directory} is whole"
+        elif self._reported_step is not None:
+            lost = f"step {self._reported_step} was saved, and there is no checkpoint in {self._directory} any more"
+        else:
+            return
+        if not self._allow_fresh_start:
+            raise VolumeLost(f"{lost}; {_FRESH_START}")
+        logger.warning("%s; training starts from step 0, as %s allows", lost, names.ENV_ALLOW_FRESH_START)
+
+    def _newest(self, wanted: Wanted) -> Loaded | None:
+        """Read the newest good checkpoint of the volume, or of the mirror if that has a newer one."""
+        load = partial(
+            load_newest, self._directory, self._ranks, wanted, spare=self._checkpointer.spare, retry=self._retry
+        )
+        if self._fetch is None:
+            return load()
+        there = self._ranks.on_main(partial(newest_step, self._directory, self._retry))
+        fetched = self._ranks.await_main(partial(self._fetch, there))
+        loaded = load()
+        good = None if loaded is None else loaded.checkpoint.manifest.step
+        if good != (fetched or there) and self._ranks.await_main(partial(self._fetch, good)) is not None:
+            # What looked like the newest is damaged, and the mirror had something better than what was left.
+            loaded = load()
+        return loaded
+
+    def _wanted(self, objects: TrackedObjects, document: Document) -> Targets:
+        part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
+        _refuse_a_rank_s_own_position(document, objects, self._ranks)
+        try:
+            targets = objects.wanted(states)
+        except ValueError:
+            objects.explain(states)
+            raise
+        own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
+        return Targets(live=targets.live, fresh={**targets.fresh, **own}, explain=partial(objects.explain, states))
+
+    def _settle(self, loaded: Loaded, objects: TrackedObjects) -> tuple[TrainState, Resume]:
+        document = loaded.document
+        state = TrainState.from_document(document["train"])
+        part = _part_of(document, self._ranks)
+        tensors = loaded.settle()
+        try:
+            objects.restore(states_of(document, self._ranks), tensors)
+        except ValueError as error:
+            raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
+        is_own = self._ranks.rank < len(document["ranks"])
+        return state, Resume(
+            rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,
+            epoch_rng=codec.join(part["epoch_rng"], tensors.__getitem__) if is_own else None,
+            derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
+        )
+
+
+def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
+    """The state of every object as this rank has to restore it: each rank has a loader of its own."""
+    states: dict[str, Any] = document["objects"]
+    return states | {LOADER: _part_of(document, ranks)[LOADER]}
+
+
+def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, ranks: Ranks) -> None:
+    """Say no to a loader's state that other ranks would repeat or skip data with.
+
+    Raises:
+        ValueError: the world has another size, and the loader does not say that this is the same to it.
+    """
+    parts = document["ranks"]
+    if len(parts) == ranks.world_size or parts[0][LOADER] is None or not objects.has_local_position:
+        return
+    raise ValueError(
+        f"it was saved by {len(parts)} ranks, there are {ranks.world_size} now, and each rank's loader has a state of "
+        f"its own: go on with {len(parts)} ranks, or give the loader a state that counts the data of all ranks "
+        "together, and say so with position_is_global = True"
+    )
+
+
+def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
+    """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
+    parts: list[dict[str, Any]] = document["ranks"]
+    part = parts[min(ranks.rank, len(parts) - 1)]
+    return part if len(parts) == ranks.world_size else part | {LOADER: parts[0][LOADER]}
+
+
+def _state_of(document: Document, name: str) -> Any:
+    return document["objects"].get(name)

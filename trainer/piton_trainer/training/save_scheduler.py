@@ -1,0 +1,195 @@
+"""The saves of one attempt: when one is due, who hears of it, and what becomes of one that the volume does not take.
+
+    poll -> is_due -> save_if_due …… durable: announced to whoever listens
+                           |
+                           the volume fails: put off, as long as patience lasts; what the end needs is insisted on
+
+It must not know loops, batches and why a training ends: `steps` says when a boundary is, and when the last one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from piton.contract.assignment import SavePolicy
+from piton.contract.manifest import Complete
+from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, CHECKPOINT_STALL_SECONDS
+from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint.save_interval import Choice, Interval
+from piton_trainer.checkpoint.volume_health import BACKOFF_SECONDS, Trouble, Troubles, VolumeHealth
+from piton_trainer.clock import Clock
+from piton_trainer.errors import Diverged, VolumeLost
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state.data_position import Randomness
+from piton_trainer.state.tracked_objects import TrackedObjects
+from piton_trainer.state.train_state import TrainState
+from piton_trainer.telemetry.metrics import ObjectiveMetrics
+from piton_trainer.telemetry.telemetry import Telemetry
+from piton_trainer.training.run_checkpoint import RunCheckpointer
+from piton_trainer.training.signals import StopFlag
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveInputs:
+    """What is saved."""
+
+    state: TrainState
+    objects: TrackedObjects
+    feed: Randomness
+    measured: ObjectiveMetrics
+
+
+class SaveScheduler:
+    """All ranks call each method together, but for `is_due`, which rank 0 answers."""
+
+    def __init__(
+        self,
+        policy: SavePolicy,
+        *,
+        ranks: Ranks,
+        store: RunCheckpointer,
+        telemetry: Telemetry,
+        signals: StopFlag,
+        clock: Clock,
+    ) -> None:
+        self._ranks = ranks
+        self._store = store
+        self._telemetry = telemetry
+        self._signals = signals
+        self._clock = clock
+        self._watch = VolumeHealth(clock, patience_seconds=policy.patience_seconds)
+        telemetry.watch(self._watch)
+        self._interval = Interval(policy)
+        self._told: Choice | None = None
+        self._stall: float | None = None
+        """How long training stood still for the newest save."""
+        self._is_prepared = self._is_postponed = False
+        self._announced: Saved | None = None
+
+    def begin(self, state: TrainState, *, interruptions: int, now: float) -> None:
+        """The steps begin; so many attempts have ended since the checkpoint was made that this one resumes from."""
+        self._interval.begin(state.evidence.interrupted(interruptions), now=now)
+
+    def poll(self) -> None:
+        """See how the save on its way is doing."""
+        self._tolerate(self._store.poll)
+        if self._ranks.is_main:
+            self._watch.look(in_flight=self._store.in_flight)
+
+    def stepped(self, seconds: float) -> None:
+        """A step took so long."""
+        self._interval.stepped(seconds)
+        self._announce()
+
+    def is_due(self, step: int, *, is_last: bool) -> bool:
+        """Whether this step should be saved."""
+        by_interval = self._interval.is_due(step, now=self._clock.monotonic())
+        if self._watch.is_stuck:
+            return not self._watch.holds_back
+        return by_interval or self._telemetry.checkpoint_requested or self._is_postponed or is_last
+
+    def save_if_due(self, trained: SaveInputs, *, is_due: bool, is_best: bool) -> None:
+        """Save, or get ready for it. One save at a time: a periodic one begins once the one before is durable."""
+        self._is_postponed = is_due and self._store.in_flight and not is_best
+        if is_best or (is_due and not self._is_postponed):
+            self._tolerate(partial(self._save, trained))
+        elif not self._is_prepared:
+            # After the first step there is all that will be saved: an optimizer has no momenta before.
+            self._is_prepared = True
+            self._store.prepare(trained.objects, trained.feed)
+
+    def postpone(self, *, is_due: bool) -> None:
+        """No moment for a save: one that is due comes at the next boundary."""
+        self._is_postponed = self._is_postponed or is_due
+
+    def save_final(self, trained: SaveInputs, *, told_to_stop: bool = False) -> None:
+        """Save this step, durably, or end."""
+        # What befell the save before is no reason not to try.
+        self._tolerate(self._settle)
+        self._retry(partial(self._save_durably, trained), told_to_stop=told_to_stop)
+
+    def close(self, complete: Complete) -> None:
+        """Write the proof that the run is finished."""
+        self._retry(partial(self._ranks.on_main, partial(self._store.close, complete)))
+
+    def diverged(self, trained: SaveInputs) -> Diverged:
+        """The end of a training that has nothing worth saving any more."""
+        self._tolerate(self._settle)
+        return Diverged(
+            f"{' or '.join(trained.measured.watched)} is not a finite number at step {trained.state.step}; "
+            f"the newest checkpoint is of step {self._store.durable_step}"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """How often saves are made, where nobody has said it, what one costs, and how the volume is doing."""
+        choice = self._interval.choice
+        interval = {} if choice is None else {CHECKPOINT_INTERVAL_SECONDS: round(choice.seconds, 1)}
+        stall = {} if self._stall is None else {CHECKPOINT_STALL_SECONDS: round(self._stall, 4)}
+        return interval | stall | self._watch.metrics()
+
+    def report_interval(self) -> None:
+        """Tell whoever listens how often saves are made, when that has changed."""
+        choice = self._interval.choice
+        if choice is None or choice is self._told:
+            return
+        self._told = choice
+        self._telemetry.interval_changed(choice)
+
+    def _save(self, trained: SaveInputs) -> None:
+        """Save this step, unless that is done already. A diverged state is never saved."""
+        state = trained.state
+        if self._store.taken_step == state.step:
+            return
+        if self._ranks.agree([float(trained.measured.has_diverged(on_device=True))])[0]:
+            raise self.diverged(trained)
+        began, waited = self._clock.monotonic(), self._store.in_flight
+        state.evidence = self._interval.evidence(now=began)
+        self._store.save(state, trained.objects, trained.feed, trained.measured.to_save())
+        ended = self._clock.monotonic()
+        self._interval.saved(state.step, began=began, ended=ended, waited=waited)
+        self._is_prepared = True
+        self._stall = ended - began
+        self._telemetry.record_stall(seconds=self._stall)
+        self._announce()
+
+    def _save_durably(self, trained: SaveInputs) -> None:
+        self._save(trained)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the save on its way."""
+        self._store.wait()
+        self._announce()
+
+    def _announce(self) -> None:
+        """Tell whoever listens of a checkpoint that has become durable."""
+        saved = self._store.saved
+        if saved is None or saved is self._announced:
+            return
+        self._announced = saved
+        self._interval.durable(saved.step, now=self._clock.monotonic())
+        if self._ranks.is_main:
+            self._watch.saved(saved)
+        self._telemetry.saved(saved, timestamp=self._clock.now().timestamp())
+
+    def _tolerate(self, action: Callable[[], None]) -> None:
+        """Do what may fail because of the volume; training goes on without, for a while."""
+        try:
+            action()
+        except Troubles as trouble:
+            self._defer(trouble)
+
+    def _retry(self, action: Callable[[], None], *, told_to_stop: bool = False) -> None:
+        """Do what the end needs; while the volume is away, again and again as long as there is time."""
+        while True:
+            try:
+                return action()
+            except VolumeLost as trouble:
+                stop = self._ranks.agree([told_to_stop or self._signals.received is not None])[0] > 0
+                self._defer(trouble, told_to_stop=stop)
+                self._clock.sleep(BACKOFF_SECONDS)
+
+    def _defer(self, trouble: Trouble, *, told_to_stop: bool = False) -> None:
+        """Training goes on without a save; or it does not, on all ranks alike."""
+        step = self._store.durable_step
+        self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, told_to_stop=told_to_stop))

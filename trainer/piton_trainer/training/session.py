@@ -1,0 +1,406 @@
+"""The session around a training loop: restores, saves, reports and stops, on all ranks together.
+
+    enter     signals, process group, fence
+    restore   the newest good checkpoint, into the user's objects
+    steps     batches; between two of them the boundary: agree, save, report, end or stop
+    exit      last save, in the bucket too, COMPLETE.json, termination message
+
+The session knows nothing of models and losses, and it owns no loop: the recipes' loop is its user like anybody's.
+"""
+
+import atexit
+import errno
+import gc
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor
+
+from piton.contract import startup_phases
+from piton.contract.assignment import Assignment
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.retry import Retry
+from piton_trainer.checkpoint.load import readahead
+from piton_trainer.checkpoint.save.factory import make_checkpointer
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config, termination_log
+from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
+from piton_trainer.hangs.heartbeats import Heartbeats, RankPhase, record_collectives
+from piton_trainer.hangs.watchdog import Watchdog, watched
+from piton_trainer.runtime.device_faults import require_gpus
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state.data_position import Randomness
+from piton_trainer.telemetry.telemetry import Telemetry, build_telemetry
+from piton_trainer.termination import TerminationLog, end_as_lost_device, outcome_of, print_status
+from piton_trainer.training.context import RankContext
+from piton_trainer.training.run_checkpoint import RestoredRun, RunCheckpointer
+from piton_trainer.training.signals import StopFlag
+from piton_trainer.training.startup import Startup
+from piton_trainer.training.steps import Steps
+
+_NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+"""What the operating system says to a directory that was chosen wrongly."""
+
+
+def session(
+    config: Config | None = None,
+    *,
+    overlap_saves: bool = False,
+    clock: Clock | None = None,
+    disk: layout.Disk | None = None,
+) -> "Session":
+    """A session as the environment describes it, or as `config` does.
+
+    Outside Piton it keeps its checkpoints in `./checkpoints`, or where PITON_CHECKPOINT_DIR says. With a `disk` that is
+    given, training waits for each save.
+
+    `overlap_saves` is a promise: from one batch to the next, weights and momenta change only when an optimizer steps,
+    and an average of the weights (`ema`) after that. Then a save copies them beside the forward and backward pass
+    instead of before it. A promise that is not kept fails the save.
+
+    Raises:
+        BadConfig: a variable of the environment makes no sense.
+    """
+    if config is None:
+        try:
+            config = Config.from_env(os.environ)
+        except ValueError as error:
+            print_status(str(error))
+            refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
+            TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
+            raise BadConfig(str(error)) from error
+    return Session(config, overlap_saves=overlap_saves, clock=clock or Clock(), disk=disk)
+
+
+class Session(RankContext):
+    """One process of one attempt. Use it as a context manager, once; `session()` makes it."""
+
+    def __init__(self, config: Config, *, overlap_saves: bool, clock: Clock, disk: layout.Disk | None) -> None:
+        super().__init__(config, Ranks())
+        self._overlap_saves = overlap_saves
+        self._clock = clock
+        self._saves_in_background = config.background_saves and disk is None
+        self._disk = disk or layout.Disk()
+        self._signals = StopFlag()
+        self._retry = Retry(clock, is_stopping=self._is_stopping)
+        self._attempt = config.attempt or 0
+        self._log = TerminationLog(config.termination_log, self._ranks)
+        self._telemetry = Telemetry()
+        self._beats: Heartbeats = Heartbeats()
+        self._watchdog: Watchdog | None = None
+        self._steps: Steps | None = None
+        self._store: RunCheckpointer | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt; outside Piton they are counted in the checkpoint directory."""
+        return self._attempt
+
+    @property
+    def step(self) -> int:
+        """Completed steps, over all attempts."""
+        return self._opened.state.step
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that a rehearsal ends with; None in earnest."""
+        return self._opened.last_step
+
+    @property
+    def training_seconds(self) -> float:
+        """Time that went into the current state, over all attempts; saving and what was lost do not count."""
+        return self._opened.state.training_seconds
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, from 0 to 1; the same on every rank."""
+        return self._opened.fraction
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the best objective so far."""
+        step, metric = self._opened.state.best_step, self._opened.state.best_metric
+        return None if step is None or metric is None else (step, metric)
+
+    def __enter__(self) -> Self:
+        try:
+            self._open()
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if error is None and self._opened.has_begun:
+                self._opened.conclude()
+        except BaseException as failure:
+            self._close(failure)
+            raise
+        self._close(error)
+
+    def restore(self, **objects: Any) -> RestoredRun | None:
+        """Name the objects that a checkpoint consists of, and put the newest good one into them.
+
+        Call it once, when everything is built and before `steps`. `model`, `optimizer` (one or a list), `ema` and
+        `loader` are known by name; anything else needs `state_dict` and `load_state_dict`. An argument that is None is
+        left out.
+
+        Returns:
+            Where the run resumes from, or None when it starts afresh.
+
+        Raises:
+            BadConfig: the checkpoint is of other objects.
+            ValueError: an object cannot be saved.
+        """
+        try:
+            restored = self._opened.restore(objects)
+        finally:
+            readahead.stop()
+        if restored is not None and self.is_main:
+            print_status(f"resumed from step {restored.step} in {restored.folder}")
+        return restored
+
+    def report(self, **metrics: float | Tensor) -> None:
+        """Say how the step under way went. A tensor on a GPU is read only when a report or a save is due.
+
+        A metric named `loss` is the loss of one batch: as the objective it is judged only where a save is due. Any
+        other objective counts as an evaluation whenever it is reported.
+        """
+        self._opened.report(metrics)
+
+    def steps(
+        self, loader: Iterable[Any], *, epochs: int = 1, total: int | None = None, accumulate: int | None = None
+    ) -> Iterator[Any]:
+        """The batches that are left to train on. Saves, reports and stops happen between two of them.
+
+        A checkpoint holds no gradients: while some wait for an optimizer's step, saves and stops wait as well.
+
+        Args:
+            loader: batches, the same number on every rank.
+            epochs: how often to go through them.
+            total: steps overall instead, through as many epochs as that takes.
+            accumulate: how many batches make a step of the optimizers, counted as `step` is. None: it is seen from
+                their gradients. 1: every boundary is fit for a save, whatever gradients are there.
+
+        Raises:
+            BadConfig: the run is in the middle of an epoch that this loader can only go through from its start; or
+                gradients wait for a step that does not come.
+            Stopped: told to stop; everything is saved.
+            Diverged: the loss or the objective is not a finite number.
+            OutOfSpace: a checkpoint does not fit.
+            Fenced: another attempt has taken over.
+        """
+        return self._opened.run(loader, epochs=epochs, total=total, accumulate=accumulate)
+
+    def peek(self, name: str) -> Any:
+        """The state of the object of this name in the checkpoint that `restore` will take; None when there is none.
+
+        For those who have to know how far a run is before they can build what is restored. All ranks call it together.
+        """
+        return self._opened.peek(name)
+
+    def begin(
+        self, *, total: int | None = None, step: int = 0, generators: Sequence[Generator] = ()
+    ) -> Randomness | None:
+        """For a loop that is somebody else's, instead of `steps`; call `boundary` after each of its steps.
+
+        Args:
+            total: the step at which the loop ends; None when nobody knows.
+            step: steps that the loop has behind it, if it comes from a checkpoint that is not ours.
+            generators: random number generators besides Python's, numpy's and torch's.
+
+        Returns:
+            The random numbers, which the loop is to take through its epochs; None when nothing is left to train.
+
+        Raises:
+            Stopped: told to stop before the first step.
+        """
+        randomness = self._opened.randomness(generators)
+        return randomness if self._opened.begin(randomness, total=total, step=step) else None
+
+    def begin_step(self) -> None:
+        """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""
+        self._beats.begin_step()
+
+    def end_step(self) -> None:
+        """All of the step is computed. What comes before its boundary, an evaluation say, is not timed."""
+        self._beats.end_step()
+
+    def untimed(self) -> AbstractContextManager[None]:
+        """For what may take long inside a step, such as an evaluation: until it ends, no step is missed.
+
+        On all ranks a training that ends no step for too long is ended as one that hangs, see `limits.hangTimeout`.
+        """
+        return self._beats.during(RankPhase.UNTIMED)
+
+    def listen(self) -> None:
+        """Take the signals over again from a framework that has taken them since."""
+        self._signals.listen()
+
+    def boundary(self, *, ended: str | None = None) -> bool:
+        """A step of somebody else's loop is done, with all that belongs to it: save, report, stop, as is due.
+
+        Args:
+            ended: why the loop ends here by itself.
+
+        Returns:
+            Whether the training is over. The rest is done when the session ends.
+
+        Raises:
+            Stopped, Diverged, OutOfSpace, Fenced: as `steps` does. Who catches one hears it again at the session's end.
+        """
+        return self._opened.boundary(ended=ended)
+
+    @property
+    def _opened(self) -> Steps:
+        if self._steps is None:
+            raise RuntimeError("a session is used as a context manager: with piton_trainer.session() as session")
+        return self._steps
+
+    def _open(self) -> None:
+        self._signals.install()
+        self._startup = startup = Startup(self._clock)
+        require_gpus(self._config.gpus)
+        readahead.begin(self._config.checkpoint_dir)
+        if self._config.hang_timeout is not None and torch.cuda.is_available():
+            record_collectives(self._config.checkpoint_dir)
+        try:
+            self._ranks = Ranks.join(self._config.collective_seconds, self._config.join_seconds)
+        except ValueError as error:
+            raise BadConfig(str(error)) from error
+        startup.lap(startup_phases.PROCESS_GROUP)
+        self._log = TerminationLog(self._config.termination_log, self._ranks)
+        self._log.clear()
+        fence = self._ranks.on_main(self._claim)
+        self._attempt = fence.attempt
+        self._beats, self._watchdog = watched(self._config, self._ranks, attempt=fence.attempt)
+        if self.is_main:
+            self._telemetry = build_telemetry(self._config, world_size=self.world_size, fence=fence, clock=self._clock)
+        self._store = self._make_store(fence)
+        self._store.expect()
+        self._steps = Steps(
+            self._config,
+            ranks=self._ranks,
+            store=self._store,
+            telemetry=self._telemetry,
+            signals=self._signals,
+            clock=self._clock,
+            startup=startup,
+            beats=self._beats,
+        )
+        startup.lap(startup_phases.CLAIM)
+
+    def _fetch(self, there: int | None) -> int | None:
+        """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
+        mirror = self._telemetry.mirror
+        assert mirror is not None
+        self._startup.lap(startup_phases.CHECKPOINT)
+        fetched = mirror.restore(there)
+        self._startup.lap(startup_phases.MIRROR)
+        if fetched is not None:
+            print_status(f"step {fetched} is restored from {mirror.place}")
+        newest = fetched or there
+        if newest is not None:
+            mirror.committed(newest)
+        return fetched
+
+    def _is_stopping(self) -> bool:
+        return self._signals.received is not None
+
+    def _claim(self) -> Fence:
+        directory = self._config.checkpoint_dir
+        answers = _NOT_OURS_TO_WRITE | layout.NO_SPACE
+        try:
+            with layout.raise_out_of_space(directory):
+                return Retry(self._clock, answers=answers, is_stopping=self._is_stopping)(self._claim_now, directory)
+        except (OSError, ValueError) as error:
+            raise BadConfig(f"checkpoints cannot be kept in {directory}: {error}") from error
+
+    def _claim_now(self) -> Fence:
+        directory = self._config.checkpoint_dir
+        directory.mkdir(parents=True, exist_ok=True)
+        fence = Fence(directory, disk=self._disk, attempt=self._config.attempt)
+        fence.claim()
+        return fence
+
+    def _make_store(self, fence: Fence) -> RunCheckpointer:
+        checkpointer = make_checkpointer(
+            self._config.checkpoint_dir,
+            ranks=self._ranks,
+            fence=fence,
+            policy=self.assignment.save,
+            objective=self.assignment.objective,
+            disk=self._disk,
+            clock=self._clock,
+            background=self._saves_in_background,
+        )
+        return RunCheckpointer(
+            self._config.checkpoint_dir,
+            ranks=self._ranks,
+            fence=fence,
+            checkpointer=checkpointer,
+            disk=self._disk,
+            recipe=_origin(self.assignment),
+            fetch=None if self.assignment.mirror is None else self._fetch,
+            overlaps=self._overlap_saves,
+            retry=self._retry,
+            reported_step=self._config.durable_step,
+            allow_fresh_start=self._config.allow_fresh_start,
+        )
+
+    def _close(self, error: BaseException | None) -> None:
+        """Say how it ended, wherever somebody listens, and give everything back.
+
+        Raises:
+            DeviceLost: the error says so; it has its own exit code.
+        """
+        self._beats.enter(RankPhase.ENDING)
+        outcome, detail = outcome_of(error)
+        finished = error is None and self._steps is not None and self._steps.complete is not None
+        in_order = error is None or isinstance(error, Ended)
+        readahead.stop()
+        if self._store is not None:
+            self._store.release()
+        if finished or error is not None:
+            holder = error.holder if isinstance(error, Fenced) else None
+            limit = error.limit if isinstance(error, Stopped) else None
+            self._log.leave(replace(self._termination(outcome, detail), fence=holder, limit=limit))
+            if self._store is not None:
+                self._store.leave_end(outcome)
+        if isinstance(error, Ended) and self.local_rank == 0:
+            print_status(detail)
+        if finished and self.is_main and self._steps is not None and self._steps.complete is not None:
+            print_status(f"finished at step {self._steps.complete.step}: {self._steps.complete.reason}")
+        # The last report comes after it, and says how far the mirror came.
+        self._telemetry.end_mirror(outcome)
+        # After a crash there may be no device left to read metrics from.
+        has_news = in_order and self.is_main and self._steps is not None and self._steps.has_begun
+        self._telemetry.close(self._steps.progress(finished=finished) if has_news and self._steps is not None else None)
+        self._signals.restore()
+        if self._watchdog is not None:
+            self._watchdog.leave()
+        self._beats.close()
+        if in_order:
+            self._ranks.leave()
+        if isinstance(error, Stopped):
+            # The interpreter ends by looking through all of torch for garbage; a node that goes has no time for that.
+            atexit.register(gc.freeze)
+        end_as_lost_device(error)
+
+    def _termination(self, outcome: Outcome, detail: str) -> Termination:
+        if self._steps is None:
+            return Termination(outcome=outcome, detail=detail)
+        return self._steps.termination(outcome, detail)
+
+
+def _origin(assignment: Assignment) -> dict[str, Any] | None:
+    """What a checkpoint says of where it comes from."""
+    return None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}

@@ -1,0 +1,74 @@
+"""SIGTERM and SIGINT as a flag.
+
+A handler does nothing but remember; the training loop looks at the flag at a step boundary, where all ranks agree.
+
+torchrun and terminals signal a whole process group. A data loader's workers are in it, die at once, and the step under
+way with them, before there is a boundary to save at. So what is forked while the signals are ours leaves the group: it
+hears from the trainer alone. It ends with the trainer all the same, as multiprocessing and torch see to.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from piton.contract.termination import ExitCode
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_holders: "set[StopFlag]" = set()
+"""Who has the signals."""
+
+
+class StopFlag:
+    """Remembers that a stop signal came, from `install` until `restore`."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._owner = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over. Python allows that in the main thread only; elsewhere nothing happens."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in STOP_SIGNALS:
+            self._before[signum] = signal.signal(signum, self._remember)
+        _holders.add(self)
+
+    def listen(self) -> None:
+        """Take them over from whoever has done so since. Those from before `install` are still the ones given back."""
+        for signum in self._before:
+            signal.signal(signum, self._remember)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them before."""
+        for signum, handler in self._before.items():
+            # None: the handler before was not installed from Python, so it cannot be given back.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+        _holders.discard(self)
+
+    def _remember(self, signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # A child that was forked with our handler, by a data loader say, has no boundary to stop at.
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.received = signal.Signals(signum)
+
+
+def stop_at_once() -> None:
+    """End on SIGTERM, until a `StopFlag` takes it over: training has not begun, so there is nothing to save.
+
+    The kernel ignores signals to a container's first process that have no handler. Without one, a pod that is told to
+    stop while torch is imported would be held for its whole grace of 100 s.
+    """
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: os._exit(ExitCode.STOPPED))
+
+
+def _leave_the_group() -> None:
+    if _holders:
+        os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_leave_the_group)

@@ -1,0 +1,402 @@
+"""The steps of one attempt, and the boundary between two of them.
+
+    begin -> [ batch -> the user's step -> boundary ]* -> finish
+                                           |
+                                           agree -> judge -> save if due -> report -> end, stop, or go on
+
+This class holds the progress of this process. The session around it opens and closes everything; `save_scheduler`
+follows the saves. While gradients are accumulated, nothing is saved and nothing stops: both wait for the next boundary
+after an optimizer step.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import Any
+
+from torch import Generator, Tensor
+
+from piton.contract import startup_phases
+from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config
+from piton_trainer.errors import BadConfig, Ended, Stopped
+from piton_trainer.hangs.heartbeats import Heartbeats, RankPhase
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state.batch_skipping import caveat
+from piton_trainer.state.data_position import Randomness, ResumableLoader, Resume, length_of
+from piton_trainer.state.tracked_objects import EMA, MODEL, Stateful, TrackedObjects
+from piton_trainer.state.train_state import TrainState
+from piton_trainer.state.weights_digest import weights_digest
+from piton_trainer.telemetry.memory_usage import peaks_of
+from piton_trainer.telemetry.metrics import ObjectiveMetrics
+from piton_trainer.telemetry.progress import progress_of
+from piton_trainer.telemetry.telemetry import Telemetry
+from piton_trainer.training.boundary import BoundaryVote, StopRehearsal, reason_to_end
+from piton_trainer.training.gradient_accumulation import Gradients
+from piton_trainer.training.run_checkpoint import RestoredRun, RunCheckpointer
+from piton_trainer.training.save_scheduler import SaveInputs, SaveScheduler
+from piton_trainer.training.signals import StopFlag
+from piton_trainer.training.startup import Startup
+from piton_trainer.training.time_limit import TimeLimit
+
+logger = logging.getLogger(__name__)
+
+
+class Steps:
+    """What is trained, and how far."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ranks: Ranks,
+        store: RunCheckpointer,
+        telemetry: Telemetry,
+        signals: StopFlag,
+        clock: Clock,
+        startup: Startup,
+        beats: Heartbeats,
+    ) -> None:
+        self.state = TrainState()
+        self.complete: Complete | None = None
+        self.has_begun = False
+        self._config = config
+        self._assignment = config.assignment
+        self._rehearsal = None if config.rehearsal is None else StopRehearsal(steps=config.rehearsal)
+        self._ranks = ranks
+        self._store = store
+        self._telemetry = telemetry
+        self._signals = signals
+        self._clock = clock
+        self._startup = startup
+        self._beats = beats
+        self._time_limit = TimeLimit(config, clock)
+        self._saves = SaveScheduler(
+            config.assignment.save, ranks=ranks, store=store, telemetry=telemetry, signals=signals, clock=clock
+        )
+        self._measured = ObjectiveMetrics(config.assignment.objective)
+        self._objects: TrackedObjects | None = None
+        self._trained: SaveInputs | None = None
+        self._resume: Resume | None = None
+        self._restored: RestoredRun | None = None
+        self._gradients: Gradients | None = None
+        self._accumulated = 0
+        """Boundaries in a row at which gradients waited for a step."""
+        self._total: int | None = None
+        self._started = (0, 0.0)
+        self._inside_step = False
+        self._has_diverged = False
+        self._end: Ended | None = None
+        self._lap = self._waited = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, from 0 to 1."""
+        return self.state.fraction_done(self._assignment, self._total)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that a rehearsal ends with; None in earnest."""
+        return None if self._rehearsal is None else self._rehearsal.last
+
+    def restore(self, objects: Mapping[str, Any]) -> RestoredRun | None:
+        """Take the user's objects, and put the newest good checkpoint into them."""
+        self._objects = TrackedObjects(objects)
+        self._startup.lap(startup_phases.MODEL)
+        found = self._store.restore(self._objects)
+        self._startup.lap(startup_phases.CHECKPOINT)
+        if found is not None:
+            self._restored, self.state, self._resume = found
+        return self._restored
+
+    def report(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Take the metrics of the step under way."""
+        self._measured.report(metrics)
+
+    def peek(self, name: str) -> Any:
+        """The state of one object in the checkpoint that `restore` will take."""
+        return self._store.peek(name)
+
+    def run(self, loader: Iterable[Any], *, epochs: int, total: int | None, accumulate: int | None) -> Iterator[Any]:
+        """The batches that are left, with a boundary after each."""
+        self._refuse_misuse()
+        assert self._objects is not None
+        if accumulate is not None and accumulate < 1:
+            raise ValueError(f"accumulate={accumulate}: the number of batches that make a step is at least 1")
+        watched = Gradients.watched(self._objects.optimizers, accumulate=accumulate)
+        with self._recording_end(), watched as self._gradients:
+            yield from self._batches(loader, self._gradients, epochs, total)
+
+    def begin(self, randomness: Randomness, *, total: int | None, step: int) -> bool:
+        """Somebody else's loop begins; whether there is anything left for it to do."""
+        self._refuse_misuse()
+        if self._restored is None:
+            self.state.step = step
+        with self._recording_end():
+            return self._begin(randomness, total)
+
+    def boundary(self, *, ended: str | None) -> bool:
+        """A step of somebody else's loop is done; whether the training is."""
+        self.state.ended = ended
+        with self._recording_end():
+            return self._finish_step()
+
+    def randomness(self, generators: Sequence[Generator]) -> Randomness:
+        """The random numbers for somebody else's loop."""
+        return Randomness(generators, self._resume)
+
+    @contextmanager
+    def _recording_end(self) -> Iterator[None]:
+        try:
+            yield
+        except Ended as end:
+            self._end = end
+            raise
+
+    def _batches(self, loader: Iterable[Any], gradients: Gradients, epochs: int, total: int | None) -> Iterator[Any]:
+        feed = self._feed_of(loader)
+        if not self._begin(feed, self._steps_left(length_of(loader), epochs) if total is None else total):
+            return
+        for _ in range(self.state.position.epoch, epochs) if total is None else count():
+            for batch in feed.epoch():
+                self._waited = self._clock.monotonic() - self._lap
+                self._beats.begin_step()
+                self._inside_step = True
+                gradients.next_batch()
+                yield batch
+                self._inside_step = False
+                if self._finish_step():
+                    return
+        self._finish("all steps are done")
+
+    def conclude(self) -> None:
+        """The user's block is done, and so is the training, whether or not all steps were taken: write the proof."""
+        if self._end is not None:
+            # The script has caught what was meant to end it; that does not make the run a finished one.
+            raise self._end
+        if self.complete is None:
+            # The loop was left by `break`; as far as anybody can tell, its body had done its work by then.
+            self.state.step += self._inside_step
+            self.state.ended = "the script ended its loop"
+            self._finish(self.state.ended)
+        assert self.complete is not None
+        self._await_mirror()
+        self._saves.close(self.complete)
+
+    def _await_mirror(self) -> None:
+        """A run whose last checkpoint is not in its bucket is not finished."""
+        if self._assignment.mirror is None:
+            return
+
+        def is_told_to_stop() -> bool:
+            return self._signals.received is not None or self._stop_is_requested()
+
+        if not self._ranks.await_main(partial(self._telemetry.finish_mirror, is_told_to_stop)):
+            raise self._stopped()
+
+    def progress(self, *, finished: bool = False) -> Progress:
+        """A report of this moment."""
+        return progress_of(
+            self.state,
+            assignment=self._assignment,
+            total=self._total,
+            started=self._started,
+            durable_step=self._store.durable_step,
+            resumed_from=None if self._restored is None else self._restored.step,
+            previous=self._store.previous_end,
+            metrics=self._measured.read_all()
+            | self._telemetry.lag
+            | self._saves.metrics()
+            | peaks_of(self._ranks.device)
+            | startup_phases.to_metrics(self._startup.seconds),
+            now=self._clock.now(),
+            finished=finished,
+        )
+
+    def termination(self, outcome: Outcome, detail: str) -> Termination:
+        """The last message, for an end of this kind."""
+        finished = self.complete if outcome is Outcome.FINISHED else None
+        return Termination(
+            outcome=outcome,
+            step=self.state.step,
+            checkpoint_step=self._store.durable_step,
+            resumed_from=None if self._restored is None else self._restored.step,
+            weights_digest=finished.weights_digest if finished else None,
+            best_step=self.state.best_step,
+            best_metric=self.state.best_metric,
+            detail=finished.reason if finished else detail,
+        )
+
+    def _begin(self, feed: Randomness, total: int | None) -> bool:
+        """Get ready for the first step; whether there is anything left to train."""
+        assert self._objects is not None
+        self._startup.lap(startup_phases.MODEL)
+        self._trained = SaveInputs(state=self.state, objects=self._objects, feed=feed, measured=self._measured)
+        self._total = total
+        if len(set(self._ranks.gather(self._total))) > 1:
+            raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
+        self.has_begun = True
+        self._started = (self.state.step, self.state.training_seconds)
+        self._lap = self._clock.monotonic()
+        # Whichever attempt made the checkpoint, it and those after it have ended since.
+        ended = self._store.attempt - (1 if self._restored is None else self._restored.attempt)
+        self._saves.begin(self.state, interruptions=ended, now=self._lap)
+        if ending := self._reason_to_end():
+            self._finish(ending)
+            return False
+        if self._agree().stop:
+            raise self._stopped()
+        self._ranks.on_main(self._store.reopen)
+        return True
+
+    def _refuse_misuse(self) -> None:
+        if self.has_begun:
+            raise ValueError("session.steps() is called once; for more epochs say session.steps(loader, epochs=3)")
+        if self._objects is None:
+            raise ValueError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
+
+    def _feed_of(self, loader: Iterable[Any]) -> ResumableLoader:
+        assert self._objects is not None
+        is_given = self._objects.is_given(loader)
+        if isinstance(loader, Stateful) and not is_given:
+            raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+        if self._ranks.is_main and not is_given and (warning := caveat(loader)):
+            logger.warning(warning)
+        return ResumableLoader(loader, self.state.position, replay=not is_given, resume=self._resume)
+
+    def _steps_left(self, length: int | None, epochs: int) -> int | None:
+        """The step at which the epochs are done."""
+        if length is None:
+            return None
+        position = self.state.position
+        return self.state.step + max(0, (epochs - position.epoch) * length - position.batch)
+
+    def _finish_step(self) -> bool:
+        """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
+        self.state.step += 1
+        if self._startup.end():
+            self._telemetry.started(self._startup.seconds)
+            self._beats.watch_compiles()
+        with self._beats.during(RankPhase.SAVING):
+            self._saves.poll()
+        vote = self._agree()
+        self._beats.stepped(self.state.step, durable_step=self._store.durable_step)
+        lap, self.state.training_seconds = vote.training_seconds - self.state.training_seconds, vote.training_seconds
+        self._saves.stepped(lap)
+        self._telemetry.stepped(seconds=lap, waited_seconds=self._waited)
+        if vote.diverged:
+            raise self._saves.diverged(self._begun)
+        is_best = vote.value is not None and self._judge(vote.value)
+        if ending := self._reason_to_end():
+            self._finish(ending)
+            return True
+        if vote.accumulating:
+            self._postpone(is_due=vote.save, is_best=is_best)
+        elif vote.stop:
+            self._saves.save_final(self._begun, told_to_stop=True)
+            raise self._stopped()
+        else:
+            self._accumulated = 0
+            self._saves.save_if_due(self._begun, is_due=vote.save, is_best=is_best)
+        self._report()
+        self._measured.next_step()
+        self._lap = self._clock.monotonic()
+        self._beats.enter(RankPhase.BETWEEN)
+        return False
+
+    def _postpone(self, *, is_due: bool, is_best: bool) -> None:
+        """Leave what is due to the boundary after the optimizer's step.
+
+        Raises:
+            BadConfig: there seems to be none.
+        """
+        assert self._gradients is not None
+        self._accumulated += 1
+        if self._accumulated >= self._gradients.limit:
+            raise BadConfig(
+                f"gradients have waited for an optimizer's step for {self._accumulated} batches, and nothing can be "
+                "saved before it: say session.steps(loader, accumulate=k) if k batches make a step, and accumulate=1 "
+                "if those gradients are not used"
+            )
+        if is_best and self._ranks.is_main:
+            logger.warning(
+                "the objective is best at step %d, but gradients wait for an optimizer's step there, so these weights "
+                "are not saved; evaluate after a step",
+                self.state.step,
+            )
+        self._saves.postpone(is_due=is_due)
+
+    def _agree(self) -> BoundaryVote:
+        """Say what this rank has to say, and hear what holds for all."""
+        is_main, step = self._ranks.is_main, self.state.step
+        accumulating = self._gradients is not None and self._gradients.wait(step)
+        save = is_main and self._saves.is_due(step, is_last=step == self._total)
+        will_save = save and not self._store.in_flight and not accumulating
+        value = self._measured.evaluation(save=will_save) if is_main else None
+        lap = self._clock.monotonic() - self._lap
+        vote = BoundaryVote(
+            stop=self._signals.received is not None or (is_main and self._stop_is_requested()),
+            save=save,
+            diverged=self._has_diverged or self._measured.has_diverged(on_device=False),
+            value=value,
+            training_seconds=self.state.training_seconds + lap if is_main else 0.0,
+            accumulating=accumulating,
+        )
+        return BoundaryVote.from_vector(self._ranks.agree(vote.to_vector()))
+
+    def _reason_to_end(self) -> str | None:
+        if self.last_step is not None and self.state.step >= self.last_step:
+            return "the rehearsal is over"
+        return reason_to_end(self.state, self._assignment, self._total)
+
+    def _stop_is_requested(self) -> bool:
+        if self._rehearsal and self._rehearsal.stops(self.state.step, is_resumed=self._restored is not None):
+            return True
+        self._time_limit.renew(self._telemetry.stop_at)
+        return self._time_limit.reached() is not None or self._telemetry.stop_requested
+
+    def _judge(self, value: float) -> bool:
+        objective = self._assignment.objective
+        return objective is not None and self.state.judge(value, objective)
+
+    @property
+    def _begun(self) -> SaveInputs:
+        """What is trained, once the steps have begun."""
+        assert self._trained is not None
+        return self._trained
+
+    def _finish(self, reason: str) -> None:
+        trained = self._begun
+        self._saves.save_final(trained)
+        self.complete = Complete(
+            attempt=self._store.attempt,
+            step=self.state.step,
+            weights_digest=weights_digest(trained.objects.modules(MODEL, EMA)),
+            best_step=self.state.best_step,
+            best_metric=self.state.best_metric,
+            reason=reason,
+        )
+
+    def _report(self) -> None:
+        self._saves.report_interval()
+        now = self._clock.monotonic()
+        if due := self._telemetry.due(now):
+            progress = self.progress()
+            for listener in due:
+                listener.post(progress, now)
+            # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
+            self._has_diverged = self._measured.has_diverged(on_device=True)
+
+    def _stopped(self) -> Stopped:
+        received, step, reached = self._signals.received, self._store.durable_step, self._time_limit.reached()
+        saved = "nothing was trained yet" if step is None else f"step {step} is saved"
+        if received is None and reached is not None and self._ranks.is_main:
+            detail = f"limits.{reached.limit} is reached, and the training stopped by itself; {saved}"
+            return Stopped(detail, reached.limit)
+        cause = "the server or another rank" if received is None else received.name
+        return Stopped(f"told to stop by {cause}; {saved}")
