@@ -29,7 +29,7 @@ class NodePoolSeen:
     drain_seconds: float | None = None
     """Its terminationGracePeriod: how long after its notice a node may still have pods; None: for ever."""
     is_spot: bool = False
-    """Whether this node is a spot machine."""
+    """True if this node is a spot machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class ReplicaSeen:
 
     @property
     def has_run(self) -> bool:
-        """Whether its trainer has begun."""
+        """True if its trainer has begun."""
         over = self.state is ReplicaState.SUCCEEDED or (
             self.state is ReplicaState.FAILED and self.exit_code is not None
         )
@@ -109,7 +109,7 @@ class ReplicaSeen:
 
     @property
     def ended(self) -> bool:
-        """Whether it has stopped for good: nothing of it can write any more, or the fence keeps it out."""
+        """True if it has stopped for good: nothing of it can write any more, or the fence keeps it out."""
         return self.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED) or self.node_gone
 
 
@@ -164,23 +164,23 @@ class AttemptSeen:
 
     @property
     def running(self) -> bool:
-        """Whether any replica runs."""
+        """True if any replica runs."""
         return any(r.state is ReplicaState.RUNNING for r in self.replicas)
 
     @property
     def formed(self) -> bool:
-        """Whether all replicas have run, as far as can be seen now."""
+        """True if all replicas have run, as far as can be seen now."""
         return sum(r.has_run for r in self.replicas) >= self.expected_replicas
 
     @property
     def incomplete(self) -> bool:
-        """Whether a replica has not been created yet, or waits."""
+        """True if a replica has not been created yet, or waits."""
         waits = any(r.state is ReplicaState.WAITING for r in self.replicas)
         return self.job is JobState.ACTIVE and (waits or len(self.replicas) < self.expected_replicas)
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it is left that could run: its replicas ended, and no more will be made."""
+        """True if nothing of it is left that could run: its replicas ended, and no more will be made."""
         if not all(r.ended for r in self.replicas):
             return False
         if self.job is JobState.ACTIVE and not self.deleting:
@@ -189,7 +189,7 @@ class AttemptSeen:
 
     @property
     def stranded(self) -> bool:
-        """Whether a replica still stands in the books of a machine that is gone; nobody but us will take it off."""
+        """True if a replica still stands in the books of a machine that is gone; nobody but us will take it off."""
         return any(r.node_gone and r.state in (ReplicaState.WAITING, ReplicaState.RUNNING) for r in self.replicas)
 
 
@@ -201,11 +201,11 @@ class VolumeSeen:
     ours: bool = True
     """False: a claim of the name that we would use belongs to somebody else."""
     made: bool = False
-    """Whether Piton has made it; the user has brought it otherwise."""
+    """True if Piton has made it; the user has brought it otherwise."""
     reclaim: Reclaim = Reclaim.RETAIN
     """What the spec says, also where it is refused."""
     owned: bool = False
-    """Whether the run is its owner, so that the garbage collector deletes it with the run."""
+    """True if the run is its owner, so that the garbage collector deletes it with the run."""
     of_earlier_run: bool = False
     """It is not ours, and was made for an earlier run of this name, whose checkpoints it keeps."""
 
@@ -239,7 +239,7 @@ class ReservationSeen:
 
     @property
     def usable(self) -> bool:
-        """Whether pods of the run may run."""
+        """True if pods of the run may run."""
         return self.exists and self.ours and self.admitted and not (self.evicted or self.finished or self.deleting)
 
 

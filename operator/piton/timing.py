@@ -29,7 +29,7 @@ class Timing:
     stalled_attempts: int = 5
     """Attempts in a row without a newer durable step after which a run is Stalled."""
     fails_when_stalled: bool = False
-    """Whether it has failed then. On a machine without a cluster nothing heals by itself."""
+    """True if it has failed then. On a machine without a cluster nothing heals by itself."""
     kept_jobs: int = 3
     """Jobs of ended attempts that stay for a look at their logs."""
     kept_records: int = 20

@@ -45,7 +45,7 @@ class RunCache:
         return self._ranks.together(action)
 
     def has(self, name: str) -> bool:
-        """Whether it was made before."""
+        """True if it was made before."""
         return self.on_main((self.directory / name).is_dir)
 
     def folder(self, name: str, make: Callable[[Path], object]) -> Path:

@@ -49,7 +49,7 @@ class SpecRule(Generic[Checked]):
 
     @property
     def on_creation(self) -> bool:
-        """Whether it is asked at the beginning only: what it says cannot be mended later, or is no trouble any more."""
+        """True if it is asked at the beginning only: what it says cannot be mended later, or is no trouble any more."""
         return any(twin.on_creation for twin in self.cel)
 
     def __call__(self, value: Checked) -> Iterator[str]:

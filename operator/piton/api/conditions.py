@@ -75,7 +75,7 @@ _TABLE: dict[Phase, dict[str, ConditionStatus]] = {
 
 
 def settled(status: Conditioned) -> bool:
-    """Whether the run, or the sweep, has ended for good."""
+    """True if the run, or the sweep, has ended for good."""
     return status.is_true(SUCCEEDED) or status.is_true(FAILED)
 
 

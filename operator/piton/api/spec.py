@@ -438,13 +438,13 @@ class Meta(Model):
     created: datetime
     deleting: bool = False
     held: bool = False
-    """Whether our finalizer is on it."""
+    """True if our finalizer is on it."""
     queue: str = ""
     """The LocalQueue of Kueue's that it waits in, by its label; empty: it does not wait for quota."""
     priority_class: str = ""
     """Its WorkloadPriorityClass there, by its label."""
     allows_fresh_start: bool = False
-    """Whether its annotation lets it start from step 0 where its checkpoints are lost."""
+    """True if its annotation lets it start from step 0 where its checkpoints are lost."""
     save: str = ""
     """What the annotation piton.dev/save says: the trainer saves once for each text."""
     retry: str = ""

@@ -345,7 +345,7 @@ class Conditioned(Answer):
         return next((c for c in self.conditions if c.type == kind), None)
 
     def is_true(self, kind: str) -> bool:
-        """Whether the condition of that type is True."""
+        """True if the condition of that type is True."""
         condition = self.condition(kind)
         return condition is not None and condition.status is ConditionStatus.TRUE
 

@@ -38,7 +38,7 @@ class Objective:
     """Training ends after this many evaluations in a row without improvement."""
 
     def better(self, value: float, than: float | None) -> bool:
-        """Whether `value` beats `than` (None: nothing measured yet). NaN never does."""
+        """True if `value` beats `than` (None: nothing measured yet). NaN never does."""
         if value != value:
             return False
         if than is None:
@@ -46,7 +46,7 @@ class Objective:
         return value < than if self.goal == "Minimize" else value > than
 
     def reached(self, value: float) -> bool:
-        """Whether `value` meets the target."""
+        """True if `value` meets the target."""
         if self.target is None or value != value:
             return False
         return value <= self.target if self.goal == "Minimize" else value >= self.target

@@ -16,10 +16,10 @@ _QUOTED = re.compile(r"\brank \d+ failed with ")
 
 
 def names_broken_device(text: str) -> bool:
-    """Whether an error is about a device, its own or one of a rank that it quotes."""
+    """True if an error is about a device, its own or one of a rank that it quotes."""
     return bool(_BROKEN.search(text))
 
 
 def names_own_broken_device(text: str) -> bool:
-    """Whether it is about a device of the machine on which it was said."""
+    """True if it is about a device of the machine on which it was said."""
     return names_broken_device(text) and not _QUOTED.search(text)

@@ -20,5 +20,5 @@ class OpenEnum(StrEnum):
 
     @property
     def is_known(self) -> bool:
-        """Whether it is a word of this version."""
+        """True if it is a word of this version."""
         return any(self is word for word in type(self))

@@ -36,7 +36,7 @@ def from_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def is_start_metric(name: str) -> bool:
-    """Whether a metric is one of these."""
+    """True if a metric is one of these."""
     return name.startswith(_PREFIX) and name.removeprefix(_PREFIX).removesuffix(_SUFFIX) in PHASES
 
 

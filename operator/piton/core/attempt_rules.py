@@ -110,7 +110,7 @@ def _checkpoint_step(context: Context, spec: Spec, stage: Stage) -> int | None:
 
 
 def _ran_out_of_memory(status: RunStatus) -> bool:
-    """Whether the training did, in an attempt that the status remembers: then the next ones save without memory."""
+    """True if the training did, in an attempt that the status remembers: then the next ones save without memory."""
     trained = [record for record in status.attempts if record.stage is Stage.TRAIN]
     return any(record.reason is Reason.OUT_OF_MEMORY for record in trained)
 
@@ -425,7 +425,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
 
 
 def _only_progress(status: RunStatus, context: Context) -> bool:
-    """Whether the new status says nothing new but a few more steps, too soon after the last write."""
+    """True if the new status says nothing new but a few more steps, too soon after the last write."""
     old = context.status
     if _next_progress(context) <= 0 or status.checkpoint != old.checkpoint or old.progress is None:
         return False

@@ -80,14 +80,14 @@ def stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
 
 
 def may_hold_checkpoint(status: RunStatus) -> bool:
-    """Whether the volume may hold a committed checkpoint, by all that was ever heard. In doubt it does."""
+    """True if the volume may hold a committed checkpoint, by all that was ever heard. In doubt it does."""
     if status.unreadable or status.checkpoint is not None:
         return True
     return any(_was_silent(record) for record in status.attempts)
 
 
 def _was_silent(record: AttemptStatus) -> bool:
-    """Whether it has trained for long without a word of what it trained: its program reports nothing, or could not."""
+    """True if it has trained for long without a word of what it trained: its program reports nothing, or could not."""
     if record.stage is not Stage.TRAIN or record.running_time is None or record.step is not None:
         return False
     return record.ended_time is None or record.ended_time - record.running_time >= timedelta(seconds=UNREPORTED_SECONDS)

@@ -321,5 +321,5 @@ def _accounted(context: Context, decision: Decision) -> Decision:
 
 
 def still(decision: Decision, status: RunStatus) -> bool:
-    """Whether nothing is to be done and nothing to be written."""
+    """True if nothing is to be done and nothing to be written."""
     return not decision.effects and decision.status == status

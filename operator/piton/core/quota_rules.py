@@ -23,7 +23,7 @@ WITHOUT_QUOTA = frozenset({Phase.SUSPENDED, Phase.REFUSED, Phase.SUCCEEDED, Phas
 
 
 def taken(context: Context) -> bool:
-    """Whether no pod of the run may run: its quota is wanted back, gone, or was never given."""
+    """True if no pod of the run may run: its quota is wanted back, gone, or was never given."""
     found = context.observed.reservation
     if found is None or found.usable:
         return False
@@ -102,7 +102,7 @@ def _shown(context: Context, decision: Decision, queue: QueueStatus | None) -> D
 
 
 def _over(context: Context, decision: Decision) -> bool:
-    """Whether nothing of the run is about to start."""
+    """True if nothing of the run is about to start."""
     current = decision.status.current
     flying = current is not None and current.state is not AttemptState.ENDED
     return context.meta.deleting or (decision.status.phase in WITHOUT_QUOTA and not flying)
@@ -113,7 +113,7 @@ def _leaves(decision: Decision) -> bool:
 
 
 def _alive(context: Context) -> bool:
-    """Whether anything of the run may still use what it was granted. A run that is deleted closes no records."""
+    """True if anything of the run may still use what it was granted. A run that is deleted closes no records."""
     if context.meta.deleting:
         return any(seen.ours for seen in context.observed.attempts)
     return context.flying is not None or any(seen.ours and not seen.over for seen in context.observed.attempts)

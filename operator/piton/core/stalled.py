@@ -71,7 +71,7 @@ def zones_to_avoid(status: RunStatus) -> tuple[str, ...]:
 
 
 def is_stalled(status: RunStatus, timing: Timing) -> bool:
-    """Whether so many have that something has to be said."""
+    """True if so many have that something has to be said."""
     return attempts(status) >= timing.stalled_attempts
 
 

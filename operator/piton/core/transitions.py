@@ -105,7 +105,7 @@ def form(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunSt
 
 
 def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
-    """Whether it has ended, or the job's own controller takes it away because the job is over."""
+    """True if it has ended, or the job's own controller takes it away because the job is over."""
     if replica.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED):
         return True
     failed = seen.job is JobState.FAILED and any(other.state is ReplicaState.FAILED for other in seen.replicas)
@@ -177,7 +177,7 @@ def _moved(counted: RunStatus | StageStatus, old: str, new: str) -> dict[str, in
 
 
 def has_saved(status: RunStatus, record: AttemptStatus) -> bool:
-    """Whether an attempt has made a step durable that is newer than what the run had before it."""
+    """True if an attempt has made a step durable that is newer than what the run had before it."""
     trains = record.stage is Stage.TRAIN
     return trains and status.checkpoint is not None and status.checkpoint.attempt == record.number
 
@@ -192,7 +192,7 @@ def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
 
 
 def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
-    """Whether a program that never says how far it is ran for longer than any back-off lasts."""
+    """True if a program that never says how far it is ran for longer than any back-off lasts."""
     if record.step is not None or record.billed_from is None or record.ended_time is None:
         return False
     return (record.ended_time - record.billed_from).total_seconds() > timing.backoff_seconds_max

@@ -45,7 +45,7 @@ class Evidence:
     """A recipe proves the end of its training; the user's own program may not know how."""
     stage: Stage = Stage.TRAIN
     formed: bool = True
-    """Whether all replicas have run at some time. One that never met its peers has ended for their sake."""
+    """True if all replicas have run at some time. One that never met its peers has ended for their sake."""
     limit: Reason = Reason.DEADLINE_EXCEEDED
     """The limit of the run's for which its pods have an activeDeadlineSeconds."""
     ordered: Reason | None

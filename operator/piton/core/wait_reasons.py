@@ -154,7 +154,7 @@ def _of_replica(replica: ReplicaSeen) -> tuple[_Sign, ReplicaSeen, ClusterMessag
 
 
 def _holds(word: ClusterMessage, sign: _Sign, replica: ReplicaSeen) -> bool:
-    """Whether nothing that was said later, or in the same second, shows that it is over."""
+    """True if nothing that was said later, or in the same second, shows that it is over."""
     if word.reason in _LAUNCHED:
         given_up = any(_time(other) > _time(word) for other in _of_autoscaler(replica))
         return replica.node is None and not given_up

@@ -41,12 +41,12 @@ class Account:
 
     @property
     def used_up(self) -> bool:
-        """Whether no attempt may go on, or begin."""
+        """True if no attempt may go on, or begin."""
         return self.left <= self.reserve
 
     @property
     def warns(self) -> bool:
-        """Whether so much is spent that people should know."""
+        """True if so much is spent that people should know."""
         return self.spent >= self._warning
 
     @property

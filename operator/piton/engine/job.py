@@ -70,7 +70,7 @@ class Elastic:
     processes_per_node: int | None
     """Deprecated in v1.9 in favour of `nprocPerNode`."""
     metrics: bool
-    """Whether a HorizontalPodAutoscaler is asked for."""
+    """True if a HorizontalPodAutoscaler is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Job:
 
     @property
     def served(self) -> bool:
-        """Whether this controller acts on the job at all: Piton's own, meant for a training operator, not deleted."""
+        """True if this controller acts on the job at all: Piton's own, meant for a training operator, not deleted."""
         return self.run is not None and self.policy.managed_by == MANAGED_BY and not self.deleting
 
     @property
@@ -176,7 +176,7 @@ class Job:
         }
 
     def owns(self, thing: Mapping[str, Any]) -> bool:
-        """Whether this very job, and not an earlier one of its name, is the object's controller."""
+        """True if this very job, and not an earlier one of its name, is the object's controller."""
         owners = thing["metadata"].get("ownerReferences") or []
         return any(owner.get("controller") and owner.get("uid") == self.uid for owner in owners)
 

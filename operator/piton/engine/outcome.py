@@ -64,7 +64,7 @@ def _victory(scene: ObservedJob) -> str | None:
 
 
 def _is_short(scene: ObservedJob, replicas: Replicas) -> bool:
-    """Whether replicas of that type have failed and are missing."""
+    """True if replicas of that type have failed and are missing."""
     tally = scene.tallies[replicas.kind]
     return tally.failed > 0 and replicas.count > tally.succeeded + tally.active
 

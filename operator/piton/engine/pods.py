@@ -42,7 +42,7 @@ class Pod:
 
     @property
     def unfinished(self) -> bool:
-        """Whether it still holds a machine, or will."""
+        """True if it still holds a machine, or will."""
         return self.phase in ("Running", "Pending")
 
 
@@ -111,10 +111,10 @@ def _failed(replicas: Replicas, pod: Pod) -> bool:
 
 
 def permanent(replicas: Replicas, pod: Pod) -> bool:
-    """Whether the policy `ExitCode` calls the pod's end a bug: no exit code of a signal, and none that is unknown."""
+    """True if the policy `ExitCode` calls the pod's end a bug: no exit code of a signal, and none that is unknown."""
     return replicas.restart_policy == "ExitCode" and pod.phase == "Failed" and pod.exit_code < RETRYABLE_FROM
 
 
 def comes_again(replicas: Replicas, pod: Pod) -> bool:
-    """Whether the pod has failed and a fresh one is to take its place."""
+    """True if the pod has failed and a fresh one is to take its place."""
     return pod.phase == "Failed" and replicas.restart_policy != "Never" and not permanent(replicas, pod)

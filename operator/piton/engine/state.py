@@ -55,11 +55,11 @@ class Decision:
     look_again_seconds: float | None = None
     """When time alone will change the decision."""
     news: bool = False
-    """Whether the status says something that it did not say before."""
+    """True if the status says something that it did not say before."""
 
     @property
     def changes(self) -> bool:
-        """Whether anything has to be written."""
+        """True if anything has to be written."""
         return self.news or bool(self.creates) or bool(self.deletes)
 
 

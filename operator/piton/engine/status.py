@@ -146,13 +146,13 @@ class JobStatus:
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
     def is_true(self, kind: ConditionType) -> bool:
-        """Whether that condition is there and true."""
+        """True if that condition is there and true."""
         found = self.condition(kind)
         return found is not None and found.status
 
     @property
     def finished(self) -> bool:
-        """Whether the job has come to its end."""
+        """True if the job has come to its end."""
         return self.is_true(ConditionType.SUCCEEDED) or self.is_true(ConditionType.FAILED)
 
     def tally(self, kind: str) -> Tally:

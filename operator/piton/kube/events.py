@@ -37,7 +37,7 @@ class EventRateLimiter:
         self._tokens: dict[Key, tuple[float, datetime]] = {}
 
     def take(self, key: Key) -> bool:
-        """Whether the run may say one more thing now."""
+        """True if the run may say one more thing now."""
         now = self._clock.now()
         tokens, since = self._tokens.get(key, (float(BURST), now))
         tokens = min(BURST, tokens + (now - since).total_seconds() / REFILL_SECONDS)

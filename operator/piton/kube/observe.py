@@ -176,7 +176,7 @@ class _Reader:
         }
 
     def _belongs(self, pod: Body, number: int, job: Body | None) -> bool:
-        """Whether the pod is the attempt's. By its owner's uid where the job exists, else by name and age.
+        """True if the pod is the attempt's. By its owner's uid where the job exists, else by name and age.
 
         Without the job nobody can tell which uid it had; but a pod that is older than the run is an earlier run's of
         the same name. An orphan, whose owner was taken off, still runs and still counts.
@@ -333,12 +333,12 @@ def _stage(thing: Body) -> Stage:
 
 
 def _force_deleted(pod: Body) -> bool:
-    """Whether only somebody's finalizer keeps the object; nothing that Piton can do would change that."""
+    """True if only somebody's finalizer keeps the object; nothing that Piton can do would change that."""
     return bool(pod["metadata"].get("deletionTimestamp")) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
 
 
 def _stays(pod: Body) -> bool:
-    """Whether it has not ended, or has and cannot go: that needs a kubelet that lives, or somebody's force."""
+    """True if it has not ended, or has and cannot go: that needs a kubelet that lives, or somebody's force."""
     ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
     return not ended or "deletionTimestamp" in pod["metadata"]
 

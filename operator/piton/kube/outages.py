@@ -122,7 +122,7 @@ def _silent_since(node: Mapping[str, Any]) -> datetime | None:
 
 
 def _turned_silent(node: Mapping[str, Any], since: datetime) -> bool:
-    """Whether it turned silent at about that time. One that has answered again since then has been silent as well.
+    """True if it turned silent at about that time. One that has answered again since then has been silent as well.
 
     Otherwise the last nodes of a zone that comes back would be few, and their runs restarted at once.
     """

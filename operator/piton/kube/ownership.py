@@ -17,19 +17,19 @@ def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def owned(thing: Mapping[str, Any], meta: Meta) -> bool:
-    """Whether this very run or sweep, and not an earlier one of its name, is the object's controller."""
+    """True if this very run or sweep, and not an earlier one of its name, is the object's controller."""
     owner = controller(thing)
     return owner is not None and bool(meta.uid) and owner.get("uid") == meta.uid
 
 
 def made_for(claim: Mapping[str, Any], meta: Meta) -> bool:
-    """Whether the claim was made for this very run. It has no owner while the run lives."""
+    """True if the claim was made for this very run. It has no owner while the run lives."""
     found = (claim["metadata"].get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
     return owned(claim, meta) or (bool(meta.uid) and found == meta.uid)
 
 
 def made_for_earlier(claim: Mapping[str, Any], meta: Meta) -> bool:
-    """Whether the claim was made for a run of the same name that is gone."""
+    """True if the claim was made for a run of the same name that is gone."""
     metadata = claim["metadata"]
     found = (metadata.get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
     return bool(found) and (metadata.get("labels") or {}).get(names.LABEL_RUN) == meta.name and found != meta.uid

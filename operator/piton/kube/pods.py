@@ -108,7 +108,7 @@ class NodeView:
         return min(moments, default=None)
 
     def silent_for_long(self) -> bool:
-        """Whether its silence alone says that it is gone, or is about to."""
+        """True if its silence alone says that it is gone, or is about to."""
         if self.node is None:
             return False
         ready = condition(self.node, "Ready")
@@ -117,14 +117,14 @@ class NodeView:
         return known and since is not None and self.now - since >= timedelta(seconds=OVERSTAY_SECONDS)
 
     def reclaimed(self) -> bool:
-        """Whether the machine is announced to be taken."""
+        """True if the machine is announced to be taken."""
         if self.node is None:
             return False
         cordoned = bool((self.node.get("spec") or {}).get("unschedulable"))
         return cordoned or reclaim_notice(self.node) is not None
 
     def answers(self) -> bool:
-        """Whether the kubelet reports, so that what the pod's status says is what is."""
+        """True if the kubelet reports, so that what the pod's status says is what is."""
         return self.node is not None and condition(self.node, "Ready").get("status") == "True"
 
     def _taints(self) -> list[dict[str, Any]]:
@@ -253,7 +253,7 @@ def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
 
 
 def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
-    """Whether the trainer has ever run. The phase alone does not say: it is Pending until the last sidecar runs."""
+    """True if the trainer has ever run. The phase alone does not say: it is Pending until the last sidecar runs."""
     state = container.get("state") or {}
     again = bool(container.get("lastState") or container.get("restartCount"))
     return status.get("phase") != "Pending" or again or "running" in state or "terminated" in state
@@ -345,7 +345,7 @@ def _sentence(reason: str | None, message: str | None) -> str | None:
 
 
 def _replaced(node: Mapping[str, Any], pod: Mapping[str, Any]) -> bool:
-    """Whether the node is younger than the pod's start on it: the cloud has used the name again."""
+    """True if the node is younger than the pod's start on it: the cloud has used the name again."""
     born = moment(node["metadata"].get("creationTimestamp"))
     started = moment((pod.get("status") or {}).get("startTime"))
     return born is not None and started is not None and born > started

@@ -227,7 +227,7 @@ class KubeWorld:
         return self._prices.above(most, await self._client.list(NODES) if was_left else ())
 
     async def _zones_are_named(self, spec: Spec, granted: Granted) -> bool:
-        """Whether all nodes say their zone that the pods may be on. Only asked where it matters.
+        """True if all nodes say their zone that the pods may be on. Only asked where it matters.
 
         Where the user names zones, the pods are on nodes that name theirs.
         """

@@ -25,7 +25,7 @@ async def of_job(client: Client, job: Body) -> tuple[ClusterMessage, ...]:
 
 
 def is_suspended(job: Body) -> bool:
-    """Whether the job is to have no pods for now."""
+    """True if the job is to have no pods for now."""
     return bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"))
 
 

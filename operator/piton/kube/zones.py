@@ -12,7 +12,7 @@ from piton.rendering.affinity import ZONE
 
 
 async def are_named(client: Client, selector: Mapping[str, str]) -> bool:
-    """Whether some node names its zone, and all do that this node selector takes. Where nodes cannot be read: no.
+    """True if some node names its zone, and all do that this node selector takes. Where nodes cannot be read: no.
 
     Raises:
         Unavailable: look again.

@@ -35,17 +35,17 @@ class LocalAttempt:
 
     @property
     def alive(self) -> bool:
-        """Whether anything of it still runs, as of the last poll."""
+        """True if anything of it still runs, as of the last poll."""
         return len(self._ended) < len(self.replicas)
 
     @property
     def undisturbed(self) -> bool:
-        """Whether it runs and nobody has told it to stop: a machine that can be lost."""
+        """True if it runs and nobody has told it to stop: a machine that can be lost."""
         return self.alive and not self._told and not self._gone
 
     @property
     def ended_by_itself(self) -> bool:
-        """Whether everything of it has ended, and nobody had told it to."""
+        """True if everything of it has ended, and nobody had told it to."""
         return bool(self.replicas) and not self.alive and not self._told and not self._gone
 
     def seconds(self, now: datetime) -> float:

@@ -56,7 +56,7 @@ def check_data(found: Any) -> None:
 
 
 def can_prepare(spec: Spec) -> bool:
-    """Whether the run's recipe, which is known to be one, makes its data beforehand."""
+    """True if the run's recipe, which is known to be one, makes its data beforehand."""
     from piton_trainer.recipes import catalog
 
     return catalog.has(str(spec.trainer.recipe), "prepare")

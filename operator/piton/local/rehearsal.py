@@ -76,7 +76,7 @@ class Findings:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing failed."""
+        """True if nothing failed."""
         return self.interrupted is None and all(check.state != "failed" for check in self.checks)
 
     def to_wire(self) -> dict[str, Any]:

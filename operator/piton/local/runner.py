@@ -253,7 +253,7 @@ class _Loop:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _heed(self) -> bool:
-        """Whether it has just been told to stop."""
+        """True if it has just been told to stop."""
         if self.stop.times > 1:
             self.world.kill()
         fresh = self.stop.times > 0 and not self.world.interrupted
@@ -281,7 +281,7 @@ class _Loop:
         return None if seconds is None else self.clock.now() + timedelta(seconds=seconds)
 
     def _stopped(self) -> bool:
-        """Whether it holds: on the user's order, or because the budget is spent, which nobody raises meanwhile."""
+        """True if it holds: on the user's order, or because the budget is spent, which nobody raises meanwhile."""
         status = self.world.state.status
         if status.phase is not Phase.SUSPENDED or self.world.alive:
             return False

@@ -22,7 +22,7 @@ def main(variable: str, grace_seconds: float) -> None:
 
 
 def _leads(process: orphans.Process) -> bool:
-    """Whether it is a trainer's main process; its helpers (data loaders, say) are its own to stop."""
+    """True if it is a trainer's main process; its helpers (data loaders, say) are its own to stop."""
     try:
         return os.getsid(process.pid) == process.pid
     except ProcessLookupError:

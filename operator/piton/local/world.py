@@ -150,12 +150,12 @@ class LocalWorld:
 
     @property
     def over(self) -> bool:
-        """Whether the run has ended for good and nothing of it is left."""
+        """True if the run has ended for good and nothing of it is left."""
         return settled(self.state.status) and not self.state.held and not self.alive
 
     @property
     def alive(self) -> bool:
-        """Whether any process is left."""
+        """True if any process is left."""
         return any(attempt.alive for attempt in self._attempts.values())
 
     def poll(self) -> bool:
@@ -168,7 +168,7 @@ class LocalWorld:
         return any(changed)
 
     def trains(self, number: int) -> bool:
-        """Whether the attempt is one of the training, and not of another stage."""
+        """True if the attempt is one of the training, and not of another stage."""
         return any(r.number == number and r.stage is Stage.TRAIN for r in self.state.status.attempts)
 
     def drill(self) -> Announcement | None:

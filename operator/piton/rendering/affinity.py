@@ -62,7 +62,7 @@ def affinity(
 
 
 def may_span_zones(spec: Spec) -> bool:
-    """Whether its pods are several, and nothing in the spec keeps them in one zone."""
+    """True if its pods are several, and nothing in the spec keeps them in one zone."""
     return spec.workers.nodes > 1 and len(spec.workers.zones) != 1
 
 
@@ -110,7 +110,7 @@ def _required(spec: Spec, avoid: Collection[TooDear]) -> dict[str, Any]:
 
 
 def _matters(dear: TooDear, spec: Spec) -> bool:
-    """Whether the pods might get such a node otherwise."""
+    """True if the pods might get such a node otherwise."""
     types, zones = spec.workers.instance_types, spec.workers.zones
     return (not types or dear.instance_type in types) and (not zones or dear.zone is None or dear.zone in zones)
 

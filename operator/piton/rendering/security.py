@@ -32,7 +32,7 @@ class Security:
 
     @property
     def needs_tmp(self) -> bool:
-        """Whether /tmp has to be a volume, as nothing else can be written to."""
+        """True if /tmp has to be a volume, as nothing else can be written to."""
         return bool(self.container.get("readOnlyRootFilesystem"))
 
 

@@ -32,12 +32,12 @@ class RunSeen:
 
     @property
     def settled(self) -> bool:
-        """Whether it has ended for good, as far as its status is understood."""
+        """True if it has ended for good, as far as its status is understood."""
         return self.status.unreadable is None and settled(self.status)
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing of it runs, nor will as it stands."""
+        """True if nothing of it runs, nor will as it stands."""
         held = self.status.unreadable is None and self.suspend and self.status.phase is Phase.SUSPENDED
         return self.settled or held
 

@@ -28,12 +28,12 @@ class Row(Answer):
 
     @property
     def succeeded(self) -> bool:
-        """Whether its values count."""
+        """True if its values count."""
         return self.phase is Phase.SUCCEEDED
 
     @property
     def settled(self) -> bool:
-        """Whether it has ended for good."""
+        """True if it has ended for good."""
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
     @property

@@ -1,19 +1,19 @@
-"""Checkpoints that are whole or not there at all.
+"""Checkpoints that are either complete or absent.
 
     format/      files and folders: layout, fence, the archive that holds the tensors, torch's index, digests
-    save/        async_save saves while training goes on: plan, shared_buffer and overlapped_copy in the trainer,
-                 writer and direct_io in a process of its own, writer_client and messages between the two;
-                 blocking_save saves while training waits; commit writes the manifest and renames
-    load/        loader reads the newest good checkpoint in one pass: rank_loader is one process's part, read_plan says
-                 which bytes become which tensor, sharing which rank verifies which file, reader reads;
+    save/        async_save saves while training continues: plan, shared_buffer and overlapped_copy in the trainer,
+                 writer and direct_io in a separate process, writer_client and messages between the two;
+                 blocking_save saves while training waits; commit writes the manifest and renames the folder
+    load/        loader reads the newest good checkpoint in one pass: rank_loader is the part of one process, read_plan
+                 maps bytes to tensors, sharing assigns files to ranks for verification, reader reads;
                  readahead warms the page cache before torch is imported
-    retention/   policy says which checkpoints may go (pure), manager deletes, weights_only keeps their weights
+    retention/   policy selects the checkpoints to delete (pure), manager deletes, weights_only keeps their weights
     save_interval, volume_health
-                 when a save is due; how long training goes on while the volume takes none
-    inspect      what a directory holds, for `piton checkpoint`; without torch
+                 schedule of periodic saves; how long training continues while saves fail
+    inspect      contents of a checkpoint directory, for `piton checkpoint`; without torch
     export       formats that other libraries read
 
-Nothing here knows models or loops: a checkpoint is tensors by name and one JSON document.
+This package does not depend on models or loops: a checkpoint is tensors by name and one JSON document.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,84 +21,84 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # the process that writes checkpoints does without torch
+if TYPE_CHECKING:  # the writer process does not import torch
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What one rank hands over to be saved."""
+    """State of one rank, to be saved."""
 
     step: int
     tensors: "Mapping[str, Tensor]"
-    """Parameters may be among them as they are: not detached."""
+    """Parameters need not be detached."""
     document: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that is not a tensor, as JSON. Rank 0's is saved."""
+    """Everything that is not a tensor, as JSON. The one of rank 0 is saved."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     steady: frozenset[str] = frozenset()
-    """Tensors that nobody changes before the next `settle`, so that they may be copied until then."""
+    """Tensors that do not change before the next `settle`, so that they may be copied until then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A checkpoint that is durable."""
+    """A durable checkpoint."""
 
     step: int
     folder: Path
     size: int
     """Bytes."""
     free: int | None = None
-    """Bytes that were free on the volume before, beside what the rules keep."""
+    """Free bytes on the volume before the save, in addition to what the retention rules keep."""
 
 
 class Checkpointer(Protocol):
-    """Saves snapshots. All ranks call each method together, but for `close`.
+    """Saves snapshots. All ranks call each method together, except where noted.
 
     `save` may return before the checkpoint is durable, but not before the tensors may change again, unless they are
-    steady; at most one save is in flight. `save`, `poll` and `wait` raise what went wrong, on every rank: OutOfSpace,
-    VolumeLost, Fenced, or the error as it came. What failed leaves nothing behind, and the older checkpoints as they
-    were. OutOfSpace and VolumeLost are about the volume: a later save may succeed.
+    steady. At most one save is in flight. `save`, `poll` and `wait` raise the error on every rank: OutOfSpace,
+    VolumeLost, Fenced, or the original error. A failed save leaves no files and does not change older checkpoints.
+    OutOfSpace and VolumeLost concern the volume: a later save may succeed.
     """
 
     def expect(self, size: int) -> None:
-        """Snapshots of about so many bytes will come. Each rank on its own."""
+        """Announce snapshots of about this many bytes. Each rank calls it on its own."""
         ...
 
     @property
     def spare(self) -> "Tensor | None":
-        """Bytes that are not in use before `prepare` or `save`; None when there are none."""
+        """Memory that is not in use before `prepare` or `save`; None if there is none."""
         ...
 
     def prepare(self, tensors: "Callable[[], Mapping[str, Tensor]]") -> None:
-        """Get ready for snapshots of tensors like these, so that the first save is not the slowest."""
+        """Prepare for snapshots of tensors like these, so that the first save is not the slowest."""
         ...
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begin to save, after waiting for the save before."""
+        """Start a save, after waiting for the previous one."""
         ...
 
     def settle(self) -> None:
-        """Let the steady tensors change from now on. Each rank on its own."""
+        """Allow the steady tensors to change from now on. Each rank calls it on its own."""
         ...
 
     def poll(self) -> None:
-        """See how the save in flight is doing, without waiting for it."""
+        """Check the progress of the save in flight, without waiting for it."""
         ...
 
     def wait(self) -> None:
-        """Until nothing is in flight."""
+        """Wait until no save is in flight."""
         ...
 
     def close(self) -> None:
-        """Give everything back. Each rank on its own; what it can finish without the others, it does."""
+        """Release all resources. Each rank calls it on its own, and finishes the work that needs no other rank."""
         ...
 
     @property
     def in_flight(self) -> bool:
-        """Whether a save has begun and is not durable yet, as far as `poll` and `wait` have seen."""
+        """True if a save has started and is not durable yet, as of the last `poll` or `wait`."""
         ...
 
     @property
     def durable(self) -> Saved | None:
-        """The newest checkpoint that this object has made durable."""
+        """Newest checkpoint that this object has made durable."""
         ...

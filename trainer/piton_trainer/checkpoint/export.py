@@ -1,8 +1,8 @@
-"""A checkpoint in formats that others read, made aside and renamed, so that OUT is whole or not there.
+"""Export of a checkpoint to formats of other libraries. OUT is written aside and renamed, so it is complete or absent.
 
-safetensors   the weights, for `safetensors.torch.load_file`; nothing but tensors fits into it
-hf            a folder for `from_pretrained` of transformers: the weights and what kind of model they are of
-dcp           for plain `torch.distributed.checkpoint.load`, by the names that state dicts have
+safetensors   the weights, for `safetensors.torch.load_file`; the format holds only tensors
+hf            a folder for `from_pretrained` of transformers: the weights and the configuration of the model
+dcp           for plain `torch.distributed.checkpoint.load`, by the names in the state dicts
 torch         for `torch.load(..., weights_only=True)`
 """
 
@@ -26,25 +26,25 @@ from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 from piton_trainer.checkpoint.load.loader import load_tensors
 
 _COUNT = "n_averaged"
-"""torch's AveragedModel keeps it beside the weights."""
+"""Buffer that AveragedModel of torch keeps beside the weights."""
 _CONFIG_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 
 
 def export(
     folder: Path, manifest: Manifest, out: Path, *, kind: str, weights: str | None, config: Path | None = None
 ) -> int:
-    """Write a checkpoint that has been verified; how many tensors were written.
+    """Write a verified checkpoint, and return the number of tensors written.
 
     Args:
-        folder: the checkpoint.
+        folder: the folder of the checkpoint.
         manifest: its manifest.
-        out: what to write; it must not be there yet.
+        out: the file or folder to write; it must not exist yet.
         kind: `safetensors`, `dcp` or `torch`.
-        weights: the name of the object whose state alone is written, under its own names; None: everything.
-        config: for `hf`, a config.json, or a folder with one and with what else belongs to the model.
+        weights: the name of the only object to write, under its own names; None: everything.
+        config: for `hf`, a config.json, or a folder with one and the other files of the model.
 
     Raises:
-        ValueError: it cannot be done so.
+        ValueError: the checkpoint cannot be exported with these arguments.
     """
     check_place(out)
     write = _WRITERS.get(kind, save_tensors)
@@ -58,10 +58,10 @@ def export(
 
 
 def check_place(out: Path) -> None:
-    """Refuse a place where nothing can be written, before anything is read.
+    """Refuse an output path that cannot be written, before anything is read.
 
     Raises:
-        ValueError: it is taken, or in no folder.
+        ValueError: the path exists, or its parent folder does not.
     """
     if out.exists():
         raise ValueError(f"{out} is there already; name another place")
@@ -70,7 +70,7 @@ def check_place(out: Path) -> None:
 
 
 def place(out: Path, write: Callable[[Path], None]) -> None:
-    """Have a file or folder made aside, and rename it.
+    """Write a file or folder under a temporary name, and rename it.
 
     Raises:
         ValueError: it cannot be written.
@@ -87,33 +87,33 @@ def place(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def weights_of(checkpoint: CommittedCheckpoint, name: str) -> dict[str, Any]:
-    """The weights of that name, by the model's own names also where they are an average.
+    """Return the weights of this object, under the names of the model also if they are an average.
 
     Raises:
-        ValueError: the checkpoint has none of that name.
+        ValueError: the checkpoint has no such object.
     """
     return _named_as_the_model(_state(checkpoint, name)[0])
 
 
 def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[str, Any], int]:
-    """What the objects' own state dicts said, and how many tensors that has."""
+    """Return the state dicts of the objects, and the number of tensors in them."""
     objects = layout.read_document(checkpoint.folder)["objects"]
     if weights is not None and weights not in objects:
         raise ValueError(f"{checkpoint.folder.name} has no {weights}; it has {', '.join(sorted(objects))}")
     document = objects if weights is None else objects[weights]
     tensors = load_tensors(checkpoint, dict.fromkeys(codec.keys(document)))
     state = codec.join(document, tensors.__getitem__)
-    # A session takes one optimizer or a list of them; one alone is what everybody else expects.
+    # A session takes one optimizer or a list of them; other libraries expect a single one without a list.
     if weights is None:
         state = {name: part[0] if isinstance(part, list) and len(part) == 1 else part for name, part in state.items()}
     return state, len(tensors)
 
 
 def save_tensors(state: dict[str, Any], path: Path) -> None:
-    """Write a file of safetensors.
+    """Write a safetensors file.
 
     Raises:
-        ValueError: something is no tensor, or the library is not installed.
+        ValueError: a value is not a tensor, or the library is not installed.
     """
     try:
         from safetensors.torch import save_file
@@ -127,7 +127,7 @@ def save_tensors(state: dict[str, Any], path: Path) -> None:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    """What the callback for transformers has saved with the weights."""
+    """Return the description that the callback for transformers has saved with the weights."""
     description = layout.read_document(folder)["objects"].get(layout.DESCRIPTION, {})
     return codec.join(description, _no_tensor)  # type: ignore[no-any-return]
 
@@ -150,14 +150,14 @@ def _huggingface(description: dict[str, Any], config: Path | None, state: dict[s
 
 
 def _weights_for_transformers(state: dict[str, Any], tied: dict[str, str]) -> dict[str, Any]:
-    """The weights as transformers writes them: once, and by the model's own names where they are an average."""
+    """Return the weights as transformers writes them: tied ones once, averaged ones under the names of the model."""
     state = _named_as_the_model(state)
     again = {name for name, first in tied.items() if name in state and _is_same(state[name], state.get(first))}
     return {name: value for name, value in state.items() if name not in again}
 
 
 def _named_as_the_model(state: dict[str, Any]) -> dict[str, Any]:
-    """An average wraps the model; without the wrapping."""
+    """Remove the names that AveragedModel adds, because it wraps the model."""
     if _COUNT not in state:
         return state
     return {name.removeprefix("module."): value for name, value in state.items() if name != _COUNT}
@@ -168,7 +168,7 @@ def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
 
 
 def _copy_config(config: Path, path: Path) -> None:
-    """A config.json; from a folder everything that is no weights: the tokenizer's files belong to it as well."""
+    """Copy a config.json; from a folder copy all files except weights, because the tokenizer is needed as well."""
     if config.is_dir():
         found = [file for file in config.iterdir() if file.suffix in _CONFIG_SUFFIXES and ".index." not in file.name]
         for file in found:

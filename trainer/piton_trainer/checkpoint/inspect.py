@@ -1,6 +1,7 @@
-"""What is in a checkpoint directory, for people and their tools. It only reads, and needs no torch.
+"""Contents of a checkpoint directory, for the command line and other tools. Reads only, and needs no torch.
 
-A look at names and sizes is cheap and finds what is torn or missing; `verify` hashes every file, and finds all.
+A check of names and sizes is cheap and finds truncated or missing files; `verify` hashes every file, and finds all
+damage.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,23 +20,23 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """A folder that is named like a checkpoint, whole or thin."""
+    """A folder with the name of a checkpoint, whole or thin."""
 
     folder: Path
     step: int
     manifest: Manifest | None
     problem: str | None
-    """What is wrong with it as far as names and sizes tell; None if nothing."""
+    """Problem found by names and sizes; None if there is none."""
 
     @property
     def is_thin(self) -> bool:
-        """Whether its weights are all that is left."""
+        """True if only its weights are left."""
         return names.parse_weights_folder(self.folder.name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A file that has been hashed, or a manifest that has been read."""
+    """Result for a hashed file, or for a checkpoint without a valid manifest."""
 
     found: CheckpointInfo
     size: int
@@ -46,10 +47,10 @@ Look = Callable[[CheckpointInfo, str, FileEntry], str | None]
 
 
 def survey(directory: Path) -> list[CheckpointInfo]:
-    """Everything that is named like a checkpoint, newest first.
+    """Return all folders with the name of a checkpoint, newest first.
 
     Raises:
-        ValueError: there is no such directory.
+        ValueError: the directory cannot be listed.
     """
     try:
         folders = sorted(layout.step_folders(directory) + layout.weights_folders(directory), reverse=True)
@@ -69,16 +70,16 @@ def _found(step: int, folder: Path) -> CheckpointInfo:
 
 
 def problem_of(found: CheckpointInfo, name: str, entry: FileEntry) -> str | None:
-    """What a file's bytes have against its entry in the manifest; None if nothing."""
+    """Return the difference between a file and its manifest entry; None if there is none."""
     return layout.what_is_wrong(found.folder / name, entry)
 
 
 def verify(checkpoints: list[CheckpointInfo], problem_of: Look = problem_of) -> Iterator[Checked]:
-    """Hash every file of these checkpoints, several at a time, and say of each how it was, in no order.
+    """Hash every file of these checkpoints, several at a time, and yield the results in no order.
 
     Args:
-        checkpoints: what `survey` has found, or whoever else.
-        problem_of: reads and hashes one file, wherever the checkpoints lie.
+        checkpoints: the result of `survey`, or of an equivalent function.
+        problem_of: reads and hashes one file, on the volume or in a bucket.
     """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
         checks = {}
@@ -94,17 +95,17 @@ def verify(checkpoints: list[CheckpointInfo], problem_of: Look = problem_of) -> 
 
 
 def is_good(found: CheckpointInfo) -> bool:
-    """Whether every byte of a checkpoint is what its manifest says."""
+    """Return True if every byte of a checkpoint matches its manifest."""
     return found.problem is None and not any(check.problem for check in verify([found]))
 
 
 def newest_good(checkpoints: list[CheckpointInfo]) -> CheckpointInfo | None:
-    """The first of them that is good, hashed; those before it are not."""
+    """Return the first checkpoint that is good; each one before it is hashed and found damaged."""
     return next((found for found in checkpoints if is_good(found)), None)
 
 
 def best_step(found: CheckpointInfo) -> int | None:
-    """The best step as of a checkpoint, by its run's own objective."""
+    """Return the best step so far that a checkpoint records, by the objective of its run."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         step = layout.read_document(found.folder)["train"]["best_step"]
         return step if isinstance(step, int) else None
@@ -112,7 +113,7 @@ def best_step(found: CheckpointInfo) -> int | None:
 
 
 def fence(directory: Path) -> int | None:
-    """The attempt that may commit here; None when nobody ever claimed, or nobody can tell."""
+    """Return the attempt that may commit here; None if FENCE does not exist or cannot be read."""
     with suppress(OSError, ValueError):
         holder = read_fence(directory)
         return None if holder is None else holder.attempt
@@ -120,7 +121,7 @@ def fence(directory: Path) -> int | None:
 
 
 def complete(directory: Path) -> Complete | None:
-    """The proof that the run is finished; None when it is not."""
+    """Return the record that the run is finished; None if it is not."""
     with suppress(OSError, ValueError):
         return Complete.from_json((directory / names.COMPLETE_FILE).read_text(encoding="utf-8"))
     return None

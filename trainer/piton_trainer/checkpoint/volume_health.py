@@ -1,13 +1,13 @@
-"""Saves that fail because of their volume: whether training goes on without, and for how long.
+"""Saves that fail because of the volume: back-off, and the time for which training continues without saves.
 
-    a save fails    said once, counted; the next try after 1 s, 2 s, 4 s … up to a minute
-    one succeeds    said once; all is well
-    too long        `patience_seconds` after the first that failed, the attempt ends with what the last one said
-    one hangs       said once, and no more: whoever waits for an answer that does not come cannot even give up
+    a save fails       logged once, counted; retried after 1 s, 2 s, 4 s … up to a minute
+    a save succeeds    logged once; the failure is over
+    timeout            `patience_seconds` after the first failure, the attempt ends with the error of the last one
+    a save hangs       logged once, nothing else: a wait for an answer that does not come cannot be given up
 
-Ending saves nothing: what was trained since the newest checkpoint is lost then for certain, and a volume that is full
-is full for the next attempt as well. But an alarm that nobody heeds must not cost money for ever, and on another
-machine the volume may be there. So training goes on for a while; the alarm is in the log, the reports and the metrics.
+Ending the attempt saves nothing: the progress since the newest checkpoint is then lost for certain, and a full volume
+is full for the next attempt as well. But an ignored warning must not cost money for ever, and the volume may work on
+another machine. So training continues for a while, with a warning in the log, the reports and the metrics.
 """
 
 import logging
@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 BACKOFF_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 60.0
 STOP_SECONDS = 20.0
-"""How long a run that is told to stop tries to save: it is killed before long."""
+"""Time for which a run that was asked to stop retries a save: it is killed soon after."""
 HANGS_SECONDS = 600.0
-"""A save that is under way for so long may never come back."""
+"""Time after which a save in flight is assumed to hang."""
 FIT_MIN = 2
-"""With less room than for so many checkpoints beside those that are kept, the volume is nearly full."""
+"""The volume is nearly full if fewer than this many checkpoints fit in addition to those that are kept."""
 
 Troubles = (OutOfSpace, VolumeLost)
 Trouble = OutOfSpace | VolumeLost
 
 
 class VolumeHealth:
-    """What rank 0 knows of the volume's health."""
+    """State of the volume, on rank 0."""
 
     def __init__(self, clock: Clock, *, patience_seconds: float) -> None:
         self._clock = clock
@@ -47,11 +47,11 @@ class VolumeHealth:
         self._flight_since: float | None = None
         self._says_that_it_hangs = False
         self.skipped = 0
-        """Saves that could not be made, in this attempt."""
+        """Number of failed saves in this attempt."""
 
     @property
     def stuck_seconds(self) -> float:
-        """For how long nothing could be saved; 0 when all is well."""
+        """Seconds for which nothing could be saved; 0 if there is no failure."""
         since = self._since
         if since is None and self._says_that_it_hangs:
             since = self._flight_since
@@ -59,20 +59,20 @@ class VolumeHealth:
 
     @property
     def holds_back(self) -> bool:
-        """Whether it is too early to try again."""
+        """True if the back-off is not over yet."""
         return self._since is not None and self._clock.monotonic() < self._next_try
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the newest save failed."""
+        """True if the newest save failed."""
         return self._since is not None
 
     def failed(self, trouble: Trouble, *, durable_step: int | None, told_to_stop: bool = False) -> None:
-        """A save failed, and is to be made later.
+        """Record a failed save, which is to be retried later.
 
         Raises:
-            OutOfSpace: saves have failed for too long, the last one for want of space.
-            VolumeLost: the same, and the last one for another reason.
+            OutOfSpace: saves have failed for too long, the last one because the volume is full.
+            VolumeLost: saves have failed for too long, the last one for another reason.
         """
         now = self._clock.monotonic()
         if self._since is None:
@@ -93,7 +93,7 @@ class VolumeHealth:
             )
 
     def _left(self, now: float, *, told_to_stop: bool) -> float:
-        """For how many seconds more a save is tried."""
+        """Return the seconds for which a save is still retried."""
         left = self._patience_seconds - self.stuck_seconds
         if told_to_stop:
             if self._stop_since is None:
@@ -102,7 +102,7 @@ class VolumeHealth:
         return left
 
     def look(self, *, in_flight: bool) -> None:
-        """Between two steps: a volume that does not answer fails nothing, it hangs."""
+        """Check between two steps for a save that hangs: a volume that does not answer raises no error."""
         now = self._clock.monotonic()
         if not in_flight:
             self._flight_since, self._says_that_it_hangs = None, False
@@ -113,7 +113,7 @@ class VolumeHealth:
             logger.warning("a save has been under way for %s; training goes on", format_duration(HANGS_SECONDS))
 
     def saved(self, saved: Saved) -> None:
-        """A checkpoint became durable."""
+        """Record that a checkpoint has become durable."""
         if self._since is not None:
             logger.warning("checkpoints can be saved again: step %d is", saved.step)
         self._since = None
@@ -127,11 +127,11 @@ class VolumeHealth:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether there is room for less than `FIT_MIN` checkpoints beside those that are kept."""
+        """True if fewer than `FIT_MIN` checkpoints fit in addition to those that are kept."""
         return self._fit is not None and self._fit < FIT_MIN
 
     def metrics(self) -> dict[str, float]:
-        """What the reports say of it; nothing while there is nothing to say."""
+        """Return the metrics for the reports; empty while there is no failure."""
         metrics: dict[str, float] = {}
         if self.skipped:
             metrics[CHECKPOINTS_SKIPPED] = self.skipped

@@ -165,7 +165,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_written(path: Path) -> bool:
-    """Whether the stacks are there to the end: faulthandler writes the thread that got the signal last."""
+    """True if the stacks are there to the end: faulthandler writes the thread that got the signal last."""
     text = _read(path)
     return "Current thread" in text and text.endswith("\n")
 

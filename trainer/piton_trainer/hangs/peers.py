@@ -83,7 +83,7 @@ class Exchange(threading.Thread):
             time.sleep(self._peers.every_seconds)
 
     def agrees(self, trouble: Hang | Idle, now: float) -> bool:
-        """Whether all other nodes have stood still in the same way for most of that time, or cannot be asked."""
+        """True if all other nodes have stood still in the same way for most of that time, or cannot be asked."""
         if self._others is None:
             return True
         asked_at, said = self._others

@@ -58,7 +58,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     @property
     def is_training(self) -> bool:
-        """Whether `fit` is under way."""
+        """True if `fit` is under way."""
         return self._session is not None
 
     def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:

@@ -31,28 +31,28 @@ class Loops:
 
     @property
     def has_stepped(self) -> bool:
-        """Whether this batch was the last of its step."""
+        """True if this batch was the last of its step."""
         return not self._epoch._should_accumulate()  # noqa: SLF001
 
     @property
     def is_last_batch(self) -> bool:
-        """Whether this batch was the last of its epoch."""
+        """True if this batch was the last of its epoch."""
         return bool(self._trainer.is_last_batch)
 
     @property
     def is_validation_due(self) -> bool:
-        """Whether a validation follows on this batch."""
+        """True if a validation follows on this batch."""
         return bool(self._epoch._should_check_val_fx(self._fit._data_fetcher))  # noqa: SLF001
 
     @property
     def is_mid_epoch(self) -> bool:
-        """Whether training begins in the middle of an epoch."""
+        """True if training begins in the middle of an epoch."""
         epoch = self._fit.epoch_progress.current
         return int(epoch.processed) < int(epoch.ready)
 
     @property
     def may_stop(self) -> bool:
-        """Whether Lightning heeds its own flag to stop."""
+        """True if Lightning heeds its own flag to stop."""
         return bool(self._fit._can_stop_early)  # noqa: SLF001
 
     @property
@@ -62,7 +62,7 @@ class Loops:
 
     @property
     def is_data_open(self) -> bool:
-        """Whether the data of an epoch that begins has been opened before anybody could remember its random numbers."""
+        """True if the data of an epoch that begins has been opened before anybody could remember its random numbers."""
         return self._trainer.current_epoch == 0 or bool(self._fit.is_resuming)
 
     def stop(self) -> None:

@@ -52,7 +52,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
 
     @property
     def is_training(self) -> bool:
-        """Whether `train` is under way."""
+        """True if `train` is under way."""
         return self._session is not None
 
     def train(self, trainer: Any, go: Callable[[Any], TrainOutput], resume_from_checkpoint: Any) -> TrainOutput:

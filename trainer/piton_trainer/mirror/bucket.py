@@ -1,4 +1,4 @@
-"""The objects of one place: small ones as text, files in parts, each with a SHA-256 that S3 compares."""
+"""Objects under one prefix: small ones as text, files in parts, each with a SHA-256 that S3 verifies."""
 
 import os
 from collections.abc import Callable
@@ -25,16 +25,16 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Object:
-    """What S3 says of an object."""
+    """Metadata of an object in S3."""
 
     size: int
     checksum: str | None
-    """Of the whole, or of its parts' checksums and then `-<parts>`."""
+    """SHA-256 of the whole object, or of the checksums of its parts with the suffix `-<parts>`."""
     version: str
 
 
 class Bucket:
-    """The objects of one place. Safe to use from several threads."""
+    """Objects under one prefix. Safe to use from several threads."""
 
     def __init__(self, place: BucketPrefix, tuning: Tuning | None = None) -> None:
         self.place = place
@@ -50,20 +50,20 @@ class Bucket:
         self._pool = ThreadPoolExecutor(tuning.concurrency, thread_name_prefix="s3")
 
     def read(self, *parts: str) -> tuple[str, str]:
-        """An object's text, and the version that it is.
+        """Return the text of an object, and its version.
 
         Raises:
-            Missing, Trouble: see above. So do all others.
+            ObjectNotFound, S3Error: see `piton_trainer.s3`. All other methods can raise S3Error too.
         """
         with translate_errors():
             answer = self._client.get_object(Bucket=self.place.bucket, Key=self.place.key(*parts))
             return answer["Body"].read().decode(errors="replace"), answer["ETag"]
 
     def write(self, text: str, *parts: str, version: str | None = None, is_new: bool = False) -> str:
-        """Write an object and return its version; with `version` only over that one, with `is_new` over none.
+        """Write an object and return its version; replace only `version` if given; with `is_new`, replace nothing.
 
         Raises:
-            Overtaken: another one is there.
+            PreconditionFailed: the object has another version.
         """
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"} if is_new else {}
         with translate_errors():
@@ -78,7 +78,7 @@ class Bucket:
             return str(answer["ETag"])
 
     def look(self, *parts: str) -> Object | None:
-        """What S3 knows of an object; None when it is not there."""
+        """Return the metadata of an object; None if it does not exist."""
         with suppress(ObjectNotFound), translate_errors():
             answer = self._client.head_object(
                 Bucket=self.place.bucket, Key=self.place.key(*parts), ChecksumMode="ENABLED"
@@ -94,9 +94,9 @@ class Bucket:
         moved: Callable[[int], object] = uncounted,
         is_wanted: Callable[[], bool] = always,
     ) -> bool:
-        """Send a file, in parts where it is large; False: given up, since it is not wanted any more.
+        """Upload a file, in parts if it is large; return False if cancelled because it is not wanted any more.
 
-        `moved` is told of bytes as they go, and of those that go again as fewer than none.
+        `moved` is called with the number of bytes as they are sent, negative for bytes that are sent again.
         """
         listener = _Listener(moved, is_wanted)
         extra = {"ChecksumAlgorithm": "SHA256"}
@@ -114,13 +114,13 @@ class Bucket:
         kept: Callable[[int], object] = uncounted,
         moved: Callable[[int], object] = uncounted,
     ) -> FileEntry:
-        """Fetch an object into a file, durably; what its bytes are, with a digest of the kind that `like` has.
+        """Download an object to a file, durably; return its size and digest, with the algorithm of `like`.
 
-        What the file has already is kept for the beginning of the object: the digest tells whether it was that.
-        `kept` is told of such bytes, `moved` of those that come.
+        Existing bytes of the file are taken as the start of the object: the digest tells if they were.
+        `kept` is called with the number of such bytes, `moved` with that of downloaded bytes.
 
         Raises:
-            Missing: it is not there.
+            ObjectNotFound: the object does not exist.
         """
         source, digest = self._source(parts), FileDigest(like)
         with path.open("a+b") as file:
@@ -134,10 +134,10 @@ class Bucket:
         return FileEntry(size=source.size, digest=digest.text())
 
     def digest(self, *parts: str, like: FileEntry) -> FileEntry:
-        """The same, all of them read and none kept.
+        """Read a whole object without storing it; return its size and digest, with the algorithm of `like`.
 
         Raises:
-            Missing: it is not there.
+            ObjectNotFound: the object does not exist.
         """
         source, digest = self._source(parts), FileDigest(like)
         for piece in source.pieces(self._pool):
@@ -153,7 +153,7 @@ class Bucket:
         )
 
     def folders(self) -> dict[str, list[str]]:
-        """The names of all objects here that are in a folder, by its name."""
+        """Return the names of the objects in each folder, by the name of the folder."""
         found: dict[str, list[str]] = {}
         with translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -174,7 +174,7 @@ class Bucket:
                 self._client.delete_objects(Bucket=self.place.bucket, Delete={"Objects": keys, "Quiet": True})
 
     def sweep(self) -> int:
-        """Give up uploads in parts that nobody finishes any more; how many there were. They cost money, unseen."""
+        """Abort abandoned multipart uploads, because they cost money unnoticed; return their number."""
         with translate_errors():
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.place.bucket, Prefix=self.place.prefix
@@ -188,7 +188,7 @@ class Bucket:
         return len(left)
 
     def close(self) -> None:
-        """Give the threads and connections back; without it they go when the process does."""
+        """Release threads and connections; otherwise they end with the process."""
         self._manager.shutdown()
         self._pool.shutdown()
         self._client.close()
@@ -196,12 +196,12 @@ class Bucket:
     def fingerprint(
         self, path: Path, like: FileEntry | None = None, *, hashed: Callable[[int], object] = uncounted
     ) -> tuple[FileEntry, str]:
-        """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded."""
+        """Return the manifest entry of a file, and the checksum that S3 will have after its upload."""
         return fingerprint(path, self._tuning.chunk_bytes, like, hashed=hashed)
 
 
 class _Listener(BaseSubscriber):  # type: ignore[misc]
-    """Hears of an upload's bytes, and gives it up when it is not wanted any more."""
+    """Counts the bytes of an upload, and cancels it when it is not wanted any more."""
 
     def __init__(self, moved: Callable[[int], object], is_wanted: Callable[[], bool]) -> None:
         self._moved = moved
@@ -214,7 +214,7 @@ class _Listener(BaseSubscriber):  # type: ignore[misc]
 
 
 def _digest_kept(file: BinaryIO, size: int, digest: FileDigest, kept: Callable[[int], object]) -> int:
-    """Read what a file has of so many bytes; how many. A longer file is another one, and emptied."""
+    """Hash the existing bytes of a file; return their number. A file longer than `size` is wrong, and is emptied."""
     there = file.seek(0, os.SEEK_END)
     if there > size:
         there = file.truncate(0)

@@ -1,11 +1,11 @@
-"""The mirror, as a session sees it: a process that is started, told of commits, asked, and replaced when it dies.
+"""Client of the mirror process: starts it, notifies it of commits, reads its state, and replaces it when it dies.
 
     the loop     committed(step)   lag()                     finish()  end(outcome)
-    a thread     starts the process; hears what it says; starts another one
+    a thread     starts the process; receives its messages; starts another one
     the process  process.py
 
-The loop only ever takes a lock that nobody holds for long. One commit at a time is on its way to the process: until
-that is acknowledged only the newest is kept, so the line between the two never fills up and blocks.
+The loop only takes a lock that is never held for long. One commit at a time is sent to the process: until it is
+acknowledged only the newest is kept, so that the connection never fills up and blocks.
 """
 
 import logging
@@ -48,10 +48,10 @@ logger = logging.getLogger(__name__)
 
 _LEAVE_SECONDS = 2.0
 _DEATHS_MAX = 3
-"""Of the process, over what the trainer waits for."""
+"""Maximum number of deaths of the process during one wait of the trainer."""
 _LOOK_SECONDS = 0.1
 _TELL_SECONDS = 10.0
-"""How often those who wait are told how far it is."""
+"""Seconds between two progress reports while the trainer waits."""
 
 
 def _is_empty(directory: Path) -> bool:
@@ -59,26 +59,26 @@ def _is_empty(directory: Path) -> bool:
 
 
 class MirrorProcess(Protocol):
-    """Whoever serves at the other end of a line."""
+    """Process at the other end of a connection."""
 
     line: Connection
 
     def leave(self, seconds: float) -> None:
-        """Hang up; after so many seconds it is gone."""
+        """Close the connection; kill the process after this many seconds."""
         ...
 
     def kill(self) -> None:
-        """It is gone."""
+        """Kill the process at once."""
         ...
 
 
 def start() -> MirrorProcess:
-    """A process of its own."""
+    """Start a separate process."""
     return Helper("piton_trainer.mirror.process")
 
 
 class MirrorClient:
-    """Rank 0's second copy of the checkpoints."""
+    """Second copy of the checkpoints, managed by rank 0."""
 
     def __init__(
         self,
@@ -114,32 +114,32 @@ class MirrorClient:
         self._changed = threading.Condition()
         self._process: MirrorProcess | None = None
         self._state = MirrorState(known=None, mirrored=None, is_idle=True, is_over=False, errors=0)
-        """As the process said last."""
+        """State that the process has reported last."""
         self._commits: list[tuple[int, float]] = []
-        """Steps, and when they were committed, that the bucket has nothing as new as."""
+        """Steps newer than everything in the bucket, with the times of their commits."""
         self._wanted: int | None = None
         self._told: int | None = None
         self._mirrored: int | None = None
         self._generation: Restore | None = None
         self._answer: RestoreDone | Failed | None = None
         self._errors = self._deaths = 0
-        """Errors of the processes that died."""
+        """Number of errors of terminated processes."""
         self._said: list[str] = []
         self._is_awaited = self._has_waited = False
         self._moved_at = self._told_at = 0.0
-        """When something came further, and when that was told."""
+        """Times of the last progress and of its last report."""
         self._is_over = False
-        # The kernel ends the process when the thread that started it does: so there is one that lives long enough.
+        # The kernel kills the process when the thread that started it ends, so this thread lives as long as needed.
         self._thread = threading.Thread(target=self._attend, name="mirror", daemon=True)
         self._thread.start()
 
     def restore(self, newer_than: int | None) -> int | None:
-        """Fetch what is newer in the bucket than this step of the volume (None: it has nothing good).
+        """Fetch a checkpoint from the bucket that is newer than this step of the volume (None: it has no good one).
 
         Raises:
-            BadConfig: the bucket refuses, and there is nothing else to train on from; or the settings cannot work.
-            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try; or
-                a newer Piton wrote what it has.
+            BadConfig: the bucket refuses access, and the volume has no checkpoint; or the settings cannot work.
+            VolumeLost: the volume fails; or the bucket does not answer until the timeout, so another attempt should
+                try; or a newer version of Piton wrote its checkpoint.
             OutOfSpace: the volume is full.
         """
         with self._changed:
@@ -153,21 +153,21 @@ class MirrorClient:
             case RestoreDone():
                 return answer.step
             case None if newer_than is not None:
-                return None  # its deaths are said; the volume has something to train on from
+                return None  # its deaths are logged; the volume has a checkpoint to resume from
             case None:
                 raise VolumeLost(f"the process that restores from {self.place} ends before it has done so")
             case Failed():
                 raise answer.error(f"nothing is restored from {self.place}")
 
     def committed(self, step: int) -> None:
-        """This step is durable on the volume. Returns at once."""
+        """Record that this step is durable on the volume. Returns at once."""
         with self._changed:
             self._wanted = step
             self._commits.append((step, self._clock.monotonic()))
             self._tell_newest()
 
     def lag(self) -> Lag | None:
-        """How far behind; None before the first commit."""
+        """Return the lag of the bucket; None before the first commit."""
         with self._changed:
             errors = self._errors + self._state.errors
             if self._wanted is None:
@@ -178,12 +178,13 @@ class MirrorClient:
             return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=errors)
 
     def finish(self, is_told_to_stop: Callable[[], bool]) -> bool:
-        """The training is done: wait for the rest, as long as it comes further. False: told to stop before that.
+        """Wait, after the training, for the remaining uploads while they make progress.
 
-        True: the bucket has the newest checkpoint, or is somebody else's, which has been said.
+        Return True if the bucket has the newest checkpoint, or belongs to another process, which has been logged.
+        Return False if asked to stop before that.
 
         Raises:
-            NotMirrored: nothing has come further for so long that it never may.
+            NotMirrored: there was no progress until the timeout.
         """
         stop_at = math.inf
         with self._changed:
@@ -204,12 +205,12 @@ class MirrorClient:
             raise NotMirrored(self._what_is_missing())
 
     def end(self, outcome: Outcome) -> bool:
-        """It is over: wait for the rest if this kind of end allows it, unless `finish` has; whether it is all there."""
+        """Wait for the remaining uploads if the outcome allows it, unless `finish` has; True if all are done."""
         is_calm = outcome in (Outcome.FINISHED, Outcome.STOPPED, Outcome.DIVERGED, Outcome.OUT_OF_SPACE)
         return self.close(self._patience.stop if is_calm and not self._has_waited else 0.0)
 
     def close(self, seconds: float) -> bool:
-        """Wait at most so long for the rest, then end the process; whether the bucket has it all."""
+        """Wait at most this long for the remaining uploads, then end the process; return True if all are done."""
         with self._changed:
             self._changed.wait_for(self._is_settled, seconds)
             done, mirrored, self._is_over = not self._commits, self._mirrored, True
@@ -223,7 +224,7 @@ class MirrorClient:
         return done
 
     def _await(self) -> None:
-        """From now on the trainer waits, and wants to know for what."""
+        """Note that the trainer waits from now on, so that progress is reported."""
         self._is_awaited = True
         self._moved_at = self._told_at = self._clock.monotonic()
 
@@ -238,12 +239,12 @@ class MirrorClient:
         )
 
     def _is_settled(self) -> bool:
-        """Whether waiting changes nothing any more."""
+        """Return True if there is nothing to wait for."""
         nothing_left = self._state.is_idle and self._state.known == self._wanted
         return self._wanted is None or self._state.is_over or nothing_left or not self._thread.is_alive()
 
     def _attend(self) -> None:
-        """The thread: one process after the other, until it is over."""
+        """Run one process after the other until the mirror ends. This is the thread's main function."""
         delay = self._patience.backoff
         while True:
             before = self._mirrored
@@ -262,7 +263,7 @@ class MirrorClient:
             delay = min(2 * delay, self._patience.backoff_max)
 
     def _follow(self) -> str:
-        """Start a process and hear it out; how it ended."""
+        """Start a process and receive its messages until it ends; return a description of the end."""
         try:
             process = self._start()
         except OSError as error:
@@ -313,13 +314,13 @@ class MirrorClient:
             self._send(Committed(step=self._wanted))
 
     def _send(self, order: Restore | Committed) -> None:
-        """Tell the process, if there is one; the next one is told when it is started."""
+        """Send a message to the process, if there is one; the next process receives it at its start."""
         if self._process is None:
             return
         try:
             self._process.line.send(order)
         except OSError:
-            return  # it is dead, which the thread hears as well
+            return  # it is dead, which the thread notices as well
 
     def _say(self, sentence: str) -> None:
         if sentence not in self._said:

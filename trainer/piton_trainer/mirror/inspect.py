@@ -1,9 +1,9 @@
-"""What is in a bucket, for people and their tools.
+"""Contents of a bucket, for the command line and other tools.
 
 Listing reads manifests and names; `problem_of` reads a file.
 
-The checksums that S3 keeps do not tell whether an object is what its manifest says: of one that went in parts they are
-of the parts, and the manifest has the digest of the whole. So a file is verified by reading it, as a restore would.
+The checksums of S3 cannot verify an object against its manifest: after a multipart upload they are those of the parts,
+and the manifest has the digest of the whole. So a file is verified by reading it, as a restore does.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from piton_trainer.s3 import ObjectNotFound
 
 
 def listing(bucket: Bucket) -> tuple[Latest | None, list[CheckpointInfo]]:
-    """The record, and everything that is named like a checkpoint, newest first.
+    """Return the record, and all folders with the name of a checkpoint, newest first.
 
     Raises:
-        ValueError: the record is not one of ours.
-        Trouble: the bucket does not answer.
+        ValueError: the record is not valid.
+        S3Error: the bucket does not answer.
     """
     latest, _ = read_latest(bucket)
     found = [
@@ -46,10 +46,10 @@ def _look(bucket: Bucket, folder: str, step: int, there: set[str]) -> Checkpoint
 
 
 def problem_of(bucket: Bucket, found: CheckpointInfo, name: str, entry: FileEntry) -> str | None:
-    """What an object's bytes have against its entry in the manifest; None if nothing.
+    """Return the problem if the bytes of an object differ from its manifest entry; None if they match.
 
     Raises:
-        Trouble: the bucket does not answer.
+        S3Error: the bucket does not answer.
     """
     try:
         there = bucket.digest(found.folder.name, name, like=entry)

@@ -1,10 +1,10 @@
-"""What lies where in the bucket. Pure.
+"""Layout of keys in the bucket. Pure.
 
-    <uri>/[<namespace>/]<run>/latest                             who may write, and the newest checkpoint
-    <uri>/[<namespace>/]<run>/step-000001200-<digest>/…          its files; MANIFEST.json goes last
+    <uri>/[<namespace>/]<run>/latest                             the owner, and the newest checkpoint
+    <uri>/[<namespace>/]<run>/step-000001200-<digest>/…          files of a checkpoint; MANIFEST.json is uploaded last
 
-A folder is named by its manifest's digest, and the manifest has the digest of every file: two attempts that save the
-same step never share an object unless it is the same, and an upload that was cut off goes on where it was.
+The name of a folder contains the digest of its manifest, and the manifest has the digest of every file. So two attempts
+that save the same step never share an object unless it is identical, and an interrupted upload can be continued.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ _FOLDER = re.compile(rf"{names.STEP_PREFIX}(?P<step>[0-9]{{9,}})-[0-9a-f]{{{_DIG
 
 @dataclass(frozen=True, kw_only=True)
 class BucketPrefix:
-    """A bucket, and what every key in it begins with."""
+    """A bucket, and the prefix of every key in it."""
 
     bucket: str
     prefix: str
 
     @classmethod
     def parse(cls, uri: str, *below: str | None) -> Self:
-        """The place that a URI names, or one below it.
+        """Parse a URI, and append the parts in `below` to its prefix.
 
         Raises:
-            ValueError: it is no s3:// URI.
+            ValueError: it is not an s3:// URI.
         """
         match = _URI.fullmatch(uri)
         if match is None:
@@ -43,7 +43,7 @@ class BucketPrefix:
         return cls(bucket=match["bucket"], prefix="".join(f"{part}/" for part in parts if part))
 
     def key(self, *parts: str) -> str:
-        """The key of something here."""
+        """Return the key of an object under this prefix."""
         return self.prefix + "/".join(parts)
 
     def __str__(self) -> str:
@@ -51,19 +51,19 @@ class BucketPrefix:
 
 
 def folder_of(step: int, manifest: str) -> str:
-    """Where the checkpoint of this manifest goes."""
+    """Return the folder of the checkpoint with this manifest."""
     return f"{names.step_folder(step)}-{hashlib.sha256(manifest.encode()).hexdigest()[:_DIGEST_LETTERS]}"
 
 
 def parse_folder(name: str) -> int | None:
-    """The step in a folder's name, or None when it is not one of ours."""
+    """Return the step in the name of a folder, or None if it is not a checkpoint folder."""
     match = _FOLDER.fullmatch(name)
     return None if match is None else int(match["step"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pointer:
-    """A checkpoint in the bucket that is whole."""
+    """A complete checkpoint in the bucket."""
 
     step: int
     folder: str
@@ -71,31 +71,31 @@ class Pointer:
 
 @dataclass(frozen=True, kw_only=True)
 class Latest:
-    """The one record that changes. Whoever writes it says which version it replaces, so that nobody overtakes."""
+    """The only mutable record. Each write specifies the version that it replaces, so that no update is lost."""
 
     attempt: int
     owner: str
-    """The process that may write."""
+    """Process that may write."""
     lineage: str
-    """Told apart from other runs that were pointed at the same place; the volume of this one has the same word."""
+    """ID that distinguishes this run from others with the same URI; the volume of this run has the same ID."""
     newest: Pointer | None = None
 
     def move(self, pointer: Pointer) -> Self:
-        """With another newest checkpoint."""
+        """Return the record with another newest checkpoint."""
         return replace(self, newest=pointer)
 
     def to_json(self) -> str:
-        """The object's text."""
+        """Return the text of the object."""
         newest = None if self.newest is None else {"step": self.newest.step, "folder": self.newest.folder}
         own = {"attempt": self.attempt, "owner": self.owner, "lineage": self.lineage}
         return json.dumps({"format": _FORMAT, **own, "newest": newest}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parse the object's text.
+        """Parse the text of the object.
 
         Raises:
-            ValueError: it is not one of ours.
+            ValueError: it is not a valid record.
         """
         try:
             fields: dict[str, Any] = json.loads(text)

@@ -1,4 +1,4 @@
-"""What the trainer tells the process that mirrors, and what it hears back. Neither side needs torch or boto3 for it."""
+"""Messages between the trainer and the mirror process. This module needs neither torch nor boto3."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,33 +12,33 @@ from piton_trainer.s3 import Tuning
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """How long to wait, in seconds."""
+    """Timeouts and back-off, in seconds."""
 
     backoff: float = 1.0
-    """After the first failure; twice as long after each further one."""
+    """Delay after the first failure; it doubles with each further one."""
     backoff_max: float = 60.0
     restore: float = 600.0
-    """For a bucket that does not answer, when the volume has nothing to train on from."""
+    """Timeout for a bucket that does not answer, if the volume has no checkpoint to resume from."""
     finish: float = 300.0
-    """For the rest, when the run is finished: so long without a byte that comes further."""
+    """Timeout for the remaining uploads when the run is finished: time without progress."""
     stop: float = 10.0
-    """For the rest, when told to stop: the machine is about to go, and the volume has it all."""
+    """Timeout for the remaining uploads when asked to stop: the node will be gone, and the volume has everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorSettings:
-    """Whom the process works for. The first thing that it is told."""
+    """Settings of the mirror process: the first message that it receives."""
 
     place: BucketPrefix
     directory: Path
     attempt: int | None
-    """None outside Piton."""
+    """None if not run by Piton."""
     owner: str
-    """In the bucket. The process that replaces a dead one has the same."""
+    """Name of the owner in the bucket. A process that replaces a dead one has the same."""
     fence: Holder
-    """On the volume."""
+    """Holder of the fence on the volume."""
     is_empty: bool
-    """The volume had no checkpoint when the attempt began."""
+    """True if the volume had no checkpoint when the attempt began."""
     policy: SavePolicy
     objective: Objective | None
     tuning: Tuning
@@ -47,59 +47,59 @@ class MirrorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Restore:
-    """Fetch what is newer in the bucket than this step of the volume. Answered by `RestoreDone` or `Failed`."""
+    """Request to fetch a checkpoint newer than this step of the volume. Answered by `RestoreDone` or `Failed`."""
 
     newer_than: int | None
-    """None: the volume has nothing good."""
+    """None if the volume has no good checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """This step is durable on the volume. Answered by `MirrorState`, at once and whenever it changes."""
+    """Notification that this step is durable on the volume. Answered by `MirrorState`, at once and on each change."""
 
     step: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreDone:
-    """This step is on the volume now; None: there was nothing newer."""
+    """Answer that this step is on the volume now; None: there was nothing newer."""
 
     step: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorState:
-    """How far the bucket is."""
+    """State of the mirror."""
 
     known: int | None
-    """The newest step that the process has heard of."""
+    """Newest step that the process was notified of."""
     mirrored: int | None
-    """The newest step in the bucket."""
+    """Newest step in the bucket."""
     is_idle: bool
-    """Nothing is left to do for what is known."""
+    """True if no upload is left for the known step."""
     is_over: bool
-    """Nothing will be done any more: the bucket, or the volume, is somebody else's."""
+    """True if the mirror has stopped: the bucket or the volume belongs to another process."""
     errors: int
-    """Attempts to upload that failed, so far."""
+    """Number of failed uploads so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """How far a checkpoint is on its way. Said while it comes further, twice a second at most."""
+    """Progress of a transfer. Sent while there is progress, at most twice a second."""
 
     is_restore: bool
-    """Out of the bucket, not into it."""
+    """True for a download, False for an upload."""
     step: int
     done: int
-    """Bytes that are where they belong."""
+    """Bytes at the destination."""
     total: int
     bytes_per_second: float
-    """Over the network."""
+    """Rate over the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogMessage:
-    """A sentence for the log, which is the trainer's."""
+    """A message for the log of the trainer."""
 
     sentence: str
 

@@ -1,12 +1,12 @@
-"""Whose bucket it is. Pure.
+"""Ownership of a bucket. Pure.
 
-The same words as on the volume: the higher attempt wins. One thing more: a bucket outlives volumes, runs and their
-numbers, so a run that only has the same name must not take an older one's checkpoints for its own.
+The rule is that of the volume: the higher attempt wins. In addition, a bucket outlives volumes, runs and their numbers,
+so a run must not use the checkpoints of an older run with the same name.
 
-    nothing in the bucket               ours
-    the volume knows this lineage       ours, unless a higher attempt is there
-    it does not, but has checkpoints    somebody else's
-    an empty volume                     ours, if this attempt's number is higher: the volume was lost
+    empty bucket                                    ours
+    the volume has the same lineage                 ours, unless the bucket has a higher attempt
+    the volume has another one, and checkpoints     belongs to another run
+    the volume is empty                             ours, if the number of this attempt is higher: the volume was lost
 """
 
 import uuid
@@ -15,25 +15,25 @@ from dataclasses import replace
 from piton_trainer.mirror.keys import BucketPrefix, Latest
 
 
-class NotOurs(Exception):  # noqa: N818 - it is no error, it is a fact
-    """The bucket is somebody else's; the sentence says whose, and what to do."""
+class NotOurs(Exception):  # noqa: N818 - a fact, not an error
+    """The bucket belongs to another run or process; the message names it."""
 
 
 def claim(
     found: Latest | None, *, attempt: int | None, owner: str, lineage: str | None, is_empty: bool, place: BucketPrefix
 ) -> Latest:
-    """What to write over what was found.
+    """Return the record that replaces the one in the bucket.
 
     Args:
-        found: the record that is there.
-        attempt: our number; None outside Piton, where it is one more than that of whoever was there last.
-        owner: the name of our process.
-        lineage: the word on our volume, if there is one.
-        is_empty: whether our volume had no checkpoint when we began.
-        place: where, for the sentence.
+        found: the record in the bucket.
+        attempt: the number of this attempt; None if not run by Piton: then one more than that of the last owner.
+        owner: the name of this process.
+        lineage: the lineage on this volume, if there is one.
+        is_empty: True if this volume had no checkpoint when the attempt began.
+        place: the bucket and prefix, for the message.
 
     Raises:
-        NotOurs: hands off.
+        NotOurs: the bucket belongs to another run or process.
     """
     if found is None:
         return Latest(attempt=attempt or 1, owner=owner, lineage=lineage or uuid.uuid4().hex)

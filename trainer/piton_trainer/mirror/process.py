@@ -1,8 +1,8 @@
-"""The process that mirrors while a trainer trains. It imports no torch.
+"""Process that mirrors checkpoints while a trainer trains. It imports no torch.
 
-It is started by `client`, restores when asked, follows commits when told of them, and ends with its trainer. It is not
-the process that writes checkpoints: that one is killed over a save that failed, and an upload should live on; and the
-one that writes is awaited, and must not wait for a network.
+`client` starts it. It restores on request, follows commits on notification, and ends with its trainer. It is separate
+from the process that writes checkpoints, because that one is killed when a save fails, and an upload should continue.
+Also, the trainer waits for the writer, which must not wait for a network.
 """
 
 import logging
@@ -20,14 +20,14 @@ from piton_trainer.s3 import S3Error
 
 
 class Channel:
-    """What several threads say to the trainer, one after the other."""
+    """Connection to the trainer for several threads, which send one at a time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
 
     def say(self, answer: Answer) -> None:
-        """Send it; a trainer that is gone hears nothing."""
+        """Send a message; it is dropped if the trainer is gone."""
         with self._lock:
             try:
                 self._connection.send(answer)
@@ -36,19 +36,19 @@ class Channel:
 
 
 class Sentences(logging.Handler):
-    """Has the trainer log what is said here."""
+    """Log handler that sends messages to the log of the trainer."""
 
     def __init__(self, line: Channel) -> None:
         super().__init__(logging.WARNING)
         self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand a sentence on."""
+        """Send the message of a record."""
         self._line.say(LogMessage(sentence=record.getMessage()))
 
 
 def serve(connection: Connection, line: Channel, clock: Clock) -> None:
-    """Do what comes in, until the trainer hangs up."""
+    """Execute incoming requests until the trainer closes the connection."""
     settings = connection.recv()
     try:
         sync = BucketSync(settings, clock=clock, tell=line.say)
@@ -64,7 +64,7 @@ def serve(connection: Connection, line: Channel, clock: Clock) -> None:
 
 
 def execute(sync: BucketSync, order: Order, line: Channel) -> None:
-    """Carry out an order; what goes wrong is an answer too."""
+    """Execute a request; an error is sent as an answer."""
     match order:
         case Committed():
             sync.committed(order.step)

@@ -1,10 +1,10 @@
-"""The newest checkpoint out of the bucket into a volume.
+"""Download of the newest checkpoint from the bucket to a volume.
 
-It goes into `.restoring-<its folder in the bucket>` and becomes a checkpoint by one rename, after every file's digest
-was compared with the manifest. One that is not whole is named, and the next older one is tried.
+It is written to `.restoring-<its folder in the bucket>` and becomes a checkpoint by one rename, after the digest of
+every file was compared with the manifest. An incomplete checkpoint is logged, and the next older one is tried.
 
-A download that was cut off goes on where it was, also that of an attempt before: the name of the folder says of which
-manifest it is, and the digests say whether what it holds is good.
+An interrupted download is continued, also that of an earlier attempt: the name of the folder identifies the manifest,
+and the digests verify the contents.
 """
 
 import logging
@@ -31,12 +31,12 @@ _FILES_AT_ONCE = 4
 def restore(
     bucket: Bucket, latest: Latest, directory: Path, *, newer_than: int, meter: TransferMeter | None = None
 ) -> int | None:
-    """Fetch the newest whole checkpoint, if it is newer than this step; its step, or None.
+    """Fetch the newest complete checkpoint, if it is newer than this step; return its step, or None.
 
     Raises:
-        OutOfSpace: the volume is full. Nothing is left on it.
-        Trouble: the bucket does not answer. What has come stays, for the next time.
-        VolumeLost: a newer Piton wrote it.
+        OutOfSpace: the volume is full. No partial download is left on it.
+        S3Error: the bucket does not answer. The partial download stays, for the next try.
+        VolumeLost: a newer version of Piton wrote the checkpoint.
     """
     meter = meter or TransferMeter(Clock(), lambda _: None, is_restore=True)
     for folder in _candidates(bucket, latest):
@@ -58,14 +58,14 @@ def restore(
 
 
 def sweep(directory: Path, *, keep: str | None = None) -> None:
-    """Delete what came of checkpoints that are not fetched any more: of all but this folder of the bucket."""
+    """Delete partial downloads, except that of folder `keep` of the bucket."""
     for entry in directory.iterdir():
         if entry.name.startswith(RESTORING_PREFIX) and entry.name != f"{RESTORING_PREFIX}{keep}":
             layout.discard(entry)
 
 
 def _candidates(bucket: Bucket, latest: Latest) -> list[str]:
-    """What `latest` names, then what is whole and older."""
+    """Return the folder that `latest` names, then the complete older ones, newest first."""
     if latest.newest is None:
         return []
     whole = [name for name, files in bucket.folders().items() if names.MANIFEST_FILE in files]
@@ -74,7 +74,7 @@ def _candidates(bucket: Bucket, latest: Latest) -> list[str]:
 
 
 def _fetch(bucket: Bucket, folder: str, step: int, directory: Path, meter: TransferMeter) -> str | None:
-    """Make it a checkpoint of the volume; what is wrong with it otherwise."""
+    """Download a folder and make it a checkpoint of the volume; return the problem with it, or None."""
     try:
         text = bucket.read(folder, names.MANIFEST_FILE)[0]
         manifest = Manifest.from_json(text)
@@ -111,7 +111,7 @@ def _files(bucket: Bucket, folder: str, manifest: Manifest, aside: Path, meter: 
         try:
             there = download()
             if there != entry and has_leftover:
-                # The leftover was no beginning of it: a machine that went down has not written all that it was told to.
+                # The leftover is not the start of the object: a node that crashed has not written all data to disk.
                 path.unlink()
                 meter.kept(-there.size)
                 there = download()

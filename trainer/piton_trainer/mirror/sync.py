@@ -1,10 +1,10 @@
-"""Keeps the bucket like the volume: what the process of `process.py` does, told of commits, while training goes on.
+"""Synchronization of the bucket with the volume, in the process of `process.py`, while training continues.
 
-    restore    before the first step: is there something newer in the bucket?
+    restore    before the first step: fetch a newer checkpoint from the bucket, if there is one
     committed  a checkpoint is durable; wake up
-    close      let go
+    close      stop
 
-Whatever goes wrong is retried with back-off and said once per kind.
+Every error is retried with back-off, and logged once per kind.
 """
 
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class BucketSync:
-    """Works in a thread of its own, and tells whenever it came further."""
+    """Uploads in a separate thread, and reports progress with `tell`."""
 
     def __init__(
         self, settings: MirrorSettings, *, clock: Clock, tell: Callable[[MirrorState | Transfer], None]
@@ -52,16 +52,16 @@ class BucketSync:
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def restore(self, newer_than: int | None) -> int | None:
-        """Fetch what is newer in the bucket than this step of the volume (None: it has nothing good).
+        """Fetch a checkpoint from the bucket that is newer than this step of the volume (None: it has no good one).
 
         Raises:
-            BadConfig: the bucket refuses, and there is nothing else to train on from.
+            BadConfig: the bucket refuses access, and the volume has no checkpoint.
             OutOfSpace: the volume is full.
-            VolumeLost: the volume fails; or the bucket does not answer, for so long that another attempt should try; or
-                a newer Piton wrote what it has.
+            VolumeLost: the volume fails; or the bucket does not answer until the timeout, so another attempt should
+                try; or a newer version of Piton wrote its checkpoint.
         """
         if newer_than is None and self._settings.attempt == 1:
-            return None  # nobody was here before
+            return None  # there was no attempt before
         failing_since, delay = self._clock.monotonic(), self._patience.backoff
         while True:
             try:
@@ -75,7 +75,7 @@ class BucketSync:
                         f"the volume has no checkpoint, and {self._settings.place} refuses: {trouble}"
                     ) from trouble
                 now, moved_at = self._clock.monotonic(), self._restoring.moved_at
-                if moved_at is not None and moved_at > failing_since:  # a part of it has come since the last failure
+                if moved_at is not None and moved_at > failing_since:  # data has arrived since the last failure
                     failing_since, delay = now, self._patience.backoff
                 if now + delay > failing_since + self._patience.restore:
                     raise VolumeLost(
@@ -99,7 +99,7 @@ class BucketSync:
             return restore(self._bucket, latest, directory, newer_than=newer_than, meter=self._restoring)
 
     def committed(self, step: int) -> None:
-        """This step is durable on the volume. Returns at once."""
+        """Record that this step is durable on the volume. Returns at once."""
         with self._changed:
             self._wanted = step
             self._is_idle = False
@@ -108,11 +108,11 @@ class BucketSync:
             is_first, self._has_begun = not self._has_begun, True
         if is_first:
             with suppress(OSError):
-                sweep(self._settings.directory)  # the training has something newer, or does without
+                sweep(self._settings.directory)  # the training has a newer checkpoint, or needs none
             self._thread.start()
 
     def close(self) -> None:
-        """Begin nothing new, and give everything back that is not at work."""
+        """Start no new work, and release the connections if the thread is idle."""
         self._stop()
         if self._is_idle:
             self._bucket.close()
@@ -129,12 +129,12 @@ class BucketSync:
             except S3Error as trouble:
                 failures += 1
                 self._fail(trouble.kind, str(trouble))
-            except Exception as error:  # noqa: BLE001 - no mistake of the mirror may cost the training
+            except Exception as error:  # noqa: BLE001 - an error of the mirror must not end the training
                 failures += 1
                 self._fail(type(error).__name__, str(error))
 
     def _is_due(self, failures: int) -> bool:
-        """Wait until there is something to do; False when there never will be."""
+        """Wait until there is work to do; return False if the mirror is stopped."""
         delay = min(self._patience.backoff * 2 ** (failures - 1), self._patience.backoff_max) if failures else None
         with self._changed:
             if delay is not None:
@@ -144,7 +144,7 @@ class BucketSync:
             return not self._is_over
 
     def _step(self) -> None:
-        """One checkpoint into the bucket, or the finding that there is nothing left to do."""
+        """Upload one checkpoint, or find that none is left to upload."""
         with self._changed:
             wanted = self._wanted
         assert wanted is not None

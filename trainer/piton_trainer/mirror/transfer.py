@@ -1,4 +1,4 @@
-"""How far a checkpoint is on its way between volume and bucket: its bytes are counted, and told now and then."""
+"""Progress of a checkpoint between volume and bucket: bytes are counted, and reported periodically."""
 
 import threading
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from piton_trainer.mirror.messages import Transfer
 
 _TELL_SECONDS = 0.5
 _AGAIN_MAX = 5
-"""Tries of one checkpoint, after the first, that count from their beginning."""
+"""Number of retries of one checkpoint that report progress from their start."""
 
 
 class TransferMeter:
     """Counts the bytes of one checkpoint at a time. Safe to use from several threads.
 
-    What is only done again is told for some tries, since a large file that was cut off begins anew; then no more. So
-    whoever hears something knows that there is headway, and nobody waits for ever for what fails at its end each time.
+    Repeated progress is reported for some retries, because an interrupted large file starts again; then no more. So a
+    report means progress, and no receiver waits for ever for a transfer that fails near its end each time.
     """
 
     def __init__(self, clock: Clock, tell: Callable[[Transfer], object], *, is_restore: bool) -> None:
@@ -27,10 +27,10 @@ class TransferMeter:
         self._moved = self._kept = self._hashed = self._high = 0
         self._began = self._told_at = 0.0
         self.moved_at: float | None = None
-        """When bytes came over the network last."""
+        """Time of the last transfer over the network."""
 
     def begin(self, step: int, total: int) -> None:
-        """A transfer of so many bytes begins, for the first time or again."""
+        """Start a transfer of `total` bytes, for the first time or again."""
         with self._lock:
             self._again = self._again + 1 if step == self._step else 0
             if self._again <= _AGAIN_MAX:
@@ -40,16 +40,16 @@ class TransferMeter:
             self._began = self._told_at = self._clock.monotonic()
 
     def moved(self, size: int) -> None:
-        """So many bytes came over the network; fewer than none when they are sent again."""
+        """Count bytes sent over the network; negative if they are sent again."""
         self.moved_at = self._clock.monotonic()
         self._count(moved=size)
 
     def kept(self, size: int) -> None:
-        """So many bytes need not come over the network: they are there; fewer than none when they are no good."""
+        """Count bytes that need no transfer, because they are at the destination; negative if they are damaged."""
         self._count(kept=size)
 
     def hashed(self, size: int) -> None:
-        """So many bytes were read, before they are sent."""
+        """Count bytes that were hashed before they are sent."""
         self._count(hashed=size)
 
     def _count(self, *, moved: int = 0, kept: int = 0, hashed: int = 0) -> None:

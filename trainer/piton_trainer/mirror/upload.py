@@ -1,11 +1,11 @@
-"""The volume's checkpoints into the bucket, and out of it what may go.
+"""Upload of checkpoints from the volume to the bucket, and deletion in the bucket.
 
-It looks at what the volume has and what the bucket lacks, newest first, each time anew: nothing is remembered that a
-crash could lose. A folder whose manifest is in the bucket is whole, since the manifest goes last; `latest` moves after
-that, by a write that fails if anybody else wrote it meanwhile.
+Each pass compares the volume with the bucket, newest checkpoint first: there is no state that a crash could lose. A
+folder whose manifest is in the bucket is complete, because the manifest is uploaded last. `latest` is updated after
+that, by a write that fails if another process has written it meanwhile.
 
-An upload that `latest` will move for is brought to its end: else a bucket that takes longer than the next commit would
-never have one. One of an older checkpoint gives way to a newer one at once.
+An upload that will update `latest` is always completed: otherwise a bucket that takes longer than the time between two
+commits would never have a checkpoint. The upload of an older checkpoint is cancelled at once for a newer one.
 """
 
 import logging
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 _FILES_AT_ONCE = 4
 
 LINEAGE_FILE = "MIRROR"
-"""On the volume: the lineage that the bucket has too."""
+"""File on the volume with the lineage, which the bucket has too."""
 
 
 def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
-    """The record in the bucket and its version; nothing when the bucket is new.
+    """Return the record in the bucket and its version; None for both if the bucket is new.
 
     Raises:
-        ValueError: the record is not one of ours.
+        ValueError: the record is not valid.
     """
     try:
         text, version = bucket.read(LATEST)
@@ -47,16 +47,16 @@ def read_latest(bucket: Bucket) -> tuple[Latest | None, str | None]:
     return Latest.from_json(text), version
 
 
-class Damaged(Exception):  # noqa: N818 - the volume's, not ours
-    """A file on the volume is not what its manifest says."""
+class Damaged(Exception):  # noqa: N818 - a fact about the volume
+    """A file on the volume differs from its manifest."""
 
 
 class GivesWay(Exception):  # noqa: N818 - a fact
-    """There is something newer to upload."""
+    """There is a newer checkpoint to upload."""
 
 
 class Uploader:
-    """One process's right and duty to keep the bucket like the volume."""
+    """Keeps the bucket in sync with the volume, as long as this process owns it."""
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class Uploader:
         self._version: str | None = None
         self._manifests: dict[str, Manifest | None] = {}
         self._unwanted: set[str] = set()
-        """Folders that are not uploaded again: the rules let them go, or they are damaged on the volume."""
+        """Folders that are not uploaded again: the rules delete them, or they are damaged on the volume."""
 
     @property
     def mirrored_step(self) -> int | None:
-        """The newest step in the bucket, once it is ours."""
+        """Newest step in the bucket; None before this process owns it."""
         return None if self._latest is None or self._latest.newest is None else self._latest.newest.step
 
     def may_restore(self, found: Latest | None) -> bool:
-        """Whether what is in the bucket is this run's."""
+        """Return True if the checkpoints in the bucket belong to this run."""
         try:
             return found is not None and self._claimed(found).lineage == found.lineage
         except NotOurs as refusal:
@@ -93,18 +93,18 @@ class Uploader:
             return False
 
     def adopt(self, found: Latest) -> None:
-        """Note on the volume that it has what the bucket has, before anything comes from there."""
+        """Write the lineage of the bucket to the volume, before anything is restored from it."""
         if self._lineage != found.lineage:
             self._disk.write(self._directory / LINEAGE_FILE, found.lineage)
 
     def sync(self, newest: int, *, has_newer: Callable[[], bool]) -> bool:
-        """Upload the newest checkpoint, up to this step, that the bucket lacks; whether there was any.
+        """Upload the newest checkpoint, up to this step, that the bucket lacks; return True if there was any.
 
-        One that is older than what the bucket has gives way when there is a newer one than this step.
+        If the bucket has a newer one already, the upload is cancelled for a commit after this step.
 
         Raises:
             NotOurs: this process may not write to the bucket.
-            Trouble: the bucket did not do it.
+            S3Error: a request to the bucket failed.
         """
         self._hold()
         for checkpoint in layout.committed(self._directory):
@@ -118,11 +118,11 @@ class Uploader:
             except Damaged as damage:
                 logger.warning("%s is not mirrored: %s", checkpoint.folder.name, damage)
             except FileNotFoundError:
-                continue  # retention was quicker; then something newer is there
+                continue  # retention has deleted it; then there is a newer one
         return False
 
     def _hold(self) -> None:
-        """Make sure that the volume and the bucket are ours; the first time, take the bucket."""
+        """Check that this process owns the volume and the bucket; the first time, claim the bucket."""
         self._check_fence()
         found, version = read_latest(self._bucket)
         if (
@@ -133,7 +133,7 @@ class Uploader:
         ):
             raise NotOurs(f"attempt {found.attempt} has taken over {self._bucket.place}")
         ours = self._claimed(found)
-        # First on the volume: if all ends in between, the next attempt still knows the bucket for its own.
+        # First on the volume: after a crash in between, the next attempt still recognizes the bucket.
         self.adopt(ours)
         if ours != found:
             try:
@@ -141,7 +141,7 @@ class Uploader:
             except PreconditionFailed as error:
                 raise S3Error("PreconditionFailed", "somebody else claimed the bucket at the same moment") from error
         if self._latest is None:
-            self._bucket.sweep()  # what the attempt or the process before left
+            self._bucket.sweep()  # leftovers of earlier attempts or processes
         self._latest, self._version = ours, version
 
     def _claimed(self, found: Latest | None) -> Latest:
@@ -176,10 +176,10 @@ class Uploader:
         return not is_there
 
     def _put_files(self, checkpoint: CommittedCheckpoint, folder: str, *, is_wanted: Callable[[], bool]) -> None:
-        """Several at a time: while one is hashed, another is on its way.
+        """Upload several files at a time: while one is hashed, another is sent.
 
         Raises:
-            GivesWay: it is not wanted any more.
+            GivesWay: the checkpoint is not wanted any more.
         """
         self._meter.begin(checkpoint.manifest.step, checkpoint.manifest.size)
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="mirror") as pool:
@@ -224,12 +224,12 @@ class Uploader:
         self._latest = moved
 
     def _tidy(self, newest: Pointer) -> None:
-        """Delete what the rules no longer keep, and what nobody finishes any more. Manifests go first."""
+        """Delete folders that the rules do not keep, and abandoned uploads. Manifests are deleted first."""
         folders = self._bucket.folders()
         read = {name: self._manifest(name) for name, files in folders.items() if names.MANIFEST_FILE in files}
         whole = {name: manifest for name, manifest in read.items() if manifest is not None}
         steps = {name: step for name in folders if (step := parse_folder(name)) is not None and step <= newest.step}
-        # Of two attempts' checkpoints of one step, only the one that training went on from may still be wanted.
+        # Of the checkpoints of two attempts at one step, only that of the later attempt may still be wanted.
         by_step: dict[int, str] = {}
         for name, step in steps.items():
             other = by_step.get(step)
@@ -248,7 +248,7 @@ class Uploader:
             self._unwanted.add(name)
 
     def _on_volume(self) -> set[str]:
-        """The folders that the checkpoints of the volume have in the bucket, or will have."""
+        """Return the bucket folders of the checkpoints on the volume, uploaded or not."""
         found = set()
         for checkpoint in layout.committed(self._directory):
             with suppress(FileNotFoundError):
@@ -256,7 +256,7 @@ class Uploader:
         return found
 
     def _manifest(self, folder: str) -> Manifest | None:
-        """A folder's manifest, read once; None when it is no good."""
+        """Return the manifest of a folder, read once; None if it is not valid."""
         if folder not in self._manifests:
             manifest = None
             with suppress(ObjectNotFound, ValueError):
@@ -266,6 +266,6 @@ class Uploader:
 
 
 def _pointer(checkpoint: CommittedCheckpoint) -> tuple[Pointer, str]:
-    """Where a checkpoint of the volume goes, and the text of its manifest."""
+    """Return the location of a checkpoint in the bucket, and the text of its manifest."""
     text = (checkpoint.folder / names.MANIFEST_FILE).read_bytes().decode()
     return Pointer(step=checkpoint.manifest.step, folder=folder_of(checkpoint.manifest.step, text)), text

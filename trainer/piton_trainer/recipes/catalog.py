@@ -66,7 +66,7 @@ def config_model(name: str) -> type[RecipeConfig]:
 
 
 def has(name: str, module: str) -> bool:
-    """Whether a recipe has a module that it may have or not."""
+    """True if a recipe has a module that it may have or not."""
     return find_spec(f"{RECIPES[name]}.{module}") is not None
 
 

@@ -50,7 +50,7 @@ class Helper:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
+        """True if it has not ended yet."""
         return self._process.poll() is None
 
     def leave(self, seconds: float) -> None:

@@ -41,7 +41,7 @@ _OF_A_CONNECTION = re.compile(
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether an error, or that of another rank which it quotes, is none of the program's."""
+    """True if an error, or that of another rank which it quotes, is none of the program's."""
     if not isinstance(error, RuntimeError) or _OF_THE_PROGRAM.search(text := str(error)):
         return False
     if isinstance(error, dist.DistStoreError | dist.DistNetworkError):  # a rank does not come, or cannot be reached

@@ -79,7 +79,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which decides, writes the manifest and reports."""
+        """True if this is rank 0, which decides, writes the manifest and reports."""
         return self.rank == 0
 
     def leave(self) -> None:

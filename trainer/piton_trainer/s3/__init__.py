@@ -1,15 +1,15 @@
-"""S3, as little of it as the trainer needs, with its errors in our words.
+"""The part of S3 that the trainer needs, with its own exceptions.
 
-    client     a connection, and what counts as worth another try
+    client     a connection, and the rules for retries
     reader     objects, piece by piece
-    cache      objects as files on this machine
-    checksums  what S3 says of an object's bytes, and the same of a file
+    cache      objects as files on this node
+    checksums  checksums of S3, computed from a file
 
-Missing      there is no such object
-Overtaken    somebody else wrote it in between
-Trouble      anything else: it may work later; `is_refusal` says that it will not without a person
+ObjectNotFound        there is no such object
+PreconditionFailed    another process has written the object meanwhile
+S3Error               anything else: it may work later; if `is_refusal` is set, only after a change by the user
 
-This file needs no boto3. Credentials and endpoint come from the environment, the way every AWS tool has them.
+This file needs no boto3. Credentials and endpoint come from the environment, as for every AWS tool.
 """
 
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ _REFUSALS = frozenset(
 
 
 def uncounted(size: int) -> None:
-    """Hear of so many bytes, and do nothing."""
+    """Ignore a number of bytes: the default for progress callbacks."""
 
 
 def always() -> bool:
-    """Yes."""
+    """Return True: the default for conditions."""
     return True
 
 
@@ -51,7 +51,7 @@ class PreconditionFailed(Exception):  # noqa: N818 - a fact
 
 
 class S3Error(Exception):
-    """The bucket did not do it."""
+    """A request to S3 failed."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -61,14 +61,14 @@ class S3Error(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How hard to try."""
+    """Part sizes, concurrency, rate limit, retries and timeouts."""
 
     chunk_bytes: int = 32 << 20
-    """Size of a part; what is smaller goes in one piece."""
+    """Size of a part; smaller files are uploaded in one piece."""
     concurrency: int = 8
     bytes_per_second: int | None = None
-    """For uploads; None does not hold back."""
+    """Rate limit for uploads; None for no limit."""
     tries: int = 4
-    """Of one request, with a back-off of seconds between them."""
+    """Number of tries of one request, with a back-off of seconds between them."""
     connect_seconds: float = 5.0
     read_seconds: float = 30.0

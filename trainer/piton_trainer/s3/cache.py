@@ -1,13 +1,13 @@
-"""Objects in S3 as files on this machine: fetched once, kept, and fetched again when they have changed there.
+"""Objects in S3 as files on this node: fetched once, cached, and fetched again if they have changed in S3.
 
-    <cache>/<digest of bucket, key and version>        an object, whole
-    <cache>/<the same>.part                            what there is of it so far; the next process goes on from there
-    <cache>/<the same>.lock                            whoever holds it fetches; the other ranks of the node wait
+    <cache>/<digest of bucket, key and version>        a complete object
+    <cache>/<the same>.part                            a partial download; the next process continues it
+    <cache>/<the same>.lock                            its holder downloads; the other ranks of the node wait
 
-A version is an object's ETag and size: what is in the cache is never stale, and may be deleted whenever nobody trains.
-Large objects are fetched in pieces, several at a time, of one version only. What S3 says of the bytes is compared: the
-SHA-256 where the object has one of the whole, else the MD5 where the ETag is one. An object that was uploaded in parts
-may have neither; then each piece's length is all that is checked.
+A version is the ETag and size of an object. The cache is never stale, and may be deleted whenever no training runs.
+Large objects are fetched in pieces, several at a time, of one version only. The bytes are compared with the checksum in
+S3: the SHA-256 if the object has one of the whole, otherwise the MD5 if the ETag is one. An object that was uploaded in
+parts may have neither; then only the length of each piece is checked.
 """
 
 import fcntl
@@ -42,7 +42,7 @@ _MD5 = re.compile(r'"[0-9a-f]{32}"')
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """An object, in one version."""
+    """One version of an object."""
 
     bucket: str
     key: str
@@ -54,19 +54,19 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """Of its file in the cache."""
+        """Name of its file in the cache."""
         text = "\0".join((self.bucket, self.key, self.etag, str(self.size)))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Cache:
-    """The objects of S3, through a folder of this machine."""
+    """Cache of S3 objects in a folder of this node."""
 
     def __init__(self, folder: Path, *, tuning: Tuning | None = None, clock: Clock | None = None) -> None:
-        """Keep them there.
+        """Cache objects in this folder.
 
         Raises:
-            Trouble: the environment's credentials or settings cannot work.
+            S3Error: the credentials or settings in the environment cannot work.
         """
         self._folder = folder
         self._tuning = tuning or Tuning()
@@ -74,10 +74,10 @@ class Cache:
         self._client = connect(self._tuning)
 
     def below(self, bucket: str, prefix: str) -> list[Remote]:
-        """What there is, in the order of the keys.
+        """Return the objects with this prefix, sorted by key.
 
         Raises:
-            Trouble: S3 did not say.
+            S3Error: the listing failed.
         """
         with translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -86,12 +86,12 @@ class Cache:
         return sorted(found, key=lambda remote: remote.key)
 
     def fetch(self, remotes: list[Remote], what: str) -> list[Path]:
-        """Their files, in the same order; what is not in the cache yet is fetched, and the log says how far that is.
+        """Return the files of these objects, in the same order; fetch missing ones, and log the progress.
 
         Raises:
-            BadConfig: they have no room here.
-            Missing: one of them is gone.
-            Trouble: S3 did not do it.
+            BadConfig: the cache folder has no room for them, or cannot be used.
+            ObjectNotFound: one of them does not exist any more.
+            S3Error: a request failed.
         """
         wanted = [remote for remote in remotes if not self._is_there(remote)]
         self._make_room(wanted, what)
@@ -142,7 +142,7 @@ class Cache:
 
 
 class _Counter:
-    """Says in the log, now and then, how much has come."""
+    """Logs the progress of a download periodically."""
 
     def __init__(self, what: str, total: int, clock: Clock) -> None:
         self._what = what
@@ -153,7 +153,7 @@ class _Counter:
         self._lock = threading.Lock()
 
     def add(self, size: int) -> None:
-        """So many bytes more."""
+        """Count downloaded bytes."""
         with self._lock:
             self._come += size
             now = self._clock.monotonic()
@@ -167,7 +167,7 @@ class _Counter:
 
 
 def _what_is_wrong(path: Path, remote: Remote, head: dict[str, Any]) -> str | None:
-    """What a file has against what S3 says of the object; None if nothing, or if it says nothing."""
+    """Return the problem if a file differs from the checksum in S3; None if it matches or if there is none."""
     whole = head.get("ChecksumSHA256")
     if whole is not None and "-" not in whole:
         with path.open("rb") as file:

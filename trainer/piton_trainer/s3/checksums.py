@@ -1,7 +1,7 @@
-"""The checksums that S3 keeps of an object, worked out of a file.
+"""Checksums that S3 keeps of an object, computed from a file.
 
-An object that was sent in one piece has the SHA-256 of its bytes; one that was sent in parts has that of its parts'
-digests, followed by their number. Which it will be follows from its size and the size of a part.
+An object that was sent in one piece has the SHA-256 of its bytes. An object that was sent in parts has the SHA-256 of
+the digests of its parts, followed by their number. The size of the object and of a part determine the kind.
 """
 
 import base64
@@ -21,9 +21,9 @@ _READ_BYTES = 1 << 20
 def fingerprint(
     path: Path, chunk_bytes: int, like: FileEntry | None = None, *, hashed: Callable[[int], object] = uncounted
 ) -> tuple[FileEntry, str]:
-    """A file's entry as a manifest has it, and the checksum that S3 will have of it once it is uploaded.
+    """Return the manifest entry of a file, and the checksum that S3 will have after its upload.
 
-    `hashed` is told of bytes as they are read.
+    `hashed` is called with the number of bytes as they are read.
     """
     size = path.stat().st_size
     chunk = ChunksizeAdjuster().adjust_chunksize(chunk_bytes, size)
@@ -44,5 +44,5 @@ def fingerprint(
 
 
 def as_s3_writes(digest: bytes) -> str:
-    """A digest in S3's letters."""
+    """Encode a digest as S3 does."""
     return base64.b64encode(digest).decode()

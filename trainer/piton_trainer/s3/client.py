@@ -1,4 +1,4 @@
-"""A connection to S3, and what counts as worth another try."""
+"""A connection to S3, and the rules for retries."""
 
 import random
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ _WORTH_ANOTHER_TRY = frozenset({429, 500, 502, 503, 504})
 
 
 def connect(tuning: Tuning) -> Any:
-    """A client; it may be used from several threads.
+    """Return a client that may be used from several threads.
 
     Raises:
-        Trouble: the environment's credentials or settings cannot work.
-        ValueError: its endpoint is none.
+        S3Error: the credentials or settings in the environment cannot work.
+        ValueError: the endpoint is not valid.
     """
     with translate_errors():
         client = boto3.client(
@@ -41,7 +41,7 @@ def connect(tuning: Tuning) -> Any:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn what boto3 raises into Missing, Overtaken or Trouble."""
+    """Translate errors of boto3 to ObjectNotFound, PreconditionFailed or S3Error."""
     try:
         yield
     except ClientError as error:
@@ -60,10 +60,10 @@ def _said(error: ClientError) -> Exception:
 
 
 class _Retry:
-    """Says of a request whether and when to try it again.
+    """Decides if and when to retry a request.
 
-    botocore has this too, but draws its jitter from Python's own random numbers. In a trainer that reads its data those
-    are the training's: whoever draws one more of them changes what is trained.
+    botocore has this too, but takes its jitter from Python's global random number generator. In a trainer that reads
+    its data that is the generator of the training: one more number drawn from it changes the training.
     """
 
     def __init__(self, tries: int) -> None:
@@ -73,7 +73,7 @@ class _Retry:
     def __call__(
         self, *, attempts: int, response: Any = None, caught_exception: Exception | None = None, **_: object
     ) -> float | None:
-        """Seconds to wait; None if it is not worth while."""
+        """Return the seconds to wait; None for no retry."""
         status = 0 if response is None else response[0].status_code
         if attempts >= self._tries or not (caught_exception is not None or status in _WORTH_ANOTHER_TRY):
             return None

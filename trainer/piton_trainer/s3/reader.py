@@ -1,4 +1,4 @@
-"""Objects, read piece by piece: a connection that is cut costs one piece, not the object."""
+"""Reads of objects piece by piece: a lost connection costs one piece, not the object."""
 
 import itertools
 import threading
@@ -12,17 +12,17 @@ from piton_trainer.s3.client import translate_errors
 
 PIECE_BYTES = 8 << 20
 _AHEAD = 4
-"""Pieces of one object that are asked for before they are needed."""
+"""Number of pieces of one object that are requested in advance."""
 _REFUSED = frozenset({"InvalidRange", "416"})
 
 
 def whole_pieces(size: int) -> int:
-    """How many of so many bytes are in whole pieces."""
+    """Round a number of bytes down to whole pieces."""
     return size // PIECE_BYTES * PIECE_BYTES
 
 
 class ObjectReader:
-    """One object, in the version that it had when it was looked at. Safe to use from several threads."""
+    """One object, in the version of its last listing or lookup. Safe to use from several threads."""
 
     def __init__(self, client: Any, bucket: str, key: str, *, size: int, etag: str, tuning: Tuning) -> None:
         self._client = client
@@ -33,7 +33,7 @@ class ObjectReader:
         self.size = size
 
     def pieces(self, pool: ThreadPoolExecutor, first: int = 0) -> Iterator[bytes]:
-        """All of it from this byte on, in order, while the pool fetches a few pieces ahead."""
+        """Yield the object from byte `first` on, in order, while the pool fetches a few pieces ahead."""
         starts = iter(range(first, self.size, PIECE_BYTES))
         coming = deque(pool.submit(self.piece, start) for start in itertools.islice(starts, _AHEAD))
         try:
@@ -45,11 +45,11 @@ class ObjectReader:
                 piece.cancel()
 
     def piece(self, start: int) -> bytes:
-        """The bytes from there on, up to the size of a piece.
+        """Return the bytes from `start` on, up to the size of a piece.
 
         Raises:
-            Missing: it is gone.
-            Trouble: S3 did not do it, or the object is not the same any more.
+            ObjectNotFound: the object does not exist any more.
+            S3Error: the request failed, or the object has changed.
         """
         end = min(start + PIECE_BYTES, self.size)
         for tries_left in reversed(range(self._tries)):

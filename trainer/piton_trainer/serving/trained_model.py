@@ -115,7 +115,7 @@ def _write_plainly(trained: TrainedModel, folder: Path) -> None:
 
 
 def is_written(folder: Path) -> bool:
-    """Whether a folder looks like one that `write` has left."""
+    """True if a folder looks like one that `write` has left."""
     return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
 

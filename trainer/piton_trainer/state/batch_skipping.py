@@ -74,7 +74,7 @@ class _Indices:
 
     @property
     def is_begun(self) -> bool:
-        """Whether anybody has asked for an index."""
+        """True if anybody has asked for an index."""
         return self._newest is not None
 
     def __iter__(self) -> Iterator[Any]:

@@ -117,7 +117,7 @@ class _Structure:
         self._places = [(part, prefix) for part, prefix, _ in walked]
         self._is_plain = all(map(_is_plain_module, self._modules))
         self.is_known = False
-        """Whether the state by these names is what torch says."""
+        """True if the state by these names is what torch says."""
         if not self._is_plain:
             return
         self._run_hooks()
@@ -176,25 +176,25 @@ def _walk(module: nn.Module, prefix: str, fqn: str) -> Iterator[tuple[nn.Module,
 
 
 def _is_plain_module(module: nn.Module) -> bool:
-    """Whether its state is what it holds, by name."""
+    """True if its state is what it holds, by name."""
     says = any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE_METHODS)
     holds = all(isinstance(container(module), dict) for container in _CONTAINERS)
     return holds and not says and not _HOOKS(module) and _says_nothing_itself(module)
 
 
 def _says_nothing_itself(module: nn.Module) -> bool:
-    """Whether it says its state as its class does; it may have been given a method of its own."""
+    """True if it says its state as its class does; it may have been given a method of its own."""
     return vars(module).keys().isdisjoint(_STATE_METHODS)
 
 
 def _is_plain_optimizer(optimizer: Optimizer) -> bool:
-    """Whether its state is what it holds, by parameter."""
+    """True if its state is what it holds, by parameter."""
     says = type(optimizer).state_dict is not Optimizer.state_dict or "state_dict" in vars(optimizer)
     return not says and not any(_OPTIMIZER_HOOKS(optimizer))
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether two states have the same names, and the very same tensors under them."""
+    """True if two states have the same names, and the very same tensors under them."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _place(one) == _place(other) is not None
     if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -69,12 +69,12 @@ class TrackedObjects:
         return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
 
     def is_given(self, thing: object) -> bool:
-        """Whether this very object is one of them."""
+        """True if this very object is one of them."""
         return any(thing is value for value in self._objects.values())
 
     @property
     def has_local_position(self) -> bool:
-        """Whether there is a loader whose state, as far as it says, means nothing to another number of ranks."""
+        """True if there is a loader whose state, as far as it says, means nothing to another number of ranks."""
         return LOADER in self._objects and not getattr(self._objects[LOADER], "position_is_global", False)
 
     @property
@@ -241,7 +241,7 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
+    """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
     return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
 
 
@@ -269,7 +269,7 @@ def _memory(tensors: Iterable[Tensor]) -> list[int]:
 
 
 def _is_ours(name: str, value: Any) -> bool:
-    """Whether an object carries state; a plain DataLoader does not, `data_position` replays it instead."""
+    """True if an object carries state; a plain DataLoader does not, `data_position` replays it instead."""
     return value is not None and (name != LOADER or isinstance(value, Stateful))
 
 

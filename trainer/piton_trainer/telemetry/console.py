@@ -27,7 +27,7 @@ class ConsoleReporter:
         self._said_interval: float | None = None
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time for a line."""
+        """True if it is time for a line."""
         if self._said_at is None:
             self._said_at = now
         return now - self._said_at >= self._pause_seconds

@@ -32,7 +32,7 @@ class Metrics:
         self._fresh.clear()
 
     def is_fresh(self, name: str) -> bool:
-        """Whether the metric was reported in the step under way."""
+        """True if the metric was reported in the step under way."""
         return name in self._fresh
 
     def read(self, name: str) -> float | None:
@@ -71,7 +71,7 @@ class ObjectiveMetrics(Metrics):
         return (LOSS,) if self._objective is None else (LOSS, self._objective.metric)
 
     def has_diverged(self, *, on_device: bool) -> bool:
-        """Whether one of those is not finite; what is still on a device is read only if asked."""
+        """True if one of those is not finite; what is still on a device is read only if asked."""
         return self.not_finite(self.watched, on_device=on_device) is not None
 
     def evaluation(self, *, save: bool) -> float | None:

@@ -39,7 +39,7 @@ class Reporter:
         self._thread.start()
 
     def is_due(self, now: float) -> bool:
-        """Whether enough time has passed since the report before."""
+        """True if enough time has passed since the report before."""
         return self._last_post is None or now - self._last_post >= self._interval_seconds
 
     def post(self, progress: Progress, now: float) -> None:
@@ -51,12 +51,12 @@ class Reporter:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the server wants the run to save and end."""
+        """True if the server wants the run to save and end."""
         return self._wishes.stop
 
     @property
     def checkpoint_requested(self) -> bool:
-        """Whether the server wants a checkpoint that has not been made yet."""
+        """True if the server wants a checkpoint that has not been made yet."""
         return self._wishes.checkpoint
 
     @property

@@ -113,7 +113,7 @@ class Exporter:
         self._newest.choice = choice
 
     def is_due(self, now: float) -> bool:
-        """Whether enough time has passed since the report before."""
+        """True if enough time has passed since the report before."""
         return self._last_post is None or now - self._last_post >= self._interval_seconds
 
     def post(self, progress: Progress, now: float) -> None:

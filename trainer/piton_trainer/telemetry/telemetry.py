@@ -48,12 +48,12 @@ class Telemetry:
 
     @property
     def checkpoint_requested(self) -> bool:
-        """Whether somebody wants a checkpoint that has not been made yet."""
+        """True if somebody wants a checkpoint that has not been made yet."""
         return self.reporter is not None and self.reporter.checkpoint_requested
 
     @property
     def stop_requested(self) -> bool:
-        """Whether somebody wants the training to stop."""
+        """True if somebody wants the training to stop."""
         return self.reporter is not None and self.reporter.stop_requested
 
     @property

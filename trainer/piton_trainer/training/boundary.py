@@ -64,7 +64,7 @@ class StopRehearsal:
         return 2 * self.steps
 
     def stops(self, step: int, *, is_resumed: bool) -> bool:
-        """Whether it is time for the stop."""
+        """True if it is time for the stop."""
         return step >= self.steps and not is_resumed
 
 

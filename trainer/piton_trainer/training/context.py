@@ -37,7 +37,7 @@ class RankContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0."""
+        """True if this is rank 0."""
         return self._ranks.is_main
 
     @property

@@ -34,7 +34,7 @@ class _Used:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether nothing was added to it since; a tensor that is new has another identity."""
+        """True if nothing was added to it since; a tensor that is new has another identity."""
         gradient = self.parameter.grad
         return gradient is not None and gradient is self.gradient() and _version(gradient) == self.version
 
@@ -69,7 +69,7 @@ class Gradients:
         self._stepped.clear()
 
     def wait(self, step: int) -> bool:
-        """Whether gradients wait for a step after so many batches, over all attempts."""
+        """True if gradients wait for a step after so many batches, over all attempts."""
         if self._accumulate is not None:
             return step % self._accumulate != 0
         return any(key not in self._stepped and self._are_new(key, optimizer) for key, optimizer in self._keyed())

@@ -274,7 +274,7 @@ def _is_evaluated(step: int, config: RecipeConfig, last_step: int | None) -> boo
 
 
 def _seems_last(fraction: float, before: float | None) -> bool:
-    """Whether training ends with this step, if it takes up to half as long again as the one before.
+    """True if training ends with this step, if it takes up to half as long again as the one before.
 
     Where time is the limit nobody knows for certain. The same on all ranks, as the fraction is.
     """

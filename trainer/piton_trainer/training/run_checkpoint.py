@@ -115,7 +115,7 @@ class RunCheckpointer:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a save is on its way."""
+        """True if a save is on its way."""
         return self._checkpointer.in_flight
 
     @property

@@ -82,7 +82,7 @@ class SaveScheduler:
         self._announce()
 
     def is_due(self, step: int, *, is_last: bool) -> bool:
-        """Whether this step should be saved."""
+        """True if this step should be saved."""
         by_interval = self._interval.is_due(step, now=self._clock.monotonic())
         if self._watch.is_stuck:
             return not self._watch.holds_back

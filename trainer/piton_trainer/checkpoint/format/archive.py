@@ -1,10 +1,10 @@
-"""What a rank's files will look like, byte by byte, before there is anything to write.
+"""Byte layout of the files of a rank, computed before the save.
 
-torch's format of a shard is one `torch.save` archive after the other. All of an archive but the numbers themselves
-follows from the tensor's type and shape, so it is worked out once (`Frame`), and a save only has to put the numbers in.
+A shard in torch's format is a sequence of `torch.save` archives. All of an archive except the data follows from the
+type and shape of the tensor, so it is computed once (`Frame`), and a save only has to copy the data.
 
     file   | archive of tensor 1           | archive of tensor 2 | … | zeros up to a whole block
-    archive| head | the numbers | tail |
+    archive| head | data | tail |
 """
 
 import io
@@ -19,17 +19,17 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 BLOCK_BYTES = 4096
-"""Files are whole blocks, so that they can be written past the page cache."""
+"""Files are whole blocks, so that they can be written with O_DIRECT."""
 _ALIGNMENT = 64
 _FILE_BYTES = 32 << 20
 _FILES_MAX = 8
-"""Large shards are several files, so that several threads can hash them, now and when they are loaded."""
+"""Large shards are split into several files, so that several threads can hash them in a save and in a load."""
 _SKIPPED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the numbers of a tensor in an archive of torch."""
+    """Bytes before and after the data of a tensor in an archive of torch."""
 
     head: bytes
     tail: bytes
@@ -37,14 +37,14 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One tensor's place in the image."""
+    """Location of one tensor in the image."""
 
     index: MetadataIndex
     dtype: torch.dtype
     shape: torch.Size
     file: int
     start: int
-    """Of its archive, in the image."""
+    """Offset of its archive in the image, in bytes."""
 
     @property
     def frame(self) -> Frame:
@@ -53,7 +53,7 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """Bytes of the numbers."""
+        """Bytes of data."""
         return self.shape.numel() * self.dtype.itemsize
 
     @property
@@ -64,7 +64,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchivePart:
-    """One file: its name, and where it lies in the image."""
+    """Name of one file, and its location in the image."""
 
     name: str
     start: int
@@ -73,7 +73,7 @@ class ArchivePart:
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """All files of one rank, one after the other."""
+    """All files of one rank, in a row."""
 
     pieces: Sequence[Piece] = ()
     parts: Sequence[ArchivePart] = field(default_factory=tuple)
@@ -84,7 +84,7 @@ class Archive:
         return self.parts[-1].start + self.parts[-1].size if self.parts else 0
 
     def index(self) -> dict[MetadataIndex, _StorageInfo]:
-        """Where each tensor is, in the words of torch's index."""
+        """Return the location of each tensor, in the format of torch's index."""
         return {
             piece.index: _StorageInfo(
                 self.parts[piece.file].name, piece.start - self.parts[piece.file].start, piece.length
@@ -93,21 +93,21 @@ class Archive:
         }
 
     def stamp(self, memory: Tensor) -> None:
-        """Write everything but the numbers."""
+        """Write everything except the data."""
         for piece in self.pieces:
             end = piece.start + piece.length
             _put(memory, piece.start, piece.frame.head)
             _put(memory, end - len(piece.frame.tail), piece.frame.tail)
 
     def views(self, memory: Tensor) -> list[Tensor]:
-        """The places of the numbers, as tensors."""
+        """Return the locations of the data, as tensors."""
         return [_view(memory, piece) for piece in self.pieces]
 
 
 def lay_out(
     tensors: Iterable[tuple[MetadataIndex, torch.dtype, torch.Size]], *, rank: int, prefix: Callable[[str], str]
 ) -> Archive:
-    """Give each tensor a place. `prefix` says what the name of a tensor's file begins with; like stand together."""
+    """Give each tensor a location. `prefix` returns the prefix of its file name; each prefix starts a new file."""
     wanted = list(tensors)
     total = sum(shape.numel() * dtype.itemsize for _, dtype, shape in wanted)
     file_bytes = max(_FILE_BYTES, -(-total // _FILES_MAX))
@@ -128,9 +128,9 @@ def lay_out(
 
 @lru_cache(maxsize=4096)
 def frame_of(dtype: torch.dtype, shape: torch.Size) -> Frame:
-    """Head and tail, as torch writes them.
+    """Return head and tail, as torch writes them.
 
-    The archive has no checksum of its own: the file's digest covers it, and torch does not read it.
+    The archive has no checksums: the digest of the file covers it, and torch does not read them.
     """
     size = shape.numel() * dtype.itemsize
     before = torch.serialization.get_crc32_options()
@@ -142,14 +142,14 @@ def frame_of(dtype: torch.dtype, shape: torch.Size) -> Frame:
             torch.serialization.set_crc32_options(before)
         end = file.tell()
         file.seek(0)
-        # torch says where the numbers are, but its stubs do not say that it does.
+        # The method exists in torch, but not in its stubs.
         offset = torch._C.PyTorchFileReader(file).get_record_offset("data/0")  # type: ignore[attr-defined]  # noqa: SLF001
         head, tail = os.pread(file.fileno(), offset, 0), os.pread(file.fileno(), end - offset - size, offset + size)
     return Frame(head, tail)
 
 
 class _Holes(io.FileIO):
-    """Leaves a hole where a large tensor would be."""
+    """File that leaves a hole in place of a large tensor."""
 
     def write(self, data: "io.ReadableBuffer") -> int:  # type: ignore[name-defined]
         size = memoryview(data).nbytes

@@ -1,7 +1,7 @@
 """State as JSON plus tensors, so that nothing has to be pickled.
 
-`split` takes the tensors out of nested state and leaves `{"$tensor": key}` behind; `join` puts them back. What JSON
-would change on the way (tuples, keys that are not strings) is marked, so that the state comes back as it was.
+`split` replaces the tensors in nested state by `{"$tensor": key}`; `join` puts them back. Values that JSON would change
+(tuples, keys that are not strings) are marked, so that the state is restored unchanged.
 """
 
 import json
@@ -18,16 +18,16 @@ _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
 class Fixed(dict[str, Any]):
-    """A part of a document that does not change any more, so that it is encoded only once."""
+    """A part of a document that does not change, so that it is encoded only once."""
 
     @cached_property
     def text(self) -> str:
-        """As JSON."""
+        """Text of this part as JSON."""
         return json.dumps(self)
 
 
 def encode(document: Any) -> str:
-    """What `json.dumps` gives."""
+    """Encode a document with the same result as `json.dumps`."""
     if isinstance(document, Fixed):
         return document.text
     if isinstance(document, dict) and not _are_plain(document.values()) and all(isinstance(k, str) for k in document):
@@ -38,17 +38,17 @@ def encode(document: Any) -> str:
 
 
 def split(value: object, key: str) -> tuple[Any, dict[str, Tensor]]:
-    """The JSON of a piece of state, and its tensors by keys that begin with `key`.
+    """Return the JSON of a piece of state, and its tensors by keys that begin with `key`.
 
     Raises:
-        ValueError: it holds something that only pickle could save.
+        ValueError: it holds an object that only pickle could save.
     """
     tensors: dict[str, Tensor] = {}
     return _split(value, key, tensors), tensors
 
 
 def join(document: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """The state that `split` took apart; `tensor` finds a tensor by its key."""
+    """Reassemble the state that `split` took apart; `tensor` returns a tensor by its key."""
     if isinstance(document, list):
         return [join(item, tensor) for item in document]
     if not isinstance(document, dict):
@@ -65,7 +65,7 @@ def join(document: Any, tensor: Callable[[str], Tensor]) -> Any:
 
 
 def keys(document: Any) -> list[str]:
-    """The keys of all tensors that a document refers to."""
+    """Return the keys of all tensors that a document refers to."""
     if isinstance(document, dict) and _TENSOR in document:
         return [document[_TENSOR]]
     parts = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
@@ -99,7 +99,7 @@ def _split_mapping(value: Mapping[Any, Any], key: str, tensors: dict[str, Tensor
 
 
 def _are_plain(values: Iterable[object]) -> bool:
-    """Whether all of them are JSON as they are; there may be many."""
+    """Return True if all values are plain JSON values. There may be many."""
     return _PLAIN.issuperset(map(type, values))
 
 

@@ -1,21 +1,21 @@
-"""Which attempt may commit to a checkpoint directory.
+"""Fence of a checkpoint directory: it determines the attempt that may commit.
 
 Two attempts can be alive at once: a node that is unreachable is not dead. FENCE holds the number of the attempt that
-may commit and the name of its process; it is written by rename, so that nobody ever reads half of it.
+may commit and the name of its process. It is written by rename, so that no process ever reads a partial file.
 
-Why a zombie cannot commit. A save is: make `.saving-…`, fill it, look at FENCE, rename it to `step-…`. A claim is:
-write FENCE, then rename every `.saving-…` of others away. Take a zombie's folder and the moment at which the claim
-lists the directory:
+A stale attempt cannot commit, for this reason. A save creates `.saving-…`, fills it, reads FENCE, and renames it to
+`step-…`. A claim writes FENCE, then renames every `.saving-…` of other processes away. Consider the folder of a stale
+attempt and the moment at which the claim lists the directory:
 
-    the folder was made before   the claim renames it away, so the zombie's rename finds nothing and fails; unless the
-                                 zombie renamed first, and then it committed before the claim was done, as it might
-    the folder was made after    FENCE was written earlier still, so the zombie's look at it comes after and refuses
+    folder created before   the claim renames it away, so the rename of the stale attempt fails; if the stale attempt
+                            renames first, it commits before the claim is complete, which is allowed
+    folder created after    FENCE was written even earlier, so the stale attempt reads the new FENCE and stops
 
-A rename that finds nothing may also be one that was done and whose answer was lost. It counts as done only if the
-target holds this very manifest, which has the attempt's number and the time of the save in it.
+A rename that does not find its source may also have succeeded with its response lost. It counts as done only if the
+target holds the same manifest, which contains the number of the attempt and the time of the save.
 
 Two processes that claim at the same moment can overwrite each other's FENCE. The higher attempt then finds a lower
-number where its own should be, and claims again; the lower one finds the higher and gives up.
+number in it, and claims again; the lower one finds the higher number and gives up.
 """
 
 import json
@@ -30,17 +30,17 @@ from piton_trainer.errors import Fenced
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who FENCE names."""
+    """The attempt and process that FENCE names."""
 
     attempt: int
     owner: str
 
 
 class Fence:
-    """The right of one process to commit. Rank 0 holds it for its attempt; its writer acts in the same name.
+    """The right of one process to commit. Rank 0 holds it for its attempt; its writer uses the same name.
 
-    The folder in flight may be made by the writer of any rank, and again when a writer had to be replaced. That is
-    always before the last look at FENCE, which comes when all shards are written, so the above holds for it.
+    The folder in flight may be created by the writer of any rank, and again when a writer was replaced. That is always
+    before the last read of FENCE, which follows the last shard, so the argument above holds.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Fence:
         self.owner = owner or uuid.uuid4().hex
 
     def claim(self) -> None:
-        """Become the one who may commit; whoever claimed before with this number or a lower one no longer may.
+        """Claim the right to commit; earlier claims with this number or a lower one become void.
 
         Raises:
-            Fenced: a higher attempt is there already.
+            Fenced: a higher attempt has already claimed the directory.
             OSError: the directory cannot be written to.
         """
         self._refuse_if_passed(read(self._directory))
@@ -65,10 +65,10 @@ class Fence:
         self._refuse_if_passed(read(self._directory))
 
     def check(self) -> None:
-        """Make sure that this process may commit now.
+        """Check that this process may commit now.
 
         Raises:
-            Fenced: it may not.
+            Fenced: it may not commit.
         """
         holder = read(self._directory)
         self._refuse_if_passed(holder)
@@ -85,15 +85,15 @@ class Fence:
             )
 
     def _sweep(self) -> None:
-        # FENCE was written just before, so that no cache of this machine's answers for the folder.
+        # FENCE was written just before, so that the listing does not come from a cache of this machine.
         layout.sweep(self._directory, keep=lambda name: name.endswith(f"-{self.attempt}-{self.owner[:8]}"))
 
 
 def read(directory: Path) -> Holder | None:
-    """Who may commit; None when nobody ever claimed.
+    """Return the holder of the right to commit; None if FENCE does not exist.
 
     Raises:
-        ValueError: FENCE is not one of ours.
+        ValueError: FENCE is not valid.
     """
     path = directory / names.FENCE_FILE
     try:

@@ -1,4 +1,4 @@
-"""torch's index of the shards, read without trusting it. It is the only thing here that is ever unpickled."""
+"""Index of the shards in torch's format, read as untrusted data. Nothing else in this package is unpickled."""
 
 import io
 import pickle
@@ -29,22 +29,22 @@ _INDEX_CLASSES = {
     "pathlib": {"Path", "PosixPath", "PurePosixPath"},
     "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},
 }
-"""All that torch puts into an index of tensors, besides the names of types such as torch.float32.
+"""Classes that torch puts into an index of tensors, besides types such as torch.float32.
 
-BytesStorageMetadata is left out on purpose: what it describes, torch would unpickle freely.
+BytesStorageMetadata is left out on purpose: torch would unpickle the data that it describes without restrictions.
 """
 
 
 def index_file(checkpoint: CommittedCheckpoint) -> str:
-    """The file that the index is in."""
+    """Return the name of the index file."""
     return layout.WEIGHTS_INDEX_FILE if checkpoint.manifest.weights_only else layout.INDEX_FILE
 
 
 def parse_index(data: bytes, checkpoint: CommittedCheckpoint) -> Metadata:
-    """The index that these bytes are.
+    """Parse an index from these bytes.
 
     Raises:
-        ValueError: it holds anything but the places of tensors in files of this checkpoint.
+        ValueError: it holds anything but the locations of tensors in files of this checkpoint.
     """
     name = index_file(checkpoint)
     try:
@@ -59,20 +59,20 @@ def parse_index(data: bytes, checkpoint: CommittedCheckpoint) -> Metadata:
 
 
 class IndexedReader(FileSystemReader):
-    """torch's reader, which does not read the index itself."""
+    """Reader of torch that takes a parsed index instead of reading the file."""
 
     def __init__(self, checkpoint: CommittedCheckpoint, index: Metadata) -> None:
         super().__init__(checkpoint.folder)
         self._index = index
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """The index."""
+        """Return the parsed index."""
         return self._index
 
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Allow what torch's index consists of, and nothing else."""
+        """Return a class of torch's index, and refuse all others."""
         if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
@@ -83,7 +83,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _member(kind: object, name: str) -> Enum:
-    """Early Python 3.11 (Debian 12 has one) writes a member of an enum as getattr(class, name)."""
+    """Return a member of an enum: early Python 3.11 (as in Debian 12) pickles it as getattr(class, name)."""
     if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
         return kind[name]
     raise pickle.UnpicklingError("it asks for builtins.getattr")

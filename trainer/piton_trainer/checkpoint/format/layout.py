@@ -1,17 +1,17 @@
-"""Folders and files of a checkpoint directory, and writing so that it lasts.
+"""Folders and files of a checkpoint directory, and durable writes.
 
-    FENCE                       which attempt may commit
+    FENCE                       the attempt that may commit
     step-000001200/             a checkpoint, if its MANIFEST.json is valid
-    weights-000001200/          what is left of one that was made thin, if its WEIGHTS.json is valid; see `weights_only`
+    weights-000001200/          the weights of a thin checkpoint, if its WEIGHTS.json is valid; see `weights_only`
     .saving-step-…-<attempt>-<owner>/   in flight; never read
-    .swept-<random>/            on its way out; never read
+    .swept-<random>/            being deleted; never read
     COMPLETE.json               the run is finished
 
-A folder becomes or stops being a checkpoint by one rename, so that there is no moment at which half of one is there.
+A folder becomes or stops being a checkpoint by one rename, so that a partial checkpoint never exists.
 
-On a network volume an answer can be lost and the request sent again: a folder that was made "exists already", one that
-was renamed "is not there". What was asked for then is looked at before anybody calls it an error. A file that somebody
-still has open stays in its deleted folder under another name (.nfs…), and with it the folder; it is swept later.
+On a network volume a response can be lost and the request sent again: a folder that was created "exists already", one
+that was renamed "is not there". The result is checked before this counts as an error. A file that is still open stays
+in its deleted folder under another name (.nfs…), and so does the folder; it is swept later.
 """
 
 import errno
@@ -31,50 +31,50 @@ from piton.contract.manifest import FileEntry, Manifest, NewerFormatError
 from piton_trainer.checkpoint.format.file_digest import FileDigest
 from piton_trainer.errors import OutOfSpace, VolumeLost
 
-if TYPE_CHECKING:  # the process that writes checkpoints does without torch
+if TYPE_CHECKING:  # the writer process does not import torch
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 STATE_FILE = "state.json"
 INDEX_FILE = ".metadata"
-"""torch's index of the shards."""
+"""Index of the shards, in torch's format."""
 WEIGHTS = ("model", "ema")
-"""The objects that are weights. The key of a tensor begins with its object's name and a slash."""
+"""Names of the objects that are weights. The key of a tensor begins with the name of its object and a slash."""
 DESCRIPTION = "huggingface"
-"""The object that says what kind of model the weights are of, for transformers. It holds no tensors."""
+"""Name of the object that describes the model for transformers. It holds no tensors."""
 RECIPE = "recipe"
-"""Where a checkpoint's state says which recipe it is of, and with which config."""
+"""Key of the recipe and its config in the state of a checkpoint."""
 WEIGHTS_SHARD = "weights_"
-"""What the name of a shard begins with that holds nothing but weights."""
+"""Prefix of the names of shards that hold only weights."""
 WEIGHTS_STATE_FILE = "weights.json"
 WEIGHTS_INDEX_FILE = "weights.metadata"
 WEIGHTS_FILES = (WEIGHTS_STATE_FILE, WEIGHTS_INDEX_FILE)
-"""State and index of the weights alone."""
+"""State and index of the weights only."""
 SWEPT_PREFIX = ".swept-"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
-"""What a file system says that knows no fsync of a folder."""
+"""Error numbers of a file system that does not support fsync of a folder."""
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedCheckpoint:
-    """A folder that has a valid manifest."""
+    """A folder with a valid manifest."""
 
     folder: Path
     manifest: Manifest
 
 
 class Disk:
-    """Writes that lasts. A port: tests hand in a disk that is full."""
+    """Durable writes. An interface: tests pass a full disk."""
 
     def writer(self, folder: Path, *, apart: bool = False) -> "FileSystemWriter":
-        """A writer of shards, those of the weights apart if that is wished. It does not fsync: `seal` does it later."""
+        """Return a writer of shards, with separate weights if `apart`. It does not fsync: `seal` does so later."""
         from piton_trainer.checkpoint.format.shards import ShardWriter
 
         return ShardWriter(folder, apart=apart)
 
     def write(self, path: Path, text: str) -> None:
-        """Write a whole file, durably, or leave the one before."""
+        """Write a complete file, durably, or leave the previous one unchanged."""
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             with aside.open("w", encoding="utf-8") as file:
@@ -87,12 +87,12 @@ class Disk:
                 if not _says(path, text):
                     raise
         finally:
-            with suppress(OSError):  # what went wrong before says more
+            with suppress(OSError):  # the first error is more useful
                 aside.unlink(missing_ok=True)
         sync_folder(path.parent)
 
     def free_bytes(self, directory: Path) -> int | None:
-        """What still fits onto the volume; None where nobody can tell."""
+        """Return the free bytes of the volume; None if unknown."""
         try:
             volume = os.statvfs(directory)
         except OSError:
@@ -102,7 +102,7 @@ class Disk:
 
 @contextmanager
 def raise_out_of_space(directory: Path) -> Iterator[None]:
-    """Turn the operating system's word for a full disk, or a used-up quota, into OutOfSpace."""
+    """Translate the error of a full disk, or of an exhausted quota, to OutOfSpace."""
     try:
         yield
     except OSError as error:
@@ -113,7 +113,7 @@ def raise_out_of_space(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def translate_os_errors(directory: Path) -> Iterator[None]:
-    """The same, and VolumeLost for whatever else the operating system says while a checkpoint is written."""
+    """Translate the error of a full disk to OutOfSpace, and any other OSError during a save to VolumeLost."""
     try:
         with raise_out_of_space(directory):
             yield
@@ -123,7 +123,7 @@ def translate_os_errors(directory: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the entries of a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,13 +139,13 @@ def _says(path: Path, text: str) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Have a folder. Another rank, or the request whose answer was lost, may have made it."""
+    """Create a folder if it is missing. Another rank, or a request with a lost response, may have created it."""
     with suppress(FileExistsError):
         folder.mkdir()
 
 
 def rename(source: Path, target: Path, *, witness: str, text: str) -> None:
-    """Rename a folder. When it is gone, but what is at the target has this text in that file, it has arrived."""
+    """Rename a folder. If it is gone, but file `witness` at the target has this text, the rename is done."""
     try:
         source.rename(target)
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def rename(source: Path, target: Path, *, witness: str, text: str) -> None:
 
 
 def seal(path: Path) -> FileEntry:
-    """Make a file's bytes durable, and say what they are."""
+    """Make the bytes of a file durable, and return its size and digest."""
     digest = FileDigest()
     with path.open("rb") as file:
         size = _update(digest, file)
@@ -163,24 +163,24 @@ def seal(path: Path) -> FileEntry:
 
 
 def wrong_size(path: Path, entry: FileEntry) -> str | None:
-    """What a file's size has against its entry in the manifest; None if nothing.
+    """Return the problem if the size of a file differs from its manifest entry; None if it matches.
 
     Raises:
-        OSError: nobody can tell.
+        OSError: the size cannot be read.
     """
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        path.parent.stat()  # the folder is not missing as well
+        path.parent.stat()  # raises if the folder is missing as well
         return f"{path.name} is missing"
     return None if size == entry.size else f"{path.name} has {size} bytes instead of {entry.size}"
 
 
 def look(folder: Path) -> tuple[Manifest | None, str | None]:
-    """A folder's manifest if it has a valid one, and what is wrong with it or with the sizes of its files.
+    """Return the manifest of a folder if it is valid, and the problem with it or with the sizes of its files.
 
     Raises:
-        NewerFormatError: the manifest is of a format that is not known yet.
+        NewerFormatError: the manifest has a newer, unknown format.
         OSError: it cannot be read.
     """
     try:
@@ -194,7 +194,7 @@ def look(folder: Path) -> tuple[Manifest | None, str | None]:
 
 
 def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
-    """What a file's bytes have against its entry in the manifest; None if nothing."""
+    """Return the problem if the bytes of a file differ from its manifest entry; None if they match."""
     try:
         return flaw(path, entry)
     except OSError as error:
@@ -202,7 +202,7 @@ def what_is_wrong(path: Path, entry: FileEntry) -> str | None:
 
 
 def flaw(path: Path, entry: FileEntry) -> str | None:
-    """The same; but that a file cannot be read need not be the file's fault.
+    """Return the problem as `what_is_wrong` does, but raise read errors: the file itself may be intact.
 
     Raises:
         OSError: it cannot be read.
@@ -216,12 +216,12 @@ def flaw(path: Path, entry: FileEntry) -> str | None:
 
 
 def wrong_digest(path: Path, entry: FileEntry, digest: str) -> str | None:
-    """What the digest of a file has against its entry in the manifest; None if nothing."""
+    """Return the problem if the digest of a file differs from its manifest entry; None if it matches."""
     return None if digest == entry.digest else f"{path.name} has flipped bits: its digest is another"
 
 
 def _update(digest: FileDigest, file: BinaryIO) -> int:
-    """Hash what is left of a file; its size. One buffer does for all of it."""
+    """Hash the rest of a file through one buffer, and return its size."""
     size, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
     while count := file.readinto(buffer):  # type: ignore[attr-defined]
         digest.update(buffer[:count])
@@ -230,17 +230,17 @@ def _update(digest: FileDigest, file: BinaryIO) -> int:
 
 
 def saving_folder(directory: Path, *, step: int, attempt: int, owner: str) -> Path:
-    """Where a save is in flight."""
+    """Return the folder of a save in flight."""
     return directory / f"{names.SAVING_PREFIX}{names.step_folder(step)}-{attempt}-{owner[:8]}"
 
 
 def step_folders(directory: Path) -> list[tuple[int, Path]]:
-    """Folders that are named like checkpoints, newest first, good or not."""
+    """Return the folders with the name of a checkpoint, newest first, valid or not."""
     return _numbered(directory, names.parse_step_folder)
 
 
 def weights_folders(directory: Path) -> list[tuple[int, Path]]:
-    """Folders that are named like what is left of thin ones, newest first, good or not."""
+    """Return the folders with the name of a thin checkpoint, newest first, valid or not."""
     return _numbered(directory, names.parse_weights_folder)
 
 
@@ -250,33 +250,33 @@ def _numbered(directory: Path, parse: Callable[[str], int | None]) -> list[tuple
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether there is such a folder. `Path.is_dir` of Python 3.14 says no as well where nobody can tell."""
+    """Return True if the folder exists. `Path.is_dir` of Python 3.14 also returns False on errors."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError:  # somebody has deleted it meanwhile
+    except FileNotFoundError:  # another process has deleted it
         return False
 
 
 def too_new(checkpoint: object, error: NewerFormatError) -> VolumeLost:
-    """The end of an attempt that meets a checkpoint of a newer Piton's: to pass it over would lose what it has."""
+    """Return the error for a checkpoint of a newer version of Piton: to skip it would lose its progress."""
     return VolumeLost(
         f"{checkpoint} cannot be resumed from: {error}; train on with the image of the version that wrote it"
     )
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, whole or thin as the folder's name says.
+    """Read the manifest of a checkpoint, whole or thin according to the name of its folder.
 
     Raises:
-        NewerFormatError: it is of a format that is not known yet.
-        ValueError: the folder is not a checkpoint; the message says why.
+        NewerFormatError: it has a newer, unknown format.
+        ValueError: the folder is not a checkpoint; the message gives the reason.
         OSError: it cannot be read.
     """
     is_thin = names.parse_weights_folder(folder.name) is not None
     try:
         text = (folder / (names.WEIGHTS_FILE if is_thin else names.MANIFEST_FILE)).read_bytes().decode()
     except (FileNotFoundError, IsADirectoryError):
-        folder.stat()  # the folder is not missing as well
+        folder.stat()  # raises if the folder is missing as well
         raise ValueError("it has no manifest") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"its manifest has flipped bits: {error}") from error
@@ -289,7 +289,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def committed(directory: Path) -> Iterator[CommittedCheckpoint]:
-    """Checkpoints with a valid manifest, newest first. Their files have not been looked at.
+    """Yield the checkpoints with a valid manifest, newest first. Their files are not checked.
 
     Raises:
         OSError: a manifest cannot be read.
@@ -297,18 +297,18 @@ def committed(directory: Path) -> Iterator[CommittedCheckpoint]:
     for _, folder in step_folders(directory):
         try:
             yield CommittedCheckpoint(folder=folder, manifest=read_manifest(folder))
-        except (FileNotFoundError, ValueError):  # it is none, or somebody has deleted it meanwhile
+        except (FileNotFoundError, ValueError):  # it is not a checkpoint, or another process has deleted it
             continue
 
 
 def shards_of(checkpoint: CommittedCheckpoint, rank: int) -> Mapping[str, FileEntry]:
-    """The files of a checkpoint that the rank of this number has written."""
+    """Return the files of a checkpoint that this rank has written."""
     kinds = tuple(f"{kind}{rank}_" for kind in ("__", WEIGHTS_SHARD))
     return {name: entry for name, entry in checkpoint.manifest.files.items() if name.startswith(kinds)}
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, or what takes its place in a thin one."""
+    """Read the state.json of a checkpoint, or the weights.json of a thin one."""
     is_thin = names.parse_weights_folder(folder.name) is not None
     path = folder / (WEIGHTS_STATE_FILE if is_thin else STATE_FILE)
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -318,18 +318,18 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder; it stops being what it was at once, however long the deletion takes.
+    """Delete a folder. It loses its name at once, however long the deletion takes.
 
-    What cannot be deleted yet is swept at the next save.
+    Files that cannot be deleted yet are swept at the next save.
     """
     swept = folder.with_name(f"{SWEPT_PREFIX}{uuid.uuid4().hex[:8]}")
-    with suppress(FileNotFoundError):  # somebody else did it, or the answer to us was lost
+    with suppress(FileNotFoundError):  # another process did it, or the response was lost
         folder.rename(swept)
     shutil.rmtree(swept, ignore_errors=True)
 
 
 def sweep(directory: Path, *, keep: Callable[[str], bool]) -> None:
-    """Delete what is on its way out, and what was in flight and is not to be kept."""
+    """Delete folders that are being deleted, and folders in flight except those to keep."""
     for entry in directory.iterdir():
         if entry.name.startswith(SWEPT_PREFIX):
             shutil.rmtree(entry, ignore_errors=True)

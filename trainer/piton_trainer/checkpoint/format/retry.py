@@ -1,7 +1,7 @@
-"""Reads of a volume in trouble, tried again: that a file cannot be read says nothing about what is in it.
+"""Retries of reads from a failing volume: a read error is no evidence that the file is damaged.
 
-A network volume that does not answer (ETIMEDOUT, EIO, ESTALE, a short read) may answer a minute later, with a
-checkpoint that is whole. Only what the volume does say counts: bytes of another digest, another size, no such file.
+A network volume that does not answer (ETIMEDOUT, EIO, ESTALE, a short read) may answer a minute later, with an intact
+checkpoint. Only positive answers of the volume count: a different digest, a different size, no such file.
 """
 
 import errno
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_SECONDS = 300.0
-"""How long one read is tried again. A file server that fails over to another zone takes one to three minutes."""
+"""Time for which one read is retried. A file server that fails over to another zone takes one to three minutes."""
 BACKOFF_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 10.0
 NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR})
-"""Answers of a volume that works."""
+"""Error numbers of a working volume."""
 
 
 class Retry:
-    """Repeats reads that fail, with back-off."""
+    """Retries failed reads, with back-off."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class Retry:
         answers: Collection[int] = NOT_THERE,
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Repeat each read for at most so many seconds.
+        """Retry each read for at most this many seconds.
 
         Args:
-            clock: to wait by.
-            seconds: from a read's first failure on.
-            answers: error numbers that are not tried again.
-            is_stopping: whether this process was told to stop; then nothing is tried again.
+            clock: the clock for the back-off.
+            seconds: the timeout, from the first failure of a read.
+            answers: error numbers that are not retried.
+            is_stopping: returns True if this process was asked to stop; then nothing is retried.
         """
         self._clock = clock or Clock()
         self._seconds = seconds
@@ -51,12 +51,12 @@ class Retry:
         self._is_stopping = is_stopping
 
     def __call__(self, read: Callable[[], T], path: Path) -> T:
-        """The result of `read`, a read of this path that may be repeated.
+        """Return the result of `read`, an idempotent read of this path.
 
         Raises:
-            OSError: one of the answers.
-            VolumeLost: it failed for too long.
-            Stopped: it failed, and this process was told to stop.
+            OSError: its error number is one of `answers`.
+            VolumeLost: the read failed for too long.
+            Stopped: the read failed, and this process was asked to stop.
         """
         since, delay = self._clock.monotonic(), BACKOFF_SECONDS
         is_first = True

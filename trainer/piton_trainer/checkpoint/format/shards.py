@@ -1,7 +1,7 @@
-"""torch's own writer of shards, for saves that training waits for, and shards of weights that stand apart.
+"""Shard writer of torch, for saves that training waits for, and separate shards for weights.
 
-A checkpoint that may be made thin later has its weights in files of their own, with an index of their own: then making
-it thin needs no torch, and moves no bytes. See `weights_only`.
+A checkpoint that may be made thin later has its weights in separate files with a separate index, so that making it thin
+needs no torch and moves no bytes. See `weights_only`.
 """
 
 import os
@@ -19,21 +19,21 @@ from torch.futures import Future
 from piton_trainer.checkpoint.format import layout
 
 _SHARD = "__"
-"""What torch begins the name of a shard with."""
+"""Prefix that torch gives to the names of shards."""
 
 
 def prefix_of(*, apart: bool) -> Callable[[str], str]:
-    """What the name of a tensor's file begins with, when the weights stand apart and when they do not."""
+    """Return the function that gives the file name prefix of a tensor, with or without separate weights."""
     return lambda key: layout.WEIGHTS_SHARD if apart and is_weight(key) else _SHARD
 
 
 def is_weight(key: str) -> bool:
-    """Whether a tensor is one of the model's, or of its average's."""
+    """Return True if a tensor belongs to the model or to its average."""
     return key.split("/", 1)[0] in layout.WEIGHTS
 
 
 def weights_index(index: Metadata) -> bytes | None:
-    """The part of an index that is about weights, as it goes into its file; None when there are none."""
+    """Return the part of an index for the weights, pickled for its file; None if there are no weights."""
     weights = {key: entry for key, entry in index.state_dict_metadata.items() if is_weight(key)}
     places = {place: where for place, where in (index.storage_data or {}).items() if is_weight(place.fqn)}
     return pickle.dumps(replace(index, state_dict_metadata=weights, storage_data=places)) if weights else None
@@ -41,7 +41,7 @@ def weights_index(index: Metadata) -> bytes | None:
 
 class _Files(FileSystem):
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        """Rename the index, which is nowhere else; so if it has arrived, only the answer was lost."""
+        """Rename the index. It exists nowhere else, so if it is at the target, only the response was lost."""
         try:
             super().rename(path, new_path)
         except FileNotFoundError:
@@ -50,16 +50,16 @@ class _Files(FileSystem):
 
 
 class ShardWriter(FileSystemWriter):
-    """Writes, and names the disk's error."""
+    """Writes shards, and raises the original error of the disk."""
 
     def __init__(self, folder: Path, *, apart: bool) -> None:
-        # torch fsyncs before it flushes, so whoever seals the files does it afterwards.
+        # torch calls fsync before it flushes, so `seal` does it afterwards.
         super().__init__(folder, sync_files=False)
         self.fs = _Files()
         self._apart = apart
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write; torch.save covers an OSError up with a RuntimeError of its own."""
+        """Write the shards, and raise the OSError that torch.save hides behind a RuntimeError."""
         prefix = prefix_of(apart=self._apart)
         written: list[WriteResult] = []
         try:
@@ -77,7 +77,7 @@ class ShardWriter(FileSystemWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the index, and the one of the weights."""
+        """Write the index, and that of the weights."""
         super().finish(metadata, results)
         if self._apart and (index := weights_index(metadata)) is not None:
             (Path(self.path) / layout.WEIGHTS_INDEX_FILE).write_bytes(index)

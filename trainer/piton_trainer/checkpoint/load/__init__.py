@@ -1,1 +1,1 @@
-"""Loading a checkpoint: one pass over its files, shared by the ranks."""
+"""Loading of a checkpoint: one pass over its files, shared by the ranks."""

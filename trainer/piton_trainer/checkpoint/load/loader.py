@@ -1,19 +1,19 @@
-"""The newest checkpoint that is good, and its tensors, in one pass over its files.
+"""Load of the newest good checkpoint and its tensors, in one pass over its files.
 
-Rank 0 lists and chooses. Each rank reads the files that it needs, once, and every file is verified by one of the ranks
-while it is read; files that nobody needs are shared out. One that is not what its manifest says is named, and the next
-older checkpoint is tried. A file that cannot be read is tried again, and never makes anything of an older checkpoint.
+Rank 0 lists and selects. Each rank reads the files that it needs, once. One of the ranks verifies each file while
+it is read; files that no rank needs are distributed. If a file differs from its manifest, it is logged, and the next
+older checkpoint is tried. A file that cannot be read is retried, and never causes the use of an older checkpoint.
 
-    open      every rank: state.json and the index, verified; then what it wants of which files
-    read      every rank: its files, hashed. What is in use is not touched: its new numbers are kept aside
-    agree     has any rank found anything wrong? Then all of them go on to the next older checkpoint
-    settle    every rank: what was kept aside is copied into the tensors that are in use
+    open      every rank: read and verify state.json and the index; determine the data that it needs
+    read      every rank: read and hash its files. Live tensors are not changed: their new values are staged
+    agree     if any rank has found a problem, all of them continue with the next older checkpoint
+    settle    every rank: copy the staged data into the live tensors
 
-So objects are what they were until all ranks know that a checkpoint is good, and stay so when none is. Keeping aside
-costs a copy of the tensors in use: the model, but not the momenta, which are new tensors anyway. Where a rank has no
-memory for it, all ranks read twice: first to verify, then in place.
+So objects stay unchanged until all ranks know that a checkpoint is good, and if none is. Staging costs a copy of the
+live tensors: the model, but not the momenta, which are new tensors anyway. If a rank has no memory for it, all ranks
+read twice: first to verify, then in place.
 
-Nothing is unpickled but torch's own index of the shards, and that by an allow-list.
+Only torch's index of the shards is unpickled, with an allow-list.
 """
 
 import logging
@@ -37,17 +37,17 @@ from piton_trainer.runtime.resources import ranks_here
 logger = logging.getLogger(__name__)
 
 Wanted = Callable[[Document], Targets]
-"""What to load, given a checkpoint's state.json. Raises ValueError when the checkpoint is one of something else."""
+"""Function that returns the tensors to load for a state.json. Raises ValueError if the checkpoint does not match."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A checkpoint that has been read and is good. `settle` puts it into the tensors that were wanted."""
+    """A good checkpoint that has been read. `settle` copies it into the target tensors."""
 
     checkpoint: CommittedCheckpoint
     document: Document
     settle: Callable[[], Mapping[str, Tensor]]
-    """All that was wanted. It is called once, by each rank on its own."""
+    """Return all loaded tensors. Each rank calls it once, on its own."""
 
 
 def load_newest(
@@ -59,19 +59,19 @@ def load_newest(
     spare: Tensor | None = None,
     retry: Retry | None = None,
 ) -> Loaded | None:
-    """Read the newest checkpoint that is good, or the `first` step if that is one; without any, nothing is changed.
+    """Read the newest good checkpoint, or that of step `first` if it is good; without any, nothing is changed.
 
     Args:
-        directory: of checkpoints.
-        ranks: which load together.
-        wanted: says which tensors.
-        first: a step that is preferred.
-        spare: bytes in a row, to keep aside what is read, until it is settled. None: memory is allocated for it.
-        retry: of reads that fail.
+        directory: the checkpoint directory.
+        ranks: the ranks that load together.
+        wanted: returns the tensors to load.
+        first: a preferred step.
+        spare: contiguous bytes for staged data, until it is settled. None: memory is allocated for it.
+        retry: the retry of failed reads.
 
     Raises:
-        BadConfig: it is one of something else.
-        VolumeLost: a file cannot be read, or a newer Piton wrote it, so that nobody can tell whether it is good.
+        BadConfig: the checkpoint does not match the objects of the session.
+        VolumeLost: a file cannot be read, or a newer version of Piton wrote it, so that it cannot be verified.
     """
     retry = retry or Retry()
     for checkpoint in _candidates(directory, ranks, first, retry):
@@ -84,16 +84,16 @@ def load_newest(
 
 
 def newest_good(directory: Path, ranks: Ranks) -> CommittedCheckpoint | None:
-    """The newest checkpoint whose files are all there, unchanged; None when there is none."""
+    """Return the newest checkpoint whose files are complete and unchanged; None if there is none."""
     loaded = load_newest(directory, ranks, lambda _: Targets())
     return None if loaded is None else loaded.checkpoint
 
 
 def newest_step(directory: Path, retry: Retry | None = None) -> int | None:
-    """The newest step whose folder looks like a checkpoint; what is in its files has not been looked at.
+    """Return the newest step with a valid manifest and files of the right sizes; the contents are not checked.
 
     Raises:
-        VolumeLost: nobody can tell.
+        VolumeLost: the volume cannot be read.
     """
     retry = retry or Retry()
     found = (_look(path, retry) for path in _folders(directory, None, retry))
@@ -101,10 +101,10 @@ def newest_step(directory: Path, retry: Retry | None = None) -> int | None:
 
 
 def share_of_newest(directory: Path, ranks: Ranks) -> int:
-    """About how many bytes this rank will save, if what it saves is like the newest checkpoint; 0 when there is none.
+    """Estimate the bytes that this rank will save from the newest checkpoint; 0 if there is none.
 
     Raises:
-        OSError, ValueError: nobody can tell.
+        OSError, ValueError: the checkpoint cannot be read.
     """
     for checkpoint in layout.committed(directory):
         writers = checkpoint.manifest.world_size
@@ -119,7 +119,7 @@ def load_tensors(checkpoint: CommittedCheckpoint, targets: Mapping[str, Tensor |
     A key without a tensor gets a new one on the CPU. Each rank loads on its own.
 
     Raises:
-        ValueError: a tensor is not in the checkpoint, or has another shape there.
+        ValueError: a tensor is not in the checkpoint, or has a different shape there.
         OSError: a file cannot be read.
     """
     intake = RankLoader(checkpoint, retry=Retry())
@@ -136,7 +136,7 @@ def load_tensors(checkpoint: CommittedCheckpoint, targets: Mapping[str, Tensor |
 
 
 def _candidates(directory: Path, ranks: Ranks, first: int | None, retry: Retry) -> Iterator[CommittedCheckpoint]:
-    """Folders that look like checkpoints, newest first; that of one step may come before them."""
+    """Yield the folders that look like checkpoints, newest first; that of step `first` comes before them."""
     for folder in ranks.on_main(partial(_folders, directory, first, retry)):
         manifest, problem = ranks.on_main(partial(_look, folder, retry))
         if manifest is not None and problem is None:
@@ -168,7 +168,7 @@ def _pass_over(folder: Path, problem: str | None, ranks: Ranks) -> None:
 
 
 def _read(intake: RankLoader, ranks: Ranks, wanted: Wanted) -> str | None:
-    """Open, read, agree; what any rank found wrong."""
+    """Open, read and agree; return the problem that any rank found, or None."""
     if problem := _first(ranks.together(intake.open)):
         return problem
     sizes = {name: entry.size for name, entry in intake.checkpoint.manifest.files.items()}
@@ -178,7 +178,7 @@ def _read(intake: RankLoader, ranks: Ranks, wanted: Wanted) -> str | None:
 
 
 def _read_twice(intake: RankLoader, ranks: Ranks, sizes: Mapping[str, int]) -> str | None:
-    """Where there is no memory to keep anything aside: verify, then read again, in place."""
+    """Verify, then read again, in place, because there is no memory for staged data."""
     if problem := _read_once(intake, ranks, sizes, [{}] * ranks.world_size):
         return problem
     needs = ranks.together(partial(intake.stage, aside=False))
@@ -190,14 +190,14 @@ def _read_twice(intake: RankLoader, ranks: Ranks, sizes: Mapping[str, int]) -> s
 def _read_once(
     intake: RankLoader, ranks: Ranks, sizes: Mapping[str, int], needs: Sequence[Mapping[str, int]]
 ) -> str | None:
-    """Each rank reads what it needs, and its share of the files of these sizes, which are verified."""
+    """Read the data that each rank needs, and verify the files of these sizes, each on one rank."""
     shares = share_out(sizes, needs)
     cached = read_by_neighbours(needs, shares, ranks.rank, per_node=ranks_here())
     return _first(ranks.together(partial(intake.read, shares[ranks.rank], cached=cached)))
 
 
 def _want(intake: RankLoader, wanted: Wanted) -> bool:
-    """Say what is wanted; whether there is too little memory to keep it aside."""
+    """Set the tensors to load; return True if there is too little memory to stage them."""
     try:
         targets = wanted(intake.document)
         try:

@@ -1,8 +1,8 @@
-"""This process's part in loading one checkpoint, step by step; `loader` has all ranks take each step together.
+"""Part of this process in loading one checkpoint, step by step; `loader` makes all ranks take each step together.
 
-open     the two small files, verified; what is wanted, and which bytes of which files that is
-read     the other files: hashed, and everything put where it does no harm while nothing is known to be good
-settle   into the tensors that are in use; nothing can go wrong any more
+open     read and verify the two small files; determine the tensors to load, and their bytes in the files
+read     read and hash the other files; stage the data outside the live tensors until the checkpoint is known to be good
+settle   copy the data into the live tensors
 """
 
 import json
@@ -31,30 +31,30 @@ from piton_trainer.runtime.resources import free_bytes
 
 SMALL_FILES = (layout.STATE_FILE, layout.INDEX_FILE)
 GONE = "it is gone"
-"""What is wrong with a checkpoint whose folder another process has deleted or renamed."""
+"""Problem of a checkpoint whose folder another process has deleted or renamed."""
 Document = dict[str, Any]
 _SHARE_MAX = 0.9
-"""Of the memory that is free, for what is kept aside."""
+"""Maximum share of the free memory for staged data."""
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """The tensors that are wanted, by the keys that they have in the checkpoint."""
+    """Tensors to load, by their keys in the checkpoint."""
 
     live: Mapping[str, Tensor] = field(default_factory=dict)
-    """In use: they keep their numbers until everything is known to be good."""
+    """Tensors in use: they keep their values until the checkpoint is known to be good."""
     fresh: Mapping[str, Tensor | None] = field(default_factory=dict)
-    """Of no use yet: filled at once. For None a tensor is made, on the CPU."""
+    """Tensors not in use yet: filled at once. For None a tensor is created on the CPU."""
     explain: Callable[[], None] = lambda: None
-    """Called when a tensor does not fit: raises BadConfig if there is a plainer reason."""
+    """Called when a tensor does not fit: raises BadConfig if there is a more specific reason."""
 
 
 class RankLoader:
-    """The steps. Each is taken once, in order."""
+    """The steps of a load on one rank. Each is called once, in order."""
 
     def __init__(self, checkpoint: CommittedCheckpoint, *, retry: Retry, spare: Tensor | None = None) -> None:
-        """Begin; what is kept aside is kept in `spare`, as long as there is some of it."""
+        """Prepare a load. Data is staged in `spare` as long as there is room in it."""
         self.checkpoint = checkpoint
         self._retry = retry
         self._spare = torch.empty(0, dtype=torch.uint8, device="cpu") if spare is None else spare
@@ -67,12 +67,12 @@ class RankLoader:
 
     @property
     def is_short_of_memory(self) -> bool:
-        """Whether there is no room beside the tensors in use for what will replace them."""
+        """True if the free memory cannot hold a staged copy of the live tensors."""
         more = sum(_local(tensor).nbytes for tensor in self._live.values()) - len(self._spare)
         return more > _SHARE_MAX * free_bytes()
 
     def open(self) -> str | None:
-        """Read and verify the small files; what is wrong with them.
+        """Read and verify the small files; return the problem, or None.
 
         Raises:
             VolumeLost: they cannot be read.
@@ -88,30 +88,30 @@ class RankLoader:
         return None
 
     def open_index(self) -> None:
-        """Only the index, of a checkpoint that has been verified.
+        """Read only the index, of a checkpoint that has been verified.
 
         Raises:
-            ValueError: it is refused.
+            ValueError: the index is refused.
             VolumeLost: it cannot be read.
         """
         path = self.checkpoint.folder / index_file(self.checkpoint)
         self._index = parse_index(self._retry(path.read_bytes, path), self.checkpoint)
 
     def want(self, targets: Targets) -> None:
-        """Say what is wanted.
+        """Set the tensors to load.
 
         Raises:
-            ValueError: a tensor is not in the checkpoint, or has another shape there.
+            ValueError: a tensor is not in the checkpoint, or has a different shape there.
         """
         self._live = targets.live
         self._tensors = {key: self._target(key, tensor) for key, tensor in {**targets.fresh, **targets.live}.items()}
 
     def read(self, verified: Collection[str], *, cached: Collection[str] = ()) -> str | None:
-        """Read what is wanted, and verify these files; what is wrong with them.
+        """Read the planned data, and verify the given files; return the problem, or None.
 
         Args:
-            verified: files that are read whole, and hashed.
-            cached: files that are read by way of the page cache, because other processes of this node read them too.
+            verified: files that are read completely and hashed.
+            cached: files that are read through the page cache, because other processes of this node read them too.
 
         Raises:
             VolumeLost: they cannot be read.
@@ -130,7 +130,7 @@ class RankLoader:
             return GONE
 
     def stage(self, *, aside: bool) -> dict[str, int]:
-        """Take aim: for live tensors at memory of its own, or straight at them; how many bytes of which files it is."""
+        """Plan the reads, of live tensors to staging memory if `aside`; return the bytes needed of each file."""
         into = {}
         for key, tensor in self._tensors.items():
             into[key] = _local(tensor)
@@ -140,7 +140,7 @@ class RankLoader:
         return self._aim.needs
 
     def settle(self) -> dict[str, Tensor]:
-        """All tensors that were wanted, with what was read. The staged copies go as they are used."""
+        """Return all tensors, filled with the data. Each staged copy is freed after use."""
         with torch.no_grad():
             while self._staged:
                 key, staged = self._staged.popitem()

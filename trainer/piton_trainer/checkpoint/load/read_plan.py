@@ -1,12 +1,12 @@
-"""Which bytes of which file become which numbers of which tensor.
+"""Mapping of file bytes to tensor data for a load.
 
-torch's planner says what this rank needs of which saved chunk, for any world size then and now. A chunk is one archive
-of `torch.save`, and what stands before its numbers follows from type and shape (see `archive`): so their place is known
-before anything is read, and what was found there instead is noticed afterwards.
+torch's planner determines the part of each saved chunk that this rank needs, for any world size in the save and in the
+load. A chunk is one archive of `torch.save`, and the bytes before its data follow from type and shape (see `archive`).
+So the location of the data is known before anything is read, and a mismatch is detected afterwards.
 
-    rows that are whole, for memory on the CPU     straight into the tensor
-    anything else (columns, another type, a GPU)   into rows of their own, which are copied as soon as they are there
-    an archive with another head                   torch loads that tensor itself
+    whole rows, for memory on the CPU                     directly into the tensor
+    anything else (columns, a different type, a GPU)      into temporary rows, which are copied as soon as they are read
+    an archive with a different head                      torch loads that tensor
 """
 
 import re
@@ -28,12 +28,12 @@ from piton_trainer.checkpoint.format.archive import Frame, frame_of
 from piton_trainer.checkpoint.load.reader import ReadTarget
 
 _CHECKSUM = re.compile(rb"(PK\x07\x08).{4}", re.DOTALL)
-"""The checksums of a head's records, which torch writes and `archive` does not."""
+"""Pattern of the checksums in a head, which torch writes and `archive` does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What should stand before the numbers of a chunk, and what does."""
+    """Expected and actual bytes before the data of a chunk."""
 
     key: str
     expected: bytes
@@ -41,43 +41,43 @@ class Head:
 
     @property
     def is_right(self) -> bool:
-        """Whether the numbers are where they were taken from, and in that order."""
+        """True if the data was at the expected location, in the expected order."""
         found = bytes(self.found.tolist())
         return found == self.expected or _CHECKSUM.sub(rb"\1", found) == _CHECKSUM.sub(rb"\1", self.expected)
 
 
 @dataclass(kw_only=True)
 class ReadPlan:
-    """Where everything goes that this rank wants of a checkpoint."""
+    """Targets in memory for all data that this rank needs from a checkpoint."""
 
     landings: dict[str, list[ReadTarget]] = field(default_factory=lambda: defaultdict(list))
-    """By file."""
+    """Read targets by file name."""
     heads: dict[tuple[str, int], Head] = field(default_factory=dict)
     unusual: set[str] = field(default_factory=set)
 
     @property
     def needs(self) -> dict[str, int]:
-        """How many bytes of which files."""
+        """Number of bytes needed from each file."""
         return {name: sum(len(landing.into) for landing in landings) for name, landings in self.landings.items()}
 
     def take(self, name: str) -> deque[ReadTarget]:
-        """What is wanted of a file, by place; it is only given once, so that memory can go as soon as it is used."""
+        """Remove and return the targets of a file, by offset; removal lets memory be freed as soon as it is used."""
         landings = sorted(self.landings.pop(name, ()), key=lambda landing: landing.start)
         assert all(before.end <= after.start for before, after in pairwise(landings))
         return deque(landings)
 
     def strangers(self) -> set[str]:
-        """Tensors that could not be taken so, now that the files have been read."""
+        """Return the tensors that could not be read this way. Call it after the files have been read."""
         return self.unusual | {head.key for head in self.heads.values() if not head.is_right}
 
 
 def read_plan_of(index: Metadata, targets: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> ReadPlan:
-    """Find the places.
+    """Plan the reads.
 
     Args:
-        index: of the checkpoint.
-        targets: the tensors as the training sees them, sharded or not; they say what is needed.
-        into: this rank's part of each, which is what will be filled.
+        index: the index of the checkpoint.
+        targets: the tensors of the training, sharded or not; they determine the data that is needed.
+        into: this rank's part of each tensor, which will be filled.
     """
     planner = DefaultLoadPlanner(flatten_state_dict=False)
     planner.set_up_planner(dict(targets), index, is_coordinator=True)
@@ -92,7 +92,7 @@ def read_plan_of(index: Metadata, targets: Mapping[str, Tensor], into: Mapping[s
 def _chunks(
     index: Metadata, keys: Iterable[str]
 ) -> dict[tuple[str, torch.Size | None], tuple[torch.dtype, torch.Size]]:
-    """Type and shape of each saved chunk of these tensors."""
+    """Return type and shape of each saved chunk of these tensors."""
     return {
         (key, chunk.offsets): (saved.properties.dtype, chunk.sizes)
         for key in keys
@@ -104,7 +104,7 @@ def _chunks(
 def _take_aim(
     found: ReadPlan, item: ReadItem, place: _StorageInfo, dtype: torch.dtype, shape: torch.Size, into: Tensor
 ) -> None:
-    """Add what one piece of one tensor needs."""
+    """Add the targets for one piece of one tensor."""
     key = item.dest_index.fqn
     frame = _frame(dtype, shape, place)
     if frame is None:
@@ -131,12 +131,12 @@ def _take_aim(
 
 
 def _frame(dtype: torch.dtype, shape: torch.Size, place: _StorageInfo) -> Frame | None:
-    """What stands around the numbers, if the archive is of the usual kind as far as its length tells."""
+    """Return head and tail of the archive; None if its length shows that it has a different layout."""
     if place.transform_descriptors:
         return None
     try:
         frame = frame_of(dtype, shape)
-    except RuntimeError:  # a type that is more than rows of numbers
+    except RuntimeError:  # a type that is not plain rows of numbers
         return None
     length = len(frame.head) + shape.numel() * dtype.itemsize + len(frame.tail)
     return frame if length == place.length else None

@@ -1,9 +1,9 @@
-"""Reads the newest checkpoint into the page cache while its process is busy with imports and with building a model.
+"""Read-ahead of the newest checkpoint into the page cache while the process imports modules and builds the model.
 
-Nothing is decided here, and nothing is believed: `loader` finds out later which checkpoint is good and what of it this
-rank needs, and takes from the cache what happens to be there. No torch: this begins before torch is imported.
+This module makes no decision and verifies nothing: `loader` determines later which checkpoint is good and which part
+of it this rank needs, and benefits from the pages that are cached. No torch: this starts before torch is imported.
 
-Each rank reads what the rank of its number has written: that is what it needs, or, where all ranks need everything, its
+Each rank reads the files that the same rank has written: it needs these, or, if all ranks need everything, they are its
 share of the work of a node.
 """
 
@@ -16,13 +16,13 @@ from piton_trainer.checkpoint.format import layout
 from piton_trainer.runtime.resources import free_bytes
 
 _CHUNK_BYTES = 16 << 20
-"""Large: each further one has to wait for the interpreter, which the imports hold."""
+"""Large, because each chunk has to wait for the GIL, which the imports hold."""
 _SHARE_MAX = 0.5
-"""Of the memory that is free."""
+"""Maximum share of the free memory."""
 
 
 class Readahead:
-    """A thread that reads."""
+    """A thread that reads the files."""
 
     def __init__(self, directory: Path, rank: int) -> None:
         self._directory = directory
@@ -32,12 +32,12 @@ class Readahead:
         self._thread.start()
 
     def stop(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._is_over.set()
         self._thread.join()
 
     def _run(self) -> None:
-        with suppress(OSError, ValueError):  # whoever loads will say what is wrong
+        with suppress(OSError, ValueError):  # the loader reports errors
             files = files_of(self._directory, self._rank)
             if sum(path.stat().st_size for path in files) <= _SHARE_MAX * free_bytes():
                 buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -52,7 +52,7 @@ class Readahead:
 
 
 def files_of(directory: Path, rank: int) -> list[Path]:
-    """What the rank of this number has written of the newest checkpoint, the largest first as they are loaded."""
+    """Return the files of the newest checkpoint that this rank has written, largest first as in the loader."""
     for checkpoint in layout.committed(directory):
         own = layout.shards_of(checkpoint, rank)
         return [checkpoint.folder / name for name in sorted(own, key=lambda name: (-own[name].size, name))]
@@ -63,7 +63,7 @@ _current: Readahead | None = None
 
 
 def begin(directory: Path) -> None:
-    """Begin, unless this process has begun: it has one start, and whoever knows the directory first tells."""
+    """Start the read-ahead, once per process: the first caller that knows the directory starts it."""
     global _current  # noqa: PLW0603
     if _current is None:
         rank = os.environ.get("RANK", "0")
@@ -71,7 +71,7 @@ def begin(directory: Path) -> None:
 
 
 def stop() -> None:
-    """It is loaded, or never will be."""
+    """Stop the read-ahead: the checkpoint is loaded, or will not be."""
     global _current  # noqa: PLW0603
     if _current is not None:
         _current.stop()

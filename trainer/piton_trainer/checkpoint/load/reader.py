@@ -1,7 +1,7 @@
-"""Files that come into memory, past the page cache unless it has them, each once: hashed and handed out on the way.
+"""Reads of files into memory, each once, hashed and copied on the way. Pages that are not cached bypass the page cache.
 
-The loader's hands, as `direct_io` is the writer's. A chunk that has been read is hashed and copied to where its numbers
-belong while it is still in the processor's cache. Reading, hashing and copying all leave the interpreter to others.
+This is the I/O layer of the loader, as `direct_io` is that of the writer. A chunk is hashed and copied to its targets
+while it is still in the CPU cache. Reading, hashing and copying all release the GIL.
 """
 
 import ctypes
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK_BYTES = 2 << 20
-"""One huge page: small enough to stay in the processor's cache, large enough for a disk."""
+"""One huge page: small enough to stay in the CPU cache, large enough for a disk."""
 _BLOCK_BYTES = 4096
 _MORE_THREADS = 6
-"""While some hash, others read: with one thread per core the disk would stand still at times, and when only the last
-files of a rank are left."""
+"""Threads in addition to one per core. While some hash, others read: otherwise the disk would be idle at times, and
+when only the last files of a rank are left."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadTarget:
-    """Where a stretch of a file goes."""
+    """Target in memory of a range of a file."""
 
     start: int
-    """In the file."""
+    """Start offset in the file."""
     into: "Tensor"
-    """Bytes in a row, on the CPU."""
+    """Contiguous bytes on the CPU."""
     landed: Callable[[], object] | None = None
-    """What to do when all of them are there."""
+    """Called when all bytes of the range have been read."""
 
     @property
     def end(self) -> int:
-        """Of the stretch, in the file."""
+        """End offset in the file."""
         return self.start + len(self.into)
 
 
@@ -60,19 +60,19 @@ class ReadJob:
     name: str
     entry: FileEntry
     is_verified: bool
-    """Read all of it and hash it; else only what has somewhere to go."""
+    """Read and hash the whole file; otherwise read only the ranges with a target."""
     is_cached: bool = False
-    """Read it by way of the page cache."""
+    """Read the file through the page cache."""
     landings: deque[ReadTarget] = field(default_factory=deque)
-    """By their place in the file, none over another. They are gone when they are done."""
+    """Targets by offset in the file, without overlap. Each is removed when it is complete."""
 
 
 def read_files(folder: Path, jobs: Iterable[ReadJob], retry: Retry) -> str | None:
-    """Do all jobs, the largest files first, on some threads more than this process may use cores.
+    """Run all jobs, the largest files first, on more threads than there are usable cores.
 
     Returns:
-        What is wrong with the first file that is not what the manifest says; None when nothing is. Where something is
-        wrong, what has landed is worthless.
+        The problem with the first file that differs from its manifest; None if there is none. If there is a problem,
+        the data that was read must not be used.
 
     Raises:
         VolumeLost: a file cannot be read.
@@ -107,7 +107,7 @@ def read_files(folder: Path, jobs: Iterable[ReadJob], retry: Retry) -> str | Non
 
 
 def read_file(path: Path, job: ReadJob, buffer: memoryview, retry: Retry) -> str | None:
-    """Do a job; what is wrong with the file.
+    """Run a job; return the problem with the file, or None.
 
     Raises:
         VolumeLost: it cannot be read.
@@ -122,7 +122,7 @@ def read_file(path: Path, job: ReadJob, buffer: memoryview, retry: Retry) -> str
 
 
 def _read(source: "_Source", job: ReadJob, buffer: memoryview) -> str:
-    """The digest of what was read."""
+    """Read the file, and return the digest of the data."""
     digest, address = FileDigest(job.entry), _address(buffer)
     position, size = 0, job.entry.size
     while position < size and (job.is_verified or job.landings):
@@ -138,13 +138,13 @@ def _read(source: "_Source", job: ReadJob, buffer: memoryview) -> str:
 
 
 class _WrongSizeError(Exception):
-    """The file is missing, or not as long as its manifest says."""
+    """The file is missing, or its size differs from its manifest."""
 
 
 class _Source:
-    """A file. What the page cache holds is taken from there, the rest comes past it, unless the job wants it cached.
+    """An open file. Cached pages are read from the page cache, others bypass it, unless the job requests caching.
 
-    After a read that failed it is opened again: a descriptor may be stale for ever.
+    After a failed read the file is opened again, because a stale descriptor may never work again.
     """
 
     def __init__(self, path: Path, job: ReadJob, retry: Retry) -> None:
@@ -156,9 +156,9 @@ class _Source:
         self._map: mmap.mmap | None = None
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         for descriptor in {self._plain, self._direct} - {-1}:
-            with suppress(OSError):  # it was only read
+            with suppress(OSError):  # the file was only read
                 os.close(descriptor)
         self._plain = self._direct = -1
         if self._map is not None:
@@ -166,21 +166,21 @@ class _Source:
             self._map = None
 
     def check_size(self) -> None:
-        """Make sure that the file is there, and as long as its entry says.
+        """Check that the file exists and has the size in its entry.
 
         Raises:
-            _WrongSizeError: it is not.
-            VolumeLost: nobody can tell.
+            _WrongSizeError: the file is missing, or its size differs.
+            VolumeLost: the size cannot be read.
         """
         if problem := self._retry(partial(layout.wrong_size, self._path, self._entry), self._path):
             raise _WrongSizeError(problem)
 
     def fill(self, buffer: memoryview, position: int, wanted: int) -> None:
-        """Read at least so many bytes into the buffer.
+        """Read at least this many bytes into the buffer.
 
         Raises:
-            _WrongSizeError: the file has another size than its entry.
-            VolumeLost: they cannot be read.
+            _WrongSizeError: the size of the file differs from its entry.
+            VolumeLost: the bytes cannot be read.
         """
         self._retry(partial(self._try, buffer, position, wanted), self._path)
 
@@ -199,9 +199,9 @@ class _Source:
         self._plain = self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         if self._wants_cache:
             return
-        with suppress(OSError, ValueError):  # without a map nobody can tell what is cached
+        with suppress(OSError, ValueError):  # without a map, the cached pages are unknown
             self._map = mmap.mmap(self._plain, 0, access=mmap.ACCESS_COPY)
-        with suppress(OSError):  # O_DIRECT is not taken here
+        with suppress(OSError):  # the file system does not support O_DIRECT
             self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
 
     def _fill(self, buffer: memoryview, position: int, wanted: int) -> None:
@@ -213,7 +213,7 @@ class _Source:
             except OSError as error:
                 if error.errno not in _NOT_TAKEN or descriptor == self._plain:
                     raise
-                descriptor = self._plain  # it is not taken here after all, or not in the middle of a block
+                descriptor = self._plain  # O_DIRECT is not supported here after all, or not in the middle of a block
                 continue
             if count == 0:
                 raise OSError(errno.EIO, "it ended early")
@@ -229,9 +229,9 @@ class _Source:
 
 
 def _buffer() -> memoryview:
-    """A chunk's memory in one huge page, if the kernel has one: a disk takes a read into 256 scattered pages apart."""
+    """Allocate a chunk in one huge page, if there is one: a disk read into 256 scattered pages would be split."""
     memory = mmap.mmap(-1, 2 * CHUNK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
+    with suppress(OSError):  # the kernel does not support huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     start = -_address(memory) % CHUNK_BYTES
     return memoryview(memory)[start : start + CHUNK_BYTES]
@@ -242,10 +242,10 @@ def _address(memory: Any) -> int:
 
 
 def _hand_out(landings: deque[ReadTarget], address: int, position: int, end: int) -> None:
-    """Copy from the buffer, which holds the file from `position` to `end`, what has somewhere to go."""
+    """Copy ranges with a target from the buffer, which holds the file from `position` to `end`."""
     while landings and (landing := landings[0]).start < end:
         first, last = max(landing.start, position), min(landing.end, end)
-        # ctypes lets other threads have the interpreter meanwhile, and a tensor's own copy would start threads.
+        # ctypes releases the GIL, and a copy by torch would start threads.
         ctypes.memmove(landing.into.data_ptr() + first - landing.start, address + first - position, last - first)
         if landing.end > end:
             return

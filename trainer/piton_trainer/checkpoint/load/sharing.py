@@ -1,16 +1,16 @@
-"""Who verifies which file: each is verified once, and the ranks have about as much to read as each other. Pure."""
+"""Assignment of files to ranks for verification: each file once, with about equal load on the ranks. Pure."""
 
 from collections.abc import Collection, Mapping, Sequence
 
 
 def share_out(sizes: Mapping[str, int], needs: Sequence[Mapping[str, int]]) -> list[set[str]]:
-    """The files that each rank verifies.
+    """Return the files that each rank verifies.
 
-    A rank that needs a file anyway reads little more to verify it; one that nobody needs is read for that alone.
+    A rank that needs a file anyway reads little more to verify it; a file that no rank needs is read only for that.
 
     Args:
-        sizes: of all files.
-        needs: how many bytes of which files each rank reads for itself.
+        sizes: the sizes of all files, in bytes.
+        needs: the bytes of each file that each rank reads for itself.
     """
     load = [sum(need.values()) for need in needs]
     shares: list[set[str]] = [set() for _ in needs]
@@ -18,20 +18,20 @@ def share_out(sizes: Mapping[str, int], needs: Sequence[Mapping[str, int]]) -> l
         among = [rank for rank, need in enumerate(needs) if name in need] or range(len(needs))
         rank = min(among, key=lambda rank: (load[rank], rank))
         shares[rank].add(name)
-        load[rank] += size + size - needs[rank].get(name, 0)  # to hash, and to read besides what it reads anyway
+        load[rank] += size + size - needs[rank].get(name, 0)  # bytes to hash, plus bytes to read in addition to its own
     return shares
 
 
 def read_by_neighbours(
     needs: Sequence[Mapping[str, int]], shares: Sequence[Collection[str]], rank: int, *, per_node: int
 ) -> set[str]:
-    """The files that another rank on the same node reads as well, so that they should come from the disk only once.
+    """Return the files that another rank on the same node reads too, so that the disk should read them only once.
 
     Args:
-        needs: how many bytes of which files each rank reads for itself.
+        needs: the bytes of each file that each rank reads for itself.
         shares: the files that each rank verifies.
-        rank: of this process; those of one node follow each other, as torchrun numbers them.
-        per_node: how many ranks a node has.
+        rank: the rank of this process; ranks of one node are consecutive, as torchrun numbers them.
+        per_node: the number of ranks per node.
     """
     first = rank // per_node * per_node
     others = [other for other in range(first, min(first + per_node, len(needs))) if other != rank]

@@ -1,1 +1,1 @@
-"""Which checkpoints stay: the policy (pure), what applies it, and checkpoints reduced to their weights."""
+"""Retention of checkpoints: the policy (pure), its application, and checkpoints reduced to their weights."""

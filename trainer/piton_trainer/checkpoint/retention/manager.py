@@ -1,12 +1,12 @@
-"""What of a checkpoint directory stays: retention after a commit, room before a save. It needs no torch.
+"""Deletion in a checkpoint directory: retention after a commit, free space before a save. It needs no torch.
 
-That a commit went well says that every byte was handed over, not that the volume gives it back. So the newest
-checkpoint that was read back since, and was what its manifest says, always stays whole: it is the *verified* one.
-Another one is read back only when the rules would let go of that one, so about once in `keep_last` saves; reading stops
-when a save is wanted meanwhile, and then one checkpoint more than the rules say stays for a while.
+A successful commit means that every byte was written, not that the volume returns it. So the newest checkpoint that was
+read back after its commit and matched its manifest always stays whole: it is the *verified* one. Another checkpoint is
+read back only when the rules would delete the verified one, which is about once in `keep_last` saves. Reading stops if
+a save is requested meanwhile; then one checkpoint more than the rules specify stays for a while.
 
-What is found damaged counts for nothing, and goes when a newer one is verified. What cannot be read is not damaged:
-then nothing goes at all.
+A damaged checkpoint does not count, and is deleted when a newer one is verified. A checkpoint that cannot be read is
+not considered damaged: then nothing is deleted at all.
 """
 
 import logging
@@ -26,21 +26,21 @@ from piton_trainer.errors import OutOfSpace
 logger = logging.getLogger(__name__)
 
 _WAITING_MAX = 1
-"""With more checkpoints than these to let go, reading back is not put off any more."""
+"""With more checkpoints than this to delete, reading back is no longer postponed."""
 
 
 def with_overhead(size: int) -> int:
-    """What a checkpoint of so many bytes of tensors takes, with manifest, index and what the file system adds."""
+    """Return the size of a checkpoint with this many bytes of tensors, manifest, index and file system overhead."""
     return size + size // 64 + (64 << 10)
 
 
 def never() -> bool:
-    """Nothing else is wanted."""
+    """Return False: no other work is pending."""
     return False
 
 
 class RetentionManager:
-    """Applies the rules of retention to a directory. One process of one attempt does."""
+    """Applies the retention rules to a directory. Only one process of one attempt does so."""
 
     def __init__(self, directory: Path, *, policy: SavePolicy, objective: Objective | None, disk: layout.Disk) -> None:
         self._directory = directory
@@ -51,18 +51,18 @@ class RetentionManager:
         self._damaged: set[int] = set()
         self._has_stripped = False
         self.free: int | None = None
-        """Bytes that were free before the newest save, beside what the rules keep."""
+        """Free bytes before the newest save, in addition to what the rules keep."""
 
     def committed(self, step: int) -> None:
-        """A checkpoint of this step is there, whatever was there before."""
+        """Note that there is a new checkpoint of this step, and forget the state of an earlier one."""
         self._damaged.discard(step)
         if self._verified == step:
             self._verified = None
 
     def retain(self, newest: int, *, is_wanted: Callable[[], bool] = never) -> None:
-        """Let go what the rules let go, up to this step: a later one was passed over by a resume, which proves nothing.
+        """Delete what the rules allow, up to this step: a later one was skipped by a resume, which proves nothing.
 
-        `is_wanted` says whether this process has something better to do.
+        `is_wanted` returns True if this process has more urgent work.
         """
         try:
             self._strip()
@@ -71,10 +71,10 @@ class RetentionManager:
             logger.warning("checkpoints that may go stay for now: %s", error)
 
     def make_room(self, step: int, size: int) -> None:
-        """Make sure that a checkpoint fits, if need be by letting go earlier what would go later.
+        """Make sure that a checkpoint fits; if necessary, delete checkpoints earlier than the rules do.
 
         Raises:
-            OutOfSpace: it does not fit all the same.
+            OutOfSpace: it still does not fit.
         """
         if self._fits(size):
             return
@@ -95,7 +95,7 @@ class RetentionManager:
         return self.free is None or self.free >= with_overhead(size)
 
     def _sterner(self) -> Iterator[SavePolicy]:
-        """First of the last ones only the newest, then one after the other of the thin ones; the best stay."""
+        """Yield stricter policies: first keep only the newest of the last ones, then fewer thin ones; the best stay."""
         policy = replace(self._policy, keep_last=1)
         yield policy
         thin = min(policy.keep_weights_only, len(layout.weights_folders(self._directory)))
@@ -105,7 +105,7 @@ class RetentionManager:
     def _retain(self, newest: int, policy: SavePolicy, is_wanted: Callable[[], bool]) -> None:
         whole = [c for c in layout.committed(self._directory) if c.manifest.step <= newest]
         if self._verified not in {c.manifest.step for c in whole}:
-            self._verified = None  # somebody has taken it away
+            self._verified = None  # another process has deleted it
         gone = steps_to_delete(self._measured(whole), policy=policy, objective=self._objective)
         if gone and (self._verified is None or self._verified in gone):
             self._verify(whole, is_wanted if len(gone) <= _WAITING_MAX else never)
@@ -129,7 +129,7 @@ class RetentionManager:
         return replace(going, whole=[*going.whole, *damaged])
 
     def _verify(self, whole: Sequence[CommittedCheckpoint], is_wanted: Callable[[], bool]) -> None:
-        """Read back the newest, and if that is damaged the one before."""
+        """Read back the newest checkpoint, and each earlier one as long as damage is found."""
         for checkpoint in whole:
             step, files = checkpoint.manifest.step, checkpoint.manifest.files
             if self._verified is not None and step <= self._verified:
@@ -154,7 +154,7 @@ class RetentionManager:
             _try(step, "deleted", partial(layout.discard, self._directory / names.weights_folder(step)))
 
     def _strip(self) -> None:
-        """Once: what a process that died has left in thin ones."""
+        """Delete, once, the files that a terminated process has left in thin checkpoints."""
         if self._has_stripped:
             return
         for _, folder in layout.weights_folders(self._directory):

@@ -1,4 +1,4 @@
-"""Which checkpoints may go. Pure: steps and metrics in, steps out."""
+"""Selection of checkpoints to delete. Pure: takes steps and metrics, returns steps."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 from piton.contract.assignment import Objective, SavePolicy
 
 Measured = Sequence[tuple[int, Mapping[str, float]]]
-"""Steps of whole checkpoints, and what was measured there."""
+"""Steps of whole checkpoints, and the metrics measured there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deletions:
-    """What the rules let go, by steps."""
+    """Steps of the checkpoints that the rules delete or make thin."""
 
     thin: Sequence[int] = field(default_factory=list)
-    """Whole ones of which the weights stay."""
+    """Whole checkpoints that are reduced to their weights."""
     whole: Sequence[int] = field(default_factory=list)
-    """Whole ones of which nothing stays."""
+    """Whole checkpoints that are deleted."""
     weights: Sequence[int] = field(default_factory=list)
-    """Thin ones."""
+    """Thin checkpoints that are deleted."""
 
 
 def steps_to_delete(checkpoints: Measured, *, policy: SavePolicy, objective: Objective | None) -> list[int]:
-    """The steps whose checkpoints are neither among the last nor among the best.
+    """Return the steps whose checkpoints are neither among the last nor among the best.
 
-    The newest always stays, whatever the policy says: it is what the next attempt resumes from.
+    The newest always stays, regardless of the policy: the next attempt resumes from it.
     """
     newest_first = sorted((step for step, _ in checkpoints), reverse=True)
     kept = set(newest_first[: max(1, policy.keep_last)])
@@ -41,15 +41,15 @@ def what_goes(
     policy: SavePolicy,
     objective: Objective | None,
 ) -> Deletions:
-    """What may go. Of those that are not kept whole, the newest `keep_weights_only` keep their weights.
+    """Return the deletions. Of those not kept whole, the newest `keep_weights_only` keep their weights.
 
     Args:
-        checkpoints: those that are whole.
-        thin: the steps of those that are thin.
-        can_be_thin: the steps of whole ones that could be made thin.
-        spared: steps that stay as they are, whatever the policy says.
-        policy: what is kept.
-        objective: what is best.
+        checkpoints: the whole checkpoints.
+        thin: the steps of thin checkpoints.
+        can_be_thin: the steps of whole checkpoints that can be made thin.
+        spared: steps that stay unchanged, regardless of the policy.
+        policy: the numbers of checkpoints to keep.
+        objective: the metric that defines the best checkpoints.
     """
     going = [s for s in steps_to_delete(checkpoints, policy=policy, objective=objective) if s not in spared]
     candidates = {*thin, *(step for step in going if step in can_be_thin)}
@@ -62,7 +62,7 @@ def what_goes(
 
 
 def _best(checkpoints: Measured, objective: Objective | None) -> list[int]:
-    """Steps that were measured, best first; of equals the older, which was there first."""
+    """Return the measured steps, best first; of equal ones the older first."""
     if objective is None:
         return []
     sign = 1.0 if objective.goal == "Minimize" else -1.0

@@ -1,12 +1,12 @@
-"""A checkpoint made thin: the weights stay, what only a resume needs goes. No torch is needed, and no byte is moved.
+"""Thin checkpoints: the weights stay, files that only a resume needs are deleted. No torch is needed, no byte is moved.
 
-    step-000001200/      MANIFEST.json  .metadata  state.json  __0_0.distcp     what a resume needs
-                         weights.metadata  weights.json  weights_0_0.distcp     what stays
-      + WEIGHTS.json                                                            the manifest of what stays
-    weights-000001200/   by one rename; then what WEIGHTS.json does not name is deleted
+    step-000001200/      MANIFEST.json  .metadata  state.json  __0_0.distcp     files that only a resume needs
+                         weights.metadata  weights.json  weights_0_0.distcp     files that stay
+      + WEIGHTS.json                                                            the manifest of the files that stay
+    weights-000001200/   by one rename; then files that WEIGHTS.json does not name are deleted
 
-Before the rename it is a whole checkpoint with one file too many, after it a thin one with some too many. The name of
-the folder is another one, so that whoever looks for something to resume from never even sees it.
+Before the rename it is a whole checkpoint with one extra file, after it a thin one with some extra files. The folder
+has a different name, so that a search for a checkpoint to resume from does not find it.
 """
 
 from contextlib import suppress
@@ -20,22 +20,22 @@ from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 
 
 def can_be_thin(manifest: Manifest) -> bool:
-    """Whether its weights stand apart: it was saved when the rules already asked for that."""
+    """Return True if its weights are in separate files: the rules already required that when it was saved."""
     return layout.WEIGHTS_INDEX_FILE in manifest.files
 
 
 def make_thin(checkpoint: CommittedCheckpoint, disk: layout.Disk) -> Path:
-    """Make a whole checkpoint thin; its new folder.
+    """Make a whole checkpoint thin, and return its new folder.
 
     Raises:
-        OSError: the volume did not do it. The checkpoint is whole, or it is thin.
+        OSError: the volume failed. The checkpoint is either whole or thin.
     """
     directory = checkpoint.folder.parent
     target = directory / names.weights_folder(checkpoint.manifest.step)
     manifest = _of_weights(checkpoint.manifest)
     text = manifest.to_json()
     disk.write(checkpoint.folder / names.WEIGHTS_FILE, text)
-    # An attempt that had to go further back may have been at this step before.
+    # There may be a thin checkpoint of this step from before a resume from an earlier step.
     layout.discard(target)
     layout.rename(checkpoint.folder, target, witness=names.WEIGHTS_FILE, text=text)
     layout.sync_folder(directory)
@@ -44,7 +44,7 @@ def make_thin(checkpoint: CommittedCheckpoint, disk: layout.Disk) -> Path:
 
 
 def strip(checkpoint: CommittedCheckpoint) -> None:
-    """Delete what a thin checkpoint does not consist of. What cannot be deleted now is looked at again next time."""
+    """Delete the files that do not belong to a thin checkpoint. Files that cannot be deleted are retried next time."""
     for path in checkpoint.folder.iterdir():
         if path.name not in checkpoint.manifest.files and path.name != names.WEIGHTS_FILE:
             with suppress(OSError):

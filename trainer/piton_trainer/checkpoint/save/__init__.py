@@ -1,1 +1,1 @@
-"""Saving a checkpoint: in the background, or while training waits."""
+"""Saving of a checkpoint: in the background, or while training waits."""

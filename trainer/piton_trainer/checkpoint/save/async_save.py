@@ -1,15 +1,15 @@
-"""One checkpoint while training goes on.
+"""Checkpoints that are saved while training continues.
 
     training    prepare: plan, memory         save: copy          poll … poll       wait
     writer                                    shards, hashes      commit            retention
 
-A save costs the loop one copy of the state into memory that is there and warm; the rest is the writer's. What is the
-same from save to save is in the `plan`. Of what is copied beside the training, the writer begins to write when the
-copy ends, and commits it when it is certain that nothing changed too early.
+A save costs the loop one copy of the state into allocated and warm memory; the writer does the rest. State that is the
+same from save to save is in the `plan`. If the copy overlaps with training, the writer starts when the copy ends, and
+commits when it is certain that no tensor changed too early.
 
-Several ranks meet at the boundaries between steps, not through files: a file that another node wrote may be seen late
-on a network volume, and cannot be written at all on a full one. A rank that fails is heard by all, and the writer of
-rank 0 commits only what all ranks have made durable.
+Several ranks synchronize between steps, not through files: a file of another node may become visible late on a network
+volume, and cannot be written at all on a full one. The failure of a rank reaches all ranks, and the writer of rank 0
+commits only files that all ranks have made durable.
 """
 
 import logging
@@ -48,9 +48,9 @@ class PendingSave:
 
     draft: ManifestDraft
     is_sealed: bool
-    """All ranks have written; what is left is rank 0's writer's to do."""
+    """True if all ranks have written; only the commit by the writer of rank 0 is left."""
     then: Sequence[Order]
-    """What the writer is told after the first order, once it is certain that the copy is of one moment."""
+    """Further requests to the writer, sent once it is certain that the copy is consistent."""
     answer: Answer | None = None
 
 
@@ -89,39 +89,39 @@ class AsyncCheckpointer:
         self._plan = SavePlan(self._buffer, ranks=ranks, apart=self._apart)
         self._flight: PendingSave | None = None
         self._copying: Copying | None = None
-        """What is copied beside the training; the writer may have been told to write it, and not to commit it."""
+        """Copy that overlaps with training; the writer may have been asked to write it, but not to commit it."""
         self._durable: Saved | None = None
 
     @property
     def in_flight(self) -> bool:
-        """Whether a save is not durable yet."""
+        """True if a save is not durable yet."""
         return self._flight is not None
 
     @property
     def durable(self) -> Saved | None:
-        """The newest checkpoint that this object has made durable."""
+        """Newest checkpoint that this object has made durable."""
         return self._durable
 
     def expect(self, size: int) -> None:
-        """Begin to warm memory, if it is there in plenty."""
+        """Start to warm memory, if there is plenty of it."""
         self._buffer.expect(size)
 
     @property
     def spare(self) -> Tensor | None:
-        """The memory that a save will fill; afterwards it holds what stands around the numbers."""
+        """Memory that a save will fill; None once it holds the heads and tails of the archives."""
         return self._buffer.bytes if self._plan.is_blank else None
 
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Plan a save of these tensors, and begin to warm the memory for it.
+        """Plan a save of these tensors, and start to warm the memory for it.
 
-        While a save is in flight that memory is its own, and the next one plans for itself.
+        While a save is in flight it owns that memory, so nothing is done, and the next save makes its own plan.
         """
         if not self.in_flight:
             self._plan.renew(tensors())
 
     @torch.no_grad()
     def save(self, snapshot: Snapshot) -> None:
-        """Copy the snapshot, and leave it to the writer."""
+        """Copy the snapshot, and let the writer save it."""
         self.wait()
         self._plan.renew(snapshot.tensors)
         if self._plan.is_refused:
@@ -149,14 +149,14 @@ class AsyncCheckpointer:
             self._go_on(self._flight)
 
     def settle(self) -> None:
-        """Let the steady tensors change."""
+        """Allow the steady tensors to change."""
         if self._copying is not None:
             self._copying.settle()
             if self._flight is not None and self._copying.is_done:
                 self._go_on(self._flight)
 
     def poll(self) -> None:
-        """Take the save in flight as far as it goes by now."""
+        """Advance the save in flight as far as possible without waiting."""
         flight = self._flight
         if flight is None:
             return
@@ -170,16 +170,16 @@ class AsyncCheckpointer:
             self._advance(flight)
 
     def wait(self) -> None:
-        """Until nothing is in flight."""
+        """Wait until no save is in flight."""
         while self._flight is not None:
             self._advance(self._flight)
 
     def close(self) -> None:
-        """End the writer; a save that needs no other rank any more is finished first."""
+        """Stop the writer; first finish a save that needs no other rank any more."""
         try:
             if self._flight is not None and self._flight.is_sealed and self._ranks.is_main:
                 self._durable = self._committed(self._flight)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends the session is worth more
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the error that ends the session has priority
             logger.warning("the last checkpoint is lost: %s", error)
         finally:
             self._flight = None
@@ -189,7 +189,7 @@ class AsyncCheckpointer:
             self._buffer.close()
 
     def _advance(self, flight: PendingSave) -> None:
-        """The next stage of a save, waiting for the writers."""
+        """Complete the next stage of a save, waiting for the writers."""
         try:
             if flight.is_sealed:
                 self._durable = self._ranks.on_main(partial(self._committed, flight))
@@ -209,25 +209,25 @@ class AsyncCheckpointer:
             raise
 
     def _go_on(self, flight: PendingSave) -> None:
-        """Everything is copied, or will be when this returns, and the writer has begun: give it its further orders."""
+        """Finish the copy, then send the further requests to the writer, which has started."""
         copying, self._copying = self._copying, None
         try:
             if copying is not None:
                 copying.finish()
         except BrokenPromiseError as error:
-            self._writer.kill()  # what it writes is not of one moment
+            self._writer.kill()  # the copy that it writes is not consistent
             flight.answer = Failed.by(error)
             return
         for order in flight.then:
             self._writer.go_on(order)
 
     def _drop_copy(self) -> None:
-        """Nobody wants it any more, but the memory is not ours before it has ended."""
+        """Discard the copy, but wait for its end first: until then it writes to the memory."""
         copying, self._copying = self._copying, None
         if copying is not None:
             with suppress(BrokenPromiseError):
                 copying.finish()
-            self._writer.kill()  # it has been told to write it
+            self._writer.kill()  # it has been asked to write the copy
 
     def _sealed(self, flight: PendingSave) -> Mapping[str, FileEntry]:
         answer = self._answer(flight)
@@ -256,7 +256,7 @@ class AsyncCheckpointer:
         return encoded | self._plan.indices
 
     def _copy(self, rows: Rows, small: Iterable[bytes]) -> list[int]:
-        """The stall: everything that training may change from now on; and where the small files are."""
+        """Copy all tensors that training may change from now on (the stall); return the offsets of the small files."""
         self._writer.get_ready()
         self._plan.settle()
         if rows.names:
@@ -268,5 +268,5 @@ class AsyncCheckpointer:
 
 
 def _spare_cores() -> int:
-    """What this rank's training leaves of its share of the machine; at least one."""
+    """Return the cores in this rank's share of the machine that training does not use; at least one."""
     return max(1, share_of_cores() - torch.get_num_threads())

@@ -1,9 +1,9 @@
-"""One checkpoint while training waits, from tensors in memory to a folder that counts.
+"""Checkpoints that are saved while training waits, from tensors in memory to a committed folder.
 
     every rank   write shards, then hash them and make them durable
-    rank 0       state.json before that; afterwards the commit
+    rank 0       write state.json before that; afterwards commit
 
-A step that fails on one rank fails on all of them, and the folder in flight is removed.
+A step that fails on one rank fails on all ranks, and the folder in flight is removed.
 """
 
 import platform
@@ -59,29 +59,29 @@ class BlockingCheckpointer:
 
     @property
     def durable(self) -> Saved | None:
-        """The newest checkpoint that this process has made durable."""
+        """Newest checkpoint that this process has made durable."""
         return self._durable
 
     def expect(self, size: int) -> None:
-        """There is nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def prepare(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """There is nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def settle(self) -> None:
-        """Nothing is ever copied later."""
+        """Do nothing: no tensor is copied later."""
 
     def poll(self) -> None:
-        """Nothing is ever in flight."""
+        """Do nothing: no save is ever in flight."""
 
     def wait(self) -> None:
-        """Nothing is ever in flight."""
+        """Do nothing: no save is ever in flight."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resources are held."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Save, durably, on all ranks together."""
+        """Save a snapshot durably, on all ranks together."""
         folder = self._committer.folder(snapshot.step)
         try:
             self._ranks.on_main(partial(self._begin, folder, snapshot))
@@ -121,7 +121,7 @@ class BlockingCheckpointer:
                 _raise_first(error, self._directory)
 
     def _seal(self, folder: Path) -> dict[str, FileEntry]:
-        """This rank's files, and on rank 0 those that are everybody's."""
+        """Make the files of this rank durable, on rank 0 also the common files; return their entries."""
         with layout.translate_os_errors(self._directory):
             own = [path for kind in ("__", layout.WEIGHTS_SHARD) for path in folder.glob(f"{kind}{self._ranks.rank}_*")]
             if self._ranks.is_main:
@@ -131,23 +131,23 @@ class BlockingCheckpointer:
 
 
 def clean_up(folder: Path, fence: Fence) -> None:
-    """After a save that failed, rank 0 takes its folder away, unless the volume forbids even that.
+    """Delete the folder of a failed save, on rank 0, unless the volume fails even then.
 
     Raises:
-        Fenced: a claim swept the folder away under us; then that is the reason, not the file that is missing.
+        Fenced: a claim has swept the folder; then that is the reason of the failure, not a missing file.
     """
-    with suppress(OSError):  # a volume that is away says nothing of whose it is; what is left is swept at the next save
+    with suppress(OSError):  # a failing volume cannot tell its holder; leftovers are swept at the next save
         layout.discard(folder)
         fence.check()
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """How much a checkpoint of all ranks takes, but for what each rank has to itself."""
+    """Return the bytes of tensors in a checkpoint of all ranks, except tensors that only other ranks have."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def documents_of(snapshot: Snapshot, *, apart: bool) -> dict[str, Mapping[str, Any]]:
-    """The files that are JSON."""
+    """Return the JSON files of a checkpoint by name."""
     documents: dict[str, Mapping[str, Any]] = {layout.STATE_FILE: snapshot.document}
     if apart and any(is_weight(key) for key in snapshot.tensors):
         documents[layout.WEIGHTS_STATE_FILE] = state_of_weights(snapshot.document)
@@ -155,9 +155,9 @@ def documents_of(snapshot: Snapshot, *, apart: bool) -> dict[str, Mapping[str, A
 
 
 def state_of_weights(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a checkpoint's state.json that goes with the weights.
+    """Return the part of a checkpoint's state.json that belongs to the weights.
 
-    That is what has no tensors as well: without their vocabulary, say, weights mean nothing.
+    Objects without tensors are part of it: weights are useless without their vocabulary, for example.
     """
     objects = document.get("objects", {})
     return {
@@ -168,19 +168,19 @@ def state_of_weights(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draft_of(snapshot: Snapshot, *, world_size: int, clock: Clock) -> ManifestDraft:
-    """What the manifest of this snapshot says."""
+    """Return the draft of the manifest of this snapshot."""
     return ManifestDraft(
         step=snapshot.step,
         world_size=world_size,
         metrics=snapshot.metrics,
-        # A string of torch's own kind would make the writer import torch to read it.
+        # The writer would have to import torch to unpickle the string subclass of torch.
         versions={"torch": str(torch.__version__), "python": platform.python_version()},
         created=clock.now().isoformat(timespec="seconds"),
     )
 
 
 def _raise_first(error: CheckpointException, directory: Path) -> NoReturn:
-    """Raise what the first rank that failed had to say; but the trouble of a volume first, and a full disk before."""
+    """Raise the most important error: a full disk, then another volume error, then that of the lowest rank."""
     causes = {rank: cause for rank, (cause, _) in error.failures.items()}
     with layout.translate_os_errors(directory):
         troubles = [cause for cause in causes.values() if isinstance(cause, OSError)]

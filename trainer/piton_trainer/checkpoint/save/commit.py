@@ -1,6 +1,6 @@
-"""Around the shards of a save: room and a folder before, manifest, fence and rename after; then retention.
+"""Steps before and after the shards of a save: free space and a folder before, manifest, fence and rename after.
 
-Whoever commits does it here: rank 0 itself, or its writer, which has no torch.
+Retention follows. Every commit uses this module: in rank 0 itself, or in its writer, which has no torch.
 """
 
 import errno
@@ -20,12 +20,12 @@ from piton_trainer.checkpoint.retention.manager import RetentionManager, never
 from piton_trainer.clock import Clock
 
 _SHOWN_SECONDS = 10.0
-"""How long a file that another node has written may stay invisible to this one."""
+"""Time for which a file of another node may stay invisible to this node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestDraft:
-    """What a manifest says, but for the files."""
+    """Contents of a manifest, except the files."""
 
     step: int
     world_size: int
@@ -35,7 +35,7 @@ class ManifestDraft:
 
 
 class Committer:
-    """The first and the last part of every save, on rank 0."""
+    """First and last part of every save, on rank 0."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Committer:
         self._retention = RetentionManager(directory, policy=policy, objective=objective, disk=disk)
 
     def folder(self, step: int) -> Path:
-        """Where a save of this step is in flight."""
+        """Return the folder in flight for a save of this step."""
         return layout.saving_folder(self.directory, step=step, attempt=self.fence.attempt, owner=self.fence.owner)
 
     def begin(self, step: int, size: int) -> None:
-        """Make sure that a checkpoint may be saved, and fits, and have its folder.
+        """Make sure that a checkpoint may be saved and fits, and create its folder.
 
         Raises:
             Fenced: another process may save instead.
@@ -67,7 +67,7 @@ class Committer:
         self.fence.check()
         folder = self.folder(step)
         mine = folder.name.removeprefix(f"{names.SAVING_PREFIX}{names.step_folder(step)}")
-        # What an earlier save could not clean up; another attempt's is not ours to take away.
+        # Delete the leftovers of earlier saves, but not those of another attempt.
         layout.sweep(self.directory, keep=lambda name: name == folder.name or not name.endswith(mine))
         self._retention.make_room(step, size)
         layout.make_folder(folder)
@@ -78,7 +78,7 @@ class Committer:
         Raises:
             Fenced: another process may commit instead.
             VolumeLost: a file is not on the volume.
-            OSError: the volume did not do it.
+            OSError: the volume failed.
         """
         folder, target = self.folder(draft.step), self.directory / names.step_folder(draft.step)
         self._expect_files(folder, files)
@@ -104,9 +104,9 @@ class Committer:
         return Saved(step=draft.step, folder=target, size=manifest.size, free=self._retention.free)
 
     def _expect_files(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
-        """Make sure that the files of all ranks are there, as this process sees the volume.
+        """Check that the files of all ranks are visible to this process.
 
-        A network volume may show what another node has written some seconds late.
+        A network volume may show files of another node some seconds late.
         """
         for name, entry in files.items():
             self._retry(partial(self._expect_file, folder / name, entry), folder / name)
@@ -115,21 +115,21 @@ class Committer:
         try:
             size = path.stat().st_size
         except FileNotFoundError as error:
-            self.fence.check()  # a later attempt takes away what is in flight
+            self.fence.check()  # a later attempt deletes folders in flight
             raise OSError(errno.ENOENT, "no such file; do all ranks save into the same volume?") from error
         if size != entry.size:
             raise OSError(errno.EIO, f"it has {size} bytes, and {entry.size} were written")
 
     def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool] = never) -> None:
-        """What comes after a commit and is no part of it: retention."""
+        """Apply retention after a commit."""
         self._retention.retain(saved.step, is_wanted=is_wanted)
 
 
 def is_good(folder: Path) -> bool:
-    """Whether a folder is a checkpoint whose files are what its manifest says.
+    """Return True if a folder is a checkpoint whose files match its manifest.
 
     Raises:
-        OSError: a file of it cannot be read, so nobody can tell.
+        OSError: a file cannot be read, so the result is unknown.
     """
     try:
         manifest = layout.read_manifest(folder)

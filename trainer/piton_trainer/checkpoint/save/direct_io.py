@@ -1,6 +1,6 @@
-"""Files that go past the page cache onto the disk, hashed on the way.
+"""Writes of files with O_DIRECT, past the page cache, hashed on the way.
 
-The writer's hands: no torch here. Where a file system does not take O_DIRECT, the same bytes go the ordinary way.
+This is the I/O layer of the writer, without torch. Without support of O_DIRECT in a file system, writes are buffered.
 """
 
 import errno
@@ -15,12 +15,12 @@ from piton.contract.manifest import FileEntry
 from piton_trainer.checkpoint.format.file_digest import FileDigest
 
 CHUNK_BYTES = 16 << 20
-"""Large, as for any disk; what is hashed meanwhile is another thread's chunk."""
+"""Large, which suits any disk; meanwhile other threads hash their chunks."""
 _NOT_TAKEN = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class FilePart(NamedTuple):
-    """A file, and where its bytes lie in memory; whole blocks of it, if it is written past the page cache."""
+    """A file, and the location of its bytes in memory; whole blocks, if it is written with O_DIRECT."""
 
     name: str
     start: int
@@ -28,7 +28,7 @@ class FilePart(NamedTuple):
 
 
 class WriterPool:
-    """Threads that write one save's files, durably: a few while the trainer trains, more when it waits for them."""
+    """Threads that write the files of one save, durably: a few while the trainer trains, more while it waits."""
 
     def __init__(self, folder: Path, parts: Sequence[FilePart], memory: memoryview) -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class WriterPool:
         self._lock = threading.Lock()
 
     def enlist(self, count: int) -> None:
-        """Have at least so many threads, as far as there are files for them."""
+        """Run at least this many threads, but not more than there are files left."""
         with self._lock:
             for _ in range(min(count - len(self._threads), len(self._left))):
                 thread = threading.Thread(target=self._work)
@@ -48,10 +48,10 @@ class WriterPool:
                 self._threads.append(thread)
 
     def finish(self) -> dict[str, FileEntry]:
-        """Wait for all files, and say what they are.
+        """Wait for all files, and return their entries.
 
         Raises:
-            OSError: the first that went wrong.
+            OSError: the first error of a thread.
         """
         for number in count():
             with self._lock:

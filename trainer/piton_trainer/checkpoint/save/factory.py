@@ -1,4 +1,4 @@
-"""The checkpointer that this machine, and the orders, allow."""
+"""Factory of the checkpointer, by the settings and the abilities of the machine."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ def make_checkpointer(
     clock: Clock,
     background: bool,
 ) -> Checkpointer:
-    """One that saves in the background if that is wished and can be, on all ranks the same."""
+    """Return a checkpointer that saves in the background, if requested and possible; the same kind on all ranks."""
     made: AsyncCheckpointer | None = None
     if background and ranks.agree([sys.platform != "linux" or not sys.executable])[0] == 0:
         try:

@@ -1,4 +1,4 @@
-"""What the trainer tells its writer, and what it hears back. Neither has to import torch for it."""
+"""Messages between the trainer and its writer process. This module needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from piton_trainer.errors import BY_OUTCOME, Ended, Fenced
 
 @dataclass(frozen=True, kw_only=True)
 class WriterSettings:
-    """Whom a writer works for. The first thing that it is told."""
+    """Settings of a writer process: the first message that it receives."""
 
     directory: Path
     attempt: int
@@ -24,62 +24,62 @@ class WriterSettings:
     policy: SavePolicy
     objective: Objective | None
     threads: int = 1
-    """How many may write while the trainer trains."""
+    """Number of threads that write while the trainer trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """Make these files of a step durable; they lie in the shared memory. Answered by `Sealed`."""
+    """Request to make these files of a step durable; they are in the shared memory. Answered by `Sealed`."""
 
     step: int
     parts: Sequence[FilePart]
     small: Sequence[FilePart] = ()
-    """Files that are not tensors, of any size. Over the socket they would make the trainer wait for its writer."""
+    """Files that are not tensors, of any size. Sent over the socket, they would make the trainer wait."""
     size: int = 0
-    """About as many bytes have all ranks' files together. Rank 0's writer makes sure that they fit."""
+    """Approximate size of the files of all ranks, in bytes. The writer of rank 0 makes sure that they fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """Make the folder in flight a checkpoint. Answered by `Saved`."""
+    """Request to make the folder in flight a checkpoint. Answered by `Saved`."""
 
     draft: ManifestDraft
     files: Mapping[str, FileEntry] | None
-    """Of all ranks; None: those of the writer itself, which is alone."""
+    """Files of all ranks; None: those of this writer, which is the only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expedite:
-    """From now on the trainer waits for this step: use all cores. Not answered."""
+    """Notification that the trainer waits for this step from now on: use all cores. Not answered."""
 
     step: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sealed:
-    """The files are durable."""
+    """Answer that the files are durable."""
 
     files: Mapping[str, FileEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """An order could not be carried out."""
+    """Answer that a request failed."""
 
     detail: str
     outcome: Outcome | None = None
-    """The end that it means; None: an error like any other."""
+    """Outcome of the attempt that it causes; None for any other error."""
     holder: int | None = None
 
     @classmethod
     def by(cls, error: BaseException) -> "Failed":
-        """What an error says."""
+        """Convert an error to an answer."""
         if isinstance(error, Ended):
             return cls(detail=error.detail, outcome=error.outcome, holder=getattr(error, "holder", None))
         return cls(detail=f"{type(error).__name__}: {error}")
 
     def error(self, what: str) -> BaseException:
-        """The error again, for the trainer to raise; `what` says what could not be done, if nothing else does."""
+        """Return the error for the trainer to raise; `what` describes the failed operation, for generic errors."""
         if self.outcome is Outcome.FENCED:
             return Fenced(self.detail, holder=self.holder)
         if self.outcome is not None:

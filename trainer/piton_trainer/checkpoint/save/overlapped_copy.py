@@ -1,10 +1,10 @@
-"""The copy of what only an optimizer's step changes, beside the forward and backward pass that come before it.
+"""Copy of tensors that only an optimizer step changes, during the forward and backward pass before that step.
 
-    save      begin                 ->  the pass  ->  the optimizer's hook: settle  ->  its step
-    memory    being filled  ……………… whole: `then`
+    save      begin                 ->  the pass  ->  hook of the optimizer: settle  ->  its step
+    memory    being filled  ……………… complete: `then`
 
-That nothing else changes these tensors is the caller's promise, and it is checked: torch counts the writes to a tensor,
-and a count that has moved too early fails the save, so that no torn state is ever committed.
+The caller guarantees that nothing else changes these tensors, and this is checked: torch counts the writes to a tensor,
+and a count that has changed too early fails the save, so that no inconsistent state is ever committed.
 """
 
 import ctypes
@@ -23,22 +23,22 @@ _writes = attrgetter("_version")
 
 
 class BrokenPromiseError(Exception):
-    """A tensor changed although no optimizer had stepped."""
+    """A tensor changed before an optimizer step."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors by name, and the places that their numbers go to."""
+    """Tensors by name, and the memory that their data is copied to."""
 
     names: list[str]
     tensors: list[Tensor]
     views: list[Tensor]
 
     def divided(self, steady: Collection[str]) -> tuple["Rows", "Rows"]:
-        """Those of the steady ones that can be copied later, and all others.
+        """Return the steady tensors that can be copied later, and all others.
 
-        They can when their writes are counted, and their bytes are in one row; but none where there are several GPUs,
-        since work has an order only within each.
+        A tensor can be copied later if its writes are counted and its bytes are contiguous. With several GPUs none can,
+        because work is ordered only within each GPU.
         """
         if not steady or len(gpus_of(self.tensors)) > 1:
             return Rows([], [], []), self
@@ -53,25 +53,25 @@ class Rows:
 
 
 def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Of sharded tensors this rank's shards, and all others as they are."""
+    """Return this rank's shards of sharded tensors, and all other tensors unchanged."""
     found = list(tensors)
-    if DTensor not in set(map(type, found)):  # thousands are asked for at every save
+    if DTensor not in set(map(type, found)):  # each save passes thousands of tensors
         return found
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in found]
 
 
 def gpus_of(tensors: Iterable[Tensor]) -> set[torch.device]:
-    """Those that hold some of these tensors."""
+    """Return the GPUs that hold some of these tensors."""
     return {tensor.device for tensor in tensors if tensor.is_cuda}
 
 
 class Copying:
-    """One copy under way, and what a thread of its own does as soon as the memory is whole."""
+    """A copy in progress, and a callback that a separate thread runs as soon as the copy is complete."""
 
     def __init__(self, rows: Rows, then: Callable[[], None]) -> None:
         self._rows = rows
         self._storages = list(map(Tensor.untyped_storage, rows.tensors))
-        """Held, so that a tensor which is given other memory meanwhile is still copied from this."""
+        """References to the storages, so that a tensor whose memory is replaced meanwhile is still copied from here."""
         self._writes = list(map(_writes, rows.tensors))
         self._changed: str | None = None
         self._is_settled = False
@@ -80,11 +80,11 @@ class Copying:
 
     @property
     def is_done(self) -> bool:
-        """Whether the memory is whole."""
+        """True if the copy is complete."""
         return self._engine.is_done
 
     def settle(self) -> None:
-        """Let the tensors change from now on; on a GPU, by its own order of work, without waiting here."""
+        """Allow the tensors to change from now on; on a GPU this orders its stream, and the CPU does not wait."""
         if not self._is_settled:
             self._is_settled = True
             self._engine.settle()
@@ -92,10 +92,10 @@ class Copying:
             self._changed = next(compress(self._rows.names, moved), None)
 
     def finish(self) -> None:
-        """Until the memory is whole, and `then` is done.
+        """Wait until the copy is complete and `then` has returned.
 
         Raises:
-            BrokenPromiseError: it holds a tensor that was changed meanwhile.
+            BrokenPromiseError: a tensor was changed during the copy.
         """
         self.settle()
         self._engine.finish()
@@ -107,7 +107,7 @@ class Copying:
 
 
 class _OnThread:
-    """Memory to memory. The thread holds the interpreter only between two tensors, and uses one core."""
+    """Copy within CPU memory. The thread holds the GIL only between two tensors, and uses one core."""
 
     def __init__(self, rows: Rows, then: Callable[[], None]) -> None:
         self._views = rows.views
@@ -138,7 +138,7 @@ class _OnThread:
 
 
 class _OnDevice:
-    """From a GPU, on a stream of its own; the stream that trains waits for it before it goes on."""
+    """Copy from a GPU, on a separate stream; the training stream waits for it in `settle`."""
 
     def __init__(self, gpu: torch.device, rows: Rows, then: Callable[[], None]) -> None:
         self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -161,12 +161,12 @@ class _OnDevice:
 
     def finish(self) -> None:
         self._thread.join()
-        self._copied.synchronize()  # raises what went wrong with the copy
+        self._copied.synchronize()  # raises an error of the copy
 
     def _run(self) -> None:
-        torch.cuda.set_device(self._gpu)  # this thread would take the first of them for its own
+        torch.cuda.set_device(self._gpu)  # otherwise this thread would use the first GPU
         try:
             self._copied.synchronize()
-        except RuntimeError:  # `finish` raises it where training hears of it
+        except RuntimeError:  # `finish` raises it in the training thread
             return
         self._then()

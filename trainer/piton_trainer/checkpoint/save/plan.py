@@ -1,6 +1,7 @@
-"""The plan that saves of equal tensors share: which chunks this rank writes, where they lie in memory, torch's index.
+"""Plan that saves of equal tensors share: the chunks that this rank writes, their location in memory, torch's index.
 
-It is made by torch's planner, and made again only when a tensor comes, goes or changes its shape. All ranks take part.
+torch's planner makes it, and makes it again only if a tensor is added, removed or changes its shape. All ranks take
+part.
 """
 
 import logging
@@ -30,20 +31,20 @@ Signature = tuple[object, ...]
 
 
 class SavePlan:
-    """What is known of a save before there is one."""
+    """Everything about a save that is known in advance."""
 
     def __init__(self, buffer: SharedBuffer, *, ranks: Ranks, apart: bool) -> None:
         self.is_refused = False
-        """Tensors like these are not saved in the background."""
+        """True if these tensors cannot be saved in the background."""
         self.image = Archive()
         self.names: list[str] = []
-        """The tensors that this rank writes."""
+        """Names of the tensors that this rank writes."""
         self.views: list[Tensor] = []
-        """Where their numbers go."""
+        """Memory that their data is copied to."""
         self.size = 0
-        """About as many bytes have all ranks' tensors together."""
+        """Approximate size of the tensors of all ranks, in bytes."""
         self.indices: dict[str, bytes] = {}
-        """The files that say where each tensor is."""
+        """Index files with the location of each tensor."""
         self._buffer = buffer
         self._ranks = ranks
         self._apart = apart
@@ -51,11 +52,11 @@ class SavePlan:
 
     @property
     def is_blank(self) -> bool:
-        """Whether nothing has been planned, and nothing stands in the memory."""
+        """True if nothing has been planned and nothing has been written to the memory."""
         return self._signature is None and not self.image.pieces
 
     def settle(self) -> None:
-        """Wait until the memory is warm. Raises what went wrong with that; then all is made again."""
+        """Wait until the memory is warm. If that failed, raise the error; then the plan is made again."""
         try:
             self._buffer.settle()
         except Exception:
@@ -63,10 +64,10 @@ class SavePlan:
             raise
 
     def renew(self, tensors: Mapping[str, Tensor]) -> None:
-        """Have all in place for these tensors; on all ranks anew if on any."""
+        """Make the plan for these tensors, unless it is valid; if one rank needs a new plan, all make one."""
         signature = signature_of(tensors)
         if self._ranks.agree([signature != self._signature])[0]:
-            self._signature = None  # an image that is half made is none
+            self._signature = None  # an incomplete image is not valid
             self.size = size_of(tensors)
             self.is_refused = self._ranks.agree([not all(_is_plain(tensor) for tensor in tensors.values())])[0] > 0
             if not self.is_refused:
@@ -77,12 +78,12 @@ class SavePlan:
             self._signature = signature
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Rows:
-        """What goes where; of a sharded tensor this rank's shard."""
+        """Return the tensors to copy and their targets; of a sharded tensor this rank's shard."""
         return Rows(self.names, local_tensors(map(tensors.__getitem__, self.names)), self.views)
 
     def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
         planner = DefaultSavePlanner(flatten_state_dict=False)
-        # That a parameter is one would be in the plan, and a checkpoint does not say it.
+        # The plan would record that a tensor is a parameter, which a checkpoint does not contain.
         detached = {name: tensor.detach() for name, tensor in tensors.items()}
         planner.set_up_planner(detached, is_coordinator=self._ranks.is_main)
         plans = self._ranks.gather(planner.create_local_plan())
@@ -99,7 +100,7 @@ class SavePlan:
                 logger.warning("%s; training waits for each save", refusal)
 
     def _index(self, metadata: Metadata, places: list[dict[MetadataIndex, _StorageInfo]]) -> dict[str, bytes]:
-        """The files that say where each tensor is."""
+        """Return the index files with the location of each tensor."""
         metadata.version = CURRENT_DCP_VERSION
         metadata.storage_data = {index: place for part in places for index, place in part.items()}
         indices = {layout.INDEX_FILE: pickle.dumps(metadata)}
@@ -121,14 +122,14 @@ class SavePlan:
 
 
 def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
-    """What a plan depends on."""
+    """Return the properties of tensors that a plan depends on."""
     values, kinds = tensors.values(), list(map(type, tensors.values()))
     sharded = DTensor in set(kinds) and [str(tensor.placements) for tensor in values if isinstance(tensor, DTensor)]
     return list(tensors), kinds, [tensor.dtype for tensor in values], [tensor.shape for tensor in values], sharded
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is nothing but numbers in rows."""
+    """Return True if a tensor is a plain, strided array of numbers."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return type(local) in (Tensor, torch.nn.Parameter) and local.layout is torch.strided and not local.is_quantized
 

@@ -1,9 +1,9 @@
-"""Memory that the trainer fills and its writer reads.
+"""Shared memory that the trainer fills and its writer reads.
 
-It is anonymous (memfd): no limit of /dev/shm applies, which is 64 MB in most pods, and whatever dies leaves nothing
-behind. Its pages are touched before they are needed, by a thread that does not hold the interpreter.
+It is anonymous (memfd): the limit of /dev/shm, 64 MB in most pods, does not apply, and nothing is left when processes
+die. Its pages are touched before they are needed, by a thread that does not hold the GIL.
 
-Before the first save it holds nothing, and can be lent to whoever needs warm memory while a checkpoint is loaded.
+Before the first save it is empty, and a load can use it as warm memory.
 """
 
 import ctypes
@@ -19,16 +19,16 @@ from torch import Tensor
 from piton_trainer.runtime.resources import free_bytes
 
 _POPULATE_WRITE = 23
-"""MADV_POPULATE_WRITE, Linux 5.14; before that, the pages are allocated and read one by one."""
+"""MADV_POPULATE_WRITE, since Linux 5.14; older kernels allocate and read the pages one by one."""
 _POPULATE_BYTES = 64 << 20
 _SHARE_MAX = 0.5
-"""Of the memory that is free, which is looked at once, after the first step. Loader workers and evaluations take more
-later, and what is taken here can only be freed by a kill: the kernel cannot write it out."""
+"""Maximum share of the free memory, which is measured once, after the first step. Loader workers and evaluations use
+more later, and this memory can only be freed by a kill: the kernel cannot write it out."""
 _SHARE_EARLY = 0.25
-"""While the rest of the training is not there yet."""
+"""Maximum share before the rest of the training is set up."""
 
 
-_Piece = bytes  # in the class, that name is a property
+_Piece = bytes  # in the class, `bytes` is a property
 
 
 class NoRoomError(Exception):
@@ -46,13 +46,13 @@ class SharedBuffer:
         self._pinned: int | None = None
 
     def expect(self, size: int) -> None:
-        """So many bytes will be reserved, by all that is known: begin to warm them, if there is memory in plenty."""
+        """Start to warm this many bytes, which will probably be reserved, if there is plenty of free memory."""
         if 0 < size <= _SHARE_EARLY * free_bytes():
-            with suppress(OSError):  # whoever reserves them will hear of it
+            with suppress(OSError):  # the real `reserve` raises it
                 self.reserve(size, then=lambda: None)
 
     def put_behind(self, pieces: Iterable[_Piece]) -> list[int]:
-        """Put some more bytes behind all that is reserved, until the next ones; where each piece begins.
+        """Write pieces behind the reserved bytes, over those of the previous call; return the offset of each.
 
         Raises:
             OSError: there is not enough memory.
@@ -61,18 +61,18 @@ class SharedBuffer:
         for piece in pieces:
             starts.append(end)
             rest = memoryview(piece)
-            while rest:  # the kernel may take a part of it only
+            while rest:  # the kernel may write only a part
                 written = os.pwrite(self.descriptor, rest, end)
                 rest, end = rest[written:], end + written
         return starts
 
     @property
     def bytes(self) -> Tensor:
-        """All of it. A tensor made from it before `reserve` must not be used after."""
+        """All reserved bytes. A tensor made from it before `reserve` must not be used afterwards."""
         return self._bytes
 
     def reserve(self, size: int, *, then: Callable[[], None]) -> None:
-        """Have at least so many bytes. They are warm, and `then` is done, when `settle` returns.
+        """Reserve at least this many bytes. They are warm, and `then` has run, when `settle` returns.
 
         Raises:
             NoRoomError: there is not enough memory.
@@ -92,7 +92,7 @@ class SharedBuffer:
         self._warming.start()
 
     def settle(self) -> None:
-        """Wait until it is warm. Raises what went wrong with that."""
+        """Wait until the memory is warm, and raise the error if that failed."""
         if self._warming is not None:
             self._warming.join()
             self._warming = None
@@ -101,15 +101,15 @@ class SharedBuffer:
             raise failure
 
     def release(self) -> None:
-        """Give the memory back, for nothing will be saved from it for now."""
-        with suppress(Exception):  # what went wrong with memory that nobody wants
+        """Free the memory, because no save will use it for now."""
+        with suppress(Exception):  # an error of memory that is no longer needed
             self.settle()
         self._unpin()
         self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
         os.ftruncate(self.descriptor, 0)
 
     def close(self) -> None:
-        """Give the memory back, once nothing made from it is left."""
+        """Free the memory. No tensor made from it may be in use."""
         if self._warming is not None:
             self._warming.join()
         self._unpin()
@@ -127,7 +127,7 @@ class SharedBuffer:
             self._failure = error
 
     def _pin(self, device: int) -> None:
-        """Let a GPU write here without a detour. This thread would take the first of them for its own."""
+        """Pin the memory for direct copies from the GPU. Set the device, because a new thread uses the first GPU."""
         if self._pinned is None and self._bytes.numel():
             torch.cuda.set_device(device)
             error = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
@@ -142,7 +142,7 @@ class SharedBuffer:
 
 
 def _populate(descriptor: int, memory: Tensor) -> None:
-    """Touch each page and change none: somebody may be writing already."""
+    """Touch each page without a change: the memory may be written to already."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for start in range(0, memory.numel(), _POPULATE_BYTES):

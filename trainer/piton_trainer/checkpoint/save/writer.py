@@ -1,11 +1,10 @@
-"""The process that writes a rank's checkpoints while the rank trains. It imports no torch.
+"""Process that writes the checkpoints of a rank while the rank trains. It imports no torch.
 
-It is started by `writer`, reads the trainer's memory, does one order after the other, and never says a word unasked.
-It ends with its trainer, however that ends: by the end of the socket or, when a forked child of the trainer still
-holds that, by the signal that the kernel sends. What an orphan has not renamed by then is never committed.
+`writer_client` starts it. It reads the memory of the trainer, executes one request after the other, and sends only
+answers. It ends with its trainer in all cases: when the socket closes or, if a forked child of the trainer still holds
+the socket, by the signal of the kernel. A save that it has not renamed by then is never committed.
 
-Its priority is low: while a trainer trains, it takes what the trainer leaves, and when one waits for it, the trainer
-leaves everything.
+Its priority is low: while the trainer trains, it uses the idle CPU time, and while the trainer waits, all of it.
 """
 
 import mmap
@@ -40,11 +39,11 @@ from piton_trainer.runtime import child_process
 from piton_trainer.runtime.resources import cores
 
 _MORE_THREADS = 6
-"""In a expedite. While some hash, others write: with one thread per core the disk would stand still at times."""
+"""Extra threads of an expedited save. While some hash, others write: otherwise the disk would be idle at times."""
 
 
 class Writer:
-    """Carries out orders."""
+    """Executes requests."""
 
     def __init__(self, settings: WriterSettings, memory: int) -> None:
         self._directory = settings.directory
@@ -62,7 +61,7 @@ class Writer:
         )
 
     def execute(self, order: Order) -> Answer:
-        """Carry out an order; what goes wrong is an answer too."""
+        """Execute a request; an error is returned as an answer."""
         try:
             match order:
                 case Write():
@@ -75,17 +74,17 @@ class Writer:
             return Failed.by(error)
 
     def expedite(self, expedite: Expedite) -> None:
-        """Take all cores for a step that is being written, or will be. Comes from another thread."""
+        """Use all cores for a step that is being written, or will be. Called from another thread."""
         self._hurry, pool = expedite, self._pool
         if pool is not None:
             pool.enlist(_all_cores())
 
     def follow_up(self, saved: Saved, *, is_wanted: Callable[[], bool]) -> None:
-        """What comes after a commit, when the trainer knows of it already."""
+        """Apply retention after a commit, once the trainer has received the answer."""
         self._committer.follow_up(saved, is_wanted=is_wanted)
 
     def _commit(self, order: Commit) -> Saved:
-        """The order may lie in the socket before the files are written; then it is void if they could not be."""
+        """Commit. The request may arrive before the files are written, and is void if the write fails."""
         files = self._sealed if order.files is None else order.files
         if files is None:
             raise RuntimeError("nothing is written that could be committed")
@@ -141,7 +140,7 @@ def _all_cores() -> int:
 
 
 def serve(connection: Connection, memory: int) -> None:
-    """Do what comes in, until the trainer hangs up."""
+    """Execute incoming requests until the trainer closes the connection."""
     try:
         writer = Writer(connection.recv(), memory)
         orders: SimpleQueue[Order | None] = SimpleQueue()
@@ -156,7 +155,7 @@ def serve(connection: Connection, memory: int) -> None:
 
 
 def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order | None]") -> None:
-    """Orders are done one after the other; only a expedite does not wait its turn."""
+    """Queue incoming requests in order; apply an `Expedite` at once."""
     try:
         with suppress(EOFError, OSError):
             while True:

@@ -1,4 +1,4 @@
-"""The writer's process, as its trainer sees it: started, given orders, replaced once when it dies over them."""
+"""Client of the writer process: starts it, sends requests, and replaces it once if it dies."""
 
 from contextlib import suppress
 
@@ -9,7 +9,7 @@ _LEAVE_SECONDS = 10.0
 
 
 class WriterClient:
-    """One rank's writer. It starts at once, so that it is ready when the first save is."""
+    """Writer process of one rank. It starts at once, so that it is ready for the first save."""
 
     def __init__(self, settings: WriterSettings, *, memory: int) -> None:
         self._settings = settings
@@ -23,29 +23,29 @@ class WriterClient:
 
     @property
     def pid(self) -> int | None:
-        """The process; None when there is none."""
+        """ID of the process; None if there is none."""
         return None if self._helper is None else self._helper.pid
 
     def get_ready(self) -> None:
-        """Have a process for the next save. The thread that calls this has to live as long as it is needed."""
+        """Make sure that a process is running. The calling thread has to live as long as the process is needed."""
         if self._helper is not None and not self._helper.is_running:
             self.kill()
         if self._helper is None:
             self._start()
 
     def begin(self, order: Order) -> None:
-        """Give the first order of a save. Any thread may, while no other one is at it."""
+        """Send the first request of a save. Any thread may call this, but only one at a time."""
         self._orders, self._answered, self._has_died, self._hurry = [], 0, False, None
         self.go_on(order)
 
     def go_on(self, order: Order) -> None:
-        """Give a further order of the same save."""
+        """Send a further request of the same save."""
         self._orders.append(order)
-        with suppress(OSError):  # it is dead, and the next look for an answer says so
+        with suppress(OSError):  # it is dead, and the next read of an answer reports so
             self._connection.send(order)
 
     def answer(self, *, wait: bool) -> Answer | None:
-        """The answer to the newest order, or the first failure; None: not yet. Each is given once."""
+        """Return the answer to the newest request, or the first failure, once; None if there is none yet."""
         if wait:
             self._expedite()
         while wait or self._connection.poll():
@@ -64,13 +64,13 @@ class WriterClient:
         return None
 
     def close(self) -> None:
-        """Let the process end, which it does when it has done what it is at."""
+        """Let the process exit after its current work."""
         if self._helper is not None:
             self._helper.leave(_LEAVE_SECONDS)
             self._forget()
 
     def kill(self) -> None:
-        """End the process at once, whatever it is at."""
+        """Kill the process at once."""
         if self._helper is not None:
             self._helper.kill()
             self._forget()
@@ -80,29 +80,29 @@ class WriterClient:
         self._connection.close()
 
     def _expedite(self) -> None:
-        """Say once a save that training stands still for it."""
+        """Notify the writer, once per save, that training waits for it."""
         first = self._orders[0]
         if self._hurry is None and isinstance(first, Write):
             self._hurry = Expedite(step=first.step)
-            with suppress(OSError):  # it is dead, and the wait for its answer says so
+            with suppress(OSError):  # it is dead, and the wait for its answer reports so
                 self._connection.send(self._hurry)
 
     def _failed(self, failure: Failed) -> Failed:
-        """Forget the process, and with it the answers to orders that followed on this one."""
+        """Kill the process, and discard with it the answers to later requests."""
         self.kill()
         return failure
 
     def _replace(self) -> None:
-        """Start a new process, and have it do all of this save: the memory still holds it."""
+        """Start a new process, and repeat all requests of this save: the memory still holds the data."""
         self.kill()
         self._has_died, self._answered = True, 0
         self._start()
-        with suppress(OSError):  # it is dead as well, and the next look for an answer says so
+        with suppress(OSError):  # it is dead as well, and the next read of an answer reports so
             for message in [*self._orders, *([] if self._hurry is None else [self._hurry])]:
                 self._connection.send(message)
 
     def _start(self) -> None:
         self._helper = Helper("piton_trainer.checkpoint.save.writer", self._memory)
         self._connection = self._helper.line
-        with suppress(OSError):  # it is dead already, and the next look for an answer says so
+        with suppress(OSError):  # it is dead already, and the next read of an answer reports so
             self._connection.send(self._settings)

@@ -141,7 +141,7 @@ class Records:
         return int(head["height"]), int(head["width"]), int(head["channels"])
 
     def is_jpeg(self, number: int) -> bool:
-        """Whether a record is a JPEG and not pixels."""
+        """True if a record is a JPEG and not pixels."""
         return bool(self._heads[number]["kind"] == JPEG)
 
     def read(self, number: int) -> bytes:

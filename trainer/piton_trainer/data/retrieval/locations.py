@@ -13,7 +13,7 @@ EXAMPLE_SUFFIXES = (".tsv", ".jsonl", ".json", ".csv")
 
 
 def is_examples(source: str) -> bool:
-    """Whether it is a file with examples, going by its name."""
+    """True if it is a file with examples, going by its name."""
     return source.removesuffix(".gz").endswith(EXAMPLE_SUFFIXES)
 
 

@@ -76,7 +76,7 @@ def _objects(uri: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _wanted(key: str, prefix: str) -> bool:
-    """Whether an object is the one named, or a text in that folder (`s3://b/day` means no object of `daylight/`)."""
+    """True if an object is the one named, or a text in that folder (`s3://b/day` means no object of `daylight/`)."""
     folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
     return key == prefix or (key.startswith(folder) and key.endswith(SUFFIXES))
 

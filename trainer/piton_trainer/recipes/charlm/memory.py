@@ -17,7 +17,7 @@ class Memory:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another one."""
+        """True if there is no room for another one."""
         return self.length == self._both.shape[-2]
 
     def add(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
