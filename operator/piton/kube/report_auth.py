@@ -67,8 +67,8 @@ class ReportAuthenticator:
         """Whose token it is.
 
         Raises:
-            Stranger: the token is not good.
-            Trespasser: it belongs to somebody who may not report for this run.
+            Unauthenticated: the token is not good.
+            Forbidden: it belongs to a pod that may not report for this run.
             PortError: the API server does not answer, or not to us.
         """
         pod = await self._pod(token)
