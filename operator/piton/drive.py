@@ -12,7 +12,7 @@ from piton.timing import Timing
 
 
 class HasStatus(Protocol):
-    """What every observation holds."""
+    """The fields that every observation has."""
 
     @property
     def status(self) -> Conditioned:

@@ -13,7 +13,7 @@ from piton.contract.termination import Termination
 
 
 class ReplicaState(StrEnum):
-    """Where one replica (a pod, or a local process group) stands."""
+    """The state of one replica (a pod, or a local process group)."""
 
     WAITING = "Waiting"
     RUNNING = "Running"
@@ -34,7 +34,7 @@ class NodePoolSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMessage:
-    """What the cluster says about a job or a replica: a condition, the state of a container, or an event."""
+    """A message of the cluster about a job or a replica: a condition, the state of a container, or an event."""
 
     reason: str
     """In one word: Unschedulable, FailedMount, Pulling."""
@@ -42,9 +42,9 @@ class ClusterMessage:
     source: str = ""
     """The component that says it: kubelet, karpenter."""
     first_time: datetime | None = None
-    """When it was first said."""
+    """The time of the first report."""
     last_time: datetime | None = None
-    """When it was last said; None: it is so now."""
+    """The time of the latest report; None: it is a current state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class ReplicaSeen:
     over_time: bool = False
     """Ended by the kubelet at its activeDeadlineSeconds."""
     refused: str | None = None
-    """Why the kubelet did not accept it, in its words; nothing of it has ever run."""
+    """The kubelet's reason for not accepting the pod; no container of it has ever run."""
     out_of_memory: bool = False
     """Killed by the kernel at its own limit, or evicted for more than it asked for."""
     out_of_disk: bool = False
@@ -72,11 +72,11 @@ class ReplicaSeen:
     never_started: bool = False
     """The trainer has not begun: it waits for a machine, a volume, an image or an init container."""
     disruption: str | None = None
-    """Why it was taken, in the cluster's word: a DisruptionTarget reason, Evicted, NodeShutdown."""
+    """The cluster's reason for taking the pod: a DisruptionTarget reason, Evicted, NodeShutdown."""
     waiting: str | None = None
-    """Why it does not start, in the cluster's words: ImagePullBackOff, Unschedulable and its message."""
+    """The cluster's reason for a pod that does not start: ImagePullBackOff, Unschedulable and its message."""
     words: tuple[ClusterMessage, ...] = ()
-    """What the cluster says of it while it waits, with its events as far as they were read."""
+    """Messages about the waiting replica, including its events as far as they were read."""
     cannot_start: bool = False
     """`waiting` is something that only the user can mend: an image or command that does not exist."""
     node: str | None = None
@@ -89,11 +89,11 @@ class ReplicaSeen:
     node_reclaimed: bool = False
     """Its machine is announced to be taken, or at least cordoned."""
     leaving: str | None = None
-    """What says that its machine goes now. Pods that ask not to be disrupted are not evicted from it by anybody."""
+    """The sign that the node is about to go. Pods with do-not-disrupt are not evicted from it."""
     node_pool: NodePoolSeen | None = None
     """Karpenter's NodePool that its machine is from, as far as that is known."""
     placed_at: datetime | None = None
-    """When it was given its machine, which is paid for from then on."""
+    """The time at which it got its node; the node is paid for from then on."""
     node_price: Fraction | None = None
     """Dollars per hour of the whole machine, where somebody knows."""
     node_share: Fraction = Fraction(1)
@@ -126,13 +126,13 @@ class LostReplica:
     node_reclaimed: bool = False
     """Its machine is announced to be taken."""
     disruption: str | None = None
-    """Why it was taken, where a watch has shown its end. Says more about the verdict, and never decides it."""
+    """The reason for its end, if a watch has seen it. It improves the message of a verdict, and never decides it."""
     notice: str | None = None
-    """What announced that its machine would be taken, where a watch has shown that: a taint. The same holds for it."""
+    """The announcement of the node's end, if a watch has seen it: a taint. It improves the message only."""
 
 
 class JobState(StrEnum):
-    """What the job's own conditions say; never believed without evidence."""
+    """The state in the job's own conditions; never believed without evidence."""
 
     ACTIVE = "Active"
     SUCCEEDED = "Succeeded"
@@ -145,7 +145,7 @@ class AttemptSeen:
 
     number: int
     stage: Stage = Stage.TRAIN
-    """What its job was made for."""
+    """The stage for which its job was created."""
     uid: str = ""
     job: JobState | None = JobState.ACTIVE
     """None: the job's object is gone, but replicas of it are left."""
@@ -155,9 +155,9 @@ class AttemptSeen:
     suspended: bool = False
     """Its spec.runPolicy.suspend is true. Piton never sets it: another client has, and the job's pods are deleted."""
     message: str = ""
-    """What the job's condition says of its end."""
+    """The message of the job's condition about its end."""
     words: tuple[ClusterMessage, ...] = ()
-    """Why the job's controller does not create its pods: its events about a quota, a policy."""
+    """The reason for which the job's controller cannot create pods: its events about a quota or a policy."""
     replicas: tuple[ReplicaSeen, ...] = ()
     lost: tuple[LostReplica, ...] = ()
     expected_replicas: int = 1
@@ -203,7 +203,7 @@ class VolumeSeen:
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
     reclaim: Reclaim = Reclaim.RETAIN
-    """What the spec says, also where it is refused."""
+    """The value in the spec, also if the spec is refused."""
     owned: bool = False
     """True if the run is its owner, so that the garbage collector deletes it with the run."""
     of_earlier_run: bool = False
@@ -235,7 +235,7 @@ class ReservationSeen:
     position: int | None = None
     """Place in the ClusterQueue, 1 is next; None where it is not known."""
     message: str = ""
-    """Why it waits, or why it is evicted, in Kueue's words."""
+    """Kueue's reason for waiting, or for an eviction."""
 
     @property
     def usable(self) -> bool:

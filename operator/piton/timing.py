@@ -1,4 +1,4 @@
-"""How patient the core is, and how long the next attempt waits."""
+"""Intervals and limits of the core, and the back-off before the next attempt."""
 
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ class Timing:
     """First wait after a failure; doubles with each one in a row that saved nothing new."""
     backoff_seconds_max: float = 3600.0
     evidence_seconds: float = 90.0
-    """How long one replica's crash waits for word of the others: a dead node is noticed after 40-50 s, its peers fail
-    at once, and a preemption must not be booked as the user's failure."""
+    """Seconds that one replica's crash waits for evidence on the others: a dead node is noticed after 40-50 s, its
+    peers fail at once, and a preemption must not be booked as the user's failure."""
     start_seconds: float = 300.0
-    """How long an image may fail to be pulled before that counts as the user's failure."""
+    """Seconds for which an image may fail to be pulled before that counts as the user's failure."""
     stalled_attempts: int = 5
     """Attempts in a row without a newer durable step after which a run is Stalled."""
     fails_when_stalled: bool = False
@@ -35,29 +35,29 @@ class Timing:
     kept_records: int = 20
     """Attempts that the status remembers one by one."""
     progress_seconds: float = 10.0
-    """How often progress alone is worth a write of the status."""
+    """Seconds between two writes of the status for progress alone."""
     look_seconds: float = 4.0
-    """How often an attempt that does not run yet is looked at: a run says within 5 s what it waits for, and events of
-    pods wake nobody."""
+    """Seconds between two looks at an attempt that does not run yet: a run reports its reason within 5 s, and events of
+    pods cause no reconcile."""
     look_seconds_max: float = 30.0
     """The same for one that has waited for minutes."""
     refused_seconds_max: float = 120.0
     """Longest time between two tries of what the API server refuses."""
     stop_seconds: float = GRACE_SECONDS
-    """What an orderly stop may take; a budget keeps back what that costs."""
+    """Seconds that an orderly stop may take; a budget reserves the money for it."""
     queue_seconds: float = 15.0
-    """How often a run that waits in a queue asks for its place; that it is admitted it is told at once."""
+    """Seconds between two queries for the position in a queue; an admission is noticed at once."""
     device_taint_seconds: float | None = None
     """For how long a node is tainted whose device was lost; None: Piton writes to no node."""
     worth_seconds: float = 120.0
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 
     def look_again_seconds(self, waited_seconds: float) -> float:
-        """When to look again at an attempt that has waited for so long."""
+        """Return the seconds until the next look at an attempt that has waited this long."""
         return min(max(self.look_seconds, waited_seconds / 10), self.look_seconds_max)
 
     def try_again_seconds(self, refused_seconds: float) -> float:
-        """When to try again what has been refused for so long."""
+        """Return the seconds until the next try of a call that has been refused this long."""
         return min(max(self.look_seconds, refused_seconds / 4), self.refused_seconds_max)
 
 

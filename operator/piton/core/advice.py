@@ -1,16 +1,16 @@
-"""What people should know about the nodes that an attempt is on, in sentences. Nothing is decided by it."""
+"""Advice on the nodes of an attempt, in sentences. No decision depends on it."""
 
 from piton.observed import AttemptSeen, NodePoolSeen
 from piton.timing import GRACE_SECONDS
 
 SPOT_NOTICE_SECONDS = 120
-"""How long a spot machine lives after its notice."""
+"""Seconds between the notice of a spot machine and its end."""
 DRAIN_SECONDS = GRACE_SECONDS + 10
 """The terminationGracePeriod of a NodePool that is advised: see docs/karpenter.md for the arithmetic."""
 
 
 def of_node_pools(seen: AttemptSeen) -> str | None:
-    """What is wrong with the NodePools of the attempt's nodes for the time when no operator stops it; None: nothing."""
+    """Return the problem of the nodes' NodePools while no operator runs; None if there is none."""
     pools = {replica.node_pool for replica in seen.replicas if replica.node_pool and not replica.ended}
     wrong = [sentence for pool in sorted(pools, key=lambda pool: pool.name) if (sentence := _of_node_pool(pool))]
     return "; ".join(dict.fromkeys(wrong)) or None

@@ -87,7 +87,7 @@ def start(context: Context) -> Decision | None:
 
 
 def _whose_claim(context: Context) -> str:
-    """Why the claim of the name that Piton would use is not used, and what the user can do."""
+    """Explain why Piton does not use the claim with its own name, and what the user can do."""
     name = claim_name(context.meta, context.spec) if context.spec else ""
     if not context.observed.volume.of_earlier_run:
         return f"the claim {name} exists and belongs to somebody else; name it in claimName"
@@ -294,7 +294,7 @@ def _waits(context: Context, status: RunStatus, otherwise: str, *, at_most_secon
 
 
 def _hindered(context: Context, status: RunStatus, seen: AttemptSeen) -> tuple[RunStatus, tuple[Announcement, ...]]:
-    """What the other replicas wait for, while some run already."""
+    """Note why the other replicas wait while some are running."""
     record = context.flying
     wait = why(seen, now=context.now, since=record.created_time) if record and seen.incomplete else None
     if wait is None:
@@ -318,7 +318,7 @@ def _running(context: Context, record: AttemptStatus) -> str:
 
 
 def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announcement, ...]:
-    """What the condition says from now on and has not said before."""
+    """Return the advice that is new in this pass."""
     advice, condition = advice_of_pools(seen) if seen.running else None, context.status.condition(TRAINING)
     if advice is None or (condition is not None and advice in condition.message):
         return ()
@@ -333,7 +333,7 @@ def _silence_that_is_new(context: Context, message: str) -> tuple[Announcement, 
 
 
 def _order(context: Context) -> Reason | None:
-    """Why no attempt should run now, if so."""
+    """Return the reason why no attempt should run now, or None."""
     account = context.account()
     if context.spec is None:  # what runs goes on, as far as budget and quota allow
         if account and account.used_up:
@@ -352,7 +352,7 @@ def _order(context: Context) -> Reason | None:
 
 
 def _active_deadline(context: Context) -> int | None:
-    """When the kubelet ends a program that may not know of limits: later than the operator would, and the trainer."""
+    """Return the pods' activeDeadlineSeconds: later than the operator, or the trainer, would stop."""
     if context.spec is None or not context.spec.trainer.command:
         return None
     left = (context.seconds_to_deadline(), context.budget_seconds_to_come())
@@ -390,7 +390,7 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
 
 
 def _heard(context: Context) -> RunStatus:
-    """What the attempt says of itself, and where it stands."""
+    """Return the status with the newest report and the replicas of the attempt."""
     status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
     status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
     return spending.bill(status, context.seen, context.spec, now=context.now)

@@ -1,4 +1,4 @@
-"""What becomes of all that belongs to a run when it is over, or deleted: jobs, the claim of its checkpoints, the run.
+"""Rules for the end of a run, and for its deletion: its jobs, the claim of its checkpoints, the run itself.
 
     deleted    every attempt stops in order, then the finalizer comes off
     ended      left-over attempts stop, kept jobs are trimmed, and the run is deleted after spec.ttlAfterFinished
@@ -73,7 +73,7 @@ def trimmed(context: Context) -> tuple[StopAttempt, ...]:
 
 
 def stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
-    """What stops an attempt that exists."""
+    """Return the effects that stop an existing attempt."""
     seen = context.observed.attempt(number)
     assert seen is not None
     return stop_effects(seen, reason)
@@ -94,7 +94,7 @@ def _was_silent(record: AttemptStatus) -> bool:
 
 
 def volume_effects(context: Context, status: RunStatus, reason: Reason) -> tuple[OwnVolume, ...]:
-    """Whether the claim that Piton has made goes with the run. One that the user brings is left alone."""
+    """True if the claim that Piton created is deleted with the run. A claim of the user's is never deleted."""
     volume = context.observed.volume
     if not (volume.exists and volume.made):
         return ()

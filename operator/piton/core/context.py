@@ -1,4 +1,4 @@
-"""What every rule gets: the observation, the time, the patience, and a few questions that several of them ask."""
+"""The input of every rule: observation, time, timing, and questions that several rules ask."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,7 +54,7 @@ class Context:
 
     @property
     def seen(self) -> AttemptSeen | None:
-        """What exists of the newest attempt."""
+        """The job and the replicas of the newest attempt."""
         return self.observed.attempt(self.current.number) if self.current else None
 
     @property
@@ -65,7 +65,7 @@ class Context:
         return stages.next_stage(self.spec, self.status) if self.spec else None
 
     def deadline(self) -> Deadline | None:
-        """When the run has to be over, or at least this stage of it."""
+        """The time by which the run, or its current stage, has to end; the earlier of the two."""
         found = [self._deadline_of_run(), self._deadline_of_stage()]
         return min((deadline for deadline in found if deadline), key=lambda deadline: deadline.time, default=None)
 
@@ -87,7 +87,7 @@ class Context:
         return budget.account(self.spec, status or self.status, self.stage, now=self.now, timing=self.timing)
 
     def budget_ends_at(self) -> datetime | None:
-        """When the budget is spent at what is paid now; None where nothing is paid, or there is no budget."""
+        """The time at which the budget is spent at the current price; None without a budget or a price."""
         found = self.account()
         return budget.stop_at(found, self.now) if found else None
 

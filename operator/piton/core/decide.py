@@ -1,4 +1,4 @@
-"""What should happen to a run now. Rules in order; the first that speaks wins.
+"""The decision for one run at one moment: rules in order; the first that returns a decision wins.
 
 Level-triggered: a rule looks at what is, never at what has just happened, so lost, repeated and reordered events change
 nothing and a crash between any two effects is repaired by the next pass. Two orders make that so:
@@ -205,7 +205,7 @@ def suspended(context: Context) -> Decision | None:
 
 
 def overspent(context: Context) -> Decision | None:
-    """What is left of the budget does not pay for a start. Raising it lets the run go on."""
+    """Hold the run if the remaining budget does not pay for a start. A higher budget resumes it."""
     account = context.account()
     if account is None or not account.used_up:
         return None
@@ -253,7 +253,7 @@ def allocate_attempt(context: Context) -> Decision:
 
 
 def _warnings(context: Context) -> tuple[Announcement, ...]:
-    """What the spec may not do as people expect, told before the first attempt."""
+    """Warn, before the first attempt, of settings of the spec that may surprise."""
     if context.spec is None or context.status.attempt:
         return ()
     sentences = spec_warnings.warnings(context.spec)

@@ -1,4 +1,4 @@
-"""What a decision wants done, as values. Every effect is idempotent and says why.
+"""The effects of a decision, as values. Every effect is idempotent and carries its reason.
 
 Adapters `match` on `Effect` and end with `assert_never`, so a new effect fails type-checking until each handles it.
 """
@@ -62,11 +62,11 @@ class StartAttempt:
     blocking_saves: bool = False
     """Training waits for each save, which then needs no second copy of the state in memory."""
     stop_after_seconds: float | None = None
-    """How long the budget pays for it, from when it trains; None: there is no budget, or nobody knows a price."""
+    """Seconds of training that the budget pays for; None: there is no budget, or no known price."""
     active_deadline_seconds: int | None = None
     """Of the pods of a `command:`, as the last resort: the kubelet ends them so long after their start."""
     avoid_zones: tuple[str, ...] = ()
-    """Where its machines had better not be, as long as there are others."""
+    """Zones that its nodes should avoid, as long as there are others."""
     reason: Reason
 
 
@@ -157,8 +157,8 @@ class AnyDecision(Generic[EffectT, StatusT]):
     status: StatusT
     announcements: tuple[Announcement, ...] = field(default=())
     look_again_seconds: float | None = None
-    """When to reconcile again although nothing has happened; None: only when something does."""
+    """Seconds until the next reconcile without an event; None: only an event causes one."""
 
 
 Decision = AnyDecision[Effect, RunStatus]
-"""What is decided about a run."""
+"""The decision for a run: effects, status, announcements."""

@@ -1,4 +1,4 @@
-"""What a pass adds to the counters: the difference between a run's status before and after it. Pure.
+"""Increments of the counters by one pass: the difference between a run's status before and after it. Pure.
 
 Whoever counts these once the new status is written counts nothing twice: a pass that is repeated after a crash, or an
 operator that starts again, finds the new status already there, and the difference is nothing.
@@ -49,7 +49,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.JOB_SUSPENDED,
     ),
 }
-"""Why attempts end, by whose doing it was."""
+"""Reasons for an attempt's end, by verdict."""
 DISTURBANCES = (Verdict.PREEMPTED, Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE)
 """Ends after which a run has to recover."""
 
@@ -68,24 +68,24 @@ class Recovery:
     """A run that trains again."""
 
     verdict: Verdict
-    """Whose doing it was that it did not."""
+    """The verdict of the end from which the run has recovered."""
     seconds: float
     """From the first sign of the end to the first step that was reported after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Increments:
-    """What has happened since the status before."""
+    """The changes since the status before."""
 
     started: tuple[Stage, ...] = ()
-    """What those attempts are for whose job was created."""
+    """The stages of the attempts whose jobs were created."""
     ends: tuple[End, ...] = ()
     recovery: Recovery | None = None
     lost_steps: int = 0
 
 
 def increments(old: RunStatus, new: RunStatus) -> Increments:
-    """What turned the old status into the new one."""
+    """Return the increments between the old status and the new one."""
     known = {record.number: record for record in old.attempts}
     return Increments(
         started=tuple(r.stage for r in new.attempts if _has_started(known.get(r.number), r)),

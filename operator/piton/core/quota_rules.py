@@ -31,7 +31,7 @@ def taken(context: Context) -> bool:
 
 
 def why_taken(context: Context) -> str:
-    """Why an attempt is told to stop, for people."""
+    """Return the reason for which an attempt is stopped over quota, as a sentence."""
     found = context.observed.reservation
     words = found.message if found is not None and found.evicted else "the run has no quota"
     return f"the queue {_queue(context)} takes its quota back: {words}".removesuffix(": ")
@@ -47,7 +47,7 @@ def heard(context: Context, seen: AttemptSeen) -> tuple[Effect, ...]:
 
 
 def returned(context: Context) -> Decision | None:
-    """What Kueue wants back is given back as soon as no pod runs, and the run is in the queue again."""
+    """Return the quota to Kueue as soon as no pod runs; the run is in the queue again."""
     found = context.observed.reservation
     if found is None or not (found.exists and found.ours and found.evicted and found.held):
         return None

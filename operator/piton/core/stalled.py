@@ -41,12 +41,12 @@ _HELP: Mapping[Reason, str] = {
     Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
     Reason.OUT_OF_MEMORY: "raise spec.workers.template.resources, or make the batch smaller",
 }
-"""What would help, by the reason of the last end."""
+"""Remedies, by the reason of the last end."""
 _LOOK = "look at the log of the last attempt, and at the events of its pods and nodes"
 
 
 def attempts(status: RunStatus) -> int:
-    """How many attempts in a row have ended without a newer durable step; 0 as soon as the one in flight has one."""
+    """Count the attempts in a row without a newer durable step; 0 as soon as the current one has one."""
     current = status.current
     if current is None or settled(status):
         return 0

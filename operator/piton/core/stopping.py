@@ -1,4 +1,4 @@
-"""What takes an attempt away: its job, and replicas that need not or cannot have the grace period of their pods."""
+"""Effects that stop an attempt: delete its job, and replicas that need no grace period, or cannot have one."""
 
 from collections.abc import Iterator
 

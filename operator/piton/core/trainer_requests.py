@@ -1,4 +1,4 @@
-"""What the operator asks of a trainer in its answers to reports. Pure.
+"""Requests to a trainer, in the operator's answers to its reports. Pure.
 
 It reaches a trainer that no signal reaches, behind a shell say, and moves the limits that the trainer keeps by itself.
 """
@@ -15,7 +15,7 @@ from piton.timing import Timing
 
 
 def requests_for(observed: Observed, status: RunStatus, *, now: datetime, timing: Timing) -> TrainerRequests:
-    """What holds for the attempt in flight, once this status is written."""
+    """Return the requests to the current attempt, valid once this status is written."""
     context = Context(observed=replace(observed, status=status), now=now, timing=timing)
     record = context.flying
     if record is None:

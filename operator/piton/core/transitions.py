@@ -1,4 +1,4 @@
-"""How the status changes: an attempt begins, reports, ends. The only place that counts.
+"""Transitions of the status: an attempt begins, reports, ends. The only place that counts.
 
 Every function takes a status and returns the next one. Each number moves together with the state that justifies it, in
 one write, so a pass that is repeated after a crash counts nothing twice.
@@ -38,7 +38,7 @@ COUNTERS = {
     Verdict.INFRASTRUCTURE: "infrastructure_failures",
     Verdict.USER_FAILURE: "failures",
 }
-"""Which number of a run's and of a stage's status counts the attempts that ended so."""
+"""The counter in the status of a run and of a stage, by verdict."""
 
 
 def begin(status: RunStatus, seen: Iterable[AttemptSeen], stage: Stage, *, now: datetime, timing: Timing) -> RunStatus:
@@ -150,7 +150,7 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timin
 
 
 def _learn(status: RunStatus, previous: PreviousEnd | None) -> RunStatus:
-    """What the checkpoint volume remembers of an attempt of which nothing else was left: it was told to stop.
+    """Correct the verdict of an attempt without evidence, if the checkpoint volume shows that it was stopped.
 
     So it was drained or reclaimed, together with all that could have said so; its trainer has lost nothing.
     """
@@ -183,7 +183,7 @@ def has_saved(status: RunStatus, record: AttemptStatus) -> bool:
 
 
 def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
-    """How many attempts at the stage have come to nothing in a row, with the one that has just ended."""
+    """Count the attempts of the stage in a row without progress, including the one that has just ended."""
     record = status.current
     assert record is not None
     if has_saved(status, record) or _may_have_progressed(record, timing):

@@ -1,4 +1,4 @@
-"""Whose doing the end of an attempt was. Rules over the evidence, in order; the first that speaks wins.
+"""The verdict on the end of an attempt. Rules over the evidence, in order; the first that returns one wins.
 
     proof of the end         -> Finished          (the final manifest; of a stage beside the training, its word)
     a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
@@ -31,12 +31,12 @@ SIGKILL_EXIT = 137
 SIGABRT_EXIT = 134
 NEVER = datetime.max.replace(tzinfo=UTC)
 _FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
-"""Who is believed when several fell in the same second."""
+"""Order of trust between replicas that ended in the same second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a verdict rule may look at."""
+    """The evidence for a verdict."""
 
     seen: AttemptSeen
     complete: Complete | None
@@ -49,7 +49,7 @@ class Evidence:
     limit: Reason = Reason.DEADLINE_EXCEEDED
     """The limit of the run's for which its pods have an activeDeadlineSeconds."""
     ordered: Reason | None
-    """Why Piton told the attempt to stop, if it did."""
+    """The reason for which Piton stopped the attempt, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +328,7 @@ def _missing(evidence: Evidence) -> tuple[LostReplica, ...]:
 
 
 def _last_state(replica: LostReplica) -> str:
-    """What the status remembers of it."""
+    """Describe the last recorded state of the replica; empty without one."""
     return f" (running since {replica.running_since:%H:%M:%S} UTC)" if replica.running_since else ""
 
 
@@ -352,7 +352,7 @@ RESERVED: dict[Outcome, tuple[Verdict, Reason, bool]] = {
     Outcome.NOT_MIRRORED: (Verdict.INFRASTRUCTURE, Reason.NOT_MIRRORED, False),
     Outcome.HUNG: (Verdict.INFRASTRUCTURE, Reason.HUNG, False),
 }
-"""What a trainer's own word means, and whether it is permanent: another attempt would end the same way."""
+"""Verdict, reason, and True if another attempt would end the same way, by the trainer's own outcome."""
 
 VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     finished_by_proof,

@@ -1,4 +1,4 @@
-"""What keeps a run waiting, recognized by the cluster's own words, and what helps. Data; `wait_reasons.py` applies it.
+"""Causes for which a run waits, recognised by the cluster's own messages, each with a remedy.
 
 The patterns are words of Kubernetes 1.20 to 1.37, Karpenter 1 and Kubeflow's training operator 1.9. In each table the
 first pattern that is found counts, so the more specific come first. What none recognizes is quoted without advice.
@@ -19,7 +19,7 @@ class Cause:
     pattern: str
     """A regular expression, searched in what the cluster says."""
     advice: str = ""
-    """What helps. Groups of the pattern are filled in."""
+    """The remedy. Groups of the pattern are filled in."""
 
 
 def recognize(text: str, causes: Iterable[Cause], **known: str) -> tuple[Reason, str] | None:
@@ -97,7 +97,7 @@ REFUSALS = (
         "Create the service account {account}, or change spec.workers.template.serviceAccountName.",
     ),
 )
-"""Why the API server refuses an object: a job, a claim, or a pod that the job's controller wants to create."""
+"""Causes for which the API server refuses an object: a job, a claim, or a pod of the job."""
 
 PLACEMENT = (
     Cause(
@@ -159,7 +159,7 @@ PLACEMENT = (
     ),
     Cause(Reason.UNSCHEDULABLE, r""),
 )
-"""Why no machine is found: what the scheduler and the autoscaler say of a pod."""
+"""Causes for which no node is found, by messages of the scheduler and the autoscaler about a pod."""
 
 ATTACHING = (
     Cause(

@@ -1,4 +1,4 @@
-"""Why an attempt does not run yet: rules over what the cluster says, most decisive first. Pure.
+"""The reason why an attempt does not run yet: rules over messages of the cluster, most decisive first. Pure.
 
 A word is a condition of a pod, the state of a container, or an event. Events stay for an hour, so a word counts only
 until a later one shows that it is over: a volume that was mounted, an image that is there.
@@ -34,14 +34,14 @@ _QUOTE_MAX = 330
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """Why nothing happens."""
+    """The reason why a run waits, with a message."""
 
     reason: Reason
     message: str
     """The cluster's words, and what helps."""
     severity: Literal["Normal", "Warning"] = "Warning"
     elapsed: str = ""
-    """How long it has taken, in coarse steps; a part of the message."""
+    """The waiting time in coarse steps; a part of the message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class _Sign:
     """A kind of word: what it means, and what ends it."""
 
     reasons: frozenset[str]
-    """How the cluster calls it."""
+    """The cluster's own name of the cause."""
     causes: tuple[Cause, ...]
     over: frozenset[str] = frozenset()
     """Words that show that it is over, if they are not older."""
@@ -87,7 +87,7 @@ _SIGNS = (
 
 
 def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
-    """Why the attempt, whose number was taken at `since`, does not run; None when nothing speaks of it."""
+    """Return the reason why the attempt, created at `since`, does not run; None without any sign of one."""
     if len(seen.replicas) < seen.expected_replicas and (wait := _no_pods(seen, now, since)):
         return wait
     waiting = [replica for replica in seen.replicas if replica.state is ReplicaState.WAITING]
@@ -100,7 +100,7 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
 
 
 def refusal(sentence: str) -> Wait:
-    """What it means that the API server refuses something."""
+    """Return the reason for a refusal by the API server."""
     reason, advice = recognize(sentence, causes.REFUSALS) or (Reason.REFUSED, "")
     return Wait(reason=reason, message=_joined(sentence[: _QUOTE_MAX * 2], advice))
 
@@ -165,7 +165,7 @@ def _holds(word: ClusterMessage, sign: _Sign, replica: ReplicaSeen) -> bool:
 
 
 def _time(word: ClusterMessage) -> datetime:
-    """When it was last said; what is a state and no event is said now."""
+    """The time of the latest report; a state that is no event counts as reported now."""
     return word.last_time or _NOW
 
 

@@ -1,4 +1,4 @@
-"""What a budget says at a moment: whether an attempt may go on, whether one may begin, and when to look again.
+"""The state of a budget: whether an attempt may continue, whether one may start, and the next time to check.
 
 So much is kept back that an attempt can save and stop within the budget: what the time for an orderly stop costs. One
 begins only where what is left pays for some minutes beyond that.
@@ -27,16 +27,16 @@ class Account:
     """The budget, as it is written."""
     warn_at: int
     stops: bool
-    """What happens at its end: the run fails, or holds."""
+    """True: the run fails at the limit. False: it is suspended."""
     spent: Fraction
     per_hour: Fraction
-    """What is paid at this moment."""
+    """The current price in dollars per hour."""
     reserve: Fraction
-    """What has to be left for an attempt to go on, or to begin."""
+    """The amount that has to remain for an attempt to continue, or to start."""
 
     @property
     def left(self) -> Fraction:
-        """What is not spent."""
+        """The unspent amount."""
         return spending.dollars(self.usd) - self.spent
 
     @property
@@ -90,7 +90,7 @@ def account(
 
 
 def reserve(spec: Spec | None, status: RunStatus, stage: Stage | None, *, timing: Timing) -> Fraction:
-    """What has to be left for a run to go on, or for its next attempt to be worth its start."""
+    """Return the amount that has to remain for a run to continue, or for its next attempt to be worth its start."""
     rate = spending.per_hour(status)
     if rate or spec is None or stage is None:
         return rate * _hours(timing.stop_seconds)
@@ -112,7 +112,7 @@ def seconds_to_come(found: Account, spec: Spec, status: RunStatus, stage: Stage)
 
 
 def stop_at(found: Account, now: datetime) -> datetime | None:
-    """When the budget is spent to the last cent, at what is paid now; None while nothing is.
+    """Return the time at which the budget is spent entirely, at the current price; None while nothing is paid.
 
     The operator stops the attempt earlier, by what an orderly stop costs; this is the trainer's own limit.
     """
@@ -122,7 +122,7 @@ def stop_at(found: Account, now: datetime) -> datetime | None:
 
 
 def exhausted(found: Account, status: RunStatus | None = None) -> str:
-    """Why nothing goes on, and what to write."""
+    """Explain that the budget is spent, and what to change."""
     saved = f"; step {status.checkpoint.step} is saved" if status and status.checkpoint else ""
     needed = spending.as_text(found.spent + found.reserve)
     instead = "" if found.stops else f"; raise limits.budget.usd above {needed} to go on"
@@ -133,7 +133,7 @@ def exhausted(found: Account, status: RunStatus | None = None) -> str:
 
 
 def warning(found: Account) -> str:
-    """What is said once so much is spent. It names no amount that changes."""
+    """Return the warning for a budget above its warning threshold. The text contains no changing amount."""
     return f"{found.warn_at}% of limits.budget (${found.usd}) are spent"
 
 
@@ -143,7 +143,7 @@ def _shown(status: RunStatus) -> Budget | None:
 
 
 def _price_to_come(spec: Spec, status: RunStatus, stage: Stage) -> Fraction:
-    """What the next attempt costs per hour: what the last at this stage did, and at most what the user pays."""
+    """Return the price per hour of the next attempt: the last price of this stage, at most the user's highest."""
     most = _most(staged(spec, stage), spending.highest(spec) or Fraction(0))
     last = next((r for r in reversed(status.attempts) if r.stage is stage and r.price_per_hour is not None), None)
     return most if last is None else min(most, spending.dollars(last.price_per_hour))

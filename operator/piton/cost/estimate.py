@@ -1,4 +1,4 @@
-"""What a run will take: time, money and disk. Each figure comes with its arithmetic, so that anybody can check it.
+"""Estimates of a run's time, money and disk. Each figure shows its arithmetic, so that it can be checked.
 
 What nobody knows is said to be unknown, with what would tell: no speed and no price is made up here.
 """
@@ -22,7 +22,7 @@ _COARSE = 100
 
 
 class Size(Protocol):
-    """How large a model is, as its recipe says."""
+    """The size of a model, as its recipe computes it."""
 
     @property
     def parameters(self) -> int:
@@ -34,7 +34,7 @@ class Size(Protocol):
 
     @property
     def note(self) -> str:
-        """What was assumed."""
+        """The assumptions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredSpeed:
-    """What a rehearsal has seen; None: it was not to be seen."""
+    """Measurements of a rehearsal; None: not measured."""
 
     step_seconds: float | None
     steps: int | None
@@ -65,16 +65,16 @@ class MeasuredSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What a node costs."""
+    """The price of a node."""
 
     usd_per_hour: Fraction
     source: str
-    """Who says so."""
+    """The source of the price."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will take."""
+    """The estimates for a run."""
 
     time: Figure
     cost: Figure
@@ -89,13 +89,13 @@ class Estimate:
 
 
 def estimate(spec: Spec, *, length: str | None, size: Size | None, price: Price | None) -> Estimate:
-    """What can be known of a run that has never run. `length` is what the recipe's config says of it: `60 epochs`."""
+    """Estimate a run without any measurement. `length` is the recipe's own length of it: `60 epochs`."""
     time = time_of(spec, length)
     return Estimate(time=time, cost=cost_of(spec, time, price), disk=disk_of(spec, size))
 
 
 def price_of(spec: Spec, given: str | None) -> Price | None:
-    """What the user has said of the price: on the command line, or in the spec, where it is the highest one."""
+    """Return the price that the user gives: on the command line, or in the spec as the highest price."""
     if given is not None:
         return Price(usd_per_hour=Fraction(given), source="--price-per-hour")
     highest = spec.capacity.max_price_per_hour
@@ -165,7 +165,7 @@ def _short(seconds: float) -> str:
 
 
 def too_late(spec: Spec, seconds: float) -> str | None:
-    """What to say where a run takes longer than it may."""
+    """Return the sentence for a run that takes longer than its limits allow."""
     deadline = spec.limits.deadline
     if deadline is None or seconds <= parse_duration(deadline):
         return None
@@ -232,7 +232,7 @@ def _room(spec: Spec) -> str:
 
 
 def too_large(spec: Spec, total: float) -> str | None:
-    """What to say where checkpoints do not fit."""
+    """Return the sentence for checkpoints that do not fit onto the volume."""
     volume = spec.checkpoint.volume.size
     if volume is None or total <= parse_quantity(volume):
         return None

@@ -1,4 +1,4 @@
-"""What a run costs. Each attempt pays for the machines that it stands on: hours times a price that is written down.
+"""The cost of a run: each attempt pays for its nodes, hours times a recorded price.
 
 Nothing is ever added up over time. The cost is computed anew, from the records of the attempts and the clock, so a pass
 that is repeated counts nothing twice and an operator that was away misses nothing. It never falls: the moment up to
@@ -31,20 +31,20 @@ def as_text(amount: Fraction, digits: int = 2) -> str:
 
 
 def highest(spec: Spec | None) -> Fraction | None:
-    """What the user pays for a node at most."""
+    """Return the highest price per node and hour that the user accepts."""
     price = spec.capacity.max_price_per_hour if spec else None
     return None if price is None else Fraction(price)
 
 
 def spent(status: RunStatus, now: datetime) -> Fraction:
-    """What all attempts have cost until now."""
+    """Return the cost of all attempts until now."""
     now = _counted(status, now)
     earlier = dollars(status.cost.earlier) if status.cost else Fraction(0)
     return earlier + sum((_of_attempt(record, now) for record in status.attempts), Fraction(0))
 
 
 def per_hour(status: RunStatus) -> Fraction:
-    """What is paid at this moment."""
+    """Return the current price per hour of all nodes."""
     record = status.current
     if record is None or record.state is AttemptState.ENDED or record.billed_from is None:
         return Fraction(0)
