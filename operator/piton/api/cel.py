@@ -1,4 +1,4 @@
-"""What the API server checks by itself: CEL rules of the CRDs, each beside the Python rule whose sentence it says.
+"""Validation by the API server: CEL rules of the CRDs, each beside the Python rule with the same sentence.
 
     @cel("spec.trainer", "has(self.recipe) != has(self.command)", TEXT, found="has(self.recipe) ? 'both' : 'neither'")
     def one_program(spec: Spec) -> Iterator[str]: ...
@@ -45,7 +45,7 @@ class SpecRule(Generic[Checked]):
     check: Check[Checked]
     cel: tuple[Cel, ...] = ()
     not_in_cel: str = ""
-    """Why the API server leaves some of it to Piton."""
+    """The reason why the API server leaves a part of it to Piton."""
 
     @property
     def on_creation(self) -> bool:

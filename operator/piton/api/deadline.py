@@ -1,4 +1,4 @@
-"""When a run, or one of its stages, has to be over."""
+"""Deadlines of a run and of its stages."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,12 +14,12 @@ class Deadline:
     path: str
     """The field of the spec that says so."""
     after: str
-    """What it says."""
+    """The duration in the spec."""
     time: datetime
 
 
 def deadline_of(meta: Meta, spec: Spec) -> datetime | None:
-    """When the run has to be over, by its limits."""
+    """Return the time by which the run has to end, by its limits."""
     after = spec.limits.deadline
     return None if after is None else deadline_after("limits", after, meta.created).time
 

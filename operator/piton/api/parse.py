@@ -60,7 +60,7 @@ class Parsed:
     problems: tuple[str, ...]
     status: RunStatus
     asked: model.Spec | None = None
-    """What the user wants, also where it is refused; None where that is no spec at all."""
+    """The user's spec, also if it is refused; None if it is no spec at all."""
 
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:

@@ -1,4 +1,4 @@
-"""What a spec may say, though it does not do everywhere what its author expects. Nothing is refused for it."""
+"""Warnings about valid settings that do not work everywhere as their author may expect."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,7 +13,7 @@ DISRUPTED = "karpenter.sh/disrupted"
 
 
 def warnings(spec: Spec) -> list[str]:
-    """What is allowed, and does not do everywhere what people expect: said, and nothing is refused for it."""
+    """Return the warnings about a spec; it is accepted all the same."""
     return [sentence for rule in WARNINGS for sentence in rule(spec)]
 
 

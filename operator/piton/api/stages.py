@@ -30,7 +30,7 @@ RUNNING: Mapping[Stage, tuple[Phase, Reason]] = {
     Stage.TRAIN: (Phase.TRAINING, Reason.TRAINING),
     Stage.EVALUATE: (Phase.EVALUATING, Reason.EVALUATING),
 }
-"""What a run is said to do while an attempt at a stage runs."""
+"""Phase of a run while an attempt of a stage runs."""
 
 
 def wanted(stages: Stages) -> list[Stage]:
@@ -52,7 +52,7 @@ def next_stage(spec: Spec, status: RunStatus) -> Stage | None:
 
 
 def reason_to_begin(status: RunStatus, stage: Stage) -> Reason:
-    """Why the newest attempt at the stage is made."""
+    """Return the reason for the newest attempt of the stage."""
     earlier = [record for record in status.stages if record.name is not stage]
     if status.stage(stage).attempts > 1:
         return Reason.RETRYING
@@ -60,7 +60,7 @@ def reason_to_begin(status: RunStatus, stage: Stage) -> Reason:
 
 
 def failure_limit(spec: Spec, status: RunStatus, stage: Stage) -> str | None:
-    """Which limit the failures of the program have reached, in a stage or in the run's whole life; None: none yet."""
+    """Return the failure limit that is reached, of a stage or of the run's whole life; None: none yet."""
     own, count = spec.stages.of(stage), status.stage(stage).failures_since_progress
     path, limit = "limits.failures", spec.limits.failures
     if own is not None and own.failures is not None:
@@ -115,7 +115,7 @@ def _trainer(trainer: Trainer, own: SideStage) -> Trainer:
 
 
 def _selector(shared: PodTemplate, gpus: int) -> Mapping[str, str]:
-    """What of the workers' node selector is the stage's too: without GPUs the architecture alone."""
+    """Return the stage's part of the workers' node selector: without GPUs, the architecture alone."""
     return shared.node_selector if gpus else {k: v for k, v in shared.node_selector.items() if k == ARCHITECTURE}
 
 

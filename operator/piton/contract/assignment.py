@@ -23,7 +23,7 @@ class SavePolicy:
     keep_weights_only: int = 0
     """Of those that are neither, so many keep their weights."""
     patience_seconds: float = 3600.0
-    """How long training goes on while nothing can be saved."""
+    """Seconds for which training continues while nothing can be saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How far a mean of a few measurements can be trusted: Student's interval over folds or seeds.
+"""Confidence of a mean of few measurements: Student's interval over folds or seeds.
 
 The trainer reports it and the operator tabulates it; neither needs a statistics library for one quantile.
 """
@@ -25,7 +25,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """Where Student's distribution with so many degrees of freedom has this probability below it, from 0.5 up."""
+    """Return the quantile of Student's distribution with these degrees of freedom, for a probability from 0.5 up."""
     if not 0.5 <= probability < 1 or freedom < 1:
         raise ValueError(f"no quantile of probability {probability} and {freedom} degrees of freedom; take 0.5 to 1")
     low, high = 0.0, 1.0

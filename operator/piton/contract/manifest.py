@@ -19,7 +19,7 @@ COMPLETE_FORMAT = 1
 BLAKE3 = "blake3"
 _ALGORITHMS = frozenset({BLAKE3, "sha256"})
 _SEAL = ',\n "sha256": "'
-"""What the digest's line begins with; the text before it is what the digest is of."""
+"""Separator before the digest; the digest is of the text before it."""
 
 
 class NewerFormatError(ValueError):
@@ -43,13 +43,13 @@ class FileEntry:
 
     @property
     def algorithm(self) -> str:
-        """What the digest was made with."""
+        """The algorithm of the digest."""
         return self.digest.partition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a committed checkpoint consists of."""
+    """The content of a committed checkpoint."""
 
     step: int
     attempt: int
@@ -121,7 +121,7 @@ class Complete:
     best_step: int | None = None
     best_metric: float | None = None
     reason: str = ""
-    """Why training ended: all steps done, target reached, no more improvement, training time spent."""
+    """The reason why training ended: all steps done, target reached, no more improvement, training time spent."""
 
     def to_json(self) -> str:
         """The file's text."""

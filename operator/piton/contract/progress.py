@@ -65,7 +65,7 @@ class Progress:
     resumed_from: int | None = None
     """The step that this attempt started from; None for a fresh start."""
     previous: PreviousEnd | None = None
-    """How the attempt before ended, in case its pods were gone before anything was read from them."""
+    """The end of the attempt before, in case its pods were gone before they were read."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class StopAt:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerRequests:
-    """What the server asks for in its answer."""
+    """The requests of the server, in its answer."""
 
     checkpoint: bool = False
     """Save now and go on (a rebalance recommendation, say)."""

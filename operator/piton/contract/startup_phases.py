@@ -1,4 +1,4 @@
-"""Where the time goes from the start of a trainer's process to the end of its first step.
+"""Phases from the start of a trainer's process to the end of its first step.
 
 Rank 0 measures it, and sends it along with its reports as ordinary metrics: `start_<phase>_seconds`.
 """

@@ -1,4 +1,4 @@
-"""How a trainer process ends: its exit code, and one JSON object as the container's termination message.
+"""The end of a trainer process: its exit code, and one JSON object as the container's termination message.
 
     finished 0 --- stopped 143 --- badConfig 78 --- diverged 79 --- outOfSpace 80 --- fenced 81
     volumeLost 82 --- deviceLost 83 --- notMirrored 84 --- hung 60 --- failed: any other, but for those up to 95, which
@@ -41,7 +41,7 @@ class ExitCode(IntEnum):
 
 
 class Outcome(OpenEnum):
-    """What became of an attempt, in the trainer's own words; a newer trainer may have more of them."""
+    """The outcome of an attempt, as the trainer reports it; a newer trainer may have more of them."""
 
     FINISHED = "finished"
     """All of the training is done, in the bucket too if there is one, and COMPLETE.json is written."""
@@ -91,7 +91,7 @@ _LATER_CODES = range(85, 96)
 
 
 def outcome_of(exit_code: int | None) -> Outcome | None:
-    """What an exit code says by itself: one that is kept for later versions an outcome that nobody here knows."""
+    """Return the outcome of an exit code alone; a code reserved for later versions gives an unknown outcome."""
     if exit_code is None:
         return None
     return Outcome(f"exitCode{exit_code}") if exit_code in _LATER_CODES else _OUTCOMES.get(exit_code)
@@ -117,7 +117,7 @@ class Termination:
     limit: Limit | None = None
     """Of one that stopped by itself: the limit that was reached."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What an evaluation has measured. At most 32 count, so that there is room for them."""
+    """Metrics of an evaluation, at most 32, so that they fit."""
     detail: str = ""
 
     def to_json(self) -> str:
@@ -174,7 +174,7 @@ class Termination:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviousEnd:
-    """How the attempt before ended, by its own word, which it left on the checkpoint volume."""
+    """The end of the attempt before, as it has recorded it on the checkpoint volume."""
 
     attempt: int
     outcome: Outcome

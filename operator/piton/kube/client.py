@@ -60,7 +60,7 @@ TOKEN_REVIEWS = Resource(group="authentication.k8s.io", version="v1", plural="to
 
 
 async def load_configuration(url: str | None = None) -> Configuration:
-    """Where the API server is and who we are: a URL, `KUBECONFIG`, the pod's service account, or `~/.kube/config`."""
+    """Load address and credentials from a URL, `KUBECONFIG`, the pod's service account, or `~/.kube/config`."""
     configuration = Configuration(host=url) if url else Configuration()
     if url is None:
         in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ

@@ -1,4 +1,4 @@
-"""What both halves of the operator are: a queue of objects, workers that pass over them, a resync that forgets nobody.
+"""The base of all controllers: a queue of objects, workers that reconcile them, and a resync of all objects.
 
 Watches and timers only add keys. A lost event costs time, at most until the next resync, and never correctness.
 """
@@ -31,7 +31,7 @@ class Worker(ABC):
     """Serves all objects of one kind. A subclass says which, and what a pass over one of them is."""
 
     kind: str
-    """What they are called in logs and metrics."""
+    """The name of the objects in logs and metrics."""
     resource: Resource
     labels: str | None = None
     """A selector: which of them are served."""
@@ -110,7 +110,7 @@ class Worker(ABC):
             self.queue.done(key)
 
     def hold_back(self, key: Key, *, refused: bool) -> None:
-        """What was refused is not tried at each wake-up: the status that quotes a refusal wakes its object again."""
+        """Hold back an object that was refused: the status that quotes the refusal would wake it again at once."""
         if not refused:
             self._refused_until.pop(key, None)
             return
@@ -131,7 +131,7 @@ class Worker(ABC):
         _log.log(level, "pass failed", extra={"fields": fields})
 
     def ailment(self) -> str | None:
-        """What is wrong with this half of the process, in a sentence; None while it works."""
+        """Return the problem of this controller, in a sentence; None while it works."""
         now = self._timer.time()
         for (namespace, name), since in self._busy_since.items():
             if now - since > self._settings.stuck_seconds:

@@ -1,4 +1,4 @@
-"""What the API server's answers mean to the core. The only place that knows HTTP statuses.
+"""Errors of the API server as the core sees them. The only place that knows HTTP statuses.
 
 PortError
 ├── Conflict
@@ -69,7 +69,7 @@ def translate(error: Exception) -> PortError:
 
 
 TRANSLATED = (ApiException, aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError)
-"""What a call to the API server may raise; anything else is a bug of ours."""
+"""The errors that a call to the API server may raise; any other is a bug of Piton."""
 
 
 def _retry_after(error: ApiException) -> float:

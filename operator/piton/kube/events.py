@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class EventRateLimiter:
-    """How much each run may say: a bucket of tokens per run, as client-go has one per object."""
+    """The rate limit of Events per run: a token bucket, as client-go has one per object."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

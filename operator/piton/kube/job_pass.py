@@ -82,7 +82,7 @@ class JobPass:
                 ) from error
 
     async def _complain(self, manifest: Body, reason: str, message: str) -> None:
-        """What `kubectl describe` shows, and what the run's own condition quotes."""
+        """Post the Event that `kubectl describe` shows, and that the run's own condition quotes."""
         now = self._clock.now()
         event = events.event_about(manifest, severity="Warning", reason=reason, message=message, now=now)
         try:

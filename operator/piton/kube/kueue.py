@@ -35,7 +35,7 @@ async def find(client: Client, meta: Meta, status: RunStatus) -> Body | None:
 
 
 async def look(client: Client, meta: Meta, status: RunStatus, found: Body | None) -> ReservationSeen | None:
-    """What the rules may know of it; None for a run that is in no queue."""
+    """Return the reservation for the rules; None for a run that is in no queue."""
     if found is None and (settled(status) or not meta.queue) and status.queue is None:
         return None
     seen = workload.seen(found, meta.uid)
@@ -112,7 +112,7 @@ async def _delete(client: Client, found: Body) -> None:
 
 
 async def granted(client: Client, found: Body | None) -> Granted:
-    """What the admission says of the nodes: of each flavor its labels and tolerations, and what the checks add.
+    """Return the node labels and tolerations of the admission: of each flavor, and of the admission checks.
 
     Raises:
         Refused: a flavor does not exist any more.

@@ -1,4 +1,4 @@
-"""What watches have shown of pods and nodes that do not exist any more: better words for what is decided without them.
+"""The last state of pods and nodes that are gone, from watches. It improves messages; no decision needs it.
 
 In memory and bounded. A watch may miss anything, and an operator that was away has seen nothing: so no verdict hangs on
 this, only the sentence that explains it.
@@ -31,11 +31,11 @@ class Sightings:
         self._note(self._notices, str(node["metadata"]["name"]), reclaim_notice(node))
 
     def disruption(self, pod_uid: str) -> str | None:
-        """Why the pod was taken, in the cluster's word."""
+        """Return the cluster's reason for which the pod was taken."""
         return self._disruptions.get(pod_uid)
 
     def notice(self, node: str) -> str | None:
-        """What announced that the node would be taken."""
+        """Return the announcement of the node's end."""
         return self._notices.get(node)
 
     def _note(self, notes: OrderedDict[str, str], key: str, word: str | None) -> None:

@@ -38,7 +38,7 @@ class Registry(CollectorRegistry):
     """A registry without the `_created` series that the library adds to each counter: nothing here reads them."""
 
     def collect(self) -> Iterator[Metric]:
-        """What the server asks for."""
+        """Collect for the HTTP server."""
         for family in super().collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
@@ -57,7 +57,7 @@ class OperatorMetrics:
         self._process(registry)
 
     def _fleet(self, registry: CollectorRegistry) -> None:
-        """What happens to runs."""
+        """Create the metrics of runs."""
         self._started = Counter(
             "piton_attempts_started", "Attempts whose job was created.", ["stage"], registry=registry
         )
@@ -88,7 +88,7 @@ class OperatorMetrics:
                     self._ended(End(verdict=verdict, reason=reason, stage=stage), times=0)
 
     def _process(self, registry: CollectorRegistry) -> None:
-        """What the operator itself does."""
+        """Create the metrics of the operator process."""
         self._reconcile = Histogram(
             "piton_reconcile_seconds",
             "One pass over one object.",
@@ -124,7 +124,7 @@ class OperatorMetrics:
             self._failures.labels(end.verdict, end.reason).inc(times)
 
     def show(self, run: Key, status: RunStatus) -> None:
-        """How the run stands now."""
+        """Show this status of a run in the gauges."""
         self._runs.statuses[run] = status
 
     def forget(self, run: Key) -> None:
@@ -132,7 +132,7 @@ class OperatorMetrics:
         self._runs.statuses.pop(run, None)
 
     def show_sweep(self, sweep: Key, status: SweepStatus) -> None:
-        """How the sweep stands now."""
+        """Show this status of a sweep in the gauges."""
         self._runs.sweeps[sweep] = status.phase
 
     def forget_sweep(self, sweep: Key) -> None:

@@ -1,4 +1,4 @@
-"""What Karpenter's NodePools say about the drain of their nodes. Read seldom: only administrators change them.
+"""Karpenter's NodePools: how they drain their nodes. Read rarely, because only administrators change them.
 
 Where there is no Karpenter, or no right to read its NodePools, nothing is known and nothing is said.
 """
@@ -15,7 +15,7 @@ from piton.ports import PortError
 POOL_LABEL = "karpenter.sh/nodepool"
 _CAPACITY = "karpenter.sh/capacity-type"
 FRESH_SECONDS = 600.0
-"""How long an answer is good, also that nothing is known."""
+"""Seconds for which an answer is cached, including the answer that nothing is known."""
 
 
 class NodePools:

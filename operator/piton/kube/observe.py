@@ -43,7 +43,7 @@ class ClusterSnapshot:
     workload: Body | None = None
     """The run's Workload, by which it has quota from a queue of Kueue's."""
     changes_at: datetime | None = None
-    """When time alone will change this observation: a silent node is about to count as gone."""
+    """The time at which the observation changes without an event: a silent node is about to count as gone."""
 
 
 async def read(
@@ -213,7 +213,7 @@ class _Reader:
         return {name: await self._view(node) for name, node in nodes.items()}
 
     async def _view(self, node: Body | None) -> NodeView:
-        """What is known of a node; where it is about to count as gone by its silence alone, of the others as well."""
+        """Return the view of a node; if its silence is about to count as its end, of the other nodes as well."""
         pool = await self._pools.of(node) if node and self._pools else None
         view = NodeView(node=node, now=self._now, pool=pool)
         if node is None or self._outages is None or not view.silent_for_long():
@@ -327,7 +327,7 @@ def _in_flight(status: RunStatus) -> int | None:
 
 
 def _stage(thing: Body) -> Stage:
-    """What a job or pod was made for; what does not say so is for training."""
+    """Return the stage of a job or pod; one without a label is for training."""
     label = (thing["metadata"].get("labels") or {}).get(names.LABEL_STAGE)
     return next((stage for stage in Stage if stage == label), Stage.TRAIN)
 

@@ -22,11 +22,11 @@ NODES_MIN = 3
 PART = 3
 """More than one in so many nodes have to be silent."""
 PATIENCE_SECONDS = 600.0
-"""How long an outage is waited for."""
+"""Seconds for which an outage is waited out."""
 TURN_SECONDS = 60.0
 """Between two attempts of a zone that are restarted: a zone's worth of runs must not ask for machines at once."""
 FRESH_SECONDS = 10.0
-"""How long a list of all nodes is good: while an outage is on, hundreds of runs ask for it."""
+"""Seconds for which a list of all nodes is cached: during an outage hundreds of runs ask for it."""
 _FORGOTTEN_SECONDS = 3600.0
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -47,7 +47,7 @@ class SilentNodes:
 
 
 def silence(node: Mapping[str, Any], nodes: Iterable[Mapping[str, Any]]) -> SilentNodes | None:
-    """What this silent node is a part of; None: it is silent by itself."""
+    """Return the outage that this silent node is part of; None: it is silent alone."""
     since = _silent_since(node)
     if since is None:
         return None
@@ -95,7 +95,7 @@ class Outages:
             return self._nodes
 
     def _turn(self, turn: Turn, now: datetime) -> datetime:
-        """When the attempt may go; not after now, if it may. A turn is given when it has come: nodes come back."""
+        """Return the time at which the attempt may restart; not after now if it may. A turn is given when it is due."""
         if turn in self._turns:
             return self._turns[turn]
         zone, _, since = turn
@@ -109,7 +109,7 @@ class Outages:
 
 
 def _kept(node: Mapping[str, Any]) -> Body:
-    """What is looked at of a node: a large cluster's would be many megabytes."""
+    """Keep the fields of a node that are needed: whole nodes of a large cluster would take many megabytes."""
     labels = {ZONE: _zone(node)}
     born = node["metadata"].get("creationTimestamp")
     conditions = [condition(node, "Ready")]

@@ -1,4 +1,4 @@
-"""Whose an object is, and how one is created that may be there already."""
+"""Owners of objects, and creation of an object that may exist already."""
 
 from collections.abc import Mapping
 from typing import Any

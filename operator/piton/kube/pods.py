@@ -1,4 +1,4 @@
-"""What a pod, and the node under it, say about one replica. Pure: dictionaries of the API in, evidence out.
+"""Evidence on one replica from its pod and its node. Pure: dictionaries of the API in, evidence out.
 
 Evidence has to be read generously, because each of these signs may be missing: DisruptionTarget when a node dies, the
 exit code when the kubelet does, the node when the cloud is quick.
@@ -74,14 +74,14 @@ class Outage:
     """A node is silent, and many others with it."""
 
     gone_at: datetime
-    """When it counts as gone if it is still silent: not before."""
+    """The earliest time at which it counts as gone if it stays silent."""
     words: str
-    """What is seen of it, for people."""
+    """A sentence on the outage, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeView:
-    """What is known of the node that a pod is on."""
+    """The state of the node that a pod is on."""
 
     node: Mapping[str, Any] | None
     """None: the node's object does not exist."""
@@ -90,7 +90,7 @@ class NodeView:
     outage: Outage | None = None
 
     def gone_at(self, pod: Mapping[str, Any]) -> datetime | None:
-        """When the pod's machine counts as gone, perhaps in the future; None while nothing speaks for it."""
+        """Return the time at which the pod's node counts as gone, perhaps in the future; None without any sign."""
         if self.node is None or _replaced(self.node, pod):
             return self.now
         if any(taint.get("key") in _GONE_TAINTS for taint in self._taints()):
@@ -173,7 +173,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
 
 
 def _silence(view: NodeView | None) -> str | None:
-    """What keeps the node's silence from counting as its end, and until when."""
+    """Describe the outage that keeps the node's silence from counting as its end, with the time of its end."""
     if view is None or view.outage is None:
         return None
     return f"{view.outage.words}; they are waited for until {view.outage.gone_at:%H:%M:%S} UTC at least"
@@ -202,7 +202,7 @@ def as_pod(placed: PlacedReplica) -> dict[str, Any]:
 
 
 def reclaim_notice(node: Mapping[str, Any]) -> str | None:
-    """What says that the machine goes now, in words: its taint, or that the node is being deleted."""
+    """Return the sign that the machine is about to go, in words: its taint, or the deletion of the node."""
     taint = next((taint["key"] for taint in _taints(node) if taint.get("key") in _RECLAIM_TAINTS), None)
     if taint is not None:
         return f"taint {taint}"
@@ -221,7 +221,7 @@ def moment(text: str | None) -> datetime | None:
 
 
 def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
-    """When it was given its node; its creation where nothing says when."""
+    """Return the time at which the pod got its node, else the time of its creation."""
     if not (pod.get("spec") or {}).get("nodeName"):
         return None
     scheduled = condition(pod, "PodScheduled")
@@ -265,7 +265,7 @@ def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _refused(status: Mapping[str, Any]) -> str | None:
-    """Why the kubelet did not accept the pod, which it then fails before any container has a state.
+    """Return the kubelet's reason for not accepting the pod, which then fails before any container has a state.
 
     See rejectPod in pkg/kubelet/kubelet.go of Kubernetes: UnexpectedAdmissionError, OutOfcpu, NodeAffinity and others.
     """
@@ -286,7 +286,7 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
 
 
 def disruption_of(pod: Mapping[str, Any]) -> str | None:
-    """Why the pod was taken from its machine, in the cluster's word."""
+    """Return the cluster's reason for which the pod was taken from its node."""
     if evicted_for(pod):
         return None
     target = condition(pod, "DisruptionTarget")
@@ -297,7 +297,7 @@ def disruption_of(pod: Mapping[str, Any]) -> str | None:
 
 
 def evicted_for(pod: Mapping[str, Any]) -> re.Pattern[str] | None:
-    """What its kubelet said that it used too much of when it was evicted; None: it was not, or not for that."""
+    """Return the pattern of the pod's own overuse for which the kubelet evicted it, memory or disk; None: neither."""
     status = pod.get("status") or {}
     if status.get("reason") != "Evicted":
         return None
@@ -306,7 +306,7 @@ def evicted_for(pod: Mapping[str, Any]) -> re.Pattern[str] | None:
 
 
 def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Why it does not start, and whether only the user can mend that."""
+    """Return the reason why it does not start, and True if only the user can correct that."""
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _sentence(scheduled.get("reason"), scheduled.get("message")), False
@@ -316,7 +316,7 @@ def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str 
 
 
 def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
-    """What the pod itself says of why it does not run; more is in its events."""
+    """Return the pod's own messages about its start; its events have more."""
     status = pod.get("status") or {}
     scheduled = condition(pod, "PodScheduled")
     found = [_word(scheduled)] if scheduled.get("status") == "False" else []

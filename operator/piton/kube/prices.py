@@ -1,4 +1,4 @@
-"""What a node costs, and how much of it a pod has. Pure: dictionaries of the API in, amounts out.
+"""Prices of nodes, and the part of a node that a pod uses. Pure: dictionaries of the API in, amounts out.
 
 Whoever knows best says it on the node; else the operator's table knows the type, and how it is bought. What neither
 knows is None: the core has a highest price for that.
@@ -45,7 +45,7 @@ class Prices:
             raise ValueError(f"{error}; write prices like {_SHAPE}") from error
 
     def of(self, node: Mapping[str, Any]) -> Fraction | None:
-        """What the node says of itself, else what the table says of its kind; None where nobody knows."""
+        """Return the price on the node itself, else the one of the table for its type; None if neither is known."""
         meta = node["metadata"]
         for said in (meta.get("annotations") or {}, meta.get("labels") or {}):
             price = said.get(names.ANNOTATION_PRICE)
@@ -54,7 +54,7 @@ class Prices:
         return self._of_kind(meta.get("labels") or {})
 
     def above(self, most: Fraction, nodes: Iterable[Mapping[str, Any]] = ()) -> frozenset[TooDear]:
-        """What costs more: types of the table, and types of which every known node in that zone does."""
+        """Return the types that cost more: by the table, or because every known node of the type in that zone does."""
         return self._types_above(most) | self._nodes_above(most, nodes)
 
     def _types_above(self, most: Fraction) -> frozenset[TooDear]:
@@ -83,7 +83,7 @@ class Prices:
 
 
 def _tier(labels: Mapping[str, str]) -> Tier | None:
-    """How a node with these labels is bought; None where it does not say."""
+    """Return the capacity type of a node with these labels; None if they do not name it."""
     return next((tier for tier, spellings in CAPACITY_LABELS.items() if spellings.items() & labels.items()), None)
 
 

@@ -22,11 +22,11 @@ from piton.ports import PortError
 
 PATH = f"/namespaces/{{namespace}}/{names.PLURAL}/{{run}}/status"
 PATIENCE_SECONDS = 10.0
-"""How long the API server may take to know the token, and then the sender for its body. Trainers wait for 5."""
+"""Seconds that the API server may take for the token review, and the sender for its body. Trainers wait for 5."""
 RENEWAL_SECONDS = 30.0
-"""How often the certificate's files are looked at."""
+"""Seconds between two checks of the certificate's files."""
 COMPLAINT_SECONDS = 60.0
-"""How often the log says that reports cannot be checked."""
+"""Seconds between two log lines that reports cannot be checked."""
 
 OnReport = Callable[[Sender, Progress], TrainerRequests]
 """Called with each report that was let in; what it returns is the answer."""

@@ -1,4 +1,4 @@
-"""Who may report for which run: a pod's token, looked up at the API server.
+"""Authentication of reports: a pod's token, reviewed by the API server, and the run of that pod.
 
     token --TokenReview--> pod, by uid --GET--> its PyTorchJob --GET--> the run, by uid, and the attempt
 
@@ -23,7 +23,7 @@ from piton.kube.workqueue import Timer
 from piton.ports import Clock
 
 GOOD_SECONDS = 300.0
-"""How long a token that was good is not asked about again."""
+"""Seconds for which a valid token is not reviewed again."""
 BAD_SECONDS = 10.0
 _REMEMBERED = 8192
 """Tokens, and pods, that are remembered."""
@@ -64,7 +64,7 @@ class ReportAuthenticator:
         self._reviews = asyncio.Semaphore(_REVIEWS_AT_ONCE)
 
     async def admit(self, token: str, *, namespace: str, run: str) -> Sender:
-        """Whose token it is.
+        """Return the sender that the token belongs to.
 
         Raises:
             Unauthenticated: the token is not good.
@@ -172,7 +172,7 @@ def _answer(known: Value | Exception) -> Value:
 
 
 def _claims(token: str) -> dict[str, Any]:
-    """What a JSON web token says of itself."""
+    """Return the claims of a JSON web token, unverified."""
     parts = token.split(".")
     if len(parts) != 3:
         raise Unauthenticated("the token is not a service account's")

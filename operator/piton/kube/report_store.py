@@ -1,4 +1,4 @@
-"""What the trainers of this cluster have said last, in memory, and when a pass over their run is worth it.
+"""The newest reports of the trainers, in memory, and the time at which a pass over their run is worth it.
 
 A pass reads half a dozen objects, and a trainer speaks every few seconds: so news of mere steps waits until the status
 would be written anyway. Nothing here is a source of truth: after a restart the next reports fill it again.
@@ -21,7 +21,7 @@ _ATTEMPTS_MAX = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Sender:
-    """Whose report it is, as the cluster itself vouches for it."""
+    """The sender of a report, as the cluster vouches for it."""
 
     namespace: str
     run: str
@@ -43,13 +43,13 @@ class _Memory:
 
 @dataclass(kw_only=True)
 class _Asked:
-    """What the newest pass asks of an attempt."""
+    """The requests of the newest pass to an attempt."""
 
     wishes: TrainerRequests
     save: str
-    """What the annotation piton.dev/save says."""
+    """The text of the annotation piton.dev/save."""
     saved: str
-    """What it said when the attempt was last asked to save; at first what it says anyway."""
+    """The text at the last request for a save; at first the current one."""
 
 
 class Reports:
@@ -78,7 +78,7 @@ class Reports:
         return self._wait(memory, progress)
 
     def look(self, key: Key, *, run_uid: str, attempt: int) -> Progress | None:
-        """What this very attempt said last, for a pass that looks now."""
+        """Return the newest report of this attempt, for a pass."""
         memory = self._runs.get(key)
         if memory is None:
             return None
@@ -87,7 +87,7 @@ class Reports:
         return memory.seen
 
     def ask(self, key: Key, *, run_uid: str, attempt: int, wishes: TrainerRequests, save: str) -> None:
-        """What the answers to this attempt's next reports say. `save` is the text for which it saves once."""
+        """Set the answers to this attempt's next reports. `save` is the text for which it saves once."""
         memory = self._runs.get(key)
         if memory is None:
             return
@@ -96,7 +96,7 @@ class Reports:
         memory.asked = {(run_uid, attempt): _Asked(wishes=wishes, save=save, saved=saved)}
 
     def answer(self, sender: Sender) -> TrainerRequests:
-        """What is asked of the attempt that has just reported. A save is asked for in one answer."""
+        """Return the requests to the attempt that has just reported. A save is requested in one answer only."""
         memory = self._runs.get((sender.namespace, sender.run))
         asked = memory.asked.get((sender.run_uid, sender.attempt)) if memory else None
         if asked is None:

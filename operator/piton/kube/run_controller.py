@@ -28,7 +28,7 @@ from piton.ports import Clock
 from piton.rendering.appdef import ReportEndpoint
 
 ServerNow = Callable[[], ReportEndpoint | None]
-"""Where new attempts report to, with the certificate of today; None: nowhere."""
+"""The address for the reports of new attempts, with the current certificate; None: there is none."""
 
 _log = logging.getLogger(__name__)
 

@@ -103,11 +103,11 @@ class KubeWorld:
 
     @property
     def observed(self) -> Observed | None:
-        """What was last observed."""
+        """The last observation."""
         return self._reading.observed if self._reading else None
 
     def look_again_seconds(self) -> float | None:
-        """When time alone will change the observation; None: only an event can."""
+        """Seconds until the observation changes without an event; None: only an event changes it."""
         return seconds_until(self._reading, self._clock.now())
 
     async def apply(self, effect: Effect) -> None:
@@ -216,7 +216,7 @@ class KubeWorld:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 
     async def _too_dear(self) -> Collection[TooDear]:
-        """What the scheduler is kept from. A node that becomes too dear, or comes later, is left again.
+        """Return the instance types to exclude by price. A node whose price rises later is left again.
 
         The nodes are only looked at after an attempt was on one that was too dear: in a large cluster they are many.
         """

@@ -1,4 +1,4 @@
-"""What an operator process is told: from flags, or from the environment where flags are silent."""
+"""Settings of an operator process: flags, with the environment as default."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _TAINT_HOURS_MAX = 8760
 
 
 class Engine(StrEnum):
-    """Who makes pods of the PyTorchJobs that Piton creates. There must be exactly one."""
+    """The controller of the PyTorchJobs that Piton creates. There must be exactly one."""
 
     BUNDLED = "bundled"
     """This operator: nothing else has to be installed but the resource itself."""
@@ -40,7 +40,7 @@ class PitonSettings:
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; none means the whole cluster."""
     resync_seconds: float = 60.0
-    """How often every run is looked at although nothing seems to have happened: repairs whatever a watch has lost."""
+    """Seconds between two reconciles of every run without an event: repairs the loss of a watch event."""
     workers: int = 4
     """Runs that are reconciled at the same time. A pass waits for the API server most of the time."""
     probe_port: int | None = 8080
@@ -61,11 +61,12 @@ class PitonSettings:
     api_url: str | None = None
     """URL of the API server, without credentials (kubectl proxy, tests); None: KUBECONFIG or the service account."""
     engine: Engine = Engine.KUBEFLOW
-    """Who serves the PyTorchJobs. Two controllers on one job would fight, so nobody else's is assumed to be absent."""
+    """The controller of the PyTorchJobs. Two controllers of one job would conflict, so the default assumes
+    that Kubeflow's is there."""
     metrics_port: int | None = 8081
     """Port of the Prometheus metrics at /metrics; None: they are not served."""
     prices: Prices = field(default_factory=Prices)
-    """What nodes cost that do not say it themselves."""
+    """Prices of nodes that have none on themselves."""
     timing: Timing = field(default_factory=Timing)
     """The patience of the core."""
 

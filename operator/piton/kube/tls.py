@@ -44,7 +44,7 @@ class Certificates:
         return True
 
     def _look(self) -> tuple[tuple[int, int], ...]:
-        """What changes with the files: a Secret's are links to new files."""
+        """Identify the content of the files: those of a Secret are links to new files after a change."""
         paths = [self._folder / name for name in (CERTIFICATE, KEY, AUTHORITY)]
         try:
             return tuple((found.st_ino, found.st_mtime_ns) for found in (path.stat() for path in paths))

@@ -1,4 +1,4 @@
-"""What events say of a job or pod that waits. They are read for what waits only, a few at a time.
+"""Events of a job or pod that waits. They are read only for those that wait, a few at a time.
 
 The API server keeps no index of events: a list of one object's goes through all events of the namespace. So a pass asks
 for those of a few pods, however many wait; in a gang most wait for the same thing.
@@ -16,7 +16,7 @@ ASKED_MAX = 2
 
 
 async def of_job(client: Client, job: Body) -> tuple[ClusterMessage, ...]:
-    """Why the job's controller does not create its pods. Only warnings: it also tells of every pod that it creates."""
+    """Return the reasons why the job's controller creates no pods. Only warnings: it also reports each creation."""
     meta = job["metadata"]
     if is_suspended(job):
         return (ClusterMessage(reason="Suspended", message="the job is suspended"),)
@@ -30,7 +30,7 @@ def is_suspended(job: Body) -> bool:
 
 
 async def of_pod(client: Client, namespace: str, replica: ReplicaSeen) -> tuple[ClusterMessage, ...]:
-    """What the scheduler, the autoscaler, the attach controller and the kubelet tell of the pod."""
+    """Return the messages of the scheduler, the autoscaler, the attach controller and the kubelet about the pod."""
     return tuple(map(_word, await _about(client, namespace, replica.uid)))
 
 

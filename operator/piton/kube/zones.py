@@ -1,4 +1,4 @@
-"""Whether the nodes say which zone they are in.
+"""A check that the nodes name their zone.
 
 A pod that has to be in the zone of others never starts on a node that names none, and the scheduler looks for no other
 way. So nothing of the kind is asked where such a pod might be on a node without the label.

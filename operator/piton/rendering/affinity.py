@@ -1,4 +1,4 @@
-"""Which nodes an attempt's pods may run on, said in instance types, zones and capacity types alone.
+"""Node affinity of an attempt's pods, by instance types, zones and capacity types alone.
 
 Karpenter launches nothing for a pod whose affinity names a label that it restricts: `kubernetes.io/hostname` and most
 of `karpenter.sh/`. So no single node can be avoided by its name, only its type, where and in the way it is bought.

@@ -25,7 +25,7 @@ MODULES = {
     Stage.TRAIN: "piton_trainer",
     Stage.EVALUATE: "piton_trainer.evaluate",
 }
-"""What a recipe has for each stage."""
+"""The module of a recipe for each stage."""
 _AFTER_START_TIMEOUT_SECONDS = 600
 """A node that gave up by itself would end with an error, and say nothing of the one that it waited for."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
@@ -38,12 +38,12 @@ MEMORY_SHARE = 0.92
 The table has 4 % less than the machine's name promises. Karpenter takes off 7.5 % until it has seen a machine of the
 type, and a pod that asks for more makes it launch nothing. The rest is for the 737 pods that a large one may have."""
 KEPT_MEMORY_MIB = 1280
-"""What a machine keeps of its memory whatever its size: for the kubelet, which evicts below 100 Mi, and daemonsets."""
+"""Memory that each machine reserves: for the kubelet, which evicts below 100 Mi, and for daemonsets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerPlace:
-    """What differs between the places where a trainer may run."""
+    """The differences between the places where a trainer may run."""
 
     python: str = "python"
     torchrun: tuple[str, ...] = ("torchrun",)
@@ -55,7 +55,7 @@ class TrainerPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportEndpoint:
-    """Where trainers on a cluster report to, as the operator's settings say."""
+    """The address for the reports of trainers on a cluster, by the operator's settings."""
 
     url: str
     """Base URL, without a slash at the end."""
@@ -63,12 +63,12 @@ class ReportEndpoint:
     """The certificate of the authority that vouches for it."""
 
     def run_url(self, meta: Meta) -> str:
-        """Where the trainers of that run report to."""
+        """Return the URL for the reports of that run."""
         return f"{self.url}/namespaces/{meta.namespace}/{names.PLURAL}/{meta.name}/status"
 
 
 def assignment(spec: Spec) -> Assignment:
-    """What the trainers are told; the same in every place."""
+    """Return the assignment of the trainers; the same in every place."""
     every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every()
     return Assignment(
         recipe=spec.trainer.recipe,
@@ -89,7 +89,7 @@ def assignment(spec: Spec) -> Assignment:
 
 
 def interval(spec: Spec) -> str:
-    """How often the trainers save, for people."""
+    """Describe the save interval, for users."""
     save = assignment(spec).save
     if save.auto:
         return "as often as pays, by what saves cost and how often training is interrupted (auto)"
@@ -192,7 +192,7 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: TrainerPlace) -> dict[str,
 
 
 def _hang_timeout(spec: Spec) -> dict[str, str]:
-    """When the trainer's watchdog ends it. The user's word wins."""
+    """Return the time-out of the trainer's watchdog. The user's value has priority."""
     if any(variable.name == names.ENV_HANG_TIMEOUT for variable in spec.trainer.env):
         return {}
     given = spec.limits.hang_timeout
@@ -243,7 +243,7 @@ def _for_pods_mib(named: specs.Resource) -> float:
 
 
 def gpus_of(spec: Spec) -> int | None:
-    """How many GPUs a machine of the first instance type has; None where nobody knows."""
+    """Return the number of GPUs in a machine of the first instance type; None if it is unknown."""
     named = _named(spec.workers.instance_types[0]) if spec.workers.instance_types else None
     return None if named is None else int(named.gpu)
 

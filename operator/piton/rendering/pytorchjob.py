@@ -20,7 +20,7 @@ from piton.timing import GRACE_SECONDS
 
 GPU = "nvidia.com/gpu"
 TMP = "/tmp"  # noqa: S108 - a volume of the pod's own
-"""What the trainer image writes to beside its volumes."""
+"""Paths that the trainer image writes to, beside its volumes."""
 _IMAGES_ARE_FOR = "amd64"
 """The architecture of nodes, where the user names none. Karpenter takes the cheapest machine that will do, and without
 this that may be one of arm64, on which an image for amd64 never starts."""
@@ -30,7 +30,7 @@ zone that has gone dark (`kube.outages`). The taint manager would delete the pod
 would stop as soon as the zone is back. An hour is for a cluster that Piton was taken from."""
 
 TOKEN_SECONDS = 3600
-"""How long a pod's token is valid; the kubelet renews it before that."""
+"""Seconds for which a pod's token is valid; the kubelet renews it before."""
 
 
 def in_pod(meta: Meta, server: ReportEndpoint | None = None, *, gpus: int = 0) -> TrainerPlace:
@@ -267,7 +267,7 @@ def _volumes(meta: Meta, spec: Spec) -> list[dict[str, Any]]:
 
 
 def _progress_volume() -> dict[str, Any]:
-    """What a trainer needs to report: the authority to trust, and a token that the API server itself does not take."""
+    """Return the volume for reports: the authority to trust, and a token that the API server itself does not accept."""
     token = {
         "audience": names.TOKEN_AUDIENCE,
         "expirationSeconds": TOKEN_SECONDS,

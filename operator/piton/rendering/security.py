@@ -27,7 +27,7 @@ class Security:
     """Two security contexts of core/v1."""
 
     pod: Mapping[str, Any]
-    """What only a pod can have."""
+    """Fields that only a pod can have."""
     container: Mapping[str, Any]
 
     @property

@@ -29,7 +29,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Granted:
-    """What an admission says of the nodes: labels and tolerations of its flavors and admission checks."""
+    """The effect of an admission on nodes: labels and tolerations of its flavors and admission checks."""
 
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
@@ -75,7 +75,7 @@ def _digest(meta: Meta, pods: Body) -> str:
 
 
 def _pod_set(meta: Meta, spec: Spec, stage: Stage) -> Body:
-    """What counts for a quota: how many pods, what each requests, and which nodes will do."""
+    """Return what a quota counts: the number of pods, their requests, and the nodes that are suitable."""
     replicas = pytorchjob(meta, spec, 1, stage=stage)["spec"]["pytorchReplicaSpecs"]
     pod = replicas["Master"]["template"]["spec"]
     kept = {
