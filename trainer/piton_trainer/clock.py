@@ -26,11 +26,11 @@ class Clock:
         return datetime.now(UTC)
 
     def process_seconds(self) -> float:
-        """How long this process has been there; 0 where nobody can tell."""
+        """Return the age of this process in seconds; 0 if it is unknown."""
         return _age_of("self")
 
     def launcher_seconds(self) -> float | None:
-        """How long torchrun took until it started this process; None when it did not."""
+        """Return the seconds that torchrun took until it started this process; None without torchrun."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return None
         return max(0.0, _age_of(str(os.getppid())) - self.process_seconds())

@@ -1,4 +1,4 @@
-"""What the environment tells a trainer process, parsed once.
+"""Configuration of a trainer process from its environment, parsed once.
 
 Outside Piton none of the variables is set: checkpoints then go to `./checkpoints`, and nothing is reported.
 """
@@ -20,7 +20,7 @@ JOIN_SECONDS = 1800.0
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Where progress is pushed to (KEP-2779)."""
+    """The server that receives progress reports (KEP-2779)."""
 
     url: str
     ca_cert: Path | None = None
@@ -44,7 +44,7 @@ class Config:
     allow_fresh_start: bool = False
     """Train from step 0 where no checkpoint can be restored, though there was one."""
     gpus: int | None = None
-    """How many GPUs the pod asked for; None: none, or nobody says."""
+    """Number of GPUs that the pod requests; None: none, or unknown."""
     stop_at: datetime | None = None
     """Save and leave at this time, UTC: the run's deadline."""
     stop_after: float | None = None
@@ -52,7 +52,7 @@ class Config:
     report_seconds: float = REPORT_SECONDS
     """At least this long between two reports; 0 reports as fast as the server answers."""
     collective_seconds: float = COLLECTIVE_SECONDS
-    """How long a collective of the training waits for the other ranks, where the session makes the process group.
+    """Time-out in seconds of the training's collectives, if the session creates the process group.
 
     Then NCCL's watchdog ends the attempt. Where the script has made the group, its own time-out stays."""
     join_seconds: float = JOIN_SECONDS
@@ -62,13 +62,13 @@ class Config:
     """Seconds without a step that are a hang; `auto`: by the steps before (`hangs.rule`). None: nobody watches."""
     server: Server | None = None
     termination_log: Path | None = None
-    """Where the termination message goes; None writes none."""
+    """Path of the termination message; None writes none."""
     background_saves: bool = True
     """Training goes on while a checkpoint is written; False: it waits."""
     rehearsal: int | None = None
     """Take so many steps, stop as on a notice, take as many again and end (`boundary.Rehearsal`). None: in earnest."""
     metrics_port: int | None = None
-    """Where rank 0 serves Prometheus metrics; None: nowhere."""
+    """Port of rank 0's Prometheus metrics; None: they are not served."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -194,7 +194,7 @@ def _server(env: Mapping[str, str]) -> Server | None:
 
 
 def termination_log(env: Mapping[str, str]) -> Path | None:
-    """Where the termination message goes; wrong values elsewhere in the environment do not matter to it."""
+    """Return the path of the termination message; other invalid values in the environment do not matter to it."""
     if path := env.get(names.ENV_TERMINATION_LOG):
         return Path(path)
     default = Path(names.DEFAULT_TERMINATION_LOG)

@@ -49,7 +49,7 @@ def evaluate(config: Config) -> Termination:
 
 
 class CheckpointEvaluation(RankContext):
-    """What a recipe and the loop need of a session, for somebody who trains nothing."""
+    """The context of a recipe and the loop while a checkpoint is evaluated and nothing is trained."""
 
     def __init__(self, config: Config, ranks: Ranks, *, best: int | None) -> None:
         super().__init__(config, ranks)
@@ -62,7 +62,7 @@ class CheckpointEvaluation(RankContext):
         return self._state.step
 
     def fraction(self, total: int | None) -> float:
-        """How much of a training of so many steps was done at that step."""
+        """Return the fraction of a training of `total` steps that was done at that step."""
         return self._state.fraction_done(self.assignment, total)
 
     def restore(self, **objects: Any) -> None:

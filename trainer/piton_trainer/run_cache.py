@@ -1,4 +1,4 @@
-"""What a run makes once and every attempt needs: on the volume of the checkpoints, beside them, never inside one.
+"""Files that a run creates once and every attempt needs: on the checkpoint volume, outside of checkpoints.
 
     <checkpoint directory>/cache/<name>/          whole, or not there
     <checkpoint directory>/cache/.making-<name>/  under way; swept by whoever makes it next

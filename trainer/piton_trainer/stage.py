@@ -1,4 +1,4 @@
-"""What the programs of the stages beside the training share: their orders, their last words, and how they stop.
+"""The common part of the stages beside the training: assignment, termination message, and stop.
 
 Neither has anything to save, and both may be killed and started again at any moment: so SIGTERM ends them at once.
 """

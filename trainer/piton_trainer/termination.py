@@ -24,7 +24,7 @@ def print_status(text: str) -> None:
 
 
 def outcome_of(error: BaseException | None) -> tuple[Outcome, str]:
-    """What an exception that leaves the session means, and one line that says so."""
+    """Return the outcome of an exception that leaves the session, and its sentence."""
     if error is None:
         return Outcome.FINISHED, ""
     if isinstance(error, Ended):

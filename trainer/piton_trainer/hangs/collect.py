@@ -1,4 +1,4 @@
-"""What the ranks of a node are at when nothing moves: their stacks, and what the kernel says of their processes."""
+"""Evidence on the ranks of a node that hangs: their stacks, and the state of their processes in /proc."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from piton_trainer.hangs.heartbeats import (
 )
 
 STACKS_SECONDS = 5.0
-"""How long a rank may take to write its stacks."""
+"""Seconds that a rank may take to write its stacks."""
 KEPT_ATTEMPTS = 5
 _STOPPED = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
 _FRAMES = 3
@@ -52,7 +52,7 @@ def _text(folder: Path, beat: Heartbeat) -> str:
 def collectives(
     folder: Path, beats: Sequence[Heartbeat], *, wait: Callable[[float], object] = time.sleep
 ) -> list[Path]:
-    """What NCCL's flight recorder has of each rank; nothing where there is no GPU."""
+    """Return the records of NCCL's flight recorder by rank; empty without a GPU."""
     asked = [beat.rank for beat in beats if _asks(folder / f"{NCCL_PIPE}{beat.rank}.pipe")]
     dumps, sizes, waited = [folder / f"{NCCL_DUMP}{rank}" for rank in asked], [-1], 0.0
     while asked and waited < STACKS_SECONDS:
@@ -91,7 +91,7 @@ def keep(folder: Path, texts: dict[int, str], dumps: Iterable[Path]) -> None:
 
 
 def summary(texts: Mapping[int, str]) -> str:
-    """Which ranks are where, in one line; those first that few others are with: the rest waits for them."""
+    """Summarise the positions of the ranks in one line; those with the fewest ranks first: the others wait for them."""
     groups: dict[str, list[int]] = {}
     for rank, text in sorted(texts.items()):
         groups.setdefault(where(text), []).append(rank)

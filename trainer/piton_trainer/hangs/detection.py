@@ -1,4 +1,4 @@
-"""Whether a training hangs, from what the ranks of a node tell. Pure.
+"""Detection of a training that hangs, from the heartbeats of the ranks of a node. Pure.
 
 A job waits for its slowest rank: as long as one of them saves, evaluates or waits for data, the others have a reason to
 stand still.
@@ -68,7 +68,7 @@ class HangDetector:
         return max(0.0, now - self._alive_at)
 
     def judge(self, beats: Sequence[Heartbeat], *, moved: int, now: float) -> Hang | Idle | None:
-        """What is wrong, if anything is.
+        """Return the hang, if there is one.
 
         `moved` grows by one whenever the node's ranks have read, written or computed something since it was last asked.
         """

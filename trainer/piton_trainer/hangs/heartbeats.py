@@ -1,4 +1,4 @@
-"""What a rank tells the watchdog of its node: its step, and what it does. Shared memory, no system call per step."""
+"""Heartbeats of the ranks of a node: step and phase, in shared memory. No system call per step."""
 
 import ctypes
 import faulthandler
@@ -30,7 +30,7 @@ _NONE = -1
 
 
 class RankPhase(IntEnum):
-    """What a rank is at."""
+    """The phase of a rank."""
 
     STARTING = 0
     """Until its first step is done: imports, restoring, compiling."""
@@ -46,7 +46,7 @@ class RankPhase(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """What one rank has written."""
+    """The heartbeat of one rank."""
 
     rank: int
     pid: int
@@ -54,18 +54,18 @@ class Heartbeat:
     durable_step: int | None
     phase: RankPhase
     time: float
-    """When it last began a phase or ended a step: seconds of the node's monotonic clock."""
+    """Start of the phase, or end of the last step: seconds of the node's monotonic clock."""
 
 
 def folder_of(checkpoint_dir: Path) -> Path:
-    """Where the ranks of this node meet: processes of one run with one parent."""
+    """Return the folder for the ranks of this node: processes of one run with one parent."""
     name = hashlib.blake2b(f"{checkpoint_dir} {os.getppid()}".encode(), digest_size=8).hexdigest()
     memory = os.access(_SHARED_MEMORY, os.W_OK | os.X_OK)
     return (_SHARED_MEMORY if memory else Path(tempfile.gettempdir())) / f"piton-beats-{name}"
 
 
 class Heartbeats:
-    """What a rank tells; in its own memory, which nobody reads."""
+    """Heartbeats in the rank's own memory, which no watchdog reads."""
 
     def __init__(self) -> None:
         self._step, self._durable, self._phase = 0, _NONE, RankPhase.STARTING
@@ -83,7 +83,7 @@ class Heartbeats:
             self.enter(RankPhase.STEPPING)
 
     def end_step(self) -> None:
-        """What belongs to the step is computed. A framework may still evaluate before the step's boundary."""
+        """Record the end of the step's computation. A framework may still evaluate before the step's boundary."""
         if self._phase is RankPhase.STEPPING:
             self.enter(RankPhase.BETWEEN)
 
@@ -156,7 +156,7 @@ class SharedHeartbeats(Heartbeats):
 
 
 NCCL_DUMP, NCCL_PIPE = "nccl-", "nccl-pipe-"
-"""What the files of NCCL's flight recorder, and the pipes that ask for them, begin with; then comes the rank."""
+"""Prefix of the files of NCCL's flight recorder, and of the pipes that request them; the rank follows."""
 
 
 def record_collectives(checkpoint_dir: Path) -> None:
@@ -178,7 +178,7 @@ def record_collectives(checkpoint_dir: Path) -> None:
 
 
 def stacks_path(folder: Path, rank: int) -> Path:
-    """Where a rank writes its stacks."""
+    """Return the path of a rank's stacks."""
     return folder / f"rank-{rank}.stacks"
 
 
@@ -189,7 +189,7 @@ class Reader:
     folder: Path
 
     def read(self) -> list[Heartbeat]:
-        """What the living ranks have written."""
+        """Return the heartbeats of the living ranks."""
         return [beat for path in sorted(self.folder.glob("rank-*")) if (beat := self._read(path)) is not None]
 
     @staticmethod

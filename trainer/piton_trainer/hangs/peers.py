@@ -1,4 +1,4 @@
-"""What the watchdogs of a job's nodes tell each other, through a file each on the checkpoint volume.
+"""Exchange between the watchdogs of a job's nodes, through one file each on the checkpoint volume.
 
 A node whose ranks all wait may wait for a rank elsewhere that reads its data, evaluates, or restores for all.
 """
@@ -70,7 +70,7 @@ class Exchange(threading.Thread):
         self._peers = peers
         self.own = Stillness()
         self._others: tuple[float, Stillness | None] | None = None
-        """When the others were asked, and what they had said by then."""
+        """Time of the last exchange, and the answers so far."""
 
     def run(self) -> None:
         """Go on until the process ends."""

@@ -32,17 +32,17 @@ LOOKS = 20
 """In a limit there are at least so many looks."""
 TELL_SECONDS = 30.0
 OTHERS_SECONDS = 5.0
-"""How long the ranks live on once their stacks are written: other nodes find theirs before connections break."""
+"""Seconds that the ranks live on after their stacks are written: other nodes write theirs before connections break."""
 KEEP_SECONDS = 20.0
-"""How long the checkpoint volume may take to take the stacks."""
+"""Seconds that the checkpoint volume may take to store the stacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogSettings:
-    """What the process has to know."""
+    """Settings of the process."""
 
     beats: Path
-    """Where the ranks of the node write."""
+    """Folder in which the ranks of the node write."""
     directory: Path
     """The checkpoint directory."""
     attempt: int
@@ -54,7 +54,7 @@ class WatchdogSettings:
 
     @property
     def folder(self) -> Path:
-        """Where stacks are kept."""
+        """Folder in which stacks are kept."""
         return self.directory / FOLDER / f"attempt-{self.attempt}"
 
     @property
@@ -68,7 +68,7 @@ class WatchdogSettings:
         return max(1.0, min(10.0, self._limit / 4))
 
     def exchange(self) -> Exchange | None:
-        """What asks the watchdogs of other nodes, where there are any; it runs."""
+        """Return the running exchange with the watchdogs of other nodes, if there are any."""
         if self.nodes == 1:
             return None
         every = min(TELL_SECONDS, self._limit / 4)
@@ -102,7 +102,7 @@ class Watchdog:
 
 
 def watched(config: Config, ranks: "Ranks", *, attempt: int) -> tuple[Heartbeats, Watchdog | None]:
-    """What this rank tells, and on one rank of each node the process that listens."""
+    """Return this rank's heartbeats; one rank of each node also starts the watchdog process."""
     if config.hang_timeout is None:
         return Heartbeats(), None
     folder = folder_of(config.checkpoint_dir)

@@ -1,4 +1,4 @@
-"""What the ranks compute together, with gradients that flow back to all of them.
+"""Collectives with gradients that flow back to all ranks.
 
 torch has such functions under `torch.distributed.nn`, deprecated, and in a module that is private. With a single rank
 nothing is sent. Every rank has to bring tensors of one shape.

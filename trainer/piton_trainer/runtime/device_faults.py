@@ -1,4 +1,4 @@
-"""Which errors say that a GPU, its driver, or the connection between ranks failed, and not the program.
+"""Errors that show a fault of a GPU, its driver, or the connection between ranks, and not of the program.
 
 torch has one class for all that a driver reports (AcceleratorError, a RuntimeError), so the texts decide: those of
 CUDA's error codes, of NCCL's results, and of gloo. It must not be taken for a fault of the hardware what programs bring

@@ -23,12 +23,12 @@ from piton_trainer.errors import BY_OUTCOME, Ended
 T = TypeVar("T")
 
 _TURN_SECONDS = 1.0
-"""How long one collective lasts in which the others wait for rank 0."""
+"""Seconds of one collective in which the other ranks wait for rank 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    """What went wrong on one rank, in a form that every other rank can raise."""
+    """An error of one rank, in a form that every other rank can raise."""
 
     rank: int
     outcome: Outcome | None

@@ -1,4 +1,4 @@
-"""What of its machine this process may take: cores and memory, by the machine's account and by the container's.
+"""The share of the machine for this process: cores and memory, within the limits of the container.
 
 The ranks of a node do the same at the same time, so each counts on its share only. It needs no torch.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 
 _MEMORY_INFO = Path("/proc/meminfo")
 _CONTAINERS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
-"""Where cgroups of version 2 and of version 1 keep their accounts."""
+"""Paths of the memory accounts of cgroups, version 2 and version 1."""
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CPU_CGROUPS = {2: Path("/sys/fs/cgroup"), 1: Path("/sys/fs/cgroup/cpu")}
-"""Where cgroups of either version keep their CPU limits."""
+"""Paths of the CPU limits of cgroups, by version."""
 _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
@@ -92,5 +92,5 @@ def _numbers(path: Path) -> Mapping[str, int]:
 
 
 def ranks_here() -> int:
-    """How many ranks this node has, as torchrun says."""
+    """Return the number of ranks on this node, by torchrun's environment."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)

@@ -1,4 +1,4 @@
-"""What a server asks of a trained model, and what a model has to be able to do for it."""
+"""The interface between an HTTP server and a trained model that generates text."""
 
 import secrets
 from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ class TextGenerator(Protocol):
         """Raise ValueError, with a sentence, for a text that the model cannot read."""
 
     def generate(self, generation: GenerateRequest) -> Iterator[str]:
-        """What comes after the prompt, piece by piece; each piece is computed when it is asked for."""
+        """Yield the text after the prompt, piece by piece; each piece is computed on demand."""
 
     def about(self) -> Mapping[str, Any]:
-        """What GET /health says of it."""
+        """Return the description for GET /health."""

@@ -28,7 +28,7 @@ from piton_trainer.state.tracked_objects import EMA, MODEL
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _RESUMING = frozenset({MODEL, EMA, "optimizer"})
-"""What the loop saves for every recipe; the rest is the recipe's own."""
+"""Objects that the loop saves for every recipe; all others are the recipe's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class TrainedModel:
     which: str
     """model, or ema: their average."""
     extras: Mapping[str, Any]
-    """What the recipe keeps beside its weights, by name."""
+    """Objects of the recipe beside its weights, by name."""
     step: int
     metrics: Mapping[str, float]
 

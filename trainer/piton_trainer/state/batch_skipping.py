@@ -17,7 +17,7 @@ _CURE = "use torchdata's StatefulDataLoader, or give the loader state_dict and l
 
 
 def caveat(loader: Iterable[Any]) -> str | None:
-    """What a resume in the middle of an epoch cannot do with a loader without state; None when it can do all."""
+    """Return the limits of a resume in the middle of an epoch with a stateless loader; None without any."""
     if not _has_indices(loader):
         return f"a {type(loader).__name__} like this cannot be resumed in the middle of an epoch: {_CURE}"
     if isinstance(loader, DataLoader) and loader.num_workers:

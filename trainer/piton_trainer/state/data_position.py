@@ -105,7 +105,7 @@ class ResumableLoader(Randomness):
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
-    """How many batches an epoch has; None when the loader does not know."""
+    """Return the number of batches of an epoch; None if the loader does not know it."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:

@@ -29,7 +29,7 @@ Captured = tuple[Any, dict[str, Tensor]]
 """A state as JSON, and its tensors by key, as `codec.split` gives it; but the tensors are not detached."""
 
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
-"""What torch.compile and activation checkpointing add to names, and torch's state dicts leave out."""
+"""Parts of names that torch.compile and activation checkpointing add, and that torch's state dicts omit."""
 _STATE_METHODS = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _CONTAINERS = _PARAMETERS, _BUFFERS, _CHILDREN = [attrgetter(name) for name in ("_parameters", "_buffers", "_modules")]
 _VALUES = methodcaller("values")
@@ -68,7 +68,7 @@ class OptimizerState:
 
     def __init__(self, optimizer: Optimizer, key: str) -> None:
         self.key = key
-        """What the keys of its tensors begin with."""
+        """Prefix of the keys of its tensors."""
         self._optimizer = optimizer
         self._signature: object = None
         self._is_known = False
@@ -109,7 +109,7 @@ class OptimizerState:
 
 
 class _Structure:
-    """How a module is built, and the names that follow from it."""
+    """The structure of a module, and the names that follow from it."""
 
     def __init__(self, module: nn.Module, key: str) -> None:
         walked = list(_walk(module, "", ""))
@@ -146,7 +146,7 @@ class _Structure:
         return dict(reversed(parameters))
 
     def _run_hooks(self) -> None:
-        """What modules do before they say their state; a sharded one gathers its shards."""
+        """Run the modules' hooks before their state is taken; a sharded module gathers its shards."""
         for part, prefix in compress(self._places, map(_PRE_HOOKS, self._modules)):
             for hook in _PRE_HOOKS(part).values():
                 hook(part, prefix, False)
@@ -206,7 +206,7 @@ def _is_same(one: object, other: object) -> bool:
 
 @torch.no_grad()
 def _place(tensor: Tensor) -> object:
-    """Where a tensor's numbers are, and how they are read; None when it is more than numbers in rows."""
+    """Describe the storage and layout of a tensor; None if it is more than a strided tensor."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if type(local) not in (Tensor, nn.Parameter) or local.layout is not torch.strided:
         return None

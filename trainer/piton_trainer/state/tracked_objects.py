@@ -84,7 +84,7 @@ class TrackedObjects:
 
     @torch.no_grad()
     def steady(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
-        """Which of these tensors hold the numbers that optimizers change when they step, or an average of them."""
+        """Return the tensors that optimizers change when they step, or that are an average of such."""
         ours = tuple(f"{name}/" for name in (*self._modules, *self._optimizers))
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(ours)}
         held = [id(parameter) for optimizer in self.optimizers for parameter in _parameters(optimizer)]
@@ -193,7 +193,7 @@ class TrackedObjects:
     def _momenta(
         self, name: str, optimizers: Sequence[Optimizer], document: Any
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What cannot simply be made anew: momenta that are sharded like their parameters, or lie on a GPU."""
+        """Return the state that cannot be created anew: momenta that are sharded like their parameters, or on a GPU."""
         if len(document) != len(optimizers):
             raise ValueError(
                 f"the checkpoint has {len(document)} optimizers as {name}, the script has {len(optimizers)}"

@@ -15,12 +15,12 @@ from piton_trainer.checkpoint.save_interval import IntervalEvidence
 
 @dataclass(kw_only=True)
 class Position:
-    """Where in the data the run is: `batch` batches of epoch `epoch` are done."""
+    """The position in the data: `batch` batches of epoch `epoch` are done."""
 
     epoch: int = 0
     batch: int = 0
     batches: int | None = None
-    """How many the epoch has, where the loader knows: with another world size the same place has another number."""
+    """Number of batches of the epoch, if the loader knows it; it depends on the world size."""
 
     def rescale(self, batches: int | None) -> None:
         """Move to the same place of an epoch that has another number of batches."""
@@ -31,7 +31,7 @@ class Position:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """What the weights of this moment stand for."""
+    """The progress that the current weights stand for."""
 
     step: int = 0
     training_seconds: float = 0.0
@@ -39,7 +39,7 @@ class TrainState:
     best_metric: float | None = None
     evaluations_since_best: int = 0
     ended: str | None = None
-    """Why the script ended its loop by itself; ends that the assignment asks for are worked out anew."""
+    """The reason why the script ended its loop itself; ends by the assignment are computed anew."""
     position: Position = field(default_factory=Position)
     evidence: IntervalEvidence = field(default_factory=IntervalEvidence)
     """Rank 0's: what the save interval is chosen from."""
@@ -53,7 +53,7 @@ class TrainState:
         return False
 
     def fraction_done(self, assignment: Assignment, total: int | None) -> float:
-        """How much of the training is done, from 0 to 1, by steps or by time, whichever is further."""
+        """Return the fraction of the training that is done, 0 to 1: by steps or by time, the larger of the two."""
         by_steps = self.step / total if total else 0.0
         by_time = self.training_seconds / assignment.training_seconds if assignment.training_seconds else 0.0
         return min(1.0, max(by_steps, by_time))

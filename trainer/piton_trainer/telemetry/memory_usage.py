@@ -1,4 +1,4 @@
-"""What the training takes of its machine's memory, for its reports."""
+"""Peak memory of the training on its machine, for reports."""
 
 import resource
 

@@ -1,4 +1,4 @@
-"""What the training step reported, read off the device no more often than needed.
+"""Metrics of the training step, read from the device no more often than needed.
 
 Reading a GPU tensor makes the host wait for the device, so a reported tensor is kept as it is until somebody needs the
 number. CPU tensors are read at once.
@@ -28,7 +28,7 @@ class Metrics:
         self._fresh |= values.keys()
 
     def next_step(self) -> None:
-        """What comes now belongs to another step."""
+        """Begin the next step: all metrics are of an earlier one."""
         self._fresh.clear()
 
     def is_fresh(self, name: str) -> bool:

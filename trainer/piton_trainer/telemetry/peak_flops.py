@@ -19,7 +19,7 @@ PEAK_FLOPS: Mapping[str, float] = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """What a GPU can do at best; None for one that nobody has looked up."""
+    """Return the peak FLOPS of a GPU; None if it is not in the table."""
     return PEAK_FLOPS.get(device_name.removeprefix("NVIDIA "))
 
 

@@ -43,14 +43,14 @@ class Registry(CollectorRegistry):
     """A registry without the `_created` series that the library adds to each counter: nothing here reads them."""
 
     def collect(self) -> Iterator[Metric]:
-        """What the server asks for."""
+        """Collect for the HTTP server."""
         for family in super().collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
 
 
 class Exporter:
-    """What rank 0 shows. It listens where a `Reporter` does, and to steps and saves besides."""
+    """Rank 0's metrics. It receives reports, as a `Reporter` does, and the events of steps and saves."""
 
     def __init__(
         self, *, world_size: int, interval_seconds: float, lag: Callable[[], Lag | None] | None = None

@@ -1,4 +1,4 @@
-"""Whoever hears how the training goes: the server, Prometheus, the log and the mirror. Only rank 0 has any.
+"""Receivers of the training's events: the operator, Prometheus, the log and the mirror. Rank 0 alone has any.
 
 Training tells them and waits for none of them; what they say back is a wish.
 """
@@ -63,7 +63,7 @@ class Telemetry:
 
     @property
     def lag(self) -> dict[str, float]:
-        """How far the mirror is behind, as metrics, where there is one."""
+        """The lag of the mirror, as metrics, if there is a mirror."""
         lag = None if self.mirror is None else self.mirror.lag()
         return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 

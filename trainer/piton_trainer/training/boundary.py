@@ -1,4 +1,4 @@
-"""What the ranks tell each other at a step boundary, and what follows from it. Pure.
+"""The exchange between the ranks at a step boundary, and its result. Pure.
 
 Rank 0's clock and rank 0's metrics decide; every rank works with the agreed numbers, so that all of them do the same.
 """
@@ -69,7 +69,7 @@ class StopRehearsal:
 
 
 def reason_to_end(state: TrainState, assignment: Assignment, total: int | None) -> str | None:
-    """Why training is over; None while it is not.
+    """Return the reason why training is over; None while it is not.
 
     It is worked out from what the state remembers, so that an attempt that starts after the end sees the end as well,
     and one that is given a longer assignment goes on.

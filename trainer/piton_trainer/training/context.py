@@ -1,4 +1,4 @@
-"""Where a process of a run sits, as recipes and users see it: among which ranks, on which device, beside which volume.
+"""The context of a process of a run, for recipes and users: ranks, device, volume.
 
 A session is one that trains, an evaluation one that looks. The recipes' `DataContext` is this, as a protocol.
 """
@@ -14,7 +14,7 @@ from piton_trainer.runtime.process_group import Ranks
 
 
 class RankContext:
-    """What a process knows of its place. Who inherits it may join other ranks later."""
+    """The context of this process. A subclass may join other ranks later."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self._config = config
@@ -52,7 +52,7 @@ class RankContext:
 
     @property
     def directory(self) -> Path:
-        """Where the run's checkpoints lie."""
+        """The directory of the run's checkpoints."""
         return self._config.checkpoint_dir
 
     @property

@@ -1,4 +1,4 @@
-"""Whether gradients wait for an optimizer's step. A checkpoint holds none, so one of such a moment would lose them.
+"""Detection of gradients that wait for an optimizer step. A checkpoint holds none, so a save there would lose them.
 
     for batch in session.steps(loader):             boundaries of four batches that make one step
         loss(batch).backward()                      |       |       |       |

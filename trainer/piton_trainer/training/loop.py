@@ -73,11 +73,11 @@ class EvaluationContext(RecipeContext, Protocol):
         """Put the checkpoint into these objects; those that are None are left out."""
 
     def fraction(self, total: int | None) -> float:
-        """How much of a training of so many steps was done at that step."""
+        """Return the fraction of a training of `total` steps that was done at that step."""
 
 
 def evaluate(place: EvaluationContext, recipe: Recipe) -> dict[str, float]:
-    """What the recipe measures of a checkpoint: the numbers that the training would have reported at that step."""
+    """Return the recipe's metrics of a checkpoint: those that the training would have reported at that step."""
     _make_repeatable(recipe.config, place)
     trainee = TrainableModel(recipe, place)
     place.restore(**recipe.extras, loader=recipe.loader, model=trainee.model, ema=trainee.average)
@@ -97,7 +97,7 @@ class TrainableModel:
         self.optimizers = recipe.optimizers(self.model)
         self.average = None if self.config.ema is None else Average(_build(recipe, place), decay=self.config.ema)
         self.runner = self.model
-        """What the training calls: the model, or what keeps its gradients equal on all ranks."""
+        """The module to call in training: the model, or its wrapper that averages gradients over the ranks."""
         self.statistics = _statistics(self.model)
 
     def connect(self) -> None:
@@ -250,7 +250,7 @@ def _shard(recipe: Recipe, model: nn.Module, place: RecipeContext) -> None:
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:
-    """What batch normalisations remember of the images that this rank has seen."""
+    """Return the running means and variances of the batch normalisations."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     return [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
 

@@ -47,7 +47,7 @@ _FRESH_START = (
 
 @dataclass(frozen=True, kw_only=True)
 class RestoredRun:
-    """Where a resumed attempt starts from."""
+    """The checkpoint that a resumed attempt starts from."""
 
     step: int
     attempt: int
@@ -215,7 +215,7 @@ class RunCheckpointer:
             raise
 
     def _steady(self, objects: TrackedObjects, tensors: Mapping[str, Tensor]) -> frozenset[str]:
-        """What nothing changes before an optimizer steps; the first time, be there when it does."""
+        """Return the tensors that do not change before an optimizer steps; the first time, register hooks for it."""
         if not self._overlaps:
             return frozenset()
         if not self._hooks:
@@ -356,7 +356,7 @@ def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, r
 
 
 def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
-    """What this rank had to itself. In a world of another size, rank 0's loader speaks for all of them."""
+    """Return this rank's own part of the document. With another world size, all ranks use rank 0's loader state."""
     parts: list[dict[str, Any]] = document["ranks"]
     part = parts[min(ranks.rank, len(parts) - 1)]
     return part if len(parts) == ranks.world_size else part | {LOADER: parts[0][LOADER]}

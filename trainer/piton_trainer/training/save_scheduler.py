@@ -31,7 +31,7 @@ from piton_trainer.training.signals import StopFlag
 
 @dataclass(frozen=True, kw_only=True)
 class SaveInputs:
-    """What is saved."""
+    """The state to save."""
 
     state: TrainState
     objects: TrackedObjects
@@ -62,7 +62,7 @@ class SaveScheduler:
         self._interval = Interval(policy)
         self._told: Choice | None = None
         self._stall: float | None = None
-        """How long training stood still for the newest save."""
+        """Seconds for which training stood still for the newest save."""
         self._is_prepared = self._is_postponed = False
         self._announced: Saved | None = None
 
@@ -121,7 +121,7 @@ class SaveScheduler:
         )
 
     def metrics(self) -> dict[str, float]:
-        """How often saves are made, where nobody has said it, what one costs, and how the volume is doing."""
+        """Return metrics on the chosen interval, the cost of a save, and the state of the volume."""
         choice = self._interval.choice
         interval = {} if choice is None else {CHECKPOINT_INTERVAL_SECONDS: round(choice.seconds, 1)}
         stall = {} if self._stall is None else {CHECKPOINT_STALL_SECONDS: round(self._stall, 4)}

@@ -46,7 +46,7 @@ from piton_trainer.training.startup import Startup
 from piton_trainer.training.steps import Steps
 
 _NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
-"""What the operating system says to a directory that was chosen wrongly."""
+"""Errors of the operating system for a directory that was set wrongly."""
 
 
 def session(
@@ -120,7 +120,7 @@ class Session(RankContext):
 
     @property
     def fraction(self) -> float:
-        """How much of the training is done, from 0 to 1; the same on every rank."""
+        """The fraction of the training that is done, 0 to 1; the same on every rank."""
         return self._opened.fraction
 
     @property
@@ -402,5 +402,5 @@ class Session(RankContext):
 
 
 def _origin(assignment: Assignment) -> dict[str, Any] | None:
-    """What a checkpoint says of where it comes from."""
+    """Return the description of a checkpoint's origin."""
     return None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}

@@ -17,7 +17,7 @@ from piton.contract.termination import ExitCode
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _holders: "set[StopFlag]" = set()
-"""Who has the signals."""
+"""The flags that have installed their handlers."""
 
 
 class StopFlag:

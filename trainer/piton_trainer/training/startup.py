@@ -18,7 +18,7 @@ class Startup:
         self._is_over = False
 
     def lap(self, phase: str) -> None:
-        """What went on since the lap before was this."""
+        """Count the time since the last lap for this phase."""
         if not self._is_over:
             now = self._clock.monotonic()
             self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._lap

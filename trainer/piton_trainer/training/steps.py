@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class Steps:
-    """What is trained, and how far."""
+    """The steps of an attempt: what is trained, and how far."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Steps:
 
     @property
     def fraction(self) -> float:
-        """How much of the training is done, from 0 to 1."""
+        """The fraction of the training that is done, 0 to 1."""
         return self.state.fraction_done(self._assignment, self._total)
 
     @property
@@ -366,7 +366,7 @@ class Steps:
 
     @property
     def _begun(self) -> SaveInputs:
-        """What is trained, once the steps have begun."""
+        """The inputs of a save, once the steps have begun."""
         assert self._trained is not None
         return self._trained
 
