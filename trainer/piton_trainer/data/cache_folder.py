@@ -1,4 +1,4 @@
-"""Where what is fetched for trainings is kept on this machine. Nothing of S3: most who ask fetch nothing from it."""
+"""The folder in which downloads for trainings are cached on this machine. It imports nothing of S3."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from piton.contract import names
 
 
 def cache_folder() -> Path:
-    """Where PITON_DATA_CACHE says, else with the user's other caches."""
+    """Return PITON_DATA_CACHE, else the folder for it among the user's caches."""
     if folder := os.environ.get(names.ENV_DATA_CACHE):
         return Path(folder)
     with suppress(RuntimeError):

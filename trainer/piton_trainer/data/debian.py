@@ -14,7 +14,7 @@ from piton_trainer.errors import BadConfig
 
 
 def data_folder(package: str) -> Path:
-    """Where the files of a package are put."""
+    """Return the folder for the files of a package."""
     return cache_folder() / package
 
 

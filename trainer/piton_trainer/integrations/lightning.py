@@ -38,7 +38,7 @@ TRAINER, MADE_BY = "trainer", "lightning"
 _PATH = "the checkpoint that Piton has chosen"
 _WEIGHTS = "state_dict"
 _NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
-"""What Lightning adds to a checkpoint for those who build a module from it; here the script has built it."""
+"""Keys that Lightning adds for building a module from a checkpoint; here the script builds it."""
 
 
 class PitonCallback(Checkpoint):  # type: ignore[misc]
@@ -176,7 +176,7 @@ class _NothingLeftError(Exception):
 
 
 class _Made:
-    """That a checkpoint was made here, in a few bytes."""
+    """A marker of a few bytes: a checkpoint was made here."""
 
     def state_dict(self) -> dict[str, Any]:
         """For who reads it."""
@@ -187,7 +187,7 @@ class _Made:
 
 
 class _Part:
-    """What Lightning would write into its file, without the weights."""
+    """The content of Lightning's checkpoint file, without the weights."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -206,7 +206,7 @@ class _Part:
 
 
 class _Door(CheckpointIO):  # type: ignore[misc]
-    """Where Lightning's checkpoints go in and out. Those that are not ours take the way that they took before."""
+    """The CheckpointIO for Lightning's checkpoints. Those of other callbacks are saved as before."""
 
     def __init__(self, before: Any, trainer: Any, callback: PitonCallback) -> None:
         self.before = before
@@ -215,7 +215,7 @@ class _Door(CheckpointIO):  # type: ignore[misc]
         self._taken: dict[str, Any] = {}
 
     def take(self) -> dict[str, Any]:
-        """What was saved last. Lightning gives it to rank 0 only."""
+        """The checkpoint that was saved last. Lightning passes it to rank 0 only."""
         taken, self._taken = self._taken, {}
         return taken
 

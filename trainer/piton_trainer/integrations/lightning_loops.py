@@ -1,4 +1,4 @@
-"""What Lightning's loops know, and have no public name for: the one place that a new version of Lightning can break.
+"""State of Lightning's loops that has no public name: the one place that a new version of Lightning can break.
 
 It has been tried with Lightning 2.6.6, and must not know sessions.
 """
@@ -11,7 +11,7 @@ from piton_trainer.state.tracked_objects import Stateful
 
 
 class Loops:
-    """What Lightning's loops know and have no public name for."""
+    """State of Lightning's loops that has no public name."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

@@ -203,7 +203,7 @@ class _Progress:
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """What transformers would write into `trainer_state.json`."""
+        """Return the content of transformers' `trainer_state.json`."""
         trainer = self._trainer
         trainer.store_flos()
         stateful = [item for item in (*trainer.callback_handler.callbacks, trainer.control) if _is_exportable(item)]
@@ -215,7 +215,7 @@ class _Progress:
 
 
 class _Description:
-    """What kind of model the weights are of, for who loads them without this script."""
+    """The kind of the model, for users who load the weights without this script."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""Which recipes there are, and whether a config suits one: known before a machine is paid for.
+"""The recipes, and validation of their configs before a machine is paid for.
 
 Nothing here or below it may import torch: the command line asks on machines that do not train.
 """
@@ -34,7 +34,7 @@ generate   open_model(trained, device)         a trained model that `piton serve
 """
 
 PATH = "trainer.config"
-"""Where a config stands in a TrainingRun's spec."""
+"""Path of a config in a TrainingRun's spec."""
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -50,7 +50,7 @@ _EXPECTED = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
 }
-"""What pydantic's error types ask for, in our words."""
+"""Descriptions of the values that pydantic's error types expect."""
 
 
 def config_model(name: str) -> type[RecipeConfig]:
@@ -71,7 +71,7 @@ def has(name: str, module: str) -> bool:
 
 
 def part(name: str, module: str) -> ModuleType | None:
-    """That module; None where it has none."""
+    """Return that module; None if the recipe has none."""
     return import_module(f"{RECIPES[name]}.{module}") if has(name, module) else None
 
 
@@ -134,7 +134,7 @@ def _expectation(complaint: ErrorDetails) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """How a number should have been written: YAML 1.1 reads `1e-3` as text."""
+    """Suggest the spelling of a number: YAML 1.1 reads `1e-3` as text."""
     try:
         return f"; write {float(text):g}"
     except ValueError:

@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_camel
 
 
 class RecipeConfig(BaseModel):
-    """What the loop needs to know. A recipe adds its own fields, each with unit, meaning and why that default."""
+    """Settings that the loop needs. A recipe adds its own fields, each with unit, meaning and reason of its default."""
 
     model_config = ConfigDict(
         frozen=True,

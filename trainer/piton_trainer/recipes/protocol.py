@@ -1,4 +1,4 @@
-"""What stands between the shared loop and a recipe. Neither knows more of the other than this."""
+"""The interface between the shared loop and a recipe. Neither knows more of the other."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from piton_trainer.run_cache import RunCache
 
 
 class RecipeContext(Protocol):
-    """Where a rank stands among the ranks; a session is one."""
+    """The position of a rank among the ranks; a session is one."""
 
     @property
     def rank(self) -> int:
@@ -22,11 +22,11 @@ class RecipeContext(Protocol):
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     @property
     def device(self) -> torch.device:
-        """What this one computes on."""
+        """The device that this process computes on."""
 
 
 class DataContext(RecipeContext, Protocol):
@@ -34,7 +34,7 @@ class DataContext(RecipeContext, Protocol):
 
     @property
     def directory(self) -> Path:
-        """Where the checkpoints lie; what is written here beside them stays with the run."""
+        """The directory of the checkpoints; files beside them stay with the run."""
 
     @property
     def run_cache(self) -> RunCache:
@@ -70,7 +70,7 @@ class Loader(Stateful, Protocol):
 
 
 class Recipe(Protocol):
-    """What is trained. The loop calls these from top to bottom, on all ranks alike."""
+    """A recipe: model, data and optimizers. The loop calls these methods from top to bottom, on all ranks alike."""
 
     @property
     def config(self) -> RecipeConfig:
@@ -82,7 +82,7 @@ class Recipe(Protocol):
 
     @property
     def extras(self) -> Mapping[str, Stateful]:
-        """What else a checkpoint carries, by name."""
+        """Further objects of a checkpoint, by name."""
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,4 +1,4 @@
-"""How large a recipe's model is, as far as its config tells. No torch: a plan is made where nothing trains."""
+"""The size of a recipe's model, as far as its config tells. Without torch: a plan is made where nothing trains."""
 
 from dataclasses import dataclass
 
@@ -17,4 +17,4 @@ class Size:
     flops_per_token: float | None = None
     """Of training, per character, image or whatever the recipe counts; None where that depends on the data."""
     note: str = ""
-    """What was assumed, because only the data can tell."""
+    """Assumptions about values that only the data can tell."""

@@ -1,4 +1,4 @@
-"""Which part of an image is shown, and at which size. Pure.
+"""The part of an image that is shown, and its size. Pure.
 
 Every random number follows from the seed, the epoch and the number of the record. No generator is carried along, so a
 crop does not depend on who drew before it: not on the thread, the rank, the attempt.

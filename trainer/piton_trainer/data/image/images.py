@@ -150,7 +150,7 @@ class ShuffledImages:
                 yield batches
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; the same on every rank."""
+        """Return the state for a checkpoint; the same on every rank."""
         return {"position": self.position, **self._order_is()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

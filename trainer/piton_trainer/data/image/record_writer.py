@@ -45,7 +45,7 @@ class Picture:
     is_jpeg: bool
 
     def head(self) -> np.void:
-        """What stands before its bytes."""
+        """Return the header that precedes its bytes."""
         kind = JPEG if self.is_jpeg else PIXELS
         fields = (MARK, self.label, self.height, self.width, self.channels, kind, len(self.content), 0)
         head: np.void = np.array([fields], HEAD)[0]

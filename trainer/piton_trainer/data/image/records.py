@@ -50,7 +50,7 @@ SUFFIX = ".records"
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a file of records says of itself."""
+    """The header of a file of records."""
 
     source: str
     """Digest of what the images were made from, and how; a file is only continued from the same."""
@@ -65,7 +65,7 @@ class About:
 
     @classmethod
     def from_bytes(cls, content: bytes | mmap.mmap) -> tuple[Self, int]:
-        """What a file says, and where its records begin.
+        """Read the header of a file, and the offset of its records.
 
         Raises:
             ValueError: it is none of ours, or damaged.
@@ -127,7 +127,7 @@ class Records:
 
     @property
     def classes(self) -> int:
-        """How many there are: those with a name, or up to the highest label."""
+        """Return the number of classes: those with a name, or up to the highest label."""
         return len(self.about.classes) or int(self.labels.max(initial=-1)) + 1
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Where labelled images come from: a folder per class, tar shards, arrays, a Python package.
+"""Sources of labelled images: a folder per class, tar shards, arrays, a Python package.
 
 Each source is a list that is the same in every process as long as the source is the same, so that a preparation that
 was cut off goes on with the next image. Folders and arrays are shuffled here, once and always the same way: they lie
@@ -24,14 +24,14 @@ from piton_trainer.data.image.record_writer import Picture
 from piton_trainer.errors import BadConfig
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
-"""What counts as an image in a folder or a shard."""
+"""Suffixes of image files in a folder or a shard."""
 LABEL = ".cls"
 """Beside an image in a shard: its class, as a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How image files are stored."""
+    """The format in which image files are stored."""
 
     max_side: int | None
     """Longest side in pixels; larger ones are made smaller. None keeps all."""
@@ -110,7 +110,7 @@ class Arrays:
 
 
 def open_source(name: str, form: Form) -> Source:
-    """What a config's `data` names.
+    """Open the source that a config's `data` names.
 
     Raises:
         BadConfig: it is not there, or holds no images.

@@ -1,4 +1,4 @@
-"""Who is how good at answering which query: graded judgments of (query, id) pairs, and weaker guesses at them.
+"""Graded judgments of (query, id) pairs, and guesses at them, which weigh less.
 
 A `Collector` takes one row at a time into flat arrays, 17 bytes a row and every text once, so that tens of millions of
 rows fit into memory. `Judgments` is what comes out: the rows sorted by query, one per pair.
@@ -49,7 +49,7 @@ class Judgments:
 
     @cached_property
     def judged(self) -> NDArray[np.bool_]:
-        """Whether a query has anything that was judged, rather than guessed."""
+        """Mask of the queries with at least one judgment that is no guess."""
         before = np.concatenate([[0], np.cumsum(self.originals, dtype=np.int64)])
         found: NDArray[np.bool_] = before[self.starts[1:]] > before[self.starts[:-1]]
         return found
@@ -63,7 +63,7 @@ class Judgments:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` wrote; the arrays stay on the disk until they are used."""
+        """Map the arrays that `save` wrote; they stay on the disk until they are used."""
         lists: dict[str, Any] = json.loads((folder / "lists.json").read_text(encoding="utf-8"))
         arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
         return cls(**lists, **arrays)
@@ -161,7 +161,7 @@ class _Rows:
 
     @cached_property
     def again(self) -> NDArray[np.bool_]:
-        """Whether a row is of the same pair as the one before it."""
+        """Mask of the rows with the same pair as the row before."""
         same = (self.queries[1:] == self.queries[:-1]) & (self.ids[1:] == self.ids[:-1])
         return np.concatenate([[False], same])
 

@@ -1,4 +1,4 @@
-"""Whether judgments can be where a config says.
+"""Checks that judgments exist where a config names them.
 
 No torch or numpy here: a config is checked on machines that do not train.
 """
@@ -11,7 +11,7 @@ from piton_trainer.s3 import S3_SCHEME
 
 
 def check_source(source: str) -> str | None:
-    """What is missing, as far as that shows without reading; None: nothing."""
+    """Return the missing part, as far as it shows without reading; None: nothing is missing."""
     if source.startswith(S3_SCHEME):
         return None
     if source in (movielens.MOVIELENS, movielens.WEAK):

@@ -1,4 +1,4 @@
-"""What is known of pairs of numbers, looked up for many at once."""
+"""A lookup of values by pairs of numbers, for many pairs at once."""
 
 from dataclasses import dataclass
 from typing import Self

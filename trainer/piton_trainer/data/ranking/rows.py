@@ -30,7 +30,7 @@ class JudgmentRow:
     id: str
     text: str
     gain: float
-    """How good the id is at this query, 0 or more."""
+    """The grade of the id for this query, 0 or more."""
     original: bool = True
     confidence: float = 1.0
     """Weight of a guess, above 0 and up to 1."""
@@ -38,12 +38,12 @@ class JudgmentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CsvReading:
-    """How the rows of one file are understood."""
+    """The interpretation of the rows of one file."""
 
     gains: Mapping[float, float]
     """Gain of each grade."""
     source: str = ORIGINAL
-    """Where rows come from that do not say it."""
+    """Source of rows that name none."""
 
 
 class _WrongError(ValueError):
@@ -79,7 +79,7 @@ def csv_rows(source: str, reading: CsvReading, take: Callable[[JudgmentRow], Non
 
 
 def _columns(header: list[str]) -> dict[str, int]:
-    """Where each known column stands. Others may be there; one that looks like a misspelt known one may not."""
+    """Return the position of each known column. Others are ignored, unless one looks like a misspelt known one."""
     places = {name.strip(): place for place, name in enumerate(header)}
     if len(places) < len(header):
         raise ValueError(f"a column stands twice in the header {','.join(header)}")

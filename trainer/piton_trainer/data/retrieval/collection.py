@@ -39,7 +39,7 @@ class Collection:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` wrote."""
+        """Map the collection that `save` wrote."""
         about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy") for name in _ARRAYS}
         grades = Pairs(codes=arrays.pop("codes"), values=arrays.pop("values"), width=about["documents"])

@@ -59,7 +59,7 @@ class Examples:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` wrote."""
+        """Map the examples that `save` wrote."""
         arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy") for name in _ARRAYS}
         return cls(texts=Texts(folder), **arrays)
 

@@ -32,7 +32,7 @@ _DATE = re.compile(r"\(\d{4}-\d\d-\d\d\)\s*$")
 
 
 def folder_of(source: str) -> Path | None:
-    """Where the two files of `foldoc:` or `foldoc:FOLDER` are; None: nowhere."""
+    """Return the folder of the two files of `foldoc:` or `foldoc:FOLDER`; None: they are not found."""
     named = source.removeprefix(FOLDOC)
     places = [Path(named)] if named else [_SYSTEM, data_folder(PACKAGE)]
     return next((place for place in places if all(path.is_file() for path in files(place))), None)

@@ -1,4 +1,4 @@
-"""Whether examples and collections can be where a config says.
+"""Checks that examples and collections exist where a config names them.
 
 No torch or numpy here: a config is checked on machines that do not train.
 """
@@ -35,7 +35,7 @@ def files_of(source: str, split: str) -> list[str]:
 
 
 def check_examples(source: str, split: str) -> str | None:
-    """What is missing, as far as that shows without reading; None: nothing."""
+    """Return the missing part, as far as it shows without reading; None: nothing is missing."""
     if not is_examples(source):
         return check_collection(source, split)
     if source.startswith(S3_SCHEME) or Path(source).is_file():

@@ -14,11 +14,11 @@ from piton_trainer.s3 import S3_SCHEME
 
 PYDOC = "pydoc"
 SUFFIXES = (".txt", ".md")
-"""What counts as text in a directory or below an S3 prefix."""
+"""Suffixes of text files in a directory or below an S3 prefix."""
 BETWEEN = "\n\n"
 """Between two texts: a blank line, as between paragraphs."""
 DOCUMENT = "\N{START OF TEXT}"
-"""What begins a document, for models that are to know where one does."""
+"""The character that begins a document, for models that are to know its start."""
 
 
 def read_text(source: str) -> str:

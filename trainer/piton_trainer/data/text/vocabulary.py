@@ -47,7 +47,7 @@ class Vocabulary:
         return "".join(self.symbols[number] for number in numbers.tolist())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"symbols": self.symbols}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ class ShuffledWindows:
             yield [self.windows.batch(part, self.device) for part in passes[:, self.rank]]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; the same on every rank."""
+        """Return the state for a checkpoint; the same on every rank."""
         return {"position": self.position, "seed": self.seed, "digest": self.windows.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class CharlmGenerator:
         self.vocabulary = vocabulary
         self.device = model.wte.weight.device
         self._begin = DOCUMENT if model.config.documents else ""
-        """What every text begins with, to the model."""
+        """The first character of every text, for the model."""
         unspeakable = torch.zeros(model.lm_head.out_features, dtype=torch.bool)
         unspeakable[0] = True  # the replacement symbol stands for characters that nobody can name
         unspeakable[len(vocabulary) :] = True  # padding
@@ -68,7 +68,7 @@ class CharlmGenerator:
             yield symbol
 
     def about(self) -> Mapping[str, Any]:
-        """What it can read."""
+        """Return the characters that it can read, and its device."""
         return {"characters": self.vocabulary.symbols[1:], "device": str(self.device)}
 
     def _memories(self) -> list[Memory]:

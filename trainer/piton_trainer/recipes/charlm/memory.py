@@ -1,4 +1,4 @@
-"""What a block has made of the characters so far, so that the next one costs no more than itself."""
+"""The key-value cache of a block, so that the next character costs no more than itself."""
 
 import torch
 from torch import Tensor

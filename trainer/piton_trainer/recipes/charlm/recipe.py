@@ -32,7 +32,7 @@ class Rates:
 
 
 class Charlm:
-    """What the loop needs of `charlm`; see `piton_trainer.training.loop.Recipe`."""
+    """The implementation of `charlm` for the loop; see `piton_trainer.training.loop.Recipe`."""
 
     def __init__(self, config: CharlmConfig, place: RecipeContext) -> None:
         self.config = config
@@ -70,7 +70,7 @@ class Charlm:
         _charlm(model).draw_weights(self.config.seed)
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        """What is sharded and compiled as one."""
+        """The modules that are sharded and compiled as units."""
         return _charlm(model).blocks
 
     def flops_per_token(self, model: nn.Module) -> float:  # noqa: ARG002 - they follow from the config

@@ -1,4 +1,4 @@
-"""How large a `charlm` is: weights, checkpoints, memory, operations. Plain arithmetic without torch.
+"""The size of a `charlm`: weights, checkpoints, memory, operations. Plain arithmetic without torch.
 
 So a plan can say what a run will need before a machine is paid for, and the recipe counts with the same numbers.
 """
@@ -45,7 +45,7 @@ def checkpoint_bytes(config: CharlmConfig, symbols: int) -> int:
 
 
 def resident_bytes(config: CharlmConfig, symbols: int, *, ranks: int) -> int:
-    """What stays in each rank's memory between two steps, and its gradients; activations come on top."""
+    """Return the bytes in each rank's memory between two steps, with gradients; activations come on top."""
     whole = checkpoint_bytes(config, symbols) + FP32_BYTES * parameters(config, symbols)
     return -(-whole // ranks) if config.parallelism == "fsdp" else whole
 

@@ -1,1 +1,1 @@
-"""What several recipes share: a text encoder and nDCG."""
+"""Parts that several recipes share: a text encoder and nDCG."""

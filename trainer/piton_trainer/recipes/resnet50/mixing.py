@@ -16,7 +16,7 @@ from piton_trainer.recipes.resnet50.config import ResnetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How a batch is mixed."""
+    """The mixing of a batch."""
 
     others: Tensor
     """For each image, the place of the one that it is mixed with."""
@@ -27,7 +27,7 @@ class Mix:
 
 
 def draw(config: ResnetConfig, *, first: int, count: int, size: int) -> Mix | None:
-    """How the batch at this position is mixed; None for not at all."""
+    """Return the mixing of the batch at this position; None for no mixing."""
     rng = np.random.default_rng([config.seed, first])
     chance = rng.random(2)
     cuts = chance[0] < config.cutmix

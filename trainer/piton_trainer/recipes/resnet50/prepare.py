@@ -1,4 +1,4 @@
-"""Which files of records a config needs, and how they come to be. No torch: a machine without a GPU prepares them.
+"""The files of records that a config needs, and their creation. Without torch: a machine without a GPU prepares them.
 
 A file's name says what it was made from and how, so that another source or form never takes an old file for its own.
 What a source *contains* is not looked at again once its file is there: delete the file to have it made anew.

@@ -32,11 +32,11 @@ class Host(RecipeContext, Protocol):
 
     @property
     def directory(self) -> Path:
-        """Where the checkpoints are; files of records lie beside it."""
+        """The directory of the checkpoints; files of records lie beside it."""
 
 
 class Resnet:
-    """What the loop needs of `resnet50`; see `piton_trainer.recipes.protocol.Recipe`."""
+    """The implementation of `resnet50` for the loop; see `piton_trainer.recipes.protocol.Recipe`."""
 
     def __init__(self, config: ResnetConfig, place: RecipeContext, data: Data) -> None:
         self.data = data
@@ -89,7 +89,7 @@ class Resnet:
         _resnet(model).draw_weights(self.config.seed, zero_last=self.config.zero_last)
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        """What is compiled as one: the whole, since its blocks are of many shapes and torch keeps code for a few."""
+        """The module that is compiled: the whole, since its blocks have many shapes and torch caches code for a few."""
         return [_resnet(model)]
 
     def flops_per_token(self, model: nn.Module) -> float:  # noqa: ARG002 - counted on a twin without numbers

@@ -1,4 +1,4 @@
-"""What changes over a training, as functions of how much of it is done. Pure: a resume has nothing to load."""
+"""Schedules over a training, as functions of the fraction that is done. Pure: a resume has nothing to load."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How large a `resnet50` is, from its config alone: convolution by convolution, as `model` builds it."""
+"""The size of a `resnet50`, from its config alone: convolution by convolution, as `model` builds it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,5 +90,5 @@ def convolutions(config: ResnetConfig, side: int) -> Iterator[tuple[Convolution,
 
 
 def shrunk(side: int, stride: int) -> int:
-    """What a layer of an odd kernel with half of it as padding leaves of a side."""
+    """Return the side after a layer with an odd kernel and padding of half the kernel."""
     return (side - 1) // stride + 1

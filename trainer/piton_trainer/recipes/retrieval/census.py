@@ -1,4 +1,4 @@
-"""What the vectors of an evaluation look like as a cloud: isotropic or not. Sums only, so that no number is too large.
+"""Statistics of the vectors of an evaluation: isotropic or not. Sums only, so that no number is too large.
 
 IsoScore has a closed form: with the participation ratio P = (sum of eigenvalues)^2 / (sum of their squares) of the
 covariance it is (P - 1) / (dimensions - 1), from 0 (a line) to 1 (a sphere). It does not see where the middle lies;

@@ -46,7 +46,7 @@ class RetrievalConfig(RecipeConfig):
     encoder_batch: int = Field(default=64, ge=1)
     """Texts per forward pass where nothing is learned: evaluations, cached vectors."""
     embeddings: Literal["fp32", "fp16"] = "fp32"
-    """How cached vectors are kept; fp16 takes half the room."""
+    """Precision of cached vectors; fp16 takes half the space."""
 
     # The loss.
     scale: float = Field(default=20.0, gt=0)
@@ -77,7 +77,7 @@ class RetrievalConfig(RecipeConfig):
     warmup_steps: int = Field(default=1000, ge=0)
     """Steps in which both rates rise."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How they fall over the whole training: to zero, or not at all."""
+    """Decay over the whole training: to zero, or none."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of matrices; biases and normalisations have none."""
 

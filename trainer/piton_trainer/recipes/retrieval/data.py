@@ -73,7 +73,7 @@ class Data:
 
 
 def encoding_of(config: RetrievalConfig) -> Encoding:
-    """How the base model makes vectors."""
+    """Return the settings by which the base model makes vectors."""
     return Encoding(
         encoder=config.base_model,
         max_tokens=config.max_tokens,

@@ -31,7 +31,7 @@ class ZeroShot:
         self.figures: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"figures": self.figures}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How far vectors are from a standard Gaussian, or from a sphere: as losses over all ranks.
+"""Distances of vectors from a standard Gaussian, or from a sphere, as losses over all ranks.
 
 SIGReg (arXiv 2511.08544, formula 5): along a unit direction a, with N vectors z,
 

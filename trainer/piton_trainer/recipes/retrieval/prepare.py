@@ -1,4 +1,4 @@
-"""What a training reads, made before a GPU is paid for, on a machine without one: examples, collections, the model."""
+"""Preparation of a training's data on a machine without a GPU: examples, collections, the base model."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ _SAMPLE = 256
 
 
 class Retrieval:
-    """What the loop needs of `retrieval`; see `piton_trainer.recipes.protocol.Recipe`."""
+    """The implementation of `retrieval` for the loop; see `piton_trainer.recipes.protocol.Recipe`."""
 
     def __init__(self, config: RetrievalConfig, place: DataContext, data: Data) -> None:
         self.config = _resolved(config, len(data.examples))
@@ -76,7 +76,7 @@ class Retrieval:
         retriever.draw_weights(self.config.seed)
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        """What is compiled as one: a layer."""
+        """The modules that are compiled as units: the layers."""
         base = _retriever(model).base
         return [] if base is None else layers_of(base)
 
@@ -116,7 +116,7 @@ class Retrieval:
         return loss
 
     def _shape(self, vectors: Tensor) -> Tensor:
-        """What is wrong with the shape of a cloud of vectors.
+        """Return the isotropy loss of a set of vectors.
 
         Queries and passages have one each: together they can be around the origin, and neither of them be so.
         """

@@ -1,4 +1,4 @@
-"""How large a `retrieval` is, for the base models that are known here; of any other only its files can tell."""
+"""The size of a `retrieval`, for the base models that are known here; for others only their files can tell."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ class TwoTowerConfig(RecipeConfig):
     gains: Annotated[dict[str, Gain], BeforeValidator(_with_text_keys)] = Field(
         default={"0": 0.0, "1": 1.0, "2": 0.7}, min_length=1
     )
-    """What each grade (qrel) is worth, 0 to 1. In the Million-LLM judgments 1 is the better grade and 2 the lesser."""
+    """Value of each grade (qrel), 0 to 1. In the Million-LLM judgments 1 is the better grade and 2 the lesser."""
     candidates: Literal["judged", "all"] = "judged"
     """Which ids compete for a query: those judged for it, or all, of which the unjudged are taken for useless. Every id
     gets a score in either case; where every pair is judged there is no difference."""
@@ -46,7 +46,7 @@ class TwoTowerConfig(RecipeConfig):
     encoder_batch: int = Field(default=64, ge=1)
     """Texts per forward pass of the encoder."""
     embeddings: Literal["fp32", "fp16"] = "fp32"
-    """How the encoder's vectors are kept; fp16 takes half the memory and its error is far below that of the encoder."""
+    """Precision of the encoder's vectors; fp16 takes half the memory and its error is far below that of the encoder."""
 
     # The folds.
     folds: int = Field(default=10, ge=2)
@@ -74,7 +74,7 @@ class TwoTowerConfig(RecipeConfig):
     output_dim: int = Field(default=128, ge=1)
     """Width in which queries and ids meet."""
     similarity: Literal["cosine", "dot"] = "cosine"
-    """How they are compared there."""
+    """The comparison of vectors there."""
     temperature: float = Field(default=0.09, gt=0)
     """The similarity is divided by it before the bias of the id is added."""
     dropout: float = Field(default=0.18, ge=0, lt=1)
@@ -104,7 +104,7 @@ class TwoTowerConfig(RecipeConfig):
 
     @property
     def sources(self) -> dict[str, CsvReading]:
-        """Where rows come from, and how they are understood."""
+        """The locations of rows, each with the interpretation of its rows."""
         gains = {float(grade): gain for grade, gain in self.gains.items()}
         sources = {self.data: CsvReading(gains=gains)}
         if self.weak_data is not None:

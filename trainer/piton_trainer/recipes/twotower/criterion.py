@@ -1,4 +1,4 @@
-"""What the folds learn from: which of the losses, over which ids, and what makes a mean of it."""
+"""The training criterion of the folds: the loss, the candidate ids, and the weights of the mean."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ class Criterion:
         self._shares = self._on_device([np.float64(self._share(fold)) for fold in folds]).float()
 
     def biases(self) -> Tensor:
-        """What a score of 0 from the towers should mean for each id of each fold, before anything is learned."""
+        """Return the bias of each id of each fold, so that a score of 0 means its gain before training."""
         means = np.stack([known.smoothed for known in self.priors]).clip(_SURE, 1 - _SURE)
         odds = means / (1 - means) if self._config.loss == "pointwise" else means
         return torch.from_numpy(np.log(odds)).to(self._device)
@@ -67,7 +67,7 @@ class Criterion:
         return losses.pointwise(scores, cells.gains, weights)
 
     def _share(self, fold: Fold) -> float:
-        """What a training query weighs on average."""
+        """Return the mean weight of a training query."""
         judgments, numbers = self._judgments, fold.train.numpy()
         weights = np.asarray(judgments.weights, dtype=np.float64)
         if self._config.loss != "pointwise":

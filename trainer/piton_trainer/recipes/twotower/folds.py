@@ -1,4 +1,4 @@
-"""Which queries are held out, chosen by, and trained on. Pure.
+"""The split of queries: held out, for selection, and for training. Pure.
 
 Everything goes by text, not by number: two queries of equal text are one as far as a model can tell, so they are in the
 same part, and a guess about a text that is validated is not trained on.
@@ -62,7 +62,7 @@ def _fold(
 
 
 def normalised(text: str) -> str:
-    """What makes two texts the same query: neither case nor white space does not."""
+    """Normalise a text: case and white space do not make two texts different queries."""
     return " ".join(text.casefold().split())
 
 

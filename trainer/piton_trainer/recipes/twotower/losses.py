@@ -24,7 +24,7 @@ def softmax(scores: Tensor, gains: Tensor, weights: Tensor) -> Tensor:
 
 
 def sampling_correction(relevant: Tensor, counts: Tensor, probabilities: Tensor) -> Tensor:
-    """What to add to the scores of some ids, so that their softmax stands for that over all of them.
+    """Return the correction of the scores of some ids, so that their softmax approximates that over all ids.
 
     The relevant ids of a query are there for certain, and are not corrected. For every other one, `counts[i]` of
     `counts.sum()` draws stand for it, of which `counts.sum() * probabilities[i]` were to be expected; its weight in the

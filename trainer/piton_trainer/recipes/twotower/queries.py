@@ -48,7 +48,7 @@ class FoldedQueries:
             yield list(passes[:, :, self._place.rank].unbind(1))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; the same on every rank."""
+        """Return the state for a checkpoint; the same on every rank."""
         return {"position": self.position, "seed": self._seed, "digest": self._digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

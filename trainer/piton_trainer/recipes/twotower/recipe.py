@@ -28,7 +28,7 @@ RESULTS_FILE = "results.json"
 
 
 class TwoTowers:
-    """What the loop needs of `twotower`; see `piton_trainer.recipes.protocol.Recipe`."""
+    """The implementation of `twotower` for the loop; see `piton_trainer.recipes.protocol.Recipe`."""
 
     def __init__(self, config: TwoTowerConfig, place: DataContext, judgments: Judgments, embedded: Embedded) -> None:
         self.config = config
@@ -76,7 +76,7 @@ class TwoTowers:
         _two_tower(model).draw_weights(self.config.seed, self.criterion.biases())
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
-        """What is compiled as one."""
+        """The module that is compiled."""
         towers = _two_tower(model)
         return [towers.query_tower, towers.id_tower]
 

@@ -1,4 +1,4 @@
-"""What each fold reached, at the moment that its inner queries chose.
+"""Results of each fold, at the step that its inner queries selected.
 
 The held-out queries choose nothing: their result counts as of the step at which the inner ones were best, whatever came
 later. To take the best of their own results, as is often done, would be a look at the answers.
@@ -70,7 +70,7 @@ class Results:
         return json.dumps(document, indent=1) + "\n"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"folds": [asdict(fold) for fold in self.folds]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

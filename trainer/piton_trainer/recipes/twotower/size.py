@@ -1,4 +1,4 @@
-"""How large a `twotower` is: what its config says of the towers, for a thousand ids, as only the data can count."""
+"""The size of a `twotower`: the towers by its config, for a thousand ids, because only the data has their number."""
 
 from itertools import pairwise
 

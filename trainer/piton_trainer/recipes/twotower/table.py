@@ -16,13 +16,13 @@ _POPULARITY_POWER = 0.75
 
 
 class Ids:
-    """What the columns of the scores mean; a checkpoint carries it for those who use the model."""
+    """The meaning of the columns of the scores; a checkpoint carries it for users of the model."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"names": self.names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Priors:
-    """What the judged rows of some queries say of each id; guesses say nothing here."""
+    """Statistics of the judged rows of some queries, by id; guesses do not count."""
 
     means: NDArray[np.float64]
     """Mean gain; of an id that was never judged, that of all."""

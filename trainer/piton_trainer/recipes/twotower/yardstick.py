@@ -59,5 +59,5 @@ class BaselineEvaluator:
 
 
 def outside(inside: Tensor) -> Tensor:
-    """What to add to scores so that others do not compete."""
+    """Return the mask to add to scores so that other ids do not compete."""
     return torch.zeros(inside.shape, device=inside.device).masked_fill(~inside, -math.inf)
