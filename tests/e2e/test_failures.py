@@ -12,10 +12,9 @@ from piton.contract import names
 from support import boxed
 from support.live import LiveCluster, NewTraining, Object, paced, wait_for
 
-pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
-
 REFUSED_SECONDS = float(os.environ.get("PITON_REFUSED_SECONDS", "20"))
 """For how long the kubelet accepts no pod. 600 by hand; a run is Stalled then, and goes on all the same."""
+pytestmark = [pytest.mark.box, pytest.mark.timeout(600 + 3 * REFUSED_SECONDS)]
 WORKS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(2)"
 FAILS_ONCE = f"import os, sys; sys.exit(os.environ[{names.ENV_ATTEMPT!r}] == '1')"
 

@@ -18,6 +18,7 @@ from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
 from piton_trainer.mirror import client as mirror
 from piton_trainer.mirror import transfer as meter
 from piton_trainer.mirror.client import start
+from piton_trainer.mirror.keys import LATEST
 from piton_trainer.mirror.messages import Timeouts, Transfer
 from piton_trainer.s3 import reader
 from support import s3
@@ -251,22 +252,26 @@ def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
     monkeypatch.setattr(reader, "PIECE_BYTES", 100)
     volume.commit(6, size=3000)
     assert volume.mirrored(6)
-    asked: list[str] = []
+    asked: list[int] = []
+    """Requests for pieces, in each try."""
     clock = FakeClock()
 
     def break_often(method: str, path: str) -> None:
         clock.pass_seconds(1)
-        if method == "GET" and path.endswith(SHARD):
-            asked.append(path)
-            if len(asked) % 6 == 0:
+        if method == "GET" and path.endswith(LATEST):
+            asked.append(0)
+        elif method == "GET" and path.endswith(SHARD):
+            asked[-1] += 1
+            if asked[-1] == 6:
                 proxy.fail(method="GET", key=SHARD)
 
     proxy.on_request = break_often
-    empty = Volume(tmp_path / "empty", uri, attempt=2)
+    # One request at a time: of several, the first piece's may be the one that fails, and then nothing has come.
+    empty = Volume(tmp_path / "empty", uri, attempt=2, tuning=replace(HASTY, concurrency=1))
 
     assert empty.restored(None, Timeouts(backoff=10, restore=15), start=lambda: InThread(clock)) == 6
 
-    assert len(asked) >= 30
+    assert len(asked) > 3
     assert clock.monotonic() > 3 * 15
     assert empty.content(6) == volume.content(6)
 
