@@ -1,1 +1,1 @@
-"""The resource: what a user may write into a TrainingRun, what Piton answers, and the rules on both. Pure."""
+"""The TrainingRun resource: its spec, its status, and the rules on both. Pure functions."""

@@ -3,10 +3,11 @@
     @cel("spec.trainer", "has(self.recipe) != has(self.command)", TEXT, found="has(self.recipe) ? 'both' : 'neither'")
     def one_program(spec: Spec) -> Iterator[str]: ...
 
-The expression is true for what is good; `self` is the value at the path. One text serves both sides: its `{names}` are
+The expression is true for a valid value; `self` is the value at the path. Both sides share one text: its `{names}` are
 filled in by `str.format` in Python, and by expressions on the API server. An API server compiles new rules with the
-functions of the version before its own; ours have to be those of 1.29, as the oldest that is served is 1.30. It refuses
-rules that may become dear: lists and strings need a maximum, which `orValue` and `string()` of a number lose.
+functions of the version before its own. The rules may use only those of 1.29, because the oldest supported version is
+1.30. It refuses rules whose cost may be too high: lists and strings need a maximum length, which `orValue` and
+`string()` of a number lose.
 """
 
 import string
@@ -23,16 +24,16 @@ class Cel:
     """One entry of `x-kubernetes-validations`."""
 
     path: str
-    """Of the schema's node, from `spec`, with `[]` for the items of a list; empty for the root."""
+    """Path of the schema node, from `spec`, with `[]` for the items of a list; empty for the root."""
     expression: str
     message: str = ""
     message_expression: str = ""
-    """Instead of the message, where the sentence carries values."""
+    """CEL expression for a message that contains values; it replaces `message`."""
     on_creation: bool = False
-    """Not checked on updates: what cannot change any more must not stand in the way of a status or a finalizer."""
+    """True if updates are not checked: a value that can no longer change must not block a status or a finalizer."""
 
     def to_schema(self) -> dict[str, Any]:
-        """As the CRD has it."""
+        """Return the entry in the form of the CRD."""
         rule = f"oldSelf.hasValue() || ({self.expression})" if self.on_creation else self.expression
         says = {"message": self.message} if self.message else {"messageExpression": self.message_expression}
         return {"rule": rule, **says, **({"optionalOldSelf": True} if self.on_creation else {})}
@@ -40,7 +41,7 @@ class Cel:
 
 @dataclass(frozen=True)
 class SpecRule(Generic[Checked]):
-    """A rule in Python, and its twins on the API server."""
+    """A rule in Python, and its equivalents in CEL on the API server."""
 
     check: Check[Checked]
     cel: tuple[Cel, ...] = ()
@@ -53,7 +54,7 @@ class SpecRule(Generic[Checked]):
         return any(twin.on_creation for twin in self.cel)
 
     def __call__(self, value: Checked) -> Iterator[str]:
-        """The sentences of the rule in Python."""
+        """Return the messages of the Python rule."""
         return self.check(value)
 
 
@@ -61,18 +62,18 @@ Decorator = Callable[[Check[Checked] | SpecRule[Checked]], SpecRule[Checked]]
 
 
 def cel(path: str, expression: str, text: str, *, on_creation: bool = False, **values: str) -> Decorator[Any]:
-    """Say on the API server what the rule below says; `values` are the expressions for the names in the text."""
+    """Add the CEL equivalent of the decorated rule; `values` are the expressions for the names in the text."""
     says = {"message_expression": _filled(text, values)} if values else {"message": text}
     return _adding(Cel(path=path, expression=expression, on_creation=on_creation, **says))
 
 
 def not_in_cel(why: str) -> Decorator[Any]:
-    """Say why the API server cannot check the rule below, or a part of it."""
+    """Record why the API server cannot check the decorated rule, or a part of it."""
     return lambda rule: replace(_rule(rule), not_in_cel=why)
 
 
 def by_path(rules: Iterable[SpecRule[Any]], *more: Cel) -> dict[str, tuple[Cel, ...]]:
-    """The rules of the API server, by the path of their node; `more` are those that only it has."""
+    """Return the CEL rules by the path of their schema node; `more` are those without a Python rule."""
     found: dict[str, tuple[Cel, ...]] = {}
     for twin in (*(twin for rule in rules for twin in rule.cel), *more):
         found[twin.path] = (*found.get(twin.path, ()), twin)
@@ -92,7 +93,7 @@ def _rule(rule: Check[Any] | SpecRule[Any]) -> SpecRule[Any]:
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
-    """An expression for the text: literals and values, added up."""
+    """Return a CEL expression for the text: literals and values, concatenated."""
     parts = []
     for literal, name, _, _ in string.Formatter().parse(text):
         parts += [_quoted(literal)] if literal else []

@@ -1,15 +1,15 @@
-"""Conditions, and the phase that sums them up.
+"""Conditions, and the phase that summarizes them.
 
 Pending -> Starting -> Training -> (Stopping -> Recovering -> Starting)* -> Succeeded | Failed
 |                       |
 Refused                Stopping -> Suspended -> Starting
 
 A run in a queue is Queued before each Starting for which it has no quota.
-A run with other stages goes the first line once for each, with Preparing or Evaluating in place of Training.
+A run with other stages passes the first line once per stage, with Preparing or Evaluating in place of Training.
 
-StatusUnreadable is True while another version's status is not understood; the other conditions stay as they were.
-Stalled is True while attempts end one after the other without a newer durable step.
-Waiting is no phase: it is True while something outside the run keeps the next thing from happening, in whatever phase.
+StatusUnreadable is True while this version cannot interpret the status of another; the other conditions do not change.
+Stalled is True while consecutive attempts end without a newer durable step.
+Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.
 """
 
 from datetime import datetime
@@ -55,7 +55,7 @@ _WAITS = frozenset(
         Reason.QUEUED,
     }
 )
-"""The reasons of a run that waits."""
+"""Reasons that set the condition Waiting."""
 
 _T, _F, _U = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _TABLE: dict[Phase, dict[str, ConditionStatus]] = {
@@ -89,9 +89,9 @@ def in_phase(
     generation: int,
     waits: bool = False,
 ) -> StatusT:
-    """The status in that phase, every condition set to match; the reason stands in those that the phase is about.
+    """Return the status in that phase, with all conditions set; those that the phase concerns carry the reason.
 
-    With `waits`, the condition Waiting is left as it is: it says something else than the phase does.
+    With `waits`, the condition Waiting is left unchanged, because its reason differs from the phase's.
     """
     conditions = status.conditions
     accepted = _F if phase is Phase.REFUSED else _T
@@ -110,34 +110,34 @@ def in_phase(
 
 
 def with_waiting(status: StatusT, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
-    """The status that says why it waits, all else left as it is."""
+    """Return the status with the condition Waiting set to True for this reason; the rest is unchanged."""
     return _with(status, WAITING, _T, reason, message, now, generation)
 
 
 def without_waiting(status: StatusT, *, now: datetime, generation: int) -> StatusT:
-    """The status that waits for nothing, all else left as it is."""
+    """Return the status with the condition Waiting set to False; the rest is unchanged."""
     return _with(status, WAITING, _F, Reason.NOT_YET, "", now, generation)
 
 
 def with_unreadable(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
-    """The status that says why nothing is done, all else left as it is."""
+    """Return the status with StatusUnreadable set to True for this reason; the rest is unchanged."""
     return _with(status, UNREADABLE, _T, Reason.STATUS_UNREADABLE, message, now, generation)
 
 
 def readable_again(status: StatusT, *, now: datetime, generation: int) -> StatusT:
-    """The status without that, if it was there."""
+    """Return the status with StatusUnreadable set to False, if it was True."""
     if not status.is_true(UNREADABLE):
         return status
     return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
 
 
 def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
-    """The status that says that it gets nowhere, all else left as it is."""
+    """Return the status with Stalled set to True, for a run without progress; the rest is unchanged."""
     return _with(status, STALLED, _T, Reason.NO_PROGRESS, message, now, generation)
 
 
 def without_stalled(status: StatusT, *, now: datetime, generation: int) -> StatusT:
-    """The status of a run that gets on, all else left as it is."""
+    """Return the status with Stalled set to False, for a run with progress; the rest is unchanged."""
     return _with(status, STALLED, _F, Reason.NOT_YET, "", now, generation)
 
 

@@ -9,10 +9,10 @@ from piton.contract.duration import parse_duration
 
 @dataclass(frozen=True, kw_only=True)
 class Deadline:
-    """A moment at which something has to be over."""
+    """Deadline of a run or of one of its stages."""
 
     path: str
-    """The field of the spec that says so."""
+    """Field of the spec that sets it."""
     after: str
     """The duration in the spec."""
     time: datetime
@@ -25,6 +25,6 @@ def deadline_of(meta: Meta, spec: Spec) -> datetime | None:
 
 
 def deadline_after(where: str, after: str, since: datetime) -> Deadline:
-    """The deadline that `where` of the spec sets: `after` is a duration, counted from `since`."""
+    """Return the deadline that `where` of the spec sets: `after` is a duration, counted from `since`."""
     time = since + timedelta(seconds=parse_duration(after))
     return Deadline(path=f"{where}.deadline", after=after, time=time)

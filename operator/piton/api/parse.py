@@ -1,6 +1,6 @@
-"""From a manifest, as YAML or the API server gave it, to typed values; every problem becomes one sentence.
+"""Conversion of a manifest, from YAML or the API server, into typed values; each problem becomes one message.
 
-A sentence names the path, the value and the fix, because it is all that a user sees: on the command line, and in the
+A message names the path, the value and the fix, because it is all that a user sees: on the command line, and in the
 condition `Accepted`.
 """
 
@@ -42,12 +42,12 @@ _PATTERNS = {
 
 
 class SpecError(ValueError):
-    """The manifest cannot be accepted. `problems` are sentences, the most important first."""
+    """The manifest cannot be accepted. `problems` are messages, the most important first."""
 
     def __init__(self, problems: Iterable[str], parsed: "Parsed | None" = None) -> None:
         self.problems = tuple(problems)
         self.parsed = parsed
-        """The manifest, as far as it is one."""
+        """The manifest, as far as it could be parsed."""
         super().__init__(self.problems[0])
 
 
@@ -64,7 +64,7 @@ class Parsed:
 
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:
-    """Parse an object of the API server's; problems are values, so that even a bad run can be deleted."""
+    """Parse an object from the API server; problems are returned, so that even an invalid run can be deleted."""
     meta = meta_of(manifest["metadata"])
     spec, problems = model_of(model.Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
     problems += validation.check_name(meta.name)
@@ -93,7 +93,7 @@ def parse_file(document: object, *, now: datetime) -> Parsed:
 
 
 def manifest_of(document: object, kind: str, *, now: datetime) -> dict[str, Any]:
-    """A user's document as the API server would give it: created now, and without a status.
+    """Return a user's document as the API server would return it: created now, and without a status.
 
     Raises:
         SpecError: it is not of that kind.
@@ -120,7 +120,7 @@ def _metadata(metadata: object) -> Mapping[str, Any]:
 
 
 def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
-    """What Piton needs of an object's metadata."""
+    """Return the part of an object's metadata that Piton uses."""
     annotations = metadata.get("annotations") or {}
     return model.Meta(
         name=metadata["name"],
@@ -139,7 +139,7 @@ def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
 
 
 def model_of(kind: type[ModelT], spec: object, wanted: str) -> tuple[ModelT | None, list[str]]:
-    """A spec as its model, or the sentences that say why it is none; `wanted` is what a missing one should hold."""
+    """Return a spec as its model, or the messages on why it is invalid; `wanted` is the fix for a missing one."""
     if not isinstance(spec, Mapping):
         return None, [f"spec: missing; {wanted}"]
     try:
@@ -149,14 +149,14 @@ def model_of(kind: type[ModelT], spec: object, wanted: str) -> tuple[ModelT | No
 
 
 def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Of a value that may be a mapping or a word, the complaint about the form that was tried; missing fields last."""
+    """Keep the errors about the form, mapping or word, that the value has; sort missing fields last."""
     tried = [p for p in problems if not ("literal['auto']" in p["loc"] and isinstance(p["input"], Mapping))]
     tried = [p for p in tried if not (p["type"] == "model_type" and isinstance(p["input"], str))] or tried
     return sorted(tried, key=lambda problem: problem["type"] == "missing")
 
 
 def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
-    """One pydantic error as a sentence with path, value and fix."""
+    """Return one pydantic error as a message with path, value and fix."""
     steps = [step for step in problem["loc"] if step not in ("Every", "literal['auto']", "constrained-str")]
     path = dotted(["spec", *steps])
     value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
@@ -178,7 +178,7 @@ def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
 
 
 def dotted(steps: Iterable[str | int]) -> str:
-    """A path as people write it: `spec.trainer.env[0].name`."""
+    """Return a path in dotted notation: `spec.trainer.env[0].name`."""
     path = ""
     for step in steps:
         path += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -186,7 +186,7 @@ def dotted(steps: Iterable[str | int]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as it stood in the file, cut when it is long."""
+    """Return a value as it stood in the file, cut to 60 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -199,7 +199,7 @@ def _unknown(path: str, field: str, known: Iterable[str]) -> str:
 
 
 def _known(kind: type[BaseModel], steps: Iterable[str | int]) -> list[str]:
-    """The field names at a path inside a model."""
+    """Return the field names at a path inside a model."""
     for step in steps:
         if isinstance(step, int):
             continue

@@ -1,7 +1,7 @@
-"""What a user may write into a TrainingRun, as typed models; what Piton answers is in `status.py`.
+"""Typed models of a TrainingRun's spec, which the user writes; the status is in `status.py`.
 
 These models are the source of the CRD: field names, docs, defaults and limits all come from here. They are parsed once,
-at the edge (`parse.py`), and never changed afterwards. Rules that need more than one field live in `validation.py`.
+on input (`parse.py`), and never changed afterwards. Rules on more than one field are in `validation.py`.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
-"""One word of a command; long enough for a script after `python -c` or `bash -c`."""
+"""One argument of a command; long enough for a script after `python -c` or `bash -c`."""
 UnixId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""Number of a user or a group."""
+"""Numeric ID of a user or a group."""
 Capability = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z_]*$", max_length=63)]
 """Name of a Linux capability without `CAP_`, or ALL."""
 
 
 class Model(BaseModel):
-    """Base of all models: frozen, camelCase outside, unknown fields refused."""
+    """Base of all models: frozen, camelCase in JSON, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
@@ -44,7 +44,7 @@ class KeyRef(Model):
 
 
 class EnvSource(Model):
-    """Where an environment variable's value comes from. Exactly one of the two."""
+    """Source of an environment variable's value: exactly one of the two."""
 
     secret_key_ref: KeyRef | None = Field(default=None, description="A key of a Secret.")
     config_map_key_ref: KeyRef | None = Field(default=None, description="A key of a ConfigMap.")
@@ -63,7 +63,7 @@ class EnvVar(Model):
 
 
 class Trainer(Model):
-    """What trains: a shipped recipe with its typed config, or the user's own command."""
+    """Program that trains: a shipped recipe with its typed config, or the user's own command."""
 
     image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
         description="Container image of the trainer. A local run uses this machine's Python instead."
@@ -107,23 +107,23 @@ Label = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
 
 
 class Policy(StrEnum):
-    """How the pods of a group choose among the nodes that will do. A wish: they start elsewhere where it is not met."""
+    """Node preference of the pods of a group. It is not a requirement: they start elsewhere if it is not met."""
 
     PACK = "Pack"
-    """Where others of the group are: eight runs of one GPU fill one node before the next."""
+    """Prefer nodes with other pods of the group: eight runs of one GPU fill one node before the next."""
     SPREAD = "Spread"
-    """Where no other of the group is: a node that is taken away takes one of them."""
+    """Prefer nodes without other pods of the group: the loss of a node stops only one of them."""
 
 
 class Placement(Model):
-    """Beside which pods the run's pods want to be, or apart from which. A sweep sets it for its runs."""
+    """Group of pods that the run's pods prefer to share nodes with, or to avoid. A sweep sets it for its runs."""
 
     group: Label = Field(description="Name of the group, in the namespace; for the runs of a sweep the sweep's.")
     policy: Policy = Field(description="Pack: on the nodes of the group's other pods; Spread: on other nodes.")
 
 
 class Capabilities(Model):
-    """Capabilities of the containers. They can only be dropped: nobody gets more through Piton than an image has."""
+    """Capabilities of the containers. They can only be dropped: Piton grants no more than the image has."""
 
     drop: Annotated[tuple[Capability, ...], Field(max_length=64)] = Field(
         default=(), description="Capabilities to take away, e.g. ALL."
@@ -131,15 +131,15 @@ class Capabilities(Model):
 
 
 class SeccompProfile(Model):
-    """Which system calls the containers may make."""
+    """System calls that the containers may make."""
 
     type: Literal["RuntimeDefault", "Unconfined"] = Field(description="RuntimeDefault or Unconfined.")
 
 
 class SecurityContext(Model):
-    """As whom the pods of all stages run, and with which rights, in the words of core/v1.
+    """User, groups and privileges of the pods of all stages, with the field names of core/v1.
 
-    Fields of a pod and of its container stand together. None of them gives a right that the image has not by itself.
+    It combines fields of a pod and of its container. None of them grants a privilege that the image does not have.
     """
 
     run_as_non_root: bool | None = Field(
@@ -187,7 +187,7 @@ class PodTemplate(Model):
 
 
 class Workers(Model):
-    """On how many machines of which kind the run trains."""
+    """Number and kind of the machines on which the run trains."""
 
     nodes: int = Field(default=1, ge=1, le=512, description="Machines, one pod each.")
     min_nodes: int | None = Field(
@@ -213,7 +213,7 @@ class Tier(StrEnum):
 
 
 class Capacity(Model):
-    """A ladder of capacity tiers, climbed when a tier has none or the deadline demands it, and descended again."""
+    """Ordered capacity tiers: the run moves up if a tier has none or the deadline demands it, and down again."""
 
     tiers: Annotated[tuple[Tier, ...], Field(max_length=2)] = Field(
         default=(), description="Tiers in order of preference; none takes whatever nodes there are."
@@ -227,14 +227,14 @@ class Capacity(Model):
 
 
 class Reclaim(StrEnum):
-    """What becomes of a claim that Piton has made when its run is deleted."""
+    """Treatment of a claim that Piton has created, when its run is deleted."""
 
     RETAIN = "Retain"
     DELETE = "Delete"
 
 
 class Volume(Model):
-    """Where checkpoints live: a claim that exists, or one that Piton makes."""
+    """Volume of the checkpoints: an existing claim, or one that Piton creates."""
 
     claim_name: Name | None = Field(
         default=None, description="An existing PersistentVolumeClaim; never deleted by Piton."
@@ -252,14 +252,14 @@ class Volume(Model):
 
 
 class Every(Model):
-    """The save interval; whichever passes first triggers a save."""
+    """Save interval; the limit that is reached first triggers a save."""
 
     minutes: int | None = Field(default=None, ge=1, le=10_080, description="Minutes between saves.")
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps between saves.")
 
 
 class Keep(Model):
-    """Which checkpoints are kept."""
+    """Number of checkpoints to keep."""
 
     last: int = Field(default=2, ge=2, le=1000, description="Newest ones. At least 2: one alone may turn out bad.")
     best: int = Field(default=1, ge=0, le=1000, description="Best ones by the objective's metric.")
@@ -278,7 +278,7 @@ class Mirror(Model):
 
 
 class Checkpoint(Model):
-    """How progress is kept."""
+    """Storage, interval and retention of checkpoints."""
 
     volume: Volume = Field(description="Where checkpoints live.")
     every: Every | Literal["auto"] = Field(
@@ -297,7 +297,7 @@ class Checkpoint(Model):
 
 
 class ObjectiveSpec(Model):
-    """The metric that says how good the model is."""
+    """Metric that measures the quality of the model, and when training ends by it."""
 
     metric: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@-]+$", max_length=64)] = Field(
         description="Name of a reported metric, e.g. val_loss."
@@ -310,7 +310,7 @@ class ObjectiveSpec(Model):
 
 
 class Budget(Model):
-    """How much money the run may spend."""
+    """Amount of money that the run may spend."""
 
     usd: Dollars = Field(description='Dollars, as a string: "250". Needs capacity.maxPricePerHour.')
     warn_at: int = Field(default=80, ge=1, le=100, description="Warn at this percentage.")
@@ -320,7 +320,7 @@ class Budget(Model):
 
 
 class Limits(Model):
-    """Where the run ends, whatever it has reached."""
+    """Limits at which the run ends, whatever it has reached."""
 
     budget: Budget | None = Field(default=None, description="Money.")
     deadline: Duration | None = Field(default=None, description="Time from creation, through all attempts, e.g. 24h.")
@@ -354,7 +354,7 @@ class Limits(Model):
 
 
 class Stage(OpenEnum):
-    """The stages of a run, in order. Only training is always there."""
+    """Stages of a run, in order. Only training is always present."""
 
     PREPARE = "Prepare"
     TRAIN = "Train"
@@ -362,7 +362,7 @@ class Stage(OpenEnum):
 
 
 class SideStage(Model):
-    """Work beside the training: one pod with the run's image, volume and environment."""
+    """Stage before or after training: one pod with the run's image, volume and environment."""
 
     command: Annotated[tuple[Word, ...], Field(max_length=256)] = Field(
         default=(), description="The program to run. None runs what the recipe has for this stage."
@@ -384,11 +384,11 @@ class SideStage(Model):
 
 
 class PrepareStage(SideStage):
-    """Work on a cheap CPU node, on the same volume, before a GPU is asked for."""
+    """Stage on a cheap CPU node, with the same volume, before a GPU is requested."""
 
 
 class EvaluateStage(SideStage):
-    """Work on the best checkpoint after training."""
+    """Stage after training, for the best checkpoint."""
 
     gpus: int = Field(
         default=0, ge=0, le=64, description="GPUs, and processes, on a node like the workers'. 0 is any CPU node."
@@ -400,13 +400,13 @@ class EvaluateStage(SideStage):
 
 
 class Stages(Model):
-    """What happens before and after training."""
+    """Optional stages before and after training."""
 
     prepare: PrepareStage | None = Field(default=None, description="Before any GPU is asked for.")
     evaluate: EvaluateStage | None = Field(default=None, description="On the best checkpoint.")
 
     def of(self, stage: Stage) -> SideStage | None:
-        """What the user says of a stage; None where it is not wanted, and for the training."""
+        """Return the settings of a stage; None if it is not requested, and for training."""
         return {Stage.PREPARE: self.prepare, Stage.EVALUATE: self.evaluate}.get(stage)
 
 
@@ -429,7 +429,7 @@ class Spec(Model):
 
 
 class Meta(Model):
-    """What Piton needs of an object's metadata."""
+    """Part of an object's metadata that Piton uses."""
 
     name: str
     namespace: str = "default"
@@ -440,12 +440,12 @@ class Meta(Model):
     held: bool = False
     """True if our finalizer is on it."""
     queue: str = ""
-    """The LocalQueue of Kueue's that it waits in, by its label; empty: it does not wait for quota."""
+    """Kueue LocalQueue in which it waits, by its label; empty if it does not wait for quota."""
     priority_class: str = ""
-    """Its WorkloadPriorityClass there, by its label."""
+    """WorkloadPriorityClass in the queue, by its label."""
     allows_fresh_start: bool = False
     """True if its annotation lets it start from step 0 where its checkpoints are lost."""
     save: str = ""
-    """What the annotation piton.dev/save says: the trainer saves once for each text."""
+    """Value of the annotation piton.dev/save: the trainer saves once for each text."""
     retry: str = ""
-    """What its annotation says, with which the user asks for another chance; empty: nothing."""
+    """Value of the annotation piton.dev/retry, with which the user requests a retry; empty if there is none."""

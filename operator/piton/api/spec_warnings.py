@@ -9,7 +9,7 @@ from piton.contract.names import HOSTNAME
 Check = Callable[[Spec], Iterator[str]]
 
 DISRUPTED = "karpenter.sh/disrupted"
-"""The taint of a machine that Karpenter takes away."""
+"""Taint of a node that Karpenter removes."""
 
 
 def warnings(spec: Spec) -> list[str]:
@@ -18,7 +18,7 @@ def warnings(spec: Spec) -> list[str]:
 
 
 def no_drain(spec: Spec) -> Iterator[str]:
-    """Karpenter takes pods that tolerate its own taint for parts of the node, and never drains them."""
+    """Warn about tolerations of Karpenter's own taint: it treats such pods as part of the node, never draining them."""
     for path, tolerations in _tolerations(spec):
         for index, toleration in enumerate(tolerations):
             if _tolerates_disrupted(toleration):
@@ -29,7 +29,7 @@ def no_drain(spec: Spec) -> Iterator[str]:
 
 
 def no_single_node(spec: Spec) -> Iterator[str]:
-    """Legal, and right where nodes are not made on demand; so it is not refused."""
+    """Warn about a selected hostname. It is not refused, because it is right where nodes are not created on demand."""
     for path, selector in _node_selectors(spec):
         if HOSTNAME in selector:
             yield (
@@ -39,7 +39,7 @@ def no_single_node(spec: Spec) -> Iterator[str]:
 
 
 def _tolerates_disrupted(toleration: Toleration) -> bool:
-    """As the scheduler matches the taint `karpenter.sh/disrupted:NoSchedule`, which has no value."""
+    """Match the taint `karpenter.sh/disrupted:NoSchedule`, which has no value, as the scheduler does."""
     if toleration.effect not in (None, "NoSchedule"):
         return False
     if not toleration.key:

@@ -1,9 +1,9 @@
-"""The stages of a run: which of them comes next, and what one is made of. Pure functions of spec and status.
+"""Stages of a run: the next one, and the spec of each. Pure functions of spec and status.
 
     Prepare --finished--> Train --finished--> Evaluate --finished--> the run has succeeded
 
-A run goes through them once, in this order: it never goes back to one behind the newest that has begun, also when the
-spec is given another stage meanwhile. An attempt at one is an attempt like any other, with the next number.
+A run passes each stage once, in this order. It never returns to a stage before the newest that has begun, even if the
+spec gains a stage meanwhile. The attempts of all stages share one numbering.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from piton.api.spec import (
 from piton.api.status import AttemptStatus, Phase, Result, RunStatus
 
 ARCHITECTURE = "kubernetes.io/arch"
-"""Label of a node. It belongs to the image, which is the same in all stages, and not to the kind of machine."""
+"""Label of a node. It depends on the image, which is the same in all stages, and not on the kind of machine."""
 ORDER = tuple(Stage)
 RUNNING: Mapping[Stage, tuple[Phase, Reason]] = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -34,18 +34,18 @@ RUNNING: Mapping[Stage, tuple[Phase, Reason]] = {
 
 
 def wanted(stages: Stages) -> list[Stage]:
-    """The stages that a run has."""
+    """Return the stages that a run has."""
     return [stage for stage in ORDER if stage is Stage.TRAIN or stages.of(stage) is not None]
 
 
 def side_stages(spec: Spec) -> list[tuple[Stage, SideStage]]:
-    """The stages beside the training that are wanted."""
+    """Return the requested stages other than training."""
     found = ((stage, spec.stages.of(stage)) for stage in Stage)
     return [(stage, own) for stage, own in found if own is not None]
 
 
 def next_stage(spec: Spec, status: RunStatus) -> Stage | None:
-    """The stage that the next attempt is for; None when all that is wanted is finished."""
+    """Return the stage of the next attempt; None if all requested stages are finished."""
     behind = max((ORDER.index(stage.name) for stage in status.stages), default=0)
     ahead = [stage for stage in wanted(spec.stages) if ORDER.index(stage) >= behind]
     return next((stage for stage in ahead if status.stage(stage).end_time is None), None)
@@ -75,13 +75,13 @@ def failure_limit(spec: Spec, status: RunStatus, stage: Stage) -> str | None:
 
 
 def called(attempt: AttemptStatus, word: str = "attempt") -> str:
-    """An attempt, for people: those that do not train say what they are for."""
+    """Return the display name of an attempt, with its stage unless that is training."""
     stage = "" if attempt.stage is Stage.TRAIN else f" ({attempt.stage})"
     return f"{word} {attempt.number}{stage}"
 
 
 def checkpoint_to_evaluate(spec: Spec, result: Result | None) -> int | None:
-    """The step of the best checkpoint, or of the last where none is kept for being the best."""
+    """Return the step of the best checkpoint, or of the last if no best checkpoint is kept."""
     if result is None:
         return None
     best = result.best_step if spec.checkpoint.keep.best else None
@@ -89,7 +89,7 @@ def checkpoint_to_evaluate(spec: Spec, result: Result | None) -> int | None:
 
 
 def staged(spec: Spec, stage: Stage) -> Spec:
-    """The run as it would be if this stage were all of it: what an attempt at the stage is made from."""
+    """Return the spec reduced to this stage, from which its attempts are rendered."""
     if stage is Stage.TRAIN:
         return spec
     own = spec.stages.of(stage)
@@ -105,7 +105,7 @@ def staged(spec: Spec, stage: Stage) -> Spec:
 
 
 def _trainer(trainer: Trainer, own: SideStage) -> Trainer:
-    """The stage's program. The recipe stays beside a command: it is what the command is told of."""
+    """Return the stage's program. The recipe is kept beside a command, because the command receives it as input."""
     changes: dict[str, object] = {"command": own.command}
     if isinstance(own, EvaluateStage):
         changes["recipe"] = own.recipe or trainer.recipe
@@ -120,7 +120,7 @@ def _selector(shared: PodTemplate, gpus: int) -> Mapping[str, str]:
 
 
 def _workers(workers: Workers, own: SideStage, gpus: int) -> Workers:
-    """One machine, in the zones of the others since the volume is there; of their kind only if it has to have GPUs."""
+    """Return one machine, in the workers' zones because the volume is there; of their kind only if it needs GPUs."""
     shared = workers.template
     template = PodTemplate(
         tolerations=(*shared.tolerations, *own.tolerations) if gpus else own.tolerations,

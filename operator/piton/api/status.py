@@ -1,9 +1,9 @@
-"""What Piton answers: the status of a TrainingRun as typed models. Source of the CRD, like `spec.py`.
+"""Typed models of a TrainingRun's status, which Piton writes. Source of the CRD, like `spec.py`.
 
-Conditions are the truth, the phase sums them up, and the records of the attempts are what decisions are based on.
+Conditions are the truth, the phase summarizes them, and decisions are based on the records of the attempts.
 
-A status may be of another version. Fields and words that this one does not know are kept through every write; where it
-cannot know what they mean for what it would do next, and where a field has another type, `unreadable` says so.
+A status may be of another version. Fields and words that this one does not know are kept through every write. If an
+unknown word may affect the next decision, or a field has another type, `unreadable` reports it.
 """
 
 import json
@@ -17,25 +17,25 @@ from piton.api.spec import Model, Stage
 from piton.contract.open_enum import OpenEnum
 
 RETRY_MAX = 64
-"""Characters of the annotation with which a run is taken up again; what follows is cut off."""
+"""Maximum characters of the annotations piton.dev/retry and piton.dev/save; the rest is cut off."""
 REPLICAS_MAX = 512
-"""As many as a run has nodes at most."""
+"""Maximum number of replicas, which is the maximum number of nodes."""
 
 
 Amount = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?$")]
-"""Dollars that are counted with."""
+"""Dollars as a decimal number, used in calculations."""
 
 
 class Answer(Model):
-    """Base of all parts of a status: fields that this version does not know are kept, in reading and in writing."""
+    """Base of all parts of a status: unknown fields are kept, in reading and in writing."""
 
     model_config = ConfigDict(extra="allow")
 
     KEY: ClassVar[str] = "name"
-    """The field that tells the items of a list apart."""
+    """Field that identifies an item of a list."""
 
     def with_unknown_of(self, old: Self | None) -> Self:
-        """The same, with the fields that the old one has and this version does not know, at every level."""
+        """Return a copy that keeps the fields of `old` that this version does not know, at every level."""
         if old is None or old is self:
             return self
         inside = {name: _kept(getattr(self, name), getattr(old, name)) for name in type(self).model_fields}
@@ -43,12 +43,12 @@ class Answer(Model):
         return self.model_copy(update={**(old.model_extra or {}), **(self.model_extra or {}), **changed})
 
     def to_wire(self) -> dict[str, Any]:
-        """As the API server takes it. What is absent or empty is left out: old servers refuse empty strings."""
+        """Return the JSON for the API server. Absent and empty values are omitted: old servers refuse empty strings."""
         return _without_blanks(self, self.model_dump(mode="json", by_alias=True))
 
 
 def _without_blanks(answer: Answer, dumped: dict[str, Any]) -> dict[str, Any]:
-    """What this version writes, without blanks; what it does not know stays as it is."""
+    """Remove blank values from the fields that this version knows; unknown fields stay as they are."""
     for name, field in type(answer).model_fields.items():
         key, value = field.alias or name, getattr(answer, name)
         if value is None or value == "":
@@ -72,27 +72,27 @@ def _kept(new: Any, old: Any) -> Any:
 
 
 class Verdict(OpenEnum):
-    """Whose doing the end of an attempt was."""
+    """Cause of the end of an attempt."""
 
     FINISHED = "Finished"
     PREEMPTED = "Preempted"
     INFRASTRUCTURE = "Infrastructure"
     USER_FAILURE = "UserFailure"
     STOPPED = "Stopped"
-    """By an order: the user's (suspend, delete, a limit), or that of a queue. Counts nowhere."""
+    """Stopped on request of the user (suspend, delete, a limit) or of a queue. It is not counted anywhere."""
 
 
 class AttemptState(OpenEnum):
-    """Where an attempt stands, in order; every state but the first and the last may be skipped."""
+    """States of an attempt, in order; every state but the first and the last may be skipped."""
 
     PENDING = "Pending"
-    """Its number is taken; whether its job was created is not known."""
+    """Its number is taken; it is not known if its job was created."""
     STARTING = "Starting"
     """Its job was created."""
     RUNNING = "Running"
     """A replica has been seen running."""
     STOPPING = "Stopping"
-    """Its verdict is written down; its replicas have not all ended."""
+    """Its verdict is recorded; its replicas have not all ended."""
     ENDED = "Ended"
 
 
@@ -175,7 +175,7 @@ class StageStatus(Answer):
 
 
 class ConditionStatus(OpenEnum):
-    """As in metav1.Condition."""
+    """Status of a condition, as in metav1.Condition."""
 
     TRUE = "True"
     FALSE = "False"
@@ -198,7 +198,7 @@ class Condition(Answer):
 
 
 class Phase(OpenEnum):
-    """A summary of the conditions, for the column."""
+    """Summary of the conditions, for the printer column."""
 
     PENDING = "Pending"
     REFUSED = "Refused"
@@ -215,7 +215,7 @@ class Phase(OpenEnum):
 
 
 class QueueStatus(Answer):
-    """The queue of Kueue's in which the run waits for quota, or from which it has it."""
+    """Kueue queue in which the run waits for quota, or from which it holds quota."""
 
     name: str = Field(description="The LocalQueue.")
     position: int | None = Field(default=None, description="Place in the ClusterQueue while it waits; 1 is next.")
@@ -229,7 +229,7 @@ class MetricValue(Answer):
 
 
 class ProgressStatus(Answer):
-    """How far training is (names of KEP-2779)."""
+    """Progress of training (names of KEP-2779)."""
 
     step: int | None = Field(default=None, description="Steps trained.")
     total_steps: int | None = Field(default=None, description="Steps to train.")
@@ -255,7 +255,7 @@ class Lost(Answer):
 
 
 class CostStatus(Answer):
-    """What the run costs. Computed from the attempts and the clock whenever the status is written."""
+    """Cost of the run, computed from the attempts and the clock at every write of the status."""
 
     spent: Amount = Field(default="0.00", description="Dollars, of all attempts.")
     per_hour: Amount = Field(default="0.00", description="Dollars per hour that are paid now.")
@@ -273,7 +273,7 @@ class CostStatus(Answer):
 
 
 class Evaluation(Answer):
-    """What the stage Evaluate has found."""
+    """Result of the stage Evaluate."""
 
     step: int | None = Field(default=None, description="Step of the checkpoint that was evaluated.")
     attempt: int = Field(description="The attempt that says so.")
@@ -281,7 +281,7 @@ class Evaluation(Answer):
 
 
 class Result(Answer):
-    """What the run produced."""
+    """Result of the run."""
 
     step: int | None = Field(default=None, description="Final step.")
     weights_digest: str | None = Field(default=None, description="SHA-256 over the final weights.")
@@ -292,21 +292,21 @@ class Result(Answer):
 
 
 class Conditioned(Answer):
-    """What every status of Piton's begins with. Conditions are the truth; phase is derived from them."""
+    """Base of every status that Piton writes. Conditions are the truth; phase is derived from them."""
 
     observed_generation: int = Field(default=0, description="Generation of the spec that this was derived from.")
     phase: Phase = Field(default=Phase.PENDING, description="A summary of the conditions.")
     conditions: tuple[Condition, ...] = Field(default=(), description="The truth about it.")
 
     _raw: Mapping[str, Any] = PrivateAttr(default_factory=dict)
-    """Fields, as they were written, that have another type than this version knows; of conditions those alone."""
+    """Fields of an unexpected type, as they were written; of the conditions, only the unreadable ones."""
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Self:
-        """A status of any version. What has another type than this version knows is kept aside, and written again.
+        """Parse a status of any version. Fields of an unexpected type are kept aside, and written back.
 
         Raises:
-            ValueError: it is no status at all, or its conditions are no list.
+            ValueError: it is not a mapping, or its conditions are not a list.
         """
         try:
             return cls.model_validate_json(json.dumps(written), strict=True)
@@ -323,14 +323,14 @@ class Conditioned(Answer):
         return status
 
     def to_wire(self) -> dict[str, Any]:
-        """As the API server takes it, with what could not be read as it was."""
+        """Return the JSON for the API server, with the unreadable fields as they were."""
         wire = super().to_wire()
         others = self._raw.get("conditions", [])
         return {**wire, **self._raw, "conditions": [*wire["conditions"], *others]}
 
     @property
     def unreadable(self) -> str | None:
-        """What of it this version does not understand, and would have to; None: it may act on it."""
+        """First part that this version must interpret and cannot, as a message; None if it may act on the status."""
         return next(self._riddles(), None)
 
     def _riddles(self) -> Iterator[str]:
@@ -341,7 +341,7 @@ class Conditioned(Answer):
             yield from _unknown(f"conditions[{condition.type}].status", condition.status)
 
     def condition(self, kind: str) -> Condition | None:
-        """The condition of that type."""
+        """Return the condition of that type; None if it is absent."""
         return next((c for c in self.conditions if c.type == kind), None)
 
     def is_true(self, kind: str) -> bool:
@@ -386,7 +386,7 @@ class RunStatus(Conditioned):
         return self.attempts[-1] if self.attempts else None
 
     def stage(self, name: Stage) -> StageStatus:
-        """How a stage stands, also one that has not begun."""
+        """Return the status of a stage, even if it has not begun."""
         return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
 
     def _riddles(self) -> Iterator[str]:

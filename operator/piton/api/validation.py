@@ -1,8 +1,8 @@
-"""Rules on a spec that need more than one field, or more than a schema can say.
+"""Rules on a spec that need more than one field, or more than a schema can express.
 
-Each is a small function that yields sentences; `RULES` lists them in the order in which people should hear them. Beside
-each stands its twin in CEL with the same text (`cel.py`), so that an API server refuses at once what it can judge by
-itself. These speak in any case: what only the operator can judge is answered with `Accepted=False`.
+Each is a small function that yields messages; `RULES` lists them in the order of display. Next to each is its CEL
+equivalent with the same text (`cel.py`), so that an API server refuses at once whatever it can check itself. The Python
+rules run in any case: errors that only the operator can detect are reported with `Accepted=False`.
 """
 
 import re
@@ -17,7 +17,7 @@ from piton.contract import names
 
 RUN_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 LOSS = "loss"
-"""By its name the loss of one batch, as every training script reports it."""
+"""Metric name of the loss of one batch, as every training script reports it."""
 UNTYPED = "checkpoint.every is a mapping or the word auto, which a structural schema cannot say"
 
 # --- the name ---------------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ _LABEL = f"self.metadata.name.matches('{RUN_NAME.pattern}')"
 @cel("", _SHORT, LONG_NAME, name="self.metadata.name", on_creation=True)
 @cel("", f"!({_SHORT}) || {_LABEL}", NO_LABEL, name="self.metadata.name", on_creation=True)
 def good_name(name: str) -> Iterator[str]:
-    """The run's name has to fit into the names of its pods."""
+    """Check that the run's name fits into the names of its pods."""
     if len(name) > names.MAX_RUN_NAME:
         yield LONG_NAME.format(name=name)
     elif not RUN_NAME.fullmatch(name):
@@ -42,12 +42,12 @@ def good_name(name: str) -> Iterator[str]:
 
 
 def check_name(name: str) -> list[str]:
-    """Every sentence that the rules have to say about this name of a run."""
+    """Return all messages of the rules on this name of a run."""
     return list(good_name(name))
 
 
 def check(spec: Spec, *, has_begun: bool = False) -> list[str]:
-    """Every sentence that the rules have to say about this spec, of a run that has had an attempt or has not."""
+    """Return all messages of the rules on this spec; `has_begun` is True once the run has had an attempt."""
     return [sentence for rule in RULES if not (has_begun and rule.on_creation) for sentence in rule(spec)]
 
 
@@ -66,7 +66,7 @@ _COMMAND = "size(self.?command.orValue([])) > 0"
 )
 @cel("spec.trainer", f"!({_COMMAND}) || !has(self.config) || size(dyn(self.config)) == 0", NO_CONFIG)
 def one_program(spec: Spec) -> Iterator[str]:
-    """A recipe or a command, not both and not neither."""
+    """Check that exactly one of recipe and command is given, and a config only with a recipe."""
     trainer = spec.trainer
     if bool(trainer.recipe) == bool(trainer.command):
         yield ONE_PROGRAM.format(found="both are" if trainer.recipe else "neither is")
@@ -88,7 +88,7 @@ NEW_CLAIM = "spec.checkpoint.volume: storageClassName and accessModes are for a 
     NEW_CLAIM,
 )
 def one_volume(spec: Spec) -> Iterator[str]:
-    """A claim that exists, or the size of a new one."""
+    """Check that exactly one of an existing claim and the size of a new one is given."""
     volume = spec.checkpoint.volume
     if bool(volume.claim_name) == bool(volume.size):
         yield ONE_VOLUME
@@ -111,7 +111,7 @@ SHARED_VOLUME = (
     SHARED_VOLUME,
 )
 def shared_volume(spec: Spec) -> Iterator[str]:
-    """Several nodes can share only a volume that several nodes can mount."""
+    """Check that a volume shared by several nodes can be mounted by several nodes."""
     volume = spec.checkpoint.volume
     if spec.workers.nodes > 1 and volume.size and "ReadWriteMany" not in volume.access_modes:
         yield SHARED_VOLUME
@@ -134,7 +134,10 @@ ZONES_FOR_PREPARE = (
     on_creation=True,
 )
 def zones_for_prepare(spec: Spec) -> Iterator[str]:
-    """A volume of one zone is made where its first pod is. Prepare's may be in any zone that the workers may be in."""
+    """Check that zones are given if the pod of Prepare creates a volume of one zone.
+
+    The volume is created in the zone of its first pod, which may be any zone that the workers may be in.
+    """
     volume, workers = spec.checkpoint.volume, spec.workers
     picky = workers.gpus_per_node or workers.instance_types
     if not (spec.stages.prepare and volume.size and picky) or workers.zones:
@@ -145,7 +148,7 @@ def zones_for_prepare(spec: Spec) -> Iterator[str]:
 
 @not_in_cel(UNTYPED)
 def an_interval(spec: Spec) -> Iterator[str]:
-    """An interval needs a number."""
+    """Check that an interval has a number."""
     every = spec.checkpoint.every
     if every != "auto" and every.minutes is None and every.steps is None:
         yield "spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto"
@@ -153,7 +156,7 @@ def an_interval(spec: Spec) -> Iterator[str]:
 
 @not_in_cel(UNTYPED)
 def a_steady_judge(spec: Spec) -> Iterator[str]:
-    """The loss of a batch is judged at each save; patience with it needs saves that somebody can count."""
+    """Check that patience with the loss of a batch has a fixed save interval: it is judged at each save."""
     objective = spec.objective
     if spec.checkpoint.every == "auto" and objective and objective.metric == LOSS and objective.patience:
         yield (
@@ -183,7 +186,7 @@ def _gpus(of: tuple[str, str], part: str) -> str:
 @cel("spec.stages.evaluate.resources.requests", _NO_GPU, _gpus(_EVALUATE, "requests"))
 @cel("spec.stages.evaluate.resources.limits", _NO_GPU, _gpus(_EVALUATE, "limits"))
 def gpus_by_piton(spec: Spec) -> Iterator[str]:
-    """GPUs have one field; before the training there are none."""
+    """Check that GPUs are requested in their own field only; before training there are none."""
     asked = [(_WORKERS, spec.workers.template.resources)]
     asked += [
         (_EVALUATE if isinstance(own, EvaluateStage) else _PREPARE, own.resources) for _, own in side_stages(spec)
@@ -205,7 +208,7 @@ ROOT_OR_NOT = (
     ROOT_OR_NOT,
 )
 def root_or_not(spec: Spec) -> Iterator[str]:
-    """User 0 is root."""
+    """Check that runAsNonRoot is not combined with user 0, which is root."""
     said = spec.workers.template.security_context
     if said.run_as_non_root and said.run_as_user == 0:
         yield ROOT_OR_NOT
@@ -239,7 +242,7 @@ _EVALUATE_BY_RECIPE = "has(self.stages.evaluate.recipe) || has(self.trainer.reci
     NO_STAGE_CONFIG,
 )
 def stage_programs(spec: Spec) -> Iterator[str]:
-    """A stage runs the user's command, or what a recipe has for it."""
+    """Check that a stage has one program: the user's command, or that of a recipe."""
     for stage, own in side_stages(spec):
         recipe = own.recipe if isinstance(own, EvaluateStage) else None
         if not own.command and not (recipe or spec.trainer.recipe):
@@ -255,7 +258,7 @@ NO_ZONE = "spec.workers.zones: '{zone}' is no zone; write one such as us-east-1a
 
 @cel("spec.workers.zones[]", f"self.matches('{DNS_LABEL}')", NO_ZONE, zone="self")
 def good_labels(spec: Spec) -> Iterator[str]:
-    """Zones are label values."""
+    """Check that zones are valid label values."""
     for zone in spec.workers.zones:
         if not re.fullmatch(DNS_LABEL, zone):
             yield NO_ZONE.format(zone=zone)
@@ -271,7 +274,7 @@ TIER_PATIENCE = NOT_YET.format(path="capacity.patience", fix="remove it")
 @cel("spec.capacity.tiers", "size(self) <= 1", TIERS)
 @cel("spec.capacity", "!has(self.patience)", TIER_PATIENCE)
 def not_yet(spec: Spec) -> Iterator[str]:
-    """What this version does not do is refused: a limit that is silently ignored costs money."""
+    """Refuse settings that this version ignores: a limit that is silently ignored costs money."""
     capacity = spec.capacity
     if spec.workers.min_nodes is not None:
         yield MIN_NODES

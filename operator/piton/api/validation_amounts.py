@@ -1,4 +1,4 @@
-"""Rules on amounts of time and money: none of them may be nothing, and a budget needs a price."""
+"""Rules on amounts of time and money: none of them may be zero, and a budget needs a price."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from piton.api.spec import Budget, Spec
 from piton.contract import duration
 
 ANY_DIGIT = "self.matches('[1-9]')"
-"""In CEL, of a duration or an amount: that it is more than nothing."""
+"""CEL check that a duration or an amount is more than zero."""
 NO_TIME = "spec.{path}: '{{found}}' is no time at all; write a duration such as {fix}"
 DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE, TTL = (
     NO_TIME.format(path=path, fix=fix)
@@ -29,7 +29,7 @@ DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE, TTL = (
 @cel("spec.stages.evaluate.deadline", ANY_DIGIT, EVALUATE_DEADLINE, found="self")
 @cel("spec.ttlAfterFinished", ANY_DIGIT, TTL, found="self")
 def good_durations(spec: Spec) -> Iterator[str]:
-    """A duration of nothing is a mistake."""
+    """Check that no duration is zero."""
     prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
     for says, text in (
         (DEADLINE, spec.limits.deadline),
@@ -48,13 +48,13 @@ NO_MONEY = "spec.limits.budget.usd: '{usd}' buys nothing; write a positive amoun
 
 @cel("spec.limits.budget.usd", ANY_DIGIT, NO_MONEY, usd="self")
 def positive_budget(spec: Spec) -> Iterator[str]:
-    """A budget of nothing trains nothing."""
+    """Check that the budget of the run is more than zero."""
     if spec.limits.budget:
         yield from positive(spec.limits.budget)
 
 
 def positive(budget: Budget) -> Iterator[str]:
-    """The same, of any budget."""
+    """Check that a budget is more than zero."""
     if float(budget.usd) <= 0:
         yield NO_MONEY.format(usd=budget.usd)
 
@@ -69,7 +69,7 @@ NO_PRICE = (
 @cel("spec.capacity.maxPricePerHour", ANY_DIGIT, FREE_NODE, price="self")
 @cel("spec", "!has(self.limits) || !has(self.limits.budget) || self.?capacity.?maxPricePerHour.hasValue()", NO_PRICE)
 def a_price(spec: Spec) -> Iterator[str]:
-    """A budget counts with prices; of a node whose price nobody knows it is the highest."""
+    """Check that a budget has a maximum price, which is used for nodes of unknown price."""
     price = spec.capacity.max_price_per_hour
     if price is not None and float(price) <= 0:
         yield FREE_NODE.format(price=price)
@@ -78,4 +78,4 @@ def a_price(spec: Spec) -> Iterator[str]:
 
 
 AMOUNTS = (good_durations, positive_budget, a_price)
-"""In the order in which people should hear them."""
+"""Rules in the order of display."""

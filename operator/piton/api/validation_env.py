@@ -1,4 +1,4 @@
-"""Rules on the environment of the program: secrets by reference, Piton's own variables left alone."""
+"""Rules on the environment of the program: secrets by reference, none of Piton's own variables."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ _ONE = "spec.trainer.env[]"
 
 @not_in_cel("the list is a map by name, and the API server itself refuses a name that is there twice")
 def no_variable_twice(spec: Spec) -> Iterator[str]:
-    """A variable has one value."""
+    """Check that no variable is given twice."""
     for name, times in Counter(variable.name for variable in spec.trainer.env).items():
         if times > 1:
             yield f"spec.trainer.env: '{name}' is given twice; remove one"
@@ -27,7 +27,7 @@ RESERVED = "spec.trainer.env: '{name}' is set by Piton; choose another name"
 
 @cel(_ONE, f"!self.name.matches('{RESERVED_ENV.pattern}')", RESERVED, name="self.name")
 def no_reserved_variable(spec: Spec) -> Iterator[str]:
-    """Piton's own variables are left alone."""
+    """Check that Piton's own variables are not set."""
     for variable in spec.trainer.env:
         if RESERVED_ENV.search(variable.name):
             yield RESERVED.format(name=variable.name)
@@ -38,7 +38,7 @@ ONE_VALUE = "spec.trainer.env: exactly one of value and valueFrom is needed for 
 
 @cel(_ONE, "has(self.value) != has(self.valueFrom)", ONE_VALUE, name="self.name")
 def one_value(spec: Spec) -> Iterator[str]:
-    """A variable's value is written there, or lies elsewhere."""
+    """Check that a variable has exactly one of a value and a reference."""
     for variable in spec.trainer.env:
         if (variable.value is None) == (variable.value_from is None):
             yield ONE_VALUE.format(name=variable.name)
@@ -57,7 +57,7 @@ PLAIN = (
     name="self.name",
 )
 def secrets_by_reference(spec: Spec) -> Iterator[str]:
-    """A secret does not stand in a spec."""
+    """Check that no secret is given as a plain value."""
     for variable in spec.trainer.env:
         if variable.value and SECRET_ENV.search(variable.name):
             yield PLAIN.format(name=variable.name)
@@ -73,7 +73,7 @@ ONE_SOURCE = "spec.trainer.env: exactly one of secretKeyRef and configMapKeyRef 
     name="self.name",
 )
 def one_source(spec: Spec) -> Iterator[str]:
-    """A reference leads to one place."""
+    """Check that a reference has exactly one source."""
     for variable in spec.trainer.env:
         source = variable.value_from
         if source and bool(source.secret_key_ref) == bool(source.config_map_key_ref):
@@ -81,4 +81,4 @@ def one_source(spec: Spec) -> Iterator[str]:
 
 
 ENVIRONMENT = (no_variable_twice, no_reserved_variable, one_value, secrets_by_reference, one_source)
-"""In the order in which people should hear them."""
+"""Rules in the order of display."""

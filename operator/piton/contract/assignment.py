@@ -1,4 +1,4 @@
-"""What a trainer is told to do: the JSON file that `PITON_CONFIG` names.
+"""Assignment of a run's trainers: the JSON file that `PITON_CONFIG` names.
 
 On a cluster it is an annotation of the pod, mounted through the downward API, so it needs no object of its own.
 """
@@ -11,17 +11,17 @@ from typing import Any, Literal, Self
 
 @dataclass(frozen=True, kw_only=True)
 class SavePolicy:
-    """When to save and what to keep. Whichever of the two intervals passes first triggers a save."""
+    """Save intervals and retention. The interval that passes first triggers a save."""
 
     auto: bool = False
-    """As often as pays, by what saves cost and how often training is interrupted; `every_seconds` is ignored then."""
+    """True if the interval follows the cost of saves and rate of interruptions; `every_seconds` is then ignored."""
     every_seconds: float | None = None
     every_steps: int | None = None
     keep_last: int = 2
     """At least 2 whole checkpoints: with a single one, a bad disk block ends the run."""
     keep_best: int = 1
     keep_weights_only: int = 0
-    """Of those that are neither, so many keep their weights."""
+    """Number of further checkpoints of which only the weights are kept."""
     patience_seconds: float = 3600.0
     """Seconds for which training continues while nothing can be saved."""
 
@@ -54,7 +54,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorPolicy:
-    """Where a second copy of the checkpoints goes."""
+    """Destination of a second copy of the checkpoints, and the limit of its uploads."""
 
     uri: str
     """`s3://bucket/prefix`; the run's name is added to it."""

@@ -25,9 +25,9 @@ _IMAGES_ARE_FOR = "amd64"
 """The architecture of nodes, where the user names none. Karpenter takes the cheapest machine that will do, and without
 this that may be one of arm64, on which an image for amd64 never starts."""
 TOLERATED_SECONDS = {"not-ready": 300, "unreachable": 3600}
-"""How long a pod tolerates a node in such a state. Piton itself takes pods off a machine that is gone, and waits for a
-zone that has gone dark (`kube.outages`). The taint manager would delete the pods of all of its runs at once, and they
-would stop as soon as the zone is back. An hour is for a cluster that Piton was taken from."""
+"""Seconds that a pod tolerates a node in such a state. Piton itself deletes pods from a machine that is gone, and waits
+for a zone that does not answer (`kube.outages`). The taint manager would delete the pods of all runs in the zone at
+once, and they would stop as soon as the zone is back. An hour is for a cluster from which Piton was removed."""
 
 TOKEN_SECONDS = 3600
 """Seconds for which a pod's token is valid; the kubelet renews it before."""
