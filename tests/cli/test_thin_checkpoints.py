@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from cli.conftest import Piton
 from piton.contract import names
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.retention.weights_only import make_thin
+from piton_trainer.checkpoint.retention import make_thin
 from piton_trainer.state.weights_digest import weights_digest
 from support import tiny, weights
 from support.checkpoints import flip

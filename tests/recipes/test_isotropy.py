@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everybody kno
 import piton_trainer
 from piton_trainer.config import Config
 from piton_trainer.recipes.retrieval import isotropy
-from piton_trainer.recipes.retrieval.census import IsotropyStats, of_covariance
+from piton_trainer.recipes.retrieval.isotropy_stats import IsotropyStats, of_covariance
 from support import ranks
 
 CPU = torch.device("cpu")
@@ -143,10 +143,10 @@ def test_a_sphere_has_isoscore_1_and_a_line_has_0() -> None:
 
 def test_figures_of_parts_are_those_of_the_whole() -> None:
     vectors = gaussian(300, 6) * torch.tensor([3.0, 2, 1, 1, 1, 0.5]) + 1
-    census = IsotropyStats(6, CPU)
+    stats = IsotropyStats(6, CPU)
     for part in torch.split(vectors, 77):
-        census.add(part)
-    found = census.figures()
+        stats.add(part)
+    found = stats.figures()
     units = F.normalize(vectors.double(), dim=1)
     others = (units @ units.T).fill_diagonal_(0).sum().item() / (300 * 299)
     assert found["mean_cosine"] == pytest.approx(others, rel=1e-5)

@@ -161,7 +161,7 @@ def test_guesses_do_not_count_when_it_is_measured() -> None:
     judgments.gains[guess] = 1.0
     spoiled = a_recipe(judgments=judgments)
     cells = spoiled.table.cells(spoiled.folds[0].held_out[:1])
-    row = spoiled.yardstick.of(torch.zeros(1, 12), spoiled.folds[0].held_out[:1])
+    row = spoiled.evaluator.of(torch.zeros(1, 12), spoiled.folds[0].held_out[:1])
     gains = (cells.gains * cells.originals)[0]
     assert not gains[judgments.ids[guess]]
     assert row.item() == pytest.approx(
@@ -173,7 +173,7 @@ def test_all_ids_compete_where_the_config_says_so() -> None:
     judged, everybody = a_recipe(), a_recipe(changed(candidates="all"))
     queries, scores = torch.tensor([0]), torch.zeros(1, 12)
     scores[0, 1::2] = 1.0  # query 0 has judgments of the even ids only
-    assert judged.yardstick.of(scores, queries).item() > everybody.yardstick.of(scores, queries).item()
+    assert judged.evaluator.of(scores, queries).item() > everybody.evaluator.of(scores, queries).item()
 
 
 def some_gradients(config: TwoTowerConfig, numbers: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 from piton_trainer.checkpoint.load.loader import load_tensors
-from piton_trainer.checkpoint.retention.manager import RetentionManager
+from piton_trainer.checkpoint.retention import RetentionManager
 from piton_trainer.state.tracked_objects import EMA, MODEL
 from piton_trainer.state.weights_digest import weights_digest
 from support import tiny

@@ -88,6 +88,13 @@ def test_the_operator_starts_without_torch() -> None:
     assert found.stdout.strip() == "False"
 
 
+def test_decisions_need_neither_torchx_nor_kubernetes() -> None:
+    program = "import sys, piton.core.decide; print(bool({'torchx', 'kubernetes', 'kopf', 'yaml'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "False"
+
+
 def test_a_recipe_is_checked_without_torch() -> None:
     program = (
         "import sys, piton_trainer.recipes.catalog as c; "

@@ -11,7 +11,7 @@ import pytest
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.retention.manager import RetentionManager, with_overhead
+from piton_trainer.checkpoint.retention import RetentionManager, with_overhead
 from piton_trainer.errors import OutOfSpace
 from support import tiny, weights
 from support.checkpoints import flip

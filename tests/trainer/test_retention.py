@@ -6,7 +6,7 @@ import pytest
 
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.retention.policy import Deletions, steps_to_delete, what_goes
+from piton_trainer.checkpoint.retention import Deletions, steps_to_delete, what_goes
 from support import tiny
 
 LOW = Objective(metric="val", goal="Minimize")

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import state_dict_loader
 import piton_trainer
 from piton.contract import names
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.retention.weights_only import make_thin
+from piton_trainer.checkpoint.retention import make_thin
 from piton_trainer.checkpoint.save.commit import is_good
 from piton_trainer.state.tracked_objects import EMA, MODEL
 from piton_trainer.state.weights_digest import weights_digest

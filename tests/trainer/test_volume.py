@@ -18,7 +18,7 @@ from piton.contract import names
 from piton.contract.progress import CHECKPOINTS_THAT_FIT
 from piton_trainer.checkpoint import Checkpointer, Saved
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.retention.manager import with_overhead
+from piton_trainer.checkpoint.retention import with_overhead
 from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
 from piton_trainer.checkpoint.save.commit import is_good
 from piton_trainer.checkpoint.volume_health import VolumeHealth

@@ -24,7 +24,7 @@ from piton.contract.duration import format_duration
 
 if TYPE_CHECKING:
     from piton_trainer.checkpoint.inspect import Checked, CheckpointInfo
-    from piton_trainer.checkpoint.retention.policy import Deletions
+    from piton_trainer.checkpoint.retention import Deletions
 
 _MARKS = {"newest": "newest", "best": "best", "weightsOnly": "weights only"}
 _METRICS_SHOWN = 3
@@ -196,7 +196,7 @@ def prune(directory: Path, rule: RetentionRule, *, dry_run: bool) -> int:
 def _fate(item: "CheckpointInfo", going: "Deletions", *, dry_run: bool) -> str | None:
     """Do with a checkpoint what the rules say, and say it."""
     from piton_trainer.checkpoint.format import layout
-    from piton_trainer.checkpoint.retention.weights_only import make_thin
+    from piton_trainer.checkpoint.retention import make_thin
 
     if item.step in (going.weights if item.is_thin else going.whole):
         if not dry_run:
@@ -211,8 +211,7 @@ def _fate(item: "CheckpointInfo", going: "Deletions", *, dry_run: bool) -> str |
 
 def _going(found: "list[CheckpointInfo]", newest: "CheckpointInfo", rule: RetentionRule) -> "Deletions":
     from piton_trainer.checkpoint.inspect import best_step
-    from piton_trainer.checkpoint.retention.policy import what_goes
-    from piton_trainer.checkpoint.retention.weights_only import can_be_thin
+    from piton_trainer.checkpoint.retention import can_be_thin, what_goes
 
     objective = None if rule.metric is None else Objective(metric=rule.metric, goal=rule.goal)
     # One that is broken by its sizes already is no reason to let a good one go.

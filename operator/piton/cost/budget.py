@@ -13,7 +13,7 @@ from piton.api.spec import Budget, Spec, Stage
 from piton.api.stages import next_stage, staged
 from piton.api.status import AttemptState, RunStatus
 from piton.cost import spending
-from piton.rendering.appdef import gpus_of
+from piton.rendering.instance_types import gpus_of
 from piton.timing import Timing
 
 _MILLISECONDS = 1000

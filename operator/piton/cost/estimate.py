@@ -11,7 +11,7 @@ from piton.api.spec import Spec
 from piton.contract.duration import format_duration, parse_duration
 from piton.contract.quantity import format_bytes, parse_quantity
 from piton.cost.budget import share_of
-from piton.rendering.appdef import gpus_of
+from piton.rendering.instance_types import gpus_of
 
 _HOUR = 3600.0
 _IN_FLIGHT = 1

@@ -28,7 +28,7 @@ BAD_SECONDS = 10.0
 _REMEMBERED = 8192
 """Tokens, and pods, that are remembered."""
 _REVIEWS_AT_ONCE = 8
-"""A crowd of strangers must not become a crowd at the API server."""
+"""Reports with forged tokens must not become as many requests to the API server."""
 _POD_NAME = "authentication.kubernetes.io/pod-name"
 _POD_UID = "authentication.kubernetes.io/pod-uid"
 _ACCOUNT = "system:serviceaccount:"
@@ -131,16 +131,16 @@ class ReportAuthenticator:
         labels = found["metadata"].get("labels") or {}
         run, attempt = str(labels.get(names.LABEL_RUN) or ""), str(labels.get(names.LABEL_ATTEMPT) or "")
         owner = controller(found) or {}
-        stranger = Forbidden(f"pod {pod.name!r} belongs to no run")
+        unrelated = Forbidden(f"pod {pod.name!r} belongs to no run")
         if not run or not (attempt.isascii() and attempt.isdigit()) or owner.get("kind") != "PyTorchJob":
-            return stranger
+            return unrelated
         name = names.attempt_name(run, int(attempt))
         job = await self._client.get(JOBS, name, namespace=pod.namespace)
         if job is None or owner.get("uid") != job["metadata"]["uid"]:
-            return stranger
+            return unrelated
         owner = controller(job) or {}
         if (owner.get("kind"), owner.get("name")) != (names.KIND, run):
-            return stranger
+            return unrelated
         return Sender(namespace=pod.namespace, run=run, run_uid=str(owner.get("uid")), attempt=int(attempt))
 
 

@@ -89,7 +89,7 @@ class SweepEnding:
     interrupted: signal.Signals | None = None
 
 
-def run(order: SweepRequest, choir: SweepObserver, clock: Clock | None = None) -> SweepEnding:
+def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None) -> SweepEnding:
     """Drive the sweep until it ends or is interrupted.
 
     Raises:
@@ -113,7 +113,7 @@ def run(order: SweepRequest, choir: SweepObserver, clock: Clock | None = None) -
             sweep_folder.save(root, state)
         except OSError as error:
             raise ValueError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
-        return asyncio.run(_Sweep(order, root, state, choir, clock).drive())
+        return asyncio.run(_Sweep(order, root, state, observer, clock).drive())
 
 
 def recipe_problems(sweep: ParsedSweep) -> list[str]:
@@ -166,11 +166,13 @@ class _Driven:
 class _Sweep:
     """Implements `piton.ports.AnyWorld` for a sweep, and the loop over it."""
 
-    def __init__(self, order: SweepRequest, root: Path, state: SweepState, choir: SweepObserver, clock: Clock) -> None:
+    def __init__(
+        self, order: SweepRequest, root: Path, state: SweepState, observer: SweepObserver, clock: Clock
+    ) -> None:
         self.order = order
         self.root = root
         self.state = state
-        self.choir = choir
+        self.observer = observer
         self.clock = clock
         self.driven: dict[str, _Driven] = {}
         self.endings: dict[str, runs.Ending] = {}
@@ -243,9 +245,9 @@ class _Sweep:
     async def _pass(self) -> float | None:
         """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         try:
-            decision = await run_pass(self, self.choir, self._decide, self._turn_down)
+            decision = await run_pass(self, self.observer, self._decide, self._turn_down)
         except Unavailable as error:
-            await self.choir.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            await self.observer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
         wanted = decision.look_again_seconds if decision else None
         if decision and not decision.effects and not self.driven and wanted != 0 and not settled(decision.status):
@@ -337,7 +339,7 @@ class _Sweep:
             price=self.order.price,
         )
         stop = runs.Stop()
-        task = asyncio.create_task(runs.train(order, self.choir.of(run.name), self.clock, stop), name=run.name)
+        task = asyncio.create_task(runs.train(order, self.observer.of(run.name), self.clock, stop), name=run.name)
         task.add_done_callback(lambda _: self.wake.set())
         meta = Meta(name=run.name, created=created)
         self.driven[run.name] = _Driven(

@@ -1,15 +1,13 @@
 """From a run to one TorchX AppDef per attempt: the one description of what runs.
 
-The local world hands it to TorchX's scheduler; `pytorchjob.py` makes the cluster's objects from it.
+The local world passes it to TorchX's scheduler; `pytorchjob.py` makes the cluster's objects from it. TorchX is imported
+when the first AppDef is made: the modules that decide import this one, and start without TorchX.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import floor
-from typing import Any
-
-from torchx import specs
+from typing import TYPE_CHECKING, Any
 
 from piton.api.deadline import deadline_of
 from piton.api.spec import Every, Meta, Mirror, ObjectiveSpec, Spec, Stage
@@ -17,7 +15,11 @@ from piton.api.stages import staged
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
+from piton.rendering.instance_types import node_resources
 from piton.timing import GRACE_SECONDS
+
+if TYPE_CHECKING:
+    from torchx import specs
 
 ROLE = "trainer"
 MODULES = {
@@ -30,15 +32,6 @@ _AFTER_START_TIMEOUT_SECONDS = 600
 """A node that gave up by itself would end with an error, and say nothing of the one that it waited for."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
 """torchrun has to be done before the kubelet is."""
-CPU_SHARE = 0.95
-"""Part of a machine's CPU that pods may ask for; the rest is the kubelet's, the system's and the daemonsets'."""
-MEMORY_SHARE = 0.92
-"""Part of the memory in TorchX's table that pods may ask for, before what every machine keeps.
-
-The table has 4 % less than the machine's name promises. Karpenter takes off 7.5 % until it has seen a machine of the
-type, and a pod that asks for more makes it launch nothing. The rest is for the 737 pods that a large one may have."""
-KEPT_MEMORY_MIB = 1280
-"""Memory that each machine reserves: for the kubelet, which evicts below 100 Mi, and for daemonsets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +118,13 @@ def appdef(
     checkpoint_step: int | None = None,
     blocking_saves: bool = False,
     stop_after_seconds: float | None = None,
-) -> specs.AppDef:
-    """The AppDef of one attempt: a role with one replica per node. A step is that of a checkpoint that it needs."""
+) -> "specs.AppDef":
+    """Return the AppDef of one attempt: a role with one replica per node.
+
+    `checkpoint_step` is the step of the checkpoint that the attempt needs.
+    """
+    from torchx import specs
+
     spec = staged(spec, stage)
     entrypoint, *args = _command(spec, place, stage)
     env = _env(meta, spec, attempt, place)
@@ -145,7 +143,7 @@ def appdef(
         args=args,
         env=env,
         num_replicas=spec.workers.nodes,
-        resource=_resource(spec),
+        resource=node_resources(spec),
     )
     labels = {names.LABEL_RUN: meta.name, names.LABEL_ATTEMPT: str(attempt)}
     return specs.AppDef(
@@ -219,43 +217,7 @@ def compile_caches(spec: Spec, checkpoint_dir: str) -> dict[str, str]:
     }
 
 
-def _resource(spec: Spec) -> specs.Resource:
-    """The share of the first instance type that the GPUs stand for; unknown types only give their GPUs."""
-    workers = spec.workers
-    capabilities: dict[str, Any] = {}
-    named = _named(workers.instance_types[0]) if workers.instance_types else None
-    if named is None:
-        return specs.Resource(cpu=-1, gpu=workers.gpus_per_node, memMB=-1, capabilities=capabilities)
-    share = min(1.0, workers.gpus_per_node / named.gpu) if named.gpu and workers.gpus_per_node else 1.0
-    return specs.Resource(
-        cpu=max(1, floor(named.cpu * share * CPU_SHARE)),
-        gpu=workers.gpus_per_node,
-        memMB=floor(_for_pods_mib(named) * share),
-        capabilities=dict(named.capabilities),
-        devices=dict(named.devices) if share == 1.0 else {},
-    )
-
-
-def _for_pods_mib(named: specs.Resource) -> float:
-    """Memory that is left for pods. Machines of less than 2 GiB are not worth an exact answer."""
-    there = float(named.memMB)
-    return max(there / 2, there * MEMORY_SHARE - KEPT_MEMORY_MIB)
-
-
-def gpus_of(spec: Spec) -> int | None:
-    """Return the number of GPUs in a machine of the first instance type; None if it is unknown."""
-    named = _named(spec.workers.instance_types[0]) if spec.workers.instance_types else None
-    return None if named is None else int(named.gpu)
-
-
-def _named(instance_type: str) -> specs.Resource | None:
-    try:
-        return specs.resource(h=f"aws_{instance_type}")
-    except (KeyError, ValueError):
-        return None
-
-
-def as_text(app: specs.AppDef) -> dict[str, Any]:
+def as_text(app: "specs.AppDef") -> dict[str, Any]:
     """The AppDef as plain values, for people."""
     role = app.roles[0]
     return {

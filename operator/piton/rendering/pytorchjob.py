@@ -5,9 +5,7 @@ Pure values; the kube adapter creates them, `piton plan` prints them.
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from typing import Any
-
-from torchx import specs
+from typing import TYPE_CHECKING, Any
 
 from piton.api.spec import Meta, Spec, Stage
 from piton.api.stages import ARCHITECTURE, staged
@@ -17,6 +15,9 @@ from piton.rendering.appdef import ReportEndpoint, TrainerPlace, appdef, assignm
 from piton.rendering.security import Security, security_of
 from piton.rendering.volume_claim import claim_name
 from piton.timing import GRACE_SECONDS
+
+if TYPE_CHECKING:
+    from torchx import specs
 
 GPU = "nvidia.com/gpu"
 TMP = "/tmp"  # noqa: S108 - a volume of the pod's own
@@ -166,7 +167,7 @@ def _annotations(spec: Spec, server: ReportEndpoint | None) -> dict[str, str]:
 def _pod(
     meta: Meta,
     spec: Spec,
-    role: specs.Role,
+    role: "specs.Role",
     server: ReportEndpoint | None,
     wanted: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _secured(pod: dict[str, Any], security: Security) -> dict[str, Any]:
     return pod
 
 
-def _container(spec: Spec, role: specs.Role) -> dict[str, Any]:
+def _container(spec: Spec, role: "specs.Role") -> dict[str, Any]:
     env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(role.env.items())]
     env += [
         {"name": v.name, "valueFrom": v.value_from.model_dump(by_alias=True, exclude_none=True)}
@@ -224,7 +225,7 @@ def _container(spec: Spec, role: specs.Role) -> dict[str, Any]:
     }
 
 
-def _container_resources(spec: Spec, resource: specs.Resource) -> dict[str, dict[str, str]]:
+def _container_resources(spec: Spec, resource: "specs.Resource") -> dict[str, dict[str, str]]:
     """GPUs and other devices as limits; CPU and memory as requests; the user's own words win."""
     wanted = spec.workers.template.resources
     requests: dict[str, str] = {}

@@ -7,7 +7,7 @@
     load/        loader reads the newest good checkpoint in one pass: rank_loader is the part of one process, read_plan
                  maps bytes to tensors, sharing assigns files to ranks for verification, reader reads;
                  readahead warms the page cache before torch is imported
-    retention/   policy selects the checkpoints to delete (pure), manager deletes, weights_only keeps their weights
+    retention    selection of the checkpoints to delete (pure), deletion, reduction to weights
     save_interval, volume_health
                  schedule of periodic saves; how long training continues while saves fail
     inspect      contents of a checkpoint directory, for `piton checkpoint`; without torch

@@ -7,7 +7,7 @@
     epoch end
     end of fit()        leave the session: last save, COMPLETE.json, or exit code 143
 
-Lightning's own account of the training goes through its door for that, a CheckpointIO; the module's weights go straight
+Lightning's own account of the training goes through a CheckpointIO for that; the module's weights go straight
 from our checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says. What Lightning
 keeps to itself is used in `lightning_loops` only.
 """
@@ -205,7 +205,7 @@ class _Part:
         self.loaded = state
 
 
-class _Door(CheckpointIO):  # type: ignore[misc]
+class _LightningState(CheckpointIO):  # type: ignore[misc]
     """The CheckpointIO for Lightning's checkpoints. Those of other callbacks are saved as before."""
 
     def __init__(self, before: Any, trainer: Any, callback: PitonCallback) -> None:
@@ -285,7 +285,7 @@ def _take_over_fit() -> None:
 @contextmanager
 def _authenticator(trainer: Any, callback: PitonCallback) -> Iterator[None]:
     before = trainer.strategy.checkpoint_io
-    trainer.strategy.checkpoint_io = _Door(before, trainer, callback)
+    trainer.strategy.checkpoint_io = _LightningState(before, trainer, callback)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

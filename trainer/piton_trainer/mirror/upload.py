@@ -18,7 +18,7 @@ from piton.contract import names
 from piton.contract.manifest import FileEntry, Manifest
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
-from piton_trainer.checkpoint.retention.policy import steps_to_delete
+from piton_trainer.checkpoint.retention import steps_to_delete
 from piton_trainer.mirror.bucket import Bucket
 from piton_trainer.mirror.keys import LATEST, Latest, Pointer, folder_of, parse_folder
 from piton_trainer.mirror.messages import MirrorSettings

@@ -89,7 +89,7 @@ class ModelServer:
         self.about = about
         self._text_generator = text_generator
         self._grace_seconds = grace_seconds
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teller")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._streams = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -1,4 +1,4 @@
-"""What GPUs can do at best: the yardstick of MFU, the model's share of the machine's floating-point operations.
+"""Peak rates of GPUs, the reference of MFU: the share of the machine's floating-point operations that a model uses.
 
 Only cards that somebody has looked up, by their exact names: cards of one family differ (an H100 on PCIe has three
 quarters of one on SXM), and a part of one (MIG) is none of them. Of others there is no MFU rather than a wrong one.

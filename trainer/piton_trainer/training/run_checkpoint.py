@@ -26,7 +26,7 @@ from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import Loaded, Wanted, load_newest, newest_step, share_of_newest
 from piton_trainer.checkpoint.load.rank_loader import Document, Targets
-from piton_trainer.checkpoint.retention.manager import with_overhead
+from piton_trainer.checkpoint.retention import with_overhead
 from piton_trainer.checkpoint.save.blocking_save import size_of
 from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
 from piton_trainer.runtime.process_group import Ranks

@@ -16,7 +16,7 @@ from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.retry import Retry
-from piton_trainer.checkpoint.retention.manager import RetentionManager, never
+from piton_trainer.checkpoint.retention import RetentionManager, never
 from piton_trainer.clock import Clock
 
 _SHOWN_SECONDS = 10.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from piton_trainer.data.retrieval.collection import BEST, Collection
 from piton_trainer.recipes.common.ndcg import ideal_dcg, ndcg
 from piton_trainer.recipes.protocol import RecipeContext
-from piton_trainer.recipes.retrieval.census import IsotropyStats
+from piton_trainer.recipes.retrieval.isotropy_stats import IsotropyStats
 from piton_trainer.recipes.retrieval.nearest import Nearest
 
 Encode = Callable[[NDArray[np.int64]], Tensor]
@@ -49,17 +49,17 @@ def measure(
     collections: Mapping[str, Collection], encode: Mapping[str, Encode], *, dim: int, batch: int, place: RecipeContext
 ) -> dict[str, float]:
     """ndcg_10 over all collections, of each one where there are several, and the figures of their documents."""
-    census = IsotropyStats(dim, place.device)
+    stats = IsotropyStats(dim, place.device)
     found = {
-        f"ndcg_10_{name}": _ndcg(collection, encode[name], census, batch, place)
+        f"ndcg_10_{name}": _ndcg(collection, encode[name], stats, batch, place)
         for name, collection in collections.items()
     }
     each = found if len(found) > 1 else {}
-    return {"ndcg_10": sum(found.values()) / len(found), **each, **census.figures()}
+    return {"ndcg_10": sum(found.values()) / len(found), **each, **stats.figures()}
 
 
 @torch.no_grad()
-def _ndcg(collection: Collection, encode: Encode, census: IsotropyStats, batch: int, place: RecipeContext) -> float:
+def _ndcg(collection: Collection, encode: Encode, stats: IsotropyStats, batch: int, place: RecipeContext) -> float:
     first, last = collection.documents, collection.documents + collection.queries
     queries = torch.cat([encode(numbers).float() for numbers in _cut(np.arange(first, last), batch)])
     with torch.autocast(place.device.type, enabled=False):
@@ -68,7 +68,7 @@ def _ndcg(collection: Collection, encode: Encode, census: IsotropyStats, batch: 
     for numbers in _cut(by_length[place.rank :: place.world_size], batch):
         documents = encode(numbers).float()
         with torch.autocast(place.device.type, enabled=False):
-            census.add(documents)
+            stats.add(documents)
             nearest.add(documents, torch.from_numpy(numbers).to(place.device))
     return _mean_ndcg(collection, nearest.numbers().cpu())
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from piton_trainer.data.ranking.judgments import Judgments
 from piton_trainer.recipes.twotower import losses
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
+from piton_trainer.recipes.twotower.evaluation import outside
 from piton_trainer.recipes.twotower.folds import Fold
 from piton_trainer.recipes.twotower.table import Cells, priors
-from piton_trainer.recipes.twotower.yardstick import outside
 
 _SURE = 1e-4
 """Nothing is more certain than this before anything is learned: its logarithm would not be a number."""

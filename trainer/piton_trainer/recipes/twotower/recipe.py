@@ -16,12 +16,12 @@ from piton_trainer.recipes.common.text_encoder import Embedded, Encoding, embed
 from piton_trainer.recipes.protocol import DataContext, Stateful
 from piton_trainer.recipes.twotower.config import TwoTowerConfig
 from piton_trainer.recipes.twotower.criterion import Criterion
+from piton_trainer.recipes.twotower.evaluation import BaselineEvaluator
 from piton_trainer.recipes.twotower.folds import split
 from piton_trainer.recipes.twotower.model import Stacked, TwoTower
 from piton_trainer.recipes.twotower.queries import FoldedQueries
 from piton_trainer.recipes.twotower.results import Results
 from piton_trainer.recipes.twotower.table import Ids, Table
-from piton_trainer.recipes.twotower.yardstick import BaselineEvaluator
 
 RESULTS_FILE = "results.json"
 """Beside the checkpoints."""
@@ -44,8 +44,8 @@ class TwoTowers:
             inner_fraction=config.inner_fraction,
         )
         self.criterion = Criterion(config, judgments, self.folds, place.device)
-        self.yardstick = BaselineEvaluator(judgments, self.table, self.embedded, config.candidates)
-        self.results = Results(self.folds, self.yardstick.baselines(self.folds))
+        self.evaluator = BaselineEvaluator(judgments, self.table, self.embedded, config.candidates)
+        self.results = Results(self.folds, self.evaluator.baselines(self.folds))
         self.loader = FoldedQueries(
             self.folds,
             batch=config.batch_queries,
@@ -126,8 +126,8 @@ class TwoTowers:
 
         Each rank scores everything, which takes less than telling each other would; all come to the same figures.
         """
-        inner = self.yardstick.by_fold(model, [fold.inner for fold in self.folds])
-        held_out = self.yardstick.by_fold(model, [fold.held_out for fold in self.folds])
+        inner = self.evaluator.by_fold(model, [fold.inner for fold in self.folds])
+        held_out = self.evaluator.by_fold(model, [fold.held_out for fold in self.folds])
         has_news = self.results.consider(self._step + 1, inner, held_out)
         if has_news and self.place.rank == 0:
             with layout.raise_out_of_space(self.place.directory):

@@ -1,4 +1,8 @@
-"""Deletion in a checkpoint directory: retention after a commit, free space before a save. It needs no torch.
+"""Retention of checkpoints: which ones the rules keep (pure), how the others are deleted. It needs no torch.
+
+    policy       what_goes: steps and metrics in, steps to delete out
+    thin         a whole checkpoint is reduced to its weights by one rename
+    directory    RetentionManager: retention after a commit, free space before a save
 
 A successful commit means that every byte was written, not that the volume returns it. So the newest checkpoint that was
 read back after its commit and matched its manifest always stays whole: it is the *verified* one. Another checkpoint is
@@ -10,23 +14,137 @@ not considered damaged: then nothing is deleted at all.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from piton.contract import names
 from piton.contract.assignment import Objective, SavePolicy
+from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
-from piton_trainer.checkpoint.retention.policy import Deletions, Measured, steps_to_delete, what_goes
-from piton_trainer.checkpoint.retention.weights_only import can_be_thin, make_thin, strip
 from piton_trainer.errors import OutOfSpace
 
 logger = logging.getLogger(__name__)
 
 _WAITING_MAX = 1
 """With more checkpoints than this to delete, reading back is no longer postponed."""
+Measured = Sequence[tuple[int, Mapping[str, float]]]
+"""Steps of whole checkpoints, and the metrics measured there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletions:
+    """Steps of the checkpoints that the rules delete or make thin."""
+
+    thin: Sequence[int] = field(default_factory=list)
+    """Whole checkpoints that are reduced to their weights."""
+    whole: Sequence[int] = field(default_factory=list)
+    """Whole checkpoints that are deleted."""
+    weights: Sequence[int] = field(default_factory=list)
+    """Thin checkpoints that are deleted."""
+
+
+def steps_to_delete(checkpoints: Measured, *, policy: SavePolicy, objective: Objective | None) -> list[int]:
+    """Return the steps whose checkpoints are neither among the last nor among the best.
+
+    The newest always stays, regardless of the policy: the next attempt resumes from it.
+    """
+    newest_first = sorted((step for step, _ in checkpoints), reverse=True)
+    kept = set(newest_first[: max(1, policy.keep_last)])
+    kept.update(_best(checkpoints, objective)[: policy.keep_best])
+    return sorted(step for step, _ in checkpoints if step not in kept)
+
+
+def what_goes(
+    checkpoints: Measured,
+    *,
+    thin: Collection[int] = (),
+    can_be_thin: Collection[int] = (),
+    spared: Collection[int] = (),
+    policy: SavePolicy,
+    objective: Objective | None,
+) -> Deletions:
+    """Return the deletions. Of those not kept whole, the newest `keep_weights_only` keep their weights.
+
+    Args:
+        checkpoints: the whole checkpoints.
+        thin: the steps of thin checkpoints.
+        can_be_thin: the steps of whole checkpoints that can be made thin.
+        spared: steps that stay unchanged, regardless of the policy.
+        policy: the numbers of checkpoints to keep.
+        objective: the metric that defines the best checkpoints.
+    """
+    going = [s for s in steps_to_delete(checkpoints, policy=policy, objective=objective) if s not in spared]
+    candidates = {*thin, *(step for step in going if step in can_be_thin)}
+    kept = set(sorted(candidates, reverse=True)[: policy.keep_weights_only])
+    return Deletions(
+        thin=[step for step in going if step in kept and step in can_be_thin],
+        whole=[step for step in going if step not in kept or step not in can_be_thin],
+        weights=sorted(step for step in thin if step not in kept),
+    )
+
+
+def _best(checkpoints: Measured, objective: Objective | None) -> list[int]:
+    """Return the measured steps, best first; of equal ones the older first."""
+    if objective is None:
+        return []
+    sign = 1.0 if objective.goal == "Minimize" else -1.0
+    measured = [
+        (sign * metrics[objective.metric], step) for step, metrics in checkpoints if objective.metric in metrics
+    ]
+    return [step for value, step in sorted(measured) if value == value]
+
+
+def can_be_thin(manifest: Manifest) -> bool:
+    """Return True if its weights are in separate files: the rules already required that when it was saved."""
+    return layout.WEIGHTS_INDEX_FILE in manifest.files
+
+
+def make_thin(checkpoint: CommittedCheckpoint, disk: layout.Disk) -> Path:
+    """Make a whole checkpoint thin, and return its new folder. No byte is moved.
+
+        step-000001200/      MANIFEST.json  .metadata  state.json  __0_0.distcp     files that only a resume needs
+                             weights.metadata  weights.json  weights_0_0.distcp     files that stay
+          + WEIGHTS.json                                                            the manifest of the files that stay
+        weights-000001200/   by one rename; then files that WEIGHTS.json does not name are deleted
+
+    Before the rename it is a whole checkpoint with one extra file, after it a thin one with some extra files. The
+    folder has a different name, so that a search for a checkpoint to resume from does not find it.
+
+    Raises:
+        OSError: the volume failed. The checkpoint is either whole or thin.
+    """
+    directory = checkpoint.folder.parent
+    target = directory / names.weights_folder(checkpoint.manifest.step)
+    manifest = _of_weights(checkpoint.manifest)
+    text = manifest.to_json()
+    disk.write(checkpoint.folder / names.WEIGHTS_FILE, text)
+    # There may be a thin checkpoint of this step from before a resume from an earlier step.
+    layout.discard(target)
+    layout.rename(checkpoint.folder, target, witness=names.WEIGHTS_FILE, text=text)
+    layout.sync_folder(directory)
+    strip(CommittedCheckpoint(folder=target, manifest=manifest))
+    return target
+
+
+def strip(checkpoint: CommittedCheckpoint) -> None:
+    """Delete the files that do not belong to a thin checkpoint. Files that cannot be deleted are retried next time."""
+    for path in checkpoint.folder.iterdir():
+        if path.name not in checkpoint.manifest.files and path.name != names.WEIGHTS_FILE:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _of_weights(manifest: Manifest) -> Manifest:
+    files = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if name in layout.WEIGHTS_FILES or name.startswith(layout.WEIGHTS_SHARD)
+    }
+    return replace(manifest, files=files, weights_only=True)
 
 
 def with_overhead(size: int) -> int:
