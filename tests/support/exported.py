@@ -61,13 +61,13 @@ def a_trainers_registry() -> CollectorRegistry:
         resumed_from=0,
         metrics={"loss": 1.0, "tokens_per_second": 9.0},
     )
-    exporter.post(report, now=0.0)
-    exporter.started({"imports": 2.5})
-    exporter.stepped(seconds=0.2, waited_seconds=0.1)
-    exporter.record_stall(seconds=1)
-    exporter.interval_changed(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))
-    exporter.saved(Saved(step=1, folder=Path(), size=1, free=9), timestamp=1)
-    exporter.watch(VolumeHealth(Clock(), patience_seconds=1))
+    exporter.report(report, now=0.0)
+    exporter.on_start({"imports": 2.5})
+    exporter.on_step(seconds=0.2, waited_seconds=0.1)
+    exporter.on_save(stall_seconds=1)
+    exporter.on_interval(Choice(seconds=100, cost_seconds=1, durable_seconds=2, between_seconds=3600))
+    exporter.on_saved(Saved(step=1, folder=Path(), size=1, free=9), timestamp=1)
+    exporter.on_setup(VolumeHealth(Clock(), patience_seconds=1))
     return exporter.registry
 
 

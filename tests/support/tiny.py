@@ -6,7 +6,7 @@ numbers. `seed` differs from attempt to attempt on purpose: whatever a resumed r
 
 import random
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def train(
     metrics_port: int | None = None,
     background_saves: bool = False,
     overlap_saves: bool = False,
+    callbacks: Sequence[piton_trainer.Callback] = (),
 ) -> Ran:
     """One attempt, in this process and its ranks. `at` says what happens in the body of which step (from 1)."""
     ran = Ran()
@@ -101,7 +102,9 @@ def train(
         background_saves=background_saves,
     )
     try:
-        with piton_trainer.session(settings, overlap_saves=overlap_saves, clock=clock, disk=disk) as session:
+        with piton_trainer.session(
+            settings, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk
+        ) as session:
             _loop(session, ran, seed=seed, at=at or {}, epochs=epochs)
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)

@@ -154,7 +154,7 @@ def test_an_image_without_the_library_trains_without_metrics(
 def test_of_several_ranks_only_the_first_serves(tmp_path: Path, port: int) -> None:
     def whether(into: Path) -> tiny.Event:
         def tell(session: piton_trainer.Session) -> None:
-            serves = session._telemetry.exporter is not None
+            serves = any(isinstance(callback, Exporter) for callback in session._telemetry.callbacks.members)
             (into / f"rank{session.rank}").write_text(f"{serves} {scrape(port)['piton_trainer_world_size']:g}")
 
         return tell
@@ -183,7 +183,7 @@ def test_a_report_is_read_once_for_the_server_and_for_the_metrics(
 
 def test_only_so_many_reported_metrics_get_a_series() -> None:
     exporter = an_exporter()
-    exporter.post(Progress(updated="", metrics={f"m{n:03}": float(n) for n in range(100)}), now=0.0)
+    exporter.report(Progress(updated="", metrics={f"m{n:03}": float(n) for n in range(100)}), now=0.0)
 
     (family,) = [f for f in exporter.registry.collect() if f.name == "piton_trainer_metric"]
 
@@ -193,7 +193,7 @@ def test_only_so_many_reported_metrics_get_a_series() -> None:
 def test_reports_keep_their_distance() -> None:
     exporter = an_exporter(interval_seconds=5.0)
     assert exporter.is_due(100.0)
-    exporter.post(Progress(updated=""), now=100.0)
+    exporter.report(Progress(updated=""), now=100.0)
     assert not exporter.is_due(104.9)
     assert exporter.is_due(105.0)
 
@@ -202,8 +202,8 @@ def test_what_is_not_known_has_no_series() -> None:
     exporter = an_exporter()
     assert exporter.registry.get_sample_value("piton_trainer_step") is None
 
-    exporter.record_stall(seconds=0.2)
-    exporter.saved(Saved(step=7, folder=Path(), size=99), timestamp=1e9)
+    exporter.on_save(stall_seconds=0.2)
+    exporter.on_saved(Saved(step=7, folder=Path(), size=99), timestamp=1e9)
 
     assert exporter.registry.get_sample_value("piton_trainer_checkpoint_step") == 7
     assert exporter.registry.get_sample_value("piton_trainer_step") is None

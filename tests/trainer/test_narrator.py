@@ -43,7 +43,7 @@ def test_lines_come_further_and_further_apart(capsys: pytest.CaptureFixture[str]
     said = []
     for second in range(300):
         if console.is_due(float(second)):
-            console.post(REPORT, float(second))
+            console.report(REPORT, float(second))
             said.append(second)
 
     assert said == [5, 15, 35, 75, 135, 195, 255]
@@ -59,7 +59,7 @@ def test_an_interval_is_told_with_its_reasons_when_it_is_known_and_when_it_chang
 ) -> None:
     console = ConsoleReporter()
     for choice in (a_choice(60, cost=None), a_choice(100), a_choice(130), a_choice(160), a_choice(110), a_choice(100)):
-        console.interval_changed(choice)
+        console.on_interval(choice)
 
     assert capsys.readouterr().err.splitlines() == [
         f"piton: saving every {interval}: a save costs 1.5 s and is durable after 3.2 s, "

@@ -18,7 +18,7 @@ from piton.contract.termination import Limit, Outcome, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.state.train_state import TrainState
-from piton_trainer.telemetry.operator_client import Reporter, push
+from piton_trainer.telemetry.operator_client import OperatorClient, push
 from piton_trainer.telemetry.progress import progress_of
 from support import tiny
 from support.clocks import FakeClock
@@ -59,7 +59,7 @@ def test_a_metric_of_the_users_does_not_pass_for_the_step(tmp_path: Path) -> Non
 
 def wait_for_a_wish(session: piton_trainer.Session) -> None:
     """A step that is so long that the server's answer to the step before is there when it ends."""
-    reporter, deadline = session._telemetry.reporter, time.monotonic() + 10
+    reporter, deadline = session._telemetry.operator, time.monotonic() + 10
     assert reporter is not None
     while not (reporter.stop_requested or reporter.checkpoint_requested):
         assert time.monotonic() < deadline
@@ -85,7 +85,7 @@ def test_the_server_moves_a_limit_and_the_training_keeps_it_by_itself(tmp_path: 
     log = tmp_path / "termination-log"
 
     def wait(session: piton_trainer.Session) -> None:
-        reporter = session._telemetry.reporter
+        reporter = session._telemetry.operator
         assert reporter is not None
         assert wait_for(lambda: reporter.stop_at is not None)
 
@@ -157,10 +157,10 @@ def test_a_server_that_does_not_answer_costs_reports_and_never_steps() -> None:
         return TrainerRequests()
 
     with StatusServer(hang) as server:
-        reporter = Reporter(Server(url=server.url), interval_seconds=0, timeout_seconds=0.2)
+        reporter = OperatorClient(Server(url=server.url), interval_seconds=0, timeout_seconds=0.2)
         for step in range(1000):
-            reporter.post(a_report(step), now=float(step))
-        reporter.close(a_report(1000))
+            reporter.report(a_report(step), now=float(step))
+        reporter.on_end(a_report(1000))
         release.set()
     steps = [report.step for report in server.reports]
     assert len(steps) < 10
@@ -169,12 +169,12 @@ def test_a_server_that_does_not_answer_costs_reports_and_never_steps() -> None:
 
 def test_reports_keep_their_distance() -> None:
     with StatusServer() as server:
-        reporter = Reporter(Server(url=server.url), interval_seconds=5)
+        reporter = OperatorClient(Server(url=server.url), interval_seconds=5)
         assert reporter.is_due(100.0)
-        reporter.post(a_report(), now=100.0)
+        reporter.report(a_report(), now=100.0)
         assert not reporter.is_due(104.9)
         assert reporter.is_due(105.0)
-        reporter.close(None)
+        reporter.on_end(None)
 
 
 @pytest.fixture(scope="module")

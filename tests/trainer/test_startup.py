@@ -84,8 +84,8 @@ def test_a_run_says_and_reports_how_it_started(tmp_path: Path, capsys: pytest.Ca
 
 def test_phases_are_a_metric_of_their_own_and_not_among_what_the_training_reports() -> None:
     exporter = Exporter(world_size=1, interval_seconds=0)
-    exporter.started({"imports": 2.5, "first_step": 1.0})
-    exporter.post(tiny_report({"loss": 1.0, "start_imports_seconds": 2.5}), now=0.0)
+    exporter.on_start({"imports": 2.5, "first_step": 1.0})
+    exporter.report(tiny_report({"loss": 1.0, "start_imports_seconds": 2.5}), now=0.0)
     families = {family.name: family.samples for family in exporter.registry.collect()}
     shown = {sample.labels["phase"]: sample.value for sample in families["piton_trainer_start_seconds"]}
     assert shown == {"imports": 2.5, "first_step": 1.0}

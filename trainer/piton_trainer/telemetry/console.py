@@ -1,14 +1,18 @@
 """Rank 0 says now and then how far it is, for whoever reads the pod's log.
 
-It listens where the `Reporter` does. The lines come further and further apart: the first ones show that it works, and a
-day of training fills no screen after screen.
+The lines come further and further apart: the first ones show that it works, and a day of training fills no screen after
+screen.
 """
 
+from collections.abc import Mapping
+
+from piton.contract import startup_phases
 from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.contract.quantity import format_bytes
 from piton_trainer.checkpoint.save_interval import Choice
 from piton_trainer.mirror.messages import Transfer
+from piton_trainer.telemetry.callbacks import Callback
 from piton_trainer.telemetry.metrics import LOSS
 from piton_trainer.termination import print_status
 
@@ -18,31 +22,33 @@ _MUCH = 1.5
 """By which factor an interval has to change to be worth a line."""
 
 
-class ConsoleReporter:
-    """Says a line when enough time has passed since the one before."""
+class ConsoleReporter(Callback):
+    """Prints a line when enough time has passed since the one before."""
 
     def __init__(self) -> None:
-        self._pause_seconds = FIRST_SECONDS
-        self._said_at: float | None = None
-        self._said_interval: float | None = None
+        self.report_every_seconds = FIRST_SECONDS
+        self._printed_interval: float | None = None
 
     def is_due(self, now: float) -> bool:
-        """True if it is time for a line."""
-        if self._said_at is None:
-            self._said_at = now
-        return now - self._said_at >= self._pause_seconds
+        """Return True if it is time for a line; the first one comes after `FIRST_SECONDS`, not at once."""
+        if self._reported_at is None:
+            self._reported_at = now
+        return super().is_due(now)
 
-    def post(self, progress: Progress, now: float) -> None:
-        """Say it."""
-        self._said_at = now
-        self._pause_seconds = min(2 * self._pause_seconds, APART_SECONDS_MAX)
+    def on_start(self, phases: Mapping[str, float]) -> None:
+        """Print how long the start took, by phase."""
+        print_status(f"started in {startup_phases.sentence(phases)}")
+
+    def on_report(self, progress: Progress) -> None:
+        """Print a line."""
+        self.report_every_seconds = min(2 * self.report_every_seconds, APART_SECONDS_MAX)
         print_status(line(progress))
 
-    def interval_changed(self, choice: Choice) -> None:
-        """Say how often saves are made, the first time that it is known, and when it has changed by much."""
-        said, seconds = self._said_interval, choice.seconds
-        if choice.cost_seconds is not None and (said is None or not said / _MUCH < seconds < said * _MUCH):
-            self._said_interval = seconds
+    def on_interval(self, choice: Choice) -> None:
+        """Print how often saves are made, the first time that it is known, and when it has changed by much."""
+        printed, seconds = self._printed_interval, choice.seconds
+        if choice.cost_seconds is not None and (printed is None or not printed / _MUCH < seconds < printed * _MUCH):
+            self._printed_interval = seconds
             print_status(interval_line(choice))
 
 

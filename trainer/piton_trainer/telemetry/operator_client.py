@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from piton.contract.progress import Progress, StopAt, TrainerRequests
 from piton_trainer.config import Server
+from piton_trainer.telemetry.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +23,13 @@ _ANSWER_BYTES_MAX = 65_536
 _SENTENCE_MAX = 200
 
 
-class Reporter:
-    """Pushes progress from a background thread."""
+class OperatorClient(Callback):
+    """Posts progress to the operator from a background thread, and holds the requests of its answers."""
 
     def __init__(self, server: Server, *, interval_seconds: float, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._server = server
-        self._interval_seconds = interval_seconds
+        self.report_every_seconds = interval_seconds
         self._timeout_seconds = timeout_seconds
-        self._last_post: float | None = None
         self._pending: Progress | None = None
         self._closing = False
         self._warned = False
@@ -38,13 +38,8 @@ class Reporter:
         self._thread = threading.Thread(target=self._deliver, name="piton-report", daemon=True)
         self._thread.start()
 
-    def is_due(self, now: float) -> bool:
-        """True if enough time has passed since the report before."""
-        return self._last_post is None or now - self._last_post >= self._interval_seconds
-
-    def post(self, progress: Progress, now: float) -> None:
-        """Hand a report over; returns at once."""
-        self._last_post = now
+    def on_report(self, progress: Progress) -> None:
+        """Hand a report over to the thread; return at once."""
         with self._news:
             self._pending = progress
             self._news.notify()
@@ -64,15 +59,15 @@ class Reporter:
         """Until when the server lets the run go on, by its newest answer that said so."""
         return self._wishes.stop_at
 
-    def checkpoint_saved(self) -> None:
-        """The wish for a checkpoint is granted."""
+    def on_save(self, *, stall_seconds: float) -> None:  # noqa: ARG002 - of the event
+        """Note that the requested checkpoint is being made."""
         with self._news:
             self._wishes = replace(self._wishes, checkpoint=False)
 
-    def close(self, last: Progress | None) -> None:
-        """Send a last report and end the thread; gives up on a server that is slow to answer."""
+    def on_end(self, progress: Progress | None) -> None:
+        """Send the last report and end the thread; give up on a server that is slow to answer."""
         with self._news:
-            self._pending = last or self._pending
+            self._pending = progress or self._pending
             self._closing = True
             self._news.notify()
         self._thread.join(2 * self._timeout_seconds)

@@ -22,6 +22,7 @@ from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.save_interval import Choice
 from piton_trainer.checkpoint.volume_health import VolumeHealth
 from piton_trainer.mirror import Lag
+from piton_trainer.telemetry.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +50,14 @@ class Registry(CollectorRegistry):
             yield family
 
 
-class Exporter:
-    """Rank 0's metrics. It receives reports, as a `Reporter` does, and the events of steps and saves."""
+class Exporter(Callback):
+    """Rank 0's metrics, from reports and from the events of steps and saves."""
 
     def __init__(
         self, *, world_size: int, interval_seconds: float, lag: Callable[[], Lag | None] | None = None
     ) -> None:
         self.registry = registry = Registry()
-        self._interval_seconds = interval_seconds
-        self._last_post: float | None = None
+        self.report_every_seconds = interval_seconds
         self._server: tuple[WSGIServer, threading.Thread] | None = None
         self._newest = _Newest(world_size, lag)
         registry.register(self._newest)
@@ -85,40 +85,35 @@ class Exporter:
             registry=registry,
         )
 
-    def started(self, phases: Mapping[str, float]) -> None:
-        """The first step of this attempt is done."""
+    def on_start(self, phases: Mapping[str, float]) -> None:
+        """Export how long the start took, by phase."""
         for phase, seconds in phases.items():
             self._start_seconds.labels(phase).set(seconds)
 
-    def stepped(self, *, seconds: float, waited_seconds: float) -> None:
-        """A step is done."""
+    def on_step(self, *, seconds: float, waited_seconds: float) -> None:
+        """Count a step."""
         self._step_seconds.observe(seconds)
         self._data_wait.inc(waited_seconds)
 
-    def record_stall(self, *, seconds: float) -> None:
-        """Training waited for a save."""
-        self._checkpoint_seconds.observe(seconds)
+    def on_save(self, *, stall_seconds: float) -> None:
+        """Count the time for which training waited."""
+        self._checkpoint_seconds.observe(stall_seconds)
 
-    def saved(self, saved: Saved, *, timestamp: float) -> None:
-        """A checkpoint became durable."""
+    def on_saved(self, saved: Saved, *, timestamp: float) -> None:
+        """Export the newest checkpoint."""
         self._newest.checkpoint = saved.step, saved.size, timestamp
         self._newest.free = saved.free
 
-    def watch(self, watch: VolumeHealth) -> None:
-        """Show how the volume is doing, too."""
-        self._newest.watch = watch
+    def on_setup(self, volume: VolumeHealth) -> None:
+        """Export the state of the volume, too."""
+        self._newest.volume = volume
 
-    def interval_changed(self, choice: Choice) -> None:
-        """The interval between saves was chosen anew."""
+    def on_interval(self, choice: Choice) -> None:
+        """Export the chosen interval."""
         self._newest.choice = choice
 
-    def is_due(self, now: float) -> bool:
-        """True if enough time has passed since the report before."""
-        return self._last_post is None or now - self._last_post >= self._interval_seconds
-
-    def post(self, progress: Progress, now: float) -> None:
-        """Show what was reported."""
-        self._last_post = now
+    def on_report(self, progress: Progress) -> None:
+        """Export the newest report."""
         self._newest.progress = progress
 
     def serve(self, port: int) -> None:
@@ -128,8 +123,8 @@ class Exporter:
         except OSError as error:
             logger.warning("metrics are not served on port %d: %s", port, error)
 
-    def close(self) -> None:
-        """Give the port back."""
+    def on_end(self, progress: Progress | None) -> None:  # noqa: ARG002 - of the event
+        """Release the port."""
         if self._server is not None:
             server, thread = self._server
             server.shutdown()
@@ -145,7 +140,7 @@ class _Newest(Collector):
         self.checkpoint: tuple[int, int, float] | None = None
         self.choice: Choice | None = None
         self.free: int | None = None
-        self.watch: VolumeHealth | None = None
+        self.volume: VolumeHealth | None = None
         self._world_size = world_size
         self._lag = lag
 
@@ -186,15 +181,15 @@ class _Newest(Collector):
             yield _gauge(name, help_text, value)
 
     def _volume(self) -> Iterator[Metric]:
-        watch = self.watch
+        volume = self.volume
         yield _gauge(
             "checkpoint_volume_free_bytes", "Free bytes before the newest save, beside what is kept.", self.free
         )
-        stuck = None if watch is None else watch.stuck_seconds
+        stuck = None if volume is None else volume.stuck_seconds
         yield _gauge("checkpoint_stuck_seconds", "Since the first save that failed; 0 when saves succeed.", stuck)
         skipped = CounterMetricFamily("piton_trainer_checkpoint_skipped", "Saves that could not be made.")
-        if watch is not None:
-            skipped.add_metric([], watch.skipped)
+        if volume is not None:
+            skipped.add_metric([], volume.skipped)
         yield skipped
 
 

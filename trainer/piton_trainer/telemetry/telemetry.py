@@ -1,15 +1,13 @@
-"""Receivers of the training's events: the operator, Prometheus, the log and the mirror. Rank 0 alone has any.
+"""The events of a training, for callbacks and the mirror; and the requests of the operator. Rank 0 alone has any.
 
-Training tells them and waits for none of them; what they say back is a wish.
+Training announces its events here, and waits for none of the receivers.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from piton.contract import startup_phases
 from piton.contract.progress import (
     MIRROR_LAG_SECONDS,
     MIRROR_LAG_STEPS,
@@ -29,91 +27,88 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.mirror.client import MirrorClient
 from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.mirror.messages import Timeouts, Transfer
+from piton_trainer.telemetry.callbacks import Callback, Callbacks
 from piton_trainer.telemetry.console import ConsoleReporter, transfer_line
-from piton_trainer.telemetry.operator_client import Reporter
+from piton_trainer.telemetry.operator_client import OperatorClient
 from piton_trainer.termination import print_status
 
-if TYPE_CHECKING:  # only those who serve metrics need the library
+if TYPE_CHECKING:  # the library is needed only where metrics are served
     from piton_trainer.telemetry.prometheus import Exporter
 
 
-@dataclass(frozen=True, kw_only=True)
 class Telemetry:
-    """Those who are there."""
+    """Callbacks, requests of the operator, and the mirror, as one. Without arguments it has none of them."""
 
-    reporter: Reporter | None = None
-    exporter: "Exporter | None" = None
-    console: ConsoleReporter | None = None
-    mirror: MirrorClient | None = None
+    def __init__(
+        self,
+        callbacks: Iterable[Callback] = (),
+        *,
+        operator: OperatorClient | None = None,
+        mirror: MirrorClient | None = None,
+    ) -> None:
+        self.mirror = mirror
+        self.callbacks = Callbacks(callbacks)
+        self.operator = operator
 
     @property
     def checkpoint_requested(self) -> bool:
-        """True if somebody wants a checkpoint that has not been made yet."""
-        return self.reporter is not None and self.reporter.checkpoint_requested
+        """True if the operator requests a checkpoint that has not been made yet."""
+        return self.operator is not None and self.operator.checkpoint_requested
 
     @property
     def stop_requested(self) -> bool:
-        """True if somebody wants the training to stop."""
-        return self.reporter is not None and self.reporter.stop_requested
+        """True if the operator requests that the training stops."""
+        return self.operator is not None and self.operator.stop_requested
 
     @property
     def stop_at(self) -> StopAt | None:
-        """Until when the operator lets the training go on, as far as it has said so."""
-        return None if self.reporter is None else self.reporter.stop_at
+        """Time until which the operator lets the training go on; None if it has not answered with one."""
+        return None if self.operator is None else self.operator.stop_at
 
     @property
     def lag(self) -> dict[str, float]:
-        """The lag of the mirror, as metrics, if there is a mirror."""
+        """The lag of the mirror, as metrics; empty without a mirror."""
         lag = None if self.mirror is None else self.mirror.lag()
         return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 
-    def watch(self, watch: VolumeHealth) -> None:
-        """Here is how the volume is doing."""
-        if self.exporter is not None:
-            self.exporter.watch(watch)
+    def set_up(self, volume: VolumeHealth) -> None:
+        """Announce the state of the checkpoint volume."""
+        self.callbacks.call(Callback.on_setup, volume)
 
-    def started(self, seconds: Mapping[str, float]) -> None:
-        """The first step is done; so long it took to get there, by phase."""
-        if self.exporter is not None:
-            self.exporter.started(seconds)
-        if self.console is not None:
-            print_status(f"started in {startup_phases.sentence(seconds)}")
+    def started(self, phases: Mapping[str, float]) -> None:
+        """Announce that the first step is done, with the seconds that it took to get there, by phase."""
+        self.callbacks.call(Callback.on_start, phases)
 
     def stepped(self, *, seconds: float, waited_seconds: float) -> None:
-        """A step is done."""
-        if self.exporter is not None:
-            self.exporter.stepped(seconds=seconds, waited_seconds=waited_seconds)
+        """Announce that a step is done."""
+        self.callbacks.call(Callback.on_step, seconds=seconds, waited_seconds=waited_seconds)
 
-    def record_stall(self, *, seconds: float) -> None:
-        """A save was made, or begun; training waited for it so long."""
-        if self.exporter is not None:
-            self.exporter.record_stall(seconds=seconds)
-        if self.reporter is not None:
-            self.reporter.checkpoint_saved()
+    def save_began(self, *, stall_seconds: float) -> None:
+        """Announce that a save was begun; training waited this long for it."""
+        self.callbacks.call(Callback.on_save, stall_seconds=stall_seconds)
 
     def saved(self, saved: Saved, *, timestamp: float) -> None:
-        """A checkpoint has become durable."""
-        if self.exporter is not None:
-            self.exporter.saved(saved, timestamp=timestamp)
+        """Announce that a checkpoint has become durable."""
+        self.callbacks.call(Callback.on_saved, saved, timestamp=timestamp)
         if self.mirror is not None:
             self.mirror.committed(saved.step)
 
     def interval_changed(self, choice: Choice) -> None:
-        """The interval between saves was chosen anew."""
-        for listener in (self.exporter, self.console):
-            if listener is not None:
-                listener.interval_changed(choice)
+        """Announce the interval between saves."""
+        self.callbacks.call(Callback.on_interval, choice)
 
-    def due(self, now: float) -> "list[Reporter | Exporter | ConsoleReporter]":
-        """Those for whom it is time for a report."""
-        listeners = (self.reporter, self.exporter, self.console)
-        return [listener for listener in listeners if listener is not None and listener.is_due(now)]
+    def report_if_due(self, now: float, make: Callable[[], Progress]) -> bool:
+        """Make a report for the callbacks that want one; return False if there are none."""
+        due = self.callbacks.due(now)
+        if due:
+            self.callbacks.report(due, make(), now)
+        return bool(due)
 
     def finish_mirror(self, is_told_to_stop: Callable[[], bool]) -> bool:
-        """Wait until the mirror has the last checkpoint; False: told to stop before.
+        """Wait until the mirror has the last checkpoint; return False if told to stop before.
 
         Raises:
-            NotMirrored: it gets nowhere.
+            NotMirrored: the upload makes no progress.
         """
         return self.mirror is None or self.mirror.finish(is_told_to_stop)
 
@@ -123,34 +118,33 @@ class Telemetry:
             self.mirror.end(outcome)
 
     def close(self, last: Progress | None) -> None:
-        """Send the last report, if there is one, and let everybody go."""
-        if self.reporter is not None:
-            self.reporter.close(last)
-        if self.exporter is not None:
-            self.exporter.close()
+        """Announce the end, with the last report, if there is one."""
+        self.callbacks.call(Callback.on_end, last)
 
 
-def build_telemetry(config: Config, *, world_size: int, fence: Fence, clock: Clock) -> Telemetry:
-    """Everybody whom rank 0's configuration names.
+def build_telemetry(
+    config: Config, *, world_size: int, fence: Fence, clock: Clock, callbacks: Sequence[Callback] = ()
+) -> Telemetry:
+    """Build rank 0's telemetry: Piton's own callbacks by the configuration, and those of the user.
 
     Raises:
-        BadConfig: there cannot be the mirror that it asks for.
+        BadConfig: the mirror that the configuration asks for cannot be used.
     """
-    reporter = None if config.server is None else Reporter(config.server, interval_seconds=config.report_seconds)
-    moved = partial(_moved, reporter, clock)
+    operator = None if config.server is None else OperatorClient(config.server, interval_seconds=config.report_seconds)
+    moved = partial(_moved, operator, clock)
     mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock, tell=moved)
-    return Telemetry(
-        reporter=reporter, exporter=_exporter(config, world_size, mirror), console=ConsoleReporter(), mirror=mirror
-    )
+    own = [operator, _exporter(config, world_size, mirror), ConsoleReporter()]
+    present = [callback for callback in own if callback is not None]
+    return Telemetry([*present, *callbacks], operator=operator, mirror=mirror)
 
 
-def _moved(reporter: Reporter | None, clock: Clock, transfer: Transfer) -> None:
-    """A checkpoint that is waited for has come further. Before the first step, nobody else reports."""
+def _moved(operator: OperatorClient | None, clock: Clock, transfer: Transfer) -> None:
+    """Report the progress of a transfer that is waited for. Before the first step there are no other reports."""
     print_status(transfer_line(transfer))
-    if reporter is not None and transfer.is_restore:
+    if operator is not None and transfer.is_restore:
         metrics = {MIRROR_RESTORED_BYTES: transfer.done, MIRROR_RESTORE_BYTES: transfer.total}
         now = clock.now().isoformat(timespec="seconds")
-        reporter.post(Progress(updated=now, metrics=metrics), clock.monotonic())
+        operator.report(Progress(updated=now, metrics=metrics), clock.monotonic())
 
 
 def _mirror(config: Config, fence: Fence, clock: Clock, *, tell: Callable[[Transfer], None]) -> MirrorClient:

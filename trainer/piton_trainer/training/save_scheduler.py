@@ -58,7 +58,7 @@ class SaveScheduler:
         self._signals = signals
         self._clock = clock
         self._watch = VolumeHealth(clock, patience_seconds=policy.patience_seconds)
-        telemetry.watch(self._watch)
+        telemetry.set_up(self._watch)
         self._interval = Interval(policy)
         self._told: Choice | None = None
         self._stall: float | None = None
@@ -149,7 +149,7 @@ class SaveScheduler:
         self._interval.saved(state.step, began=began, ended=ended, waited=waited)
         self._is_prepared = True
         self._stall = ended - began
-        self._telemetry.record_stall(seconds=self._stall)
+        self._telemetry.save_began(stall_seconds=self._stall)
         self._announce()
 
     def _save_durably(self, trained: SaveInputs) -> None:

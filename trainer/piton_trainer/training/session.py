@@ -37,6 +37,7 @@ from piton_trainer.hangs.watchdog import Watchdog, watched
 from piton_trainer.runtime.device_faults import require_gpus
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.data_position import Randomness
+from piton_trainer.telemetry.callbacks import Callback
 from piton_trainer.telemetry.telemetry import Telemetry, build_telemetry
 from piton_trainer.termination import TerminationLog, end_as_lost_device, outcome_of, print_status
 from piton_trainer.training.context import RankContext
@@ -53,6 +54,7 @@ def session(
     config: Config | None = None,
     *,
     overlap_saves: bool = False,
+    callbacks: Sequence[Callback] = (),
     clock: Clock | None = None,
     disk: layout.Disk | None = None,
 ) -> "Session":
@@ -65,6 +67,8 @@ def session(
     and an average of the weights (`ema`) after that. Then a save copies them beside the forward and backward pass
     instead of before it. A promise that is not kept fails the save.
 
+    `callbacks` receive the events of the training on rank 0, beside Piton's own.
+
     Raises:
         BadConfig: a variable of the environment makes no sense.
     """
@@ -76,15 +80,24 @@ def session(
             refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
             TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
             raise BadConfig(str(error)) from error
-    return Session(config, overlap_saves=overlap_saves, clock=clock or Clock(), disk=disk)
+    return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock or Clock(), disk=disk)
 
 
 class Session(RankContext):
     """One process of one attempt. Use it as a context manager, once; `session()` makes it."""
 
-    def __init__(self, config: Config, *, overlap_saves: bool, clock: Clock, disk: layout.Disk | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        overlap_saves: bool,
+        callbacks: Sequence[Callback],
+        clock: Clock,
+        disk: layout.Disk | None,
+    ) -> None:
         super().__init__(config, Ranks())
         self._overlap_saves = overlap_saves
+        self._callbacks = callbacks
         self._clock = clock
         self._saves_in_background = config.background_saves and disk is None
         self._disk = disk or layout.Disk()
@@ -283,7 +296,13 @@ class Session(RankContext):
         self._attempt = fence.attempt
         self._beats, self._watchdog = watched(self._config, self._ranks, attempt=fence.attempt)
         if self.is_main:
-            self._telemetry = build_telemetry(self._config, world_size=self.world_size, fence=fence, clock=self._clock)
+            self._telemetry = build_telemetry(
+                self._config,
+                world_size=self.world_size,
+                fence=fence,
+                clock=self._clock,
+                callbacks=self._callbacks,
+            )
         self._store = self._make_store(fence)
         self._store.expect()
         self._steps = Steps(

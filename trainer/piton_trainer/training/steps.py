@@ -384,11 +384,7 @@ class Steps:
 
     def _report(self) -> None:
         self._saves.report_interval()
-        now = self._clock.monotonic()
-        if due := self._telemetry.due(now):
-            progress = self.progress()
-            for listener in due:
-                listener.post(progress, now)
+        if self._telemetry.report_if_due(self._clock.monotonic(), self.progress):
             # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
             self._has_diverged = self._measured.has_diverged(on_device=True)
 
