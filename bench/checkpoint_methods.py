@@ -244,7 +244,7 @@ class Piton(Method):
 
     def is_durable(self) -> bool:
         """As a session asks at a boundary."""
-        self._saver.poll()
+        self._saver.advance(self._saver.status())
         return not self._saver.in_flight
 
     def get_ready_to_load(self, size: int) -> None:

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from piton.contract.assignment import SavePolicy
-from piton_trainer.checkpoint import Checkpointer, inspect
+from piton_trainer.checkpoint import Checkpointer, SaveStatus, inspect
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.save.factory import make_checkpointer
 from piton_trainer.clock import Clock
 from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.training.run_checkpoint import RunCheckpointer
 
 
 @contextmanager
@@ -45,6 +46,15 @@ def checkpointer(
         yield made
     finally:
         made.close()
+
+
+def poll(saver: Checkpointer | RunCheckpointer, ranks: Ranks | None = None) -> bool:
+    """Go on with the save in flight as a step boundary does; return True if none is in flight any more."""
+    status = saver.status()
+    agreed = (ranks or Ranks()).agree([status.waits, status.fails, status.ends])
+    waits, fails, ends = (value > 0 for value in agreed)
+    saver.advance(SaveStatus(waits=waits, fails=fails, ends=ends))
+    return not saver.in_flight
 
 
 def sound_steps(directory: Path) -> list[int]:

@@ -16,7 +16,7 @@ from piton_trainer.checkpoint.load.loader import load_tensors
 from piton_trainer.checkpoint.retention import RetentionManager
 from piton_trainer.state.tracked_objects import EMA, MODEL
 from piton_trainer.state.weights_digest import weights_digest
-from support import tiny
+from support import checkpoints, tiny
 
 SAVED = (3, 6, 9, 12, 15)
 
@@ -25,7 +25,7 @@ def wait_for_it(session: piton_trainer.Session) -> None:
     """Each save has an interval to become durable."""
     assert session._store is not None
     while session._store.in_flight:
-        session._store.poll()
+        checkpoints.poll(session._store, session._ranks)
 
 
 def trained(directory: Path, *, background: bool = False, **policy: Any) -> Path:

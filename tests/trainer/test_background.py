@@ -30,9 +30,8 @@ from piton_trainer.checkpoint.save.messages import Commit, Failed, Write, Writer
 from piton_trainer.checkpoint.save.writer import Writer
 from piton_trainer.errors import Fenced, OutOfSpace
 from piton_trainer.runtime.process_group import Ranks
-from piton_trainer.training.run_checkpoint import RunCheckpointer
 from support import ranks, tiny
-from support.checkpoints import checkpointer
+from support.checkpoints import checkpointer, poll
 from support.clocks import FakeClock
 from support.processes import is_running
 
@@ -221,17 +220,12 @@ def test_a_writer_that_is_killed_twice_over_one_save_is_an_error(tmp_path: Path)
         os.mkfifo(saving(tmp_path, 1) / "__0_0.distcp")
         saver.save(Snapshot(step=1, tensors=state()))
         os.kill(first := writer_of(saver), signal.SIGKILL)
-        wait_for(lambda: not has_landed(saver) and writer_of(saver) != first)
+        wait_for(lambda: not poll(saver) and writer_of(saver) != first)
         os.kill(writer_of(saver), signal.SIGKILL)
         with pytest.raises(RuntimeError, match="step 1 could not be written: the writer's process died twice"):
             saver.wait()
         save_durably(saver, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [names.FENCE_FILE, names.step_folder(2)]
-
-
-def has_landed(saver: Checkpointer | RunCheckpointer) -> bool:
-    saver.poll()
-    return not saver.in_flight
 
 
 def wait_for(happens: Callable[[], bool]) -> None:
@@ -245,11 +239,11 @@ def test_a_save_in_flight_is_not_durable_until_it_is_seen_to_be(tmp_path: Path) 
     with checkpointer(tmp_path) as saver:
         os.kill(writer_of(saver), signal.SIGSTOP)
         saver.save(Snapshot(step=1, tensors=state()))
-        saver.poll()
+        poll(saver)
         assert (saver.durable, saver.in_flight) == (None, True)
         assert list(layout.committed(tmp_path)) == []
         os.kill(writer_of(saver), signal.SIGCONT)
-        wait_for(lambda: has_landed(saver))
+        wait_for(lambda: poll(saver))
         assert saver.durable is not None
 
 
@@ -312,7 +306,7 @@ def save_on_two_ranks(directory: Path, event: Callable[[Checkpointer, Ranks], ob
             saver.save(Snapshot(step=1, tensors=replicated_and_own(world.rank)))
             # As the boundaries between steps do it.
             while saver.in_flight:
-                saver.poll()
+                poll(saver, world)
         except (OutOfSpace, RuntimeError) as error:
             return f"{type(error).__name__}: {error}"
         assert saver.durable is not None
@@ -448,7 +442,7 @@ def continue_writer(session: piton_trainer.Session) -> None:
 def let_it_land(session: piton_trainer.Session) -> None:
     assert session._store is not None
     store = session._store
-    wait_for(lambda: has_landed(store))
+    wait_for(lambda: poll(store))
 
 
 def let_fail(session: piton_trainer.Session) -> None:

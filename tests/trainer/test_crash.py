@@ -22,7 +22,7 @@ import pytest
 import piton_trainer
 from piton_trainer.checkpoint import inspect
 from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
-from support import ranks, tiny
+from support import checkpoints, ranks, tiny
 from support.checkpoints import sound_steps
 from support.faults import die_at
 from support.processes import is_running
@@ -59,7 +59,7 @@ def attempt(
             _writers[session.rank] = checkpointer._writer.pid or 0
         # Steps that take no time would be done before the first save is: each save has an interval to become durable.
         while (session.step + 1) % EVERY == 0 and session._store.in_flight:
-            session._store.poll()
+            checkpoints.poll(session._store, session._ranks)
         _in_flight.value = session._store.in_flight
         _trained.value = session.step + 1
 

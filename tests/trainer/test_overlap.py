@@ -82,7 +82,7 @@ def test_save_returns_while_steady_tensors_are_still_being_copied(tmp_path: Path
         saver.save(snapshot_of(live, "weights", "transposed"))
         # What is not steady, or not in one row, is copied already.
         zero(live, "buffer", "transposed")
-        saver.poll()
+        checkpoints.poll(saver)
         assert saver.in_flight
         gate.set()
         saver.settle()
@@ -190,7 +190,7 @@ def save_two_shards(directory: Path, *, breaks_on: int | None) -> str:
         shards.to_local().zero_()
         try:
             while saver.in_flight:
-                saver.poll()
+                checkpoints.poll(saver, world)
         except RuntimeError as error:
             heard = str(error)
         saver.save(Snapshot(step=2, tensors={"weights": shards}, steady=frozenset({"weights"})))

@@ -21,6 +21,7 @@ import piton_trainer
 from piton.contract import names
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.load.loader import newest_good
+from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
 from piton_trainer.errors import BadConfig
 from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
@@ -261,3 +262,40 @@ def test_training_waits_ten_minutes_for_a_rank_that_does_not_come_or_as_long_as_
     assert [e.result for e in ranks.run(2, partial(collective_seconds, tmp_path))] == [600.0] * 2
     told = ranks.run(2, partial(collective_seconds, tmp_path), **{names.ENV_COLLECTIVE_SECONDS: "90"})
     assert [e.result for e in told] == [90.0] * 2
+
+
+def exchanges_of_steps(directory: Path) -> dict[int, int]:
+    """Count the exchanges at each boundary. From step 4 to 8 a save is in flight, as the writers are stopped."""
+    counted, total = dict[int, int](), 0
+    agree = Ranks.agree
+
+    def count(world: Ranks, values: Any) -> list[float]:
+        nonlocal total
+        total += 1
+        return agree(world, values)
+
+    def note(session: piton_trainer.Session) -> None:
+        nonlocal total
+        counted[session.step], total = total, 0
+        assert session._store is not None
+        saver = session._store._checkpointer
+        assert isinstance(saver, AsyncCheckpointer)
+        if session.step + 1 in (4, 8):
+            assert saver._writer.pid is not None
+            os.kill(saver._writer.pid, signal.SIGSTOP if session.step + 1 == 4 else signal.SIGCONT)
+        assert saver.in_flight is (4 <= session.step < 8) or session.step >= 8
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "agree", count)
+        tiny.train(
+            directory,
+            assignment=tiny.every(4),
+            at=dict.fromkeys(range(1, tiny.STEPS + 1), note),
+            background_saves=True,
+        )
+    return counted
+
+
+def test_the_ranks_exchange_once_per_step_also_while_a_save_is_in_flight(tmp_path: Path) -> None:
+    for end in ranks.run(2, partial(exchanges_of_steps, tmp_path)):
+        assert [end.result[step] for step in (2, 3, 5, 6, 7)] == [1] * 5, end.result

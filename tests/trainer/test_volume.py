@@ -23,7 +23,7 @@ from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
 from piton_trainer.checkpoint.save.commit import is_good
 from piton_trainer.checkpoint.volume_health import VolumeHealth
 from piton_trainer.errors import VolumeLost
-from support import ranks, tiny
+from support import checkpoints, ranks, tiny
 from support.clocks import FakeClock
 from support.disks import SmallDisk
 from support.volumes import Trouble, fill, mounted, remount
@@ -72,7 +72,7 @@ def train(
         store, step = session._store, session.step + 1
         assert store is not None
         while store.in_flight and not GONE_AT < step <= until:
-            store.poll()
+            checkpoints.poll(store, session._ranks)
         wait_for_the_writer(store._checkpointer, session)
         heard.durable[step] = store.durable_step
         if step == GONE_AT:

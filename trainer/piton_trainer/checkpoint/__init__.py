@@ -51,11 +51,23 @@ class Saved:
     """Free bytes on the volume before the save, in addition to what the retention rules keep."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SaveStatus:
+    """State of the save in flight: of one rank, or of all ranks if each field is the largest of theirs."""
+
+    waits: bool = False
+    """True if the next stage has to wait for a writer."""
+    fails: bool = False
+    """True if a writer has failed."""
+    ends: bool = False
+    """Rank 0 only: True if the next stage is the last one, after which no save is in flight."""
+
+
 class Checkpointer(Protocol):
     """Saves snapshots. All ranks call each method together, except where noted.
 
     `save` may return before the checkpoint is durable, but not before the tensors may change again, unless they are
-    steady. At most one save is in flight. `save`, `poll` and `wait` raise the error on every rank: OutOfSpace,
+    steady. At most one save is in flight. `save`, `advance` and `wait` raise the error on every rank: OutOfSpace,
     VolumeLost, Fenced, or the original error. A failed save leaves no files and does not change older checkpoints.
     OutOfSpace and VolumeLost concern the volume: a later save may succeed.
     """
@@ -81,8 +93,12 @@ class Checkpointer(Protocol):
         """Allow the steady tensors to change from now on. Each rank calls it on its own."""
         ...
 
-    def poll(self) -> None:
-        """Check the progress of the save in flight, without waiting for it."""
+    def status(self) -> SaveStatus:
+        """Return this rank's status of the save in flight, without waiting. Each rank calls it on its own."""
+        ...
+
+    def advance(self, status: SaveStatus) -> None:
+        """Complete the next stage of the save in flight, if the status of all ranks allows it without waiting."""
         ...
 
     def wait(self) -> None:
@@ -95,7 +111,7 @@ class Checkpointer(Protocol):
 
     @property
     def in_flight(self) -> bool:
-        """True if a save has started and is not durable yet, as of the last `poll` or `wait`."""
+        """True if a save has started and is not durable yet, as of the last `advance` or `wait`."""
         ...
 
     @property

@@ -5,11 +5,12 @@ Rank 0's clock and rank 0's metrics decide; every rank works with the agreed num
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from piton.contract.assignment import Assignment
 from piton.contract.duration import format_duration
+from piton_trainer.checkpoint import SaveStatus
 from piton_trainer.state.train_state import TrainState
 
 
@@ -28,17 +29,20 @@ class BoundaryVote:
     """Rank 0 only."""
     accumulating: bool = False
     """Gradients wait for an optimizer's step: no moment for a save."""
+    in_flight: SaveStatus = field(default_factory=SaveStatus)
+    """The save in flight."""
 
     def to_vector(self) -> list[float]:
         """Numbers of which the largest is taken."""
         value = -math.inf if self.value is None else self.value
-        flags = [float(self.stop), float(self.save), float(self.diverged), float(self.accumulating)]
-        return [*flags, value, self.training_seconds]
+        saving = self.in_flight
+        flags = (self.stop, self.save, self.diverged, self.accumulating, saving.waits, saving.fails, saving.ends)
+        return [*map(float, flags), value, self.training_seconds]
 
     @classmethod
     def from_vector(cls, vector: Sequence[float]) -> Self:
         """The agreed word."""
-        stop, save, diverged, accumulating, value, training_seconds = vector
+        stop, save, diverged, accumulating, waits, fails, ends, value, training_seconds = vector
         return cls(
             stop=stop > 0,
             save=save > 0,
@@ -46,6 +50,7 @@ class BoundaryVote:
             value=None if value == -math.inf else value,
             training_seconds=training_seconds,
             accumulating=accumulating > 0,
+            in_flight=SaveStatus(waits=waits > 0, fails=fails > 0, ends=ends > 0),
         )
 
 

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from piton.contract import names
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome, PreviousEnd
-from piton_trainer.checkpoint import Checkpointer, Saved, Snapshot
+from piton_trainer.checkpoint import Checkpointer, Saved, SaveStatus, Snapshot
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.retry import Retry
@@ -149,9 +149,13 @@ class RunCheckpointer:
                 "nothing of this training could be saved"
             )
 
-    def poll(self) -> None:
-        """See how the save on its way is doing."""
-        self._noting(self._checkpointer.poll)
+    def status(self) -> SaveStatus:
+        """Return this rank's status of the save in flight. Each rank on its own."""
+        return self._checkpointer.status()
+
+    def advance(self, status: SaveStatus) -> None:
+        """Complete the next stage of the save in flight, if the status of all ranks allows it without waiting."""
+        self._noting(partial(self._checkpointer.advance, status))
 
     def wait(self) -> None:
         """Until nothing is in flight."""

@@ -1,6 +1,6 @@
 """The saves of one attempt: when one is due, who hears of it, and what becomes of one that the volume does not take.
 
-    poll -> is_due -> save_if_due …… durable: announced to whoever listens
+    status, is_due -> advance -> save_if_due …… durable: announced to the callbacks
                            |
                            the volume fails: put off, as long as patience lasts; what the end needs is insisted on
 
@@ -14,7 +14,7 @@ from functools import partial
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import Complete
 from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, CHECKPOINT_STALL_SECONDS
-from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint import Saved, SaveStatus
 from piton_trainer.checkpoint.save_interval import Choice, Interval
 from piton_trainer.checkpoint.volume_health import BACKOFF_SECONDS, Trouble, Troubles, VolumeHealth
 from piton_trainer.clock import Clock
@@ -40,7 +40,7 @@ class SaveInputs:
 
 
 class SaveScheduler:
-    """All ranks call each method together, but for `is_due`, which rank 0 answers."""
+    """All ranks call each method together, except `status`, and `is_due`, which is rank 0's to decide."""
 
     def __init__(
         self,
@@ -64,15 +64,21 @@ class SaveScheduler:
         self._stall: float | None = None
         """Seconds for which training stood still for the newest save."""
         self._is_prepared = self._is_postponed = False
+        self._has_failed = False
+        """True if the save in flight has failed since the ranks agreed on a save: the back-off counts from then."""
         self._announced: Saved | None = None
 
     def begin(self, state: TrainState, *, interruptions: int, now: float) -> None:
         """The steps begin; so many attempts have ended since the checkpoint was made that this one resumes from."""
         self._interval.begin(state.evidence.interrupted(interruptions), now=now)
 
-    def poll(self) -> None:
-        """See how the save on its way is doing."""
-        self._tolerate(self._store.poll)
+    def status(self) -> SaveStatus:
+        """Return this rank's status of the save in flight. Each rank calls it on its own."""
+        return self._store.status()
+
+    def advance(self, status: SaveStatus) -> None:
+        """Go on with the save in flight, by the status that the ranks have agreed on."""
+        self._has_failed = not self._tolerate(partial(self._store.advance, status))
         if self._ranks.is_main:
             self._watch.look(in_flight=self._store.in_flight)
 
@@ -90,6 +96,7 @@ class SaveScheduler:
 
     def save_if_due(self, trained: SaveInputs, *, is_due: bool, is_best: bool) -> None:
         """Save, or get ready for it. One save at a time: a periodic one begins once the one before is durable."""
+        is_due = is_due and not self._has_failed
         self._is_postponed = is_due and self._store.in_flight and not is_best
         if is_best or (is_due and not self._is_postponed):
             self._tolerate(partial(self._save, trained))
@@ -100,7 +107,7 @@ class SaveScheduler:
 
     def postpone(self, *, is_due: bool) -> None:
         """No moment for a save: one that is due comes at the next boundary."""
-        self._is_postponed = self._is_postponed or is_due
+        self._is_postponed = self._is_postponed or (is_due and not self._has_failed)
 
     def save_final(self, trained: SaveInputs, *, told_to_stop: bool = False) -> None:
         """Save this step, durably, or end."""
@@ -172,12 +179,14 @@ class SaveScheduler:
             self._watch.saved(saved)
         self._telemetry.saved(saved, timestamp=self._clock.now().timestamp())
 
-    def _tolerate(self, action: Callable[[], None]) -> None:
-        """Do what may fail because of the volume; training goes on without, for a while."""
+    def _tolerate(self, action: Callable[[], None]) -> bool:
+        """Do what may fail because of the volume; training goes on without, for a while. Return False if it failed."""
         try:
             action()
         except Troubles as trouble:
             self._defer(trouble)
+            return False
+        return True
 
     def _retry(self, action: Callable[[], None], *, told_to_stop: bool = False) -> None:
         """Do what the end needs; while the volume is away, again and again as long as there is time."""

@@ -282,9 +282,9 @@ class Steps:
         if self._startup.end():
             self._telemetry.started(self._startup.seconds)
             self._beats.watch_compiles()
-        with self._beats.during(RankPhase.SAVING):
-            self._saves.poll()
         vote = self._agree()
+        with self._beats.during(RankPhase.SAVING):
+            self._saves.advance(vote.in_flight)
         self._beats.stepped(self.state.step, durable_step=self._store.durable_step)
         lap, self.state.training_seconds = vote.training_seconds - self.state.training_seconds, vote.training_seconds
         self._saves.stepped(lap)
@@ -336,7 +336,8 @@ class Steps:
         is_main, step = self._ranks.is_main, self.state.step
         accumulating = self._gradients is not None and self._gradients.wait(step)
         save = is_main and self._saves.is_due(step, is_last=step == self._total)
-        will_save = save and not self._store.in_flight and not accumulating
+        in_flight = self._saves.status()
+        will_save = save and not accumulating and (in_flight.ends or not self._store.in_flight)
         value = self._measured.evaluation(save=will_save) if is_main else None
         lap = self._clock.monotonic() - self._lap
         vote = BoundaryVote(
@@ -346,6 +347,7 @@ class Steps:
             value=value,
             training_seconds=self.state.training_seconds + lap if is_main else 0.0,
             accumulating=accumulating,
+            in_flight=in_flight,
         )
         return BoundaryVote.from_vector(self._ranks.agree(vote.to_vector()))
 

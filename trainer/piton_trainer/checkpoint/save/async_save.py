@@ -1,6 +1,6 @@
 """Checkpoints that are saved while training continues.
 
-    training    prepare: plan, memory         save: copy          poll … poll       wait
+    training    prepare: plan, memory         save: copy          advance … advance       wait
     writer                                    shards, hashes      commit            retention
 
 A save costs the loop one copy of the state into allocated and warm memory; the writer does the rest. State that is the
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import Saved, Snapshot
+from piton_trainer.checkpoint import Saved, SaveStatus, Snapshot
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.save.blocking_save import BlockingCheckpointer, clean_up, documents_of, draft_of
@@ -155,19 +155,23 @@ class AsyncCheckpointer:
             if self._flight is not None and self._copying.is_done:
                 self._go_on(self._flight)
 
-    def poll(self) -> None:
-        """Advance the save in flight as far as possible without waiting."""
+    def status(self) -> SaveStatus:
+        """Return this rank's status of the save in flight; first take what is done without waiting."""
         flight = self._flight
         if flight is None:
-            return
+            return SaveStatus()
         asked = self._ranks.is_main or not flight.is_sealed
         if self._copying is not None and self._copying.is_done:
             self._go_on(flight)
         if asked and flight.answer is None and self._copying is None:
             flight.answer = self._writer.answer(wait=False)
-        waits, fails = self._ranks.agree([asked and flight.answer is None, isinstance(flight.answer, Failed)])
-        if fails or not waits:
-            self._advance(flight)
+        waits, fails = asked and flight.answer is None, isinstance(flight.answer, Failed)
+        return SaveStatus(waits=waits, fails=fails, ends=self._ranks.is_main and flight.is_sealed and not waits)
+
+    def advance(self, status: SaveStatus) -> None:
+        """Complete the next stage of the save in flight, unless a rank's writer is still busy with it."""
+        if self._flight is not None and (status.fails or not status.waits):
+            self._advance(self._flight)
 
     def wait(self) -> None:
         """Wait until no save is in flight."""

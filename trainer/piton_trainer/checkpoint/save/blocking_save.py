@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry
-from piton_trainer.checkpoint import Saved, Snapshot
+from piton_trainer.checkpoint import Saved, SaveStatus, Snapshot
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.shards import is_weight
@@ -71,7 +71,11 @@ class BlockingCheckpointer:
     def settle(self) -> None:
         """Do nothing: no tensor is copied later."""
 
-    def poll(self) -> None:
+    def status(self) -> SaveStatus:
+        """Return the status without a save in flight."""
+        return SaveStatus()
+
+    def advance(self, status: SaveStatus) -> None:
         """Do nothing: no save is ever in flight."""
 
     def wait(self) -> None:
