@@ -22,7 +22,7 @@ from piton_trainer.state.tracked_objects import TrackedObjects
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.training import loop
 from piton_trainer.training.context import RankContext
-from piton_trainer.training.run_checkpoint import states_of
+from piton_trainer.training.run_restore import states_of
 
 
 def main() -> None:

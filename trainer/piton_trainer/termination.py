@@ -1,5 +1,6 @@
 """The last words of a trainer: what became of it, for a person on stderr and for Piton in the termination message."""
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import torch
 
 from piton.contract.termination import Outcome, Termination
-from piton_trainer.errors import DeviceLost, Ended
+from piton_trainer.config import Config, termination_log
+from piton_trainer.errors import BadConfig, DeviceLost, Ended
 from piton_trainer.runtime.device_faults import is_device_fault
 from piton_trainer.runtime.process_group import Ranks
 
@@ -53,6 +55,21 @@ def end_as_lost_device(error: BaseException | None) -> None:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Of the GPU, or of a CPU: torch has a class of its own for the first only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def config_of_environment() -> Config:
+    """Return the trainer's configuration, from its environment.
+
+    Raises:
+        BadConfig: a variable makes no sense; the termination message says so.
+    """
+    try:
+        return Config.from_env(os.environ)
+    except ValueError as error:
+        print_status(str(error))
+        refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
+        TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
+        raise BadConfig(str(error)) from error
 
 
 class TerminationLog:

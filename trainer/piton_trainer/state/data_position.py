@@ -86,6 +86,13 @@ class ResumableLoader(Randomness):
             raise ValueError("the loader has no batches")
         self._position.epoch, self._position.batch = self._position.epoch + 1, 0
 
+    def steps_left(self, epochs: int) -> int | None:
+        """Return the number of batches that are left of so many epochs; None if the loader does not know its length."""
+        length = length_of(self._loader)
+        if length is None:
+            return None
+        return max(0, (epochs - self._position.epoch) * length - self._position.batch)
+
     def _open(self) -> Iterator[Any]:
         if self._resume is None or self._position.batch == 0:
             self.catch_up()

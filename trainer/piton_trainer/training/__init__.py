@@ -2,8 +2,9 @@
 
 session          `piton_trainer.session()`: joins the run, restores, trains, and ends
 steps            the iterator that a loop walks; the boundary after each step
-boundary         what the ranks agree on at a boundary, and what follows from it (pure)
+boundary         the vote of the ranks at a boundary, and what follows from it (pure)
+stop_requests    signals, the operator's requests and the run's limits
 save_scheduler   starts saves when they are due, and follows each until it is durable
-run_checkpoint   what a checkpoint of a run consists of: objects, position, metrics
+run_checkpoint   saves of a run: objects, position, metrics; run_restore is the way back
 loop             the loop that all recipes share
 """

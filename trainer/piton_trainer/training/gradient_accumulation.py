@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from piton_trainer.errors import BadConfig
+
 LIMIT = 512
 """Batches in a row after which gradients that still wait are no accumulation that anybody could have meant."""
 
@@ -46,7 +48,9 @@ class Gradients:
         """Watch these optimizers; `accumulate` is how many batches make a step, where the user has said it."""
         self._optimizers = optimizers
         self._accumulate = accumulate
-        self.limit = max(LIMIT, accumulate or 0)
+        self._limit = max(LIMIT, accumulate or 0)
+        self._postponed = 0
+        """Boundaries in a row at which gradients waited for a step."""
         self._stepped: set[int] = set()
         self._used: dict[int, _Used] = {}
 
@@ -73,6 +77,24 @@ class Gradients:
         if self._accumulate is not None:
             return step % self._accumulate != 0
         return any(key not in self._stepped and self._are_new(key, optimizer) for key, optimizer in self._keyed())
+
+    def postpone(self) -> None:
+        """Count a boundary at which a save or a stop is left to the next one.
+
+        Raises:
+            BadConfig: the optimizer's step does not seem to come.
+        """
+        self._postponed += 1
+        if self._postponed >= self._limit:
+            raise BadConfig(
+                f"gradients have waited for an optimizer's step for {self._postponed} batches, and nothing can be "
+                "saved before it: say session.steps(loader, accumulate=k) if k batches make a step, and accumulate=1 "
+                "if those gradients are not used"
+            )
+
+    def stepped(self) -> None:
+        """Note a boundary without gradients that wait."""
+        self._postponed = 0
 
     def _keyed(self) -> Iterator[tuple[int, Optimizer]]:
         return ((_key(optimizer), optimizer) for optimizer in self._optimizers)

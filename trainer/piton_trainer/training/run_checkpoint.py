@@ -1,4 +1,4 @@
-"""Between the session and the checkpoints: what a checkpoint of this run consists of.
+"""Saves of a run: the objects, the position and the metrics that its checkpoints consist of.
 
 state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON}, "ranks": [JSON per rank],
               "recipe": {"name", "config"}, where it is one's}
@@ -8,7 +8,6 @@ shards       the tensors that this JSON refers to; those of one rank only are ca
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,37 +23,80 @@ from piton_trainer.checkpoint import Checkpointer, Saved, SaveStatus, Snapshot
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.retry import Retry
-from piton_trainer.checkpoint.load.loader import Loaded, Wanted, load_newest, newest_step, share_of_newest
-from piton_trainer.checkpoint.load.rank_loader import Document, Targets
+from piton_trainer.checkpoint.load.loader import share_of_newest
 from piton_trainer.checkpoint.retention import with_overhead
 from piton_trainer.checkpoint.save.blocking_save import size_of
-from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
+from piton_trainer.checkpoint.save.factory import make_checkpointer
+from piton_trainer.clock import Clock
+from piton_trainer.config import Config
+from piton_trainer.errors import Ended, OutOfSpace
 from piton_trainer.runtime.process_group import Ranks
-from piton_trainer.state import rng
 from piton_trainer.state.data_position import Randomness, Resume
 from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
 from piton_trainer.state.train_state import TrainState
+from piton_trainer.training.run_restore import RestoredRun, RunRestorer
 
 logger = logging.getLogger(__name__)
 
 _LEAVES_NO_END = frozenset({Outcome.FINISHED, Outcome.FENCED, Outcome.VOLUME_LOST})
 """COMPLETE.json says the first, the volume is another attempt's after the second, and gone after the third."""
-_FRESH_START = (
-    "to train from step 0 all the same, annotate the TrainingRun with "
-    f"{names.ANNOTATION_ALLOW_FRESH_START}=true, say `piton run --fresh`, or set {names.ENV_ALLOW_FRESH_START}=true"
-)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RestoredRun:
-    """The checkpoint that a resumed attempt starts from."""
+def make_run_checkpointer(
+    config: Config,
+    *,
+    ranks: Ranks,
+    fence: Fence,
+    disk: layout.Disk,
+    clock: Clock,
+    retry: Retry,
+    fetch: Callable[[int | None], int | None] | None,
+    overlaps: bool,
+    background: bool,
+) -> "RunCheckpointer":
+    """Return the checkpointer of a run by its configuration. All ranks call it together.
 
-    step: int
-    attempt: int
-    """The attempt that made the checkpoint."""
-    folder: Path
-    training_seconds: float
-    metrics: Mapping[str, float]
+    Args:
+        config: the configuration of this process.
+        ranks: all processes of the attempt.
+        fence: the right to commit.
+        disk: the file system; tests replace it.
+        clock: source of the time.
+        retry: patience with reads of the volume.
+        fetch: restores a checkpoint from the mirror that is newer than a step; None: there is no mirror.
+        overlaps: True if a save may copy weights beside the forward and backward pass.
+        background: True if saves may be written by a process beside the trainer.
+    """
+    assignment = config.assignment
+    checkpointer = make_checkpointer(
+        config.checkpoint_dir,
+        ranks=ranks,
+        fence=fence,
+        policy=assignment.save,
+        objective=assignment.objective,
+        disk=disk,
+        clock=clock,
+        background=background,
+    )
+    restorer = RunRestorer(
+        config.checkpoint_dir,
+        ranks=ranks,
+        fetch=fetch,
+        retry=retry,
+        reported_step=config.durable_step,
+        allow_fresh_start=config.allow_fresh_start,
+    )
+    recipe = None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}
+    return RunCheckpointer(
+        config.checkpoint_dir,
+        ranks=ranks,
+        fence=fence,
+        checkpointer=checkpointer,
+        restorer=restorer,
+        disk=disk,
+        recipe=recipe,
+        overlaps=overlaps,
+    )
 
 
 class RunCheckpointer:
@@ -67,30 +109,20 @@ class RunCheckpointer:
         ranks: Ranks,
         fence: Fence,
         checkpointer: Checkpointer,
+        restorer: RunRestorer,
         disk: layout.Disk,
         recipe: Mapping[str, Any] | None = None,
-        fetch: Callable[[int | None], int | None] | None = None,
         overlaps: bool = False,
-        retry: Retry | None = None,
-        reported_step: int | None = None,
-        allow_fresh_start: bool = False,
     ) -> None:
-        """Keep a run of this recipe, its `name` and `config`; None: of the user's own program.
-
-        `reported_step` is the newest step that an earlier attempt has reported as durable. Where there were checkpoints
-        and none can be restored, training starts from step 0 only if `allow_fresh_start` says so.
-        """
+        """Keep a run of this recipe, its `name` and `config`; None: of the user's own program."""
         self._directory = directory
         self._ranks = ranks
         self._fence = fence
         self._checkpointer = checkpointer
         self._disk = disk
         self._origin = {} if recipe is None else {layout.RECIPE: recipe}
-        self._fetch = fetch
+        self._restorer = restorer
         self._overlaps = overlaps
-        self._retry = retry or Retry()
-        self._reported_step = reported_step
-        self._allow_fresh_start = allow_fresh_start
         self._hooks: list[RemovableHandle] = []
         self._restored_step: int | None = None
         self._taken_step: int | None = None
@@ -248,123 +280,17 @@ class RunCheckpointer:
         return part  # type: ignore[no-any-return]
 
     def peek(self, name: str) -> Any:
-        """The state that one object has in the checkpoint that `restore` will take; None when there is none."""
-        loaded = self._newest(lambda document: Targets(fresh=dict.fromkeys(codec.keys(_state_of(document, name)))))
-        if loaded is None:
-            return None
-        return codec.join(_state_of(loaded.document, name), loaded.settle().__getitem__)
+        """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""
+        return self._restorer.peek(name, spare=self._checkpointer.spare)
 
     def restore(self, objects: TrackedObjects) -> tuple[RestoredRun, TrainState, Resume] | None:
-        """Put the newest good checkpoint into the objects; None when there never was any, and they are untouched.
+        """Put the newest good checkpoint into the objects; None if there never was any, and they are untouched.
 
         Raises:
             BadConfig: the checkpoint is good, but it is not one of these objects.
             VolumeLost: the checkpoints cannot be read, or none that there was is whole any more.
         """
-        loaded = self._newest(partial(self._wanted, objects))
-        if loaded is None:
-            self._ranks.on_main(self._expect_no_checkpoint)
-            return None
-        state, resume = self._ranks.together(partial(self._settle, loaded, objects))[self._ranks.rank]
-        self._restored_step = state.step
-        checkpoint = loaded.checkpoint
-        restored = RestoredRun(
-            step=state.step,
-            attempt=checkpoint.manifest.attempt,
-            folder=checkpoint.folder,
-            training_seconds=state.training_seconds,
-            metrics=checkpoint.manifest.metrics,
-        )
-        return restored, state, resume
-
-    def _expect_no_checkpoint(self) -> None:
-        """Make sure that nothing is lost by a start from step 0, unless the user allows it.
-
-        A fence, or a save that was never finished, is no checkpoint.
-        """
-        folders = self._retry(partial(layout.step_folders, self._directory), self._directory)
-        if folders:
-            lost = f"none of the {len(folders)} checkpoints in {self._directory} is whole"
-        elif self._reported_step is not None:
-            lost = f"step {self._reported_step} was saved, and there is no checkpoint in {self._directory} any more"
-        else:
-            return
-        if not self._allow_fresh_start:
-            raise VolumeLost(f"{lost}; {_FRESH_START}")
-        logger.warning("%s; training starts from step 0, as %s allows", lost, names.ENV_ALLOW_FRESH_START)
-
-    def _newest(self, wanted: Wanted) -> Loaded | None:
-        """Read the newest good checkpoint of the volume, or of the mirror if that has a newer one."""
-        load = partial(
-            load_newest, self._directory, self._ranks, wanted, spare=self._checkpointer.spare, retry=self._retry
-        )
-        if self._fetch is None:
-            return load()
-        there = self._ranks.on_main(partial(newest_step, self._directory, self._retry))
-        fetched = self._ranks.await_main(partial(self._fetch, there))
-        loaded = load()
-        good = None if loaded is None else loaded.checkpoint.manifest.step
-        if good != (fetched or there) and self._ranks.await_main(partial(self._fetch, good)) is not None:
-            # What looked like the newest is damaged, and the mirror had something better than what was left.
-            loaded = load()
-        return loaded
-
-    def _wanted(self, objects: TrackedObjects, document: Document) -> Targets:
-        part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
-        _refuse_a_rank_s_own_position(document, objects, self._ranks)
-        try:
-            targets = objects.wanted(states)
-        except ValueError:
-            objects.explain(states)
-            raise
-        own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
-        return Targets(live=targets.live, fresh={**targets.fresh, **own}, explain=partial(objects.explain, states))
-
-    def _settle(self, loaded: Loaded, objects: TrackedObjects) -> tuple[TrainState, Resume]:
-        document = loaded.document
-        state = TrainState.from_document(document["train"])
-        part = _part_of(document, self._ranks)
-        tensors = loaded.settle()
-        try:
-            objects.restore(states_of(document, self._ranks), tensors)
-        except ValueError as error:
-            raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
-        is_own = self._ranks.rank < len(document["ranks"])
-        return state, Resume(
-            rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,
-            epoch_rng=codec.join(part["epoch_rng"], tensors.__getitem__) if is_own else None,
-            derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
-        )
-
-
-def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
-    """The state of every object as this rank has to restore it: each rank has a loader of its own."""
-    states: dict[str, Any] = document["objects"]
-    return states | {LOADER: _part_of(document, ranks)[LOADER]}
-
-
-def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, ranks: Ranks) -> None:
-    """Say no to a loader's state that other ranks would repeat or skip data with.
-
-    Raises:
-        ValueError: the world has another size, and the loader does not say that this is the same to it.
-    """
-    parts = document["ranks"]
-    if len(parts) == ranks.world_size or parts[0][LOADER] is None or not objects.has_local_position:
-        return
-    raise ValueError(
-        f"it was saved by {len(parts)} ranks, there are {ranks.world_size} now, and each rank's loader has a state of "
-        f"its own: go on with {len(parts)} ranks, or give the loader a state that counts the data of all ranks "
-        "together, and say so with position_is_global = True"
-    )
-
-
-def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
-    """Return this rank's own part of the document. With another world size, all ranks use rank 0's loader state."""
-    parts: list[dict[str, Any]] = document["ranks"]
-    part = parts[min(ranks.rank, len(parts) - 1)]
-    return part if len(parts) == ranks.world_size else part | {LOADER: parts[0][LOADER]}
-
-
-def _state_of(document: Document, name: str) -> Any:
-    return document["objects"].get(name)
+        found = self._restorer.restore(objects, spare=self._checkpointer.spare)
+        if found is not None:
+            self._restored_step = found[0].step
+        return found

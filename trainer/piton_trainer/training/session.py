@@ -9,12 +9,11 @@ The session knows nothing of models and losses, and it owns no loop: the recipes
 """
 
 import atexit
-import errno
 import gc
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,15 +21,13 @@ import torch
 from torch import Generator, Tensor
 
 from piton.contract import startup_phases
-from piton.contract.assignment import Assignment
-from piton.contract.termination import Outcome, Termination
+from piton.contract.termination import Termination
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.fence import claim_directory
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load import readahead
-from piton_trainer.checkpoint.save.factory import make_checkpointer
 from piton_trainer.clock import Clock
-from piton_trainer.config import Config, termination_log
+from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
 from piton_trainer.hangs.heartbeats import Heartbeats, RankPhase, record_collectives
 from piton_trainer.hangs.watchdog import Watchdog, watched
@@ -39,15 +36,19 @@ from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.callbacks import Callback
 from piton_trainer.telemetry.telemetry import Telemetry, build_telemetry
-from piton_trainer.termination import TerminationLog, end_as_lost_device, outcome_of, print_status
+from piton_trainer.termination import (
+    TerminationLog,
+    config_of_environment,
+    end_as_lost_device,
+    outcome_of,
+    print_status,
+)
 from piton_trainer.training.context import RankContext
-from piton_trainer.training.run_checkpoint import RestoredRun, RunCheckpointer
+from piton_trainer.training.run_checkpoint import RunCheckpointer, make_run_checkpointer
+from piton_trainer.training.run_restore import RestoredRun, fetch_from_mirror
 from piton_trainer.training.signals import StopFlag
 from piton_trainer.training.startup import Startup
 from piton_trainer.training.steps import Steps
-
-_NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
-"""Errors of the operating system for a directory that was set wrongly."""
 
 
 def session(
@@ -72,14 +73,7 @@ def session(
     Raises:
         BadConfig: a variable of the environment makes no sense.
     """
-    if config is None:
-        try:
-            config = Config.from_env(os.environ)
-        except ValueError as error:
-            print_status(str(error))
-            refusal = Termination(outcome=Outcome.BAD_CONFIG, detail=str(error))
-            TerminationLog(termination_log(os.environ), Ranks()).leave(refusal)
-            raise BadConfig(str(error)) from error
+    config = config or config_of_environment()
     return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock or Clock(), disk=disk)
 
 
@@ -124,7 +118,7 @@ class Session(RankContext):
     @property
     def last_step(self) -> int | None:
         """The step that a rehearsal ends with; None in earnest."""
-        return self._opened.last_step
+        return self._opened.stops.last_step
 
     @property
     def training_seconds(self) -> float:
@@ -187,7 +181,7 @@ class Session(RankContext):
         A metric named `loss` is the loss of one batch: as the objective it is judged only where a save is due. Any
         other objective counts as an evaluation whenever it is reported.
         """
-        self._opened.report(metrics)
+        self._opened.measured.report(metrics)
 
     def steps(
         self, loader: Iterable[Any], *, epochs: int = 1, total: int | None = None, accumulate: int | None = None
@@ -218,7 +212,9 @@ class Session(RankContext):
 
         For those who have to know how far a run is before they can build what is restored. All ranks call it together.
         """
-        return self._opened.peek(name)
+        self._opened  # noqa: B018 - raises if the session is not open
+        assert self._store is not None
+        return self._store.peek(name)
 
     def begin(
         self, *, total: int | None = None, step: int = 0, generators: Sequence[Generator] = ()
@@ -236,8 +232,7 @@ class Session(RankContext):
         Raises:
             Stopped: told to stop before the first step.
         """
-        randomness = self._opened.randomness(generators)
-        return randomness if self._opened.begin(randomness, total=total, step=step) else None
+        return self._opened.begin(generators, total=total, step=step)
 
     def begin_step(self) -> None:
         """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""
@@ -280,100 +275,52 @@ class Session(RankContext):
 
     def _open(self) -> None:
         self._signals.install()
-        self._startup = startup = Startup(self._clock)
-        require_gpus(self._config.gpus)
-        readahead.begin(self._config.checkpoint_dir)
-        if self._config.hang_timeout is not None and torch.cuda.is_available():
-            record_collectives(self._config.checkpoint_dir)
+        config, clock, startup = self._config, self._clock, Startup(self._clock)
+        require_gpus(config.gpus)
+        readahead.begin(config.checkpoint_dir)
+        if config.hang_timeout is not None and torch.cuda.is_available():
+            record_collectives(config.checkpoint_dir)
         try:
-            self._ranks = Ranks.join(self._config.collective_seconds, self._config.join_seconds)
+            self._ranks = ranks = Ranks.join(config.collective_seconds, config.join_seconds)
         except ValueError as error:
             raise BadConfig(str(error)) from error
         startup.lap(startup_phases.PROCESS_GROUP)
-        self._log = TerminationLog(self._config.termination_log, self._ranks)
+        self._log = TerminationLog(config.termination_log, ranks)
         self._log.clear()
-        fence = self._ranks.on_main(self._claim)
+        claim = partial(claim_directory, disk=self._disk, clock=clock, is_stopping=self._is_stopping)
+        fence = ranks.on_main(partial(claim, config.checkpoint_dir, attempt=config.attempt))
         self._attempt = fence.attempt
-        self._beats, self._watchdog = watched(self._config, self._ranks, attempt=fence.attempt)
+        self._beats, self._watchdog = watched(config, ranks, attempt=fence.attempt)
         if self.is_main:
             self._telemetry = build_telemetry(
-                self._config,
-                world_size=self.world_size,
-                fence=fence,
-                clock=self._clock,
-                callbacks=self._callbacks,
+                config, world_size=self.world_size, fence=fence, clock=clock, callbacks=self._callbacks
             )
-        self._store = self._make_store(fence)
-        self._store.expect()
+        self._store = store = make_run_checkpointer(
+            config,
+            ranks=ranks,
+            fence=fence,
+            disk=self._disk,
+            clock=clock,
+            retry=self._retry,
+            fetch=None if self.assignment.mirror is None else partial(fetch_from_mirror, self._telemetry, startup),
+            overlaps=self._overlap_saves,
+            background=self._saves_in_background,
+        )
+        store.expect()
         self._steps = Steps(
-            self._config,
-            ranks=self._ranks,
-            store=self._store,
+            config,
+            ranks=ranks,
+            store=store,
             telemetry=self._telemetry,
             signals=self._signals,
-            clock=self._clock,
+            clock=clock,
             startup=startup,
             beats=self._beats,
         )
         startup.lap(startup_phases.CLAIM)
 
-    def _fetch(self, there: int | None) -> int | None:
-        """Rank 0: what the mirror has and the volume lacks; and the other way round, from now on."""
-        mirror = self._telemetry.mirror
-        assert mirror is not None
-        self._startup.lap(startup_phases.CHECKPOINT)
-        fetched = mirror.restore(there)
-        self._startup.lap(startup_phases.MIRROR)
-        if fetched is not None:
-            print_status(f"step {fetched} is restored from {mirror.place}")
-        newest = fetched or there
-        if newest is not None:
-            mirror.committed(newest)
-        return fetched
-
     def _is_stopping(self) -> bool:
         return self._signals.received is not None
-
-    def _claim(self) -> Fence:
-        directory = self._config.checkpoint_dir
-        answers = _NOT_OURS_TO_WRITE | layout.NO_SPACE
-        try:
-            with layout.raise_out_of_space(directory):
-                return Retry(self._clock, answers=answers, is_stopping=self._is_stopping)(self._claim_now, directory)
-        except (OSError, ValueError) as error:
-            raise BadConfig(f"checkpoints cannot be kept in {directory}: {error}") from error
-
-    def _claim_now(self) -> Fence:
-        directory = self._config.checkpoint_dir
-        directory.mkdir(parents=True, exist_ok=True)
-        fence = Fence(directory, disk=self._disk, attempt=self._config.attempt)
-        fence.claim()
-        return fence
-
-    def _make_store(self, fence: Fence) -> RunCheckpointer:
-        checkpointer = make_checkpointer(
-            self._config.checkpoint_dir,
-            ranks=self._ranks,
-            fence=fence,
-            policy=self.assignment.save,
-            objective=self.assignment.objective,
-            disk=self._disk,
-            clock=self._clock,
-            background=self._saves_in_background,
-        )
-        return RunCheckpointer(
-            self._config.checkpoint_dir,
-            ranks=self._ranks,
-            fence=fence,
-            checkpointer=checkpointer,
-            disk=self._disk,
-            recipe=_origin(self.assignment),
-            fetch=None if self.assignment.mirror is None else self._fetch,
-            overlaps=self._overlap_saves,
-            retry=self._retry,
-            reported_step=self._config.durable_step,
-            allow_fresh_start=self._config.allow_fresh_start,
-        )
 
     def _close(self, error: BaseException | None) -> None:
         """Say how it ended, wherever somebody listens, and give everything back.
@@ -383,26 +330,27 @@ class Session(RankContext):
         """
         self._beats.enter(RankPhase.ENDING)
         outcome, detail = outcome_of(error)
-        finished = error is None and self._steps is not None and self._steps.complete is not None
-        in_order = error is None or isinstance(error, Ended)
+        steps, in_order = self._steps, error is None or isinstance(error, Ended)
+        complete = None if steps is None or error is not None else steps.complete
         readahead.stop()
         if self._store is not None:
             self._store.release()
-        if finished or error is not None:
+        if complete is not None or error is not None:
+            end = Termination(outcome=outcome, detail=detail) if steps is None else steps.termination(outcome, detail)
             holder = error.holder if isinstance(error, Fenced) else None
             limit = error.limit if isinstance(error, Stopped) else None
-            self._log.leave(replace(self._termination(outcome, detail), fence=holder, limit=limit))
+            self._log.leave(replace(end, fence=holder, limit=limit))
             if self._store is not None:
                 self._store.leave_end(outcome)
         if isinstance(error, Ended) and self.local_rank == 0:
             print_status(detail)
-        if finished and self.is_main and self._steps is not None and self._steps.complete is not None:
-            print_status(f"finished at step {self._steps.complete.step}: {self._steps.complete.reason}")
+        if complete is not None and self.is_main:
+            print_status(f"finished at step {complete.step}: {complete.reason}")
         # The last report comes after it, and says how far the mirror came.
         self._telemetry.end_mirror(outcome)
         # After a crash there may be no device left to read metrics from.
-        has_news = in_order and self.is_main and self._steps is not None and self._steps.has_begun
-        self._telemetry.close(self._steps.progress(finished=finished) if has_news and self._steps is not None else None)
+        has_news = steps is not None and steps.has_begun and in_order and self.is_main
+        self._telemetry.close(steps.progress(finished=complete is not None) if steps and has_news else None)
         self._signals.restore()
         if self._watchdog is not None:
             self._watchdog.leave()
@@ -413,13 +361,3 @@ class Session(RankContext):
             # The interpreter ends by looking through all of torch for garbage; a node that goes has no time for that.
             atexit.register(gc.freeze)
         end_as_lost_device(error)
-
-    def _termination(self, outcome: Outcome, detail: str) -> Termination:
-        if self._steps is None:
-            return Termination(outcome=outcome, detail=detail)
-        return self._steps.termination(outcome, detail)
-
-
-def _origin(assignment: Assignment) -> dict[str, Any] | None:
-    """Return the description of a checkpoint's origin."""
-    return None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}

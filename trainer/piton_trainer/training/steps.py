@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from piton.contract import startup_phases
 from piton.contract.manifest import Complete
@@ -24,11 +24,11 @@ from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, Termination
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
-from piton_trainer.errors import BadConfig, Ended, Stopped
+from piton_trainer.errors import Ended, Stopped
 from piton_trainer.hangs.heartbeats import Heartbeats, RankPhase
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.batch_skipping import caveat
-from piton_trainer.state.data_position import Randomness, ResumableLoader, Resume, length_of
+from piton_trainer.state.data_position import Randomness, ResumableLoader, Resume
 from piton_trainer.state.tracked_objects import EMA, MODEL, Stateful, TrackedObjects
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.state.weights_digest import weights_digest
@@ -36,13 +36,14 @@ from piton_trainer.telemetry.memory_usage import peaks_of
 from piton_trainer.telemetry.metrics import ObjectiveMetrics
 from piton_trainer.telemetry.progress import progress_of
 from piton_trainer.telemetry.telemetry import Telemetry
-from piton_trainer.training.boundary import BoundaryVote, StopRehearsal, reason_to_end
+from piton_trainer.training.boundary import BoundaryVote, reason_to_end
 from piton_trainer.training.gradient_accumulation import Gradients
-from piton_trainer.training.run_checkpoint import RestoredRun, RunCheckpointer
+from piton_trainer.training.run_checkpoint import RunCheckpointer
+from piton_trainer.training.run_restore import RestoredRun
 from piton_trainer.training.save_scheduler import SaveInputs, SaveScheduler
 from piton_trainer.training.signals import StopFlag
 from piton_trainer.training.startup import Startup
-from piton_trainer.training.time_limit import TimeLimit
+from piton_trainer.training.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -65,28 +66,23 @@ class Steps:
         self.state = TrainState()
         self.complete: Complete | None = None
         self.has_begun = False
-        self._config = config
         self._assignment = config.assignment
-        self._rehearsal = None if config.rehearsal is None else StopRehearsal(steps=config.rehearsal)
         self._ranks = ranks
         self._store = store
         self._telemetry = telemetry
-        self._signals = signals
         self._clock = clock
         self._startup = startup
         self._beats = beats
-        self._time_limit = TimeLimit(config, clock)
+        self.stops = StopRequests(config, ranks=ranks, telemetry=telemetry, signals=signals, clock=clock)
         self._saves = SaveScheduler(
             config.assignment.save, ranks=ranks, store=store, telemetry=telemetry, signals=signals, clock=clock
         )
-        self._measured = ObjectiveMetrics(config.assignment.objective)
+        self.measured = ObjectiveMetrics(config.assignment.objective)
         self._objects: TrackedObjects | None = None
         self._trained: SaveInputs | None = None
         self._resume: Resume | None = None
         self._restored: RestoredRun | None = None
         self._gradients: Gradients | None = None
-        self._accumulated = 0
-        """Boundaries in a row at which gradients waited for a step."""
         self._total: int | None = None
         self._started = (0, 0.0)
         self._inside_step = False
@@ -99,11 +95,6 @@ class Steps:
         """The fraction of the training that is done, 0 to 1."""
         return self.state.fraction_done(self._assignment, self._total)
 
-    @property
-    def last_step(self) -> int | None:
-        """The step that a rehearsal ends with; None in earnest."""
-        return None if self._rehearsal is None else self._rehearsal.last
-
     def restore(self, objects: Mapping[str, Any]) -> RestoredRun | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
         self._objects = TrackedObjects(objects)
@@ -113,14 +104,6 @@ class Steps:
         if found is not None:
             self._restored, self.state, self._resume = found
         return self._restored
-
-    def report(self, metrics: Mapping[str, float | Tensor]) -> None:
-        """Take the metrics of the step under way."""
-        self._measured.report(metrics)
-
-    def peek(self, name: str) -> Any:
-        """The state of one object in the checkpoint that `restore` will take."""
-        return self._store.peek(name)
 
     def run(self, loader: Iterable[Any], *, epochs: int, total: int | None, accumulate: int | None) -> Iterator[Any]:
         """The batches that are left, with a boundary after each."""
@@ -132,23 +115,20 @@ class Steps:
         with self._recording_end(), watched as self._gradients:
             yield from self._batches(loader, self._gradients, epochs, total)
 
-    def begin(self, randomness: Randomness, *, total: int | None, step: int) -> bool:
-        """Somebody else's loop begins; whether there is anything left for it to do."""
+    def begin(self, generators: Sequence[Generator], *, total: int | None, step: int) -> Randomness | None:
+        """Begin the steps of a loop that is not ours; return its random numbers, or None if no step is left."""
         self._refuse_misuse()
         if self._restored is None:
             self.state.step = step
+        randomness = Randomness(generators, self._resume)
         with self._recording_end():
-            return self._begin(randomness, total)
+            return randomness if self._begin(randomness, total) else None
 
     def boundary(self, *, ended: str | None) -> bool:
         """A step of somebody else's loop is done; whether the training is."""
         self.state.ended = ended
         with self._recording_end():
             return self._finish_step()
-
-    def randomness(self, generators: Sequence[Generator]) -> Randomness:
-        """The random numbers for somebody else's loop."""
-        return Randomness(generators, self._resume)
 
     @contextmanager
     def _recording_end(self) -> Iterator[None]:
@@ -159,8 +139,16 @@ class Steps:
             raise
 
     def _batches(self, loader: Iterable[Any], gradients: Gradients, epochs: int, total: int | None) -> Iterator[Any]:
-        feed = self._feed_of(loader)
-        if not self._begin(feed, self._steps_left(length_of(loader), epochs) if total is None else total):
+        assert self._objects is not None
+        is_given = self._objects.is_given(loader)
+        if isinstance(loader, Stateful) and not is_given:
+            raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+        if self._ranks.is_main and not is_given and (warning := caveat(loader)):
+            logger.warning(warning)
+        feed = ResumableLoader(loader, self.state.position, replay=not is_given, resume=self._resume)
+        left = feed.steps_left(epochs)
+        end = total if total is not None or left is None else self.state.step + left
+        if not self._begin(feed, end):
             return
         for _ in range(self.state.position.epoch, epochs) if total is None else count():
             for batch in feed.epoch():
@@ -193,10 +181,7 @@ class Steps:
         if self._assignment.mirror is None:
             return
 
-        def is_told_to_stop() -> bool:
-            return self._signals.received is not None or self._stop_is_requested()
-
-        if not self._ranks.await_main(partial(self._telemetry.finish_mirror, is_told_to_stop)):
+        if not self._ranks.await_main(partial(self._telemetry.finish_mirror, self._stop_is_requested)):
             raise self._stopped()
 
     def progress(self, *, finished: bool = False) -> Progress:
@@ -209,7 +194,7 @@ class Steps:
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
             previous=self._store.previous_end,
-            metrics=self._measured.read_all()
+            metrics=self.measured.read_all()
             | self._telemetry.lag
             | self._saves.metrics()
             | peaks_of(self._ranks.device)
@@ -236,7 +221,7 @@ class Steps:
         """Get ready for the first step; whether there is anything left to train."""
         assert self._objects is not None
         self._startup.lap(startup_phases.MODEL)
-        self._trained = SaveInputs(state=self.state, objects=self._objects, feed=feed, measured=self._measured)
+        self._trained = SaveInputs(state=self.state, objects=self._objects, feed=feed, measured=self.measured)
         self._total = total
         if len(set(self._ranks.gather(self._total))) > 1:
             raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
@@ -260,22 +245,6 @@ class Steps:
         if self._objects is None:
             raise ValueError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
 
-    def _feed_of(self, loader: Iterable[Any]) -> ResumableLoader:
-        assert self._objects is not None
-        is_given = self._objects.is_given(loader)
-        if isinstance(loader, Stateful) and not is_given:
-            raise ValueError("this loader has state; name it in session.restore(loader=...) too")
-        if self._ranks.is_main and not is_given and (warning := caveat(loader)):
-            logger.warning(warning)
-        return ResumableLoader(loader, self.state.position, replay=not is_given, resume=self._resume)
-
-    def _steps_left(self, length: int | None, epochs: int) -> int | None:
-        """The step at which the epochs are done."""
-        if length is None:
-            return None
-        position = self.state.position
-        return self.state.step + max(0, (epochs - position.epoch) * length - position.batch)
-
     def _finish_step(self) -> bool:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""
         self.state.step += 1
@@ -291,7 +260,8 @@ class Steps:
         self._telemetry.stepped(seconds=lap, waited_seconds=self._waited)
         if vote.diverged:
             raise self._saves.diverged(self._begun)
-        is_best = vote.value is not None and self._judge(vote.value)
+        objective = self._assignment.objective
+        is_best = vote.value is not None and objective is not None and self.state.judge(vote.value, objective)
         if ending := self._reason_to_end():
             self._finish(ending)
             return True
@@ -301,28 +271,19 @@ class Steps:
             self._saves.save_final(self._begun, told_to_stop=True)
             raise self._stopped()
         else:
-            self._accumulated = 0
+            if self._gradients is not None:
+                self._gradients.stepped()
             self._saves.save_if_due(self._begun, is_due=vote.save, is_best=is_best)
         self._report()
-        self._measured.next_step()
+        self.measured.next_step()
         self._lap = self._clock.monotonic()
         self._beats.enter(RankPhase.BETWEEN)
         return False
 
     def _postpone(self, *, is_due: bool, is_best: bool) -> None:
-        """Leave what is due to the boundary after the optimizer's step.
-
-        Raises:
-            BadConfig: there seems to be none.
-        """
+        """Leave a save or a stop to the boundary after the optimizer's step."""
         assert self._gradients is not None
-        self._accumulated += 1
-        if self._accumulated >= self._gradients.limit:
-            raise BadConfig(
-                f"gradients have waited for an optimizer's step for {self._accumulated} batches, and nothing can be "
-                "saved before it: say session.steps(loader, accumulate=k) if k batches make a step, and accumulate=1 "
-                "if those gradients are not used"
-            )
+        self._gradients.postpone()
         if is_best and self._ranks.is_main:
             logger.warning(
                 "the objective is best at step %d, but gradients wait for an optimizer's step there, so these weights "
@@ -338,12 +299,12 @@ class Steps:
         save = is_main and self._saves.is_due(step, is_last=step == self._total)
         in_flight = self._saves.status()
         will_save = save and not accumulating and (in_flight.ends or not self._store.in_flight)
-        value = self._measured.evaluation(save=will_save) if is_main else None
+        value = self.measured.evaluation(save=will_save) if is_main else None
         lap = self._clock.monotonic() - self._lap
         vote = BoundaryVote(
-            stop=self._signals.received is not None or (is_main and self._stop_is_requested()),
+            stop=self._stop_is_requested(),
             save=save,
-            diverged=self._has_diverged or self._measured.has_diverged(on_device=False),
+            diverged=self._has_diverged or self.measured.has_diverged(on_device=False),
             value=value,
             training_seconds=self.state.training_seconds + lap if is_main else 0.0,
             accumulating=accumulating,
@@ -352,19 +313,13 @@ class Steps:
         return BoundaryVote.from_vector(self._ranks.agree(vote.to_vector()))
 
     def _reason_to_end(self) -> str | None:
-        if self.last_step is not None and self.state.step >= self.last_step:
+        if self.stops.last_step is not None and self.state.step >= self.stops.last_step:
             return "the rehearsal is over"
         return reason_to_end(self.state, self._assignment, self._total)
 
     def _stop_is_requested(self) -> bool:
-        if self._rehearsal and self._rehearsal.stops(self.state.step, is_resumed=self._restored is not None):
-            return True
-        self._time_limit.renew(self._telemetry.stop_at)
-        return self._time_limit.reached() is not None or self._telemetry.stop_requested
-
-    def _judge(self, value: float) -> bool:
-        objective = self._assignment.objective
-        return objective is not None and self.state.judge(value, objective)
+        self.stops.renew()
+        return self.stops.has_any(self.state.step, is_resumed=self._restored is not None)
 
     @property
     def _begun(self) -> SaveInputs:
@@ -388,13 +343,7 @@ class Steps:
         self._saves.report_interval()
         if self._telemetry.report_if_due(self._clock.monotonic(), self.progress):
             # The report has read what was still on the device; only this rank knows it, so it says so at the next step.
-            self._has_diverged = self._measured.has_diverged(on_device=True)
+            self._has_diverged = self.measured.has_diverged(on_device=True)
 
     def _stopped(self) -> Stopped:
-        received, step, reached = self._signals.received, self._store.durable_step, self._time_limit.reached()
-        saved = "nothing was trained yet" if step is None else f"step {step} is saved"
-        if received is None and reached is not None and self._ranks.is_main:
-            detail = f"limits.{reached.limit} is reached, and the training stopped by itself; {saved}"
-            return Stopped(detail, reached.limit)
-        cause = "the server or another rank" if received is None else received.name
-        return Stopped(f"told to stop by {cause}; {saved}")
+        return self.stops.error(self._store.durable_step)
