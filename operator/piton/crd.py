@@ -14,8 +14,10 @@ import yaml
 
 from piton.api import validation
 from piton.api.cel import Cel
-from piton.api.spec import Model, Spec
-from piton.api.status import Conditioned, RunStatus
+from piton.api.fields import Model
+from piton.api.spec import Spec
+from piton.api.status import RunStatus
+from piton.api.status_base import Conditioned
 from piton.contract import names
 from piton.sweep import rules as sweep_rules
 from piton.sweep.model import SweepSpec

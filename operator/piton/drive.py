@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from piton.api.status import Conditioned
+from piton.api.status_base import Conditioned
 from piton.core.decide import decide, refused
 from piton.core.effects import AnyDecision, Decision
 from piton.observed import Observed

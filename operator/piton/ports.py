@@ -9,7 +9,8 @@ PortError
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from piton.api.status import Conditioned, RunStatus
+from piton.api.status import RunStatus
+from piton.api.status_base import Conditioned
 from piton.core.effects import Announcement, Effect
 from piton.observed import Observed
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.cli.main import cli
 from support.builders import NOW, a_status
 

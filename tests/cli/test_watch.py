@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from piton.api.status import CheckpointStatus, Phase, RunStatus
+from piton.api.status import CheckpointStatus, RunStatus
+from piton.api.status_base import Phase
 from piton.cli.watch import Lines, Panel, facts
 from piton.contract.progress import Progress
 from piton.local.runner import View

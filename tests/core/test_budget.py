@@ -7,7 +7,8 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import AttemptState, CheckpointStatus, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, CheckpointStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract.progress import StopAt
 from piton.contract.termination import Limit, Outcome
 from piton.core.decide import decide

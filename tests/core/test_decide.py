@@ -8,13 +8,14 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import AttemptState, ConditionStatus, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, RunStatus, Verdict
+from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core import transitions
 from piton.core.decide import decide, refused, still
 from piton.core.effects import AddFinalizer, CreateVolume, RemoveFinalizer, RemoveReplica, StartAttempt, StopAttempt
-from piton.core.verdict import Judgement
+from piton.core.evidence import Judgement
 from piton.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing, delay_seconds
 from support.builders import (

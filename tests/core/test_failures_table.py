@@ -9,7 +9,8 @@ import pytest
 from hack.failures import page
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import StopAttempt

@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core.decide import decide
 from piton.core.effects import Decision, RemoveReplica, StopAttempt
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState

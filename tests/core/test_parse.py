@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from piton.api.parse import SpecError, parse, parse_file
-from piton.api.status import Phase, Result
+from piton.api.status import Result
+from piton.api.status_base import Phase
 from piton.api.validation import ZONES_FOR_PREPARE
 from piton.crd import KINDS, Kind, crd
 from support.builders import NOW, a_manifest, a_spec, a_status, an_ended, problems_of

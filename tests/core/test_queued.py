@@ -7,7 +7,8 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Stage
-from piton.api.status import AttemptState, Phase, QueueStatus, Verdict
+from piton.api.status import AttemptState, QueueStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core.decide import decide
 from piton.core.effects import (
     AddFinalizer,

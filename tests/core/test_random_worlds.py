@@ -17,7 +17,8 @@ from piton.api.conditions import UNREADABLE, settled
 from piton.api.reasons import Reason
 from piton.api.spec import EvaluateStage, Spec, Stage
 from piton.api.stages import ORDER, wanted
-from piton.api.status import AttemptState, Phase, RunStatus, StageStatus, Verdict
+from piton.api.status import AttemptState, RunStatus, StageStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core.decide import decide, still
 from piton.cost import spending
 from piton.drive import reconcile

@@ -4,7 +4,8 @@ from datetime import timedelta
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import CheckpointStatus, Phase, RunStatus, Verdict
+from piton.api.status import CheckpointStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core.decide import decide
 from piton.core.effects import AddFinalizer, Decision
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, an_observed, later, meta

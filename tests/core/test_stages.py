@@ -8,7 +8,8 @@ import pytest
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import next_stage
-from piton.api.status import AttemptState, AttemptStatus, MetricValue, Phase, Result, RunStatus, StageStatus, Verdict
+from piton.api.status import AttemptState, AttemptStatus, MetricValue, Result, RunStatus, StageStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract.termination import Outcome
 from piton.core.decide import decide, still
 from piton.core.effects import Decision, StartAttempt, StopAttempt

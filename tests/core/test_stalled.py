@@ -8,11 +8,12 @@ import pytest
 from piton.api.conditions import STALLED
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core import transitions
 from piton.core.decide import decide
 from piton.core.effects import Decision, StartAttempt
-from piton.core.verdict import Judgement
+from piton.core.evidence import Judgement
 from piton.observed import Observed
 from piton.timing import Timing
 from support.builders import NOW, a_progress, a_replica, a_spec, an_attempt, an_observed, later

@@ -7,7 +7,8 @@ from piton.api.reasons import Reason
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome
-from piton.core.verdict import Evidence, Judgement, judge
+from piton.core.evidence import Evidence, Judgement
+from piton.core.verdict import judge
 from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 from support.builders import a_complete, a_failed_attempt, a_lost, a_replica, an_attempt, failed, later, said
 

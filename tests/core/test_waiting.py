@@ -8,7 +8,8 @@ import pytest
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
 from piton.api.spec import Meta
-from piton.api.status import AttemptState, Condition, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, RunStatus, Verdict
+from piton.api.status_base import Condition, Phase
 from piton.core.decide import decide, refused, still
 from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
 from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaSeen, ReplicaState, VolumeSeen

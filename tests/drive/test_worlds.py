@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.clock import SystemClock
 from piton.core.effects import AddFinalizer, CreateVolume, RemoveFinalizer, RemoveReplica, StartAttempt, StopAttempt
 from piton.kube.client import Client

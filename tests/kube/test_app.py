@@ -16,7 +16,8 @@ from kmock import KubernetesError, Request
 
 from piton.api.parse import parse
 from piton.api.reasons import Reason
-from piton.api.status import Phase, RunStatus, Verdict
+from piton.api.status import RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.kube.app import serve
 from piton.kube.settings import PitonSettings

@@ -3,7 +3,8 @@
 from typing import Any
 
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState, Phase, Verdict
+from piton.api.status import AttemptState, Verdict
+from piton.api.status_base import Phase
 from piton.rendering.affinity import INSTANCE_TYPE, ZONE
 from piton.sweep.parse import parse
 from piton.sweep.status import SweepStatus

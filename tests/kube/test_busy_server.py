@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import ApiException
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.kube.errors import Busy, translate
 from support.apiserver import RUNS
 from support.builders import a_manifest

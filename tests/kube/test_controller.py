@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.kube.log import JsonFormatter
 from piton.kube.metrics import OperatorMetrics, Registry
 from piton.kube.report_store import Sender

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from piton.api.status import Phase, Verdict
+from piton.api.status import Verdict
+from piton.api.status_base import Phase
 from support.apiserver import RUNS
 from support.builders import a_manifest
 from support.cluster import Cluster, Disrupted, Fate, Runs, Vanishes

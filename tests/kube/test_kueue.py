@@ -6,7 +6,8 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, Phase, QueueStatus, RunStatus, Verdict
+from piton.api.status import AttemptState, QueueStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract import names
 from support.apiserver import CRDS, JOBS, PODS, RUNS, SWEEPS, WORKLOADS, Body, refusal
 from support.builders import a_manifest

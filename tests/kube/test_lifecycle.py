@@ -9,7 +9,8 @@ from kmock import resource
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import ConditionStatus, Phase, Verdict
+from piton.api.status import Verdict
+from piton.api.status_base import ConditionStatus, Phase
 from piton.contract import names
 from piton.contract.termination import Outcome
 from piton.kube import client

@@ -7,7 +7,8 @@ from prometheus_client import generate_latest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import CheckpointStatus, CostStatus, Lost, Phase, ProgressStatus, Verdict
+from piton.api.status import CheckpointStatus, CostStatus, Lost, ProgressStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core.increments import REASONS, End, Increments, Recovery
 from piton.kube.metrics import JOB, RUN, OperatorMetrics, Registry
 from piton.ports import Conflict, Refused, Unavailable

@@ -8,7 +8,8 @@ import kmock
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import Phase, RunStatus, Verdict
+from piton.api.status import RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.kube import outages
 from piton.rendering.affinity import ZONE
 from support.apiserver import EVENTS, JOBS, NODES, PODS, Body

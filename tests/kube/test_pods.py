@@ -8,7 +8,8 @@ import pytest
 from piton.api.status import PlacedReplica
 from piton.contract.termination import Outcome, Termination
 from piton.kube.last_seen import Sightings
-from piton.kube.pods import NodeView, lost, replica
+from piton.kube.nodes import NodeView
+from piton.kube.pods import lost, replica
 from piton.kube.prices import Prices
 from piton.observed import ReplicaSeen, ReplicaState
 from support.builders import NOW

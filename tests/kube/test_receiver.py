@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.contract.progress import BODY_BYTES_MAX, Progress, TrainerRequests
 from piton.kube.progress_server import ProgressServer

@@ -3,7 +3,7 @@
 from typing import Any
 
 from piton.api.reasons import Reason
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import names
 from support.apiserver import CLAIMS, JOBS, NODES, PODS, RUNS, Body, refusal
 from support.builders import a_manifest

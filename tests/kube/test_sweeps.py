@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.sweep.parse import parse
 from piton.sweep.status import SweepStatus

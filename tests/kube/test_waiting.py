@@ -7,7 +7,7 @@ from kmock import action
 
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.kube.warning_events import ASKED_MAX, to_ask
 from piton.observed import ReplicaState
 from support.apiserver import EVENTS, JOBS, PODS, Body, refusal

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core.effects import (
     AddFinalizer,

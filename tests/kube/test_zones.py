@@ -6,7 +6,7 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.stages import ARCHITECTURE
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core.effects import StartAttempt
 from piton.kube.run_world import KubeWorld

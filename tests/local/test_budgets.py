@@ -10,7 +10,8 @@ import pytest
 from local.helpers import QUICK, Listener, fake_parts, spec_of, train
 from piton.api.reasons import Reason
 from piton.api.spec import Spec
-from piton.api.status import AttemptState, CostStatus, Phase
+from piton.api.status import AttemptState, CostStatus
+from piton.api.status_base import Phase
 from piton.core.effects import Announcement
 from piton.local import resume, sweep_runner
 from piton.local.run_folder import opened

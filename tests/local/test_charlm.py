@@ -7,7 +7,7 @@ import pytest
 
 from local.helpers import spec_of, train
 from piton.api.spec import Spec
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 
 TINY = {
     "depth": 1,

@@ -7,7 +7,7 @@ import pytest
 from torchx import specs
 
 from local.helpers import eventually, fake_parts, spec_of, train
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.local import environment, processes
 from piton.local.run_folder import RunFolder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from local.helpers import fake_parts, spec_of, train
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.local import world
 from support.processes import is_running
 

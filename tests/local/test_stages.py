@@ -10,7 +10,7 @@ import pytest
 
 from local.helpers import fake_parts, spec_of, train
 from piton.api.spec import Spec
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.local import preflight
 
 EVALUATE = """

@@ -7,7 +7,7 @@ import pytest
 
 from piton.api.conditions import FAILED
 from piton.api.reasons import Reason
-from piton.api.status import Condition, ConditionStatus, Phase
+from piton.api.status_base import Condition, ConditionStatus, Phase
 from piton.local import sweep_folder
 from piton.local.sweep_folder import STATE_FILE, SweepState
 from piton.sweep.expand import digest

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from local.helpers import spec_of, train
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.local.run_folder import RunFolder
 
 SCRIPT = Path(__file__).with_name("plain_transformers.py")

@@ -14,7 +14,8 @@ from local.helpers import (
     train,
     write_manifest,
 )
-from piton.api.status import Phase, Verdict
+from piton.api.status import Verdict
+from piton.api.status_base import Phase
 from piton.local.run_folder import RunFolder
 from support.processes import is_running
 

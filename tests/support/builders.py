@@ -8,7 +8,8 @@ from piton.api.conditions import in_phase
 from piton.api.parse import parse
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec
-from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, StageStatus, Verdict
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, StageStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, Termination

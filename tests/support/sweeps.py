@@ -4,7 +4,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from piton.api.spec import Meta
-from piton.api.status import Lost, MetricValue, Phase, Result, RunStatus
+from piton.api.status import Lost, MetricValue, Result, RunStatus
+from piton.api.status_base import Phase
 from piton.contract.duration import parse_duration
 from piton.sweep.decide import decide
 from piton.sweep.expand import PlannedRun

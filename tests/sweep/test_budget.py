@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import CostStatus, Phase, RunStatus
+from piton.api.status import CostStatus, RunStatus
+from piton.api.status_base import Phase
 from piton.sweep.decide import decide
 from piton.sweep.expand import PlannedRun
 from piton.sweep.observed import CreateRun, ResumeRun, RunSeen, SuspendRun, SweepDecision

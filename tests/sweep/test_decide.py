@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import ConditionStatus, Evaluation, MetricValue, Phase, ProgressStatus, Result
+from piton.api.status import Evaluation, MetricValue, ProgressStatus, Result
+from piton.api.status_base import ConditionStatus, Phase
 from piton.sweep.decide import decide, refused
 from piton.sweep.observed import CreateRun, MoveDeadline, ResumeRun, SuspendRun, SweepDecision
 from piton.sweep.parse import parse

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from piton.api.conditions import UNREADABLE, settled
-from piton.api.status import CostStatus, Phase, RunStatus
+from piton.api.status import CostStatus, RunStatus
+from piton.api.status_base import Phase
 from piton.cost import spending
 from piton.sweep.decide import decide
 from piton.sweep.expand import limited

@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 from scipy import stats
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.sweep.results import best, tabulate
 from piton.sweep.status import MetricResult, VariantResult
 from support.sweeps import a_row

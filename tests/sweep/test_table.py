@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.sweep.results import tabulate
 from piton.sweep.status import SweepStatus
 from piton.sweep.table import Format, render

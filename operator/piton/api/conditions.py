@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from piton.api.reasons import Reason
-from piton.api.status import Condition, Conditioned, ConditionStatus, Phase
+from piton.api.status_base import Condition, Conditioned, ConditionStatus, Phase
 
 StatusT = TypeVar("StatusT", bound=Conditioned)
 

@@ -14,12 +14,13 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from piton.api import spec as model
 from piton.api import validation
+from piton.api.fields import Model
+from piton.api.spec import Meta, Spec
 from piton.api.status import RETRY_MAX, RunStatus
 from piton.contract import duration, names
 
-ModelT = TypeVar("ModelT", bound=model.Model)
+ModelT = TypeVar("ModelT", bound=Model)
 
 _API_VERSION = f"{names.API_GROUP}/{names.API_VERSION}"
 _TYPES = {
@@ -55,18 +56,18 @@ class SpecError(ValueError):
 class Parsed:
     """A manifest in typed pieces. `spec` is None when there are problems."""
 
-    meta: model.Meta
-    spec: model.Spec | None
+    meta: Meta
+    spec: Spec | None
     problems: tuple[str, ...]
     status: RunStatus
-    asked: model.Spec | None = None
+    asked: Spec | None = None
     """The user's spec, also if it is refused; None if it is no spec at all."""
 
 
 def parse(manifest: Mapping[str, Any]) -> Parsed:
     """Parse an object from the API server; problems are returned, so that even an invalid run can be deleted."""
     meta = meta_of(manifest["metadata"])
-    spec, problems = model_of(model.Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
+    spec, problems = model_of(Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
     problems += validation.check_name(meta.name)
     status = RunStatus.read(manifest.get("status") or {})
     if spec is not None:
@@ -119,10 +120,10 @@ def _metadata(metadata: object) -> Mapping[str, Any]:
     return metadata
 
 
-def meta_of(metadata: Mapping[str, Any]) -> model.Meta:
+def meta_of(metadata: Mapping[str, Any]) -> Meta:
     """Return the part of an object's metadata that Piton uses."""
     annotations = metadata.get("annotations") or {}
-    return model.Meta(
+    return Meta(
         name=metadata["name"],
         namespace=metadata.get("namespace") or "default",
         uid=metadata.get("uid") or "",

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from piton.api.spec import Spec, Toleration
+from piton.api.pod_template import Toleration
+from piton.api.spec import Spec
 from piton.api.stages import side_stages
 from piton.contract.names import HOSTNAME
 

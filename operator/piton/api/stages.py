@@ -8,19 +8,11 @@ spec gains a stage meanwhile. The attempts of all stages share one numbering.
 
 from collections.abc import Mapping
 
+from piton.api.pod_template import PodTemplate
 from piton.api.reasons import Reason
-from piton.api.spec import (
-    Capacity,
-    EvaluateStage,
-    PodTemplate,
-    SideStage,
-    Spec,
-    Stage,
-    Stages,
-    Trainer,
-    Workers,
-)
-from piton.api.status import AttemptStatus, Phase, Result, RunStatus
+from piton.api.spec import Capacity, EvaluateStage, SideStage, Spec, Stage, Stages, Trainer, Workers
+from piton.api.status import AttemptStatus, Result, RunStatus
+from piton.api.status_base import Phase
 
 ARCHITECTURE = "kubernetes.io/arch"
 """Label of a node. It depends on the image, which is the same in all stages, and not on the kind of machine."""

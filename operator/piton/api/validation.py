@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
-from piton.api.spec import DNS_LABEL, EvaluateStage, Reclaim, Spec
+from piton.api.fields import DNS_LABEL
+from piton.api.spec import EvaluateStage, Reclaim, Spec
 from piton.api.stages import side_stages
 from piton.api.validation_amounts import AMOUNTS
 from piton.api.validation_env import ENVIRONMENT

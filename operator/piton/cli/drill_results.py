@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.local.summary import Summary
 
 NOT_FIRED = 3

@@ -11,7 +11,7 @@ import click
 
 from piton.api.conditions import SUSPENDED
 from piton.api.reasons import Reason
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.cli import drill_results, files
 from piton.cli.watch import Lines, NoOutput
 from piton.core.effects import Announcement

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.cli import drill_results, files, sweeps
 from piton.cli.watch import Lines, Live, NoOutput
 from piton.contract import startup_phases

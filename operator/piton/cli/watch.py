@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.core.effects import Announcement

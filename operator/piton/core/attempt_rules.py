@@ -10,19 +10,20 @@ from dataclasses import replace
 from math import ceil
 
 from piton.api import stages
-from piton.api.conditions import TRAINING, WAITING, without_waiting
+from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
-from piton.contract.duration import parse_duration
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core import broken_nodes, quota_rules, stalled, transitions
-from piton.core.advice import of_node_pools as advice_of_pools
+from piton.core.attempt_progress import observe_running, seconds_to_form, wait_for_replicas, with_report
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
+from piton.core.evidence import Evidence, Judgement
 from piton.core.stopping import stop_effects
-from piton.core.verdict import Evidence, Judgement, judge
-from piton.core.wait_reasons import Wait, waited_seconds, why
-from piton.cost import budget, spending
+from piton.core.verdict import judge
+from piton.core.wait_reasons import Wait, waited_seconds
+from piton.cost import spending
 from piton.observed import AttemptSeen, ReplicaState
 from piton.rendering.volume_claim import claim_name
 
@@ -122,7 +123,7 @@ def close(context: Context) -> Decision | None:
         return None
     if context.seen is not None and not context.seen.over:
         return None
-    return _close(context, _final(context, record), _heard(context))
+    return _close(context, _final(context, record), with_report(context))
 
 
 def job_missing(context: Context) -> Decision | None:
@@ -134,7 +135,7 @@ def job_missing(context: Context) -> Decision | None:
     found = judge(evidence) if evidence.complete else None
     message = f"the job of {stages.called(record)} disappeared"
     judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
-    return _close(context, judgement, _heard(context))
+    return _close(context, judgement, with_report(context))
 
 
 def stop(context: Context) -> Decision | None:
@@ -142,7 +143,7 @@ def stop(context: Context) -> Decision | None:
     record, seen = context.flying, context.seen
     if record is None or seen is None or record.state is not AttemptState.STOPPING:
         return None
-    reason, status = record.reason or Reason.DELETED, _heard(context)
+    reason, status = record.reason or Reason.DELETED, with_report(context)
     if status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
         status = context.phase(status, Phase.STOPPING, reason, record.message)
     return Decision(rule="stop", effects=stop_effects(seen, reason), status=status)
@@ -156,7 +157,7 @@ def judged(context: Context) -> Decision | None:
     judgement = judge(_evidence(context, seen))
     if judgement is None:
         return None
-    status = _heard(context)
+    status = with_report(context)
     if seen.over:
         return _close(context, judgement, status)
     failing = record.failing_time or context.now
@@ -171,7 +172,7 @@ def judged(context: Context) -> Decision | None:
     if judgement.patient and left > 0 and unstarted and _order(context) not in (None, Reason.INVALID_SPEC):
         return None  # it has nothing to save, and is not wanted: whose fault it is does not matter
     if judgement.patient and left > 0 and unstarted:
-        return _waits(context, status, judgement.message, at_most_seconds=left)
+        return wait_for_replicas(context, status, judgement.message, at_most_seconds=left)
     if judgement.patient and left > 0:
         status = context.phase(
             status, Phase.STOPPING if seen.running else status.phase, judgement.reason, judgement.message
@@ -211,7 +212,7 @@ def stop_requested(context: Context) -> Decision | None:
 
 def half_a_gang(context: Context) -> Decision | None:
     """Some replicas run and wait for the others, for longer than they should: their machines are freed."""
-    record, seen, left = context.flying, context.seen, _seconds_to_form(context)
+    record, seen, left = context.flying, context.seen, seconds_to_form(context)
     if record is None or seen is None or left is None or left > 0:
         return None
     assert context.spec is not None
@@ -227,109 +228,11 @@ def half_a_gang(context: Context) -> Decision | None:
     return replace(decision, status=transitions.change(decision.status, short_of_room=no_room or None))
 
 
-def _seconds_to_form(context: Context) -> float | None:
-    """Seconds until all replicas should have run; None where they have, or none has."""
-    record, seen, spec = context.flying, context.seen, context.spec
-    if record is None or seen is None or spec is None or record.running_time is None:
-        return None
-    if record.formed_time is not None or seen.formed or record.state is AttemptState.STOPPING:
-        return None
-    limit = parse_duration(spec.limits.start_timeout)
-    return limit - (context.now - record.running_time).total_seconds()
-
-
 def _told_to_stop(context: Context, rule: str, judgement: Judgement, message: str) -> Decision:
-    status = transitions.change(_heard(context), state=AttemptState.STOPPING, failing_time=context.now)
+    status = transitions.change(with_report(context), state=AttemptState.STOPPING, failing_time=context.now)
     status = transitions.change(status, **transitions.verdict_fields(judgement))
     status = context.phase(status, Phase.STOPPING, judgement.reason, message)
     return Decision(rule=rule, status=status, look_again_seconds=0)
-
-
-def observe_running(context: Context) -> Decision | None:
-    """The attempt is under way: write down how far it is, and why it waits if it does."""
-    record, seen = context.flying, context.seen
-    if record is None:
-        return None
-    if seen is None:  # Pending, with a spec that has become unreadable
-        return None
-    if not seen.running:
-        waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
-        status = transitions.change(_heard(context), state=AttemptState.STARTING)
-        return _waits(context, status, waiting or f"{stages.called(record)} was created")
-    status, news = _hindered(context, _heard(context), seen)
-    status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
-    phase, reason = stages.RUNNING[record.stage]
-    silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
-    if silent is not None:
-        reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
-    message = silent or _running(context, record)
-    status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
-    soon = _look_again(context, record) if seen.incomplete else None
-    told = quota_rules.heard(context, seen)
-    if not told and _only_progress(status, context):
-        status, soon = context.status, _earliest(_next_progress(context), soon)
-    again = _earliest(context.seconds_to_deadline(), _seconds_to_form(context), soon)
-    return Decision(
-        rule="observe_running",
-        effects=told,
-        status=status,
-        announcements=(*news, *_advice_that_is_new(context, seen)),
-        look_again_seconds=again,
-    )
-
-
-def _waits(context: Context, status: RunStatus, otherwise: str, *, at_most_seconds: float | None = None) -> Decision:
-    """The attempt does not run yet: say why, or that it was created, and look again soon."""
-    record, seen = context.flying, context.seen
-    assert record is not None
-    assert seen is not None
-    wait = why(seen, now=context.now, since=record.created_time)
-    news: tuple[Announcement, ...] = ()
-    if wait is None:
-        status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
-    else:
-        status, news = context.waits(status, Phase.STARTING, wait)
-    soon = _earliest(_look_again(context, record), context.seconds_to_deadline(), at_most_seconds)
-    return Decision(rule="observe_running", status=status, announcements=news, look_again_seconds=soon)
-
-
-def _hindered(context: Context, status: RunStatus, seen: AttemptSeen) -> tuple[RunStatus, tuple[Announcement, ...]]:
-    """Note why the other replicas wait while some are running."""
-    record = context.flying
-    wait = why(seen, now=context.now, since=record.created_time) if record and seen.incomplete else None
-    if wait is None:
-        return without_waiting(status, now=context.now, generation=context.meta.generation), ()
-    return context.waits(status, None, wait)
-
-
-def _look_again(context: Context, record: AttemptStatus) -> float:
-    return context.timing.look_again_seconds((context.now - record.created_time).total_seconds())
-
-
-def _earliest(*seconds: float | None) -> float | None:
-    return min((found for found in seconds if found is not None), default=None)
-
-
-def _running(context: Context, record: AttemptStatus) -> str:
-    account = context.account()
-    warned = f"; {budget.warning(account)}" if account and account.warns else ""
-    advice = advice_of_pools(context.seen) if context.seen else None
-    return f"{stages.called(record)} is running{warned}" + (f"; {advice}" if advice else "")
-
-
-def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announcement, ...]:
-    """Return the advice that is new in this pass."""
-    advice, condition = advice_of_pools(seen) if seen.running else None, context.status.condition(TRAINING)
-    if advice is None or (condition is not None and advice in condition.message):
-        return ()
-    return (Announcement(severity="Warning", reason=Reason.NODE_POOL_WARNING, message=advice),)
-
-
-def _silence_that_is_new(context: Context, message: str) -> tuple[Announcement, ...]:
-    condition = context.status.condition(TRAINING)
-    if condition is not None and condition.reason is Reason.ZONE_SILENT:
-        return ()
-    return (Announcement(severity="Warning", reason=Reason.ZONE_SILENT, message=message),)
 
 
 def _order(context: Context) -> Reason | None:
@@ -389,13 +292,6 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
     return found if found and found.verdict is Verdict.FINISHED and found.reason is Reason.FINISHED else written
 
 
-def _heard(context: Context) -> RunStatus:
-    """Return the status with the newest report and the replicas of the attempt."""
-    status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
-    status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
-    return spending.bill(status, context.seen, context.spec, now=context.now)
-
-
 def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
     status = transitions.end(
         spending.stop(status, context.seen, now=context.now), judgement, now=context.now, timing=context.timing
@@ -422,31 +318,6 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         announcements=(news, *broken_nodes.told(context, judgement)),
         look_again_seconds=0,
     )
-
-
-def _only_progress(status: RunStatus, context: Context) -> bool:
-    """True if the new status says nothing new but a few more steps, too soon after the last write."""
-    old = context.status
-    if _next_progress(context) <= 0 or status.checkpoint != old.checkpoint or old.progress is None:
-        return False
-    record, known = status.current, old.current
-    assert record is not None
-    assert known is not None
-    quiet = status.model_copy(
-        update={
-            "progress": old.progress,
-            "attempts": (*status.attempts[:-1], record.model_copy(update={"step": known.step})),
-        }
-    )
-    return quiet == old
-
-
-def _next_progress(context: Context) -> float:
-    """Seconds until progress alone is worth a write again."""
-    shown = context.status.progress
-    if shown is None or shown.last_updated_time is None:
-        return 0.0
-    return context.timing.progress_seconds - (context.now - shown.last_updated_time).total_seconds()
 
 
 RULES: tuple[Callable[[Context], Decision | None], ...] = (

@@ -10,7 +10,8 @@ from piton.contract.duration import format_duration
 from piton.contract.termination import Outcome
 from piton.core.context import Context
 from piton.core.effects import Announcement, TaintNode
-from piton.core.verdict import NEVER, Judgement
+from piton.core.evidence import Judgement
+from piton.core.verdict import NEVER
 from piton.observed import AttemptSeen, ReplicaSeen
 
 _WORDS_MAX = 300

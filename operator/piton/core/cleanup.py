@@ -12,7 +12,8 @@ from datetime import timedelta
 from piton.api.conditions import FAILED, SUCCEEDED, TRAINING, WAITING, settled, without_waiting
 from piton.api.reasons import Reason
 from piton.api.spec import Reclaim, Stage
-from piton.api.status import AttemptStatus, ConditionStatus, RunStatus
+from piton.api.status import AttemptStatus, RunStatus
+from piton.api.status_base import ConditionStatus
 from piton.contract.duration import parse_duration
 from piton.core import transitions
 from piton.core.context import Context

@@ -9,7 +9,8 @@ from piton.api.conditions import in_phase
 from piton.api.deadline import Deadline, deadline_after
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec, Stage
-from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus
+from piton.api.status import AttemptState, AttemptStatus, RunStatus
+from piton.api.status_base import Phase
 from piton.core.effects import Announcement
 from piton.core.wait_reasons import Wait, waits
 from piton.cost import budget

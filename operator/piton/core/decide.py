@@ -21,7 +21,8 @@ from piton.api.conditions import (
 )
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core import attempt_rules, cleanup, quota_rules, stalled, transitions, wait_reasons
 from piton.core.context import Context

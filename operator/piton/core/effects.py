@@ -9,7 +9,8 @@ from typing import Generic, Literal, TypeVar
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import Conditioned, RunStatus
+from piton.api.status import RunStatus
+from piton.api.status_base import Conditioned
 
 EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)

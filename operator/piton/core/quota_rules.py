@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from piton.api import stages
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState, Phase, QueueStatus, RunStatus
+from piton.api.status import AttemptState, QueueStatus, RunStatus
+from piton.api.status_base import Phase
 from piton.core.context import Context
 from piton.core.effects import Decision, Effect, LeaveQueue, ReportPodsReady, RequestQuota, ReturnQuota
 from piton.observed import AttemptSeen, ReplicaState, ReservationSeen

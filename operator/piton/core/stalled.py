@@ -12,7 +12,8 @@ from datetime import timedelta
 from piton.api.conditions import STALLED, settled, with_stalled, without_stalled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, AttemptStatus, Phase, RunStatus, Verdict
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.contract import names
 from piton.contract.duration import parse_duration
 from piton.core import transitions

@@ -28,7 +28,7 @@ from piton.contract.duration import format_duration
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
-from piton.core.verdict import Judgement
+from piton.core.evidence import Judgement
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing

@@ -17,52 +17,28 @@ A job's own Succeeded or Failed is never enough: see the traps of PyTorchJob v1.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import Verdict
-from piton.contract.manifest import Complete
-from piton.contract.termination import Limit, Outcome, outcome_of
-from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
+from piton.contract.termination import Limit, Outcome
+from piton.core.evidence import (
+    Evidence,
+    Judgement,
+    cause_of_failure,
+    cleaned_away,
+    deleted_by_others,
+    is_aborted,
+    last_state,
+    missing_replicas,
+    outcome_of_replica,
+)
+from piton.observed import JobState, ReplicaState
 
-SIGKILL_EXIT = 137
-SIGABRT_EXIT = 134
 NEVER = datetime.max.replace(tzinfo=UTC)
 _FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
 """Order of trust between replicas that ended in the same second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The evidence for a verdict."""
-
-    seen: AttemptSeen
-    complete: Complete | None
-    """Proof of the training's end; for another stage it proves nothing."""
-    proof_needed: bool
-    """A recipe proves the end of its training; the user's own program may not know how."""
-    stage: Stage = Stage.TRAIN
-    formed: bool = True
-    """True if all replicas have run at some time. One that never met its peers has ended for their sake."""
-    limit: Reason = Reason.DEADLINE_EXCEEDED
-    """The limit of the run's for which its pods have an activeDeadlineSeconds."""
-    ordered: Reason | None
-    """The reason for which Piton stopped the attempt, or None."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """A verdict with its reason and the sentence that justifies it."""
-
-    verdict: Verdict
-    reason: Reason
-    message: str
-    permanent: bool = False
-    """Another attempt would end the same way."""
-    patient: bool = False
-    """A peer may still bring better evidence."""
 
 
 def judge(evidence: Evidence) -> Judgement | None:
@@ -103,7 +79,7 @@ def _finished_by_word(evidence: Evidence) -> Judgement | None:
 def disrupted(evidence: Evidence) -> Judgement | None:
     """A replica lost its machine, or is losing it. One that is cleaned away has no more use for its machine."""
     for replica in evidence.seen.replicas:
-        if _cleaned_away(replica, evidence) and not replica.disruption:
+        if cleaned_away(replica, evidence) and not replica.disruption:
             continue
         where = f"{replica.name} on {replica.node}" if replica.node else replica.name
         if replica.disruption:
@@ -121,8 +97,8 @@ def disrupted(evidence: Evidence) -> Judgement | None:
 
 def gone_with_its_machine(evidence: Evidence) -> Judgement | None:
     """Pod and machine went before anybody looked. What a watch has seen of that makes the reason better."""
-    for replica in _missing(evidence):
-        where = f"{replica.name} on {replica.node}{_last_state(replica)}"
+    for replica in missing_replicas(evidence):
+        where = f"{replica.name} on {replica.node}{last_state(replica)}"
         if not (replica.node_gone or replica.node_reclaimed):
             continue
         if replica.disruption:
@@ -144,7 +120,7 @@ def ordered(evidence: Evidence) -> Judgement | None:
 def reserved(evidence: Evidence) -> Judgement | None:
     """The trainer says itself what was wrong; a cause that another attempt would meet again is permanent."""
     for replica in evidence.seen.replicas:
-        outcome = _outcome(replica)
+        outcome = outcome_of_replica(replica)
         if outcome is not None and not outcome.is_known:
             message = f"{replica.name} ended as {outcome}, which this version of Piton does not know"
             return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.UNKNOWN_END, message=message)
@@ -223,11 +199,11 @@ def first_failure(evidence: Evidence) -> Judgement | None:
     fallen = [
         replica
         for replica in evidence.seen.replicas
-        if not _cleaned_away(replica, evidence)
-        and (replica.state is ReplicaState.FAILED or _deleted_by_others(replica, evidence))
+        if not cleaned_away(replica, evidence)
+        and (replica.state is ReplicaState.FAILED or deleted_by_others(replica, evidence))
     ]
     judged = [
-        (r.ended_at or NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := _how_it_fell(r, evidence))
+        (r.ended_at or NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := cause_of_failure(r, evidence))
     ]
     if not judged:
         return None
@@ -241,7 +217,7 @@ def first_failure(evidence: Evidence) -> Judgement | None:
         message = f"{replica.name} was killed (SIGKILL) and nothing says by whom{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     if how is Reason.DEVICE_LOST:
-        ended = "was aborted without a word, as NCCL does" if _is_aborted(replica, evidence) else "lost a device"
+        ended = "was aborted without a word, as NCCL does" if is_aborted(replica, evidence) else "lost a device"
         message = f"{replica.name} {ended}{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     message = f"{replica.name} ended with exit code {replica.exit_code}{detail}"
@@ -253,8 +229,8 @@ def first_failure(evidence: Evidence) -> Judgement | None:
 
 def taken_away(evidence: Evidence) -> Judgement | None:
     """A pod is gone and its machine is not: no preemption. Patient: the machine may be gone as well, unnoticed yet."""
-    for replica in _missing(evidence):
-        named = f"{replica.name}{_last_state(replica)}"
+    for replica in missing_replicas(evidence):
+        named = f"{replica.name}{last_state(replica)}"
         message = f"{named} was deleted by another client; its node {replica.node} is still there"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message, patient=True)
     return None
@@ -267,7 +243,7 @@ def exited_zero(evidence: Evidence) -> Judgement | None:
     """
     seen = evidence.seen
     done = [r for r in seen.replicas if r.state is ReplicaState.SUCCEEDED]
-    if not done or not all(r in done or (r.ended and _cleaned_away(r, evidence)) for r in seen.replicas):
+    if not done or not all(r in done or (r.ended and cleaned_away(r, evidence)) for r in seen.replicas):
         return None
     if len(seen.replicas) < seen.expected_replicas and seen.job is JobState.ACTIVE:
         return None
@@ -292,54 +268,8 @@ def unexplained(evidence: Evidence) -> Judgement | None:
     return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message, patient=True)
 
 
-def _how_it_fell(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
-    if _outcome(replica) is Outcome.STOPPED or _deleted_by_others(replica, evidence):
-        return Reason.POD_DELETED
-    if replica.exit_code == SIGKILL_EXIT:
-        return Reason.KILLED
-    if _outcome(replica) is Outcome.DEVICE_LOST or _is_aborted(replica, evidence):
-        return Reason.DEVICE_LOST
-    return Reason.CRASHED if replica.exit_code else None
-
-
-def _is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:
-    """Ended by SIGABRT before Python could say why, as one of several: so NCCL's watchdog ends a collective that hangs.
-
-    It also ends a process so whose GPU failed, before the training's own thread hears of it.
-    """
-    return replica.exit_code == SIGABRT_EXIT and replica.termination is None and evidence.seen.expected_replicas > 1
-
-
-def _deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
-    """Deleted, though neither Piton deletes the job nor its controller cleans up after the job's end."""
-    return replica.deleting and not evidence.seen.deleting and evidence.seen.job is JobState.ACTIVE
-
-
-def _cleaned_away(replica: ReplicaSeen, evidence: Evidence) -> bool:
-    """Deleted by the job's controller, because the job has succeeded."""
-    return replica.deleting and evidence.seen.job is JobState.SUCCEEDED
-
-
-def _missing(evidence: Evidence) -> tuple[LostReplica, ...]:
-    """Replicas that should be there: neither does Piton stop the attempt, nor has the job succeeded without them."""
-    seen = evidence.seen
-    expected = seen.job in (JobState.ACTIVE, JobState.FAILED) and not seen.deleting and evidence.ordered is None
-    return seen.lost if expected else ()
-
-
-def _last_state(replica: LostReplica) -> str:
-    """Describe the last recorded state of the replica; empty without one."""
-    return f" (running since {replica.running_since:%H:%M:%S} UTC)" if replica.running_since else ""
-
-
 def _preempted(reason: Reason, message: str) -> Judgement:
     return Judgement(verdict=Verdict.PREEMPTED, reason=reason, message=message)
-
-
-def _outcome(replica: ReplicaSeen) -> Outcome | None:
-    if replica.termination:
-        return replica.termination.outcome
-    return outcome_of(replica.exit_code) if replica.exit_code else None
 
 
 _LIMITS = {Limit.DEADLINE: Reason.DEADLINE_EXCEEDED, Limit.BUDGET: Reason.BUDGET_EXCEEDED}

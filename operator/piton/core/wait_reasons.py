@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 from piton.api.conditions import WAITING, in_phase, settled, with_waiting
 from piton.api.reasons import Reason
-from piton.api.status import Conditioned, Phase
+from piton.api.status_base import Conditioned, Phase
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement

@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from piton.kube.pods import disruption_of, reclaim_notice
+from piton.kube.nodes import reclaim_notice
+from piton.kube.pods import disruption_of
 
 _MOST = 4096
 """Pods, and nodes, that are remembered; the one that was seen longest ago goes first. A few hundred bytes each."""

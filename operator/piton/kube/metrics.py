@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 
 from piton import __version__
 from piton.api.spec import Stage
-from piton.api.status import Phase, ProgressStatus, RunStatus, Verdict
+from piton.api.status import ProgressStatus, RunStatus, Verdict
+from piton.api.status_base import Phase
 from piton.core.increments import DISTURBANCES, REASONS, End, Increments
 from piton.kube.events import Key
 from piton.ports import Conflict, PortError

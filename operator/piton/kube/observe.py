@@ -17,9 +17,10 @@ from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client
 from piton.kube.errors import NotFound
 from piton.kube.last_seen import Sightings
 from piton.kube.nodepools import NodePools
+from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import Outages
-from piton.kube.ownership import controller, made_for, made_for_earlier, owned
-from piton.kube.pods import NodeView, as_pod, condition, lost, moment, replica
+from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, made_for_earlier, owned
+from piton.kube.pods import as_pod, lost, replica
 from piton.kube.prices import Prices
 from piton.kube.report_store import Reports
 from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
@@ -148,7 +149,7 @@ class _Reader:
         """Our jobs, and whatever has the name of the job that we want to create."""
         jobs: dict[int, Body] = {}
         for job in await self._labelled_jobs():
-            number = self._number(job)
+            number = attempt_of(job)
             if number is not None and owned(job, self._meta):
                 jobs[number] = job
         wanted = _in_flight(self._parsed.status)
@@ -168,29 +169,12 @@ class _Reader:
     def _pods(self, labelled: Iterable[Body], jobs: Mapping[int, Body]) -> dict[int, tuple[Body, ...]]:
         found: dict[int, list[Body]] = {}
         for pod in labelled:
-            number = self._number(pod)
-            if number is not None and self._belongs(pod, number, jobs.get(number)):
+            number = attempt_of(pod)
+            if number is not None and belongs_to_attempt(pod, self._meta, number, jobs.get(number)):
                 found.setdefault(number, []).append(pod)
         return {
             number: tuple(sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))) for number, pods in found.items()
         }
-
-    def _belongs(self, pod: Body, number: int, job: Body | None) -> bool:
-        """True if the pod is the attempt's. By its owner's uid where the job exists, else by name and age.
-
-        Without the job nobody can tell which uid it had; but a pod that is older than the run is an earlier run's of
-        the same name. An orphan, whose owner was taken off, still runs and still counts.
-        """
-        owner = controller(pod)
-        if job is not None:
-            return owner is not None and owner.get("uid") == job["metadata"]["uid"]
-        attempt = names.attempt_name(self._meta.name, number)
-        born = moment(pod["metadata"].get("creationTimestamp"))
-        if born is not None and born < self._meta.created:
-            return False
-        if owner is None:
-            return str(pod["metadata"]["name"]).startswith(f"{attempt}-")
-        return owner.get("kind") == "PyTorchJob" and owner.get("name") == attempt
 
     def _missing(self, jobs: Mapping[int, Body], pods: Mapping[int, Iterable[Body]]) -> tuple[PlacedReplica, ...]:
         """The replicas of the newest attempt that were placed, and whose pods do not exist any more."""
@@ -308,10 +292,6 @@ class _Reader:
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"
-
-    def _number(self, thing: Body) -> int | None:
-        digits = str((thing["metadata"].get("labels") or {}).get(names.LABEL_ATTEMPT, ""))
-        return int(digits) if digits.isascii() and digits.isdigit() and int(digits) > 0 else None
 
 
 def seconds_until(reading: ClusterSnapshot | None, now: datetime) -> float | None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from piton.kube.client import NODES, Body, Client
-from piton.kube.pods import Outage, condition, moment
+from piton.kube.nodes import Outage, condition, moment
 from piton.kube.workqueue import Timer
 from piton.rendering.affinity import ZONE
 

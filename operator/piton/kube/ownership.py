@@ -7,6 +7,7 @@ from piton.api.spec import Meta
 from piton.contract import names
 from piton.kube.client import Body, Client, Resource
 from piton.kube.errors import AlreadyExists
+from piton.kube.nodes import moment
 from piton.ports import Conflict, Refused
 
 
@@ -33,6 +34,30 @@ def made_for_earlier(claim: Mapping[str, Any], meta: Meta) -> bool:
     metadata = claim["metadata"]
     found = (metadata.get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
     return bool(found) and (metadata.get("labels") or {}).get(names.LABEL_RUN) == meta.name and found != meta.uid
+
+
+def attempt_of(thing: Mapping[str, Any]) -> int | None:
+    """Return the number of the attempt that the label of a job or pod names; None without such a label."""
+    digits = str((thing["metadata"].get("labels") or {}).get(names.LABEL_ATTEMPT, ""))
+    return int(digits) if digits.isascii() and digits.isdigit() and int(digits) > 0 else None
+
+
+def belongs_to_attempt(pod: Mapping[str, Any], meta: Meta, number: int, job: Mapping[str, Any] | None) -> bool:
+    """Return True if the pod is of this attempt: by its owner's uid where the job exists, else by name and age.
+
+    Without the job its uid is not known; but a pod that is older than the run is of an earlier run of the same name. An
+    orphan, whose owner reference was removed, still runs and still counts.
+    """
+    owner = controller(pod)
+    if job is not None:
+        return owner is not None and owner.get("uid") == job["metadata"]["uid"]
+    attempt = names.attempt_name(meta.name, number)
+    born = moment(pod["metadata"].get("creationTimestamp"))
+    if born is not None and born < meta.created:
+        return False
+    if owner is None:
+        return str(pod["metadata"]["name"]).startswith(f"{attempt}-")
+    return owner.get("kind") == "PyTorchJob" and owner.get("name") == attempt
 
 
 async def create(client: Client, resource: Resource, body: Body, meta: Meta, *, owner: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from piton.kube.client import EVENTS, Body, Client
-from piton.kube.pods import moment
+from piton.kube.nodes import moment
 from piton.observed import ClusterMessage, ReplicaSeen, ReplicaState
 
 ASKED_MAX = 2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piton.api.spec import Limits, Spec, Stages
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.contract import progress as words
 from piton.contract import startup_phases
 from piton.contract.progress import Progress

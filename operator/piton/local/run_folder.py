@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, ValidationError
 
-from piton.api.spec import Model, Spec
+from piton.api.fields import Model
+from piton.api.spec import Spec
 from piton.api.status import RunStatus
 from piton.contract import names
 from piton.contract.manifest import Complete

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, ValidationError
 
 from piton.api.conditions import FAILED
-from piton.api.spec import Model
+from piton.api.fields import Model
 from piton.local.drills import Drill
 from piton.local.run_folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise

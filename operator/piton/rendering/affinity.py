@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from piton.api.spec import Placement, Policy, Spec, Tier
+from piton.api.pod_template import Placement, Policy
+from piton.api.spec import Spec, Tier
 from piton.contract import names
 
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from piton.api.spec import SecurityContext, Spec
+from piton.api.pod_template import SecurityContext
+from piton.api.spec import Spec
 
 TRAINER_GROUP = 65532
 """The group of the trainer image's user. A fresh block volume is root's; with this it is the group's as well."""

@@ -9,92 +9,37 @@ Refused               Stopping -> Suspended | Failed
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import cached_property
 
-from piton.api.conditions import in_phase, readable_again, settled, with_unreadable
+from piton.api.conditions import readable_again, settled, with_unreadable
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import RUNNING
-from piton.api.status import Phase
-from piton.contract.duration import parse_duration
+from piton.api.status_base import Phase
 from piton.core import wait_reasons
 from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
-from piton.cost.budget import Account, exhausted, warning
+from piton.cost.budget import exhausted, warning
 from piton.sweep import cost
-from piton.sweep.expand import PlannedRun, digest, seconds_for
-from piton.sweep.model import SweepSpec
+from piton.sweep.context import SweepContext
+from piton.sweep.expand import digest, seconds_for
 from piton.sweep.observed import (
     CreateRun,
     MoveDeadline,
     ResumeRun,
-    RunSeen,
     SuspendRun,
     SweepDecision,
     SweepEffect,
     SweepObserved,
 )
-from piton.sweep.rows import counted, refreshed
+from piton.sweep.rows import counted
 from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepContext:
-    """One moment of one sweep."""
-
-    observed: SweepObserved
-    now: datetime
-    timing: Timing
-
-    @property
-    def spec(self) -> SweepSpec:
-        """The accepted spec; rules that ask for it come after those that see to it."""
-        assert self.observed.spec is not None
-        return self.observed.spec
-
-    @cached_property
-    def status(self) -> SweepStatus:
-        """The status, with what is seen of the runs."""
-        return refreshed(self.observed, now=self.now)
-
-    @property
-    def alive(self) -> list[RunSeen]:
-        """The runs that exist and have not ended."""
-        return [seen for seen in self.observed.runs if not seen.settled]
-
-    @property
-    def steered(self) -> list[RunSeen]:
-        """Those of them that may be told something: not a run whose own status is not understood."""
-        return [seen for seen in self.alive if seen.status.unreadable is None]
-
-    @property
-    def pending(self) -> list[PlannedRun]:
-        """The runs that are still to be created."""
-        return [
-            run for run, row in zip(self.observed.plan, self.status.runs, strict=True) if row.phase is Phase.PENDING
-        ]
-
-    @property
-    def until(self) -> datetime | None:
-        """When the sweep has to be over."""
-        deadline = self.spec.limits.deadline
-        return None if deadline is None else self.observed.meta.created + timedelta(seconds=parse_duration(deadline))
-
-    @cached_property
-    def account(self) -> Account | None:
-        """The sweep's budget, if it has one."""
-        return cost.account_of(self.observed, self.status, self.pending, timing=self.timing)
-
-    def phase(self, status: SweepStatus, phase: Phase, reason: Reason, message: str) -> SweepStatus:
-        """The status in that phase, as of now and this generation."""
-        return in_phase(status, phase, reason, message, now=self.now, generation=self.observed.meta.generation)
 
 
 Rule = Callable[[SweepContext], SweepDecision | None]

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from piton.api.spec import DNS_LABEL, Budget, Duration, Model, Policy
+from piton.api.fields import DNS_LABEL, Duration, Model
+from piton.api.pod_template import Policy
+from piton.api.spec import Budget
 
 RUNS_MAX = 200
 """Runs of a sweep; its status remembers each of them."""

@@ -6,7 +6,8 @@ from datetime import datetime
 from piton.api.conditions import settled
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec
-from piton.api.status import Phase, RunStatus
+from piton.api.status import RunStatus
+from piton.api.status_base import Phase
 from piton.core.effects import AnyDecision
 from piton.sweep.expand import PlannedRun
 from piton.sweep.model import SweepSpec

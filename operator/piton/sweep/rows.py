@@ -5,7 +5,7 @@ A row is written from the run as it is now; only a success outlives its run.
 
 from datetime import datetime
 
-from piton.api.status import Phase
+from piton.api.status_base import Phase
 from piton.sweep import cost, results
 from piton.sweep.expand import PlannedRun
 from piton.sweep.observed import RunSeen, SweepObserved

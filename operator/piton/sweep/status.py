@@ -6,7 +6,8 @@ are strings, because an API has no floats.
 
 from pydantic import AwareDatetime, Field
 
-from piton.api.status import Amount, Answer, Conditioned, MetricValue, Phase
+from piton.api.status import Amount, MetricValue
+from piton.api.status_base import Answer, Conditioned, Phase
 
 
 class Row(Answer):

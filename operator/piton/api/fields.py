@@ -1,0 +1,28 @@
+"""Types of fields that several models of the resource share, and the base of these models."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from piton.contract import duration
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+Duration = Annotated[str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32)]
+Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=24)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+"""One argument of a command; long enough for a script after `python -c` or `bash -c`."""
+UnixId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Numeric ID of a user or a group."""
+Capability = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z_]*$", max_length=63)]
+"""Name of a Linux capability without `CAP_`, or ALL."""
+Label = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
+
+
+class Model(BaseModel):
+    """Base of all models: frozen, camelCase in JSON, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)

@@ -1,0 +1,149 @@
+"""An attempt under way: its progress, and the reason for which its replicas wait."""
+
+from piton.api import stages
+from piton.api.conditions import TRAINING, WAITING, without_waiting
+from piton.api.reasons import Reason
+from piton.api.status import AttemptState, AttemptStatus, RunStatus
+from piton.api.status_base import Phase
+from piton.contract.duration import parse_duration
+from piton.core import quota_rules, transitions
+from piton.core.advice import of_node_pools as advice_of_pools
+from piton.core.context import Context
+from piton.core.effects import Announcement, Decision
+from piton.core.wait_reasons import why
+from piton.cost import budget, spending
+from piton.observed import AttemptSeen
+
+
+def seconds_to_form(context: Context) -> float | None:
+    """Seconds until all replicas should have run; None where they have, or none has."""
+    record, seen, spec = context.flying, context.seen, context.spec
+    if record is None or seen is None or spec is None or record.running_time is None:
+        return None
+    if record.formed_time is not None or seen.formed or record.state is AttemptState.STOPPING:
+        return None
+    limit = parse_duration(spec.limits.start_timeout)
+    return limit - (context.now - record.running_time).total_seconds()
+
+
+def observe_running(context: Context) -> Decision | None:
+    """The attempt is under way: write down how far it is, and why it waits if it does."""
+    record, seen = context.flying, context.seen
+    if record is None:
+        return None
+    if seen is None:  # Pending, with a spec that has become unreadable
+        return None
+    if not seen.running:
+        waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
+        status = transitions.change(with_report(context), state=AttemptState.STARTING)
+        return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
+    status, news = _hindered(context, with_report(context), seen)
+    status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
+    phase, reason = stages.RUNNING[record.stage]
+    silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
+    if silent is not None:
+        reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
+    message = silent or _running(context, record)
+    status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
+    soon = look_again_seconds(context, record) if seen.incomplete else None
+    told = quota_rules.heard(context, seen)
+    if not told and _only_progress(status, context):
+        status, soon = context.status, earliest(_next_progress(context), soon)
+    again = earliest(context.seconds_to_deadline(), seconds_to_form(context), soon)
+    return Decision(
+        rule="observe_running",
+        effects=told,
+        status=status,
+        announcements=(*news, *_advice_that_is_new(context, seen)),
+        look_again_seconds=again,
+    )
+
+
+def wait_for_replicas(
+    context: Context, status: RunStatus, otherwise: str, *, at_most_seconds: float | None = None
+) -> Decision:
+    """Handle an attempt that does not run yet: show the reason, or `otherwise`, and look again soon."""
+    record, seen = context.flying, context.seen
+    assert record is not None
+    assert seen is not None
+    wait = why(seen, now=context.now, since=record.created_time)
+    news: tuple[Announcement, ...] = ()
+    if wait is None:
+        status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
+    else:
+        status, news = context.waits(status, Phase.STARTING, wait)
+    soon = earliest(look_again_seconds(context, record), context.seconds_to_deadline(), at_most_seconds)
+    return Decision(rule="observe_running", status=status, announcements=news, look_again_seconds=soon)
+
+
+def _hindered(context: Context, status: RunStatus, seen: AttemptSeen) -> tuple[RunStatus, tuple[Announcement, ...]]:
+    """Note why the other replicas wait while some are running."""
+    record = context.flying
+    wait = why(seen, now=context.now, since=record.created_time) if record and seen.incomplete else None
+    if wait is None:
+        return without_waiting(status, now=context.now, generation=context.meta.generation), ()
+    return context.waits(status, None, wait)
+
+
+def look_again_seconds(context: Context, record: AttemptStatus) -> float:
+    """Return the seconds until an attempt that waits is looked at again; they grow with its age."""
+    return context.timing.look_again_seconds((context.now - record.created_time).total_seconds())
+
+
+def earliest(*seconds: float | None) -> float | None:
+    """Return the smallest of these, None aside."""
+    return min((found for found in seconds if found is not None), default=None)
+
+
+def _running(context: Context, record: AttemptStatus) -> str:
+    account = context.account()
+    warned = f"; {budget.warning(account)}" if account and account.warns else ""
+    advice = advice_of_pools(context.seen) if context.seen else None
+    return f"{stages.called(record)} is running{warned}" + (f"; {advice}" if advice else "")
+
+
+def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announcement, ...]:
+    """Return the advice that is new in this pass."""
+    advice, condition = advice_of_pools(seen) if seen.running else None, context.status.condition(TRAINING)
+    if advice is None or (condition is not None and advice in condition.message):
+        return ()
+    return (Announcement(severity="Warning", reason=Reason.NODE_POOL_WARNING, message=advice),)
+
+
+def _silence_that_is_new(context: Context, message: str) -> tuple[Announcement, ...]:
+    condition = context.status.condition(TRAINING)
+    if condition is not None and condition.reason is Reason.ZONE_SILENT:
+        return ()
+    return (Announcement(severity="Warning", reason=Reason.ZONE_SILENT, message=message),)
+
+
+def with_report(context: Context) -> RunStatus:
+    """Return the status with the newest report and the replicas of the attempt."""
+    status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
+    status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
+    return spending.bill(status, context.seen, context.spec, now=context.now)
+
+
+def _only_progress(status: RunStatus, context: Context) -> bool:
+    """True if the new status says nothing new but a few more steps, too soon after the last write."""
+    old = context.status
+    if _next_progress(context) <= 0 or status.checkpoint != old.checkpoint or old.progress is None:
+        return False
+    record, known = status.current, old.current
+    assert record is not None
+    assert known is not None
+    quiet = status.model_copy(
+        update={
+            "progress": old.progress,
+            "attempts": (*status.attempts[:-1], record.model_copy(update={"step": known.step})),
+        }
+    )
+    return quiet == old
+
+
+def _next_progress(context: Context) -> float:
+    """Seconds until progress alone is worth a write again."""
+    shown = context.status.progress
+    if shown is None or shown.last_updated_time is None:
+        return 0.0
+    return context.timing.progress_seconds - (context.now - shown.last_updated_time).total_seconds()

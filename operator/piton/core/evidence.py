@@ -1,0 +1,92 @@
+"""Evidence for a verdict on the end of an attempt, and the facts that the rules derive from it."""
+
+from dataclasses import dataclass
+
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import Verdict
+from piton.contract.manifest import Complete
+from piton.contract.termination import Outcome, outcome_of
+from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen
+
+SIGKILL_EXIT = 137
+SIGABRT_EXIT = 134
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The evidence for a verdict."""
+
+    seen: AttemptSeen
+    complete: Complete | None
+    """Proof of the training's end; for another stage it proves nothing."""
+    proof_needed: bool
+    """A recipe proves the end of its training; the user's own program may not know how."""
+    stage: Stage = Stage.TRAIN
+    formed: bool = True
+    """True if all replicas have run at some time. One that never met its peers has ended for their sake."""
+    limit: Reason = Reason.DEADLINE_EXCEEDED
+    """The limit of the run's for which its pods have an activeDeadlineSeconds."""
+    ordered: Reason | None
+    """The reason for which Piton stopped the attempt, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict with its reason and the sentence that justifies it."""
+
+    verdict: Verdict
+    reason: Reason
+    message: str
+    permanent: bool = False
+    """Another attempt would end the same way."""
+    patient: bool = False
+    """A peer may still bring better evidence."""
+
+
+def cause_of_failure(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
+    """Return the reason for which the replica failed, without regard to the others; None if it did not fail."""
+    if outcome_of_replica(replica) is Outcome.STOPPED or deleted_by_others(replica, evidence):
+        return Reason.POD_DELETED
+    if replica.exit_code == SIGKILL_EXIT:
+        return Reason.KILLED
+    if outcome_of_replica(replica) is Outcome.DEVICE_LOST or is_aborted(replica, evidence):
+        return Reason.DEVICE_LOST
+    return Reason.CRASHED if replica.exit_code else None
+
+
+def is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Return True if SIGABRT ended it, as one of several replicas, before Python could write a message.
+
+    NCCL's watchdog ends a collective that hangs in this way, and a process whose GPU failed.
+    """
+    return replica.exit_code == SIGABRT_EXIT and replica.termination is None and evidence.seen.expected_replicas > 1
+
+
+def deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Return True if another client deletes it: neither Piton, nor the job's controller after the job's end."""
+    return replica.deleting and not evidence.seen.deleting and evidence.seen.job is JobState.ACTIVE
+
+
+def cleaned_away(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Return True if it is deleted by the job's controller, because the job has succeeded."""
+    return replica.deleting and evidence.seen.job is JobState.SUCCEEDED
+
+
+def missing_replicas(evidence: Evidence) -> tuple[LostReplica, ...]:
+    """Return the missing replicas, unless Piton stops the attempt or the job has succeeded without them."""
+    seen = evidence.seen
+    expected = seen.job in (JobState.ACTIVE, JobState.FAILED) and not seen.deleting and evidence.ordered is None
+    return seen.lost if expected else ()
+
+
+def last_state(replica: LostReplica) -> str:
+    """Describe the last recorded state of the replica; empty without one."""
+    return f" (running since {replica.running_since:%H:%M:%S} UTC)" if replica.running_since else ""
+
+
+def outcome_of_replica(replica: ReplicaSeen) -> Outcome | None:
+    """Return the outcome by the termination message, else by the exit code; None if neither names one."""
+    if replica.termination:
+        return replica.termination.outcome
+    return outcome_of(replica.exit_code) if replica.exit_code else None

@@ -1,0 +1,126 @@
+"""State of the node that a pod is on: gone, silent, or about to be reclaimed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from piton.observed import NodePoolSeen
+
+UNREACHABLE_SECONDS = 35.0
+"""How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 50 s before it says
+Unknown, and looks every 5 s: that is 90 s since the machine was last heard. Restarts of the kubelet and most partitions
+are over by then. Shorter would force-delete pods that still train, longer leaves paid peers of theirs waiting."""
+OVERSTAY_SECONDS = 30.0
+"""How long a pod may outstay its deletion before a node that is not Ready counts as gone under it. A kubelet that works
+is done within the grace period; the rest is the time that it takes to say so."""
+
+_GONE_TAINTS = frozenset(
+    {
+        "node.kubernetes.io/out-of-service",  # somebody vouches that the machine is off
+        "node.cloudprovider.kubernetes.io/shutdown",  # the cloud says that the machine is off
+    }
+)
+_RECLAIM_TAINTS = frozenset(
+    {
+        "karpenter.sh/disrupted",
+        "karpenter.sh/disruption",  # before Karpenter 1
+        "ToBeDeletedByClusterAutoscaler",
+        "aws-node-termination-handler/spot-itn",
+        "aws-node-termination-handler/scheduled-maintenance",
+        "aws-node-termination-handler/asg-lifecycle-termination",
+    }
+)
+"""A rebalance recommendation is not among them: the machine may live for hours, and bugs must not hide behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outage:
+    """A node is silent, and many others with it."""
+
+    gone_at: datetime
+    """The earliest time at which it counts as gone if it stays silent."""
+    words: str
+    """A sentence on the outage, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeView:
+    """The state of the node that a pod is on."""
+
+    node: Mapping[str, Any] | None
+    """None: the node's object does not exist."""
+    now: datetime
+    pool: NodePoolSeen | None = None
+    outage: Outage | None = None
+
+    def gone_at(self, pod: Mapping[str, Any]) -> datetime | None:
+        """Return the time at which the pod's node counts as gone, perhaps in the future; None without any sign."""
+        if self.node is None or _replaced(self.node, pod):
+            return self.now
+        if any(taint.get("key") in _GONE_TAINTS for taint in self._taints()):
+            return self.now
+        ready = condition(self.node, "Ready")
+        if ready.get("status") not in ("Unknown", "False"):
+            return None
+        if self.outage is not None:
+            return self.outage.gone_at
+        moments = []
+        if ready["status"] == "Unknown" and (since := moment(ready.get("lastTransitionTime"))):
+            moments.append(since + timedelta(seconds=UNREACHABLE_SECONDS))
+        if leaves := moment(pod["metadata"].get("deletionTimestamp")):
+            moments.append(leaves + timedelta(seconds=OVERSTAY_SECONDS))
+        return min(moments, default=None)
+
+    def silent_for_long(self) -> bool:
+        """True if its silence alone says that it is gone, or is about to."""
+        if self.node is None:
+            return False
+        ready = condition(self.node, "Ready")
+        since = moment(ready.get("lastTransitionTime"))
+        known = ready.get("status") == "Unknown" and since is not None
+        return known and since is not None and self.now - since >= timedelta(seconds=OVERSTAY_SECONDS)
+
+    def reclaimed(self) -> bool:
+        """True if the machine is announced to be taken."""
+        if self.node is None:
+            return False
+        cordoned = bool((self.node.get("spec") or {}).get("unschedulable"))
+        return cordoned or reclaim_notice(self.node) is not None
+
+    def answers(self) -> bool:
+        """True if the kubelet reports, so that what the pod's status says is what is."""
+        return self.node is not None and condition(self.node, "Ready").get("status") == "True"
+
+    def _taints(self) -> list[dict[str, Any]]:
+        return _taints(self.node) if self.node else []
+
+
+def reclaim_notice(node: Mapping[str, Any]) -> str | None:
+    """Return the sign that the machine is about to go, in words: its taint, or the deletion of the node."""
+    taint = next((taint["key"] for taint in _taints(node) if taint.get("key") in _RECLAIM_TAINTS), None)
+    if taint is not None:
+        return f"taint {taint}"
+    return "the node is being deleted" if node["metadata"].get("deletionTimestamp") else None
+
+
+def condition(thing: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of that type; empty when there is none."""
+    found = ((thing.get("status") or {}).get("conditions")) or []
+    return next((c for c in found if c.get("type") == kind), {})
+
+
+def moment(text: str | None) -> datetime | None:
+    """A time of the API's."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _taints(node: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return (node.get("spec") or {}).get("taints") or []
+
+
+def _replaced(node: Mapping[str, Any], pod: Mapping[str, Any]) -> bool:
+    """True if the node is younger than the pod's start on it: the cloud has used the name again."""
+    born = moment(node["metadata"].get("creationTimestamp"))
+    started = moment((pod.get("status") or {}).get("startTime"))
+    return born is not None and started is not None and born > started
