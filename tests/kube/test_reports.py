@@ -80,7 +80,7 @@ def test_what_a_pass_asks_is_the_answer_to_the_next_report() -> None:
     reports.take(sender(), a_progress(1))
     assert reports.answer(sender()) == TrainerRequests()
 
-    ask(reports, TrainerRequests(stop=True))
+    request(reports, TrainerRequests(stop=True))
 
     assert reports.answer(sender()) == TrainerRequests(stop=True)
     assert reports.answer(sender(2)) == TrainerRequests(), "another attempt is asked nothing"
@@ -92,8 +92,8 @@ def test_a_save_is_asked_for_once_for_each_text() -> None:
     reports.take(sender(), a_progress(1))
 
     def saves(save: str) -> bool:
-        ask(reports, TrainerRequests(), save=save)
-        ask(reports, TrainerRequests(), save=save)  # passes follow each other before the trainer reports
+        request(reports, TrainerRequests(), save=save)
+        request(reports, TrainerRequests(), save=save)  # passes follow each other before the trainer reports
         return [reports.answer(sender()).checkpoint for _ in range(2)] == [True, False]
 
     assert not saves("monday"), "that was there when the attempt was first looked at"
@@ -103,5 +103,5 @@ def test_a_save_is_asked_for_once_for_each_text() -> None:
     assert not saves("")
 
 
-def ask(reports: Reports, wishes: TrainerRequests, *, save: str = "") -> None:
-    reports.ask(KEY, run_uid="uid-of-the-run", attempt=1, wishes=wishes, save=save)
+def request(reports: Reports, requests: TrainerRequests, *, save: str = "") -> None:
+    reports.request(KEY, run_uid="uid-of-the-run", attempt=1, requests=requests, save=save)

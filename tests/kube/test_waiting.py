@@ -8,7 +8,7 @@ from kmock import action
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
-from piton.kube.warning_events import ASKED_MAX, to_ask
+from piton.kube.warning_events import ASKED_MAX, with_unread_events
 from piton.observed import ReplicaState
 from support.apiserver import EVENTS, JOBS, PODS, Body, refusal
 from support.builders import a_manifest, a_replica, later
@@ -183,7 +183,7 @@ def test_the_events_of_a_large_gang_are_read_for_a_few_of_its_pods_only() -> Non
         a_replica(ReplicaState.WAITING, name="leaves", deleting=True),
     ]
 
-    asked = [replica.name for replica in to_ask([*others, *unplaced, *placed])]
+    asked = [replica.name for replica in with_unread_events([*others, *unplaced, *placed])]
     assert asked == ["a0", "a1", "b63", "b62"]
     assert len(asked) == 2 * ASKED_MAX
 

@@ -12,7 +12,7 @@ from piton_trainer.mirror import client as trainers_side
 from piton_trainer.mirror import transfer as meter
 from piton_trainer.mirror.client import MirrorClient, start
 from piton_trainer.mirror.messages import Transfer
-from piton_trainer.runtime.child_process import Helper
+from piton_trainer.runtime.child_process import ChildProcess
 from support import s3
 from support.checkpoints import flip
 from support.mirrored import HASTY, MIB, QUICK, SHARD, Contents, Volume, wait_for
@@ -40,11 +40,11 @@ def test_an_upload_that_comes_further_is_waited_for_and_told(
     volume: Volume, bucket: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes twice as long as it may stand still."""
-    monkeypatch.setattr(trainers_side, "_TELL_SECONDS", 1.0)
+    monkeypatch.setattr(trainers_side, "_REPORT_SECONDS", 1.0)
     volume.tuning = replace(HASTY, bytes_per_second=8 * MIB)
     folder = volume.commit(4, size=40 * MIB)
     told: list[Transfer] = []
-    mirror = volume.mirror(replace(QUICK, finish=STALL_SECONDS), tell=told.append)
+    mirror = volume.mirror(replace(QUICK, finish=STALL_SECONDS), report=told.append)
     mirror.committed(4)
 
     assert mirror.finish(never)
@@ -89,7 +89,7 @@ def test_what_is_only_sent_again_and_again_does_not_count_as_getting_anywhere(
     volume: Volume, proxy: s3.Proxy, finish: Callable[..., MirrorClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both parts arrive each time, and then they cannot be put together."""
-    monkeypatch.setattr(meter, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(meter, "_REPORT_SECONDS", 0.0)
     volume.commit(4, size=6 * MIB)
     proxy.fail(method="POST", key="uploadId", code="InternalError", times=10_000)
     mirror = finish(4, finish=STALL_SECONDS)
@@ -104,7 +104,7 @@ def test_what_is_only_sent_again_and_again_does_not_count_as_getting_anywhere(
 def test_a_process_that_dies_over_and_over_is_not_waited_for_without_end(volume: Volume) -> None:
     volume.commit(4)
 
-    def die() -> Helper:
+    def die() -> ChildProcess:
         raise OSError("no more processes")
 
     mirror = volume.mirror(replace(QUICK, finish=600), start=die)

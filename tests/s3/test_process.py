@@ -11,7 +11,7 @@ from piton.contract import names
 from piton_trainer.errors import VolumeLost
 from piton_trainer.mirror.client import MirrorClient, start
 from piton_trainer.mirror.messages import Timeouts
-from piton_trainer.runtime.child_process import NICE, Helper
+from piton_trainer.runtime.child_process import NICE, ChildProcess
 from support import ranks, s3
 from support.mirrored import MIB, QUICK, Contents, Volume, errors, wait_for
 from support.processes import is_running
@@ -21,7 +21,7 @@ LARGE = 6 * MIB
 
 def pid_of(mirror: MirrorClient) -> int:
     assert wait_for(lambda: mirror._process is not None)
-    assert isinstance(mirror._process, Helper)
+    assert isinstance(mirror._process, ChildProcess)
     return mirror._process.pid
 
 
@@ -116,7 +116,7 @@ def test_a_process_that_stands_still_is_not_waited_for(volume: Volume, bucket: C
 def test_where_no_process_can_be_started_training_goes_on_if_it_has_something_to_go_on_from(
     volume: Volume, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse() -> Helper:
+    def refuse() -> ChildProcess:
         raise OSError("no more processes")
 
     volume.commit(4)
@@ -134,9 +134,9 @@ def test_where_no_process_can_be_started_training_goes_on_if_it_has_something_to
 def test_a_process_that_dies_over_and_over_is_not_started_over_and_over(volume: Volume) -> None:
     starts: list[float] = []
 
-    def die() -> Helper:
+    def die() -> ChildProcess:
         starts.append(time.monotonic())
-        return Helper("piton_trainer.no_such_module")
+        return ChildProcess("piton_trainer.no_such_module")
 
     mirror = volume.mirror(Timeouts(backoff=0.2, backoff_max=60), start=die)
     assert wait_for(lambda: len(starts) == 3)

@@ -277,10 +277,10 @@ def test_the_patience_with_a_bucket_begins_anew_whenever_a_part_has_come(
 
 
 def test_a_restore_that_takes_long_tells_how_far_it_is(lost: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "_TELL_SECONDS", 0.0)
-    monkeypatch.setattr(mirror, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(meter, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_REPORT_SECONDS", 0.0)
     told: list[Transfer] = []
-    sync = lost.mirror(QUICK, tell=told.append)
+    sync = lost.mirror(QUICK, report=told.append)
 
     assert sync.restore(None) == 6
 

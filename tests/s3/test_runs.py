@@ -177,7 +177,7 @@ def test_a_restore_may_take_longer_than_the_ranks_wait_for_each_other(
     tmp_path: Path, uri: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch, undisturbed: str
 ) -> None:
     monkeypatch.setattr(dist, "new_group", partial(dist.new_group, timeout=timedelta(seconds=10)))
-    monkeypatch.setattr(client, "_TELL_SECONDS", 1.0)
+    monkeypatch.setattr(client, "_REPORT_SECONDS", 1.0)
     first = tiny.train(tmp_path / "first", assignment=orders(uri), attempt=1, at={10: tiny.terminate})
     assert first.code == 143
     monkeypatch.setattr(client, "Tuning", lambda **_: replace(HASTY, read_seconds=60))

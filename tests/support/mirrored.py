@@ -106,7 +106,7 @@ class Volume:
             clock=Clock(),
             patience=patience,
             tuning=self.tuning,
-            **{"start": InThread, "tell": lambda _: None, **parts},
+            **{"start": InThread, "report": lambda _: None, **parts},
         )
 
     def mirrored(self, step: int) -> bool:

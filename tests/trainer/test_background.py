@@ -26,9 +26,10 @@ from piton_trainer.checkpoint.save import shared_buffer
 from piton_trainer.checkpoint.save.async_save import AsyncCheckpointer
 from piton_trainer.checkpoint.save.commit import ManifestDraft, is_good
 from piton_trainer.checkpoint.save.direct_io import FilePart
-from piton_trainer.checkpoint.save.messages import Commit, Failed, Write, WriterSettings
+from piton_trainer.checkpoint.save.messages import Commit, Write, WriterSettings
 from piton_trainer.checkpoint.save.writer import Writer
 from piton_trainer.errors import Fenced, OutOfSpace
+from piton_trainer.runtime.child_process import Failed
 from piton_trainer.runtime.process_group import Ranks
 from support import ranks, tiny
 from support.checkpoints import checkpointer, poll

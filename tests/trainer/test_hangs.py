@@ -94,15 +94,15 @@ def test_a_machine_that_has_slept_has_not_hung() -> None:
 def test_a_node_that_stands_still_may_wait_for_another_one(tmp_path: Path) -> None:
     here = Peers(tmp_path, node=0, nodes=3, every_seconds=10.0)
     others = [Peers(tmp_path, node=node, nodes=3, every_seconds=10.0) for node in (1, 2)]
-    here.tell(Stillness(silence=300.0))
-    assert here.ask() is None, "the others say nothing any more"
+    here.publish(Stillness(silence=300.0))
+    assert here.read() is None, "the others say nothing any more"
     for other, said in zip(others, (Stillness(idle=7.0), Stillness(silence=290.0)), strict=True):
-        other.tell(said)
-    assert here.ask() == Stillness()
+        other.publish(said)
+    assert here.read() == Stillness()
 
     old = tmp_path / "node-1.json"
     os.utime(old, times=(old.stat().st_atime, old.stat().st_mtime - 31))
-    assert here.ask() == Stillness(silence=290.0), "a watchdog that has stopped telling does not count"
+    assert here.read() == Stillness(silence=290.0), "a watchdog that has stopped telling does not count"
 
 
 HANG, IDLE = Hang(seconds=301.0, limit=300.0, step=7), Idle(seconds=1800.0, step=0)
@@ -123,7 +123,7 @@ def test_a_job_stands_still_when_the_other_nodes_do_too(
     said: Stillness, trouble: Hang | Idle, agrees: bool, tmp_path: Path
 ) -> None:
     exchange = Exchange(Peers(tmp_path, node=0, nodes=2, every_seconds=3600.0))
-    Peers(tmp_path, node=1, nodes=2, every_seconds=3600.0).tell(said)
+    Peers(tmp_path, node=1, nodes=2, every_seconds=3600.0).publish(said)
     exchange.start()
     assert wait_for(lambda: exchange._others is not None)
     assert exchange.agrees(trouble, time.monotonic()) is agrees

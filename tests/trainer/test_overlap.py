@@ -121,7 +121,7 @@ def test_the_writer_begins_when_the_copy_ends_and_not_when_the_step_does(tmp_pat
     live = a_state()
     with checkpointer(tmp_path) as saver:
         saver.save(snapshot_of(live, "weights"))
-        assert saver._writer._orders == []
+        assert saver._writer._requests == []
         gate.set()
         # The step goes on: nobody asks the checkpointer anything.
         wait_for(lambda: any(tmp_path.glob(f"{names.SAVING_PREFIX}*/{layout.INDEX_FILE}")))

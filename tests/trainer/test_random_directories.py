@@ -34,7 +34,7 @@ from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import newest_step
 from piton_trainer.checkpoint.save.commit import ManifestDraft
 from piton_trainer.checkpoint.save.direct_io import FilePart
-from piton_trainer.checkpoint.save.messages import Answer, Commit, Order, Sealed, Write, WriterSettings
+from piton_trainer.checkpoint.save.messages import Answer, Commit, Request, Sealed, Write, WriterSettings
 from piton_trainer.checkpoint.save.writer import Writer
 from support import ranks
 from support.clocks import FakeClock
@@ -154,7 +154,7 @@ class RandomDirectory(RuleBasedStateMachine):
         else:
             assert self.faults.struck is not None
 
-    def execute(self, attempt: Attempt, order: Order, fault: Fault | None) -> Answer | None:
+    def execute(self, attempt: Attempt, order: Request, fault: Fault | None) -> Answer | None:
         """What the writer answers; None: it has died."""
         answers = []
         with self.faults.armed(self.directory, fault):

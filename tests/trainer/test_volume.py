@@ -239,7 +239,7 @@ def test_who_is_told_to_stop_tries_for_20_seconds_however_long_nothing_could_be_
 
     def stop() -> None:
         while True:
-            watch.failed(trouble, durable_step=4, told_to_stop=True)
+            watch.failed(trouble, durable_step=4, is_stopping=True)
             tries.append(clock.monotonic())
             clock.pass_seconds(1)
 

@@ -35,8 +35,8 @@ class Cel:
     def to_schema(self) -> dict[str, Any]:
         """Return the entry in the form of the CRD."""
         rule = f"oldSelf.hasValue() || ({self.expression})" if self.on_creation else self.expression
-        says = {"message": self.message} if self.message else {"messageExpression": self.message_expression}
-        return {"rule": rule, **says, **({"optionalOldSelf": True} if self.on_creation else {})}
+        messages = {"message": self.message} if self.message else {"messageExpression": self.message_expression}
+        return {"rule": rule, **messages, **({"optionalOldSelf": True} if self.on_creation else {})}
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ Decorator = Callable[[Check[Checked] | SpecRule[Checked]], SpecRule[Checked]]
 
 def cel(path: str, expression: str, text: str, *, on_creation: bool = False, **values: str) -> Decorator[Any]:
     """Add the CEL equivalent of the decorated rule; `values` are the expressions for the names in the text."""
-    says = {"message_expression": _filled(text, values)} if values else {"message": text}
-    return _adding(Cel(path=path, expression=expression, on_creation=on_creation, **says))
+    messages = {"message_expression": _filled(text, values)} if values else {"message": text}
+    return _adding(Cel(path=path, expression=expression, on_creation=on_creation, **messages))
 
 
 def not_in_cel(why: str) -> Decorator[Any]:

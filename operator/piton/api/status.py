@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status_base import Answer, Conditioned, unknown_words
+from piton.api.status_base import Answer, Conditioned, unknown_values
 from piton.contract.open_enum import OpenEnum
 
 RETRY_MAX = 64
@@ -232,10 +232,10 @@ class RunStatus(Conditioned):
         """Return the status of a stage, even if it has not begun."""
         return next((stage for stage in self.stages if stage.name is name), StageStatus(name=name))
 
-    def _riddles(self) -> Iterator[str]:
-        yield from super()._riddles()
+    def _unreadable_parts(self) -> Iterator[str]:
+        yield from super()._unreadable_parts()
         for stage in self.stages:
-            yield from unknown_words("stages[].name", stage.name)
+            yield from unknown_values("stages[].name", stage.name)
         if self.current is not None:
             for name in ("state", "stage", "verdict"):
-                yield from unknown_words(f"attempts[{self.current.number}].{name}", getattr(self.current, name))
+                yield from unknown_values(f"attempts[{self.current.number}].{name}", getattr(self.current, name))

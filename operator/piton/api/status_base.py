@@ -136,14 +136,14 @@ class Conditioned(Answer):
     @property
     def unreadable(self) -> str | None:
         """First part that this version must interpret and cannot, as a message; None if it may act on the status."""
-        return next(self._riddles(), None)
+        return next(self._unreadable_parts(), None)
 
-    def _riddles(self) -> Iterator[str]:
+    def _unreadable_parts(self) -> Iterator[str]:
         if self._raw:
             yield f"status.{next(iter(self._raw))} has another type than this version of Piton knows"
-        yield from unknown_words("phase", self.phase)
+        yield from unknown_values("phase", self.phase)
         for condition in self.conditions:
-            yield from unknown_words(f"conditions[{condition.type}].status", condition.status)
+            yield from unknown_values(f"conditions[{condition.type}].status", condition.status)
 
     def condition(self, kind: str) -> Condition | None:
         """Return the condition of that type; None if it is absent."""
@@ -163,7 +163,7 @@ def _is_condition(written: object) -> bool:
     return True
 
 
-def unknown_words(path: str, word: OpenEnum | None) -> Iterator[str]:
+def unknown_values(path: str, value: OpenEnum | None) -> Iterator[str]:
     """Yield a message if this version does not know the word in this field of the status."""
-    if word is not None and not word.is_known:
-        yield f"status.{path} is {word}, a word that this version of Piton does not know"
+    if value is not None and not value.is_known:
+        yield f"status.{path} is {value}, a word that this version of Piton does not know"

@@ -188,11 +188,11 @@ def _gpus(of: tuple[str, str], part: str) -> str:
 @cel("spec.stages.evaluate.resources.limits", _NO_GPU, _gpus(_EVALUATE, "limits"))
 def gpus_by_piton(spec: Spec) -> Iterator[str]:
     """Check that GPUs are requested in their own field only; before training there are none."""
-    asked = [(_WORKERS, spec.workers.template.resources)]
-    asked += [
+    all_resources = [(_WORKERS, spec.workers.template.resources)]
+    all_resources += [
         (_EVALUATE if isinstance(own, EvaluateStage) else _PREPARE, own.resources) for _, own in side_stages(spec)
     ]
-    for of, resources in asked:
+    for of, resources in all_resources:
         for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
             if "nvidia.com/gpu" in wanted:
                 yield _gpus(of, part)
@@ -210,8 +210,8 @@ ROOT_OR_NOT = (
 )
 def root_or_not(spec: Spec) -> Iterator[str]:
     """Check that runAsNonRoot is not combined with user 0, which is root."""
-    said = spec.workers.template.security_context
-    if said.run_as_non_root and said.run_as_user == 0:
+    security = spec.workers.template.security_context
+    if security.run_as_non_root and security.run_as_user == 0:
         yield ROOT_OR_NOT
 
 

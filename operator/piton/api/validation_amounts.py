@@ -31,7 +31,7 @@ DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE, TTL = (
 def good_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is zero."""
     prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
-    for says, text in (
+    for message, text in (
         (DEADLINE, spec.limits.deadline),
         (TRAINING_TIME, spec.limits.training_time),
         (PATIENCE, spec.checkpoint.patience),
@@ -40,7 +40,7 @@ def good_durations(spec: Spec) -> Iterator[str]:
         (TTL, spec.ttl_after_finished),
     ):
         if text is not None and duration.parse_duration(text) <= 0:
-            yield says.format(found=text)
+            yield message.format(found=text)
 
 
 NO_MONEY = "spec.limits.budget.usd: '{usd}' buys nothing; write a positive amount of dollars, such as \"250\""

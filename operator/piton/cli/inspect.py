@@ -41,12 +41,12 @@ def validate(file: Path) -> int:
     try:
         parsed = files.read_any(file)
     except SpecError as error:
-        return _tell(error.problems)
+        return _print_problems(error.problems)
     assert parsed.spec is not None
     is_sweep = isinstance(parsed, ParsedSweep)
     problems = sweep_runner.recipe_problems(parsed) if isinstance(parsed, ParsedSweep) else recipe_problems(parsed.spec)
     if problems:
-        return _tell(problems)
+        return _print_problems(problems)
     for warning in _warnings(parsed):
         click.echo(f"piton: warning: {warning}", err=True)
     kind = names.SWEEP_KIND if is_sweep else names.KIND
@@ -62,7 +62,7 @@ def _warnings(parsed: Parsed | ParsedSweep) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentence for spec in specs if spec for sentence in spec_warnings.warnings(spec)))
 
 
-def _tell(problems: tuple[str, ...] | list[str]) -> int:
+def _print_problems(problems: tuple[str, ...] | list[str]) -> int:
     for problem in problems:
         click.echo(f"piton: {problem}", err=True)
     return 2
@@ -76,7 +76,7 @@ def plan(file: Path, *, price: str | None, as_json: bool) -> int:
     assert parsed.asked is not None
     found = _plan(parsed.meta, parsed.asked)
     found |= {"estimate": _estimate(parsed.asked, price).to_wire(), "refused": list(refused)}
-    code = _tell(refused) if refused else 0
+    code = _print_problems(refused) if refused else 0
     if as_json:
         click.echo(json.dumps(found))
         return code

@@ -97,16 +97,16 @@ def _close(ending: Ending) -> None:
     """The last words, on stderr: stdout belongs to --json."""
     summary = ending.summary
     if ending.failed_log:
-        _say(f"The last lines of {_shown(ending.failed_log)}:")
+        _print(f"The last lines of {_shown(ending.failed_log)}:")
         for line in _tail(ending.failed_log):
-            _say(f"  | {line}")
+            _print(f"  | {line}")
     if ending.interrupted is not None and summary.phase != Phase.SUCCEEDED:
         step = summary.final_step if summary.checkpoint else None
-        _say("Stopped; the same command continues." if step is None else _saved(summary))
+        _print("Stopped; the same command continues." if step is None else _saved(summary))
     elif not ending.trained:
-        _say(f"{summary.name} is finished already; nothing was trained. Say --fresh to start over.")
+        _print(f"{summary.name} is finished already; nothing was trained. Say --fresh to start over.")
     for name, value in _rows(summary):
-        _say(f"{name:>12}  {value}")
+        _print(f"{name:>12}  {value}")
     drill_results.complain([summary])
 
 
@@ -188,5 +188,5 @@ def _shown(path: Path) -> str:
     return str(path)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     click.echo(line, err=True)

@@ -46,13 +46,13 @@ def observe_running(context: Context) -> Decision | None:
     message = silent or _running(context, record)
     status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
     soon = look_again_seconds(context, record) if seen.incomplete else None
-    told = quota_rules.heard(context, seen)
-    if not told and _only_progress(status, context):
+    requested = quota_rules.quota_effects(context, seen)
+    if not requested and _only_progress(status, context):
         status, soon = context.status, earliest(_next_progress(context), soon)
     again = earliest(context.seconds_to_deadline(), seconds_to_form(context), soon)
     return Decision(
         rule="observe_running",
-        effects=told,
+        effects=requested,
         status=status,
         announcements=(*news, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,

@@ -58,9 +58,9 @@ def start(context: Context) -> Decision | None:
     if context.observed.volume.exists and not context.observed.volume.ours:
         message = _whose_claim(context)
         wait = Wait(reason=Reason.NAME_TAKEN, message=message)
-        status, told = context.waits(context.status, context.status.phase, wait)
+        status, announcements = context.waits(context.status, context.status.phase, wait)
         again = context.timing.try_again_seconds(waited_seconds(status, context.now))
-        return Decision(rule="start", status=status, announcements=told, look_again_seconds=again)
+        return Decision(rule="start", status=status, announcements=announcements, look_again_seconds=again)
     reason = stages.reason_to_begin(context.status, record.stage)
     short_of_memory = record.stage is Stage.TRAIN and _ran_out_of_memory(context.status)
     elsewhere = stalled.zones_to_avoid(context.status)
@@ -315,7 +315,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         rule="close",
         effects=broken_nodes.tainted(context, judgement),
         status=status,
-        announcements=(news, *broken_nodes.told(context, judgement)),
+        announcements=(news, *broken_nodes.announcements(context, judgement)),
         look_again_seconds=0,
     )
 

@@ -28,7 +28,7 @@ def found(seen: AttemptSeen | None, judgement: Judgement) -> ReplicaSeen | None:
     return min(accusing, key=lambda replica: (replica.ended_at or NEVER, replica.name), default=None)
 
 
-def told(context: Context, judgement: Judgement) -> tuple[Announcement, ...]:
+def announcements(context: Context, judgement: Judgement) -> tuple[Announcement, ...]:
     """An Event with the node, what was said there, and what keeps pods away from it."""
     replica = found(context.seen, judgement)
     if replica is None or replica.termination is None:

@@ -36,7 +36,7 @@ def deleted(context: Context) -> Decision | None:
     """Stop every attempt in order, then decide about the claim and let the run go."""
     if not context.meta.deleting:
         return None
-    status = context.status if context.status.unreadable else _heard(context)
+    status = context.status if context.status.unreadable else _with_report(context)
     effects: tuple[Effect, ...] = _stop_all(context, Reason.DELETED)
     if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
         last = volume_effects(context, _closed(context, status), Reason.DELETED)
@@ -116,7 +116,7 @@ def _closed(context: Context, status: RunStatus) -> RunStatus:
     return transitions.change(status, ended_time=context.now)
 
 
-def _heard(context: Context) -> RunStatus:
+def _with_report(context: Context) -> RunStatus:
     """The status with what the attempt says of itself to the last, such as a checkpoint that it saves as it stops."""
     if context.flying is None:
         return context.status

@@ -34,11 +34,11 @@ def taken(context: Context) -> bool:
 def why_taken(context: Context) -> str:
     """Return the reason for which an attempt is stopped over quota, as a sentence."""
     found = context.observed.reservation
-    words = found.message if found is not None and found.evicted else "the run has no quota"
-    return f"the queue {_queue(context)} takes its quota back: {words}".removesuffix(": ")
+    text = found.message if found is not None and found.evicted else "the run has no quota"
+    return f"the queue {_queue(context)} takes its quota back: {text}".removesuffix(": ")
 
 
-def heard(context: Context, seen: AttemptSeen) -> tuple[Effect, ...]:
+def quota_effects(context: Context, seen: AttemptSeen) -> tuple[Effect, ...]:
     """Tell Kueue once that all pods run; it may be told to evict what does not start in time."""
     found = context.observed.reservation
     running = sum(replica.state is ReplicaState.RUNNING for replica in seen.replicas)
@@ -127,8 +127,8 @@ def _wanted(context: Context) -> str:
     return asked(context.meta, context.spec, stage)
 
 
-def _wait(context: Context, found: ReservationSeen, effect: Effect | None, words: str) -> Decision:
-    status = _waiting(context, found, words)
+def _wait(context: Context, found: ReservationSeen, effect: Effect | None, text: str) -> Decision:
+    status = _waiting(context, found, text)
     message = f"waits for quota in the queue {_queue(context)}"
     news = context.announce_once(status, Reason.QUEUED, message)
     waits = (context.timing.queue_seconds, context.seconds_to_deadline())
@@ -137,9 +137,9 @@ def _wait(context: Context, found: ReservationSeen, effect: Effect | None, words
     return Decision(rule="queued", effects=effects, status=status, announcements=news, look_again_seconds=again)
 
 
-def _waiting(context: Context, found: ReservationSeen, words: str) -> RunStatus:
+def _waiting(context: Context, found: ReservationSeen, text: str) -> RunStatus:
     place = f", number {found.position} in line" if found.position else ""
-    because = f": {words}" if words else ""
+    because = f": {text}" if text else ""
     message = f"waits for quota in the queue {_queue(context)}{place}{because}"
     return context.phase(context.status, Phase.QUEUED, Reason.QUEUED, message)
 

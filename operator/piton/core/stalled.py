@@ -109,9 +109,9 @@ def held(context: Context) -> Decision | None:
 
 def _message(status: RunStatus) -> str:
     last = _last_ended(status)
-    told = f"; the last: {last.message}" if last else ""
+    last_end = f"; the last: {last.message}" if last else ""
     advice = _HELP.get(last.reason, _LOOK) if last and last.reason else _LOOK
-    return f"{attempts(status)} attempts in a row ended without {_what_is_missing(status)}{told}; {advice}"
+    return f"{attempts(status)} attempts in a row ended without {_what_is_missing(status)}{last_end}; {advice}"
 
 
 def _what_is_missing(status: RunStatus) -> str:

@@ -118,13 +118,15 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     trains = status.current is not None and status.current.stage is Stage.TRAIN
     if progress is not None and trains:
         status = _learn(status, progress.previous)
-        status = _heard(status, progress.step, progress.checkpoint_step, progress.resumed_from, now=now)
+        status = _with_steps(status, progress.step, progress.checkpoint_step, progress.resumed_from, now=now)
         status = _show(status, progress, now=now)
-    for words in _last_words(seen):
+    for termination in _terminations(seen):
         if trains:
-            status = _heard(status, words.step, words.checkpoint_step, words.resumed_from, now=now)
-        if words.fence is not None and words.fence > status.attempt:
-            status = status.model_copy(update={"attempt": words.fence})
+            status = _with_steps(
+                status, termination.step, termination.checkpoint_step, termination.resumed_from, now=now
+            )
+        if termination.fence is not None and termination.fence > status.attempt:
+            status = status.model_copy(update={"attempt": termination.fence})
     return status
 
 
@@ -225,18 +227,20 @@ def verdict_fields(judgement: Judgement) -> dict[str, object]:
 def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:
     """Write down what the current attempt produced. Pods that said it are deleted: nothing known is ever forgotten."""
     assert status.current is not None
-    words = next(iter(_last_words(seen)), None)
+    termination = next(iter(_terminations(seen)), None)
     if status.current.stage is Stage.TRAIN:
-        return status.model_copy(update={"result": _trained(status, complete, words).with_unknown_of(status.result)})
-    if status.current.stage is Stage.EVALUATE and words is not None:
-        found = Evaluation(step=words.step, attempt=status.current.number, metrics=_values(words.metrics))
+        return status.model_copy(
+            update={"result": _trained(status, complete, termination).with_unknown_of(status.result)}
+        )
+    if status.current.stage is Stage.EVALUATE and termination is not None:
+        found = Evaluation(step=termination.step, attempt=status.current.number, metrics=_values(termination.metrics))
         old = status.result or Result()
         result = old.model_copy(update={"evaluation": found.with_unknown_of(old.evaluation)})
         return status.model_copy(update={"result": result})
     return status
 
 
-def _trained(status: RunStatus, complete: Complete | None, words: Termination | None) -> Result:
+def _trained(status: RunStatus, complete: Complete | None, termination: Termination | None) -> Result:
     if complete is not None:
         return Result(
             step=complete.step,
@@ -245,24 +249,24 @@ def _trained(status: RunStatus, complete: Complete | None, words: Termination | 
             best_metric=_text(complete.best_metric),
             reason=complete.reason,
         )
-    if words is not None:
+    if termination is not None:
         return Result(
-            step=words.step,
-            weights_digest=words.weights_digest,
-            best_step=words.best_step,
-            best_metric=_text(words.best_metric),
-            reason=words.detail,
+            step=termination.step,
+            weights_digest=termination.weights_digest,
+            best_step=termination.best_step,
+            best_metric=_text(termination.best_metric),
+            reason=termination.detail,
         )
     return status.result or Result()
 
 
-def _last_words(seen: AttemptSeen | None) -> list[Termination]:
+def _terminations(seen: AttemptSeen | None) -> list[Termination]:
     """Termination messages, the one that knows most first."""
-    words = [replica.termination for replica in seen.replicas if replica.termination] if seen else []
-    return sorted(words, key=lambda w: (w.weights_digest is None, -(w.checkpoint_step or -1), -(w.step or -1)))
+    termination = [replica.termination for replica in seen.replicas if replica.termination] if seen else []
+    return sorted(termination, key=lambda w: (w.weights_digest is None, -(w.checkpoint_step or -1), -(w.step or -1)))
 
 
-def _heard(
+def _with_steps(
     status: RunStatus, step: int | None, checkpoint_step: int | None, resumed_from: int | None, *, now: datetime
 ) -> RunStatus:
     record = status.current

@@ -49,7 +49,7 @@ def judge(evidence: Evidence) -> Judgement | None:
 def finished_by_proof(evidence: Evidence) -> Judgement | None:
     """The final manifest, read from the volume or told in the termination message."""
     if evidence.stage is not Stage.TRAIN:
-        return _finished_by_word(evidence)
+        return _finished_by_message(evidence)
     if evidence.complete:
         step = evidence.complete.step
         return Judgement(
@@ -66,7 +66,7 @@ def finished_by_proof(evidence: Evidence) -> Judgement | None:
     return None
 
 
-def _finished_by_word(evidence: Evidence) -> Judgement | None:
+def _finished_by_message(evidence: Evidence) -> Judgement | None:
     """Beside the training there is no manifest: that the program says so is all the proof there can be."""
     for replica in evidence.seen.replicas:
         end = replica.termination

@@ -96,7 +96,7 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
         return None
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
     zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
-    return _told(sign, replica.name, _quoted(word, replica), word, now, zone=zone)
+    return _wait_for(sign, replica.name, _quoted(word, replica), word, now, zone=zone)
 
 
 def refusal(sentence: str) -> Wait:
@@ -114,7 +114,7 @@ def waits(
     """
     old = status.condition(WAITING)
     again = old is not None and status.is_true(WAITING) and old.reason == wait.reason
-    message = old.message if old and again and _says_the_same(old.message, wait) else wait.message
+    message = old.message if old and again and _is_unchanged(old.message, wait) else wait.message
     news = () if again else (Announcement(severity=wait.severity, reason=wait.reason, message=wait.message),)
     if phase is None or settled(status):
         return with_waiting(status, wait.reason, message, now=now, generation=generation), news
@@ -131,7 +131,7 @@ def _no_pods(seen: AttemptSeen, now: datetime, since: datetime) -> Wait | None:
     """The job's controller has not made all pods: an event about the job says why, or nobody serves the job."""
     newest = max(seen.words, key=_time, default=None)
     if newest is not None and newest.reason == "Suspended":
-        return _told(_SIGNS[0], "the job", newest.message, newest, now)
+        return _wait_for(_SIGNS[0], "the job", newest.message, newest, now)
     if newest is not None:
         return refusal(newest.message)
     waited = (now - since).total_seconds()
@@ -178,8 +178,8 @@ def _image(word: ClusterMessage) -> str | None:
 def _quoted(word: ClusterMessage, replica: ReplicaSeen) -> str:
     """The word as the cluster says it. Of a pod without a machine the autoscaler may know more than the scheduler."""
     others = [] if word.reason not in ("Unschedulable", "SchedulerError") else _of_autoscaler(replica)
-    said = [f"{other.source}: {other.message}"[:_QUOTE_MAX] for other in others]
-    return "; ".join([f"{word.reason}: {word.message}".removesuffix(": ")[:_QUOTE_MAX], *said])
+    quotes = [f"{other.source}: {other.message}"[:_QUOTE_MAX] for other in others]
+    return "; ".join([f"{word.reason}: {word.message}".removesuffix(": ")[:_QUOTE_MAX], *quotes])
 
 
 def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
@@ -189,7 +189,7 @@ def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
         yield max(words, key=_time)
 
 
-def _told(sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, zone: str = "") -> Wait:
+def _wait_for(sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, zone: str = "") -> Wait:
     found = recognize(quoted, sign.causes, zone=zone)
     assert found is not None, "the last cause of every table matches all"
     reason, advice = found
@@ -207,7 +207,7 @@ def _joined(sentence: str, advice: str) -> str:
     return f"{sentence.rstrip('. ')}. {advice}" if advice else sentence
 
 
-def _says_the_same(old: str, wait: Wait) -> bool:
+def _is_unchanged(old: str, wait: Wait) -> bool:
     return _without_numbers(old) == _without_numbers(wait.message) and wait.elapsed in old
 
 

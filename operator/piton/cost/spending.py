@@ -55,7 +55,7 @@ def bill(status: RunStatus, seen: AttemptSeen | None, spec: Spec | None, *, now:
     """Take in which machines the current attempt stands on. It keeps the price that they had when it came there."""
     record = status.current
     placed = _placed(seen)
-    if record is None or seen is None or not placed or not _is_news(record, placed):
+    if record is None or seen is None or not placed or not _has_changed(record, placed):
         return status
     found, now = _price(placed, highest(spec)), _counted(status, now)
     if record.billed_from is None and (found is not None or seen.running):
@@ -143,7 +143,7 @@ def _moments(placed: Iterable[ReplicaSeen]) -> list[datetime]:
     return sorted(replica.placed_at for replica in placed if replica.placed_at is not None)
 
 
-def _is_news(record: AttemptStatus, placed: Sequence[ReplicaSeen]) -> bool:
+def _has_changed(record: AttemptStatus, placed: Sequence[ReplicaSeen]) -> bool:
     return record.billed_until is None and (record.price_per_hour is None or len(placed) > record.billed_machines)
 
 

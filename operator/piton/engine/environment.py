@@ -42,8 +42,8 @@ def _rendezvous(job: Job, master: Replicas, *, rank: int) -> Iterator[Pair]:
 
 def _processes(job: Job) -> int:
     """Processes per node as far as a number says so; of `auto`, `gpu` and `cpu` nobody knows before the pod runs."""
-    said = job.processes_per_node or ""
-    return int(said) if said.isascii() and said.isdigit() else 1
+    text = job.processes_per_node or ""
+    return int(text) if text.isascii() and text.isdigit() else 1
 
 
 def _elastic(job: Job, elastic: Elastic) -> Iterator[Pair]:

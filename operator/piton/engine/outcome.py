@@ -14,10 +14,10 @@ def judged(scene: ObservedJob, status: JobStatus) -> JobStatus:
     Kubeflow takes the types in random order, ours Master first. On the way `Running` and `Restarting` may replace each
     other; where all comes out as it was, their times stay, too, so that the same pods are not news for ever.
     """
-    told = _with_ends(scene, _with_failed_pods(scene, status))
-    if [c.said for c in told.conditions] == [c.said for c in status.conditions]:
-        told = replace(told, conditions=status.conditions)
-    return replace(told, completed=status.completed or scene.now) if told.finished else told
+    updated = _with_ends(scene, _with_failed_pods(scene, status))
+    if [c.content for c in updated.conditions] == [c.content for c in status.conditions]:
+        updated = replace(updated, conditions=status.conditions)
+    return replace(updated, completed=status.completed or scene.now) if updated.finished else updated
 
 
 def _with_failed_pods(scene: ObservedJob, status: JobStatus) -> JobStatus:
@@ -44,9 +44,9 @@ def _with_ends(scene: ObservedJob, status: JobStatus) -> JobStatus:
         if not _is_short(scene, replicas):
             continue
         ends = replicas.restart_policy == "Never"
-        kind, words = (ConditionType.FAILED, "failed") if ends else (ConditionType.RESTARTING, "restarting")
+        kind, verb = (ConditionType.FAILED, "failed") if ends else (ConditionType.RESTARTING, "restarting")
         number = f"{scene.tallies[replicas.kind].failed} {replicas.kind} replica(s) failed"
-        status = status.put(kind, f"{KIND} {scene.job.name} is {words} because {number}.", now=scene.now)
+        status = status.put(kind, f"{KIND} {scene.job.name} is {verb} because {number}.", now=scene.now)
     return status
 
 

@@ -106,8 +106,8 @@ def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
 
 def _failed(replicas: Replicas, pod: Pod) -> bool:
     missed = replicas.restart_policy == "Never" and pod.index < replicas.count
-    told_to_leave = ("Running", "Succeeded") if missed else ("Running",)
-    return pod.phase == "Failed" or (pod.deleting and pod.phase in told_to_leave)
+    leaving_phases = ("Running", "Succeeded") if missed else ("Running",)
+    return pod.phase == "Failed" or (pod.deleting and pod.phase in leaving_phases)
 
 
 def permanent(replicas: Replicas, pod: Pod) -> bool:

@@ -58,7 +58,7 @@ class JobCondition:
         )
 
     @property
-    def said(self) -> tuple[str, bool, str, str]:
+    def content(self) -> tuple[str, bool, str, str]:
         """All of it but its times."""
         return self.type, self.status, self.reason, self.message
 

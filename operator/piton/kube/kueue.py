@@ -62,16 +62,16 @@ async def apply(
     match effect:
         case RequestQuota():
             assert spec is not None, "nothing is asked for a run without an accepted spec"
-            await _ask(client, effect, meta, spec)
+            await _request_quota(client, effect, meta, spec)
         case ReturnQuota() if found is not None:
             await _write_status(client, found, workload.returned(found, now=now))
         case ReportPodsReady(ready=ready) if found is not None:
-            await _write_status(client, found, workload.told_ready(found, ready=ready, now=now))
+            await _write_status(client, found, workload.with_readiness(found, ready=ready, now=now))
         case LeaveQueue() if found is not None:
             await _delete(client, found)
 
 
-async def _ask(client: Client, effect: RequestQuota, meta: Meta, spec: Spec) -> None:
+async def _request_quota(client: Client, effect: RequestQuota, meta: Meta, spec: Spec) -> None:
     priority = await _priority(client, meta)
     body = workload.workload(meta, spec, effect.stage, priority=priority)
     try:

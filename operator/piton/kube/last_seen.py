@@ -39,10 +39,10 @@ class Sightings:
         """Return the announcement of the node's end."""
         return self._notices.get(node)
 
-    def _note(self, notes: OrderedDict[str, str], key: str, word: str | None) -> None:
+    def _note(self, notes: OrderedDict[str, str], key: str, text: str | None) -> None:
         notes.pop(key, None)
-        if word is None:
+        if text is None:
             return
-        notes[key] = word
+        notes[key] = text
         if len(notes) > self._most:
             notes.popitem(last=False)

@@ -33,9 +33,9 @@ class NodePools:
         pool = await self._pool(name) if name else None
         if pool is None:
             return None
-        said = (((pool.get("spec") or {}).get("template") or {}).get("spec") or {}).get("terminationGracePeriod")
+        text = (((pool.get("spec") or {}).get("template") or {}).get("spec") or {}).get("terminationGracePeriod")
         try:
-            seconds = None if said is None else parse_duration(said)
+            seconds = None if text is None else parse_duration(text)
         except ValueError:
             return None
         return NodePoolSeen(name=str(name), drain_seconds=seconds, is_spot=labels.get(_CAPACITY) == "spot")

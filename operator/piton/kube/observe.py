@@ -238,15 +238,15 @@ class _Reader:
             expected_replicas=_expected_replicas(job),
         )
         waits = number == _in_flight(self._parsed.status) and seen.incomplete and not seen.deleting
-        return await self._with_words(seen, job) if waits else seen
+        return await self._with_events(seen, job) if waits else seen
 
-    async def _with_words(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
+    async def _with_events(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
         """The attempt, with what events say of why it does not run."""
-        told = {
+        messages = {
             replica.uid: await warning_events.of_pod(self._client, self._meta.namespace, replica)
-            for replica in warning_events.to_ask(seen.replicas)
+            for replica in warning_events.with_unread_events(seen.replicas)
         }
-        replicas = tuple(replace(r, words=(*r.words, *told.get(r.uid, ()))) for r in seen.replicas)
+        replicas = tuple(replace(r, words=(*r.words, *messages.get(r.uid, ()))) for r in seen.replicas)
         missing = len(replicas) < seen.expected_replicas
         return replace(seen, replicas=replicas, words=await warning_events.of_job(self._client, job) if missing else ())
 

@@ -118,9 +118,9 @@ def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
     if not (pod.get("spec") or {}).get("nodeName"):
         return None
     scheduled = condition(pod, "PodScheduled")
-    said = scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None
+    scheduled_time = scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None
     started = (pod.get("status") or {}).get("startTime")
-    return moment(said or started or pod["metadata"].get("creationTimestamp"))
+    return moment(scheduled_time or started or pod["metadata"].get("creationTimestamp"))
 
 
 def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -208,14 +208,14 @@ def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
     """Return the pod's own messages about its start; its events have more."""
     status = pod.get("status") or {}
     scheduled = condition(pod, "PodScheduled")
-    found = [_word(scheduled)] if scheduled.get("status") == "False" else []
+    found = [_message(scheduled)] if scheduled.get("status") == "False" else []
     states = _containers(status)
-    found += [_word(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
+    found += [_message(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
     return (*found, *_initializing(pod, status))
 
 
-def _word(said: Mapping[str, Any]) -> ClusterMessage:
-    return ClusterMessage(reason=str(said.get("reason") or ""), message=str(said.get("message") or ""))
+def _message(found: Mapping[str, Any]) -> ClusterMessage:
+    return ClusterMessage(reason=str(found.get("reason") or ""), message=str(found.get("message") or ""))
 
 
 def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ClusterMessage]:

@@ -47,8 +47,8 @@ class Prices:
     def of(self, node: Mapping[str, Any]) -> Fraction | None:
         """Return the price on the node itself, else the one of the table for its type; None if neither is known."""
         meta = node["metadata"]
-        for said in (meta.get("annotations") or {}, meta.get("labels") or {}):
-            price = said.get(names.ANNOTATION_PRICE)
+        for source in (meta.get("annotations") or {}, meta.get("labels") or {}):
+            price = source.get(names.ANNOTATION_PRICE)
             if price is not None and _AMOUNT.fullmatch(price):
                 return Fraction(price)
         return self._of_kind(meta.get("labels") or {})
@@ -103,8 +103,8 @@ def _requested(pod: Mapping[str, Any], resource: str) -> Fraction:
     total = Fraction(0)
     for container in (pod.get("spec") or {}).get("containers") or []:
         resources = container.get("resources") or {}
-        asked = (resources.get(part) or {} for part in ("requests", "limits"))
-        total += next((_quantity(part[resource]) for part in asked if resource in part), Fraction(0))
+        amounts = (resources.get(part) or {} for part in ("requests", "limits"))
+        total += next((_quantity(part[resource]) for part in amounts if resource in part), Fraction(0))
     return total
 
 

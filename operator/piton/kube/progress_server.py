@@ -89,16 +89,16 @@ class ProgressServer:
                 sender = await self._authenticator.admit(_token(request), **request.match_info)
             progress = await self._read(request)
         except Unauthenticated as refusal:
-            return _say(401, str(refusal), {"WWW-Authenticate": "Bearer"})
+            return _response(401, str(refusal), {"WWW-Authenticate": "Bearer"})
         except Forbidden as refusal:
-            return _say(403, str(refusal))
+            return _response(403, str(refusal))
         except (PortError, TimeoutError) as error:
             self._complain(str(error) or "the API server takes too long")
-            return _say(503, "whether the token is good cannot be found out now; try again", {"Retry-After": "10"})
+            return _response(503, "whether the token is good cannot be found out now; try again", {"Retry-After": "10"})
         except ValueError as error:
-            return _say(400, str(error))
+            return _response(400, str(error))
         except web.HTTPRequestEntityTooLarge:
-            return _say(413, f"a report has at most {BODY_BYTES_MAX} bytes")
+            return _response(413, f"a report has at most {BODY_BYTES_MAX} bytes")
         wishes = self._on_report(sender, progress)
         return web.Response(text=wishes.to_json(), content_type="application/json")
 
@@ -124,5 +124,5 @@ def _token(request: web.Request) -> str:
     return token.strip()
 
 
-def _say(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
+def _response(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(status=status, text=f"{sentence}\n", headers=headers)

@@ -37,15 +37,15 @@ class _Memory:
     newest: OrderedDict[tuple[str, int], Progress] = field(default_factory=OrderedDict)
     looked_at: float | None = None
     seen: Progress | None = None
-    asked: dict[tuple[str, int], "_Asked"] = field(default_factory=dict)
+    requested: dict[tuple[str, int], "_Requested"] = field(default_factory=dict)
     """Of the attempt in flight alone."""
 
 
 @dataclass(kw_only=True)
-class _Asked:
+class _Requested:
     """The requests of the newest pass to an attempt."""
 
-    wishes: TrainerRequests
+    requests: TrainerRequests
     save: str
     """The text of the annotation piton.dev/save."""
     saved: str
@@ -86,24 +86,24 @@ class Reports:
         memory.seen = memory.newest.get((run_uid, attempt))
         return memory.seen
 
-    def ask(self, key: Key, *, run_uid: str, attempt: int, wishes: TrainerRequests, save: str) -> None:
+    def request(self, key: Key, *, run_uid: str, attempt: int, requests: TrainerRequests, save: str) -> None:
         """Set the answers to this attempt's next reports. `save` is the text for which it saves once."""
         memory = self._runs.get(key)
         if memory is None:
             return
-        before = memory.asked.get((run_uid, attempt))
+        before = memory.requested.get((run_uid, attempt))
         saved = save if before is None else before.saved
-        memory.asked = {(run_uid, attempt): _Asked(wishes=wishes, save=save, saved=saved)}
+        memory.requested = {(run_uid, attempt): _Requested(requests=requests, save=save, saved=saved)}
 
     def answer(self, sender: Sender) -> TrainerRequests:
         """Return the requests to the attempt that has just reported. A save is requested in one answer only."""
         memory = self._runs.get((sender.namespace, sender.run))
-        asked = memory.asked.get((sender.run_uid, sender.attempt)) if memory else None
-        if asked is None:
+        requested = memory.requested.get((sender.run_uid, sender.attempt)) if memory else None
+        if requested is None:
             return TrainerRequests()
-        wants_save = bool(asked.save) and asked.save != asked.saved
-        asked.saved = asked.save
-        return replace(asked.wishes, checkpoint=wants_save)
+        wants_save = bool(requested.save) and requested.save != requested.saved
+        requested.saved = requested.save
+        return replace(requested.requests, checkpoint=wants_save)
 
     def forget(self, key: Key) -> None:
         """The run is gone."""

@@ -112,18 +112,18 @@ class Controller(Worker):
             self._forget(key)
             return
         _log_decision(key, decision, world.observed)
-        self._ask(key, decision, world.observed)
+        self._request(key, decision, world.observed)
         self._measure(key, decision, world.observed)
         waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
         if waits:
             self.queue.add_after(key, min(waits))
 
-    def _ask(self, key: Key, decision: Decision, observed: Observed | None) -> None:
+    def _request(self, key: Key, decision: Decision, observed: Observed | None) -> None:
         """The status is written: what follows from it for the trainer is the answer to its next report."""
         if observed is not None:
             meta, status = observed.meta, decision.status
-            asked = requests_for(observed, status, now=self._clock.now(), timing=self._settings.timing)
-            self._reports.ask(key, run_uid=meta.uid, attempt=status.attempt, wishes=asked, save=meta.save)
+            requests = requests_for(observed, status, now=self._clock.now(), timing=self._settings.timing)
+            self._reports.request(key, run_uid=meta.uid, attempt=status.attempt, requests=requests, save=meta.save)
 
     def _measure(self, key: Key, decision: Decision, observed: Observed | None) -> None:
         """The pass went well, so the status is written: what it says can be shown and counted."""

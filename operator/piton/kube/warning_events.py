@@ -34,7 +34,7 @@ async def of_pod(client: Client, namespace: str, replica: ReplicaSeen) -> tuple[
     return tuple(map(_word, await _about(client, namespace, replica.uid)))
 
 
-def to_ask(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
+def with_unread_events(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
     """The replicas whose events are worth a read: they wait, and do not say for what themselves."""
     waiting = [r for r in replicas if r.state is ReplicaState.WAITING and not (r.deleting or r.cannot_start)]
     unplaced = [replica for replica in waiting if replica.node is None]

@@ -27,7 +27,7 @@ class LocalAttempt:
     why_not_started: str = ""
     deleting: bool = False
     """Piton has ordered its end."""
-    _told: bool = False
+    _is_stopping: bool = False
     _reclaimed: bool = False
     _gone: bool = False
     _kill_at: datetime | None = None
@@ -41,12 +41,12 @@ class LocalAttempt:
     @property
     def undisturbed(self) -> bool:
         """True if it runs and nobody has told it to stop: a machine that can be lost."""
-        return self.alive and not self._told and not self._gone
+        return self.alive and not self._is_stopping and not self._gone
 
     @property
     def ended_by_itself(self) -> bool:
         """True if everything of it has ended, and nobody had told it to."""
-        return bool(self.replicas) and not self.alive and not self._told and not self._gone
+        return bool(self.replicas) and not self.alive and not self._is_stopping and not self._gone
 
     def seconds(self, now: datetime) -> float:
         """How long ago it was started."""
@@ -64,18 +64,18 @@ class LocalAttempt:
     def stop(self, now: datetime, grace_seconds: float) -> None:
         """Its end is ordered: SIGTERM now, SIGKILL after the grace."""
         self.deleting = True
-        self._tell(now, grace_seconds)
+        self._stop_by(now, grace_seconds)
 
     def reclaim(self, now: datetime, notice_seconds: float) -> None:
         """Its machines are announced to be taken: SIGTERM now, SIGKILL when the notice is over."""
         self._reclaimed = True
-        self._tell(now, notice_seconds)
+        self._stop_by(now, notice_seconds)
 
-    def _tell(self, now: datetime, seconds: float) -> None:
+    def _stop_by(self, now: datetime, seconds: float) -> None:
         """Once only: a second SIGTERM would cut torchrun's own patience short."""
-        if self._told or self._gone:
+        if self._is_stopping or self._gone:
             return
-        self._told = True
+        self._is_stopping = True
         self._kill_at = now + timedelta(seconds=seconds)
         for replica in self.replicas:
             replica.terminate()
@@ -115,7 +115,7 @@ class LocalAttempt:
             return ReplicaSeen(
                 name=replica.name,
                 state=ReplicaState.RUNNING,
-                deleting=self._told,
+                deleting=self._is_stopping,
                 node_reclaimed=self._reclaimed,
                 placed_at=self.begun,
                 node_price=self.price,
@@ -126,8 +126,8 @@ class LocalAttempt:
             state=ReplicaState.FAILED if replica.exit_code else ReplicaState.SUCCEEDED,
             exit_code=replica.exit_code,
             ended_at=ended_at,
-            termination=_last_words(self.termination_logs[index]),
-            deleting=self._told,
+            termination=_termination(self.termination_logs[index]),
+            deleting=self._is_stopping,
             node_reclaimed=self._reclaimed,
             node_gone=self._gone,
             placed_at=self.begun,
@@ -136,7 +136,7 @@ class LocalAttempt:
         )
 
 
-def _last_words(path: Path) -> Termination | None:
+def _termination(path: Path) -> Termination | None:
     try:
         return Termination.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

@@ -237,16 +237,16 @@ class _Loop:
         """Reconcile until the run is over or stopped; the signal that stopped it."""
         if left:
             message = f"Killed {left} process(es) that an earlier command had left behind"
-            await self._tell(Announcement(severity="Warning", reason=Reason.RETRYING, message=message))
+            await self._announce(Announcement(severity="Warning", reason=Reason.RETRYING, message=message))
         look_at: datetime | None = self.clock.now()
-        heard: Progress | None = None
+        seen_progress: Progress | None = None
         while True:
-            changed = self._heed() or self.world.poll() or self.world.progress is not heard
+            changed = self._heed() or self.world.poll() or self.world.progress is not seen_progress
             changed = changed or self.world.due() is not None
             if silence := self.world.silence():
-                await self._tell(silence)
+                await self._announce(silence)
             if changed or (look_at is not None and self.clock.now() >= look_at):
-                heard = self.world.progress
+                seen_progress = self.world.progress
                 look_at = await self._pass()
             self._show()
             if self.world.over or self._stopped():
@@ -265,19 +265,19 @@ class _Loop:
         """Look for a drill and reconcile, again and again while there is something to do at once."""
         seconds: float | None = 0.0
         if self.world.interrupted:
-            await self._tell(Announcement(reason=Reason.SUSPENDED, message=_INTERRUPTED))
+            await self._announce(Announcement(reason=Reason.SUSPENDED, message=_INTERRUPTED))
         try:
             while seconds == 0.0:
                 drill = self.world.drill()
                 if drill:
-                    await self._tell(drill)
+                    await self._announce(drill)
                 decision = await reconcile(self.world, self.clock, self.observer, self.order.timing)
                 assert decision is not None
                 seconds = None if self._stopped() else decision.look_again_seconds
         except Conflict:
             seconds = 0.0
         except Unavailable as error:
-            await self._tell(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
+            await self._announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             seconds = _RETRY_SECONDS
         return None if seconds is None else self.clock.now() + timedelta(seconds=seconds)
 
@@ -301,7 +301,7 @@ class _Loop:
             )
         )
 
-    async def _tell(self, announcement: Announcement) -> None:
+    async def _announce(self, announcement: Announcement) -> None:
         """The same words are told once."""
         if announcement.message not in self.told:
             self.told.add(announcement.message)

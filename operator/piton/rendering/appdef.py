@@ -202,8 +202,8 @@ def _patience_with_peers(spec: Spec) -> dict[str, str]:
     """Variables that let a node wait for the others for longer than Piton does. The user's word wins."""
     chosen = {variable.name for variable in spec.trainer.env}
     seconds = int(parse_duration(spec.limits.start_timeout)) + _AFTER_START_TIMEOUT_SECONDS
-    told = {names.ENV_JOIN_SECONDS: str(seconds), names.ENV_RENDEZVOUS: f"timeout={seconds}"}
-    return {name: value for name, value in told.items() if name not in chosen}
+    timeouts = {names.ENV_JOIN_SECONDS: str(seconds), names.ENV_RENDEZVOUS: f"timeout={seconds}"}
+    return {name: value for name, value in timeouts.items() if name not in chosen}
 
 
 def compile_caches(spec: Spec, checkpoint_dir: str) -> dict[str, str]:

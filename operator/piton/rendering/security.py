@@ -39,16 +39,16 @@ class Security:
 
 def security_of(spec: Spec) -> Security:
     """The rights of every pod of the run."""
-    said = spec.workers.template.security_context
+    given = spec.workers.template.security_context
     wanted = {"fsGroup": TRAINER_GROUP, "fsGroupChangePolicy": "OnRootMismatch"}
-    of_pod = said.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_OF_THE_POD)
-    of_container = said.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=_OF_THE_POD)
-    return Security(pod={**wanted, **of_pod}, container={**_defaults(spec, said), **of_container})
+    of_pod = given.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_OF_THE_POD)
+    of_container = given.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=_OF_THE_POD)
+    return Security(pod={**wanted, **of_pod}, container={**_defaults(spec, given), **of_container})
 
 
-def _defaults(spec: Spec, said: SecurityContext) -> dict[str, Any]:
-    ours = bool(spec.trainer.recipe) and said.run_as_user != 0
-    not_root = ours if said.run_as_non_root is None else said.run_as_non_root
+def _defaults(spec: Spec, given: SecurityContext) -> dict[str, Any]:
+    ours = bool(spec.trainer.recipe) and given.run_as_user != 0
+    not_root = ours if given.run_as_non_root is None else given.run_as_non_root
     if not not_root:
         return {}
     return {**_NOT_ROOT, "readOnlyRootFilesystem": True} if ours else dict(_NOT_ROOT)

@@ -160,7 +160,7 @@ def returned(found: Body, *, now: datetime) -> Body:
     return status
 
 
-def told_ready(found: Body, *, ready: bool, now: datetime) -> Body:
+def with_readiness(found: Body, *, ready: bool, now: datetime) -> Body:
     """The Workload's status that says whether all pods run: Kueue evicts those that never do, where it is told to."""
     status = dict(found.get("status") or {})
     why = ("Started", "All pods reached readiness and the workload is running")

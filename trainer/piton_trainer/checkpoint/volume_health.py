@@ -42,10 +42,10 @@ class VolumeHealth:
         self._since: float | None = None
         self._stop_since: float | None = None
         self._next_try = self._backoff_seconds = 0.0
-        self._said: set[type[Trouble]] = set()
+        self._logged: set[type[Trouble]] = set()
         self._fit: int | None = None
         self._flight_since: float | None = None
-        self._says_that_it_hangs = False
+        self._hang_is_logged = False
         self.skipped = 0
         """Number of failed saves in this attempt."""
 
@@ -53,7 +53,7 @@ class VolumeHealth:
     def stuck_seconds(self) -> float:
         """Seconds for which nothing could be saved; 0 if there is no failure."""
         since = self._since
-        if since is None and self._says_that_it_hangs:
+        if since is None and self._hang_is_logged:
             since = self._flight_since
         return 0.0 if since is None else self._clock.monotonic() - since
 
@@ -67,7 +67,7 @@ class VolumeHealth:
         """True if the newest save failed."""
         return self._since is not None
 
-    def failed(self, trouble: Trouble, *, durable_step: int | None, told_to_stop: bool = False) -> None:
+    def failed(self, trouble: Trouble, *, durable_step: int | None, is_stopping: bool = False) -> None:
         """Record a failed save, which is to be retried later.
 
         Raises:
@@ -79,23 +79,23 @@ class VolumeHealth:
             self._since, self._backoff_seconds = now, BACKOFF_SECONDS
         self.skipped += 1
         newest = "nothing is saved yet" if durable_step is None else f"step {durable_step} is the newest checkpoint"
-        left = self._left(now, told_to_stop=told_to_stop)
+        left = self._left(now, is_stopping=is_stopping)
         if left <= 0:
             waited = format_duration(self.stuck_seconds)
             raise type(trouble)(f"nothing could be saved for {waited}: {trouble.detail}; {newest}") from trouble
         self._next_try = now + self._backoff_seconds
         self._backoff_seconds = min(2 * self._backoff_seconds, BACKOFF_SECONDS_MAX)
-        if type(trouble) not in self._said:
-            self._said.add(type(trouble))
+        if type(trouble) not in self._logged:
+            self._logged.add(type(trouble))
             logger.warning(
                 "a checkpoint cannot be saved: %s; %s. Training goes on and tries again, for %s at most",
                 *(trouble.detail, newest, format_duration(left)),
             )
 
-    def _left(self, now: float, *, told_to_stop: bool) -> float:
+    def _left(self, now: float, *, is_stopping: bool) -> float:
         """Return the seconds for which a save is still retried."""
         left = self._patience_seconds - self.stuck_seconds
-        if told_to_stop:
+        if is_stopping:
             if self._stop_since is None:
                 self._stop_since = now
             left = min(left, self._stop_since + STOP_SECONDS - now)
@@ -105,11 +105,11 @@ class VolumeHealth:
         """Check between two steps for a save that hangs: a volume that does not answer raises no error."""
         now = self._clock.monotonic()
         if not in_flight:
-            self._flight_since, self._says_that_it_hangs = None, False
+            self._flight_since, self._hang_is_logged = None, False
         elif self._flight_since is None:
             self._flight_since = now
-        elif now - self._flight_since >= HANGS_SECONDS and not self._says_that_it_hangs:
-            self._says_that_it_hangs = True
+        elif now - self._flight_since >= HANGS_SECONDS and not self._hang_is_logged:
+            self._hang_is_logged = True
             logger.warning("a save has been under way for %s; training goes on", format_duration(HANGS_SECONDS))
 
     def saved(self, saved: Saved) -> None:
@@ -117,7 +117,7 @@ class VolumeHealth:
         if self._since is not None:
             logger.warning("checkpoints can be saved again: step %d is", saved.step)
         self._since = None
-        self._said.clear()
+        self._logged.clear()
         was_low, self._fit = self.is_nearly_full, None if saved.free is None else saved.free // max(1, saved.size)
         if self.is_nearly_full and not was_low:
             logger.warning(

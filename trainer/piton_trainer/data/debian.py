@@ -56,5 +56,5 @@ def _put(paths: Sequence[Path], folder: Path) -> Path:
 def _run(command: list[str], folder: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise BadConfig(f"{' '.join(command)} failed: {said[-1] if said else f'exit code {done.returncode}'}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise BadConfig(f"{' '.join(command)} failed: {output[-1] if output else f'exit code {done.returncode}'}")

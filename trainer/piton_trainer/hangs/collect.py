@@ -34,12 +34,12 @@ _STATUS_FIELDS = ("State", "SigBlk", "SigIgn", "SigCgt", "Threads", "VmRSS", "vo
 
 def stacks(folder: Path, beats: Sequence[Heartbeat], *, wait: Callable[[float], object] = time.sleep) -> dict[int, str]:
     """By rank, what can be said of its process. One that is stopped, or inside the kernel, writes no stacks."""
-    asked = [beat for beat in beats if state_of(beat.pid) not in _STOPPED]
-    for beat in asked:
+    requested = [beat for beat in beats if state_of(beat.pid) not in _STOPPED]
+    for beat in requested:
         with suppress(OSError):
             os.kill(beat.pid, STACKS_SIGNAL)
     waited = 0.0
-    while waited < STACKS_SECONDS and not all(_is_written(stacks_path(folder, beat.rank)) for beat in asked):
+    while waited < STACKS_SECONDS and not all(_is_written(stacks_path(folder, beat.rank)) for beat in requested):
         wait(0.1)
         waited += 0.1
     return {beat.rank: _text(folder, beat) for beat in beats}
@@ -53,9 +53,9 @@ def collectives(
     folder: Path, beats: Sequence[Heartbeat], *, wait: Callable[[float], object] = time.sleep
 ) -> list[Path]:
     """Return the records of NCCL's flight recorder by rank; empty without a GPU."""
-    asked = [beat.rank for beat in beats if _asks(folder / f"{NCCL_PIPE}{beat.rank}.pipe")]
-    dumps, sizes, waited = [folder / f"{NCCL_DUMP}{rank}" for rank in asked], [-1], 0.0
-    while asked and waited < STACKS_SECONDS:
+    requested = [beat.rank for beat in beats if _requests(folder / f"{NCCL_PIPE}{beat.rank}.pipe")]
+    dumps, sizes, waited = [folder / f"{NCCL_DUMP}{rank}" for rank in requested], [-1], 0.0
+    while requested and waited < STACKS_SECONDS:
         before, sizes = sizes, [path.stat().st_size if path.exists() else 0 for path in dumps]
         if all(sizes) and sizes == before:
             break
@@ -64,7 +64,7 @@ def collectives(
     return [path for path in dumps if path.exists()]
 
 
-def _asks(pipe: Path) -> bool:
+def _requests(pipe: Path) -> bool:
     try:
         end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:  # there is none, or nobody reads from it

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from piton_trainer.hangs.detection import Hang, Idle
 
-_FRESH_TELLINGS = 3
+_FRESH_WRITES = 3
 """A file that is older than so many tellings is of a watchdog that does not run any more."""
 
 
@@ -34,7 +34,7 @@ class Peers:
         self._others = [folder / f"node-{other}.json" for other in range(nodes) if other != node]
         self.every_seconds = every_seconds
 
-    def tell(self, own: Stillness) -> None:
+    def publish(self, own: Stillness) -> None:
         """Say for how long this node's ranks have stood still.
 
         Raises:
@@ -45,21 +45,23 @@ class Peers:
         aside.write_text(json.dumps(asdict(own)), encoding="utf-8")
         aside.replace(self._own)
 
-    def ask(self) -> Stillness | None:
+    def read(self) -> Stillness | None:
         """For how long every other node has stood still; None where none of them says anything any more."""
-        found = [said for path in self._others if (said := self._said(path)) is not None]
+        found = [stillness for path in self._others if (stillness := self._read(path)) is not None]
         if not found:
             return None
-        return Stillness(silence=min(said.silence for said in found), idle=min(said.idle for said in found))
+        return Stillness(
+            silence=min(stillness.silence for stillness in found), idle=min(stillness.idle for stillness in found)
+        )
 
-    def _said(self, path: Path) -> Stillness | None:
+    def _read(self, path: Path) -> Stillness | None:
         try:
             age = self._own.stat().st_mtime - path.stat().st_mtime
             fields = json.loads(path.read_text(encoding="utf-8"))
-            said = Stillness(silence=float(fields["silence"]), idle=float(fields["idle"]))
+            stillness = Stillness(silence=float(fields["silence"]), idle=float(fields["idle"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return said if age <= _FRESH_TELLINGS * self.every_seconds else None
+        return stillness if age <= _FRESH_WRITES * self.every_seconds else None
 
 
 class Exchange(threading.Thread):
@@ -76,8 +78,8 @@ class Exchange(threading.Thread):
         """Go on until the process ends."""
         while True:
             try:
-                self._peers.tell(self.own)
-                self._others = (time.monotonic(), self._peers.ask())
+                self._peers.publish(self.own)
+                self._others = (time.monotonic(), self._peers.read())
             except OSError:  # asked again; whoever needs the volume says what is wrong with it
                 pass
             time.sleep(self._peers.every_seconds)
@@ -86,9 +88,9 @@ class Exchange(threading.Thread):
         """True if all other nodes have stood still in the same way for most of that time, or cannot be asked."""
         if self._others is None:
             return True
-        asked_at, said = self._others
-        if said is None or now - asked_at > _FRESH_TELLINGS * self._peers.every_seconds:
+        read_at, stillness = self._others
+        if stillness is None or now - read_at > _FRESH_WRITES * self._peers.every_seconds:
             return True
         if isinstance(trouble, Hang):
-            return said.silence >= trouble.limit / 2
-        return said.idle >= trouble.seconds / 2
+            return stillness.silence >= trouble.limit / 2
+        return stillness.idle >= trouble.seconds / 2

@@ -93,7 +93,7 @@ class Watchdog:
         Raises:
             OSError: no process can be started.
         """
-        self._helper = child_process.Helper("piton_trainer.hangs.watchdog")
+        self._helper = child_process.ChildProcess("piton_trainer.hangs.watchdog")
         self._helper.line.send(settings)
 
     def leave(self) -> None:

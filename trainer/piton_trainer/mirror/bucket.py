@@ -98,11 +98,11 @@ class Bucket:
 
         `moved` is called with the number of bytes as they are sent, negative for bytes that are sent again.
         """
-        listener = _Listener(moved, is_wanted)
+        subscriber = _Subscriber(moved, is_wanted)
         extra = {"ChecksumAlgorithm": "SHA256"}
         at = str(path), self.place.bucket, self.place.key(*parts)
         with translate_errors(), suppress(CancelledError):
-            self._manager.upload(*at, extra_args=extra, subscribers=[listener]).result()
+            self._manager.upload(*at, extra_args=extra, subscribers=[subscriber]).result()
             return True
         return False
 
@@ -200,7 +200,7 @@ class Bucket:
         return fingerprint(path, self._tuning.chunk_bytes, like, hashed=hashed)
 
 
-class _Listener(BaseSubscriber):  # type: ignore[misc]
+class _Subscriber(BaseSubscriber):  # type: ignore[misc]
     """Counts the bytes of an upload, and cancels it when it is not wanted any more."""
 
     def __init__(self, moved: Callable[[int], object], is_wanted: Callable[[], bool]) -> None:

@@ -24,7 +24,6 @@ from piton.contract.termination import Outcome
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence, Holder
 from piton_trainer.checkpoint.format.retry import Retry
-from piton_trainer.checkpoint.save.messages import Failed
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import NotMirrored, VolumeLost
@@ -41,7 +40,7 @@ from piton_trainer.mirror.messages import (
     Timeouts,
     Transfer,
 )
-from piton_trainer.runtime.child_process import Helper
+from piton_trainer.runtime.child_process import ChildProcess, Failed
 from piton_trainer.s3 import Tuning
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ _LEAVE_SECONDS = 2.0
 _DEATHS_MAX = 3
 """Maximum number of deaths of the process during one wait of the trainer."""
 _LOOK_SECONDS = 0.1
-_TELL_SECONDS = 10.0
+_REPORT_SECONDS = 10.0
 """Seconds between two progress reports while the trainer waits."""
 
 
@@ -74,7 +73,7 @@ class MirrorProcess(Protocol):
 
 def start() -> MirrorProcess:
     """Start a separate process."""
-    return Helper("piton_trainer.mirror.process")
+    return ChildProcess("piton_trainer.mirror.process")
 
 
 class MirrorClient:
@@ -89,7 +88,7 @@ class MirrorClient:
         fence: Fence,
         clock: Clock,
         patience: Timeouts,
-        tell: Callable[[Transfer], None],
+        report: Callable[[Transfer], None],
         tuning: Tuning | None = None,
         start: Callable[[], MirrorProcess] = start,
     ) -> None:
@@ -97,7 +96,7 @@ class MirrorClient:
         self._patience = patience
         self._clock = clock
         self._start = start
-        self._tell = tell
+        self._report = report
         speed = policy.megabytes_per_second
         self._settings = MirrorSettings(
             place=place,
@@ -118,15 +117,15 @@ class MirrorClient:
         self._commits: list[tuple[int, float]] = []
         """Steps newer than everything in the bucket, with the times of their commits."""
         self._wanted: int | None = None
-        self._told: int | None = None
+        self._sent: int | None = None
         self._mirrored: int | None = None
         self._generation: Restore | None = None
         self._answer: RestoreDone | Failed | None = None
         self._errors = self._deaths = 0
         """Number of errors of terminated processes."""
-        self._said: list[str] = []
+        self._logged: list[str] = []
         self._is_awaited = self._has_waited = False
-        self._moved_at = self._told_at = 0.0
+        self._moved_at = self._reported_at = 0.0
         """Times of the last progress and of its last report."""
         self._is_over = False
         # The kernel kills the process when the thread that started it ends, so this thread lives as long as needed.
@@ -164,7 +163,7 @@ class MirrorClient:
         with self._changed:
             self._wanted = step
             self._commits.append((step, self._clock.monotonic()))
-            self._tell_newest()
+            self._send_newest()
 
     def lag(self) -> Lag | None:
         """Return the lag of the bucket; None before the first commit."""
@@ -177,7 +176,7 @@ class MirrorClient:
             seconds = self._clock.monotonic() - self._commits[0][1]
             return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=errors)
 
-    def finish(self, is_told_to_stop: Callable[[], bool]) -> bool:
+    def finish(self, is_stop_requested: Callable[[], bool]) -> bool:
         """Wait, after the training, for the remaining uploads while they make progress.
 
         Return True if the bucket has the newest checkpoint, or belongs to another process, which has been logged.
@@ -194,7 +193,7 @@ class MirrorClient:
                 now = self._clock.monotonic()
                 if now >= min(stop_at, self._moved_at + self._patience.finish):
                     break
-                if stop_at == math.inf and is_told_to_stop():
+                if stop_at == math.inf and is_stop_requested():
                     stop_at = now + self._patience.stop
                 self._changed.wait(_LOOK_SECONDS)
             self._is_awaited, self._has_waited = False, True
@@ -226,13 +225,13 @@ class MirrorClient:
     def _await(self) -> None:
         """Note that the trainer waits from now on, so that progress is reported."""
         self._is_awaited = True
-        self._moved_at = self._told_at = self._clock.monotonic()
+        self._moved_at = self._reported_at = self._clock.monotonic()
 
     def _what_is_missing(self) -> str:
         has = "no checkpoint" if self._mirrored is None else f"step {self._mirrored}"
         waited = self._clock.monotonic() - self._moved_at
         why = f"nothing has moved for {format_duration(waited)}" if waited >= self._patience.finish else "it cannot be"
-        last = f". Said last: {self._said[-1]}" if self._said else ""
+        last = f". Said last: {self._logged[-1]}" if self._logged else ""
         return (
             f"the training is done at step {self._wanted}, which is on the volume but not in {self.place}: {why}. "
             f"There is {has}; another attempt makes up for what is missing{last}"
@@ -256,7 +255,7 @@ class MirrorClient:
                 self._errors, self._deaths = self._errors + self._state.errors + 1, self._deaths + 1
                 self._state = MirrorState(known=None, mirrored=None, is_idle=False, is_over=False, errors=0)
                 self._changed.notify_all()
-                self._say(f"the process that mirrors to {self.place} {detail}, and is started again")
+                self._log(f"the process that mirrors to {self.place} {detail}, and is started again")
                 delay = self._patience.backoff if self._mirrored != before else delay
                 if self._changed.wait_for(lambda: self._is_over, delay):
                     return
@@ -270,20 +269,20 @@ class MirrorClient:
             return f"cannot be started ({error})"
         try:
             with self._changed:
-                self._process, self._told = process, None
+                self._process, self._sent = process, None
                 process.line.send(self._settings)
                 if self._generation is not None:
                     self._send(self._generation)
-                self._tell_newest()
+                self._send_newest()
                 is_over = self._is_over
             while not is_over:
-                self._hear(process.line.recv())
+                self._receive(process.line.recv())
         except (EOFError, OSError):
             pass
         process.kill()
         return "has died"
 
-    def _hear(self, answer: Answer) -> None:
+    def _receive(self, answer: Answer) -> None:
         with self._changed:
             match answer:
                 case MirrorState():
@@ -293,36 +292,36 @@ class MirrorClient:
                     if answer.mirrored is not None:
                         self._mirrored = mirrored = answer.mirrored
                         self._commits = [(step, at) for step, at in self._commits if step > mirrored]
-                    self._tell_newest()
+                    self._send_newest()
                 case Transfer():
                     self._moved_at = self._clock.monotonic()
-                    if self._is_awaited and self._moved_at - self._told_at >= _TELL_SECONDS:
-                        self._told_at = self._moved_at
-                        self._tell(answer)
+                    if self._is_awaited and self._moved_at - self._reported_at >= _REPORT_SECONDS:
+                        self._reported_at = self._moved_at
+                        self._report(answer)
                 case LogMessage():
-                    self._say(answer.sentence)
+                    self._log(answer.sentence)
                 case RestoreDone() | Failed():
                     self._answer = answer
                 case _:
                     assert_never(answer)
             self._changed.notify_all()
 
-    def _tell_newest(self) -> None:
-        if self._process is not None and self._told == self._state.known != self._wanted:
+    def _send_newest(self) -> None:
+        if self._process is not None and self._sent == self._state.known != self._wanted:
             assert self._wanted is not None
-            self._told = self._wanted
+            self._sent = self._wanted
             self._send(Committed(step=self._wanted))
 
-    def _send(self, order: Restore | Committed) -> None:
+    def _send(self, request: Restore | Committed) -> None:
         """Send a message to the process, if there is one; the next process receives it at its start."""
         if self._process is None:
             return
         try:
-            self._process.line.send(order)
+            self._process.line.send(request)
         except OSError:
             return  # it is dead, which the thread notices as well
 
-    def _say(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.append(sentence)
+    def _log(self, sentence: str) -> None:
+        if sentence not in self._logged:
+            self._logged.append(sentence)
             logger.warning("%s", sentence)

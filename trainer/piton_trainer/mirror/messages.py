@@ -5,8 +5,8 @@ from pathlib import Path
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton_trainer.checkpoint.format.fence import Holder
-from piton_trainer.checkpoint.save.messages import Failed
 from piton_trainer.mirror.keys import BucketPrefix
+from piton_trainer.runtime.child_process import Failed
 from piton_trainer.s3 import Tuning
 
 
@@ -104,5 +104,5 @@ class LogMessage:
     sentence: str
 
 
-Order = Restore | Committed
+Request = Restore | Committed
 Answer = RestoreDone | MirrorState | Transfer | LogMessage | Failed

@@ -10,12 +10,12 @@ import threading
 from multiprocessing.connection import Connection
 from typing import assert_never
 
-from piton_trainer.checkpoint.save.messages import Failed
 from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, Ended
-from piton_trainer.mirror.messages import Answer, Committed, LogMessage, MirrorState, Order, Restore, RestoreDone
+from piton_trainer.mirror.messages import Answer, Committed, LogMessage, MirrorState, Request, Restore, RestoreDone
 from piton_trainer.mirror.sync import BucketSync
 from piton_trainer.runtime import child_process
+from piton_trainer.runtime.child_process import Failed
 from piton_trainer.s3 import S3Error
 
 
@@ -26,7 +26,7 @@ class Channel:
         self._connection = connection
         self._lock = threading.Lock()
 
-    def say(self, answer: Answer) -> None:
+    def send(self, answer: Answer) -> None:
         """Send a message; it is dropped if the trainer is gone."""
         with self._lock:
             try:
@@ -44,17 +44,17 @@ class Sentences(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the message of a record."""
-        self._line.say(LogMessage(sentence=record.getMessage()))
+        self._line.send(LogMessage(sentence=record.getMessage()))
 
 
 def serve(connection: Connection, line: Channel, clock: Clock) -> None:
     """Execute incoming requests until the trainer closes the connection."""
     settings = connection.recv()
     try:
-        sync = BucketSync(settings, clock=clock, tell=line.say)
+        sync = BucketSync(settings, clock=clock, send=line.send)
     except (S3Error, ValueError) as error:
-        line.say(Failed.by(BadConfig(f"checkpoint.mirror: {error}")))
-        line.say(MirrorState(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
+        line.send(Failed.by(BadConfig(f"checkpoint.mirror: {error}")))
+        line.send(MirrorState(known=None, mirrored=None, is_idle=True, is_over=True, errors=0))
         return
     try:
         while True:
@@ -63,18 +63,18 @@ def serve(connection: Connection, line: Channel, clock: Clock) -> None:
         sync.close()
 
 
-def execute(sync: BucketSync, order: Order, line: Channel) -> None:
+def execute(sync: BucketSync, request: Request, line: Channel) -> None:
     """Execute a request; an error is sent as an answer."""
-    match order:
+    match request:
         case Committed():
-            sync.committed(order.step)
+            sync.committed(request.step)
         case Restore():
             try:
-                line.say(RestoreDone(step=sync.restore(order.newer_than)))
+                line.send(RestoreDone(step=sync.restore(request.newer_than)))
             except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
-                line.say(Failed.by(error))
+                line.send(Failed.by(error))
         case _:
-            assert_never(order)
+            assert_never(request)
 
 
 def main() -> None:

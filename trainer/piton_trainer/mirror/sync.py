@@ -31,22 +31,22 @@ class BucketSync:
     """Uploads in a separate thread, and reports progress with `tell`."""
 
     def __init__(
-        self, settings: MirrorSettings, *, clock: Clock, tell: Callable[[MirrorState | Transfer], None]
+        self, settings: MirrorSettings, *, clock: Clock, send: Callable[[MirrorState | Transfer], None]
     ) -> None:
         self._settings = settings
         self._patience = settings.patience
         self._clock = clock
-        self._tell = tell
+        self._send = send
         self._bucket = Bucket(settings.place, settings.tuning)
-        self._restoring = TransferMeter(clock, tell, is_restore=True)
-        uploading = TransferMeter(clock, tell, is_restore=False)
+        self._restoring = TransferMeter(clock, send, is_restore=True)
+        uploading = TransferMeter(clock, send, is_restore=False)
         self._uploader = Uploader(
             self._bucket, settings, disk=layout.Disk(), check_fence=self._check_fence, meter=uploading
         )
         self._changed = threading.Condition()
         self._wanted: int | None = None
         self._errors = 0
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._is_idle = True
         self._has_begun = self._is_over = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
@@ -67,7 +67,7 @@ class BucketSync:
             try:
                 return self._restore(-1 if newer_than is None else newer_than)
             except S3Error as trouble:
-                self._say(trouble.kind, f"restoring from {self._settings.place}: {trouble}")
+                self._log(trouble.kind, f"restoring from {self._settings.place}: {trouble}")
                 if newer_than is not None:
                     return None
                 if trouble.is_refusal:
@@ -84,7 +84,7 @@ class BucketSync:
             except ValueError as error:
                 if newer_than is None:
                     raise BadConfig(f"the volume has no checkpoint, and of {self._settings.place}: {error}") from error
-                self._say("Foreign", f"nothing is restored from {self._settings.place}: {error}")
+                self._log("Foreign", f"nothing is restored from {self._settings.place}: {error}")
                 return None
             self._clock.sleep(delay)
             delay = min(2 * delay, self._patience.backoff_max)
@@ -124,7 +124,7 @@ class BucketSync:
                 self._step()
                 failures = 0
             except NotOurs as refusal:
-                self._say("NotOurs", f"nothing is mirrored any more: {refusal}")
+                self._log("NotOurs", f"nothing is mirrored any more: {refusal}")
                 self._stop()
             except S3Error as trouble:
                 failures += 1
@@ -168,10 +168,10 @@ class BucketSync:
         with self._changed:
             self._errors += 1
             self._report()
-        self._say(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
+        self._log(kind, f"mirroring to {self._settings.place} fails, and is tried again: {detail}")
 
     def _report(self) -> None:
-        self._tell(
+        self._send(
             MirrorState(
                 known=self._wanted,
                 mirrored=self._uploader.mirrored_step,
@@ -181,7 +181,7 @@ class BucketSync:
             )
         )
 
-    def _say(self, kind: str, sentence: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
+    def _log(self, kind: str, sentence: str) -> None:
+        if kind not in self._logged:
+            self._logged.add(kind)
             logger.warning("%s", sentence)

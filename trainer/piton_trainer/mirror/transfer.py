@@ -6,7 +6,7 @@ from collections.abc import Callable
 from piton_trainer.clock import Clock
 from piton_trainer.mirror.messages import Transfer
 
-_TELL_SECONDS = 0.5
+_REPORT_SECONDS = 0.5
 _AGAIN_MAX = 5
 """Number of retries of one checkpoint that report progress from their start."""
 
@@ -18,14 +18,14 @@ class TransferMeter:
     report means progress, and no receiver waits for ever for a transfer that fails near its end each time.
     """
 
-    def __init__(self, clock: Clock, tell: Callable[[Transfer], object], *, is_restore: bool) -> None:
+    def __init__(self, clock: Clock, report: Callable[[Transfer], object], *, is_restore: bool) -> None:
         self._is_restore = is_restore
         self._clock = clock
-        self._tell = tell
+        self._report = report
         self._lock = threading.Lock()
         self._step = self._total = self._again = 0
         self._moved = self._kept = self._hashed = self._high = 0
-        self._began = self._told_at = 0.0
+        self._began = self._reported_at = 0.0
         self.moved_at: float | None = None
         """Time of the last transfer over the network."""
 
@@ -37,7 +37,7 @@ class TransferMeter:
                 self._high = 0
             self._step, self._total = step, total
             self._moved = self._kept = self._hashed = 0
-            self._began = self._told_at = self._clock.monotonic()
+            self._began = self._reported_at = self._clock.monotonic()
 
     def moved(self, size: int) -> None:
         """Count bytes sent over the network; negative if they are sent again."""
@@ -59,9 +59,9 @@ class TransferMeter:
             if done + self._hashed <= self._high:
                 return
             self._high = done + self._hashed
-            if now - self._told_at < _TELL_SECONDS:
+            if now - self._reported_at < _REPORT_SECONDS:
                 return
-            self._told_at = now
+            self._reported_at = now
             transfer = Transfer(
                 is_restore=self._is_restore,
                 step=self._step,
@@ -69,4 +69,4 @@ class TransferMeter:
                 total=self._total,
                 bytes_per_second=self._moved / max(now - self._began, 0.001),
             )
-        self._tell(transfer)
+        self._report(transfer)

@@ -1,10 +1,11 @@
-"""A process that works beside a trainer: started by exec, talked to over a socket, gone when its trainer is.
+"""A process beside a trainer: started by exec, connected by a socket, ended with its trainer.
 
-    the trainer    Helper(module)    line.send(…)    line.recv()
-    the process    join()            line.recv()     line.send(…)
+    the trainer    ChildProcess(module)    line.send(settings)    line.send(request)    line.recv()
+    the process    join()                  line.recv()            line.recv()           line.send(answer)
 
-Started by exec, because a fork would copy a process that has threads and perhaps CUDA. This file knows nothing of what
-is said, and needs no torch.
+The writer of checkpoints and the mirror are such processes. Messages are dataclasses: settings first, then requests; an
+answer to a request that fails is `Failed`. Started by exec, because a fork would copy a process that has threads and
+perhaps CUDA. This module needs no torch.
 """
 
 import ctypes
@@ -14,14 +15,18 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+
+from piton.contract.termination import Outcome
+from piton_trainer.errors import BY_OUTCOME, Ended, Fenced
 
 NICE = 10
 """Not the lowest: on a machine whose cores are all busy, the work would then take many times as long."""
 _PR_SET_PDEATHSIG = 1
 
 
-class Helper:
+class ChildProcess:
     """One such process, as its trainer sees it. The thread that makes it has to live as long as it is needed."""
 
     def __init__(self, module: str, *descriptors: int) -> None:
@@ -90,3 +95,29 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """Answer that a request failed."""
+
+    detail: str
+    outcome: Outcome | None = None
+    """Outcome of the attempt that it causes; None for any other error."""
+    holder: int | None = None
+
+    @classmethod
+    def by(cls, error: BaseException) -> "Failed":
+        """Convert an error to an answer."""
+        if isinstance(error, Ended):
+            return cls(detail=error.detail, outcome=error.outcome, holder=getattr(error, "holder", None))
+        return cls(detail=f"{type(error).__name__}: {error}")
+
+    def error(self, what: str) -> BaseException:
+        """Return the error for the trainer to raise; `what` describes the failed operation, for generic errors."""
+        if self.outcome is Outcome.FENCED:
+            return Fenced(self.detail, holder=self.holder)
+        if self.outcome is not None:
+            kind: type[Ended] = BY_OUTCOME[self.outcome]
+            return kind(self.detail)
+        return RuntimeError(f"{what}: {self.detail}")

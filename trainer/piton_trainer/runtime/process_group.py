@@ -137,11 +137,11 @@ class Ranks:
             thread.join(_TURN_SECONDS)
             return results.copy()  # rank 0 has to go by what it has sent, not by what has come while it was sending
 
-        while not (heard := self.on_main(wait)):
+        while not (received := self.on_main(wait)):
             pass
-        if isinstance(heard[0], _Failure):
-            raise self._error(heard[0])
-        return heard[0]
+        if isinstance(received[0], _Failure):
+            raise self._error(received[0])
+        return received[0]
 
     def _attempt(self, action: Callable[[], T]) -> T | _Failure:
         if self.world_size == 1:

@@ -36,7 +36,7 @@ from piton_trainer.s3.reader import ObjectReader, whole_pieces
 logger = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
-_SAID_EVERY_SECONDS = 10.0
+_LOG_EVERY_SECONDS = 10.0
 _MD5 = re.compile(r'"[0-9a-f]{32}"')
 
 
@@ -148,7 +148,7 @@ class _Counter:
         self._what = what
         self._total = total
         self._clock = clock
-        self._began = self._said = clock.monotonic()
+        self._began = self._logged_at = clock.monotonic()
         self._come = 0
         self._lock = threading.Lock()
 
@@ -157,9 +157,9 @@ class _Counter:
         with self._lock:
             self._come += size
             now = self._clock.monotonic()
-            if now - self._said < _SAID_EVERY_SECONDS:
+            if now - self._logged_at < _LOG_EVERY_SECONDS:
                 return
-            self._said = now
+            self._logged_at = now
         speed = self._come / (now - self._began) / 1e6
         logger.info(
             "%s: %.2f of %.2f GB are here, at %.0f MB/s", self._what, self._come / 1e9, self._total / 1e9, speed

@@ -45,12 +45,12 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _said(error) from error
+        raise _described(error) from error
     except (Boto3Error, BotoCoreError, RetriesExceededError) as error:
         raise S3Error(type(error).__name__, " ".join(str(error).split())) from error
 
 
-def _said(error: ClientError) -> Exception:
+def _described(error: ClientError) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", "Unknown"))
     if code in _MISSING:
         return ObjectNotFound(str(error))

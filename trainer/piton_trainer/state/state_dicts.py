@@ -76,7 +76,7 @@ class OptimizerState:
         self._keys: Sequence[str] | None = None
         """Of the tensors of all parameters; None: there is more than tensors."""
 
-    def capture(self, names: Mapping[int, str], ask: Callable[[], Any]) -> Captured:
+    def capture(self, names: Mapping[int, str], read: Callable[[], Any]) -> Captured:
         """As `codec.split` gives it of what torch says when asked; `names` are those of the model's parameters, by id.
 
         Raises:
@@ -95,12 +95,12 @@ class OptimizerState:
         }
         signature = [_is_plain_optimizer(optimizer), groups, list(entries), list(map(tuple, entries.values())), kinds]
         if signature != self._signature:
-            self._is_known = _is_plain_optimizer(optimizer) and _is_same(states, ask())
+            self._is_known = _is_plain_optimizer(optimizer) and _is_same(states, read())
             document, tensors = codec.split(entries, f"{self.key}/state") if all(kinds) else ({}, {})
             self._document, self._keys = codec.Fixed(document), list(tensors) if len(tensors) == len(values) else None
             self._signature = signature
         if not self._is_known:
-            return codec.split(ask(), self.key)
+            return codec.split(read(), self.key)
         if self._keys is None:
             return codec.split(states, self.key)
         document, tensors = codec.split(states["param_groups"], f"{self.key}/param_groups")
@@ -161,7 +161,7 @@ class _Structure:
         signature += [list(chain.from_iterable(kind)) for kind in contents]
         signature += [children, types, list(map(is_, values, repeat(None)))]
         signature += [list(map(frozenset, map(_NOT_SAVED, modules))), list(map(len, map(_HOOKS, modules)))]
-        signature += [list(map(_says_nothing_itself, modules))]
+        signature += [list(map(_has_no_own_state, modules))]
         signature += [[getattr(kind, name) for kind in dict.fromkeys(types) for name in _STATE_METHODS]]
         return signature, values
 
@@ -177,20 +177,20 @@ def _walk(module: nn.Module, prefix: str, fqn: str) -> Iterator[tuple[nn.Module,
 
 def _is_plain_module(module: nn.Module) -> bool:
     """True if its state is what it holds, by name."""
-    says = any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE_METHODS)
+    has_own = any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE_METHODS)
     holds = all(isinstance(container(module), dict) for container in _CONTAINERS)
-    return holds and not says and not _HOOKS(module) and _says_nothing_itself(module)
+    return holds and not has_own and not _HOOKS(module) and _has_no_own_state(module)
 
 
-def _says_nothing_itself(module: nn.Module) -> bool:
+def _has_no_own_state(module: nn.Module) -> bool:
     """True if it says its state as its class does; it may have been given a method of its own."""
     return vars(module).keys().isdisjoint(_STATE_METHODS)
 
 
 def _is_plain_optimizer(optimizer: Optimizer) -> bool:
     """True if its state is what it holds, by parameter."""
-    says = type(optimizer).state_dict is not Optimizer.state_dict or "state_dict" in vars(optimizer)
-    return not says and not any(_OPTIMIZER_HOOKS(optimizer))
+    has_own = type(optimizer).state_dict is not Optimizer.state_dict or "state_dict" in vars(optimizer)
+    return not has_own and not any(_OPTIMIZER_HOOKS(optimizer))
 
 
 def _is_same(one: object, other: object) -> bool:

@@ -177,9 +177,9 @@ class TrackedObjects:
         if model is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
             return codec.split(optimizer.state_dict(), state.key)
-        ask = partial(get_optimizer_state_dict, model, optimizer)
+        read = partial(get_optimizer_state_dict, model, optimizer)
         try:
-            return codec.split(ask(), state.key) if names is None else state.capture(names, ask)
+            return codec.split(read(), state.key) if names is None else state.capture(names, read)
         except KeyError as error:
             raise ValueError(
                 "an optimizer holds parameters that are not the model's; put them into the model"

@@ -33,67 +33,67 @@ class OperatorClient(Callback):
         self._pending: Progress | None = None
         self._closing = False
         self._warned = False
-        self._news = threading.Condition()
-        self._wishes = TrainerRequests()
+        self._changed = threading.Condition()
+        self._requests = TrainerRequests()
         self._thread = threading.Thread(target=self._deliver, name="piton-report", daemon=True)
         self._thread.start()
 
     def on_report(self, progress: Progress) -> None:
         """Hand a report over to the thread; return at once."""
-        with self._news:
+        with self._changed:
             self._pending = progress
-            self._news.notify()
+            self._changed.notify()
 
     @property
     def stop_requested(self) -> bool:
         """True if the server wants the run to save and end."""
-        return self._wishes.stop
+        return self._requests.stop
 
     @property
     def checkpoint_requested(self) -> bool:
         """True if the server wants a checkpoint that has not been made yet."""
-        return self._wishes.checkpoint
+        return self._requests.checkpoint
 
     @property
     def stop_at(self) -> StopAt | None:
         """Until when the server lets the run go on, by its newest answer that said so."""
-        return self._wishes.stop_at
+        return self._requests.stop_at
 
     def on_save(self, *, stall_seconds: float) -> None:  # noqa: ARG002 - of the event
         """Note that the requested checkpoint is being made."""
-        with self._news:
-            self._wishes = replace(self._wishes, checkpoint=False)
+        with self._changed:
+            self._requests = replace(self._requests, checkpoint=False)
 
     def on_end(self, progress: Progress | None) -> None:
         """Send the last report and end the thread; give up on a server that is slow to answer."""
-        with self._news:
+        with self._changed:
             self._pending = progress or self._pending
             self._closing = True
-            self._news.notify()
+            self._changed.notify()
         self._thread.join(2 * self._timeout_seconds)
 
     def _deliver(self) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._pending is not None or self._closing)
-                letter, self._pending = self._pending, None
-            if letter is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending is not None or self._closing)
+                progress, self._pending = self._pending, None
+            if progress is None:
                 return
-            self._send(letter)
+            self._send(progress)
 
-    def _send(self, letter: Progress) -> None:
+    def _send(self, progress: Progress) -> None:
         try:
-            wishes = push(self._server, letter, timeout_seconds=self._timeout_seconds)
+            answer = push(self._server, progress, timeout_seconds=self._timeout_seconds)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if not self._warned:
                 logger.warning("progress is not reported, %s: %s", self._server.url, error)
                 self._warned = True
             return
-        with self._news:
-            self._wishes = TrainerRequests(
-                checkpoint=self._wishes.checkpoint or wishes.checkpoint,
-                stop=self._wishes.stop or wishes.stop,
-                stop_at=wishes.stop_at or self._wishes.stop_at,
+        with self._changed:
+            self._requests = TrainerRequests(
+                checkpoint=self._requests.checkpoint or answer.checkpoint,
+                stop=self._requests.stop or answer.stop,
+                stop_at=answer.stop_at or self._requests.stop_at,
             )
 
 

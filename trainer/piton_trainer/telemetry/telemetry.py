@@ -104,13 +104,13 @@ class Telemetry:
             self.callbacks.report(due, make(), now)
         return bool(due)
 
-    def finish_mirror(self, is_told_to_stop: Callable[[], bool]) -> bool:
+    def finish_mirror(self, is_stop_requested: Callable[[], bool]) -> bool:
         """Wait until the mirror has the last checkpoint; return False if told to stop before.
 
         Raises:
             NotMirrored: the upload makes no progress.
         """
-        return self.mirror is None or self.mirror.finish(is_told_to_stop)
+        return self.mirror is None or self.mirror.finish(is_stop_requested)
 
     def end_mirror(self, outcome: Outcome) -> None:
         """Wait for the mirror, as long as this kind of end allows."""
@@ -132,7 +132,7 @@ def build_telemetry(
     """
     operator = None if config.server is None else OperatorClient(config.server, interval_seconds=config.report_seconds)
     moved = partial(_moved, operator, clock)
-    mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock, tell=moved)
+    mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock, report=moved)
     own = [operator, _exporter(config, world_size, mirror), ConsoleReporter()]
     present = [callback for callback in own if callback is not None]
     return Telemetry([*present, *callbacks], operator=operator, mirror=mirror)
@@ -147,7 +147,7 @@ def _moved(operator: OperatorClient | None, clock: Clock, transfer: Transfer) ->
         operator.report(Progress(updated=now, metrics=metrics), clock.monotonic())
 
 
-def _mirror(config: Config, fence: Fence, clock: Clock, *, tell: Callable[[Transfer], None]) -> MirrorClient:
+def _mirror(config: Config, fence: Fence, clock: Clock, *, report: Callable[[Transfer], None]) -> MirrorClient:
     policy = config.assignment.mirror
     assert policy is not None
     if find_spec("boto3") is None:  # an image of the user's own need not have it
@@ -156,7 +156,7 @@ def _mirror(config: Config, fence: Fence, clock: Clock, *, tell: Callable[[Trans
         place = BucketPrefix.parse(policy.uri, config.namespace, config.run)
     except ValueError as error:
         raise BadConfig(f"checkpoint.mirror: {error}") from error
-    return MirrorClient(config, place, policy, fence=fence, clock=clock, patience=Timeouts(), tell=tell)
+    return MirrorClient(config, place, policy, fence=fence, clock=clock, patience=Timeouts(), report=report)
 
 
 def _exporter(config: Config, world_size: int, mirror: MirrorClient | None) -> "Exporter | None":

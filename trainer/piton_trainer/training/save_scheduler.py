@@ -60,7 +60,7 @@ class SaveScheduler:
         self._watch = VolumeHealth(clock, patience_seconds=policy.patience_seconds)
         telemetry.set_up(self._watch)
         self._interval = Interval(policy)
-        self._told: Choice | None = None
+        self._reported_choice: Choice | None = None
         self._stall: float | None = None
         """Seconds for which training stood still for the newest save."""
         self._is_prepared = self._is_postponed = False
@@ -109,11 +109,11 @@ class SaveScheduler:
         """No moment for a save: one that is due comes at the next boundary."""
         self._is_postponed = self._is_postponed or (is_due and not self._has_failed)
 
-    def save_final(self, trained: SaveInputs, *, told_to_stop: bool = False) -> None:
+    def save_final(self, trained: SaveInputs, *, is_stopping: bool = False) -> None:
         """Save this step, durably, or end."""
         # What befell the save before is no reason not to try.
         self._tolerate(self._settle)
-        self._retry(partial(self._save_durably, trained), told_to_stop=told_to_stop)
+        self._retry(partial(self._save_durably, trained), is_stopping=is_stopping)
 
     def close(self, complete: Complete) -> None:
         """Write the proof that the run is finished."""
@@ -137,9 +137,9 @@ class SaveScheduler:
     def report_interval(self) -> None:
         """Tell whoever listens how often saves are made, when that has changed."""
         choice = self._interval.choice
-        if choice is None or choice is self._told:
+        if choice is None or choice is self._reported_choice:
             return
-        self._told = choice
+        self._reported_choice = choice
         self._telemetry.interval_changed(choice)
 
     def _save(self, trained: SaveInputs) -> None:
@@ -188,17 +188,17 @@ class SaveScheduler:
             return False
         return True
 
-    def _retry(self, action: Callable[[], None], *, told_to_stop: bool = False) -> None:
+    def _retry(self, action: Callable[[], None], *, is_stopping: bool = False) -> None:
         """Do what the end needs; while the volume is away, again and again as long as there is time."""
         while True:
             try:
                 return action()
             except VolumeLost as trouble:
-                stop = self._ranks.agree([told_to_stop or self._signals.received is not None])[0] > 0
-                self._defer(trouble, told_to_stop=stop)
+                stop = self._ranks.agree([is_stopping or self._signals.received is not None])[0] > 0
+                self._defer(trouble, is_stopping=stop)
                 self._clock.sleep(BACKOFF_SECONDS)
 
-    def _defer(self, trouble: Trouble, *, told_to_stop: bool = False) -> None:
+    def _defer(self, trouble: Trouble, *, is_stopping: bool = False) -> None:
         """Training goes on without a save; or it does not, on all ranks alike."""
         step = self._store.durable_step
-        self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, told_to_stop=told_to_stop))
+        self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, is_stopping=is_stopping))

@@ -268,7 +268,7 @@ class Steps:
         if vote.accumulating:
             self._postpone(is_due=vote.save, is_best=is_best)
         elif vote.stop:
-            self._saves.save_final(self._begun, told_to_stop=True)
+            self._saves.save_final(self._begun, is_stopping=True)
             raise self._stopped()
         else:
             if self._gradients is not None:

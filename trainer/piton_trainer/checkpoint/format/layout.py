@@ -84,7 +84,7 @@ class Disk:
             try:
                 aside.replace(path)
             except FileNotFoundError:
-                if not _says(path, text):
+                if not _contains(path, text):
                     raise
         finally:
             with suppress(OSError):  # the first error is more useful
@@ -134,7 +134,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _says(path: Path, text: str) -> bool:
+def _contains(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
@@ -149,7 +149,7 @@ def rename(source: Path, target: Path, *, witness: str, text: str) -> None:
     try:
         source.rename(target)
     except FileNotFoundError:
-        if not _says(target / witness, text):
+        if not _contains(target / witness, text):
             raise
 
 

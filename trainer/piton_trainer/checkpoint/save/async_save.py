@@ -30,12 +30,13 @@ from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.save.blocking_save import BlockingCheckpointer, clean_up, documents_of, draft_of
 from piton_trainer.checkpoint.save.commit import ManifestDraft
 from piton_trainer.checkpoint.save.direct_io import FilePart
-from piton_trainer.checkpoint.save.messages import Answer, Commit, Failed, Order, Sealed, Write, WriterSettings
+from piton_trainer.checkpoint.save.messages import Answer, Commit, Request, Sealed, Write, WriterSettings
 from piton_trainer.checkpoint.save.overlapped_copy import BrokenPromiseError, Copying, Rows, gpus_of
 from piton_trainer.checkpoint.save.plan import SavePlan
 from piton_trainer.checkpoint.save.shared_buffer import SharedBuffer
 from piton_trainer.checkpoint.save.writer_client import WriterClient
 from piton_trainer.clock import Clock
+from piton_trainer.runtime.child_process import Failed
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.runtime.resources import share_of_cores
 
@@ -49,7 +50,7 @@ class PendingSave:
     draft: ManifestDraft
     is_sealed: bool
     """True if all ranks have written; only the commit by the writer of rank 0 is left."""
-    then: Sequence[Order]
+    then: Sequence[Request]
     """Further requests to the writer, sent once it is certain that the copy is consistent."""
     answer: Answer | None = None
 
@@ -222,8 +223,8 @@ class AsyncCheckpointer:
             self._writer.kill()  # the copy that it writes is not consistent
             flight.answer = Failed.by(error)
             return
-        for order in flight.then:
-            self._writer.go_on(order)
+        for request in flight.then:
+            self._writer.go_on(request)
 
     def _drop_copy(self) -> None:
         """Discard the copy, but wait for its end first: until then it writes to the memory."""

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.manifest import FileEntry
-from piton.contract.termination import Outcome
 from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.save.commit import ManifestDraft
 from piton_trainer.checkpoint.save.direct_io import FilePart
-from piton_trainer.errors import BY_OUTCOME, Ended, Fenced
+from piton_trainer.runtime.child_process import Failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,31 +61,5 @@ class Sealed:
     files: Mapping[str, FileEntry]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """Answer that a request failed."""
-
-    detail: str
-    outcome: Outcome | None = None
-    """Outcome of the attempt that it causes; None for any other error."""
-    holder: int | None = None
-
-    @classmethod
-    def by(cls, error: BaseException) -> "Failed":
-        """Convert an error to an answer."""
-        if isinstance(error, Ended):
-            return cls(detail=error.detail, outcome=error.outcome, holder=getattr(error, "holder", None))
-        return cls(detail=f"{type(error).__name__}: {error}")
-
-    def error(self, what: str) -> BaseException:
-        """Return the error for the trainer to raise; `what` describes the failed operation, for generic errors."""
-        if self.outcome is Outcome.FENCED:
-            return Fenced(self.detail, holder=self.holder)
-        if self.outcome is not None:
-            kind: type[Ended] = BY_OUTCOME[self.outcome]
-            return kind(self.detail)
-        return RuntimeError(f"{what}: {self.detail}")
-
-
-Order = Write | Commit
+Request = Write | Commit
 Answer = Sealed | Saved | Failed

@@ -24,18 +24,10 @@ from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.file_digest import digest_of
 from piton_trainer.checkpoint.save.commit import Committer
 from piton_trainer.checkpoint.save.direct_io import FilePart, WriterPool
-from piton_trainer.checkpoint.save.messages import (
-    Answer,
-    Commit,
-    Expedite,
-    Failed,
-    Order,
-    Sealed,
-    Write,
-    WriterSettings,
-)
+from piton_trainer.checkpoint.save.messages import Answer, Commit, Expedite, Request, Sealed, Write, WriterSettings
 from piton_trainer.errors import Ended
 from piton_trainer.runtime import child_process
+from piton_trainer.runtime.child_process import Failed
 from piton_trainer.runtime.resources import cores
 
 _MORE_THREADS = 6
@@ -60,16 +52,16 @@ class Writer:
             settings.directory, fence=fence, policy=settings.policy, objective=settings.objective, disk=disk
         )
 
-    def execute(self, order: Order) -> Answer:
+    def execute(self, request: Request) -> Answer:
         """Execute a request; an error is returned as an answer."""
         try:
-            match order:
+            match request:
                 case Write():
-                    return self._write(order)
+                    return self._write(request)
                 case Commit():
-                    return self._commit(order)
+                    return self._commit(request)
                 case _:
-                    assert_never(order)
+                    assert_never(request)
         except (Exception, Ended) as error:  # noqa: BLE001 - the trainer raises it
             return Failed.by(error)
 
@@ -83,25 +75,25 @@ class Writer:
         """Apply retention after a commit, once the trainer has received the answer."""
         self._committer.follow_up(saved, is_wanted=is_wanted)
 
-    def _commit(self, order: Commit) -> Saved:
+    def _commit(self, request: Commit) -> Saved:
         """Commit. The request may arrive before the files are written, and is void if the write fails."""
-        files = self._sealed if order.files is None else order.files
+        files = self._sealed if request.files is None else request.files
         if files is None:
             raise RuntimeError("nothing is written that could be committed")
         with layout.translate_os_errors(self._directory):
-            return self._committer.commit(order.draft, files)
+            return self._committer.commit(request.draft, files)
 
-    def _write(self, order: Write) -> Sealed:
+    def _write(self, request: Write) -> Sealed:
         self._sealed = None
-        folder = self._committer.folder(order.step)
+        folder = self._committer.folder(request.step)
         with layout.translate_os_errors(self._directory):
             if self._is_main:
-                self._committer.begin(order.step, order.size)
+                self._committer.begin(request.step, request.size)
             else:
                 layout.make_folder(folder)
-            files = {part.name: _write_small(folder / part.name, self._small(part)) for part in order.small}
-            if order.parts:
-                files |= self._write_parts(folder, order)
+            files = {part.name: _write_small(folder / part.name, self._small(part)) for part in request.small}
+            if request.parts:
+                files |= self._write_parts(folder, request)
             layout.sync_folder(folder)
         self._sealed = files
         return Sealed(files=files)
@@ -111,17 +103,17 @@ class Writer:
         assert len(data) == part.size
         return data
 
-    def _write_parts(self, folder: Path, order: Write) -> Mapping[str, FileEntry]:
-        self._pool = pool = WriterPool(folder, order.parts, self._bytes(order))
-        in_a_hurry = self._hurry is not None and self._hurry.step == order.step
+    def _write_parts(self, folder: Path, request: Write) -> Mapping[str, FileEntry]:
+        self._pool = pool = WriterPool(folder, request.parts, self._bytes(request))
+        in_a_hurry = self._hurry is not None and self._hurry.step == request.step
         pool.enlist(_all_cores() if in_a_hurry else self._threads)
         try:
             return pool.finish()
         finally:
             self._pool = None
 
-    def _bytes(self, order: Write) -> memoryview:
-        size = max(part.start + part.size for part in order.parts)
+    def _bytes(self, request: Write) -> memoryview:
+        size = max(part.start + part.size for part in request.parts)
         if self._mapped is None or len(self._mapped) < size:
             self._mapped = mmap.mmap(self._memory, os.fstat(self._memory).st_size, prot=mmap.PROT_READ)
         return memoryview(self._mapped)
@@ -143,18 +135,18 @@ def serve(connection: Connection, memory: int) -> None:
     """Execute incoming requests until the trainer closes the connection."""
     try:
         writer = Writer(connection.recv(), memory)
-        orders: SimpleQueue[Order | None] = SimpleQueue()
-        threading.Thread(target=_listen, args=(connection, writer, orders), daemon=True).start()
-        while (order := orders.get()) is not None:
-            answer = writer.execute(order)
+        requests: SimpleQueue[Request | None] = SimpleQueue()
+        threading.Thread(target=_listen, args=(connection, writer, requests), daemon=True).start()
+        while (request := requests.get()) is not None:
+            answer = writer.execute(request)
             connection.send(answer)
             if isinstance(answer, Saved):
-                writer.follow_up(answer, is_wanted=lambda: not orders.empty())
+                writer.follow_up(answer, is_wanted=lambda: not requests.empty())
     except (EOFError, ConnectionError):
         return
 
 
-def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order | None]") -> None:
+def _listen(connection: Connection, writer: Writer, requests: "SimpleQueue[Request | None]") -> None:
     """Queue incoming requests in order; apply an `Expedite` at once."""
     try:
         with suppress(EOFError, OSError):
@@ -163,9 +155,9 @@ def _listen(connection: Connection, writer: Writer, orders: "SimpleQueue[Order |
                 if isinstance(message, Expedite):
                     writer.expedite(message)
                 else:
-                    orders.put(message)
+                    requests.put(message)
     finally:
-        orders.put(None)
+        requests.put(None)
 
 
 def main() -> None:

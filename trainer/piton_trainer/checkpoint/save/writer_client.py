@@ -2,8 +2,8 @@
 
 from contextlib import suppress
 
-from piton_trainer.checkpoint.save.messages import Answer, Expedite, Failed, Order, Write, WriterSettings
-from piton_trainer.runtime.child_process import Helper
+from piton_trainer.checkpoint.save.messages import Answer, Expedite, Request, Write, WriterSettings
+from piton_trainer.runtime.child_process import ChildProcess, Failed
 
 _LEAVE_SECONDS = 10.0
 
@@ -14,11 +14,11 @@ class WriterClient:
     def __init__(self, settings: WriterSettings, *, memory: int) -> None:
         self._settings = settings
         self._memory = memory
-        self._orders: list[Order] = []
+        self._requests: list[Request] = []
         self._answered = 0
         self._has_died = False
         self._hurry: Expedite | None = None
-        self._helper: Helper | None = None
+        self._helper: ChildProcess | None = None
         self._start()
 
     @property
@@ -33,16 +33,16 @@ class WriterClient:
         if self._helper is None:
             self._start()
 
-    def begin(self, order: Order) -> None:
+    def begin(self, request: Request) -> None:
         """Send the first request of a save. Any thread may call this, but only one at a time."""
-        self._orders, self._answered, self._has_died, self._hurry = [], 0, False, None
-        self.go_on(order)
+        self._requests, self._answered, self._has_died, self._hurry = [], 0, False, None
+        self.go_on(request)
 
-    def go_on(self, order: Order) -> None:
+    def go_on(self, request: Request) -> None:
         """Send a further request of the same save."""
-        self._orders.append(order)
+        self._requests.append(request)
         with suppress(OSError):  # it is dead, and the next read of an answer reports so
-            self._connection.send(order)
+            self._connection.send(request)
 
     def answer(self, *, wait: bool) -> Answer | None:
         """Return the answer to the newest request, or the first failure, once; None if there is none yet."""
@@ -59,7 +59,7 @@ class WriterClient:
             self._answered += 1
             if isinstance(answer, Failed):
                 return self._failed(answer)
-            if self._answered == len(self._orders):
+            if self._answered == len(self._requests):
                 return answer
         return None
 
@@ -81,7 +81,7 @@ class WriterClient:
 
     def _expedite(self) -> None:
         """Notify the writer, once per save, that training waits for it."""
-        first = self._orders[0]
+        first = self._requests[0]
         if self._hurry is None and isinstance(first, Write):
             self._hurry = Expedite(step=first.step)
             with suppress(OSError):  # it is dead, and the wait for its answer reports so
@@ -98,11 +98,11 @@ class WriterClient:
         self._has_died, self._answered = True, 0
         self._start()
         with suppress(OSError):  # it is dead as well, and the next read of an answer reports so
-            for message in [*self._orders, *([] if self._hurry is None else [self._hurry])]:
+            for message in [*self._requests, *([] if self._hurry is None else [self._hurry])]:
                 self._connection.send(message)
 
     def _start(self) -> None:
-        self._helper = Helper("piton_trainer.checkpoint.save.writer", self._memory)
+        self._helper = ChildProcess("piton_trainer.checkpoint.save.writer", self._memory)
         self._connection = self._helper.line
         with suppress(OSError):  # it is dead already, and the next read of an answer reports so
             self._connection.send(self._settings)

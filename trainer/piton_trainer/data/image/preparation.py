@@ -50,7 +50,7 @@ def verify(path: Path) -> None:
         BadConfig: a record is damaged.
     """
     records = Records(path)
-    with _told(f"verifying {path.name}", len(records)) as bar:
+    with _progress_bar(f"verifying {path.name}", len(records)) as bar:
         for number in range(len(records)):
             records.read(number)
             bar.advance()
@@ -61,7 +61,7 @@ def _write(source: Source, path: Path, threads: int) -> None:
     with Recorder(path, about) as recorder, ThreadPoolExecutor(threads, thread_name_prefix="piton-prepare") as pool:
         if len(recorder):
             _log.info("%s: %d of %d images are there already", path.name, len(recorder), len(source))
-        with _told(f"preparing {path.name}", len(source), done=len(recorder)) as bar:
+        with _progress_bar(f"preparing {path.name}", len(source), done=len(recorder)) as bar:
             for picture in _pictures(source, len(recorder), pool, AT_ONCE * threads):
                 recorder.append(picture)
                 bar.advance()
@@ -103,7 +103,7 @@ class _Bar:
 
 
 @contextmanager
-def _told(what: str, total: int, *, done: int = 0) -> Iterator[_Bar]:
+def _progress_bar(what: str, total: int, *, done: int = 0) -> Iterator[_Bar]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Bar(what, total, done, None)
