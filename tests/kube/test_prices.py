@@ -57,6 +57,7 @@ def _pod(**resources: dict[str, str]) -> dict[str, Any]:
         (_pod(requests={"cpu": "2"}), a_node(cpu="8"), "1/4"),
         (_pod(requests={"cpu": "500m"}), a_node(cpu="7910m"), "50/791"),
         (_pod(limits={"cpu": "2"}), a_node(cpu="8"), "1/4"),
+        (_pod(requests={"cpu": "2000e-3"}), a_node(cpu="8e0"), "1/4"),
         (_pod(requests={"cpu": "90"}), a_node(cpu="8"), "1"),
         (_pod(), a_node(), "1"),
     ],

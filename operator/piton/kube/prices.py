@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Self
 
+from kubernetes.utils.quantity import parse_quantity
+
 from piton.api.spec import Tier
 from piton.contract import names
-from piton.contract.quantity import parse_quantity
 from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, ZONE, TooDear
 from piton.rendering.pytorchjob import GPU
 
@@ -109,8 +110,9 @@ def _requested(pod: Mapping[str, Any], resource: str) -> Fraction:
 
 
 def _quantity(text: object) -> Fraction:
+    """Return a quantity of the Kubernetes API as a number; 0 if it is none."""
     try:
-        return Fraction(parse_quantity(str(text))).limit_denominator(10**6)
+        return Fraction(parse_quantity(str(text)))
     except ValueError:
         return Fraction(0)
 
