@@ -56,7 +56,7 @@ class Config:
 
     Then NCCL's watchdog ends the attempt. Where the script has made the group, its own time-out stays."""
     join_seconds: float = JOIN_SECONDS
-    """How long a rank waits for the others before training begins: machines are launched, and pull images, at
+    """Seconds for which a rank waits for the others before training begins: machines are launched, and pull images, at
     different times."""
     hang_timeout: float | Literal["auto"] | None = None
     """Seconds without a step that are a hang; `auto`: by the steps before (`hangs.rule`). None: nobody watches."""

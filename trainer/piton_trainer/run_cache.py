@@ -33,7 +33,7 @@ class RunCache:
 
     @property
     def world_size(self) -> int:
-        """How many ranks there are."""
+        """Number of ranks."""
         return self._ranks.world_size
 
     def on_main(self, action: Callable[[], T]) -> T:

@@ -4,7 +4,7 @@ from piton.contract.open_enum import OpenEnum
 
 
 class Reason(OpenEnum):
-    """Why something was decided. The string is API: it does not change."""
+    """Reason for a decision. The string is API: it does not change."""
 
     # Accepting a run
     ACCEPTED = "Accepted"

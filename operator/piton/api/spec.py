@@ -80,7 +80,7 @@ class Workers(Model):
 
 
 class Tier(StrEnum):
-    """How capacity is bought."""
+    """Purchase option of the capacity."""
 
     SPOT = "Spot"
     ON_DEMAND = "OnDemand"
@@ -285,7 +285,7 @@ class Stages(Model):
 
 
 class Spec(Model):
-    """What the user wants."""
+    """Specification of a run, which the user writes."""
 
     suspend: bool = Field(default=False, description="Save, stop and hold; false goes on from there.")
     ttl_after_finished: Duration | None = Field(

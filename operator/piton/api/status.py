@@ -52,7 +52,7 @@ class AttemptState(OpenEnum):
 
 
 class PlacedReplica(Answer):
-    """Where one replica of the attempt in flight is. About 190 bytes; a run has 512 at most."""
+    """Location of one replica of the attempt in flight. About 190 bytes; a run has 512 at most."""
 
     KEY = "uid"
 
@@ -207,7 +207,7 @@ class Result(Answer):
 
 
 class RunStatus(Conditioned):
-    """What Piton answers to a TrainingRun."""
+    """Status of a TrainingRun, which Piton writes."""
 
     attempt: int = Field(default=0, ge=0, description="Highest attempt number so far; never goes back.")
     preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")

@@ -34,7 +34,7 @@ PLAIN_WIDTH = 160
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionRule:
-    """What `prune` keeps."""
+    """Rules of `prune`: the checkpoints to keep."""
 
     keep_last: int
     keep_best: int
@@ -256,5 +256,5 @@ def export(
 
 
 def not_installed(error: ImportError) -> ValueError:
-    """What to say where the trainer's libraries are missing."""
+    """Return the message for a machine without the trainer's libraries."""
     return ValueError(f"the trainer is not installed here ({error}); say pip install 'piton-operator[trainer]'")

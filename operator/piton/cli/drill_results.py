@@ -1,4 +1,4 @@
-"""What a command says, and exits with, when a run has Succeeded without a drill that was ordered.
+"""Message and exit code of a command whose run has Succeeded without a drill that was ordered.
 
 A drill is a test of the run: one that never fired has tested nothing, however good the model is.
 """

@@ -55,7 +55,7 @@ def validate(file: Path) -> int:
 
 
 def _warnings(parsed: Parsed | ParsedSweep) -> tuple[str, ...]:
-    """What is allowed and may not do as expected; of a sweep, each sentence once for all of its runs."""
+    """Return the warnings: allowed, but perhaps not as expected; of a sweep, each sentence once for all of its runs."""
     specs = (
         [model_of(Spec, run.spec, "")[0] for run in parsed.plan] if isinstance(parsed, ParsedSweep) else [parsed.spec]
     )
@@ -164,7 +164,7 @@ def _with_deadline(sweep: ParsedSweep, run: PlannedRun) -> PlannedRun:
 
 
 def _print_all(runs: Counter[str], figures: dict[str, Any], budget: Budget | None) -> None:
-    """What each variant takes, and all of them together."""
+    """Print the estimate of each variant, and of all of them together."""
     for name, found in figures.items():
         each = f"each of the {runs[name]} runs of {name}" if runs[name] > 1 else name
         click.echo(f"\nWhat {each} takes:")

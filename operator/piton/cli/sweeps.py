@@ -36,11 +36,11 @@ class ConsoleSweepObserver:
         self._own: NoOutput = NoOutput() if quiet else Lines()
 
     async def announce(self, announcement: Announcement) -> None:
-        """What there is to say of the sweep as a whole."""
+        """Print an announcement of the sweep as a whole."""
         await self._own.announce(announcement)
 
     def of(self, name: str) -> RunObserver:
-        """Whoever watches that run."""
+        """Return the observer of that run."""
         return NoOutput() if self._quiet else Lines(f"{name.removeprefix(f'{self._sweep}-')}: ")
 
 
@@ -78,7 +78,7 @@ def train(
 
 
 def drills_of(sweep: ParsedSweep, texts: Iterable[str]) -> dict[str, tuple[Drill, ...]]:
-    """Which run each drill is for: `isotropy:preempt@50%` for the runs of a variant, or for one; without a name all.
+    """Map each drill to its runs: `isotropy:preempt@50%` is for the runs of a variant, or one; without a name for all.
 
     Raises:
         ValueError: there is no such variant or run, or it is no drill.
@@ -160,7 +160,7 @@ def _of_folder(root: Path) -> SweepStatus:
 
 
 def _piped(text: str) -> SweepStatus:
-    """What `kubectl get tsweep NAME -o json` prints."""
+    """Return the object as `kubectl get tsweep NAME -o json` prints it."""
     try:
         document = json.loads(text)
         status = document["status"]

@@ -79,7 +79,7 @@ def _notice(text: str) -> float:
 
 
 def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[RunObserver]:
-    """Who watches a run, as the terminal is."""
+    """Return the observer of a run that fits the terminal."""
     if quiet:
         return NoOutput()
     return Live() if sys.stderr.isatty() else Lines()

@@ -141,7 +141,7 @@ def _position(view: View) -> str:
 
 
 def facts(view: View) -> list[str]:
-    """What is known of the moment, the most important first."""
+    """Describe the current state, the most important part first."""
     status, progress = view.status, view.progress
     found = [status.phase.lower() if status.phase not in (Phase.TRAINING, *_WITHOUT_STEPS) else ""]
     if progress is not None:

@@ -1,4 +1,4 @@
-"""What has to happen to a job now. Pure: the job and what is there of it in, creations, deletions and the status out.
+"""Next actions for a job. Pure: job, pods and services in; creations, deletions and the status out.
 
 The first rule that speaks wins. Whoever applies a decision creates first, then writes the status, then deletes: a pod
 is only taken away when the status already says why, so a controller that dies in between is continued, not repeated.
@@ -19,7 +19,7 @@ from piton.engine.status import REASON_RESUMED, ConditionType, JobStatus, reason
 
 
 def decide(job: Job, pods: Sequence[Body], services: Sequence[Body], *, now: datetime) -> Decision:
-    """What has to happen now, given the pods and services that carry the job's labels. A settled job gets nothing."""
+    """Return the next actions, given the pods and services that carry the job's labels. A settled job gets none."""
     now = now.replace(microsecond=0)  # all that a status can hold
     owned = (service["metadata"] for service in services if job.owns(service))
     scene = ObservedJob(
@@ -171,7 +171,7 @@ def _creations(scene: ObservedJob, kind: ObjectKind, there: set[str]) -> tuple[C
 
 
 def _superfluous(scene: ObservedJob) -> tuple[Delete, ...]:
-    """What lies past the last index, after the job was made smaller."""
+    """Return the deletions of replicas past the last index, after the job was made smaller."""
     wanted = scene.job.replica_names()
     pods = [_delete(ObjectKind.POD, pod) for pod in scene.pods if pod.name not in wanted and not pod.deleting]
     services = [_delete(ObjectKind.SERVICE, service) for service in scene.services if service.name not in wanted]

@@ -1,4 +1,4 @@
-"""What a replica is told about the others: the variables that torch and torchrun read, in Kubeflow's order.
+"""Environment of a replica: the rendezvous variables that torch and torchrun read, in Kubeflow's order.
 
 They come after the user's own, so they win where a name is taken. Init containers get none.
 """

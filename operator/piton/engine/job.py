@@ -22,7 +22,7 @@ KINDS = (MASTER, WORKER)
 PORT_NAME = "pytorchjob-port"
 PORT = 23456
 MANAGED_BY = "kubeflow.org/training-operator"
-"""What `managedBy` says when a training operator is meant; anything else is somebody else's job."""
+"""Value of `managedBy` that means a training operator; a job with any other value belongs to another controller."""
 
 LABEL_OPERATOR = "training.kubeflow.org/operator-name"
 LABEL_JOB = "training.kubeflow.org/job-name"
@@ -49,7 +49,7 @@ class Replicas:
 
     @property
     def port(self) -> int:
-        """Where the replica listens for the others."""
+        """Port on which the replica listens for the others."""
         ports = self.container.get("ports") or []
         return next((int(port["containerPort"]) for port in ports if port.get("name") == PORT_NAME), PORT)
 
@@ -75,7 +75,7 @@ class Elastic:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPolicy:
-    """When a job ends, and what stays of it."""
+    """Limits of a job, and its clean-up after the end."""
 
     clean_pods: str
     suspend: bool
@@ -152,7 +152,7 @@ class Job:
         return {self.replica_name(r.kind, i): (r.kind, i) for r in self.replicas for i in range(r.count)}
 
     def labels(self, kind: str | None = None, index: int | None = None) -> dict[str, str]:
-        """What selects the job's objects, those of one type, or those of one replica."""
+        """Return the selector of the job's objects, those of one type, or those of one replica."""
         labels = {LABEL_OPERATOR: OPERATOR, LABEL_JOB: self.name}
         if kind is not None:
             labels[LABEL_TYPE] = kind.lower()

@@ -1,4 +1,4 @@
-"""What the replicas together mean for their job: its conditions, and the limits that end it from outside."""
+"""Conditions of a job, from the states of its replicas and the limits that end it from outside."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def judged(scene: ObservedJob, status: JobStatus) -> JobStatus:
 
 
 def _with_failed_pods(scene: ObservedJob, status: JobStatus) -> JobStatus:
-    """What each failed pod says by itself, those past the last index as well; nothing is said after a failure."""
+    """Return the status with the message of each failed pod, also past the last index; none after a failure."""
     job = scene.job
     for replicas in job.replicas:
         for pod in sorted(pods_of.of_kind(scene.pods, replicas), key=lambda pod: pod.index):
@@ -35,7 +35,7 @@ def _with_failed_pods(scene: ObservedJob, status: JobStatus) -> JobStatus:
 
 
 def _with_ends(scene: ObservedJob, status: JobStatus) -> JobStatus:
-    """What the numbers of each type say: the end if there is one, else a restart, else that something runs."""
+    """Return the status with the condition by the numbers of each type: the end, else a restart, else running."""
     victory = _victory(scene)
     if victory is not None:
         return status.put(ConditionType.SUCCEEDED, victory, now=scene.now)
@@ -51,7 +51,7 @@ def _with_ends(scene: ObservedJob, status: JobStatus) -> JobStatus:
 
 
 def _victory(scene: ObservedJob) -> str | None:
-    """Whether the job has succeeded, in a sentence: by its master, else by all workers, or any elastic one."""
+    """Return the sentence of a job that has succeeded: by its master, else by all workers, or any elastic one."""
     job = scene.job
     if job.of(MASTER) is not None:
         done = scene.tallies[MASTER].succeeded == 1

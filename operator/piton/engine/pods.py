@@ -1,4 +1,4 @@
-"""What a job's pods say: which replica each is, what it counts as, and what is to happen to it.
+"""Pods of a job: the replica that each is, the state that it counts as, and the action for it.
 
          Pending, Unknown  ->  in no number
          Running           ->  active;     being deleted: failed, from the first moment of its grace period
@@ -88,7 +88,7 @@ def of_kind(pods: Sequence[Pod], replicas: Replicas) -> tuple[Pod, ...]:
 
 
 def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
-    """What the replicas of that type do."""
+    """Count the replicas of that type by state."""
     mine = of_kind(pods, replicas)
     failed = [pod for pod in mine if _failed(replicas, pod)]
     rest = [pod for pod in mine if pod not in failed]

@@ -1,4 +1,4 @@
-"""What a PyTorchJob has to be: the rules of v1.9's admission webhook, which is not there when Piton serves the jobs.
+"""Validation of PyTorchJobs: the rules of v1.9's admission webhook, which is not there when Piton serves the jobs.
 
 Each says its objection in a sentence; a job that meets one fails before anything is created for it.
 """
@@ -17,7 +17,7 @@ CLEAN_POD_POLICIES = ("None", "Running", "All")
 
 
 def problem(job: Job) -> str | None:
-    """Why the job cannot be; None when it can."""
+    """Return the objection to the job; None if it is valid."""
     return next((sentence for rule in RULES for sentence in rule(job)), None)
 
 

@@ -1,4 +1,4 @@
-"""What a rule may look at, and what it may want: the values that `decide` works with."""
+"""Input and output of the rules: the values that `decide` works with."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -46,14 +46,14 @@ class Service:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the rule wants."""
+    """Actions that the rule requests."""
 
     rule: str
     status: JobStatus
     creates: tuple[Create, ...] = ()
     deletes: tuple[Delete, ...] = ()
     look_again_seconds: float | None = None
-    """When time alone will change the decision."""
+    """Time at which the decision changes without an event."""
     news: bool = False
     """True if the status says something that it did not say before."""
 

@@ -78,7 +78,7 @@ class JobCondition:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How many replicas of a type do what. Those that wait for a machine are in none of the numbers."""
+    """Numbers of replicas of a type by state. Those that wait for a machine are in none of the numbers."""
 
     active: int = 0
     succeeded: int = 0

@@ -35,7 +35,7 @@ _IDENTITY: Any = "piton"
 """For kopf's peering, which is off. Without a name kopf asks for the user's, and in a container there may be none."""
 
 SERVER_SECONDS = 290
-"""How long the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
+"""Seconds that the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
 number: the server refuses to read any other."""
 CLIENT_SECONDS = 310.0
 """After so long the client gives a watch up even if the server has not."""

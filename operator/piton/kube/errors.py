@@ -20,7 +20,7 @@ from piton.ports import Conflict, PortError, Refused, Unavailable
 _ALREADY_EXISTS = "AlreadyExists"
 _TOO_MANY = 429
 _RETRY_SECONDS, _RETRY_SECONDS_MAX = 1.0, 60.0
-"""What Kubernetes' priority and fairness asks for, and the most that is believed."""
+"""Default and maximum of the seconds of a Retry-After, which priority and fairness of Kubernetes sends."""
 _BUSY = frozenset({401, 408, 410})
 """401: the token has just expired and the next call renews it. 410: the list moved on while it was paged through."""
 _NO_WEBHOOK = "failed calling webhook"

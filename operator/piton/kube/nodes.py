@@ -8,11 +8,11 @@ from typing import Any
 from piton.observed import NodePoolSeen
 
 UNREACHABLE_SECONDS = 35.0
-"""How long a node's Ready has to be Unknown before it counts as gone. The control plane has waited 50 s before it says
+"""Seconds that a node's Ready is Unknown before it counts as gone. The control plane has waited 50 s before it says
 Unknown, and looks every 5 s: that is 90 s since the machine was last heard. Restarts of the kubelet and most partitions
 are over by then. Shorter would force-delete pods that still train, longer leaves paid peers of theirs waiting."""
 OVERSTAY_SECONDS = 30.0
-"""How long a pod may outstay its deletion before a node that is not Ready counts as gone under it. A kubelet that works
+"""Seconds by which a pod may outstay its deletion before a node that is not Ready counts as gone. A kubelet that works
 is done within the grace period; the rest is the time that it takes to say so."""
 
 _GONE_TAINTS = frozenset(

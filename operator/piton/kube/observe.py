@@ -28,7 +28,7 @@ from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
 
 _LOOK_SECONDS = 30.0
-"""How often an attempt is looked at whose node is silent with others: that they answer again wakes only their own."""
+"""Seconds between looks at an attempt whose node is silent with others: their return wakes only their own runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

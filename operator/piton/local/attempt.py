@@ -49,7 +49,7 @@ class LocalAttempt:
         return bool(self.replicas) and not self.alive and not self._is_stopping and not self._gone
 
     def seconds(self, now: datetime) -> float:
-        """How long ago it was started."""
+        """Seconds since its start."""
         return (now - self.begun).total_seconds() if self.begun else 0.0
 
     def poll(self, now: datetime) -> bool:
@@ -95,7 +95,7 @@ class LocalAttempt:
         return min(failed, key=lambda replica: self._ended[replica.name]).log if failed else None
 
     def seen(self) -> AttemptSeen | None:
-        """What the core may know of it; None when it was stopped before it could start."""
+        """Return the view of it for the core; None if it was stopped before it could start."""
         if self.why_not_started:
             waiting = ReplicaSeen(
                 name="trainer-0", state=ReplicaState.WAITING, waiting=self.why_not_started, cannot_start=True

@@ -1,4 +1,4 @@
-"""What a trainer's environment holds on this machine: what the PyTorchJob controller sets in a cluster, and secrets.
+"""Environment of a trainer on this machine: the variables that the PyTorchJob controller sets on a cluster; secrets.
 
 Names with `${replica_id}` are TorchX's macros; everything else is made safe from them.
 """
@@ -86,7 +86,7 @@ def _threads(spec: Spec, share: int) -> dict[str, str]:
 
 
 def _caches(folder: RunFolder, spec: Spec) -> dict[str, str]:
-    """Where compiled things are kept if the run does not say it: where the user's environment does, else with it."""
+    """Return the variables with the folders of compiled code: the user's where they are set, else beside the run."""
     caches = compile_caches(spec, str(folder.checkpoints))
     return {name: literal(os.environ.get(name, path)) for name, path in caches.items()}
 
@@ -96,7 +96,7 @@ def _cores() -> int:
 
 
 def secrets(spec: Spec, environ: Mapping[str, str]) -> dict[str, str]:
-    """What stands in a Secret or ConfigMap of the cluster is taken from the user's own environment.
+    """Return the values of Secrets and ConfigMaps of the cluster, taken from the user's own environment.
 
     Raises:
         ValueError: it is not there.

@@ -11,7 +11,7 @@ from piton.contract.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What was reported of one step."""
+    """Metrics that were reported of one step."""
 
     attempt: int
     step: int
@@ -58,6 +58,6 @@ def series(points: Iterable[Point], name: str) -> list[tuple[int, float]]:
 
 
 def changes(values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Where a metric got a new value: reports repeat the last evaluation until the next one."""
+    """Return the steps with a new value of a metric, and the value: reports repeat an evaluation until the next one."""
     earlier = [None, *(value for _, value in values)]
     return [(step, value) for (step, value), before in zip(values, earlier, strict=False) if value != before]

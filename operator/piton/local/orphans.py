@@ -19,7 +19,7 @@ _START_TIME_FIELD = 19
 """Of /proc/<pid>/stat, counted behind the command's closing parenthesis."""
 _LOOK_SECONDS = 0.02
 _GONE_SECONDS = 5.0
-"""How long a killed process may take to vanish; only a disk that hangs makes it that long."""
+"""Seconds for which a killed process may still exist; only a disk that hangs makes it that long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def marked(variable: str) -> list[Process]:
 
 
 def leftovers(variable: str, recorded: Iterable[Process]) -> list[Process]:
-    """What is alive of an attempt: processes with its mark, and recorded ones that are still the same."""
+    """Return the living processes of an attempt: those with its mark, and recorded ones that are still the same."""
     alive = {process.pid: process for process in recorded if identify(process.pid) == process}
     return list({**alive, **{process.pid: process for process in marked(variable)}}.values())
 

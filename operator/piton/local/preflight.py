@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is spent. Every problem is one sentence that names the fix."""
+"""Checks before anything is spent. Every problem is one sentence that names the fix."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from piton.local.processes import search_path
 
 
 def recipe_problems(spec: Spec) -> list[str]:
-    """What the recipe says of its config, data and number of processes; nothing where no trainer is installed."""
+    """Return the recipe's objections to config, data and number of processes; none where no trainer is installed."""
     prepare = spec.stages.prepare
     try:
         config = recipe.checked(spec)
@@ -28,7 +28,7 @@ def recipe_problems(spec: Spec) -> list[str]:
 
 
 def _stage_problems(spec: Spec) -> Iterator[str]:
-    """What the recipes say of the stages that they are to run."""
+    """Return the recipes' objections to the stages that they are to run."""
     prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
     if prepare is not None and not prepare.command and not recipe.can_prepare(spec):
         yield f"spec.stages.prepare: {spec.trainer.recipe} has nothing to prepare; remove it, or give it a command"
@@ -40,7 +40,7 @@ def _stage_problems(spec: Spec) -> Iterator[str]:
 
 
 def check(spec: Spec) -> None:
-    """Whether this machine can run it.
+    """Check that this machine can run it.
 
     Raises:
         ValueError: it cannot; the first problem, as a sentence.
@@ -51,7 +51,7 @@ def check(spec: Spec) -> None:
 
 
 def check_price(spec: Spec, price: Fraction | None) -> None:
-    """Whether the user pays for this machine.
+    """Check the price of this machine against the run's limit.
 
     Raises:
         ValueError: it costs more than the run may.

@@ -41,7 +41,7 @@ class Replica:
 
     @property
     def exit_code(self) -> int | None:
-        """How its main process ended, as a shell would say it (137 for SIGKILL); None while it runs."""
+        """Exit code of its main process, as a shell reports it (137 for SIGKILL); None while it runs."""
         if self._exit_code is None and (code := self._process.poll()) is not None:
             self._exit_code = code if code >= 0 else _SHELL_SIGNAL_BASE - code
             self.kill_rest()  # a container takes everything with it, too

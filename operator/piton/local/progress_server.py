@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from piton.contract.progress import BODY_BYTES_MAX, Progress, TrainerRequests
 
 TOKEN = "local"  # noqa: S105 - no secret
-"""What trainers are given as a token. It is not asked for, but transformers reports nothing where it has none."""
+"""Token for the trainers. It is not checked, but transformers reports nothing without one."""
 
 _PATH = re.compile(r"/attempts/([0-9]{1,9})/status")
 
@@ -31,11 +31,11 @@ class LocalProgressServer:
         self._newest: dict[int, Progress] = {}
 
     def url(self, attempt: int) -> str:
-        """Where that attempt reports to."""
+        """Return the URL for the reports of that attempt."""
         return f"http://127.0.0.1:{self._port}/attempts/{attempt}/status"
 
     def newest(self, attempt: int) -> Progress | None:
-        """What that attempt said last."""
+        """Return the last report of that attempt."""
         with self._lock:
             return self._newest.get(attempt)
 

@@ -1,4 +1,4 @@
-"""What the trainer's package says of a run's recipe, where it is installed. Nothing here needs torch.
+"""Questions to a run's recipe, answered by the trainer's package where it is installed. Nothing here needs torch.
 
 Whatever a recipe refuses is a ValueError: a sentence that begins with the path in the spec.
 """
@@ -46,7 +46,7 @@ def checked(spec: Spec) -> Any:
 
 
 def check_data(found: Any) -> None:
-    """Whether the data is here, as far as that is known without reading it.
+    """Check that the data is here, as far as that is known without reading it.
 
     Raises:
         ValueError: it is not.
@@ -63,7 +63,7 @@ def can_prepare(spec: Spec) -> bool:
 
 
 def length(found: Any) -> str:
-    """How long a config trains, as it says it itself."""
+    """Return the length of a training, if its config determines it."""
     if found.steps is not None:
         return f"{found.steps:,} steps"
     epochs = getattr(found, "epochs", None)
@@ -71,7 +71,7 @@ def length(found: Any) -> str:
 
 
 def size(name: str, found: Any) -> "Size | None":
-    """How large the model is, where the recipe can tell by its config alone."""
+    """Return the size of the model, if the config determines it."""
     from piton_trainer.recipes import catalog
 
     module = catalog.part(name, "size")

@@ -43,21 +43,21 @@ class Check:
     name: str
     state: State
     text: str
-    """What was seen."""
+    """Finding of the check."""
     fix: str | None = None
-    """What to do next, where it failed."""
+    """Next action for the user, if it failed."""
     value: float | None = None
     """The same as a number: bytes, seconds or dollars."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What is to be rehearsed."""
+    """Subject of a rehearsal."""
 
     name: str
     spec: Spec
     parent: Path
-    """Where the run's folder will be; the rehearsal has its own beside it."""
+    """Future folder of the run; the rehearsal has its own beside it."""
     steps: int = 3
     """Before the stop, and after it."""
     price: Price | None = None
@@ -66,7 +66,7 @@ class Rehearsal:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """How it went."""
+    """Outcome of the rehearsal."""
 
     checks: Sequence[Check]
     interrupted: int | None = None
@@ -257,7 +257,7 @@ def _check(name: str, figure: Figure, fix: str) -> Check:
 
 
 def _measured(folder: RunFolder, report: Progress) -> MeasuredSpeed:
-    """What the reports say a step takes, and the rest. The first step of an attempt is not among them."""
+    """Return the seconds of a step by the reports, and the rest. The first step of an attempt does not count."""
     points = metrics.read(folder.metrics_file)
     laps = [point.metrics[words.STEP_SECONDS] for point in points if words.STEP_SECONDS in point.metrics]
     return MeasuredSpeed(

@@ -1,4 +1,4 @@
-"""What the same command finds of its earlier self: go on, start over, or refuse because the run is another one now."""
+"""Comparison of a command with the run in its folder: go on, start over, or refuse because it is another run now."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,7 +14,7 @@ _IDENTITY = {
     "workers": {"nodes": True, "gpus_per_node": True},
     "objective": True,
 }
-"""What a run trains. The rest (limits, save interval, what is kept, the image …) may change between two commands."""
+"""Parts of a spec that determine the training. The rest (limits, interval, retention, image …) may change."""
 
 
 def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> LocalState:

@@ -56,18 +56,18 @@ class LocalState(Model):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of a run lies."""
+    """Paths of everything that belongs to a run."""
 
     root: Path
 
     @property
     def config_file(self) -> Path:
-        """What the trainers are told."""
+        """File with the assignment of the trainers."""
         return self.root / names.CONFIG_FILE
 
     @property
     def token_file(self) -> Path:
-        """What the trainers report with."""
+        """File with the token of the reports."""
         return self.root / names.PROGRESS_TOKEN_FILE
 
     @property
@@ -87,11 +87,11 @@ class RunFolder:
 
     @property
     def mark(self) -> str:
-        """What every process of the run has in its environment."""
+        """Variable in the environment of every process of the run, by which they are recognised."""
         return f"{names.ENV_CHECKPOINT_DIR}={self.checkpoints}"
 
     def attempt(self, number: int) -> Path:
-        """What belongs to one attempt alone."""
+        """Folder of one attempt."""
         return self.root / "attempts" / str(number)
 
     def logs(self, number: int) -> Path:

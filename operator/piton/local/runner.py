@@ -50,7 +50,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What the user asked for."""
+    """Request of the user."""
 
     name: str
     spec: Spec
@@ -77,7 +77,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: signal.Signals | None = None
-        """What it was ordered by first."""
+        """Signal that stopped it first."""
         self.times = 0
 
     def order(self, signum: signal.Signals) -> None:
@@ -88,7 +88,7 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What there is to show at a moment."""
+    """View of a moment, to be shown."""
 
     name: str
     status: RunStatus
@@ -98,7 +98,7 @@ class View:
 
 
 class RunObserver(Announcer, Protocol):
-    """Who watches a run. Neither method may raise."""
+    """Observer of a run. Neither method may raise."""
 
     def show(self, view: View) -> None:
         """Take the newest view; called 20 times a second."""
@@ -106,7 +106,7 @@ class RunObserver(Announcer, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How the command ended."""
+    """End of the command."""
 
     summary: Summary
     trained: bool = True

@@ -1,4 +1,4 @@
-"""What a command has to tell at its end, as one value: printed for people, or as one JSON object for machines."""
+"""Summary of a command, as one value: printed for people, or as one JSON object for machines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,15 +39,15 @@ class Summary:
     """The newest one."""
     best_checkpoint: Path | None
     stages: Mapping[str, Mapping[str, Any]]
-    """Where a run has more stages than training: attempts at each, what became of them, and how long it took."""
+    """Stages beside the training: attempts at each, their ends, and the time that they took."""
     evaluation: Mapping[str, float]
-    """What the stage Evaluate has measured, by name."""
+    """Metrics of the stage Evaluate, by name."""
     cost: Mapping[str, Any]
-    """What it has cost, in dollars as text, and what of that is known; empty where no price is."""
+    """Cost in dollars as text, and its completeness; empty where no price is known."""
     recovery_seconds: float
     """From each loss of a machine to the first trained step of the next attempt, summed up."""
     start_seconds: Mapping[str, float]
-    """Where the newest start went, from the start of the process to the first step, by phase; see `contract.start`."""
+    """Seconds of the newest start, from process to first step, by phase; see `contract.startup_phases`."""
     drills_not_fired: tuple[str, ...]
     curve: Path | None
     logs: Path

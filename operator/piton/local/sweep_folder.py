@@ -83,12 +83,12 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
 
 
 def _begun_again(row: Row) -> Row:
-    """What is left of a run that gets another chance: what it has cost."""
+    """Return the row of a run that gets another chance: only its cost is left."""
     return Row(name=row.name, variant=row.variant, fold=row.fold, seed=row.seed, cost=row.cost, uid=row.uid)
 
 
 def folder_of(root: Path, run: PlannedRun, sweep: str) -> RunFolder:
-    """Where a run of the sweep lies."""
+    """Return the folder of a run of the sweep."""
     return RunFolder(root / run.short_name(sweep))
 
 

@@ -55,7 +55,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRequest:
-    """What the user asked for."""
+    """Request of the user."""
 
     sweep: ParsedSweep
     root: Path
@@ -70,15 +70,15 @@ class SweepRequest:
 
 
 class SweepObserver(Announcer, Protocol):
-    """Who watches a sweep."""
+    """Observer of a sweep."""
 
     def of(self, name: str) -> runs.RunObserver:
-        """Who watches that run of it."""
+        """Return the observer of that run of the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepEnding:
-    """How the command ended."""
+    """End of the command."""
 
     name: str
     status: SweepStatus
@@ -117,7 +117,7 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
 
 
 def recipe_problems(sweep: ParsedSweep) -> list[str]:
-    """What the recipes say of the variants' configs and data."""
+    """Return the recipes' objections to the variants' configs and data."""
     return [
         f"variant {variant}: {problem}"
         for variant, first in first_runs(sweep).items()

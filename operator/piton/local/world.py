@@ -50,14 +50,14 @@ from piton.rendering.appdef import appdef, assignment
 from piton.timing import GRACE_SECONDS
 
 LEAVE_SECONDS = 30.0
-"""How long trainers may take to leave after the final manifest, which is written a moment before they end."""
+"""Seconds for which trainers may run on after the final manifest, which is written a moment before they end."""
 REPORT_SECONDS_MAX = 300.0
-"""How long an attempt may train without a report before the user hears that a drill waits for one."""
+"""Seconds for which an attempt may train without a report before the user is told that a drill waits for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What this machine costs, and how much of it the run has. Nodes of a run share it."""
+    """Price of this machine, and the share of the run. Nodes of a run share it."""
 
     price: Fraction | None = None
     """Dollars per hour; None: nobody says."""
@@ -335,7 +335,7 @@ class LocalWorld:
 
 
 def _place(progress: Progress | None) -> str:
-    """How far the training was when a drill hit it, as far as its newest report says so."""
+    """Describe the progress at which a drill hit the training, by its newest report."""
     if progress is None:
         return ""
     if progress.step is not None:

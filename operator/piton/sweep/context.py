@@ -59,7 +59,7 @@ class SweepContext:
 
     @property
     def until(self) -> datetime | None:
-        """When the sweep has to be over."""
+        """Time at which the sweep ends by its deadline."""
         deadline = self.spec.limits.deadline
         return None if deadline is None else self.observed.meta.created + timedelta(seconds=parse_duration(deadline))
 

@@ -1,4 +1,4 @@
-"""What a sweep costs, and what its budget says: the sum over its runs, each of which counts for itself.
+"""Cost and budget of a sweep: the sum over its runs, each of which counts for itself.
 
 A run that is deleted leaves what it has cost in its row. One that is made anew, and begins at nothing, has another uid:
 what the one before had cost is kept aside then.
@@ -20,7 +20,7 @@ from piton.timing import Timing
 
 
 def of_run(old: Row | None, seen: RunSeen, now: datetime) -> str | None:
-    """What a run has cost, as its row says it; never less than before."""
+    """Return the cost of a run by its row; never less than before."""
     known = spending.dollars(old.cost) if old is not None and old.uid == seen.uid else Fraction(0)
     total = max(known, spending.spent(seen.status, now))
     return spending.as_text(total) if total else None
@@ -83,7 +83,7 @@ def affordable(
 
 
 def to_begin(run: PlannedRun, *, timing: Timing) -> Fraction:
-    """What has to be left for a run to be worth its start."""
+    """Return the amount that has to be left for a run to be worth its start."""
     spec, _ = model_of(Spec, run.spec, "describe a run")
     return reserve_of(spec, RunStatus(), timing=timing)
 
@@ -96,7 +96,7 @@ def without_amounts(status: SweepStatus) -> SweepStatus:
 
 
 def _reserve(seen: RunSeen, *, timing: Timing) -> Fraction:
-    """What a run keeps back; one whose status is not understood as much as one that begins."""
+    """Return the amount that a run reserves; for a run with an unreadable status, that of a new one."""
     return reserve_of(seen.spec, RunStatus() if seen.status.unreadable else seen.status, timing=timing)
 
 

@@ -1,4 +1,4 @@
-"""What should happen to a sweep now. Rules in order; the first that speaks wins.
+"""Next actions for a sweep. Rules in order; the first that returns a decision wins.
 
 Level-triggered, as for a run: what is to be done follows from the runs that exist and the rows that are remembered.
 What the sweep began with is written to the status before its first run is created, so it cannot change unnoticed.

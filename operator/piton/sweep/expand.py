@@ -30,7 +30,7 @@ _TEMPLATE = "template"
 """The only variant's name where the sweep names none."""
 _DIGEST_CHARACTERS = 6
 FIXED_FIELDS = ("template", "variants", "matrix", "folds", "seeds", "baseline", "metrics", "placement")
-"""What may not change once runs exist: they would no longer be comparable."""
+"""Fields that may not change once runs exist: they would no longer be comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class PlannedRun:
 
     @property
     def objective(self) -> ObjectiveSpec | None:
-        """What it is judged by."""
+        """Objective of the run, if it has one."""
         found = self.spec.get("objective")
         return ObjectiveSpec.model_validate(found) if found else None
 
@@ -68,7 +68,7 @@ def expand(sweep: str, spec: SweepSpec) -> tuple[PlannedRun, ...]:
 
 
 def size(spec: SweepSpec) -> int:
-    """How many runs it has; cheap, whatever is written."""
+    """Return the number of runs; cheap for any spec."""
     points = 1
     for values in spec.matrix.values():
         points *= len(values)
@@ -82,7 +82,7 @@ def limited(run: PlannedRun, until: datetime | None, created: datetime) -> Docum
 
 
 def seconds_for(run: PlannedRun, until: datetime | None, created: datetime) -> float | None:
-    """How long a run that was created then may take."""
+    """Return the seconds that a run created at that time may take."""
     limits = run.spec.get("limits") or {}
     own = [parse_duration(limits["deadline"])] if limits.get("deadline") else []
     left = [] if until is None else [max(1.0, (until - created).total_seconds())]
@@ -129,7 +129,7 @@ def _run(
 
 
 def _share(sweep: str, spec: SweepSpec, fold: int | None, seed: int | None) -> Document:
-    """What a run is given by its place in the sweep."""
+    """Return the fields of a run that follow from its place in the sweep."""
     config: Document = {} if fold is None else {"folds": spec.folds, "fold": fold}
     config |= {} if seed is None else {"seed": seed}
     share: Document = {"trainer": {"config": config}} if config else {}

@@ -1,4 +1,4 @@
-"""What a user may write into a TrainingSweep, as typed models; what Piton answers is in `status.py`.
+"""Typed models of a TrainingSweep's spec, which the user writes; the status is in `status.py`.
 
 The template and the patches are kept as they were written: each run that they give is checked as a whole, by the same
 rules as a run that somebody has written by hand.
@@ -49,7 +49,7 @@ class Variant(Model):
 
 
 class SweepLimits(Model):
-    """Where the sweep ends, whatever its runs have reached."""
+    """Limits of the sweep, regardless of the progress of its runs."""
 
     deadline: Duration | None = Field(
         default=None, description="Time from the sweep's creation; each run gets what is left of it as its own."
@@ -58,7 +58,7 @@ class SweepLimits(Model):
 
 
 class SweepSpec(Model):
-    """What the user wants. Only suspend, parallelism and limits may be changed later."""
+    """Specification of a sweep. Only suspend, parallelism and limits may be changed later."""
 
     suspend: bool = Field(default=False, description="Save, stop and hold all runs; false goes on from there.")
     template: RunTemplate = Field(description="The TrainingRun that the variants are made from.")

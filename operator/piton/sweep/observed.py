@@ -24,11 +24,11 @@ class RunSeen:
     held: bool = False
     """It was the sweep that has suspended it."""
     ends_at: datetime | None = None
-    """When it has to be over, by its own limits."""
+    """Time at which it ends by its own limits."""
     spec: Spec | None = None
     """None where it cannot be read."""
     uid: str = ""
-    """Whose cost this is: another one where a run of the same name was made anew."""
+    """Identity of the run with this cost: another one if a run of the same name was created anew."""
     status: RunStatus
 
     @property
@@ -67,7 +67,7 @@ class CreateRun:
 
     run: PlannedRun
     until: datetime | None
-    """When the sweep has to be over; the run's own deadline may be earlier."""
+    """Time at which the sweep ends; the run's own deadline may be earlier."""
     reason: Reason
 
 
@@ -99,4 +99,4 @@ class MoveDeadline:
 
 SweepEffect = CreateRun | SuspendRun | ResumeRun | MoveDeadline
 SweepDecision = AnyDecision[SweepEffect, SweepStatus]
-"""What is decided about a sweep."""
+"""Decision about a sweep."""

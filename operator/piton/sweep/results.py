@@ -25,7 +25,7 @@ def metric_names(spec: SweepSpec, objective: ObjectiveSpec | None) -> tuple[str,
 
 
 def values_of(status: RunStatus, objective: ObjectiveSpec | None, names: Sequence[str]) -> tuple[MetricValue, ...]:
-    """What a run says of these metrics: of the objective's its best, once it is known; of the others the newest.
+    """Return these metrics of a run: of the objective's the best, once it is known; of the others the newest.
 
     What the stage Evaluate has found counts more than what was reported while it trained.
     """
@@ -39,7 +39,7 @@ def values_of(status: RunStatus, objective: ObjectiveSpec | None, names: Sequenc
 
 
 def tabulate(rows: Sequence[Row], names: Sequence[str], baseline: str) -> tuple[VariantResult, ...]:
-    """What each variant has reached, in the order of the rows."""
+    """Return the results of each variant, in the order of the rows."""
     variants = dict.fromkeys(row.variant for row in rows)
     return tuple(_variant(variant, rows, names, baseline) for variant in variants)
 

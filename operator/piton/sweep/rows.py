@@ -1,4 +1,4 @@
-"""What a sweep remembers of its runs, and what is made from that: counts, results, the best.
+"""Rows of a sweep's status: its runs as remembered, and the counts, results and best run that follow from them.
 
 A row is written from the run as it is now; only a success outlives its run.
 """

@@ -133,7 +133,7 @@ RULES: tuple[SpecRule[SweepSpec], ...] = (
 )
 
 FIXED = f"{', '.join(FIXED_FIELDS[:-1])} and {FIXED_FIELDS[-1]}"
-"""What may not be changed, for people; see `expand.digest`."""
+"""Fields that may not be changed, in words; see `expand.digest`."""
 CHANGED = f"spec: {FIXED} cannot be changed once the sweep has begun; put them back, or make a new sweep"
 _COMPARABLE = ("folds", "seeds", "baseline", "metrics", "placement")
 """The others have parts that can be anything: that they have changed is seen by the digest in the status alone."""
@@ -212,7 +212,7 @@ def _own_program(spec: SweepSpec, plan: Sequence[PlannedRun]) -> Iterator[str]:
 
 
 def _one_objective(runs: Mapping[str, Spec]) -> Iterator[str]:
-    """What is judged by different measures cannot be compared."""
+    """Refuse variants that are judged by different measures: they cannot be compared."""
     judged = {(run.objective.metric, run.objective.goal) if run.objective else None for run in runs.values()}
     if len(judged) > 1:
         yield "spec.variants: the runs have different objectives; give all of them one metric and goal"

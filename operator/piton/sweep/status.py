@@ -1,4 +1,4 @@
-"""What Piton answers: the status of a TrainingSweep as typed models. Source of the CRD, like `model.py`.
+"""Typed models of a TrainingSweep's status, which Piton writes. Source of the CRD, like `model.py`.
 
 The rows are what is remembered of the runs; counts, results and the best are made from them. Numbers that are no counts
 are strings, because an API has no floats.
@@ -39,7 +39,7 @@ class Row(Answer):
 
     @property
     def pair(self) -> tuple[int | None, int | None]:
-        """What a run of another variant must have in common to be compared with it."""
+        """Fold and seed: a run is compared with those of other variants that have the same."""
         return self.fold, self.seed
 
 
@@ -62,7 +62,7 @@ class MetricResult(Answer):
 
 
 class VariantResult(Answer):
-    """What a variant has reached so far."""
+    """Result of a variant so far."""
 
     name: str = Field(description="Name of the variant.")
     succeeded: int = Field(ge=0, description="Runs that the values are of.")
@@ -71,7 +71,7 @@ class VariantResult(Answer):
 
 
 class Counts(Answer):
-    """How many runs there are."""
+    """Numbers of runs by state."""
 
     pending: int = Field(default=0, ge=0, description="Not created yet.")
     active: int = Field(default=0, ge=0, description="Created, and not at an end.")
@@ -90,7 +90,7 @@ class Counts(Answer):
 
 
 class SweepCost(Answer):
-    """What the sweep costs: the sum over its runs."""
+    """Cost of the sweep: the sum over its runs."""
 
     spent: Amount = Field(default="0.00", description="Dollars, of all runs.")
     per_hour: Amount = Field(default="0.00", description="Dollars per hour that are paid now.")
@@ -100,7 +100,7 @@ class SweepCost(Answer):
 
 
 class SweepStatus(Conditioned):
-    """What Piton answers to a TrainingSweep."""
+    """Status of a TrainingSweep, which Piton writes."""
 
     plan: str = Field(default="", description="Digest of what the sweep began with; nobody may change that.")
     counts: Counts = Field(default_factory=Counts, description="How many runs there are.")

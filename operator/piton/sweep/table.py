@@ -14,7 +14,7 @@ from piton.sweep.status import MetricResult, SweepEstimate, SweepStatus, Variant
 
 
 class Format(StrEnum):
-    """How a table is written."""
+    """Format of a table."""
 
     TABLE = "table"
     MARKDOWN = "markdown"

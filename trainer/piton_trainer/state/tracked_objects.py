@@ -60,7 +60,7 @@ class TrackedObjects:
         }
         self._steady: frozenset[str] = frozenset()
         self._places: tuple[list[str], list[int], list[int]] | None = None
-        """Where the tensors were that `steady` was last asked about, and what optimizers held; while both are the same,
+        """Locations of tensors at the last call of `steady`, and contents of the optimizers; while both are the same,
         so is the answer."""
 
     def modules(self, *names: str) -> dict[str, nn.Module]:

@@ -32,7 +32,7 @@ class RankContext:
 
     @property
     def world_size(self) -> int:
-        """How many ranks there are."""
+        """Number of ranks."""
         return self._ranks.world_size
 
     @property

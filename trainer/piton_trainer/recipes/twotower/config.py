@@ -36,7 +36,7 @@ class TwoTowerConfig(RecipeConfig):
     )
     """Value of each grade (qrel), 0 to 1. In the Million-LLM judgments 1 is the better grade and 2 the lesser."""
     candidates: Literal["judged", "all"] = "judged"
-    """Which ids compete for a query: those judged for it, or all, of which the unjudged are taken for useless. Every id
+    """Ids that compete for a query: those judged for it, or all, of which the unjudged are taken for useless. Every id
     gets a score in either case; where every pair is judged there is no difference."""
     encoder: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", min_length=1)
     """The frozen encoder of the queries: a repository on the Hugging Face hub, a folder, or `package:` and the name of
