@@ -41,7 +41,7 @@ class RetentionRule:
     metric: str | None
     goal: Literal["Minimize", "Maximize"]
     keep_weights: int | None = None
-    """Of those that are neither; None: thin ones are let alone, and no more are made."""
+    """Number of other checkpoints kept as weights only. None: existing ones stay, no new ones are made."""
 
 
 def ls(directory: Path, *, as_json: bool) -> int:

@@ -81,7 +81,7 @@ def drills_of(sweep: ParsedSweep, texts: Iterable[str]) -> dict[str, tuple[Drill
     """Map each drill to its runs: `isotropy:preempt@50%` is for the runs of a variant, or one; without a name for all.
 
     Raises:
-        ValueError: there is no such variant or run, or it is no drill.
+        ValueError: the variant or run does not exist, or the text is not a drill.
     """
     found: dict[str, tuple[Drill, ...]] = {}
     known = {run.variant for run in sweep.plan} | {run.short_name(sweep.meta.name) for run in sweep.plan}

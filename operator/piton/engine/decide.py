@@ -1,7 +1,8 @@
 """Next actions for a job. Pure: job, pods and services in; creations, deletions and the status out.
 
-The first rule that speaks wins. Whoever applies a decision creates first, then writes the status, then deletes: a pod
-is only taken away when the status already says why, so a controller that dies in between is continued, not repeated.
+The first rule that returns a decision wins. The caller that applies a decision creates first, then writes the status,
+then deletes. A pod is only deleted after the status contains the reason, so that a controller that replaces a crashed
+one continues the work and does not repeat it.
 """
 
 from collections.abc import Callable, Sequence
@@ -179,7 +180,7 @@ def _superfluous(scene: ObservedJob) -> tuple[Delete, ...]:
 
 
 def _repeated(scene: ObservedJob) -> tuple[Delete, ...]:
-    """The failed pods that a fresh one is to take the place of; only those, never the whole gang."""
+    """Return deletions of the failed pods that a new pod replaces; only of those, never of the whole gang."""
     wanted = scene.job.replica_names()
     return tuple(
         _delete(ObjectKind.POD, pod)

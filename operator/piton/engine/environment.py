@@ -1,6 +1,6 @@
 """Environment of a replica: the rendezvous variables that torch and torchrun read, in Kubeflow's order.
 
-They come after the user's own, so they win where a name is taken. Init containers get none.
+They are placed after the user's variables, so they override those of the same name. Init containers get none.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ Pair = tuple[str, str]
 
 
 def environment(job: Job, kind: str, index: int) -> list[dict[str, str]]:
-    """The variables of one replica, for each of its containers."""
+    """Return the variables of one replica, for each of its containers."""
     return [{"name": name, "value": value} for name, value in _pairs(job, kind, index)]
 
 
@@ -29,7 +29,7 @@ def _pairs(job: Job, kind: str, index: int) -> Iterator[Pair]:
 
 
 def _rendezvous(job: Job, master: Replicas, *, rank: int) -> Iterator[Pair]:
-    """RANK and PET_NODE_RANK are both the number of the node; torchrun gives its processes theirs."""
+    """Yield the rendezvous variables. RANK and PET_NODE_RANK are the node's number; torchrun sets the process ranks."""
     address = job.replica_name(MASTER, 0)
     yield "MASTER_PORT", str(master.port)
     yield "PET_MASTER_PORT", str(master.port)

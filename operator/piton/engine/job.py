@@ -161,7 +161,7 @@ class Job:
         return labels
 
     def selector(self, kind: str | None = None) -> str:
-        """The same as text."""
+        """Return these labels as a selector text."""
         return ",".join(f"{key}={value}" for key, value in sorted(self.labels(kind).items()))
 
     def owner(self) -> Body:

@@ -9,10 +9,11 @@ from piton.engine.status import ConditionType, JobStatus
 
 
 def judged(scene: ObservedJob, status: JobStatus) -> JobStatus:
-    """The conditions after Kubeflow's walk: the failed pods one by one, then the types; the job's success ends it.
+    """Return the status with the conditions that Kubeflow sets: first for each failed pod, then for each replica type.
 
-    Kubeflow takes the types in random order, ours Master first. On the way `Running` and `Restarting` may replace each
-    other; where all comes out as it was, their times stay, too, so that the same pods are not news for ever.
+    The success of the job ends the evaluation. Kubeflow takes the types in random order; Piton takes Master first.
+    `Running` and `Restarting` may replace each other during the evaluation. If the resulting conditions are equal to
+    the old ones, the old times are kept, so that unchanged pods do not cause an update of the status each time.
     """
     updated = _with_ends(scene, _with_failed_pods(scene, status))
     if [c.content for c in updated.conditions] == [c.content for c in status.conditions]:
@@ -78,7 +79,10 @@ def _with_running(scene: ObservedJob, status: JobStatus) -> JobStatus:
 
 
 def past_backoff_limit(scene: ObservedJob) -> bool:
-    """Restarts in place of pods that run now; or, with a limit of 0, any new failure while not all pods are active."""
+    """Return True if the in-place restarts of running pods reach the limit.
+
+    With a limit of 0, any restart is too many, and so is any new failure while not all pods are active.
+    """
     limit = scene.job.policy.backoff_limit
     if limit is None:
         return False
@@ -94,15 +98,15 @@ def past_backoff_limit(scene: ObservedJob) -> bool:
 
 
 def seconds_to_deadline(scene: ObservedJob) -> float | None:
-    """Seconds until the job has been active for too long; None when it may take for ever."""
+    """Return the seconds until the job's active deadline; None if it has none, or has not started."""
     deadline, started = scene.job.policy.deadline_seconds, scene.status.started
     return None if deadline is None or started is None else deadline - scene.seconds_since(started)
 
 
 def seconds_to_live(scene: ObservedJob) -> float | None:
-    """Seconds until the finished job is deleted; counted from the end, which every finished job has a time of.
+    """Return the seconds until the finished job is deleted, counted from its completion time.
 
-    None when it may stay; a suspended one does.
+    None if it is kept; a suspended job is kept.
     """
     ttl, ended = scene.job.policy.ttl_seconds, scene.status.completed
     if ttl is None or ended is None or scene.job.policy.suspend:

@@ -1,15 +1,15 @@
 """Pods of a job: the replica that each is, the state that it counts as, and the action for it.
 
-         Pending, Unknown  ->  in no number
+         Pending, Unknown  ->  in no count
          Running           ->  active;     being deleted: failed, from the first moment of its grace period
          Succeeded         ->  succeeded;  being deleted: failed, if it may not be repeated (restartPolicy Never) and
                                            the job still wants it
          Failed            ->  failed
          gone              ->  failed, if it had begun and may not be repeated
 
-What is said of Never is ours. Kubeflow takes the exit code 0 of a trainer that was told to leave for the end of the
-training, and quietly starts a single replica again in the middle of a training that goes on without it. A replica past
-the last index left because the job was made smaller; it counts as with Kubeflow's.
+The rules on Never differ from Kubeflow's. Kubeflow takes the exit code 0 of a trainer that was told to stop for the
+end of the training, and restarts a single replica without notice while the other replicas continue without it. A
+replica past the last index stopped because the job was made smaller; it counts as in Kubeflow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from piton.engine.job import LABEL_INDEX, LABEL_TYPE, Body, Job, Replicas
 from piton.engine.status import Tally
 
 RETRYABLE_FROM = 128
-"""Exit codes from here on are signals: somebody else's doing, by the policy `ExitCode`."""
+"""First exit code that stands for a signal; the policy `ExitCode` restarts such replicas."""
 EXIT_UNKNOWN = 0xBEEF
-"""The exit code of a container that never ended."""
+"""Exit code of a container that never ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Pod:
     name: str
     uid: str
     kind: str
-    """Type of the replica as its label says it: lower case."""
+    """Type of the replica as in its label: lower case."""
     index: int
     phase: str
     deleting: bool
@@ -47,7 +47,7 @@ class Pod:
 
 
 def read(job: Job, manifests: Sequence[Mapping[str, Any]]) -> tuple[Pod, ...]:
-    """The pods that are replicas of this very job. Nothing is adopted: neither orphans nor an earlier job's."""
+    """Return the pods that are replicas of this job. Orphans and the pods of an earlier job are not adopted."""
     found = (_read(job, manifest) for manifest in manifests if job.owns(manifest))
     return tuple(sorted(filter(None, found), key=lambda pod: pod.name))
 
@@ -83,7 +83,7 @@ def _restarts(status: Mapping[str, Any]) -> int:
 
 
 def of_kind(pods: Sequence[Pod], replicas: Replicas) -> tuple[Pod, ...]:
-    """The pods of that type, those past the last index as well."""
+    """Return the pods of that type, including those past the last index."""
     return tuple(pod for pod in pods if pod.kind == replicas.kind.lower())
 
 
@@ -111,10 +111,10 @@ def _failed(replicas: Replicas, pod: Pod) -> bool:
 
 
 def permanent(replicas: Replicas, pod: Pod) -> bool:
-    """True if the policy `ExitCode` calls the pod's end a bug: no exit code of a signal, and none that is unknown."""
+    """True if the policy `ExitCode` treats the pod's end as permanent: its exit code is known, and not a signal's."""
     return replicas.restart_policy == "ExitCode" and pod.phase == "Failed" and pod.exit_code < RETRYABLE_FROM
 
 
 def comes_again(replicas: Replicas, pod: Pod) -> bool:
-    """True if the pod has failed and a fresh one is to take its place."""
+    """True if the pod has failed and a new pod replaces it."""
     return pod.phase == "Failed" and replicas.restart_policy != "Never" and not permanent(replicas, pod)

@@ -1,6 +1,6 @@
 """Validation of PyTorchJobs: the rules of v1.9's admission webhook, which is not there when Piton serves the jobs.
 
-Each says its objection in a sentence; a job that meets one fails before anything is created for it.
+Each rule yields its problem as a sentence; a job with a problem fails before any object is created for it.
 """
 
 import re
@@ -10,7 +10,7 @@ from piton.contract import names
 from piton.engine.job import KINDS, MASTER, WORKER, Job
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-"""DNS-1035: services want it."""
+"""DNS-1035 label, which names of services must be."""
 NAME_MAX = 63
 RESTART_POLICIES = ("Always", "OnFailure", "Never", "ExitCode")
 CLEAN_POD_POLICIES = ("None", "Running", "All")

@@ -12,7 +12,7 @@ from piton.engine.status import JobStatus, Tally
 
 
 class ObjectKind(StrEnum):
-    """The kinds of objects that a decision is about."""
+    """Kinds of objects in a decision."""
 
     POD = "Pod"
     SERVICE = "Service"
@@ -21,7 +21,7 @@ class ObjectKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Create:
-    """Create this object; one that is there and the job's own is as good."""
+    """Create this object; an existing object of the job also counts as success."""
 
     kind: ObjectKind
     body: Body
@@ -29,7 +29,7 @@ class Create:
 
 @dataclass(frozen=True, kw_only=True)
 class Delete:
-    """Delete the object of that name that has this uid, and no other."""
+    """Delete the object of that name, only if it has this uid."""
 
     kind: ObjectKind
     name: str
@@ -55,7 +55,7 @@ class Decision:
     look_again_seconds: float | None = None
     """Time at which the decision changes without an event."""
     news: bool = False
-    """True if the status says something that it did not say before."""
+    """True if the status differs from the previous one."""
 
     @property
     def changes(self) -> bool:

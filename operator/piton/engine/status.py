@@ -87,7 +87,7 @@ class Tally:
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Self:
-        """From the API's words; what is zero is absent there."""
+        """Read the tally from the API's form, in which counts of zero are absent."""
         return cls(
             active=int(body.get("active") or 0),
             succeeded=int(body.get("succeeded") or 0),
@@ -96,7 +96,7 @@ class Tally:
         )
 
     def to_body(self) -> dict[str, Any]:
-        """In the API's words."""
+        """Return the tally in the API's form."""
         found = {
             "active": self.active,
             "succeeded": self.succeeded,
@@ -107,7 +107,7 @@ class Tally:
 
     @property
     def begun(self) -> int:
-        """Replicas that have run, as far as this tally knows."""
+        """Number of replicas that have run, according to this tally."""
         return self.active + self.succeeded + self.failed
 
 
