@@ -28,7 +28,7 @@ STDIN = "-"
 
 
 class ConsoleSweepObserver:
-    """Lines for each run, with its name before them."""
+    """Prints the events of all runs as lines, each with the name of the run before it."""
 
     def __init__(self, sweep: str, *, quiet: bool) -> None:
         self._sweep = sweep

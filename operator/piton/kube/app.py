@@ -38,7 +38,7 @@ SERVER_SECONDS = 290
 """Seconds that the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
 number: the server refuses to read any other."""
 CLIENT_SECONDS = 310.0
-"""After so long the client gives a watch up even if the server has not."""
+"""Seconds after which the client closes a watch, even if the server has not."""
 
 
 def run(settings: PitonSettings) -> None:

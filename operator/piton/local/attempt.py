@@ -1,4 +1,4 @@
-"""One attempt of the local world: its replicas, what was done to them, and the evidence that they carry."""
+"""One attempt on this machine: its replicas, the actions on them, and the evidence of their end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 
 @dataclass(kw_only=True)
 class LocalAttempt:
-    """The local twin of a PyTorchJob and its pods."""
+    """Local equivalent of a PyTorchJob and its pods."""
 
     number: int
     termination_logs: Sequence[Path]
     begun: datetime | None = None
-    """Since when it has the machine."""
+    """Time from which the attempt has the machine."""
     price: Fraction | None = None
     """Dollars per hour of this machine, where the user says so."""
     share: Fraction = Fraction(1)
@@ -53,7 +53,7 @@ class LocalAttempt:
         return (now - self.begun).total_seconds() if self.begun else 0.0
 
     def poll(self, now: datetime) -> bool:
-        """Look after the processes; whether something has changed. SIGKILL to who has outstayed the notice."""
+        """Check the processes and return True if one has ended. Send SIGKILL if the notice period is over."""
         ended = [r for r in self.replicas if r.name not in self._ended and r.exit_code is not None]
         self._ended.update({replica.name: now for replica in ended})
         if self._kill_at is not None and now >= self._kill_at:
@@ -62,12 +62,12 @@ class LocalAttempt:
         return bool(ended)
 
     def stop(self, now: datetime, grace_seconds: float) -> None:
-        """Its end is ordered: SIGTERM now, SIGKILL after the grace."""
+        """Stop the attempt: SIGTERM now, SIGKILL after the grace period."""
         self.deleting = True
         self._stop_by(now, grace_seconds)
 
     def reclaim(self, now: datetime, notice_seconds: float) -> None:
-        """Its machines are announced to be taken: SIGTERM now, SIGKILL when the notice is over."""
+        """Announce the loss of its machines: SIGTERM now, SIGKILL after the notice period."""
         self._reclaimed = True
         self._stop_by(now, notice_seconds)
 
@@ -81,16 +81,16 @@ class LocalAttempt:
             replica.terminate()
 
     def lose(self) -> None:
-        """Its machines are gone, this instant."""
+        """Simulate the immediate loss of its machines."""
         self._gone = True
         self.kill()
 
     def kill(self, name: str | None = None) -> None:
-        """SIGKILL to everything, or to one replica."""
+        """Send SIGKILL to all replicas, or to one replica."""
         kill([replica for replica in self.replicas if name in (None, replica.name)])
 
     def failed_log(self) -> Path | None:
-        """The log of the replica that failed first."""
+        """Return the log of the replica that failed first."""
         failed = [r for r in self.replicas if r.name in self._ended and r.exit_code]
         return min(failed, key=lambda replica: self._ended[replica.name]).log if failed else None
 

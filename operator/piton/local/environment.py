@@ -1,6 +1,6 @@
 """Environment of a trainer on this machine: the variables that the PyTorchJob controller sets on a cluster; secrets.
 
-Names with `${replica_id}` are TorchX's macros; everything else is made safe from them.
+Names with `${replica_id}` are TorchX's macros; all other text is escaped.
 """
 
 import os
@@ -55,7 +55,7 @@ def place(
 
 
 def _rendezvous(spec: Spec) -> dict[str, str]:
-    """As the PyTorchJob controller of v1.9 sets them; RANK is the node's, and torchrun's workers get their own."""
+    """Return the variables of the PyTorchJob controller v1.9; RANK is the node's, torchrun sets that of the workers."""
     processes, port = processes_per_node(spec), str(_free_port())
     return {
         "WORLD_SIZE": str(spec.workers.nodes * processes),
@@ -78,7 +78,7 @@ def _free_port() -> int:
 
 
 def _threads(spec: Spec, share: int) -> dict[str, str]:
-    """The processes share the cores; with all cores each, they would fight for them."""
+    """Return the thread count per process: the cores are divided, because each process would else use all of them."""
     if _THREADS in os.environ or any(variable.name == _THREADS for variable in spec.trainer.env):
         return {}
     processes = share * spec.workers.nodes * processes_per_node(spec)
@@ -99,7 +99,7 @@ def secrets(spec: Spec, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the values of Secrets and ConfigMaps of the cluster, taken from the user's own environment.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: a variable is not set there.
     """
     wanted = [variable for variable in spec.trainer.env if variable.value_from]
     missing = next((variable.name for variable in wanted if variable.name not in environ), None)

@@ -1,4 +1,4 @@
-"""Every report of a run as a line of JSON: what the curve is drawn from, across attempts and commands."""
+"""Reports of a run, one line of JSON each: the data of the curve, across attempts and commands."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ class Point:
 
 
 def append(path: Path, attempt: int, progress: Progress) -> None:
-    """Add a report. A full disk costs the curve a point and the run nothing."""
+    """Append a report. If the disk is full, the curve lacks a point, and the run continues."""
     if progress.step is None:
         return
     record = {
@@ -34,7 +34,7 @@ def append(path: Path, attempt: int, progress: Progress) -> None:
 
 
 def read(path: Path) -> list[Point]:
-    """All reports, oldest first; lines that were torn by a crash are left out."""
+    """Return all reports, oldest first; lines that a crash has left incomplete are skipped."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -52,7 +52,7 @@ def _point(line: str) -> Point | None:
 
 
 def series(points: Iterable[Point], name: str) -> list[tuple[int, float]]:
-    """One metric over steps. A step that was trained again counts as it came out last."""
+    """Return one metric over steps. For a step that was trained again, the latest value counts."""
     values = {point.step: point.metrics[name] for point in points if name in point.metrics}
     return sorted(values.items())
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _START_TIME_FIELD = 19
-"""Of /proc/<pid>/stat, counted behind the command's closing parenthesis."""
+"""Index of the field in /proc/<pid>/stat, counted after the command's closing parenthesis."""
 _LOOK_SECONDS = 0.02
 _GONE_SECONDS = 5.0
 """Seconds for which a killed process may still exist; only a disk that hangs makes it that long."""
@@ -24,14 +24,14 @@ _GONE_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process that can be told from a later one of the same id."""
+    """A process, distinguishable from a later one with the same id."""
 
     pid: int
     started: str
 
 
 def identify(pid: int) -> Process | None:
-    """The process of that id; None when there is none."""
+    """Return the process with that id; None if it does not exist."""
     if (_PROC / "self").exists():
         with contextlib.suppress(OSError, IndexError):
             stat = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
@@ -43,7 +43,7 @@ def identify(pid: int) -> Process | None:
 
 
 def marked(variable: str) -> list[Process]:
-    """The processes with `NAME=value` in their environment, this one excepted; none where /proc does not say."""
+    """Return the processes with `NAME=value` in their environment, except this one; none without /proc."""
     wanted = b"\0" + os.fsencode(variable) + b"\0"
     found = []
     for folder in _PROC.glob("[0-9]*"):
@@ -63,7 +63,7 @@ def leftovers(variable: str, recorded: Iterable[Process]) -> list[Process]:
 
 
 def send_signal(processes: Iterable[Process], signum: signal.Signals) -> None:
-    """Signal the processes themselves."""
+    """Send a signal to the processes themselves."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if identify(process.pid) == process:
@@ -71,7 +71,7 @@ def send_signal(processes: Iterable[Process], signum: signal.Signals) -> None:
 
 
 def kill(processes: Iterable[Process]) -> None:
-    """SIGKILL to the processes and to the groups that they lead."""
+    """Send SIGKILL to the processes and to the groups that they lead."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if identify(process.pid) == process and os.getpgid(process.pid) == process.pid:
@@ -80,7 +80,7 @@ def kill(processes: Iterable[Process]) -> None:
 
 
 def wait_gone(processes: Iterable[Process], seconds: float) -> list[Process]:
-    """Wait until they are gone; those that are not after so many seconds."""
+    """Wait until the processes have ended; return those that are alive after the given seconds."""
     alive = list(processes)
     for _ in range(int(seconds / _LOOK_SECONDS)):
         alive = [process for process in alive if identify(process.pid) == process]
@@ -91,7 +91,7 @@ def wait_gone(processes: Iterable[Process], seconds: float) -> list[Process]:
 
 
 def kill_marked(variable: str, recorded: Iterable[Process] = ()) -> int:
-    """SIGKILL everything of an attempt, also what it starts meanwhile. How many processes there were."""
+    """Send SIGKILL to all processes of an attempt, including those started meanwhile; return their number."""
     killed: set[Process] = set()
     recorded = tuple(recorded)
     while fresh := [process for process in leftovers(variable, recorded) if process not in killed]:

@@ -54,7 +54,7 @@ def check_price(spec: Spec, price: Fraction | None) -> None:
     """Check the price of this machine against the run's limit.
 
     Raises:
-        ValueError: it costs more than the run may.
+        ValueError: the machine costs more per hour than the run allows.
     """
     most = highest(spec)
     if price is not None and most is not None and price > most:
@@ -65,7 +65,7 @@ def check_price(spec: Spec, price: Fraction | None) -> None:
 
 
 def problems(spec: Spec) -> Iterator[str]:
-    """Everything that keeps this machine from running it."""
+    """Yield all reasons why this machine cannot run it."""
     if spec.suspend:
         yield "spec.suspend: the run is told to hold; remove the field to train here"
     yield from _program_problems(spec)
@@ -102,13 +102,13 @@ def _trainer_installed() -> bool:
 
 
 def gpus_wanted(spec: Spec) -> int:
-    """GPUs of the stage of the run that computes on most."""
+    """Return the GPU count of the stage that needs the most GPUs."""
     evaluate = spec.stages.evaluate.gpus if spec.stages.evaluate else 0
     return max(spec.workers.nodes * spec.workers.gpus_per_node, evaluate)
 
 
 def gpus() -> tuple[str, ...]:
-    """The GPUs that this command may use, as CUDA_VISIBLE_DEVICES spells them."""
+    """Return the GPUs that this command may use, in the form of CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))

@@ -29,7 +29,7 @@ logging.getLogger("torchx.schedulers.local_scheduler").setLevel(logging.ERROR)  
 
 
 class Replica:
-    """One replica: a process in a session of its own, with whatever it starts."""
+    """One replica: a process in a session of its own, with its child processes."""
 
     def __init__(self, *, name: str, process: subprocess.Popen[bytes], mark: str, log: Path) -> None:
         self.name = name
@@ -48,21 +48,21 @@ class Replica:
         return self._exit_code
 
     def terminate(self) -> None:
-        """SIGTERM to the main process alone, as the kubelet does; its helpers are its own to stop."""
+        """Send SIGTERM to the main process only, as the kubelet does; it has to stop its child processes itself."""
         self._process.terminate()
 
     def kill_group(self) -> None:
-        """SIGKILL to its process group."""
+        """Send SIGKILL to its process group."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill_rest(self) -> None:
-        """SIGKILL to whatever of it has left the group."""
+        """Send SIGKILL to its processes outside the group."""
         orphans.kill_marked(self._mark)
 
 
 def kill(replicas: Sequence[Replica]) -> None:
-    """SIGKILL to everything of these replicas; to all groups first, so that they fall together."""
+    """Send SIGKILL to all processes of these replicas, to all groups first, so that they end together."""
     for replica in replicas:
         replica.kill_group()
     for replica in replicas:
@@ -70,7 +70,7 @@ def kill(replicas: Sequence[Replica]) -> None:
 
 
 def literal(text: str) -> str:
-    """The text, safe from TorchX's macros."""
+    """Escape the text against TorchX's macros."""
     return text.replace("$", "$$")
 
 

@@ -1,6 +1,6 @@
-"""Receives progress from the trainers of this machine, in the wire format of KEP-2779, on 127.0.0.1.
+"""HTTP server on 127.0.0.1 for the progress of this machine's trainers, in the wire format of KEP-2779.
 
-The path carries the attempt's number, so that the late words of an older attempt are not taken for the new one's.
+The path contains the attempt's number, so that late reports of an older attempt are not counted for the new one.
 """
 
 import re
@@ -40,7 +40,7 @@ class LocalProgressServer:
             return self._newest.get(attempt)
 
     def take(self, attempt: int, progress: Progress) -> None:
-        """Take in a report; one at a time."""
+        """Store a report; one at a time."""
         with self._lock:
             self._newest[attempt] = progress
             self._on_report(attempt, progress)
@@ -48,7 +48,7 @@ class LocalProgressServer:
 
 @contextmanager
 def receiving(on_report: OnReport) -> Iterator[LocalProgressServer]:
-    """Listen on a free port while this lasts."""
+    """Run the server on a free port within the context."""
     with _Server(on_report) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="receiver", daemon=True)
         thread.start()
@@ -67,7 +67,7 @@ class _Server(ThreadingHTTPServer):
         self.receiver = LocalProgressServer(self.server_port, on_report)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A trainer that dies in the middle of a report is nothing to tell."""
+        """Print no error for a trainer that ends during a report."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
 """Questions to a run's recipe, answered by the trainer's package where it is installed. Nothing here needs torch.
 
-Whatever a recipe refuses is a ValueError: a sentence that begins with the path in the spec.
+A recipe refuses a value with a ValueError: a sentence that starts with the path in the spec.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def settings(spec: Spec) -> Any:
-    """The typed config; None where there is no recipe, or no trainer to ask.
+    """Return the typed config; None without a recipe or an installed trainer.
 
     Raises:
         ValueError: the recipe refuses it.
@@ -32,10 +32,10 @@ def settings(spec: Spec) -> Any:
 
 
 def checked(spec: Spec) -> Any:
-    """The same, which also has an end and fits the number of processes.
+    """Return the typed config after checks of its length and the number of processes.
 
     Raises:
-        ValueError: it does not.
+        ValueError: a check failed.
     """
     found = settings(spec)
     if found is not None:
@@ -49,14 +49,14 @@ def check_data(found: Any) -> None:
     """Check that the data is here, as far as that is known without reading it.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is missing.
     """
     with _in_the_spec():
         found.check_data()
 
 
 def can_prepare(spec: Spec) -> bool:
-    """True if the run's recipe, which is known to be one, makes its data beforehand."""
+    """True if the run's recipe has a stage Prepare; the run must have a valid recipe."""
     from piton_trainer.recipes import catalog
 
     return catalog.has(str(spec.trainer.recipe), "prepare")
@@ -80,7 +80,7 @@ def size(name: str, found: Any) -> "Size | None":
 
 @contextmanager
 def _in_the_spec() -> Iterator[None]:
-    """A recipe knows the path in its trainer's part of the spec."""
+    """Prefix the message of a ValueError with `spec.`, because a recipe gives the path below it."""
     try:
         yield
     except ValueError as error:
