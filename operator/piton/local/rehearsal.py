@@ -47,7 +47,7 @@ class Check:
     fix: str | None = None
     """Next action for the user, if it failed."""
     value: float | None = None
-    """The same as a number: bytes, seconds or dollars."""
+    """Result as a number: bytes, seconds or dollars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Rehearsal:
     parent: Path
     """Future folder of the run; the rehearsal has its own beside it."""
     steps: int = 3
-    """Before the stop, and after it."""
+    """Steps before the stop, and again after it."""
     price: Price | None = None
     timing: Timing = LOCAL_PACE
 
@@ -72,33 +72,33 @@ class Findings:
     interrupted: int | None = None
     """The signal that ended it."""
     kept: Path | None = None
-    """The rehearsal's folder, with its logs, where something failed."""
+    """Folder of the rehearsal with its logs, if a check failed."""
 
     @property
     def is_good(self) -> bool:
-        """True if nothing failed."""
+        """True if no check failed."""
         return self.interrupted is None and all(check.state != "failed" for check in self.checks)
 
     def to_wire(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the results as JSON values."""
         checks = [asdict(check) for check in self.checks]
         return {"ok": self.is_good, "checks": checks, "kept": None if self.kept is None else str(self.kept)}
 
 
 @dataclass
 class PeakRecorder:
-    """Passes on what there is to see, and remembers the newest report."""
+    """Observer that forwards all calls, and records the newest report and the memory peaks."""
 
     observer: RunObserver
     newest: Progress | None = None
     peaks: dict[str, float] = field(default_factory=dict)
 
     async def announce(self, announcement: Announcement) -> None:
-        """Pass it on."""
+        """Forward the announcement."""
         await self.observer.announce(announcement)
 
     def show(self, view: View) -> None:
-        """Look at it, and pass it on."""
+        """Record the report and the peaks, and forward the view."""
         if view.progress is not None and view.progress is not self.newest:
             self.newest = view.progress
             for name in (words.MEMORY_PEAK_BYTES, words.GPU_MEMORY_PEAK_BYTES):
@@ -108,7 +108,7 @@ class PeakRecorder:
 
 
 def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
-    """Do it, and clean up unless something failed."""
+    """Run the rehearsal, and remove its folder unless a check failed."""
     short = _short(rehearsal.spec)
     lacks = [_lack(problem) for problem in preflight.problems(short)]
     if lacks:
@@ -133,7 +133,7 @@ def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
 
 
 def _short(spec: Spec) -> Spec:
-    """The run without what a rehearsal must not do: stages, a second copy, a second chance, an early end, a bill."""
+    """Return the spec without stages, mirror, retries, deadline and budget, which a rehearsal must not have."""
     checkpoint = spec.checkpoint.model_copy(update={"mirror": None})
     limits: Limits = spec.limits.model_copy(update={"failures": 1, "deadline": None, "budget": None})
     return spec.model_copy(update={"checkpoint": checkpoint, "limits": limits, "stages": Stages()})
@@ -146,7 +146,7 @@ def _lack(problem: str) -> Check:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or its nearest existing parent."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
@@ -194,7 +194,7 @@ def _resume(rehearsal: Rehearsal, report: Progress) -> Check:
 
 
 def _verified(folder: RunFolder) -> Check:
-    """Every file of every checkpoint, hashed."""
+    """Verify the hash of each file of each checkpoint."""
     from piton_trainer.checkpoint import inspect
 
     found = inspect.survey(folder.checkpoints)
@@ -224,7 +224,7 @@ def _memory(spec: Spec, report: Progress, witness: PeakRecorder) -> Iterator[Che
 
 
 def _memory_here() -> float:
-    """Of the machine, or what this container may use of it."""
+    """Return the bytes of memory of the machine, or the limit of this container."""
     machine = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:
         limit = _CGROUP.read_text(encoding="utf-8").strip()

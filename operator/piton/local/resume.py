@@ -18,10 +18,10 @@ _IDENTITY = {
 
 
 def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> LocalState:
-    """The state to go on from; a new one in a new folder. A run that failed gets another chance from its checkpoint.
+    """Return the state to continue from; a new one in a new folder. A failed run continues from its checkpoint.
 
     Raises:
-        ValueError: the folder holds another run, or the spec has changed in what it trains.
+        ValueError: the folder holds another run, or a field in `_IDENTITY` has changed.
     """
     saved = folder.load()
     if saved is None:
@@ -44,7 +44,7 @@ def _identity(spec: Spec) -> dict[str, object]:
 
 
 def _first_difference(before: object, after: object, path: str) -> str | None:
-    """The path of the first value that differs."""
+    """Return the path of the first value that differs."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         differences = (
             _first_difference(before.get(key), after.get(key), f"{path}.{key}") for key in sorted({*before, *after})
@@ -57,7 +57,7 @@ _NOTHING_FAILED = {"failures": 0, "failures_since_progress": 0, "fruitless_attem
 
 
 def _another_chance(status: RunStatus) -> RunStatus:
-    """Somebody who says the command again has mended the cause: failures count anew, all that was gained stays."""
+    """Reset the failure counts and keep the progress: a user who repeats the command has fixed the cause."""
     stages = tuple(
         stage if stage.end_time else stage.model_copy(update={**_NOTHING_FAILED, "start_time": None})
         for stage in status.stages

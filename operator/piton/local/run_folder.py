@@ -77,12 +77,12 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """Every report, one JSON object a line."""
+        """File of all reports, one JSON object per line."""
         return self.root / "metrics.jsonl"
 
     @property
     def curve_file(self) -> Path:
-        """The picture of the training."""
+        """Plot of the training curve."""
         return self.root / "loss.png"
 
     @property
@@ -95,7 +95,7 @@ class RunFolder:
         return self.root / "attempts" / str(number)
 
     def logs(self, number: int) -> Path:
-        """A folder for the attempt's logs that does not exist yet: an attempt may be started again after a crash."""
+        """Return a new folder for the attempt's logs: an attempt may be started again after a crash."""
         base = self.root / "logs" / f"attempt-{number}"
         folder, again = base, 1
         while folder.exists():
@@ -104,14 +104,14 @@ class RunFolder:
         return folder
 
     def complete(self) -> Complete | None:
-        """The final manifest, if there is a good one."""
+        """Return the final manifest, if it exists and is valid."""
         try:
             return Complete.from_json((self.checkpoints / names.COMPLETE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest folder with a manifest; whether it is sound is for the trainer to find out."""
+        """Return the newest folder with a manifest; the trainer verifies it."""
         found = [
             (step, folder)
             for folder in self.checkpoints.glob(f"{names.STEP_PREFIX}*")
@@ -120,7 +120,7 @@ class RunFolder:
         return max(found)[1] if found else None
 
     def checkpoint(self, step: int | None) -> Path | None:
-        """The checkpoint of that step, if it is there."""
+        """Return the checkpoint of that step, if it exists."""
         folder = None if step is None else self.checkpoints / names.step_folder(step)
         return folder if folder and (folder / names.MANIFEST_FILE).exists() else None
 

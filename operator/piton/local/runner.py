@@ -57,7 +57,7 @@ class RunRequest:
     root: Path
     """The run's folder."""
     fresh: bool = False
-    """Start over, whatever lies there."""
+    """Delete the previous state in the folder, and start over."""
     drills: tuple[Drill, ...] = ()
     notice_seconds: float = 30.0
     """From SIGTERM to SIGKILL in a drill with notice. A spot machine gives 120."""
@@ -73,7 +73,7 @@ class RunRequest:
 
 
 class Stop:
-    """The order to stop, as a run hears it: the first time it saves and ends, the second time nobody waits."""
+    """Order to stop a run: after the first, the run saves and ends; after the second, the command does not wait."""
 
     def __init__(self) -> None:
         self.signum: signal.Signals | None = None
@@ -81,7 +81,7 @@ class Stop:
         self.times = 0
 
     def order(self, signum: signal.Signals) -> None:
-        """Order it."""
+        """Record an order to stop."""
         self.signum = self.signum or signum
         self.times += 1
 

@@ -36,7 +36,7 @@ class Summary:
     best_step: int | None
     weights_digest: str | None
     checkpoint: Path | None
-    """The newest one."""
+    """Newest checkpoint."""
     best_checkpoint: Path | None
     stages: Mapping[str, Mapping[str, Any]]
     """Stages beside the training: attempts at each, their ends, and the time that they took."""
@@ -45,7 +45,7 @@ class Summary:
     cost: Mapping[str, Any]
     """Cost in dollars as text, and its completeness; empty where no price is known."""
     recovery_seconds: float
-    """From each loss of a machine to the first trained step of the next attempt, summed up."""
+    """Sum of the seconds from each loss of a machine to the first trained step of the next attempt."""
     start_seconds: Mapping[str, float]
     """Seconds of the newest start, from process to first step, by phase; see `contract.startup_phases`."""
     drills_not_fired: tuple[str, ...]
@@ -82,7 +82,7 @@ class Summary:
 
 
 def summarise(folder: RunFolder, state: LocalState, drills: Sequence[Drill]) -> Summary:
-    """Sum a run up from its folder and state; the drills are those that the command was given."""
+    """Summarize a run from its folder and state; the drills are those of the command."""
     status, complete = state.status, folder.complete()
     result = status.result
     condition = next(

@@ -24,7 +24,7 @@ STATE_FILE = "sweep.json"
 
 
 class SweepState(Model):
-    """All that one command leaves for the next."""
+    """State of a sweep that is stored between commands."""
 
     name: str
     created: AwareDatetime
@@ -32,10 +32,10 @@ class SweepState(Model):
 
 
 def load(root: Path) -> SweepState | None:
-    """The state that an earlier command left; None where there is none.
+    """Return the stored state of an earlier command; None without one.
 
     Raises:
-        ValueError: it cannot be read, by this version at least.
+        ValueError: this version cannot read it.
     """
     try:
         state = SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
@@ -54,13 +54,13 @@ def save(root: Path, state: SweepState) -> None:
     """Write the state so that a crash leaves the old one or the new one.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the write failed.
     """
     replace_text(root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
 
 
 def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
-    """The state to go on from. A sweep that failed gets another chance: what has succeeded stays.
+    """Return the state to continue from. In a failed sweep, the runs that have not succeeded are tried again.
 
     Raises:
         ValueError: the folder holds another sweep, or this one as it was before it was edited.
@@ -95,9 +95,9 @@ def folder_of(root: Path, run: PlannedRun, sweep: str) -> RunFolder:
 def summaries(
     root: Path, sweep: ParsedSweep, drills: Mapping[str, Sequence[Drill]], known: Mapping[str, Summary] | None = None
 ) -> tuple[Summary, ...]:
-    """Of the runs that have begun: as they have ended in this command, else as their folders have it.
+    """Return the summaries of the started runs: from this command, else from their folders.
 
-    The drills are those that the command was given, by the name of the run.
+    The drills are those of the command, by the name of the run.
     """
     known = known or {}
     found = (

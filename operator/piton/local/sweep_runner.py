@@ -50,7 +50,7 @@ from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
 _LOOK_SECONDS = 1.0
-"""Between two looks at how far the runs are."""
+"""Interval between two checks of the runs' progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class SweepRequest:
     """The sweep's folder."""
     fresh: bool = False
     drills: Mapping[str, tuple[Drill, ...]] = field(default_factory=dict)
-    """By the name of the run."""
+    """Drills by the name of the run."""
     notice_seconds: float = 30.0
     price: Fraction | None = None
     """Dollars per hour of this machine."""
@@ -83,7 +83,7 @@ class SweepEnding:
     name: str
     status: SweepStatus
     runs: tuple[Summary, ...]
-    """Of those that have begun, in the order of the sweep."""
+    """Summaries of the started runs, in the order of the sweep."""
     trained: bool = True
     """False: the sweep was finished before."""
     interrupted: signal.Signals | None = None
@@ -126,7 +126,7 @@ def recipe_problems(sweep: ParsedSweep) -> list[str]:
 
 
 def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
-    """One run of each variant: folds and seeds do not change what can be known beforehand."""
+    """Return the first run of each variant: folds and seeds do not change the results of the checks."""
     first: dict[str, PlannedRun] = {}
     for planned in sweep.plan:
         first.setdefault(planned.variant, planned)
@@ -134,7 +134,7 @@ def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
 
 
 def spec_of(run: PlannedRun) -> Spec:
-    """The run's spec as its model; the sweep's rules have found it good."""
+    """Return the run's spec as its model; the sweep's rules have validated it before."""
     return _model(run.spec)
 
 

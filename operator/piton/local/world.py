@@ -60,7 +60,7 @@ class Machine:
     """Price of this machine, and the share of the run. Nodes of a run share it."""
 
     price: Fraction | None = None
-    """Dollars per hour; None: nobody says."""
+    """Dollars per hour; None: unknown."""
     share: Fraction = Fraction(1)
 
 
@@ -84,7 +84,7 @@ class LocalWorld:
         self.folder = folder
         self.state = state
         self.interrupted = False
-        """The user wants it to stop for now; the same as `suspend: true`."""
+        """True if the user has interrupted the run; the same as `suspend: true`."""
         self._receiver = receiver
         self._clock = clock
         self._drills = drills
@@ -95,9 +95,9 @@ class LocalWorld:
         self._rehearsal = rehearsal
         self._attempts: dict[int, LocalAttempt] = {}
         self._proven = False
-        """The final manifest had been seen at the last poll."""
+        """True if the final manifest was present at the last poll."""
         self._touched = False
-        """An attempt was stopped since the last poll, which may have been its end already."""
+        """True if an attempt was stopped since the last poll, and may have ended already."""
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
