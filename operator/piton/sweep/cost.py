@@ -1,7 +1,7 @@
 """Cost and budget of a sweep: the sum over its runs, each of which counts for itself.
 
-A run that is deleted leaves what it has cost in its row. One that is made anew, and begins at nothing, has another uid:
-what the one before had cost is kept aside then.
+The cost of a deleted run stays in its row. A run that is created again starts at zero and has another uid; the cost of
+its predecessor is then kept in a separate field.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def of_run(old: Row | None, seen: RunSeen, now: datetime) -> str | None:
 
 
 def summed(observed: SweepObserved, status: SweepStatus) -> SweepStatus:
-    """The status with the cost of all rows; a sweep of which nothing is known has none."""
+    """Return the status with the cost of all rows; without a budget or known costs it has none."""
     budget = observed.spec.limits.budget if observed.spec else None
     old, was = observed.status.cost or SweepCost(), {row.name: row for row in observed.status.runs}
     gone = (was[row.name].cost for row in status.runs if row.name in was and _is_another(was[row.name], row))
@@ -49,7 +49,7 @@ def summed(observed: SweepObserved, status: SweepStatus) -> SweepStatus:
 def account_of(
     observed: SweepObserved, status: SweepStatus, pending: Sequence[PlannedRun], *, timing: Timing
 ) -> Account | None:
-    """The sweep's budget at this moment; None where it has none. Where no run is left, the next one has to be paid."""
+    """Return the account of the sweep's budget, if it has one. With no active run, the reserve is for the next one."""
     budget = observed.spec.limits.budget if observed.spec else None
     if budget is None:
         return None
@@ -70,7 +70,7 @@ def account_of(
 def affordable(
     account: Account | None, alive: bool, fresh: Iterable[PlannedRun], *, timing: Timing
 ) -> list[PlannedRun]:
-    """Of the runs that could begin, those that the budget pays for besides all that is under way."""
+    """Return those of the given runs that the budget can pay for in addition to the active runs."""
     if account is None:
         return list(fresh)
     left, found = account.left - (account.reserve if alive else 0), []
@@ -89,7 +89,7 @@ def to_begin(run: PlannedRun, *, timing: Timing) -> Fraction:
 
 
 def without_amounts(status: SweepStatus) -> SweepStatus:
-    """The status without what time alone changes."""
+    """Return the status without the amounts that change with time alone."""
     rows = tuple(row.model_copy(update={"cost": None}) for row in status.runs)
     quiet = status.cost.model_copy(update={"spent": "", "per_hour": ""}) if status.cost else None
     return status.model_copy(update={"runs": rows, "cost": quiet})

@@ -27,7 +27,7 @@ Point = tuple[tuple[str, Any], ...]
 """A value for each path of the matrix."""
 
 _TEMPLATE = "template"
-"""The only variant's name where the sweep names none."""
+"""Name of the only variant, if the sweep has no variants."""
 _DIGEST_CHARACTERS = 6
 FIXED_FIELDS = ("template", "variants", "matrix", "folds", "seeds", "baseline", "metrics", "placement")
 """Fields that may not change once runs exist: they would no longer be comparable."""
@@ -35,7 +35,7 @@ FIXED_FIELDS = ("template", "variants", "matrix", "folds", "seeds", "baseline", 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One run as the sweep wants it."""
+    """One run of the sweep's plan."""
 
     name: str
     variant: str
@@ -53,12 +53,12 @@ class PlannedRun:
         return ObjectiveSpec.model_validate(found) if found else None
 
     def short_name(self, sweep: str) -> str:
-        """Its name within the sweep."""
+        """Return its name within the sweep."""
         return self.name.removeprefix(f"{sweep}-")
 
 
 def expand(sweep: str, spec: SweepSpec) -> tuple[PlannedRun, ...]:
-    """Every run of the sweep, in the order in which they begin. Nothing is checked here."""
+    """Return all runs of the sweep, in start order, without checks."""
     variants = list(_variants(sweep, spec))
     return tuple(
         _run(sweep, spec, name, patches, fold, seed)
@@ -76,7 +76,7 @@ def size(spec: SweepSpec) -> int:
 
 
 def limited(run: PlannedRun, until: datetime | None, created: datetime) -> Document:
-    """The run's spec with what is left of the sweep's time as its deadline, where its own is not earlier."""
+    """Return the run's spec with the rest of the sweep's time as its deadline, unless its own is earlier."""
     seconds = seconds_for(run, until, created)
     return run.spec if seconds is None else merge(run.spec, {"limits": {"deadline": as_duration(seconds)}})
 
@@ -90,12 +90,12 @@ def seconds_for(run: PlannedRun, until: datetime | None, created: datetime) -> f
 
 
 def as_duration(seconds: float) -> str:
-    """Whole seconds, as a spec has them."""
+    """Return whole seconds in the form of a spec's duration."""
     return f"{max(1, int(seconds))}s"
 
 
 def digest(spec: SweepSpec) -> str:
-    """Of what may not change. Without defaults: a newer version that has more of them finds the same digest."""
+    """Return the digest of the fixed fields, without defaults, so that a version with more fields finds the same."""
     fixed = spec.model_dump(mode="json", by_alias=True, include=set(FIXED_FIELDS), exclude_defaults=True)
     return hashlib.sha256(_canonical(fixed).encode()).hexdigest()[:16]
 

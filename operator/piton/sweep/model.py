@@ -1,7 +1,7 @@
 """Typed models of a TrainingSweep's spec, which the user writes; the status is in `status.py`.
 
-The template and the patches are kept as they were written: each run that they give is checked as a whole, by the same
-rules as a run that somebody has written by hand.
+The template and the patches are kept as written: each resulting run is checked as a whole, by the same rules as a
+hand-written run.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from piton.api.pod_template import Policy
 from piton.api.spec import Budget
 
 RUNS_MAX = 200
-"""Runs of a sweep; its status remembers each of them."""
+"""Maximum number of runs of a sweep; its status contains a row for each of them."""
 
 VariantName = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=40)]
 Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=64)]

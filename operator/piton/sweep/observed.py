@@ -16,54 +16,54 @@ from piton.sweep.status import SweepStatus
 
 @dataclass(frozen=True, kw_only=True)
 class RunSeen:
-    """A run of the sweep's, as it is now."""
+    """Current state of a run of the sweep."""
 
     name: str
     created: datetime
     suspend: bool = False
     held: bool = False
-    """It was the sweep that has suspended it."""
+    """True if the sweep has suspended it."""
     ends_at: datetime | None = None
     """Time at which it ends by its own limits."""
     spec: Spec | None = None
-    """None where it cannot be read."""
+    """None if it cannot be parsed."""
     uid: str = ""
     """Identity of the run with this cost: another one if a run of the same name was created anew."""
     status: RunStatus
 
     @property
     def settled(self) -> bool:
-        """True if it has ended for good, as far as its status is understood."""
+        """True if it has ended and will not continue; False if its status is unreadable."""
         return self.status.unreadable is None and settled(self.status)
 
     @property
     def quiet(self) -> bool:
-        """True if nothing of it runs, nor will as it stands."""
+        """True if nothing of it runs, and nothing will start without a change."""
         held = self.status.unreadable is None and self.suspend and self.status.phase is Phase.SUSPENDED
         return self.settled or held
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepObserved:
-    """One sweep, as it is now."""
+    """Current state of a sweep."""
 
     meta: Meta
     spec: SweepSpec | None
-    """None when there are problems."""
+    """None if there are problems."""
     plan: tuple[PlannedRun, ...] = ()
     problems: tuple[str, ...] = ()
     status: SweepStatus
     runs: tuple[RunSeen, ...] = ()
-    """Those that exist and are its own."""
+    """Existing runs that the sweep owns."""
 
     def run(self, name: str) -> RunSeen | None:
-        """The run of that name, if it exists."""
+        """Return the run of that name, if it exists."""
         return next((seen for seen in self.runs if seen.name == name), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CreateRun:
-    """Create the run. Already existing and ours is success."""
+    """Create the run. An existing run of this sweep counts as success."""
 
     run: PlannedRun
     until: datetime | None
@@ -73,7 +73,7 @@ class CreateRun:
 
 @dataclass(frozen=True, kw_only=True)
 class SuspendRun:
-    """Suspend the run, and leave word that it was the sweep."""
+    """Suspend the run, and record that the sweep has done so."""
 
     name: str
     reason: Reason
@@ -81,7 +81,7 @@ class SuspendRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeRun:
-    """Let a run that the sweep has suspended go on."""
+    """Resume a run that the sweep has suspended."""
 
     name: str
     reason: Reason
@@ -89,11 +89,11 @@ class ResumeRun:
 
 @dataclass(frozen=True, kw_only=True)
 class MoveDeadline:
-    """The sweep's deadline was moved, and so is the run's."""
+    """Change the run's deadline, because the sweep's has changed."""
 
     name: str
     seconds: float | None
-    """From the run's creation; None: it has none any more."""
+    """New deadline, counted from the run's creation; None removes it."""
     reason: Reason
 
 

@@ -27,7 +27,7 @@ def metric_names(spec: SweepSpec, objective: ObjectiveSpec | None) -> tuple[str,
 def values_of(status: RunStatus, objective: ObjectiveSpec | None, names: Sequence[str]) -> tuple[MetricValue, ...]:
     """Return these metrics of a run: of the objective's the best, once it is known; of the others the newest.
 
-    What the stage Evaluate has found counts more than what was reported while it trained.
+    Results of the stage Evaluate replace values that were reported during training.
     """
     found = {metric.name: metric.value for metric in (status.progress.metrics if status.progress else ())}
     if status.result:
@@ -45,7 +45,7 @@ def tabulate(rows: Sequence[Row], names: Sequence[str], baseline: str) -> tuple[
 
 
 def best(results: Sequence[VariantResult], metric: str, goal: str) -> tuple[str, str] | None:
-    """Name and mean of the best variant by that metric; None while none has a value."""
+    """Return the name and mean of the best variant by that metric; None while no variant has a value."""
     known = [(float(m.value.mean), v.name, m.value.mean) for v in results for m in v.metrics if m.name == metric]
     if not known:
         return None
@@ -68,7 +68,7 @@ def _variant(variant: str, rows: Sequence[Row], names: Sequence[str], baseline: 
 
 
 def _values(rows: Sequence[Row], variant: str, name: str) -> Values:
-    """The finite ones: a run whose metric is none has not reached anything by it."""
+    """Return the finite values by fold and seed: a run with a non-finite metric has no result in it."""
     return {
         row.pair: value
         for row in rows

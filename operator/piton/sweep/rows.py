@@ -1,6 +1,6 @@
 """Rows of a sweep's status: its runs as remembered, and the counts, results and best run that follow from them.
 
-A row is written from the run as it is now; only a success outlives its run.
+A row is computed from the current run; only the row of a succeeded run stays after the run is deleted.
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from piton.sweep.status import Counts, Row, SweepStatus
 
 
 def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
-    """The status with the rows as the runs are now, and with what is made from them."""
+    """Return the status with the rows of the current runs, and the values derived from them."""
     spec = observed.spec
     if spec is None:
         return observed.status
@@ -39,10 +39,10 @@ def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
 
 
 def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[str, ...], now: datetime) -> Row:
-    """A success is for ever. A run that is gone without one begins again; what it has cost is spent.
+    """Return the row of a run. The row of a success is final; other deleted runs start again, and keep their cost.
 
-    Of a run whose status is not understood nothing new is known, and of a gone one in a phase that is not: neither is
-    made anew.
+    A run with an unreadable status keeps its row, and so does a deleted one in an unknown phase. Neither is created
+    again.
     """
     if old is not None and (old.succeeded or (seen is None and not old.phase.is_known)):
         return old
@@ -70,7 +70,7 @@ def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[st
 
 
 def counted(status: SweepStatus) -> SweepStatus:
-    """The status with its rows counted."""
+    """Return the status with the counts of its rows."""
     phases = [row.phase for row in status.runs]
     pending, succeeded, failed = (phases.count(phase) for phase in (Phase.PENDING, Phase.SUCCEEDED, Phase.FAILED))
     counts = Counts(

@@ -136,7 +136,7 @@ FIXED = f"{', '.join(FIXED_FIELDS[:-1])} and {FIXED_FIELDS[-1]}"
 """Fields that may not be changed, in words; see `expand.digest`."""
 CHANGED = f"spec: {FIXED} cannot be changed once the sweep has begun; put them back, or make a new sweep"
 _COMPARABLE = ("folds", "seeds", "baseline", "metrics", "placement")
-"""The others have parts that can be anything: that they have changed is seen by the digest in the status alone."""
+"""Fields that CEL can compare. The others have parts of any type; only the digest in the status shows their changes."""
 _BEGUN = "has(oldSelf.status) && has(oldSelf.status.plan)"
 
 
@@ -203,7 +203,7 @@ def _problems(spec: Mapping[str, object]) -> tuple[Spec | None, list[str]]:
 
 
 def _own_program(spec: SweepSpec, plan: Sequence[PlannedRun]) -> Iterator[str]:
-    """Before the rules of a run complain of a config that the user has not written."""
+    """Refuse folds and seeds with an own program before a rule of a run reports a config that the user did not set."""
     trainers = (run.spec.get("trainer") for run in plan)
     own = any(isinstance(trainer, Mapping) and trainer.get("command") for trainer in trainers)
     for field, used in (("folds", spec.folds is not None), ("seeds", bool(spec.seeds))):
@@ -219,7 +219,7 @@ def _one_objective(runs: Mapping[str, Spec]) -> Iterator[str]:
 
 
 def _priced(spec: SweepSpec, runs: Mapping[str, Spec]) -> Iterator[str]:
-    """A budget counts with prices; of a node whose price nobody knows it is the highest."""
+    """Require maxPricePerHour if there is a budget: it is the price of nodes with an unknown price."""
     if spec.limits.budget and any(run.capacity.max_price_per_hour is None for run in runs.values()):
         yield f"spec.template.{NO_PRICE}"
 
@@ -233,7 +233,7 @@ def _leads_somewhere(keys: Sequence[str], document: object) -> bool:
 
 
 def _nulls(patch: Mapping[str, object]) -> Iterator[str]:
-    """Paths of the patch that have no value."""
+    """Yield the paths of the patch that have no value."""
     for key, value in patch.items():
         if value is None:
             yield key

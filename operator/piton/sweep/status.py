@@ -1,7 +1,7 @@
 """Typed models of a TrainingSweep's status, which Piton writes. Source of the CRD, like `model.py`.
 
-The rows are what is remembered of the runs; counts, results and the best are made from them. Numbers that are no counts
-are strings, because an API has no floats.
+The rows are the stored state of the runs; counts, results and the best variant are derived from them. Numbers other
+than counts are strings, because Kubernetes APIs avoid floats.
 """
 
 from pydantic import AwareDatetime, Field

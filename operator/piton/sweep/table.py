@@ -24,21 +24,21 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells as text. The first column is for names, the others for numbers."""
+    """Table of text cells. The first column contains names, the others numbers."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
 def render(status: SweepStatus, form: Format) -> str:
-    """The results, with a line feed at the end."""
+    """Return the results as text, with a final line feed."""
     if form is Format.CSV:
         return _csv(status)
     return _RENDERERS[form](tabulated(status))
 
 
 def tabulated(status: SweepStatus) -> Table:
-    """A row per variant; for each metric its value, and how far it is from the baseline's."""
+    """Return a row per variant, with the value of each metric and its difference to the baseline."""
     names = list(dict.fromkeys(metric.name for result in status.results for metric in result.metrics))
     compared = [name for name in names if any(_difference(result, name) for result in status.results)]
     head = ["variant", "runs"]
