@@ -53,7 +53,7 @@ class Decision:
     creates: tuple[Create, ...] = ()
     deletes: tuple[Delete, ...] = ()
     look_again_seconds: float | None = None
-    """Time at which the decision changes without an event."""
+    """Seconds until the decision changes without an event; None: it does not."""
     news: bool = False
     """True if the status differs from the previous one."""
 

@@ -57,7 +57,7 @@ class Rehearsal:
     name: str
     spec: Spec
     parent: Path
-    """Future folder of the run; the rehearsal has its own beside it."""
+    """Parent of the future run folder; the rehearsal creates its own folder there."""
     steps: int = 3
     """Steps before the stop, and again after it."""
     price: Price | None = None
