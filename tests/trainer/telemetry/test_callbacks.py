@@ -17,7 +17,7 @@ from piton_trainer.checkpoint.volume_health import VolumeHealth
 from piton_trainer.telemetry.callbacks import Callback, Callbacks
 from support import ranks, tiny
 
-DOCS = Path(__file__).parents[2] / "docs" / "bring-your-own-loop.md"
+DOCS = Path(__file__).parents[3] / "docs" / "bring-your-own-loop.md"
 
 
 class Recorder(piton_trainer.Callback):

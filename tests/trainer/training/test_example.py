@@ -16,7 +16,7 @@ import yaml
 from piton.api.parse import parse_file
 from piton.contract import names
 
-EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
+EXAMPLES = Path(__file__).parents[3] / "manifests" / "examples"
 SCRIPT = EXAMPLES / "byo_train.py"
 WITH_TRANSFORMERS = EXAMPLES / "transformers_train.py"
 

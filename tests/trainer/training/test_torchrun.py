@@ -71,7 +71,7 @@ def environment(tmp_path: Path, *, patience_seconds: int, save_seconds: float) -
     (site / "sitecustomize.py").write_text(WRITER_SLEEPS)
     config = tmp_path / "config.json"
     config.write_text(Assignment(save=SavePolicy(every_seconds=0.5)).to_json())
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     return os.environ | {
         names.ENV_ATTEMPT: "1",
         names.ENV_CHECKPOINT_DIR: str(tmp_path / "checkpoints"),
