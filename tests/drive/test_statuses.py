@@ -6,6 +6,7 @@
 import copy
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def numbers(pilot: Pilot) -> list[int]:
     return [int(job["metadata"]["name"].rpartition("-")[2]) for job in pilot.server.all(JOBS)]
 
 
+@cache
 def _schema(status: type[RunStatus] | type[SweepStatus]) -> Body:
     (kind,) = [kind for kind in KINDS if kind.status is status]
     found: Body = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]

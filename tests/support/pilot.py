@@ -188,6 +188,7 @@ def configuration(server: ApiServer) -> Configuration:
     found = Configuration(host=url(server))
     found.retries = None
     found.ca_cert_data = _one_authority()
+    found.client_session_kwargs = {"trust_env": False}  # else two threads look for a proxy and a .netrc, per request
     return found
 
 
