@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from bench.gpu import __main__ as gpu
 from bench.gpu import report
 from bench.gpu.parts import PARTS, Part
+from local.helpers import eventually, text_of
 from support.processes import is_running
 
 WORKS = Part(name="works", runs="support.gpu_parts:works", minutes=1, arguments=(7,))
@@ -42,13 +44,20 @@ def test_a_part_that_fails_is_named_with_its_reason_and_the_others_run(
 
 def test_a_part_that_hangs_is_cut_off_with_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     told = tmp_path / "child"
-    monkeypatch.setattr(gpu, "DRY_SECONDS", 15.0)
+    wait = subprocess.Popen.wait
+
+    def wait_once_it_hangs(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
+        eventually(lambda: text_of(told))
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_once_it_hangs)
+    monkeypatch.setattr(gpu, "DRY_SECONDS", 1.0)
 
     part = Part(name="hangs", runs="support.gpu_parts:hangs", minutes=1, arguments=(str(told),))
     code, results = run(monkeypatch, tmp_path, part)
 
     assert code == 1
-    assert results["parts"]["hangs"]["reason"] == "cut off after 15 s"
+    assert results["parts"]["hangs"]["reason"] == "cut off after 1 s"
     assert not is_running(int(told.read_text()))
 
 
