@@ -1,6 +1,7 @@
 """Commits go into the bucket, whole and once, whatever fails on the way."""
 
 import hashlib
+import itertools
 import logging
 import re
 import threading
@@ -16,9 +17,10 @@ from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.mirror.client import MirrorClient
 from piton_trainer.mirror.messages import Timeouts
+from piton_trainer.mirror.sync import BucketSync
 from support import s3
 from support.checkpoints import flip
-from support.mirrored import FILES, HASTY, MIB, SHARD, Contents, Volume, errors, wait_for
+from support.mirrored import FILES, HASTY, MIB, QUICK, SHARD, Contents, Volume, errors, wait_for
 
 
 def test_a_commit_is_mirrored_and_latest_moves_last(volume: Volume, proxy: s3.Proxy, bucket: Contents) -> None:
@@ -68,6 +70,26 @@ def test_what_is_there_is_not_sent_again(volume: Volume, proxy: s3.Proxy, bucket
 
     assert bucket.folders() == {folder: FILES}
     assert proxy.bytes - sent < MIB
+
+
+def test_a_bucket_that_was_away_for_thousands_of_tries_is_used_when_it_is_back(
+    volume: Volume, bucket: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, tries = BucketSync._step, itertools.count(1)
+
+    def fail(sync: BucketSync) -> None:
+        if next(tries) <= 2000:
+            raise OSError("the bucket is away")
+        step(sync)
+
+    monkeypatch.setattr(BucketSync, "_step", fail)
+    folder = volume.commit(4)
+    mirror = volume.mirror(replace(QUICK, backoff=0.0, backoff_max=1e-6))
+    mirror.committed(4)
+
+    assert wait_for(lambda: bucket.folders() == {folder: FILES})
+
+    assert mirror.close(20)
 
 
 def test_uploads_in_parts_that_a_dead_process_left_are_given_up(volume: Volume, bucket: Contents) -> None:

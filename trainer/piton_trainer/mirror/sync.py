@@ -118,24 +118,27 @@ class BucketSync:
             self._bucket.close()
 
     def _run(self) -> None:
-        failures = 0
-        while self._is_due(failures):
+        delay: float | None = None
+        while self._is_due(delay):
             try:
                 self._step()
-                failures = 0
+                delay = None
             except NotOurs as refusal:
                 self._log("NotOurs", f"nothing is mirrored any more: {refusal}")
                 self._stop()
             except S3Error as trouble:
-                failures += 1
+                delay = self._longer(delay)
                 self._fail(trouble.kind, str(trouble))
             except Exception as error:  # noqa: BLE001 - an error of the mirror must not end the training
-                failures += 1
+                delay = self._longer(delay)
                 self._fail(type(error).__name__, str(error))
 
-    def _is_due(self, failures: int) -> bool:
-        """Wait until there is work to do; return False if the mirror is stopped."""
-        delay = min(self._patience.backoff * 2 ** (failures - 1), self._patience.backoff_max) if failures else None
+    def _longer(self, delay: float | None) -> float:
+        """Double the time to the next attempt."""
+        return min(self._patience.backoff if delay is None else 2 * delay, self._patience.backoff_max)
+
+    def _is_due(self, delay: float | None) -> bool:
+        """Wait until there is work to do, or for `delay` after a failure; return False if the mirror is stopped."""
         with self._changed:
             if delay is not None:
                 self._changed.wait_for(lambda: self._is_over, delay)
