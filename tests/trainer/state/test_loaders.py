@@ -1,5 +1,6 @@
 """Where the data goes on: by index, never by loading what is skipped; exactly, or not at all."""
 
+import gc
 import multiprocessing
 from collections.abc import Iterator
 from functools import partial
@@ -50,9 +51,15 @@ class Counted(Dataset[Tensor]):
 
 
 @pytest.fixture(autouse=True)
-def no_wait_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchdata's workers do not hear that an epoch was broken off; each is waited for so long, and then terminated."""
-    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+def no_wait_for_workers() -> Iterator[None]:
+    """torchdata's workers do not hear that an epoch was broken off; each is waited for so long, and then terminated.
+
+    That is when the loader is garbage, which is here and not in another test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+        yield
+        gc.collect()
 
 
 def attempt(directory: Path, make: Any, *, at: int = 0, seed: int = 0, **how: Any) -> list[list[float]]:
