@@ -26,12 +26,10 @@ QUICKSTART = Path(__file__).parents[2] / "manifests" / "quickstart.yaml"
 
 
 def test_the_garbage_collector_is_back_when_everything_is_imported() -> None:
-    try:
-        assert import_all() is train
-        assert gc.isenabled()
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+    gc.unfreeze()
+    assert import_all() is train
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
 
 
 def test_told_to_stop_while_torch_is_imported_it_stops_at_once(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,9 +19,8 @@ from piton_trainer.hangs import collect
 from piton_trainer.hangs.detection import AUTO_SECONDS, IDLE_SECONDS, Hang, HangDetector, Idle
 from piton_trainer.hangs.heartbeats import Heartbeat, RankPhase, Reader, SharedHeartbeats
 from piton_trainer.hangs.peers import Exchange, Peers, Stillness
-from support import hanging
+from support import hanging, ranks
 from support.mirrored import wait_for
-from support.ports import free_port
 
 BEAT = Heartbeat(rank=0, pid=1, step=7, durable_step=None, phase=RankPhase.STEPPING, time=0.0)
 
@@ -206,44 +207,63 @@ def test_stacks_of_old_attempts_make_room(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"attempt-{n}" for n in range(4, 9)]
 
 
-def run(
-    way: str, directory: Path, *, attempt: int = 1, ranks: int = 1, seconds: float = 1.0, code: int | None = None
-) -> Termination | None:
-    """What is left of a training that stands still at step 10, in that way; it ends with this exit code."""
+def told(directory: Path, *, attempt: int = 1, seconds: float = 1.0) -> dict[str, str]:
+    """The environment of a training that may stand still for so long."""
     log = directory / f"termination-{attempt}"
     log.touch()
-    told = {
+    return {
         names.ENV_ATTEMPT: str(attempt),
         names.ENV_HANG_TIMEOUT: str(seconds),
         names.ENV_CHECKPOINT_DIR: str(directory / "checkpoints"),
         names.ENV_TERMINATION_LOG: str(log),
     }
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), hanging.__file__, way, "10"]
-    done = subprocess.run(command, env=os.environ | told, check=False, timeout=100, capture_output=True)
-    assert code in (None, done.returncode)
-    return Termination.from_json(log.read_text(encoding="utf-8"))
+
+
+def left(environment: dict[str, str]) -> Termination | None:
+    """What is left of the training that had this environment."""
+    return Termination.from_json(Path(environment[names.ENV_TERMINATION_LOG]).read_text(encoding="utf-8"))
+
+
+def run(way: str, environment: dict[str, str], *, world_size: int = 1) -> list[int]:
+    """Stand still at step 10, in that way; the exit codes of the ranks."""
+    with ranks.start(world_size, partial(hanging.main, way, 10), **environment) as world:
+        return [end.code for end in world.wait()]
+
+
+def run_as_a_program(way: str, environment: dict[str, str]) -> int:
+    """The same, as it is started in a container."""
+    command = [sys.executable, hanging.__file__, way, "10"]
+    return subprocess.run(
+        command, env=os.environ | environment, check=False, timeout=100, capture_output=True
+    ).returncode
 
 
 @pytest.mark.parametrize(
-    ("way", "place"),
-    [("gil", "match (re/__init__.py"), ("stop", "no stack, process T (stopped)")],
+    ("way", "place", "start"),
+    [("gil", "match (re/__init__.py", run), ("stop", "no stack, process T (stopped)", run_as_a_program)],
 )
-def test_a_rank_that_stands_still_is_ended_and_the_next_attempt_goes_on(way: str, place: str, tmp_path: Path) -> None:
-    end = run(way, tmp_path, code=ExitCode.HUNG)  # and not of SIGKILL, which PID 1 of a container would not get
+def test_a_rank_that_stands_still_is_ended_and_the_next_attempt_goes_on(
+    way: str, place: str, start: Callable[[str, dict[str, str]], object], tmp_path: Path
+) -> None:
+    first, second = told(tmp_path), told(tmp_path, attempt=2)
+    assert start(way, first) in (ExitCode.HUNG, [ExitCode.HUNG])  # not of SIGKILL, which PID 1 would not get
+    end = left(first)
     assert end is not None
     assert (end.outcome, end.step) == (Outcome.HUNG, 9)
     assert place in end.detail
     kept = tmp_path / "checkpoints" / ".hangs" / "attempt-1" / "rank-0.txt"
     assert "State:" in kept.read_text(encoding="utf-8")
 
-    again = run(way, tmp_path, attempt=2)
+    assert run(way, second) == [ExitCode.FINISHED]
+    again = left(second)
     assert again is not None
     assert (again.outcome, again.step) == (Outcome.FINISHED, 30)
 
 
 def test_a_collective_that_one_rank_does_not_come_to_is_found_on_all(tmp_path: Path) -> None:
-    end = run("collective", tmp_path, ranks=2, seconds=2.0)
+    environment = told(tmp_path, seconds=2.0)
+    run("collective", environment, world_size=2)
+    end = left(environment)
     assert end is not None
     assert end.outcome is Outcome.HUNG
     assert "rank 0: barrier" in end.detail
@@ -252,6 +272,8 @@ def test_a_collective_that_one_rank_does_not_come_to_is_found_on_all(tmp_path: P
 
 
 def test_an_evaluation_that_says_so_is_no_hang(tmp_path: Path) -> None:
-    end = run("evaluate", tmp_path)
+    environment = told(tmp_path)
+    assert run("evaluate", environment) == [ExitCode.FINISHED]
+    end = left(environment)
     assert end is not None
     assert end.outcome is Outcome.FINISHED
