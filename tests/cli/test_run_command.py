@@ -103,7 +103,7 @@ def test_a_price_gives_a_cost(tmp_path: Path, piton: Piton) -> None:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_stops_and_the_same_command_continues(
-    signum: signal.Signals, code: int, tmp_path: Path
+    signum: signal.Signals, code: int, tmp_path: Path, piton: Piton
 ) -> None:
     undisturbed, _ = train(tmp_path / "undisturbed")
     arguments = command(tmp_path, "--hold-at", "7", options=("--json",))
@@ -111,15 +111,14 @@ def test_a_signal_saves_and_stops_and_the_same_command_continues(
         trainer = held(tmp_path)
         process.send_signal(signum)
         stopped = finish(process)
-    with a_command(*arguments, cwd=tmp_path) as process:
-        continued = finish(process)
+    continued = piton(*arguments)
 
     assert stopped[0] == code
     assert "saved at step 7; the same command continues" in stopped[2]
     assert json.loads(stopped[1])["phase"] == "Suspended"
     assert not is_running(trainer)
-    assert continued[0] == 0
-    summary = json.loads(continued[1])
+    assert continued.code == 0
+    summary = json.loads(continued.out)
     assert (summary["attempts"], summary["lostSteps"], summary["preemptions"], summary["failures"]) == (2, 0, 0, 0)
     assert summary["weightsDigest"] == undisturbed.summary.weights_digest
 

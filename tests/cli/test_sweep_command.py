@@ -91,21 +91,20 @@ def test_parallelism_trains_beside_each_other_and_a_drill_hits_the_variant_that_
     assert "b: Drill kill@step3 at step 3" in result.err
 
 
-def test_a_signal_saves_all_and_the_same_command_continues(tmp_path: Path) -> None:
+def test_a_signal_saves_all_and_the_same_command_continues(tmp_path: Path, piton: Piton) -> None:
     file = write(tmp_path / "sweep.yaml", {"a": ("--hold-at", "3"), "b": ("--hold-at", "3")}, parallelism=2)
     with a_command(*the_command(file, "--json"), cwd=tmp_path) as process:
         held = [held_in(tmp_path / f"sweep/{variant}") for variant in "ab"]
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    with a_command(*the_command(file, "--json"), cwd=tmp_path) as process:
-        continued, _ = process.communicate(timeout=60)
+    continued = piton(*the_command(file, "--json"))
 
     stopped = json.loads(out)
     assert not any(is_running(pid) for pid in held)
     assert "the same command continues" in err
     assert (stopped["phase"], stopped["done"]) == ("Suspended", "0/2")
-    found = json.loads(continued)
-    assert (process.returncode, found["phase"], found["done"]) == (0, "Succeeded", "2/2")
+    found = json.loads(continued.out)
+    assert (continued.code, found["phase"], found["done"]) == (0, "Succeeded", "2/2")
     assert [(run["attempts"], run["lostSteps"], run["failures"]) for run in found["runs"]] == [
         (2, 0, 0),
         (2, 0, 0),
