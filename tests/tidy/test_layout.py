@@ -7,6 +7,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def shared_class_names() -> dict[str, int]:
     return {name: count for name, count in names.items() if count > 1 and name not in of_recipes}
 
 
+@cache
 def counted() -> dict[str, int]:
     sizes = [lines_of(path) for path in modules()]
     return {
