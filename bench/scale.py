@@ -31,8 +31,9 @@ from kubernetes.aio.client import Configuration
 from hack.cluster import api, box, processes
 from hack.cluster.layout import KUBECONFIG, LOGS
 from hack.neighbours import kwok
-from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
+from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists, NotFound
+from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Resource
 
 ROOT = Path(__file__).parents[1]
 NAMESPACE = "bench"

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from piton.api.conditions import settled
+from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
 from piton.core.decide import decide, refused
-from piton.core.effects import AnyDecision, Decision
+from piton.core.effects import AddFinalizer, AnyDecision, Decision
 from piton.observed import Observed
 from piton.ports import Announcer, AnyWorld, Clock, Refused, World
 from piton.timing import Timing
@@ -24,6 +26,21 @@ EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)
 
 
+def is_binding(observed: Observed, decision: Decision) -> bool:
+    """True if the decision cannot be taken back: it creates or deletes something, or an attempt or the run ends by it.
+
+    Any other status is only written over the version that was observed, and the next pass corrects it.
+    """
+    acts = any(not isinstance(effect, AddFinalizer) for effect in decision.effects)
+    return acts or _ends(decision.status) != _ends(observed.status)
+
+
+def _ends(status: RunStatus) -> tuple[bool, list[tuple[int, Verdict | None, bool]]]:
+    """The end of the run and of each attempt, as far as it has come: the first sign, the verdict."""
+    signs = [(attempt.number, attempt.verdict, attempt.failing_time is not None) for attempt in status.attempts]
+    return settled(status), [sign for sign in signs if sign[1] or sign[2]]
+
+
 async def reconcile(world: World, clock: Clock, announcer: Announcer, timing: Timing | None = None) -> Decision | None:
     """Do what this moment asks for a run; see `run_pass`."""
 
@@ -33,7 +50,7 @@ async def reconcile(world: World, clock: Clock, announcer: Announcer, timing: Ti
     def turned_down(observed: Observed, why: str) -> Decision:
         return refused(observed, why, now=clock.now(), timing=timing)
 
-    return await run_pass(world, announcer, decided, turned_down)
+    return await run_pass(world, announcer, decided, turned_down, is_binding)
 
 
 async def run_pass(
@@ -41,11 +58,13 @@ async def run_pass(
     announcer: Announcer,
     decided: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],
     turned_down: Callable[[ObservedT, str], AnyDecision[EffectT, StatusT]],
+    is_binding: Callable[[ObservedT, AnyDecision[EffectT, StatusT]], bool],
 ) -> AnyDecision[EffectT, StatusT] | None:
     """Do what this moment asks for. Returns the decision, or None when the object does not exist.
 
     A crash anywhere in here is harmless: effects are idempotent, the status is written once and last, and what follows
-    from it happens in the next pass. Announcements may be lost in a crash, never told too early.
+    from it happens in the next pass. A decision that cannot be taken back is made again on live reads first, and only
+    that second one counts: see docs/decisions/0058. Announcements may be lost in a crash, never told too early.
 
     Raises:
         Conflict: somebody wrote in between; call again at once.
@@ -55,6 +74,11 @@ async def run_pass(
     if observed is None:
         return None
     decision = decided(observed)
+    if world.is_cached and is_binding(observed, decision):
+        observed = await world.observe(live=True)
+        if observed is None:
+            return None
+        decision = decided(observed)
     try:
         for effect in decision.effects:
             await world.apply(effect)

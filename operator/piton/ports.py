@@ -43,13 +43,18 @@ class Clock(Protocol):
 
 
 class AnyWorld(Protocol[ObservedT_co, EffectT_contra, StatusT_contra]):
-    """One object in its world: what is there, and how to change it.
+    """One object in its world: what is there, and how to change it."""
 
-    Not a cache: `observe` reads what is true now, since a decision on stale facts may do something twice.
-    """
+    @property
+    def is_cached(self) -> bool:
+        """True if the last observation may be a while old, so that nothing may be created or deleted because of it."""
 
-    async def observe(self) -> ObservedT_co | None:
-        """Gather everything about it; None when it does not exist any more. Raises Unavailable."""
+    async def observe(self, *, live: bool = False) -> ObservedT_co | None:
+        """Gather everything about it, or, live, all that is true now. None when it does not exist any more.
+
+        Raises:
+            Unavailable: nothing may be decided on half of the facts.
+        """
 
     async def apply(self, effect: EffectT_contra) -> None:
         """Carry out one effect. Idempotent: what is already so is success. Raises Conflict, Unavailable, Refused."""

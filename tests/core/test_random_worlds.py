@@ -121,14 +121,14 @@ class RandomWorld(RuleBasedStateMachine):
         self.understood: RunStatus | None = None
 
     def _pass(self) -> None:
-        stale = self.world.stale
+        stale = self.world.stale or self.world.lag
         try:
             at_once(reconcile(self.world, self.world, self.world, TIMING))
             self.looks_over_budget += self._over_budget() and not stale
         except (Conflict, Unavailable, Crash):
             pass
         finally:
-            self.world.calls_until_crash, self.world.stale = None, 0
+            self.world.calls_until_crash, self.world.stale, self.world.lag = None, 0, 0
 
     def _tick(self) -> None:
         self.world.tick()
@@ -162,6 +162,13 @@ class RandomWorld(RuleBasedStateMachine):
     def look_at_old_news(self, ago: int) -> None:
         self.world.stale = ago
         self._pass()
+
+    @precondition(lambda self: self.old_news)
+    @rule(ago=st.integers(1, 6), times=st.integers(1, 4))
+    def look_through_a_cache_that_is_behind(self, ago: int, times: int) -> None:
+        for _ in range(times):
+            self.world.lag = ago
+            self._pass()
 
     @rule(seconds=st.integers(1, 5), times=st.integers(1, 3))
     def look_through_a_slow_server(self, seconds: int, times: int) -> None:

@@ -364,12 +364,20 @@ def test_without_evidence_there_is_no_verdict(seen: AttemptSeen) -> None:
 
 
 @pytest.mark.parametrize("lost", [a_lost(), a_lost(node_gone=True), a_lost(node_reclaimed=True)])
-def test_what_a_watch_has_shown_changes_the_reason_and_never_the_verdict(lost: LostReplica) -> None:
+def test_a_notice_that_a_watch_has_shown_changes_the_reason_and_never_the_verdict(lost: LostReplica) -> None:
     for job in JobState:
         blind = judged(an_attempt(job=job, lost=(lost,)))
-        for seen in (replace(lost, disruption="EvictionByEvictionAPI"), replace(lost, notice="taint ToBeDeleted")):
-            sighted = judged(an_attempt(job=job, lost=(seen,)))
-            assert (sighted and sighted.verdict) == (blind and blind.verdict)
+        sighted = judged(an_attempt(job=job, lost=(replace(lost, notice="taint ToBeDeleted"),)))
+        assert (sighted and sighted.verdict) == (blind and blind.verdict)
+
+
+@pytest.mark.parametrize("lost", [a_lost(), a_lost(node_gone=True), a_lost(node_reclaimed=True)])
+def test_a_pod_in_whose_last_state_the_cluster_has_taken_it_was_preempted_whatever_became_of_its_node(
+    lost: LostReplica,
+) -> None:
+    judgement = judged(an_attempt(job=JobState.FAILED, lost=(replace(lost, disruption="EvictionByEvictionAPI"),)))
+    assert judgement is not None
+    assert (judgement.verdict, judgement.reason) == (Verdict.PREEMPTED, Reason.DISRUPTED)
 
 
 @pytest.mark.parametrize("ends", [failed(143, name="b"), failed(1, name="b"), failed(None, name="b")])

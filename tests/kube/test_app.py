@@ -32,8 +32,8 @@ from support.ports import free_port
 from support.tokens import Token
 
 NEVER = 3600.0
-WATCHES = 5
-"""Runs, sweeps, jobs, pods and nodes."""
+WATCHES = 9
+"""Runs, sweeps, jobs, pods, claims, Workloads, nodes, and Events of pods and of jobs."""
 
 
 @asynccontextmanager
@@ -137,7 +137,7 @@ async def test_what_a_watch_shows_of_a_pod_that_went_with_its_node_is_the_reason
     def refuse(request: Request) -> KubernetesError | None:
         if request.resource != RUNS:
             return None
-        if next(tries) == 6:  # a second or more after the pod went: each try is further from the last
+        if next(tries) == 3:  # a second or more after the pod went: each try is further from the last
             enough.set()
         return refusal(503, "ServiceUnavailable", "busy")
 
@@ -159,9 +159,23 @@ async def test_what_a_watch_shows_of_a_pod_that_went_with_its_node_is_the_reason
         assert "EvictionByEvictionAPI" in first.message
 
 
-async def test_events_that_the_watches_lost_are_made_up_for_by_the_resync(cluster: Cluster) -> None:
-    async with _operator(cluster, resync_seconds=0.05):
+@pytest.mark.parametrize("forget", [False, True], ids=["goes on", "too old"])
+async def test_what_happens_while_the_watches_are_cut_is_seen_afterwards(cluster: Cluster, forget: bool) -> None:
+    """Deaf first: what happens then is in no watch. Also the deletion of a node, of which only a list can tell."""
+    cluster.script[1] = Runs()
+    async with _operator(cluster):
+        await _reach_training(cluster)
         cluster.server.deaf = True
+        await cluster.server.remove(NODES, "node-of-ragcun-1-master-0", None)
+        cluster.server.deaf = False
+        await cluster.server.cut_watches(forget=forget)
+        await _until(cluster, lambda status: status.attempt == 2)
+        await cluster.server.until(lambda: cluster.server.find(PODS, "ragcun-1-master-0", "team") is None)
+
+
+async def test_a_server_that_streams_no_lists_is_listed_and_watched(cluster: Cluster) -> None:
+    cluster.server.streams_lists = False
+    async with _operator(cluster):
         await _reach_training(cluster)
         await cluster.step()
         await _until(cluster, lambda status: status.phase is Phase.SUCCEEDED)

@@ -70,6 +70,7 @@ async def test_no_call_is_sent_before_the_server_wants_one_however_many_runs_are
     before = [pilot.server.find(RUNS, name, "team") for name in runs]
     overload = Overload(pilot, monkeypatch)
     overload.is_on = True
+    pilot.controller._doubtful.update(("team", name) for name in runs)  # each reads live
 
     for _ in range(30):  # half a minute, in which everything wakes every run every second
         for name in runs:
@@ -105,6 +106,7 @@ async def test_a_slow_server_restarts_nothing_and_no_pass_is_so_long_that_the_ku
     with monkeypatch.context() as slow:
         slow.setattr(pilot.client, "_call", slowly)
         for _ in range(10):
+            pilot.controller._doubtful.add(("team", "ragcun"))  # it reads live
             await pilot.turn(30)
 
     assert (pilot.status().phase, pilot.status().attempt) == (Phase.TRAINING, 1)

@@ -7,8 +7,9 @@ import pytest
 from kubernetes.aio.client import ApiException, Configuration
 
 from piton.kube.app import credentials
-from piton.kube.client import JOBS, NODES, PODS, RUNS, Client, load_configuration
-from piton.kube.errors import AlreadyExists, Busy, NoAnswer, NotFound, translate
+from piton.kube.client import Client, load_configuration
+from piton.kube.errors import AlreadyExists, Busy, Expired, NoAnswer, NotFound, translate
+from piton.kube.resources import JOBS, NODES, PODS, RUNS
 from piton.ports import Conflict, PortError, Refused, Unavailable
 from support.apiserver import refusal
 from support.builders import a_manifest
@@ -31,7 +32,7 @@ def _error(status: int, body: str = "") -> ApiException:
         (_error(422, '{"reason": "Invalid", "message": "spec.x: Required value"}'), Refused),
         (_error(400, '{"reason": "BadRequest", "message": "bad"}'), Refused),
         (_error(401, '{"reason": "Unauthorized", "message": "Unauthorized"}'), Unavailable),
-        (_error(410, '{"reason": "Expired", "message": "too old"}'), Unavailable),
+        (_error(410, '{"reason": "Expired", "message": "too old"}'), Expired),
         (_error(429, '{"reason": "TooManyRequests", "message": "later"}'), Busy),
         (_error(500, '{"reason": "InternalError", "message": "etcdserver: leader changed"}'), Unavailable),
         (_error(503, "<html>no upstream</html>"), Unavailable),

@@ -11,8 +11,9 @@ from piton.kube.log import JsonFormatter
 from piton.kube.metrics import OperatorMetrics, Registry
 from piton.kube.report_store import Sender
 from piton.kube.run_controller import Controller
+from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
-from support.apiserver import NODES, RUNS, refusal
+from support.apiserver import NODES, refusal
 from support.builders import a_manifest, a_progress
 from support.cluster import CRASHES, Cluster, Runs, a_node
 from support.pilot import FakeTimer, MortalClient, Pilot, configuration
@@ -81,7 +82,7 @@ async def test_a_bug_is_tried_again_with_patience(cluster: Cluster) -> None:
 
 
 async def test_a_run_that_does_not_exist_is_forgotten(pilot: Pilot) -> None:
-    pilot.controller.on_pod("team", "ghost", {"spec": {"nodeName": "node-1"}})
+    pilot.controller.on_pod("team", "ghost", {"metadata": {}, "spec": {"nodeName": "node-1"}})
     await pilot.settle(resync=False)
     pilot.controller.on_node(a_node("node-1"), deleted=False)
     assert len(pilot.controller.queue) == 0
@@ -90,7 +91,7 @@ async def test_a_run_that_does_not_exist_is_forgotten(pilot: Pilot) -> None:
 async def test_a_node_wakes_only_the_runs_on_it(pilot: Pilot) -> None:
     for name in ("one", "two"):
         await pilot.cluster.apply(a_manifest(name))
-        pilot.controller.on_pod("team", name, {"spec": {"nodeName": f"node-of-{name}"}})
+        pilot.controller.on_pod("team", name, {"metadata": {}, "spec": {"nodeName": f"node-of-{name}"}})
     await pilot.settle(resync=False)
     pilot.controller.on_node(a_node("node-of-one"), deleted=False)
     assert await pilot.controller.queue.get() == ("team", "one")
@@ -137,19 +138,11 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-def _controller(cluster: Cluster, timer: FakeTimer) -> Controller:
-    client = MortalClient(configuration(cluster.server))
-    settings = PitonSettings(resync_seconds=60, stuck_seconds=300)
-    return Controller(client, cluster.clock, timer, settings, OperatorMetrics(Registry()))
-
-
-async def test_a_controller_that_lists_nothing_for_too_long_is_ill(cluster: Cluster) -> None:
-    timer = FakeTimer()
-    controller = _controller(cluster, timer)
-    timer.advance(420)
-    assert controller.ailment() is None
-    timer.advance(1)
-    assert controller.ailment() == "no run has been listed for 421 s"
+async def test_a_watch_that_hangs_makes_the_process_ill(pilot: Pilot) -> None:
+    pilot.advance(300)
+    assert pilot.feed.cache.ailment() is None
+    pilot.advance(1)
+    assert pilot.feed.cache.ailment() == "the watch on trainingruns has done nothing for 301 s"
 
 
 async def test_a_pass_that_hangs_makes_the_controller_ill(pilot: Pilot) -> None:
@@ -161,7 +154,7 @@ async def test_a_pass_that_hangs_makes_the_controller_ill(pilot: Pilot) -> None:
 
     await pilot.cluster.apply(a_manifest())
     pilot.server.before_write = hang
-    pilot.controller.wake("team", "ragcun")
+    pilot.feed.deliver()
     await pilot.controller.handle(await pilot.controller.queue.get())
     assert seen == ["a pass over the run team/ragcun has taken 301 s"]
 
@@ -171,7 +164,18 @@ async def test_nodes_are_not_read_for_pods_that_have_long_ended(pilot: Pilot) ->
     await pilot.cluster.apply(a_manifest())
     await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
     before = len(pilot.server.asked)
-    await pilot.settle()
+    await KubeWorld(pilot.client, pilot.clock, "team", "ragcun").observe()
     nodes = [r.name for r in pilot.server.asked[before:] if r.resource == NODES]
     assert nodes == ["node-of-ragcun-2-master-0"]
-    assert RUNS in {r.resource for r in pilot.server.asked[before:]}
+
+
+async def test_a_pass_that_changes_nothing_costs_the_api_server_nothing(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.settle()
+    before = len(pilot.server.asked)
+    for _ in range(10):
+        await pilot.settle()
+        pilot.advance(30)
+    assert pilot.server.asked[before:] == []

@@ -9,7 +9,7 @@ from piton.api.spec import Stage
 from piton.api.status import AttemptState, QueueStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
-from support.apiserver import CRDS, JOBS, PODS, RUNS, SWEEPS, WORKLOADS, Body, refusal
+from support.apiserver import CRDS, JOBS, PODS, RUNS, SWEEPS, VISIBLE_QUEUES, WORKLOADS, Body, refusal
 from support.builders import a_manifest
 from support.cluster import Disrupted, Runs
 from support.kueue import FLAVOR, Kueue
@@ -288,3 +288,17 @@ async def test_a_sweep_in_a_queue_puts_its_runs_there_and_says_that_they_wait(pi
     sweep = pilot.server.find(SWEEPS, "ragcun", "team")
     assert sweep is not None
     assert sweep["status"]["phase"] == "Queued"
+
+
+async def test_one_request_gives_the_positions_of_all_runs_in_a_queue(pilot: Pilot, kueue: Kueue) -> None:
+    kueue.gpus = 0
+    names_of_runs = [f"r{number}" for number in range(10)]
+    for name in names_of_runs:
+        manifest = a_manifest(name)
+        manifest["metadata"]["labels"] = {names.LABEL_QUEUE: "gpus"}
+        await pilot.cluster.apply(manifest)
+    await pilot.until(lambda: all(pilot.status(name).phase is Phase.QUEUED for name in names_of_runs))
+    pilot.advance(60)
+    pilot.server.asked.clear()
+    await pilot.settle()
+    assert len([request for request in pilot.server.asked if request.resource == VISIBLE_QUEUES]) == 1

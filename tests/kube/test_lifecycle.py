@@ -13,8 +13,8 @@ from piton.api.status import Verdict
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract import names
 from piton.contract.termination import Outcome
-from piton.kube import client
-from piton.kube.client import Resource
+from piton.kube import resources
+from piton.kube.resources import Resource
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Initializes, Runs, Vanishes, Waits, a_node
@@ -121,7 +121,7 @@ async def _settle_with_steps_between_reads(pilot: Pilot) -> None:
 
     async def slow(kind: Resource, **options: Any) -> Any:
         found = await read(kind, **options)
-        if kind in (client.JOBS, client.PODS):
+        if kind in (resources.JOBS, resources.PODS):
             for _ in range(3):
                 await pilot.cluster.step()
         return found
@@ -276,14 +276,12 @@ async def test_a_suspended_run_whose_node_goes_with_its_pod_was_not_preempted(pi
 
 async def test_what_the_deletion_of_the_pod_showed_is_the_reason(pilot: Pilot) -> None:
     name, node = await _reach_training(pilot)
-    pod, machine = pilot.server.find(PODS, name, "team"), pilot.server.find(NODES, node, None)
+    pod = pilot.server.find(PODS, name, "team")
     assert pod is not None
-    assert machine is not None
     pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
+    await pilot.server.put(PODS, pod)
     await pilot.server.remove(PODS, name, "team")
     await pilot.server.remove(NODES, node, None)
-    pilot.controller.on_pod("team", "ragcun", pod, deleted=True)
-    pilot.controller.on_node(machine, deleted=True)
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert (status.preemptions, status.attempts[0].reason) == (1, Reason.DISRUPTED)
     assert "EvictionByEvictionAPI" in status.attempts[0].message
@@ -291,10 +289,7 @@ async def test_what_the_deletion_of_the_pod_showed_is_the_reason(pilot: Pilot) -
 
 async def test_the_taint_that_the_node_had_is_the_reason(pilot: Pilot) -> None:
     name, node = await _reach_training(pilot)
-    pod = pilot.server.find(PODS, name, "team")
-    assert pod is not None
-    pilot.controller.on_pod("team", "ragcun", pod)
-    pilot.controller.on_node(a_node(node, taints=[{"key": "karpenter.sh/disrupted"}]), deleted=False)
+    await pilot.server.put(NODES, a_node(node, taints=[{"key": "karpenter.sh/disrupted"}]))
     await pilot.server.remove(PODS, name, "team")
     await pilot.server.remove(NODES, node, None)
     status = await pilot.until_phase(Phase.SUCCEEDED)

@@ -1,6 +1,7 @@
 """Zones that turn silent: what counts as an outage, and that silence alone restarts nothing for ten minutes."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -190,7 +191,7 @@ async def test_a_new_operator_in_the_middle_of_it_decides_the_same(pilot: Pilot)
     await set_silent(pilot, silent=True)
     await pass_time(pilot, 300)
 
-    pilot.controller._outages = outages.Outages(pilot.client, pilot.timer)
+    pilot.controller._shared = replace(pilot.controller._shared, outages=outages.Outages(pilot.client, pilot.timer))
     await pass_time(pilot, 295)
     assert attempts(pilot) == [1] * 5
 

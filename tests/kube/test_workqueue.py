@@ -132,3 +132,32 @@ async def test_a_key_waits_for_as_long_as_the_server_asks(queue: WorkQueue[str],
     timer.advance(0.1)
     assert len(queue) == 1
     assert queue.retry("a") == BACKOFF_SECONDS, "that was no error"
+
+
+# --- urgent keys ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_urgent_key_goes_before_all_that_are_not(queue: WorkQueue[str]) -> None:
+    for key in ("a", "b", "c"):
+        queue.add(key)
+    queue.add("now", urgent=True)
+    queue.add("c", urgent=True)
+    assert await _drain(queue) == ["now", "c", "a", "b"]
+
+
+async def test_what_is_urgent_stays_so(queue: WorkQueue[str], timer: FakeTimer) -> None:
+    queue.add("a")
+    queue.add("b", urgent=True)
+    queue.add("b")
+    assert len(queue) == 2
+    assert await queue.get() == "b"
+    queue.add("b", urgent=True)
+    queue.add("b")
+    queue.add("c")
+    queue.done("b")
+    assert await queue.get() == "b"
+    queue.done("b")
+    queue.add_after("later", 10, urgent=True)
+    queue.add_after("later", 5)
+    timer.advance(5)
+    assert await _drain(queue) == ["later", "a", "c"]

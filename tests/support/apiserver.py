@@ -59,6 +59,7 @@ _KINDS = {
     PRIORITY_CLASSES: ("WorkloadPriorityClass", False),
     VISIBLE_QUEUES: ("LocalQueue", True),
 }
+_CUT = "CUT"
 _WITH_STATUS = frozenset({RUNS, SWEEPS, JOBS, PODS, NODES, WORKLOADS})
 
 
@@ -102,7 +103,14 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
     """Whether token reviews say which audience was asked for; old servers ignore it."""
     deaf: bool = attrs.field(default=False)
     """Whether watches miss everything."""
+    observers: list[Callable[[str, resource, Body], None]] = attrs.field(factory=list, init=False)
+    """Called with every event of a watch, also while watches are deaf."""
     changed: asyncio.Condition = attrs.field(factory=asyncio.Condition, init=False)
+    streams_lists: bool = attrs.field(default=True)
+    """Whether a watch may begin with a list."""
+    forgotten: int = attrs.field(default=0)
+    """The versions before this one are forgotten: a watch from there answers 410."""
+    _events: list[tuple[resource, Body]] = attrs.field(factory=list, init=False)
     _versions: int = attrs.field(default=0, init=False)
     _uids: int = attrs.field(default=0, init=False)
 
@@ -114,6 +122,11 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
                 "kind": name, "namespaced": namespaced, "verbs": verbs, "singular": name.lower(),
                 "shortnames": set(), "categories": set(), "subresources": {"status"} if kind in _WITH_STATUS else set(),
             }  # fmt: skip
+
+    @property
+    def version(self) -> int:
+        """The newest resourceVersion."""
+        return self._versions
 
     # --- what tests and the other controllers do, without HTTP --------------------------------------------------------
 
@@ -139,7 +152,10 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
     async def remove(self, kind: resource, name: str, namespace: str | None = "default") -> None:
         """Take the object away at once."""
         self.objects[kind, namespace, name].delete()
-        await self._tell("DELETED", kind, self.objects[kind, namespace, name].last.raw)
+        self._versions += 1
+        last = _copy(self.objects[kind, namespace, name].last.raw)
+        last["metadata"]["resourceVersion"] = str(self._versions)
+        await self._tell("DELETED", kind, last)
 
     async def delete(
         self, kind: resource, name: str, namespace: str | None = "default", grace: int | None = None
@@ -158,6 +174,12 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
             meta["deletionGracePeriodSeconds"] = grace
             await self._store(kind, namespace, found, self.find(kind, name, namespace))
 
+    async def cut_watches(self, *, forget: bool = False) -> None:
+        """End all watches; with `forget` their versions are too old to go on from."""
+        self.forgotten = self._versions + 1 if forget else self.forgotten
+        for bus in self._buses.values():
+            await bus.put({"type": _CUT})
+
     async def until(self, true: Callable[[], bool], *, seconds: float = 15.0) -> None:
         """Wait until something is so; looked at after every change."""
         async with asyncio.timeout(seconds), self.changed:
@@ -169,13 +191,10 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         known = request.resource is not None and request.resource.plural is not None
         if known:
             self.asked.append(request)
-        error = self.refuse(request) if known else None
+        error = self._refusal(request) if known else None
         if error is not None:
             self._log(request, done=False)
             raise error
-        if known and not request.params.get("timeoutSeconds", "0").isdigit():
-            seconds = request.params["timeoutSeconds"]
-            raise refusal(400, "BadRequest", f'strconv.ParseInt: parsing "{seconds}": invalid syntax')
         if not known or request.action is action.WATCH:
             found: aiohttp.web.StreamResponse = await super()._handle(request)
             return found
@@ -197,6 +216,16 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
             request._raw_request.transport.abort()
             self.lost += 1
         return aiohttp.web.json_response(answer)
+
+    def _refusal(self, request: Request) -> KubernetesError | None:
+        """The error that the test wants, or the server's own for a watch that it does not understand."""
+        if not request.params.get("timeoutSeconds", "0").isdigit():
+            seconds = request.params["timeoutSeconds"]
+            return refusal(400, "BadRequest", f'strconv.ParseInt: parsing "{seconds}": invalid syntax')
+        if request.params.get("sendInitialEvents") and not self.streams_lists:
+            message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+            return refusal(422, "Invalid", message)
+        return self.refuse(request)
 
     def _review(self, spec: Body) -> Body:
         """The status of a TokenReview: a token is good while its pod exists."""
@@ -321,8 +350,11 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         return new
 
     async def _tell(self, event: str, kind: resource, body: Body) -> None:
+        for observer in self.observers:
+            observer(event, kind, _copy(body))
         async with self.changed:
             self.changed.notify_all()
+        self._events.append((kind, {"type": event, "object": _copy(body)}))
         if not self.deaf:
             await self._buses[kind].put({"type": event, "object": _copy(body)})
 
@@ -334,12 +366,36 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         async with self.changed:
             self.changed.notify_all()
         yield b""
-        for body in self.all(request.resource):
-            if _matches(body, request):
-                yield {"type": "ADDED", "object": body}
+        for event in self._first_events(request):
+            if event["type"] == "ERROR" or _matches(event["object"], request):
+                yield event
+        if request.params.get("sendInitialEvents") == "true":
+            meta = {"resourceVersion": str(self._versions), "annotations": {"k8s.io/initial-events-end": "true"}}
+            yield {"type": "BOOKMARK", "object": {"metadata": meta}}
         async for event in bus.stream(since=mark):
+            if event["type"] == _CUT:
+                return
             if _matches(event["object"], request):
                 yield event
+
+    def _first_events(self, request: Request) -> list[Body]:
+        """The events before those to come: all objects, or what has happened since a version."""
+        since = int(request.params.get("resourceVersion") or 0)
+        if not since:
+            return [{"type": "ADDED", "object": body} for body in self.all(request.resource)]
+        if since < self.forgotten:
+            return [_expired(since, self.forgotten)]
+        return [
+            event
+            for kind, event in self._events
+            if kind == request.resource and int(event["object"]["metadata"]["resourceVersion"]) > since
+        ]
+
+
+def _expired(since: int, forgotten: int) -> Body:
+    message = f"too old resource version: {since} ({forgotten})"
+    status = {"kind": "Status", "metadata": {}, "code": 410, "reason": "Expired", "message": message}
+    return {"type": "ERROR", "object": status}
 
 
 def _matches(body: Body, request: Request) -> bool:

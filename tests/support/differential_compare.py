@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from piton.contract import names
-from piton.kube.client import PODS, SERVICES
+from piton.kube.resources import PODS, SERVICES
 from support.differential_jobs import Step
 from support.differential_sides import Side
 

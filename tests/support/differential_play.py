@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from piton.engine.job import MASTER, WORKER
-from piton.kube.client import JOBS, PODS, SERVICES
+from piton.kube.resources import JOBS, PODS, SERVICES
 from piton.ports import PortError, Refused, Unavailable
 from support.differential_compare import ADMISSION, Outcome, Rule, Verdict, compare
 from support.differential_jobs import SHORT_SECONDS, Situation, Step, a_random_job, next_step

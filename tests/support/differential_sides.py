@@ -18,10 +18,11 @@ from kubernetes.aio.client import Configuration
 from piton.clock import SystemClock
 from piton.contract import names
 from piton.engine.job import LABEL_JOB
-from piton.kube.client import JOBS, NODES, PODS, SERVICES, Client, Resource
+from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists, NotFound
 from piton.kube.job_controller import JobController
 from piton.kube.metrics import OperatorMetrics, Registry
+from piton.kube.resources import JOBS, NODES, PODS, SERVICES, Resource
 from piton.kube.settings import Engine, PitonSettings
 from support.differential_jobs import NODE
 
@@ -152,7 +153,7 @@ class Arena:
 
     def _silence(self, job: str) -> int:
         key, queue = (OURS, job), self._jobs.queue
-        busy = key in queue._dirty or key in queue._processing
+        busy = key in queue._urgent or key in queue._routine or key in queue._processing
         return 0 if busy else self.ticks - self._changed.get(job, self.ticks)
 
     def disturb(self, job: str) -> None:

@@ -158,6 +158,8 @@ class FakeWorld:
     crash_after_the_call: bool = False
     stale: int = 0
     """Observe as many passes ago as this."""
+    lag: int = 0
+    """The cache is so many passes behind in all but the run itself."""
     history: list[tuple[int, Observed]] = field(default_factory=list)
     failing_reads: int = 0
     """So many attempts from now find that their checkpoint cannot be read."""
@@ -181,15 +183,25 @@ class FakeWorld:
     async def announce(self, announcement: Announcement) -> None:
         self.announced.append(announcement)
 
-    async def observe(self) -> Observed | None:
+    @property
+    def is_cached(self) -> bool:
+        return self.lag > 0
+
+    async def observe(self, *, live: bool = False) -> Observed | None:
         if self.is_busy:
             raise Unavailable("the API server answered 429")
         if not self.exists:
             return None
         self.history.append((self.version, self._look()))
         self.history = self.history[-8:]
-        self._observed_version, observed = self.history[max(0, len(self.history) - 1 - self.stale)]
+        self._observed_version, observed = self._seen_before(self.stale)
+        if self.lag and not live:
+            _, old = self._seen_before(self.lag)
+            return replace(observed, attempts=old.attempts, volume=old.volume, reservation=old.reservation)
         return observed
+
+    def _seen_before(self, passes: int) -> tuple[int, Observed]:
+        return self.history[max(0, len(self.history) - 1 - passes)]
 
     async def apply(self, effect: Effect) -> None:
         self._call(lambda: self._apply(effect))

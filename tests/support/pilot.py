@@ -22,6 +22,7 @@ from piton.kube.sweep_controller import SweepController
 from piton.timing import Timing
 from support.apiserver import RUNS, ApiServer, Body
 from support.cluster import Cluster, FakeClock
+from support.feed import Feed
 
 PASSES_MAX = 200
 """A run that is not settled after so many passes never will be."""
@@ -101,29 +102,37 @@ class Pilot:
         self.client = client
         settings = PitonSettings(timing=timing or Timing())
         self.meter = OperatorMetrics(Registry())
-        self.controller = Controller(client, self.clock, self.timer, settings, self.meter)
-        self.sweeps = SweepController(client, self.clock, self.timer, settings, self.meter)
+        self.feed = Feed(cluster.server, client, self.timer)
+        cache = self.feed.cache
+        self.controller = Controller(client, self.clock, self.timer, settings, self.meter, cache=cache)
+        self.sweeps = SweepController(client, self.clock, self.timer, settings, self.meter, cache=cache)
+        self.controller.subscribe(cache)
+        self.sweeps.subscribe(cache)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.feed.close()
         await self.client.close()
 
     async def settle(self, *, resync: bool = True) -> None:
         """Let the operator do all that it wants to do now."""
+        self.feed.deliver()
         if resync:
             await self.controller.resync()
         await self._work_off(self.controller)
 
     async def settle_sweeps(self) -> None:
         """Let the other half do all that it wants to do now, for the sweeps and then for their runs."""
+        self.feed.deliver()
         await self.sweeps.resync()
         await self._work_off(self.sweeps)
         await self.settle()
 
     async def _work_off(self, worker: Worker) -> None:
         for _ in range(PASSES_MAX):
+            self.feed.deliver()
             if not len(worker.queue):
                 return
             await worker.handle(await worker.queue.get())

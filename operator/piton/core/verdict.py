@@ -96,13 +96,13 @@ def disrupted(evidence: Evidence) -> Judgement | None:
 
 
 def gone_with_its_machine(evidence: Evidence) -> Judgement | None:
-    """Pod and machine went before anybody looked. What a watch has seen of that makes the reason better."""
+    """Pod and machine went before anybody looked, or the pod in whose last state the cluster says why it took it."""
     for replica in missing_replicas(evidence):
         where = f"{replica.name} on {replica.node}{last_state(replica)}"
-        if not (replica.node_gone or replica.node_reclaimed):
-            continue
         if replica.disruption:
             return _preempted(Reason.DISRUPTED, f"{where} was disrupted: {replica.disruption}")
+        if not (replica.node_gone or replica.node_reclaimed):
+            continue
         if replica.node_gone and not replica.notice:
             return _preempted(Reason.NODE_GONE, f"{where}: the pod and the machine are gone")
         notice = f" ({replica.notice})" if replica.notice else ""

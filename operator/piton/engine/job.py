@@ -4,7 +4,6 @@ The manifest is never written back, so that a client of the cluster sees what wa
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -199,14 +198,14 @@ def _read_replicas(specs: Mapping[str, Any]) -> tuple[tuple[Replicas, ...], tupl
 
 def _with_port(template: Mapping[str, Any]) -> Body:
     """The template with the port on which replicas find each other."""
-    found: Body = deepcopy(dict(template))
-    containers = (found.get("spec") or {}).get("containers") or []
-    container = next((c for c in containers if c.get("name") == names.CONTAINER), containers[0] if containers else None)
-    if container is not None:
-        ports = container.get("ports") or []
-        if all(port.get("name") != PORT_NAME for port in ports):
-            container["ports"] = [*ports, {"name": PORT_NAME, "containerPort": PORT}]
-    return found
+    spec = template.get("spec") or {}
+    containers = spec.get("containers") or []
+    chosen = next((i for i, found in enumerate(containers) if found.get("name") == names.CONTAINER), 0)
+    if not containers or any(port.get("name") == PORT_NAME for port in containers[chosen].get("ports") or ()):
+        return dict(template)
+    ports = [*(containers[chosen].get("ports") or ()), {"name": PORT_NAME, "containerPort": PORT}]
+    changed = [{**found, "ports": ports} if i == chosen else found for i, found in enumerate(containers)]
+    return {**template, "spec": {**spec, "containers": changed}}
 
 
 def _read_elastic(spec: Mapping[str, Any] | None, workers: int) -> Elastic | None:

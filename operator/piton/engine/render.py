@@ -1,6 +1,5 @@
 """The objects of one replica: its pod, and the headless service that gives the pod its host name."""
 
-from copy import deepcopy
 from typing import Any
 
 from piton.contract import names
@@ -16,10 +15,10 @@ def pod(job: Job, replicas: Replicas, index: int) -> Body:
     Of the template's metadata only labels, annotations and finalizers count. There is no init container that waits for
     the master's name: the rendezvous itself asks until it is there.
     """
-    meta: Body = deepcopy(replicas.template.get("metadata") or {})
-    spec: Body = deepcopy(replicas.template["spec"])
-    for container in spec["containers"]:
-        container["env"] = [*(container.get("env") or ()), *environment(job, replicas.kind, index)]
+    meta: Body = replicas.template.get("metadata") or {}
+    spec: Body = dict(replicas.template["spec"])
+    env = environment(job, replicas.kind, index)
+    spec["containers"] = [{**found, "env": [*(found.get("env") or ()), *env]} for found in spec["containers"]]
     spec["restartPolicy"] = "Never" if replicas.restart_policy == "ExitCode" else replicas.restart_policy
     labels = {**(meta.get("labels") or {}), **_labels(job, replicas, index)}
     if replicas.kind == MASTER or (job.of(MASTER) is None and index == 0):

@@ -1,12 +1,12 @@
-"""The kopf half of the operator: watches that wake the controller, and a liveness probe.
+"""The operator process: its cache, its controllers, the progress server, and kopf around them.
 
-Only `on.event` handlers, on every kind: any other kind of handler makes kopf write annotations and finalizers into the
-objects that it watches. Finalizer, status and events are the controller's, through its own client.
+Kopf runs the process: signals, login, the liveness probe. Watching is the cache's, since one copy of the objects serves
+both the wake-up and the pass; docs/decisions/0058 has the measurements.
 """
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,11 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
 
 from piton.clock import SystemClock
-from piton.contract import names
 from piton.kube import log
-from piton.kube.client import JOBS, NODES, PODS, RUNS, SERVICES, SWEEPS, Client, Resource, load_configuration
+from piton.kube.cache import ClusterCache, watched_kinds
+from piton.kube.client import Client, load_configuration
+from piton.kube.controller_base import Worker
 from piton.kube.job_controller import JobController
-from piton.kube.kueue import WORKLOADS
 from piton.kube.metrics import OperatorMetrics, Registry, served
 from piton.kube.progress_server import ProgressServer
 from piton.kube.report_auth import ReportAuthenticator
@@ -33,12 +33,6 @@ Flag = asyncio.Event | threading.Event
 
 _IDENTITY: Any = "piton"
 """For kopf's peering, which is off. Without a name kopf asks for the user's, and in a container there may be none."""
-
-SERVER_SECONDS = 290
-"""Seconds that the server keeps a watch open. Below 300: a load balancer in between often cuts at 5 minutes. A whole
-number: the server refuses to read any other."""
-CLIENT_SECONDS = 310.0
-"""Seconds after which the client closes a watch, even if the server has not."""
 
 
 def run(settings: PitonSettings) -> None:
@@ -61,29 +55,39 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
     loop = asyncio.get_running_loop()
     meter = OperatorMetrics(Registry())
     async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
-        server = partial(_server, settings, certificates)
-        controller = Controller(client, SystemClock(), loop, settings, meter, server)
-        jobs = (
-            JobController(client, SystemClock(), loop, settings, meter) if settings.engine is Engine.BUNDLED else None
+        clock = SystemClock()
+        watched = watched_kinds(engine=settings.engine is Engine.BUNDLED)
+        cache = ClusterCache(
+            client, loop, watched, namespaces=settings.namespaces, stuck_seconds=settings.stuck_seconds
         )
-        sweeps = SweepController(client, SystemClock(), loop, settings, meter)
-        registry = build_registry(controller, sweeps, jobs, configuration)
-        tasks = [asyncio.create_task(controller.run(), name="controller")]
-        tasks.append(asyncio.create_task(sweeps.run(), name="sweeps"))
-        tasks += [asyncio.create_task(jobs.run(), name="jobs")] if jobs else []
+        server = partial(_server, settings, certificates)
+        runs = Controller(client, clock, loop, settings, meter, server, cache=cache)
+        workers: list[Worker] = [runs, SweepController(client, clock, loop, settings, meter, cache=cache)]
+        if settings.engine is Engine.BUNDLED:
+            workers.append(JobController(client, clock, loop, settings, meter, cache=cache))
+        for worker in workers:
+            worker.subscribe(cache)
+        tasks = [asyncio.create_task(worker.run(), name=worker.kind) for worker in workers]
+        tasks.append(asyncio.create_task(cache.run(), name="watches"))
         if certificates is not None:
-            receiver = _receiver(controller, client, certificates, settings)
+            receiver = _receiver(runs, client, certificates, settings)
             tasks.append(asyncio.create_task(receiver.run(), name="receiver"))
-        tasks += [asyncio.create_task(_watch(registry, settings, stop, ready), name="kopf")]
+        registry = build_registry([cache, *workers], configuration, partial(_cancel, tuple(tasks)))
+        tasks.append(asyncio.create_task(_run_kopf(registry, settings, stop, ready), name="kopf"))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            ends = await _cancel(tasks)
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> list[BaseException | None]:
+    """End the tasks; return their errors."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _server(settings: PitonSettings, certificates: Certificates | None) -> ReportEndpoint | None:
@@ -101,7 +105,7 @@ def _receiver(
     )
 
 
-async def _watch(
+async def _run_kopf(
     registry: kopf.OperatorRegistry, settings: PitonSettings, stop: Flag | None, ready: Flag | None
 ) -> None:
     await kopf.operator(
@@ -120,27 +124,22 @@ async def _watch(
 
 
 def build_kopf_settings() -> kopf.OperatorSettings:
-    """Kopf's settings: it watches, filtered by the server, and does nothing else."""
+    """Kopf's settings: it watches nothing, and writes nothing."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True  # no rights on CRDs and namespaces needed
-    settings.watching.server_timeout = SERVER_SECONDS
-    settings.watching.client_timeout = CLIENT_SECONDS
-    settings.watching.connect_timeout = 30
-    for resource in (JOBS, PODS, SERVICES, WORKLOADS):
-        settings.watching.label_selectors[_resource(resource)] = names.LABEL_RUN
     return settings
 
 
 def build_registry(
-    controller: Controller, sweeps: SweepController, jobs: JobController | None, configuration: Configuration
+    parts: Sequence[ClusterCache | Worker], configuration: Configuration, stop: Callable[[], Awaitable[object]]
 ) -> kopf.OperatorRegistry:
-    """The handlers. Each only adds keys to the queues; without `jobs` somebody else serves the PyTorchJobs."""
+    """The handlers: credentials, the end, and the liveness probe, which fails when one of these parts hangs."""
     registry = kopf.OperatorRegistry()
-    _wake_runs(registry, controller)
-    _wake_sweeps(registry, sweeps)
-    if jobs is not None:
-        _wake_jobs(registry, jobs)
+
+    @kopf.on.cleanup(registry=registry)
+    async def end(**_: Any) -> None:
+        await stop()  # kopf would wait 5 s for these tasks to end by themselves
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -148,61 +147,12 @@ def build_registry(
 
     @kopf.on.probe(registry=registry, id="controller")
     async def alive(**_: Any) -> str:
-        ailment = controller.ailment() or sweeps.ailment() or (jobs.ailment() if jobs else None)
+        ailment = next((found for part in parts if (found := part.ailment())), None)
         if ailment:  # anything but PermanentError makes kopf repeat the probe and the kubelet wait
             raise kopf.PermanentError(ailment)
         return "working"
 
     return registry
-
-
-def _wake_runs(registry: kopf.OperatorRegistry, controller: Controller) -> None:
-    @kopf.on.event(*_resource(RUNS), registry=registry)
-    async def run_changed(namespace: str | None, name: str, **_: Any) -> None:
-        controller.wake(str(namespace), name)
-
-    @kopf.on.event(*_resource(JOBS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    async def job_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        controller.wake(str(namespace), labels[names.LABEL_RUN])
-
-    @kopf.on.event(*_resource(WORKLOADS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    async def workload_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        controller.wake(str(namespace), labels[names.LABEL_RUN])
-
-    @kopf.on.event(*_resource(PODS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    async def pod_changed(
-        namespace: str | None,
-        labels: Mapping[str, str],
-        body: kopf.Body,
-        type: str | None,  # noqa: A002 - kopf's word
-        **_: Any,
-    ) -> None:
-        controller.on_pod(str(namespace), labels[names.LABEL_RUN], dict(body), deleted=type == "DELETED")
-
-    @kopf.on.event(*_resource(NODES), registry=registry)
-    async def node_changed(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
-        controller.on_node(dict(body), deleted=type == "DELETED")
-
-
-def _wake_sweeps(registry: kopf.OperatorRegistry, sweeps: SweepController) -> None:
-    @kopf.on.event(*_resource(SWEEPS), registry=registry)
-    async def sweep_changed(namespace: str | None, name: str, **_: Any) -> None:
-        sweeps.wake(str(namespace), name)
-
-    @kopf.on.event(*_resource(RUNS), registry=registry, labels={names.LABEL_SWEEP: kopf.PRESENT})
-    async def its_run_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        sweeps.saw_run(str(namespace), labels[names.LABEL_SWEEP])
-
-
-def _wake_jobs(registry: kopf.OperatorRegistry, jobs: JobController) -> None:
-    @kopf.on.event(*_resource(JOBS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    async def served_job_changed(namespace: str | None, name: str, **_: Any) -> None:
-        jobs.wake(str(namespace), name)
-
-    @kopf.on.event(*_resource(PODS), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    @kopf.on.event(*_resource(SERVICES), registry=registry, labels={names.LABEL_RUN: kopf.PRESENT})
-    async def replica_changed(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        jobs.saw_replica(str(namespace), labels)
 
 
 async def credentials(configuration: Configuration) -> kopf.ConnectionInfo:
@@ -219,7 +169,3 @@ async def credentials(configuration: Configuration) -> kopf.ConnectionInfo:
         private_key_path=configuration.key_file,
         trust_env=True,
     )
-
-
-def _resource(resource: Resource) -> tuple[str, str, str]:
-    return resource.group, resource.version, resource.plural

@@ -7,56 +7,47 @@ TLS and credentials are `kubernetes.aio`'s. No call is repeated in here: when to
 import asyncio
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
-from urllib.parse import urlencode
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Protocol, Self
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from aiohttp import ClientTimeout, SocketTimeoutError
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
 
-from piton.contract import names
 from piton.kube.errors import TRANSLATED, Busy, NotFound, translate
+from piton.kube.resources import Body, Resource
+from piton.kube.store import version_of
 from piton.kube.workqueue import Timer
+from piton.ports import PortError
 
-Body = dict[str, Any]
+Bodies = list[Body]
 
 CALLS_AT_ONCE = 16
 """Of all halves of the operator together. A slow server gets no more than so many, however many runs there are."""
 _PAGE = 500
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _MERGE_PATCH = "application/merge-patch+json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resource:
-    """A kind of object, as the API's paths spell it."""
+class Reads(Protocol):
+    """Reads of objects: live through a client, or from the cache."""
 
-    group: str
-    version: str
-    plural: str
-    namespaced: bool = True
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> Body | None:
+        """Return one object; None: it does not exist."""
 
-    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """The path of the collection, of one object, or of an object's subresource."""
-        root = f"/apis/{self.group}" if self.group else "/api"
-        parts = [f"{root}/{self.version}"]
-        if namespace is not None and self.namespaced:
-            parts.append(f"namespaces/{namespace}")
-        parts += [part for part in (self.plural, name, subresource) if part]
-        return "/".join(parts)
-
-
-RUNS = Resource(group=names.API_GROUP, version=names.API_VERSION, plural=names.PLURAL)
-SWEEPS = Resource(group=names.API_GROUP, version=names.API_VERSION, plural=names.SWEEP_PLURAL)
-JOBS = Resource(group="kubeflow.org", version="v1", plural="pytorchjobs")
-PODS = Resource(group="", version="v1", plural="pods")
-SERVICES = Resource(group="", version="v1", plural="services")
-CLAIMS = Resource(group="", version="v1", plural="persistentvolumeclaims")
-NODES = Resource(group="", version="v1", plural="nodes", namespaced=False)
-NODE_POOLS = Resource(group="karpenter.sh", version="v1", plural="nodepools", namespaced=False)
-EVENTS = Resource(group="", version="v1", plural="events")
-TOKEN_REVIEWS = Resource(group="authentication.k8s.io", version="v1", plural="tokenreviews", namespaced=False)
+    async def list(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        labels: str | None = None,
+        fields: str | None = None,
+        most: int | None = None,
+    ) -> Bodies:
+        """Return all objects that match."""
 
 
 async def load_configuration(url: str | None = None) -> Configuration:
@@ -69,7 +60,16 @@ async def load_configuration(url: str | None = None) -> Configuration:
         else:
             await config.load_kube_config(client_configuration=configuration)
     configuration.retries = None
+    _settle_proxy(configuration)
     return configuration
+
+
+def _settle_proxy(configuration: Configuration) -> None:
+    """Look for a proxy once. By default aiohttp looks for one, and for a .netrc, in two threads per request."""
+    address = urlsplit(configuration.host)
+    if not configuration.proxy and not proxy_bypass(address.hostname or ""):
+        configuration.proxy = getproxies().get(address.scheme)
+    configuration.client_session_kwargs = {"trust_env": False}
 
 
 class Client:
@@ -87,6 +87,8 @@ class Client:
         self._timer = timer
         self._busy_until = float("-inf")
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
+        self.on_written: Callable[[Resource, Body], None] | None = None
+        """Called with each object that a write has left."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,6 +107,48 @@ class Client:
         except NotFound:
             return None
 
+    async def list_all(
+        self, resource: Resource, *, namespace: str | None, query: Mapping[str, str]
+    ) -> tuple[Bodies, int]:
+        """All objects that match, as they are now, and the version of the list.
+
+        Raises:
+            Expired: the list moved on while it was paged through.
+        """
+        asked: dict[str, str] = {"limit": str(_PAGE), **query}
+        items: Bodies = []
+        while True:
+            page = await self.request("GET", resource.path(namespace), query=asked)
+            items += [_complete(item, page) for item in page.get("items") or ()]
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return items, version_of(page)
+            asked = {**asked, "continue": token}
+
+    async def watch(
+        self, resource: Resource, *, namespace: str | None, query: Mapping[str, str], silent_seconds: float
+    ) -> AsyncGenerator[Body, None]:
+        """Yield the events of a watch until the server ends it, or sends nothing for so long.
+
+        Raises:
+            Expired: the version is too old.
+        """
+        path = f"{resource.path(namespace)}?{urlencode({'watch': 'true', **query})}"
+        limits = ClientTimeout(total=None, sock_connect=self._timeout_seconds, sock_read=silent_seconds)
+        self._refuse_while_busy()
+        try:
+            response = await self._send("GET", path, dict(_HEADERS), None, limits=limits)
+            content = response.response.content
+            try:
+                while line := await content.readline():
+                    yield _event(line)
+            except SocketTimeoutError:
+                return
+            finally:
+                response.response.close()
+        except TRANSLATED as error:
+            raise self._translated(error) from error
+
     async def list(
         self,
         resource: Resource,
@@ -113,7 +157,7 @@ class Client:
         labels: str | None = None,
         fields: str | None = None,
         most: int | None = None,
-    ) -> list[Body]:
+    ) -> Bodies:
         """All objects that match, as they are now: no resourceVersion is named, so the server may not answer late.
 
         With `most` it ends with the page that has so many. A page may be empty although there are more.
@@ -132,18 +176,18 @@ class Client:
 
     async def create(self, resource: Resource, body: Body) -> Body:
         """Create an object. Raises AlreadyExists when the name is taken, by whomever."""
-        return await self.request("POST", resource.path(body["metadata"].get("namespace")), body=body)
+        path = resource.path(body["metadata"].get("namespace"))
+        return self._written(resource, await self.request("POST", path, body=body))
 
     async def patch(self, resource: Resource, name: str, body: Body, *, namespace: str | None = None) -> Body:
         """Merge into an object; a resourceVersion in the body is a precondition."""
-        return await self.request("PATCH", resource.path(namespace, name), body=body)
+        return self._written(resource, await self.request("PATCH", resource.path(namespace, name), body=body))
 
     async def replace_status(self, resource: Resource, body: Body) -> Body:
         """Replace an object's status; the body's resourceVersion is the precondition."""
         metadata = body["metadata"]
-        return await self.request(
-            "PUT", resource.path(metadata.get("namespace"), metadata["name"], "status"), body=body
-        )
+        path = resource.path(metadata.get("namespace"), metadata["name"], "status")
+        return self._written(resource, await self.request("PUT", path, body=body))
 
     async def delete(
         self,
@@ -162,11 +206,16 @@ class Client:
             options["gracePeriodSeconds"] = grace_seconds
         await self.request("DELETE", resource.path(namespace, name), body=options)
 
+    def _written(self, resource: Resource, body: Body) -> Body:
+        if self.on_written is not None:
+            self.on_written(resource, body)
+        return body
+
     async def request(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Body | None = None
     ) -> Body:
         """One call; the answer as a dictionary."""
-        headers = {"Accept": "application/json"}
+        headers = dict(_HEADERS)
         headers["Content-Type"] = _MERGE_PATCH if method == "PATCH" else "application/json"
         if query:
             path = f"{path}?{urlencode(query)}"
@@ -176,10 +225,13 @@ class Client:
                 async with asyncio.timeout(self._timeout_seconds):
                     return await self._call(method, path, headers, body)
             except TRANSLATED as error:
-                found = translate(error)
-                if isinstance(found, Busy):
-                    self._busy_until = max(self._busy_until, self._now() + found.seconds)
-                raise found from error
+                raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> PortError:
+        found = translate(error)
+        if isinstance(found, Busy):
+            self._busy_until = max(self._busy_until, self._now() + found.seconds)
+        return found
 
     def _refuse_while_busy(self) -> None:
         left = self._busy_until - self._now()
@@ -190,12 +242,39 @@ class Client:
         return (self._timer or asyncio.get_running_loop()).time()
 
     async def _call(self, method: str, path: str, headers: dict[str, str], body: Body | None) -> Body:
+        response = await self._send(method, path, headers, body)
+        answer: Body = json.loads(await response.read())
+        return answer
+
+    async def _send(
+        self, method: str, path: str, headers: dict[str, str], body: Body | None, limits: ClientTimeout | None = None
+    ) -> Any:
         _, url, headers, _, _ = await self._api.param_serialize(
             method, path, header_params=headers, auth_settings=["BearerToken"]
         )
-        response = await self._api.call_api(method, url, header_params=headers, body=body)
-        text = await response.read()
+        response = await self._api.call_api(method, url, header_params=headers, body=body, _request_timeout=limits)
         if not 200 <= response.status <= 299:
+            await response.read()
             raise ApiException(http_resp=response)
-        answer: Body = json.loads(text)
-        return answer
+        return response
+
+
+def _event(line: bytes) -> Body:
+    """Parse an event of a watch.
+
+    Raises:
+        ApiException: it is an error that ends the watch.
+    """
+    event: Body = json.loads(line)
+    if event["type"] == "ERROR":
+        status = event["object"]
+        found = ApiException(status=int(status.get("code") or 500), reason=status.get("reason"))
+        found.body = json.dumps(status)
+        raise found
+    return event
+
+
+def _complete(item: Body, page: Body) -> Body:
+    """Add the kind, which the items of a list lack."""
+    kind = str(page.get("kind") or "").removesuffix("List")
+    return {"apiVersion": page.get("apiVersion"), "kind": kind, **item} if kind else item

@@ -1,6 +1,7 @@
 """The base of all controllers: a queue of objects, workers that reconcile them, and a resync of all objects.
 
-Watches and timers only add keys. A lost event costs time, at most until the next resync, and never correctness.
+Watches and timers only add keys. A pass reads from the cache; after one that failed the next reads live, since the
+cache may be behind what is there.
 """
 
 import asyncio
@@ -8,10 +9,12 @@ import logging
 import traceback
 from abc import ABC, abstractmethod
 
-from piton.kube.client import Client, Resource
+from piton.kube.cache import ClusterCache
+from piton.kube.client import Client, Reads
 from piton.kube.errors import Busy
 from piton.kube.events import Key
 from piton.kube.metrics import OperatorMetrics
+from piton.kube.resources import Resource
 from piton.kube.settings import PitonSettings
 from piton.kube.workqueue import Timer, WorkQueue
 from piton.ports import Clock, Conflict, PortError
@@ -22,7 +25,7 @@ _REFUSED_SECONDS = 1.0
 """Least time between two passes in which the API server refuses something. A user who mends it waits no longer."""
 
 _RESYNC_AGAIN_SECONDS = 30.0
-"""After a resync that failed: at the start of the operator nothing else finds the runs."""
+"""After a resync that failed: without a cache nothing else finds the objects."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,49 +40,74 @@ class Worker(ABC):
     """A selector: which of them are served."""
 
     def __init__(
-        self, client: Client, clock: Clock, timer: Timer, settings: PitonSettings, meter: OperatorMetrics
+        self,
+        client: Client,
+        clock: Clock,
+        timer: Timer,
+        settings: PitonSettings,
+        meter: OperatorMetrics,
+        *,
+        cache: ClusterCache | None = None,
     ) -> None:
         self.queue: WorkQueue[Key] = WorkQueue(timer)
         self._client = client
+        self._cache = cache
+        self._reads: Reads = cache or client
         self._clock = clock
         self._timer = timer
         self._settings = settings
         self._meter = meter
         self._busy_since: dict[Key, float] = {}
         self._refused_until: dict[Key, float] = {}
-        self._resync_at = timer.time()
+        self._doubtful: set[Key] = set()
+        """Objects whose last pass failed, perhaps because the cache was behind."""
         meter.watch_queue(self.kind, self.queue.__len__)
 
     @abstractmethod
     async def reconcile(self, key: Key) -> None:
         """Look at one object and do what is to be done now; add its key to the queue if there will be more."""
 
-    def wake(self, namespace: str, name: str) -> None:
-        """Something about this object may have changed."""
-        self.queue.add((namespace, name))
+    @abstractmethod
+    def subscribe(self, cache: ClusterCache) -> None:
+        """Have the objects looked at that a change in the cache concerns."""
 
-    async def resync(self) -> None:
-        """Have every object that exists looked at. What is not listed does not exist, whatever a watch believes."""
-        for namespace in self._settings.namespaces or (None,):
-            for manifest in await self._client.list(self.resource, namespace=namespace, labels=self.labels):
-                self.wake(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+    def wake(self, namespace: str, name: str, *, urgent: bool = False) -> None:
+        """Something about this object may have changed."""
+        self.queue.add((namespace, name), urgent=urgent)
+
+    def reads(self, key: Key) -> Reads | None:
+        """Return the cache for a pass over this object; None: it has to read live."""
+        return None if key in self._doubtful else self._cache
+
+    async def resync(self, *, seconds: float = 0.0) -> None:
+        """Have every object looked at, spread over so many seconds."""
+        keys = [
+            (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+            for namespace in self._settings.namespaces or (None,)
+            for manifest in await self._reads.list(self.resource, namespace=namespace, labels=self.labels)
+        ]
+        for number, key in enumerate(keys):
+            self.queue.add_after(key, seconds * number / len(keys))
 
     async def run(self) -> None:
         """Work until cancelled."""
+        if self._cache is not None:
+            await self._cache.synced()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync_forever(), name=f"{self.kind} resync")
             for number in range(self._settings.workers):
                 tasks.create_task(self._work(), name=f"{self.kind} worker {number}")
 
     async def _resync_forever(self) -> None:
+        spread = 0.0
         while True:
             seconds = self._settings.resync_seconds
             try:
-                await self.resync()
+                await self.resync(seconds=spread)
+                spread = seconds
             except PortError as error:
                 _log.warning("resync failed", extra={"fields": {"kind": self.kind, "error": str(error)}})
                 seconds = min(seconds, _RESYNC_AGAIN_SECONDS)
-            self._resync_at = self._timer.time()
             await asyncio.sleep(seconds)
 
     async def _work(self) -> None:
@@ -96,14 +124,17 @@ class Worker(ABC):
             with self._meter.reconciling(self.kind):
                 await self.reconcile(key)
         except Conflict:
+            self._doubtful.add(key)
             self.queue.retry(key, free=_CONFLICTS_AT_ONCE)
         except Busy as error:
+            self._doubtful.add(key)
             self.queue.postpone(key, error.seconds)
         except PortError as error:
             self._failed(key, str(error), level=logging.WARNING)
         except Exception as error:  # noqa: BLE001 - a bug that one object meets must not stop the others
             self._failed(key, repr(error), level=logging.ERROR)
         else:
+            self._doubtful.discard(key)
             self.queue.forget(key)
         finally:
             del self._busy_since[key]
@@ -124,6 +155,7 @@ class Worker(ABC):
         return seconds > 0
 
     def _failed(self, key: Key, why: str, *, level: int) -> None:
+        self._doubtful.add(key)
         seconds = self.queue.retry(key)
         fields: dict[str, object] = {self.kind: "/".join(key), "error": why, "retryInSeconds": seconds}
         if level >= logging.ERROR:
@@ -136,7 +168,4 @@ class Worker(ABC):
         for (namespace, name), since in self._busy_since.items():
             if now - since > self._settings.stuck_seconds:
                 return f"a pass over the {self.kind} {namespace}/{name} has taken {now - since:.0f} s"
-        silence = now - self._resync_at
-        if silence > 2 * self._settings.resync_seconds + self._settings.stuck_seconds:
-            return f"no {self.kind} has been listed for {silence:.0f} s"
         return None

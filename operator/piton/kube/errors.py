@@ -5,6 +5,7 @@ PortError
 │   └── AlreadyExists  an object of this name exists; whose it is has to be looked at
 ├── Unavailable        no answer, overload, or credentials that are being renewed
 │   ├── Busy           429, with the seconds after which to come again
+│   ├── Expired        410: the version that a list or watch was to go on from is forgotten
 │   └── Silence        the connection broke or timed out
 └── Refused            quota, policy, rights, a webhook that is down, an invalid body; its own sentence is kept
     └── NotFound       no such object, or no such kind of object
@@ -21,8 +22,9 @@ _ALREADY_EXISTS = "AlreadyExists"
 _TOO_MANY = 429
 _RETRY_SECONDS, _RETRY_SECONDS_MAX = 1.0, 60.0
 """Default and maximum of the seconds of a Retry-After, which priority and fairness of Kubernetes sends."""
-_BUSY = frozenset({401, 408, 410})
-"""401: the token has just expired and the next call renews it. 410: the list moved on while it was paged through."""
+_EXPIRED = 410
+_BUSY = frozenset({401, 408})
+"""401: the token has just expired and the next call renews it."""
 _NO_WEBHOOK = "failed calling webhook"
 """An admission webhook did not answer. The status is 500, but nothing was stored, and whoever runs the webhook has to
 hear of it."""
@@ -46,6 +48,10 @@ class Busy(Unavailable):
         self.seconds = seconds
 
 
+class Expired(Unavailable):
+    """The version of the list is too old to go on from: list again."""
+
+
 class NoAnswer(Unavailable):
     """The connection broke or timed out: whether a write took effect is not known."""
 
@@ -61,6 +67,8 @@ def translate(error: Exception) -> PortError:
         return Refused(sentence)
     if error.status == _TOO_MANY:
         return Busy(f"the API server answered {error.status}: {sentence}", seconds=_retry_after(error))
+    if error.status == _EXPIRED:
+        return Expired(sentence)
     if error.status in _BUSY or error.status >= 500:
         return Unavailable(f"the API server answered {error.status}: {sentence}")
     if error.status == 404:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from piton.api.spec import Meta
 from piton.contract import names
 from piton.core.effects import Announcement
-from piton.kube.client import EVENTS, Body, Client
+from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists
+from piton.kube.resources import EVENTS, Body
 from piton.ports import Clock, PortError
 
 COMPONENT = "piton-operator"

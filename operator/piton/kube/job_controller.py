@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from piton.contract import names
 from piton.engine.job import LABEL_JOB
 from piton.engine.state import Decision
-from piton.kube.client import JOBS
+from piton.kube.cache import ClusterCache
 from piton.kube.controller_base import Worker
 from piton.kube.errors import NotFound
 from piton.kube.events import Key
 from piton.kube.job_pass import JobPass
 from piton.kube.metrics import JOB
+from piton.kube.resources import JOBS, PODS, SERVICES
+from piton.kube.store import Change
 
 _log = logging.getLogger(__name__)
 
@@ -23,21 +25,35 @@ class JobController(Worker):
     resource = JOBS
     labels = names.LABEL_RUN
 
+    def subscribe(self, cache: ClusterCache) -> None:
+        """Look at a job when it changes, or one of its pods or services."""
+        cache.subscribe(JOBS, self._on_job)
+        for resource in (PODS, SERVICES):
+            cache.subscribe(resource, self._on_replica)
+
+    def _on_job(self, change: Change) -> None:
+        metadata = change.body["metadata"]
+        self.wake(metadata["namespace"], metadata["name"], urgent=change.before is None)
+
+    def _on_replica(self, change: Change) -> None:
+        metadata = change.body["metadata"]
+        self.saw_replica(metadata["namespace"], metadata.get("labels") or {})
+
     def saw_replica(self, namespace: str, labels: Mapping[str, str]) -> None:
         """A pod or a service changed; its label says whose it is."""
         if LABEL_JOB in labels:
             self.wake(namespace, labels[LABEL_JOB])
 
-    async def resync(self) -> None:
+    async def resync(self, *, seconds: float = 0.0) -> None:
         """Have every job that is Piton's looked at."""
         try:
-            await super().resync()
+            await super().resync(seconds=seconds)
         except NotFound:  # the resource is not installed; a run that needs it says so
             return
 
     async def reconcile(self, key: Key) -> None:
         """One pass. What was written may call for more at once: a job that has just failed is to be cleaned up."""
-        decision = await JobPass(self._client, self._clock, *key).run()
+        decision = await JobPass(self._client, self._clock, *key, cache=self.reads(key)).run()
         if decision is None:
             return
         if decision.changes:

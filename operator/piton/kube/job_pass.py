@@ -1,7 +1,8 @@
 """One pass over one PyTorchJob, for `engine: bundled`: read it and what it has, decide, create, write, delete.
 
-Reads are live, and every write carries a precondition: a name that only this replica has, a uid, a resourceVersion. A
-pass that was overtaken does nothing, and one that is repeated does nothing twice.
+Reads come from the cache, and every write carries a precondition: a name that only this replica has, a uid, a
+resourceVersion. A pass that was overtaken does nothing, and one that is repeated does nothing twice. Before pods are
+created or deleted the pass is made again on live reads: a job that is gone must not get its pods back.
 """
 
 import logging
@@ -10,8 +11,9 @@ from piton.engine.decide import decide
 from piton.engine.job import Job
 from piton.engine.state import Create, Decision, Delete, ObjectKind
 from piton.kube import events
-from piton.kube.client import JOBS, PODS, SERVICES, Body, Client, Resource
+from piton.kube.client import Client, Reads
 from piton.kube.errors import AlreadyExists, NotFound
+from piton.kube.resources import JOBS, PODS, SERVICES, Body, Resource
 from piton.ports import Clock, Conflict, PortError, Refused
 
 _log = logging.getLogger(__name__)
@@ -26,8 +28,9 @@ _RESOURCES: dict[ObjectKind, Resource] = {
 class JobPass:
     """One look at one job, and what follows from it."""
 
-    def __init__(self, client: Client, clock: Clock, namespace: str, name: str) -> None:
+    def __init__(self, client: Client, clock: Clock, namespace: str, name: str, *, cache: Reads | None = None) -> None:
         self._client = client
+        self._cache = cache
         self._clock = clock
         self._namespace = namespace
         self._name = name
@@ -42,14 +45,12 @@ class JobPass:
             Unavailable: the API server did not answer; call again later.
             Refused: something could not be created. The job has an event that says why.
         """
-        manifest = await self._client.get(JOBS, self._name, namespace=self._namespace)
-        job = Job.read(manifest) if manifest else None
-        if manifest is None or job is None or not job.served:
+        found = await self._look(self._cache or self._client)
+        if found is not None and self._cache is not None and (found[2].creates or found[2].deletes):
+            found = await self._look(self._client)  # the job; names and uids are the preconditions for the rest
+        if found is None:
             return None
-        selector = job.selector()
-        pods = await self._client.list(PODS, namespace=self._namespace, labels=selector)
-        services = await self._client.list(SERVICES, namespace=self._namespace, labels=selector)
-        decision = decide(job, pods, services, now=self._clock.now())
+        job, manifest, decision = found
         refusals = [sentence for create in decision.creates if (sentence := await self._create(job, manifest, create))]
         if decision.news:
             await self._write_status(manifest, decision)
@@ -58,6 +59,18 @@ class JobPass:
         if refusals:
             raise Refused(refusals[0])
         return decision
+
+    async def _look(self, jobs: Reads) -> tuple[Job, Body, Decision] | None:
+        """Read the job and its objects, and decide; None when there is nothing to serve."""
+        reads = self._cache or self._client
+        manifest = await jobs.get(JOBS, self._name, namespace=self._namespace)
+        job = Job.read(manifest) if manifest else None
+        if manifest is None or job is None or not job.served:
+            return None
+        selector = job.selector()
+        pods = await reads.list(PODS, namespace=self._namespace, labels=selector)
+        services = await reads.list(SERVICES, namespace=self._namespace, labels=selector)
+        return job, manifest, decide(job, pods, services, now=self._clock.now())
 
     async def _create(self, job: Job, manifest: Body, create: Create) -> str | None:
         """Create the object; why it was refused, in a sentence, or None."""

@@ -3,6 +3,7 @@
 Kueue need not be installed: without a queue label on the run nothing of this is ever called.
 """
 
+import asyncio
 from datetime import datetime
 
 from piton.api.conditions import settled
@@ -10,9 +11,11 @@ from piton.api.spec import Meta, Spec
 from piton.api.status import RunStatus
 from piton.contract import names
 from piton.core.effects import LeaveQueue, QuotaEffect, ReportPodsReady, RequestQuota, ReturnQuota
-from piton.kube.client import Body, Client, Resource
+from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
 from piton.kube.ownership import create
+from piton.kube.resources import Body, Resource
+from piton.kube.workqueue import Timer
 from piton.observed import ReservationSeen
 from piton.ports import Conflict, PortError, Refused
 from piton.rendering import workload
@@ -25,34 +28,56 @@ FLAVORS = Resource(group=GROUP, version=VERSION, plural="resourceflavors", names
 PRIORITY_CLASSES = Resource(group=GROUP, version=VERSION, plural="workloadpriorityclasses", namespaced=False)
 VISIBLE_QUEUES = Resource(group=f"visibility.{GROUP}", version=VERSION, plural="localqueues")
 """Served by Kueue itself, and by an administrator's leave: who is where in the queue."""
+POSITION_SECONDS = 10.0
+"""Seconds for which the positions in a queue are cached."""
 
 
-async def find(client: Client, meta: Meta, status: RunStatus) -> Body | None:
+async def find(reads: Reads, meta: Meta, status: RunStatus) -> Body | None:
     """The run's Workload, if it is or was in a queue."""
     if not (meta.queue and not settled(status)) and status.queue is None:
         return None
-    return await client.get(WORKLOADS, workload.workload_name(meta.name), namespace=meta.namespace)
+    return await reads.get(WORKLOADS, workload.workload_name(meta.name), namespace=meta.namespace)
 
 
-async def look(client: Client, meta: Meta, status: RunStatus, found: Body | None) -> ReservationSeen | None:
+async def look(
+    positions: "QueuePositions | None", meta: Meta, status: RunStatus, found: Body | None
+) -> ReservationSeen | None:
     """Return the reservation for the rules; None for a run that is in no queue."""
     if found is None and (settled(status) or not meta.queue) and status.queue is None:
         return None
     seen = workload.seen(found, meta.uid)
     if not seen.exists or seen.held or seen.finished:
         return seen
-    return workload.seen(found, meta.uid, position=await _position(client, meta, seen))
+    return workload.seen(found, meta.uid, position=await positions.of(meta, seen.queue) if positions else None)
 
 
-async def _position(client: Client, meta: Meta, seen: ReservationSeen) -> int | None:
-    path = VISIBLE_QUEUES.path(meta.namespace, seen.queue, "pendingworkloads")
-    try:
-        pending = await client.request("GET", path, query={"limit": "1000"})
-    except PortError:  # not served, or not for us: nothing depends on it
-        return None
-    name = workload.workload_name(meta.name)
-    places = (item for item in pending.get("items") or () if item["metadata"]["name"] == name)
-    return next((int(item["positionInClusterQueue"]) + 1 for item in places), None)
+class QueuePositions:
+    """Positions in Kueue's queues. One list of a queue serves all runs that wait in it."""
+
+    def __init__(self, client: Client, timer: Timer) -> None:
+        self._client = client
+        self._timer = timer
+        self._reading = asyncio.Lock()
+        self._read: dict[tuple[str, str], tuple[float, dict[str, int]]] = {}
+
+    async def of(self, meta: Meta, queue: str | None) -> int | None:
+        """Return the run's position, from 1; None: Kueue does not say it."""
+        key = (meta.namespace, queue or "")
+        async with self._reading:
+            at, positions = self._read.get(key, (float("-inf"), {}))
+            if self._timer.time() - at >= POSITION_SECONDS:
+                positions = await self._list(*key)
+                self._read[key] = self._timer.time(), positions
+        return positions.get(workload.workload_name(meta.name))
+
+    async def _list(self, namespace: str, queue: str) -> dict[str, int]:
+        path = VISIBLE_QUEUES.path(namespace, queue, "pendingworkloads")
+        try:
+            pending = await self._client.request("GET", path, query={"limit": "1000"})
+        except PortError:  # not served, or not for us: nothing depends on it
+            return {}
+        items = pending.get("items") or ()
+        return {item["metadata"]["name"]: int(item["positionInClusterQueue"]) + 1 for item in items}
 
 
 async def apply(

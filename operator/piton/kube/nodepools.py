@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from piton.contract.duration import parse_duration
-from piton.kube.client import NODE_POOLS, Client
+from piton.kube.client import Client
+from piton.kube.resources import NODE_POOLS
 from piton.kube.workqueue import Timer
 from piton.observed import NodePoolSeen
 from piton.ports import PortError

@@ -1,8 +1,10 @@
-"""Reads everything about one run from the API server, live.
+"""Reads everything about one run, from the cache or live.
 
-Never from a watch or an index: those may be behind, and kopf's keep ghosts after a relist.
+Live reads come in an order: the job after its pods, and all nodes at once. In the cache each kind is as old as its own
+watch, so what is read there may fit together badly; no create, delete or verdict follows from that.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -13,16 +15,17 @@ from piton.api.status import AttemptState, PlacedReplica, RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress
 from piton.kube import kueue, warning_events
-from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client
+from piton.kube.client import Reads
 from piton.kube.errors import NotFound
 from piton.kube.last_seen import Sightings
 from piton.kube.nodepools import NodePools
 from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import Outages
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, made_for_earlier, owned
-from piton.kube.pods import as_pod, lost, replica
+from piton.kube.pods import as_pod, force_deleted, lost, replica, stays
 from piton.kube.prices import Prices
 from piton.kube.report_store import Reports
+from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
@@ -47,29 +50,29 @@ class ClusterSnapshot:
     """The time at which the observation changes without an event: a silent node is about to count as gone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedMemory:
+    """What all passes of an operator share and no object of the API says. Without a part of it less is known."""
+
+    reports: Reports | None = None
+    prices: Prices = field(default_factory=Prices)
+    sightings: Sightings = field(default_factory=Sightings)
+    pools: NodePools | None = None
+    outages: Outages | None = None
+    positions: kueue.QueuePositions | None = None
+
+
 async def read(
-    client: Client,
-    namespace: str,
-    name: str,
-    *,
-    now: datetime,
-    reports: Reports | None = None,
-    prices: Prices | None = None,
-    sightings: Sightings | None = None,
-    pools: NodePools | None = None,
-    outages: Outages | None = None,
+    reads: Reads, namespace: str, name: str, *, now: datetime, shared: SharedMemory | None = None
 ) -> ClusterSnapshot | None:
-    """Look at the run and all that belongs to it; None when it does not exist.
+    """Look at the run and all that belongs to it, in the cache or live; None when it does not exist.
 
     Raises:
         Unavailable: something could not be read; nothing may be decided on half of the facts.
     """
     try:
-        manifest = await client.get(RUNS, name, namespace=namespace)
-        if manifest is None:
-            return None
-        prices, sightings = prices or Prices(), sightings or Sightings()
-        return await _Reader(client, manifest, now, reports, prices, sightings, pools, outages).read()
+        manifest = await reads.get(RUNS, name, namespace=namespace)
+        return None if manifest is None else await _Reader(reads, manifest, now, shared or SharedMemory()).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -77,25 +80,11 @@ async def read(
 class _Reader:
     """One look; it holds what its steps share."""
 
-    def __init__(
-        self,
-        client: Client,
-        manifest: Body,
-        now: datetime,
-        reports: Reports | None,
-        prices: Prices,
-        sightings: Sightings,
-        pools: NodePools | None,
-        outages: Outages | None,
-    ) -> None:
-        self._client = client
+    def __init__(self, reads: Reads, manifest: Body, now: datetime, shared: SharedMemory) -> None:
+        self._reads = reads
         self._manifest = manifest
         self._now = now
-        self._reports = reports
-        self._prices = prices
-        self._sightings = sightings
-        self._pools = pools
-        self._outages = outages
+        self._shared = shared
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -106,7 +95,7 @@ class _Reader:
     async def read(self) -> ClusterSnapshot:
         current = self._parsed.status.attempt
         # A job is never older than its pods: the worker that a succeeded job cleans away was not deleted by others.
-        labelled = await self._client.list(PODS, namespace=self._meta.namespace, labels=self._selector())
+        labelled = await self._reads.list(PODS, namespace=self._meta.namespace, labels=self._selector())
         jobs = await self._jobs()
         pods = self._pods(labelled, jobs)
         missing = self._missing(jobs, pods)
@@ -117,7 +106,7 @@ class _Reader:
             )
             for number in {*jobs, *pods}
         ]
-        workload = await kueue.find(self._client, self._meta, self._parsed.status)
+        workload = await kueue.find(self._reads, self._meta, self._parsed.status)
         claim = await self._claim()
         observed = Observed(
             meta=self._meta,
@@ -127,7 +116,7 @@ class _Reader:
             volume=self._volume(claim),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             progress=self._progress(),
-            reservation=await kueue.look(self._client, self._meta, self._parsed.status, workload),
+            reservation=await kueue.look(self._shared.positions, self._meta, self._parsed.status, workload),
         )
         return ClusterSnapshot(
             manifest=self._manifest,
@@ -140,10 +129,10 @@ class _Reader:
 
     def _progress(self) -> Progress | None:
         """The current attempt's newest report; what an older one, or an earlier run's, still says does not count."""
-        if self._reports is None:
+        if self._shared.reports is None:
             return None
         key = (self._meta.namespace, self._meta.name)
-        return self._reports.look(key, run_uid=self._meta.uid, attempt=self._parsed.status.attempt)
+        return self._shared.reports.look(key, run_uid=self._meta.uid, attempt=self._parsed.status.attempt)
 
     async def _jobs(self) -> dict[int, Body]:
         """Our jobs, and whatever has the name of the job that we want to create."""
@@ -155,14 +144,14 @@ class _Reader:
         wanted = _in_flight(self._parsed.status)
         if wanted is not None and wanted not in jobs:
             name = names.attempt_name(self._meta.name, wanted)
-            other = await self._client.get(JOBS, name, namespace=self._meta.namespace)
+            other = await self._reads.get(JOBS, name, namespace=self._meta.namespace)
             if other is not None:
                 jobs[wanted] = other
         return jobs
 
     async def _labelled_jobs(self) -> list[Body]:
         try:
-            return await self._client.list(JOBS, namespace=self._meta.namespace, labels=self._selector())
+            return await self._reads.list(JOBS, namespace=self._meta.namespace, labels=self._selector())
         except NotFound:  # the cluster does not know PyTorchJobs; creating one will say so in the run's condition
             return []
 
@@ -177,12 +166,19 @@ class _Reader:
         }
 
     def _missing(self, jobs: Mapping[int, Body], pods: Mapping[int, Iterable[Body]]) -> tuple[PlacedReplica, ...]:
-        """The replicas of the newest attempt that were placed, and whose pods do not exist any more."""
+        """The replicas of the newest attempt that were placed, and whose pods do not exist any more.
+
+        Also those that were placed and taken before a pass has seen them, unless another pod is in their place.
+        """
         record = self._parsed.status.current
         if record is None or record.number not in jobs:
             return ()
-        there = {pod["metadata"].get("uid") for pod in pods.get(record.number, ())}
-        return tuple(placed for placed in record.replicas if placed.uid not in there)
+        there = [pod["metadata"] for pod in pods.get(record.number, ())]
+        uids, named = {meta.get("uid") for meta in there}, {meta["name"] for meta in there}
+        known = {placed.uid for placed in record.replicas}
+        taken = self._shared.sightings.disrupted(jobs[record.number]["metadata"]["uid"])
+        unseen = (placed for placed in taken if placed.uid not in known and placed.name not in named)
+        return (*(placed for placed in record.replicas if placed.uid not in uids), *unseen)
 
     async def _nodes(self, pods: Mapping[int, Iterable[Body]], missing: Iterable[PlacedReplica]) -> dict[str, NodeView]:
         """The nodes whose state can still matter: under the newest attempt, and under whatever is not quite gone."""
@@ -190,20 +186,21 @@ class _Reader:
             str(pod["spec"]["nodeName"])
             for number, group in pods.items()
             for pod in group
-            if (pod.get("spec") or {}).get("nodeName") and (number == self._parsed.status.attempt or _stays(pod))
+            if (pod.get("spec") or {}).get("nodeName") and (number == self._parsed.status.attempt or stays(pod))
         }
         wanted |= {placed.node for placed in missing}
-        nodes = {name: await self._client.get(NODES, name) for name in sorted(wanted)}
-        return {name: await self._view(node) for name, node in nodes.items()}
+        named = sorted(wanted)
+        nodes = await asyncio.gather(*(self._reads.get(NODES, name) for name in named))
+        return {name: await self._view(node) for name, node in zip(named, nodes, strict=True)}
 
     async def _view(self, node: Body | None) -> NodeView:
         """Return the view of a node; if its silence is about to count as its end, of the other nodes as well."""
-        pool = await self._pools.of(node) if node and self._pools else None
+        pool = await self._shared.pools.of(node) if node and self._shared.pools else None
         view = NodeView(node=node, now=self._now, pool=pool)
-        if node is None or self._outages is None or not view.silent_for_long():
+        if node is None or self._shared.outages is None or not view.silent_for_long():
             return view
         job = f"{self._meta.namespace}/{names.attempt_name(self._meta.name, self._parsed.status.attempt)}"
-        outage = await self._outages.of(node, job, now=self._now)
+        outage = await self._shared.outages.of(node, job, now=self._now)
         if outage is not None:
             self._await(self._now + timedelta(seconds=_LOOK_SECONDS))
         return replace(view, outage=outage)
@@ -219,7 +216,7 @@ class _Reader:
         pods = tuple(pods)
         stage = next((_stage(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
         read = ((pod, self._replica(pod, views)) for pod in pods)
-        replicas = tuple(found for pod, found in read if not (found.node_gone and _force_deleted(pod)))
+        replicas = tuple(found for pod, found in read if not (found.node_gone and force_deleted(pod)))
         if job is None:
             deleting = any(replica.deleting for replica in replicas)
             return AttemptSeen(number=number, stage=stage, job=None, deleting=deleting, replicas=replicas)
@@ -243,22 +240,22 @@ class _Reader:
     async def _with_events(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
         """The attempt, with what events say of why it does not run."""
         messages = {
-            replica.uid: await warning_events.of_pod(self._client, self._meta.namespace, replica)
+            replica.uid: await warning_events.of_pod(self._reads, self._meta.namespace, replica)
             for replica in warning_events.with_unread_events(seen.replicas)
         }
         replicas = tuple(replace(r, words=(*r.words, *messages.get(r.uid, ()))) for r in seen.replicas)
         missing = len(replicas) < seen.expected_replicas
-        return replace(seen, replicas=replicas, words=await warning_events.of_job(self._client, job) if missing else ())
+        return replace(seen, replicas=replicas, words=await warning_events.of_job(self._reads, job) if missing else ())
 
     def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
         view = views.get((pod.get("spec") or {}).get("nodeName") or "")
         if view:
             self._await(view.gone_at(pod))
-        return replica(pod, view, self._prices)
+        return replica(pod, view, self._shared.prices)
 
     def _lost(self, placed: PlacedReplica, view: NodeView) -> LostReplica:
         self._await(view.gone_at(as_pod(placed)))
-        disruption, notice = self._sightings.disruption(placed.uid), self._sightings.notice(placed.node)
+        disruption, notice = self._shared.sightings.disruption(placed.uid), self._shared.sightings.notice(placed.node)
         return lost(placed, view, disruption=disruption, notice=notice)
 
     def _await(self, gone_at: datetime | None) -> None:
@@ -271,7 +268,7 @@ class _Reader:
         spec = self._parsed.asked
         if spec is None:
             return None
-        return await self._client.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
+        return await self._reads.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
 
     def _volume(self, claim: Body | None) -> VolumeSeen:
         """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""
@@ -310,17 +307,6 @@ def _stage(thing: Body) -> Stage:
     """Return the stage of a job or pod; one without a label is for training."""
     label = (thing["metadata"].get("labels") or {}).get(names.LABEL_STAGE)
     return next((stage for stage in Stage if stage == label), Stage.TRAIN)
-
-
-def _force_deleted(pod: Body) -> bool:
-    """True if only somebody's finalizer keeps the object; nothing that Piton can do would change that."""
-    return bool(pod["metadata"].get("deletionTimestamp")) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
-
-
-def _stays(pod: Body) -> bool:
-    """True if it has not ended, or has and cannot go: that needs a kubelet that lives, or somebody's force."""
-    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return not ended or "deletionTimestamp" in pod["metadata"]
 
 
 def _job_state(job: Body) -> tuple[JobState, str]:

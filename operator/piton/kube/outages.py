@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from piton.kube.client import NODES, Body, Client
+from piton.kube.client import Reads
 from piton.kube.nodes import Outage, condition, moment
+from piton.kube.resources import NODES, Body
 from piton.kube.workqueue import Timer
 from piton.rendering.affinity import ZONE
 
@@ -64,8 +65,8 @@ def silence(node: Mapping[str, Any], nodes: Iterable[Mapping[str, Any]]) -> Sile
 class Outages:
     """Judges silent nodes of one cluster, and lets the attempts on them go one after the other."""
 
-    def __init__(self, client: Client, timer: Timer) -> None:
-        self._client = client
+    def __init__(self, reads: Reads, timer: Timer) -> None:
+        self._reads = reads
         self._timer = timer
         self._nodes: list[Body] = []
         self._read_at = float("-inf")
@@ -90,7 +91,7 @@ class Outages:
     async def _all(self) -> list[Body]:
         async with self._reading:
             if self._timer.time() - self._read_at >= FRESH_SECONDS:
-                self._nodes = [_kept(node) for node in await self._client.list(NODES)]
+                self._nodes = [_kept(node) for node in await self._reads.list(NODES)]
                 self._read_at = self._timer.time()
             return self._nodes
 

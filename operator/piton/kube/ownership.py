@@ -5,9 +5,10 @@ from typing import Any
 
 from piton.api.spec import Meta
 from piton.contract import names
-from piton.kube.client import Body, Client, Resource
+from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists
 from piton.kube.nodes import moment
+from piton.kube.resources import Body, Resource
 from piton.ports import Conflict, Refused
 
 

@@ -113,6 +113,15 @@ def as_pod(placed: PlacedReplica) -> dict[str, Any]:
     return {"metadata": {"name": placed.name, "uid": placed.uid}, "status": {"startTime": started}}
 
 
+def as_placed(pod: Mapping[str, Any]) -> PlacedReplica | None:
+    """The pod as the status lists it; None if it never got a node."""
+    placed_at, meta = _placed_at(pod), pod["metadata"]
+    if placed_at is None:
+        return None
+    node = str(pod["spec"]["nodeName"])
+    return PlacedReplica(name=meta["name"], uid=str(meta.get("uid", "")), node=node, placed_time=placed_at)
+
+
 def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
     """Return the time at which the pod got its node, else the time of its creation."""
     if not (pod.get("spec") or {}).get("nodeName"):
@@ -231,3 +240,14 @@ def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator
 
 def _sentence(reason: str | None, message: str | None) -> str | None:
     return f"{reason}: {message}" if reason and message else reason
+
+
+def force_deleted(pod: Mapping[str, Any]) -> bool:
+    """True if only somebody's finalizer keeps the object; nothing that Piton can do would change that."""
+    return bool(pod["metadata"].get("deletionTimestamp")) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
+
+
+def stays(pod: Mapping[str, Any]) -> bool:
+    """True if it has not ended, or has and cannot go: that needs a kubelet that lives, or somebody's force."""
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return not ended or "deletionTimestamp" in pod["metadata"]

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from piton.contract import names
-from piton.kube.client import JOBS, PODS, TOKEN_REVIEWS, Body, Client
+from piton.kube.client import Client
 from piton.kube.ownership import controller
 from piton.kube.report_store import Sender
+from piton.kube.resources import JOBS, PODS, TOKEN_REVIEWS, Body
 from piton.kube.workqueue import Timer
 from piton.ports import Clock
 

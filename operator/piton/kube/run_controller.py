@@ -5,22 +5,29 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from piton.api.conditions import TRAINING
+from piton.contract import names
 from piton.contract.progress import Progress, TrainerRequests
 from piton.core.decide import REFUSED
 from piton.core.effects import Decision
 from piton.core.increments import increments
 from piton.core.trainer_requests import requests_for
 from piton.drive import reconcile
-from piton.kube.client import RUNS, Body, Client
+from piton.kube.cache import ClusterCache
+from piton.kube.client import Client
 from piton.kube.controller_base import Worker
 from piton.kube.events import EventAnnouncer, EventRateLimiter, Key
+from piton.kube.kueue import WORKLOADS, QueuePositions
 from piton.kube.last_seen import Sightings
 from piton.kube.metrics import RUN, OperatorMetrics
 from piton.kube.nodepools import NodePools
+from piton.kube.observe import SharedMemory
 from piton.kube.outages import Outages
+from piton.kube.pods import disruption_of
 from piton.kube.report_store import Reports, Sender
+from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
+from piton.kube.store import Change
 from piton.kube.taints import NodeTaints
 from piton.kube.workqueue import Timer
 from piton.observed import Observed
@@ -29,6 +36,9 @@ from piton.rendering.appdef import ReportEndpoint
 
 ServerNow = Callable[[], ReportEndpoint | None]
 """The address for the reports of new attempts, with the current certificate; None: there is none."""
+
+_AFTER_WRITE_SECONDS = 1.0
+"""Seconds between a write of a run's status, or the deletion of its job, and the look that follows."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +57,68 @@ class Controller(Worker):
         settings: PitonSettings,
         meter: OperatorMetrics,
         server: ServerNow = lambda: None,
+        *,
+        cache: ClusterCache | None = None,
     ) -> None:
-        super().__init__(client, clock, timer, settings, meter)
+        super().__init__(client, clock, timer, settings, meter, cache=cache)
         self._server = server
         self._reports = Reports(timer, pass_seconds=settings.timing.progress_seconds)
         self._ration = EventRateLimiter(clock)
         self._sightings = Sightings()
-        self._pools = NodePools(client, timer)
         self._taints = NodeTaints(client, clock)
-        self._outages = Outages(client, timer)
+        self._shared = SharedMemory(
+            reports=self._reports,
+            prices=settings.prices,
+            sightings=self._sightings,
+            pools=NodePools(client, timer),
+            outages=Outages(self._reads, timer),
+            positions=QueuePositions(client, timer),
+        )
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
+
+    def subscribe(self, cache: ClusterCache) -> None:
+        """Look at a run when it, its jobs, pods, claim or Workload change, its pods' nodes, or Events about them."""
+        cache.subscribe(RUNS, self._on_run)
+        cache.subscribe(PODS, self._on_pod_change)
+        cache.subscribe(NODES, lambda change: self.on_node(change.body, deleted=change.deleted))
+        for resource in (JOBS, CLAIMS, WORKLOADS):
+            cache.subscribe(resource, self._on_part)
+        cache.subscribe(EVENTS, self._on_event)
+
+    def _on_run(self, change: Change) -> None:
+        """Look at once at a run that is new, gone, or wants something else.
+
+        Its status is our own writing. A decision says itself when to look again; the look that follows here would only
+        find what a decision has missed.
+        """
+        metadata = change.body["metadata"]
+        if _asks_for_something(change):
+            self.wake(metadata["namespace"], metadata["name"], urgent=True)
+        else:
+            self.queue.add_after((metadata["namespace"], metadata["name"]), _AFTER_WRITE_SECONDS)
+
+    def _on_pod_change(self, change: Change) -> None:
+        metadata = change.body["metadata"]
+        run = (metadata.get("labels") or {}).get(names.LABEL_RUN)
+        if run:
+            self.on_pod(metadata["namespace"], run, change.body, deleted=change.deleted)
+
+    def _on_part(self, change: Change) -> None:
+        metadata = change.body["metadata"]
+        run = (metadata.get("labels") or {}).get(names.LABEL_RUN)
+        if run and change.deleted:  # mostly by us; the garbage collector gets some time to take the pods of a job
+            self.queue.add_after((metadata["namespace"], run), _AFTER_WRITE_SECONDS)
+        elif run:
+            self.wake(metadata["namespace"], run)
+
+    def _on_event(self, change: Change) -> None:
+        """Look at the run of the pod or job that an Event is about, if that is known."""
+        subject = change.body.get("involvedObject") or {}
+        resource = PODS if subject.get("kind") == "Pod" else JOBS
+        found = self._cache.peek(resource, subject.get("namespace"), str(subject.get("name"))) if self._cache else None
+        run = ((found or {}).get("metadata") or {}).get("labels", {}).get(names.LABEL_RUN)
+        if run and not change.deleted:
+            self.wake(subject["namespace"], run)
 
     def on_pod(self, namespace: str, run: str, pod: Body, *, deleted: bool = False) -> None:
         """A pod of the run changed or went. Its node is only a hint: it says whom to wake when the node changes."""
@@ -65,7 +127,7 @@ class Controller(Worker):
             self._runs_on_node[node].add((namespace, run))
         if deleted:
             self._sightings.pod_went(pod)
-        self.wake(namespace, run)
+        self.wake(namespace, run, urgent=deleted or _is_ending(pod))
 
     def on_node(self, node: Body, *, deleted: bool) -> None:
         """A node changed or went."""
@@ -74,13 +136,13 @@ class Controller(Worker):
         if runs:
             self._sightings.node_changed(node)
         for namespace, run in runs:
-            self.wake(namespace, run)
+            self.wake(namespace, run, urgent=True)
         if deleted:
             self._runs_on_node.pop(name, None)
 
-    async def resync(self) -> None:
+    async def resync(self, *, seconds: float = 0.0) -> None:
         """Wake every run, and take back taints whose time has come."""
-        await super().resync()
+        await super().resync(seconds=seconds)
         if self._settings.timing.device_taint_seconds is not None:
             await self._taints.expire()
 
@@ -97,13 +159,10 @@ class Controller(Worker):
             self._client,
             self._clock,
             *key,
-            reports=self._reports,
+            cache=self.reads(key),
+            shared=self._shared,
             server=self._server(),
-            prices=self._settings.prices,
-            sightings=self._sightings,
-            pools=self._pools,
             taints=self._taints,
-            outages=self._outages,
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         decision = await reconcile(world, self._clock, announcer, self._settings.timing)
@@ -116,7 +175,7 @@ class Controller(Worker):
         self._measure(key, decision, world.observed)
         waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
         if waits:
-            self.queue.add_after(key, min(waits))
+            self.queue.add_after(key, min(waits), urgent=min(waits) <= 0)
 
     def _request(self, key: Key, decision: Decision, observed: Observed | None) -> None:
         """The status is written: what follows from it for the trainer is the answer to its next report."""
@@ -139,6 +198,22 @@ class Controller(Worker):
             self._runs_on_node[node].discard(key)
             if not self._runs_on_node[node]:
                 del self._runs_on_node[node]
+
+
+def _asks_for_something(change: Change) -> bool:
+    """True if the run is new or gone, or its spec or metadata have changed."""
+    before, after = change.before, change.after
+    if before is None or after is None:
+        return True
+    parts = ("labels", "annotations", "deletionTimestamp")
+    changed = any(before["metadata"].get(part) != after["metadata"].get(part) for part in parts)
+    return changed or before.get("spec") != after.get("spec")
+
+
+def _is_ending(pod: Body) -> bool:
+    """True if the pod has ended, is being deleted, or is about to be taken from its node."""
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return ended or "deletionTimestamp" in pod["metadata"] or disruption_of(pod) is not None
 
 
 def _log_decision(key: Key, decision: Decision, observed: Observed | None) -> None:

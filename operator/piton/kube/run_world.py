@@ -27,15 +27,11 @@ from piton.core.effects import (
 )
 from piton.cost.spending import highest
 from piton.kube import kueue, zones
-from piton.kube.client import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Client, Resource
+from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
-from piton.kube.last_seen import Sightings
-from piton.kube.nodepools import NodePools
-from piton.kube.observe import ClusterSnapshot, read, seconds_until
-from piton.kube.outages import Outages
+from piton.kube.observe import ClusterSnapshot, SharedMemory, read, seconds_until
 from piton.kube.ownership import create
-from piton.kube.prices import Prices
-from piton.kube.report_store import Reports
+from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Resource
 from piton.kube.taints import NodeTaints
 from piton.observed import Observed
 from piton.ports import Clock, Conflict, Refused
@@ -49,6 +45,8 @@ from piton.rendering.workload import Granted, placed
 class KubeWorld:
     """The port `World` over the Kubernetes API. Made for one pass: it acts on what it has read, and on nothing newer.
 
+    It reads from the cache, where there is one, and live what is to be acted on.
+
     Every write carries a precondition (a name that only this attempt has, a uid, a resourceVersion), so a pass that
     was overtaken does nothing, and one that is repeated does nothing twice.
     """
@@ -60,39 +58,36 @@ class KubeWorld:
         namespace: str,
         name: str,
         *,
-        reports: Reports | None = None,
+        cache: Reads | None = None,
+        shared: SharedMemory | None = None,
         server: ReportEndpoint | None = None,
-        prices: Prices | None = None,
-        sightings: Sightings | None = None,
-        pools: NodePools | None = None,
         taints: NodeTaints | None = None,
-        outages: Outages | None = None,
     ) -> None:
         self._client = client
         self._clock = clock
         self._namespace = namespace
         self._name = name
-        self._reports = reports
+        self._cache = cache
+        self._read_live = False
+        self._shared = shared or SharedMemory()
         self._server = server
-        self._prices = prices or Prices()
-        self._sightings = sightings
-        self._pools = pools
         self._taints = taints or NodeTaints(client, clock)
-        self._outages = outages
         self._reading: ClusterSnapshot | None = None
 
-    async def observe(self) -> Observed | None:
-        """Read the run and all that is its own, live."""
+    @property
+    def is_cached(self) -> bool:
+        """True if the last observation came from the cache."""
+        return self._cache is not None and not self._read_live
+
+    async def observe(self, *, live: bool = False) -> Observed | None:
+        """Read the run and all that is its own."""
+        self._read_live = live
         self._reading = await read(
-            self._client,
+            self._client if live or self._cache is None else self._cache,
             self._namespace,
             self._name,
             now=self._clock.now(),
-            reports=self._reports,
-            prices=self._prices,
-            sightings=self._sightings,
-            pools=self._pools,
-            outages=self._outages,
+            shared=self._shared,
         )
         return self._reading.observed if self._reading else None
 
@@ -224,7 +219,7 @@ class KubeWorld:
         if most is None:
             return ()
         was_left = any(record.reason is Reason.PRICE_TOO_HIGH for record in self._read.observed.status.attempts)
-        return self._prices.above(most, await self._client.list(NODES) if was_left else ())
+        return self._shared.prices.above(most, await self._client.list(NODES) if was_left else ())
 
     async def _zones_are_named(self, spec: Spec, granted: Granted) -> bool:
         """True if all nodes say their zone that the pods may be on. Only asked where it matters.

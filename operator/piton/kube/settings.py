@@ -39,9 +39,9 @@ class PitonSettings:
 
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; none means the whole cluster."""
-    resync_seconds: float = 60.0
-    """Seconds between two reconciles of every run without an event: repairs the loss of a watch event."""
-    workers: int = 4
+    resync_seconds: float = 600.0
+    """Seconds in which every run is reconciled once without an event, one after the other, from the cache."""
+    workers: int = 8
     """Runs that are reconciled at the same time. A pass waits for the API server most of the time."""
     probe_port: int | None = 8080
     """Port of the liveness probe at /healthz; None: no probe."""

@@ -5,6 +5,7 @@ what is left of the sweep's time.
 """
 
 import logging
+from collections import OrderedDict
 from typing import Any, assert_never
 
 from piton.api import parse as runs
@@ -13,17 +14,20 @@ from piton.api.spec import Meta
 from piton.contract import names
 from piton.core.decide import REFUSED
 from piton.drive import run_pass
-from piton.kube.client import RUNS, SWEEPS, Body, Client
+from piton.kube.cache import ClusterCache
+from piton.kube.client import Client, Reads
 from piton.kube.controller_base import Worker
 from piton.kube.errors import NotFound
 from piton.kube.events import EventAnnouncer, EventRateLimiter, Key
 from piton.kube.metrics import SWEEP, OperatorMetrics
 from piton.kube.ownership import create, owned
+from piton.kube.resources import RUNS, SWEEPS, Body
 from piton.kube.settings import PitonSettings
+from piton.kube.store import Change, version_of
 from piton.kube.workqueue import Timer
 from piton.ports import Clock, Conflict, Refused, Unavailable
 from piton.rendering.pytorchjob import owner
-from piton.sweep.decide import decide, refused
+from piton.sweep.decide import decide, is_binding, refused
 from piton.sweep.expand import PlannedRun, as_duration, limited
 from piton.sweep.observed import (
     CreateRun,
@@ -41,14 +45,22 @@ from piton.sweep.status import SweepStatus
 TOGETHER_SECONDS = 1.0
 """Changes of runs within this time are one for their sweep."""
 
+_SEEN_MOST = 4096
+"""Runs whose parsed form is kept; about 20 KB each."""
+
 _log = logging.getLogger(__name__)
 
 
 class SweepWorld:
     """One sweep on a cluster, for one pass."""
 
-    def __init__(self, client: Client, clock: Clock, namespace: str, name: str) -> None:
+    def __init__(
+        self, client: Client, clock: Clock, namespace: str, name: str, *, cache: Reads | None = None, seen: "SeenRuns"
+    ) -> None:
         self._client = client
+        self._cache = cache
+        self._read_live = False
+        self._seen = seen
         self._clock = clock
         self._namespace = namespace
         self._name = name
@@ -60,15 +72,21 @@ class SweepWorld:
         """The sweep's metadata as last observed."""
         return self.observed.meta if self.observed else None
 
-    async def observe(self) -> SweepObserved | None:
-        """Read the sweep and its runs, live."""
-        self.observed = None
+    @property
+    def is_cached(self) -> bool:
+        """True if the last observation came from the cache."""
+        return self._cache is not None and not self._read_live
+
+    async def observe(self, *, live: bool = False) -> SweepObserved | None:
+        """Read the sweep and its runs."""
+        self.observed, self._read_live = None, live
+        reads = self._client if live or self._cache is None else self._cache
         try:
-            manifest = await self._client.get(SWEEPS, self._name, namespace=self._namespace)
+            manifest = await reads.get(SWEEPS, self._name, namespace=self._namespace)
             if manifest is None:
                 return None
             selector = f"{names.LABEL_SWEEP}={self._name}"
-            found = await self._client.list(RUNS, namespace=self._namespace, labels=selector)
+            found = await reads.list(RUNS, namespace=self._namespace, labels=selector)
         except Refused as refusal:
             raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
         self._manifest, parsed = manifest, parse(manifest)
@@ -78,7 +96,7 @@ class SweepWorld:
             plan=parsed.plan,
             problems=parsed.problems,
             status=parsed.status,
-            runs=tuple(_seen(run) for run in found if owned(run, parsed.meta)),
+            runs=tuple(self._seen.of(run) for run in found if owned(run, parsed.meta)),
         )
         return self.observed
 
@@ -157,6 +175,25 @@ def _seen(manifest: Body) -> RunSeen:
     )
 
 
+class SeenRuns:
+    """Runs of sweeps as they were last parsed. Most of a sweep's runs have not changed since its last pass."""
+
+    def __init__(self, most: int = _SEEN_MOST) -> None:
+        self._most = most
+        self._seen: OrderedDict[str, tuple[int, RunSeen]] = OrderedDict()
+
+    def of(self, manifest: Body) -> RunSeen:
+        """Return the run as the sweep sees it."""
+        uid, version = str(manifest["metadata"].get("uid")), version_of(manifest)
+        known = self._seen.pop(uid, None)
+        if known is None or known[0] != version:
+            known = version, _seen(manifest)
+        self._seen[uid] = known
+        if len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+        return known[1]
+
+
 class SweepController(Worker):
     """Serves TrainingSweeps."""
 
@@ -164,27 +201,50 @@ class SweepController(Worker):
     resource = SWEEPS
 
     def __init__(
-        self, client: Client, clock: Clock, timer: Timer, settings: PitonSettings, meter: OperatorMetrics
+        self,
+        client: Client,
+        clock: Clock,
+        timer: Timer,
+        settings: PitonSettings,
+        meter: OperatorMetrics,
+        *,
+        cache: ClusterCache | None = None,
     ) -> None:
-        super().__init__(client, clock, timer, settings, meter)
+        super().__init__(client, clock, timer, settings, meter, cache=cache)
         self._ration = EventRateLimiter(clock)
+        self._seen = SeenRuns()
+
+    def subscribe(self, cache: ClusterCache) -> None:
+        """Look at a sweep when it changes, or one of its runs."""
+        cache.subscribe(SWEEPS, self._on_sweep)
+        cache.subscribe(RUNS, self._on_run)
+
+    def _on_sweep(self, change: Change) -> None:
+        metadata = change.body["metadata"]
+        self.wake(metadata["namespace"], metadata["name"], urgent=change.before is None)
+
+    def _on_run(self, change: Change) -> None:
+        metadata = change.body["metadata"]
+        sweep = (metadata.get("labels") or {}).get(names.LABEL_SWEEP)
+        if sweep:
+            self.saw_run(metadata["namespace"], sweep)
 
     def saw_run(self, namespace: str, sweep: str) -> None:
         """A run of the sweep changed; so do others, so it is looked at once for all of them."""
         self.queue.add_after((namespace, sweep), TOGETHER_SECONDS)
 
-    async def resync(self) -> None:
+    async def resync(self, *, seconds: float = 0.0) -> None:
         """Have every sweep looked at."""
         try:
-            await super().resync()
+            await super().resync(seconds=seconds)
         except NotFound:  # a cluster whose CRDs are older than this operator has none
             return
 
     async def reconcile(self, key: Key) -> None:
         """Observe, decide, apply; and when to look again."""
-        world = SweepWorld(self._client, self._clock, *key)
+        world = SweepWorld(self._client, self._clock, *key, cache=self.reads(key), seen=self._seen)
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta, kind=names.SWEEP_KIND)
-        decision = await run_pass(world, announcer, self._decide, self._turn_down)
+        decision = await run_pass(world, announcer, self._decide, self._turn_down, is_binding)
         self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
         if decision is None:
             self._meter.forget_sweep(key)

@@ -12,7 +12,8 @@ from typing import Any
 
 from piton.contract import names
 from piton.core.effects import TaintNode
-from piton.kube.client import NODES, Body, Client
+from piton.kube.client import Client
+from piton.kube.resources import NODES, Body
 from piton.ports import Clock, Conflict, PortError, Refused
 
 _GPU = "nvidia.com/gpu"

@@ -7,20 +7,21 @@ for those of a few pods, however many wait; in a gang most wait for the same thi
 from collections.abc import Iterable
 from datetime import datetime
 
-from piton.kube.client import EVENTS, Body, Client
+from piton.kube.client import Reads
 from piton.kube.nodes import moment
+from piton.kube.resources import EVENTS, Body
 from piton.observed import ClusterMessage, ReplicaSeen, ReplicaState
 
 ASKED_MAX = 2
 """Pods whose events one pass reads: so many without a machine, and so many that have one."""
 
 
-async def of_job(client: Client, job: Body) -> tuple[ClusterMessage, ...]:
+async def of_job(reads: Reads, job: Body) -> tuple[ClusterMessage, ...]:
     """Return the reasons why the job's controller creates no pods. Only warnings: it also reports each creation."""
     meta = job["metadata"]
     if is_suspended(job):
         return (ClusterMessage(reason="Suspended", message="the job is suspended"),)
-    events = await _about(client, meta["namespace"], meta["uid"], "Warning")
+    events = await _about(reads, meta["namespace"], meta["uid"], "Warning")
     return tuple(map(_word, events))
 
 
@@ -29,9 +30,9 @@ def is_suspended(job: Body) -> bool:
     return bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend"))
 
 
-async def of_pod(client: Client, namespace: str, replica: ReplicaSeen) -> tuple[ClusterMessage, ...]:
+async def of_pod(reads: Reads, namespace: str, replica: ReplicaSeen) -> tuple[ClusterMessage, ...]:
     """Return the messages of the scheduler, the autoscaler, the attach controller and the kubelet about the pod."""
-    return tuple(map(_word, await _about(client, namespace, replica.uid)))
+    return tuple(map(_word, await _about(reads, namespace, replica.uid)))
 
 
 def with_unread_events(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
@@ -42,9 +43,9 @@ def with_unread_events(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
     return [*unplaced[:ASKED_MAX], *placed[:ASKED_MAX]]
 
 
-async def _about(client: Client, namespace: str, uid: str, severity: str | None = None) -> list[Body]:
+async def _about(reads: Reads, namespace: str, uid: str, severity: str | None = None) -> list[Body]:
     fields = f"involvedObject.uid={uid}" + (f",type={severity}" if severity else "")
-    return await client.list(EVENTS, namespace=namespace, fields=fields)
+    return await reads.list(EVENTS, namespace=namespace, fields=fields)
 
 
 def _word(event: Body) -> ClusterMessage:

@@ -6,12 +6,14 @@
                  +---- [delayed]      +-----+     +----> [waiting]
 
 A key waits at most once, however often it is added; one worker has it at a time; what is added while it is being
-processed is processed again afterwards, because that pass may have looked too early.
+processed is processed again afterwards, because that pass may have looked too early. An urgent key goes before all
+others: a notice of two minutes must not wait behind a thousand routine looks.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from random import random
 from typing import Generic, Protocol, TypeVar
 
@@ -39,43 +41,53 @@ class Timer(Protocol):
         """Call it then."""
 
 
+@dataclass(frozen=True)
+class _Delayed:
+    when: float
+    urgent: bool
+    handle: Handle
+
+
 class WorkQueue(Generic[Key]):
     """Keys that want to be looked at. For one event loop; nothing in here awaits but `get`."""
 
     def __init__(self, timer: Timer, *, random: Callable[[], float] = random) -> None:
         self._timer = timer
         self._random = random
-        self._waiting: deque[Key] = deque()
-        self._dirty: set[Key] = set()
+        self._urgent: dict[Key, None] = {}
+        self._routine: dict[Key, None] = {}
         self._processing: set[Key] = set()
-        self._delayed: dict[Key, tuple[float, Handle]] = {}
+        self._again: dict[Key, bool] = {}
+        """Keys that were added while they are processed, and whether that was urgent."""
+        self._delayed: dict[Key, _Delayed] = {}
         self._failures: dict[Key, int] = {}
         self._getters: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
         """Keys that wait now; delayed ones are not counted."""
-        return len(self._waiting)
+        return len(self._urgent) + len(self._routine)
 
-    def add(self, key: Key) -> None:
+    def add(self, key: Key, *, urgent: bool = False) -> None:
         """Have the key looked at soon."""
-        if key in self._dirty:
-            return
-        self._dirty.add(key)
-        if key not in self._processing:
-            self._enqueue(key)
+        if key in self._processing:
+            self._again[key] = urgent or self._again.get(key, False)
+        elif key not in self._urgent and (urgent or key not in self._routine):
+            self._routine.pop(key, None)
+            (self._urgent if urgent else self._routine)[key] = None
+            self._wake()
 
-    def add_after(self, key: Key, seconds: float) -> None:
+    def add_after(self, key: Key, seconds: float, *, urgent: bool = False) -> None:
         """Have the key looked at in so many seconds, or at the earlier time that was asked for before."""
         if seconds <= 0:
-            self.add(key)
+            self.add(key, urgent=urgent)
             return
         when = self._timer.time() + seconds
-        if key in self._delayed:
-            earlier, handle = self._delayed[key]
-            if earlier <= when:
-                return
-            handle.cancel()
-        self._delayed[key] = when, self._timer.call_at(when, self._ripe, key)
+        before = self._delayed.get(key)
+        if before is not None:
+            urgent = urgent or before.urgent
+            when = min(when, before.when)
+            before.handle.cancel()
+        self._delayed[key] = _Delayed(when, urgent, self._timer.call_at(when, self._ripe, key))
 
     def retry(self, key: Key, *, free: int = 0) -> float:
         """Have the key looked at after its back-off; the first `free` errors in a row wait nothing. Returns seconds."""
@@ -92,7 +104,7 @@ class WorkQueue(Generic[Key]):
         Up to half as long again, by chance: keys that wait for the same thing must not come back together.
         """
         seconds *= 1 + self._random() / 2
-        self.add_after(key, seconds)
+        self.add_after(key, seconds, urgent=True)
         return seconds
 
     def forget(self, key: Key) -> None:
@@ -101,7 +113,7 @@ class WorkQueue(Generic[Key]):
 
     async def get(self) -> Key:
         """Wait for a key and take it; `done` must follow."""
-        while not self._waiting:
+        while not len(self):
             getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._getters.append(getter)
             try:
@@ -109,27 +121,24 @@ class WorkQueue(Generic[Key]):
             except asyncio.CancelledError:
                 if getter in self._getters:
                     self._getters.remove(getter)
-                elif self._waiting:  # woken and cancelled at once: the key is another worker's
+                elif len(self):  # woken and cancelled at once: the key is another worker's
                     self._wake()
                 raise
-        key = self._waiting.popleft()
-        self._dirty.discard(key)
+        waiting = self._urgent or self._routine
+        key = next(iter(waiting))
+        del waiting[key]
         self._processing.add(key)
         return key
 
     def done(self, key: Key) -> None:
         """The worker is through with the key."""
         self._processing.discard(key)
-        if key in self._dirty:
-            self._enqueue(key)
+        urgent = self._again.pop(key, None)
+        if urgent is not None:
+            self.add(key, urgent=urgent)
 
     def _ripe(self, key: Key) -> None:
-        del self._delayed[key]
-        self.add(key)
-
-    def _enqueue(self, key: Key) -> None:
-        self._waiting.append(key)
-        self._wake()
+        self.add(key, urgent=self._delayed.pop(key).urgent)
 
     def _wake(self) -> None:
         while self._getters:

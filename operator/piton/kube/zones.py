@@ -6,7 +6,8 @@ way. So nothing of the kind is asked where such a pod might be on a node without
 
 from collections.abc import Mapping
 
-from piton.kube.client import NODES, Client
+from piton.kube.client import Client
+from piton.kube.resources import NODES
 from piton.ports import Refused
 from piton.rendering.affinity import ZONE
 

@@ -183,7 +183,9 @@ class _Sweep:
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
-    async def observe(self) -> SweepObserved:
+    is_cached = False
+
+    async def observe(self, *, live: bool = True) -> SweepObserved:  # noqa: ARG002 - it is always live
         """The sweep and the runs that exist here."""
         spec = self.spec.model_copy(update={"suspend": True}) if self.interrupted else self.spec
         seen = [found for run in self.order.sweep.plan if (found := self._seen(run))]
@@ -245,7 +247,7 @@ class _Sweep:
     async def _pass(self) -> float | None:
         """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         try:
-            decision = await run_pass(self, self.observer, self._decide, self._turn_down)
+            decision = await run_pass(self, self.observer, self._decide, self._turn_down, decide.is_binding)
         except Unavailable as error:
             await self.observer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS

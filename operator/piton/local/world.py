@@ -101,7 +101,9 @@ class LocalWorld:
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
-    async def observe(self) -> Observed:
+    is_cached = False
+
+    async def observe(self, *, live: bool = True) -> Observed:  # noqa: ARG002 - it is always live
         """Gather everything about the run."""
         seen = [attempt.seen() for attempt in self._attempts.values()]
         return Observed(

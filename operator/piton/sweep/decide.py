@@ -55,6 +55,11 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     return _sparing(context, decision)
 
 
+def is_binding(observed: SweepObserved, decision: SweepDecision) -> bool:
+    """True if the decision cannot be taken back: it creates or changes a run, or the sweep ends."""
+    return bool(decision.effects) or settled(decision.status) != settled(observed.status)
+
+
 def refused(observed: SweepObserved, why: str, *, now: datetime, timing: Timing | None = None) -> SweepDecision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
     context = SweepContext(observed=observed, now=now, timing=timing or Timing())

@@ -1,0 +1,186 @@
+"""Keeps one Store in step with the API server: a complete list first, then a watch from its version on.
+
+            +------------- 410, or the list broke off --------------+
+            v                                                       |
+    [list or streaming list] --complete--> [watch] --ended, cut--> [watch from the newest version]
+
+A list that follows a 410 also finds what was deleted in between. Where the server streams lists (KEP-3157, on by
+default since Kubernetes 1.32), list and watch are one request.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncGenerator, Callable
+from random import SystemRandom
+
+from piton.kube.client import Client
+from piton.kube.errors import Busy, Expired, NotFound
+from piton.kube.resources import Body, Resource
+from piton.kube.store import Change, Store, version_of
+from piton.kube.workqueue import Timer
+from piton.ports import PortError, Refused, Unavailable
+
+WATCH_SECONDS = 290
+"""Seconds after which the server ends a watch; a load balancer in between often cuts at 300 s."""
+SILENT_SECONDS = 120.0
+"""Seconds without an event after which the client ends a watch. The server sends a bookmark each minute."""
+LIST_SECONDS = 60.0
+"""Seconds that a streamed list may take. A server that does not know them never says that it is complete."""
+SHORT_SECONDS = 1.0
+"""A watch that ends sooner, without any event, counts as failed."""
+BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 0.1, 30.0
+ABSENT_SECONDS = 30.0
+"""Seconds between two looks for a kind that the cluster does not know, or that may not be watched."""
+_RANDOM = SystemRandom()
+_COMPLETE = "k8s.io/initial-events-end"
+
+Listener = Callable[[Change], None]
+
+_log = logging.getLogger(__name__)
+
+
+class Reflector:
+    """One watch. For one event loop."""
+
+    def __init__(
+        self,
+        client: Client,
+        resource: Resource,
+        store: Store,
+        listener: Listener,
+        *,
+        timer: Timer,
+        namespace: str | None = None,
+        labels: str | None = None,
+        fields: str | None = None,
+    ) -> None:
+        self.resource = resource
+        self.namespace = namespace
+        self.store = store
+        self.synced = asyncio.Event()
+        """Set once the store is complete, or cannot be filled."""
+        self.refused: Refused | None = None
+        """The refusal, while the kind is unknown to the cluster or may not be watched."""
+        self._client = client
+        self._listener = listener
+        self._timer = timer
+        self._selectors = {"labelSelector": labels} if labels else {}
+        self._selectors |= {"fieldSelector": fields} if fields else {}
+        self._version: int | None = None
+        self._streams_lists = True
+        self._failures = 0
+        self._is_quiet = True
+        self._active_at = timer.time()
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        while True:
+            self._active_at = self._timer.time()
+            try:
+                await self._follow()
+                self._failures = 0
+            except Expired:
+                self._version = None
+            except Refused as refusal:
+                await self._refuse(refusal)
+            except PortError as error:
+                await self._wait(error)
+
+    def idle_seconds(self) -> float:
+        """Return the seconds since the last event or request. An API server that is down is asked again and again."""
+        return self._timer.time() - self._active_at
+
+    async def _follow(self) -> None:
+        if self._version is None:
+            await self._list()
+        else:
+            began, self._is_quiet = self._timer.time(), True
+            async for event in self._watch(resourceVersion=str(self._version)):
+                self._take(event)
+            if self._is_quiet and self._timer.time() - began < SHORT_SECONDS:
+                raise Unavailable("the server ends each watch at once")
+
+    async def _list(self) -> None:
+        if self._streams_lists and await self._stream_list():
+            return
+        items, version = await self._client.list_all(self.resource, namespace=self.namespace, query=self._selectors)
+        self._complete(items, version)
+
+    async def _stream_list(self) -> bool:
+        """List and watch in one request. False if the server does not know such requests."""
+        try:
+            await self._list_and_watch()
+        except NotFound:
+            raise
+        except (Refused, TimeoutError):
+            self._streams_lists = False
+        return self._streams_lists
+
+    async def _list_and_watch(self) -> None:
+        items: list[Body] = []
+        events = self._watch(sendInitialEvents="true", resourceVersionMatch="NotOlderThan")
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                async for event in events:
+                    body = event["object"]
+                    if event["type"] == "BOOKMARK" and _COMPLETE in (body["metadata"].get("annotations") or {}):
+                        self._complete(items, version_of(body))
+                        break
+                    items.append(self.store.trimmed(body))
+                else:
+                    raise Unavailable("the streamed list ended before it was complete")
+            async for event in events:
+                self._take(event)
+        finally:
+            await events.aclose()
+
+    async def _watch(self, **query: str) -> AsyncGenerator[Body, None]:
+        """Yield the events of one watch.
+
+        Raises:
+            Expired: the server has forgotten this version.
+        """
+        seconds = str(round(_RANDOM.uniform(0.9, 1.0) * WATCH_SECONDS))  # else all watches end together
+        asked = {**self._selectors, **query, "allowWatchBookmarks": "true", "timeoutSeconds": seconds}
+        async for event in self._client.watch(
+            self.resource, namespace=self.namespace, query=asked, silent_seconds=SILENT_SECONDS
+        ):
+            self._active_at, self._failures, self._is_quiet = self._timer.time(), 0, False
+            yield event
+
+    def _complete(self, items: list[Body], version: int) -> None:
+        self._version, self.refused = version, None
+        changes = self.store.replace(items, version=version)
+        self.synced.set()
+        for change in changes:
+            self._listener(change)
+
+    def _take(self, event: Body) -> None:
+        """Take in one event."""
+        body = event["object"]
+        self._version = max(self._version or 0, version_of(body))
+        if event["type"] == "BOOKMARK":
+            return
+        change = self.store.remove(body) if event["type"] == "DELETED" else self.store.put(body)
+        if change is not None:
+            self._listener(change)
+
+    async def _refuse(self, refusal: Refused) -> None:
+        """Wait for the kind, or for the right to watch it. Reads of it go to the API server meanwhile."""
+        if self.refused is None and not isinstance(refusal, NotFound):
+            _log.warning("watch refused", extra={"fields": {"resource": self.resource.plural, "error": str(refusal)}})
+        if isinstance(refusal, NotFound):
+            self._complete([], sys.maxsize)
+        self.refused, self._version = refusal, None
+        self.synced.set()
+        await asyncio.sleep(ABSENT_SECONDS)
+
+    async def _wait(self, error: PortError) -> None:
+        seconds = min(BACKOFF_SECONDS * 2.0 ** min(self._failures, 32), BACKOFF_SECONDS_MAX)
+        seconds = max(seconds, error.seconds) if isinstance(error, Busy) else seconds
+        self._failures += 1
+        if self._failures > 1:
+            fields = {"resource": self.resource.plural, "error": str(error), "retryInSeconds": round(seconds, 1)}
+            _log.warning("watch failed", extra={"fields": fields})
+        await asyncio.sleep(seconds * _RANDOM.uniform(1.0, 1.5))
