@@ -21,4 +21,4 @@ class OpenEnum(StrEnum):
     @property
     def is_known(self) -> bool:
         """True if it is a word of this version."""
-        return any(self is word for word in type(self))
+        return type(self)._value2member_map_.get(self._value_) is self

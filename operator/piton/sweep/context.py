@@ -40,17 +40,17 @@ class SweepContext:
         """The status, with what is seen of the runs."""
         return refreshed(self.observed, now=self.now)
 
-    @property
+    @cached_property
     def alive(self) -> list[RunSeen]:
         """The runs that exist and have not ended."""
         return [seen for seen in self.observed.runs if not seen.settled]
 
-    @property
+    @cached_property
     def steered(self) -> list[RunSeen]:
         """Those of them that may be told something: not a run whose own status is not understood."""
         return [seen for seen in self.alive if seen.status.unreadable is None]
 
-    @property
+    @cached_property
     def pending(self) -> list[PlannedRun]:
         """The runs that are still to be created."""
         return [

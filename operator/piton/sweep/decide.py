@@ -239,9 +239,10 @@ def _hold_back(context: SweepContext, reason: Reason) -> tuple[SweepEffect, ...]
 
 def _moved(context: SweepContext) -> Iterator[SweepEffect]:
     """Runs whose deadline is not what the sweep's asks for: somebody has moved that."""
+    steered = {seen.name: seen for seen in context.steered}
     for run in context.observed.plan:
-        seen = context.observed.run(run.name)
-        if seen is None or seen not in context.steered:
+        seen = steered.get(run.name)
+        if seen is None:
             continue
         seconds = seconds_for(run, context.until, seen.created)
         ends_at = None if seconds is None else seen.created + timedelta(seconds=seconds)

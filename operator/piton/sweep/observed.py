@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from piton.api.conditions import settled
 from piton.api.reasons import Reason
@@ -31,7 +32,7 @@ class RunSeen:
     """Identity of the run with this cost: another one if a run of the same name was created anew."""
     status: RunStatus
 
-    @property
+    @cached_property
     def settled(self) -> bool:
         """True if it has ended and will not continue; False if its status is unreadable."""
         return self.status.unreadable is None and settled(self.status)
@@ -58,7 +59,11 @@ class SweepObserved:
 
     def run(self, name: str) -> RunSeen | None:
         """Return the run of that name, if it exists."""
-        return next((seen for seen in self.runs if seen.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, RunSeen]:
+        return {seen.name: seen for seen in self.runs}
 
 
 @dataclass(frozen=True, kw_only=True)
