@@ -21,8 +21,7 @@ from piton.kube.client import Client, load_configuration
 from piton.kube.controller_base import Worker
 from piton.kube.job_controller import JobController
 from piton.kube.metrics import OperatorMetrics, Registry, served
-from piton.kube.progress_server import ProgressServer
-from piton.kube.report_auth import ReportAuthenticator
+from piton.kube.report_thread import ReportThread
 from piton.kube.run_controller import Controller
 from piton.kube.settings import Engine, PitonSettings
 from piton.kube.sweep_controller import SweepController
@@ -70,8 +69,8 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
         tasks = [asyncio.create_task(worker.run(), name=worker.kind) for worker in workers]
         tasks.append(asyncio.create_task(cache.run(), name="watches"))
         if certificates is not None:
-            receiver = _receiver(runs, client, certificates, settings)
-            tasks.append(asyncio.create_task(receiver.run(), name="receiver"))
+            reports = ReportThread(settings, certificates, on_report=runs.on_report, answer=runs.answer)
+            tasks.append(asyncio.create_task(reports.run(), name="reports"))
         registry = build_registry([cache, *workers], configuration, partial(_cancel, tuple(tasks)))
         tasks.append(asyncio.create_task(_run_kopf(registry, settings, stop, ready), name="kopf"))
         try:
@@ -94,15 +93,6 @@ def _server(settings: PitonSettings, certificates: Certificates | None) -> Repor
     if settings.progress_url is None or certificates is None:
         return None
     return ReportEndpoint(url=settings.progress_url, ca_pem=certificates.authority)
-
-
-def _receiver(
-    controller: Controller, client: Client, certificates: Certificates, settings: PitonSettings
-) -> ProgressServer:
-    authenticator = ReportAuthenticator(client, SystemClock(), asyncio.get_running_loop())
-    return ProgressServer(
-        authenticator, controller.on_report, certificates, host=settings.progress_host, port=settings.progress_port
-    )
 
 
 async def _run_kopf(

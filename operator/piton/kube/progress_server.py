@@ -1,21 +1,26 @@
 """Receives the trainers' progress: KEP-2779's report over HTTPS, with a pod's token.
 
     POST /namespaces/{ns}/trainingruns/{name}/status   200 and wishes
-        400 not a report   401 no good token   403 not that run's   404 no such path   413 too long   503 ask again
+        400 not a report   401 no good token   403 not that run's   404 no such path   413 too long
+        429 too fast   503 ask again
 
-Who is not let in is not listened to: the body is read after the token was found to be good.
+Who is not let in is not listened to: the body is read after the token was found to be good. Connections are kept
+between reports; a renewed certificate is used for new ones.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 
 from piton.contract import names
 from piton.contract.progress import BODY_BYTES_MAX, Progress, TrainerRequests
-from piton.kube.report_auth import Forbidden, ReportAuthenticator, Unauthenticated
+from piton.kube.report_auth import Forbidden, ReportAuthenticator, TooMany, Unauthenticated
+from piton.kube.report_connections import Bounds, Connection, Listener, allow_files, listening
 from piton.kube.report_store import Sender
 from piton.kube.tls import Certificates
 from piton.ports import PortError
@@ -25,11 +30,17 @@ PATIENCE_SECONDS = 10.0
 """Seconds that the API server may take for the token review, and the sender for its body. Trainers wait for 5."""
 RENEWAL_SECONDS = 30.0
 """Seconds between two checks of the certificate's files."""
+IDLE_SECONDS = 75.0
+"""Seconds between two reports after which a connection is closed. Trainers report every 5 s; a step may take longer."""
 COMPLAINT_SECONDS = 60.0
 """Seconds between two log lines that reports cannot be checked."""
 
 OnReport = Callable[[Sender, Progress], TrainerRequests]
 """Called with each report that was let in; what it returns is the answer."""
+
+_HEADERS_MAX = 32
+_READ_BYTES = 16_384
+"""Bytes of a body that wait to be read, twice at most, while the token is reviewed."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +58,8 @@ class ProgressServer:
         port: int,
         patience_seconds: float = PATIENCE_SECONDS,
         renewal_seconds: float = RENEWAL_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+        bounds: Bounds | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._on_report = on_report
@@ -55,6 +68,8 @@ class ProgressServer:
         self._port = port
         self._patience_seconds = patience_seconds
         self._renewal_seconds = renewal_seconds
+        self._idle_seconds = idle_seconds
+        self._bounds = bounds or Bounds()
         self._complained_at = -math.inf
 
     async def run(self, *, ready: Callable[[int], None] | None = None) -> None:
@@ -65,33 +80,51 @@ class ProgressServer:
         """
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.router.add_post(PATH, self._receive)
-        runner = web.AppRunner(app, access_log=None, auto_decompress=False)
+        limits: dict[str, Any] = {"max_headers": _HEADERS_MAX, "read_bufsize": _READ_BYTES}
+        runner = web.AppRunner(
+            app, access_log=None, auto_decompress=False, keepalive_timeout=self._idle_seconds, **limits
+        )
         await runner.setup()
+        assert runner.server is not None
+        allow_files(self._bounds.total)
+        listener = Listener(runner.server, self._certificates.context, self._bounds)
         try:
-            await web.TCPSite(runner, self._host, self._port, ssl_context=self._certificates.context).start()
-            if ready is not None:
-                ready(runner.addresses[0][1])
-            while True:
-                await asyncio.sleep(self._renewal_seconds)
-                self._certificates.refresh()
+            with listening(self._host, self._port) as found:
+                if ready is not None:
+                    ready(found.getsockname()[1])
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(listener.accept(found), name="accept")
+                    tasks.create_task(self._renew(), name="renew")
         finally:
             await runner.cleanup()
 
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._renewal_seconds)
+            self._certificates.refresh()
+
     async def _receive(self, request: web.Request) -> web.Response:
-        """Take in one report. Nobody's connection is kept: reports are seconds apart, and there are many trainers."""
+        """Take in one report. The connection of a sender that somebody vouches for is kept."""
         answer = await self._answer(request)
-        answer.force_close()
+        if answer.status == HTTPStatus.OK and request.transport is not None:
+            connection = request.transport.get_protocol()
+            assert isinstance(connection, Connection)
+            connection.vouch()
         return answer
 
     async def _answer(self, request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(self._patience_seconds):
-                sender = await self._authenticator.admit(_token(request), **request.match_info)
+                sender = await self._authenticator.admit(
+                    _token(request), address=request.remote or "", **request.match_info
+                )
             progress = await self._read(request)
         except Unauthenticated as refusal:
             return _response(401, str(refusal), {"WWW-Authenticate": "Bearer"})
         except Forbidden as refusal:
             return _response(403, str(refusal))
+        except TooMany as refusal:
+            return _response(429, str(refusal), {"Retry-After": str(math.ceil(refusal.seconds))})
         except (PortError, TimeoutError) as error:
             self._complain(str(error) or "the API server takes too long")
             return _response(503, "whether the token is good cannot be found out now; try again", {"Retry-After": "10"})

@@ -2,8 +2,12 @@
 
 A pass reads half a dozen objects, and a trainer speaks every few seconds: so news of mere steps waits until the status
 would be written anyway. Nothing here is a source of truth: after a restart the next reports fill it again.
+
+The reconcile loop takes in reports and looks at them; the thread of the progress server only asks for answers. One lock
+guards both: nothing waits while it is held.
 """
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +15,7 @@ from piton.contract.progress import Progress, TrainerRequests
 from piton.kube.events import Key
 from piton.kube.workqueue import Timer
 
-RUNS_MAX = 4096
+RUNS_MAX = 8192
 """Runs that are remembered; beyond that, whoever has been silent the longest is forgotten."""
 URGENT_SECONDS = 1.0
 """Not even news of checkpoints makes passes follow each other more quickly than this."""
@@ -59,6 +63,7 @@ class Reports:
         self._timer = timer
         self._pass_seconds = pass_seconds
         self._runs: OrderedDict[Key, _Memory] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Runs that are remembered."""
@@ -67,47 +72,55 @@ class Reports:
     def take(self, sender: Sender, progress: Progress) -> float:
         """Remember a report; in how many seconds a pass should look at it."""
         key = (sender.namespace, sender.run)
-        memory = self._runs.setdefault(key, _Memory())
-        memory.newest[sender.run_uid, sender.attempt] = progress
-        memory.newest.move_to_end((sender.run_uid, sender.attempt))
-        if len(memory.newest) > _ATTEMPTS_MAX:
-            memory.newest.popitem(last=False)
-        self._runs.move_to_end(key)
-        if len(self._runs) > RUNS_MAX:
-            self._runs.popitem(last=False)
-        return self._wait(memory, progress)
+        with self._lock:
+            memory = self._runs.setdefault(key, _Memory())
+            memory.newest[sender.run_uid, sender.attempt] = progress
+            memory.newest.move_to_end((sender.run_uid, sender.attempt))
+            if len(memory.newest) > _ATTEMPTS_MAX:
+                memory.newest.popitem(last=False)
+            self._runs.move_to_end(key)
+            if len(self._runs) > RUNS_MAX:
+                self._runs.popitem(last=False)
+            return self._wait(memory, progress)
 
     def look(self, key: Key, *, run_uid: str, attempt: int) -> Progress | None:
         """Return the newest report of this attempt, for a pass."""
-        memory = self._runs.get(key)
-        if memory is None:
-            return None
-        memory.looked_at = self._timer.time()
-        memory.seen = memory.newest.get((run_uid, attempt))
-        return memory.seen
+        with self._lock:
+            memory = self._runs.get(key)
+            if memory is None:
+                return None
+            memory.looked_at = self._timer.time()
+            memory.seen = memory.newest.get((run_uid, attempt))
+            return memory.seen
 
     def request(self, key: Key, *, run_uid: str, attempt: int, requests: TrainerRequests, save: str) -> None:
         """Set the answers to this attempt's next reports. `save` is the text for which it saves once."""
-        memory = self._runs.get(key)
-        if memory is None:
-            return
-        before = memory.requested.get((run_uid, attempt))
-        saved = save if before is None else before.saved
-        memory.requested = {(run_uid, attempt): _Requested(requests=requests, save=save, saved=saved)}
+        with self._lock:
+            memory = self._runs.get(key)
+            if memory is None:
+                return
+            before = memory.requested.get((run_uid, attempt))
+            saved = save if before is None else before.saved
+            memory.requested = {(run_uid, attempt): _Requested(requests=requests, save=save, saved=saved)}
 
     def answer(self, sender: Sender) -> TrainerRequests:
-        """Return the requests to the attempt that has just reported. A save is requested in one answer only."""
-        memory = self._runs.get((sender.namespace, sender.run))
-        requested = memory.requested.get((sender.run_uid, sender.attempt)) if memory else None
-        if requested is None:
-            return TrainerRequests()
-        wants_save = bool(requested.save) and requested.save != requested.saved
-        requested.saved = requested.save
-        return replace(requested.requests, checkpoint=wants_save)
+        """Return the requests to the attempt that has just reported. A save is requested in one answer only.
+
+        May be called from any thread.
+        """
+        with self._lock:
+            memory = self._runs.get((sender.namespace, sender.run))
+            requested = memory.requested.get((sender.run_uid, sender.attempt)) if memory else None
+            if requested is None:
+                return TrainerRequests()
+            wants_save = bool(requested.save) and requested.save != requested.saved
+            requested.saved = requested.save
+            return replace(requested.requests, checkpoint=wants_save)
 
     def forget(self, key: Key) -> None:
         """The run is gone."""
-        self._runs.pop(key, None)
+        with self._lock:
+            self._runs.pop(key, None)
 
     def _wait(self, memory: _Memory, progress: Progress) -> float:
         if memory.looked_at is None:

@@ -146,11 +146,14 @@ class Controller(Worker):
         if self._settings.timing.device_taint_seconds is not None:
             await self._taints.expire()
 
-    def on_report(self, sender: Sender, progress: Progress) -> TrainerRequests:
+    def on_report(self, sender: Sender, progress: Progress) -> None:
         """A trainer reported. Many do, all the time: a pass follows when there is something in it."""
         if self._settings.namespaces and sender.namespace not in self._settings.namespaces:
-            return TrainerRequests()
+            return
         self.queue.add_after((sender.namespace, sender.run), self._reports.take(sender, progress))
+
+    def answer(self, sender: Sender) -> TrainerRequests:
+        """Return the requests to the sender of a report. May be called from any thread."""
         return self._reports.answer(sender)
 
     async def reconcile(self, key: Key) -> None:
