@@ -14,10 +14,18 @@ from piton.contract.progress import Progress, TrainerRequests
 class StatusServer:
     """Collects reports; `answer` says what to reply to each."""
 
-    def __init__(self, answer: Callable[[Progress], TrainerRequests] | None = None, *, status: int = 200) -> None:
+    def __init__(
+        self, answer: Callable[[Progress], TrainerRequests] | None = None, *, status: int = 200, keeps: bool = False
+    ) -> None:
         self.reports: list[Progress] = []
         self.tokens: list[str | None] = []
         self.paths: list[str] = []
+        self.connections = 0
+        self.refusals: list[float] = []
+        """Seconds of Retry-After; each is said to one report, with status 429."""
+        self.hangs_up = threading.Event()
+        """While it is set, a connection is closed after an answer that did not say so."""
+        self._keeps = keeps
         self._answer = answer or (lambda _: TrainerRequests())
         self._status = status
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -47,6 +55,12 @@ class StatusServer:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1" if owner._keeps else "HTTP/1.0"
+
+            def setup(self) -> None:
+                owner.connections += 1
+                super().setup()
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 progress = Progress.from_wire(json.loads(body))
@@ -54,10 +68,15 @@ class StatusServer:
                 owner.tokens.append(self.headers.get("Authorization"))
                 owner.reports.append(progress)
                 answer = owner._answer(progress).to_json().encode()
-                self.send_response(owner._status)
+                refused = owner.refusals.pop(0) if owner.refusals else None
+                self.send_response(owner._status if refused is None else 429)
+                if refused is not None:
+                    self.send_header("Retry-After", str(refused))
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
+                if owner.hangs_up.is_set():
+                    self.close_connection = True
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
                 """Nothing: the tests look at the reports."""

@@ -1,14 +1,18 @@
 """Progress over real HTTP: what is said, what is heard, and that nobody waits for it."""
 
+import http.client
 import math
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import certifi
 import pytest
 
 import piton_trainer
@@ -18,7 +22,7 @@ from piton.contract.termination import Limit, Outcome, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.state.train_state import TrainState
-from piton_trainer.telemetry.operator_client import OperatorClient, push
+from piton_trainer.telemetry.operator_client import OperatorClient, ReportConnection, push
 from piton_trainer.telemetry.progress import progress_of
 from support import tiny
 from support.clocks import FakeClock
@@ -177,6 +181,70 @@ def test_reports_keep_their_distance() -> None:
         reporter.on_end(None)
 
 
+def test_one_connection_carries_many_reports() -> None:
+    with StatusServer(keeps=True) as server:
+        reporter = OperatorClient(Server(url=server.url), interval_seconds=0)
+        for step in range(1, 4):
+            reporter.on_report(a_report(step))
+            assert wait_for(lambda step=step: [r.step for r in server.reports][-1:] == [step])
+        reporter.on_end(None)
+        assert server.connections == 1
+
+
+def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_report() -> None:
+    with StatusServer(keeps=True) as server, ReportConnection(Server(url=server.url)) as connection:
+        server.hangs_up.set()
+        for step in range(1, 4):
+            connection.push(a_report(step))
+        assert ([report.step for report in server.reports], server.connections) == ([1, 2, 3], 3)
+
+
+def test_a_new_connection_that_fails_is_not_tried_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        accepted: list[int] = []
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    found, _ = listening.accept()
+                    accepted.append(found.fileno())
+                    found.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            push(Server(url=f"http://127.0.0.1:{listening.getsockname()[1]}"), a_report())
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    assert len(accepted) == 1
+
+
+def test_after_a_refusal_the_server_hears_nothing_until_it_wants_to_and_then_the_newest() -> None:
+    with StatusServer(keeps=True) as server:
+        server.refusals = [0.5]
+        reporter = OperatorClient(Server(url=server.url), interval_seconds=0)
+        began = time.monotonic()
+        reporter.on_report(a_report(1))
+        assert wait_for(lambda: not server.refusals)
+        for step in (2, 3):
+            reporter.on_report(a_report(step))
+        assert wait_for(lambda: len(server.reports) == 2)
+        assert time.monotonic() - began >= 0.5
+        reporter.on_end(None)
+    assert ([report.step for report in server.reports], server.connections) == ([1, 3], 1)
+
+
+@pytest.mark.parametrize(("refusals", "steps"), [([0.1], [9, 9]), ([0.1, 0.1, 0.1], [9, 9]), ([30.0], [9])])
+def test_the_last_report_is_sent_again_once_unless_the_server_wants_to_wait_for_long(
+    refusals: list[float], steps: list[int]
+) -> None:
+    with StatusServer(keeps=True) as server:
+        server.refusals = list(refusals)
+        reporter = OperatorClient(Server(url=server.url), interval_seconds=5)
+        reporter.on_end(a_report(9))
+    assert [report.step for report in server.reports] == steps
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
@@ -200,6 +268,35 @@ def test_the_token_is_read_again_for_each_report_and_goes_over_tls(
             token.write_text(secret)
             push(target, a_report())
     assert server.tokens == ["Bearer one", "Bearer two"]
+
+
+def test_a_kept_connection_sends_the_token_of_each_report(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    with StatusServer(keeps=True) as server:
+        server.secure(*map(str, certificate))
+        target = Server(url=server.url, ca_cert=certificate[0], token_file=token)
+        with ReportConnection(target) as connection:
+            for secret in ("one\n", "two"):
+                token.write_text(secret)
+                connection.push(a_report())
+    assert (server.tokens, server.connections) == (["Bearer one", "Bearer two"], 1)
+
+
+def test_a_new_connection_trusts_the_authority_that_the_file_names_now(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    authority = tmp_path / "ca.crt"
+    shutil.copyfile(certificate[0], authority)
+    with StatusServer(keeps=True) as server:
+        server.secure(*map(str, certificate))
+        server.hangs_up.set()
+        with ReportConnection(Server(url=server.url, ca_cert=authority)) as connection:
+            connection.push(a_report())
+            authority.write_text(certifi.contents())
+            with pytest.raises(OSError, match="certificate verify failed"):
+                connection.push(a_report())
+            shutil.copyfile(certificate[0], authority)
+            connection.push(a_report())
 
 
 def test_a_server_that_nobody_vouches_for_gets_no_token(certificate: tuple[Path, Path], tmp_path: Path) -> None:

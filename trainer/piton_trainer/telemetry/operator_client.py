@@ -1,7 +1,8 @@
 """Rank 0 tells the operator how far it is, and hears what the operator wishes (KEP-2779).
 
 One daemon thread and a mailbox for a single letter: a newer report replaces one that was not sent yet, so a slow server
-costs reports, never steps. A report that fails is lost without harm; the first failure is logged.
+costs reports, never steps. A report that fails is lost without harm; the first failure is logged. The connection is
+kept between reports: a handshake costs both sides more than all the rest.
 """
 
 import http.client
@@ -9,7 +10,10 @@ import json
 import logging
 import ssl
 import threading
+import time
 from dataclasses import replace
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 from piton.contract.progress import Progress, StopAt, TrainerRequests
@@ -21,6 +25,18 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5.0
 _ANSWER_BYTES_MAX = 65_536
 _SENTENCE_MAX = 200
+_WAIT_SECONDS_MAX = 60.0
+"""No server keeps the trainer silent for longer, whatever it asks for."""
+_WAIT_SECONDS_AT_END = 2.0
+"""The same for the last report: the process ends, and a machine may be about to go."""
+
+
+class ComeAgain(ConnectionError):  # noqa: N818 - a situation, not an error
+    """The server takes no report now, and says when to come again."""
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class OperatorClient(Callback):
@@ -35,6 +51,8 @@ class OperatorClient(Callback):
         self._warned = False
         self._changed = threading.Condition()
         self._requests = TrainerRequests()
+        self._silent_until = 0.0
+        self._postponed = False
         self._thread = threading.Thread(target=self._deliver, name="piton-report", daemon=True)
         self._thread.start()
 
@@ -69,25 +87,33 @@ class OperatorClient(Callback):
         with self._changed:
             self._pending = progress or self._pending
             self._closing = True
+            self._silent_until = min(self._silent_until, time.monotonic() + _WAIT_SECONDS_AT_END)
             self._changed.notify()
         self._thread.join(2 * self._timeout_seconds)
 
     def _deliver(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending is not None or self._closing)
-                progress, self._pending = self._pending, None
-            if progress is None:
-                return
-            self._send(progress)
+        with ReportConnection(self._server, timeout_seconds=self._timeout_seconds) as connection:
+            while (progress := self._next()) is not None:
+                self._send(connection, progress)
 
-    def _send(self, progress: Progress) -> None:
+    def _next(self) -> Progress | None:
+        """Wait for a report, and as long as the server has asked for. None: there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending is not None or self._closing)
+            while self._pending is not None and (seconds := self._silent_until - time.monotonic()) > 0:
+                self._changed.wait(seconds)
+            progress, self._pending = self._pending, None
+            return progress
+
+    def _send(self, connection: "ReportConnection", progress: Progress) -> None:
         try:
-            answer = push(self._server, progress, timeout_seconds=self._timeout_seconds)
+            answer = connection.push(progress)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if not self._warned:
                 logger.warning("progress is not reported, %s: %s", self._server.url, error)
                 self._warned = True
+            if isinstance(error, ComeAgain):
+                self._postpone(progress, error.seconds)
             return
         with self._changed:
             self._requests = TrainerRequests(
@@ -96,33 +122,97 @@ class OperatorClient(Callback):
                 stop_at=answer.stop_at or self._requests.stop_at,
             )
 
+    def _postpone(self, progress: Progress, seconds: float) -> None:
+        """Be silent for so long, and then send the report unless there is a newer one; the last one only once."""
+        with self._changed:
+            self._silent_until = time.monotonic() + min(seconds, _WAIT_SECONDS_MAX)
+            if self._closing and (self._postponed or seconds > _WAIT_SECONDS_AT_END):
+                return
+            self._postponed = self._closing
+            self._pending = self._pending or progress
+
+
+class ReportConnection:
+    """A connection to the server that is opened when it is needed, and kept. For one thread."""
+
+    def __init__(self, server: Server, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._server = server
+        self._url = urlsplit(server.url)
+        self._timeout_seconds = timeout_seconds
+        self._open: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; the next report opens a new one."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def push(self, progress: Progress) -> TrainerRequests:
+        """Send one report and return the answer. A kept connection that fails is replaced once.
+
+        Raises:
+            ComeAgain: the server takes no report for a while.
+            OSError: it cannot be reached, or does not take the report.
+            http.client.HTTPException: it does not speak HTTP.
+        """
+        body, headers = json.dumps(progress.to_wire()), self._headers()
+        kept = self._open is not None
+        try:
+            answer, text = self._exchange(body, headers)
+        except (OSError, http.client.HTTPException):
+            if not kept:
+                raise
+            answer, text = self._exchange(body, headers)  # the server has closed it since the last report
+        if answer.status // 100 == http.HTTPStatus.OK // 100:
+            return TrainerRequests.from_json(text)
+        sentence = f"the server answered {answer.status} {answer.reason}: {text[:_SENTENCE_MAX].strip()}"
+        seconds = _retry_after(answer)
+        raise ConnectionError(sentence) if seconds is None else ComeAgain(sentence, seconds=seconds)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self._server.token_file is not None:
+            headers["Authorization"] = f"Bearer {self._server.token_file.read_text(encoding='utf-8').strip()}"
+        return headers
+
+    def _exchange(self, body: str, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, str]:
+        path = self._url.path + (f"?{self._url.query}" if self._url.query else "")
+        reusable = False
+        try:
+            self._open = self._open or self._connect()
+            self._open.request("POST", path or "/", body=body, headers=headers)
+            answer = self._open.getresponse()
+            text = answer.read(_ANSWER_BYTES_MAX).decode("utf-8", "replace")
+            reusable = answer.isclosed() and not answer.will_close  # it is closed once it is read to its end
+        finally:
+            if not reusable:
+                self.close()
+        return answer, text
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """Prepare a connection. The authority is read again: the pod's file is renewed."""
+        host, port, timeout = self._url.hostname or "", self._url.port, self._timeout_seconds
+        if self._url.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=timeout)
+        context = ssl.create_default_context(cafile=self._server.ca_cert)
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+
 
 def push(server: Server, progress: Progress, *, timeout_seconds: float = TIMEOUT_SECONDS) -> TrainerRequests:
-    """Send one report and return the answer.
+    """Send one report over a connection of its own. Raises what `ReportConnection.push` does."""
+    with ReportConnection(server, timeout_seconds=timeout_seconds) as connection:
+        return connection.push(progress)
 
-    Raises:
-        OSError: the server cannot be reached, or does not take the report.
-        http.client.HTTPException: it does not speak HTTP.
-    """
-    url = urlsplit(server.url)
-    connection = _connection(server, url.hostname or "", url.port, timeout_seconds)
+
+def _retry_after(answer: http.client.HTTPResponse) -> float | None:
+    """Return the seconds after which to come again; None where the server says nothing, or a date."""
     try:
-        headers = {"Content-Type": "application/json"}
-        if server.token_file is not None:
-            headers["Authorization"] = f"Bearer {server.token_file.read_text(encoding='utf-8').strip()}"
-        path = url.path + (f"?{url.query}" if url.query else "")
-        connection.request("POST", path or "/", body=json.dumps(progress.to_wire()), headers=headers)
-        answer = connection.getresponse()
-        text = answer.read(_ANSWER_BYTES_MAX).decode("utf-8", "replace")
-    finally:
-        connection.close()
-    if answer.status // 100 != http.HTTPStatus.OK // 100:
-        raise ConnectionError(f"the server answered {answer.status} {answer.reason}: {text[:_SENTENCE_MAX].strip()}")
-    return TrainerRequests.from_json(text)
-
-
-def _connection(server: Server, host: str, port: int | None, timeout_seconds: float) -> http.client.HTTPConnection:
-    if server.url.startswith("http://"):
-        return http.client.HTTPConnection(host, port, timeout=timeout_seconds)
-    context = ssl.create_default_context(cafile=server.ca_cert)
-    return http.client.HTTPSConnection(host, port, timeout=timeout_seconds, context=context)
+        return max(0.0, float(answer.headers["Retry-After"] or ""))
+    except ValueError:
+        return None
