@@ -39,6 +39,7 @@ PRIORITY_CLASSES = resource("kueue.x-k8s.io", "v1beta2", "workloadpriorityclasse
 VISIBLE_QUEUES = resource("visibility.kueue.x-k8s.io", "v1beta2", "localqueues")
 """The objects are what Kueue answers for their subresource `pendingworkloads`."""
 
+LEASES = resource("coordination.k8s.io", "v1", "leases")
 TOKEN_REVIEWS = resource("authentication.k8s.io", "v1", "tokenreviews")
 
 _KINDS = {
@@ -54,6 +55,7 @@ _KINDS = {
     NAMESPACES: ("Namespace", False),
     CRDS: ("CustomResourceDefinition", False),
     TOKEN_REVIEWS: ("TokenReview", False),
+    LEASES: ("Lease", True),
     WORKLOADS: ("Workload", True),
     FLAVORS: ("ResourceFlavor", False),
     PRIORITY_CLASSES: ("WorkloadPriorityClass", False),

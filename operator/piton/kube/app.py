@@ -6,7 +6,7 @@ both the wake-up and the pass; docs/decisions/0058 has the measurements.
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client, load_configuration
 from piton.kube.controller_base import Worker
 from piton.kube.job_controller import JobController
+from piton.kube.leader_election import LeaderElection, LeaseLost
 from piton.kube.metrics import OperatorMetrics, Registry, served
 from piton.kube.report_thread import ReportThread
 from piton.kube.run_controller import Controller
@@ -38,10 +39,13 @@ def run(settings: PitonSettings) -> None:
     """Run the operator until SIGTERM or SIGINT.
 
     Raises:
-        ValueError: no cluster is configured, or the port for metrics is taken.
+        ValueError: no cluster is configured, the port for metrics is taken, or another process leads now.
     """
     log.configure()
-    asyncio.run(serve(settings))
+    try:
+        asyncio.run(serve(settings))
+    except LeaseLost as lost:
+        raise ValueError(f"{lost}; this process ends, and stands by when it is started again") from lost
 
 
 async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Flag | None = None) -> None:
@@ -51,42 +55,78 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
     except ConfigException as error:
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
-    loop = asyncio.get_running_loop()
     meter = OperatorMetrics(Registry())
     async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
-        clock = SystemClock()
-        watched = watched_kinds(engine=settings.engine is Engine.BUNDLED)
-        cache = ClusterCache(
-            client, loop, watched, namespaces=settings.namespaces, stuck_seconds=settings.stuck_seconds
+        process = _Process(settings, client, meter, certificates)
+        working = asyncio.create_task(process.run(), name="operator")
+        registry = build_registry(process.parts, configuration, partial(_end, working))
+        await _together(_await(working), _run_kopf(registry, settings, stop, ready))
+
+
+class _Process:
+    """The parts of an operator process, and which of them run when."""
+
+    def __init__(
+        self, settings: PitonSettings, client: Client, meter: OperatorMetrics, certificates: Certificates | None
+    ) -> None:
+        loop, clock, bundled = asyncio.get_running_loop(), SystemClock(), settings.engine is Engine.BUNDLED
+        self._cache = ClusterCache(
+            client,
+            loop,
+            watched_kinds(engine=bundled),
+            namespaces=settings.namespaces,
+            stuck_seconds=settings.stuck_seconds,
         )
         server = partial(_server, settings, certificates)
-        runs = Controller(client, clock, loop, settings, meter, server, cache=cache)
-        workers: list[Worker] = [runs, SweepController(client, clock, loop, settings, meter, cache=cache)]
-        if settings.engine is Engine.BUNDLED:
-            workers.append(JobController(client, clock, loop, settings, meter, cache=cache))
-        for worker in workers:
-            worker.subscribe(cache)
-        tasks = [asyncio.create_task(worker.run(), name=worker.kind) for worker in workers]
-        tasks.append(asyncio.create_task(cache.run(), name="watches"))
-        if certificates is not None:
-            reports = ReportThread(settings, certificates, on_report=runs.on_report, answer=runs.answer)
-            tasks.append(asyncio.create_task(reports.run(), name="reports"))
-        registry = build_registry([cache, *workers], configuration, partial(_cancel, tuple(tasks)))
-        tasks.append(asyncio.create_task(_run_kopf(registry, settings, stop, ready), name="kopf"))
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ends = await _cancel(tasks)
+        runs = Controller(client, clock, loop, settings, meter, server, cache=self._cache)
+        self._workers: list[Worker] = [runs, SweepController(client, clock, loop, settings, meter, cache=self._cache)]
+        if bundled:
+            self._workers.append(JobController(client, clock, loop, settings, meter, cache=self._cache))
+        for worker in self._workers:
+            worker.subscribe(self._cache)
+        self._reports = certificates and ReportThread(
+            settings, certificates, on_report=runs.on_report, answer=runs.answer
+        )
+        self._election = settings.lease and LeaderElection(client, clock, loop, settings.lease, show=meter.show_leader)
+
+    @property
+    def parts(self) -> Sequence[ClusterCache | Worker]:
+        """The parts that the liveness probe asks."""
+        return self._cache, *self._workers
+
+    async def run(self) -> None:
+        """Watch always; work, and receive reports, as the leader, where there is more than one process."""
+        await _together(self._cache.run(), self._election.lead(self._work) if self._election else self._work())
+
+    async def _work(self) -> None:
+        await _together(*(worker.run() for worker in self._workers), *([self._reports.run()] if self._reports else []))
+
+
+async def _together(*parts: Coroutine[None, None, None]) -> None:
+    """Run all until one ends; end the others.
+
+    Raises:
+        Exception: the first error of any of them.
+    """
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
     for end in ends:
         if isinstance(end, Exception):
             raise end
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> list[BaseException | None]:
-    """End the tasks; return their errors."""
-    for task in tasks:
-        task.cancel()
-    return await asyncio.gather(*tasks, return_exceptions=True)
+async def _await(task: asyncio.Task[None]) -> None:
+    await task
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _server(settings: PitonSettings, certificates: Certificates | None) -> ReportEndpoint | None:

@@ -130,6 +130,8 @@ class ClusterCache:
         if resource == EVENTS:  # those are about runs, and only those about pods and jobs are kept
             return
         for reflector in self._of(resource, body["metadata"].get("namespace")):
+            if not reflector.watches(body):
+                continue
             change = reflector.store.put(body)
             if change is not None:
                 self._publish(resource, change)

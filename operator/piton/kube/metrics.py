@@ -100,6 +100,7 @@ class OperatorMetrics:
         self._errors = Counter(
             "piton_reconcile_errors", "Passes that failed.", ["controller", "fault"], registry=registry
         )
+        self._leads = Gauge("piton_leader", "1 on the operator that works, 0 on one that stands by.", registry=registry)
         self._depth = Gauge("piton_queue_depth", "Objects that wait for a pass.", ["controller"], registry=registry)
         for controller in _CONTROLLERS:
             self._reconcile.labels(controller)
@@ -123,6 +124,10 @@ class OperatorMetrics:
             self._preemptions.labels(end.reason).inc(times)
         if end.verdict in (Verdict.INFRASTRUCTURE, Verdict.USER_FAILURE):
             self._failures.labels(end.verdict, end.reason).inc(times)
+
+    def show_leader(self, leads: bool) -> None:
+        """Show whether this process works."""
+        self._leads.set(float(leads))
 
     def show(self, run: Key, status: RunStatus) -> None:
         """Show this status of a run in the gauges."""

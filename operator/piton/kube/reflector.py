@@ -87,6 +87,11 @@ class Reflector:
             except PortError as error:
                 await self._wait(error)
 
+    def watches(self, body: Body) -> bool:
+        """True if the object has the label that is selected."""
+        label = self._selectors.get("labelSelector")
+        return label is None or label in (body["metadata"].get("labels") or {})
+
     def idle_seconds(self) -> float:
         """Return the seconds since the last event or request. An API server that is down is asked again and again."""
         return self._timer.time() - self._active_at

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
+from piton.kube.leader_election import LeaseSettings
 from piton.kube.prices import Prices
 from piton.timing import Timing
 
@@ -20,6 +22,9 @@ ENV_ENGINE = "PITON_OPERATOR_ENGINE"
 ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 ENV_DEVICE_TAINT_HOURS = "PITON_OPERATOR_DEVICE_TAINT_HOURS"
 ENV_PRICES = "PITON_OPERATOR_PRICES"
+ENV_LEASE = "PITON_OPERATOR_LEASE"
+ENV_POD_NAME = "PITON_OPERATOR_POD_NAME"
+ENV_POD_NAMESPACE = "PITON_OPERATOR_POD_NAMESPACE"
 _TAINT_HOURS_MAX = 8760
 """A year: who wants to be rid of a node for longer deletes it."""
 
@@ -67,6 +72,8 @@ class PitonSettings:
     """Port of the Prometheus metrics at /metrics; None: they are not served."""
     prices: Prices = field(default_factory=Prices)
     """Prices of nodes that have none on themselves."""
+    lease: LeaseSettings | None = None
+    """The lease for which several operators compete; None: this is the only one."""
     timing: Timing = field(default_factory=Timing)
     """The patience of the core."""
 
@@ -104,6 +111,7 @@ class PitonSettings:
             metrics_port=int(_number(env, ENV_METRICS_PORT, float(defaults.metrics_port or 0))) or None,
             prices=_prices(env),
             timing=_timing(env),
+            lease=_lease(env),
         )
 
 
@@ -121,6 +129,16 @@ def _timing(env: Mapping[str, str]) -> Timing:
     if not 0 <= hours <= _TAINT_HOURS_MAX:
         raise ValueError(f"{ENV_DEVICE_TAINT_HOURS}: {hours:g} is not between 0 and {_TAINT_HOURS_MAX}")
     return Timing(device_taint_seconds=hours * 3600 or None)
+
+
+def _lease(env: Mapping[str, str]) -> LeaseSettings | None:
+    name = env.get(ENV_LEASE, "")
+    if not name:
+        return None
+    pod, namespace = env.get(ENV_POD_NAME, ""), env.get(ENV_POD_NAMESPACE, "")
+    if not pod or not namespace:
+        raise ValueError(f"{ENV_LEASE} is set: set {ENV_POD_NAME} and {ENV_POD_NAMESPACE} as well")
+    return LeaseSettings(name=name, namespace=namespace, pod=pod, identity=f"{pod}_{uuid4().hex[:8]}")
 
 
 def _prices(env: Mapping[str, str]) -> Prices:
