@@ -15,7 +15,7 @@ NAMESPACE = "piton-system"
 DEPLOYMENT = "piton-operator"
 
 
-def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None) -> None:
+def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None, replicas: int = 2) -> None:
     """Install or upgrade, and wait until the operator serves.
 
     `annotations` are the operator pod's: a new value replaces a pod whose image has changed under the same name.
@@ -24,7 +24,7 @@ def install(kubeconfig: Path, *, annotations: dict[str, str] | None = None) -> N
         BoxError: helm refuses, or the operator does not come up.
     """
     command: list[str | Path] = [tools.helm(), "upgrade", "--install", RELEASE, CHART, "--kubeconfig", kubeconfig]
-    command += ["--namespace", NAMESPACE, "--create-namespace"]
+    command += ["--namespace", NAMESPACE, "--create-namespace", "--set", f"operator.replicas={replicas}"]
     for key, value in (annotations or {}).items():
         command += ["--set-string", f"operator.podAnnotations.{key.replace('.', chr(92) + '.')}={value}"]
     run(command)

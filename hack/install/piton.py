@@ -21,5 +21,5 @@ def install_in_box(*, spot_nodes: int, say: Callable[[str], None], kubernetes: s
     release.choose(kubernetes, say)
     digests = images.load(say)  # before there are nodes: these start with what was unpacked once
     box.up(spot_nodes=spot_nodes, say=say, kubernetes=kubernetes)
-    chart.install(KUBECONFIG, annotations={IMAGE: digests[images.OPERATOR]})
+    chart.install(KUBECONFIG, annotations={IMAGE: digests[images.OPERATOR]}, replicas=1)
     say("the operator serves")

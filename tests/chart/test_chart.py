@@ -13,6 +13,7 @@ import yaml
 from hack.install import tools
 from hack.install.chart import CHART, NAMESPACE, RELEASE
 from piton.api.spec import Tier
+from piton.contract import names
 from piton.kube.settings import PitonSettings
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,14 @@ def granted(*values: str) -> set[tuple[str, str]]:
     """Every (resource, verb) that the operator's roles allow."""
     rules = [rule for role in of_kind("ClusterRole", *values) for rule in role["rules"]]
     return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def environment(*values: str) -> dict[str, str]:
+    """The operator's variables; what the kubelet fills in from a field is the field's path."""
+    (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
+    return {
+        v["name"]: v["value"] if "value" in v else v["valueFrom"]["fieldRef"]["fieldPath"] for v in container["env"]
+    }
 
 
 def test_helm_finds_nothing_to_complain_about() -> None:
@@ -112,8 +121,7 @@ def test_nodes_are_written_to_only_where_they_may_be_tainted() -> None:
 @pytest.mark.parametrize(("tainted", "seconds"), [("false", None), ("true", 43_200)])
 def test_the_operator_taints_nodes_for_as_long_as_the_chart_says(tainted: str, seconds: float | None) -> None:
     values = (f"deviceFaults.taintNodes={tainted}", "deviceFaults.taintHours=12")
-    (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
-    settings = PitonSettings.from_env({variable["name"]: variable["value"] for variable in container["env"]})
+    settings = PitonSettings.from_env(environment(*values))
     assert settings.timing.device_taint_seconds == seconds
 
 
@@ -130,7 +138,46 @@ def test_with_namespaces_named_the_rights_end_there() -> None:
     roles = {role["metadata"]["name"]: role for role in of_kind("ClusterRole", *values)}
     resources = {r for name in everywhere for rule in roles[name]["rules"] for r in rule["resources"]}
     assert resources == {"nodepools", "nodes", "resourceflavors", "tokenreviews", "workloadpriorityclasses"}
-    assert {b["metadata"]["namespace"] for b in of_kind("RoleBinding", *values)} == {"team-a", "team-b"}
+    assert {b["metadata"]["namespace"] for b in of_kind("RoleBinding", *values)} == {"team-a", "team-b", NAMESPACE}
+
+
+def test_in_its_own_namespace_the_operator_may_lead_and_nothing_else() -> None:
+    (role,) = of_kind("Role")
+    rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert rights == {("leases", "create"), ("leases", "get"), ("leases", "patch"), ("pods", "list"), ("pods", "patch")}
+    assert role["metadata"]["namespace"] == NAMESPACE
+    (named,) = (rule for rule in role["rules"] if rule["verbs"] == ["get", "patch"])
+    assert named["resourceNames"] == [environment()["PITON_OPERATOR_LEASE"]]
+
+
+def test_two_operators_are_apart_and_one_is_always_there() -> None:
+    (deployment,) = of_kind("Deployment")
+    spec, pod = deployment["spec"], deployment["spec"]["template"]["spec"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    keys = [term["podAffinityTerm"]["topologyKey"] for term in _apart(pod)]
+    assert keys == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+    (budget,) = of_kind("PodDisruptionBudget")
+    assert budget["spec"]["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert not of_kind("PodDisruptionBudget", "operator.replicas=1")
+
+
+def _apart(pod: Object) -> list[Object]:
+    found: list[Object] = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    return found
+
+
+def test_an_operator_leaves_a_node_that_is_silent_after_30_s() -> None:
+    (deployment,) = of_kind("Deployment", "operator.replicas=1", "operator.tolerations[0].key=mine")
+    tolerations = deployment["spec"]["template"]["spec"]["tolerations"]
+    silent = {t["key"]: t["tolerationSeconds"] for t in tolerations if "tolerationSeconds" in t}
+    assert silent == {"node.kubernetes.io/unreachable": 30, "node.kubernetes.io/not-ready": 30}
+    assert "mine" in {t["key"] for t in tolerations}
+
+
+def test_reports_go_to_the_operator_that_works() -> None:
+    (service,) = of_kind("Service")
+    assert service["spec"]["selector"][names.LABEL_LEADER] == environment()["PITON_OPERATOR_LEASE"]
 
 
 def test_the_operator_gets_no_node_that_its_image_is_not_for() -> None:
@@ -161,8 +208,7 @@ def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:
 def test_the_operator_understands_its_environment() -> None:
     """What the chart sets are variables that the operator reads, with values that it accepts."""
     values = ("engine=kubeflow", "namespaces[0]=a", r"prices.p4d\.24xlarge.Spot=12.50", "deviceFaults.taintNodes=true")
-    (container,) = of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["containers"]
-    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    env = environment(*values)
 
     settings = PitonSettings.from_env(env)
 

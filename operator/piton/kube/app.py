@@ -56,8 +56,12 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
         raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     meter = OperatorMetrics(Registry())
-    async with served(meter.registry, settings.metrics_port), Client(configuration) as client:
-        process = _Process(settings, client, meter, certificates)
+    async with (
+        served(meter.registry, settings.metrics_port),
+        Client(configuration) as client,
+        Client(configuration) as of_election,
+    ):
+        process = _Process(settings, client, of_election, meter, certificates)
         working = asyncio.create_task(process.run(), name="operator")
         registry = build_registry(process.parts, configuration, partial(_end, working))
         await _together(_await(working), _run_kopf(registry, settings, stop, ready))
@@ -67,7 +71,12 @@ class _Process:
     """The parts of an operator process, and which of them run when."""
 
     def __init__(
-        self, settings: PitonSettings, client: Client, meter: OperatorMetrics, certificates: Certificates | None
+        self,
+        settings: PitonSettings,
+        client: Client,
+        of_election: Client,
+        meter: OperatorMetrics,
+        certificates: Certificates | None,
     ) -> None:
         loop, clock, bundled = asyncio.get_running_loop(), SystemClock(), settings.engine is Engine.BUNDLED
         self._cache = ClusterCache(
@@ -87,7 +96,9 @@ class _Process:
         self._reports = certificates and ReportThread(
             settings, certificates, on_report=runs.on_report, answer=runs.answer
         )
-        self._election = settings.lease and LeaderElection(client, clock, loop, settings.lease, show=meter.show_leader)
+        self._election = settings.lease and LeaderElection(
+            of_election, clock, loop, settings.lease, show=meter.show_leader
+        )
 
     @property
     def parts(self) -> Sequence[ClusterCache | Worker]:

@@ -12,11 +12,13 @@ has a leader election too; decision 57 says why it is not used.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from piton.contract import names
 from piton.kube.client import Client
+from piton.kube.errors import NotFound
 from piton.kube.resources import LEASES, PODS, Body
 from piton.kube.workqueue import Timer
 from piton.ports import Clock, Conflict, PortError
@@ -27,6 +29,9 @@ RENEW_SECONDS = 10.0
 """Seconds without a renewal after which the leader stops working."""
 RETRY_SECONDS = 2.0
 """Seconds between two renewals, and between two looks of a standby."""
+
+MARK_SECONDS = 300.0
+"""Seconds between two looks at the label of the leader's pod, which may be changed by hand."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ class LeaseLost(Exception):  # noqa: N818 - a situation, not an error
 
 
 class LeaderElection:
-    """One candidate. For one event loop."""
+    """One candidate, with a client of its own: neither a busy leader's calls nor its patience delay a renewal."""
 
     def __init__(
         self, client: Client, clock: Clock, timer: Timer, settings: LeaseSettings, *, show: Callable[[bool], None]
@@ -70,7 +75,7 @@ class LeaderElection:
         """
         await self._acquire()
         self._show(True)
-        marking = asyncio.create_task(self._mark(), name="label the leader's pod")
+        marking = asyncio.create_task(self._mark_forever(), name="label the leader's pod")
         renewing = asyncio.create_task(self._renew(), name="renew lease")
         working = asyncio.create_task(_run(work), name="work of the leader")
         try:
@@ -164,20 +169,33 @@ class LeaderElection:
             },
         }
 
+    async def _mark_forever(self) -> None:
+        """Keep the label where it belongs. Without it runs go on, and their reports do not arrive."""
+        while True:
+            seconds = MARK_SECONDS
+            try:
+                await self._mark()
+            except PortError as error:
+                _log.warning("leader's pod not labelled", extra={"fields": {"error": str(error)}})
+                seconds = RETRY_SECONDS
+            await asyncio.sleep(seconds)
+
     async def _mark(self) -> None:
         """Label this pod, and no other, as the leader's: the Service sends reports there.
 
         A leader that was killed may have left its label; its pod does not receive any more.
         """
-        namespace = self._settings.namespace
-        try:
-            marked = await self._client.list(PODS, namespace=namespace, labels=names.LABEL_LEADER)
-            others = {pod["metadata"]["name"] for pod in marked} - {self._settings.pod}
-            for pod, value in (*((other, None) for other in sorted(others)), (self._settings.pod, "true")):
-                body: dict[str, Any] = {"metadata": {"labels": {names.LABEL_LEADER: value}}}
+        namespace, lease = self._settings.namespace, self._settings.name
+        selector = f"{names.LABEL_LEADER}={lease}"
+        marked = {
+            pod["metadata"]["name"] for pod in await self._client.list(PODS, namespace=namespace, labels=selector)
+        }
+        changes: dict[str, str | None] = dict.fromkeys(sorted(marked - {self._settings.pod}))
+        changes |= {} if self._settings.pod in marked else {self._settings.pod: lease}
+        for pod, value in changes.items():
+            body: dict[str, Any] = {"metadata": {"labels": {names.LABEL_LEADER: value}}}
+            with suppress(NotFound):  # it is gone meanwhile
                 await self._client.patch(PODS, pod, body, namespace=namespace)
-        except PortError as error:  # runs go on without reports
-            _log.warning("leader's pod not labelled", extra={"fields": {"error": str(error)}})
 
 
 async def _run(work: Callable[[], Awaitable[object]]) -> None:
