@@ -1,4 +1,4 @@
-"""Which of several operator processes works: the one that holds a Lease of coordination.k8s.io.
+"""Leader election: of several operator processes the one works that holds a Lease of coordination.k8s.io.
 
     standby --lease free or expired--> leader --renewed every 2 s--> leader
                                          |--- not renewed for 10 s, or taken ---> the process ends

@@ -52,7 +52,7 @@ class ClusterSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedMemory:
-    """What all passes of an operator share and no object of the API says. Without a part of it less is known."""
+    """Memory that all passes of an operator share. Without a part of it less is known."""
 
     reports: Reports | None = None
     prices: Prices = field(default_factory=Prices)
