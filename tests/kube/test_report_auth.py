@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from piton.contract import names
-from piton.kube.answer_cache import AnswerCache, KeptAnswer, Refusal
+from piton.kube.answer_cache import AnswerCache, GoodAnswer, Refusal
 from piton.kube.client import Client
 from piton.kube.rate_limits import RateLimit
 from piton.kube.report_auth import (
@@ -46,7 +46,7 @@ class Api:
         self._turn = asyncio.get_running_loop().create_future()
 
     async def turn(self) -> None:
-        """KeptAnswer all reviews that are under way, and let others begin."""
+        """GoodAnswer all reviews that are under way, and let others begin."""
         assert self._turn is not None
         turn, self._turn = self._turn, asyncio.get_running_loop().create_future()
         turn.set_result(None)
@@ -182,11 +182,11 @@ async def test_forged_tokens_do_not_drive_good_ones_out_of_memory() -> None:
     cache: AnswerCache[str] = AnswerCache(FakeTimer(), refused_seconds=BAD_SECONDS, remembered=8)
     asked: Counter[str] = Counter()
 
-    async def ask(key: str) -> KeptAnswer[str]:
+    async def ask(key: str) -> GoodAnswer[str]:
         asked[key] += 1
         if key.startswith("forged"):
             raise Refusal("no")
-        return KeptAnswer(value=key)
+        return GoodAnswer(value=key)
 
     for key in ("good", *(f"forged-{number}" for number in range(100)), "good"):
         try:
@@ -201,9 +201,9 @@ async def test_what_was_used_last_is_forgotten_last() -> None:
     cache: AnswerCache[str] = AnswerCache(FakeTimer(), refused_seconds=BAD_SECONDS, remembered=2)
     asked: list[str] = []
 
-    async def ask(key: str) -> KeptAnswer[str]:
+    async def ask(key: str) -> GoodAnswer[str]:
         asked.append(key)
-        return KeptAnswer(value=key)
+        return GoodAnswer(value=key)
 
     for key in ("steady", "once", "steady", "new", "steady"):
         await cache.find(key, lambda key=key: ask(key))  # type: ignore[misc]

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from asyncio import sslproto
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Served:
     port: int
     folder: Path
     reports: list[Progress]
+    counted: Counter[int]
+    server: ProgressServer
 
     def trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.folder / AUTHORITY)
@@ -76,17 +79,21 @@ def say(connection: http.client.HTTPSConnection, token: str = "good") -> http.cl
 @asynccontextmanager
 async def serving(folder: Path, **options: Any) -> AsyncIterator[Served]:
     reports: list[Progress] = []
+    counted: Counter[int] = Counter()
+
+    def count(status: int) -> None:
+        counted[status] += 1
 
     def take(_: Sender, progress: Progress) -> TrainerRequests:
         reports.append(progress)
         return TrainerRequests()
 
-    given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "renewal_seconds": 0.02, **options}
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "renewal_seconds": 0.02, "count": count, **options}
     server = ProgressServer(cast("ReportAuthenticator", Door()), take, Certificates(folder), **given)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(server.run(ready=port.set_result))
     try:
-        yield Served(await port, folder, reports)
+        yield Served(await port, folder, reports, counted, server)
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -162,6 +169,8 @@ async def test_a_refused_sender_may_not_stay_and_one_that_is_let_in_may(folder: 
         good, bad = served.connect(), served.connect()
         assert (await asyncio.to_thread(say, good)).status == 200
         assert (await asyncio.to_thread(say, bad, "forged")).status == 401
+        assert served.server.connections() == 2
+        assert served.counted == {200: 1, 401: 1}
         assert bad.sock is not None
         assert good.sock is not None
         assert await asyncio.to_thread(bad.sock.recv, 1) == b""

@@ -31,7 +31,7 @@ class Refusal(Exception):  # noqa: N818 - a situation, not an error
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptAnswer(Generic[Value]):
+class GoodAnswer(Generic[Value]):
     """A good answer."""
 
     value: Value
@@ -66,9 +66,9 @@ class AnswerCache(Generic[Value]):
     async def find(
         self,
         key: Hashable,
-        ask: Callable[[], Awaitable[KeptAnswer[Value]]],
+        ask: Callable[[], Awaitable[GoodAnswer[Value]]],
         *,
-        renew: Callable[[], Awaitable[KeptAnswer[Value]]] | None = None,
+        renew: Callable[[], Awaitable[GoodAnswer[Value]]] | None = None,
     ) -> Value:
         """Return the answer. `renew` asks again for one that is still good; without it, `ask` does.
 
@@ -86,14 +86,14 @@ class AnswerCache(Generic[Value]):
             raise type(refused)(*refused.args)  # a new one: the old would collect tracebacks of all who were told
         return await asyncio.shield(self._start(key, ask))  # who gives up waiting leaves the others their answer
 
-    def _start(self, key: Hashable, ask: Callable[[], Awaitable[KeptAnswer[Value]]]) -> asyncio.Task[Value]:
+    def _start(self, key: Hashable, ask: Callable[[], Awaitable[GoodAnswer[Value]]]) -> asyncio.Task[Value]:
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.create_task(self._ask(key, ask))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody may not wait for it
         return task
 
-    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[KeptAnswer[Value]]]) -> Value:
+    async def _ask(self, key: Hashable, ask: Callable[[], Awaitable[GoodAnswer[Value]]]) -> Value:
         try:
             answer = await ask()
         except Refusal as refusal:

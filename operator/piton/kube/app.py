@@ -94,7 +94,7 @@ class _Process:
         for worker in self._workers:
             worker.subscribe(self._cache)
         self._reports = certificates and ReportThread(
-            settings, certificates, on_report=runs.on_report, answer=runs.answer
+            settings, certificates, meter, on_report=runs.on_report, answer=runs.answer
         )
         self._election = settings.lease and LeaderElection(
             of_election, clock, loop, settings.lease, show=meter.show_leader

@@ -30,6 +30,8 @@ SWEEP = "sweep"
 _CONTROLLERS = (RUN, JOB, SWEEP)
 """Label values of `controller`: those for TrainingRuns and TrainingSweeps, and the bundled one for PyTorchJobs."""
 _FAULTS = ("conflict", "api", "bug")
+_ANSWERS = ("200", "400", "401", "403", "413", "429", "503")
+"""Label values of `status`: the answers of the progress server to reports."""
 _RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RECOVERY_BUCKETS = (5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600)
 _OF_RUN = ("namespace", "run")
@@ -102,6 +104,12 @@ class OperatorMetrics:
         )
         self._leads = Gauge("piton_leader", "1 on the operator that works, 0 on one that stands by.", registry=registry)
         self._depth = Gauge("piton_queue_depth", "Objects that wait for a pass.", ["controller"], registry=registry)
+        self._reports = Counter("piton_reports", "Reports of trainers, by answer.", ["status"], registry=registry)
+        self._connections = Gauge(
+            "piton_report_connections", "Connections of trainers that are open.", registry=registry
+        )
+        for status in _ANSWERS:
+            self._reports.labels(status)
         for controller in _CONTROLLERS:
             self._reconcile.labels(controller)
             self._depth.labels(controller)
@@ -148,6 +156,14 @@ class OperatorMetrics:
     def watch_queue(self, controller: str, depth: Callable[[], float]) -> None:
         """Ask for the depth of the controller's queue at each scrape."""
         self._depth.labels(controller).set_function(depth)
+
+    def watch_connections(self, count: Callable[[], float]) -> None:
+        """Ask for the number of connections to the progress server at each scrape."""
+        self._connections.set_function(count)
+
+    def count_report(self, status: int) -> None:
+        """Count the answer to a report. May be called from any thread."""
+        self._reports.labels(str(status)).inc()
 
     def count_refusal(self, controller: str) -> None:
         """Count a pass in which the API server refused something: the pass itself goes on, and says so."""

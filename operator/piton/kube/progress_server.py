@@ -60,7 +60,9 @@ class ProgressServer:
         renewal_seconds: float = RENEWAL_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
         bounds: Bounds | None = None,
+        count: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Prepare it; `count` is called with the status of each answer."""
         self._authenticator = authenticator
         self._on_report = on_report
         self._certificates = certificates
@@ -70,6 +72,8 @@ class ProgressServer:
         self._renewal_seconds = renewal_seconds
         self._idle_seconds = idle_seconds
         self._bounds = bounds or Bounds()
+        self._count = count
+        self._listener: Listener | None = None
         self._complained_at = -math.inf
 
     async def run(self, *, ready: Callable[[int], None] | None = None) -> None:
@@ -87,7 +91,7 @@ class ProgressServer:
         await runner.setup()
         assert runner.server is not None
         allow_files(self._bounds.total)
-        listener = Listener(runner.server, self._certificates.context, self._bounds)
+        listener = self._listener = Listener(runner.server, self._certificates.context, self._bounds)
         try:
             with listening(self._host, self._port) as found:
                 if ready is not None:
@@ -98,6 +102,10 @@ class ProgressServer:
         finally:
             await runner.cleanup()
 
+    def connections(self) -> int:
+        """Return the number of connections that are open. May be called from any thread."""
+        return 0 if self._listener is None else len(self._listener)
+
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._renewal_seconds)
@@ -106,6 +114,7 @@ class ProgressServer:
     async def _receive(self, request: web.Request) -> web.Response:
         """Take in one report. The connection of a sender that somebody vouches for is kept."""
         answer = await self._answer(request)
+        self._count(answer.status)
         if answer.status == HTTPStatus.OK and request.transport is not None:
             connection = request.transport.get_protocol()
             assert isinstance(connection, Connection)

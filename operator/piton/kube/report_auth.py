@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from piton.contract import names
-from piton.kube.answer_cache import AnswerCache, KeptAnswer, Refusal
+from piton.kube.answer_cache import AnswerCache, GoodAnswer, Refusal
 from piton.kube.client import Client
 from piton.kube.ownership import controller
 from piton.kube.rate_limits import RateLimit, Slots
@@ -102,7 +102,7 @@ class ReportAuthenticator:
             key, lambda: self._review_unknown(token, address), renew=lambda: self._review(token)
         )
 
-    async def _review_unknown(self, token: str, address: str) -> KeptAnswer[_Pod]:
+    async def _review_unknown(self, token: str, address: str) -> GoodAnswer[_Pod]:
         """Review a token that nobody has vouched for yet, unless its address has sent too many bad ones."""
         self._seconds_left(token)
         async with self._slots.of(address):
@@ -127,16 +127,16 @@ class ReportAuthenticator:
             raise Unauthenticated("the token has expired")
         return left
 
-    async def _review(self, token: str) -> KeptAnswer[_Pod]:
+    async def _review(self, token: str) -> GoodAnswer[_Pod]:
         seconds = self._seconds_left(token)
         spec = {"token": token, "audiences": [names.TOKEN_AUDIENCE]}
         review: Body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": spec}
         async with self._slots.of_all():
             found = await self._client.create(TOKEN_REVIEWS, review)
         pod = _reviewed(found.get("status") or {})
-        return KeptAnswer(value=pod, seconds=min(seconds, GOOD_SECONDS), renewable=seconds > GOOD_SECONDS)
+        return GoodAnswer(value=pod, seconds=min(seconds, GOOD_SECONDS), renewable=seconds > GOOD_SECONDS)
 
-    async def _find(self, pod: _Pod) -> KeptAnswer[Sender]:
+    async def _find(self, pod: _Pod) -> GoodAnswer[Sender]:
         """The run and the attempt, by owners and not by labels alone: those anybody can write."""
         found = await self._client.get(PODS, pod.name, namespace=pod.namespace)
         if found is None or found["metadata"]["uid"] != pod.uid:
@@ -155,7 +155,7 @@ class ReportAuthenticator:
         if (owner.get("kind"), owner.get("name")) != (names.KIND, run):
             raise unrelated
         sender = Sender(namespace=pod.namespace, run=run, run_uid=str(owner.get("uid")), attempt=int(attempt))
-        return KeptAnswer(value=sender)
+        return GoodAnswer(value=sender)
 
 
 def _reviewed(status: Body) -> _Pod:

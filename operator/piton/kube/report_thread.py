@@ -17,6 +17,7 @@ from contextlib import suppress
 from piton.clock import SystemClock
 from piton.contract.progress import Progress, TrainerRequests
 from piton.kube.client import Client, load_configuration
+from piton.kube.metrics import OperatorMetrics
 from piton.kube.progress_server import ProgressServer
 from piton.kube.report_auth import ReportAuthenticator
 from piton.kube.report_store import Sender
@@ -35,6 +36,7 @@ class ReportThread:
         self,
         settings: PitonSettings,
         certificates: Certificates,
+        meter: OperatorMetrics,
         *,
         on_report: Callable[[Sender, Progress], None],
         answer: Callable[[Sender], TrainerRequests],
@@ -42,6 +44,7 @@ class ReportThread:
         """Remember what to call: `on_report` in the loop of `run`, `answer` in the thread."""
         self._settings = settings
         self._certificates = certificates
+        self._meter = meter
         self._on_report = on_report
         self._answer = answer
 
@@ -66,8 +69,14 @@ class ReportThread:
         async with Client(await load_configuration(settings.api_url)) as client:
             authenticator = ReportAuthenticator(client, SystemClock(), asyncio.get_running_loop())
             server = ProgressServer(
-                authenticator, hand_over, self._certificates, host=settings.progress_host, port=settings.progress_port
+                authenticator,
+                hand_over,
+                self._certificates,
+                host=settings.progress_host,
+                port=settings.progress_port,
+                count=self._meter.count_report,
             )
+            self._meter.watch_connections(server.connections)
             await server.run()
 
 
