@@ -18,6 +18,7 @@ from kubernetes.aio.client import Configuration
 from piton.clock import SystemClock
 from piton.contract import names
 from piton.engine.job import LABEL_JOB
+from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists, NotFound
 from piton.kube.job_controller import JobController
@@ -134,9 +135,12 @@ class Arena:
         self.kubeflow = Side(client, KUBEFLOWS)
         self.piton = Side(client, OURS)
         settings = PitonSettings(namespaces=(OURS,), engine=Engine.BUNDLED, workers=16)
-        self._jobs = JobController(
-            client, SystemClock(), asyncio.get_running_loop(), settings, OperatorMetrics(Registry())
-        )
+        loop, kinds = asyncio.get_running_loop(), watched_kinds(engine=True)
+        watched = [kind for kind in kinds if kind.resource in WATCHED]
+        self._cache = ClusterCache(client, loop, watched, namespaces=settings.namespaces)
+        meter = OperatorMetrics(Registry())
+        self._jobs = JobController(client, SystemClock(), loop, settings, meter, cache=self._cache)
+        self._jobs.subscribe(self._cache)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -166,6 +170,7 @@ class Arena:
             for side in self.sides:
                 for resource in WATCHED:
                     tasks.create_task(self._watch(side, resource))
+            tasks.create_task(self._cache.run())
             tasks.create_task(self._jobs.run())
             tasks.create_task(self._beat())
             tasks.create_task(self._tick())
@@ -179,17 +184,15 @@ class Arena:
                 version = body["metadata"]["resourceVersion"]
                 if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
                     side.saw(resource, event["type"], body)
-                    self._tell(side, resource, body)
+                    self._tell(resource, body)
 
-    def _tell(self, side: Side, resource: Resource, body: Body) -> None:
+    def _tell(self, resource: Resource, body: Body) -> None:
         meta = body["metadata"]
         labels = meta.get("labels", {})
         job = meta["name"] if resource is JOBS else labels.get(LABEL_JOB)
         if job is None:
             return
         self.disturb(job)
-        if side is self.piton and names.LABEL_RUN in labels:
-            self._jobs.wake(side.namespace, job)
 
     async def _beat(self) -> None:
         """Keep the node alive, so that nobody takes its pods away."""
