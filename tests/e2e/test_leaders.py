@@ -79,6 +79,7 @@ def test_a_leader_that_goes_in_any_phase_of_a_preemption_is_replaced_and_nothing
     first = run.wait_for_node(1)
     run.wait_for_commit(20)
     stopped.append(_end_leader(cluster, signal.SIGTERM))
+    wait_for(lambda: run.status.get("progress"), "a report", seconds=60, say=run.say)
     run.wait_for_progress(seconds=60)
     reclaim = Thread(target=drills.reclaim, args=(Node.named(first),), kwargs={"notice_seconds": 20})
     reclaim.start()
