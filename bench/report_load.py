@@ -36,6 +36,8 @@ class Results:
     steady: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     connections: int = 0
+    last: dict[str, int] = field(default_factory=dict)
+    """The step of each run's last report that was taken."""
 
 
 class Reporter:
@@ -43,6 +45,7 @@ class Reporter:
 
     def __init__(self, number: int, run: str, token: str, load: dict[str, Any], results: Results) -> None:
         self._address = f"127.7.{number // ADDRESSES}.{number % ADDRESSES + 1}"
+        self._run = run
         self._url = f"{load['url']}/namespaces/{load['namespace']}/trainingruns/{run}/status"
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._load = load
@@ -80,7 +83,10 @@ class Reporter:
             async with session.post(self._url, data=json.dumps(body), headers=self._headers) as answer:
                 await answer.read()
                 self._results.statuses[str(answer.status)] += 1
-                return time.perf_counter() - began if answer.status == 200 else None
+                if answer.status != 200:
+                    return None
+                self._results.last[self._run] = step
+                return time.perf_counter() - began
         except (aiohttp.ClientError, OSError) as error:
             self._results.statuses[type(error).__name__] += 1
             return None
@@ -89,12 +95,12 @@ class Reporter:
         self._results.connections += 1
 
 
-def milliseconds(seconds: list[float]) -> dict[str, float]:
-    """Return the distribution of the times."""
-    ordered = sorted(seconds) or [float("nan")]
+def distribution(values: list[float], *, unit: float = 1.0) -> dict[str, float]:
+    """Return the distribution of the values, in units of so many of theirs."""
+    ordered = sorted(values) or [float("nan")]
     parts = {"p50": 0.5, "p99": 0.99, "worst": 1.0}
-    found = {name: 1000 * ordered[min(int(part * len(ordered)), len(ordered) - 1)] for name, part in parts.items()}
-    return {name: round(value, 2) for name, value in found.items()} | {"count": len(seconds)}
+    found = {name: ordered[min(int(part * len(ordered)), len(ordered) - 1)] / unit for name, part in parts.items()}
+    return {name: round(value, 2) for name, value in found.items()} | {"count": len(values)}
 
 
 async def report(load: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +122,12 @@ async def report(load: dict[str, Any]) -> dict[str, Any]:
         with suppress(asyncio.CancelledError):
             await task
     return {
-        "first_ms": milliseconds(results.first),
+        "first_ms": distribution(results.first, unit=0.001),
         "first_failed": failed_first,
-        "answer_ms": milliseconds(results.steady),
+        "answer_ms": distribution(results.steady, unit=0.001),
         "answers": dict(results.statuses),
         "connections": results.connections,
+        "last": results.last,
     }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
+from bench.report_load import distribution
 from bench.scale import NAMESPACE, SETTLE_SECONDS, TICKS, Operator, a_run, gather, prepare, until
 from hack.cluster import box, pki, processes
 from hack.cluster.layout import KUBECONFIG
@@ -33,8 +34,8 @@ EVERY_SECONDS = 5.0
 WARM_SECONDS = 30.0
 """Time in which all have connected, and the passes that their first reports have caused are over."""
 IDLE_SECONDS = 20.0
-LOOK_SECONDS = 10.0
-"""Time between two looks at all statuses."""
+LOOK_SECONDS = 7.0
+"""Time between two looks at all statuses; no divisor of the 10 s between two writes of one status."""
 
 
 class Receiver(Operator):
@@ -96,6 +97,8 @@ class Bench:
             looking.cancel()
             ages = await looking
             seen = json.loads((await child.stdout.read()).decode())
+            last = seen.pop("last")
+            lags = [last[name] / 1000 - step for name, step in (await self.shown()).items() if name in last]
         finally:
             if child.returncode is None:
                 child.kill()
@@ -103,6 +106,7 @@ class Bench:
         grown = self.operator.memory_bytes() - memory
         return {"runs": self.runs, "operator": busy, "idle": idle, "memory_bytes_per_run": grown // self.runs} | {
             "age_seconds": ages,
+            "lag_seconds": distribution(lags),
             **seen,
         }
 
@@ -145,16 +149,16 @@ class Bench:
         try:
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
-                runs = await self.client.list(RUNS, namespace=NAMESPACE)
-                now = time.time() - self.zero
-                steps = [((run.get("status") or {}).get("progress") or {}).get("step") for run in runs]
-                found += [now - (step or 0) / 1000 for step in steps]
+                shown = await self.shown()
+                found += [time.time() - self.zero - step for step in shown.values()]
         except asyncio.CancelledError:
-            ordered = sorted(found) or [float("nan")]
-            parts = {"p50": 0.5, "p99": 0.99, "worst": 1.0}
-            return {
-                name: round(ordered[min(int(part * len(ordered)), len(ordered) - 1)], 2) for name, part in parts.items()
-            }
+            return distribution(found)
+
+    async def shown(self) -> dict[str, float]:
+        """Return when the report was sent that each run's status shows, in seconds since `zero`."""
+        runs = await self.client.list(RUNS, namespace=NAMESPACE)
+        progress = {run["metadata"]["name"]: (run.get("status") or {}).get("progress") or {} for run in runs}
+        return {name: found.get("step", 0) / 1000 for name, found in progress.items()}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -169,6 +173,7 @@ def table(results: dict[str, Any]) -> str:
         "  without reports": results["idle"]["percent_of_core"],
         "age of the report in the status, p50, s": results["age_seconds"]["p50"],
         "age of the report in the status, p99, s": results["age_seconds"]["p99"],
+        "last report ahead of the status, p99, s": results["lag_seconds"]["p99"],
         "reports that were not taken": sum(count for status, count in answers.items() if status != "200"),
         "connections per trainer": results["connections"] / results["runs"],
         "memory per trainer, KB": results["memory_bytes_per_run"] / 1000,
