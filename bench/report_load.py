@@ -34,6 +34,8 @@ class Results:
     first: list[float] = field(default_factory=list)
     """First reports: with the handshake, the review of the token, and the way from the pod to its run."""
     steady: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    """By how much this process itself was late with a report: the machine's part in the times above."""
     statuses: Counter[str] = field(default_factory=Counter)
     connections: int = 0
     last: dict[str, int] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Reporter:
             times = self._results.first
             while True:
                 await asyncio.sleep(due - time.monotonic())
+                self._results.late.append(time.monotonic() - due)
                 due += every
                 seconds = await self._report(session)
                 if seconds is not None:
@@ -112,6 +115,7 @@ async def report(load: dict[str, Any]) -> dict[str, Any]:
     ]
     await asyncio.sleep(load["warm_seconds"])
     results.steady.clear()
+    results.late.clear()
     failed_first = sum(count for status, count in results.statuses.items() if status != "200")
     results.statuses.clear()
     print("steady", flush=True)
@@ -125,6 +129,7 @@ async def report(load: dict[str, Any]) -> dict[str, Any]:
         "first_ms": distribution(results.first, unit=0.001),
         "first_failed": failed_first,
         "answer_ms": distribution(results.steady, unit=0.001),
+        "late_ms": distribution(results.late, unit=0.001),
         "answers": dict(results.statuses),
         "connections": results.connections,
         "last": results.last,

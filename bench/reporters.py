@@ -167,6 +167,7 @@ def table(results: dict[str, Any]) -> str:
     lines = {
         "answer, p50, ms": results["answer_ms"]["p50"],
         "answer, p99, ms": results["answer_ms"]["p99"],
+        "  trainers late by, p99, ms": results["late_ms"]["p99"],
         "first answer, p99, ms": results["first_ms"]["p99"],
         "operator, % of a core": results["operator"]["percent_of_core"],
         "  of it the reconcile loop": results["operator"]["of_reconcile_loop"],
