@@ -38,6 +38,8 @@ COMPLAINT_SECONDS = 60.0
 OnReport = Callable[[Sender, Progress], TrainerRequests]
 """Called with each report that was let in; what it returns is the answer."""
 
+_STOP_SECONDS = 1.0
+"""Time for the answers under way when the operator ends: whoever gets none reports again to the next one."""
 _HEADERS_MAX = 32
 _READ_BYTES = 16_384
 """Bytes of a body that wait to be read, twice at most, while the token is reviewed."""
@@ -85,9 +87,8 @@ class ProgressServer:
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.router.add_post(PATH, self._receive)
         limits: dict[str, Any] = {"max_headers": _HEADERS_MAX, "read_bufsize": _READ_BYTES}
-        runner = web.AppRunner(
-            app, access_log=None, auto_decompress=False, keepalive_timeout=self._idle_seconds, **limits
-        )
+        waits: dict[str, Any] = {"keepalive_timeout": self._idle_seconds, "shutdown_timeout": _STOP_SECONDS}
+        runner = web.AppRunner(app, access_log=None, auto_decompress=False, **limits, **waits)
         await runner.setup()
         assert runner.server is not None
         allow_files(self._bounds.total)
@@ -115,8 +116,9 @@ class ProgressServer:
         """Take in one report. The connection of a sender that somebody vouches for is kept."""
         answer = await self._answer(request)
         self._count(answer.status)
-        if answer.status == HTTPStatus.OK and request.transport is not None:
-            connection = request.transport.get_protocol()
+        transport = request.transport
+        if answer.status == HTTPStatus.OK and transport is not None and not transport.is_closing():
+            connection = transport.get_protocol()
             assert isinstance(connection, Connection)
             connection.vouch()
         return answer
