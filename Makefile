@@ -112,7 +112,7 @@ bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw
 	python bench/checkpoint.py $(ARGS)
 
 bench-operator: setup  ## what the operator costs with RUNS=100 runs, on a real API server with pods that kwok plays; root only
-	PYTHONPATH=. python bench/scale.py --runs $(or $(RUNS),100)
+	python -m bench.operator_scale --runs $(or $(RUNS),100) $(ARGS)
 
 bench-reporters: setup  ## what reports of RUNS=100 trainers cost, over TLS with reviewed tokens, on that API server; root only
 	PYTHONPATH=. python bench/reporters.py --runs $(or $(RUNS),100)

@@ -14,19 +14,23 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
+from bench.operator_scale.cluster import NAMESPACE, create_runs, prepare
+from bench.operator_scale.harness import SETTLE_SECONDS
+from bench.operator_scale.process import OPERATOR, memory_bytes, phases, start_operator, stop_operator
 from bench.report_load import distribution
-from bench.scale import NAMESPACE, SETTLE_SECONDS, TICKS, Operator, a_run, gather, prepare, until
 from hack.cluster import box, pki, processes
 from hack.cluster.layout import KUBECONFIG
 from hack.neighbours import kwok
 from piton.contract import names
-from piton.kube.client import PODS, RUNS, Body, Client
+from piton.kube.client import Client
+from piton.kube.resources import PODS, RUNS, Body
 from piton.kube.tls import AUTHORITY, CERTIFICATE, KEY
 
 PORT = 18443
@@ -38,7 +42,7 @@ LOOK_SECONDS = 7.0
 """Time between two looks at all statuses; no divisor of the 10 s between two writes of one status."""
 
 
-class Receiver(Operator):
+class Receiver:
     """Piton's operator as a process of this machine, with its progress server."""
 
     def __init__(self, folder: Path) -> None:
@@ -53,15 +57,19 @@ class Receiver(Operator):
         os.environ["PITON_OPERATOR_PROGRESS_URL"] = f"https://127.0.0.1:{PORT}"
         os.environ["PITON_OPERATOR_PROGRESS_PORT"] = str(PORT)
         os.environ["PITON_OPERATOR_TLS_DIR"] = str(self.folder)
-        super().start()
+        start_operator()
+
+    def memory_bytes(self) -> int:
+        """Return its resident memory."""
+        return memory_bytes(OPERATOR)
 
     def threads(self) -> tuple[float, float]:
         """Return the CPU seconds of its first thread, the reconcile loop, and of all others."""
-        pid = processes.running(self.NAME)
+        pid = processes.running(OPERATOR)
         found = {0: 0.0, 1: 0.0}
         for path in Path(f"/proc/{pid}/task").glob("*/stat"):
             fields = path.read_text().rpartition(")")[2].split()
-            found[int(path.parent.name != str(pid))] += (int(fields[11]) + int(fields[12])) / TICKS
+            found[int(path.parent.name != str(pid))] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return found[0], found[1]
 
 
@@ -78,9 +86,9 @@ class Bench:
     async def run(self) -> dict[str, Any]:
         """Bring up the runs, and let their trainers report."""
         self.operator.start()
-        await until(lambda: bool(self.operator.phases()), seconds=60)
-        await gather(self.client.create(RUNS, a_run(f"run-{number}")) for number in range(self.runs))
-        await until(lambda: self.operator.phases().get("Training", 0) >= self.runs, seconds=1800)
+        await _until(lambda: bool(phases()), seconds=60)
+        await create_runs(self.client, [f"run-{number}" for number in range(self.runs)])
+        await _until(lambda: phases().get("Training", 0) >= self.runs, seconds=1800)
         await asyncio.sleep(SETTLE_SECONDS)
         file = self.operator.folder / "load.json"
         file.write_text(json.dumps(await self.load()))
@@ -194,7 +202,13 @@ async def measure(runs: int, seconds: float) -> dict[str, Any]:
             try:
                 return await Bench(client, operator, runs, seconds).run()
             finally:
-                operator.stop()
+                stop_operator()
+
+
+async def _until(true: Callable[[], bool], *, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - it happens in another process
+            await asyncio.sleep(0.2)
 
 
 def main() -> None:

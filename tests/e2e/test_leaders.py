@@ -51,13 +51,33 @@ def _pid(identity: str) -> int:
     raise AssertionError(f"no process of {identity}")
 
 
-def _end_leader(cluster: LiveCluster, how: signal.Signals) -> float:
-    """Seconds until another process leads."""
+def _ready(cluster: LiveCluster) -> int:
+    """Operators that work or stand by."""
+    pods = cluster.items(f"/api/v1/namespaces/{NAMESPACE}/pods")
+    conditions = (
+        c for p in pods if "deletionTimestamp" not in p["metadata"] for c in p["status"].get("conditions", [])
+    )
+    return sum(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _end_leader(cluster: LiveCluster, *, kill: bool) -> float:
+    """Seconds until another process leads. The pod is replaced: a container that ends often waits for its restart."""
     before = wait_for(lambda: _leader(cluster), "a leader", seconds=60)
+    wait_for(lambda: _ready(cluster) == 2, "one operator stands by", seconds=60)
     began = time.monotonic()
-    os.kill(_pid(before), how)
+    if kill:
+        os.kill(_pid(before), signal.SIGKILL)
+    else:
+        _delete_pod(cluster, before)
     wait_for(lambda: _leader(cluster) not in ("", before), f"another leader than {before}", seconds=60)
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    if kill:
+        _delete_pod(cluster, before)
+    return seconds
+
+
+def _delete_pod(cluster: LiveCluster, identity: str) -> None:
+    cluster.kubectl("-n", NAMESPACE, "delete", "pod", identity.rpartition("_")[0], "--wait=false")
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
@@ -75,23 +95,23 @@ def test_a_leader_that_goes_in_any_phase_of_a_preemption_is_replaced_and_nothing
     run = training()
     run.apply(paced(STEPS, 0.1, save_every=10))
     run.wait_for_phase("Starting", "Training")
-    killed.append(_end_leader(cluster, signal.SIGKILL))
+    killed.append(_end_leader(cluster, kill=True))
     first = run.wait_for_node(1)
     run.wait_for_commit(20)
-    stopped.append(_end_leader(cluster, signal.SIGTERM))
+    stopped.append(_end_leader(cluster, kill=False))
     wait_for(lambda: run.status.get("progress"), "a report", seconds=60, say=run.say)
     run.wait_for_progress(seconds=60)
     reclaim = Thread(target=drills.reclaim, args=(Node.named(first),), kwargs={"notice_seconds": 20})
     reclaim.start()
     try:
         run.wait_for_phase("Stopping", "Recovering", "Starting")
-        killed.append(_end_leader(cluster, signal.SIGKILL))
+        killed.append(_end_leader(cluster, kill=True))
         run.wait_for_phase("Recovering", "Starting", "Training")
-        stopped.append(_end_leader(cluster, signal.SIGTERM))
+        stopped.append(_end_leader(cluster, kill=False))
     finally:
         reclaim.join()
     assert run.wait_for_node(2) != first
-    killed.append(_end_leader(cluster, signal.SIGKILL))
+    killed.append(_end_leader(cluster, kill=True))
 
     status = run.wait_for_phase("Succeeded")
     print(f"another led after: SIGKILL {killed}, SIGTERM {stopped} s")

@@ -1,0 +1,132 @@
+"""Costs of the operator by the number of runs, on a real API server with nodes and pods that kwok plays.
+
+For each number the box's control plane is brought up anew, with its real node cordoned. Piton's operator runs as a
+process of its own, with the bundled PyTorchJob controller. Each run has one pod.
+
+    make bench-operator RUNS="100 400 1000"     root only; prints tables, one JSON line, and what got worse
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from bench.operator_scale import cluster, disturbances, floor, harness, plot, process, recorded, steady, table
+from bench.operator_scale.figures import compare
+from bench.operator_scale.harness import Harness
+from bench.operator_scale.run_watch import LateError
+from hack.cluster import box
+from hack.neighbours import kwok
+
+PICTURE = cluster.ROOT / "build" / "bench-operator.svg"
+
+Scenario = Callable[[Harness], Awaitable[dict[str, Any]]]
+
+
+async def _without_operator(bench: Harness) -> dict[str, Any]:
+    """Measure the same as while idle, with the operator stopped."""
+    process.stop_operator()
+    return await steady.idle(bench)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "bring_up": steady.bring_up,
+    "idle": steady.idle,
+    "new_runs": disturbances.new_runs,
+    "notices": disturbances.notices,
+    "lost_nodes": disturbances.lost_nodes,
+    "without_operator": _without_operator,
+    "restart": disturbances.restart,
+    "deletion": disturbances.deletion,
+    "waiting": steady.waiting,
+}
+"""In their order. `restart` needs the operator to be stopped, `waiting` no runs."""
+
+
+def _scenarios(only: list[str]) -> dict[str, Scenario]:
+    """Return the scenarios that were asked for, and those that they need."""
+    needed = {"bring_up", *only}
+    needed |= {"without_operator"} if {"idle", "restart"} & needed else set()
+    needed |= {"restart"} if {"deletion", "waiting"} & needed and "without_operator" in needed else set()
+    needed |= {"deletion"} if "waiting" in needed else set()
+    return {name: scenario for name, scenario in SCENARIOS.items() if not only or name in needed}
+
+
+async def measure(runs: int, scenarios: dict[str, Scenario]) -> dict[str, Any]:
+    """Run the scenarios, one after the other. One that is late ends them, and its sentence is its result."""
+    results: dict[str, Any] = {"runs": runs, "cores": os.cpu_count()}
+    async with harness.connected(runs) as bench:
+        bench.say(f"{runs:,} runs: floor")
+        results["floor"] = await floor.measure(bench.client)
+        try:
+            await bench.start_operator()
+            await steady.warm_up(bench)
+            for name, scenario in scenarios.items():
+                bench.say(f"{runs:,} runs: {name}")
+                began = time.monotonic()
+                results[name] = {"late": "it was not reached"}
+                results[name] = await scenario(bench)
+                bench.say(f"{runs:,} runs: {name} took {time.monotonic() - began:.0f} s")
+        except LateError as error:
+            results[name] = {"late": str(error)}
+            bench.say(str(error))
+        finally:
+            process.stop_operator()
+    return results
+
+
+def measured_alone(runs: int, scenarios: dict[str, Scenario]) -> dict[str, Any]:
+    """Bring up a control plane, measure, and stop all of it."""
+    began = time.monotonic()
+    box.up(spot_nodes=0, say=lambda text: print(f"bench: {text}", file=sys.stderr))
+    try:
+        kwok.start()
+        results = asyncio.run(measure(runs, scenarios))
+    finally:
+        process.stop_operator()
+        kwok.stop()
+        box.down()
+    return results | {"wall_seconds": round(time.monotonic() - began)}
+
+
+def report(results: dict[int, dict[str, Any]], *, picture: Path, record: bool) -> None:
+    """Print tables, notes, the picture's path, one JSON line, and what got worse."""
+    known = recorded.load()
+    compared = {runs: compare(found, known.get(runs)) for runs, found in results.items()}
+    for runs, found in results.items():
+        print(table.table(runs, compared[runs]), *table.notes(found, found["cores"]), "", sep="\n")
+    plot.draw(picture, results, known)
+    print(f"picture: {picture}")
+    print(json.dumps({str(runs): found for runs, found in results.items()}))
+    print(table.last_sentence(compared, known))
+    whole = {runs: found for runs, found in results.items() if recorded.whole(found)}
+    if record and whole:
+        recorded.save(whole)
+        print(f"Recorded in {recorded.PATH} for {', '.join(f'{runs:,}' for runs in whole)} runs.")
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[100], help="numbers of runs, one after the other")
+    parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=[], help="these, and what they need")
+    parser.add_argument("--record", action="store_true", help="keep the figures, to compare later ones with")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    given = parser.parse_args()
+    if box.is_up():
+        sys.exit("the box is up, perhaps for somebody else: make cluster-down, and again")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what was started is stopped on the way out
+    results = {}
+    for runs in given.runs:
+        results[runs] = measured_alone(runs, _scenarios(given.only))
+    report(results, picture=given.picture, record=given.record)
+
+
+if __name__ == "__main__":
+    main()

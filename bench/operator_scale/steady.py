@@ -1,0 +1,112 @@
+"""Scenarios in which runs come and stay: bring-up, nothing happens, nothing happens without an operator, all wait."""
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from bench.operator_scale import cluster, counters, process
+from bench.operator_scale.harness import SETTLE_SECONDS, Harness, percentile
+from piton.kube.resources import EVENTS, PODS, Body
+
+IDLE_SECONDS = 60.0
+"""One period of the operator's resync: a shorter time would see all of it, or nothing."""
+_SECONDS_PER_RUN = 0.9
+"""Limit for a bring-up, beside what a few runs take."""
+_REASONS_LATE_SECONDS = 0.4
+"""Limit, for each run, for all to show why they wait."""
+_OWN_EVENTS = "source=piton-operator"
+
+
+async def warm_up(bench: Harness) -> None:
+    """Bring up one run and delete it, so that what happens once in a process is not counted for the first run."""
+    await cluster.create_runs(bench.client, ["warm-up"])
+    await bench.until_training("warm-up", 1, seconds=60)
+    await bench.delete("warm-up")
+    await bench.until_gone("warm-up", "warm-up", seconds=60)
+
+
+async def bring_up(bench: Harness) -> dict[str, Any]:
+    """Create all runs, and wait until all are training."""
+    changes, empty = bench.runs.changes, process.memory_bytes(process.OPERATOR)
+    limit = 120 + _SECONDS_PER_RUN * bench.count
+    async with bench.measured() as measured:
+        await cluster.create_runs(bench.client, bench.names("run"))
+        await bench.until_training("bring-up", bench.count, seconds=limit)
+        seconds = max(run.training_at or 0.0 for run in bench.runs.seen.values()) - measured.began
+    async with bench.measured() as settling:
+        await asyncio.sleep(SETTLE_SECONDS)
+    assert measured.cost is not None
+    assert settling.cost is not None
+    requests = measured.cost.requests + settling.cost.requests
+    changed = bench.runs.changes - changes
+    status_writes = counters.writes(requests, "trainingruns")
+    events = await _own_events(bench)
+    return measured.as_json(per=bench.count) | {
+        "seconds": seconds,
+        "operator_cpu_ms_per_run": 1000 * measured.cost.operator_cpu / bench.count,
+        "server_cpu_ms_per_run": 1000 * measured.cost.server_cpu / bench.count,
+        "requests_per_run": sum(requests.values()) / bench.count,
+        "phase_changes": changed,
+        "run_writes": status_writes,
+        "events": events,
+        "writes_per_state_change": (status_writes + events) / changed,
+        "memory_bytes_per_run": (process.memory_bytes(process.OPERATOR) - empty) / bench.count,
+        "pods_waited": waits(await bench.client.list(PODS, namespace=cluster.NAMESPACE)),
+    }
+
+
+async def idle(bench: Harness, *, seconds: float = IDLE_SECONDS) -> dict[str, Any]:
+    """Measure while nothing happens."""
+    bench.say(f"idle: {bench.runs.phases['Training']:,} training, for {seconds:.0f} s")
+    async with bench.measured() as measured:
+        await asyncio.sleep(seconds)
+    return measured.as_json()
+
+
+async def waiting(bench: Harness) -> dict[str, Any]:
+    """Create runs that ask for a GPU that no node has; wait until each shows its reason, and measure while they wait.
+
+    Afterwards the operator is stopped and the same is measured without it.
+    """
+    async with bench.measured() as measured:
+        await cluster.create_runs(bench.client, bench.names("waits"), gpus=1)
+        state = lambda: f"{bench.runs.waiting:,} of {bench.count:,} show why they wait"  # noqa: E731
+        limit = 60 + _REASONS_LATE_SECONDS * bench.count
+        await bench.until("waiting", lambda: bench.runs.waiting >= bench.count, state, seconds=limit)
+    shown = measured.as_json(per=bench.count)
+    await asyncio.sleep(SETTLE_SECONDS)
+    meanwhile = await idle(bench)
+    process.stop_operator()
+    without = await idle(bench, seconds=IDLE_SECONDS / 2)
+    return {"all_show_reasons": shown, "wait": meanwhile, "without_operator": without}
+
+
+def waits(pods: Iterable[Body]) -> dict[str, float]:
+    """Return how long pods waited for the scheduler and for kwok, by times of the API, which are whole seconds."""
+    scheduler, kubelet = [], []
+    for pod in pods:
+        bound = next((c for c in pod["status"].get("conditions") or () if c["type"] == "PodScheduled"), None)
+        ran = pod["status"].get("startTime")
+        if bound and ran and bound["status"] == "True":
+            scheduler.append(_seconds(pod["metadata"]["creationTimestamp"], bound["lastTransitionTime"]))
+            kubelet.append(_seconds(bound["lastTransitionTime"], ran))
+    if not scheduler:
+        return {}
+    return {
+        "scheduler_mean_seconds": sum(scheduler) / len(scheduler),
+        "scheduler_p99_seconds": percentile(scheduler, 99),
+        "kwok_mean_seconds": sum(kubelet) / len(kubelet),
+        "kwok_p99_seconds": percentile(kubelet, 99),
+    }
+
+
+async def _own_events(bench: Harness) -> int:
+    """Return how often the operator has posted an Event or counted one once more."""
+    found = await bench.client.list(EVENTS, namespace=cluster.NAMESPACE, fields=_OWN_EVENTS)
+    about = [event for event in found if event["involvedObject"]["name"].startswith("run-")]
+    return sum(int(event.get("count") or 1) for event in about if event["involvedObject"]["kind"] == "TrainingRun")
+
+
+def _seconds(since: str, until: str) -> float:
+    return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
