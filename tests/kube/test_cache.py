@@ -1,17 +1,18 @@
 """The cache on an API server with real watches: what it serves, what it reads live, and what it costs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
 from kmock import KubernetesError, Request, action
 
-from piton.kube import reflector
+from piton.kube import kept_fields, reflector
 from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client
+from piton.kube.kueue import WORKLOADS
 from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Resource
-from piton.kube.store import Change
+from piton.kube.store import Change, Store
 from support import apiserver
 from support.builders import a_manifest
 from support.cluster import Cluster, a_node
@@ -136,8 +137,106 @@ async def test_a_server_that_is_down_is_asked_again_and_nothing_is_believed_to_b
         assert await cache.get(RUNS, "ragcun", namespace="team") is not None
 
 
+async def test_one_kind_that_always_fails_is_read_live_and_holds_up_no_other(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as Workloads while Kueue's conversion webhook is down."""
+
+    def refuse(request: Request) -> KubernetesError | None:
+        failing = request.resource == apiserver.WORKLOADS and request.params.get("watch")
+        return apiserver.refusal(500, "InternalError", "conversion webhook failed") if failing else None
+
+    monkeypatch.setattr(reflector, "BACKOFF_SECONDS", 0.001)
+    workload = {"metadata": {"name": "w", "namespace": "team", "labels": {RUN: "r"}}}
+    await cluster.server.put(apiserver.WORKLOADS, workload)
+    cluster.server.refuse = refuse
+    async with a_cache(cluster) as (_, cache):
+        assert await cache.get(WORKLOADS, "w", namespace="team") is not None
+
+
+async def test_a_listener_that_fails_stops_no_watch(cluster: Cluster) -> None:
+    async with a_cache(cluster) as (_, cache):
+
+        def fail(change: Change) -> None:
+            raise ZeroDivisionError(change)
+
+        cache.subscribe(PODS, fail)
+        for name in ("a", "b"):
+            await cluster.server.put(apiserver.PODS, a_pod(name))
+            await _until(cluster, cache, PODS, lambda name=name: cache.peek(PODS, "team", name) is not None)  # type: ignore[misc]
+
+
 async def test_each_kind_is_listed_once_and_watched(cluster: Cluster) -> None:
     async with a_cache(cluster):
         actions = [request.action for request in cluster.server.asked]
         assert set(actions) == {action.WATCH}
         assert len(actions) == len(watched_kinds(engine=False))
+
+
+# --- a streamed list --------------------------------------------------------------------------------------------------
+
+
+class Stream(Client):
+    """Answers the first watch with these events, and none of the others."""
+
+    def __init__(self, cluster: Cluster, *events: apiserver.Body) -> None:
+        super().__init__(configuration(cluster.server))
+        self.watches: list[dict[str, str]] = []
+        self.again = asyncio.Event()
+        self._events = list(events)
+
+    async def watch(
+        self, resource: Resource, *, namespace: str | None, query: Mapping[str, str], silent_seconds: float
+    ) -> AsyncGenerator[apiserver.Body, None]:
+        self.watches.append(dict(query))
+        if len(self.watches) > 1:
+            self.again.set()
+        while self._events:
+            yield self._events.pop(0)
+        if len(self.watches) > 1:
+            await asyncio.Event().wait()
+
+
+def an_event(kind: str, name: str, version: int) -> apiserver.Body:
+    body = a_pod(name)
+    body["metadata"] |= {"resourceVersion": str(version), "uid": name}
+    return {"type": kind, "object": body}
+
+
+COMPLETE = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}
+
+
+@asynccontextmanager
+async def a_reflector(client: Stream, store: Store) -> AsyncIterator[reflector.Reflector]:
+    loop = asyncio.get_running_loop()
+    found = reflector.Reflector(client, PODS, store, lambda _: None, timer=loop)
+    running = asyncio.create_task(found.run())
+    try:
+        yield found
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await client.close()
+
+
+async def test_what_goes_while_a_list_is_streamed_is_not_in_it_and_the_watch_goes_on_from_its_end(
+    cluster: Cluster,
+) -> None:
+    store = Store(kept_fields.of_pod)
+    events = [an_event("ADDED", "a", 1), an_event("ADDED", "b", 2), an_event("DELETED", "a", 8)]
+    client = Stream(cluster, *events, {"type": "BOOKMARK", "object": {"metadata": COMPLETE}})
+    async with a_reflector(client, store) as found:
+        await asyncio.wait_for(found.synced.wait(), 5)
+        await asyncio.wait_for(client.again.wait(), 5)
+    assert (store.get("team", "a"), store.get("team", "b") is not None) == (None, True)
+    assert client.watches[1]["resourceVersion"] == "9"
+
+
+async def test_a_list_that_breaks_off_is_not_believed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflector, "BACKOFF_SECONDS", 0.001)
+    store = Store(kept_fields.of_pod)
+    client = Stream(cluster, an_event("ADDED", "a", 1))
+    async with a_reflector(client, store) as found:
+        await asyncio.wait_for(client.again.wait(), 5)
+        assert not found.synced.is_set()
+    assert len(store) == 0

@@ -105,6 +105,16 @@ def test_a_list_finds_what_was_deleted_and_keeps_what_was_written_after_it() -> 
     }
 
 
+def test_after_a_restore_of_etcd_older_versions_count_again() -> None:
+    store = a_store()
+    for name in ("stays", "gone"):
+        store.put(a_pod(name, 90, phase="Running"))
+    changes = store.replace([a_pod("stays", 7, phase="Pending")], version=10, restored=True)
+    assert (len(changes), names(store, "r")) == (2, ["stays"])
+    assert store.get("team", "stays") == a_pod("stays", 7, phase="Pending")
+    assert store.put(a_pod("stays", 11, phase="Running")) is not None
+
+
 def test_an_object_is_found_by_its_label_also_after_the_label_has_changed() -> None:
     store = a_store()
     store.put(a_pod("a", 1, run="one"))

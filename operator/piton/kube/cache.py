@@ -5,6 +5,8 @@ live reads; see docs/decisions/0058.
 """
 
 import asyncio
+import logging
+import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ EVENTS_MOST = 20_000
 """Events of pods that are kept, of all pods of the cluster; about 0.5 KB each."""
 
 Reflectors = list[Reflector]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,7 @@ class ClusterCache:
                 tasks.create_task(reflector.run(), name=f"watch {reflector.resource.plural}")
 
     async def synced(self) -> None:
-        """Wait until every kind has been listed, or was refused."""
+        """Wait until every kind has been listed, or cannot be."""
         for reflector in self._all():
             await reflector.synced.wait()
 
@@ -202,7 +206,11 @@ class ClusterCache:
 
     def _publish(self, resource: Resource, change: Change) -> None:
         for listener in self._listeners[resource]:
-            listener(change)
+            try:
+                listener(change)
+            except Exception:  # noqa: BLE001 - a bug that one object meets must not end the watch
+                fields = {"resource": resource.plural, "traceback": traceback.format_exc()}
+                _log.exception("a change was not taken in", extra={"fields": fields})
 
     def _all(self) -> Reflectors:
         return [reflector for group in self._reflectors.values() for reflector in group]
@@ -217,4 +225,4 @@ class ClusterCache:
     @staticmethod
     def _is_live(reflectors: Reflectors) -> bool:
         """True if nothing is kept of these: not watched, or forbidden. What the cluster does not know is empty."""
-        return not reflectors or any(each.refused and not isinstance(each.refused, NotFound) for each in reflectors)
+        return not reflectors or any(each.unusable and not isinstance(each.unusable, NotFound) for each in reflectors)

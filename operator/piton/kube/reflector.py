@@ -17,7 +17,7 @@ from random import SystemRandom
 from piton.kube.client import Client
 from piton.kube.errors import Busy, Expired, NotFound
 from piton.kube.resources import Body, Resource
-from piton.kube.store import Change, Store, version_of
+from piton.kube.store import Change, Store, key_of, version_of
 from piton.kube.workqueue import Timer
 from piton.ports import PortError, Refused, Unavailable
 
@@ -30,6 +30,8 @@ LIST_SECONDS = 60.0
 SHORT_SECONDS = 1.0
 """A watch that ends sooner, without any event, counts as failed."""
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 0.1, 30.0
+FAILURES_MAX = 9
+"""Failures in a row, within about a minute, after which a kind is read live and listed anew."""
 ABSENT_SECONDS = 30.0
 """Seconds between two looks for a kind that the cluster does not know, or that may not be watched."""
 _RANDOM = SystemRandom()
@@ -60,14 +62,16 @@ class Reflector:
         self.store = store
         self.synced = asyncio.Event()
         """Set once the store is complete, or cannot be filled."""
-        self.refused: Refused | None = None
-        """The refusal, while the kind is unknown to the cluster or may not be watched."""
+        self.unusable: PortError | None = None
+        """The error, while the kind is unknown to the cluster, may not be watched, or has failed for long."""
         self._client = client
         self._listener = listener
         self._timer = timer
         self._selectors = {"labelSelector": labels} if labels else {}
         self._selectors |= {"fieldSelector": fields} if fields else {}
         self._version: int | None = None
+        self._newest = 0
+        """The newest version of all; an API server that was restored from a backup begins again at an older one."""
         self._streams_lists = True
         self._failures = 0
         self._is_quiet = True
@@ -123,16 +127,19 @@ class Reflector:
         return self._streams_lists
 
     async def _list_and_watch(self) -> None:
-        items: list[Body] = []
+        items: dict[tuple[str, str], Body] = {}
         events = self._watch(sendInitialEvents="true", resourceVersionMatch="NotOlderThan")
         try:
             async with asyncio.timeout(LIST_SECONDS):
                 async for event in events:
                     body = event["object"]
                     if event["type"] == "BOOKMARK" and _COMPLETE in (body["metadata"].get("annotations") or {}):
-                        self._complete(items, version_of(body))
+                        self._complete(list(items.values()), version_of(body))
                         break
-                    items.append(self.store.trimmed(body))
+                    if event["type"] == "DELETED":  # changes may come before the list is complete
+                        items.pop(key_of(body), None)
+                    elif event["type"] != "BOOKMARK":
+                        items[key_of(body)] = self.store.trimmed(body)
                 else:
                     raise Unavailable("the streamed list ended before it was complete")
             async for event in events:
@@ -155,8 +162,8 @@ class Reflector:
             yield event
 
     def _complete(self, items: list[Body], version: int) -> None:
-        self._version, self.refused = version, None
-        changes = self.store.replace(items, version=version)
+        changes = self.store.replace(items, version=version, restored=version < self._newest)
+        self._version, self._newest, self.unusable = version, version, None
         self.synced.set()
         for change in changes:
             self._listener(change)
@@ -164,7 +171,7 @@ class Reflector:
     def _take(self, event: Body) -> None:
         """Take in one event."""
         body = event["object"]
-        self._version = max(self._version or 0, version_of(body))
+        self._version = self._newest = max(self._version or 0, version_of(body))
         if event["type"] == "BOOKMARK":
             return
         change = self.store.remove(body) if event["type"] == "DELETED" else self.store.put(body)
@@ -173,11 +180,12 @@ class Reflector:
 
     async def _refuse(self, refusal: Refused) -> None:
         """Wait for the kind, or for the right to watch it. Reads of it go to the API server meanwhile."""
-        if self.refused is None and not isinstance(refusal, NotFound):
+        if self.unusable is None and not isinstance(refusal, NotFound):
             _log.warning("watch refused", extra={"fields": {"resource": self.resource.plural, "error": str(refusal)}})
         if isinstance(refusal, NotFound):
-            self._complete([], sys.maxsize)
-        self.refused, self._version = refusal, None
+            for change in self.store.replace([], version=sys.maxsize):
+                self._listener(change)
+        self.unusable, self._version = refusal, None
         self.synced.set()
         await asyncio.sleep(ABSENT_SECONDS)
 
@@ -185,6 +193,9 @@ class Reflector:
         seconds = min(BACKOFF_SECONDS * 2.0 ** min(self._failures, 32), BACKOFF_SECONDS_MAX)
         seconds = max(seconds, error.seconds) if isinstance(error, Busy) else seconds
         self._failures += 1
+        if self._failures >= FAILURES_MAX:  # one kind that fails must not keep the runs from being served
+            self.unusable, self._version = error, None
+            self.synced.set()
         if self._failures > 1:
             fields = {"resource": self.resource.plural, "error": str(error), "retryInSeconds": round(seconds, 1)}
             _log.warning("watch failed", extra={"fields": fields})

@@ -7,7 +7,7 @@ order changes nothing.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,7 +90,7 @@ class Store:
 
     def put(self, body: Body) -> Change | None:
         """Take in a state; None: it is not newer, or differs in nothing that is kept."""
-        key, version = _key(body), version_of(body)
+        key, version = key_of(body), version_of(body)
         before = self._entries.get(key)
         if before is not None and version <= before.version:
             return None
@@ -108,7 +108,7 @@ class Store:
 
     def remove(self, body: Body) -> Change | None:
         """Take in a deletion, with the object's last state; None: it was not known, or a newer one has its name."""
-        key, before = _key(body), self._entries.get(_key(body))
+        key, before = key_of(body), self._entries.get(key_of(body))
         self._remember_gone(_uid(body))
         if before is None or before.uid != _uid(body):
             return None
@@ -117,20 +117,22 @@ class Store:
         last["metadata"].pop("resourceVersion", None)
         return Change(before.text, None, _text(last))
 
-    def replace(self, bodies: Iterable[Body], *, version: int, namespace: str | None = None) -> list[Change]:
+    def replace(self, bodies: Iterable[Body], *, version: int, restored: bool = False) -> list[Change]:
         """Take in a complete list as of that version. What it lacks is gone, unless it was written later.
 
         Args:
             bodies: all objects.
             version: the list's resourceVersion.
-            namespace: the only namespace that was listed; None: all.
+            restored: the versions begin again below those that are known, as after a restore of etcd from a backup.
         """
+        if restored:
+            self._entries = {key: replace(entry, version=0) for key, entry in self._entries.items()}
         listed, changes = set(), []
         for body in bodies:
-            listed.add(_key(body))
+            listed.add(key_of(body))
             changes.append(self.put(body))
         for key, entry in list(self._entries.items()):
-            if key not in listed and entry.version <= version and namespace in (None, key[0]):
+            if key not in listed and entry.version <= version:
                 self._remember_gone(entry.uid)
                 self._drop(key)
                 changes.append(Change(entry.text, None))
@@ -189,7 +191,8 @@ def version_of(body: Mapping[str, Any]) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _key(body: Mapping[str, Any]) -> Key:
+def key_of(body: Mapping[str, Any]) -> Key:
+    """Return the namespace and name of an object."""
     meta = body["metadata"]
     return str(meta.get("namespace") or ""), str(meta["name"])
 
