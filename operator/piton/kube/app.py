@@ -78,6 +78,7 @@ class _Process:
         meter: OperatorMetrics,
         certificates: Certificates | None,
     ) -> None:
+        self._meter = meter
         loop, clock, bundled = asyncio.get_running_loop(), SystemClock(), settings.engine is Engine.BUNDLED
         self._cache = ClusterCache(
             client,
@@ -107,6 +108,7 @@ class _Process:
 
     async def run(self) -> None:
         """Watch always; work, and receive reports, as the leader, where there is more than one process."""
+        self._meter.show_leader(self._election is None)
         await _together(self._cache.run(), self._election.lead(self._work) if self._election else self._work())
 
     async def _work(self) -> None:
