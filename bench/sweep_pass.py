@@ -2,7 +2,7 @@
 
 The event loop serves nothing else meanwhile, so a pass has to be short.
 
-    python -m bench.sweep_pass --runs 200
+    PYTHONPATH=tests python -m bench.sweep_pass --runs 200
 """
 
 import argparse

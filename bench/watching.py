@@ -3,7 +3,7 @@
 An emulated API server serves pods of 8 KB, changes each of them some times, and takes some away. Each client runs in a
 process of its own and reports its CPU time and its memory; the server's are not counted.
 
-    python -m bench.watching --pods 500 --changes 4
+    PYTHONPATH=tests python -m bench.watching --pods 500 --changes 4
 """
 
 import argparse

@@ -4,8 +4,10 @@ A run of a sweep is served like any other, by the runs' own half; here it is onl
 what is left of the sweep's time.
 """
 
+import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, assert_never
 
 from piton.api import parse as runs
@@ -45,6 +47,8 @@ from piton.sweep.status import SweepStatus
 TOGETHER_SECONDS = 1.0
 """Changes of runs within this time are one for their sweep."""
 
+_PARSED_AT_ONCE = 20
+"""Runs that are parsed before others have their turn; up to 30 ms."""
 _SEEN_MOST = 4096
 """Runs whose parsed form is kept; about 20 KB each."""
 
@@ -90,15 +94,25 @@ class SweepWorld:
         except Refused as refusal:
             raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
         self._manifest, parsed = manifest, parse(manifest)
+        runs = await self._parsed(run for run in found if owned(run, parsed.meta))
         self.observed = SweepObserved(
             meta=parsed.meta,
             spec=parsed.spec,
             plan=parsed.plan,
             problems=parsed.problems,
             status=parsed.status,
-            runs=tuple(self._seen.of(run) for run in found if owned(run, parsed.meta)),
+            runs=runs,
         )
         return self.observed
+
+    async def _parsed(self, manifests: Iterable[Body]) -> tuple[RunSeen, ...]:
+        """Parse the runs, some at a time: others need the event loop as well."""
+        found = []
+        for number, manifest in enumerate(manifests, start=1):
+            found.append(self._seen.of(manifest))
+            if number % _PARSED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return tuple(found)
 
     async def apply(self, effect: SweepEffect) -> None:
         """Carry out one effect."""
