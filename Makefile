@@ -111,7 +111,7 @@ bench: setup  ## what a session costs, over a bare PyTorch loop
 bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw write (ARGS="--megabytes 128")
 	python bench/checkpoint.py $(ARGS)
 
-bench-operator: setup  ## what the operator costs with RUNS=100 runs, on a real API server with pods that kwok plays; root only
+bench-operator: setup  ## what the operator costs by the number of runs, on a real API server with pods that kwok plays: RUNS="100 1000"; root only
 	python -m bench.operator_scale --runs $(or $(RUNS),100) $(ARGS)
 
 bench-reporters: setup  ## what reports of RUNS=100 trainers cost, over TLS with reviewed tokens, on that API server; root only

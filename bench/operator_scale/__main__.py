@@ -23,6 +23,7 @@ from bench.operator_scale.harness import Harness
 from bench.operator_scale.run_watch import LateError
 from hack.cluster import box
 from hack.neighbours import kwok
+from piton.ports import PortError
 
 PICTURE = cluster.ROOT / "build" / "bench-operator.svg"
 
@@ -49,7 +50,7 @@ SCENARIOS: dict[str, Scenario] = {
 """In their order. `restart` needs the operator to be stopped, `waiting` no runs."""
 
 
-def _scenarios(only: list[str]) -> dict[str, Scenario]:
+def scenarios(only: list[str]) -> dict[str, Scenario]:
     """Return the scenarios that were asked for, and those that they need."""
     needed = {"bring_up", *only}
     needed |= {"without_operator"} if {"idle", "restart"} & needed else set()
@@ -58,41 +59,39 @@ def _scenarios(only: list[str]) -> dict[str, Scenario]:
     return {name: scenario for name, scenario in SCENARIOS.items() if not only or name in needed}
 
 
-async def measure(runs: int, scenarios: dict[str, Scenario]) -> dict[str, Any]:
+async def measure(results: dict[str, Any], scenarios: dict[str, Scenario]) -> None:
     """Run the scenarios, one after the other. One that is late ends them, and its sentence is its result."""
-    results: dict[str, Any] = {"runs": runs, "cores": os.cpu_count()}
-    async with harness.connected(runs) as bench:
-        bench.say(f"{runs:,} runs: floor")
+    async with harness.connected(results["runs"]) as bench:
+        bench.say(f"{bench.count:,} runs: floor")
         results["floor"] = await floor.measure(bench.client)
+        name = "start"
         try:
             await bench.start_operator()
             await steady.warm_up(bench)
             for name, scenario in scenarios.items():
-                bench.say(f"{runs:,} runs: {name}")
+                bench.say(f"{bench.count:,} runs: {name}")
                 began = time.monotonic()
-                results[name] = {"late": "it was not reached"}
                 results[name] = await scenario(bench)
-                bench.say(f"{runs:,} runs: {name} took {time.monotonic() - began:.0f} s")
-        except LateError as error:
+                bench.say(f"{bench.count:,} runs: {name} took {time.monotonic() - began:.0f} s")
+        except (LateError, PortError) as error:
             results[name] = {"late": str(error)}
-            bench.say(str(error))
+            bench.say(f"{name}: {error}")
         finally:
             process.stop_operator()
-    return results
 
 
-def measured_alone(runs: int, scenarios: dict[str, Scenario]) -> dict[str, Any]:
-    """Bring up a control plane, measure, and stop all of it."""
+def measured_alone(results: dict[str, Any], scenarios: dict[str, Scenario]) -> None:
+    """Bring up a control plane, add what is measured to the results, and stop all of it."""
     began = time.monotonic()
-    box.up(spot_nodes=0, say=lambda text: print(f"bench: {text}", file=sys.stderr))
     try:
-        kwok.start()
-        results = asyncio.run(measure(runs, scenarios))
+        box.up(spot_nodes=0, say=lambda text: print(f"bench: {text}", file=sys.stderr))
+        kwok.start(say=lambda text: print(f"bench: {text}", file=sys.stderr))
+        asyncio.run(measure(results, scenarios))
     finally:
         process.stop_operator()
         kwok.stop()
         box.down()
-    return results | {"wall_seconds": round(time.monotonic() - began)}
+        results["wall_seconds"] = round(time.monotonic() - began)
 
 
 def report(results: dict[int, dict[str, Any]], *, picture: Path, record: bool) -> None:
@@ -105,7 +104,7 @@ def report(results: dict[int, dict[str, Any]], *, picture: Path, record: bool) -
     print(f"picture: {picture}")
     print(json.dumps({str(runs): found for runs, found in results.items()}))
     print(table.last_sentence(compared, known))
-    whole = {runs: found for runs, found in results.items() if recorded.whole(found)}
+    whole = {runs: found for runs, found in results.items() if recorded.whole(found, SCENARIOS)}
     if record and whole:
         recorded.save(whole)
         print(f"Recorded in {recorded.PATH} for {', '.join(f'{runs:,}' for runs in whole)} runs.")
@@ -121,11 +120,16 @@ def main() -> None:
     given = parser.parse_args()
     if box.is_up():
         sys.exit("the box is up, perhaps for somebody else: make cluster-down, and again")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what was started is stopped on the way out
-    results = {}
-    for runs in given.runs:
-        results[runs] = measured_alone(runs, _scenarios(given.only))
-    report(results, picture=given.picture, record=given.record)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends in order by this one
+    results: dict[int, dict[str, Any]] = {}
+    try:
+        for runs in given.runs:
+            results[runs] = {"runs": runs, "cores": os.cpu_count()}
+            measured_alone(results[runs], scenarios(given.only))
+    except KeyboardInterrupt:
+        print("bench: stopped; what was measured before follows", file=sys.stderr)
+    if begun := {runs: found for runs, found in results.items() if "floor" in found}:
+        report(begun, picture=given.picture, record=given.record)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Harness:
     configuration: Configuration
     count: int
     runs: Runs = field(default_factory=Runs)
+    watches: set[asyncio.Task[None]] = field(default_factory=set)
 
     def say(self, text: str) -> None:
         """Print a line of progress."""
@@ -69,6 +70,9 @@ class Harness:
         log = process.OPERATOR
 
         def alive() -> bool:
+            for watch in self.watches:
+                if watch.done():
+                    watch.result()
             if processes.running(log) is None:
                 raise LateError(f"{what}: the operator does not run any more; see {processes.log_of(log)}")
             return true()
@@ -126,11 +130,11 @@ async def following(
     """Follow a kind of objects meanwhile."""
     watch = run_watch.follow(harness.configuration, resource, cluster.NAMESPACE, take, labels=labels)
     task = asyncio.create_task(watch, name=f"watch of {resource.plural}")
+    harness.watches.add(task)
     try:
         yield
-        if task.done():
-            task.result()
     finally:
+        harness.watches.discard(task)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

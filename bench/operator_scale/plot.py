@@ -9,7 +9,14 @@ from bench.operator_scale.figures import FIGURES, Figure, values
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PANELS = ("operator_cpu_ms", "bring_up_over_necessary", "idle_requests", "memory_kb")
+_PANELS = {
+    "operator_cpu_ms": "bring-up: operator CPU per run, ms",
+    "bring_up_over_necessary": "bring-up over its necessary writes alone",
+    "idle_requests": "idle: requests per second",
+    "memory_kb": "operator's memory per run, KB",
+}
+_MINOR_LABELS = (2, 0.4)
+"""Decades up to which numbers between powers of ten have labels: all of them, and some."""
 _SIZE_INCHES = (9.0, 6.4)
 _NOW, _RECORDED, _GOAL = "#4c72b0", "#8c8c8c", "#55a868"
 _LEAST = 0.01
@@ -27,8 +34,9 @@ def draw(path: Path, results: AllResults, recorded: AllResults) -> None:
     FigureCanvasSVG(picture)
     every = sorted({*results, *recorded})
     by_name = {figure.name: figure for figure in FIGURES}
-    for axes, name in zip(picture.subplots(2, 2).flat, _PANELS, strict=True):
+    for axes, (name, title) in zip(picture.subplots(2, 2).flat, _PANELS.items(), strict=True):
         _panel(axes, by_name[name], results, recorded, every)
+        _dress(axes, title, every)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, format="svg")
 
@@ -46,11 +54,18 @@ def _panel(axes: "Axes", figure: Figure, results: AllResults, recorded: AllResul
             axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=4, label=label)
     if figure.goal is not None:
         axes.plot(every, [figure.goal(runs) for runs in every], ":", color=_GOAL, label="goal")
+
+
+def _dress(axes: "Axes", title: str, every: list[int]) -> None:
+    from matplotlib.ticker import LogFormatter
+
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=_MINOR_LABELS))
     axes.set_xticks(every, [f"{runs:,}" for runs in every])
     axes.set_xticks([], minor=True)
-    axes.set_title(figure.words.strip(), loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("runs")
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ from bench.operator_scale.counters import busiest
 from bench.operator_scale.figures import TOLERANCE, Comparison
 
 _WIDTH = 48
+_SCENARIOS_WITH_CPU = ("bring_up", "lost_nodes", "deletion")
 _SCENARIOS_WITH_REQUESTS = ("bring_up", "idle", "lost_nodes", "deletion")
 
 
@@ -29,15 +30,19 @@ def notes(results: Mapping[str, Any], cores: int) -> list[str]:
     necessary = f"{floor['necessary_writes_per_run']} necessary writes of a run"
     patch, run = 1000 * floor["seconds_per_patch"], 1000 * floor["necessary_seconds_per_run"]
     found = [f"floor, 16 at once: {patch:.2f} ms per raw PATCH, {run:.1f} ms for the {necessary}"]
-    if "cores_busy" in results.get("bring_up", {}):
-        found.append(f"bring-up: {busiest(results['bring_up'], cores)}")
-        found += _waits(results["bring_up"]["pods_waited"])
+    for scenario in _SCENARIOS_WITH_CPU:
+        if "cores_busy" in (part := results.get(scenario, {})):
+            found.append(f"{scenario}: {busiest(part, cores)}")
+            found += _waits(part.get("pods_waited", {}))
     for scenario in _SCENARIOS_WITH_REQUESTS:
         most = results.get(scenario, {})
         unit = "second" if "most_per_second" in most else "run"
         if kinds := most.get(f"most_per_{unit}"):
             words = ", ".join(f"{kind} {count:g}" for kind, count in list(kinds.items())[:8])
             found.append(f"{scenario}: requests per {unit}: {words}")
+    if verdicts := results.get("lost_nodes", {}).get("verdicts"):
+        words = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
+        found.append(f"lost_nodes: attempts ended as {words}")
     found += [f"{name}: not measured: {part['late']}" for name, part in results.items() if _late(part)]
     return found
 
@@ -67,7 +72,7 @@ def _waits(waited: Mapping[str, float]) -> list[str]:
         return []
     scheduler = f"{waited['scheduler_mean_seconds']:.1f} s (p99 {waited['scheduler_p99_seconds']:.0f} s)"
     kubelet = f"{waited['kwok_mean_seconds']:.1f} s (p99 {waited['kwok_p99_seconds']:.0f} s)"
-    return [f"bring-up: a pod waited {scheduler} for the scheduler and {kubelet} for kwok"]
+    return [f"bring_up: a pod waited {scheduler} for the scheduler and {kubelet} for kwok"]
 
 
 def _late(part: object) -> bool:
