@@ -125,14 +125,15 @@ async def follow(
         kind = (resource.group, resource.version, namespace, resource.plural)
         while True:
             with suppress(TimeoutError, ClientError):
-                response = await listed(*kind, **query, resource_version=version)
-                async for line in response.content:
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        raise RuntimeError(f"the watch on {resource.plural} broke: {event['object'].get('message')}")
-                    version = event["object"]["metadata"]["resourceVersion"]
-                    if event["type"] != "BOOKMARK":
-                        take(event["type"], event["object"], time.monotonic())
+                async with await listed(*kind, **query, resource_version=version) as response:
+                    async for line in response.content:
+                        event = json.loads(line)
+                        body = event["object"]
+                        if event["type"] == "ERROR":
+                            raise RuntimeError(f"the watch on {resource.plural} broke: {body.get('message')}")
+                        version = body["metadata"]["resourceVersion"]
+                        if event["type"] != "BOOKMARK":
+                            take(event["type"], body, time.monotonic())
 
 
 async def until(true: Callable[[], bool], *, seconds: float, state: Callable[[], str], say: Say, log: str) -> None:
