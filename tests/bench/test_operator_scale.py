@@ -93,10 +93,10 @@ def test_writes_are_those_of_objects_and_of_their_status() -> None:
     assert counters.writes(requests, "trainingruns") == 4
 
 
-def test_the_runs_that_the_operator_knows_are_those_of_all_phases() -> None:
+def test_the_runs_of_each_phase_are_read_from_the_operators_metrics() -> None:
     text = 'piton_runs{phase="Training"} 7.0\npiton_runs{phase="Pending"} 2.0\npiton_sweeps{phase="Training"} 5.0\n'
 
-    assert process.runs_in_metrics(text) == 9
+    assert process.phases_in_metrics(text) == {"Training": 7, "Pending": 2}
 
 
 def test_pods_waited_for_the_scheduler_and_then_for_kwok() -> None:

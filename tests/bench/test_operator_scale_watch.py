@@ -12,7 +12,7 @@ from kubernetes.aio.client import Configuration
 
 from bench.operator_scale import run_watch
 from bench.operator_scale.run_watch import LateError, Runs
-from piton.kube.client import RUNS
+from piton.kube.resources import RUNS
 
 
 def line(kind: str, version: int, *, name: str = "run-1", phase: str = "Training") -> dict[str, Any]:
