@@ -5,7 +5,8 @@ import itertools
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
 from piton.kube.app import serve
-from piton.kube.settings import PitonSettings
+from piton.kube.leader_election import LeaseLost
+from piton.kube.settings import LeaseSettings, PitonSettings
 from piton_trainer.config import Server
 from piton_trainer.telemetry.operator_client import push
 from support import certificates
-from support.apiserver import JOBS, NODES, PODS, RUNS, refusal, to_json
+from support.apiserver import JOBS, LEASES, NODES, PODS, RUNS, refusal, to_json
 from support.builders import a_manifest, a_progress
 from support.cluster import Cluster, Disrupted, Runs, a_node
 from support.pilot import url
@@ -246,6 +248,50 @@ async def test_trainers_report_to_the_operator(cluster: Cluster, tmp_path: Path)
         target = Server(url=variables[names.ENV_SERVER_URL], ca_cert=tmp_path / "ca.crt", token_file=tmp_path / "token")
         await asyncio.to_thread(push, target, a_progress(70, checkpoint=50))
         await _until(cluster, lambda status: status.checkpoint is not None and status.checkpoint.step == 50)
+
+
+def _lease(pod: str) -> LeaseSettings:
+    return LeaseSettings(name="piton-operator", namespace="piton-system", pod=pod, look_seconds=0.05)
+
+
+def _holder(cluster: Cluster) -> str:
+    found = cluster.server.find(LEASES, "piton-operator", "piton-system")
+    return str(found["spec"]["holderIdentity"]) if found else ""
+
+
+async def test_of_two_operators_one_works_and_the_other_goes_on_where_it_stops(cluster: Cluster) -> None:
+    cluster.script[1] = Runs()
+    port = free_port()
+    async with aiohttp.ClientSession() as session, AsyncExitStack() as second:
+        async with _operator(cluster, lease=_lease("a")):
+            await cluster.server.until(lambda: _holder(cluster).startswith("a_"))
+            await second.enter_async_context(_operator(cluster, lease=_lease("b"), metrics_port=port))
+            await cluster.server.until(lambda: cluster.server.watchers >= 2 * WATCHES)
+            await _reach_training(cluster)
+            assert "piton_leader 0.0" in await _text(session, port)
+        await cluster.server.until(lambda: _holder(cluster).startswith("b_"))
+        await cluster.server.remove(NODES, "node-of-ragcun-1-master-0", None)
+        await _until(cluster, lambda status: status.attempt == 2)
+        assert "piton_leader 1.0" in await _text(session, port)
+    assert _holder(cluster) == "", "who stops releases the lease"
+    assert [w.name for w in cluster.server.writes if w.resource == JOBS and w.method == "POST" and w.done] == [
+        "ragcun-1",
+        "ragcun-2",
+    ]
+
+
+async def test_an_operator_that_has_lost_its_lease_ends_with_an_error(cluster: Cluster) -> None:
+    lease = replace(_lease("a"), retry_seconds=0.05)
+    settings = PitonSettings(api_url=url(cluster.server), probe_port=None, metrics_port=None, lease=lease)
+    running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings)))
+    await cluster.server.until(lambda: _holder(cluster).startswith("a_"))
+    found = cluster.server.find(LEASES, "piton-operator", "piton-system")
+    assert found is not None
+    found["spec"]["holderIdentity"] = "b_1"
+    await cluster.server.put(LEASES, found)
+
+    with pytest.raises(LeaseLost, match="b_1 holds the lease"):
+        await running
 
 
 async def test_without_its_certificate_the_operator_does_not_start(cluster: Cluster, tmp_path: Path) -> None:

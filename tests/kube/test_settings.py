@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from piton.kube.settings import Engine, PitonSettings
+from piton.kube.settings import Engine, LeaseSettings, PitonSettings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -43,9 +43,30 @@ def test_the_receiver_of_progress_is_there_when_it_has_an_address() -> None:
     assert PitonSettings.from_env({"PITON_OPERATOR_PROGRESS_URL": ""}).progress_url is None
 
 
+def test_replicas_elect_a_leader_where_a_lease_is_named() -> None:
+    env = {
+        "PITON_OPERATOR_LEASE": "piton-operator",
+        "PITON_OPERATOR_POD_NAME": "piton-operator-1",
+        "PITON_OPERATOR_POD_NAMESPACE": "piton-system",
+    }
+    wanted = LeaseSettings(name="piton-operator", namespace="piton-system", pod="piton-operator-1")
+    assert PitonSettings.from_env(env).lease == wanted
+    assert PitonSettings.from_env({**env, "PITON_OPERATOR_LEASE": ""}).lease is None
+
+
+def test_a_leader_stops_before_its_lease_ends() -> None:
+    lease = LeaseSettings(name="piton", namespace="piton-system", pod="a")
+    assert lease.renew_deadline_seconds + PitonSettings().stop_seconds < lease.lease_seconds
+    with pytest.raises(ValueError, match="before the lease does"):
+        PitonSettings(lease=lease, stop_seconds=5)
+    with pytest.raises(ValueError, match="retry_seconds < renew_deadline_seconds < lease_seconds"):
+        LeaseSettings(name="piton", namespace="piton-system", pod="a", renew_deadline_seconds=15)
+
+
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [
+        ({"PITON_OPERATOR_LEASE": "piton"}, "PITON_OPERATOR_POD_NAME and PITON_OPERATOR_POD_NAMESPACE have to be set"),
         ({"PITON_OPERATOR_WORKERS": "many"}, "PITON_OPERATOR_WORKERS: 'many' is not a number"),
         ({"PITON_OPERATOR_WORKERS": "0"}, "at least one"),
         ({"PITON_OPERATOR_RESYNC_SECONDS": "-1"}, "above 0"),

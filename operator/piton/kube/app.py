@@ -97,9 +97,7 @@ class _Process:
         self._reports = certificates and ReportThread(
             settings, certificates, meter, on_report=runs.on_report, answer=runs.answer
         )
-        self._election = settings.lease and LeaderElection(
-            of_election, clock, loop, settings.lease, show=meter.show_leader
-        )
+        self._election = settings.lease and LeaderElection(of_election, clock, loop, settings.lease, meter)
 
     @property
     def parts(self) -> Sequence[ClusterCache | Worker]:
@@ -109,7 +107,7 @@ class _Process:
     async def run(self) -> None:
         """Watch always; work, and receive reports, as the leader, where there is more than one process."""
         self._meter.show_leader(self._election is None)
-        await _together(self._cache.run(), self._election.lead(self._work) if self._election else self._work())
+        await _together(self._cache.run(), self._election.run(self._work) if self._election else self._work())
 
     async def _work(self) -> None:
         await _together(*(worker.run() for worker in self._workers), *([self._reports.run()] if self._reports else []))

@@ -16,6 +16,7 @@ from piton.kube.events import Key
 from piton.kube.metrics import OperatorMetrics
 from piton.kube.resources import Resource
 from piton.kube.settings import PitonSettings
+from piton.kube.tasks import with_grace
 from piton.kube.workqueue import Timer, WorkQueue
 from piton.ports import Clock, Conflict, PortError
 
@@ -90,7 +91,7 @@ class Worker(ABC):
             self.queue.add_after(key, seconds * number / len(keys))
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. Passes that run then have a moment to end: a leader gives up its lease after them."""
         if self._cache is not None:
             await self._cache.synced()
         async with asyncio.TaskGroup() as tasks:
@@ -112,7 +113,7 @@ class Worker(ABC):
 
     async def _work(self) -> None:
         while True:
-            await self.handle(await self.queue.get())
+            await with_grace(self.handle(await self.queue.get()), seconds=self._settings.stop_seconds)
 
     async def handle(self, key: Key) -> None:
         """One key from the queue: a pass over the object, and another try later if it fails."""

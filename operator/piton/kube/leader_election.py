@@ -1,207 +1,181 @@
-"""Leader election: of several operator processes the one works that holds a Lease of coordination.k8s.io.
+"""Leader election: of several replicas one works; the others watch, and take over when it stops or is gone.
 
-    standby --lease free or expired--> leader --renewed every 2 s--> leader
-                                         |--- not renewed for 10 s, or taken ---> the process ends
-                                         +--- told to stop ---> lease released ---> the process ends
+    standby --lease acquired--> leader --stopped---------------> passes end, lease released, process ends
+                                  |
+                                  +------lease lost------------> passes end, process ends: the kubelet restarts it
 
-The rules and durations of client-go. A lease has expired when it has not changed for its duration by the observer's own
-clock: the clocks of two machines are never compared. A leader stops 5 s before another may begin. `kubernetes.aio`
-has a leader election too; decision 57 says why it is not used.
+The leader stops `renew_deadline_seconds` after it *sent* its last renewal, and its passes have `stop_seconds` to end.
+Both together are shorter than the lease, so nobody else leads before. Where clocks and processes behave worse than that
+(a machine that stood still), the preconditions of every write hold: docs/decisions/0057.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from piton.contract import names
 from piton.kube.client import Client
-from piton.kube.errors import NotFound
-from piton.kube.resources import LEASES, PODS, Body
+from piton.kube.errors import NoAnswer, NotFound
+from piton.kube.lease import Lease
+from piton.kube.metrics import OperatorMetrics
+from piton.kube.resources import PODS
+from piton.kube.settings import LeaseSettings
+from piton.kube.tasks import Body, cancel, uninterrupted
 from piton.kube.workqueue import Timer
-from piton.ports import Clock, Conflict, PortError
+from piton.ports import Clock, PortError
 
-DURATION_SECONDS = 15
-"""Seconds without a renewal after which another process may take the lease."""
-RENEW_SECONDS = 10.0
-"""Seconds without a renewal after which the leader stops working."""
-RETRY_SECONDS = 2.0
-"""Seconds between two renewals, and between two looks of a standby."""
+RELEASE_SECONDS = 2.0
+"""Time that the release of the lease may take."""
+_LABELS = 300.0
+"""Seconds between two checks of the label: it may have been changed by hand."""
 
-MARK_SECONDS = 300.0
-"""Seconds between two looks at the label of the leader's pod, which may be changed by hand."""
-
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeaseSettings:
-    """The lease, and the process that wants it."""
-
-    name: str
-    namespace: str
-    pod: str
-    """Name of this process' pod."""
-    identity: str
-    """Another one for each process, also for two in one pod after the other."""
-
-
 class LeaseLost(Exception):  # noqa: N818 - a situation, not an error
-    """Another process leads now, or may soon."""
+    """Somebody else holds the lease, or it could not be renewed in time. The text is a sentence."""
 
 
 class LeaderElection:
-    """One candidate, with a client of its own: neither a busy leader's calls nor its patience delay a renewal."""
+    """One candidate. Its client should be its own: calls of a leader that is busy must not delay renewals."""
 
     def __init__(
-        self, client: Client, clock: Clock, timer: Timer, settings: LeaseSettings, *, show: Callable[[bool], None]
+        self, client: Client, clock: Clock, timer: Timer, settings: LeaseSettings, meter: OperatorMetrics
     ) -> None:
-        """Take no step yet. `show` is called with whether this process leads, when that changes."""
+        self.lease = Lease(client, clock, timer, settings)
         self._client = client
-        self._clock = clock
         self._timer = timer
         self._settings = settings
-        self._show = show
-        self._seen: tuple[str, float] = ("", float("-inf"))
-        """The version of another's lease, and when it was first seen."""
+        self._meter = meter
+        self._said = ""
 
-    async def lead(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Wait for the lease, then work while it is held; release it at the end.
+    async def run(self, work: Body) -> None:
+        """Wait for the lease, and work while it is held. In the end, however it comes, the lease is released.
 
         Raises:
-            LeaseLost: the lease could not be renewed in time. Nothing of the work runs any more.
+            LeaseLost: The lease is no longer held; the work has ended.
+            Exception: What the work has raised.
         """
+        self._meter.show_leader(False)
         await self._acquire()
-        self._show(True)
-        marking = asyncio.create_task(self._mark_forever(), name="label the leader's pod")
-        renewing = asyncio.create_task(self._renew(), name="renew lease")
-        working = asyncio.create_task(_run(work), name="work of the leader")
+        self._meter.show_leader(True)
+        working = asyncio.create_task(work(), name="work of the leader")
+        labels = asyncio.create_task(self._label_forever(), name="label of the leader")
         try:
-            await asyncio.wait((renewing, working), return_when=asyncio.FIRST_COMPLETED)
+            await self._hold(working)
         finally:
-            await _end(marking)
-            await _end(working)
-            self._show(False)
-            await _end(renewing)
-            if not (renewing.done() and not renewing.cancelled() and renewing.exception()):
-                await self._release()
-        for task in (renewing, working):
-            if not task.cancelled() and (error := task.exception()):
-                raise error
+            await uninterrupted(self._end(working, labels))
+        working.result()
 
     async def _acquire(self) -> None:
-        while not await self._try():  # noqa: ASYNC110 - another process changes it
-            await asyncio.sleep(RETRY_SECONDS)
-        _log.info("leading", extra={"fields": {"lease": self._settings.name, "identity": self._settings.identity}})
+        while True:
+            now = self._timer.time()
+            try:
+                if await self._within(now + self._settings.renew_deadline_seconds, self.lease.acquire_or_renew()):
+                    _log.info("leader", extra={"fields": {"identity": self.lease.identity}})
+                    return
+                self._say("standby", holder=self.lease.holder)
+            except PortError as error:
+                self._say("the lease cannot be read or acquired", logging.WARNING, error=str(error))
+            now = self._timer.time()
+            free_in = self.lease.free_at - now
+            look_in = self._settings.look_seconds
+            await self._until(now + (min(free_in, look_in) if free_in > 0 else look_in))
+
+    async def _hold(self, working: asyncio.Task[None]) -> None:
+        """Renew the lease until the work has ended."""
+        while True:
+            await self._until(self._timer.time() + self._settings.retry_seconds, working)
+            if working.done():
+                return
+            await self._renew()
 
     async def _renew(self) -> None:
-        renewed_at = self._timer.time()
-        while True:
-            await asyncio.sleep(RETRY_SECONDS)
-            began = self._timer.time()
-            if await self._try(seconds=renewed_at + RENEW_SECONDS - began):
-                renewed_at = began
-            elif self._timer.time() - renewed_at >= RENEW_SECONDS - RETRY_SECONDS:
-                raise LeaseLost(f"the lease {self._settings.name!r} was not renewed for {RENEW_SECONDS:.0f} s")
-
-    async def _try(self, *, seconds: float = RENEW_SECONDS) -> bool:
-        """Take or renew the lease. False if it is another's, or nobody knows."""
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                found = await self._client.get(LEASES, self._settings.name, namespace=self._settings.namespace)
-                if found is None:
-                    await self._client.create(LEASES, self._lease())
-                    return True
-                return self._may_take(found) and await self._take(found)
-        except Conflict:  # another was quicker
-            return False
-        except (PortError, TimeoutError) as error:
-            _log.warning("lease not renewed", extra={"fields": {"error": str(error) or "no answer in time"}})
-            return False
-
-    def _may_take(self, found: Body) -> bool:
-        spec, version = found.get("spec") or {}, str(found["metadata"]["resourceVersion"])
-        if spec.get("holderIdentity") in (None, "", self._settings.identity):
-            return True
-        if self._seen[0] != version:
-            self._seen = version, self._timer.time()
-        return self._timer.time() - self._seen[1] >= int(spec.get("leaseDurationSeconds") or DURATION_SECONDS)
-
-    async def _take(self, found: Body) -> bool:
-        spec = found.get("spec") or {}
-        body = self._lease()
-        if spec.get("holderIdentity") == self._settings.identity:
-            body["spec"]["acquireTime"] = spec.get("acquireTime")
-        else:
-            body["spec"]["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + 1
-        body["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        await self._write(body)
-        return True
-
-    async def _release(self) -> None:
-        """Give the lease back, so that another need not wait for its end. Nothing is lost if that fails."""
-        try:
-            async with asyncio.timeout(RETRY_SECONDS):
-                found = await self._client.get(LEASES, self._settings.name, namespace=self._settings.namespace)
-                if found is None or (found.get("spec") or {}).get("holderIdentity") != self._settings.identity:
-                    return
-                version = {"resourceVersion": found["metadata"]["resourceVersion"]}
-                await self._write({"metadata": version, "spec": {"holderIdentity": "", "leaseDurationSeconds": 1}})
-        except (PortError, TimeoutError) as error:
-            _log.warning("lease not released", extra={"fields": {"error": str(error) or "no answer in time"}})
-
-    async def _write(self, body: Body) -> None:
-        await self._client.patch(LEASES, self._settings.name, body, namespace=self._settings.namespace)
-
-    def _lease(self) -> Body:
-        now = self._clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        return {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": self._settings.name, "namespace": self._settings.namespace},
-            "spec": {
-                "holderIdentity": self._settings.identity,
-                "leaseDurationSeconds": DURATION_SECONDS,
-                "acquireTime": now,
-                "renewTime": now,
-            },
-        }
-
-    async def _mark_forever(self) -> None:
-        """Keep the label where it belongs. Without it runs go on, and their reports do not arrive."""
-        while True:
-            seconds = MARK_SECONDS
+        """Renew the lease, with as many tries as there is time for."""
+        deadline = self.lease.renewed_at + self._settings.renew_deadline_seconds
+        why = ""
+        while (now := self._timer.time()) < deadline:
+            until = min(deadline, now + self._settings.renew_deadline_seconds / 2)  # one call that hangs is not all
             try:
-                await self._mark()
+                await self._within(until, self.lease.acquire_or_renew())
             except PortError as error:
-                _log.warning("leader's pod not labelled", extra={"fields": {"error": str(error)}})
-                seconds = RETRY_SECONDS
-            await asyncio.sleep(seconds)
+                why = str(error)
+                _log.warning("the lease was not renewed", extra={"fields": {"error": why}})
+            else:
+                if self.lease.held:
+                    return
+                if self.lease.holder:
+                    raise LeaseLost(f"{self.lease.holder} holds the lease {self._settings.name}")
+            await self._until(min(deadline, self._timer.time() + self._settings.retry_seconds))
+        seconds = self._settings.renew_deadline_seconds
+        raise LeaseLost(f"the lease {self._settings.name} was not renewed for {seconds:g} s: {why}")
 
-    async def _mark(self) -> None:
-        """Label this pod, and no other, as the leader's: the Service sends reports there.
+    async def _end(self, working: asyncio.Task[None], labels: asyncio.Task[None]) -> None:
+        await cancel(working, labels)
+        self._meter.show_leader(False)
+        try:
+            await self._within(self._timer.time() + RELEASE_SECONDS, self.lease.release())
+        except PortError as error:
+            _log.warning("the lease was not released, and has to expire", extra={"fields": {"error": str(error)}})
 
-        A leader that was killed may have left its label; its pod does not receive any more.
-        """
-        namespace, lease = self._settings.namespace, self._settings.name
-        selector = f"{names.LABEL_LEADER}={lease}"
-        marked = {
-            pod["metadata"]["name"] for pod in await self._client.list(PODS, namespace=namespace, labels=selector)
-        }
-        changes: dict[str, str | None] = dict.fromkeys(sorted(marked - {self._settings.pod}))
-        changes |= {} if self._settings.pod in marked else {self._settings.pod: lease}
-        for pod, value in changes.items():
-            body: dict[str, Any] = {"metadata": {"labels": {names.LABEL_LEADER: value}}}
-            with suppress(NotFound):  # it is gone meanwhile
+    async def _label_forever(self) -> None:
+        """Keep the label at this replica's pod alone: the Service of the progress server selects by it."""
+        while True:
+            seconds = _LABELS
+            try:
+                await self._label()
+            except PortError as error:
+                self._say("no reports: the leader's pod cannot be labelled", logging.WARNING, error=str(error))
+                seconds = self._settings.retry_seconds
+            await self._until(self._timer.time() + seconds)
+
+    async def _label(self) -> None:
+        """Label this pod, and no other. One whose node is dead would stay in the Service for another 40 s."""
+        namespace, value = self._settings.namespace, self._settings.name
+        labelled = await self._client.list(PODS, namespace=namespace, labels=f"{names.LABEL_LEADER}={value}")
+        found = {pod["metadata"]["name"] for pod in labelled}
+        changes: dict[str, str | None] = dict.fromkeys(found - {self._settings.pod})
+        if self._settings.pod not in found:
+            changes = {self._settings.pod: value, **changes}
+        for pod, label in changes.items():
+            with suppress(NotFound):  # gone meanwhile; or this process runs outside a cluster
+                body = {"metadata": {"labels": {names.LABEL_LEADER: label}}}
                 await self._client.patch(PODS, pod, body, namespace=namespace)
 
+    async def _within(self, when: float, call: Coroutine[Any, Any, T]) -> T:
+        """Await the call until then.
 
-async def _run(work: Callable[[], Awaitable[object]]) -> None:
-    await work()
+        Raises:
+            NoAnswer: It took longer.
+        """
+        task = asyncio.create_task(call)
+        try:
+            await self._until(when, task)
+        finally:
+            if not task.done():
+                await cancel(task)
+        if task.cancelled():
+            raise NoAnswer("the API server did not answer in time")
+        return task.result()
 
+    async def _until(self, when: float, *tasks: asyncio.Task[Any]) -> None:
+        """Wait until then, or until one of the tasks has ended."""
+        if when <= self._timer.time():
+            return
+        ripe = asyncio.get_running_loop().create_future()
+        call = self._timer.call_at(when, ripe.cancel)  # which ends the wait, and may happen twice
+        try:
+            await asyncio.wait({ripe, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            call.cancel()
+            ripe.cancel()
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    def _say(self, what: str, level: int = logging.INFO, **fields: object) -> None:
+        """Log it, unless it was the last that was logged: a standby looks every second."""
+        text = f"{what} {fields}"
+        if text != self._said:
+            self._said = text
+            _log.log(level, what, extra={"fields": fields})

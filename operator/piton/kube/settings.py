@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
-from uuid import uuid4
 
-from piton.kube.leader_election import LeaseSettings
 from piton.kube.prices import Prices
 from piton.timing import Timing
 
@@ -36,6 +34,32 @@ class Engine(StrEnum):
     """This operator: nothing else has to be installed but the resource itself."""
     KUBEFLOW = "kubeflow"
     """Kubeflow's training operator, v1.9 or what is like it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseSettings:
+    """The election of one leader among the replicas of the operator. The first three durations are client-go's."""
+
+    name: str
+    """Name of the Lease, and value of the leader's label."""
+    namespace: str
+    """Namespace of the Lease and of the pods."""
+    pod: str
+    """Name of this replica's pod."""
+    lease_seconds: int = 15
+    """Time without a renewal after which another replica may lead."""
+    renew_deadline_seconds: float = 10.0
+    """Time without a renewal after which the leader stops."""
+    retry_seconds: float = 2.0
+    """Time between two renewals, and after one that failed."""
+    look_seconds: float = 1.0
+    """Time between two looks of a standby at the Lease; the longest time for which nobody sees that it was released."""
+
+    def __post_init__(self) -> None:
+        if not self.pod or not self.namespace:
+            raise ValueError(f"{ENV_LEASE} is set: {ENV_POD_NAME} and {ENV_POD_NAMESPACE} have to be set, too")
+        if not 0 < self.retry_seconds < self.renew_deadline_seconds < self.lease_seconds:
+            raise ValueError("a lease needs 0 < retry_seconds < renew_deadline_seconds < lease_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +98,8 @@ class PitonSettings:
     """Prices of nodes that have none on themselves."""
     lease: LeaseSettings | None = None
     """The lease for which several operators compete; None: this is the only one."""
+    stop_seconds: float = 1.0
+    """Time that a pass has to end when the operator stops."""
     timing: Timing = field(default_factory=Timing)
     """The patience of the core."""
 
@@ -88,6 +114,8 @@ class PitonSettings:
             raise ValueError(f"{ENV_PROGRESS_PORT}: {self.progress_port} is no port")
         if self.progress_url is not None and self.tls_dir is None:
             raise ValueError(f"{ENV_PROGRESS_URL} is set, {ENV_TLS_DIR} is not: name the folder with the certificate")
+        if self.lease and self.lease.renew_deadline_seconds + self.stop_seconds >= self.lease.lease_seconds:
+            raise ValueError("passes of a leader that cannot renew its lease have to end before the lease does")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -132,13 +160,9 @@ def _timing(env: Mapping[str, str]) -> Timing:
 
 
 def _lease(env: Mapping[str, str]) -> LeaseSettings | None:
-    name = env.get(ENV_LEASE, "")
-    if not name:
-        return None
     pod, namespace = env.get(ENV_POD_NAME, ""), env.get(ENV_POD_NAMESPACE, "")
-    if not pod or not namespace:
-        raise ValueError(f"{ENV_LEASE} is set: set {ENV_POD_NAME} and {ENV_POD_NAMESPACE} as well")
-    return LeaseSettings(name=name, namespace=namespace, pod=pod, identity=f"{pod}_{uuid4().hex[:8]}")
+    name = env.get(ENV_LEASE, "")
+    return LeaseSettings(name=name, namespace=namespace, pod=pod) if name else None
 
 
 def _prices(env: Mapping[str, str]) -> Prices:
