@@ -31,10 +31,11 @@ def up(*, spot_nodes: int, say: Say, kubernetes: str | None = None) -> None:
     `kubernetes` is a minor version, or a folder of programs: see `release.choose`.
     """
     require_root()
+    if not processes.running("etcd"):
+        down()  # a box that nobody stopped, such as of a machine that was switched off, has its data here still
+        shutil.rmtree(LOGS, ignore_errors=True)
     packages.install(packages.RUNTIME)
     release.choose(kubernetes, say)
-    if not processes.names():
-        shutil.rmtree(LOGS, ignore_errors=True)  # of the box before
     pki.create()
     network.up()
     nodes.prepare()
