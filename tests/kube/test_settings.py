@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from piton.kube.settings import Engine, LeaseSettings, PitonSettings
+from piton.timing import Timing
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -19,6 +20,7 @@ def test_the_environment_is_read() -> None:
         "PITON_OPERATOR_WORKERS": "2",
         "PITON_OPERATOR_PROBE_PORT": "0",
         "PITON_OPERATOR_ENGINE": "bundled",
+        "PITON_OPERATOR_STATUS_SECONDS": "30",
     }
     wanted = PitonSettings(
         namespaces=("team-a", "team-b"),
@@ -27,6 +29,7 @@ def test_the_environment_is_read() -> None:
         probe_port=None,
         metrics_port=None,
         engine=Engine.BUNDLED,
+        timing=Timing(progress_seconds=30),
     )
     assert PitonSettings.from_env(env) == wanted
 
@@ -76,6 +79,7 @@ def test_a_leader_stops_before_its_lease_ends() -> None:
         ({"PITON_OPERATOR_PRICES": '{"p4d": {"Spot": 12.5}}'}, "PITON_OPERATOR_PRICES: 12.5 is no amount of dollars"),
         ({"PITON_OPERATOR_PRICES": '{"p4d": {"Cheap": "1"}}'}, "PITON_OPERATOR_PRICES: 'Cheap' is not a valid Tier"),
         ({"PITON_OPERATOR_DEVICE_TAINT_HOURS": "-1"}, "-1 is not between 0 and 8760"),
+        ({"PITON_OPERATOR_STATUS_SECONDS": "0"}, "PITON_OPERATOR_STATUS_SECONDS: 0 is not between 1 and 300"),
         ({"PITON_OPERATOR_PRICES": "12.50"}, "write prices like"),
         ({"PITON_OPERATOR_ENGINE": "volcano"}, "PITON_OPERATOR_ENGINE: 'volcano' is none of bundled, kubeflow"),
     ],

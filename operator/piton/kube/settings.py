@@ -19,10 +19,12 @@ ENV_TLS_DIR = "PITON_OPERATOR_TLS_DIR"
 ENV_ENGINE = "PITON_OPERATOR_ENGINE"
 ENV_METRICS_PORT = "PITON_OPERATOR_METRICS_PORT"
 ENV_DEVICE_TAINT_HOURS = "PITON_OPERATOR_DEVICE_TAINT_HOURS"
+ENV_STATUS_SECONDS = "PITON_OPERATOR_STATUS_SECONDS"
 ENV_PRICES = "PITON_OPERATOR_PRICES"
 ENV_LEASE = "PITON_OPERATOR_LEASE"
 ENV_POD_NAME = "PITON_OPERATOR_POD_NAME"
 ENV_POD_NAMESPACE = "PITON_OPERATOR_POD_NAMESPACE"
+_STATUS_SECONDS_MAX = 300
 _TAINT_HOURS_MAX = 8760
 """A year: who wants to be rid of a node for longer deletes it."""
 
@@ -152,11 +154,14 @@ def _engine(env: Mapping[str, str], default: Engine) -> Engine:
 
 
 def _timing(env: Mapping[str, str]) -> Timing:
-    """Without a number, or with 0, no node is tainted: the operator may lack the right."""
+    """Without hours, or with 0, no node is tainted: the operator may lack the right."""
     hours = _number(env, ENV_DEVICE_TAINT_HOURS, 0.0)
     if not 0 <= hours <= _TAINT_HOURS_MAX:
         raise ValueError(f"{ENV_DEVICE_TAINT_HOURS}: {hours:g} is not between 0 and {_TAINT_HOURS_MAX}")
-    return Timing(device_taint_seconds=hours * 3600 or None)
+    seconds = _number(env, ENV_STATUS_SECONDS, Timing().progress_seconds)
+    if not 1 <= seconds <= _STATUS_SECONDS_MAX:
+        raise ValueError(f"{ENV_STATUS_SECONDS}: {seconds:g} is not between 1 and {_STATUS_SECONDS_MAX}")
+    return Timing(device_taint_seconds=hours * 3600 or None, progress_seconds=seconds)
 
 
 def _lease(env: Mapping[str, str]) -> LeaseSettings | None:
