@@ -135,6 +135,24 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
     assert len(caplog.records) == count
 
 
+async def test_progress_alone_is_no_line_of_the_log(pilot: Pilot, caplog: pytest.LogCaptureFixture) -> None:
+    """Of 1,000 runs that would be 100 lines a second."""
+    caplog.set_level(logging.INFO, logger="piton")
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.settle()
+    sender = Sender(namespace="team", run="ragcun", run_uid=_uid(pilot), attempt=1)
+    count = len(caplog.records)
+    pilot.controller.on_report(sender, a_progress(step=17))
+    pilot.advance(60)
+    await pilot.settle(resync=False)
+    progress = pilot.status().progress
+    assert progress is not None
+    assert progress.step == 17
+    assert len(caplog.records) == count
+
+
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
@@ -179,3 +197,9 @@ async def test_a_pass_that_changes_nothing_costs_the_api_server_nothing(pilot: P
         await pilot.settle()
         pilot.advance(30)
     assert pilot.server.asked[before:] == []
+
+
+def _uid(pilot: Pilot) -> str:
+    run = pilot.run()
+    assert run is not None
+    return str(run["metadata"]["uid"])

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from piton.api.conditions import TRAINING
+from piton.api.status import RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress, TrainerRequests
 from piton.core.decide import REFUSED
@@ -220,8 +221,9 @@ def _is_ending(pod: Body) -> bool:
 
 
 def _log_decision(key: Key, decision: Decision, observed: Observed | None) -> None:
-    """One line for each decision that changes something."""
-    if observed is None or (not decision.effects and decision.status == observed.status):
+    """One line for each decision that changes something else than how far the training is."""
+    acts = decision.effects or decision.announcements
+    if observed is None or (not acts and _stands_alike(observed.status, decision.status)):
         return
     training = decision.status.condition(TRAINING)
     fields: dict[str, object] = {
@@ -234,3 +236,13 @@ def _log_decision(key: Key, decision: Decision, observed: Observed | None) -> No
         "told": [news.message for news in decision.announcements],
     }
     _log.info("decided", extra={"fields": fields})
+
+
+def _stands_alike(before: RunStatus, after: RunStatus) -> bool:
+    """True if the two differ in nothing but progress, placement and times."""
+
+    def standing(status: RunStatus) -> tuple[object, ...]:
+        conditions = [(each.type, each.status, each.reason) for each in status.conditions]
+        return status.phase, status.attempt, status.current and status.current.state, conditions
+
+    return standing(before) == standing(after)
