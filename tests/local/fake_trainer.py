@@ -74,12 +74,18 @@ def end(outcome: str, code: int, step: int) -> NoReturn:
     sys.exit(code)
 
 
-def hold(step: int) -> None:
-    """Wait for the end, once per step and run."""
-    mark = CHECKPOINTS / f"held-{step}"
+def claims(step: int) -> bool:
+    """True if no attempt of the run was to hold at this step before."""
+    mark = CHECKPOINTS / f"holding-{step}"
     if mark.exists():
-        return
-    mark.write_text(f"{os.getpid()}")
+        return False
+    mark.touch()
+    return True
+
+
+def hold(step: int) -> None:
+    """Wait for the end."""
+    (CHECKPOINTS / f"held-{step}").write_text(f"{os.getpid()}")
     while not told:
         time.sleep(0.005)
 
@@ -113,9 +119,10 @@ def train(orders: argparse.Namespace, step: int, weights: str) -> None:
             sys.exit(1)
         if step % orders.save_every == 0:
             save(step, weights)
+        holds = step in orders.hold_at and claims(step)  # the report may be what it is killed for
         if not orders.mute:
             report(step, orders.steps, resumed)
-        if step in orders.hold_at:
+        if holds:
             hold(step)
         if told:
             save(step, weights)
