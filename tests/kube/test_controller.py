@@ -4,6 +4,7 @@ import json
 import logging
 from typing import Any
 
+import kmock
 import pytest
 
 from piton.api.status_base import Phase
@@ -13,7 +14,7 @@ from piton.kube.report_store import Sender
 from piton.kube.run_controller import Controller
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
-from support.apiserver import NODES, refusal
+from support.apiserver import JOBS, NODES, RUNS, refusal
 from support.builders import a_manifest, a_progress
 from support.cluster import CRASHES, Cluster, Runs, a_node
 from support.pilot import FakeTimer, MortalClient, Pilot, configuration
@@ -151,6 +152,33 @@ async def test_progress_alone_is_no_line_of_the_log(pilot: Pilot, caplog: pytest
     assert progress is not None
     assert progress.step == 17
     assert len(caplog.records) == count
+
+
+async def test_a_first_start_lists_nothing_live(pilot: Pilot) -> None:
+    """A live list costs the API server a look at every pod of the namespace."""
+    await pilot.cluster.apply(a_manifest())
+    pilot.server.asked.clear()
+    await pilot.settle(resync=False)
+    reads = [
+        (request.resource, request.name)
+        for request in pilot.server.asked
+        if request.action in (kmock.action.FETCH, kmock.action.LIST)
+    ]
+    assert pilot.status().phase is Phase.STARTING
+    assert reads == [(RUNS, "ragcun"), (JOBS, "ragcun-1")]
+
+
+async def test_a_first_start_sees_what_the_user_has_changed_a_moment_ago(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    pilot.feed.deliver()
+    await pilot.controller.handle(await pilot.controller.queue.get())
+    await pilot.controller.handle(await pilot.controller.queue.get())
+    pilot.feed.hold = lambda event: True
+    run = pilot.run()
+    assert run is not None
+    await pilot.server.put(RUNS, {**run, "spec": {**run["spec"], "suspend": True}})
+    await pilot.settle(resync=False)
+    assert "pytorchjobs" not in pilot.creates()
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

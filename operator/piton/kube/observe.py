@@ -63,16 +63,26 @@ class SharedMemory:
 
 
 async def read(
-    reads: Reads, namespace: str, name: str, *, now: datetime, shared: SharedMemory | None = None
+    reads: Reads,
+    namespace: str,
+    name: str,
+    *,
+    now: datetime,
+    run: Reads | None = None,
+    shared: SharedMemory | None = None,
 ) -> ClusterSnapshot | None:
     """Look at the run and all that belongs to it, in the cache or live; None when it does not exist.
+
+    With `run`, the run itself is read from there, and the job that has the name of its next attempt.
 
     Raises:
         Unavailable: something could not be read; nothing may be decided on half of the facts.
     """
     try:
-        manifest = await reads.get(RUNS, name, namespace=namespace)
-        return None if manifest is None else await _Reader(reads, manifest, now, shared or SharedMemory()).read()
+        manifest = await (run or reads).get(RUNS, name, namespace=namespace)
+        if manifest is None:
+            return None
+        return await _Reader(reads, run or reads, manifest, now, shared or SharedMemory()).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -80,8 +90,9 @@ async def read(
 class _Reader:
     """One look; it holds what its steps share."""
 
-    def __init__(self, reads: Reads, manifest: Body, now: datetime, shared: SharedMemory) -> None:
+    def __init__(self, reads: Reads, by_name: Reads, manifest: Body, now: datetime, shared: SharedMemory) -> None:
         self._reads = reads
+        self._by_name = by_name
         self._manifest = manifest
         self._now = now
         self._shared = shared
@@ -144,7 +155,7 @@ class _Reader:
         wanted = _in_flight(self._parsed.status)
         if wanted is not None and wanted not in jobs:
             name = names.attempt_name(self._meta.name, wanted)
-            other = await self._reads.get(JOBS, name, namespace=self._meta.namespace)
+            other = await self._by_name.get(JOBS, name, namespace=self._meta.namespace)
             if other is not None:
                 jobs[wanted] = other
         return jobs

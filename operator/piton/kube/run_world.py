@@ -7,7 +7,7 @@ from typing import assert_never
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec
 from piton.api.stages import staged
-from piton.api.status import RunStatus
+from piton.api.status import AttemptState, RunStatus
 from piton.contract import names
 from piton.core.effects import (
     AddFinalizer,
@@ -80,16 +80,36 @@ class KubeWorld:
         return self._cache is not None and not self._read_live
 
     async def observe(self, *, live: bool = False) -> Observed | None:
-        """Read the run and all that is its own."""
+        """Read the run and all that is its own.
+
+        Of a run that has nothing yet, live are the run and the name of its first job: nothing else can forbid a start.
+        """
         self._read_live = live
-        self._reading = await read(
-            self._client if live or self._cache is None else self._cache,
+        has_nothing = live and self._has_nothing_yet()
+        self._reading = await self._look(live=live, only_run=has_nothing)
+        if has_nothing and not self._has_nothing_yet():
+            self._reading = await self._look(live=True)
+        return self._reading.observed if self._reading else None
+
+    async def _look(self, *, live: bool, only_run: bool = False) -> ClusterSnapshot | None:
+        cached = self._cache or self._client
+        return await read(
+            self._client if live and not only_run else cached,
             self._namespace,
             self._name,
+            run=self._client if live else cached,
             now=self._clock.now(),
             shared=self._shared,
         )
-        return self._reading.observed if self._reading else None
+
+    def _has_nothing_yet(self) -> bool:
+        """True if the last look saw a run before its first attempt, that waits in no queue and is to be kept."""
+        if self._cache is None or self._reading is None:
+            return False
+        observed = self._reading.observed
+        current, meta = observed.status.current, observed.meta
+        is_first = current is not None and (current.number, current.state) == (1, AttemptState.PENDING)
+        return is_first and not (observed.attempts or self._reading.workload or meta.queue or meta.deleting)
 
     @property
     def meta(self) -> Meta | None:
