@@ -19,6 +19,7 @@ from piton.kube import log
 from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client, load_configuration
 from piton.kube.controller_base import Worker
+from piton.kube.garbage import collect_rarely
 from piton.kube.job_controller import JobController
 from piton.kube.leader_election import LeaderElection, LeaseLost
 from piton.kube.metrics import OperatorMetrics, Registry, served
@@ -42,6 +43,7 @@ def run(settings: PitonSettings) -> None:
         ValueError: no cluster is configured, the port for metrics is taken, or another process leads now.
     """
     log.configure()
+    collect_rarely()
     try:
         asyncio.run(serve(settings))
     except LeaseLost as lost:
