@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from piton.api import validation
 from piton.api.fields import Model
@@ -144,7 +144,7 @@ def model_of(kind: type[ModelT], spec: object, wanted: str) -> tuple[ModelT | No
     if not isinstance(spec, Mapping):
         return None, [f"spec: missing; {wanted}"]
     try:
-        return kind.model_validate_json(json.dumps(spec), strict=True), []
+        return kind.model_validate_json(to_json(spec), strict=True), []
     except ValidationError as error:
         return None, list(dict.fromkeys(sentence(problem, kind) for problem in _relevant(error.errors())))
 

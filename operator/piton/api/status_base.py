@@ -1,10 +1,10 @@
 """Base of every status that Piton writes: conditions, and parsing of statuses of other versions."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import AwareDatetime, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import to_json
 
 from piton.api.fields import Model
 from piton.api.reasons import Reason
@@ -114,7 +114,7 @@ class Conditioned(Answer):
             ValueError: it is not a mapping, or its conditions are not a list.
         """
         try:
-            return cls.model_validate_json(json.dumps(written), strict=True)
+            return cls.model_validate_json(to_json(written), strict=True)
         except ValidationError as error:
             if not isinstance(written, Mapping) or not isinstance(written.get("conditions", []), list):
                 raise ValueError("the status is no status: it is no mapping, or its conditions are no list") from error
@@ -123,7 +123,7 @@ class Conditioned(Answer):
         if "conditions" in raw:
             good["conditions"] = [condition for condition in raw["conditions"] if _is_condition(condition)]
             raw["conditions"] = [condition for condition in raw["conditions"] if not _is_condition(condition)]
-        status = cls.model_validate_json(json.dumps(good), strict=True)
+        status = cls.model_validate_json(to_json(good), strict=True)
         status._raw = raw  # noqa: SLF001 - this makes it
         return status
 
@@ -157,7 +157,7 @@ class Conditioned(Answer):
 
 def _is_condition(written: object) -> bool:
     try:
-        Condition.model_validate_json(json.dumps(written), strict=True)
+        Condition.model_validate_json(to_json(written), strict=True)
     except ValidationError:
         return False
     return True

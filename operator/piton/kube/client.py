@@ -12,10 +12,11 @@ from typing import Any, Protocol, Self
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from aiohttp import ClientTimeout, SocketTimeoutError
+from aiohttp import ClientPayloadError, ClientTimeout, SocketTimeoutError
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
+from pydantic_core import from_json
 
 from piton.kube.errors import TRANSLATED, Busy, NotFound, translate
 from piton.kube.resources import Body, Resource
@@ -243,8 +244,7 @@ class Client:
 
     async def _call(self, method: str, path: str, headers: dict[str, str], body: Body | None) -> Body:
         response = await self._send(method, path, headers, body)
-        answer: Body = json.loads(await response.read())
-        return answer
+        return _parsed(await response.read())
 
     async def _send(
         self, method: str, path: str, headers: dict[str, str], body: Body | None, limits: ClientTimeout | None = None
@@ -259,13 +259,26 @@ class Client:
         return response
 
 
+def _parsed(text: bytes) -> Body:
+    """Parse an answer.
+
+    Raises:
+        ClientPayloadError: it is no JSON, as the page of a proxy, or a line that was cut.
+    """
+    try:
+        found: Body = from_json(text)
+    except ValueError as error:
+        raise ClientPayloadError(f"no JSON: {error}") from error
+    return found
+
+
 def _event(line: bytes) -> Body:
     """Parse an event of a watch.
 
     Raises:
         ApiException: it is an error that ends the watch.
     """
-    event: Body = json.loads(line)
+    event = _parsed(line)
     if event["type"] == "ERROR":
         status = event["object"]
         found = ApiException(status=int(status.get("code") or 500), reason=status.get("reason"))

@@ -76,7 +76,7 @@ def translate(error: Exception) -> PortError:
     return Refused(sentence)
 
 
-TRANSLATED = (ApiException, aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError)
+TRANSLATED = (ApiException, aiohttp.ClientError, TimeoutError, OSError)
 """The errors that a call to the API server may raise; any other is a bug of Piton."""
 
 

@@ -1,15 +1,17 @@
 """Objects of one kind as the API server last showed them, by name and by index, in memory.
 
 Each object is kept as compact JSON text: a tenth of the memory of dictionaries, and a reader gets a copy of its own.
+Pydantic's parser and writer are quicker than `json`'s.
 A state is older or newer by its resourceVersion, which is a number (KEP-5504): what arrives late, twice or in another
 order changes nothing.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from piton.kube.resources import Body
 
@@ -208,9 +210,9 @@ def _read(entry: _Entry) -> Body:
 
 
 def _body(text: str) -> Body:
-    found: Body = json.loads(text)
+    found: Body = from_json(text)
     return found
 
 
 def _text(body: Body) -> str:
-    return json.dumps(body, separators=(",", ":"))
+    return to_json(body).decode()
