@@ -37,10 +37,10 @@ class Timing:
     progress_seconds: float = 10.0
     """Seconds between two writes of the status for progress alone."""
     look_seconds: float = 4.0
-    """Seconds between two looks at an attempt that does not run yet: a run reports its reason within 5 s, and events of
-    pods cause no reconcile."""
-    look_seconds_max: float = 30.0
-    """The same for one that has waited for minutes."""
+    """Seconds between two looks at an attempt that does not run yet: a run reports its reason within 5 s. Most reasons
+    come with an Event or a change of a pod, which are looked at at once; some only with time."""
+    look_seconds_max: float = 120.0
+    """The same for one that has waited for 20 minutes or longer."""
     refused_seconds_max: float = 120.0
     """Longest time between two tries of what the API server refuses."""
     stop_seconds: float = GRACE_SECONDS
