@@ -227,6 +227,21 @@ async def test_a_pod_and_a_node_that_are_gone_before_anybody_looks_were_preempte
     assert status.attempts[0].reason is Reason.NODE_GONE
 
 
+async def test_a_pod_that_is_just_being_force_deleted_from_a_gone_node_was_preempted(pilot: Pilot) -> None:
+    """The API server deletes by force in two writes. Between them the pod is there, and its job may have failed."""
+    name, node = await _reach_training(pilot)
+    pod = pilot.server.find(PODS, name, "team")
+    assert pod is not None
+    pod["metadata"] |= {"finalizers": ["example.com/keep"], "deletionGracePeriodSeconds": 0}
+    pod["metadata"]["deletionTimestamp"] = pilot.clock.now().isoformat()
+    await pilot.server.put(PODS, pod)
+    await pilot.server.remove(NODES, node, None)
+    await _fail_the_job(pilot)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert (status.attempt, status.preemptions, status.infrastructure_failures) == (2, 1, 0)
+    assert status.attempts[0].reason is Reason.NODE_GONE
+
+
 async def test_a_younger_machine_under_the_same_name_does_not_hide_that_pod_and_node_went(pilot: Pilot) -> None:
     pod, node = await _reach_training(pilot)
     await pilot.server.remove(PODS, pod, "team")

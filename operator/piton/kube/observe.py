@@ -22,7 +22,7 @@ from piton.kube.nodepools import NodePools
 from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import Outages
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, made_for_earlier, owned
-from piton.kube.pods import as_pod, force_deleted, lost, replica, stays
+from piton.kube.pods import as_placed, as_pod, force_deleted, lost, replica, stays
 from piton.kube.prices import Prices
 from piton.kube.report_store import Reports
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
@@ -226,8 +226,10 @@ class _Reader:
     ) -> AttemptSeen:
         pods = tuple(pods)
         stage = next((_stage(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
-        read = ((pod, self._replica(pod, views)) for pod in pods)
-        replicas = tuple(found for pod, found in read if not (found.node_gone and force_deleted(pod)))
+        read = [(pod, self._replica(pod, views)) for pod in pods]
+        taken = [pod for pod, found in read if found.node_gone and force_deleted(pod)]
+        replicas = tuple(found for pod, found in read if pod not in taken)
+        missing = (*missing, *filter(None, map(as_placed, taken)))
         if job is None:
             deleting = any(replica.deleting for replica in replicas)
             return AttemptSeen(number=number, stage=stage, job=None, deleting=deleting, replicas=replicas)
