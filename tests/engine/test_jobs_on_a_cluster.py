@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import kmock
 import pytest
 from kmock import resource
 
@@ -398,6 +399,22 @@ async def test_every_pod_and_every_service_that_changes_wakes_its_job(cluster: C
         await cluster.server.put(kind, {"metadata": {"name": "replica", "namespace": "team", "labels": labels}})
         hand.feed.deliver()
         assert await hand.jobs.queue.get() == ("team", "ragcun-1")
+
+
+async def test_the_first_pods_of_a_job_need_no_read_of_it_and_later_ones_do(cluster: Cluster) -> None:
+    """Pods that the garbage collector has taken after their job must not come back; a new job has had none."""
+
+    def reads() -> list[str]:
+        asked = (request for request in cluster.server.asked if request.action is kmock.action.FETCH)
+        return [str(request.name) for request in asked if request.resource == JOBS]
+
+    await _apply(cluster)
+    async with Hand(cluster) as hand:
+        await hand.settle()
+        assert (hand.written(), reads()) == (REPLICAS, [])
+        await cluster.server.remove(PODS, MASTER, "team")
+        await hand.settle()
+        assert (sorted(hand.pods()), set(reads())) == ([MASTER, WORKER], {"ragcun-1"})
 
 
 class Machines(Cluster):

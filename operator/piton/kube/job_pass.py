@@ -2,7 +2,8 @@
 
 Reads come from the cache, and every write carries a precondition: a name that only this replica has, a uid, a
 resourceVersion. A pass that was overtaken does nothing, and one that is repeated does nothing twice. Before pods are
-created or deleted the pass is made again on live reads: a job that is gone must not get its pods back.
+created or deleted the pass is made again on live reads: a job that is gone must not get its pods back. Not for a job
+without a status: it has had none.
 """
 
 import logging
@@ -46,7 +47,7 @@ class JobPass:
             Refused: something could not be created. The job has an event that says why.
         """
         found = await self._look(self._cache or self._client)
-        if found is not None and self._cache is not None and (found[2].creates or found[2].deletes):
+        if found is not None and self._cache is not None and _is_irrevocable(found[0], found[2]):
             found = await self._look(self._client)  # the job; names and uids are the preconditions for the rest
         if found is None:
             return None
@@ -115,3 +116,8 @@ class JobPass:
             await self._client.delete(_RESOURCES[delete.kind], delete.name, uid=delete.uid, namespace=self._namespace)
         except NotFound:
             return
+
+
+def _is_irrevocable(job: Job, decision: Decision) -> bool:
+    """True if the decision deletes something, or creates what may have been there before."""
+    return bool(decision.deletes or (decision.creates and job.status.conditions))
