@@ -63,7 +63,7 @@ async def measure(results: dict[str, Any], scenarios: dict[str, Scenario]) -> No
     """Run the scenarios, one after the other. One that is late ends them, and its sentence is its result."""
     async with harness.connected(results["runs"]) as bench:
         bench.say(f"{bench.count:,} runs: floor")
-        results["floor"] = await floor.measure(bench.client, bench.count)
+        results["floor"] = await floor.measure(bench.client)
         name = "start"
         try:
             await bench.start_operator()
