@@ -1,11 +1,10 @@
 """The floor: the time of writes alone, sent to the same API server, by this process, before the operator is started.
 
 patches     raw PATCHes of ConfigMaps
-necessary   for each run the eleven writes without which it cannot train: the run, its finalizer, two statuses;
-            the job and two statuses; the pod, its binding and its status; the service
+necessary   for each run the ten writes without which it cannot train: the run, its finalizer, two statuses;
+            the job and two statuses; the pod, its binding and its status
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,11 +15,9 @@ from bench.operator_scale.cluster import CONFIG_MAPS, FLOOR_NAMESPACE, a_run, ga
 from bench.operator_scale.counters import Cost
 from piton.kube.client import Client
 from piton.kube.errors import NotFound
-from piton.kube.resources import JOBS, PODS, RUNS, SERVICES, Body, Resource
+from piton.kube.resources import JOBS, PODS, RUNS, Body, Resource
 
-ENDPOINTS = Resource(group="", version="v1", plural="endpoints")
-ENDPOINT_SLICES = Resource(group="discovery.k8s.io", version="v1", plural="endpointslices")
-NECESSARY_WRITES = 11
+NECESSARY_WRITES = 10
 _MAPS = 200
 """ConfigMaps, which are patched twice each."""
 _RUNS = 200
@@ -37,11 +34,8 @@ async def measure(client: Client) -> dict[str, Any]:
     await gather(client.create(CONFIG_MAPS, _object("v1", "ConfigMap", f"floor-{n}")) for n in range(_MAPS))
     patches = await _timed(lambda: _patches(client))
     necessary = await _timed(lambda: gather(_run(client, f"floor-{n}") for n in range(_RUNS)))
-    for resource in (CONFIG_MAPS, RUNS, JOBS, PODS, SERVICES):
+    for resource in (CONFIG_MAPS, RUNS, JOBS, PODS):
         await _clear(client, resource)
-    for resource in (ENDPOINTS, ENDPOINT_SLICES):  # other controllers delete them, which must not be measured later
-        while await client.list(resource, namespace=FLOOR_NAMESPACE, most=1):  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
     return {
         "seconds_per_patch": patches.seconds / (2 * _MAPS),
         "server_cpu_ms_per_patch": 1000 * patches.server_cpu / (2 * _MAPS),
@@ -74,8 +68,6 @@ async def _run(client: Client, name: str) -> None:
     job = await client.create(JOBS, _job(name))
     run = await client.replace_status(RUNS, {**run, "status": _run_status("Starting")})
     await client.create(PODS, {**_object("v1", "Pod", name), "spec": _pod_spec()})
-    service = {"clusterIP": "None", "selector": {"bench": name}, "ports": [{"name": "port", "port": 23456}]}
-    await client.create(SERVICES, {**_object("v1", "Service", name), "spec": service})
     job = await client.replace_status(JOBS, {**job, "status": _job_status("Created")})
     binding = {**_object("v1", "Binding", name), "target": {"apiVersion": "v1", "kind": "Node", "name": _NOBODY}}
     await client.request("POST", PODS.path(FLOOR_NAMESPACE, name, "binding"), body=binding)

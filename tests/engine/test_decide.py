@@ -1,6 +1,6 @@
 """What happens to a job: rows A.5, A.7 and A.8 of the conformance table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from piton.engine.job import Job
 from piton.engine.state import Create, Decision, ObjectKind
 from piton.engine.status import JobStatus
 from support.builders import NOW, later
-from support.jobs import Body, a_job, a_pod, a_service, an_elastic_job, replicas
+from support.jobs import Body, a_job, a_pod, a_service, a_template, an_elastic_job, replicas
 
 MASTER, WORKER = "ragcun-1-master-0", "ragcun-1-worker-0"
 
@@ -67,6 +67,26 @@ def test_a_new_job_gets_a_service_and_a_pod_for_each_replica() -> None:
     assert _numbers(decision, "Worker") == (0, 0, 0)
 
 
+@pytest.mark.parametrize("make", [a_job, lambda: an_elastic_job(workers=1)])
+def test_the_only_replica_of_a_job_gets_no_service(make: Callable[[], Body]) -> None:
+    assert [kind for kind, _ in _created(_look(make()))] == ["Pod"]
+
+
+@pytest.mark.parametrize("spec", [{"hostNetwork": True}, {"hostname": "trainer"}])
+def test_the_only_replica_gets_a_service_if_its_etc_hosts_does_not_have_its_name(spec: Body) -> None:
+    template = a_template()
+    template["spec"] |= spec
+    decision = _look(a_job(pytorchReplicaSpecs={"Master": replicas(template=template)}))
+    assert _created(decision) == [("Service", MASTER), ("Pod", MASTER)]
+
+
+def test_a_job_that_grows_beyond_one_replica_gets_its_services() -> None:
+    one, two = (_only_workers(workers=count, policy="Never") for count in (1, 2))
+    grown = {**_running(one), "spec": two["spec"]}
+    first, second = "ragcun-1-worker-0", "ragcun-1-worker-1"
+    assert _created(_look(grown, _pod(first))) == [("Service", first), ("Service", second), ("Pod", second)]
+
+
 def test_only_what_is_missing_is_created() -> None:
     decision = _look(a_job(workers=1), _pod(), services=[WORKER])
     assert _created(decision) == [("Service", MASTER), ("Pod", WORKER)]
@@ -84,9 +104,10 @@ def test_pods_of_somebody_else_count_as_missing() -> None:
 
 
 def test_a_service_of_somebody_else_counts_as_missing() -> None:
-    service = a_service(Job.read(a_job()), MASTER)
-    service["metadata"]["ownerReferences"] = []
-    decision = decide(Job.read(a_job()), [_pod()], [service], now=NOW)
+    job = Job.read(a_job(workers=1))
+    foreign, own = a_service(job, MASTER), a_service(job, WORKER)
+    foreign["metadata"]["ownerReferences"] = []
+    decision = decide(job, [_pod(), _pod(WORKER)], [foreign, own], now=NOW)
     assert _created(decision) == [("Service", MASTER)]
 
 
@@ -519,7 +540,7 @@ def test_a_resumed_job_says_so_before_it_begins_anew() -> None:
     assert (resumed.type, resumed.status, resumed.reason) == ("Suspended", False, "PyTorchJobResumed")
     assert resumed.message == "PyTorchJob ragcun-1 is resumed."
     manifest = {**manifest, "status": decision.status.to_body()}
-    assert _created(_look(manifest, now=later(100))) == [("Service", MASTER), ("Pod", MASTER)]
+    assert _created(_look(manifest, now=later(100))) == [("Pod", MASTER)]
     assert _conditions(_look(manifest, _pod(), now=later(110))) == ["Created", "not Suspended", "Running"]
 
 

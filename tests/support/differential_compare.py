@@ -188,6 +188,17 @@ def _port_order(scene: Scene) -> bool:
     return True
 
 
+def _single_replica(scene: Scene) -> bool:
+    """Kubeflow's service of a job's only replica. One that ours has kept from the time before must be the same."""
+    replicas = (scene.ours["job"] or {}).get("spec", {}).get("pytorchReplicaSpecs", {}).values()
+    if sum(found.get("replicas", 1) for found in replicas) != 1:
+        return False
+    extra = scene.theirs["services"].keys() - scene.ours["services"].keys()
+    for name in extra:
+        del scene.theirs["services"][name]
+    return bool(extra)
+
+
 def _order_of_types(scene: Scene) -> bool:
     jobs = [job for job in (scene.theirs["job"], scene.ours["job"]) if job is not None]
     if len(jobs) < 2:
@@ -269,6 +280,7 @@ RULES = (
     Rule(name="label", outcome=Outcome.ALIKE, applies=_label),
     Rule(name="init container", outcome=Outcome.ALIKE, applies=_init_container),
     Rule(name="order of ports", outcome=Outcome.ALIKE, applies=_port_order),
+    Rule(name="single replica", outcome=Outcome.ALIKE, applies=_single_replica),
     Rule(name="order of types", outcome=Outcome.ALIKE, applies=_order_of_types),
     Rule(name="completionTime after an exit code", outcome=Outcome.ALIKE, applies=_completion),
     Rule(name="completionTime after an exit code", outcome=Outcome.ENDS, applies=_never_old),

@@ -46,12 +46,12 @@ _PATIENCE_TICKS = 60
 _PROBE: Body = {
     "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob",
     "metadata": {"name": "probe", "labels": {names.LABEL_RUN: "differential"}},
-    "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1, "template": {"spec": {
+    "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 2, "template": {"spec": {
         "containers": [{"name": names.CONTAINER, "image": "probe:1"}], "nodeName": NODE,
         "automountServiceAccountToken": False,
     }}}}},
 }  # fmt: skip
-"""A job that nothing ever happens to, but that its service is taken away."""
+"""A job that nothing ever happens to, but that a service is taken away. A job of one replica has none with ours."""
 
 
 class Side:
@@ -216,15 +216,15 @@ class Arena:
 
 
 async def _renewed(side: Side) -> None:
-    """Take the probe's service away, and wait until there is another."""
-    gone = ""
+    """Take a service of the probe's away, and wait until there is another."""
+    gone, probe = "", _PROBE["metadata"]["name"]
     while True:
-        for name, body in side.of_job(SERVICES, _PROBE["metadata"]["name"]).items():
-            if gone and body["metadata"]["uid"] != gone:
-                return
-            if not gone:
-                gone = body["metadata"]["uid"]
-                await side.delete(SERVICES, name)
+        service = side.of_job(SERVICES, probe).get(f"{probe}-worker-0")
+        if service is not None and gone and service["metadata"]["uid"] != gone:
+            return
+        if service is not None and not gone:
+            gone = service["metadata"]["uid"]
+            await side.delete(SERVICES, service["metadata"]["name"])
         await asyncio.sleep(_TICK_SECONDS / 5)
 
 

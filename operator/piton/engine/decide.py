@@ -154,7 +154,7 @@ def _failure(scene: ObservedJob, message: str) -> Decision:
 
 def _missing_services(scene: ObservedJob) -> tuple[Create, ...]:
     there = {service.name for service in scene.services}
-    return _creations(scene, ObjectKind.SERVICE, there)
+    return _creations(scene, ObjectKind.SERVICE, there) if scene.job.needs_services else ()
 
 
 def _missing_pods(scene: ObservedJob) -> tuple[Create, ...]:

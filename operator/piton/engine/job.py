@@ -138,6 +138,16 @@ class Job:
         """Replicas of all types."""
         return sum(replicas.count for replicas in self.replicas)
 
+    @property
+    def needs_services(self) -> bool:
+        """True if replicas find each other by services.
+
+        A single pod needs none: the kubelet writes its name, which is its host name, into its /etc/hosts. Not on the
+        network of its node, nor under another host name.
+        """
+        specs = [replicas.template.get("spec") or {} for replicas in self.replicas]
+        return self.total > 1 or any(spec.get("hostNetwork") or spec.get("hostname") for spec in specs)
+
     def of(self, kind: str) -> Replicas | None:
         """The replicas of that type, if the job has any."""
         return next((replicas for replicas in self.replicas if replicas.kind == kind), None)

@@ -1,4 +1,4 @@
-"""The objects of one replica: its pod, and the headless service that gives the pod its host name."""
+"""The objects of one replica: its pod, and the headless service by which the others find the pod."""
 
 from typing import Any
 
