@@ -37,10 +37,10 @@ class Timing:
     progress_seconds: float = 10.0
     """Seconds between two writes of the status for progress alone."""
     look_seconds: float = 4.0
-    """Seconds between two looks at an attempt that does not run yet: a run reports its reason within 5 s. Most reasons
-    come with an Event or a change of a pod, which are looked at at once; some only with time."""
+    """Seconds between two looks at an attempt that does not run yet, while nothing says why: a run reports its reason
+    within 5 s. Reasons come with an Event or a change of a pod, which are looked at at once."""
     look_seconds_max: float = 120.0
-    """The same for one that has waited for 20 minutes or longer."""
+    """The same once a reason is known, or after 20 minutes."""
     refused_seconds_max: float = 120.0
     """Longest time between two tries of what the API server refuses."""
     stop_seconds: float = GRACE_SECONDS
@@ -53,7 +53,7 @@ class Timing:
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 
     def look_again_seconds(self, waited_seconds: float) -> float:
-        """Return the seconds until the next look at an attempt that has waited this long."""
+        """Return the seconds until the next look at an attempt that has waited this long without a known reason."""
         return min(max(self.look_seconds, waited_seconds / 10), self.look_seconds_max)
 
     def try_again_seconds(self, refused_seconds: float) -> float:

@@ -329,13 +329,22 @@ def test_how_long_an_image_is_pulled_is_written_in_steps() -> None:
     ]  # fmt: skip
 
 
-def test_an_attempt_that_waits_is_looked_at_within_5_s_and_later_less_often() -> None:
-    seen = an_attempt(waiting(unschedulable(GPU)))
+def test_an_attempt_that_waits_without_a_known_reason_is_looked_at_within_5_s_and_later_less_often() -> None:
+    seen = an_attempt(waiting())
     looks = [decide(starting(seen), now=later(waited)).look_again_seconds or 0 for waited in (0, 30, 100, 3600)]
 
     assert max(looks[:2]) <= 5
     assert looks == sorted(looks)
     assert looks[-1] == Timing().look_seconds_max
+
+
+def test_an_attempt_that_waits_for_a_known_reason_is_looked_at_when_that_changes_by_time_alone() -> None:
+    unplaced = starting(an_attempt(waiting(unschedulable(GPU))))
+    pulled = starting(an_attempt(waiting(a_word("Pulling", 'Pulling image "a:1"'), node="n")))
+    looks = [decide(pulled, now=later(waited)).look_again_seconds for waited in (0, 4, 10, 3600)]
+
+    assert decide(unplaced, now=later(0)).look_again_seconds == Timing().look_seconds_max
+    assert looks == [10, 6, 20, Timing().look_seconds_max]
 
 
 def test_a_running_attempt_is_not_looked_at() -> None:

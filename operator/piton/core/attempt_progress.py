@@ -10,7 +10,7 @@ from piton.core import quota_rules, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
-from piton.core.wait_reasons import why
+from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
 from piton.observed import AttemptSeen
 
@@ -37,7 +37,8 @@ def observe_running(context: Context) -> Decision | None:
         waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
         status = transitions.change(with_report(context), state=AttemptState.STARTING)
         return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
-    status, news = _hindered(context, with_report(context), seen)
+    hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
+    status, news = _hindered(context, with_report(context), hindrance)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
     silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
@@ -45,7 +46,7 @@ def observe_running(context: Context) -> Decision | None:
         reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
     message = silent or _running(context, record)
     status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
-    soon = look_again_seconds(context, record) if seen.incomplete else None
+    soon = look_again_seconds(context, record, hindrance) if seen.incomplete else None
     requested = quota_rules.quota_effects(context, seen)
     if not requested and _only_progress(status, context):
         status, soon = context.status, earliest(_next_progress(context), soon)
@@ -72,22 +73,31 @@ def wait_for_replicas(
         status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
     else:
         status, news = context.waits(status, Phase.STARTING, wait)
-    soon = earliest(look_again_seconds(context, record), context.seconds_to_deadline(), at_most_seconds)
+    soon = earliest(look_again_seconds(context, record, wait), context.seconds_to_deadline(), at_most_seconds)
     return Decision(rule="observe_running", status=status, announcements=news, look_again_seconds=soon)
 
 
-def _hindered(context: Context, status: RunStatus, seen: AttemptSeen) -> tuple[RunStatus, tuple[Announcement, ...]]:
+def _hindered(context: Context, status: RunStatus, wait: Wait | None) -> tuple[RunStatus, tuple[Announcement, ...]]:
     """Note why the other replicas wait while some are running."""
-    record = context.flying
-    wait = why(seen, now=context.now, since=record.created_time) if record and seen.incomplete else None
     if wait is None:
         return without_waiting(status, now=context.now, generation=context.meta.generation), ()
     return context.waits(status, None, wait)
 
 
-def look_again_seconds(context: Context, record: AttemptStatus) -> float:
-    """Return the seconds until an attempt that waits is looked at again; they grow with its age."""
-    return context.timing.look_again_seconds((context.now - record.created_time).total_seconds())
+def look_again_seconds(context: Context, record: AttemptStatus, wait: Wait | None) -> float:
+    """Return the seconds until an attempt that waits is looked at again.
+
+    A known reason changes by what the cluster reports, which is looked at at once, or at a time that it states. Without
+    one they grow with the attempt's age.
+    """
+    timing = context.timing
+    if wait is None:
+        return timing.look_again_seconds((context.now - record.created_time).total_seconds())
+    return (
+        timing.look_seconds_max
+        if wait.next_step_seconds is None
+        else min(wait.next_step_seconds, timing.look_seconds_max)
+    )
 
 
 def earliest(*seconds: float | None) -> float | None:

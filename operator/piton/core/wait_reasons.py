@@ -42,6 +42,8 @@ class Wait:
     severity: Literal["Normal", "Warning"] = "Warning"
     elapsed: str = ""
     """The waiting time in coarse steps; a part of the message."""
+    next_step_seconds: float | None = None
+    """Seconds until that changes; None: the reason only changes with what the cluster reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,14 +195,26 @@ def _wait_for(sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: da
     found = recognize(quoted, sign.causes, zone=zone)
     assert found is not None, "the last cause of every table matches all"
     reason, advice = found
-    elapsed = _coarse((now - word.first_time).total_seconds()) if sign.normal and word.first_time else ""
-    message = _joined(f"{name}: {quoted}{elapsed}", advice)
-    return Wait(reason=reason, message=message, severity="Normal" if sign.normal else "Warning", elapsed=elapsed)
+    if not sign.normal:
+        return Wait(reason=reason, message=_joined(f"{name}: {quoted}", advice))
+    seconds = None if word.first_time is None else (now - word.first_time).total_seconds()
+    elapsed = "" if seconds is None else _coarse(seconds)
+    return Wait(
+        reason=reason,
+        message=_joined(f"{name}: {quoted}{elapsed}", advice),
+        severity="Normal",
+        elapsed=elapsed,
+        next_step_seconds=None if seconds is None else _seconds_to_next_step(seconds),
+    )
 
 
 def _coarse(seconds: float) -> str:
     step = max((step for step in _STEPS if step <= seconds), default=None)
     return "" if step is None else f", for more than {format_duration(step)}"
+
+
+def _seconds_to_next_step(seconds: float) -> float | None:
+    return min((step - seconds for step in _STEPS if step > seconds), default=None)
 
 
 def _joined(sentence: str, advice: str) -> str:
