@@ -147,3 +147,26 @@ users: [{{name: me, user: {{token: t0ken}}}}]
     for_kopf = await credentials(await load_configuration())
     assert for_kopf.as_http_headers() == {"Authorization": "Bearer t0ken"}
     assert for_kopf.server == configuration(cluster.server).host
+
+
+async def test_of_an_object_whose_status_is_written_only_that_is_sent(cluster: Cluster) -> None:
+    async with Client(configuration(cluster.server)) as client:
+        run = await client.create(RUNS, a_manifest())
+        await client.replace_status(RUNS, {**run, "status": {"phase": "Pending"}})
+        request = cluster.server.asked[-1]
+        kept = await client.get(RUNS, "ragcun", namespace="team")
+
+    assert request.data.keys() == {"apiVersion", "kind", "metadata", "status"}
+    assert request.data["metadata"].keys() == {"name", "namespace", "uid", "resourceVersion"}
+    assert request.headers["User-Agent"].startswith("piton-operator/")
+    assert kept is not None
+    assert (kept["spec"], kept["status"]) == (run["spec"], {"phase": "Pending"})
+
+
+@pytest.mark.parametrize("field", ["uid", "resourceVersion"])
+async def test_no_status_is_written_over_another_object_or_version(cluster: Cluster, field: str) -> None:
+    async with Client(configuration(cluster.server)) as client:
+        run = await client.create(RUNS, a_manifest())
+        other = {**run, "metadata": {**run["metadata"], field: "12345"}, "status": {}}
+        with pytest.raises(Conflict):
+            await client.replace_status(RUNS, other)

@@ -314,9 +314,13 @@ class ApiServer(KubernetesEmulator):  # type: ignore[misc]  # mypy skips kmock's
         return await self._store(kind, namespace, new, old)
 
     def _check_version(self, kind: resource, old: Body, body: Body) -> None:
-        given = (body.get("metadata") or {}).get("resourceVersion")
-        if given is not None and given != old["metadata"]["resourceVersion"]:
-            what = f'{kind.plural} "{old["metadata"]["name"]}"'
+        given = body.get("metadata") or {}
+        what = f'{kind.plural} "{old["metadata"]["name"]}"'
+        uid = old["metadata"]["uid"]
+        if given.get("uid", uid) != uid:
+            rest = f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {uid}"
+            raise refusal(409, "Conflict", f"Operation cannot be fulfilled on {what}: {rest}")
+        if given.get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
             rest = "the object has been modified; please apply your changes to the latest version and try again"
             raise refusal(409, "Conflict", f"Operation cannot be fulfilled on {what}: {rest}")
 

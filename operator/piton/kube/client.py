@@ -18,6 +18,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
 from pydantic_core import from_json
 
+from piton import __version__
 from piton.kube.errors import TRANSLATED, Busy, NotFound, translate
 from piton.kube.resources import Body, Resource
 from piton.kube.store import version_of
@@ -31,6 +32,9 @@ CALLS_AT_ONCE = 16
 _PAGE = 500
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _MERGE_PATCH = "application/merge-patch+json"
+_IDENTITY = ("name", "namespace", "uid", "resourceVersion")
+_USER_AGENT = f"piton-operator/{__version__}"
+"""The part before the slash is the name by which `managedFields` list what the operator has written."""
 
 
 class Reads(Protocol):
@@ -84,6 +88,7 @@ class Client:
     ) -> None:
         self.configuration = configuration
         self._api = ApiClient(configuration)
+        self._api.user_agent = _USER_AGENT
         self._timeout_seconds = timeout_seconds
         self._timer = timer
         self._busy_until = float("-inf")
@@ -185,10 +190,15 @@ class Client:
         return self._written(resource, await self.request("PATCH", resource.path(namespace, name), body=body))
 
     async def replace_status(self, resource: Resource, body: Body) -> Body:
-        """Replace an object's status; the body's resourceVersion is the precondition."""
+        """Replace an object's status; the body's uid and resourceVersion are the preconditions.
+
+        Nothing else of the object is sent: the API server takes only the status, and would read the rest in vain.
+        """
         metadata = body["metadata"]
+        sent: Body = {field: body[field] for field in ("apiVersion", "kind", "status") if field in body}
+        sent["metadata"] = {field: metadata[field] for field in _IDENTITY if field in metadata}
         path = resource.path(metadata.get("namespace"), metadata["name"], "status")
-        return self._written(resource, await self.request("PUT", path, body=body))
+        return self._written(resource, await self.request("PUT", path, body=sent))
 
     async def delete(
         self,
