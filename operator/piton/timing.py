@@ -46,7 +46,7 @@ class Timing:
     stop_seconds: float = GRACE_SECONDS
     """Seconds that an orderly stop may take; a budget reserves the money for it."""
     queue_seconds: float = 15.0
-    """Seconds between two queries for the position in a queue; an admission is noticed at once."""
+    """Seconds between two queries for the position in a queue, near its front; an admission is noticed at once."""
     device_taint_seconds: float | None = None
     """For how long a node is tainted whose device was lost; None: Piton writes to no node."""
     worth_seconds: float = 120.0
@@ -55,6 +55,10 @@ class Timing:
     def look_again_seconds(self, waited_seconds: float) -> float:
         """Return the seconds until the next look at an attempt that has waited this long without a known reason."""
         return min(max(self.look_seconds, waited_seconds / 10), self.look_seconds_max)
+
+    def queue_look_seconds(self, times_as_far: float) -> float:
+        """Return the seconds between two queries for a position, so many times as far back as the first places."""
+        return min(self.queue_seconds * max(1.0, times_as_far), self.look_seconds_max)
 
     def try_again_seconds(self, refused_seconds: float) -> float:
         """Return the seconds until the next try of a call that has been refused this long."""

@@ -23,6 +23,7 @@ from piton.core.effects import (
 )
 from piton.observed import Observed, ReplicaState, ReservationSeen
 from piton.rendering.workload import asked
+from piton.timing import Timing
 from support.builders import (
     NOW,
     a_record,
@@ -89,6 +90,26 @@ def test_a_run_that_waits_says_so_in_kueues_words_and_with_its_place() -> None:
     assert said(decision).startswith(words)
     assert decision.status.queue == QueueStatus(name="gpus", position=3)
     assert decision.announcements[0].reason is Reason.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("shown", "position", "then"),
+    [(3, 2, 2), (11, 10, 10), (100, 95, 100), (100, 90, 90), (100, 105, 100), (100, 110, 110), (900, 9, 9)],
+)
+def test_far_back_in_a_queue_a_place_is_written_when_it_has_changed_by_a_tenth(
+    shown: int, position: int, then: int
+) -> None:
+    first = decide(seen(replace(WAITING, position=shown)), now=NOW).status
+    status = decide(seen(replace(WAITING, position=position), status=first), now=later(15)).status
+
+    assert status.queue == QueueStatus(name="gpus", position=then)
+    assert (status == first) is (then == shown)
+
+
+def test_far_back_in_a_queue_a_place_is_looked_at_less_often() -> None:
+    looks = [decide(seen(replace(WAITING, position=at)), now=NOW).look_again_seconds for at in (1, 10, 40, 1000)]
+
+    assert looks == [15, 15, 60, Timing().look_seconds_max]
 
 
 def test_waiting_is_told_once_and_its_place_is_asked_for_again() -> None:

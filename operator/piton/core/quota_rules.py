@@ -22,6 +22,10 @@ from piton.rendering.workload import asked, workload_name
 WITHOUT_QUOTA = frozenset({Phase.SUSPENDED, Phase.REFUSED, Phase.SUCCEEDED, Phase.FAILED})
 """In these nothing is about to start, so quota would be kept from others for nothing."""
 
+_EACH_PLACE = 10
+"""In the first places of a queue each step is shown; further back a change by a tenth, or each admission would cause a
+write of every run that waits."""
+
 
 def taken(context: Context) -> bool:
     """True if no pod of the run may run: its quota is wanted back, gone, or was never given."""
@@ -89,7 +93,7 @@ def kept(context: Context, decision: Decision) -> Decision:
         asks = any(isinstance(effect, RequestQuota) for effect in decision.effects)
         name = found.queue or context.meta.queue
         there = asks or (found.exists and found.ours)
-        return _shown(context, decision, QueueStatus(name=name, position=found.position) if there else None)
+        return _shown(context, decision, QueueStatus(name=name, position=_place(context, found)) if there else None)
     if found.exists and found.ours and not found.deleting and not _leaves(decision):
         decision = replace(decision, effects=(LeaveQueue(reason=Reason.TRIMMED), *decision.effects))
     return _shown(context, decision, None)
@@ -131,17 +135,26 @@ def _wait(context: Context, found: ReservationSeen, effect: Effect | None, text:
     status = _waiting(context, found, text)
     message = f"waits for quota in the queue {_queue(context)}"
     news = context.announce_once(status, Reason.QUEUED, message)
-    waits = (context.timing.queue_seconds, context.seconds_to_deadline())
+    waits = (context.timing.queue_look_seconds((found.position or 1) / _EACH_PLACE), context.seconds_to_deadline())
     again = 0 if isinstance(effect, LeaveQueue) else min(seconds for seconds in waits if seconds is not None)
     effects = () if effect is None else (effect,)
     return Decision(rule="queued", effects=effects, status=status, announcements=news, look_again_seconds=again)
 
 
 def _waiting(context: Context, found: ReservationSeen, text: str) -> RunStatus:
-    place = f", number {found.position} in line" if found.position else ""
+    position = _place(context, found)
+    place = f", number {position} in line" if position else ""
     because = f": {text}" if text else ""
     message = f"waits for quota in the queue {_queue(context)}{place}{because}"
     return context.phase(context.status, Phase.QUEUED, Reason.QUEUED, message)
+
+
+def _place(context: Context, found: ReservationSeen) -> int | None:
+    """Return the position to show: the one that is shown, while the run is far back and has moved little."""
+    shown = context.status.queue.position if context.status.queue else None
+    if found.position is None or shown is None or found.position <= _EACH_PLACE:
+        return found.position
+    return found.position if abs(found.position - shown) * 10 >= shown else shown
 
 
 def _queue(context: Context) -> str:
