@@ -280,6 +280,20 @@ async def test_of_two_operators_one_works_and_the_other_goes_on_where_it_stops(c
     ]
 
 
+async def test_an_operator_stands_for_election_once_its_cache_is_filled(cluster: Cluster) -> None:
+    asked = cluster.server.asked
+
+    def no_pods_at_first(request: Request) -> KubernetesError | None:
+        tries = sum(each.resource == PODS for each in asked)
+        return refusal(503, "ServiceUnavailable", "busy") if request.resource == PODS and tries < 4 else None
+
+    cluster.server.refuse = no_pods_at_first
+    async with _operator(cluster, lease=_lease("a")):
+        await cluster.server.until(lambda: _holder(cluster).startswith("a_"))
+    resources = [request.resource for request in asked]
+    assert resources[: resources.index(LEASES)].count(PODS) >= 4
+
+
 async def test_an_operator_that_has_lost_its_lease_ends_with_an_error(cluster: Cluster) -> None:
     lease = replace(_lease("a"), retry_seconds=0.05)
     settings = PitonSettings(api_url=url(cluster.server), probe_port=None, metrics_port=None, lease=lease)

@@ -45,7 +45,7 @@ class Replicas:
         self._started: list[str] = []
 
     def start(self) -> str:
-        """Start one more; its name."""
+        """Start one more, and wait until it watches; its name."""
         name = f"replica-{len(self._started)}"
         environment = {
             "KUBECONFIG": str(KUBECONFIG),
@@ -59,6 +59,9 @@ class Replicas:
         variables = [f"{key}={value}" for key, value in environment.items()]
         processes.start(name, ["env", *variables, sys.executable, "-m", "piton.cli", "operator"])
         self._started.append(name)
+        log = processes.log_of(name)
+        ready = lambda: any(f'"message": "{role}"' in log.read_text() for role in ("leader", "standby"))  # noqa: E731
+        wait_for(ready, f"{name} watches", seconds=60)
         return name
 
     def leader(self) -> str:

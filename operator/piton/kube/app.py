@@ -109,7 +109,12 @@ class _Process:
     async def run(self) -> None:
         """Watch always; work, and receive reports, as the leader, where there is more than one process."""
         self._meter.show_leader(self._election is None)
-        await _together(self._cache.run(), self._election.run(self._work) if self._election else self._work())
+        await _together(self._cache.run(), self._elected(self._election) if self._election else self._work())
+
+    async def _elected(self, election: LeaderElection) -> None:
+        """Stand for election once the cache is filled: before that, another process is of more use as the leader."""
+        await self._cache.synced()
+        await election.run(self._work)
 
     async def _work(self) -> None:
         await _together(*(worker.run() for worker in self._workers), *([self._reports.run()] if self._reports else []))
