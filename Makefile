@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo pictures check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
-	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-operator bench-reporters bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
+	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-operator bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -113,9 +113,6 @@ bench-checkpoint: setup  ## what a checkpoint costs, over one memcpy and one raw
 
 bench-operator: setup  ## what the operator costs by the number of runs, on a real API server with pods that kwok plays: RUNS="100 1000"; root only
 	python -m bench.operator_scale --runs $(or $(RUNS),100) $(ARGS)
-
-bench-reporters: setup  ## what reports of RUNS=100 trainers cost, over TLS with reviewed tokens, on that API server; root only
-	PYTHONPATH=. python bench/reporters.py --runs $(or $(RUNS),100)
 
 bench-stop: setup  ## what SIGTERM costs until all is durable, and until the end, over one raw write of the state
 	python bench/stop.py $(ARGS)

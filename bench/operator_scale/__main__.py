@@ -17,8 +17,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bench.operator_scale import cluster, disturbances, floor, harness, plot, process, recorded, steady, table
-from bench.operator_scale.figures import compare
+from bench.operator_scale import (
+    cluster,
+    disturbances,
+    floor,
+    harness,
+    plot,
+    process,
+    recorded,
+    reporters,
+    steady,
+    table,
+)
+from bench.operator_scale.comparison import compare
 from bench.operator_scale.harness import Harness
 from bench.operator_scale.run_watch import LateError
 from hack.cluster import box
@@ -42,6 +53,7 @@ SCENARIOS: dict[str, Scenario] = {
     "new_runs": disturbances.new_runs,
     "notices": disturbances.notices,
     "lost_nodes": disturbances.lost_nodes,
+    "reporters": reporters.reporters,
     "without_operator": _without_operator,
     "restart": disturbances.restart,
     "deletion": disturbances.deletion,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.operator_scale import process
-from bench.operator_scale.process import BENCH, OPERATOR, SERVER
+from bench.operator_scale.process import BENCH, OPERATOR, SERVER, TRAINERS
 from hack.cluster import api
 
 CAUSED = ("events", "endpoints", "endpointslices", "persistentvolumes")
@@ -119,6 +119,6 @@ async def sample() -> Sample:
 def busiest(cost: dict[str, Any], cores: int) -> str:
     """Return a sentence on which processes had the CPU: with all cores busy, nothing but less work is quicker."""
     busy = sorted(cost["cores_busy"].items(), key=lambda item: -item[1])
-    names = {OPERATOR: "operator", SERVER: "API server", BENCH: "this bench"}
+    names = {OPERATOR: "operator", SERVER: "API server", BENCH: "this bench", TRAINERS: "trainers"}
     parts = ", ".join(f"{names.get(name, name)} {cpu:.2f}" for name, cpu in busy if cpu >= 0.01)
     return f"{sum(cpu for _, cpu in busy):.2f} of {cores} cores busy: {parts}"

@@ -1,16 +1,9 @@
-"""The figures that are compared, with their goals, and how they stand beside recorded ones. Pure.
-
-Machines differ, and so does one machine from hour to hour. Where a figure is a time or CPU time, the two floors of the
-same runs say by how much: a figure of a machine that is half as fast may be twice as large.
-"""
+"""The figures that are compared, with their goals. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
-
-TOLERANCE = 0.25
-"""Two runs on one machine differ by so much."""
 
 Results = Mapping[str, Any]
 
@@ -35,20 +28,6 @@ class Figure:
     scale: Scale = Scale.NONE
     goal: Callable[[int], float] | None = None
     """By the number of runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A figure beside the recorded one."""
-
-    figure: Figure
-    value: float | None
-    """None: it was not measured."""
-    recorded: float | None
-    ratio: float | None
-    """Over the recorded one, on a machine as fast as then; None where one of the two is missing or 0."""
-    verdict: str
-    """`worse`, `better`, or nothing."""
 
 
 def _at(*path: str) -> Callable[[Results], float]:
@@ -195,6 +174,56 @@ FIGURES = (
         slack=3.0,
     ),
     Figure(
+        name="reporters_age_p99",
+        words="reports: age of that in the status, p99, s",
+        read=_at("reporters", "age_seconds", "p99"),
+        slack=1.0,
+        goal=_fixed(15),
+    ),
+    Figure(
+        name="reporters_answer_p99",
+        words="  answer, p99, ms",
+        read=_at("reporters", "answer_ms", "p99"),
+        slack=5.0,
+        scale=Scale.TIME,
+        goal=_fixed(50),
+    ),
+    Figure(
+        name="reporters_first_p99",
+        words="  first answer, p99, s",
+        read=_at("reporters", "first_answer_seconds", "p99"),
+        slack=0.5,
+        scale=Scale.TIME,
+    ),
+    Figure(
+        name="reporters_not_taken",
+        words="  reports that were not taken",
+        read=_at("reporters", "not_taken"),
+        slack=0.5,
+        goal=_fixed(0),
+    ),
+    Figure(
+        name="reporters_operator",
+        words="  operator, % of a core",
+        read=_at("reporters", "operator_percent_of_core"),
+        slack=2.0,
+        scale=Scale.CPU,
+        goal=_fixed(50),
+    ),
+    Figure(
+        name="reporters_loop",
+        words="    of it the reconcile loop",
+        read=_at("reporters", "reconcile_loop_percent_of_core"),
+        slack=2.0,
+        scale=Scale.CPU,
+    ),
+    Figure(
+        name="reporters_memory_kb",
+        words="  memory per trainer, KB",
+        read=lambda results: float(results["reporters"]["memory_bytes_per_reporter"] / 1000),
+        slack=10.0,
+    ),
+    Figure(
         name="restart_first",
         words="operator start to first decision, s",
         read=_at("restart", "first_decision_seconds"),
@@ -275,34 +304,3 @@ def values(results: Results) -> dict[str, float | None]:
         except KeyError:
             found[figure.name] = None
     return found
-
-
-def compare(results: Results, recorded: Results | None, *, tolerance: float = TOLERANCE) -> list[Comparison]:
-    """Return each figure beside that of the recorded results for as many runs."""
-    now, then = values(results), values(recorded) if recorded else {}
-    return [
-        _compared(figure, now[figure.name], then.get(figure.name), _slowness(figure, results, recorded), tolerance)
-        for figure in FIGURES
-    ]
-
-
-def _compared(
-    figure: Figure, value: float | None, recorded: float | None, slowness: float, tolerance: float
-) -> Comparison:
-    ratio, verdict = None, ""
-    if value is not None and recorded is not None:
-        expected = recorded * slowness
-        ratio = value / expected if expected else None
-        if value - expected > max(figure.slack, tolerance * expected):
-            verdict = "worse"
-        if expected - value > figure.slack and value < expected / (1 + tolerance):
-            verdict = "better"
-    return Comparison(figure=figure, value=value, recorded=recorded, ratio=ratio, verdict=verdict)
-
-
-def _slowness(figure: Figure, results: Results, recorded: Results | None) -> float:
-    """Return how many times as slow the machine is as it was when the recorded figure was measured."""
-    if recorded is None or figure.scale is Scale.NONE:
-        return 1.0
-    now, then = results["floor"][figure.scale.value], recorded["floor"][figure.scale.value]
-    return float(now / then) if now and then else 1.0

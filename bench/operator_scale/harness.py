@@ -65,20 +65,27 @@ class Harness:
         yield found
         found.cost = Cost.between(found.before, await counters.sample())
 
+    def check(self) -> None:
+        """See that the watches and the operator go on.
+
+        Raises:
+            LateError: the operator has ended.
+        """
+        for watch in self.watches:
+            if watch.done():
+                watch.result()
+        if processes.running(process.OPERATOR) is None:
+            raise LateError(f"the operator does not run any more; see {processes.log_of(process.OPERATOR)}")
+
     async def until(self, what: str, true: Callable[[], bool], state: Callable[[], str], *, seconds: float) -> None:
         """Wait until it is true, or too long."""
-        log = process.OPERATOR
 
-        def alive() -> bool:
-            for watch in self.watches:
-                if watch.done():
-                    watch.result()
-            if processes.running(log) is None:
-                raise LateError(f"{what}: the operator does not run any more; see {processes.log_of(log)}")
+        def checked() -> bool:
+            self.check()
             return true()
 
         described = lambda: f"{what}: {state()}"  # noqa: E731 - it is read nowhere else
-        await run_watch.until(alive, seconds=seconds, state=described, say=self.say, log=log)
+        await run_watch.until(checked, seconds=seconds, state=described, say=self.say, log=process.OPERATOR)
 
     async def until_training(self, what: str, count: int, *, seconds: float) -> None:
         """Wait until so many runs train, of all that there are."""

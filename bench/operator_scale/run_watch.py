@@ -48,6 +48,8 @@ class RunSeen:
     """Verdict and reason of the newest attempt that has ended."""
     phases: int = 0
     """Changes of its phase."""
+    step: int = 0
+    """The step of the report that its status shows."""
 
 
 class Runs:
@@ -83,6 +85,7 @@ class Runs:
         run.first_status_at = run.first_status_at or now
         run.attempt = status.get("attempt", 0)
         run.ended = newest_end(status)
+        run.step = (status.get("progress") or {}).get("step") or 0
         phase = status.get("phase", "")
         if phase != run.phase:
             self.phases[run.phase] -= 1 if run.phase else 0

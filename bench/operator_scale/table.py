@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.operator_scale.comparison import NOT_RECORDED, TOLERANCE, Comparison
 from bench.operator_scale.counters import busiest
-from bench.operator_scale.figures import TOLERANCE, Comparison
 
 _WIDTH = 48
-_SCENARIOS_WITH_CPU = ("bring_up", "lost_nodes", "deletion")
-_SCENARIOS_WITH_REQUESTS = ("bring_up", "idle", "lost_nodes", "deletion")
+_SCENARIOS_WITH_CPU = ("bring_up", "lost_nodes", "reporters", "deletion")
+_SCENARIOS_WITH_REQUESTS = ("bring_up", "idle", "lost_nodes", "reporters", "deletion")
 
 
 def table(runs: int, compared: Sequence[Comparison]) -> str:
@@ -43,6 +43,8 @@ def notes(results: Mapping[str, Any], cores: int) -> list[str]:
     if verdicts := results.get("lost_nodes", {}).get("verdicts"):
         words = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
         found.append(f"lost_nodes: attempts ended as {words}")
+    if reports := results.get("reporters", {}).get("reporters"):
+        found.append(f"reporters: the trainers of {reports:,} of the runs reported")
     found += [f"{name}: not measured: {part['late']}" for name, part in results.items() if _late(part)]
     return found
 
@@ -60,7 +62,15 @@ def last_sentence(comparisons: Mapping[int, Sequence[Comparison]], recorded: Map
     if missing and len(missing) == len(comparisons):
         return unknown.strip()
     words = f"Worse than recorded: {'; '.join(worse)}." if worse else "Nothing got worse than recorded"
-    return words + ("" if worse else f", by more than {TOLERANCE:.0%}.") + (unknown if missing else "")
+    words += "" if worse else f", by more than {TOLERANCE:.0%}."
+    return words + _new_figures(comparisons) + (unknown if missing else "")
+
+
+def _new_figures(comparisons: Mapping[int, Sequence[Comparison]]) -> str:
+    """Say how many figures have nothing to be compared with, though others of as many runs have."""
+    new = {runs: sum(one.verdict == NOT_RECORDED for one in compared) for runs, compared in comparisons.items()}
+    parts = [f"{count} figures at {runs:,} runs" for runs, count in new.items() if count]
+    return f" Not recorded: {', '.join(parts)}." if parts else ""
 
 
 def _times(one: Comparison) -> str:

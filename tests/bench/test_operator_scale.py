@@ -8,8 +8,8 @@ import pytest
 
 from bench.operator_scale import counters, disturbances, figures, plot, process, recorded, steady, table
 from bench.operator_scale.__main__ import SCENARIOS, scenarios
+from bench.operator_scale.comparison import Comparison, compare
 from bench.operator_scale.counters import Cost, Sample, requests_in_metrics
-from bench.operator_scale.figures import Comparison, compare
 from bench.operator_scale.harness import percentile, spread
 from bench.operator_scale.run_watch import Runs, newest_end
 
@@ -143,6 +143,16 @@ def test_a_run_that_is_gone_or_made_anew_is_counted_no_more() -> None:
     assert (runs.waiting, +runs.phases, runs.seen["run-1"].first_status_at) == (0, {"Pending": 1}, 2.0)
 
 
+def test_the_step_of_a_run_is_that_of_the_report_in_its_status() -> None:
+    runs = Runs()
+    runs.take("ADDED", event(phase="Training"), 1.0)
+    assert runs.seen["run-1"].step == 0
+
+    runs.take("MODIFIED", event(phase="Training", progress={"step": 60_000}), 2.0)
+
+    assert runs.seen["run-1"].step == 60_000
+
+
 def test_a_condition_that_is_not_true_is_no_reason_to_wait() -> None:
     runs = Runs()
     runs.take("ADDED", event(phase="Training", conditions=[{"type": "Waiting", "status": "False", "reason": "X"}]), 1.0)
@@ -208,6 +218,24 @@ def test_a_slow_machine_makes_times_no_worse_and_numbers_of_requests_do_not_depe
 
     assert (compared["bring_up_seconds"].verdict, compared["operator_cpu_ms"].verdict) == ("", "")
     assert compared["requests_per_run"].verdict == "worse"
+
+
+def test_what_was_not_recorded_is_named_and_neither_worse_nor_better() -> None:
+    before, after = results(), results(deletion={"seconds": 9.0, "operator_cpu_ms_per_run": 1.0})
+
+    compared = compare(after, before)
+
+    assert by_name(compared)["deletion_seconds"].verdict == "not recorded"
+    assert by_name(compare(after, None))["deletion_seconds"].verdict == ""
+    assert table.last_sentence({100: compared}, {100: before}).endswith("25%. Not recorded: 2 figures at 100 runs.")
+
+
+def test_a_report_that_was_not_taken_is_worse_than_none() -> None:
+    reports = {"not_taken": 0, "age_seconds": {"p99": 12.0}}
+    before, after = results(reporters=reports), results(reporters={**reports, "not_taken": 1})
+
+    assert by_name(compare(after, before))["reporters_not_taken"].verdict == "worse"
+    assert "1.00      0.00!       0.00" in table.table(100, compare(after, before))
 
 
 def test_a_small_difference_is_nothing_even_if_its_ratio_is_large() -> None:
@@ -296,6 +324,7 @@ def test_the_picture_has_the_points_of_each_number_of_runs(tmp_path: Path) -> No
 def test_scenarios_bring_those_that_they_need() -> None:
     assert list(scenarios([])) == list(SCENARIOS)
     assert list(scenarios(["lost_nodes"])) == ["bring_up", "lost_nodes"]
+    assert list(scenarios(["reporters"])) == ["bring_up", "reporters"]
     assert list(scenarios(["idle"])) == ["bring_up", "idle", "without_operator"]
     assert list(scenarios(["waiting"])) == ["bring_up", "deletion", "waiting"]
     assert list(scenarios(["idle", "waiting"])) == [

@@ -2,7 +2,7 @@
 
 Reference counts free nearly everything. What is left are cycles, and Python looks for those among all objects once
 70,000 more were made than freed. With 1,000 trainers connected that was every 3 s, and each time the process stood
-still for 0.2 s: `make bench-reporters RUNS=1000`.
+still for 0.2 s: `make bench-operator RUNS=1000 ARGS="--only reporters"`.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """Simulated trainers that report to one operator: each with its own token, address and kept connection over TLS.
 
-A process of its own, started by bench/reporters.py with the name of a JSON file. It says `steady` when the first
-reports are over, and prints one JSON object in the end. The step of a report is its time in milliseconds, so a status
-tells how old the report is that it shows.
+A process of its own, started by `reporters.py` with the names of two files: its orders, and its results, both JSON. It
+writes the results when the first reports are over, with nothing in them, and again in the end. The step of a report is
+its time in milliseconds, so a status tells how old the report is that it shows.
 """
 
 import asyncio
@@ -38,8 +38,6 @@ class Results:
     """By how much this process itself was late with a report: the machine's part in the times above."""
     statuses: Counter[str] = field(default_factory=Counter)
     connections: int = 0
-    last: dict[str, int] = field(default_factory=dict)
-    """The step of each run's last report that was taken."""
 
 
 class Reporter:
@@ -47,7 +45,6 @@ class Reporter:
 
     def __init__(self, number: int, run: str, token: str, load: dict[str, Any], results: Results) -> None:
         self._address = f"127.7.{number // ADDRESSES}.{number % ADDRESSES + 1}"
-        self._run = run
         self._url = f"{load['url']}/namespaces/{load['namespace']}/trainingruns/{run}/status"
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._load = load
@@ -79,7 +76,8 @@ class Reporter:
         """Return the seconds until the answer; None: it was not taken."""
         step = int((time.time() - self._load["zero"]) * 1000)
         metrics = [{"name": "step", "value": str(step)}, {"name": "loss", "value": str(random.random())}]
-        metrics.append({"name": "checkpoint_step", "value": str(step // 60_000 * 60_000)})
+        each = int(1000 * self._load["checkpoint_seconds"])
+        metrics.append({"name": "checkpoint_step", "value": str(step // each * each)})
         body = {"trainerStatus": {"lastUpdatedTime": "2026-11-21T10:30:45+00:00", "metrics": metrics}}
         began = time.perf_counter()
         try:
@@ -88,7 +86,6 @@ class Reporter:
                 self._results.statuses[str(answer.status)] += 1
                 if answer.status != 200:
                     return None
-                self._results.last[self._run] = step
                 return time.perf_counter() - began
         except (aiohttp.ClientError, OSError) as error:
             self._results.statuses[type(error).__name__] += 1
@@ -98,16 +95,8 @@ class Reporter:
         self._results.connections += 1
 
 
-def distribution(values: list[float], *, unit: float = 1.0) -> dict[str, float]:
-    """Return the distribution of the values, in units of so many of theirs."""
-    ordered = sorted(values) or [float("nan")]
-    parts = {"p50": 0.5, "p99": 0.99, "worst": 1.0}
-    found = {name: ordered[min(int(part * len(ordered)), len(ordered) - 1)] / unit for name, part in parts.items()}
-    return {name: round(value, 2) for name, value in found.items()} | {"count": len(values)}
-
-
-async def report(load: dict[str, Any]) -> dict[str, Any]:
-    """Report for so long, and return what was seen."""
+async def report(load: dict[str, Any], file: Path) -> None:
+    """Report for so long, and write what was seen."""
     results = Results()
     tasks = [
         asyncio.create_task(Reporter(number, run, token, load, results).run())
@@ -118,29 +107,37 @@ async def report(load: dict[str, Any]) -> dict[str, Any]:
     results.late.clear()
     failed_first = sum(count for status, count in results.statuses.items() if status != "200")
     results.statuses.clear()
-    print("steady", flush=True)
+    write(file, {})
     await asyncio.sleep(load["seconds"])
     for task in tasks:
         task.cancel()
     for task in tasks:
         with suppress(asyncio.CancelledError):
             await task
-    return {
-        "first_ms": distribution(results.first, unit=0.001),
-        "first_failed": failed_first,
-        "answer_ms": distribution(results.steady, unit=0.001),
-        "late_ms": distribution(results.late, unit=0.001),
+    found = {
+        "first_seconds": results.first,
+        "first_not_taken": failed_first,
+        "answer_seconds": results.steady,
+        "late_seconds": results.late,
         "answers": dict(results.statuses),
         "connections": results.connections,
-        "last": results.last,
     }
+    write(file, found)
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    """Write the results so that a reader finds all of them or those before."""
+    aside = file.with_suffix(".new")
+    aside.write_text(json.dumps(found))
+    aside.rename(file)
 
 
 def main() -> None:
-    """Read the file that the command line names, report, and print."""
-    load = json.loads(Path(sys.argv[1]).read_text())
+    """Read the orders that the command line names, report, and write the results."""
+    orders, results = (Path(name) for name in sys.argv[1:])
+    load = json.loads(orders.read_text())
     allow_files(2 * len(load["tokens"]))
-    print(json.dumps(asyncio.run(report(load))))
+    asyncio.run(report(load, results))
 
 
 if __name__ == "__main__":
