@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from bench.operator_scale import (
     reporters,
     steady,
     table,
+    waiting,
 )
 from bench.operator_scale.comparison import compare
 from bench.operator_scale.harness import Harness
 from bench.operator_scale.run_watch import LateError
-from hack.cluster import box
+from hack.cluster import box, programs
+from hack.cluster.shell import BoxError
 from hack.neighbours import kwok
 from piton.ports import PortError
 
@@ -57,17 +60,21 @@ SCENARIOS: dict[str, Scenario] = {
     "without_operator": _without_operator,
     "restart": disturbances.restart,
     "deletion": disturbances.deletion,
-    "waiting": steady.waiting,
+    "waiting": waiting.for_gpus,
+    "waiting_quota": waiting.for_quota,
+    "waiting_queue": waiting.in_queue,
 }
-"""In their order. `restart` needs the operator to be stopped, `waiting` no runs."""
+"""In their order. `restart` needs the operator to be stopped; those that wait need no other runs."""
+WAITING = {"waiting", "waiting_quota", "waiting_queue"}
 
 
 def scenarios(only: list[str]) -> dict[str, Scenario]:
     """Return the scenarios that were asked for, and those that they need."""
-    needed = {"bring_up", *only}
+    needed = set(only)
+    needed |= {"bring_up"} if needed - WAITING else set()
     needed |= {"without_operator"} if {"idle", "restart"} & needed else set()
-    needed |= {"restart"} if {"deletion", "waiting"} & needed and "without_operator" in needed else set()
-    needed |= {"deletion"} if "waiting" in needed else set()
+    needed |= {"deletion"} if WAITING & needed and "bring_up" in needed else set()
+    needed |= {"restart"} if {"deletion", "without_operator"} <= needed else set()
     return {name: scenario for name, scenario in SCENARIOS.items() if not only or name in needed}
 
 
@@ -85,7 +92,7 @@ async def measure(results: dict[str, Any], scenarios: dict[str, Scenario]) -> No
                 began = time.monotonic()
                 results[name] = await scenario(bench)
                 bench.say(f"{bench.count:,} runs: {name} took {time.monotonic() - began:.0f} s")
-        except (LateError, PortError) as error:
+        except (LateError, PortError, BoxError) as error:
             results[name] = {"late": str(error)}
             bench.say(f"{name}: {error}")
         finally:
@@ -95,15 +102,15 @@ async def measure(results: dict[str, Any], scenarios: dict[str, Scenario]) -> No
 def measured_alone(results: dict[str, Any], scenarios: dict[str, Scenario]) -> None:
     """Bring up a control plane, add what is measured to the results, and stop all of it."""
     began = time.monotonic()
-    try:
-        box.up(spot_nodes=0, say=lambda text: print(f"bench: {text}", file=sys.stderr))
-        kwok.start(say=lambda text: print(f"bench: {text}", file=sys.stderr))
+    with ExitStack() as ends:  # each of them even if one before fails
+        ends.callback(lambda: results.update(wall_seconds=round(time.monotonic() - began)))
+        ends.callback(box.down)
+        box.up(spot_nodes=0, say=harness.say)
+        ends.callback(kwok.stop)
+        kwok.start(say=harness.say)
+        ends.callback(waiting.stop_kueue)
+        ends.callback(process.stop_operator)
         asyncio.run(measure(results, scenarios))
-    finally:
-        process.stop_operator()
-        kwok.stop()
-        box.down()
-        results["wall_seconds"] = round(time.monotonic() - began)
 
 
 def report(results: dict[int, dict[str, Any]], *, picture: Path, record: bool) -> None:
@@ -135,6 +142,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends in order by this one
     results: dict[int, dict[str, Any]] = {}
     try:
+        if "waiting_queue" in scenarios(given.only):
+            programs.need(["kueue"], harness.say)  # now, for it takes minutes, once
         for runs in given.runs:
             results[runs] = {"runs": runs, "cores": os.cpu_count()}
             measured_alone(results[runs], scenarios(given.only))

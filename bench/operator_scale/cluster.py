@@ -1,7 +1,7 @@
 """Objects that the scenarios need: definitions, namespaces, a claim, nodes that kwok plays, and runs."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from piton.kube.resources import CLAIMS, JOBS, NODES, RUNS, Body, Resource
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "bench"
 FLOOR_NAMESPACE = "bench-floor"
+QUOTA_NAMESPACE = "bench-quota"
+QUEUE_NAMESPACE = "bench-queue"
 RUNS_PER_NODE = 25
 NODES_LEAST = 20
 """So many that a tenth of them is more than one."""
@@ -30,16 +32,12 @@ DEFINITIONS = Resource(group="apiextensions.k8s.io", version="v1", plural="custo
 
 
 async def prepare(client: Client, runs: int) -> None:
-    """Create definitions, namespaces, claim and nodes; cordon the real node."""
+    """Create definitions, namespaces with a claim each, and nodes; cordon the real node."""
     for path in (*(ROOT / "crds").glob("*.yaml"), *(ROOT / "charts/piton/crds").glob("*.yaml")):
         with suppress(AlreadyExists):
             await client.create(DEFINITIONS, yaml.safe_load(path.read_text()))
-    for name in (NAMESPACE, FLOOR_NAMESPACE):
-        with suppress(AlreadyExists):
-            await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        await _has_account(client, name)
-    with suppress(AlreadyExists):
-        await client.create(CLAIMS, _claim())
+    for name in (NAMESPACE, FLOOR_NAMESPACE, QUOTA_NAMESPACE, QUEUE_NAMESPACE):
+        await _create_namespace(client, name)
     for node in await client.list(NODES):
         await client.patch(NODES, node["metadata"]["name"], {"spec": {"unschedulable": True}})
     for name in node_names(runs):
@@ -69,7 +67,14 @@ def own_taint() -> dict[str, str]:
     return {"key": NOTICED, "value": "true", "effect": "NoSchedule"}
 
 
-def a_run(name: str, *, namespace: str = NAMESPACE, gpus: int = 0, node: str | None = None) -> Body:
+def a_run(
+    name: str,
+    *,
+    namespace: str = NAMESPACE,
+    gpus: int = 0,
+    node: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Body:
     """Return a run of one pod, whose program does not exist: kwok plays it."""
     template: dict[str, Any] = {"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
     if node is not None:
@@ -78,7 +83,7 @@ def a_run(name: str, *, namespace: str = NAMESPACE, gpus: int = 0, node: str | N
     return {
         "apiVersion": "piton.dev/v1alpha1",
         "kind": "TrainingRun",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(labels or {})},
         "spec": {
             "trainer": {"image": "none", "command": ["train"]},
             "workers": {"gpusPerNode": gpus, "template": template},
@@ -87,19 +92,31 @@ def a_run(name: str, *, namespace: str = NAMESPACE, gpus: int = 0, node: str | N
     }
 
 
-async def create_runs(client: Client, names: Iterable[str], *, gpus: int = 0) -> None:
+async def create_runs(
+    client: Client,
+    names: Iterable[str],
+    *,
+    namespace: str = NAMESPACE,
+    gpus: int = 0,
+    labels: Mapping[str, str] | None = None,
+) -> None:
     """Create runs of one pod, 16 at once."""
-    await gather(client.create(RUNS, a_run(name, gpus=gpus)) for name in names)
+    await gather(client.create(RUNS, a_run(name, namespace=namespace, gpus=gpus, labels=labels)) for name in names)
 
 
 async def delete_all(
-    client: Client, resource: Resource, uids: dict[str, str], *, grace_seconds: int | None = None
+    client: Client,
+    resource: Resource,
+    uids: dict[str, str],
+    *,
+    namespace: str = NAMESPACE,
+    grace_seconds: int | None = None,
 ) -> None:
-    """Delete objects of the bench's namespace by name and uid, 16 at once; what is gone already is fine."""
+    """Delete objects of a namespace by name and uid, 16 at once; what is gone already is fine."""
 
     async def delete(name: str, uid: str) -> None:
         with suppress(NotFound):
-            await client.delete(resource, name, uid=uid, namespace=NAMESPACE, grace_seconds=grace_seconds)
+            await client.delete(resource, name, uid=uid, namespace=namespace, grace_seconds=grace_seconds)
 
     await gather(delete(name, uid) for name, uid in uids.items())
 
@@ -109,11 +126,19 @@ async def gather(calls: Iterable[Awaitable[object]]) -> None:
     await asyncio.gather(*calls)
 
 
-def _claim() -> Body:
+async def _create_namespace(client: Client, name: str) -> None:
+    with suppress(AlreadyExists):
+        await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    await _has_account(client, name)
+    with suppress(AlreadyExists):
+        await client.create(CLAIMS, _claim(name))
+
+
+def _claim(namespace: str) -> Body:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "shared", "namespace": NAMESPACE},
+        "metadata": {"name": "shared", "namespace": namespace},
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "1Gi"}},

@@ -6,7 +6,8 @@ same runs say by how much: a figure of a machine that is half as fast may be twi
 
 from dataclasses import dataclass, replace
 
-from bench.operator_scale.figures import FIGURES, Figure, Results, Scale, values
+from bench.operator_scale.figure import Figure, Results, Scale
+from bench.operator_scale.figures import FIGURES, values
 
 TOLERANCE = 0.25
 """Two runs on one machine differ by so much."""

@@ -10,12 +10,14 @@ from typing import Any
 from bench.operator_scale import process
 from bench.operator_scale.process import BENCH, OPERATOR, SERVER, TRAINERS
 from hack.cluster import api
+from hack.cluster.controlplane import AUDIT_LOG
 
 CAUSED = ("events", "endpoints", "endpointslices", "persistentvolumes")
 """Resources whose writes follow from the necessary ones, by other controllers."""
 _NOT_COUNTED = ("leases", "")
 _REQUESTS = re.compile(r"^apiserver_request_total\{([^}]*)\} ([\d.e+]+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
+_POSITIONS = b'"subresource":"pendingworkloads"'
 _MOST = 12
 """Kinds of requests that a result names."""
 
@@ -102,6 +104,12 @@ def writes(requests: Counter[str], *resources: str) -> int:
     """Return the number of PATCH and PUT requests on these resources and their status."""
     kinds = [f"{verb} {name}{part}" for verb in ("PATCH", "PUT") for name in resources for part in ("", "/status")]
     return sum(requests[kind] for kind in kinds)
+
+
+def position_requests() -> int:
+    """Return how often positions in Kueue's queues were asked for: the API server hands these on, and counts none."""
+    logs = AUDIT_LOG.parent.glob(f"{AUDIT_LOG.stem}*{AUDIT_LOG.suffix}")  # it begins another one after 100 MB
+    return sum(log.read_bytes().count(_POSITIONS) for log in logs)
 
 
 async def sample() -> Sample:

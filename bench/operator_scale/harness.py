@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kubernetes.aio import config
@@ -26,6 +26,11 @@ START_SECONDS = 120.0
 """Limit for what takes seconds: the start of the operator, of a few runs."""
 
 
+def say(text: str) -> None:
+    """Print a line of progress."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
 @dataclass
 class Measured:
     """A part of a scenario; its cost is there when it is over."""
@@ -42,17 +47,18 @@ class Measured:
 
 @dataclass
 class Harness:
-    """The API server with `count` runs, as one client and one watch see it."""
+    """The API server with `count` runs in one namespace, as one client and one watch see it."""
 
     client: Client
     configuration: Configuration
     count: int
+    namespace: str = cluster.NAMESPACE
     runs: Runs = field(default_factory=Runs)
     watches: set[asyncio.Task[None]] = field(default_factory=set)
 
     def say(self, text: str) -> None:
         """Print a line of progress."""
-        print(f"bench: {text}", file=sys.stderr, flush=True)
+        say(text)
 
     def names(self, prefix: str, count: int | None = None) -> list[str]:
         """Return names for runs."""
@@ -96,14 +102,14 @@ class Harness:
         """Wait until no run has a name that begins so."""
 
         def left() -> int:
-            return sum(name.startswith(prefix) for name in self.runs.seen)
+            return sum(name.startswith(prefix) for name in self.runs.seen) if prefix else len(self.runs.seen)
 
         await self.until(what, lambda: not left(), lambda: f"{left():,} runs left", seconds=seconds)
 
     async def delete(self, prefix: str) -> int:
         """Delete the runs whose names begin so; return their number."""
         uids = {name: run.uid for name, run in self.runs.seen.items() if name.startswith(prefix)}
-        await cluster.delete_all(self.client, RUNS, uids)
+        await cluster.delete_all(self.client, RUNS, uids, namespace=self.namespace)
         return len(uids)
 
     async def start_operator(self) -> float:
@@ -131,11 +137,19 @@ async def connected(count: int) -> AsyncIterator[Harness]:
 
 
 @asynccontextmanager
+async def inside(harness: Harness, namespace: str) -> AsyncIterator[Harness]:
+    """Follow the runs of another namespace meanwhile."""
+    there = replace(harness, namespace=namespace, runs=Runs())
+    async with following(there, there.runs.take):
+        yield there
+
+
+@asynccontextmanager
 async def following(
     harness: Harness, take: run_watch.Take, *, resource: Resource = RUNS, labels: str = ""
 ) -> AsyncIterator[None]:
     """Follow a kind of objects meanwhile."""
-    watch = run_watch.follow(harness.configuration, resource, cluster.NAMESPACE, take, labels=labels)
+    watch = run_watch.follow(harness.configuration, resource, harness.namespace, take, labels=labels)
     task = asyncio.create_task(watch, name=f"watch of {resource.plural}")
     harness.watches.add(task)
     try:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.operator_scale.figures import FIGURES, Figure, values
+from bench.operator_scale.figure import Figure
+from bench.operator_scale.figures import FIGURES, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ BENCH = "bench"
 """The process that measures."""
 TRAINERS = "bench-trainers"
 """The process that reports for all trainers."""
-MEASURED = (OPERATOR, SERVER, TRAINERS, "etcd", "kube-controller-manager", "kube-scheduler", "kwok")
+MEASURED = (OPERATOR, SERVER, TRAINERS, "etcd", "kube-controller-manager", "kube-scheduler", "kwok", "kueue")
 METRICS_PORT = 18081
 PROGRESS_PORT = 18443
 PROGRESS_URL = f"https://127.0.0.1:{PROGRESS_PORT}"

@@ -53,13 +53,13 @@ class RunSeen:
 
 
 class Runs:
-    """All runs of the namespace, and their numbers by phase. Pure: it is fed with events."""
+    """All runs of a namespace, and their numbers by phase. Pure: it is fed with events."""
 
     def __init__(self) -> None:
         self.seen: dict[str, RunSeen] = {}
         self.phases: Counter[str] = Counter()
-        self.waiting = 0
-        """Runs that show why they wait."""
+        self.reasons: Counter[str] = Counter()
+        """Runs that show why they wait, by the reason."""
         self.changes = 0
         """Changes of phases, of all runs together."""
 
@@ -79,7 +79,7 @@ class Runs:
     def _forget(self, name: str) -> None:
         if run := self.seen.pop(name, None):
             self.phases[run.phase] -= 1 if run.phase else 0
-            self.waiting -= run.waiting is not None
+            self._count_reason(run.waiting, -1)
 
     def _note(self, run: RunSeen, status: dict[str, Any], now: float) -> None:
         run.first_status_at = run.first_status_at or now
@@ -96,9 +96,13 @@ class Runs:
             run.training_at = run.training_at or now
         if phase == "Stopping":
             run.stopping_at = run.stopping_at or now
-        reason = waiting_reason(status)
-        self.waiting += (reason is not None) - (run.waiting is not None)
-        run.waiting = reason
+        self._count_reason(run.waiting, -1)
+        run.waiting = waiting_reason(status)
+        self._count_reason(run.waiting, 1)
+
+    def _count_reason(self, reason: str | None, change: int) -> None:
+        if reason is not None:
+            self.reasons[reason] += change
 
 
 def waiting_reason(status: dict[str, Any]) -> str | None:
@@ -150,7 +154,7 @@ async def until(true: Callable[[], bool], *, seconds: float, state: Callable[[],
         now = time.monotonic()
         if now - began > seconds:
             raise LateError(
-                f"{state()} after {seconds:.0f} s; see {LOGS}/{log}.log and kubectl --kubeconfig {KUBECONFIG} -n bench"
+                f"{state()} after {seconds:.0f} s; see {LOGS}/{log}.log and kubectl --kubeconfig {KUBECONFIG} -A"
                 " get trainingruns,pytorchjobs,pods"
             )
         if now - said >= _SAY_SECONDS:

@@ -1,4 +1,4 @@
-"""Scenarios in which runs come and stay: bring-up, nothing happens, nothing happens without an operator, all wait."""
+"""Scenarios in which runs come and stay: bring-up, nothing happens."""
 
 import asyncio
 from collections.abc import Iterable
@@ -13,8 +13,6 @@ IDLE_SECONDS = 60.0
 """One period of the operator's resync: a shorter time would see all of it, or nothing."""
 _SECONDS_PER_RUN = 0.9
 """Limit for a bring-up, beside what a few runs take."""
-_REASONS_LATE_SECONDS = 0.4
-"""Limit, for each run, for all to show why they wait."""
 _OWN_EVENTS = "source=piton-operator"
 
 
@@ -58,28 +56,10 @@ async def bring_up(bench: Harness) -> dict[str, Any]:
 
 async def idle(bench: Harness, *, seconds: float = IDLE_SECONDS) -> dict[str, Any]:
     """Measure while nothing happens."""
-    bench.say(f"idle: {bench.runs.phases['Training']:,} training, for {seconds:.0f} s")
+    bench.say(f"idle: {bench.runs.phases['Training']:,} of {len(bench.runs.seen):,} training, for {seconds:.0f} s")
     async with bench.measured() as measured:
         await asyncio.sleep(seconds)
     return measured.as_json()
-
-
-async def waiting(bench: Harness) -> dict[str, Any]:
-    """Create runs that ask for a GPU that no node has; wait until each shows its reason, and measure while they wait.
-
-    Afterwards the operator is stopped and the same is measured without it.
-    """
-    async with bench.measured() as measured:
-        await cluster.create_runs(bench.client, bench.names("waits"), gpus=1)
-        state = lambda: f"{bench.runs.waiting:,} of {bench.count:,} show why they wait"  # noqa: E731
-        limit = 60 + _REASONS_LATE_SECONDS * bench.count
-        await bench.until("waiting", lambda: bench.runs.waiting >= bench.count, state, seconds=limit)
-    shown = measured.as_json(per=bench.count)
-    await asyncio.sleep(SETTLE_SECONDS)
-    meanwhile = await idle(bench)
-    process.stop_operator()
-    without = await idle(bench, seconds=IDLE_SECONDS / 2)
-    return {"all_show_reasons": shown, "wait": meanwhile, "without_operator": without}
 
 
 def waits(pods: Iterable[Body]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from bench.operator_scale.counters import busiest
 _WIDTH = 48
 _SCENARIOS_WITH_CPU = ("bring_up", "lost_nodes", "reporters", "deletion")
 _SCENARIOS_WITH_REQUESTS = ("bring_up", "idle", "lost_nodes", "reporters", "deletion")
+_WAITING = ("waiting", "waiting_quota", "waiting_queue")
 
 
 def table(runs: int, compared: Sequence[Comparison]) -> str:
@@ -34,8 +35,9 @@ def notes(results: Mapping[str, Any], cores: int) -> list[str]:
         if "cores_busy" in (part := results.get(scenario, {})):
             found.append(f"{scenario}: {busiest(part, cores)}")
             found += _waits(part.get("pods_waited", {}))
-    for scenario in _SCENARIOS_WITH_REQUESTS:
-        most = results.get(scenario, {})
+    parts = {name: results.get(name, {}) for name in _SCENARIOS_WITH_REQUESTS}
+    parts |= {name: results.get(name, {}).get("wait", {}) for name in _WAITING}
+    for scenario, most in parts.items():
         unit = "second" if "most_per_second" in most else "run"
         if kinds := most.get(f"most_per_{unit}"):
             words = ", ".join(f"{kind} {count:g}" for kind, count in list(kinds.items())[:8])

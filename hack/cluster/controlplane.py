@@ -19,7 +19,8 @@ from hack.cluster.layout import (
 from hack.cluster.release import program
 
 AUDIT_LOG = LOGS / "audit.log"
-"""Who created and deleted what, one JSON object per line; what tests count."""
+"""Who created and deleted what, and who asked for positions in Kueue's queues, one JSON object per line; what tests
+and benches count. What another program serves is not in the API server's metrics."""
 
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _UNTHROTTLED = ("--kube-api-qps=1000", "--kube-api-burst=2000")
@@ -33,6 +34,7 @@ omitStages: [RequestReceived]
 rules:
   - {level: None, resources: [{group: "", resources: [events]}, {group: events.k8s.io}]}
   - {level: Metadata, verbs: [create, delete]}
+  - {level: Metadata, verbs: [get], resources: [{group: visibility.kueue.x-k8s.io}]}
   - {level: None}
 """
 

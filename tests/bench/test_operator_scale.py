@@ -135,12 +135,12 @@ def test_a_run_that_is_gone_or_made_anew_is_counted_no_more() -> None:
     waiting = [{"type": "Waiting", "status": "True", "reason": "Unschedulable"}]
     runs.take("ADDED", event(phase="Starting", conditions=waiting), 1.0)
     runs.take("ADDED", event("run-2", uid="b", phase="Training"), 1.0)
-    assert (runs.waiting, runs.seen["run-1"].waiting) == (1, "Unschedulable")
+    assert (+runs.reasons, runs.seen["run-1"].waiting) == ({"Unschedulable": 1}, "Unschedulable")
 
     runs.take("MODIFIED", event(uid="c", phase="Pending"), 2.0)
     runs.take("DELETED", event("run-2", uid="b", phase="Training"), 2.0)
 
-    assert (runs.waiting, +runs.phases, runs.seen["run-1"].first_status_at) == (0, {"Pending": 1}, 2.0)
+    assert (+runs.reasons, +runs.phases, runs.seen["run-1"].first_status_at) == ({}, {"Pending": 1}, 2.0)
 
 
 def test_the_step_of_a_run_is_that_of_the_report_in_its_status() -> None:
@@ -157,7 +157,7 @@ def test_a_condition_that_is_not_true_is_no_reason_to_wait() -> None:
     runs = Runs()
     runs.take("ADDED", event(phase="Training", conditions=[{"type": "Waiting", "status": "False", "reason": "X"}]), 1.0)
 
-    assert runs.waiting == 0
+    assert not +runs.reasons
 
 
 def test_the_newest_attempt_that_ended_is_named() -> None:
@@ -326,7 +326,6 @@ def test_scenarios_bring_those_that_they_need() -> None:
     assert list(scenarios(["lost_nodes"])) == ["bring_up", "lost_nodes"]
     assert list(scenarios(["reporters"])) == ["bring_up", "reporters"]
     assert list(scenarios(["idle"])) == ["bring_up", "idle", "without_operator"]
-    assert list(scenarios(["waiting"])) == ["bring_up", "deletion", "waiting"]
     assert list(scenarios(["idle", "waiting"])) == [
         "bring_up",
         "idle",
@@ -335,3 +334,41 @@ def test_scenarios_bring_those_that_they_need() -> None:
         "deletion",
         "waiting",
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "done"),
+    [
+        (["waiting_queue"], ["waiting_queue"]),
+        (["waiting_queue", "waiting"], ["waiting", "waiting_queue"]),
+        (["lost_nodes", "waiting_quota"], ["bring_up", "lost_nodes", "deletion", "waiting_quota"]),
+        (["deletion"], ["bring_up", "deletion"]),
+        (["deletion", "without_operator"], ["bring_up", "without_operator", "restart", "deletion"]),
+    ],
+)
+def test_runs_that_wait_need_no_others_and_the_others_are_deleted_before(asked: list[str], done: list[str]) -> None:
+    assert list(scenarios(asked)) == done
+
+
+def test_runs_that_wait_are_compared_by_their_cause() -> None:
+    wait = {
+        "all_show_reasons": {"seconds": 20.0, "requests": 900},
+        "wait": a_cost(requests_per_second=9.0, position_requests_per_second=0.1),
+        "without_operator": a_cost(requests_per_second=3.0),
+    }
+
+    found = by_name(compare(results(waiting_queue=wait), results()))
+
+    assert (found["waiting_queue_requests"].value, found["waiting_queue_requests_per_run"].value) == (6.0, 9.0)
+    assert (found["waiting_queue_positions"].value, found["waiting_queue_positions"].verdict) == (0.1, "not recorded")
+    assert (found["waiting_requests"].value, found["waiting_quota_requests"].value) == (None, None)
+    assert "waiting_queue: requests per second: LIST pods 3.5" in table.notes(results(waiting_queue=wait), 2)
+
+
+def test_positions_are_counted_in_all_parts_of_the_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = '{"verb":"get","objectRef":{"resource":"localqueues","name":"q","subresource":"pendingworkloads"}}\n'
+    monkeypatch.setattr(counters, "AUDIT_LOG", tmp_path / "audit.log")
+    (tmp_path / "audit.log").write_text(asked + '{"verb":"create","objectRef":{"resource":"pods"}}\n' + asked)
+    (tmp_path / "audit-2026-01-01T00-00-00.000.log").write_text(asked)
+
+    assert counters.position_requests() == 3
