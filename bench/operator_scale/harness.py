@@ -18,12 +18,13 @@ from bench.operator_scale.run_watch import LateError, Runs
 from hack.cluster import processes
 from hack.cluster.layout import KUBECONFIG
 from piton.kube.client import Client
-from piton.kube.resources import RUNS, Resource
+from piton.kube.resources import JOBS, PODS, RUNS, SERVICES, Resource
 
 SETTLE_SECONDS = 10.0
 """Time after a scenario in which its last writes are done."""
 START_SECONDS = 120.0
 """Limit for what takes seconds: the start of the operator, of a few runs."""
+_ASK_SECONDS = 0.5
 
 
 def say(text: str) -> None:
@@ -105,6 +106,19 @@ class Harness:
             return sum(name.startswith(prefix) for name in self.runs.seen) if prefix else len(self.runs.seen)
 
         await self.until(what, lambda: not left(), lambda: f"{left():,} runs left", seconds=seconds)
+
+    async def until_cleared(self, *, seconds: float) -> None:
+        """Wait until nothing of deleted runs is left: other controllers delete it, which must not be measured later.
+
+        Raises:
+            LateError: something is left, for too long.
+        """
+        began = time.monotonic()
+        for resource in (JOBS, PODS, SERVICES):
+            while await self.client.list(resource, namespace=self.namespace, most=1):
+                if time.monotonic() - began > seconds:
+                    raise LateError(f"{resource.plural} of deleted runs are left after {seconds:.0f} s")
+                await asyncio.sleep(_ASK_SECONDS)
 
     async def delete(self, prefix: str) -> int:
         """Delete the runs whose names begin so; return their number."""

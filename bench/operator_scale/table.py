@@ -46,7 +46,7 @@ def notes(results: Mapping[str, Any], cores: int) -> list[str]:
         words = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
         found.append(f"lost_nodes: attempts ended as {words}")
     if reports := results.get("reporters", {}).get("reporters"):
-        found.append(f"reporters: the trainers of {reports:,} of the runs reported")
+        found.append(f"reporters: the trainers of {reports:,} of {results['runs']:,} runs reported")
     found += [f"{name}: not measured: {part['late']}" for name, part in results.items() if _late(part)]
     return found
 

@@ -98,7 +98,9 @@ async def _wait(bench: Harness, cause: Cause) -> dict[str, Any]:
         without = await steady.idle(there, seconds=steady.IDLE_SECONDS / 2)
         await bench.start_operator()
         await there.delete("")
-        await there.until_gone("waiting", "", seconds=_LATE_SECONDS + _DELETED_LATE_SECONDS * there.count)
+        limit = _LATE_SECONDS + _DELETED_LATE_SECONDS * there.count
+        await there.until_gone("waiting", "", seconds=limit)
+        await there.until_cleared(seconds=limit)
     meanwhile["position_requests_per_second"] = positions / meanwhile["seconds"]
     return {"all_show_reasons": shown, "wait": meanwhile, "without_operator": without}
 

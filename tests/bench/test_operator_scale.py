@@ -288,6 +288,12 @@ def test_notes_name_the_busy_processes_the_requests_and_what_is_missing() -> Non
     assert "deletion: not measured: deletion: 3 runs left after 5 s" in found
 
 
+def test_notes_say_how_many_of_the_runs_reported() -> None:
+    found = table.notes(results(5000, reporters=a_cost(reporters=1000)), cores=2)
+
+    assert "reporters: the trainers of 1,000 of 5,000 runs reported" in found
+
+
 # --- files ---
 
 
