@@ -43,6 +43,9 @@ class Timing:
     """The same once a reason is known, or after 20 minutes."""
     refused_seconds_max: float = 120.0
     """Longest time between two tries of what the API server refuses."""
+    room_seconds: float | None = None
+    """Seconds between two tries of what a ResourceQuota has no room for, where another try is made as soon as it has.
+    None: nobody looks at ResourceQuotas, so it is tried again like anything else that is refused."""
     stop_seconds: float = GRACE_SECONDS
     """Seconds that an orderly stop may take; a budget reserves the money for it."""
     queue_seconds: float = 15.0

@@ -1,5 +1,6 @@
 """Why a run waits: the cluster's words, and what follows from them."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Meta
 from piton.api.status import AttemptState, RunStatus, Verdict
 from piton.api.status_base import Condition, Phase
-from piton.core.decide import decide, refused, still
+from piton.core.decide import NO_ROOM, decide, refused, still
 from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
 from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing
@@ -416,6 +417,30 @@ def test_what_is_refused_for_long_is_tried_less_often() -> None:
     waits = [refused(pending(status), "exceeded quota: a", now=later(s)).look_again_seconds or 0 for s in (0, 60, 9999)]
 
     assert waits == [4.0, 15.0, 120.0]
+
+
+ROOM = Timing(room_seconds=600.0)
+FULL, UNSTATED = "exceeded quota: a", "failed quota: a: must specify limits.cpu"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "timing", "seconds"),
+    [(FULL, ROOM, 600.0), (FULL, Timing(), 4.0), (UNSTATED, ROOM, 4.0), ('failed calling webhook "a"', ROOM, 4.0)],
+)
+def test_what_only_room_in_a_quota_ends_is_tried_rarely_where_somebody_looks_for_room(
+    sentence: str, timing: Timing, seconds: float
+) -> None:
+    decision = refused(pending(), sentence, now=NOW, timing=timing)
+
+    assert decision.look_again_seconds == seconds
+    assert (decision.rule == NO_ROOM) is (seconds == 600.0)
+
+
+@pytest.mark.parametrize(("passed", "seconds"), [(0, 300.0), (299, 1.0), (300, 600.0), (301, 600.0)])
+def test_a_run_that_waits_for_room_is_looked_at_when_its_deadline_passes(passed: float, seconds: float) -> None:
+    observed = replace(pending(), spec=a_spec(limits={"deadline": "5m"}))
+
+    assert refused(observed, FULL, now=later(passed), timing=ROOM).look_again_seconds == seconds
 
 
 def test_a_refusal_is_over_when_the_next_thing_happens() -> None:

@@ -38,6 +38,8 @@ from piton.timing import Timing, delay_seconds
 Rule = Callable[[Context], Decision | None]
 REFUSED = "refused"
 """Name of what is decided when the world refuses an effect."""
+NO_ROOM = "no_room"
+"""The same, when it has no room in a ResourceQuota, and the next try is made when there is some."""
 UNREADABLE = "unreadable"
 """Name of what is decided about a status that is not understood."""
 
@@ -59,13 +61,14 @@ def refused(observed: Observed, why: str, *, now: datetime, timing: Timing | Non
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
     context = Context(observed=observed, now=now, timing=timing or Timing())
     phase = None if observed.status.unreadable else observed.status.phase
-    status, news = context.waits(observed.status, phase, wait_reasons.refusal(why))
-    return Decision(
-        rule=REFUSED,
-        status=status,
-        announcements=news,
-        look_again_seconds=context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now)),
-    )
+    wait = wait_reasons.refusal(why)
+    status, news = context.waits(observed.status, phase, wait)
+    if wait.ends_with_room and context.timing.room_seconds is not None:
+        ends = [seconds for seconds in [context.seconds_to_deadline()] if seconds is not None and seconds > 0]
+        again = min([context.timing.room_seconds, *ends])
+        return Decision(rule=NO_ROOM, status=status, announcements=news, look_again_seconds=again)
+    again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
+    return Decision(rule=REFUSED, status=status, announcements=news, look_again_seconds=again)
 
 
 # --- the run as a whole ----------------------------------------------------------------------------------------------

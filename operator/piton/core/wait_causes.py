@@ -20,14 +20,27 @@ class Cause:
     """A regular expression, searched in what the cluster says."""
     advice: str = ""
     """The remedy. Groups of the pattern are filled in."""
+    ends_with_room: bool = False
+    """True if it is over as soon as a ResourceQuota has room, and not before."""
 
 
-def recognize(text: str, causes: Iterable[Cause], **known: str) -> tuple[Reason, str] | None:
-    """The reason and the advice of the first cause that is found in the text. `known` is filled in as well."""
+@dataclass(frozen=True, kw_only=True)
+class Recognized:
+    """A cause that was found in a text."""
+
+    reason: Reason
+    advice: str = ""
+    """The remedy, with names filled in."""
+    ends_with_room: bool = False
+
+
+def recognize(text: str, causes: Iterable[Cause], **known: str) -> Recognized | None:
+    """The first cause that is found in the text, with its advice. `known` is filled in as well."""
     for cause in causes:
         found = re.search(cause.pattern, text, re.DOTALL)
         if found:
-            return cause.reason, cause.advice.format(**known, **found.groupdict())
+            advice = cause.advice.format(**known, **found.groupdict())
+            return Recognized(reason=cause.reason, advice=advice, ends_with_room=cause.ends_with_room)
     return None
 
 
@@ -64,6 +77,7 @@ REFUSALS = (
         Reason.QUOTA_EXCEEDED,
         r"exceeded quota: (?P<quota>[^,\s]+)",
         "Raise the ResourceQuota {quota} of this namespace, or free a part of it.",
+        ends_with_room=True,
     ),
     Cause(
         Reason.QUOTA_EXCEEDED,

@@ -19,7 +19,7 @@ from piton.api.status_base import Conditioned, Phase
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
-from piton.core.wait_causes import Cause, recognize
+from piton.core.wait_causes import Cause, Recognized, recognize
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 
 StatusT = TypeVar("StatusT", bound=Conditioned)
@@ -44,6 +44,8 @@ class Wait:
     """The waiting time in coarse steps; a part of the message."""
     next_step_seconds: float | None = None
     """Seconds until that changes; None: the reason only changes with what the cluster reports."""
+    ends_with_room: bool = False
+    """True if it is over as soon as a ResourceQuota has room, and not before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +105,9 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
 
 def refusal(sentence: str) -> Wait:
     """Return the reason for a refusal by the API server."""
-    reason, advice = recognize(sentence, causes.REFUSALS) or (Reason.REFUSED, "")
-    return Wait(reason=reason, message=_joined(sentence[: _QUOTE_MAX * 2], advice))
+    found = recognize(sentence, causes.REFUSALS) or Recognized(reason=Reason.REFUSED)
+    message = _joined(sentence[: _QUOTE_MAX * 2], found.advice)
+    return Wait(reason=found.reason, message=message, ends_with_room=found.ends_with_room)
 
 
 def waits(
@@ -194,14 +197,13 @@ def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
 def _wait_for(sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, zone: str = "") -> Wait:
     found = recognize(quoted, sign.causes, zone=zone)
     assert found is not None, "the last cause of every table matches all"
-    reason, advice = found
     if not sign.normal:
-        return Wait(reason=reason, message=_joined(f"{name}: {quoted}", advice))
+        return Wait(reason=found.reason, message=_joined(f"{name}: {quoted}", found.advice))
     seconds = None if word.first_time is None else (now - word.first_time).total_seconds()
     elapsed = "" if seconds is None else _coarse(seconds)
     return Wait(
-        reason=reason,
-        message=_joined(f"{name}: {quoted}{elapsed}", advice),
+        reason=found.reason,
+        message=_joined(f"{name}: {quoted}{elapsed}", found.advice),
         severity="Normal",
         elapsed=elapsed,
         next_step_seconds=None if seconds is None else _seconds_to_next_step(seconds),
