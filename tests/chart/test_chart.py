@@ -14,6 +14,7 @@ from hack.install import tools
 from hack.install.chart import CHART, NAMESPACE, RELEASE
 from piton.api.spec import Tier
 from piton.contract import names
+from piton.kube.cache import watched_kinds
 from piton.kube.settings import PitonSettings
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,14 @@ def test_the_operator_taints_nodes_for_as_long_as_the_chart_says(tainted: str, s
 def test_of_karpenter_the_operator_may_read_node_pools_and_nothing_else() -> None:
     rules = [rule for role in of_kind("ClusterRole") for rule in role["rules"] if rule["apiGroups"] == ["karpenter.sh"]]
     assert [(rule["resources"], rule["verbs"]) for rule in rules] == [(["nodepools"], ["get"])]
+
+
+@pytest.mark.parametrize("engine", ["bundled", "kubeflow"])
+def test_whatever_the_operator_watches_it_may_list_and_watch_and_quotas_are_never_changed(engine: str) -> None:
+    found = granted(f"engine={engine}")
+    watched = {kind.resource.plural for kind in watched_kinds(engine=engine == "bundled")}
+    assert {(plural, verb) for plural in watched for verb in ("get", "list", "watch")} <= found
+    assert {verb for plural, verb in found if plural == "resourcequotas"} == {"get", "list", "watch"}
 
 
 def test_with_namespaces_named_the_rights_end_there() -> None:

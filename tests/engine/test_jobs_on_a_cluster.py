@@ -450,7 +450,7 @@ async def test_only_the_bundled_engine_makes_pods(cluster: Cluster, engine: Engi
     )
     running = asyncio.create_task(asyncio.to_thread(asyncio.run, serve(settings, stop=stop, ready=ready)))
     try:
-        watches = 10 if engine is Engine.BUNDLED else 9
+        watches = 11 if engine is Engine.BUNDLED else 10
         await cluster.server.until(lambda: cluster.server.watchers >= watches)
         await machines.apply(a_manifest())
         await _until_run(cluster, "Starting")

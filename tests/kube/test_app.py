@@ -34,7 +34,7 @@ from support.ports import free_port
 from support.tokens import Token
 
 NEVER = 3600.0
-WATCHES = 9
+WATCHES = 10
 """Runs, sweeps, jobs, pods, claims, Workloads, nodes, and Events of pods and of jobs."""
 
 

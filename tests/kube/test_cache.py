@@ -11,7 +11,7 @@ from piton.kube import kept_fields, reflector
 from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client
 from piton.kube.kueue import WORKLOADS
-from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Resource
+from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, QUOTAS, RUNS, SERVICES, Resource
 from piton.kube.store import Change, Store
 from support import apiserver
 from support.builders import a_manifest
@@ -97,6 +97,15 @@ async def test_a_kind_that_may_not_be_watched_is_read_live(cluster: Cluster) -> 
     async with a_cache(cluster) as (_, cache):
         found = await cache.list(EVENTS, namespace="team", fields="involvedObject.uid=u")
         assert [each["metadata"]["name"] for each in found] == ["e"]
+
+
+async def test_the_cache_says_which_kinds_are_really_watched(cluster: Cluster) -> None:
+    cluster.server.refuse = lambda request: (
+        apiserver.refusal(403, "Forbidden", "forbidden") if request.resource == apiserver.QUOTAS else None
+    )
+    async with a_cache(cluster) as (_, cache):
+        kinds = (PODS, QUOTAS, SERVICES)
+        assert [cache.is_watched(kind, "team") for kind in kinds] == [True, False, False]
 
 
 async def test_a_kind_that_the_cluster_does_not_know_is_empty(

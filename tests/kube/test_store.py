@@ -189,3 +189,10 @@ def test_of_a_pod_no_environment_and_no_configuration_is_kept() -> None:
     kept = kept_fields.of_pod(pod)
     assert kept["spec"] == {"nodeName": "n", "containers": [{"name": "pytorch", "resources": {"limits": {"cpu": "1"}}}]}
     assert len(json.dumps(kept)) < 400
+
+
+def test_of_a_quota_nothing_is_kept_but_what_it_allows_and_what_is_used() -> None:
+    amounts = {"hard": {"pods": "9"}, "used": {"pods": "1"}}
+    name = {"name": "q", "namespace": "team", "uid": "u"}
+    quota = {"metadata": {**name, "annotations": {"a": "b"}}, "spec": {"hard": {"pods": "9"}}, "status": amounts}
+    assert kept_fields.of_quota(quota) == {"metadata": name, "status": amounts}

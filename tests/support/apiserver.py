@@ -30,6 +30,7 @@ CLAIMS = resource("", "v1", "persistentvolumeclaims")
 NODES = resource("", "v1", "nodes")
 NODE_POOLS = resource("karpenter.sh", "v1", "nodepools")
 EVENTS = resource("", "v1", "events")
+QUOTAS = resource("", "v1", "resourcequotas")
 NAMESPACES = resource("", "v1", "namespaces")
 CRDS = resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
@@ -52,6 +53,7 @@ _KINDS = {
     NODES: ("Node", False),
     NODE_POOLS: ("NodePool", False),
     EVENTS: ("Event", True),
+    QUOTAS: ("ResourceQuota", True),
     NAMESPACES: ("Namespace", False),
     CRDS: ("CustomResourceDefinition", False),
     TOKEN_REVIEWS: ("TokenReview", False),

@@ -19,7 +19,20 @@ from piton.kube.client import Client
 from piton.kube.errors import NotFound
 from piton.kube.kueue import WORKLOADS
 from piton.kube.reflector import Listener, Reflector
-from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, SERVICES, SWEEPS, Body, Resource, Selector
+from piton.kube.resources import (
+    CLAIMS,
+    EVENTS,
+    JOBS,
+    NODES,
+    PODS,
+    QUOTAS,
+    RUNS,
+    SERVICES,
+    SWEEPS,
+    Body,
+    Resource,
+    Selector,
+)
 from piton.kube.store import Change, IndexValue, KeepFields, Store
 from piton.kube.workqueue import Timer
 
@@ -74,6 +87,7 @@ def watched_kinds(*, engine: bool) -> tuple[WatchedKind, ...]:
         WatchedKind(resource=CLAIMS, keep=own),
         WatchedKind(resource=NODES, keep=kept_fields.of_node),
         WatchedKind(resource=WORKLOADS, keep=own, labels=names.LABEL_RUN, indexes=run),
+        WatchedKind(resource=QUOTAS, keep=kept_fields.of_quota),
     ]
     if engine:
         keep = kept_fields.of_service
@@ -147,6 +161,11 @@ class ClusterCache:
             if seconds > self._stuck_seconds:
                 return f"the watch on {reflector.resource.plural} has done nothing for {seconds:.0f} s"
         return None
+
+    def is_watched(self, resource: Resource, namespace: str | None) -> bool:
+        """True if changes of this kind are noticed; False while it may not be watched, or has failed for long."""
+        reflectors = self._of(resource, namespace)
+        return bool(reflectors) and all(each.unusable is None for each in reflectors)
 
     def peek(self, resource: Resource, namespace: str | None, name: str) -> Body | None:
         """Return one object as last seen, without any live read."""

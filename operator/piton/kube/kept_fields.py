@@ -80,6 +80,12 @@ def of_node(body: Body) -> Body:
     }
 
 
+def of_quota(body: Body) -> Body:
+    """Keep how much a ResourceQuota allows in its namespace, and how much of that is used."""
+    metadata = _only(body["metadata"], ("name", "namespace", "uid"))
+    return {"metadata": metadata, "status": _only(body.get("status") or {}, ("hard", "used"))}
+
+
 def of_event(body: Body) -> Body:
     """Keep what an Event says, of which object, and when. How often it was repeated is not kept."""
     kept = _only(body, _EVENT)

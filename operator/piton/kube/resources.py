@@ -38,6 +38,7 @@ CLAIMS = Resource(group="", version="v1", plural="persistentvolumeclaims")
 NODES = Resource(group="", version="v1", plural="nodes", namespaced=False)
 NODE_POOLS = Resource(group="karpenter.sh", version="v1", plural="nodepools", namespaced=False)
 EVENTS = Resource(group="", version="v1", plural="events")
+QUOTAS = Resource(group="", version="v1", plural="resourcequotas")
 LEASES = Resource(group="coordination.k8s.io", version="v1", plural="leases")
 TOKEN_REVIEWS = Resource(group="authentication.k8s.io", version="v1", plural="tokenreviews", namespaced=False)
 
