@@ -15,7 +15,7 @@ from piton.kube.job_controller import JobController
 from piton.kube.metrics import OperatorMetrics, Registry
 from piton.kube.settings import Engine, PitonSettings
 from piton.rendering.pytorchjob import pytorchjob
-from support.apiserver import EVENTS, JOBS, PODS, RUNS, SERVICES, ApiServer, refusal
+from support.apiserver import EVENTS, JOBS, PODS, QUOTAS, RUNS, SERVICES, ApiServer, refusal
 from support.builders import a_manifest, a_spec, meta
 from support.cluster import Cluster
 from support.feed import Feed
@@ -56,6 +56,10 @@ class Hand:
         """Let the engine do all that it wants to do now."""
         self.feed.deliver()
         await self.jobs.resync()
+        await self.work()
+
+    async def work(self) -> None:
+        """Settle, without a look at what wants none."""
         for _ in range(100):
             self.feed.deliver()
             if not len(self.jobs.queue):
@@ -283,6 +287,8 @@ async def test_a_quota_is_told_once_and_waited_for(cluster: Cluster) -> None:
         return refusal(403, "Forbidden", message) if created else None
 
     cluster.server.refuse = no_pods
+    full = {"hard": {"pods": "0"}, "used": {"pods": "0"}}
+    quota = await cluster.server.put(QUOTAS, {"metadata": {"name": "gpus", "namespace": "team"}, "status": full})
     async with Hand(cluster) as hand:
         for _ in range(5):
             await hand.settle()
@@ -293,7 +299,8 @@ async def test_a_quota_is_told_once_and_waited_for(cluster: Cluster) -> None:
         assert hand.conditions() == ["Created"]
         assert hand.written()[:2] == [("services", MASTER), ("services", WORKER)]
         cluster.server.refuse = lambda request: None
-        await hand.settle()
+        await cluster.server.put(QUOTAS, {**quota, "status": {"hard": {"pods": "2"}, "used": {"pods": "0"}}})
+        await hand.calm()
         assert hand.pods() == [MASTER, WORKER]
 
 
@@ -373,6 +380,22 @@ async def test_a_deadline_ends_a_job_that_nothing_else_wakes(cluster: Cluster) -
         assert len(hand.jobs.queue) == 0
         hand.advance(1)
         await hand.jobs.handle(await hand.jobs.queue.get())
+        assert hand.conditions() == ["Created", "Failed"]
+
+
+async def test_a_deadline_ends_a_job_whose_pods_wait_for_room(cluster: Cluster) -> None:
+    await _apply(cluster, nodes=1)
+    message = f'pods "{MASTER}" is forbidden: exceeded quota: gpus'
+    cluster.server.refuse = lambda request: (
+        refusal(403, "Forbidden", message) if request.resource == PODS and request.method == "POST" else None
+    )
+    async with Hand(cluster) as hand:
+        await _set_policy(hand, activeDeadlineSeconds=60)
+        await hand.settle()
+        hand.advance(10)
+        await hand.work()
+        hand.advance(50)
+        await hand.work()
         assert hand.conditions() == ["Created", "Failed"]
 
 

@@ -15,7 +15,7 @@ from piton.contract import names
 from piton.contract.termination import Outcome
 from piton.kube import resources
 from piton.kube.resources import Resource
-from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, RUNS, refusal
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODE_POOLS, NODES, PODS, QUOTAS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Initializes, Runs, Vanishes, Waits, a_node
 from support.pilot import Pilot, a_pilot
@@ -610,6 +610,8 @@ async def test_a_quota_shows_in_the_condition_and_is_tried_again(pilot: Pilot) -
     pilot.server.refuse = lambda request: (
         refusal(403, "Forbidden", sentence) if full and request.resource == JOBS and request.method == "POST" else None
     )
+    amounts = {"hard": {"count/pytorchjobs.kubeflow.org": "2"}, "used": {"count/pytorchjobs.kubeflow.org": "2"}}
+    await pilot.server.put(QUOTAS, {"metadata": {"name": "team", "namespace": "team"}, "status": amounts})
     await pilot.cluster.apply(a_manifest())
     await pilot.settle()
     training = pilot.status().condition("Training")
@@ -621,6 +623,7 @@ async def test_a_quota_shows_in_the_condition_and_is_tried_again(pilot: Pilot) -
     told = [event for event in pilot.server.all(EVENTS) if event["reason"] == "QuotaExceeded"]
     assert [event["type"] for event in told] == ["Warning"]
     full = False
+    await pilot.server.remove(QUOTAS, "team", "team")
     status = await pilot.until_phase(Phase.SUCCEEDED)
     assert status.attempt == 1
 

@@ -14,8 +14,10 @@ from piton.kube.client import Client, Reads
 from piton.kube.errors import Busy
 from piton.kube.events import Key
 from piton.kube.metrics import OperatorMetrics
-from piton.kube.resources import Resource
+from piton.kube.quota_waits import QuotaWaits, gives_room
+from piton.kube.resources import QUOTAS, Resource
 from piton.kube.settings import PitonSettings
+from piton.kube.store import Change
 from piton.kube.tasks import with_grace
 from piton.kube.workqueue import Timer, WorkQueue
 from piton.ports import Clock, Conflict, PortError
@@ -24,7 +26,6 @@ _CONFLICTS_AT_ONCE = 3
 """Conflicts in a row after which an object waits as after any other error: somebody keeps writing to it."""
 _REFUSED_SECONDS = 1.0
 """Least time between two passes in which the API server refuses something. A user who mends it waits no longer."""
-
 _RESYNC_AGAIN_SECONDS = 30.0
 """After a resync that failed: without a cache nothing else finds the objects."""
 
@@ -60,6 +61,7 @@ class Worker(ABC):
         self._meter = meter
         self._busy_since: dict[Key, float] = {}
         self._refused_until: dict[Key, float] = {}
+        self._waits = QuotaWaits(self.queue)
         self._doubtful: set[Key] = set()
         """Objects whose last pass failed, perhaps because the cache was behind."""
         meter.watch_queue(self.kind, self.queue.__len__)
@@ -81,12 +83,13 @@ class Worker(ABC):
         return None if key in self._doubtful else self._cache
 
     async def resync(self, *, seconds: float = 0.0) -> None:
-        """Have every object looked at, spread over so many seconds."""
+        """Have every object looked at, spread over so many seconds. What waits for room has a time of its own."""
         keys = [
             (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
             for namespace in self._settings.namespaces or (None,)
             for manifest in await self._reads.list(self.resource, namespace=namespace, labels=self.labels)
         ]
+        keys = [key for key in keys if key not in self._waits]
         for number, key in enumerate(keys):
             self.queue.add_after(key, seconds * number / len(keys))
 
@@ -121,6 +124,8 @@ class Worker(ABC):
             self.queue.done(key)
             return
         self._busy_since[key] = self._timer.time()
+        self._waits.pass_began(key)
+        failed = True
         try:
             with self._meter.reconciling(self.kind):
                 await self.reconcile(key)
@@ -135,11 +140,22 @@ class Worker(ABC):
         except Exception as error:  # noqa: BLE001 - a bug that one object meets must not stop the others
             self._failed(key, repr(error), level=logging.ERROR)
         else:
+            failed = False
             self._doubtful.discard(key)
             self.queue.forget(key)
         finally:
+            self._waits.pass_ended(key, failed=failed)
             del self._busy_since[key]
             self.queue.done(key)
+
+    def on_quota(self, change: Change) -> None:
+        """A ResourceQuota changed: what waits in its namespace is tried if there is more room."""
+        if gives_room(change):
+            self._waits.room_came(change.body["metadata"]["namespace"])
+
+    def hears_of_room(self, key: Key) -> bool:
+        """True if a change of a ResourceQuota of the object's namespace is noticed."""
+        return self._cache is not None and self._cache.is_watched(QUOTAS, key[0])
 
     def hold_back(self, key: Key, *, refused: bool) -> None:
         """Hold back an object that was refused: the status that quotes the refusal would wake it again at once."""

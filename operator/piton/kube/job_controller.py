@@ -10,10 +10,14 @@ from piton.kube.cache import ClusterCache
 from piton.kube.controller_base import Worker
 from piton.kube.errors import NotFound
 from piton.kube.events import Key
-from piton.kube.job_pass import JobPass
+from piton.kube.job_pass import JobPass, NoRoom
 from piton.kube.metrics import JOB
-from piton.kube.resources import JOBS, PODS, SERVICES
+from piton.kube.resources import JOBS, PODS, QUOTAS, SERVICES
 from piton.kube.store import Change
+
+ROOM_SECONDS = 600.0
+"""Seconds between two tries of a job whose pods a ResourceQuota has no room for, while quotas are watched. Room wakes
+it before that, but a larger job may have been tried instead, or another API server's copy of the quota was late."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +30,9 @@ class JobController(Worker):
     labels = names.LABEL_RUN
 
     def subscribe(self, cache: ClusterCache) -> None:
-        """Look at a job when it changes, or one of its pods or services."""
+        """Look at a job when it changes, or one of its pods or services; when it waits for room, and there is some."""
         cache.subscribe(JOBS, self._on_job)
+        cache.subscribe(QUOTAS, self.on_quota)
         for resource in (PODS, SERVICES):
             cache.subscribe(resource, self._on_replica)
 
@@ -53,7 +58,14 @@ class JobController(Worker):
 
     async def reconcile(self, key: Key) -> None:
         """One pass. What was written may call for more at once: a job that has just failed is to be cleaned up."""
-        decision = await JobPass(self._client, self._clock, *key, cache=self.reads(key)).run()
+        try:
+            decision = await JobPass(self._client, self._clock, *key, cache=self.reads(key)).run()
+        except NoRoom as refusal:
+            if not self.hears_of_room(key):
+                raise
+            self._wait_for_room(key, refusal)
+            return
+        self.hold_back(key, refused=False)
         if decision is None:
             return
         if decision.changes:
@@ -61,6 +73,16 @@ class JobController(Worker):
             self.wake(*key)
         elif decision.look_again_seconds is not None:
             self.queue.add_after(key, max(0.0, decision.look_again_seconds))
+
+    def _wait_for_room(self, key: Key, refusal: NoRoom) -> None:
+        """Try again when there is room, or rarely. The copy in the cache is not to blame, so no list is read live."""
+        self._waits.was_refused(key)
+        self.hold_back(key, refused=True)
+        seconds = self.queue.postpone(key, ROOM_SECONDS)
+        if refusal.look_again_seconds is not None:
+            self.queue.add_after(key, max(0.0, refusal.look_again_seconds))
+        fields: dict[str, object] = {"job": "/".join(key), "error": str(refusal), "retryInSeconds": seconds}
+        _log.info("waits for room", extra={"fields": fields})
 
 
 def _log_decision(key: Key, decision: Decision) -> None:

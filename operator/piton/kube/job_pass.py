@@ -7,7 +7,9 @@ without a status: it has had none.
 """
 
 import logging
+from collections.abc import Iterable
 
+from piton.core.wait_reasons import refusal
 from piton.engine.decide import decide
 from piton.engine.job import Job
 from piton.engine.state import Create, Decision, Delete, ObjectKind
@@ -24,6 +26,15 @@ _RESOURCES: dict[ObjectKind, Resource] = {
     ObjectKind.SERVICE: SERVICES,
     ObjectKind.JOB: JOBS,
 }
+
+
+class NoRoom(Refused):
+    """A ResourceQuota has no room for an object of the job, and nothing else is in its way."""
+
+    def __init__(self, message: str, *, look_again_seconds: float | None) -> None:
+        super().__init__(message)
+        self.look_again_seconds = look_again_seconds
+        """Seconds until something else is to be done for the job; None: nothing that time alone brings."""
 
 
 class JobPass:
@@ -44,7 +55,8 @@ class JobPass:
         Raises:
             Conflict: the job or something of it is not as it was read; call again at once.
             Unavailable: the API server did not answer; call again later.
-            Refused: something could not be created. The job has an event that says why.
+            NoRoom: something could not be created, for want of room in a ResourceQuota.
+            Refused: the same, for another reason. The job has an event that says why.
         """
         found = await self._look(self._cache or self._client)
         if found is not None and self._cache is not None and _is_irrevocable(found[0], found[2]):
@@ -52,13 +64,13 @@ class JobPass:
         if found is None:
             return None
         job, manifest, decision = found
-        refusals = [sentence for create in decision.creates if (sentence := await self._create(job, manifest, create))]
+        refusals = await self._create_all(job, manifest, decision.creates)
         if decision.news:
             await self._write_status(manifest, decision)
         for delete in decision.deletes:
             await self._delete(delete)
         if refusals:
-            raise Refused(refusals[0])
+            raise _as_error(refusals, decision)
         return decision
 
     async def _look(self, jobs: Reads) -> tuple[Job, Body, Decision] | None:
@@ -73,13 +85,23 @@ class JobPass:
         services = await reads.list(SERVICES, namespace=self._namespace, labels=selector)
         return job, manifest, decide(job, pods, services, now=self._clock.now())
 
+    async def _create_all(self, job: Job, manifest: Body, creates: Iterable[Create]) -> list[str]:
+        """Create the objects; why some were refused. A kind that a quota has no room for is tried no further."""
+        refusals: list[str] = []
+        full: set[ObjectKind] = set()
+        for create in creates:
+            if create.kind not in full and (sentence := await self._create(job, manifest, create)):
+                refusals.append(sentence)
+                full |= {create.kind} if refusal(sentence).ends_with_room else set()
+        return refusals
+
     async def _create(self, job: Job, manifest: Body, create: Create) -> str | None:
         """Create the object; why it was refused, in a sentence, or None."""
         try:
             await self._create_or_find(job, create)
-        except Refused as refusal:
-            await self._complain(manifest, f"FailedCreate{create.kind}", f"Error creating: {refusal}")
-            return str(refusal)
+        except Refused as error:
+            await self._complain(manifest, f"FailedCreate{create.kind}", f"Error creating: {error}")
+            return str(error)
         return None
 
     async def _create_or_find(self, job: Job, create: Create) -> None:
@@ -116,6 +138,12 @@ class JobPass:
             await self._client.delete(_RESOURCES[delete.kind], delete.name, uid=delete.uid, namespace=self._namespace)
         except NotFound:
             return
+
+
+def _as_error(refusals: list[str], decision: Decision) -> Refused:
+    """The refusal that room alone does not end, if there is one."""
+    others = [sentence for sentence in refusals if not refusal(sentence).ends_with_room]
+    return Refused(others[0]) if others else NoRoom(refusals[0], look_again_seconds=decision.look_again_seconds)
 
 
 def _is_irrevocable(job: Job, decision: Decision) -> bool:

@@ -3,12 +3,13 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 from piton.api.conditions import TRAINING
 from piton.api.status import RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress, TrainerRequests
-from piton.core.decide import REFUSED
+from piton.core.decide import NO_ROOM, REFUSED
 from piton.core.effects import Decision
 from piton.core.increments import increments
 from piton.core.trainer_requests import requests_for
@@ -25,7 +26,7 @@ from piton.kube.observe import SharedMemory
 from piton.kube.outages import Outages
 from piton.kube.pods import disruption_of
 from piton.kube.report_store import Reports, Sender
-from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, Body
+from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, QUOTAS, RUNS, Body
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
 from piton.kube.store import Change
@@ -34,9 +35,15 @@ from piton.kube.workqueue import Timer
 from piton.observed import Observed
 from piton.ports import Clock
 from piton.rendering.appdef import ReportEndpoint
+from piton.timing import Timing
 
 ServerNow = Callable[[], ReportEndpoint | None]
 """The address for the reports of new attempts, with the current certificate; None: there is none."""
+
+ROOM_SECONDS = 1200.0
+"""Seconds between two tries of a run whose job or claim a ResourceQuota has no room for, while quotas are watched. Room
+wakes it before that. Twice those of a job whose pods wait: a try of a later attempt reads all of the run live, which
+takes six requests in place of two, and quotas count jobs by one, so the one that is tried fits."""
 
 _AFTER_WRITE_SECONDS = 1.0
 """Seconds between a write of a run's status, or the deletion of its job, and the look that follows."""
@@ -78,13 +85,17 @@ class Controller(Worker):
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
 
     def subscribe(self, cache: ClusterCache) -> None:
-        """Look at a run when it, its jobs, pods, claim or Workload change, its pods' nodes, or Events about them."""
+        """Look at a run when it, its jobs, pods, claim or Workload change, its pods' nodes, or Events about them.
+
+        And at one that waits for room, when a ResourceQuota has some.
+        """
         cache.subscribe(RUNS, self._on_run)
         cache.subscribe(PODS, self._on_pod_change)
         cache.subscribe(NODES, lambda change: self.on_node(change.body, deleted=change.deleted))
         for resource in (JOBS, CLAIMS, WORKLOADS):
             cache.subscribe(resource, self._on_part)
         cache.subscribe(EVENTS, self._on_event)
+        cache.subscribe(QUOTAS, self.on_quota)
 
     def _on_run(self, change: Change) -> None:
         """Look at once at a run that is new, gone, or wants something else.
@@ -169,17 +180,24 @@ class Controller(Worker):
             taints=self._taints,
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
-        decision = await reconcile(world, self._clock, announcer, self._settings.timing)
-        self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
+        decision = await reconcile(world, self._clock, announcer, self._timing(key))
+        self.hold_back(key, refused=decision is not None and decision.rule in (REFUSED, NO_ROOM))
         if decision is None:
             self._forget(key)
             return
+        if decision.rule == NO_ROOM:
+            self._waits.was_refused(key)
         _log_decision(key, decision, world.observed)
         self._request(key, decision, world.observed)
         self._measure(key, decision, world.observed)
         waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
         if waits:
             self.queue.add_after(key, min(waits), urgent=min(waits) <= 0)
+
+    def _timing(self, key: Key) -> Timing:
+        """The patience for one pass: what waits for room need hardly be tried where news of room arrive."""
+        timing = self._settings.timing
+        return replace(timing, room_seconds=self.queue.stretched(ROOM_SECONDS)) if self.hears_of_room(key) else timing
 
     def _request(self, key: Key, decision: Decision, observed: Observed | None) -> None:
         """The status is written: what follows from it for the trainer is the answer to its next report."""

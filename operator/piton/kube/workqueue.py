@@ -99,13 +99,14 @@ class WorkQueue(Generic[Key]):
         return self.postpone(key, seconds)
 
     def postpone(self, key: Key, seconds: float) -> float:
-        """Have the key looked at later, by somebody's wish and for no error of its own. Returns seconds.
-
-        Up to half as long again, by chance: keys that wait for the same thing must not come back together.
-        """
-        seconds *= 1 + self._random() / 2
+        """Have the key looked at later, by somebody's wish and for no error of its own. Returns seconds, stretched."""
+        seconds = self.stretched(seconds)
         self.add_after(key, seconds, urgent=True)
         return seconds
+
+    def stretched(self, seconds: float) -> float:
+        """Return up to half as long again, by chance: keys that wait for the same must not come back together."""
+        return seconds * (1 + self._random() / 2)
 
     def forget(self, key: Key) -> None:
         """The key went well: its next error is the first again."""
