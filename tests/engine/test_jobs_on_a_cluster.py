@@ -304,6 +304,84 @@ async def test_a_quota_is_told_once_and_waited_for(cluster: Cluster) -> None:
         assert hand.pods() == [MASTER, WORKER]
 
 
+def _refusing(words: list[str]) -> Callable[[Any], Any]:
+    """Pods are refused with the first of these words."""
+
+    def refuse(request: Any) -> Any:
+        creates = request.resource == PODS and request.method == "POST"
+        return refusal(403, "Forbidden", words[0]) if creates and words else None
+
+    return refuse
+
+
+def _told(cluster: Cluster) -> int:
+    """How often an Event was posted, or counted once more."""
+    return sum(w.resource == EVENTS and w.done for w in cluster.server.writes)
+
+
+async def test_an_event_that_says_the_same_but_for_numbers_is_told_again_after_20_minutes(cluster: Cluster) -> None:
+    await _apply(cluster, nodes=1)
+    words = ['admission webhook "a" denied the request: 7 of 8']
+    cluster.server.refuse = _refusing(words)
+    async with Hand(cluster) as hand:
+        await hand.settle()
+        words[0] = 'admission webhook "a" denied the request: 6 of 8'
+        for _ in range(19):
+            hand.advance(60)
+            await hand.settle()
+        assert _told(cluster) == 1
+        hand.advance(60)
+        await hand.settle()
+        assert _told(cluster) == 2
+        words[0] = 'admission webhook "b" denied the request: 6 of 8'
+        hand.advance(100)
+        await hand.settle()
+        assert _told(cluster) == 3
+
+
+async def test_an_event_that_could_not_be_posted_is_tried_again(cluster: Cluster) -> None:
+    await _apply(cluster, nodes=1)
+    cluster.server.refuse = lambda request: (
+        refusal(403, "Forbidden", "no") if request.resource in (PODS, EVENTS) else None
+    )
+    async with Hand(cluster) as hand:
+        await hand.settle()
+        assert _told(cluster) == 0
+        cluster.server.refuse = _refusing(["no"])
+        hand.advance(100)
+        await hand.settle()
+        assert _told(cluster) == 1
+
+
+@pytest.mark.parametrize("end", ["it is gone", "its pods are there"])
+async def test_what_was_told_of_a_job_is_forgotten_with_its_trouble(cluster: Cluster, end: str) -> None:
+    await _apply(cluster, nodes=1)
+    words = ["no"]
+    cluster.server.refuse = _refusing(words)
+    async with Hand(cluster) as hand:
+        await hand.settle()
+        assert hand.jobs._repeats._told
+        words.clear()
+        if end == "it is gone":
+            await cluster.server.remove(JOBS, "ragcun-1", "team")
+        hand.advance(100)
+        await hand.settle()
+        assert not hand.jobs._repeats._told
+
+
+async def test_another_job_of_the_name_tells_what_is_refused_to_it(cluster: Cluster) -> None:
+    await _apply(cluster, nodes=1)
+    cluster.server.refuse = _refusing(["no"])
+    async with Hand(cluster) as hand:
+        await hand.settle()
+        await cluster.server.remove(JOBS, "ragcun-1", "team")
+        await cluster.server.remove(SERVICES, MASTER, "team")
+        await _apply(cluster, nodes=1)
+        hand.advance(100)
+        await hand.settle()
+        assert len(cluster.server.all(EVENTS)) == 2
+
+
 async def test_an_api_server_that_is_down_for_a_while_costs_only_time(cluster: Cluster) -> None:
     await _apply(cluster)
     async with Hand(cluster) as hand:

@@ -224,8 +224,9 @@ def _joined(sentence: str, advice: str) -> str:
 
 
 def _is_unchanged(old: str, wait: Wait) -> bool:
-    return _without_numbers(old) == _without_numbers(wait.message) and wait.elapsed in old
+    return without_numbers(old) == without_numbers(wait.message) and wait.elapsed in old
 
 
-def _without_numbers(text: str) -> str:
+def without_numbers(text: str) -> str:
+    """Return the text with each word that has a digit in it, a name say, as the same sign."""
     return re.sub(r"\S*\d\S*", "#", text)

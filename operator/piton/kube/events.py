@@ -6,12 +6,13 @@ may only say so much in a time; what it says too often is in the status anyway.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from piton.api.spec import Meta
 from piton.contract import names
 from piton.core.effects import Announcement
+from piton.core.wait_reasons import without_numbers
 from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists
 from piton.kube.resources import EVENTS, Body
@@ -22,6 +23,9 @@ BURST = 25
 """Events that a run may have at once."""
 REFILL_SECONDS = 30.0
 """One more after so long."""
+REPEAT_SECONDS = 1200.0
+"""Seconds after which an Event is told again that says the same. The API server keeps Events for an hour, and as long
+as the object waits there has to be one: the reason of the run is read from it."""
 _MESSAGE_MAX = 1024
 
 Key = tuple[str, str]
@@ -49,6 +53,27 @@ class EventRateLimiter:
     def forget(self, key: Key) -> None:
         """The run is gone."""
         self._tokens.pop(key, None)
+
+
+class RepeatLimiter:
+    """The Events that were last told about each object: the same are told again only after a while."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told: dict[Key, tuple[tuple[str, frozenset[str]], datetime]] = {}
+
+    def take(self, key: Key, uid: str, messages: Iterable[str]) -> bool:
+        """True if these are to be told now: they differ, apart from numbers, or have not been told for long."""
+        now, words = self._clock.now(), (uid, frozenset(map(without_numbers, messages)))
+        told, since = self._told.get(key, (None, now))
+        if told == words and (now - since).total_seconds() < REPEAT_SECONDS:
+            return False
+        self._told[key] = words, now
+        return True
+
+    def forget(self, key: Key) -> None:
+        """The object is gone, there is nothing to tell any more, or it was not told after all."""
+        self._told.pop(key, None)
 
 
 class EventAnnouncer:

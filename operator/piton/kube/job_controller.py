@@ -7,13 +7,17 @@ from piton.contract import names
 from piton.engine.job import LABEL_JOB
 from piton.engine.state import Decision
 from piton.kube.cache import ClusterCache
+from piton.kube.client import Client
 from piton.kube.controller_base import Worker
 from piton.kube.errors import NotFound
-from piton.kube.events import Key
+from piton.kube.events import Key, RepeatLimiter
 from piton.kube.job_pass import JobPass, NoRoom
-from piton.kube.metrics import JOB
+from piton.kube.metrics import JOB, OperatorMetrics
 from piton.kube.resources import JOBS, PODS, QUOTAS, SERVICES
+from piton.kube.settings import PitonSettings
 from piton.kube.store import Change
+from piton.kube.workqueue import Timer
+from piton.ports import Clock
 
 ROOM_SECONDS = 600.0
 """Seconds between two tries of a job whose pods a ResourceQuota has no room for, while quotas are watched. Room wakes
@@ -28,6 +32,19 @@ class JobController(Worker):
     kind = JOB
     resource = JOBS
     labels = names.LABEL_RUN
+
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        timer: Timer,
+        settings: PitonSettings,
+        meter: OperatorMetrics,
+        *,
+        cache: ClusterCache | None = None,
+    ) -> None:
+        super().__init__(client, clock, timer, settings, meter, cache=cache)
+        self._repeats = RepeatLimiter(clock)
 
     def subscribe(self, cache: ClusterCache) -> None:
         """Look at a job when it changes, or one of its pods or services; when it waits for room, and there is some."""
@@ -59,13 +76,15 @@ class JobController(Worker):
     async def reconcile(self, key: Key) -> None:
         """One pass. What was written may call for more at once: a job that has just failed is to be cleaned up."""
         try:
-            decision = await JobPass(self._client, self._clock, *key, cache=self.reads(key)).run()
+            cache, repeats = self.reads(key), self._repeats
+            decision = await JobPass(self._client, self._clock, *key, cache=cache, repeats=repeats).run()
         except NoRoom as refusal:
             if not self.hears_of_room(key):
                 raise
             self._wait_for_room(key, refusal)
             return
         self.hold_back(key, refused=False)
+        self._repeats.forget(key)
         if decision is None:
             return
         if decision.changes:

@@ -8,6 +8,7 @@ without a status: it has had none.
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from piton.core.wait_reasons import refusal
 from piton.engine.decide import decide
@@ -28,6 +29,16 @@ _RESOURCES: dict[ObjectKind, Resource] = {
 }
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    kind: ObjectKind
+    sentence: str
+
+    @property
+    def ends_with_room(self) -> bool:
+        return refusal(self.sentence).ends_with_room
+
+
 class NoRoom(Refused):
     """A ResourceQuota has no room for an object of the job, and nothing else is in its way."""
 
@@ -40,8 +51,18 @@ class NoRoom(Refused):
 class JobPass:
     """One look at one job, and what follows from it."""
 
-    def __init__(self, client: Client, clock: Clock, namespace: str, name: str, *, cache: Reads | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        namespace: str,
+        name: str,
+        *,
+        cache: Reads | None = None,
+        repeats: events.RepeatLimiter | None = None,
+    ) -> None:
         self._client = client
+        self._repeats = repeats or events.RepeatLimiter(clock)
         self._cache = cache
         self._clock = clock
         self._namespace = namespace
@@ -64,7 +85,8 @@ class JobPass:
         if found is None:
             return None
         job, manifest, decision = found
-        refusals = await self._create_all(job, manifest, decision.creates)
+        refusals = await self._create_all(job, decision.creates)
+        await self._complain(manifest, refusals)
         if decision.news:
             await self._write_status(manifest, decision)
         for delete in decision.deletes:
@@ -85,24 +107,17 @@ class JobPass:
         services = await reads.list(SERVICES, namespace=self._namespace, labels=selector)
         return job, manifest, decide(job, pods, services, now=self._clock.now())
 
-    async def _create_all(self, job: Job, manifest: Body, creates: Iterable[Create]) -> list[str]:
-        """Create the objects; why some were refused. A kind that a quota has no room for is tried no further."""
-        refusals: list[str] = []
-        full: set[ObjectKind] = set()
+    async def _create_all(self, job: Job, creates: Iterable[Create]) -> list[_Refusal]:
+        """Create the objects; what was refused. A kind that a quota has no room for is tried no further."""
+        refusals: list[_Refusal] = []
         for create in creates:
-            if create.kind not in full and (sentence := await self._create(job, manifest, create)):
-                refusals.append(sentence)
-                full |= {create.kind} if refusal(sentence).ends_with_room else set()
+            if any(each.kind == create.kind and each.ends_with_room for each in refusals):
+                continue
+            try:
+                await self._create_or_find(job, create)
+            except Refused as error:
+                refusals.append(_Refusal(create.kind, str(error)))
         return refusals
-
-    async def _create(self, job: Job, manifest: Body, create: Create) -> str | None:
-        """Create the object; why it was refused, in a sentence, or None."""
-        try:
-            await self._create_or_find(job, create)
-        except Refused as error:
-            await self._complain(manifest, f"FailedCreate{create.kind}", f"Error creating: {error}")
-            return str(error)
-        return None
 
     async def _create_or_find(self, job: Job, create: Create) -> None:
         resource, name = _RESOURCES[create.kind], create.body["metadata"]["name"]
@@ -117,15 +132,22 @@ class JobPass:
                     f"{resource.plural} {name!r} exists and does not belong to this job; it is left alone"
                 ) from error
 
-    async def _complain(self, manifest: Body, reason: str, message: str) -> None:
-        """Post the Event that `kubectl describe` shows, and that the run's own condition quotes."""
-        now = self._clock.now()
-        event = events.event_about(manifest, severity="Warning", reason=reason, message=message, now=now)
+    async def _complain(self, manifest: Body, refusals: list[_Refusal]) -> None:
+        """Post the Events that `kubectl describe` shows, and that the run's own condition quotes."""
+        key, uid = (self._namespace, self._name), manifest["metadata"]["uid"]
+        if not refusals or not self._repeats.take(key, uid, [each.sentence for each in refusals]):
+            return
         try:
-            await events.post(self._client, event)
+            for each in refusals:
+                await events.post(self._client, self._event(manifest, each))
         except PortError as error:
+            self._repeats.forget(key)
             fields = {"job": f"{self._namespace}/{self._name}", "error": str(error)}
             _log.warning("event not posted", extra={"fields": fields})
+
+    def _event(self, manifest: Body, refused: _Refusal) -> Body:
+        reason, message = f"FailedCreate{refused.kind}", f"Error creating: {refused.sentence}"
+        return events.event_about(manifest, severity="Warning", reason=reason, message=message, now=self._clock.now())
 
     async def _write_status(self, manifest: Body, decision: Decision) -> None:
         try:
@@ -140,10 +162,12 @@ class JobPass:
             return
 
 
-def _as_error(refusals: list[str], decision: Decision) -> Refused:
+def _as_error(refusals: list[_Refusal], decision: Decision) -> Refused:
     """The refusal that room alone does not end, if there is one."""
-    others = [sentence for sentence in refusals if not refusal(sentence).ends_with_room]
-    return Refused(others[0]) if others else NoRoom(refusals[0], look_again_seconds=decision.look_again_seconds)
+    others = [each.sentence for each in refusals if not each.ends_with_room]
+    if others:
+        return Refused(others[0])
+    return NoRoom(refusals[0].sentence, look_again_seconds=decision.look_again_seconds)
 
 
 def _is_irrevocable(job: Job, decision: Decision) -> bool:
