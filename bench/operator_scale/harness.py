@@ -56,6 +56,8 @@ class Harness:
     namespace: str = cluster.NAMESPACE
     runs: Runs = field(default_factory=Runs)
     watches: set[asyncio.Task[None]] = field(default_factory=set)
+    connected_at: float = field(default_factory=time.monotonic)
+    """When all kinds were defined, in monotonic seconds."""
 
     def say(self, text: str) -> None:
         """Print a line of progress."""

@@ -375,7 +375,6 @@ async def test_another_job_of_the_name_tells_what_is_refused_to_it(cluster: Clus
     async with Hand(cluster) as hand:
         await hand.settle()
         await cluster.server.remove(JOBS, "ragcun-1", "team")
-        await cluster.server.remove(SERVICES, MASTER, "team")
         await _apply(cluster, nodes=1)
         hand.advance(100)
         await hand.settle()
