@@ -123,10 +123,10 @@ def report(results: dict[int, dict[str, Any]], *, picture: Path, record: bool) -
     print(f"picture: {picture}")
     print(json.dumps({str(runs): found for runs, found in results.items()}))
     print(table.last_sentence(compared, known))
-    whole = {runs: found for runs, found in results.items() if recorded.whole(found, SCENARIOS)}
-    if record and whole:
-        recorded.save(whole)
-        print(f"Recorded in {recorded.PATH} for {', '.join(f'{runs:,}' for runs in whole)} runs.")
+    kept = {runs: found for runs, found in results.items() if recorded.may_replace(found, known.get(runs))}
+    if record and kept:
+        recorded.save(kept)
+        print(f"Recorded in {recorded.PATH} for {', '.join(f'{runs:,}' for runs in kept)} runs.")
 
 
 def main() -> None:
