@@ -177,7 +177,10 @@ class Arena:
 
     async def _watch(self, side: Side, resource: Resource) -> None:
         path = resource.path(side.namespace)
-        version = (await self._client.request("GET", path))["metadata"]["resourceVersion"]
+        listed = await self._client.request("GET", path)
+        for body in listed["items"]:  # the probe's, if its controller was quicker than this list
+            side.saw(resource, "ADDED", body)
+        version = listed["metadata"]["resourceVersion"]
         while True:
             async for event in _events(self._configuration, path, version):
                 body = event["object"]
