@@ -93,11 +93,8 @@ def look_again_seconds(context: Context, record: AttemptStatus, wait: Wait | Non
     timing = context.timing
     if wait is None:
         return timing.look_again_seconds((context.now - record.created_time).total_seconds())
-    return (
-        timing.look_seconds_max
-        if wait.next_step_seconds is None
-        else min(wait.next_step_seconds, timing.look_seconds_max)
-    )
+    step = timing.look_seconds_max if wait.next_step_seconds is None else wait.next_step_seconds
+    return min(step, timing.look_seconds_max)
 
 
 def earliest(*seconds: float | None) -> float | None:
