@@ -57,11 +57,16 @@ class Replicas:
             "PITON_OPERATOR_POD_NAMESPACE": NAMESPACE,
         }
         variables = [f"{key}={value}" for key, value in environment.items()]
+        log = processes.log_of(name)
+        earlier = len(log.read_text()) if log.exists() else 0  # of an earlier test
         processes.start(name, ["env", *variables, sys.executable, "-m", "piton.cli", "operator"])
         self._started.append(name)
-        log = processes.log_of(name)
-        ready = lambda: any(f'"message": "{role}"' in log.read_text() for role in ("leader", "standby"))  # noqa: E731
-        wait_for(ready, f"{name} watches", seconds=60)
+
+        def stands() -> bool:
+            said = log.read_text()[earlier:]
+            return any(f'"message": "{role}"' in said for role in ("leader", "standby"))
+
+        wait_for(stands, f"{name} watches", seconds=60)
         return name
 
     def leader(self) -> str:
