@@ -3,14 +3,19 @@
 import json
 import logging
 from typing import Any
+from unittest.mock import AsyncMock
 
 import kmock
 import pytest
 
+from piton.api.reasons import Reason
+from piton.api.status import AttemptState, Verdict
 from piton.api.status_base import Phase
+from piton.drive import reconcile
 from piton.kube.log import JsonFormatter
 from piton.kube.metrics import OperatorMetrics, Registry
 from piton.kube.report_store import Sender
+from piton.kube.resources import Resource
 from piton.kube.run_controller import Controller
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
@@ -154,31 +159,78 @@ async def test_progress_alone_is_no_line_of_the_log(pilot: Pilot, caplog: pytest
     assert len(caplog.records) == count
 
 
-async def test_a_first_start_lists_nothing_live(pilot: Pilot) -> None:
-    """A live list costs the API server a look at every pod of the namespace."""
+async def test_a_first_start_reads_nothing_live(pilot: Pilot) -> None:
+    """The answer to the write of its number shows the run as it is; a live list costs a look at every pod there."""
     await pilot.cluster.apply(a_manifest())
     pilot.server.asked.clear()
     await pilot.settle(resync=False)
-    reads = [
-        (request.resource, request.name)
-        for request in pilot.server.asked
-        if request.action in (kmock.action.FETCH, kmock.action.LIST)
-    ]
     assert pilot.status().phase is Phase.STARTING
-    assert reads == [(RUNS, "ragcun"), (JOBS, "ragcun-1")]
+    assert _reads(pilot) == []
 
 
-async def test_a_first_start_sees_what_the_user_has_changed_a_moment_ago(pilot: Pilot) -> None:
+async def test_a_first_start_that_another_process_has_prepared_reads_the_run_and_its_job(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await _prepare(pilot)
+    pilot.server.asked.clear()
+    await pilot.settle(resync=False)
+    assert pilot.status().phase is Phase.STARTING
+    assert _reads(pilot) == [(RUNS, "ragcun"), (JOBS, "ragcun-1")]
+
+
+async def test_a_first_start_that_another_process_has_prepared_sees_what_has_changed_since(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await _prepare(pilot)
+    pilot.feed.deliver()
+    pilot.feed.hold = lambda event: True
+    await _suspend(pilot)
+    await pilot.settle(resync=False)
+    assert "pytorchjobs" not in pilot.creates()
+
+
+@pytest.mark.parametrize("write", ["finalizers", "status"])
+async def test_a_first_start_sees_what_has_changed_before_one_of_its_writes(pilot: Pilot, write: str) -> None:
+    """The cache does not have it yet, but the write has a precondition."""
+
+    async def suspend(request: Any) -> None:
+        if write in request.data or write in request.data["metadata"]:
+            pilot.server.before_write = None
+            await _suspend(pilot)
+
     await pilot.cluster.apply(a_manifest())
     pilot.feed.deliver()
-    await pilot.controller.handle(await pilot.controller.queue.get())
-    await pilot.controller.handle(await pilot.controller.queue.get())
     pilot.feed.hold = lambda event: True
+    pilot.server.before_write = suspend
+    await pilot.settle(resync=False)
+    assert pilot.server.before_write is None
+    assert pilot.status().phase is Phase.SUSPENDED
+    assert "pytorchjobs" not in pilot.creates()
+
+
+async def test_a_job_of_another_owner_that_the_cache_does_not_show_takes_the_name(pilot: Pilot) -> None:
+    """It has no label of Piton's. Creating the job finds it, and the next pass reads everything live."""
+    await pilot.server.put(JOBS, {"metadata": {"name": "ragcun-1", "namespace": "team"}, "spec": {}})
+    await pilot.cluster.apply(a_manifest())
+    await pilot.settle(resync=False)
+    first = pilot.status().attempts[0]
+    assert (first.verdict, first.reason) == (Verdict.INFRASTRUCTURE, Reason.NAME_TAKEN)
+
+
+def _reads(pilot: Pilot) -> list[tuple[Resource, str | None]]:
+    actions = (kmock.action.FETCH, kmock.action.LIST)
+    return [(request.resource, request.name) for request in pilot.server.asked if request.action in actions]
+
+
+async def _prepare(pilot: Pilot) -> None:
+    """Write what an operator writes before it creates the first job."""
+    for _ in range(2):
+        await reconcile(KubeWorld(pilot.client, pilot.clock, "team", "ragcun"), pilot.clock, AsyncMock())
+    assert [attempt.state for attempt in pilot.status().attempts] == [AttemptState.PENDING]
+
+
+async def _suspend(pilot: Pilot) -> None:
     run = pilot.run()
     assert run is not None
     await pilot.server.put(RUNS, {**run, "spec": {**run["spec"], "suspend": True}})
-    await pilot.settle(resync=False)
-    assert "pytorchjobs" not in pilot.creates()
 
 
 # --- health -----------------------------------------------------------------------------------------------------------
@@ -202,7 +254,7 @@ async def test_a_pass_that_hangs_makes_the_controller_ill(pilot: Pilot) -> None:
     pilot.server.before_write = hang
     pilot.feed.deliver()
     await pilot.controller.handle(await pilot.controller.queue.get())
-    assert seen == ["a pass over the run team/ragcun has taken 301 s"]
+    assert seen[0] == "a pass over the run team/ragcun has taken 301 s"
 
 
 async def test_nodes_are_not_read_for_pods_that_have_long_ended(pilot: Pilot) -> None:

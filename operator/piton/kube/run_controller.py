@@ -45,6 +45,9 @@ ROOM_SECONDS = 1200.0
 wakes it before that. Twice those of a job whose pods wait: a try of a later attempt reads all of the run live, which
 takes six requests in place of two, and quotas count jobs by one, so the one that is tried fits."""
 
+_PASSES_MOST = 3
+"""Passes over a run in one turn, where each asks for the next at once: as many as it takes to start a new run. The others
+have theirs in the queue."""
 _AFTER_WRITE_SECONDS = 1.0
 """Seconds between a write of a run's status, or the deletion of its job, and the look that follows."""
 
@@ -169,7 +172,7 @@ class Controller(Worker):
         return self._reports.answer(sender)
 
     async def reconcile(self, key: Key) -> None:
-        """Observe, decide, apply; and when to look again."""
+        """Observe, decide, apply; again while there is more to do at once; and when to look again."""
         world = KubeWorld(
             self._client,
             self._clock,
@@ -180,19 +183,28 @@ class Controller(Worker):
             taints=self._taints,
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
+        for _ in range(_PASSES_MOST):
+            seconds = await self._pass(key, world, announcer)
+            if seconds is None or seconds > 0:
+                break
+        if seconds is not None:
+            self.queue.add_after(key, seconds, urgent=seconds <= 0)
+
+    async def _pass(self, key: Key, world: KubeWorld, announcer: EventAnnouncer) -> float | None:
+        """Return the seconds until the next look; None: only an event makes it necessary."""
         decision = await reconcile(world, self._clock, announcer, self._timing(key))
         self.hold_back(key, refused=decision is not None and decision.rule in (REFUSED, NO_ROOM))
         if decision is None:
             self._forget(key)
-            return
+            return None
         if decision.rule == NO_ROOM:
             self._waits.was_refused(key)
         _log_decision(key, decision, world.observed)
         self._request(key, decision, world.observed)
         self._measure(key, decision, world.observed)
-        waits = [s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None]
-        if waits:
-            self.queue.add_after(key, min(waits), urgent=min(waits) <= 0)
+        return min(
+            (s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None), default=None
+        )
 
     def _timing(self, key: Key) -> Timing:
         """The patience for one pass: what waits for room need hardly be tried where news of room arrive."""

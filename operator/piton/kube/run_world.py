@@ -30,7 +30,7 @@ from piton.kube import kueue, zones
 from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
 from piton.kube.observe import ClusterSnapshot, SharedMemory, read, seconds_until
-from piton.kube.ownership import create
+from piton.kube.ownership import NameTaken, create
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Resource
 from piton.kube.taints import NodeTaints
 from piton.observed import Observed
@@ -43,7 +43,9 @@ from piton.rendering.workload import Granted, placed
 
 
 class KubeWorld:
-    """The port `World` over the Kubernetes API. Made for one pass: it acts on what it has read, and on nothing newer.
+    """The port `World` over the Kubernetes API. Made for one turn of a run: a pass, and those that follow it at once.
+
+    It acts on what it has read, and on nothing newer.
 
     It reads from the cache, where there is one, and live what is to be acted on.
 
@@ -69,6 +71,8 @@ class KubeWorld:
         self._name = name
         self._cache = cache
         self._read_live = False
+        self._written: str | None = None
+        """The resourceVersion that the newest write to the run has left."""
         self._shared = shared or SharedMemory()
         self._server = server
         self._taints = taints or NodeTaints(client, clock)
@@ -76,8 +80,16 @@ class KubeWorld:
 
     @property
     def is_cached(self) -> bool:
-        """True if the last observation came from the cache."""
-        return self._cache is not None and not self._read_live
+        """True if the last observation is to be made again, live, before anything irrevocable follows from it."""
+        return self._cache is not None and not self._read_live and not self._is_confirmed()
+
+    def _is_confirmed(self) -> bool:
+        """True if the run is as the API server has just answered to a write of this object, and has nothing yet.
+
+        A read would show the same. A job that has the name of the first one is found when that is created.
+        """
+        written = self._written is not None and self._written == self._read.manifest["metadata"]["resourceVersion"]
+        return written and self._has_nothing_yet()
 
     async def observe(self, *, live: bool = False) -> Observed | None:
         """Read the run and all that is its own.
@@ -184,6 +196,7 @@ class KubeWorld:
         """The run as our own write left it: what we write next builds on that."""
         self._read.manifest.clear()
         self._read.manifest.update(manifest)
+        self._written = manifest["metadata"]["resourceVersion"]
 
     async def _create_volume(self) -> None:
         name = claim_name(self._meta, self._spec)
@@ -227,6 +240,8 @@ class KubeWorld:
         )
         try:
             await self._create(JOBS, placed(job, granted))
+        except NameTaken as error:
+            raise Conflict(f"a job was not there a moment ago: {error}") from error
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 
