@@ -47,8 +47,8 @@ async def reconcile(world: World, clock: Clock, announcer: Announcer, timing: Ti
     def decided(observed: Observed) -> Decision:
         return decide(observed, now=clock.now(), timing=timing)
 
-    def turned_down(observed: Observed, why: str) -> Decision:
-        return refused(observed, why, now=clock.now(), timing=timing)
+    def turned_down(observed: Observed, decision: Decision, why: str) -> Decision:
+        return refused(observed, why, status=decision.status_if_refused, now=clock.now(), timing=timing)
 
     return await run_pass(world, announcer, decided, turned_down, is_binding)
 
@@ -57,7 +57,7 @@ async def run_pass(
     world: AnyWorld[ObservedT, EffectT, StatusT],
     announcer: Announcer,
     decided: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],
-    turned_down: Callable[[ObservedT, str], AnyDecision[EffectT, StatusT]],
+    turned_down: Callable[[ObservedT, AnyDecision[EffectT, StatusT], str], AnyDecision[EffectT, StatusT]],
     is_binding: Callable[[ObservedT, AnyDecision[EffectT, StatusT]], bool],
 ) -> AnyDecision[EffectT, StatusT] | None:
     """Do what this moment asks for. Returns the decision, or None when the object does not exist.
@@ -83,7 +83,7 @@ async def run_pass(
         for effect in decision.effects:
             await world.apply(effect)
     except Refused as refusal:
-        decision = turned_down(observed, str(refusal))
+        decision = turned_down(observed, decision, str(refusal))
     if decision.status != observed.status:
         await world.write_status(decision.status)
         for announcement in decision.announcements:

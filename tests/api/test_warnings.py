@@ -54,8 +54,9 @@ def test_a_node_by_its_name_is_warned_of_and_not_refused() -> None:
 def test_people_are_warned_before_the_first_attempt_and_only_then() -> None:
     spec = a_spec(workers={"template": {"tolerations": [{"operator": "Exists"}]}})
     first = decide(an_observed(spec=spec), now=NOW)
-    assert [(news.reason, news.severity) for news in first.announcements] == [(Reason.SPEC_WARNING, "Warning")]
+    told = [(news.reason, news.severity) for news in first.announcements]
+    assert told == [(Reason.SPEC_WARNING, "Warning"), (Reason.STARTING, "Normal")]
 
     second = decide(an_observed(spec=spec, status=a_status(an_ended(1))), now=NOW)
     assert second.status.attempt == 2
-    assert second.announcements == ()
+    assert [news.reason for news in second.announcements] == [Reason.STARTING]

@@ -49,7 +49,7 @@ def test_plan_shows_the_rules_and_everything_that_would_run(tmp_path: Path, pito
     result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts()))
 
     assert result.code == 0
-    assert "allocate_attempt: attempt 1 is about to start" in result.out
+    assert "start: attempt 1 was created" in result.out
     assert "-> StartAttempt number 1 stage Train (reason: FirstAttempt)" in result.out
     assert "It saves as often as pays" in result.out
     documents = [document for document in yaml.safe_load_all(result.out.split("---\n", 1)[1]) if document]
@@ -66,7 +66,7 @@ def test_plan_as_json_is_one_object(tmp_path: Path, piton: Piton) -> None:
     result = piton("plan", write_manifest(tmp_path / "run.yaml", **fake_parts(checkpoint=volume)), "--json")
     found = json.loads(result.out)
 
-    assert [decision["rule"] for decision in found["decisions"]] == ["add_finalizer", "allocate_attempt", "start"]
+    assert [decision["rule"] for decision in found["decisions"]] == ["add_finalizer", "start"]
     effects = [effect["effect"] for decision in found["decisions"] for effect in decision["effects"]]
     assert effects == ["AddFinalizer", "StartAttempt"], "a claim that exists is not made"
     assert found["saves"].endswith("(auto)")

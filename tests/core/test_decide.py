@@ -48,14 +48,28 @@ def test_a_new_run_is_held_before_anything_is_started() -> None:
     assert [type(e) for e in decision.effects] == [AddFinalizer]
 
 
-def test_an_attempts_number_is_written_before_its_job_is_created() -> None:
-    first = decide(an_observed(), now=NOW)
-    assert first.effects == ()
-    assert first.status.attempt == 1
+def test_an_attempt_takes_its_number_and_its_job_is_created() -> None:
+    first = decide(an_observed(volume=VolumeSeen(exists=False)), now=NOW)
+    assert [type(e) for e in first.effects] == [CreateVolume, StartAttempt]
+    assert (first.status.attempt, first.status.phase) == (1, Phase.STARTING)
 
-    second = decide(an_observed(status=first.status, volume=VolumeSeen(exists=False)), now=NOW)
-    assert [type(e) for e in second.effects] == [CreateVolume, StartAttempt]
-    assert second.status.phase is Phase.STARTING
+
+def test_an_attempt_whose_job_is_refused_keeps_its_number() -> None:
+    first = decide(an_observed(), now=NOW)
+    held = refused(an_observed(), "exceeded quota: a", status=first.status_if_refused, now=NOW).status
+    assert [(attempt.number, attempt.state) for attempt in held.attempts] == [(1, AttemptState.PENDING)]
+    assert held.phase is Phase.PENDING
+    assert held.is_true("Waiting")
+
+    again = decide(an_observed(status=held), now=later(60))
+    assert [effect.number for effect in again.effects if isinstance(effect, StartAttempt)] == [1]
+
+
+def test_a_job_that_an_operator_created_before_it_died_is_its_attempt() -> None:
+    """The status that names it was not written."""
+    found = decide(an_observed(an_attempt()), now=NOW)
+    assert found.effects == ()
+    assert [(attempt.number, attempt.state) for attempt in found.status.attempts] == [(1, AttemptState.STARTING)]
 
 
 def test_a_verdict_is_written_before_the_job_is_deleted() -> None:

@@ -125,20 +125,18 @@ def test_a_run_that_waits_still_meets_its_deadline() -> None:
     assert decide(seen(WAITING, spec_parts=spec), now=later(3601)).status.phase is Phase.FAILED
 
 
-def test_an_admitted_run_takes_its_number_and_then_starts() -> None:
+def test_an_admitted_run_takes_its_number_and_starts() -> None:
     due = decide(seen(a_reservation()), now=NOW)
-    assert (due.rule, due.status.attempt) == ("allocate_attempt", 1)
-    start = decide(seen(a_reservation(), status=due.status), now=NOW)
-    assert kinds(start) == [StartAttempt]
+    assert (due.rule, due.status.attempt, kinds(due)) == ("start", 1, [StartAttempt])
 
 
 def test_a_run_without_the_label_knows_nothing_of_queues() -> None:
     decision = decide(an_observed(), now=NOW)
-    assert (decision.rule, decision.status.queue) == ("allocate_attempt", None)
+    assert (decision.rule, decision.status.queue) == ("start", None)
 
 
 def test_a_world_without_queues_starts_a_run_with_the_label() -> None:
-    assert decide(seen(None), now=NOW).rule == "allocate_attempt"
+    assert decide(seen(None), now=NOW).rule == "start"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +208,7 @@ def test_a_run_returns_its_quota_also_while_it_backs_off() -> None:
 def test_after_a_spot_preemption_the_run_keeps_its_quota_and_goes_on() -> None:
     lost = a_status(an_ended(1, Verdict.PREEMPTED), phase=Phase.RECOVERING)
     due = decide(seen(a_reservation(), status=lost), now=NOW)
-    assert (due.rule, due.status.attempt, due.effects) == ("allocate_attempt", 2, ())
+    assert (due.rule, due.status.attempt, kinds(due)) == ("start", 2, [StartAttempt])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +273,7 @@ def test_a_run_whose_label_is_taken_off_goes_on_and_leaves_the_queue_afterwards(
     assert decide(seen(a_reservation(ready=True), attempt, run=meta(), **flying()), now=NOW).rule == "observe_running"
     lost = a_status(an_ended(1), phase=Phase.RECOVERING)
     after = decide(seen(a_reservation(), run=meta(), status=lost), now=NOW)
-    assert (after.rule, kinds(after), after.status.queue) == ("allocate_attempt", [LeaveQueue], None)
+    assert (after.rule, kinds(after), after.status.queue) == ("start", [LeaveQueue, StartAttempt], None)
 
 
 def test_kueue_is_told_once_that_all_pods_run_and_again_when_they_do_not() -> None:

@@ -211,9 +211,7 @@ def test_a_budget_that_is_raised_lets_the_run_go_on_where_it_pays_for_a_start(us
     spec = a_budget(usd)
     raised = decide(an_observed(status=_paused(a_budget()), spec=spec), now=later(2000), timing=TIMING)
     assert (raised.status.attempt == 2) is goes_on
-    if goes_on:
-        begun = decide(an_observed(status=raised.status, spec=spec), now=later(2000), timing=TIMING)
-        assert [type(effect) for effect in begun.effects] == [StartAttempt]
+    assert [type(effect) for effect in raised.effects] == [StartAttempt] * goes_on
 
 
 def test_a_budget_that_stops_ends_the_run_and_names_what_is_saved() -> None:
@@ -412,8 +410,7 @@ def test_a_bill_is_never_from_the_future() -> None:
 
 def test_an_attempt_is_told_for_how_long_the_budget_pays_once_it_trains() -> None:
     """At what a node may cost at most; it may wait for hours until then, and that costs nothing."""
-    begun = decide(an_observed(spec=a_budget("50")), now=NOW, timing=TIMING).status
-    (effect,) = decide(an_observed(status=begun, spec=a_budget("50")), now=later(9000), timing=TIMING).effects
+    (effect,) = decide(an_observed(spec=a_budget("50")), now=later(9000), timing=TIMING).effects
     assert isinstance(effect, StartAttempt)
     assert effect.stop_after_seconds == 5000
 
@@ -458,8 +455,7 @@ def test_the_pods_of_a_command_have_a_deadline_as_the_last_resort() -> None:
     """Ten minutes after the budget is spent: a program that does not use the library keeps no limit by itself."""
     for trainer, expected in (({"command": ["python", "train.py"]}, 5600), ({"recipe": "charlm"}, None)):
         spec = a_budget("50", trainer={"image": "trainer:1", **trainer})
-        begun = decide(an_observed(spec=spec), now=NOW, timing=TIMING).status
-        (effect,) = decide(an_observed(status=begun, spec=spec), now=later(9), timing=TIMING).effects
+        (effect,) = decide(an_observed(spec=spec), now=later(9), timing=TIMING).effects
         assert isinstance(effect, StartAttempt)
         assert effect.active_deadline_seconds == expected
         job = pytorchjob(meta(), spec, 1, active_deadline_seconds=effect.active_deadline_seconds)

@@ -9,7 +9,6 @@ import kmock
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState, Verdict
 from piton.api.status_base import Phase
 from piton.drive import reconcile
 from piton.kube.log import JsonFormatter
@@ -133,8 +132,8 @@ async def test_every_decision_that_changes_something_is_one_line_and_others_are_
     await pilot.until_phase(Phase.SUCCEEDED)
     await pilot.settle()
     lines = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.getMessage() == "decided"]
-    assert [line["rule"] for line in lines][:3] == ["add_finalizer", "allocate_attempt", "start"]
-    assert lines[2]["effects"] == ["CreateVolume(FirstAttempt)", "StartAttempt(FirstAttempt)"]
+    assert [line["rule"] for line in lines][:2] == ["add_finalizer", "start"]
+    assert lines[1]["effects"] == ["CreateVolume(FirstAttempt)", "StartAttempt(FirstAttempt)"]
     assert {line["run"] for line in lines} == {"team/ragcun"}
     count = len(caplog.records)
     await pilot.settle()
@@ -160,7 +159,7 @@ async def test_progress_alone_is_no_line_of_the_log(pilot: Pilot, caplog: pytest
 
 
 async def test_a_first_start_reads_nothing_live(pilot: Pilot) -> None:
-    """The answer to the write of its number shows the run as it is; a live list costs a look at every pod there."""
+    """The answer to the write of its finalizer shows the run as it is."""
     await pilot.cluster.apply(a_manifest())
     pilot.server.asked.clear()
     await pilot.settle(resync=False)
@@ -168,18 +167,19 @@ async def test_a_first_start_reads_nothing_live(pilot: Pilot) -> None:
     assert _reads(pilot) == []
 
 
-async def test_a_first_start_that_another_process_has_prepared_reads_the_run_and_its_job(pilot: Pilot) -> None:
+async def test_a_first_start_that_another_process_has_prepared_reads_the_run(pilot: Pilot) -> None:
+    """It lists nothing: that costs the API server a look at every pod of the namespace."""
     await pilot.cluster.apply(a_manifest())
-    await _prepare(pilot)
+    await _add_finalizer(pilot)
     pilot.server.asked.clear()
     await pilot.settle(resync=False)
     assert pilot.status().phase is Phase.STARTING
-    assert _reads(pilot) == [(RUNS, "ragcun"), (JOBS, "ragcun-1")]
+    assert _reads(pilot) == [(RUNS, "ragcun")]
 
 
 async def test_a_first_start_that_another_process_has_prepared_sees_what_has_changed_since(pilot: Pilot) -> None:
     await pilot.cluster.apply(a_manifest())
-    await _prepare(pilot)
+    await _add_finalizer(pilot)
     pilot.feed.deliver()
     pilot.feed.hold = lambda event: True
     await _suspend(pilot)
@@ -187,32 +187,28 @@ async def test_a_first_start_that_another_process_has_prepared_sees_what_has_cha
     assert "pytorchjobs" not in pilot.creates()
 
 
-@pytest.mark.parametrize("write", ["finalizers", "status"])
-async def test_a_first_start_sees_what_has_changed_before_one_of_its_writes(pilot: Pilot, write: str) -> None:
+async def test_a_first_start_sees_what_has_changed_before_its_first_write(pilot: Pilot) -> None:
     """The cache does not have it yet, but the write has a precondition."""
 
-    async def suspend(request: Any) -> None:
-        if write in request.data or write in request.data["metadata"]:
-            pilot.server.before_write = None
-            await _suspend(pilot)
+    async def suspend(_: Any) -> None:
+        pilot.server.before_write = None
+        await _suspend(pilot)
 
     await pilot.cluster.apply(a_manifest())
     pilot.feed.deliver()
     pilot.feed.hold = lambda event: True
     pilot.server.before_write = suspend
     await pilot.settle(resync=False)
-    assert pilot.server.before_write is None
     assert pilot.status().phase is Phase.SUSPENDED
     assert "pytorchjobs" not in pilot.creates()
 
 
 async def test_a_job_of_another_owner_that_the_cache_does_not_show_takes_the_name(pilot: Pilot) -> None:
-    """It has no label of Piton's. Creating the job finds it, and the next pass reads everything live."""
+    """It has no label of Piton's, so that the API server refuses the first job."""
     await pilot.server.put(JOBS, {"metadata": {"name": "ragcun-1", "namespace": "team"}, "spec": {}})
     await pilot.cluster.apply(a_manifest())
-    await pilot.settle(resync=False)
-    first = pilot.status().attempts[0]
-    assert (first.verdict, first.reason) == (Verdict.INFRASTRUCTURE, Reason.NAME_TAKEN)
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+    assert [attempt.reason for attempt in status.attempts] == [Reason.NAME_TAKEN, Reason.FINISHED]
 
 
 def _reads(pilot: Pilot) -> list[tuple[Resource, str | None]]:
@@ -220,11 +216,10 @@ def _reads(pilot: Pilot) -> list[tuple[Resource, str | None]]:
     return [(request.resource, request.name) for request in pilot.server.asked if request.action in actions]
 
 
-async def _prepare(pilot: Pilot) -> None:
-    """Write what an operator writes before it creates the first job."""
-    for _ in range(2):
-        await reconcile(KubeWorld(pilot.client, pilot.clock, "team", "ragcun"), pilot.clock, AsyncMock())
-    assert [attempt.state for attempt in pilot.status().attempts] == [AttemptState.PENDING]
+async def _add_finalizer(pilot: Pilot) -> None:
+    decision = await reconcile(KubeWorld(pilot.client, pilot.clock, "team", "ragcun"), pilot.clock, AsyncMock())
+    assert decision is not None
+    assert decision.rule == "add_finalizer"
 
 
 async def _suspend(pilot: Pilot) -> None:

@@ -156,7 +156,7 @@ async def test_a_status_replaces_what_was_there(pilot: Pilot) -> None:
     ids=["owned by another", "owned by nobody", "another attempt"],
 )
 async def test_a_job_that_is_there_already_is_only_taken_for_ours_if_it_is(pilot: Pilot, change: Any) -> None:
-    """Somebody was quicker than the operator, after it looked: it has to look again."""
+    """Somebody was quicker than the operator, after it looked."""
     world = await _world(pilot)
     await world.apply(START)
     job = pilot.server.find(JOBS, "ragcun-1", "team")
@@ -164,7 +164,7 @@ async def test_a_job_that_is_there_already_is_only_taken_for_ours_if_it_is(pilot
     await world.apply(START)
     job["metadata"] |= change
     await pilot.server.put(JOBS, job)
-    with pytest.raises(Conflict, match="does not belong to this run"):
+    with pytest.raises(Refused, match="does not belong to this run"):
         await world.apply(START)
 
 

@@ -38,10 +38,10 @@ class Verdict(OpenEnum):
 
 
 class AttemptState(OpenEnum):
-    """States of an attempt, in order; every state but the first and the last may be skipped."""
+    """States of an attempt, in order; every state but the last may be skipped."""
 
     PENDING = "Pending"
-    """Its number is taken; it is not known if its job was created."""
+    """Its number is taken; its job, or the claim for its checkpoints, was refused."""
     STARTING = "Starting"
     """Its job was created."""
     RUNNING = "Running"

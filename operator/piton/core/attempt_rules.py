@@ -32,7 +32,7 @@ LAST_RESORT_SECONDS = 600
 
 
 def cancel_pending(context: Context) -> Decision | None:
-    """A number was taken, but by now no attempt is wanted. Its job cannot exist: numbers are written first."""
+    """A number was taken, but its job was refused, and by now no attempt is wanted."""
     record = context.flying
     order = _order(context)
     if record is None or record.state is not AttemptState.PENDING or context.seen or order is None:

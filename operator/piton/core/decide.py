@@ -3,7 +3,7 @@
 Level-triggered: a rule looks at what is, never at what has just happened, so lost, repeated and reordered events change
 nothing and a crash between any two effects is repaired by the next pass. Two orders make that so:
 
-* an attempt's number is written to the status before its job is created, so a number is never used twice;
+* an attempt's number is part of its job's name, and a job that the status does not know is adopted;
 * a verdict is written to the status before the job is deleted, so evidence is never lost.
 """
 
@@ -57,12 +57,17 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     return replace(decision, status=status)
 
 
-def refused(observed: Observed, why: str, *, now: datetime, timing: Timing | None = None) -> Decision:
-    """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
+def refused(
+    observed: Observed, why: str, *, status: RunStatus | None = None, now: datetime, timing: Timing | None = None
+) -> Decision:
+    """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later.
+
+    It is said in that status, or in the one that was observed.
+    """
     context = Context(observed=observed, now=now, timing=timing or Timing())
-    phase = None if observed.status.unreadable else observed.status.phase
+    status = status or observed.status
     wait = wait_reasons.refusal(why)
-    status, news = context.waits(observed.status, phase, wait)
+    status, news = context.waits(status, None if status.unreadable else status.phase, wait)
     if wait.ends_with_room and context.timing.room_seconds is not None:
         ends = [seconds for seconds in [context.seconds_to_deadline()] if seconds is not None and seconds > 0]
         again = min([context.timing.room_seconds, *ends])
@@ -237,8 +242,8 @@ def backing_off(context: Context) -> Decision | None:
     return Decision(rule="backing_off", status=status, look_again_seconds=left)
 
 
-def allocate_attempt(context: Context) -> Decision:
-    """Take a number for the next attempt. Its job is created in the next pass, when the number is safely written."""
+def begin_attempt(context: Context) -> Decision:
+    """Take a number for the next attempt and create its job. Where that is refused, the number is kept."""
     assert context.spec is not None
     stage = stages.next_stage(context.spec, context.status)
     assert stage is not None
@@ -247,12 +252,13 @@ def allocate_attempt(context: Context) -> Decision:
     reason = stages.reason_to_begin(status, stage)
     phase = Phase.RECOVERING if reason is Reason.RETRYING else Phase.PENDING
     status = context.phase(status, phase, reason, f"{stages.called(status.current)} is about to start")
-    return Decision(
-        rule="allocate_attempt",
-        effects=cleanup.trimmed(context),
-        status=status,
-        announcements=_warnings(context),
-        look_again_seconds=0,
+    decision = attempt_rules.start(replace(context, observed=replace(context.observed, status=status)))
+    assert decision is not None
+    return replace(
+        decision,
+        effects=(*cleanup.trimmed(context), *decision.effects),
+        announcements=(*_warnings(context), *decision.announcements),
+        status_if_refused=status,
     )
 
 
@@ -297,7 +303,7 @@ RULES: tuple[Rule, ...] = (
     stalled.held,
     backing_off,
     quota_rules.queued,
-    allocate_attempt,
+    begin_attempt,
 )
 
 

@@ -159,6 +159,8 @@ class AnyDecision(Generic[EffectT, StatusT]):
     announcements: tuple[Announcement, ...] = field(default=())
     look_again_seconds: float | None = None
     """Seconds until the next reconcile without an event; None: only an event causes one."""
+    status_if_refused: StatusT | None = None
+    """The status to which the reason is added when an effect is refused; None: the one that was observed."""
 
 
 Decision = AnyDecision[Effect, RunStatus]

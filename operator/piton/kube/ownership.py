@@ -12,10 +12,6 @@ from piton.kube.resources import Body, Resource
 from piton.ports import Conflict, Refused
 
 
-class NameTaken(Refused):
-    """An object of the same kind has the name, and belongs to another owner, or to none."""
-
-
 def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The owner reference of the object's controller."""
     owners = thing["metadata"].get("ownerReferences") or []
@@ -70,8 +66,7 @@ async def create(client: Client, resource: Resource, body: Body, meta: Meta, *, 
 
     Raises:
         Conflict: it was there a moment ago.
-        NameTaken: somebody else's object has the name.
-        Refused: the API server does not allow it.
+        Refused: somebody else's object has the name.
     """
     try:
         await client.create(resource, body)
@@ -86,4 +81,4 @@ async def _recognise(client: Client, resource: Resource, body: Body, meta: Meta,
         raise Conflict(f"{resource.plural} {name!r} was there and is gone again")
     labels = found["metadata"].get("labels") or {}
     if not made_for(found, meta) or body["metadata"]["labels"].items() - labels.items():
-        raise NameTaken(f"{resource.plural} {name!r} exists and does not belong to this {owner}; it is left alone")
+        raise Refused(f"{resource.plural} {name!r} exists and does not belong to this {owner}; it is left alone")

@@ -45,9 +45,9 @@ ROOM_SECONDS = 1200.0
 wakes it before that. Twice those of a job whose pods wait: a try of a later attempt reads all of the run live, which
 takes six requests in place of two, and quotas count jobs by one, so the one that is tried fits."""
 
-_PASSES_MOST = 3
-"""Passes over a run in one turn, where each asks for the next at once: as many as it takes to start a new run. The others
-have theirs in the queue."""
+_PASSES_MOST = 2
+"""Passes over a run in one turn, where each asks for the next at once: as many as it takes to start a new run. Others
+follow through the queue."""
 _AFTER_WRITE_SECONDS = 1.0
 """Seconds between a write of a run's status, or the deletion of its job, and the look that follows."""
 

@@ -30,7 +30,7 @@ from piton.kube import kueue, zones
 from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
 from piton.kube.observe import ClusterSnapshot, SharedMemory, read, seconds_until
-from piton.kube.ownership import NameTaken, create
+from piton.kube.ownership import create
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Resource
 from piton.kube.taints import NodeTaints
 from piton.observed import Observed
@@ -120,7 +120,7 @@ class KubeWorld:
             return False
         observed = self._reading.observed
         current, meta = observed.status.current, observed.meta
-        is_first = current is not None and (current.number, current.state) == (1, AttemptState.PENDING)
+        is_first = current is None or (current.number, current.state) == (1, AttemptState.PENDING)
         return is_first and not (observed.attempts or self._reading.workload or meta.queue or meta.deleting)
 
     @property
@@ -240,8 +240,6 @@ class KubeWorld:
         )
         try:
             await self._create(JOBS, placed(job, granted))
-        except NameTaken as error:
-            raise Conflict(f"a job was not there a moment ago: {error}") from error
         except NotFound as error:
             raise Refused(f"PyTorchJobs cannot be created here ({error}); is their CRD installed?") from error
 

@@ -272,7 +272,7 @@ class SweepController(Worker):
     def _decide(self, observed: SweepObserved) -> SweepDecision:
         return decide(observed, now=self._clock.now(), timing=self._settings.timing)
 
-    def _turn_down(self, observed: SweepObserved, why: str) -> SweepDecision:
+    def _turn_down(self, observed: SweepObserved, _: SweepDecision, why: str) -> SweepDecision:
         return refused(observed, why, now=self._clock.now(), timing=self._settings.timing)
 
 

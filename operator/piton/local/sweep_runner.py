@@ -259,7 +259,7 @@ class _Sweep:
     def _decide(self, observed: SweepObserved) -> SweepDecision:
         return decide.decide(observed, now=self.clock.now(), timing=self.order.timing)
 
-    def _turn_down(self, observed: SweepObserved, why: str) -> SweepDecision:
+    def _turn_down(self, observed: SweepObserved, _: SweepDecision, why: str) -> SweepDecision:
         return decide.refused(observed, why, now=self.clock.now(), timing=self.order.timing)
 
     def _interrupt(self, signum: signal.Signals) -> None:
