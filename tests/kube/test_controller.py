@@ -158,6 +158,24 @@ async def test_progress_alone_is_no_line_of_the_log(pilot: Pilot, caplog: pytest
     assert len(caplog.records) == count
 
 
+@pytest.mark.parametrize(("told", "looks"), [({"progress": {"step": 17}}, 0), ({"phase": "Starting"}, 1)])
+async def test_a_status_is_looked_at_again_unless_it_shows_no_more_than_progress(
+    pilot: Pilot, told: dict[str, Any], looks: int
+) -> None:
+    """Of 1,000 runs that report it would be 100 passes a second."""
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    pilot.advance(2)
+    await pilot.settle()
+    run = pilot.run()
+    assert run is not None
+    await pilot.server.put(RUNS, {**run, "status": {**run["status"], **told}})
+    pilot.feed.deliver()
+    pilot.advance(2)
+    assert len(pilot.controller.queue) == looks
+
+
 async def test_a_first_start_reads_nothing_live(pilot: Pilot) -> None:
     """The answer to the write of its finalizer shows the run as it is."""
     await pilot.cluster.apply(a_manifest())

@@ -104,12 +104,12 @@ class Controller(Worker):
         """Look at once at a run that is new, gone, or wants something else.
 
         Its status is our own writing. A decision says itself when to look again; the look that follows here would only
-        find what a decision has missed.
+        find what a decision has missed, and one that shows no more than progress misses nothing.
         """
         metadata = change.body["metadata"]
         if _asks_for_something(change):
             self.wake(metadata["namespace"], metadata["name"], urgent=True)
-        else:
+        elif not _shows_only_progress(change):
             self.queue.add_after((metadata["namespace"], metadata["name"]), _AFTER_WRITE_SECONDS)
 
     def _on_pod_change(self, change: Change) -> None:
@@ -242,6 +242,17 @@ def _asks_for_something(change: Change) -> bool:
     parts = ("labels", "annotations", "deletionTimestamp")
     changed = any(before["metadata"].get(part) != after["metadata"].get(part) for part in parts)
     return changed or before.get("spec") != after.get("spec")
+
+
+def _shows_only_progress(change: Change) -> bool:
+    """True if phase, conditions and the states of the attempts are as before."""
+
+    def standing(body: Body | None) -> tuple[object, ...]:
+        status = (body or {}).get("status") or {}
+        states = [attempt.get("state") for attempt in status.get("attempts") or ()]
+        return status.get("phase"), status.get("attempt"), status.get("conditions"), states
+
+    return standing(change.before) == standing(change.after)
 
 
 def _is_ending(pod: Body) -> bool:
