@@ -5,6 +5,7 @@ What the API server has is known by watches; what a kubelet would do to the pods
 
 import asyncio
 import contextlib
+import itertools
 import json
 import secrets
 import ssl
@@ -36,7 +37,10 @@ KUBEFLOWS, OURS = f"differential-kubeflow-{RUN}", f"differential-piton-{RUN}"
 WATCHED = (JOBS, PODS, SERVICES)
 NAMESPACES = Resource(group="", version="v1", plural="namespaces", namespaced=False)
 ACCOUNTS = Resource(group="", version="v1", plural="serviceaccounts")
+CONFIG_MAPS = Resource(group="", version="v1", plural="configmaps")
 LEASES = Resource(group="coordination.k8s.io", version="v1", plural="leases")
+_GARBAGE_SECONDS = 90
+"""The garbage collector looks for new kinds every 30 s."""
 _HEARTBEAT_SECONDS = 5
 _TICK_SECONDS = 0.05
 _QUIET_TICKS = 4
@@ -247,7 +251,7 @@ async def _events(configuration: Configuration, path: str, version: str) -> Asyn
 
 
 async def prepare(client: Client) -> None:
-    """The namespaces and the node."""
+    """The namespaces, the node, and a garbage collector that watches PyTorchJobs."""
     for namespace in (KUBEFLOWS, OURS):
         await _have(client, NAMESPACES, {"metadata": {"name": namespace}})
         while await client.get(ACCOUNTS, "default", namespace=namespace) is None:  # noqa: ASYNC110 - no pod without it
@@ -259,6 +263,23 @@ async def prepare(client: Client) -> None:
     await _have(client, LEASES, lease)
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "played by a test"}
     await client.request("PATCH", NODES.path(name=NODE, subresource="status"), body={"status": {"conditions": [ready]}})
+    async with asyncio.timeout(_GARBAGE_SECONDS):
+        await _until_garbage_is_collected(client)
+
+
+async def _until_garbage_is_collected(client: Client) -> None:
+    """Delete one job after the other, until what it owned is deleted too. Nobody serves a job without Piton's label."""
+    for number in itertools.count():
+        meta = {"name": f"garbage-{number}", "namespace": OURS}
+        job = await client.create(JOBS, {**_PROBE, "metadata": meta})
+        owner = {"apiVersion": _PROBE["apiVersion"], "kind": _PROBE["kind"], "name": meta["name"]}
+        owner["uid"] = job["metadata"]["uid"]
+        await client.create(CONFIG_MAPS, {"metadata": {**meta, "ownerReferences": [owner]}})
+        await client.delete(JOBS, meta["name"], uid=owner["uid"], namespace=OURS)
+        for _ in range(round(1 / _TICK_SECONDS)):
+            if await client.get(CONFIG_MAPS, meta["name"], namespace=OURS) is None:
+                return
+            await asyncio.sleep(_TICK_SECONDS)
 
 
 async def _have(client: Client, resource: Resource, body: Body) -> None:
