@@ -18,6 +18,7 @@ from piton.kube.resources import Resource
 from piton.kube.run_controller import Controller
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
+from piton.ports import Refused
 from support.apiserver import JOBS, NODES, RUNS, refusal
 from support.builders import a_manifest, a_progress
 from support.cluster import CRASHES, Cluster, Runs, a_node
@@ -111,6 +112,19 @@ async def test_a_report_from_a_namespace_that_is_not_served_wakes_nobody(cluster
         for namespace in ("elsewhere", "team"):
             controller.on_report(Sender(namespace=namespace, run="ragcun", run_uid="u", attempt=1), a_progress(1))
         assert [await controller.queue.get() for _ in range(len(controller.queue))] == [("team", "ragcun")]
+
+
+async def test_a_namespace_that_cannot_be_listed_keeps_none_of_another_from_a_resync(cluster: Cluster) -> None:
+    await cluster.apply(a_manifest())
+    cluster.server.refuse = lambda request: refusal(403, "Forbidden", "no") if request.namespace == "closed" else None
+    async with MortalClient(configuration(cluster.server)) as client:
+        settings = PitonSettings(namespaces=("closed", "team"))
+        controller = Controller(client, cluster.clock, FakeTimer(), settings, OperatorMetrics(Registry()))
+        await controller.resync()
+        assert await controller.queue.get() == ("team", "ragcun")
+        cluster.server.refuse = lambda request: refusal(403, "Forbidden", "no")
+        with pytest.raises(Refused):
+            await controller.resync()
 
 
 async def test_a_back_off_ends_by_itself(pilot: Pilot) -> None:

@@ -83,12 +83,22 @@ class Worker(ABC):
         return None if key in self._doubtful else self._cache
 
     async def resync(self, *, seconds: float = 0.0) -> None:
-        """Have every object looked at, spread over so many seconds. What waits for room has a time of its own."""
-        keys = [
-            (manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-            for namespace in self._settings.namespaces or (None,)
-            for manifest in await self._reads.list(self.resource, namespace=namespace, labels=self.labels)
-        ]
+        """Have every object looked at, spread over so many seconds. What waits for room has a time of its own.
+
+        Raises:
+            PortError: the objects of no namespace could be listed. Those of some are left to their watch.
+        """
+        found, failures = [], []
+        for namespace in self._settings.namespaces or (None,):
+            try:
+                found += await self._reads.list(self.resource, namespace=namespace, labels=self.labels)
+            except PortError as error:
+                failures.append(error)
+        if failures and not found:
+            raise failures[0]
+        for error in failures:
+            self._log_failed_resync(error)
+        keys = [(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) for manifest in found]
         keys = [key for key in keys if key not in self._waits]
         for number, key in enumerate(keys):
             self.queue.add_after(key, seconds * number / len(keys))
@@ -110,9 +120,12 @@ class Worker(ABC):
                 await self.resync(seconds=spread)
                 spread = seconds
             except PortError as error:
-                _log.warning("resync failed", extra={"fields": {"kind": self.kind, "error": str(error)}})
+                self._log_failed_resync(error)
                 seconds = min(seconds, _RESYNC_AGAIN_SECONDS)
             await asyncio.sleep(seconds)
+
+    def _log_failed_resync(self, error: PortError) -> None:
+        _log.warning("resync failed", extra={"fields": {"kind": self.kind, "error": str(error)}})
 
     async def _work(self) -> None:
         while True:
