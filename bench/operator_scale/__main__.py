@@ -139,6 +139,7 @@ def main() -> None:
     given = parser.parse_args()
     if box.is_up():
         sys.exit("the box is up, perhaps for somebody else: make cluster-down, and again")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it runs in the background
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends in order by this one
     results: dict[int, dict[str, Any]] = {}
     try:

@@ -10,7 +10,7 @@ from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.kube.warning_events import ASKED_MAX, with_unread_events
 from piton.observed import ReplicaState
-from support.apiserver import EVENTS, JOBS, PODS, Body, refusal
+from support.apiserver import EVENTS, JOBS, PODS, RUNS, Body, refusal
 from support.builders import a_manifest, a_replica, later
 from support.cluster import Runs, Waits
 from support.pilot import Pilot
@@ -172,6 +172,18 @@ async def test_no_events_are_read_for_a_run_that_does_not_wait(pilot: Pilot, pha
 
     read = [r for r in pilot.server.asked[asked:] if r.resource == EVENTS and r.action is action.LIST]
     assert read == []
+
+
+async def test_no_events_are_listed_for_a_run_that_waits_and_is_deleted(pilot: Pilot) -> None:
+    """A live list of those about one pod costs the API server a look at every Event of the namespace, in etcd."""
+    await a_waiting_run(pilot)
+    pilot.server.asked.clear()
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.settle()
+
+    listed = {r.resource for r in pilot.server.asked if r.action is action.LIST}
+    assert PODS in listed, "what is to be deleted is read live"
+    assert EVENTS not in listed
 
 
 def test_the_events_of_a_large_gang_are_read_for_a_few_of_its_pods_only() -> None:

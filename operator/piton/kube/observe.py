@@ -60,6 +60,9 @@ class SharedMemory:
     pools: NodePools | None = None
     outages: Outages | None = None
     positions: kueue.QueuePositions | None = None
+    events: Reads | None = None
+    """Reads of Events, also for a pass that reads all else live: nothing irrevocable follows from them, and a list of
+    those about one object costs the API server a look at every Event of the namespace, in etcd."""
 
 
 async def read(
@@ -96,6 +99,7 @@ class _Reader:
         self._manifest = manifest
         self._now = now
         self._shared = shared
+        self._events = shared.events or reads
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
 
@@ -253,12 +257,12 @@ class _Reader:
     async def _with_events(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
         """The attempt, with what events say of why it does not run."""
         messages = {
-            replica.uid: await warning_events.of_pod(self._reads, self._meta.namespace, replica)
+            replica.uid: await warning_events.of_pod(self._events, self._meta.namespace, replica)
             for replica in warning_events.with_unread_events(seen.replicas)
         }
         replicas = tuple(replace(r, words=(*r.words, *messages.get(r.uid, ()))) for r in seen.replicas)
         missing = len(replicas) < seen.expected_replicas
-        return replace(seen, replicas=replicas, words=await warning_events.of_job(self._reads, job) if missing else ())
+        return replace(seen, replicas=replicas, words=await warning_events.of_job(self._events, job) if missing else ())
 
     def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
         view = views.get((pod.get("spec") or {}).get("nodeName") or "")

@@ -84,6 +84,7 @@ class Controller(Worker):
             pools=NodePools(client, timer),
             outages=Outages(self._reads, timer),
             positions=QueuePositions(client, timer),
+            events=cache,
         )
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
 

@@ -1,7 +1,8 @@
 """Events of a job or pod that waits. They are read only for those that wait, a few at a time.
 
-The API server keeps no index of events: a list of one object's goes through all events of the namespace. So a pass asks
-for those of a few pods, however many wait; in a gang most wait for the same thing.
+The API server keeps no index of events: a list of one object's goes through all events of the namespace. So they are
+read from the cache, where there is one, and a pass asks for those of a few pods, however many wait; in a gang most wait
+for the same thing.
 """
 
 from collections.abc import Iterable
