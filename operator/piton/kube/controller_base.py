@@ -15,7 +15,7 @@ from piton.kube.errors import Busy
 from piton.kube.events import Key
 from piton.kube.metrics import OperatorMetrics
 from piton.kube.quota_waits import QuotaWaits, gives_room
-from piton.kube.resources import QUOTAS, Resource
+from piton.kube.resources import QUOTAS, Body, Resource
 from piton.kube.settings import PitonSettings
 from piton.kube.store import Change
 from piton.kube.tasks import with_grace
@@ -88,7 +88,8 @@ class Worker(ABC):
         Raises:
             PortError: the objects of no namespace could be listed. Those of some are left to their watch.
         """
-        found, failures = [], []
+        found: list[Body] = []
+        failures: list[PortError] = []
         for namespace in self._settings.namespaces or (None,):
             try:
                 found += await self._reads.list(self.resource, namespace=namespace, labels=self.labels)
@@ -96,8 +97,8 @@ class Worker(ABC):
                 failures.append(error)
         if failures and not found:
             raise failures[0]
-        for error in failures:
-            self._log_failed_resync(error)
+        for failure in failures:
+            self._log_failed_resync(failure)
         keys = [(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) for manifest in found]
         keys = [key for key in keys if key not in self._waits]
         for number, key in enumerate(keys):
