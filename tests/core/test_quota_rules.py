@@ -112,6 +112,14 @@ def test_far_back_in_a_queue_a_place_is_looked_at_less_often() -> None:
     assert looks == [15, 15, 60, Timing().look_seconds_max]
 
 
+def test_a_place_that_is_not_known_is_looked_at_less_often_the_longer_it_waits() -> None:
+    unknown = replace(WAITING, position=None)
+    status = decide(seen(unknown), now=NOW).status
+    looks = [decide(seen(unknown, status=status), now=later(after)).look_again_seconds for after in (0, 15, 60, 3600)]
+
+    assert looks == [15, 15, 60, Timing().look_seconds_max]
+
+
 def test_waiting_is_told_once_and_its_place_is_asked_for_again() -> None:
     first = decide(seen(WAITING), now=NOW)
     again = decide(seen(WAITING, status=first.status), now=later(15))

@@ -11,6 +11,7 @@ The quota is released when nothing of the run runs and none is about to: suspend
 from dataclasses import replace
 
 from piton.api import stages
+from piton.api.conditions import TRAINING
 from piton.api.reasons import Reason
 from piton.api.status import AttemptState, QueueStatus, RunStatus
 from piton.api.status_base import Phase
@@ -135,10 +136,20 @@ def _wait(context: Context, found: ReservationSeen, effect: Effect | None, text:
     status = _waiting(context, found, text)
     message = f"waits for quota in the queue {_queue(context)}"
     news = context.announce_once(status, Reason.QUEUED, message)
-    waits = (context.timing.queue_look_seconds((found.position or 1) / _EACH_PLACE), context.seconds_to_deadline())
+    waits = (_look_seconds(context, found), context.seconds_to_deadline())
     again = 0 if isinstance(effect, LeaveQueue) else min(seconds for seconds in waits if seconds is not None)
     effects = () if effect is None else (effect,)
     return Decision(rule="queued", effects=effects, status=status, announcements=news, look_again_seconds=again)
+
+
+def _look_seconds(context: Context, found: ReservationSeen) -> float:
+    """Return the seconds until the next query for the position. Kueue names no more than the first 1,000 of a queue."""
+    timing = context.timing
+    if found.position is not None:
+        return timing.queue_look_seconds(found.position / _EACH_PLACE)
+    condition = context.status.condition(TRAINING)
+    waited = (context.now - condition.last_transition_time).total_seconds() if condition else 0.0
+    return timing.queue_look_seconds(waited / timing.queue_seconds)
 
 
 def _waiting(context: Context, found: ReservationSeen, text: str) -> RunStatus:
