@@ -1,7 +1,7 @@
 """The decision for one run at one moment: rules in order; the first that returns a decision wins.
 
 Level-triggered: a rule looks at what is, never at what has just happened, so lost, repeated and reordered events change
-nothing and a crash between any two effects is repaired by the next pass. Two orders make that so:
+nothing and a crash between any two effects is repaired by the next pass. Two things make that so:
 
 * an attempt's number is part of its job's name, and a job that the status does not know is adopted;
 * a verdict is written to the status before the job is deleted, so evidence is never lost.

@@ -80,7 +80,7 @@ class KubeWorld:
 
     @property
     def is_cached(self) -> bool:
-        """True if the last observation is to be made again, live, before anything irrevocable follows from it."""
+        """True if the last observation may be a while old: it came from the cache, and no write has confirmed it."""
         return self._cache is not None and not self._read_live and not self._is_confirmed()
 
     def _is_confirmed(self) -> bool:
