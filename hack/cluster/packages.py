@@ -1,9 +1,13 @@
 """What the box needs of Debian: packages to install, and packages to unpack without installing them."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hack.cluster.layout import CACHE
 from hack.cluster.shell import BoxError, run
 
 RUNTIME = {
@@ -27,6 +31,8 @@ IMAGES = {
     "skopeo": "skopeo",
 }
 
+_INSTALL = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", "-oDPkg::Lock::Timeout=300")
+
 
 def missing(needed: dict[str, str]) -> list[str]:
     """The packages whose program or file is not here."""
@@ -48,8 +54,9 @@ def install(needed: dict[str, str]) -> None:
     if not shutil.which("apt-get"):
         raise BoxError(f"the box needs these Debian packages, and there is no apt-get: {', '.join(packages)}")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "update", "-qq"], env=quiet)
-    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=quiet)
+    with _apt():
+        run(["apt-get", "update", "-qq"], env=quiet)
+        run([*_INSTALL, *packages], env=quiet)
 
 
 def unpack(package: str, into: Path) -> None:
@@ -63,10 +70,20 @@ def unpack(package: str, into: Path) -> None:
     aside = into.with_suffix(".new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    run(["apt-get", "update", "-qq"])
-    run(["apt-get", "download", "-qq", "-oAPT::Sandbox::User=root", package], cwd=aside)
+    with _apt():
+        run(["apt-get", "update", "-qq"])
+        run(["apt-get", "download", "-qq", "-oAPT::Sandbox::User=root", package], cwd=aside)
     (archive,) = aside.glob("*.deb")
     run(["dpkg-deb", "--extract", archive, aside])
     archive.unlink()
     shutil.rmtree(into, ignore_errors=True)
     aside.replace(into)
+
+
+@contextmanager
+def _apt() -> Iterator[None]:
+    """Use apt-get alone. It waits for no other apt-get that updates its lists, but fails."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
