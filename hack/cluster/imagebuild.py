@@ -24,6 +24,8 @@ from hack.cluster.shell import BoxError, run
 _HOME = CACHE / "images"
 _LAYOUT = _HOME / "finished"
 _STORE = _HOME / "buildah"
+_SCRATCH = _HOME / "scratch"
+"""Where buildah and skopeo write layers on their way. A build that is killed leaves gigabytes there."""
 _DRIVERS = ("overlay", "vfs")
 _NICE = ("nice", "-n", "10")  # the machine has other work
 
@@ -115,7 +117,7 @@ def _build(name: str, tag: str, dockerfile: Path, context: Path, arguments: Mapp
 
 def _make_base(buildah: Sequence[str]) -> None:
     """As slim as the official images of Python: no documentation, no lists of packages."""
-    with tempfile.TemporaryDirectory(dir=_HOME) as folder:
+    with tempfile.TemporaryDirectory(dir=_SCRATCH) as folder:
         root = Path(folder) / "root"
         options = ["--variant=minbase", f"--include={','.join(_INCLUDE)}"]
         run([*_NICE, "debootstrap", *options, _RELEASE, root, _MIRROR])
@@ -127,15 +129,15 @@ def _make_base(buildah: Sequence[str]) -> None:
         tar = Path(folder) / "root.tar"
         run(["tar", "-C", root, "-cf", tar, "."])
         container = run([*buildah, "from", "scratch"]).strip()
-        run([*buildah, "add", "--quiet", container, tar, "/"])
+        run([*buildah, "add", "--quiet", container, tar, "/"], env=_environment())
         run([*buildah, "config", "--env", _PATH, container])
-        run([*buildah, "commit", "--quiet", "--rm", container, _base_name()])
+        run([*buildah, "commit", "--quiet", "--rm", container, _base_name()], env=_environment())
 
 
 def _run_dockerfile(
     buildah: Sequence[str], names: Sequence[str], dockerfile: Path, context: Path, arguments: Mapping[str, str]
 ) -> None:
-    with tempfile.TemporaryDirectory(dir=_HOME) as folder:
+    with tempfile.TemporaryDirectory(dir=_SCRATCH) as folder:
         conf = Path(folder) / "pip.conf"
         settings = pipconfig.read(run([sys.executable, "-m", "pip", "config", "list"]), os.environ)
         conf.write_text(pipconfig.write(settings))
@@ -150,7 +152,7 @@ def _run_dockerfile(
             f"--file={dockerfile}",
             *(f"--tag={name}" for name in names),
         ]
-        run([*_NICE, *buildah, "bud", "--isolation=chroot", *options, *seen, context])
+        run([*_NICE, *buildah, "bud", "--isolation=chroot", *options, *seen, context], env=_environment())
 
 
 def _store(name: str, tag: str, driver: str) -> None:
@@ -159,18 +161,26 @@ def _store(name: str, tag: str, driver: str) -> None:
     buildah itself would compress each of them, each time.
     """
     source = f"containers-storage:[{driver}@{_root(driver)}+{_run_root(driver)}]{name}"
-    run([*_NICE, "skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers", source, f"oci:{_LAYOUT}:{tag}"])
+    copy = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers", source, f"oci:{_LAYOUT}:{tag}"]
+    run([*_NICE, *copy], env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(_SCRATCH)}
 
 
 @contextlib.contextmanager
 def _storage() -> Iterator[str]:
     """The storage driver that works here. Nothing of a build that failed stays behind, and nothing mounted."""
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+    _SCRATCH.mkdir(parents=True)
     driver = next((driver for driver in _DRIVERS if _works(driver)), _DRIVERS[-1])
     try:
         yield driver
     finally:
         run([*_buildah(driver), "rm", "--all"])
         mounts.unmount_all(_STORE)
+        shutil.rmtree(_SCRATCH)
 
 
 def _works(driver: str) -> bool:
