@@ -14,7 +14,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pictures check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo presubmit nightly pictures check format test test-crash e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-operator bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
@@ -67,18 +67,21 @@ e2e-versions: setup  ## install, train, be preempted, uninstall on older version
 	VERSIONS="$(or $(VERSIONS),1.30 1.33 1.35)" pytest -q -s -m versions
 
 # There is one box: its tests stay on one worker, while another trains the small systems. Of these, two at a time.
+# `presubmit` marks the stories that CI runs before each merge; `repeated` marks those that another suite has too.
 E2E := (e2e or box) and not repeated
 E2E_cluster := box and not repeated
 E2E_repeated := box and repeated
 E2E_systems := e2e and not box
-e2e: setup datasets  ## the small systems at full size, and Piton on a real cluster: KUBECONFIG's, else a box; PART=systems|cluster|repeated; root only
-	pytest -q $(if $(filter cluster repeated,$(PART)),,-n 2 --dist loadgroup) --durations 25 -m '$(or $(if $(PART),$(E2E_$(PART)),$(E2E)),$(error PART is systems, cluster or repeated, not $(PART)))'
+E2E_presubmit := box and presubmit
+E2E_system := e2e and not box and presubmit
+e2e: setup datasets  ## the small systems at full size, and Piton on a real cluster: KUBECONFIG's, else a box; PART=systems|system|cluster|presubmit|repeated; root only
+	pytest -q $(if $(filter cluster repeated presubmit,$(PART)),,-n 2 --dist loadgroup) --durations 25 -m '$(or $(if $(PART),$(E2E_$(PART)),$(E2E)),$(error PART is systems, system, cluster, presubmit or repeated, not $(PART)))'
 
 e2e-seeds: setup datasets  ## the small systems as sweeps on that cluster, some ten minutes; root only
 	pytest -q -m seeds
 
-e2e-neighbours: setup  ## Piton beside the controllers that it meets in real clusters, in the box; root only
-	pytest -q -m 'neighbours and not repeated' --durations 25
+e2e-neighbours: setup  ## Piton beside the controllers that it meets in real clusters, in the box: PART=presubmit; root only
+	pytest -q -m 'neighbours and $(if $(filter presubmit,$(PART)),presubmit,not repeated)' --durations 25
 
 e2e-neighbours-all: setup  ## the same, with every story that is repeated with another engine; root only
 	pytest -q -m neighbours --durations 25
@@ -89,6 +92,12 @@ e2e-neighbours-differential: setup  ## random jobs through Kubeflow's controller
 
 chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without SEED twenty storms; root only
 	CHAOS_SEEDS="$(or $(SEED),$(shell seq -s ' ' 20))" pytest -q -s tests/e2e/test_chaos.py
+
+presubmit:  ## what CI runs before each merge, as .ci/run does; root only
+	$(PYTHON) -m hack.suites presubmit
+
+nightly:  ## every suite with a table of what passed and failed, some 100 minutes: PART=cluster for one part; root only
+	$(PYTHON) -m hack.suites nightly $(if $(PART),--part $(PART))
 
 cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes and Piton: KUBERNETES=1.33|DIR; root only
 	python -m hack.install $(if $(KUBERNETES),--kubernetes $(KUBERNETES))

@@ -10,6 +10,8 @@ from collections.abc import Generator
 
 import pytest
 
+from support.presubmit import stories
+
 _THREADS = "OMP_NUM_THREADS"
 
 _before = os.environ.get(_THREADS)
@@ -25,6 +27,14 @@ torch.set_num_threads(1)
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the stories of the presubmit: all of a file, all cases of a test, or one case."""
+    listed = set(stories())
+    for item in items:
+        if listed & {item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]}:
+            item.add_marker(pytest.mark.presubmit)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,105 @@
+"""Runs the parts of a suite as processes, side by side as far as their order allows."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from hack.suites import report
+from hack.suites.plan import Part, Suite
+from hack.suites.report import Result
+
+_STOP_SECONDS = 90.0
+"""How long a part may take to stop what it started, before it is killed."""
+
+Say = Callable[[str], None]
+
+
+async def run(suite: Suite, logs: Path, *, say: Say, print_logs: bool) -> list[Result]:
+    """Run all parts; return their results, in the order of the suite. A suite that is cancelled stops its processes.
+
+    Args:
+        suite: The parts.
+        logs: The folder for what each part prints, and for pytest's JUnit files.
+        say: Prints a line.
+        print_logs: True if the output of each part is to be printed when the part ends.
+    """
+    run_of_suite = _Run(suite, logs, say, print_logs)
+    tasks = {part.name: asyncio.ensure_future(run_of_suite.one(part)) for part in suite.parts}
+    run_of_suite.tasks.update(tasks)
+    try:
+        await asyncio.wait(tasks.values())
+    except asyncio.CancelledError:
+        for task in tasks.values():
+            task.cancel()
+    ended = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    return [_result(part, found) for part, found in zip(suite.parts, ended, strict=True)]
+
+
+def _result(part: Part, ended: Result | BaseException) -> Result:
+    """Return the result of a part; one that was cancelled before it started did not run."""
+    if isinstance(ended, asyncio.CancelledError):
+        return report.not_run(part)
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
+
+
+class _Run:
+    """One run of a suite."""
+
+    def __init__(self, suite: Suite, logs: Path, say: Say, print_logs: bool) -> None:
+        self.tasks: dict[str, asyncio.Future[Result]] = {}
+        self._suite = suite
+        self._logs = logs
+        self._say = say
+        self._print_logs = print_logs
+
+    async def one(self, part: Part) -> Result:
+        """Wait for the parts before this one, run it, and return its result."""
+        for name in (*part.needs, *part.after):
+            if name not in self.tasks:
+                continue  # the rest of the suite was not chosen
+            earlier = await asyncio.shield(self.tasks[name])
+            if name in part.needs and not earlier.passed:
+                self._say(f"{part.name} does not run: {name} has failed")
+                return report.not_run(part)
+        return await self._start(part)
+
+    async def _start(self, part: Part) -> Result:
+        log, junit = self._logs / f"{part.name}.log", self._logs / f"{part.name}.xml"
+        junit.unlink(missing_ok=True)
+        settings = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={junit} -o junit_family=xunit1"
+        environment = {**os.environ, **part.environment, "PYTEST_ADDOPTS": settings.strip()}
+        self._say(f"{part.name} starts, {part.warm:g} to {part.minutes_cold:g} min: {part.command}")
+        began = time.monotonic()
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                "bash", "-c", part.command,
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
+            )  # fmt: skip
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            code = await _stop(process)
+        seconds = time.monotonic() - began
+        result = report.read(part, seconds=seconds, code=code, junit=junit, suite=self._suite.name)
+        word = "passed" if result.passed else f"FAILED (exit code {code})"
+        self._say(f"{part.name} {word} in {report.minutes(seconds)}; {log}")
+        if self._print_logs:
+            self._say(log.read_text(errors="replace"))
+        return result
+
+
+async def _stop(process: asyncio.subprocess.Process) -> int:
+    """Stop a part as Ctrl-C does, so that tests stop what they started; kill it where that takes too long."""
+    for kind, patience in ((signal.SIGINT, _STOP_SECONDS), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), patience)
+            break
+    return process.returncode or 1

@@ -1,0 +1,102 @@
+"""What a part of a suite came to: counts and failures from pytest's JUnit file, and the table of all parts."""
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from hack.suites.plan import Part, Suite, longest_path
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many tests passed, failed and were skipped; a command without tests counts as one."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How one part ended."""
+
+    part: Part
+    seconds: float
+    counts: Counts
+    failures: tuple[str, ...] = ()
+    """Commands that repeat what failed, one line each."""
+
+    @property
+    def passed(self) -> bool:
+        """True if the part ran and nothing failed."""
+        return not self.counts.failed
+
+
+def read(part: Part, *, seconds: float, code: int, junit: Path, suite: str) -> Result:
+    """Return the result of a part that has ended.
+
+    Args:
+        part: The part.
+        seconds: How long it ran.
+        code: Its exit code.
+        junit: The file that pytest wrote; it does not exist where the command ran no pytest, or pytest was killed.
+        suite: The name of the suite, for the command that repeats the whole part.
+    """
+    cases = list(ET.parse(junit).iter("testcase")) if junit.exists() else []  # noqa: S314 - our own file
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    failures = [_command(part, case) for case in failed]
+    if code and not failures:
+        failures = [f"make nightly PART={part.name}" if suite == "nightly" else part.command]
+    passed = len(cases) - len(failed) - skipped if cases else int(not code)
+    return Result(
+        part=part,
+        seconds=seconds,
+        counts=Counts(passed=passed, failed=len(failures), skipped=skipped),
+        failures=tuple(dict.fromkeys(failures)),
+    )
+
+
+def not_run(part: Part) -> Result:
+    """Return the result of a part whose needs have failed; it counts as failed."""
+    return Result(part=part, seconds=0.0, counts=Counts(failed=1), failures=(f"{part.name}: {NOT_RUN}",))
+
+
+def _command(part: Part, case: ET.Element) -> str:
+    """Return the command that runs this test alone, with the environment of its part."""
+    file, name = case.get("file", ""), case.get("name", "")
+    module = file.removesuffix(".py").replace("/", ".")
+    classes = case.get("classname", "").removeprefix(module).strip(".")
+    words = [f"{key}={shlex.quote(value)}" for key, value in part.environment.items()]
+    test = "::".join(filter(None, (file, *classes.split("."), name))) if file else name
+    return " ".join([*words, ".venv/bin/pytest", "-q", shlex.quote(test)])
+
+
+def table(suite: Suite, results: Sequence[Result], *, seconds: float) -> Iterator[str]:
+    """Yield the lines of the table: each part with its minutes as planned and as taken, and its counts."""
+    row = "{:<18}{:>6}{:>6}{:>9}{:>8}{:>8}{:>9}".format
+    yield row("part", "warm", "cold", "minutes", "passed", "failed", "skipped")
+    for result in results:
+        part, counts = result.part, result.counts
+        took = NOT_RUN if f"{part.name}: {NOT_RUN}" in result.failures else minutes(result.seconds)
+        planned = f"{part.warm:g}", f"{part.minutes_cold:g}"
+        yield row(part.name, *planned, took, counts.passed, counts.failed, counts.skipped)
+    planned = f"{longest_path(suite.parts, cold=False):g}", f"{longest_path(suite.parts, cold=True):g}"
+    totals = [sum(getattr(result.counts, name) for result in results) for name in ("passed", "failed", "skipped")]
+    yield row("all", *planned, minutes(seconds), *totals)
+
+
+def failures(results: Iterable[Result]) -> Iterator[str]:
+    """Yield a line for each failure: the command that repeats it."""
+    for result in results:
+        for line in result.failures:
+            yield f"FAILED {result.part.name}: {line}"
+
+
+def minutes(seconds: float) -> str:
+    """Return a duration as minutes and seconds: 12:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
