@@ -22,6 +22,13 @@ _SERVICE = "training-operator"
 _SECRET = "training-operator-webhook-cert"  # noqa: S105 - the Secret's name
 _CONFIGURATION = "validator.training-operator.kubeflow.org"
 _WEBHOOK = "/validate-kubeflow-org-v1-pytorchjob"
+_JOBS = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
+_POD: api.Object = {"spec": {"containers": [{"name": "pytorch", "image": "none:1"}]}}
+_JOB: api.Object = {
+    "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "probe"},
+    "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1, "template": _POD}}},
+}  # fmt: skip
+"""A job that is never created: whether the webhook answers for it is all that counts."""
 _CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # noqa: S108 - the program has it built in
 _TEMPLATE = STATE / "init-container.yaml"
 _WEBHOOK_PORT = 19443
@@ -50,6 +57,8 @@ def start(*, say: programs.Say = print, only: str | None = None, init_container:
     processes.start(PROCESS, _command(only, init_container))
     webhooks.fill(_CERTIFICATES, secret=_SECRET, namespace=NAMESPACE, of=PROCESS)
     processes.wait_for("the training operator to be ready", lambda: probes.answers(_PROBE_PORT), seconds=60, of=PROCESS)
+    webhooks.namespace(only or NAMESPACE)
+    webhooks.wait_until_called(_JOBS.format(namespace=only or NAMESPACE), _JOB, of=PROCESS)
 
 
 def pause() -> None:

@@ -24,6 +24,10 @@ _SERVICE = "kueue-webhook-service"
 _SECRET = "kueue-webhook-server-cert"  # noqa: S105 - the Secret's name
 _VISIBILITY_SERVICE = "visibility-server"
 _VISIBILITY = f"/apis/apiregistration.k8s.io/v1/apiservices/{VERSION}.visibility.kueue.x-k8s.io"
+_FLAVOR: api.Object = {
+    "apiVersion": f"kueue.x-k8s.io/{VERSION}", "kind": "ResourceFlavor", "metadata": {"name": "probe"}, "spec": {},
+}  # fmt: skip
+"""A flavor that is never created: whether the webhook answers for it is all that counts."""
 _CONVERTED = ("clusterqueues", "cohorts", "localqueues", "multikueueclusters", "workloads")
 """Kinds of which Kueue converts the versions; it does not start before their definitions name its webhook."""
 _FOLDER = STATE / "kueue"
@@ -55,6 +59,7 @@ def start(*, say: programs.Say = print) -> None:
     processes.start(PROCESS, _command())
     webhooks.fill(_CERTIFICATES, secret=_SECRET, namespace=NAMESPACE, of=PROCESS)
     processes.wait_for("Kueue to be ready", lambda: probes.answers(_PROBE_PORT), seconds=90, of=PROCESS)
+    webhooks.wait_until_called(f"/apis/kueue.x-k8s.io/{VERSION}/resourceflavors", _FLAVOR, of=PROCESS)
     api.create(_VISIBILITY.rpartition("/")[0], _visibility())
     processes.wait_for("Kueue's visibility API to be served", _visible, seconds=60, of=PROCESS)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from hack.cluster import api, processes
 from hack.cluster.layout import GATEWAY
 
+NOT_CALLED = "failed calling webhook"
+"""In the API server's words, where a webhook did not answer; then it has refused nothing."""
 _APPLY = "application/apply-patch+yaml"
 _MANAGER = "piton-box"
 _PATHS = {
@@ -107,6 +109,25 @@ def fill(folder: Path, *, secret: str, namespace: str, of: str, needs: str = "tl
         written.write_bytes(base64.b64decode(data[name]))
         written.chmod(0o600)
         written.rename(folder / name)
+
+
+def wait_until_called(path: str, document: api.Object, *, of: str, seconds: float = 60.0) -> None:
+    """Wait until the API server reaches the webhooks of the process `of`, which look at this document.
+
+    The program serves some time before the API server has its address and its authority. Nothing is stored.
+
+    Raises:
+        BoxError: The process has died, or the API server does not reach it in time; quotes the end of its log.
+    """
+
+    def reached() -> bool:
+        try:
+            api.call("POST", f"{path}?dryRun=All", document)
+        except api.ApiError as error:
+            return NOT_CALLED not in str(error)
+        return True
+
+    processes.wait_for(f"the API server to reach the webhooks of {of}", reached, seconds=seconds, of=of)
 
 
 def clear(folder: Path) -> None:

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from piton.contract import names
+from piton.engine.job import WORKER
 from piton.kube.resources import PODS, SERVICES
 from support.differential_jobs import Step
 from support.differential_sides import Side
@@ -75,6 +76,8 @@ class Scene:
 
     theirs: Body
     ours: Body
+    created: Body
+    """The job as it was created."""
     steps: Sequence[Step]
     """All that has happened to the job since it was created."""
 
@@ -82,6 +85,16 @@ class Scene:
     def step(self) -> Step | None:
         """What has happened last; None: the job was created."""
         return self.steps[-1] if self.steps else None
+
+    def totals(self) -> list[int]:
+        """How many replicas the job has asked for: when it was created, and after each change of its size."""
+        counts = {kind: found.get("replicas", 1) for kind, found in self.created["spec"]["pytorchReplicaSpecs"].items()}
+        found = [sum(counts.values())]
+        for step in self.steps:
+            if step.kind == "scale":
+                counts[WORKER] = step.value
+                found.append(sum(counts.values()))
+        return found
 
     def vanished(self) -> set[str]:
         """The replicas that were taken away in one go and have not run since."""
@@ -138,9 +151,10 @@ class Verdict:
         return any(rule.outcome is outcome for rule in self.rules)
 
 
-def compare(kubeflow: Side, piton: Side, job: str, steps: Sequence[Step]) -> Verdict:
-    """What differs, but for the exceptions."""
-    scene = Scene(theirs=view(kubeflow, job), ours=view(piton, job), steps=steps)
+def compare(kubeflow: Side, piton: Side, created: Body, steps: Sequence[Step]) -> Verdict:
+    """What differs of a job that was created so, but for the exceptions."""
+    job = created["metadata"]["name"]
+    scene = Scene(theirs=view(kubeflow, job), ours=view(piton, job), created=created, steps=steps)
     applied = []
     for rule in RULES:
         before = list(_differences("", scene.theirs, scene.ours))
@@ -189,11 +203,16 @@ def _port_order(scene: Scene) -> bool:
 
 
 def _single_replica(scene: Scene) -> bool:
-    """Kubeflow's service of a job's only replica. One that ours has kept from the time before must be the same."""
-    replicas = (scene.ours["job"] or {}).get("spec", {}).get("pytorchReplicaSpecs", {}).values()
-    if sum(found.get("replicas", 1) for found in replicas) != 1:
-        return False
+    """Kubeflow's service of a job's only replica. One that ours has kept from the time before must be the same.
+
+    A job that has ended keeps the services that it had then, also when it is asked for more replicas afterwards.
+    """
+    totals = scene.totals()
     extra = scene.theirs["services"].keys() - scene.ours["services"].keys()
+    if totals[-1] != 1 and 1 in totals and _finished(scene.ours):
+        extra = {name for name in extra if name.endswith("-0")}
+    elif totals[-1] != 1:
+        return False
     for name in extra:
         del scene.theirs["services"][name]
     return bool(extra)

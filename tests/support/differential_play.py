@@ -46,7 +46,7 @@ async def play(buffer: Arena, seed: int) -> Life:
         return life
     steps: list[Step] = []
     for _ in range(STEPS_MAX):
-        verdict = await _settled(buffer, name, steps)
+        verdict = await _settled(buffer, job, steps)
         life.excused |= {rule.name for rule in verdict.rules}
         life.differences = verdict.differences
         if verdict.differences or verdict.follows(Outcome.ENDS):
@@ -93,15 +93,16 @@ async def _failed_at_once(buffer: Arena, name: str) -> bool:
     return False
 
 
-async def _settled(buffer: Arena, name: str, steps: Sequence[Step]) -> Verdict:
+async def _settled(buffer: Arena, job: Body, steps: Sequence[Step]) -> Verdict:
     """What is found once both are quiet, and alike; or after a long silence."""
+    name = job["metadata"]["name"]
     started, touched = buffer.ticks, list[Rule]()
     while True:
         await asyncio.sleep(_POLL_SECONDS)
         late = buffer.gives_up(name, since=started)
         if not buffer.quiet(name) and not late:
             continue
-        verdict = compare(buffer.kubeflow, buffer.piton, name, steps)
+        verdict = compare(buffer.kubeflow, buffer.piton, job, steps)
         if verdict.follows(Outcome.TOUCH) and not late:
             touched.extend(verdict.rules)
             buffer.disturb(name)
