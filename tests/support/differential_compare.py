@@ -205,17 +205,22 @@ def _port_order(scene: Scene) -> bool:
 def _single_replica(scene: Scene) -> bool:
     """Kubeflow's service of a job's only replica. One that ours has kept from the time before must be the same.
 
-    A job that has ended keeps the services that it had then, also when it is asked for more replicas afterwards.
+    A job that has ended keeps the services that it had then, also when it is asked for more replicas afterwards. One
+    that is suspended and resumed has its services made again, and those of a single replica only by Kubeflow.
     """
     totals = scene.totals()
-    extra = scene.theirs["services"].keys() - scene.ours["services"].keys()
-    if totals[-1] != 1 and 1 in totals and _finished(scene.ours):
-        extra = {name for name in extra if name.endswith("-0")}
-    elif totals[-1] != 1:
+    if 1 not in totals:
         return False
+    theirs, ours = scene.theirs["services"], scene.ours["services"]
+    extra = theirs.keys() - ours.keys()
+    if totals[-1] != 1:
+        extra = {name for name in extra if name.endswith("-0") and _finished(scene.ours)}
     for name in extra:
-        del scene.theirs["services"][name]
-    return bool(extra)
+        del theirs[name]
+    for name in theirs.keys() & ours.keys():
+        if name.endswith("-0"):
+            ours[name]["lives"] = max(theirs[name]["lives"], ours[name]["lives"])
+    return True
 
 
 def _order_of_types(scene: Scene) -> bool:

@@ -87,7 +87,7 @@ async def _failed_at_once(buffer: Arena, name: str) -> bool:
     started = buffer.ticks
     while not buffer.gives_up(name, since=started):
         await asyncio.sleep(_POLL_SECONDS)
-        status = (buffer.piton.job(name) or {}).get("status") or {}
+        status = (buffer.piton.last_job(name) or {}).get("status") or {}  # its time to live may be 0
         if any(c["type"] == "Failed" for c in status.get("conditions", ())):
             return not buffer.piton.of_job(PODS, name)
     return False

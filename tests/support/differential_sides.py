@@ -41,7 +41,7 @@ NAMESPACES = Resource(group="", version="v1", plural="namespaces", namespaced=Fa
 ACCOUNTS = Resource(group="", version="v1", plural="serviceaccounts")
 CONFIG_MAPS = Resource(group="", version="v1", plural="configmaps")
 LEASES = Resource(group="coordination.k8s.io", version="v1", plural="leases")
-_GARBAGE_SECONDS = 90
+_GARBAGE_SECONDS = 180
 """The garbage collector looks for new kinds every 30 s."""
 _WEBHOOK_SECONDS = 120
 _HEARTBEAT_SECONDS = 5
@@ -68,6 +68,7 @@ class Side:
         self.namespace = namespace
         self._client = client
         self._seen: dict[str, dict[str, Body]] = {resource.plural: {} for resource in WATCHED}
+        self._gone: dict[str, dict[str, Body]] = {resource.plural: {} for resource in WATCHED}
         self._lives: dict[str, list[str]] = {}
 
     def saw(self, resource: Resource, kind: str, body: Body) -> None:
@@ -75,6 +76,7 @@ class Side:
         name, uid = body["metadata"]["name"], body["metadata"]["uid"]
         if kind == "DELETED":
             self._seen[resource.plural].pop(name, None)
+            self._gone[resource.plural][name] = body
             return
         self._seen[resource.plural][name] = body
         lives = self._lives.setdefault(f"{resource.plural}/{name}", [])
@@ -83,6 +85,10 @@ class Side:
     def job(self, name: str) -> Body | None:
         """The job; None when there is none."""
         return self._seen[JOBS.plural].get(name)
+
+    def last_job(self, name: str) -> Body | None:
+        """The job as it is, or as it was when it was deleted; None when there was none."""
+        return self.job(name) or self._gone[JOBS.plural].get(name)
 
     def of_job(self, resource: Resource, job: str) -> dict[str, Body]:
         """The objects that carry the job's label, by name."""
