@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from hack.cluster import processes, programs
+from hack.cluster import api, processes, programs
 from hack.cluster.layout import GATEWAY, KUBECONFIG, STATE
-from hack.neighbours import manifests, probes
+from hack.neighbours import manifests, probes, webhooks
 
 PROCESS = "kwok"
 PLAYED = ("kwok.x-k8s.io/node", "fake")
@@ -25,10 +25,11 @@ _REGISTERED = {
     "key": '.spec.taints.[] | select( .key == "karpenter.sh/unregistered" ) | .key',
     "operator": "DoesNotExist",
 }
-"""A node becomes ready only when Karpenter has taken its first taint away, as a real kubelet takes seconds for that.
-
-Otherwise a pod is bound in that very moment, and evicted by a taint manager that still knows the node with its taint.
-"""
+"""A node becomes ready only when Karpenter has taken its first taint away."""
+_BOOTING = "piton-box-played-nodes-are-booting"
+_NOT_READY = """[JSONPatch{op: "add", path: "/status/conditions", value: [Object.status.conditions{
+  type: "Ready", status: "False", reason: "KubeletNotReady", message: "kwok has not played its kubelet yet"}]}]"""
+_ADMISSION = "admissionregistration.k8s.io/v1"
 _PORT = 10247
 
 
@@ -45,6 +46,9 @@ def start(*, say: programs.Say = print) -> None:
     found = [manifests.read(folder / "stages" / f"{name}.yaml") for name in _STAGES]
     found[0]["spec"]["selector"]["matchExpressions"].append(_REGISTERED)
     stages.write_text(yaml.safe_dump_all(found))
+    for document in _booting():
+        webhooks.apply(document)
+    processes.wait_for("new nodes to be not ready yet", _is_booting, seconds=60)
     processes.start(PROCESS, _command(folder, stages))
     processes.wait_for("kwok to serve", lambda: probes.answers(_PORT), seconds=30, of=PROCESS)
 
@@ -52,6 +56,8 @@ def start(*, say: programs.Say = print) -> None:
 def stop() -> None:
     """Stop it: nodes and pods stay as they are."""
     processes.stop(PROCESS)
+    for document in reversed(_booting()):
+        webhooks.remove(document)
 
 
 def node(name: str, *, labels: dict[str, str], resources: dict[str, str]) -> dict[str, object]:
@@ -63,6 +69,34 @@ def node(name: str, *, labels: dict[str, str], resources: dict[str, str]) -> dic
         "metadata": {"name": name, "labels": {key: value, **labels}, "annotations": {key: value}},
         "status": {"capacity": resources, "allocatable": resources},
     }
+
+
+def _booting() -> list[api.Object]:
+    """The policy, and its binding, that makes every played node one that is not ready when it is created.
+
+    So does a real kubelet. The cluster then keeps pods away with a taint of its own, which it lifts itself once it has
+    seen the node ready. A node without any condition gets no such taint: a pod is bound the moment Karpenter takes
+    its first taint away, runs at once, and may be evicted by a taint manager that still knows the node with it.
+    """
+    key, value = PLAYED
+    selector = {"matchLabels": {key: value}, "matchExpressions": [{"key": REAL, "operator": "DoesNotExist"}]}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["nodes"]}
+    policy = {
+        "matchConstraints": {"objectSelector": selector, "resourceRules": [rule]},
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": _NOT_READY}}],
+    }
+    head = {"apiVersion": _ADMISSION, "metadata": {"name": _BOOTING}}
+    return [
+        {**head, "kind": "MutatingAdmissionPolicy", "spec": policy},
+        {**head, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": _BOOTING}},
+    ]
+
+
+def _is_booting() -> bool:
+    created = api.call("POST", "/api/v1/nodes?dryRun=All", node("probe", labels={}, resources={}))
+    return bool(created["status"].get("conditions"))
 
 
 def _command(folder: Path, stages: Path) -> list[str | Path]:
