@@ -6,7 +6,7 @@ from support.live import DigestOf, LiveCluster, NewTraining, paced, wait_for
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
-STEPS = 60
+STEPS = 600
 
 
 def test_checkpoints_outlive_their_run_and_a_new_one_goes_on_from_them(
@@ -33,7 +33,8 @@ def test_checkpoints_outlive_their_run_and_a_new_one_goes_on_from_them(
     run.delete()
     assert run.leftovers() == left
     brings = {**spec["checkpoint"], "volume": {"claimName": claim}}
-    run.apply({**spec, "checkpoint": brings, "ttlAfterFinished": "5s"})
+    run.apply({**spec, "checkpoint": brings, "ttlAfterFinished": "20s"})
+    run.hurry()
     status = run.wait_for_phase("Succeeded")
     assert status["attempts"][-1]["resumedFrom"] == saved
     assert status["result"]["weightsDigest"] == digest_of(STEPS)

@@ -121,7 +121,7 @@ def test_a_kubelet_that_accepts_no_pods_ends_no_run(cluster: LiveCluster, traini
         assert "did not accept" in described
         assert "SysctlForbidden" in described
 
-    status = run.wait_for_phase("Succeeded", seconds=120 + REFUSED_SECONDS)
+    status = run.wait_for_phase("Succeeded", seconds=300 + REFUSED_SECONDS)
 
     assert (status["failures"], status["preemptions"]) == (0, 0)
     reasons = [attempt["reason"] for attempt in status["attempts"]]

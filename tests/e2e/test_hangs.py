@@ -11,7 +11,7 @@ from support.live import DigestOf, LiveCluster, NewTraining, Training, paced, wa
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
-STEPS = 150
+STEPS = 1000
 
 
 def trainer_of(run: Training) -> int:
@@ -26,15 +26,16 @@ def test_a_trainer_that_is_stopped_is_found_and_the_run_goes_on(
     cluster: LiveCluster, training: NewTraining, digest_of: DigestOf
 ) -> None:
     run = training()
-    run.apply(paced(STEPS, 0.1, limits={"hangTimeout": "5s"}))
+    run.apply(paced(STEPS, 0.1, limits={"hangTimeout": "20s"}))
     run.wait_for_commit(20)
 
     os.kill(trainer_of(run), signal.SIGSTOP)
 
-    wait_for(lambda: run.status["attempts"][0].get("reason") == "Hung", "it is found", seconds=60, say=run.say)
+    wait_for(lambda: run.status["attempts"][0].get("reason") == "Hung", "it is found", seconds=90, say=run.say)
+    run.hurry()
     described = cluster.kubectl("-n", run.namespace, "describe", "trun", run.name)
     assert "no stack, process T (stopped)" in described
-    assert "limits.hangTimeout is 5s" in described
+    assert "limits.hangTimeout is 20s" in described
     status = run.wait_for_phase("Succeeded")
     assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 0)
     assert status["attempts"][1]["resumedFrom"] >= 20

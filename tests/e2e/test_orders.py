@@ -7,12 +7,13 @@ from support.live_operator import without_operator
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
-STEPS = 100
+STEPS = 1000
+"""At five or ten steps a second: time for what a test does. Then the run hurries to its end."""
 
 
 def test_suspended_it_saves_and_resumed_it_goes_on(training: NewTraining, digest_of: DigestOf) -> None:
     run = training()
-    run.apply(paced(STEPS, 0.2, save_every=50))
+    run.apply(paced(STEPS, 0.2, save_every=500))
     run.wait_for_node(1)
     wait_for(lambda: (run.status.get("progress") or {}).get("step", 0) >= 10, "ten steps", seconds=60)
 
@@ -20,7 +21,8 @@ def test_suspended_it_saves_and_resumed_it_goes_on(training: NewTraining, digest
 
     suspended = run.wait_for_phase("Suspended")
     saved = max(run.commits())
-    assert not run.running()
+    wait_for(lambda: not run.running(), "its pod has ended", seconds=30, say=run.say)
+    run.hurry()
     assert suspended["checkpoint"]["step"] == saved
     run.patch({"suspend": False})
     status = run.wait_for_phase("Succeeded")
@@ -39,6 +41,8 @@ def test_a_job_that_another_client_suspends_is_stopped_with_a_save_and_the_run_g
     patch = '{"spec": {"runPolicy": {"suspend": true}}}'
     run.cluster.kubectl("-n", run.namespace, "patch", "pytorchjob", f"{run.name}-1", "--type=merge", "-p", patch)
 
+    run.wait_for_node(2)
+    run.hurry()
     status = run.wait_for_phase("Succeeded")
     stopped = status["attempts"][0]
     assert (stopped["verdict"], stopped["reason"]) == ("Stopped", "JobSuspended"), stopped

@@ -14,7 +14,8 @@ from support.live_operator import without_operator
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
-STEPS = 150
+STEPS = 1000
+"""At ten steps a second: time for what a test does. Then the run hurries to its end."""
 TRAINING = paced(STEPS, 0.1, save_every=10)
 DISRUPTED = "karpenter.sh/disrupted"
 
@@ -52,6 +53,7 @@ def test_a_taint_alone_stops_the_attempt_within_two_seconds_and_no_step_is_lost(
         wait_for(lambda: is_told_to_stop(run), "SIGTERM", seconds=30, say=run.say)
         took = time.monotonic() - begun
         assert run.wait_for_node(2) != first
+        run.hurry()
         status = run.wait_for_phase("Succeeded")
 
     assert took < 2
@@ -63,9 +65,9 @@ def test_a_taint_alone_stops_the_attempt_within_two_seconds_and_no_step_is_lost(
 
 def vanish(cluster: LiveCluster, run: Training, node: Node) -> None:
     """The machine, its node and its pods: nothing is left, and nothing has been said."""
+    names = [pod["metadata"]["name"] for pod in run.pods(1)]
     drills.kill(node)
     cluster.kubectl("delete", "node", node.name)
-    names = [pod["metadata"]["name"] for pod in run.pods(1)]
     cluster.kubectl("-n", run.namespace, "delete", "pods", *names, "--force", "--grace-period=0", "--ignore-not-found")
 
 
@@ -79,6 +81,8 @@ def test_a_pod_that_is_gone_with_its_node_was_preempted(
 
     vanish(cluster, run, first)
 
+    run.wait_for_node(2)
+    run.hurry()
     status = run.wait_for_phase("Succeeded")
     assert counts(status) == (2, 1, 0, 0)
     assert status["attempts"][0]["verdict"] == "Preempted"
@@ -96,6 +100,8 @@ def test_also_for_an_operator_that_was_away(
     with without_operator(cluster):
         vanish(cluster, run, first)
 
+    run.wait_for_node(2)
+    run.hurry()
     status = run.wait_for_phase("Succeeded")
     assert counts(status) == (2, 1, 0, 0)
     assert (status["attempts"][0]["verdict"], status["attempts"][0]["reason"]) == ("Preempted", "NodeGone")

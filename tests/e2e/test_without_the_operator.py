@@ -28,10 +28,10 @@ def stops_by_itself(cluster: LiveCluster, run: Training, *, seconds: float) -> d
 
 def test_a_deadline_passes(cluster: LiveCluster, training: NewTraining) -> None:
     run = training()
-    run.apply(paced(STEPS, 0.1, limits={"deadline": "50s"}))
+    run.apply(paced(STEPS, 0.1, limits={"deadline": "100s"}))
     run.wait_for_commit(20)
 
-    record = stops_by_itself(cluster, run, seconds=60)
+    record = stops_by_itself(cluster, run, seconds=150)
 
     assert record["reason"] == "DeadlineExceeded"
     assert "limits.deadline is reached, and the training stopped by itself" in record["message"]

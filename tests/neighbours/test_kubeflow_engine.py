@@ -35,7 +35,8 @@ __all__ = [
 pytestmark = [pytest.mark.neighbours, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 100
+STEPS = 1000
+"""At five or ten steps a second: time for what a test does. Then the run hurries to its end."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +72,8 @@ def test_its_pods_are_kubeflows(training: NewTraining, digest_of: DigestOf) -> N
     managers = {entry["manager"] for entry in pod["metadata"]["managedFields"]}
 
     assert "training-operator" in " ".join(managers), managers
+    run.wait_for_commit(10)
+    run.hurry()
     assert run.wait_for_phase("Succeeded")["result"]["weightsDigest"] == digest_of(STEPS)
 
 
@@ -84,6 +87,8 @@ def test_an_evicted_pod_is_a_preemption_and_loses_no_step(training: NewTraining,
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": run.namespace}}
     api.call("POST", f"/api/v1/namespaces/{run.namespace}/pods/{pod}/eviction", eviction)
 
+    run.wait_for_node(2)
+    run.hurry()
     status = run.wait_for_phase("Succeeded")
     assert counts(status) == (2, 1, 0, 0)
     assert status["result"]["weightsDigest"] == digest_of(STEPS)

@@ -164,6 +164,12 @@ class Training:
             found[manifest.step] = manifest.attempt
         return found
 
+    def hurry(self) -> None:
+        """Let `paced.py` train without waits from now on, in this attempt and in those that follow."""
+        folder = self.folder
+        assert folder is not None, f"{self.name} has no volume"
+        (folder / "hurry").touch()
+
     def fence(self) -> int:
         """The attempt that holds the fence; 0 while nobody does."""
         folder = self.folder
@@ -196,10 +202,14 @@ class Training:
     def wait_for_phase(self, *phases: str, seconds: float = 240) -> Object:
         """Until it is in one of these phases; its status then. Ends early when it can no longer get there."""
         final = {"Succeeded", "Failed", *phases}
-        wait_for(lambda: self.phase in final, f"{self.name}: {' or '.join(phases)}", seconds=seconds, say=self.say)
-        found = self.status
-        assert found["phase"] in phases, f"{self.name} is {found['phase']}: {self.say()}"
-        return found
+
+        def reached() -> Object | None:
+            status = self.status
+            return status if status.get("phase") in final else None
+
+        seen = wait_for(reached, f"{self.name}: {' or '.join(phases)}", seconds=seconds, say=self.say)
+        assert seen["phase"] in phases, f"{self.name} is {seen['phase']}: {self.say()}"
+        return seen
 
     def say(self) -> str:
         """All that may tell why it is not where it should be."""
