@@ -46,10 +46,11 @@ def test_half_a_gang_frees_its_node_and_a_whole_one_trains(cluster: LiveCluster,
             seconds=60,
             say=run.say,
         )
+        run.patch({"limits": {"startTimeout": "5m"}})  # of the attempts that can get both
     finally:
         cluster.kubectl("uncordon", "node-2")
 
-    wait_for(lambda: len(run.running()) == 2, "both nodes run", seconds=90, say=run.say)
+    wait_for(lambda: len(run.running()) == 2, "both nodes run", seconds=300, say=run.say)
     status = run.status
     said = status["attempts"][0]["message"]
     assert said.startswith("1 of 2 replicas of attempt 1 have run within limits.startTimeout of 10s"), said

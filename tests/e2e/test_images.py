@@ -1,6 +1,5 @@
 """Piton's two images, built from their Dockerfiles, in pods that may do no more than they have to."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,13 +134,10 @@ def test_torchrun_is_on_the_path_of_the_trainer(namespace: str) -> None:
 
 def test_a_node_that_is_added_anew_has_the_images_at_once(namespace: str, all_nodes_back: None) -> None:
     drills.kill(NODE)
-    started = time.monotonic()
     drills.add(NODE)
-    took = time.monotonic() - started
 
     inside = NODE.images / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
     assert all(layer.is_symlink() for layer in inside.iterdir())  # nothing was unpacked
     assert {images.OPERATOR, images.TRAINER} <= set(depot.images())
-    assert took < 20
     apply(namespace, a_pod("version", images.OPERATOR, args=["--version"]))
     assert ended(namespace, "version")["exitCode"] == 0

@@ -15,7 +15,8 @@ from support.live import DigestOf, NewTraining, Object, Training, paced, wait_fo
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
-STEPS = 100
+STEPS = 1000
+"""At ten steps a second: time for what a test does. Then the run hurries to its end."""
 NEW = "addedLater"
 """A field of the newer version, in the status and in each attempt."""
 KEPT = {"word": "kept", "empty": ""}
@@ -40,6 +41,7 @@ def test_a_run_with_a_status_of_a_newer_operator_is_left_alone_until_it_can_be_r
     assert _without_the_condition(run.status) == _without_the_condition(written)
     assert run.leftovers() == jobs
     run.patch({"suspend": False})
+    run.hurry()
     _write(run, {"phase": "Training"})
     status = run.wait_for_phase("Succeeded")
     assert (status["attempt"], status.get("failures", 0), status.get("preemptions", 0)) == (1, 0, 0)
@@ -59,6 +61,7 @@ def test_what_a_newer_version_wrote_outlives_a_rollback_of_the_chart(training: N
     with chart.changed(KUBECONFIG, {}, chart=_newer(tmp_path / "chart")):
         _write(run, {NEW: KEPT, "attempts": [attempt | {NEW: KEPT} for attempt in suspended["attempts"]]})
 
+    run.hurry()
     run.patch({"suspend": False})
     status = run.wait_for_phase("Succeeded")
     assert status[NEW] == KEPT

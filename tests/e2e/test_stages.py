@@ -7,9 +7,10 @@ import pytest
 
 from hack.cluster import drills
 from hack.cluster.layout import Node
-from support.live import DigestOf, LiveCluster, NewTraining, Training, paced
+from support.live import DigestOf, LiveCluster, NewTraining, Training, paced, wait_for
 
-STEPS = 150
+STEPS = 1000
+"""At ten steps a second: time for what a test does. Then the run hurries to its end."""
 GPU = "nvidia.com/gpu"
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
@@ -18,7 +19,8 @@ PREPARE = """
 import os, pathlib, time
 folder = pathlib.Path(os.environ["PITON_CHECKPOINT_DIR"])
 folder.mkdir(parents=True, exist_ok=True)
-time.sleep(3)
+while not (folder / "prepare").exists():
+    time.sleep(0.1)
 (folder / "data").write_text("made in attempt " + os.environ["PITON_ATTEMPT"])
 """
 TRAIN = """
@@ -29,7 +31,8 @@ EVALUATE = """
 import json, os, pathlib, time
 folder = pathlib.Path(os.environ["PITON_CHECKPOINT"])
 step = json.loads((folder / "MANIFEST.json").read_text())["step"]
-time.sleep(3)
+while not (folder.parent / "evaluate").exists():
+    time.sleep(0.1)
 words = {"outcome": "finished", "step": step, "metrics": {"accuracy": 0.75}, "detail": "accuracy 0.75"}
 pathlib.Path(os.environ["PITON_TERMINATION_LOG"]).write_text(json.dumps(words))
 """
@@ -47,6 +50,12 @@ def with_stages() -> dict[str, Any]:
     return spec
 
 
+def go_on(run: Training, stage: str) -> None:
+    """Let the program of that stage end; it waits, so that nobody misses it."""
+    folder = wait_for(lambda: run.folder if run.folder and run.folder.exists() else None, "its folder", seconds=60)
+    (folder / stage).touch()
+
+
 def stage_of(pod: dict[str, Any]) -> str:
     return str(pod["metadata"]["labels"].get("piton.dev/stage", "Train"))
 
@@ -62,11 +71,14 @@ def test_a_run_is_prepared_without_a_gpu_survives_a_reclaim_and_is_evaluated(
     assert GPU not in json.dumps(pod["spec"]["containers"][0]["resources"])
     table = cluster.kubectl("-n", run.namespace, "get", "trun", run.name, "-o", "wide")
     assert {"Preparing", "Prepare"} <= set(table.splitlines()[1].split()), table
+    go_on(run, "prepare")
 
     machine = Node.named(run.wait_for_node(2))
     run.wait_for_commit(20)
     drills.reclaim(machine, notice_seconds=20)
+    run.hurry()
     run.wait_for_phase("Evaluating")
+    go_on(run, "evaluate")
     done = run.wait_for_phase("Succeeded")
 
     assert [(a["number"], a.get("stage"), a["verdict"]) for a in done["attempts"]] == [

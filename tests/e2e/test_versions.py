@@ -48,10 +48,10 @@ def test_the_quickstart_is_preempted_and_succeeds(cluster: LiveCluster) -> None:
 
     run.apply({**spec, "workers": {"nodes": 1, "gpusPerNode": 1}})
     first = run.wait_for_node(1)
-    run.wait_for_commit(25)
+    run.wait_for_commit(25, seconds=600)
     drills.reclaim(Node.named(first), notice_seconds=20)
 
-    status = run.wait_for_phase("Succeeded")
+    status = run.wait_for_phase("Succeeded", seconds=900)
     assert (status["attempt"], status["preemptions"], status["failures"]) == (2, 1, 0)
     assert status["lost"]["steps"] == 0
     run.delete()

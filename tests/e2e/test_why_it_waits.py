@@ -95,6 +95,8 @@ def no_webhook(cluster: LiveCluster, namespace: str, *operations: str) -> Iterat
 
 def test_a_quota_is_named(cluster: LiveCluster, training: NewTraining, namespace: str) -> None:
     apply(cluster, namespace, "ResourceQuota", "none", spec={"hard": {"pods": "0"}})
+    path = f"/api/v1/namespaces/{namespace}/resourcequotas/none"
+    wait_for(lambda: (cluster.get(path) or {}).get("status"), "the quota is in force", seconds=60)
     run = training()
     run.apply(paced(STEPS, 0.0))
 
@@ -144,7 +146,7 @@ def test_an_image_that_does_not_exist_is_named_and_the_run_stops_in_seconds(trai
     failed = events_about(run, "Pod", "Failed")
     assert in_time(event, min(time_of(found, "firstTimestamp", "eventTime") for found in failed))
     run.patch({"suspend": True})
-    run.wait_for_phase("Suspended", seconds=20)
+    run.wait_for_phase("Suspended", seconds=90)
 
 
 def test_a_secret_that_does_not_exist_is_named(cluster: LiveCluster, training: NewTraining, namespace: str) -> None:

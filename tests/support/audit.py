@@ -14,7 +14,8 @@ def creations(namespace: str) -> dict[str, Counter[str]]:
     A pod's name is in the request's path only where the client gave it; the bundled controller does.
     """
     found: dict[str, Counter[str]] = {}
-    for line in AUDIT_LOG.read_text().splitlines():
+    *lines, _ = AUDIT_LOG.read_text().split("\n")  # the last one may be half written
+    for line in lines:
         event = json.loads(line)
         where = event.get("objectRef") or {}
         made = event["verb"] == "create" and event["responseStatus"].get("code") == _CREATED

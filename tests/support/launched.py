@@ -70,7 +70,7 @@ class Pool:
         self.document["spec"]["disruption"].update(fields)
         karpenter.create_pool(self.document)
 
-    def wait_for_claim(self, *, but: tuple[str, ...] = (), seconds: float = 30) -> Object:
+    def wait_for_claim(self, *, but: tuple[str, ...] = (), seconds: float = 120) -> Object:
         """Until it has a NodeClaim with a node, other than these."""
 
         def found() -> Object | None:
@@ -78,7 +78,7 @@ class Pool:
 
         return wait_for(found, f"a node of {self.name}", seconds=seconds, say=self.say)
 
-    def wait_until_gone(self, claim: str, *, seconds: float = 60) -> None:
+    def wait_until_gone(self, claim: str, *, seconds: float = 120) -> None:
         """Until that NodeClaim is gone."""
         wait_for(lambda: claim not in names(self.claims()), f"{claim} is gone", seconds=seconds, say=self.say)
 
@@ -125,8 +125,8 @@ def a_run(pool: Pool, *, gpus: int = 8, **parts: Any) -> Object:
 
 def play_to_its_end(run: Training, attempt: int) -> None:
     """The attempt's only pod exits with 0, as no kubelet will tell."""
-    pod = wait_for(lambda: next(iter(run.pods(attempt)), None), f"a pod of attempt {attempt}", seconds=30, say=run.say)
-    wait_for(lambda: run.node(attempt), f"attempt {attempt}", seconds=30, say=run.say)
+    pod = wait_for(lambda: next(iter(run.pods(attempt)), None), f"a pod of attempt {attempt}", seconds=120, say=run.say)
+    wait_for(lambda: run.node(attempt), f"attempt {attempt}", seconds=120, say=run.say)
     name = pod["metadata"]["name"]
     over = {"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ")}}
     containers = [{"name": c["name"], "image": c["image"], "imageID": "", "ready": False, "restartCount": 0,

@@ -18,6 +18,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from hack.cluster.layout import VOLUMES
+from hack.cluster.shell import BoxError
 from hack.install import tools
 from piton.contract import names
 from piton.contract.manifest import Complete, Manifest
@@ -231,7 +232,7 @@ def wait_for(true: Callable[[], T | None], what: str, *, seconds: float, say: Ca
         try:
             if found := true():
                 return found
-        except (HTTPError, ApiException):
+        except (HTTPError, ApiException, BoxError, OSError):
             if time.monotonic() > deadline:
                 raise
         if time.monotonic() > deadline:

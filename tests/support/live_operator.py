@@ -28,6 +28,7 @@ def without_operator(cluster: LiveCluster) -> Iterator[None]:
         yield
     finally:
         cluster.kubectl(*scale, f"--replicas={replicas}")
+        cluster.kubectl("-n", NAMESPACE, "rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=150s")
 
 
 def holder(cluster: LiveCluster, lease: str = DEPLOYMENT) -> str:

@@ -70,6 +70,7 @@ def drilled(cluster: LiveCluster) -> Iterator[None]:
             drills.add(node)
         elif network.is_cut(node):
             drills.heal(node)
+            nodes.wait_until_ready(node)
 
 
 @pytest.fixture
