@@ -27,7 +27,7 @@ _STORE = _HOME / "buildah"
 _SCRATCH = _HOME / "scratch"
 """Where buildah and skopeo write layers on their way. A build that is killed leaves gigabytes there."""
 _DRIVERS = ("overlay", "vfs")
-_NICE = ("nice", "-n", "10")  # the machine has other work
+_NICE = ("nice", "-n", "5")  # people work beside it; tests that run beside it come after it
 
 _RELEASE = "bookworm"
 _MIRROR = "http://deb.debian.org/debian"
