@@ -83,7 +83,7 @@ def _beside(name: str, command: str, *, warm: float, after: str = "") -> Part:
 _PREPARED = (
     Part(name="setup", command="make datasets && .venv/bin/python -m hack.cluster promtool", warm=2),
     # A run that was killed may have left a box.
-    Part(name="build", command="make cluster-down e2e-build", warm=1, cold=10, needs=("setup",)),
+    Part(name="build", command="make cluster-down e2e-build", warm=1, cold=13, needs=("setup",)),
     Part(
         name="build-neighbours",
         command="make e2e-neighbours-build",
@@ -101,18 +101,18 @@ PRESUBMIT = Suite(
     limit=85,
     parts=(
         *_PREPARED,
-        Part(name="cluster", command="make e2e PART=presubmit", warm=20, needs=("build",)),
+        Part(name="cluster", command="make e2e PART=presubmit", warm=14, needs=("build",)),
         Part(
             name="neighbours",
             command="make e2e-neighbours PART=presubmit",
-            warm=8,
+            warm=6,
             needs=("build", "build-neighbours"),
             after=("cluster",),  # there is one box
         ),
         _beside("test", "make test", warm=8),
         _beside("check", "make check", warm=1, after="test"),
-        _beside("system", "make e2e PART=system", warm=4, after="check"),
-        _beside("kills", "make test-crash KILLS=20", warm=4, after="system"),
+        _beside("system", "make e2e PART=system", warm=3, after="check"),
+        _beside("kills", "make test-crash KILLS=20", warm=9, after="system"),
     ),
 )
 
