@@ -129,6 +129,28 @@ async def test_a_kind_that_the_cluster_does_not_know_is_empty(
         await _until(cluster, cache, JOBS, lambda: cache.peek(JOBS, "team", "j") is not None)
 
 
+async def test_a_kind_that_a_write_of_our_own_shows_is_watched_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as Workloads, of a Kueue that was installed a moment ago."""
+    monkeypatch.setattr(reflector, "ABSENT_SECONDS", 3600)
+    known = False
+
+    def refuse(request: Request) -> KubernetesError | None:
+        unknown = request.resource == apiserver.JOBS and not known
+        return (
+            apiserver.refusal(404, "NotFound", "the server could not find the requested resource") if unknown else None
+        )
+
+    cluster.server.refuse = refuse
+    async with a_cache(cluster) as (client, cache):
+        known = True
+        meta = {"namespace": "team", "labels": {RUN: "r"}}
+        await cluster.server.put(apiserver.JOBS, {"metadata": {**meta, "name": "theirs"}})
+        await client.create(JOBS, {"metadata": {**meta, "name": "ours"}})
+        await _until(cluster, cache, JOBS, lambda: cache.peek(JOBS, "team", "theirs") is not None)
+
+
 async def test_a_server_that_is_down_is_asked_again_and_nothing_is_believed_to_be_empty(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

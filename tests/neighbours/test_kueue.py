@@ -139,7 +139,7 @@ def test_a_gang_is_admitted_as_a_whole_or_waits(queue: Queue, training: NewTrain
     run = training()
     run.apply(a_gang(2), labels=QUEUE)
     run.wait_for_phase("Queued", seconds=20)
-    wait_for(lambda: "insufficient" in message(run), "Kueue's words", seconds=20, say=run.say)
+    wait_for(lambda: "insufficient" in message(run), "Kueue's words", seconds=60, say=run.say)
     assert not run.pods()
 
     queue.offer(2)

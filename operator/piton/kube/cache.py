@@ -150,6 +150,7 @@ class ClusterCache:
         for reflector in self._of(resource, body["metadata"].get("namespace")):
             if not reflector.watches(body):
                 continue
+            reflector.list_if_absent()
             change = reflector.store.put(body)
             if change is not None:
                 self._publish(resource, change)

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from random import SystemRandom
 
 from piton.kube.client import Client
@@ -76,6 +77,7 @@ class Reflector:
         self._failures = 0
         self._is_quiet = True
         self._active_at = timer.time()
+        self._appeared = asyncio.Event()
 
     async def run(self) -> None:
         """List and watch until cancelled."""
@@ -90,6 +92,11 @@ class Reflector:
                 await self._refuse(refusal)
             except PortError as error:
                 await self._wait(error)
+
+    def list_if_absent(self) -> None:
+        """List at once if the cluster did not know the kind: a write of our own has shown that it does now."""
+        if isinstance(self.unusable, NotFound):
+            self._appeared.set()
 
     def watches(self, body: Body) -> bool:
         """True if the object has the label that is selected."""
@@ -187,7 +194,9 @@ class Reflector:
                 self._listener(change)
         self.unusable, self._version = refusal, None
         self.synced.set()
-        await asyncio.sleep(ABSENT_SECONDS)
+        self._appeared.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._appeared.wait(), ABSENT_SECONDS)
 
     async def _wait(self, error: PortError) -> None:
         seconds = min(BACKOFF_SECONDS * 2.0 ** min(self._failures, 32), BACKOFF_SECONDS_MAX)
