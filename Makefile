@@ -94,10 +94,10 @@ chaos: setup  ## three runs in a storm over the box: make chaos SEED=7; without 
 	CHAOS_SEEDS="$(or $(SEED),$(shell seq -s ' ' 20))" pytest -q -s tests/e2e/test_chaos.py
 
 presubmit:  ## what CI runs before each merge, as .ci/run does; root only
-	$(PYTHON) -m hack.suites presubmit
+	$(PYTHON) -m hack.suites presubmit $(if $(PART),--part $(PART))
 
-nightly:  ## every suite with a table of what passed and failed, some 100 minutes: PART=cluster for one part; root only
-	$(PYTHON) -m hack.suites nightly $(if $(PART),--part $(PART))
+nightly:  ## every suite with a table of what passed and failed, some 100 minutes: PART=cluster for one part, DATE=2026-11-25 for the seeds of that day; root only
+	$(PYTHON) -m hack.suites nightly $(if $(PART),--part $(PART)) $(if $(DATE),--date $(DATE))
 
 cluster-up: setup  ## a real Kubernetes on this machine, with two spot nodes and Piton: KUBERNETES=1.33|DIR; root only
 	python -m hack.install $(if $(KUBERNETES),--kubernetes $(KUBERNETES))

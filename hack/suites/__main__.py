@@ -6,15 +6,14 @@ import os
 import signal
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from hack.suites import lanes, report
 from hack.suites.plan import PRESUBMIT, Suite, nightly
 from hack.suites.report import Result
 
-ROOT = Path(__file__).parents[2]
-LOGS = ROOT / "runs" / "suites"
+LOGS = lanes.ROOT / "runs" / "suites"
 
 
 def main() -> int:
@@ -22,7 +21,7 @@ def main() -> int:
     options = _parser().parse_args()
     suite = PRESUBMIT if options.suite == "presubmit" else nightly(options.date)
     try:
-        suite = suite.only(options.part) if options.part else suite
+        suite = suite if options.part is None else suite.only(options.part)
     except ValueError as error:
         print(f"suites: {error}", file=sys.stderr)
         return 2
@@ -45,10 +44,15 @@ async def _run(suite: Suite, logs: Path) -> list[Result]:
             print_logs=bool(os.environ.get("CI")),
         )
     )
+
+    def stop() -> None:
+        if not running.cancelling():  # a second Ctrl-C must not cut short what the first one stops
+            running.cancel()
+
     loop = asyncio.get_running_loop()
     for kind in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(kind, running.cancel)
-    loop.call_later(60 * suite.limit, running.cancel)
+        loop.add_signal_handler(kind, stop)
+    loop.call_later(60 * suite.limit, stop)
     return await running
 
 
@@ -58,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", help="run this part only, and what it needs")
     parser.add_argument(
         "--date",
-        type=lambda text: datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date(),
+        type=date.fromisoformat,
         default=datetime.now(UTC).date(),
         help="the day that draws the nightly seeds (default: today)",
     )

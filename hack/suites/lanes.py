@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from hack.suites import report
 from hack.suites.plan import Part, Suite
 from hack.suites.report import Result
 
+ROOT = Path(__file__).parents[2]
 _STOP_SECONDS = 90.0
 """How long a part may take to stop what it started, before it is killed."""
 
@@ -72,14 +74,15 @@ class _Run:
     async def _start(self, part: Part) -> Result:
         log, junit = self._logs / f"{part.name}.log", self._logs / f"{part.name}.xml"
         junit.unlink(missing_ok=True)
-        settings = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={junit} -o junit_family=xunit1"
-        environment = {**os.environ, **part.environment, "PYTEST_ADDOPTS": settings.strip()}
+        settings = f"--junitxml={shlex.quote(str(junit))} -o junit_family=xunit1"  # the user's own would choose tests
+        environment = {**os.environ, **part.environment, "PYTEST_ADDOPTS": settings}
         self._say(f"{part.name} starts, {part.warm:g} to {part.minutes_cold:g} min: {part.command}")
         began = time.monotonic()
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 "bash", "-c", part.command,
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, env=environment,
+                start_new_session=True,
             )  # fmt: skip
         try:
             code = await process.wait()
@@ -102,4 +105,6 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), patience)
             break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what its shell has left behind
     return process.returncode or 1

@@ -46,19 +46,27 @@ def read(part: Part, *, seconds: float, code: int, junit: Path, suite: str) -> R
         junit: The file that pytest wrote; it does not exist where the command ran no pytest, or pytest was killed.
         suite: The name of the suite, for the command that repeats the whole part.
     """
-    cases = list(ET.parse(junit).iter("testcase")) if junit.exists() else []  # noqa: S314 - our own file
+    cases = _cases(junit)
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
-    failures = [_command(part, case) for case in failed]
+    failures = list(dict.fromkeys(_command(part, case) for case in failed))  # one that fails in its teardown too
     if code and not failures:
         failures = [f"make nightly PART={part.name}" if suite == "nightly" else part.command]
-    passed = len(cases) - len(failed) - skipped if cases else int(not code)
+    passed = len(cases) - len(failed) - skipped if cases else int(not failures)
     return Result(
         part=part,
         seconds=seconds,
         counts=Counts(passed=passed, failed=len(failures), skipped=skipped),
-        failures=tuple(dict.fromkeys(failures)),
+        failures=tuple(failures),
     )
+
+
+def _cases(junit: Path) -> list[ET.Element]:
+    """Return the tests of a JUnit file; none where pytest was killed before it had written the file."""
+    try:
+        return list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own file
+    except (FileNotFoundError, ET.ParseError):
+        return []
 
 
 def not_run(part: Part) -> Result:
@@ -68,11 +76,12 @@ def not_run(part: Part) -> Result:
 
 def _command(part: Part, case: ET.Element) -> str:
     """Return the command that runs this test alone, with the environment of its part."""
-    file, name = case.get("file", ""), case.get("name", "")
-    module = file.removesuffix(".py").replace("/", ".")
-    classes = case.get("classname", "").removeprefix(module).strip(".")
+    file, name, owner = (case.get(key, "") for key in ("file", "name", "classname"))
+    classes = owner.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
     words = [f"{key}={shlex.quote(value)}" for key, value in part.environment.items()]
-    test = "::".join(filter(None, (file, *classes.split("."), name))) if file else name
+    test = "::".join(filter(None, (file, *classes.split("."), name)))
+    if not owner:  # a file that could not be collected: its name is the module's
+        test = file or f"{name.replace('.', '/')}.py"
     return " ".join([*words, ".venv/bin/pytest", "-q", shlex.quote(test)])
 
 

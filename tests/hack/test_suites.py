@@ -28,6 +28,15 @@ class TestInAClass:
 def broken() -> None: raise ValueError
 def test_with_a_broken_fixture(broken: None) -> None: pass
 """
+TWICE = """
+import pytest
+
+@pytest.fixture
+def broken():
+    yield
+    raise ValueError
+def test_wrong(broken) -> None: assert False
+"""
 
 
 def suite_of(*parts: Part) -> Suite:
@@ -103,6 +112,33 @@ def test_the_tests_of_a_part_are_counted_and_each_failure_has_a_command_that_rep
         "SEEDS='1 2' .venv/bin/pytest -q test_it.py::TestInAClass::test_wrong",
         "SEEDS='1 2' .venv/bin/pytest -q test_it.py::test_with_a_broken_fixture",
     )
+
+
+def test_a_file_that_cannot_be_collected_is_named_and_one_test_that_fails_twice_is_one_failure(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name")
+    (tmp_path / "test_twice.py").write_text(TWICE)
+    tests = (
+        f"cd {tmp_path} && {ROOT}/.venv/bin/python -m pytest -q -p no:cacheprovider --continue-on-collection-errors ."
+    )
+
+    assert run(tmp_path, part("tests", tests))["tests"].failures == (
+        ".venv/bin/pytest -q test_broken.py",
+        ".venv/bin/pytest -q test_twice.py::test_wrong",
+    )
+
+
+def test_a_junit_file_that_was_cut_off_is_a_failure_of_the_part(tmp_path: Path) -> None:
+    found = run(tmp_path, part("killed", f"echo '<testsuites><test' > {tmp_path}/killed.xml; exit 1"))["killed"]
+
+    assert (found.counts, found.failures) == (Counts(failed=1), ("make nightly PART=killed",))
+
+
+def test_what_the_user_has_set_for_pytest_chooses_no_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k nothing")
+    (tmp_path / "test_it.py").write_text("def test_right() -> None: pass")
+    tests = f"cd {tmp_path} && {ROOT}/.venv/bin/python -m pytest -q -p no:cacheprovider test_it.py"
+
+    assert run(tmp_path, part("tests", tests))["tests"].counts == Counts(passed=1)
 
 
 def test_pytest_that_ends_without_a_failed_test_has_failed_by_its_exit_code(tmp_path: Path) -> None:
