@@ -150,7 +150,7 @@ def nightly(day: date) -> Suite:
             _beside("check", "make check", warm=1, after="test"),
             _beside("systems", "make e2e PART=systems", warm=18, after="check"),
             _beside("kills", "make test-crash KILLS=200", warm=14, after="systems"),
-            _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=5, after="kills"),
+            _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=3, after="kills"),
             _beside("gpu-dry", "make gpu DRY=1 MINUTES=30", warm=3, after="worlds"),
             Part(
                 name="operator",
