@@ -72,10 +72,10 @@ def node(name: str, *, labels: dict[str, str], resources: dict[str, str]) -> dic
 
 
 def _booting() -> list[api.Object]:
-    """The policy, and its binding, that makes every played node one that is not ready when it is created.
+    """Return the policy, and its binding, that makes every played node not ready when it is created.
 
-    So does a real kubelet. The cluster then keeps pods away with a taint of its own, which it lifts itself once it has
-    seen the node ready. A node without any condition gets no such taint: a pod is bound the moment Karpenter takes
+    A real kubelet registers its node so. The cluster then keeps pods away with a taint of its own, and lifts it once it
+    has seen the node ready. A node without any condition gets no such taint: a pod is bound the moment Karpenter takes
     its first taint away, runs at once, and may be evicted by a taint manager that still knows the node with it.
     """
     key, value = PLAYED

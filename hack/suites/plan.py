@@ -1,7 +1,7 @@
 """Which parts each suite has, in which order, and the minutes that each part should take on 2 cores. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from random import Random
 
@@ -56,13 +56,7 @@ class Suite:
             needs = set(named[left.pop()].needs) - wanted
             wanted |= needs
             left += needs
-        return Suite(
-            name=self.name,
-            parts=tuple(part for part in self.parts if part.name in wanted),
-            warm=self.warm,
-            cold=self.cold,
-            limit=self.limit,
-        )
+        return replace(self, parts=tuple(part for part in self.parts if part.name in wanted))
 
 
 def longest_path(parts: Iterable[Part], *, cold: bool) -> float:
