@@ -104,6 +104,7 @@ def measured_alone(results: dict[str, Any], scenarios: dict[str, Scenario]) -> N
     began = time.monotonic()
     with ExitStack() as ends:  # each of them even if one before fails
         ends.callback(lambda: results.update(wall_seconds=round(time.monotonic() - began)))
+        ends.enter_context(box.use_alone())
         ends.callback(box.down)
         box.up(spot_nodes=0, say=harness.say)
         ends.callback(kwok.stop)
@@ -150,6 +151,8 @@ def main() -> None:
             measured_alone(results[runs], scenarios(given.only))
     except KeyboardInterrupt:
         print("bench: stopped; what was measured before follows", file=sys.stderr)
+    except BoxError as error:
+        print(f"bench: {error}; what was measured before follows", file=sys.stderr)
     if begun := {runs: found for runs, found in results.items() if "floor" in found}:
         report(begun, picture=given.picture, record=given.record)
 

@@ -28,10 +28,12 @@ def _run(options: argparse.Namespace) -> None:
     say = _sayer()
     match options.command:
         case "up":
-            box.up(spot_nodes=options.nodes, say=say, kubernetes=options.kubernetes)
+            with box.use_alone():
+                box.up(spot_nodes=options.nodes, say=say, kubernetes=options.kubernetes)
             say(f"export KUBECONFIG={KUBECONFIG}")
         case "down":
-            box.down()
+            with box.use_alone():
+                box.down()
         case "status":
             print(box.status())
         case "kubeconfig":

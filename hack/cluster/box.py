@@ -1,8 +1,11 @@
 """The box as a whole: up, down, and how it is."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from hack.cluster import (
     addons,
@@ -20,9 +23,31 @@ from hack.cluster import (
     prometheus,
     release,
 )
-from hack.cluster.layout import CGROUP, KUBECONFIG, LOGS, STATE, Node
+from hack.cluster.layout import CGROUP, KUBECONFIG, LOCK, LOGS, STATE, Node
 from hack.cluster.programs import Say
 from hack.cluster.shell import BoxError
+
+
+@contextmanager
+def use_alone() -> Iterator[None]:
+    """Keep everybody else from bringing the box up, taking it down, or testing on it, until the block ends.
+
+    There is one box on a machine, so the tests of two checkouts would lose each other's nodes.
+
+    Raises:
+        BoxError: Somebody else uses it, or we are not root.
+    """
+    require_root()
+    with LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise BoxError(f"the box: process {lock.read()} uses it; wait for it, or stop it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def up(*, spot_nodes: int, say: Say, kubernetes: str | None = None) -> None:

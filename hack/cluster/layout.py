@@ -17,6 +17,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pito
 STATE = Path("/var/lib/piton-box")
 """Everything else; `down` removes it, except for the logs."""
 
+LOCK = Path("/run/piton-box.lock")
+"""Held by whoever uses the box, with their process id in it."""
+
 LOGS = STATE / "logs"
 PIDS = STATE / "pids"
 PKI = STATE / "pki"

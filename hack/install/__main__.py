@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hack.cluster import box
 from hack.cluster.layout import KUBECONFIG
 from hack.cluster.shell import BoxError
 from hack.install import chart, piton
@@ -25,7 +26,8 @@ def main() -> int:
         if options.remove:
             chart.remove(kubeconfig)
         elif kubeconfig == KUBECONFIG:
-            piton.install_in_box(spot_nodes=options.nodes, say=_sayer(), kubernetes=options.kubernetes)
+            with box.use_alone():
+                piton.install_in_box(spot_nodes=options.nodes, say=_sayer(), kubernetes=options.kubernetes)
         else:
             chart.install(kubeconfig)
     except BoxError as error:

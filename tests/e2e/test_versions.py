@@ -16,6 +16,7 @@ from hack.cluster.shell import BoxError
 from hack.install import chart, piton
 from support.live import LiveCluster, Training, wait_for
 from support.missing import missing
+from support.on_a_cluster import the_right_to_a_box
 
 pytestmark = [pytest.mark.versions, pytest.mark.timeout(3600)]
 
@@ -27,18 +28,17 @@ QUICKSTART = Path(__file__).parents[2] / "manifests" / "quickstart.yaml"
 @pytest.fixture(params=VERSIONS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[LiveCluster]:
     """A box of that version, with Piton."""
-    try:
-        box.require_root()
+    with the_right_to_a_box():
         box.down()
-        piton.install_in_box(spot_nodes=2, say=print, kubernetes=request.param)
-    except BoxError as error:
-        missing(str(error))
-    assert release.version().startswith(f"v{request.param}.")
-    print(f"Kubernetes {release.version()}")
-    try:
-        yield LiveCluster(KUBECONFIG)
-    finally:
-        box.down()
+        try:
+            piton.install_in_box(spot_nodes=2, say=print, kubernetes=request.param)
+            assert release.version().startswith(f"v{request.param}.")
+            print(f"Kubernetes {release.version()}")
+            yield LiveCluster(KUBECONFIG)
+        except BoxError as error:
+            missing(str(error))
+        finally:
+            box.down()
 
 
 def test_the_quickstart_is_preempted_and_succeeds(cluster: LiveCluster) -> None:
