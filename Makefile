@@ -47,8 +47,8 @@ format: setup  ## rewrite the code in our format
 test: setup  ## every test that needs no root and no cluster
 	pytest -q -n auto --dist loadgroup --durations 15 -m 'not crash and not e2e and not box and not seeds and not versions and not neighbours'
 
-test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000
-	CRASH_KILLS=$(or $(KILLS),200) pytest -q -m crash --timeout 3600
+test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000 SEED=7
+	CRASH_KILLS=$(or $(KILLS),200) CRASH_SEED=$(SEED) pytest -q -m crash --timeout 3600
 
 worlds: setup  ## random worlds in which runs may meet anything: make worlds WORLDS=10000 SEED=7; four a second
 	PITON_WORLDS=$(or $(WORLDS),10000) pytest -q --timeout 36000 --hypothesis-seed=$(or $(SEED),0) -m crash -k TestManyRandomWorlds tests/core/test_random_worlds.py

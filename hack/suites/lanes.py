@@ -14,6 +14,8 @@ from hack.suites.plan import Part, Suite
 from hack.suites.report import Result
 
 ROOT = Path(__file__).parents[2]
+REQUIRED = "PITON_TESTS_SKIP_NOTHING"
+"""The variable by which a part that is missing fails the tests that need it: a suite of skipped tests is not green."""
 _STOP_SECONDS = 90.0
 """How long a part may take to stop what it started, before it is killed."""
 
@@ -44,7 +46,7 @@ async def run(suite: Suite, logs: Path, *, say: Say, print_logs: bool) -> list[R
 def _result(part: Part, ended: Result | BaseException) -> Result:
     """Return the result of a part; one that was cancelled before it started did not run."""
     if isinstance(ended, asyncio.CancelledError):
-        return report.not_run(part)
+        return report.not_run(part, "the suite was stopped before")
     if isinstance(ended, BaseException):
         raise ended
     return ended
@@ -67,15 +69,21 @@ class _Run:
                 continue  # the rest of the suite was not chosen
             earlier = await asyncio.shield(self.tasks[name])
             if name in part.needs and not earlier.passed:
-                self._say(f"{part.name} does not run: {name} has failed")
-                return report.not_run(part)
-        return await self._start(part)
+                return self._not_run(part, f"{name} has failed")
+        try:
+            return await self._start(part)
+        except OSError as error:  # a full disk, no process left: the table of the others is wanted all the same
+            return self._not_run(part, str(error))
+
+    def _not_run(self, part: Part, why: str) -> Result:
+        self._say(f"{part.name} does not run: {why}")
+        return report.not_run(part, why)
 
     async def _start(self, part: Part) -> Result:
         log, junit = self._logs / f"{part.name}.log", self._logs / f"{part.name}.xml"
         junit.unlink(missing_ok=True)
         settings = f"--junitxml={shlex.quote(str(junit))} -o junit_family=xunit1"  # the user's own would choose tests
-        environment = {**os.environ, **part.environment, "PYTEST_ADDOPTS": settings}
+        environment = {**os.environ, **part.environment, "PYTEST_ADDOPTS": settings, REQUIRED: "1"}
         self._say(f"{part.name} starts, {part.warm:g} to {part.minutes_cold:g} min: {part.command}")
         began = time.monotonic()
         with log.open("wb") as output:

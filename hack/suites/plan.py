@@ -22,6 +22,8 @@ class Part:
     after: tuple[str, ...] = ()
     """The parts that must have ended before this one starts, passed or failed."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_one_case: bool = False
+    """True if its tests take their size and seed from the command: only the whole part repeats a failure of one."""
 
     @property
     def minutes_cold(self) -> float:
@@ -68,10 +70,17 @@ def longest_path(parts: Iterable[Part], *, cold: bool) -> float:
     return max(ends.values(), default=0.0)
 
 
-def _beside(name: str, command: str, *, warm: float, after: str = "") -> Part:
+def _beside(name: str, command: str, *, warm: float, after: str = "", is_one_case: bool = False) -> Part:
     """Return a part that computes. It runs at a low priority beside the stories of a cluster, which mostly wait."""
     order = (after,) if after else ()
-    return Part(name=name, command=f"nice -n 15 {command}", warm=warm, needs=("setup",), after=order)
+    return Part(
+        name=name,
+        command=f"nice -n 15 {command}",
+        warm=warm,
+        needs=("setup",),
+        after=order,
+        is_one_case=is_one_case,
+    )
 
 
 _PREPARED = (
@@ -106,7 +115,7 @@ PRESUBMIT = Suite(
         _beside("test", "make test", warm=8),
         _beside("check", "make check", warm=1, after="test"),
         _beside("system", "make e2e PART=system", warm=3, after="check"),
-        _beside("kills", "make test-crash KILLS=20", warm=9, after="system"),
+        _beside("kills", "make test-crash KILLS=20", warm=9, after="system", is_one_case=True),
     ),
 )
 
@@ -143,8 +152,8 @@ def nightly(day: date) -> Suite:
             _beside("test", "make test", warm=8),
             _beside("check", "make check", warm=1, after="test"),
             _beside("systems", "make e2e PART=systems", warm=18, after="check"),
-            _beside("kills", "make test-crash KILLS=200", warm=14, after="systems"),
-            _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=3, after="kills"),
+            _beside("kills", f"make test-crash KILLS=200 SEED={seed}", warm=14, after="systems", is_one_case=True),
+            _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=3, after="kills", is_one_case=True),
             _beside("gpu-dry", "make gpu DRY=1 MINUTES=30", warm=3, after="worlds"),
             Part(
                 name="operator",

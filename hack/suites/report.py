@@ -8,8 +8,6 @@ from xml.etree import ElementTree as ET
 
 from hack.suites.plan import Part, Suite, longest_path
 
-NOT_RUN = "not run"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -25,7 +23,8 @@ class Result:
     """How one part ended."""
 
     part: Part
-    seconds: float
+    seconds: float | None
+    """How long it ran; None if it did not run."""
     counts: Counts
     failures: tuple[str, ...] = ()
     """Commands that repeat what failed, one line each."""
@@ -46,11 +45,11 @@ def read(part: Part, *, seconds: float, code: int, junit: Path, suite: str) -> R
         junit: The file that pytest wrote; it does not exist where the command ran no pytest, or pytest was killed.
         suite: The name of the suite, for the command that repeats the whole part.
     """
-    cases = _cases(junit)
+    cases, is_whole = _cases(junit)
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
     failures = list(dict.fromkeys(_command(part, case) for case in failed))  # one that fails in its teardown too
-    if code and not failures:
+    if not failures and (code or not is_whole):
         failures = [f"make nightly PART={part.name}" if suite == "nightly" else part.command]
     passed = len(cases) - len(failed) - skipped if cases else int(not failures)
     return Result(
@@ -61,27 +60,31 @@ def read(part: Part, *, seconds: float, code: int, junit: Path, suite: str) -> R
     )
 
 
-def _cases(junit: Path) -> list[ET.Element]:
-    """Return the tests of a JUnit file; none where pytest was killed before it had written the file."""
+def _cases(junit: Path) -> tuple[list[ET.Element], bool]:
+    """Return the tests of a JUnit file, and False if the file was cut off; a command without pytest writes none."""
     try:
-        return list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own file
-    except (FileNotFoundError, ET.ParseError):
-        return []
+        return list(ET.parse(junit).iter("testcase")), True  # noqa: S314 - our own file
+    except FileNotFoundError:
+        return [], True
+    except ET.ParseError:
+        return [], False
 
 
-def not_run(part: Part) -> Result:
-    """Return the result of a part whose needs have failed; it counts as failed."""
-    return Result(part=part, seconds=0.0, counts=Counts(failed=1), failures=(f"{part.name}: {NOT_RUN}",))
+def not_run(part: Part, why: str) -> Result:
+    """Return the result of a part that could not start; it counts as failed."""
+    return Result(part=part, seconds=None, counts=Counts(failed=1), failures=(f"not run: {why}",))
 
 
 def _command(part: Part, case: ET.Element) -> str:
-    """Return the command that runs this test alone, with the environment of its part."""
+    """Return the command that runs this test alone, with the environment of its part; or the part's, and the test."""
     file, name, owner = (case.get(key, "") for key in ("file", "name", "classname"))
     classes = owner.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
     words = [f"{key}={shlex.quote(value)}" for key, value in part.environment.items()]
     test = "::".join(filter(None, (file, *classes.split("."), name)))
     if not owner:  # a file that could not be collected: its name is the module's
         test = file or f"{name.replace('.', '/')}.py"
+    if part.is_one_case:
+        return " ".join([*words, part.command, f"# {test}"])
     return " ".join([*words, ".venv/bin/pytest", "-q", shlex.quote(test)])
 
 
@@ -91,7 +94,7 @@ def table(suite: Suite, results: Sequence[Result], *, seconds: float) -> Iterato
     yield row("part", "warm", "cold", "minutes", "passed", "failed", "skipped")
     for result in results:
         part, counts = result.part, result.counts
-        took = NOT_RUN if f"{part.name}: {NOT_RUN}" in result.failures else minutes(result.seconds)
+        took = "not run" if result.seconds is None else minutes(result.seconds)
         planned = f"{part.warm:g}", f"{part.minutes_cold:g}"
         yield row(part.name, *planned, took, counts.passed, counts.failed, counts.skipped)
     planned = f"{longest_path(suite.parts, cold=False):g}", f"{longest_path(suite.parts, cold=True):g}"

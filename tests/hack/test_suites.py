@@ -96,7 +96,7 @@ def test_a_failure_stops_only_the_parts_that_need_it(tmp_path: Path) -> None:
         "follows": True,
     }
     assert results["fails"].failures == ("make nightly PART=fails",)
-    assert results["needs"].failures == ("needs: not run",)
+    assert results["needs"].failures == ("not run: fails has failed",)
     assert not mark.exists()
 
 
@@ -127,10 +127,38 @@ def test_a_file_that_cannot_be_collected_is_named_and_one_test_that_fails_twice_
     )
 
 
-def test_a_junit_file_that_was_cut_off_is_a_failure_of_the_part(tmp_path: Path) -> None:
-    found = run(tmp_path, part("killed", f"echo '<testsuites><test' > {tmp_path}/killed.xml; exit 1"))["killed"]
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_junit_file_that_was_cut_off_is_a_failure_of_the_part(tmp_path: Path, code: int) -> None:
+    found = run(tmp_path, part("killed", f"echo '<testsuites><test' > {tmp_path}/killed.xml; exit {code}"))["killed"]
 
     assert (found.counts, found.failures) == (Counts(failed=1), ("make nightly PART=killed",))
+
+
+def test_a_part_whose_seed_is_in_its_command_is_repeated_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_wrong() -> None: assert False")
+    tests = f"cd {tmp_path} && SEED=7 {ROOT}/.venv/bin/python -m pytest -q -p no:cacheprovider test_it.py"
+
+    result = run(tmp_path, replace(part("worlds", tests), is_one_case=True))["worlds"]
+
+    assert result.failures == (f"{tests} # test_it.py::test_wrong",)
+
+
+def test_a_part_that_cannot_start_leaves_the_others_their_table(tmp_path: Path) -> None:
+    (tmp_path / "full.log").mkdir()  # as little to be opened as a file on a full disk
+
+    results = run(tmp_path, part("full"), part("other", after=("full",)))
+
+    assert results["full"].failures[0].startswith("not run: [Errno 21] Is a directory")
+    assert results["other"].passed
+
+
+def test_a_suite_of_tests_that_were_skipped_for_a_missing_part_fails(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "from support.missing import missing\ndef test_it() -> None: missing('no box')"
+    )
+    tests = f"cd {tmp_path} && PYTHONPATH={ROOT}:{ROOT}/tests {ROOT}/.venv/bin/pytest -q -p no:cacheprovider test_it.py"
+
+    assert run(tmp_path, part("tests", tests))["tests"].counts == Counts(failed=1)
 
 
 def test_what_the_user_has_set_for_pytest_chooses_no_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +191,14 @@ def test_a_suite_that_is_stopped_stops_its_parts_as_by_ctrl_c_and_says_what_did_
 
     assert cleaned.exists()
     assert not slow_result.passed
-    assert later.failures == ("later: not run",)
+    assert later.failures == ("not run: the suite was stopped before",)
 
 
 def test_the_table_has_a_row_for_each_part_and_their_sums() -> None:
     first, second = part("first"), replace(part("second", needs=("first",)), cold=3)
     results = [
         Result(part=first, seconds=61, counts=Counts(passed=5)),
-        Result(part=second, seconds=0, counts=Counts(failed=1), failures=("second: not run",)),
+        report.not_run(second, "first has failed"),
     ]
 
     rows = [line.split() for line in report.table(suite_of(first, second), results, seconds=125)]

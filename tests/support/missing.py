@@ -5,9 +5,11 @@ from typing import NoReturn
 
 import pytest
 
+from hack.suites.lanes import REQUIRED
+
 
 def missing(reason: str) -> NoReturn:
-    """Fail in CI, which has to have it; skip elsewhere, with the reason."""
-    if os.environ.get("CI"):
-        pytest.fail(f"CI has to run this: {reason}")
+    """Fail in CI and in a suite, which have to have it; skip elsewhere, with the reason."""
+    if os.environ.get("CI") or os.environ.get(REQUIRED):
+        pytest.fail(f"this has to run here: {reason}")
     pytest.skip(reason)
