@@ -130,8 +130,8 @@ def report(results: dict[int, dict[str, Any]], *, picture: Path, record: bool) -
         print(f"Recorded in {recorded.PATH} for {', '.join(f'{runs:,}' for runs in kept)} runs.")
 
 
-def main() -> None:
-    """Measure, and print."""
+def main() -> int:
+    """Measure, and print; return 1 if a scenario did not get to its end: a table with holes is no success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[100], help="numbers of runs, one after the other")
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=[], help="these, and what they need")
@@ -143,19 +143,22 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it runs in the background
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends in order by this one
     results: dict[int, dict[str, Any]] = {}
+    is_whole = False
     try:
         if "waiting_queue" in scenarios(given.only):
             programs.need(["kueue"], harness.say)  # now, for it takes minutes, once
         for runs in given.runs:
             results[runs] = {"runs": runs, "cores": os.cpu_count()}
             measured_alone(results[runs], scenarios(given.only))
+        is_whole = all(map(recorded.is_whole, results.values()))
     except KeyboardInterrupt:
         print("bench: stopped; what was measured before follows", file=sys.stderr)
     except BoxError as error:
         print(f"bench: {error}; what was measured before follows", file=sys.stderr)
     if begun := {runs: found for runs, found in results.items() if "floor" in found}:
         report(begun, picture=given.picture, record=given.record)
+    return int(not is_whole)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,10 +30,14 @@ def save(results: Mapping[int, Mapping[str, Any]], path: Path = PATH) -> None:
     path.write_text(lines + "\n")
 
 
+def is_whole(results: Mapping[str, Any]) -> bool:
+    """True if each scenario got to its end."""
+    return all("late" not in part for part in results.values() if isinstance(part, Mapping))
+
+
 def may_replace(results: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
     """True if each scenario got to its end, and none is missing that is recorded: its figures would be lost."""
-    ended = all("late" not in part for part in results.values() if isinstance(part, Mapping))
-    return ended and results.keys() >= (before or {}).keys()
+    return is_whole(results) and results.keys() >= (before or {}).keys()
 
 
 def _rounded(value: Any) -> Any:

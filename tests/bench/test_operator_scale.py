@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.operator_scale import __main__ as command
 from bench.operator_scale import counters, disturbances, figures, plot, process, recorded, steady, table
 from bench.operator_scale.__main__ import SCENARIOS, scenarios
 from bench.operator_scale.comparison import Comparison, compare
@@ -315,6 +316,18 @@ def test_results_are_not_recorded_where_a_scenario_was_late_or_one_that_is_recor
     assert recorded.may_replace(results(), results())
     assert not recorded.may_replace(results(idle={"late": "0 of 7 after 3 s"}), None)
     assert not recorded.may_replace(results(), {**results(), "deletion": {}})
+
+
+@pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"idle": {"late": "0 of 7 after 3 s"}}, 1)])
+def test_a_table_with_holes_is_no_success(
+    changes: dict[str, Any], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "--only", "idle", "--picture", str(tmp_path / "picture.svg")])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("hack.cluster.box.is_up", lambda: False)
+    monkeypatch.setattr(command, "measured_alone", lambda found, _: found.update(results(**changes)))
+
+    assert command.main() == code
 
 
 def test_the_picture_has_the_points_of_each_number_of_runs(tmp_path: Path) -> None:
