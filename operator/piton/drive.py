@@ -64,7 +64,8 @@ async def run_pass(
 
     A crash anywhere in here is harmless: effects are idempotent, the status is written once and last, and what follows
     from it happens in the next pass. A decision that cannot be taken back is made again on live reads first, and only
-    that second one counts: see docs/decisions/0058. Announcements may be lost in a crash, never told too early.
+    that second one counts: see docs/decisions/0058. Announcements may be lost in a crash, never told too early; those
+    of a decision that changes nothing were told before.
 
     Raises:
         Conflict: somebody wrote in between; call again at once.
@@ -84,8 +85,9 @@ async def run_pass(
             await world.apply(effect)
     except Refused as refusal:
         decision = turned_down(observed, decision, str(refusal))
-    if decision.status != observed.status:
+    is_news = decision.status != observed.status
+    if is_news:
         await world.write_status(decision.status)
-        for announcement in decision.announcements:
-            await announcer.announce(announcement)
+    for announcement in decision.announcements if is_news or decision.effects else ():
+        await announcer.announce(announcement)
     return decision

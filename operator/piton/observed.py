@@ -198,6 +198,7 @@ class VolumeSeen:
     """The checkpoint volume."""
 
     exists: bool
+    name: str = ""
     ours: bool = True
     """False: a claim of the name that we would use belongs to somebody else."""
     made: bool = False
@@ -256,6 +257,8 @@ class Observed:
     attempts: tuple[AttemptSeen, ...] = ()
     progress: Progress | None = None
     """The newest report of the current attempt, if it has reported."""
+    silent_seconds: float | None = None
+    """Seconds since the newest report of the current attempt, or since anybody listens; None: no reports are wanted."""
     complete: Complete | None = None
     """The final manifest, where the world can read it."""
     reservation: ReservationSeen | None = None

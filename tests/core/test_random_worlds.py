@@ -304,6 +304,11 @@ class RandomWorld(RuleBasedStateMachine):
                     self.job_vanishes()
                     break
 
+    @rule()
+    def reports_are_blocked_or_arrive(self) -> None:
+        """By a NetworkPolicy, a certificate: nothing is heard of the attempts that follow."""
+        self.world.are_reports_blocked = not self.world.are_reports_blocked
+
     @rule(attempts=st.integers(1, 2))
     def reads_fail(self, attempts: int) -> None:
         self.world.failing_reads += attempts
@@ -530,9 +535,9 @@ class RandomWorld(RuleBasedStateMachine):
         assert self.seconds_over_budget <= GRACE_SECONDS + 1, self.world.status
 
     @invariant()
-    def a_checkpoint_that_was_reported_outlives_its_run(self) -> None:
+    def a_checkpoint_outlives_its_run_whether_anything_was_heard_of_it_or_not(self) -> None:
         if not self.world.exists and not self.old_news:
-            assert self.world.volume or self.world.status.checkpoint is None
+            assert self.world.volume or not self.world.store.steps
 
     # --- and in the end ----------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract import names
 from piton.contract.termination import Outcome
-from support.apiserver import CLAIMS, JOBS, PODS, RUNS, Body
+from support.apiserver import CLAIMS, EVENTS, JOBS, PODS, RUNS, Body
 from support.builders import a_manifest
-from support.cluster import CRASHES, Disrupted, Ends, Runs
+from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits
 from support.pilot import Pilot
 
 CLAIM = "ragcun-checkpoints"
@@ -108,18 +108,79 @@ async def test_a_claim_without_a_checkpoint_goes_so_that_the_mended_run_can_have
     await pilot.until_phase(Phase.SUCCEEDED)
 
 
-async def test_a_program_that_reports_nothing_keeps_its_claim_once_it_has_run_for_long(pilot: Pilot) -> None:
+def _is_placed(pilot: Pilot) -> bool:
+    current = pilot.status().current
+    return current is not None and bool(current.replicas)
+
+
+async def _exits_zero_at_once(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Ends(is_silent=True)
+    await pilot.until_phase(Phase.SUCCEEDED)
+
+
+async def _crashes_at_once(pilot: Pilot) -> None:
+    pilot.cluster.script = dict.fromkeys(range(1, 10), Ends(outcome=Outcome.FAILED, exit_code=1, is_silent=True))
+    await pilot.until_phase(Phase.FAILED)
+
+
+async def _loses_its_machine_without_a_word(pilot: Pilot) -> None:
+    """Then the run is deleted while its next attempt finds no machine."""
+    pilot.cluster.script = {1: Vanishes(), 2: Waits(reason="Unschedulable")}
+    await pilot.until(lambda: pilot.status().attempt > 1)
+    await pilot.turn()
+
+
+async def _trains_and_goes_without_a_word(pilot: Pilot) -> None:
     pilot.cluster.script[1] = Runs()
-    await pilot.cluster.apply(a_manifest(trainer={"image": "i", "command": ["train"]}))
     await pilot.until_phase(Phase.TRAINING)
-    await pilot.turn(700)
-    node = pilot.server.all(PODS)[0]["spec"]["nodeName"]
     await pilot.server.delete(RUNS, "ragcun", "team")
     await pilot.server.remove(PODS, "ragcun-1-master-0", "team")
-    await pilot.until(lambda: pilot.run() is None)
 
-    assert node
+
+async def _is_lost_before_it_was_seen_to_run(pilot: Pilot) -> None:
+    """The operator was away meanwhile: what it has written down is that the pod had a machine."""
+    pilot.cluster.script[1] = Waits(reason="ContainerCreating")
+    await pilot.until(lambda: _is_placed(pilot))
+    await pilot.server.remove(PODS, "ragcun-1-master-0", "team")
+    await pilot.server.remove(JOBS, "ragcun-1", "team")
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        _exits_zero_at_once,
+        _crashes_at_once,
+        _loses_its_machine_without_a_word,
+        _trains_and_goes_without_a_word,
+        _is_lost_before_it_was_seen_to_run,
+    ],
+    ids=lambda reach: reach.__name__.strip("_"),
+)
+@pytest.mark.parametrize(
+    "trainer", [{"image": "i", "command": ["train"]}, {"image": "i", "recipe": "charlm"}], ids=lambda t: [*t][-1]
+)
+async def test_a_claim_of_which_nothing_was_heard_outlives_its_run(
+    pilot: Pilot, reach: Any, trainer: dict[str, Any]
+) -> None:
+    await pilot.cluster.apply(a_manifest(trainer=trainer))
+    await reach(pilot)
+
+    if pilot.run() is not None:
+        await delete(pilot)
+
     assert owners(pilot) == []
+    (event,) = [event for event in pilot.server.all(EVENTS) if event["reason"] == "VolumeKept"]
+    assert f"spec.checkpoint.volume.claimName: {CLAIM} instead of size" in event["message"]
+
+
+async def test_the_claim_of_a_run_whose_trainer_never_began_goes_with_it(pilot: Pilot) -> None:
+    pilot.cluster.script = dict.fromkeys(range(1, 10), Waits(reason="InvalidImageName"))
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: _is_placed(pilot))
+
+    await delete(pilot)
+
+    assert claim(pilot) is None
 
 
 async def test_a_new_run_of_the_name_says_how_to_choose(pilot: Pilot) -> None:

@@ -59,6 +59,8 @@ class Ends:
     best_metric: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+    is_silent: bool = False
+    """True if it leaves no last words, as a program of the user's."""
 
     @property
     def code(self) -> int:
@@ -236,7 +238,8 @@ class Cluster:
             metrics=fate.metrics,
             detail="all steps are done" if finished else fate.detail,
         )
-        ended = {"exitCode": fate.code, "finishedAt": self._time(), "message": words.to_json(), "reason": "Completed"}
+        message = "" if fate.is_silent else words.to_json()
+        ended = {"exitCode": fate.code, "finishedAt": self._time(), "message": message, "reason": "Completed"}
         pod["status"]["phase"] = "Succeeded" if fate.code == 0 else "Failed"
         pod["status"]["containerStatuses"] = [{"name": names.CONTAINER, "state": {"terminated": ended}}]
         await self.server.put(PODS, pod)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
+from typing import Any
 
 from piton.api.spec import Meta, Spec, Stage
 from piton.api.status import RunStatus
@@ -79,6 +80,10 @@ class Trainer:
     out_of_disk: bool = False
     waits_for_peer_until: datetime | None = None
     """Until then the other half of its gang has no machine, and nothing is trained."""
+    cannot_report: bool = False
+    """Its reports do not arrive, as behind a NetworkPolicy. Its last words do."""
+    heard_at: datetime | None = None
+    """When its newest report arrived."""
     silent: bool = False
     """Nothing that becomes of it, or of its pod, is known: its machine does not answer, and does not count as gone."""
     stops_at: datetime | None = None
@@ -161,6 +166,8 @@ class FakeWorld:
     lag: int = 0
     """The cache is so many passes behind in all but the run itself."""
     history: list[tuple[int, Observed]] = field(default_factory=list)
+    are_reports_blocked: bool = False
+    """Attempts that begin meanwhile cannot report."""
     failing_reads: int = 0
     """So many attempts from now find that their checkpoint cannot be read."""
     is_volume_empty: bool = False
@@ -298,7 +305,8 @@ class FakeWorld:
         self.stages_created.append(effect.stage)
         self._owners += 1
         trainer = Trainer(number=number, stage=effect.stage, resumed_from=0, step=0, owner=self._owners)
-        trainer.placed_at = self.time
+        trainer.placed_at = trainer.heard_at = self.time
+        trainer.cannot_report = self.are_reports_blocked
         if self.half_a_gang_seconds:
             trainer.waits_for_peer_until = self.time + timedelta(seconds=self.half_a_gang_seconds)
             self.half_a_gang_seconds = 0
@@ -405,11 +413,15 @@ class FakeWorld:
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.owner != self.store.owner:
-            self._exit(trainer, 81, Termination(outcome=Outcome.FENCED, fence=self.store.fence))
+            self._exit(trainer, 81, self._words(trainer, Outcome.FENCED, fence=self.store.fence))
             return
         if (trainer.step, trainer.number) not in self.store.steps:
             self.store.steps.append((trainer.step, trainer.number))
         trainer.checkpoint_step = trainer.step
+
+    def _words(self, trainer: Trainer, outcome: Outcome, **said: Any) -> Termination:
+        """The last words of one that has trained. They never leave a checkpoint out."""
+        return Termination(outcome=outcome, step=trainer.step, checkpoint_step=trainer.checkpoint_step, **said)
 
     def _exit(self, trainer: Trainer, code: int, termination: Termination | None = None) -> None:
         trainer.alive, trainer.exit_code, trainer.termination = False, code, termination
@@ -429,7 +441,10 @@ class FakeWorld:
     def _look(self) -> Observed:
         current = self.status.attempt
         trainer = self.jobs.get(current)
-        tells = trainer is not None and trainer.step > trainer.resumed_from and not trainer.silent
+        is_heard = trainer is not None and not (trainer.silent or trainer.cannot_report)
+        tells = is_heard and trainer is not None and trainer.step > trainer.resumed_from
+        if trainer is not None and is_heard and trainer.alive:
+            trainer.heard_at = self.time
         return Observed(
             meta=self._meta(),
             reservation=self.reservation,
@@ -440,6 +455,7 @@ class FakeWorld:
             attempts=tuple(self._seen(number) for number in sorted(self.jobs)),
             progress=self._report(trainer) if trainer and tells else None,
             complete=self.store.complete,
+            silent_seconds=(self.time - (trainer.heard_at or NOW)).total_seconds() if trainer else None,
         )
 
     def _meta(self) -> Meta:
@@ -577,7 +593,7 @@ class FakeWorld:
 
     def break_device(self, trainer: Trainer) -> None:
         """Its GPU is lost, and the trainer says so."""
-        self._exit(trainer, int(EXIT_CODES[Outcome.DEVICE_LOST]), Termination(outcome=Outcome.DEVICE_LOST))
+        self._exit(trainer, int(EXIT_CODES[Outcome.DEVICE_LOST]), self._words(trainer, Outcome.DEVICE_LOST))
 
     def crash(self, trainer: Trainer, *, out_of_memory: bool = False, out_of_disk: bool = False) -> None:
         """A bug of the user's."""

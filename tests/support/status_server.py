@@ -12,12 +12,13 @@ from piton.contract.progress import Progress, TrainerRequests
 
 
 class StatusServer:
-    """Collects reports; `answer` says what to reply to each."""
+    """Collects reports; `answer` says what to reply to each. The first of a trainer, which says nothing, is counted."""
 
     def __init__(
         self, answer: Callable[[Progress], TrainerRequests] | None = None, *, status: int = 200, keeps: bool = False
     ) -> None:
         self.reports: list[Progress] = []
+        self.greetings = 0
         self.tokens: list[str | None] = []
         self.paths: list[str] = []
         self.connections = 0
@@ -64,11 +65,17 @@ class StatusServer:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 progress = Progress.from_wire(json.loads(body))
+                if progress == Progress(updated=progress.updated):
+                    owner.greetings += 1
+                    self._reply(TrainerRequests())
+                    return
                 owner.paths.append(self.path)
                 owner.tokens.append(self.headers.get("Authorization"))
                 owner.reports.append(progress)
-                answer = owner._answer(progress).to_json().encode()
-                refused = owner.refusals.pop(0) if owner.refusals else None
+                self._reply(owner._answer(progress), refused=owner.refusals.pop(0) if owner.refusals else None)
+
+            def _reply(self, requests: TrainerRequests, *, refused: float | None = None) -> None:
+                answer = requests.to_json().encode()
                 self.send_response(owner._status if refused is None else 429)
                 if refused is not None:
                     self.send_header("Retry-After", str(refused))

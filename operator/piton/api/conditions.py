@@ -8,6 +8,7 @@ A run in a queue is Queued before each Starting for which it has no quota.
 A run with other stages passes the first line once per stage, with Preparing or Evaluating in place of Training.
 
 StatusUnreadable is True while this version cannot interpret the status of another; the other conditions do not change.
+Reporting is False while an attempt trains and nothing is heard of it; it is set only where trainers are to report.
 Stalled is True while consecutive attempts end without a newer durable step.
 Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.
 """
@@ -22,7 +23,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
-UNREADABLE, STALLED = "StatusUnreadable", "Stalled"
+UNREADABLE, STALLED, REPORTING = "StatusUnreadable", "Stalled", "Reporting"
 
 _WAITS = frozenset(
     {
@@ -129,6 +130,13 @@ def readable_again(status: StatusT, *, now: datetime, generation: int) -> Status
     if not status.is_true(UNREADABLE):
         return status
     return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
+
+
+def with_reporting(status: StatusT, silence: str | None, *, now: datetime, generation: int) -> StatusT:
+    """Return the status with Reporting set: False with what is said of the silence, True where there is none."""
+    if silence is None:
+        return _with(status, REPORTING, _T, Reason.REPORTING, "", now, generation)
+    return _with(status, REPORTING, _F, Reason.NO_REPORTS, silence, now, generation)
 
 
 def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:

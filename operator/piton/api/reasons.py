@@ -187,6 +187,12 @@ class Reason(OpenEnum):
     # Housekeeping
     TRIMMED = "Trimmed"
     """An old attempt's job is deleted; the status keeps its verdict."""
+    REPORTING = "Reporting"
+    """The trainer reports to the operator."""
+    NO_REPORTS = "NoReports"
+    """An attempt has trained for a minute without a report, or could not report to its end. It trains on."""
+    VOLUME_KEPT = "VolumeKept"
+    """The run is over, and the claim of its checkpoints stays when the run is deleted."""
     EXPIRED = "Expired"
     """spec.ttlAfterFinished has passed: the run is deleted."""
     NOT_YET = "NotYet"

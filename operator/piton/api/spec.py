@@ -120,7 +120,7 @@ class Volume(Model):
     ] = Field(default=(), description="Access modes of a new claim. Several nodes need ReadWriteMany.")
     reclaim: Reclaim = Field(
         default=Reclaim.RETAIN,
-        description="What becomes of a new claim when the run is deleted. Retain keeps it if it holds any checkpoint; "
+        description="What becomes of a new claim when the run is deleted. Retain keeps it if it may hold work; "
         "Delete deletes it with the run, checkpoints and all.",
     )
 

@@ -80,6 +80,9 @@ class AttemptStatus(Answer):
     formed_time: AwareDatetime | None = Field(
         default=None, description="When all of its replicas had run. Before that no exit code is the program's failure."
     )
+    last_words_time: AwareDatetime | None = Field(
+        default=None, description="When its last words were read: what it had done, and why it ended."
+    )
     training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
     failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
     ended_time: AwareDatetime | None = Field(default=None, description="When the last of its replicas was gone.")
@@ -222,6 +225,9 @@ class RunStatus(Conditioned):
     result: Result | None = Field(default=None, description="What the run produced.")
     stages: tuple[StageStatus, ...] = Field(default=(), description="The stages that have begun, in order.")
     attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
+    may_hold_unlisted_work: bool | None = Field(
+        default=None, description="An attempt that is not listed any more may have saved what nobody heard of."
+    )
 
     @property
     def current(self) -> AttemptStatus | None:

@@ -22,6 +22,7 @@ from piton.contract.open_enum import OpenEnum
 TERMINATION_MESSAGE_BYTES_MAX = 4096
 """The kubelet cuts a termination message here."""
 _METRICS_MAX = 32
+_UNREPORTED_MAX = 300
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_./@-]{1,64}")
 
 
@@ -116,6 +117,8 @@ class Termination:
     """The attempt that holds the checkpoint directory, when it is not this one: the next attempt has to be higher."""
     limit: Limit | None = None
     """Of one that stopped by itself: the limit that was reached."""
+    unreported: str | None = None
+    """The reason for which the newest reports did not arrive; None if they did."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of an evaluation, at most 32, so that they fit."""
     detail: str = ""
@@ -139,6 +142,7 @@ class Termination:
             "bestMetric": self.best_metric,
             "fence": self.fence,
             "limit": None if self.limit is None else self.limit.value,
+            "unreported": None if self.unreported is None else self.unreported[:_UNREPORTED_MAX],
             "metrics": _metrics(self.metrics) or None,
             "detail": detail,
         }
@@ -165,6 +169,7 @@ class Termination:
                 best_metric=_number(fields.get("bestMetric")),
                 fence=_integer(fields.get("fence")),
                 limit=Limit(fields["limit"]) if isinstance(fields.get("limit"), str) else None,
+                unreported=_string(fields.get("unreported")),
                 metrics=_metrics(fields.get("metrics")),
                 detail=str(fields.get("detail", "")),
             )

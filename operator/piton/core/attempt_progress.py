@@ -10,6 +10,7 @@ from piton.core import quota_rules, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
+from piton.core.unreported import note_reporting, seconds_to_silence
 from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
 from piton.observed import AttemptSeen
@@ -39,6 +40,7 @@ def observe_running(context: Context) -> Decision | None:
         return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
     hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
     status, news = _hindered(context, with_report(context), hindrance)
+    status, silence = note_reporting(context, status)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
     silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
@@ -50,12 +52,13 @@ def observe_running(context: Context) -> Decision | None:
     requested = quota_rules.quota_effects(context, seen)
     if not requested and _only_progress(status, context):
         status, soon = context.status, earliest(_next_progress(context), soon)
-    again = earliest(context.seconds_to_deadline(), seconds_to_form(context), soon)
+    unheard = seconds_to_silence(context, status) or None  # once it is said, only a report changes it
+    again = earliest(context.seconds_to_deadline(), seconds_to_form(context), unheard, soon)
     return Decision(
         rule="observe_running",
         effects=requested,
         status=status,
-        announcements=(*news, *_advice_that_is_new(context, seen)),
+        announcements=(*news, *silence, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,
     )
 

@@ -21,6 +21,7 @@ from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
 from piton.core.evidence import Evidence, Judgement
 from piton.core.stopping import stop_effects
+from piton.core.unreported import note_unreported
 from piton.core.verdict import judge
 from piton.core.wait_reasons import Wait, waited_seconds
 from piton.cost import spending
@@ -296,6 +297,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
     status = transitions.end(
         spending.stop(status, context.seen, now=context.now), judgement, now=context.now, timing=context.timing
     )
+    status = note_unreported(context, status)
     record = status.current
     assert record is not None
     if judgement.verdict is Verdict.FINISHED:

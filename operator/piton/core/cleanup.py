@@ -11,13 +11,15 @@ from datetime import timedelta
 
 from piton.api.conditions import FAILED, SUCCEEDED, TRAINING, WAITING, settled, without_waiting
 from piton.api.reasons import Reason
-from piton.api.spec import Reclaim, Stage
-from piton.api.status import AttemptStatus, RunStatus
+from piton.api.spec import Reclaim
+from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
 from piton.contract.duration import parse_duration
 from piton.core import transitions
+from piton.core.attempt_progress import with_report
 from piton.core.context import Context
 from piton.core.effects import (
+    Announcement,
     Decision,
     DeleteRun,
     Effect,
@@ -26,24 +28,23 @@ from piton.core.effects import (
     StopAttempt,
 )
 from piton.core.stopping import stop_effects
-
-UNREPORTED_SECONDS = 600.0
-"""A training that has run for so long, and of which nothing was ever heard, may have saved something. Shorter ones are
-mostly programs that fail at once, whose users delete the run, mend it, and want its name back."""
+from piton.core.unreported import may_hold_checkpoint
 
 
 def deleted(context: Context) -> Decision | None:
     """Stop every attempt in order, then decide about the claim and let the run go."""
     if not context.meta.deleting:
         return None
-    status = context.status if context.status.unreadable else _with_report(context)
+    status = context.status if context.status.unreadable else _stopping(context)
     effects: tuple[Effect, ...] = _stop_all(context, Reason.DELETED)
+    news: tuple[Announcement, ...] = ()
     if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
-        last = volume_effects(context, _closed(context, status), Reason.DELETED)
-        effects = (*last, RemoveFinalizer(reason=Reason.DELETED))
+        known = _closed(context, status)
+        effects = (*volume_effects(context, known, Reason.DELETED), RemoveFinalizer(reason=Reason.DELETED))
+        news = volume_news(context, known)
     if status.is_true(WAITING) and not settled(status) and not status.unreadable:
         status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
-    return Decision(rule="deleted", effects=effects, status=_unhindered(context, status))
+    return Decision(rule="deleted", effects=effects, status=_unhindered(context, status), announcements=news)
 
 
 def ended(context: Context) -> Decision | None:
@@ -56,15 +57,15 @@ def ended(context: Context) -> Decision | None:
     effects = tuple(effect for seen in alive for effect in stop(seen.number, context, Reason.TRIMMED))
     claim = () if alive else volume_effects(context, context.status, reason)
     effects += () if alive else (*trimmed(context), *claim)
+    news: tuple[Announcement, ...] = ()
     if not effects and context.meta.held:
-        effects = (RemoveFinalizer(reason=reason),)
+        effects, news = (RemoveFinalizer(reason=reason),), volume_news(context, context.status)
     left = _seconds_to_live(context)
     if not effects and left is not None and left <= 0:
-        effects = (DeleteRun(reason=Reason.EXPIRED),)
+        effects, news = (DeleteRun(reason=Reason.EXPIRED),), volume_news(context, context.status)
     again = 0.0 if claim else left or None  # nobody watches claims
-    return Decision(
-        rule="ended", effects=effects, status=_unhindered(context, context.status), look_again_seconds=again
-    )
+    status = _unhindered(context, context.status)
+    return Decision(rule="ended", effects=effects, status=status, announcements=news, look_again_seconds=again)
 
 
 def trimmed(context: Context) -> tuple[StopAttempt, ...]:
@@ -80,27 +81,31 @@ def stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
     return stop_effects(seen, reason)
 
 
-def may_hold_checkpoint(status: RunStatus) -> bool:
-    """True if the volume may hold a committed checkpoint, by all that was ever heard. In doubt it does."""
-    if status.unreadable or status.checkpoint is not None:
-        return True
-    return any(_was_silent(record) for record in status.attempts)
-
-
-def _was_silent(record: AttemptStatus) -> bool:
-    """True if it has trained for long without a word of what it trained: its program reports nothing, or could not."""
-    if record.stage is not Stage.TRAIN or record.running_time is None or record.step is not None:
-        return False
-    return record.ended_time is None or record.ended_time - record.running_time >= timedelta(seconds=UNREPORTED_SECONDS)
-
-
 def volume_effects(context: Context, status: RunStatus, reason: Reason) -> tuple[OwnVolume, ...]:
-    """True if the claim that Piton created is deleted with the run. A claim of the user's is never deleted."""
+    """Return the effect that makes the run the owner of a claim that goes with it, or frees one that stays."""
+    volume, goes = context.observed.volume, _volume_goes(context, status)
+    return () if goes is None or volume.owned is goes else (OwnVolume(owned=goes, reason=reason),)
+
+
+def volume_news(context: Context, status: RunStatus) -> tuple[Announcement, ...]:
+    """Return what people should know of a claim that outlives its run."""
+    if _volume_goes(context, status) is not False:
+        return ()
+    name, namespace = context.observed.volume.name, context.meta.namespace
+    message = (
+        f"the claim {name} stays when this run is deleted. A new run goes on from what it holds with "
+        f"spec.checkpoint.volume.claimName: {name} instead of size. What it holds is given up with "
+        f"kubectl delete persistentvolumeclaim {name} -n {namespace}"
+    )
+    return (Announcement(reason=Reason.VOLUME_KEPT, message=message),)
+
+
+def _volume_goes(context: Context, status: RunStatus) -> bool | None:
+    """True if the claim that Piton has made is deleted with the run; None without one. The user's own always stays."""
     volume = context.observed.volume
     if not (volume.exists and volume.made):
-        return ()
-    goes = volume.reclaim is Reclaim.DELETE or not may_hold_checkpoint(status)
-    return () if volume.owned is goes else (OwnVolume(owned=goes, reason=reason),)
+        return None
+    return volume.reclaim is Reclaim.DELETE or not may_hold_checkpoint(status)
 
 
 def volume_freed(context: Context, reason: Reason) -> tuple[OwnVolume, ...]:
@@ -116,11 +121,18 @@ def _closed(context: Context, status: RunStatus) -> RunStatus:
     return transitions.change(status, ended_time=context.now)
 
 
-def _with_report(context: Context) -> RunStatus:
-    """The status with what the attempt says of itself to the last, such as a checkpoint that it saves as it stops."""
-    if context.flying is None:
+def _stopping(context: Context) -> RunStatus:
+    """The status with what the attempt says of itself to the last, such as a checkpoint that it saves as it stops.
+
+    That Piton has stopped it is written down, and whether it was seen running by then: see `core.unreported`.
+    """
+    record, seen = context.flying, context.seen
+    if record is None:
         return context.status
-    return transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
+    status = with_report(context)
+    if seen is None or not seen.ours or seen.lost or record.state is AttemptState.PENDING:
+        return status
+    return transitions.change(status, state=AttemptState.STOPPING)
 
 
 def _seconds_to_live(context: Context) -> float | None:

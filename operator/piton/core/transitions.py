@@ -29,6 +29,7 @@ from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
+from piton.core.unreported import may_have_saved
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing
@@ -55,8 +56,10 @@ def enter(status: RunStatus, record: AttemptStatus, timing: Timing) -> RunStatus
     changes = {"attempts": stage.attempts + 1, "start_time": stage.start_time or record.created_time}
     attempts = (*status.attempts, record)
     kept = attempts[-timing.kept_records :]
-    status = spending.forget(status, attempts[: len(attempts) - len(kept)])
-    status = status.model_copy(update={"attempt": record.number, "attempts": kept})
+    dropped = attempts[: len(attempts) - len(kept)]
+    status = spending.forget(status, dropped)
+    holds = status.may_hold_unlisted_work or any(map(may_have_saved, dropped)) or None
+    status = status.model_copy(update={"attempt": record.number, "attempts": kept, "may_hold_unlisted_work": holds})
     return _with_stage(status, stage.model_copy(update=changes))
 
 
@@ -97,11 +100,11 @@ def place(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunS
 def form(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Write down when the first replica of the current attempt ran, and when all had."""
     record = status.current
-    if record is None or seen is None or record.formed_time is not None or record.state is AttemptState.STOPPING:
+    if record is None or seen is None or record.formed_time is not None:
         return status
     if record.running_time is None and any(replica.has_run for replica in seen.replicas):
         status = change(status, running_time=now)
-    return change(status, formed_time=now) if seen.formed else status
+    return change(status, formed_time=now) if seen.formed and record.state is not AttemptState.STOPPING else status
 
 
 def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
@@ -115,12 +118,15 @@ def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
 
 def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
-    trains = status.current is not None and status.current.stage is Stage.TRAIN
+    record, terminations = status.current, _terminations(seen)
+    trains = record is not None and record.stage is Stage.TRAIN
+    if trains and record is not None and record.last_words_time is None and terminations:
+        status = change(status, last_words_time=now)
     if progress is not None and trains:
         status = _learn(status, progress.previous)
         status = _with_steps(status, progress.step, progress.checkpoint_step, progress.resumed_from, now=now)
         status = _show(status, progress, now=now)
-    for termination in _terminations(seen):
+    for termination in terminations:
         if trains:
             status = _with_steps(
                 status, termination.step, termination.checkpoint_step, termination.resumed_from, now=now

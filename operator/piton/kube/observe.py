@@ -5,7 +5,7 @@ watch, so what is read there may fit together badly; no create, delete or verdic
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -55,6 +55,8 @@ class SharedMemory:
     """Memory that all passes of an operator share. Without a part of it less is known."""
 
     reports: Reports | None = None
+    listens: Callable[[], bool] = lambda: False
+    """True if trainers are told where to report."""
     prices: Prices = field(default_factory=Prices)
     sightings: Sightings = field(default_factory=Sightings)
     pools: NodePools | None = None
@@ -131,6 +133,7 @@ class _Reader:
             volume=self._volume(claim),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             progress=self._progress(),
+            silent_seconds=self._silent_seconds(),
             reservation=await kueue.look(self._shared.positions, self._meta, self._parsed.status, workload),
         )
         return ClusterSnapshot(
@@ -148,6 +151,13 @@ class _Reader:
             return None
         key = (self._meta.namespace, self._meta.name)
         return self._shared.reports.look(key, run_uid=self._meta.uid, attempt=self._parsed.status.attempt)
+
+    def _silent_seconds(self) -> float | None:
+        """Return for how long the current attempt has not reported; None where it is told no place to report to."""
+        if self._shared.reports is None or not self._shared.listens():
+            return None
+        key, attempt = (self._meta.namespace, self._meta.name), self._parsed.status.attempt
+        return self._shared.reports.silent_seconds(key, run_uid=self._meta.uid, attempt=attempt)
 
     async def _jobs(self) -> dict[int, Body]:
         """Our jobs, and whatever has the name of the job that we want to create."""
@@ -297,6 +307,7 @@ class _Reader:
         made = made_for(claim, self._meta)
         return VolumeSeen(
             exists=True,
+            name=claim["metadata"]["name"],
             ours=made,
             made=made,
             reclaim=spec.checkpoint.volume.reclaim,

@@ -38,11 +38,19 @@ class Sender:
 class _Memory:
     """One name's reports, and what the last pass saw of them."""
 
-    newest: OrderedDict[tuple[str, int], Progress] = field(default_factory=OrderedDict)
+    newest: OrderedDict[tuple[str, int], "_Report"] = field(default_factory=OrderedDict)
     looked_at: float | None = None
     seen: Progress | None = None
     requested: dict[tuple[str, int], "_Requested"] = field(default_factory=dict)
     """Of the attempt in flight alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """A report, and when it came, by the timer."""
+
+    progress: Progress
+    time: float
 
 
 @dataclass(kw_only=True)
@@ -62,6 +70,7 @@ class Reports:
     def __init__(self, timer: Timer, *, pass_seconds: float) -> None:
         self._timer = timer
         self._pass_seconds = pass_seconds
+        self._listens_since = timer.time()
         self._runs: OrderedDict[Key, _Memory] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -74,7 +83,7 @@ class Reports:
         key = (sender.namespace, sender.run)
         with self._lock:
             memory = self._runs.setdefault(key, _Memory())
-            memory.newest[sender.run_uid, sender.attempt] = progress
+            memory.newest[sender.run_uid, sender.attempt] = _Report(progress=progress, time=self._timer.time())
             memory.newest.move_to_end((sender.run_uid, sender.attempt))
             if len(memory.newest) > _ATTEMPTS_MAX:
                 memory.newest.popitem(last=False)
@@ -90,8 +99,16 @@ class Reports:
             if memory is None:
                 return None
             memory.looked_at = self._timer.time()
-            memory.seen = memory.newest.get((run_uid, attempt))
+            newest = memory.newest.get((run_uid, attempt))
+            memory.seen = newest.progress if newest else None
             return memory.seen
+
+    def silent_seconds(self, key: Key, *, run_uid: str, attempt: int) -> float:
+        """Return the seconds since the newest report of this attempt, or since this process listens."""
+        with self._lock:
+            memory = self._runs.get(key)
+            newest = memory.newest.get((run_uid, attempt)) if memory else None
+            return self._timer.time() - (newest.time if newest else self._listens_since)
 
     def request(self, key: Key, *, run_uid: str, attempt: int, requests: TrainerRequests, save: str) -> None:
         """Set the answers to this attempt's next reports. `save` is the text for which it saves once."""

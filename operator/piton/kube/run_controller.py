@@ -79,6 +79,7 @@ class Controller(Worker):
         self._taints = NodeTaints(client, clock)
         self._shared = SharedMemory(
             reports=self._reports,
+            listens=lambda: server() is not None,
             prices=settings.prices,
             sightings=self._sightings,
             pools=NodePools(client, timer),

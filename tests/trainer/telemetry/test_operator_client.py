@@ -20,6 +20,7 @@ from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.progress import Progress, StopAt, TrainerRequests
 from piton.contract.termination import Limit, Outcome, Termination
 from piton_trainer.checkpoint.format import layout
+from piton_trainer.clock import Clock
 from piton_trainer.config import Server
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.telemetry.operator_client import OperatorClient, ReportConnection, push
@@ -161,7 +162,7 @@ def test_a_server_that_does_not_answer_costs_reports_and_never_steps() -> None:
         return TrainerRequests()
 
     with StatusServer(hang) as server:
-        reporter = OperatorClient(Server(url=server.url), interval_seconds=0, timeout_seconds=0.2)
+        reporter = OperatorClient(Server(url=server.url), clock=Clock(), interval_seconds=0, timeout_seconds=0.2)
         for step in range(1000):
             reporter.report(a_report(step), now=float(step))
         reporter.on_end(a_report(1000))
@@ -173,7 +174,7 @@ def test_a_server_that_does_not_answer_costs_reports_and_never_steps() -> None:
 
 def test_reports_keep_their_distance() -> None:
     with StatusServer() as server:
-        reporter = OperatorClient(Server(url=server.url), interval_seconds=5)
+        reporter = OperatorClient(Server(url=server.url), clock=Clock(), interval_seconds=5)
         assert reporter.is_due(100.0)
         reporter.report(a_report(), now=100.0)
         assert not reporter.is_due(104.9)
@@ -183,7 +184,7 @@ def test_reports_keep_their_distance() -> None:
 
 def test_one_connection_carries_many_reports() -> None:
     with StatusServer(keeps=True) as server:
-        reporter = OperatorClient(Server(url=server.url), interval_seconds=0)
+        reporter = OperatorClient(Server(url=server.url), clock=Clock(), interval_seconds=0)
         for step in range(1, 4):
             reporter.on_report(a_report(step))
             assert wait_for(lambda step=step: [r.step for r in server.reports][-1:] == [step])
@@ -222,7 +223,7 @@ def test_a_new_connection_that_fails_is_not_tried_again() -> None:
 def test_after_a_refusal_the_server_hears_nothing_until_it_wants_to_and_then_the_newest() -> None:
     with StatusServer(keeps=True) as server:
         server.refusals = [0.5]
-        reporter = OperatorClient(Server(url=server.url), interval_seconds=0)
+        reporter = OperatorClient(Server(url=server.url), clock=Clock(), interval_seconds=0)
         began = time.monotonic()
         reporter.on_report(a_report(1))
         assert wait_for(lambda: not server.refusals)
@@ -240,7 +241,7 @@ def test_the_last_report_is_sent_again_once_unless_the_server_wants_to_wait_for_
 ) -> None:
     with StatusServer(keeps=True) as server:
         server.refusals = list(refusals)
-        reporter = OperatorClient(Server(url=server.url), interval_seconds=5)
+        reporter = OperatorClient(Server(url=server.url), clock=Clock(), interval_seconds=5)
         reporter.on_end(a_report(9))
     assert [report.step for report in server.reports] == steps
 
@@ -330,3 +331,69 @@ def test_the_time_that_is_left_follows_the_pace_of_this_attempt() -> None:
     assert remaining(state, total=50, training_seconds=130) == 10
     assert remaining(state) is None
     assert remaining(TrainState(step=10, training_seconds=100.0), total=50) is None
+
+
+def test_a_trainer_says_at_once_that_it_is_there_and_repeats_its_newest_report_while_a_step_takes_long() -> None:
+    with StatusServer(keeps=True) as server:
+        reporter = OperatorClient(Server(url=server.url), clock=Clock(), interval_seconds=5, repeat_seconds=0.05)
+        assert wait_for(lambda: server.greetings > 1)
+        reporter.on_report(a_report(7))
+        assert wait_for(lambda: len(server.reports) > 1)
+        reporter.on_end(None)
+    assert {report.step for report in server.reports} == {7}
+    assert reporter.failure is None
+
+
+def _refused(_: Path) -> Server:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return Server(url=f"https://127.0.0.1:{free.getsockname()[1]}/")
+
+
+def _unknown(_: Path) -> Server:
+    return Server(url="https://piton-operator.invalid:8443/")
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [(_refused, "the connection is refused"), (_unknown, "the name is not resolved")],
+)
+def test_what_keeps_reports_from_arriving_is_known_in_words(
+    tmp_path: Path, server: Callable[[Path], Server], words: str
+) -> None:
+    reporter = OperatorClient(server(tmp_path), clock=Clock(), interval_seconds=5)
+    reporter.on_end(a_report())
+
+    assert reporter.failure is not None
+    assert words in reporter.failure
+
+
+def test_a_certificate_of_another_authority_is_named(certificate: tuple[Path, Path]) -> None:
+    with StatusServer() as server:
+        server.secure(*map(str, certificate))
+        reporter = OperatorClient(
+            Server(url=server.url, ca_cert=Path(certifi.where())), clock=Clock(), interval_seconds=5
+        )
+        reporter.on_end(a_report())
+
+    assert reporter.failure is not None
+    assert "its certificate is not of the authority that this pod was given" in reporter.failure
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        reporter = OperatorClient(Server(url=url), clock=Clock(), interval_seconds=5, timeout_seconds=0.05)
+        reporter.on_end(a_report())
+
+    assert reporter.failure is not None
+    assert "no answer in time" in reporter.failure
+
+
+def test_the_last_words_of_a_run_say_why_its_reports_did_not_arrive(tmp_path: Path) -> None:
+    log = tmp_path / "termination-log"
+    tiny.train(tmp_path / "run", server=_refused(tmp_path), termination_log=log)
+
+    words = Termination.from_json(log.read_text())
+    assert words is not None
+    assert words.unreported is not None
+    assert words.unreported.endswith("the connection is refused")

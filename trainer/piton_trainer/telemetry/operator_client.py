@@ -1,28 +1,35 @@
 """Rank 0 tells the operator how far it is, and hears what the operator wishes (KEP-2779).
 
 One daemon thread and a mailbox for a single letter: a newer report replaces one that was not sent yet, so a slow server
-costs reports, never steps. A report that fails is lost without harm; the first failure is logged. The connection is
-kept between reports: a handshake costs both sides more than all the rest.
+costs reports, never steps. A report that fails is lost without harm; the first failure is logged, and the newest one is
+in the termination message. The first report says nothing but that there is a trainer, and the newest one is repeated
+while steps take long: so the operator can tell a slow step from reports that do not arrive. The connection is kept
+between reports: a handshake costs both sides more than all the rest.
 """
 
+import errno
 import http.client
 import json
 import logging
+import socket
 import ssl
 import threading
 import time
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from piton.contract.progress import Progress, StopAt, TrainerRequests
+from piton_trainer.clock import Clock
 from piton_trainer.config import Server
 from piton_trainer.telemetry.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
+REPEAT_SECONDS = 30.0
+"""The newest report is repeated after so long without another one."""
 _ANSWER_BYTES_MAX = 65_536
 _SENTENCE_MAX = 200
 _WAIT_SECONDS_MAX = 60.0
@@ -42,11 +49,25 @@ class ComeAgain(ConnectionError):  # noqa: N818 - a situation, not an error
 class OperatorClient(Callback):
     """Posts progress to the operator from a background thread, and holds the requests of its answers."""
 
-    def __init__(self, server: Server, *, interval_seconds: float, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    failure: str | None = None
+    """Reason for which the newest report did not arrive; None if it did."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        clock: Clock,
+        interval_seconds: float,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        repeat_seconds: float = REPEAT_SECONDS,
+    ) -> None:
         self._server = server
         self.report_every_seconds = interval_seconds
         self._timeout_seconds = timeout_seconds
+        self._repeat_seconds = repeat_seconds
         self._pending: Progress | None = None
+        self._clock = clock
+        self._newest = Progress(updated=self._time())
         self._closing = False
         self._warned = False
         self._changed = threading.Condition()
@@ -93,28 +114,36 @@ class OperatorClient(Callback):
 
     def _deliver(self) -> None:
         with ReportConnection(self._server, timeout_seconds=self._timeout_seconds) as connection:
+            self._send(connection, self._newest)
             while (progress := self._next()) is not None:
                 self._send(connection, progress)
 
     def _next(self) -> Progress | None:
         """Wait for a report, and as long as the server has asked for. None: there will be no more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pending is not None or self._closing)
+            if not self._changed.wait_for(lambda: self._pending is not None or self._closing, self._repeat_seconds):
+                self._pending = replace(self._newest, updated=self._time())
             while self._pending is not None and (seconds := self._silent_until - time.monotonic()) > 0:
                 self._changed.wait(seconds)
             progress, self._pending = self._pending, None
+            self._newest = progress or self._newest
             return progress
+
+    def _time(self) -> str:
+        return self._clock.now().isoformat(timespec="seconds")
 
     def _send(self, connection: "ReportConnection", progress: Progress) -> None:
         try:
             answer = connection.push(progress)
         except (OSError, http.client.HTTPException, ValueError) as error:
+            self.failure = _described(error, urlsplit(self._server.url))
             if not self._warned:
-                logger.warning("progress is not reported, %s: %s", self._server.url, error)
+                logger.warning("progress is not reported, %s: %s", self._server.url, self.failure)
                 self._warned = True
             if isinstance(error, ComeAgain):
                 self._postpone(progress, error.seconds)
             return
+        self.failure = None
         with self._changed:
             self._requests = TrainerRequests(
                 checkpoint=self._requests.checkpoint or answer.checkpoint,
@@ -208,6 +237,26 @@ def push(server: Server, progress: Progress, *, timeout_seconds: float = TIMEOUT
     """Send one report over a connection of its own. Raises what `ReportConnection.push` does."""
     with ReportConnection(server, timeout_seconds=timeout_seconds) as connection:
         return connection.push(progress)
+
+
+def _described(error: Exception, url: SplitResult) -> str:
+    """Return what keeps reports from arriving, in words of a cluster."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            why = f"its certificate is not of the authority that this pod was given ({error.verify_message})"
+        case ssl.SSLError():
+            why = f"no TLS connection ({error.reason or error})"
+        case ConnectionRefusedError():
+            why = "the connection is refused"
+        case TimeoutError():
+            why = "no answer in time, as where a NetworkPolicy drops packets"
+        case socket.gaierror():
+            why = f"the name is not resolved ({error.strerror})"
+        case OSError(errno=errno.EHOSTUNREACH | errno.ENETUNREACH):
+            why = f"there is no route ({error.strerror})"
+        case _:
+            why = str(error) or type(error).__name__
+    return f"{url.netloc}: {why}"
 
 
 def _retry_after(answer: http.client.HTTPResponse) -> float | None:

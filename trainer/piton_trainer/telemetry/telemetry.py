@@ -66,6 +66,11 @@ class Telemetry:
         return None if self.operator is None else self.operator.stop_at
 
     @property
+    def report_failure(self) -> str | None:
+        """Reason for which the newest report did not arrive; None if it did."""
+        return None if self.operator is None else self.operator.failure
+
+    @property
     def lag(self) -> dict[str, float]:
         """The lag of the mirror, as metrics; empty without a mirror."""
         lag = None if self.mirror is None else self.mirror.lag()
@@ -130,7 +135,8 @@ def build_telemetry(
     Raises:
         BadConfig: the mirror that the configuration asks for cannot be used.
     """
-    operator = None if config.server is None else OperatorClient(config.server, interval_seconds=config.report_seconds)
+    server, every = config.server, config.report_seconds
+    operator = None if server is None else OperatorClient(server, clock=clock, interval_seconds=every)
     moved = partial(_moved, operator, clock)
     mirror = None if config.assignment.mirror is None else _mirror(config, fence, clock, report=moved)
     own = [operator, _exporter(config, world_size, mirror), ConsoleReporter()]

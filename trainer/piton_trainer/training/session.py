@@ -339,7 +339,7 @@ class Session(RankContext):
             end = Termination(outcome=outcome, detail=detail) if steps is None else steps.termination(outcome, detail)
             holder = error.holder if isinstance(error, Fenced) else None
             limit = error.limit if isinstance(error, Stopped) else None
-            self._log.leave(replace(end, fence=holder, limit=limit))
+            self._log.leave(replace(end, fence=holder, limit=limit, unreported=self._telemetry.report_failure))
             if self._store is not None:
                 self._store.leave_end(outcome)
         if isinstance(error, Ended) and self.local_rank == 0:

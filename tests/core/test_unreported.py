@@ -1,0 +1,138 @@
+"""What may have happened of which nothing was heard, and what is said when nothing is heard."""
+
+from typing import Any
+
+import pytest
+
+from piton.api.conditions import REPORTING
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, AttemptStatus, RunStatus
+from piton.api.status_base import ConditionStatus, Phase
+from piton.contract.termination import Outcome
+from piton.core import transitions
+from piton.core.decide import decide
+from piton.core.effects import Decision
+from piton.core.unreported import may_have_saved, may_hold_checkpoint
+from piton.timing import Timing
+from support.builders import (
+    NOW,
+    a_failed_attempt,
+    a_progress,
+    a_record,
+    a_replica,
+    a_status,
+    an_attempt,
+    an_ended,
+    an_observed,
+    failed,
+    later,
+    said,
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "may"),
+    [
+        (an_ended(reason=Reason.CANNOT_START), False),
+        (an_ended(reason=Reason.UNSCHEDULABLE), False),
+        (an_ended(reason=Reason.NODE_GONE), True),
+        (an_ended(reason=Reason.CRASHED, running_time=NOW), True),
+        (an_ended(reason=Reason.CRASHED, running_time=NOW, last_words_time=NOW), False),
+        (an_ended(reason=Reason.EXITED_ZERO, running_time=NOW, last_words_time=NOW), True),
+        (an_ended(reason=Reason.CRASHED, running_time=NOW, last_words_time=NOW, ended_time=later(60)), False),
+        (an_ended(reason=Reason.CRASHED, running_time=NOW, last_words_time=NOW, ended_time=later(61)), True),
+        (an_ended(reason=Reason.CRASHED, running_time=NOW, stage=Stage.PREPARE), False),
+        (a_record(running_time=NOW, last_words_time=NOW), True),
+        (a_record(state=AttemptState.PENDING), False),
+    ],
+)
+def test_an_attempt_may_have_saved_unless_it_never_ran_or_said_within_a_minute_that_it_failed(
+    record: AttemptStatus, may: bool
+) -> None:
+    assert may_have_saved(record) is may
+
+
+def test_what_an_attempt_may_have_saved_is_known_when_it_is_not_listed_any_more() -> None:
+    status = a_status(an_ended(1, reason=Reason.NODE_GONE), *(an_ended(n, reason=Reason.NODE_REFUSED) for n in (2, 3)))
+    timing = Timing(kept_records=3)
+    assert may_hold_checkpoint(status)
+
+    for number in range(4, 9):
+        status = transitions.enter(status, an_ended(number, reason=Reason.NODE_REFUSED), timing)
+        assert may_hold_checkpoint(status)
+
+    never = a_status(an_ended(1, reason=Reason.NODE_REFUSED))
+    for number in range(2, 9):
+        never = transitions.enter(never, an_ended(number, reason=Reason.NODE_REFUSED), timing)
+    assert not may_hold_checkpoint(never)
+
+
+def _silent(seconds: float, *, status: RunStatus | None = None, **fields: Any) -> Decision:
+    """Return the decision on a run whose attempt was formed at NOW, and has been silent since."""
+    known = status or a_status(a_record(running_time=NOW, formed_time=NOW))
+    observed = an_observed(an_attempt(a_replica()), status=known, silent_seconds=seconds, **fields)
+    return decide(observed, now=later(seconds))
+
+
+def test_a_minute_without_a_report_is_said_once_and_the_training_goes_on() -> None:
+    early = _silent(40)
+    assert early.status.condition(REPORTING) is None
+    assert early.look_again_seconds == 20
+
+    late = _silent(60)
+    condition = late.status.condition(REPORTING)
+    assert condition is not None
+    assert (condition.status, condition.reason) == (ConditionStatus.FALSE, Reason.NO_REPORTS)
+    assert "no report has come from attempt 1 for 60 s" in condition.message
+    assert "NetworkPolicy" in condition.message
+    assert [(news.severity, news.reason) for news in late.announcements] == [("Warning", Reason.NO_REPORTS)]
+    assert late.status.phase is Phase.TRAINING
+
+    again = _silent(120, status=late.status)
+    assert (again.status, again.announcements) == (late.status, ())
+
+
+def test_a_report_ends_the_silence() -> None:
+    silent = _silent(60).status
+
+    heard = _silent(1, status=silent, progress=a_progress(10)).status
+
+    assert heard.is_true(REPORTING)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        a_record(running_time=NOW),
+        a_record(running_time=NOW, formed_time=NOW, stage=Stage.PREPARE),
+    ],
+    ids=["half a gang", "a stage that has no steps"],
+)
+def test_nobody_is_expected_to_report_before_all_have_come_together_or_in_another_stage(record: AttemptStatus) -> None:
+    assert _silent(3000, status=a_status(record)).status.condition(REPORTING) is None
+
+
+def test_where_nobody_listens_nothing_is_said() -> None:
+    observed = an_observed(an_attempt(a_replica()), status=a_status(a_record(running_time=NOW, formed_time=NOW)))
+    assert decide(observed, now=later(3000)).status.condition(REPORTING) is None
+
+
+def test_a_program_of_the_users_may_be_silent_and_nobody_is_warned() -> None:
+    decision = _silent(60, spec_parts={"trainer": {"image": "mine:1", "command": ["train"]}})
+
+    condition = decision.status.condition(REPORTING)
+    assert condition is not None
+    assert "sends none" in condition.message
+    assert decision.announcements == ()
+
+
+def test_the_last_words_name_the_cause_that_only_the_trainer_knows() -> None:
+    words = said(Outcome.DIVERGED, unreported="piton-operator:8443: the connection is refused")
+    seen = a_failed_attempt(failed(79, termination=words))
+
+    ended = decide(an_observed(seen, status=a_status(a_record(running_time=NOW))), now=NOW).status
+
+    condition = ended.condition(REPORTING)
+    assert condition is not None
+    assert condition.message.startswith("attempt 1 could not report: piton-operator:8443: the connection is refused. ")
