@@ -214,6 +214,20 @@ def test_the_lag_is_reported(tmp_path: Path, uri: str, proxy: s3.Proxy) -> None:
     assert proxy.seen
 
 
+def test_that_the_bucket_is_of_another_run_is_reported(
+    tmp_path: Path, uri: str, proxy: s3.Proxy, undisturbed: str
+) -> None:
+    tiny.train(tmp_path / "earlier", assignment=orders(uri), attempt=1)
+
+    with StatusServer() as server:
+        ran = tiny.train(tmp_path / "later", assignment=orders(uri), attempt=1, server=Server(url=server.url))
+
+    assert digest(ran) == undisturbed
+    refusal = server.reports[-1].mirror_refusal
+    assert refusal is not None
+    assert "holds the checkpoints of another run" in refusal
+
+
 def test_a_place_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:
     ran = tiny.train(tmp_path / "checkpoints", assignment=Assignment(mirror=MirrorPolicy(uri="gs://bucket")), attempt=1)
 

@@ -9,6 +9,7 @@ A run with other stages passes the first line once per stage, with Preparing or 
 
 StatusUnreadable is True while this version cannot interpret the status of another; the other conditions do not change.
 Reporting is False while an attempt trains and nothing is heard of it; it is set only where trainers are to report.
+Mirrored is False while checkpoints should be mirrored and are not; it is set only of a run with a mirror that reports.
 Stalled is True while consecutive attempts end without a newer durable step.
 Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.
 """
@@ -23,7 +24,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
-UNREADABLE, STALLED, REPORTING = "StatusUnreadable", "Stalled", "Reporting"
+UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
 
 _WAITS = frozenset(
     {
@@ -137,6 +138,13 @@ def with_reporting(status: StatusT, silence: str | None, *, now: datetime, gener
     if silence is None:
         return _with(status, REPORTING, _T, Reason.REPORTING, "", now, generation)
     return _with(status, REPORTING, _F, Reason.NO_REPORTS, silence, now, generation)
+
+
+def with_mirrored(status: StatusT, refusal: str | None, *, now: datetime, generation: int) -> StatusT:
+    """Return the status with Mirrored set: False with the reason for which nothing is mirrored, True without one."""
+    if refusal is None:
+        return _with(status, MIRRORED, _T, Reason.MIRRORED, "", now, generation)
+    return _with(status, MIRRORED, _F, Reason.MIRROR_OFF, refusal, now, generation)
 
 
 def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:

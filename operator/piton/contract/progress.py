@@ -23,7 +23,8 @@ CHECKPOINT_STEP = "checkpoint_step"
 RESUMED_FROM = "resumed_from_step"
 PREVIOUS_ATTEMPT = "previous_attempt"
 PREVIOUS_OUTCOME = "previous_outcome"
-"""The only value that is a word."""
+MIRROR_REFUSAL = "mirror_refusal"
+# The values of these two are words.
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
@@ -47,6 +48,7 @@ BODY_BYTES_MAX = 1 << 20
 # What is kept of a report ends in the run's status, so a sender must not be able to make that too large to store.
 _METRICS_MAX = 64
 _NAME_MAX = 128
+_SENTENCE_MAX = 300
 _TIME_MAX = 64
 _WHOLE_MAX = 2**53
 
@@ -66,6 +68,8 @@ class Progress:
     """The step that this attempt started from; None for a fresh start."""
     previous: PreviousEnd | None = None
     """The end of the attempt before, in case its pods were gone before they were read."""
+    mirror_refusal: str | None = None
+    """The reason for which nothing is mirrored although it should be: the bucket belongs to another run."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ class Progress:
             RESUMED_FROM: self.resumed_from,
             PREVIOUS_ATTEMPT: None if self.previous is None else self.previous.attempt,
             PREVIOUS_OUTCOME: None if self.previous is None else self.previous.outcome.value,
+            MIRROR_REFUSAL: self.mirror_refusal,
             **self.metrics,
         }
         status: dict[str, Any] = {"lastUpdatedTime": self.updated}
@@ -108,6 +113,7 @@ class Progress:
             checkpoint_step=_whole(numbers.get(CHECKPOINT_STEP)),
             resumed_from=_whole(numbers.get(RESUMED_FROM)),
             previous=_previous(numbers.get(PREVIOUS_ATTEMPT), status.get("metrics")),
+            mirror_refusal=_words(MIRROR_REFUSAL, status.get("metrics"), most=_SENTENCE_MAX),
             metrics={name: value for name, value in numbers.items() if name not in _RESERVED},
         )
 
@@ -194,12 +200,15 @@ def _numbers(metrics: object) -> dict[str, float]:
 
 
 def _previous(attempt: float | None, metrics: object) -> PreviousEnd | None:
-    number = _whole(attempt)
-    if number is None:
-        return None
+    number, outcome = _whole(attempt), _words(PREVIOUS_OUTCOME, metrics, most=_NAME_MAX)
+    return None if number is None or outcome is None else PreviousEnd(attempt=number, outcome=Outcome(outcome))
+
+
+def _words(name: str, metrics: object, *, most: int) -> str | None:
+    """Return the value of a metric that is no number, at most so many characters of it."""
     for item in metrics if isinstance(metrics, list) else []:
-        if isinstance(item, dict) and item.get("name") == PREVIOUS_OUTCOME and isinstance(item.get("value"), str):
-            return PreviousEnd(attempt=number, outcome=Outcome(item["value"][:_NAME_MAX]))
+        if isinstance(item, dict) and item.get("name") == name and isinstance(item.get("value"), str):
+            return str(item["value"])[:most]
     return None
 
 

@@ -10,6 +10,7 @@ from piton.core import quota_rules, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
+from piton.core.mirroring import note_mirroring
 from piton.core.unreported import note_reporting, seconds_to_silence
 from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
@@ -41,6 +42,7 @@ def observe_running(context: Context) -> Decision | None:
     hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
     status, news = _hindered(context, with_report(context), hindrance)
     status, silence = note_reporting(context, status)
+    status, mirror = note_mirroring(context, status)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
     silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
@@ -58,7 +60,7 @@ def observe_running(context: Context) -> Decision | None:
         rule="observe_running",
         effects=requested,
         status=status,
-        announcements=(*news, *silence, *_advice_that_is_new(context, seen)),
+        announcements=(*news, *silence, *mirror, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,
     )
 

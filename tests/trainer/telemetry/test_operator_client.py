@@ -318,6 +318,7 @@ def remaining(state: TrainState, *, training_seconds: float | None = None, total
         durable_step=None,
         resumed_from=10,
         previous=None,
+        mirror_refusal=None,
         metrics={},
         now=FakeClock().now(),
         finished=False,

@@ -176,6 +176,11 @@ class MirrorClient:
             seconds = self._clock.monotonic() - self._commits[0][1]
             return Lag(steps=self._wanted - (self._mirrored or 0), seconds=seconds, errors=errors)
 
+    @property
+    def refusal(self) -> str | None:
+        """Reason for which nothing is mirrored any more: the bucket belongs to another run or attempt."""
+        return self._state.refusal
+
     def finish(self, is_stop_requested: Callable[[], bool]) -> bool:
         """Wait, after the training, for the remaining uploads while they make progress.
 

@@ -81,6 +81,8 @@ class MirrorState:
     """True if the mirror has stopped: the bucket or the volume belongs to another process."""
     errors: int
     """Number of failed uploads so far."""
+    refusal: str | None = None
+    """Reason for which the bucket or the volume belongs to another process, if it does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ class BucketSync:
         self._logged: set[str] = set()
         self._is_idle = True
         self._has_begun = self._is_over = False
+        self._refusal: str | None = None
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def restore(self, newer_than: int | None) -> int | None:
@@ -125,7 +126,7 @@ class BucketSync:
                 delay = None
             except NotOurs as refusal:
                 self._log("NotOurs", f"nothing is mirrored any more: {refusal}")
-                self._stop()
+                self._stop(str(refusal))
             except S3Error as trouble:
                 delay = self._longer(delay)
                 self._fail(trouble.kind, str(trouble))
@@ -161,9 +162,9 @@ class BucketSync:
         if holder is not None and holder != self._settings.fence:
             raise NotOurs(f"attempt {holder.attempt} has claimed {self._settings.directory}")
 
-    def _stop(self) -> None:
+    def _stop(self, refusal: str | None = None) -> None:
         with self._changed:
-            self._is_over = True
+            self._is_over, self._refusal = True, self._refusal or refusal
             self._changed.notify_all()
             self._report()
 
@@ -181,6 +182,7 @@ class BucketSync:
                 is_idle=self._is_idle,
                 is_over=self._is_over,
                 errors=self._errors,
+                refusal=self._refusal,
             )
         )
 

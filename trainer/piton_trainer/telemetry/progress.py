@@ -7,6 +7,7 @@ from datetime import datetime
 from piton.contract.assignment import Assignment
 from piton.contract.progress import (
     CHECKPOINT_STEP,
+    MIRROR_REFUSAL,
     PREVIOUS_ATTEMPT,
     PREVIOUS_OUTCOME,
     RESUMED_FROM,
@@ -17,7 +18,9 @@ from piton.contract.progress import (
 from piton.contract.termination import PreviousEnd
 from piton_trainer.state.train_state import TrainState
 
-_OURS = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, PREVIOUS_OUTCOME})
+_OURS = frozenset(
+    {STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, PREVIOUS_OUTCOME, MIRROR_REFUSAL}
+)
 """A script may report a `step` of its own; on the wire the name is taken."""
 _PERCENT_MAX = 99
 """Until the last checkpoint is durable there is something left to do."""
@@ -32,6 +35,7 @@ def progress_of(
     durable_step: int | None,
     resumed_from: int | None,
     previous: PreviousEnd | None,
+    mirror_refusal: str | None,
     metrics: Mapping[str, float],
     now: datetime,
     finished: bool,
@@ -48,6 +52,7 @@ def progress_of(
         checkpoint_step=durable_step,
         resumed_from=resumed_from,
         previous=previous,
+        mirror_refusal=mirror_refusal,
         metrics={name: value for name, value in metrics.items() if name not in _OURS},
     )
 

@@ -76,6 +76,11 @@ class Telemetry:
         lag = None if self.mirror is None else self.mirror.lag()
         return {} if lag is None else {MIRROR_LAG_STEPS: lag.steps, MIRROR_LAG_SECONDS: lag.seconds}
 
+    @property
+    def mirror_refusal(self) -> str | None:
+        """Reason for which the mirror is off although it is configured; None if it is not."""
+        return None if self.mirror is None else self.mirror.refusal
+
     def set_up(self, volume: VolumeHealth) -> None:
         """Announce the state of the checkpoint volume."""
         self.callbacks.call(Callback.on_setup, volume)

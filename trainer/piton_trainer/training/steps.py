@@ -194,6 +194,7 @@ class Steps:
             durable_step=self._store.durable_step,
             resumed_from=None if self._restored is None else self._restored.step,
             previous=self._store.previous_end,
+            mirror_refusal=self._telemetry.mirror_refusal,
             metrics=self.measured.read_all()
             | self._telemetry.lag
             | self._saves.metrics()

@@ -1,0 +1,59 @@
+"""A mirror that is off is said in a condition, and not only in a log that goes with its pod."""
+
+from dataclasses import replace
+
+from piton.api.conditions import MIRRORED
+from piton.api.reasons import Reason
+from piton.api.status import RunStatus
+from piton.api.status_base import ConditionStatus, Phase
+from piton.contract.progress import MIRROR_LAG_STEPS, Progress
+from piton.core.decide import decide
+from piton.core.effects import Decision
+from support.builders import NOW, a_progress, a_record, a_replica, a_status, an_attempt, an_observed, later
+
+WITH_A_MIRROR = {"checkpoint": {"volume": {"size": "1Gi"}, "mirror": {"uri": "s3://bucket/prefix"}}}
+TAKEN = "s3://bucket/prefix/team/ragcun holds the checkpoints of another run"
+
+
+def reported(progress: Progress, status: RunStatus | None = None, *, mirror: bool = True) -> Decision:
+    known = status or a_status(a_record(running_time=NOW, formed_time=NOW))
+    parts = WITH_A_MIRROR if mirror else {}
+    return decide(an_observed(an_attempt(a_replica()), status=known, progress=progress, spec_parts=parts), now=later(1))
+
+
+def test_a_bucket_of_another_run_is_said_once_and_the_training_goes_on() -> None:
+    first = reported(replace(a_progress(10), mirror_refusal=TAKEN))
+    condition = first.status.condition(MIRRORED)
+    assert condition is not None
+    assert (condition.status, condition.reason, condition.message) == (
+        ConditionStatus.FALSE,
+        Reason.MIRROR_OFF,
+        TAKEN,
+    )
+    assert [(news.severity, news.reason) for news in first.announcements] == [("Warning", Reason.MIRROR_OFF)]
+    assert first.status.phase is Phase.TRAINING
+
+    again = reported(replace(a_progress(11), mirror_refusal=TAKEN), first.status)
+    assert again.announcements == ()
+
+
+def test_the_condition_ends_with_an_attempt_that_mirrors() -> None:
+    off = reported(replace(a_progress(10), mirror_refusal=TAKEN)).status
+    saved_nothing_yet = reported(a_progress(11), off).status
+    assert not saved_nothing_yet.is_true(MIRRORED)
+
+    mirrors = reported(replace(a_progress(12), metrics={MIRROR_LAG_STEPS: 0.0}), saved_nothing_yet).status
+
+    assert mirrors.is_true(MIRRORED)
+
+
+def test_a_run_without_a_mirror_has_no_such_condition() -> None:
+    assert reported(a_progress(10), mirror=False).status.condition(MIRRORED) is None
+
+
+def test_the_words_of_a_refusal_come_over_the_wire_and_are_bounded() -> None:
+    report = replace(a_progress(10), mirror_refusal=TAKEN)
+    assert Progress.from_wire(report.to_wire()) == report
+    long = Progress.from_wire(replace(report, mirror_refusal="x" * 100_000).to_wire())
+    assert long.mirror_refusal is not None
+    assert len(long.mirror_refusal) < 1000
