@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piton.contract import names
+from piton_trainer.checkpoint import volume_start
 from piton_trainer.checkpoint.load import readahead
 from piton_trainer.recipes import catalog
 from piton_trainer.training import signals
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Join the run and train."""
     signals.stop_at_once()
+    volume_start.look_before_torch(os.environ)
     if directory := os.environ.get(names.ENV_CHECKPOINT_DIR):
         readahead.begin(Path(directory))
     train = import_all()

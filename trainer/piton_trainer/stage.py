@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from piton.contract.termination import Termination
+from piton_trainer.checkpoint.volume_start import drop_unusable_caches
 from piton_trainer.config import Config, termination_log
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.runtime.process_group import Ranks
@@ -20,6 +21,7 @@ def run(work: Callable[[Config], Termination]) -> None:
     """Do a stage's work, and say how that ended as a training does."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log = TerminationLog(termination_log(os.environ), Ranks(local_rank=int(os.environ.get("LOCAL_RANK") or 0)))
+    drop_unusable_caches(os.environ)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         words = work(_config())

@@ -10,6 +10,7 @@ A run with other stages passes the first line once per stage, with Preparing or 
 StatusUnreadable is True while this version cannot interpret the status of another; the other conditions do not change.
 Reporting is False while an attempt trains and nothing is heard of it; it is set only where trainers are to report.
 Mirrored is False while checkpoints should be mirrored and are not; it is set only of a run with a mirror that reports.
+VolumeNearlyFull is True while the checkpoint volume has hardly room for another checkpoint.
 Stalled is True while consecutive attempts end without a newer durable step.
 Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.
 """
@@ -25,6 +26,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
 UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
+VOLUME_NEARLY_FULL = "VolumeNearlyFull"
 
 _WAITS = frozenset(
     {
@@ -140,13 +142,6 @@ def with_reporting(status: StatusT, silence: str | None, *, now: datetime, gener
     return _with(status, REPORTING, _F, Reason.NO_REPORTS, silence, now, generation)
 
 
-def with_mirrored(status: StatusT, refusal: str | None, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with Mirrored set: False with the reason for which nothing is mirrored, True without one."""
-    if refusal is None:
-        return _with(status, MIRRORED, _T, Reason.MIRRORED, "", now, generation)
-    return _with(status, MIRRORED, _F, Reason.MIRROR_OFF, refusal, now, generation)
-
-
 def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
     """Return the status with Stalled set to True, for a run without progress; the rest is unchanged."""
     return _with(status, STALLED, _T, Reason.NO_PROGRESS, message, now, generation)
@@ -155,6 +150,20 @@ def with_stalled(status: StatusT, message: str, *, now: datetime, generation: in
 def without_stalled(status: StatusT, *, now: datetime, generation: int) -> StatusT:
     """Return the status with Stalled set to False, for a run with progress; the rest is unchanged."""
     return _with(status, STALLED, _F, Reason.NOT_YET, "", now, generation)
+
+
+def with_condition(
+    status: StatusT,
+    kind: str,
+    value: ConditionStatus,
+    reason: Reason,
+    message: str,
+    *,
+    now: datetime,
+    generation: int,
+) -> StatusT:
+    """Return the status with this condition; the rest is unchanged."""
+    return _with(status, kind, value, reason, message, now, generation)
 
 
 def _with(

@@ -195,6 +195,8 @@ class Reason(OpenEnum):
     """The trainer mirrors its checkpoints to the bucket."""
     MIRROR_OFF = "MirrorOff"
     """Nothing is mirrored, since the bucket belongs to another run or attempt. It trains on, without a second copy."""
+    VOLUME_NEARLY_FULL = "VolumeNearlyFull"
+    """The checkpoint volume has room for one more checkpoint at most, beside those that are kept."""
     VOLUME_KEPT = "VolumeKept"
     """The run is over, and the claim of its checkpoints stays when the run is deleted."""
     EXPIRED = "Expired"

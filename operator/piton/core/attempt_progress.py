@@ -8,9 +8,9 @@ from piton.api.status_base import Phase
 from piton.contract.duration import parse_duration
 from piton.core import quota_rules, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
+from piton.core.checkpoint_conditions import note_mirror, note_volume
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
-from piton.core.mirroring import note_mirroring
 from piton.core.unreported import note_reporting, seconds_to_silence
 from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
@@ -42,7 +42,8 @@ def observe_running(context: Context) -> Decision | None:
     hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
     status, news = _hindered(context, with_report(context), hindrance)
     status, silence = note_reporting(context, status)
-    status, mirror = note_mirroring(context, status)
+    status, mirror = note_mirror(context, status)
+    status, volume = note_volume(context, status)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
     silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
@@ -60,7 +61,7 @@ def observe_running(context: Context) -> Decision | None:
         rule="observe_running",
         effects=requested,
         status=status,
-        announcements=(*news, *silence, *mirror, *_advice_that_is_new(context, seen)),
+        announcements=(*news, *silence, *mirror, *volume, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,
     )
 

@@ -23,9 +23,9 @@ from torch import Generator, Tensor
 from piton.contract import startup_phases
 from piton.contract.termination import Termination
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.format.fence import claim_directory
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load import readahead
+from piton_trainer.checkpoint.volume_start import claim_directory
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
@@ -288,7 +288,8 @@ class Session(RankContext):
         self._log = TerminationLog(config.termination_log, ranks)
         self._log.clear()
         claim = partial(claim_directory, disk=self._disk, clock=clock, is_stopping=self._is_stopping)
-        fence = ranks.on_main(partial(claim, config.checkpoint_dir, attempt=config.attempt))
+        numbers = {"attempt": config.attempt, "durable_step": config.durable_step}
+        fence = ranks.on_main(partial(claim, config.checkpoint_dir, **numbers))
         self._attempt = fence.attempt
         self._beats, self._watchdog = watched(config, ranks, attempt=fence.attempt)
         if self.is_main:

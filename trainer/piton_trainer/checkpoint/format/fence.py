@@ -18,21 +18,14 @@ Two processes that claim at the same moment can overwrite each other's FENCE. Th
 number in it, and claims again; the lower one finds the higher number and gives up.
 """
 
-import errno
 import json
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from piton.contract import names
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.format.retry import Retry
-from piton_trainer.clock import Clock
-from piton_trainer.errors import BadConfig, Fenced
-
-_NOT_OURS_TO_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
-"""Errors of the operating system for a directory that was set wrongly."""
+from piton_trainer.errors import Fenced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,37 +34,6 @@ class Holder:
 
     attempt: int
     owner: str
-
-
-def claim_directory(
-    directory: Path,
-    *,
-    attempt: int | None,
-    disk: layout.Disk,
-    clock: Clock,
-    is_stopping: Callable[[], bool],
-) -> "Fence":
-    """Create the directory if necessary, and claim the right to commit in it. A failing volume is tried again.
-
-    Raises:
-        Fenced: a higher attempt has already claimed the directory.
-        BadConfig: checkpoints cannot be kept there: a wrong path, or no permission.
-        OutOfSpace: the volume is full.
-        VolumeLost: the volume fails for too long.
-    """
-
-    def claim() -> Fence:
-        directory.mkdir(parents=True, exist_ok=True)
-        fence = Fence(directory, disk=disk, attempt=attempt)
-        fence.claim()
-        return fence
-
-    answers = _NOT_OURS_TO_WRITE | layout.NO_SPACE
-    try:
-        with layout.raise_out_of_space(directory):
-            return Retry(clock, answers=answers, is_stopping=is_stopping)(claim, directory)
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"checkpoints cannot be kept in {directory}: {error}") from error
 
 
 class Fence:

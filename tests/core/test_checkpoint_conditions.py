@@ -1,12 +1,14 @@
-"""A mirror that is off is said in a condition, and not only in a log that goes with its pod."""
+"""A mirror that is off, or a volume that is nearly full, is a condition, and not only in the log of a pod that goes."""
 
 from dataclasses import replace
 
-from piton.api.conditions import MIRRORED
+import pytest
+
+from piton.api.conditions import MIRRORED, VOLUME_NEARLY_FULL
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus
 from piton.api.status_base import ConditionStatus, Phase
-from piton.contract.progress import MIRROR_LAG_STEPS, Progress
+from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS, Progress
 from piton.core.decide import decide
 from piton.core.effects import Decision
 from support.builders import NOW, a_progress, a_record, a_replica, a_status, an_attempt, an_observed, later
@@ -57,3 +59,24 @@ def test_the_words_of_a_refusal_come_over_the_wire_and_are_bounded() -> None:
     long = Progress.from_wire(replace(report, mirror_refusal="x" * 100_000).to_wire())
     assert long.mirror_refusal is not None
     assert len(long.mirror_refusal) < 1000
+
+
+@pytest.mark.parametrize(("fit", "room"), [(0.0, "no other"), (1.0, "only 1 more")])
+def test_a_volume_that_is_nearly_full_is_said_once_before_a_save_fails_and_ends_when_there_is_room(
+    fit: float, room: str
+) -> None:
+    tight = replace(a_progress(10, checkpoint=10), metrics={CHECKPOINTS_THAT_FIT: fit})
+    first = reported(tight)
+    condition = first.status.condition(VOLUME_NEARLY_FULL)
+    assert condition is not None
+    assert condition.status is ConditionStatus.TRUE
+    assert f"room for {room}" in condition.message
+    assert [(news.severity, news.reason) for news in first.announcements] == [("Warning", Reason.VOLUME_NEARLY_FULL)]
+    assert first.status.phase is Phase.TRAINING
+    assert reported(tight, first.status).announcements == ()
+
+    restarted = reported(a_progress(3), first.status).status
+    assert restarted.is_true(VOLUME_NEARLY_FULL), "nothing was saved since"
+
+    assert not reported(a_progress(20, checkpoint=20), restarted).status.is_true(VOLUME_NEARLY_FULL)
+    assert reported(a_progress(20, checkpoint=20)).status.condition(VOLUME_NEARLY_FULL) is None

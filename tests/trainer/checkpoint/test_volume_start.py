@@ -1,0 +1,224 @@
+"""The checkpoint volume when an attempt begins: patience where the run may have saved, else a sentence."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from piton.contract import names
+from piton.contract.termination import Outcome, Termination
+from piton_trainer.checkpoint import volume_start
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.volume_start import answered, claim_directory, look_before_torch, may_have_saved
+from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
+from support import tiny
+from support.clocks import FakeClock
+from support.volumes import fill, mounted, remount
+
+SAVED: dict[str, dict[str, Any]] = {
+    "a durable step": {"attempt": 1, "durable_step": 458},
+    "a later attempt": {"attempt": 2, "durable_step": None},
+}
+
+
+class Failing(layout.Disk):
+    """A volume that answers each write so, for so many writes."""
+
+    def __init__(self, code: int, *, times: int = 10**9) -> None:
+        self._code = code
+        self._left = times
+
+    def write(self, path: Path, text: str) -> None:
+        self._left -= 1
+        if self._left >= 0:
+            raise OSError(self._code, os.strerror(self._code), str(path))
+        super().write(path, text)
+
+
+def claim(directory: Path, code: int, *, times: int = 10**9, **who: Any) -> Fence:
+    who = {"attempt": 1, "durable_step": None, **who}
+    disk = Failing(code, times=times)
+    return claim_directory(directory, disk=disk, clock=FakeClock(), is_stopping=lambda: False, **who)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("who", SAVED.values(), ids=SAVED)
+def test_a_volume_in_trouble_is_tried_again_where_the_run_may_have_saved(
+    tmp_path: Path, code: int, who: dict[str, Any]
+) -> None:
+    assert claim(tmp_path, code, times=3, **who).attempt == who["attempt"]
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (errno.EROFS, VolumeLost),
+        (errno.EACCES, VolumeLost),
+        (errno.EPERM, VolumeLost),
+        (errno.ESTALE, VolumeLost),
+        (errno.ENOSPC, OutOfSpace),
+        (errno.EDQUOT, OutOfSpace),
+    ],
+)
+@pytest.mark.parametrize("who", SAVED.values(), ids=SAVED)
+def test_trouble_that_stays_ends_the_attempt_as_in_the_middle_of_a_run_and_never_for_good(
+    tmp_path: Path, code: int, end: type[Ended], who: dict[str, Any]
+) -> None:
+    with pytest.raises(end) as ended:
+        claim(tmp_path, code, **who)
+
+    assert ended.value.outcome is not Outcome.BAD_CONFIG
+    assert os.strerror(code) in ended.value.detail or code in layout.NO_SPACE
+    assert str(tmp_path) in ended.value.detail
+
+
+def test_a_volume_that_shows_what_was_saved_is_not_fresh(tmp_path: Path) -> None:
+    """A new run that goes on from a claim: its first attempt, of which the operator knows no durable step."""
+    assert not may_have_saved(tmp_path, attempt=1, durable_step=None)
+    Fence(tmp_path, disk=layout.Disk(), attempt=7).claim()
+    assert may_have_saved(tmp_path, attempt=1, durable_step=None)
+
+    with pytest.raises(VolumeLost):
+        claim(tmp_path, errno.EROFS, attempt=8)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_fresh_volume_that_may_not_be_written_is_a_wrong_setting_at_once(tmp_path: Path, code: int) -> None:
+    with pytest.raises(BadConfig, match="checkpoints cannot be kept in"):
+        claim(tmp_path, code)
+
+
+def test_a_path_through_a_file_is_a_wrong_setting_whatever_was_saved(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadConfig, match="cannot be kept in"):
+        claim(tmp_path / "file" / "run", errno.EIO, times=0, durable_step=3)
+
+
+def test_a_volume_that_does_not_answer_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError, match="has not answered for"):
+        answered(lambda: release.wait(30), tmp_path, seconds=0.05)
+    release.set()
+
+    assert answered(lambda: 7, tmp_path, seconds=5) == 7
+    with pytest.raises(ZeroDivisionError):
+        answered(lambda: 1 // 0, tmp_path, seconds=5)
+
+
+def test_a_volume_that_never_answers_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(volume_start, "READ_SECONDS", 0.05)
+
+    class Hung(layout.Disk):
+        def write(self, path: Path, text: str) -> None:
+            release.wait(30)
+
+    with pytest.raises(VolumeLost, match="the volume has not answered"):
+        claim_directory(
+            tmp_path, attempt=1, durable_step=None, disk=Hung(), clock=FakeClock(), is_stopping=lambda: False
+        )
+    release.set()
+
+
+# --- before torch is imported ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    directory = tmp_path / "volume" / "run"
+    return {
+        names.ENV_CHECKPOINT_DIR: str(directory),
+        names.ENV_INDUCTOR_CACHE: f"{directory}/.cache/inductor",
+        names.ENV_TRITON_CACHE: "/scratch/of/the/users",
+        names.ENV_TERMINATION_LOG: str(tmp_path / "termination-log"),
+        names.ENV_ATTEMPT: "1",
+    }
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def mkdir(path: Path, **_: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+def test_a_volume_that_can_be_written_keeps_the_caches_and_nothing_of_the_look(environment: dict[str, str]) -> None:
+    look_before_torch(environment)
+
+    directory = Path(environment[names.ENV_CHECKPOINT_DIR])
+    assert [path.name for path in directory.iterdir()] == [".cache"]
+    assert Path(environment[names.ENV_INDUCTOR_CACHE]).is_dir()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_a_fresh_volume_of_root_is_named_with_what_would_help(
+    environment: dict[str, str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid(monkeypatch, code)
+    with pytest.raises(SystemExit) as ended:
+        look_before_torch(environment)
+
+    assert ended.value.code == 78
+    words = Termination.from_json(Path(environment[names.ENV_TERMINATION_LOG]).read_text())
+    assert words is not None
+    assert words.outcome is Outcome.BAD_CONFIG
+    for part in (environment[names.ENV_CHECKPOINT_DIR], "belongs to", "fsGroup", "access point"):
+        assert part in words.detail
+    assert words.detail in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [{names.ENV_DURABLE_STEP: "458"}, {names.ENV_ATTEMPT: "3"}], ids=["step", "attempt"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_volume_that_may_hold_work_is_left_to_the_claim_and_torch_gets_no_caches_on_it(
+    environment: dict[str, str], known: dict[str, str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch, code)
+    environment |= known
+
+    look_before_torch(environment)
+
+    assert names.ENV_INDUCTOR_CACHE not in environment
+    assert environment[names.ENV_TRITON_CACHE] == "/scratch/of/the/users"
+
+
+# --- whole runs on real volumes -------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_volume_is_read_only_when_it_begins_again_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    with mounted(tmp_path / "volume", "32m") as volume:
+        first = tiny.train(volume / "run", at={6: tiny.terminate}, attempt=1)
+        assert first.code == 143
+        remount(volume, "ro")
+
+        lost = tiny.train(volume / "run", attempt=2, clock=FakeClock())
+
+        assert lost.code == 82
+        assert "Read-only file system" in lost.error
+        remount(volume, "rw")
+        assert tiny.train(volume / "run", attempt=3).resumed_from == 6
+
+
+def test_a_run_whose_volume_is_full_when_it_begins_again_is_out_of_space_and_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    with mounted(tmp_path / "volume", "32m") as volume:
+        assert tiny.train(volume / "run", at={6: tiny.terminate}, attempt=1).code == 143
+        ballast = fill(volume, leave=0)
+
+        full = tiny.train(volume / "run", attempt=2, clock=FakeClock())
+
+        assert full.code == 80, full.error
+        ballast.unlink()
+        assert tiny.train(volume / "run", attempt=3).resumed_from == 6
+
+
+def test_the_last_words_are_those_of_a_session(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid(monkeypatch, errno.EACCES)
+    with pytest.raises(SystemExit):
+        look_before_torch(environment)
+    assert json.loads(Path(environment[names.ENV_TERMINATION_LOG]).read_text())["outcome"] == "badConfig"

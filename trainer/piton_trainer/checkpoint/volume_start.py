@@ -1,0 +1,209 @@
+"""The checkpoint volume when an attempt begins: it has the patience, and the words, that it has in the middle of a run.
+
+    read-only, no permission   the run may have saved there: tried again, then VolumeLost. Nothing was ever saved there:
+                               BadConfig, before torch is imported, with what would let this process write
+    full                       the run may have saved there: tried again, then OutOfSpace; at once otherwise
+    no answer                  tried again, then VolumeLost. A call that hangs is left behind with its thread
+    a path through a file      BadConfig
+
+A run may have saved if the operator knows a durable step, if this is not its first attempt, or if the volume shows it.
+"""
+
+import errno
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from piton.contract import names
+from piton.contract.duration import format_duration
+from piton.contract.termination import EXIT_CODES, Outcome, Termination
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format.fence import Fence
+from piton_trainer.checkpoint.format.retry import READ_SECONDS, Retry
+from piton_trainer.clock import Clock
+from piton_trainer.config import termination_log
+from piton_trainer.errors import BadConfig, OutOfSpace, VolumeLost
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_WRONG_PATH = frozenset({errno.ENOTDIR, errno.EEXIST})
+_CACHES = (names.ENV_INDUCTOR_CACHE, names.ENV_TRITON_CACHE)
+_PROBE_SECONDS = 30.0
+"""Seconds for which the look before torch is imported waits for an answer. The claim that follows waits for longer."""
+_SILENT_SECONDS = 30.0
+
+
+def claim_directory(
+    directory: Path,
+    *,
+    attempt: int | None,
+    durable_step: int | None,
+    disk: layout.Disk,
+    clock: Clock,
+    is_stopping: Callable[[], bool],
+) -> Fence:
+    """Create the directory if necessary, and claim the right to commit in it. A failing volume is tried again.
+
+    Raises:
+        Fenced: a higher attempt has already claimed the directory.
+        BadConfig: checkpoints cannot be kept there: a wrong path, or no permission and nothing saved yet.
+        OutOfSpace: the volume is full.
+        VolumeLost: the volume fails for too long.
+    """
+
+    def claim() -> Fence:
+        directory.mkdir(parents=True, exist_ok=True)
+        fence = Fence(directory, disk=disk, attempt=attempt)
+        fence.claim()
+        return fence
+
+    at_once = set(_WRONG_PATH)
+    if not may_have_saved(directory, attempt=attempt, durable_step=durable_step):
+        at_once |= FORBIDDEN | layout.NO_SPACE
+    try:
+        with layout.raise_out_of_space(directory):
+            return Retry(clock, answers=at_once, is_stopping=is_stopping)(
+                lambda: answered(claim, directory, seconds=READ_SECONDS), directory
+            )
+    except (OSError, ValueError) as error:
+        raise BadConfig(_explained(directory, error)) from error
+    except VolumeLost as lost:
+        cause = lost.__cause__
+        if isinstance(cause, OSError) and cause.errno in layout.NO_SPACE:
+            raise OutOfSpace(f"the disk of {directory} is full; the checkpoints that are there are untouched") from lost
+        if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
+            raise VolumeLost(f"{_explained(directory, cause)}. What it holds is untouched") from lost
+        raise
+
+
+def may_have_saved(directory: Path, *, attempt: int | None, durable_step: int | None) -> bool:
+    """True if an earlier attempt may have saved in this directory. What cannot be read is no evidence against it."""
+    if durable_step is not None or (attempt or 1) > 1:
+        return True
+    with suppress(OSError):
+        return (directory / names.FENCE_FILE).exists() or next(layout.committed(directory), None) is not None
+    return False
+
+
+def answered(work: Callable[[], T], directory: Path, *, seconds: float) -> T:
+    """Return the result of work on a volume that may not answer at all.
+
+    Raises:
+        TimeoutError: it has not answered in time. Its thread is left behind, and ends with the process.
+    """
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="volume", daemon=True)
+    thread.start()
+    first = min(seconds, _SILENT_SECONDS)
+    thread.join(first)
+    if thread.is_alive() and seconds > first:
+        logger.warning("the volume of %s has not answered for %s", directory, format_duration(first))
+        thread.join(seconds - first)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError(errno.ETIMEDOUT, f"the volume has not answered for {format_duration(seconds)}")
+    return found[0]
+
+
+def look_before_torch(environment: MutableMapping[str, str]) -> None:
+    """End a first attempt that cannot write to its volume, with a sentence; torch would die in its own words.
+
+    A volume in any other trouble is left to `claim_directory`.
+
+    Raises:
+        SystemExit: this process may not write there, and nothing was ever saved there.
+    """
+    error = drop_unusable_caches(environment)
+    directory = Path(environment.get(names.ENV_CHECKPOINT_DIR, ""))
+    attempt, step = _number(environment, names.ENV_ATTEMPT), _number(environment, names.ENV_DURABLE_STEP)
+    if error is None or error.errno not in FORBIDDEN:
+        return
+    if not may_have_saved(directory, attempt=attempt, durable_step=step):
+        _end(environment, _explained(directory, error))
+
+
+def drop_unusable_caches(environment: MutableMapping[str, str]) -> OSError | None:
+    """Take torch's caches off a volume that cannot be written to; return why it cannot.
+
+    torch makes these folders when its compiler is imported, the first optimizer does that, and it dies if it cannot.
+    """
+    text = environment.get(names.ENV_CHECKPOINT_DIR)
+    if not text:
+        return None
+    directory = Path(text)
+    try:
+        answered(lambda: _write_something(directory, environment), directory, seconds=_PROBE_SECONDS)
+    except OSError as error:
+        for name in _caches_in(text, environment):
+            del environment[name]
+        return error
+    return None
+
+
+def _write_something(directory: Path, environment: Mapping[str, str]) -> None:
+    """Create the directory and the folders of torch's caches, and write and delete a file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".probe-{environment.get('RANK', '0')}"
+    probe.write_bytes(b"")
+    probe.unlink(missing_ok=True)
+    for name in _caches_in(str(directory), environment):
+        Path(environment[name]).mkdir(parents=True, exist_ok=True)
+
+
+def _caches_in(directory: str, environment: Mapping[str, str]) -> list[str]:
+    """Return the variables of torch's caches that lie in the directory."""
+    return [name for name in _CACHES if environment.get(name, "").startswith(directory)]
+
+
+def _end(environment: Mapping[str, str], detail: str) -> None:
+    """Leave last words, as a session does, and end."""
+    sys.stderr.write(f"piton: {detail}\n")
+    log = termination_log(environment)
+    if log is not None and environment.get("LOCAL_RANK", "0") == "0":
+        with suppress(OSError):
+            log.write_text(Termination(outcome=Outcome.BAD_CONFIG, detail=detail).to_json(), encoding="utf-8")
+    raise SystemExit(int(EXIT_CODES[Outcome.BAD_CONFIG]))
+
+
+def _explained(directory: Path, error: Exception) -> str:
+    """Return what is wrong with the directory, and what would let this process write to it."""
+    sentence = f"checkpoints cannot be kept in {directory}: {error}"
+    if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM):
+        return sentence
+    user, group = os.geteuid(), os.getegid()
+    return (
+        f"{sentence}. {_owner(directory)}this process is user {user}, groups "
+        f"{', '.join(map(str, sorted({group, *os.getgroups()})))}. Let it write: with fsGroup in "
+        f"spec.workers.template.securityContext; on EFS and other NFS, which ignore fsGroup, with an access point of "
+        f"user {user} and group {group}, or with chown {user}:{group} on the server"
+    )
+
+
+def _owner(directory: Path) -> str:
+    for folder in (directory, *directory.parents):
+        with suppress(OSError):
+            found = folder.stat()
+            return f"{folder} belongs to {found.st_uid}:{found.st_gid} with mode {found.st_mode & 0o7777:04o}, and "
+    return ""
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else None
