@@ -195,9 +195,10 @@ def test_the_operator_gets_no_node_that_its_image_is_not_for() -> None:
     def selector(*values: str) -> Any:
         return of_kind("Deployment", *values)[0]["spec"]["template"]["spec"]["nodeSelector"]
 
-    assert selector() == {"kubernetes.io/arch": "amd64"}
-    assert selector("operator.nodeSelector.pool=system") == {"kubernetes.io/arch": "amd64", "pool": "system"}
-    assert selector(r"operator.nodeSelector.kubernetes\.io/arch=arm64") == {"kubernetes.io/arch": "arm64"}
+    ours = {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
+    assert selector() == ours
+    assert selector("operator.nodeSelector.pool=system") == {**ours, "pool": "system"}
+    assert selector(r"operator.nodeSelector.kubernetes\.io/arch=arm64") == {**ours, "kubernetes.io/arch": "arm64"}
 
 
 def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:

@@ -220,7 +220,7 @@ async def test_a_port_that_is_taken_is_said_at_once(cluster: Cluster) -> None:
 async def test_the_probe_says_whether_the_controller_works(cluster: Cluster, stuck_seconds: float, status: int) -> None:
     """With less than no patience, everything that takes time is stuck."""
     port = free_port()
-    options = {"probe_port": port, "probe_host": "127.0.0.1", "stuck_seconds": stuck_seconds, "resync_seconds": 0.05}
+    options = {"probe_port": port, "stuck_seconds": stuck_seconds, "resync_seconds": 0.05}
     async with (
         _operator(cluster, **options),
         aiohttp.ClientSession() as session,

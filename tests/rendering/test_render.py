@@ -304,21 +304,19 @@ def test_pods_of_a_group_prefer_each_others_nodes_or_avoid_them(policy: str, kin
 
 def test_without_wishes_any_node_will_do_that_can_run_the_image() -> None:
     assert "affinity" not in pod(job())
-    assert pod(job())["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert pod(job())["nodeSelector"] == {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
 
 
 def test_an_image_for_another_architecture_is_said_by_the_node_selector_and_holds_for_all_stages() -> None:
     """The stages run the same image, also on nodes that the selector of the workers is not for."""
-    selector = {"kubernetes.io/arch": "arm64", "pool": "gpu"}
+    image = {"kubernetes.io/arch": "arm64", "kubernetes.io/os": "linux"}
+    selector = {**image, "pool": "gpu"}
     parts = {"workers": {"template": {"nodeSelector": selector}}, "checkpoint": SHARED}
     own = {"pool": "cpu"}
 
     assert pod(job(**parts))["nodeSelector"] == selector
-    assert pod(a_stage(Stage.PREPARE, {"nodeSelector": own}, **parts))["nodeSelector"] == {
-        "kubernetes.io/arch": "arm64",
-        "pool": "cpu",
-    }
-    both = {"kubernetes.io/arch": "amd64"}
+    assert pod(a_stage(Stage.PREPARE, {"nodeSelector": own}, **parts))["nodeSelector"] == {**image, "pool": "cpu"}
+    both = {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
     assert pod(a_stage(Stage.PREPARE, {"nodeSelector": both}, **parts))["nodeSelector"] == both
 
 
@@ -336,8 +334,9 @@ def test_a_pod_has_no_rights_and_only_the_fields_that_a_user_may_set() -> None:
     )
 
     assert pod(manifest)["automountServiceAccountToken"] is False
+    assert pod(manifest)["enableServiceLinks"] is False
     assert pod(manifest)["serviceAccountName"] == "trainer"
-    assert pod(manifest)["nodeSelector"] == {"disk": "fast", "kubernetes.io/arch": "amd64"}
+    assert pod(manifest)["nodeSelector"] == {"disk": "fast", "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
     assert pod(manifest)["tolerations"][0] == {"key": "team", "operator": "Exists"}
     assert container(manifest)["resources"] == {"requests": {"cpu": "2"}, "limits": {"memory": "4Gi"}}
 
@@ -454,7 +453,7 @@ def test_preparing_asks_for_any_cheap_node_of_the_zone_with_the_same_volume_and_
     assert {name: r["replicas"] for name, r in manifest["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}
     assert container(manifest)["resources"] == {"requests": {"cpu": "16"}}
     assert term == [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["us-east-1a"]}]
-    assert spec["nodeSelector"] == {"pool": "cpu", "kubernetes.io/arch": "amd64"}
+    assert spec["nodeSelector"] == {"pool": "cpu", "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
     assert {t["key"] for t in spec["tolerations"]} == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
     assert manifest["metadata"]["labels"]["piton.dev/stage"] == "Prepare"
     for same in ("volumes", "serviceAccountName", "securityContext", "terminationGracePeriodSeconds"):
@@ -474,7 +473,7 @@ def test_an_evaluation_with_gpus_asks_for_a_node_like_those_of_the_training() ->
 
     assert container(manifest)["resources"]["limits"] == {"nvidia.com/gpu": "4"}
     assert container(manifest)["command"][:3] == ["torchrun", "-m", "piton_trainer.evaluate"]
-    assert pod(manifest)["nodeSelector"] == {"pool": "gpu", "kubernetes.io/arch": "amd64"}
+    assert pod(manifest)["nodeSelector"] == {"pool": "gpu", "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}
     assert {"spot", "nvidia.com/gpu"} <= {t["key"] for t in pod(manifest)["tolerations"]}
     assert all("p4d.24xlarge" in str(term) for term in terms(manifest))
     assert any("karpenter.sh/capacity-type" in str(term) for term in terms(manifest))

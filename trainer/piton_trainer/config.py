@@ -3,6 +3,7 @@
 Outside Piton none of the variables is set: checkpoints then go to `./checkpoints`, and nothing is reported.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from typing import Literal, Self
 
 from piton.contract import names
 from piton.contract.assignment import Assignment
+
+logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 5.0
 COLLECTIVE_SECONDS = 600.0
@@ -172,10 +175,12 @@ def _background_saves(text: str | None) -> bool:
 
 
 def _port(text: str | None) -> int | None:
+    """Return the port for metrics. One that is none costs the metrics, and never the training."""
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65_536):
-        raise ValueError(f"{names.ENV_METRICS_PORT} has to be a port, 1 to 65535, not {text!r}")
+        logger.warning("%s has to be a port, 1 to 65535, not %r; metrics are not served", names.ENV_METRICS_PORT, text)
+        return None
     return int(text)
 
 

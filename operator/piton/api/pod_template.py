@@ -102,7 +102,7 @@ class PodTemplate(Model):
     )
     node_selector: Mapping[str, str] = Field(
         default_factory=dict,
-        description="Labels that a node must have. kubernetes.io/arch is amd64 if it is not named.",
+        description="Labels that a node must have. Unless they are named, kubernetes.io/arch is amd64, and /os linux.",
     )
     service_account_name: Name | None = Field(default=None, description="Service account of the pods, e.g. for IRSA.")
     resources: Resources = Field(default_factory=Resources, description="CPU, memory and other resources per node.")

@@ -14,8 +14,9 @@ from piton.api.spec import Capacity, EvaluateStage, SideStage, Spec, Stage, Stag
 from piton.api.status import AttemptStatus, Result, RunStatus
 from piton.api.status_base import Phase
 
-ARCHITECTURE = "kubernetes.io/arch"
-"""Label of a node. It depends on the image, which is the same in all stages, and not on the kind of machine."""
+ARCHITECTURE, OPERATING_SYSTEM = "kubernetes.io/arch", "kubernetes.io/os"
+OF_THE_IMAGE = (ARCHITECTURE, OPERATING_SYSTEM)
+"""Labels of a node that depend on the image, which is the same in all stages, and not on the kind of machine."""
 ORDER = tuple(Stage)
 RUNNING: Mapping[Stage, tuple[Phase, Reason]] = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -108,7 +109,7 @@ def _trainer(trainer: Trainer, own: SideStage) -> Trainer:
 
 def _selector(shared: PodTemplate, gpus: int) -> Mapping[str, str]:
     """Return the stage's part of the workers' node selector: without GPUs, the architecture alone."""
-    return shared.node_selector if gpus else {k: v for k, v in shared.node_selector.items() if k == ARCHITECTURE}
+    return shared.node_selector if gpus else {k: v for k, v in shared.node_selector.items() if k in OF_THE_IMAGE}
 
 
 def _workers(workers: Workers, own: SideStage, gpus: int) -> Workers:

@@ -1,7 +1,7 @@
 """The operator process: its cache, its controllers, the progress server, and kopf around them.
 
-Kopf runs the process: signals, login, the liveness probe. Watching is the cache's, since one copy of the objects serves
-both the wake-up and the pass; docs/decisions/0058 has the measurements.
+Kopf runs the process: signals, and login. Watching is the cache's, since one copy of the objects serves both the
+wake-up and the pass; docs/decisions/0058 has the measurements.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from piton.kube.controller_base import Worker
 from piton.kube.garbage import collect_rarely
 from piton.kube.job_controller import JobController
 from piton.kube.leader_election import LeaderElection, LeaseLost
+from piton.kube.listening import probed
 from piton.kube.metrics import OperatorMetrics, Registry, served
 from piton.kube.report_thread import ReportThread
 from piton.kube.run_controller import Controller
@@ -65,8 +66,9 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
     ):
         process = _Process(settings, client, of_election, meter, certificates)
         working = asyncio.create_task(process.run(), name="operator")
-        registry = build_registry(process.parts, configuration, partial(_end, working))
-        await _together(_await(working), _run_kopf(registry, settings, stop, ready))
+        registry = build_registry(configuration, partial(_end, working))
+        async with probed(process.ailment, settings.probe_port):
+            await _together(_await(working), _run_kopf(registry, settings, stop, ready))
 
 
 class _Process:
@@ -101,10 +103,10 @@ class _Process:
         )
         self._election = settings.lease and LeaderElection(of_election, clock, loop, settings.lease, meter)
 
-    @property
-    def parts(self) -> Sequence[ClusterCache | Worker]:
-        """The parts that the liveness probe asks."""
-        return self._cache, *self._workers
+    def ailment(self) -> str | None:
+        """Return what hangs, for the liveness probe."""
+        parts: Sequence[ClusterCache | Worker] = (self._cache, *self._workers)
+        return next((found for part in parts if (found := part.ailment())), None)
 
     async def run(self) -> None:
         """Watch always; work, and receive reports, as the leader, where there is more than one process."""
@@ -163,9 +165,6 @@ async def _run_kopf(
         identity=_IDENTITY,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
-        liveness_endpoint=f"http://{settings.probe_host}:{settings.probe_port}/healthz"
-        if settings.probe_port
-        else None,
         stop_flag=stop,
         ready_flag=ready,
     )
@@ -179,10 +178,8 @@ def build_kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def build_registry(
-    parts: Sequence[ClusterCache | Worker], configuration: Configuration, stop: Callable[[], Awaitable[object]]
-) -> kopf.OperatorRegistry:
-    """The handlers: credentials, the end, and the liveness probe, which fails when one of these parts hangs."""
+def build_registry(configuration: Configuration, stop: Callable[[], Awaitable[object]]) -> kopf.OperatorRegistry:
+    """The handlers: credentials, and the end."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.cleanup(registry=registry)
@@ -192,13 +189,6 @@ def build_registry(
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await credentials(configuration)
-
-    @kopf.on.probe(registry=registry, id="controller")
-    async def alive(**_: Any) -> str:
-        ailment = next((found for part in parts if (found := part.ailment())), None)
-        if ailment:  # anything but PermanentError makes kopf repeat the probe and the kubelet wait
-            raise kopf.PermanentError(ailment)
-        return "working"
 
     return registry
 

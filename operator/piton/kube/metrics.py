@@ -21,6 +21,7 @@ from piton.api.status import ProgressStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core.increments import DISTURBANCES, REASONS, End, Increments
 from piton.kube.events import Key
+from piton.kube.listening import EVERYWHERE
 from piton.ports import Conflict, PortError
 from piton.sweep.status import SweepStatus
 
@@ -277,7 +278,7 @@ async def served(registry: CollectorRegistry, port: int | None) -> AsyncIterator
         yield
         return
     try:
-        server, thread = prometheus.start_http_server(port, registry=registry)
+        server, thread = prometheus.start_http_server(port, EVERYWHERE, registry=registry)
     except OSError as error:
         raise ValueError(f"metrics cannot be served on port {port}: {error}") from error
     try:

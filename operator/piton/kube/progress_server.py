@@ -19,8 +19,9 @@ from aiohttp import web
 
 from piton.contract import names
 from piton.contract.progress import BODY_BYTES_MAX, Progress, TrainerRequests
+from piton.kube.listening import listening
 from piton.kube.report_auth import Forbidden, ReportAuthenticator, TooMany, Unauthenticated
-from piton.kube.report_connections import Bounds, Connection, Listener, allow_files, listening
+from piton.kube.report_connections import Bounds, Connection, Listener, allow_files
 from piton.kube.report_store import Sender
 from piton.kube.tls import Certificates
 from piton.ports import PortError
@@ -94,7 +95,7 @@ class ProgressServer:
         allow_files(self._bounds.total)
         listener = self._listener = Listener(runner.server, self._certificates.context, self._bounds)
         try:
-            with listening(self._host, self._port) as found:
+            with listening(self._port, host=self._host) as found:
                 if ready is not None:
                     ready(found.getsockname()[1])
                 async with asyncio.TaskGroup() as tasks:

@@ -23,8 +23,6 @@ TLS_BUFFER_BYTES = 16_384
 """One TLS record has no more."""
 _FILES_BESIDE = 256
 """Files that the rest of the process may have open."""
-_BACKLOG = 1024
-"""Connections that the kernel keeps until they are accepted: all trainers come at once after a restart."""
 _AGAIN_SECONDS = 1.0
 """Time after which connections are accepted again when the process has no more files, as asyncio has it."""
 
@@ -150,18 +148,6 @@ class Listener:
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        OSError: the port is taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    found.setblocking(False)
-    return found
 
 
 def allow_files(count: int) -> None:

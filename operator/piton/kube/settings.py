@@ -76,15 +76,13 @@ class PitonSettings:
     """Runs that are reconciled at the same time. A pass waits for the API server most of the time."""
     probe_port: int | None = 8080
     """Port of the liveness probe at /healthz; None: no probe."""
-    probe_host: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
-    """Address of the liveness probe."""
     progress_url: str | None = None
     """Base URL at which trainer pods reach this operator, e.g. https://piton-operator.piton-system.svc:8443; None: it
     receives no reports, and how far a run is shows when an attempt ends."""
     progress_port: int = 8443
     """Port at which the reports arrive."""
-    progress_host: str = "0.0.0.0"  # noqa: S104 - the trainers report from other pods
-    """Address at which the reports arrive."""
+    progress_host: str = ""
+    """Address at which the reports arrive; empty: every address, of IPv4 and of IPv6."""
     tls_dir: Path | None = None
     """Folder with tls.crt, tls.key and ca.crt for that; read again when they change."""
     stuck_seconds: float = 300.0

@@ -8,7 +8,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from piton.api.spec import Meta, Spec, Stage
-from piton.api.stages import ARCHITECTURE, staged
+from piton.api.stages import ARCHITECTURE, OPERATING_SYSTEM, staged
 from piton.contract import names
 from piton.rendering.affinity import TooDear, affinity, may_span_zones
 from piton.rendering.appdef import ReportEndpoint, TrainerPlace, appdef, assignment, processes_per_node
@@ -145,7 +145,7 @@ def _group(spec: Spec) -> dict[str, str]:
 
 def node_selector(spec: Spec) -> dict[str, str]:
     """The labels that a node has to have."""
-    return {ARCHITECTURE: _IMAGES_ARE_FOR, **spec.workers.template.node_selector}
+    return {ARCHITECTURE: _IMAGES_ARE_FOR, OPERATING_SYSTEM: "linux", **spec.workers.template.node_selector}
 
 
 def _all_pods(meta: Meta, spec: Spec, attempt: int) -> dict[str, str] | None:
@@ -174,6 +174,7 @@ def _pod(
     template = spec.workers.template
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # a Service named piton-metrics would set PITON_METRICS_PORT
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [_container(spec, role)],
         "nodeSelector": node_selector(spec),

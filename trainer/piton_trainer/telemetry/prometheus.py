@@ -6,6 +6,7 @@ read it anyway. Which run and attempt this is says the pod's labels; a scraper a
 
 import logging
 import platform
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from wsgiref.simple_server import WSGIServer
@@ -25,6 +26,9 @@ from piton_trainer.mirror import Lag
 from piton_trainer.telemetry.callbacks import Callback
 
 logger = logging.getLogger(__name__)
+
+_EVERYWHERE = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus asks from outside the pod
+"""Every address, of IPv4 and of IPv6: a pod of an IPv6-only cluster has no other."""
 
 METRICS_MAX = 32
 """Names of reported metrics that get a series; the first ones, in the order of the alphabet."""
@@ -119,7 +123,7 @@ class Exporter(Callback):
     def serve(self, port: int) -> None:
         """Serve /metrics from a daemon thread. A port that is taken costs the metrics and nothing else."""
         try:
-            self._server = start_http_server(port, registry=self.registry)
+            self._server = start_http_server(port, _EVERYWHERE, registry=self.registry)
         except OSError as error:
             logger.warning("metrics are not served on port %d: %s", port, error)
 
