@@ -64,6 +64,36 @@ def judged(
             id="a reclaimed machine is a preemption",
         ),
         pytest.param(
+            a_failed_attempt(failed(1, node="n1", node_reclaimed=True, deleting=True)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="a pod that is drained from a cordoned machine is preempted, whatever it exits with",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, node="n1", node_reclaimed=True, termination=said(Outcome.STOPPED))),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="and so is one that says that it was told to stop",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, node="n1", node_reclaimed=True, leaving=TAINT)),
+            Verdict.PREEMPTED,
+            Reason.NODE_RECLAIMED,
+            id="and one that fails on a machine with a notice",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, node="n1", node_reclaimed=True)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="a program that fails by itself on a cordoned machine has failed by itself",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(137, node="n1", node_reclaimed=True)),
+            Verdict.INFRASTRUCTURE,
+            Reason.KILLED,
+            id="one that is killed there was killed",
+        ),
+        pytest.param(
             an_attempt(a_replica(name="a", node="n1"), a_replica(name="b", node="n2", leaving=TAINT)),
             Verdict.PREEMPTED,
             Reason.NODE_RECLAIMED,
@@ -345,6 +375,10 @@ def test_the_evidence_decides(seen: AttemptSeen, verdict: Verdict, reason: Reaso
         pytest.param(an_attempt(a_replica(ReplicaState.WAITING, waiting="Unschedulable: 0/3 nodes")), id="no capacity"),
         pytest.param(an_attempt(a_replica(node="n1", node_reclaimed=True)), id="a cordon alone ends nothing"),
         pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, name="a", node="n1", node_reclaimed=True), a_replica(name="b")),
+            id="a worker that is done early on a cordoned machine is done",
+        ),
+        pytest.param(
             an_attempt(a_replica(DONE, exit_code=0, name="a"), a_replica(name="b")),
             id="one replica is done, one still works",
         ),
@@ -433,10 +467,11 @@ def test_a_worker_that_failed_by_itself_is_no_success_although_the_job_says_so()
 
 
 def test_exit_0_is_the_end_for_a_program_that_does_not_use_the_library() -> None:
-    judgement = judged(an_attempt(a_replica(DONE, exit_code=0)), proof_needed=False)
+    for machine in ({}, {"node_reclaimed": True}, {"node_reclaimed": True, "leaving": TAINT}):
+        judgement = judged(an_attempt(a_replica(DONE, exit_code=0, node="n1", **machine)), proof_needed=False)
 
-    assert judgement is not None
-    assert judgement.reason is Reason.EXITED_ZERO
+        assert judgement is not None
+        assert judgement.reason is Reason.EXITED_ZERO, "whoever is done has no use for the machine"
 
 
 def test_exit_0_of_a_program_that_uses_the_library_still_needs_proof() -> None:

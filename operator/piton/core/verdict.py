@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import Verdict
-from piton.contract.termination import Limit, Outcome
+from piton.contract.termination import ExitCode, Limit, Outcome
 from piton.core.evidence import (
     Evidence,
     Judgement,
@@ -34,7 +34,7 @@ from piton.core.evidence import (
     missing_replicas,
     outcome_of_replica,
 )
-from piton.observed import JobState, ReplicaState
+from piton.observed import JobState, ReplicaSeen, ReplicaState
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 _FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
@@ -90,9 +90,19 @@ def disrupted(evidence: Evidence) -> Judgement | None:
             return _preempted(Reason.NODE_GONE, f"{where}: the machine is gone")
         if replica.leaving and not replica.ended:  # all stop together, at once: nobody else will tell them to
             return _preempted(Reason.NODE_RECLAIMED, f"{where}: the machine is being reclaimed ({replica.leaving})")
-        if replica.node_reclaimed and (replica.ended or replica.deleting):
+        if replica.node_reclaimed and _was_told_to_go(replica):
             return _preempted(Reason.NODE_RECLAIMED, f"{where}: the machine is being reclaimed")
     return None
+
+
+def _was_told_to_go(replica: ReplicaSeen) -> bool:
+    """True if its end, or what is on its way, is the machine's doing. A cordon alone takes nothing away.
+
+    A program may end by itself on a machine that takes no new pods, as in every upgrade of nodes.
+    """
+    if replica.deleting or replica.exit_code == ExitCode.STOPPED or outcome_of_replica(replica) is Outcome.STOPPED:
+        return True
+    return replica.leaving is not None and replica.ended and replica.exit_code != 0
 
 
 def gone_with_its_machine(evidence: Evidence) -> Judgement | None:
