@@ -349,7 +349,12 @@ def test_a_report_cannot_grow_beyond_what_a_status_can_hold() -> None:
 
 def test_an_answer_asks_only_for_what_it_says() -> None:
     assert TrainerRequests.from_json(TrainerRequests(stop=True).to_json()) == TrainerRequests(stop=True)
-    for stop_at in (StopAt(), StopAt(time=datetime(2026, 1, 31, 12, tzinfo=UTC), limit=Limit.BUDGET)):
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    for stop_at in (
+        StopAt(),
+        StopAt(time=noon, limit=Limit.BUDGET),
+        StopAt(time=noon, limit=Limit.DEADLINE, seconds=-2.5),
+    ):
         assert TrainerRequests.from_json(TrainerRequests(stop_at=stop_at).to_json()) == TrainerRequests(stop_at=stop_at)
     assert TrainerRequests.from_json('{"stopAt": {"time": "soon"}}') == TrainerRequests(), (
         "what is not understood moves nothing"

@@ -397,6 +397,26 @@ def test_the_back_off_grows_with_what_gets_nowhere(ends: list[tuple[Verdict, int
     assert delay_seconds(attempts[-1], fruitless, Timing()) == seconds
 
 
+def test_attempts_that_a_limit_ends_at_once_wait_longer_each_time_though_the_run_is_within_it() -> None:
+    """Their machine's clock is ahead: each would be followed at once, for as long as it is."""
+    status, waits = a_status(), []
+    for number in range(1, 5):
+        record = a_record(number, running_time=NOW)
+        status = transitions.enter(status, record, Timing())
+        reached = Judgement(verdict=Verdict.STOPPED, reason=Reason.DEADLINE_EXCEEDED, message="limits.deadline")
+        status = transitions.end(status, reached, now=later(3), timing=Timing())
+        assert status.current is not None
+        waits.append(delay_seconds(status.current, status.stage(Stage.TRAIN).fruitless_attempts, Timing()))
+
+    assert waits == [10, 20, 40, 80]
+    assert (status.failures, status.infrastructure_failures) == (0, 0)
+
+    status = transitions.enter(status, a_record(5, running_time=NOW), Timing())
+    status = transitions.end(status, reached, now=later(3600), timing=Timing())
+    assert status.current is not None
+    assert delay_seconds(status.current, status.stage(Stage.TRAIN).fruitless_attempts, Timing()) == 0
+
+
 def test_suspending_stops_the_attempt_and_counts_nothing() -> None:
     spec = a_spec(suspend=True)
     running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), spec=spec)

@@ -136,3 +136,11 @@ def test_the_last_words_name_the_cause_that_only_the_trainer_knows() -> None:
     condition = ended.condition(REPORTING)
     assert condition is not None
     assert condition.message.startswith("attempt 1 could not report: piton-operator:8443: the connection is refused. ")
+
+
+def test_words_of_the_cluster_or_of_a_program_say_nothing_of_what_was_saved() -> None:
+    for is_ours, words in ((True, True), (False, False)):
+        seen = a_failed_attempt(failed(1, termination=said(Outcome.FAILED, detail="Killed", is_ours=is_ours)))
+        ended = decide(an_observed(seen, status=a_status(a_record(running_time=NOW))), now=NOW).status
+        assert ended.current is not None
+        assert (ended.current.last_words_time is not None) is words

@@ -61,14 +61,14 @@ STORIES = {
     "preempted": Story(
         script={1: Disrupted(), 2: Vanishes()},
         chapters=(_succeed,),
-        writes=30,
+        writes=31,
         creates={"persistentvolumeclaims": 1, "pytorchjobs": 3},
         verdicts=[Verdict.PREEMPTED, Verdict.PREEMPTED, Verdict.FINISHED],
     ),
     "suspended": Story(
         script={1: Runs(), 2: Runs()},
         chapters=(_train_and_suspend, _resume, _train_and_delete, _go),
-        writes=21,
+        writes=23,
         creates={"persistentvolumeclaims": 1, "pytorchjobs": 2},
     ),
 }

@@ -322,3 +322,45 @@ def test_a_cordon_and_a_deletion_announce_it_too() -> None:
     leaving["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
     deleted = _seen(_pod(), leaving)
     assert (deleted.node_reclaimed, deleted.leaving) == (True, "the node is being deleted")
+
+
+# --- clocks: the control plane's, the node's -------------------------------------------------------------------------
+
+
+def _scheduled(time: str) -> list[dict[str, Any]]:
+    return [{"type": "PodScheduled", "status": "True", "lastTransitionTime": time}]
+
+
+@pytest.mark.parametrize("start", ["2026-11-20T11:30:00Z", "2026-11-21T11:29:57Z", "2026-11-22T11:30:00Z"])
+def test_a_node_whose_clock_is_off_is_no_younger_machine(start: str) -> None:
+    """The kubelet dates the pod's start; the node and the placement are dated by the control plane."""
+    node = a_node("node-1")
+    node["metadata"]["creationTimestamp"] = "2026-11-21T11:29:58Z"
+    placed = _pod(startTime=start, conditions=_scheduled("2026-11-21T11:29:59Z"))
+    assert not _seen(placed, node).node_gone
+
+    earlier = _pod(startTime=start, conditions=_scheduled("2026-11-21T11:00:00Z"))
+    assert _seen(earlier, node).node_gone, "this pod was placed on another machine of that name"
+
+
+@pytest.mark.parametrize("hours", [-24, -2, 0, 2, 24])
+def test_ends_on_nodes_with_different_clocks_are_compared_by_one(hours: int) -> None:
+    off = timedelta(hours=hours)
+    start, end = NOW - timedelta(minutes=30) + off, NOW - timedelta(minutes=1) + off
+    pod = _pod(
+        phase="Failed",
+        startTime=start.isoformat(),
+        conditions=_scheduled((NOW - timedelta(minutes=30)).isoformat()),
+        containerStatuses=_container(terminated={"exitCode": 1, "finishedAt": end.isoformat()}),
+    )
+    assert _seen(pod).ended_at == NOW - timedelta(minutes=1)
+
+
+def test_a_slow_start_is_no_difference_of_clocks() -> None:
+    pod = _pod(
+        phase="Failed",
+        startTime=(NOW - timedelta(seconds=40)).isoformat(),
+        conditions=_scheduled((NOW - timedelta(seconds=90)).isoformat()),
+        containerStatuses=_container(terminated={"exitCode": 1, "finishedAt": NOW.isoformat()}),
+    )
+    assert _seen(pod).ended_at == NOW

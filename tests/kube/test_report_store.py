@@ -1,8 +1,9 @@
 """What is remembered of the trainers' reports, how much, and when a pass is worth it."""
 
-from piton.contract.progress import TrainerRequests
+from piton.contract.progress import StopAt, TrainerRequests
+from piton.contract.termination import Limit
 from piton.kube.report_store import RUNS_MAX, URGENT_SECONDS, Reports, Sender
-from support.builders import a_progress
+from support.builders import NOW, a_progress
 from support.pilot import FakeTimer
 
 KEY = ("team", "ragcun")
@@ -105,3 +106,32 @@ def test_a_save_is_asked_for_once_for_each_text() -> None:
 
 def request(reports: Reports, requests: TrainerRequests, *, save: str = "") -> None:
     reports.request(KEY, run_uid="uid-of-the-run", attempt=1, requests=requests, save=save)
+
+
+def test_the_seconds_until_a_limit_pass_between_the_pass_and_the_answer() -> None:
+    timer = FakeTimer()
+    reports = Reports(timer, pass_seconds=10)
+    reports.take(sender(), a_progress(1))
+    stop_at = StopAt(time=NOW, limit=Limit.DEADLINE, seconds=100.0)
+    reports.request(KEY, run_uid="uid-of-the-run", attempt=1, requests=TrainerRequests(stop_at=stop_at), save="")
+    timer.advance(40)
+
+    answer = reports.answer(sender()).stop_at
+
+    assert answer is not None
+    assert (answer.seconds, answer.time) == (60.0, NOW)
+
+
+def test_how_long_an_attempt_has_been_silent() -> None:
+    timer = FakeTimer()
+    timer.advance(1000)
+    reports = Reports(timer, pass_seconds=10)
+    timer.advance(30)
+
+    def silent(attempt: int) -> float:
+        return reports.silent_seconds(KEY, run_uid="uid-of-the-run", attempt=attempt)
+
+    assert silent(1) == 30, "nobody listened before"
+    reports.take(sender(1), a_progress(1))
+    timer.advance(5)
+    assert (silent(1), silent(2)) == (5, 35)

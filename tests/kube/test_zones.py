@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
-from piton.api.stages import ARCHITECTURE
+from piton.api.stages import ARCHITECTURE, OPERATING_SYSTEM
 from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core.effects import StartAttempt
@@ -19,7 +19,8 @@ from support.kueue import Kueue
 from support.pilot import Pilot
 
 START = StartAttempt(number=1, reason=Reason.FIRST_ATTEMPT)
-AMD, ARM = {ARCHITECTURE: "amd64"}, {ARCHITECTURE: "arm64"}
+LINUX = {OPERATING_SYSTEM: "linux"}
+AMD, ARM = {ARCHITECTURE: "amd64", **LINUX}, {ARCHITECTURE: "arm64", **LINUX}
 NAMED, UNNAMED = {**AMD, ZONE: "a"}, AMD
 
 

@@ -9,6 +9,7 @@ from piton.api.parse import meta_of
 from piton.api.spec import Stage
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, SavePolicy
+from piton.contract.termination import Limit, StopAfter
 from piton.rendering.appdef import (
     ELASTIC_SHUTDOWN_SECONDS,
     ReportEndpoint,
@@ -355,9 +356,12 @@ def test_a_secret_travels_by_reference() -> None:
     assert env(manifest)["A"] == "1"
 
 
-def test_the_deadline_travels_with_the_attempt() -> None:
-    assert env(job(limits={"deadline": "24h"}))[names.ENV_STOP_AT] == "2026-11-22T12:00:00+00:00"
-    assert names.ENV_STOP_AT not in env(job())
+def test_a_limit_travels_with_the_attempt_as_seconds() -> None:
+    """A moment would be compared with the clock of a machine that may be a day ahead."""
+    after = StopAfter(seconds=86_400.4, limit=Limit.DEADLINE)
+    found = env(pytorchjob(meta(), a_spec(), 1, None, stop_after=after))
+    assert (found[names.ENV_STOP_AFTER], found[names.ENV_STOP_LIMIT]) == ("86400", "deadline")
+    assert not {names.ENV_STOP_AT, names.ENV_STOP_AFTER, names.ENV_STOP_LIMIT} & set(env(job()))
 
 
 def test_the_same_run_gives_the_same_job() -> None:

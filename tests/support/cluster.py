@@ -180,6 +180,8 @@ class Cluster:
             if self.server.find(NODES, node, None) is None:
                 await self.server.put(NODES, a_node(node, price=self.price, labels=self.node_labels))
             pod["spec"]["nodeName"] = node
+            bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self._time()}
+            pod["status"]["conditions"] = [*pod["status"].get("conditions", []), bound]
             await self.server.put(PODS, pod)
 
     async def _run_kubelet(self) -> None:

@@ -87,7 +87,9 @@ class Trainer:
     silent: bool = False
     """Nothing that becomes of it, or of its pod, is known: its machine does not answer, and does not count as gone."""
     stops_at: datetime | None = None
-    """When the budget is spent, by what it was told at its start: it stops by itself then."""
+    """When a limit is reached, by what it was told at its start: it stops by itself then."""
+    limit: Limit = Limit.BUDGET
+    """That limit."""
     disruption: str | None = None
     node_gone: bool = False
     deleting: bool = False
@@ -310,8 +312,9 @@ class FakeWorld:
         if self.half_a_gang_seconds:
             trainer.waits_for_peer_until = self.time + timedelta(seconds=self.half_a_gang_seconds)
             self.half_a_gang_seconds = 0
-        if effect.stop_after_seconds is not None:
-            trainer.stops_at = self.time + timedelta(seconds=effect.stop_after_seconds)
+        if effect.stop_after is not None:
+            trainer.stops_at = self.time + timedelta(seconds=effect.stop_after.seconds)
+            trainer.limit = effect.stop_after.limit
         if number in self.jobs:
             self.zombies.append(self.jobs[number])
         self.jobs[number] = trainer
@@ -391,7 +394,7 @@ class FakeWorld:
         if trainer.dies_at is not None or is_over_budget:
             self._save(trainer)
             if trainer.alive:
-                limit = None if trainer.dies_at else Limit.BUDGET
+                limit = None if trainer.dies_at else trainer.limit
                 saved = Termination(
                     outcome=Outcome.STOPPED, step=trainer.step, checkpoint_step=trainer.step, limit=limit
                 )

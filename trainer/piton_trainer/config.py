@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from piton.contract import names
 from piton.contract.assignment import Assignment
+from piton.contract.termination import Limit
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,11 @@ class Config:
     gpus: int | None = None
     """Number of GPUs that the pod requests; None: none, or unknown."""
     stop_at: datetime | None = None
-    """Save and leave at this time, UTC: the run's deadline."""
+    """Save and leave at this time, UTC, by the clock of this machine."""
     stop_after: float | None = None
-    """Save and leave so many seconds after the session began: the run's budget pays for no more."""
+    """Save and leave so many seconds after the session began."""
+    stop_limit: Limit = Limit.BUDGET
+    """The limit of the run's that is reached then."""
     report_seconds: float = REPORT_SECONDS
     """At least this long between two reports; 0 reports as fast as the server answers."""
     collective_seconds: float = COLLECTIVE_SECONDS
@@ -93,6 +96,7 @@ class Config:
             gpus=_count(names.ENV_GPUS, set_vars.get(names.ENV_GPUS)),
             stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),
             stop_after=_seconds(names.ENV_STOP_AFTER, set_vars.get(names.ENV_STOP_AFTER)),
+            stop_limit=Limit(set_vars.get(names.ENV_STOP_LIMIT, Limit.BUDGET)),
             report_seconds=REPORT_SECONDS if report_seconds is None else report_seconds,
             collective_seconds=float(
                 _count(names.ENV_COLLECTIVE_SECONDS, set_vars.get(names.ENV_COLLECTIVE_SECONDS)) or COLLECTIVE_SECONDS

@@ -138,6 +138,8 @@ class StopAt:
     """None: no limit says anything."""
     limit: Limit | None = None
     """The limit that is reached then."""
+    seconds: float | None = None
+    """The same from now on. A trainer goes by this: its clock may not be the server's. None: an older server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +157,10 @@ class TrainerRequests:
         """The answer's body."""
         fields: dict[str, Any] = {name: True for name in ("checkpoint", "stop") if getattr(self, name)}
         if self.stop_at is not None:
-            time, limit = self.stop_at.time, self.stop_at.limit
-            fields["stopAt"] = {"time": time.isoformat(), "limit": limit} if time is not None else {}
+            time, seconds = self.stop_at.time, self.stop_at.seconds
+            fields["stopAt"] = {} if time is None else {"time": time.isoformat(), "limit": self.stop_at.limit}
+            if seconds is not None:
+                fields["stopAt"]["seconds"] = round(seconds, 3)
         return json.dumps(fields)
 
     @classmethod
@@ -183,7 +187,11 @@ def _stop_at(fields: object) -> StopAt | None:
     except (ValueError, TypeError):
         return None
     limit = fields.get("limit")
-    return StopAt(time=time.replace(tzinfo=time.tzinfo or UTC), limit=Limit(limit) if isinstance(limit, str) else None)
+    return StopAt(
+        time=time.replace(tzinfo=time.tzinfo or UTC),
+        limit=Limit(limit) if isinstance(limit, str) else None,
+        seconds=_number(fields.get("seconds")),
+    )
 
 
 def _numbers(metrics: object) -> dict[str, float]:

@@ -99,6 +99,16 @@ def outcome_of(exit_code: int | None) -> Outcome | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopAfter:
+    """For how long a training may go on. Seconds and no moment: the clocks of two machines differ."""
+
+    seconds: float
+    """From its start on."""
+    limit: Limit
+    """The limit that is reached then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Termination:
     """The termination message that rank 0 leaves behind.
 
@@ -122,6 +132,8 @@ class Termination:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of an evaluation, at most 32, so that they fit."""
     detail: str = ""
+    is_ours: bool = True
+    """False for words of the cluster's, or of a program of the user's: they say nothing of what was saved."""
 
     def to_json(self) -> str:
         """One line of JSON that fits into `TERMINATION_MESSAGE_BYTES_MAX`; a long detail is cut."""

@@ -70,7 +70,7 @@ def start(context: Context) -> Decision | None:
         stage=record.stage,
         checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
         blocking_saves=short_of_memory,
-        stop_after_seconds=context.budget_seconds_to_come(),
+        stop_after=context.stop_after(),
         active_deadline_seconds=_active_deadline(context),
         avoid_zones=elsewhere,
         reason=reason,

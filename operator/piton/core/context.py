@@ -11,6 +11,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.api.status_base import Phase
+from piton.contract.termination import Limit, StopAfter
 from piton.core.effects import Announcement
 from piton.core.wait_reasons import Wait, waits
 from piton.cost import budget
@@ -103,6 +104,15 @@ class Context:
         """Seconds left until then; negative when it has passed."""
         deadline = self.deadline()
         return None if deadline is None else (deadline.time - self.now).total_seconds()
+
+    def stop_after(self) -> StopAfter | None:
+        """Return for how long the next attempt may train, by the limit that is reached first; None without limits."""
+        left = [(self.budget_seconds_to_come(), Limit.BUDGET), (self.seconds_to_deadline(), Limit.DEADLINE)]
+        known = [(max(0.0, seconds), limit) for seconds, limit in left if seconds is not None]
+        if not known:
+            return None
+        seconds, limit = min(known)
+        return StopAfter(seconds=seconds, limit=limit)
 
     def phase(self, status: RunStatus, phase: Phase, reason: Reason, message: str, *, waits: bool = False) -> RunStatus:
         """The status in that phase, as of now and this generation; with `waits`, Waiting is left as it is."""

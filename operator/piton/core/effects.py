@@ -11,6 +11,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import RunStatus
 from piton.api.status_base import Conditioned
+from piton.contract.termination import StopAfter
 
 EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)
@@ -62,8 +63,8 @@ class StartAttempt:
     """Of an evaluation: the checkpoint that it is about, where that is known. Of training: the newest durable one."""
     blocking_saves: bool = False
     """Training waits for each save, which then needs no second copy of the state in memory."""
-    stop_after_seconds: float | None = None
-    """Seconds of training that the budget pays for; None: there is no budget, or no known price."""
+    stop_after: StopAfter | None = None
+    """For how long it may train, by a limit that the trainer keeps by itself; None: there is no known limit."""
     active_deadline_seconds: int | None = None
     """Of the pods of a `command:`, as the last resort: the kubelet ends them so long after their start."""
     avoid_zones: tuple[str, ...] = ()

@@ -33,4 +33,4 @@ def _stop_at(context: Context) -> StopAt:
     if not found:
         return StopAt()
     time, limit = min(found)
-    return StopAt(time=time, limit=limit)
+    return StopAt(time=time, limit=limit, seconds=(time - context.now).total_seconds())

@@ -32,7 +32,7 @@ from piton.core.evidence import Judgement
 from piton.core.unreported import may_have_saved
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
-from piton.timing import Timing
+from piton.timing import Timing, is_cut_short
 
 COUNTERS = {
     Verdict.PREEMPTED: "preemptions",
@@ -120,7 +120,8 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
     record, terminations = status.current, _terminations(seen)
     trains = record is not None and record.stage is Stage.TRAIN
-    if trains and record is not None and record.last_words_time is None and terminations:
+    has_said = any(termination.is_ours for termination in terminations)
+    if trains and record is not None and record.last_words_time is None and has_said:
         status = change(status, last_words_time=now)
     if progress is not None and trains:
         status = _learn(status, progress.previous)
@@ -196,7 +197,7 @@ def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
     assert record is not None
     if has_saved(status, record) or _may_have_progressed(record, timing):
         return 0
-    return stage.fruitless_attempts + (record.verdict is not Verdict.STOPPED)
+    return stage.fruitless_attempts + (record.verdict is not Verdict.STOPPED or is_cut_short(record))
 
 
 def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:

@@ -14,7 +14,7 @@ import kopf
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
 
-from piton.clock import SystemClock
+from piton.clock import ServerClock
 from piton.kube import log
 from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client, load_configuration
@@ -83,7 +83,8 @@ class _Process:
         certificates: Certificates | None,
     ) -> None:
         self._meter = meter
-        loop, clock, bundled = asyncio.get_running_loop(), SystemClock(), settings.engine is Engine.BUNDLED
+        loop, clock, bundled = asyncio.get_running_loop(), ServerClock(), settings.engine is Engine.BUNDLED
+        client.on_date = clock.hear
         self._cache = ClusterCache(
             client,
             loop,

@@ -95,6 +95,8 @@ class Client:
         self._calls = asyncio.Semaphore(CALLS_AT_ONCE)
         self.on_written: Callable[[Resource, Body], None] | None = None
         """Called with each object that a write has left."""
+        self.on_date: Callable[[str | None], None] = lambda _: None
+        """Called with the date of each answer."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -263,6 +265,7 @@ class Client:
             method, path, header_params=headers, auth_settings=["BearerToken"]
         )
         response = await self._api.call_api(method, url, header_params=headers, body=body, _request_timeout=limits)
+        self.on_date(response.headers.get("Date"))
         if not 200 <= response.status <= 299:
             await response.read()
             raise ApiException(http_resp=response)

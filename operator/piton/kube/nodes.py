@@ -115,12 +115,20 @@ def moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
+def scheduled_at(pod: Mapping[str, Any]) -> datetime | None:
+    """Return the time at which the scheduler bound the pod to its node, by the clock of the control plane."""
+    scheduled = condition(pod, "PodScheduled")
+    return moment(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
+
+
 def _taints(node: Mapping[str, Any]) -> list[dict[str, Any]]:
     return (node.get("spec") or {}).get("taints") or []
 
 
 def _replaced(node: Mapping[str, Any], pod: Mapping[str, Any]) -> bool:
-    """True if the node is younger than the pod's start on it: the cloud has used the name again."""
-    born = moment(node["metadata"].get("creationTimestamp"))
-    started = moment((pod.get("status") or {}).get("startTime"))
-    return born is not None and started is not None and born > started
+    """True if the node is younger than the pod's placement on it: the cloud has used the name again.
+
+    Both times are the control plane's. The pod's start is by the clock of its node, and says nothing here.
+    """
+    born, placed = moment(node["metadata"].get("creationTimestamp")), scheduled_at(pod)
+    return born is not None and placed is not None and born > placed

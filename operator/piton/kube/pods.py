@@ -6,14 +6,14 @@ exit code when the kubelet does, the node when the cloud is quick.
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
 from piton.api.status import PlacedReplica
 from piton.contract import names
 from piton.contract.termination import Outcome, Termination, outcome_of
-from piton.kube.nodes import NodeView, condition, moment, reclaim_notice
+from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
 from piton.kube.prices import Prices, share
 from piton.observed import ClusterMessage, LostReplica, ReplicaSeen, ReplicaState
 from piton.rendering.affinity import ZONE
@@ -36,6 +36,8 @@ _OWN_DISK = re.compile(
     r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
     r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
 )
+_CLOCKS_DIFFER = timedelta(seconds=60)
+"""A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
 _OVER_TIME = "DeadlineExceeded"
 _OWN_MEMORY = re.compile(r"request is [^,]+, has larger consumption of memory")
 """The kubelet also evicts a pod for using more than it may, or more than it asked for while its node runs short. That
@@ -58,7 +60,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         uid=meta.get("uid", ""),
         state=_state(status, exit_code),
         exit_code=exit_code,
-        ended_at=moment(ended.get("finishedAt")),
+        ended_at=on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod),
         termination=_termination(ended),
         over_time=status.get("reason") == _OVER_TIME,
         refused=_refused(status),
@@ -109,8 +111,8 @@ def lost(
 
 def as_pod(placed: PlacedReplica) -> dict[str, Any]:
     """As much of a pod as is known of one that does not exist any more."""
-    started = placed.placed_time.isoformat()
-    return {"metadata": {"name": placed.name, "uid": placed.uid}, "status": {"startTime": started}}
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": placed.placed_time.isoformat()}
+    return {"metadata": {"name": placed.name, "uid": placed.uid}, "status": {"conditions": [scheduled]}}
 
 
 def as_placed(pod: Mapping[str, Any]) -> PlacedReplica | None:
@@ -126,10 +128,20 @@ def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
     """Return the time at which the pod got its node, else the time of its creation."""
     if not (pod.get("spec") or {}).get("nodeName"):
         return None
-    scheduled = condition(pod, "PodScheduled")
-    scheduled_time = scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None
     started = (pod.get("status") or {}).get("startTime")
-    return moment(scheduled_time or started or pod["metadata"].get("creationTimestamp"))
+    return scheduled_at(pod) or moment(started or pod["metadata"].get("creationTimestamp"))
+
+
+def on_the_clock_of_the_cluster(time: datetime | None, pod: Mapping[str, Any]) -> datetime | None:
+    """Return a time that the pod's kubelet has written by the clock of the control plane.
+
+    The kubelet wrote the pod's start by the same clock of its own, soon after the scheduler had bound the pod. A start
+    that is not soon after it is the difference of the two clocks, which may be a day.
+    """
+    started, scheduled = moment((pod.get("status") or {}).get("startTime")), scheduled_at(pod)
+    if time is None or started is None or scheduled is None or abs(started - scheduled) < _CLOCKS_DIFFER:
+        return time
+    return scheduled + (time - started)
 
 
 def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,7 +191,7 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
     text = ended.get("message")
     words = Termination.from_json(text)
     if words is None and text and ended.get("exitCode") and outcome_of(ended["exitCode"]) is None:
-        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-500:])
+        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-500:], is_ours=False)
     return words
 
 

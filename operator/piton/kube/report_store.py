@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
-from piton.contract.progress import Progress, TrainerRequests
+from piton.contract.progress import Progress, StopAt, TrainerRequests
 from piton.kube.events import Key
 from piton.kube.workqueue import Timer
 
@@ -62,6 +62,8 @@ class _Requested:
     """The text of the annotation piton.dev/save."""
     saved: str
     """The text at the last request for a save; at first the current one."""
+    time: float
+    """The time of that pass, by the timer."""
 
 
 class Reports:
@@ -118,7 +120,9 @@ class Reports:
                 return
             before = memory.requested.get((run_uid, attempt))
             saved = save if before is None else before.saved
-            memory.requested = {(run_uid, attempt): _Requested(requests=requests, save=save, saved=saved)}
+            memory.requested = {
+                (run_uid, attempt): _Requested(requests=requests, save=save, saved=saved, time=self._timer.time())
+            }
 
     def answer(self, sender: Sender) -> TrainerRequests:
         """Return the requests to the attempt that has just reported. A save is requested in one answer only.
@@ -132,7 +136,8 @@ class Reports:
                 return TrainerRequests()
             wants_save = bool(requested.save) and requested.save != requested.saved
             requested.saved = requested.save
-            return replace(requested.requests, checkpoint=wants_save)
+            stop_at = _after(requested.requests.stop_at, self._timer.time() - requested.time)
+            return replace(requested.requests, checkpoint=wants_save, stop_at=stop_at)
 
     def forget(self, key: Key) -> None:
         """The run is gone."""
@@ -145,3 +150,10 @@ class Reports:
         urgent = memory.seen is None or memory.seen.checkpoint_step != progress.checkpoint_step
         due = memory.looked_at + (URGENT_SECONDS if urgent else self._pass_seconds)
         return max(0.0, due - self._timer.time())
+
+
+def _after(stop_at: StopAt | None, seconds: float) -> StopAt | None:
+    """Return the same moment, as it is after so many seconds."""
+    if stop_at is None or stop_at.seconds is None:
+        return stop_at
+    return replace(stop_at, seconds=stop_at.seconds - seconds)

@@ -232,7 +232,7 @@ class KubeWorld:
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
             blocking_saves=effect.blocking_saves,
-            stop_after_seconds=effect.stop_after_seconds,
+            stop_after=effect.stop_after,
             active_deadline_seconds=effect.active_deadline_seconds,
             avoid=await self._too_dear(),
             avoid_zones=effect.avoid_zones,

@@ -307,7 +307,7 @@ class LocalWorld:
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
             blocking_saves=effect.blocking_saves,
-            stop_after_seconds=effect.stop_after_seconds,
+            stop_after=effect.stop_after,
         )
         ours = {*place.env, names.ENV_CHECKPOINT_DIR, names.ENV_CHECKPOINT, names.ENV_CONFIG, names.ENV_TERMINATION_LOG}
         role = app.roles[0]

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from piton.api.deadline import deadline_of
 from piton.api.spec import Every, Meta, Mirror, ObjectiveSpec, Spec, Stage
 from piton.api.stages import staged
 from piton.contract import names
 from piton.contract.assignment import Assignment, MirrorPolicy, Objective, SavePolicy
 from piton.contract.duration import format_duration, parse_duration
+from piton.contract.termination import StopAfter
 from piton.rendering.instance_types import node_resources
 from piton.timing import GRACE_SECONDS
 
@@ -117,7 +117,7 @@ def appdef(
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
     blocking_saves: bool = False,
-    stop_after_seconds: float | None = None,
+    stop_after: StopAfter | None = None,
 ) -> "specs.AppDef":
     """Return the AppDef of one attempt: a role with one replica per node.
 
@@ -134,8 +134,8 @@ def appdef(
         env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
     if blocking_saves:
         env[names.ENV_SAVES] = names.SAVES_BLOCKING
-    if stop_after_seconds is not None:
-        env[names.ENV_STOP_AFTER] = f"{stop_after_seconds:.0f}"
+    if stop_after is not None:
+        env |= {names.ENV_STOP_AFTER: f"{stop_after.seconds:.0f}", names.ENV_STOP_LIMIT: stop_after.limit.value}
     role = specs.Role(
         name=ROLE,
         image=spec.trainer.image,
@@ -183,9 +183,6 @@ def _env(meta: Meta, spec: Spec, attempt: int, place: TrainerPlace) -> dict[str,
     env |= _hang_timeout(spec)
     if meta.allows_fresh_start:
         env[names.ENV_ALLOW_FRESH_START] = "true"
-    deadline = deadline_of(meta, spec)
-    if deadline is not None:
-        env[names.ENV_STOP_AT] = deadline.isoformat()
     return env | dict(place.env)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from piton.api.spec import Meta, Spec, Stage
 from piton.api.stages import ARCHITECTURE, OPERATING_SYSTEM, staged
 from piton.contract import names
+from piton.contract.termination import StopAfter
 from piton.rendering.affinity import TooDear, affinity, may_span_zones
 from piton.rendering.appdef import ReportEndpoint, TrainerPlace, appdef, assignment, processes_per_node
 from piton.rendering.security import Security, security_of
@@ -55,7 +56,7 @@ def pytorchjob(
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
     blocking_saves: bool = False,
-    stop_after_seconds: float | None = None,
+    stop_after: StopAfter | None = None,
     active_deadline_seconds: int | None = None,
     avoid: Collection[TooDear] = (),
     avoid_zones: Collection[str] = (),
@@ -75,7 +76,7 @@ def pytorchjob(
         stage=stage,
         checkpoint_step=checkpoint_step,
         blocking_saves=blocking_saves,
-        stop_after_seconds=stop_after_seconds,
+        stop_after=stop_after,
     )
     security = security_of(spec)  # of the run as a whole: its stages share the image
     spec = staged(spec, stage)

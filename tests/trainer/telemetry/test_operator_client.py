@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import certifi
@@ -104,6 +104,22 @@ def test_the_server_moves_a_limit_and_the_training_keeps_it_by_itself(tmp_path: 
     last = Termination.from_json(log.read_text(encoding="utf-8"))
     assert last is not None
     assert (last.outcome, last.limit, last.checkpoint_step) == (Outcome.STOPPED, Limit.BUDGET, 2)
+
+
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_a_limit_is_kept_by_its_seconds_and_not_by_the_clock_of_another_machine(hours: int) -> None:
+    clock = Clock()
+    theirs = clock.now() + timedelta(hours=hours)
+    stop_at = StopAt(time=theirs + timedelta(seconds=600), limit=Limit.DEADLINE, seconds=600.0)
+    with StatusServer(lambda _: TrainerRequests(stop_at=stop_at)) as server:
+        reporter = OperatorClient(Server(url=server.url), clock=clock, interval_seconds=5)
+        reporter.on_report(a_report())
+        assert wait_for(lambda: reporter.stop_at is not None)
+        reporter.on_end(None)
+
+    assert reporter.stop_at is not None
+    assert reporter.stop_at.time is not None
+    assert 590 < (reporter.stop_at.time - clock.now()).total_seconds() <= 600
 
 
 def test_the_way_from_a_wish_to_a_durable_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,14 +396,13 @@ def test_a_certificate_of_another_authority_is_named(certificate: tuple[Path, Pa
     assert "its certificate is not of the authority that this pod was given" in reporter.failure
 
 
-def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         reporter = OperatorClient(Server(url=url), clock=Clock(), interval_seconds=5, timeout_seconds=0.05)
-        reporter.on_end(a_report())
-
-    assert reporter.failure is not None
-    assert "no answer in time" in reporter.failure
+        assert wait_for(lambda: reporter.failure is not None)
+        assert "no answer in time" in (reporter.failure or "")
+        reporter.on_end(None)
 
 
 def test_the_last_words_of_a_run_say_why_its_reports_did_not_arrive(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
@@ -148,8 +149,14 @@ class OperatorClient(Callback):
             self._requests = TrainerRequests(
                 checkpoint=self._requests.checkpoint or answer.checkpoint,
                 stop=self._requests.stop or answer.stop,
-                stop_at=answer.stop_at or self._requests.stop_at,
+                stop_at=self._on_our_clock(answer.stop_at) or self._requests.stop_at,
             )
+
+    def _on_our_clock(self, stop_at: StopAt | None) -> StopAt | None:
+        """Return the server's moment by the clock of this machine, which may be another."""
+        if stop_at is None or stop_at.seconds is None:
+            return stop_at
+        return replace(stop_at, time=self._clock.now() + timedelta(seconds=stop_at.seconds))
 
     def _postpone(self, progress: Progress, seconds: float) -> None:
         """Be silent for so long, and then send the report unless there is a newer one; the last one only once."""

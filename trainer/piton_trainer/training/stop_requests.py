@@ -65,7 +65,7 @@ class TimeLimit:
         if config.stop_at is not None:
             found.append((config.stop_at, Limit.DEADLINE))
         if config.stop_after is not None:
-            found.append((now + timedelta(seconds=config.stop_after), Limit.BUDGET))
+            found.append((now + timedelta(seconds=config.stop_after), config.stop_limit))
         self._clock = clock
         self._stop_at = StopAt()
         if found:
