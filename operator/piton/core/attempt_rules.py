@@ -30,6 +30,8 @@ from piton.rendering.volume_claim import claim_name
 LAST_RESORT_SECONDS = 600
 """So much later than a limit of the run's the kubelet ends what has neither heard the operator nor keeps it itself."""
 
+_BAD_ZONE = "have lost their machines, found too few, or did not start"
+
 
 def cancel_pending(context: Context) -> Decision | None:
     """A number was taken, but its job was refused, and by now no attempt is wanted."""
@@ -81,7 +83,7 @@ def start(context: Context) -> Decision | None:
     status = transitions.change(context.status, state=AttemptState.STARTING, program=program)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
-    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts have lost their machines or found too few"
+    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts {_BAD_ZONE}"
     message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
     message += zones if elsewhere else ""
     news = Announcement(reason=Reason.STARTING, message=message)
