@@ -123,6 +123,18 @@ async def test_before_it_has_run_a_wrong_name_or_a_refusal_fails_fast(pilot: Pil
     assert (status.phase, status.failures, status.attempts[-1].reason) == (Phase.FAILED, 3, Reason.CANNOT_START)
 
 
+@pytest.mark.parametrize(("cause", "fails"), [("503 Service Unavailable", False), ("x/y:1: not found", True)])
+async def test_a_cause_that_only_an_event_tells_is_read(pilot: Pilot, cause: str, fails: bool) -> None:
+    """Kubelets before 1.32 leave it out of the state."""
+    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x/y:1"'}
+    event = ("Failed", f'Failed to pull image "x/y:1": rpc error: {cause}')
+    fate = Reports(status={"containerStatuses": _pytorch({"waiting": waiting})}, event=event)
+    status = await first(pilot, fate, seconds=400)
+
+    assert ((status.phase is Phase.FAILED), status.failures > 0) == (fails, fails)
+    assert cause in status.attempts[0].message
+
+
 @pytest.mark.parametrize(
     "fate",
     [
