@@ -279,6 +279,17 @@ class RandomWorld(RuleBasedStateMachine):
     def the_next_container_does_not_start(self, what: str, seconds: int) -> None:
         self.world.next_start, self.world.next_start_seconds = what, seconds
 
+    @rule(what=st.sampled_from(sorted(set(START_WORDS) - {"no command"})))
+    def what_has_trained_does_not_start_on_another_machine(self, what: str) -> None:
+        """After an attempt has had time to report something durable: whatever is said then, it is no failure of its."""
+        self._goes_on(12)
+        before, starts = self.world.status.failures, len(self.world.failed_starts)
+        self.the_next_container_does_not_start(what, 9)
+        self.machine_goes("kill_node")
+        self._goes_on(14)
+        if all(is_proven for _, is_proven in self.world.failed_starts[starts:]):
+            assert self.world.status.failures == before
+
     @rule()
     def a_node_runs_short_of_memory(self) -> None:
         """Once that is nobody's fault, and in the next attempt the program's."""
