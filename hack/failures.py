@@ -39,8 +39,14 @@ again (`permanent` below). Nothing that the cluster does ends it.
   helps. When it has been True for `limits.stalled` ({_LIMITS.stalled}), the run holds, with everything kept.
 - **Failures of the program** count from the newest durable step as well, for `limits.failures`; `limits.totalFailures`
   bounds those of the whole life.
-- **A gang** has to come together within `limits.startTimeout` ({_LIMITS.start_timeout}) of its first running replica.
+- **A start** may take `limits.startTimeout` ({_LIMITS.start_timeout}) from when all replicas have a machine, or from
+  the first that runs while others have none. Time in which images are pulled does not count, up to twice that limit.
   Until all replicas have run, an exit code is no failure of the program.
+- **What cannot start** holds its machines for {format_duration(_TIMING.start_seconds)} per attempt; they are free
+  during the back-off. What has run once in this run, the same image and command in the same pods, is the cluster's to
+  start again, whatever its kubelet says; but a command, Secret or key that does not exist stays the program's. Before
+  that, a registry that does not answer and a node that starts no containers are waited for, while an image of a wrong
+  name, or one that the registry refuses (401, 403), counts after {format_duration(_TIMING.refused_image_seconds)} each.
 - **A hang**: no rank ends a step for `limits.hangTimeout` (auto: ten times the median step, at least 5m), outside a
   save, an evaluation, a compile or a wait for data. The trainer's watchdog keeps the stacks and ends the ranks.
 - **Another chance**: `piton retry NAME`, or `kubectl annotate trainingrun NAME piton.dev/retry=1`, takes up a run that

@@ -78,7 +78,12 @@ class ReplicaSeen:
     words: tuple[ClusterMessage, ...] = ()
     """Messages about the waiting replica, including its events as far as they were read."""
     cannot_start: bool = False
-    """`waiting` is something that only the user can mend: an image or command that does not exist."""
+    """`waiting` is the kubelet's word that an image, or the container itself, cannot be made; who has to mend that is
+    another question. Of a replica that has failed: the container ended without having begun."""
+    init_failure: str | None = None
+    """The init container that failed, with its exit code and last words. The trainer has never begun."""
+    short_of_memory: bool = False
+    """Evicted because its node ran short of memory, though the trainer asks for none: others may have used it."""
     node: str | None = None
     zone: str | None = None
     """The zone of its machine."""
@@ -105,7 +110,8 @@ class ReplicaSeen:
         over = self.state is ReplicaState.SUCCEEDED or (
             self.state is ReplicaState.FAILED and self.exit_code is not None
         )
-        return not self.never_started and (over or self.state is ReplicaState.RUNNING)
+        begun = not (self.never_started or self.cannot_start)
+        return begun and (over or self.state is ReplicaState.RUNNING)
 
     @property
     def ended(self) -> bool:
@@ -171,6 +177,11 @@ class AttemptSeen:
     def formed(self) -> bool:
         """True if all replicas have run, as far as can be seen now."""
         return sum(r.has_run for r in self.replicas) >= self.expected_replicas
+
+    @property
+    def placed(self) -> bool:
+        """True if all replicas have a machine."""
+        return len(self.replicas) >= self.expected_replicas and all(r.node or r.has_run for r in self.replicas)
 
     @property
     def incomplete(self) -> bool:

@@ -28,7 +28,10 @@ class Timing:
     """Seconds that one replica's crash waits for evidence on the others: a dead node is noticed after 40-50 s, its
     peers fail at once, and a preemption must not be booked as the user's failure."""
     start_seconds: float = 300.0
-    """Seconds for which an image may fail to be pulled before that counts as the user's failure."""
+    """Seconds for which a container may fail to start, its image to be pulled, or its sandbox to be made; then the
+    attempt ends, and its node is free during the back-off."""
+    refused_image_seconds: float = 90.0
+    """The same for an image that has never run, while the registry says that it does not exist or may not be read."""
     stalled_attempts: int = 5
     """Attempts in a row without a newer durable step after which a run is Stalled."""
     fails_when_stalled: bool = False

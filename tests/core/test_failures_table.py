@@ -14,7 +14,7 @@ from piton.api.status_base import Phase
 from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import StopAttempt
-from piton.observed import AttemptSeen, Observed, ReplicaState, ReservationSeen
+from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaState, ReservationSeen
 from support.builders import (
     NOW,
     a_failed_attempt,
@@ -88,6 +88,28 @@ SCENES: Mapping[Reason, Scene] = {
     Reason.UNKNOWN_END: Scene(seen=a_failed_attempt(failed(94))),
     Reason.HUNG: ended_as(Outcome.HUNG),
     Reason.NODE_REFUSED: Scene(seen=a_failed_attempt(failed(None, node="n1", refused="OutOfcpu: no room"))),
+    Reason.SANDBOX_FAILED: Scene(
+        seen=an_attempt(
+            a_replica(
+                ReplicaState.WAITING,
+                node="n1",
+                words=(ClusterMessage(reason="FailedCreatePodSandBox", message="no runtime for nvidia"),),
+            )
+        ),
+        stopped=a_failed_attempt(failed(143)),
+    ),
+    Reason.IMAGE_PULL_FAILED: Scene(
+        seen=an_attempt(a_replica(ReplicaState.WAITING, waiting="ErrImagePull: i/o timeout", cannot_start=True)),
+        stopped=a_failed_attempt(failed(143)),
+    ),
+    Reason.START_FAILED: Scene(
+        seen=a_failed_attempt(
+            failed(128, node="n1", waiting="StartError: error running prestart hook #0", cannot_start=True)
+        ),
+    ),
+    Reason.INIT_CONTAINER_FAILED: Scene(
+        seen=a_failed_attempt(failed(None, init_failure="init container istio-init of a ended with exit code 1")),
+    ),
     Reason.GANG_INCOMPLETE: Scene(seen=a_failed_attempt(failed(1), expected_replicas=2)),
     Reason.NO_EVIDENCE: Scene(seen=a_failed_attempt()),
     Reason.FENCED: ended_as(Outcome.FENCED),

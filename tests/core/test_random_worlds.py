@@ -26,7 +26,7 @@ from piton.observed import ReservationSeen
 from piton.ports import Conflict, Unavailable
 from piton.timing import Timing
 from support.builders import NOW, a_spec
-from support.fake_world import GRACE_SECONDS, PRICE, TOTAL_STEPS, Crash, FakeWorld, Trainer
+from support.fake_world import GRACE_SECONDS, PRICE, START_WORDS, TOTAL_STEPS, Crash, FakeWorld, Trainer
 
 Result = TypeVar("Result")
 TIMING = Timing(
@@ -34,6 +34,7 @@ TIMING = Timing(
     backoff_seconds_max=8,
     evidence_seconds=3,
     start_seconds=5,
+    refused_image_seconds=3,
     stalled_attempts=4,
     stop_seconds=GRACE_SECONDS + 2,
     worth_seconds=4,
@@ -193,7 +194,8 @@ class RandomWorld(RuleBasedStateMachine):
         for _ in range(seconds):
             self._tick()
         for trainer in self.world.billed():
-            assert trainer.stage is not Stage.TRAIN or trainer.stops_at is None or self.world.time <= trainer.stops_at
+            begun = trainer.stage is Stage.TRAIN and trainer.start is None
+            assert not begun or trainer.stops_at is None or self.world.time <= trainer.stops_at
 
     # --- the world ---------------------------------------------------------------------------------------------------
 
@@ -273,17 +275,41 @@ class RandomWorld(RuleBasedStateMachine):
         self.half_gangs += 1
         self.world.half_a_gang_seconds = seconds
 
+    @rule(what=st.sampled_from(sorted(START_WORDS)), seconds=st.integers(1, 40))
+    def the_next_container_does_not_start(self, what: str, seconds: int) -> None:
+        self.world.next_start, self.world.next_start_seconds = what, seconds
+
+    @rule(what=st.sampled_from(sorted(set(START_WORDS) - {"no command"})))
+    def what_has_trained_does_not_start_on_another_machine(self, what: str) -> None:
+        """After an attempt has had time to report something durable: whatever is said then, it is no failure of its."""
+        self._goes_on(12)
+        before, starts = self.world.status.failures, len(self.world.failed_starts)
+        self.the_next_container_does_not_start(what, 9)
+        self.machine_goes("kill_node")
+        self._goes_on(14)
+        if all(is_proven for _, is_proven in self.world.failed_starts[starts:]):
+            assert self.world.status.failures == before
+
+    @rule()
+    def a_node_runs_short_of_memory(self) -> None:
+        """Once that is nobody's fault, and in the next attempt the program's."""
+        trainer = self.world.running()
+        if trainer and trainer.dies_at is None and trainer.start is None:
+            self.machines_lost += 1
+            self.crashes += trainer.number - 1 in self.world.evicted
+            self.world.evict_for_memory(trainer)
+
     @rule()
     def device_fails(self) -> None:
         trainer = self.world.running()
-        if trainer and trainer.dies_at is None:
+        if trainer and trainer.dies_at is None and trainer.start is None:
             self.devices_lost += 1
             self.world.break_device(trainer)
 
     @rule(what=st.sampled_from(["bug", "memory", "disk"]))
     def program_fails(self, what: str) -> None:
         trainer = self.world.running()
-        if trainer and trainer.dies_at is None:
+        if trainer and trainer.dies_at is None and trainer.start is None:
             self.crashes += 1
             self.world.crash(trainer, out_of_memory=what == "memory", out_of_disk=what == "disk")
 
@@ -346,7 +372,7 @@ class RandomWorld(RuleBasedStateMachine):
         assert self.world.reservation is not None
         assert not self.world.reservation.held
         assert not self.world.billed()
-        assert self.world.status.failures <= max(before, self.crashes)
+        assert self.world.status.failures <= max(before, self.crashes + self._wrong_starts())
 
     @precondition(lambda self: self.world.reservation)
     @rule()
@@ -510,7 +536,7 @@ class RandomWorld(RuleBasedStateMachine):
 
     @invariant()
     def every_end_is_booked_to_its_own_account(self) -> None:
-        assert self.world.status.failures <= self.crashes
+        assert self.world.status.failures <= self.crashes + self._wrong_starts()
         status = self.world.status
         assert all(stage.failures_since_progress <= min(stage.failures, self.failure_limit) for stage in status.stages)
         for counter in ("failures", "preemptions", "infrastructure_failures"):
@@ -518,8 +544,19 @@ class RandomWorld(RuleBasedStateMachine):
         assert status.preemptions <= self.machines_lost
         if not self.old_news:  # a pod that went before anybody looked leaves no evidence of a preemption
             assert status.preemptions + status.infrastructure_failures <= (
-                self.machines_lost + self.jobs_lost + self.world.volumes_lost + self.devices_lost + self.half_gangs
+                self.machines_lost
+                + self.jobs_lost
+                + self.world.volumes_lost
+                + self.devices_lost
+                + self.half_gangs
+                + len(self.world.failed_starts)
             )
+
+    def _wrong_starts(self) -> int:
+        """Attempts that the user may have kept from starting: what had run before can start."""
+        unproven = ("wrong name", "unknown")
+        starts = self.world.failed_starts
+        return sum(how == "no command" or (how in unproven and not is_proven) for how, is_proven in starts)
 
     @invariant()
     def what_is_spent_never_falls_and_no_second_is_paid_twice(self) -> None:
@@ -552,7 +589,7 @@ class RandomWorld(RuleBasedStateMachine):
             spec = world.spec or self.spec
             assert spec is not None
             self._edit(spec.model_copy(update={"suspend": False}))
-        world.slow_seconds = 0
+        world.slow_seconds, world.next_start = 0, None
         world.failing_reads, world.is_volume_empty, world.half_a_gang_seconds = 0, False, 0
         self._converge(world)
         if world.exists and not settled(world.status):

@@ -262,6 +262,29 @@ def short_in(*zones: str | None, no_room: bool | None = True) -> RunStatus:
     return status
 
 
+def not_started(zone: str, reason: Reason, **fields: bool) -> RunStatus:
+    """The status after an attempt in that zone that has not started."""
+    status = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=reason, message="it did not start")
+    return transitions.end(transitions.change(status, zone=zone, **fields), judgement, now=NOW, timing=TIMING)
+
+
+@pytest.mark.parametrize(
+    ("status", "zones"),
+    [
+        (not_started("a", Reason.START_FAILED), ("a",)),
+        (not_started("a", Reason.SANDBOX_FAILED), ("a",)),
+        (not_started("a", Reason.GANG_INCOMPLETE, stuck_on_node=True), ("a",)),
+        (not_started("a", Reason.GANG_INCOMPLETE), ()),
+        (not_started("a", Reason.IMAGE_PULL_FAILED), ()),
+        (life((TAKEN, 10), status=not_started("a", Reason.START_FAILED)), ()),
+    ],
+    ids=["a runtime", "a sandbox", "a silence", "a volume", "a registry", "a newer step is durable"],
+)
+def test_the_zone_of_a_node_that_starts_nothing_is_avoided(status: RunStatus, zones: tuple[str, ...]) -> None:
+    assert started_after(status)[0] == zones
+
+
 @pytest.mark.parametrize(
     ("status", "zones"),
     [

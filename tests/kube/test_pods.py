@@ -79,7 +79,6 @@ USES = "Container pytorch was using {1}, request is {2}, has larger consumption 
         ('Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ', True, False),
         ((LOW + USES).format("ephemeral-storage", "90Gi", "10Gi"), True, False),
         ((LOW + USES).format("memory", "900Gi", "800Gi"), False, True),
-        ((LOW + USES).format("memory", "900Gi", "0"), False, True),
     ],
 )
 def test_an_eviction_for_what_the_pod_itself_uses_is_no_disruption(message: str, disk: bool, memory: bool) -> None:
@@ -94,11 +93,23 @@ def test_an_eviction_for_what_the_pod_itself_uses_is_no_disruption(message: str,
         LOW.format("memory"),
         "The node had condition: [DiskPressure]. ",
         (LOW + USES).format("ephemeral-storage", "40Ki", "0"),
+        (LOW + USES).format("memory", "900Gi", "0"),
+        (LOW + USES).format("memory", "90Mi", "40Mi").replace("pytorch", "istio-proxy"),
     ],
 )
 def test_an_eviction_because_others_use_much_is_a_disruption(message: str) -> None:
     seen = _seen(_pod(phase="Failed", reason="Evicted", message=message))
     assert (seen.disruption, seen.out_of_disk, seen.out_of_memory) == ("Evicted", False, False)
+
+
+def test_an_eviction_for_memory_without_a_request_is_marked() -> None:
+    def is_marked(message: str) -> bool:
+        return _seen(_pod(phase="Failed", reason="Evicted", message=message)).short_of_memory
+
+    none = (LOW + USES).format("memory", "9Gi", "0")
+    assert is_marked(none)
+    assert is_marked(none + USES.format("memory", "90Mi", "40Mi").replace("pytorch", "istio-proxy"))
+    assert not any(map(is_marked, [LOW.format("memory"), (LOW + USES).format("ephemeral-storage", "9Gi", "0")]))
 
 
 def test_the_zone_is_its_nodes() -> None:
@@ -176,6 +187,52 @@ def test_a_pod_that_finds_no_node_waits_and_may_still_start() -> None:
 def test_a_container_that_is_being_created_may_still_start() -> None:
     seen = _seen(_pod(phase="Pending", containerStatuses=_container(waiting={"reason": "ContainerCreating"})))
     assert (seen.cannot_start, seen.waiting) == (False, "ContainerCreating")
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        {"exitCode": 128, "reason": "StartError", "startedAt": "1970-01-01T00:00:00Z"},
+        {"exitCode": 127, "reason": "ContainerCannotRun"},
+        {"exitCode": 128, "reason": "Error", "startedAt": "1970-01-01T00:00:00Z"},
+    ],
+)
+def test_a_container_that_ended_without_a_beginning_has_never_run(ended: dict[str, Any]) -> None:
+    pod = _pod(phase="Failed", containerStatuses=_container(terminated={**ended, "message": "OCI: no"}))
+    seen = _seen(pod)
+    assert (seen.cannot_start, seen.has_run, seen.ended) == (True, False, True)
+    assert seen.waiting is not None
+    assert seen.waiting.endswith(": OCI: no")
+
+
+def test_a_program_that_ends_with_128_by_itself_has_run() -> None:
+    ended = {"exitCode": 128, "reason": "Error", "startedAt": "2026-11-21T11:58:00Z"}
+    seen = _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended)))
+    assert (seen.cannot_start, seen.has_run) == (False, True)
+
+
+WAITS_FOR_INIT = _container(waiting={"reason": "PodInitializing"})
+
+
+def _init(**state: Any) -> list[dict[str, Any]]:
+    return [*_container("istio-init", terminated={"exitCode": 0}), *_container("vault-agent-init", **state)]
+
+
+def test_an_init_container_that_failed_is_named_until_the_trainer_has_begun() -> None:
+    ended = {"exitCode": 126, "reason": "Error", "message": "permission denied: role training\n"}
+    named = "init container vault-agent-init of ragcun-1-master-0 ended with exit code 126"
+    parts: dict[str, Any] = {"initContainerStatuses": _init(terminated=ended), "containerStatuses": WAITS_FOR_INIT}
+    assert _seen(_pod(phase="Failed", **parts)).init_failure == f"{named}: permission denied: role training"
+    parts["initContainerStatuses"] = _init(terminated={"exitCode": 126})
+    assert _seen(_pod(phase="Failed", **parts)).init_failure == named
+    parts["containerStatuses"] = _container(terminated={"exitCode": 1})  # a native sidecar ends after the trainer
+    assert _seen(_pod(phase="Failed", **parts)).init_failure is None
+
+
+def test_an_init_container_whose_image_cannot_be_pulled_is_named() -> None:
+    init = _init(waiting={"reason": "ImagePullBackOff", "message": "503"})
+    seen = _seen(_pod(phase="Pending", initContainerStatuses=init, containerStatuses=WAITS_FOR_INIT))
+    assert (seen.cannot_start, seen.waiting) == (True, "init container vault-agent-init: ImagePullBackOff: 503")
 
 
 STARTED = [

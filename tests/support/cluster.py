@@ -45,6 +45,15 @@ class Waits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reports:
+    """The kubelet writes this into the status of each pod, instead of starting it."""
+
+    status: Mapping[str, Any]
+    event: tuple[str, str] | None = None
+    """Reason and message of an event about the pod, written once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Initializes:
     """The pods stay in an init container, which ignores SIGTERM: only the end of their grace period stops them."""
 
@@ -79,7 +88,7 @@ class Vanishes:
     """The master's node is gone without a word."""
 
 
-Fate = Runs | Waits | Initializes | Ends | Disrupted | Vanishes
+Fate = Runs | Waits | Reports | Initializes | Ends | Disrupted | Vanishes
 CRASHES = Ends(outcome=Outcome.FAILED, exit_code=1)
 
 
@@ -206,6 +215,10 @@ class Cluster:
         if isinstance(fate, Waits):
             waiting = {"waiting": {"reason": fate.reason, "message": fate.message}}
             pod["status"] |= {"containerStatuses": [{"name": names.CONTAINER, "state": waiting}]}
+        elif isinstance(fate, Reports):
+            pod["status"] |= json.loads(json.dumps(fate.status))
+            if fate.event and self.server.find(EVENTS, f"{pod['metadata']['name']}.start", None) is None:
+                await self.server.put(EVENTS, _event(pod, *fate.event, self._time()))
         elif isinstance(fate, Initializes):
             running = {"running": {"startedAt": self._time()}}
             waiting = {"waiting": {"reason": "PodInitializing"}}
@@ -225,7 +238,7 @@ class Cluster:
                 await self.disrupt(pod["metadata"]["name"], fate.reason, pod["metadata"]["namespace"])
             case Vanishes():
                 await self.server.remove(NODES, pod["spec"]["nodeName"], None)
-            case Runs() | Waits() | Initializes():
+            case Runs() | Waits() | Reports() | Initializes():
                 pass
 
     async def _end(self, pod: Body, fate: Ends) -> None:
@@ -322,6 +335,20 @@ def _failed_create(job: Body, why: str, time: str) -> Body:
         "type": "Warning",
         "reason": "FailedCreatePod",
         "message": f"Error creating: {why}",
+        "lastTimestamp": time,
+    }
+
+
+def _event(pod: Body, reason: str, message: str, time: str) -> Body:
+    meta = pod["metadata"]
+    return {
+        "metadata": {"name": f"{meta['name']}.start", "namespace": meta["namespace"]},
+        "involvedObject": {"kind": "Pod", "name": meta["name"], "uid": meta["uid"]},
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+        "source": {"component": "kubelet"},
+        "firstTimestamp": time,
         "lastTimestamp": time,
     }
 

@@ -34,6 +34,7 @@ from piton.core.effects import (
 )
 from piton.observed import (
     AttemptSeen,
+    ClusterMessage,
     JobState,
     LostReplica,
     Observed,
@@ -55,6 +56,25 @@ PRICE = Fraction(3600)
 """Of a machine per hour: a dollar per second."""
 STAGE_SECONDS = 9
 """What a stage beside the training takes."""
+
+
+WAITING_STARTS = {
+    "registry down": "ErrImagePull: unexpected status: 503 Service Unavailable",
+    "wrong name": "ErrImagePull: not found",
+    "container reserved": "CreateContainerError: name is reserved for another",
+    "no sandbox": "",
+    "pulling": "",
+    "silence": "",
+}
+"""Starts that are tried until something changes, with the kubelet's words for them."""
+ENDED_STARTS = {
+    "hook": "StartError: error running prestart hook #0: exit status 1",
+    "unknown": "StartError: something that nobody has seen yet",
+    "no command": 'StartError: exec: "pyhton": executable file not found in $PATH',
+}
+"""Starts that end the pod at once."""
+START_WORDS = {**WAITING_STARTS, **ENDED_STARTS}
+_START_EVENTS = {"no sandbox": "FailedCreatePodSandBox", "pulling": "Pulling"}
 
 
 class Crash(BaseException):
@@ -86,6 +106,12 @@ class Trainer:
     """When its newest report arrived."""
     silent: bool = False
     """Nothing that becomes of it, or of its pod, is known: its machine does not answer, and does not count as gone."""
+    told: StartAttempt | None = None
+    start: str | None = None
+    """The name of what keeps its container from starting; None: it has begun."""
+    begins_at: datetime | None = None
+    """The time at which it begins after all."""
+    short_of_memory: bool = False
     stops_at: datetime | None = None
     """When a limit is reached, by what it was told at its start: it stops by itself then."""
     limit: Limit = Limit.BUDGET
@@ -159,6 +185,13 @@ class FakeWorld:
     """How long the API server takes for each call. What it has answered may be old by then."""
     is_busy: bool = False
     """It answers 429, to everything."""
+    next_start: str | None = None
+    """What keeps the next attempt from starting, for so many seconds."""
+    next_start_seconds: int = 0
+    failed_starts: list[tuple[str, bool]] = field(default_factory=list)
+    """All of these, and whether what was to run had reported a step before."""
+    evicted: list[int] = field(default_factory=list)
+    """Attempts whose node ran short of memory; they had asked for none."""
     half_a_gang_seconds: int = 0
     """For so long the next attempt has half of its machines."""
     calls_until_crash: int | None = None
@@ -312,13 +345,30 @@ class FakeWorld:
         if self.half_a_gang_seconds:
             trainer.waits_for_peer_until = self.time + timedelta(seconds=self.half_a_gang_seconds)
             self.half_a_gang_seconds = 0
-        if effect.stop_after is not None:
-            trainer.stops_at = self.time + timedelta(seconds=effect.stop_after.seconds)
-            trainer.limit = effect.stop_after.limit
+        trainer.told = effect
         if number in self.jobs:
             self.zombies.append(self.jobs[number])
         self.jobs[number] = trainer
         self.job_exists.add(number)
+        trainer.start, self.next_start = self.next_start, None
+        if trainer.start is None:
+            self._begin(trainer, effect)
+            return
+        is_proven = self.status.checkpoint is not None and (
+            trainer.start == "wrong name" or effect.stage is Stage.TRAIN
+        )
+        self.failed_starts.append((trainer.start, is_proven))
+        trainer.begins_at = self.time + timedelta(seconds=self.next_start_seconds)
+        trainer.waits_for_peer_until = None
+        if trainer.start in ENDED_STARTS:
+            self._exit(trainer, 128)
+
+    def _begin(self, trainer: Trainer, effect: StartAttempt) -> None:
+        """Its container runs now."""
+        trainer.start = None
+        if effect.stop_after is not None:
+            trainer.stops_at = self.time + timedelta(seconds=effect.stop_after.seconds)
+            trainer.limit = effect.stop_after.limit
         if effect.stage is Stage.TRAIN:
             self._claim(trainer, effect.checkpoint_step)
             return
@@ -370,13 +420,24 @@ class FakeWorld:
         """One second passes."""
         self.time += timedelta(seconds=1)
         for trainer in [*self.jobs.values(), *self.zombies]:
-            if trainer.alive and trainer.stage is Stage.TRAIN:
+            if trainer.alive and trainer.start is not None:
+                self._try_to_begin(trainer)
+            elif trainer.alive and trainer.stage is Stage.TRAIN:
                 self._train(trainer)
             elif trainer.alive:
                 self._work(trainer)
             if trainer.goes_at is not None and self.time >= trainer.goes_at and trainer.alive:
                 self.kill_node(trainer)
         self._forget()
+
+    def _try_to_begin(self, trainer: Trainer) -> None:
+        assert trainer.begins_at is not None
+        assert trainer.told is not None
+        if trainer.dies_at is not None:
+            trainer.alive = False
+            trainer.shown = not trainer.deleting or trainer.silent
+        elif self.time >= trainer.begins_at and not trainer.node_gone:
+            self._begin(trainer, trainer.told)
 
     def _work(self, trainer: Trainer) -> None:
         """A stage beside the training. It reports a step like any program that may have one, and heeds SIGTERM."""
@@ -416,13 +477,13 @@ class FakeWorld:
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.owner != self.store.owner:
-            self._exit(trainer, 81, self._words(trainer, Outcome.FENCED, fence=self.store.fence))
+            self._exit(trainer, 81, self._last_words(trainer, Outcome.FENCED, fence=self.store.fence))
             return
         if (trainer.step, trainer.number) not in self.store.steps:
             self.store.steps.append((trainer.step, trainer.number))
         trainer.checkpoint_step = trainer.step
 
-    def _words(self, trainer: Trainer, outcome: Outcome, **said: Any) -> Termination:
+    def _last_words(self, trainer: Trainer, outcome: Outcome, **said: Any) -> Termination:
         """The last words of one that has trained. They never leave a checkpoint out."""
         return Termination(outcome=outcome, step=trainer.step, checkpoint_step=trainer.checkpoint_step, **said)
 
@@ -522,7 +583,7 @@ class FakeWorld:
         return (master, peer)
 
     def _replica(self, trainer: Trainer) -> ReplicaSeen:
-        state = ReplicaState.RUNNING
+        state = ReplicaState.RUNNING if trainer.start is None else ReplicaState.WAITING
         if trainer.silent:
             return ReplicaSeen(
                 name=f"ragcun-{trainer.number}-master-0",
@@ -544,6 +605,11 @@ class FakeWorld:
             termination=trainer.termination,
             out_of_memory=trainer.out_of_memory,
             out_of_disk=trainer.out_of_disk,
+            short_of_memory=trainer.short_of_memory,
+            never_started=trainer.start is not None and trainer.alive,
+            cannot_start=bool(trainer.start and START_WORDS[trainer.start]),
+            waiting=START_WORDS[trainer.start] if trainer.start else None,
+            words=self._words(trainer),
             deleting=trainer.deleting,
             disruption=trainer.disruption,
             leaving="taint karpenter.sh/disrupted" if trainer.goes_at and not trainer.node_gone else None,
@@ -551,6 +617,13 @@ class FakeWorld:
             placed_at=trainer.placed_at,
             node_price=self.price,
         )
+
+    def _words(self, trainer: Trainer) -> tuple[ClusterMessage, ...]:
+        """The kubelet's event about a pod that has not begun."""
+        event = _START_EVENTS.get(trainer.start or "")
+        if event is None:
+            return ()
+        return (ClusterMessage(reason=event, first_time=trainer.placed_at, last_time=trainer.placed_at),)
 
     # --- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -594,9 +667,15 @@ class FakeWorld:
             trainer.dies_at = trainer.dies_at or self.time + timedelta(seconds=GRACE_SECONDS)
             trainer.shown = trainer.alive
 
+    def evict_for_memory(self, trainer: Trainer) -> None:
+        """Its node runs short of memory, and it has asked for none."""
+        self.evicted.append(trainer.number)
+        trainer.short_of_memory, trainer.disruption = True, "Evicted"
+        self._exit(trainer, 137)
+
     def break_device(self, trainer: Trainer) -> None:
         """Its GPU is lost, and the trainer says so."""
-        self._exit(trainer, int(EXIT_CODES[Outcome.DEVICE_LOST]), self._words(trainer, Outcome.DEVICE_LOST))
+        self._exit(trainer, int(EXIT_CODES[Outcome.DEVICE_LOST]), self._last_words(trainer, Outcome.DEVICE_LOST))
 
     def crash(self, trainer: Trainer, *, out_of_memory: bool = False, out_of_disk: bool = False) -> None:
         """A bug of the user's."""

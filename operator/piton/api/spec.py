@@ -213,8 +213,9 @@ class Limits(Model):
     )
     start_timeout: Duration = Field(
         default="30m",
-        description="Time from an attempt's first running replica until all of them have run; then it is stopped, and "
-        "tried again.",
+        description="Time from when all replicas of an attempt have a machine, or from the first that runs while "
+        "others have none, until all have run; then it is stopped, and tried again. Pulls of images do not count, up "
+        "to twice this time.",
     )
     hang_timeout: Duration | Literal["auto", "off"] = Field(
         default="auto",

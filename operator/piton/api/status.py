@@ -76,6 +76,14 @@ class AttemptStatus(Answer):
     state: AttemptState = Field(description="Where it stands.")
     stage: Stage = Field(default=Stage.TRAIN, description="What it is for: Prepare, Train or Evaluate.")
     created_time: AwareDatetime = Field(description="When its number was taken.")
+    program: str | None = Field(
+        default=None, description="Digests of its image, and of all that its pods are made from."
+    )
+    placed_time: AwareDatetime | None = Field(default=None, description="When all of its replicas had a machine.")
+    pull_time: AwareDatetime | None = Field(default=None, description="Since when an image is pulled for it.")
+    pull_seconds: int | None = Field(
+        default=None, ge=0, description="Seconds of earlier pulls; limits.startTimeout does not count them."
+    )
     running_time: AwareDatetime | None = Field(default=None, description="When a replica was first seen running.")
     formed_time: AwareDatetime | None = Field(
         default=None, description="When all of its replicas had run. Before that no exit code is the program's failure."
@@ -96,6 +104,12 @@ class AttemptStatus(Answer):
     zone: str | None = Field(default=None, description="The zone of its machines; where they differ, of the first.")
     short_of_room: bool | None = Field(
         default=None, description="A replica had no machine yet when limits.startTimeout had passed."
+    )
+    stuck_on_node: bool | None = Field(
+        default=None, description="A replica had a machine that did not start it, and nothing else explains that."
+    )
+    short_of_memory: bool | None = Field(
+        default=None, description="A replica that requests no memory was evicted from a node that ran short of it."
     )
     price_per_hour: Amount | None = Field(
         default=None, description="Dollars per hour of all its machines together, as they were when it came there."
@@ -127,6 +141,9 @@ class StageStatus(Answer):
     )
     fruitless_attempts: int = Field(
         default=0, ge=0, description="Attempts in a row that have ended, by whatever, without a newer durable step."
+    )
+    has_run: str | None = Field(
+        default=None, description="What has last run of it, as an attempt's program: from then on it can start."
     )
     start_time: AwareDatetime | None = Field(default=None, description="When its first attempt was made.")
     end_time: AwareDatetime | None = Field(default=None, description="When it was finished; until then there is none.")

@@ -5,8 +5,7 @@ from piton.api.conditions import TRAINING, WAITING, without_waiting
 from piton.api.reasons import Reason
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.api.status_base import Phase
-from piton.contract.duration import parse_duration
-from piton.core import quota_rules, transitions
+from piton.core import evictions, programs, quota_rules, start_clock, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.checkpoint_conditions import note_mirror, note_volume
 from piton.core.context import Context
@@ -15,17 +14,6 @@ from piton.core.unreported import note_reporting, seconds_to_silence
 from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
 from piton.observed import AttemptSeen
-
-
-def seconds_to_form(context: Context) -> float | None:
-    """Seconds until all replicas should have run; None where they have, or none has."""
-    record, seen, spec = context.flying, context.seen, context.spec
-    if record is None or seen is None or spec is None or record.running_time is None:
-        return None
-    if record.formed_time is not None or seen.formed or record.state is AttemptState.STOPPING:
-        return None
-    limit = parse_duration(spec.limits.start_timeout)
-    return limit - (context.now - record.running_time).total_seconds()
 
 
 def observe_running(context: Context) -> Decision | None:
@@ -37,7 +25,7 @@ def observe_running(context: Context) -> Decision | None:
         return None
     if not seen.running:
         waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
-        status = transitions.change(with_report(context), state=AttemptState.STARTING)
+        status = transitions.change(with_report(context), state=AttemptState.STARTING, failing_time=None)
         return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
     hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
     status, news = _hindered(context, with_report(context), hindrance)
@@ -56,7 +44,8 @@ def observe_running(context: Context) -> Decision | None:
     if not requested and _only_progress(status, context):
         status, soon = context.status, earliest(_next_progress(context), soon)
     unheard = seconds_to_silence(context, status) or None  # once it is said, only a report changes it
-    again = earliest(context.seconds_to_deadline(), seconds_to_form(context), unheard, soon)
+    begins = start_clock.next_look_seconds(context, status)
+    again = earliest(context.seconds_to_deadline(), begins, unheard, soon)
     return Decision(
         rule="observe_running",
         effects=requested,
@@ -79,7 +68,12 @@ def wait_for_replicas(
         status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)
     else:
         status, news = context.waits(status, Phase.STARTING, wait)
-    soon = earliest(look_again_seconds(context, record, wait), context.seconds_to_deadline(), at_most_seconds)
+    soon = earliest(
+        look_again_seconds(context, record, wait),
+        context.seconds_to_deadline(),
+        start_clock.next_look_seconds(context, status),
+        at_most_seconds,
+    )
     return Decision(rule="observe_running", status=status, announcements=news, look_again_seconds=soon)
 
 
@@ -134,6 +128,8 @@ def with_report(context: Context) -> RunStatus:
     """Return the status with the newest report and the replicas of the attempt."""
     status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
     status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
+    status = evictions.remember(programs.remember(status, context.seen), context.seen)
+    status = start_clock.advance(status, context.seen, now=context.now)
     return spending.bill(status, context.seen, context.spec, now=context.now)
 
 

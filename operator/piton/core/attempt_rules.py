@@ -15,11 +15,11 @@ from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
-from piton.core import broken_nodes, quota_rules, stalled, transitions
-from piton.core.attempt_progress import observe_running, seconds_to_form, wait_for_replicas, with_report
+from piton.core import broken_nodes, evictions, programs, quota_rules, stalled, start_clock, transitions
+from piton.core.attempt_progress import earliest, observe_running, wait_for_replicas, with_report
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
-from piton.core.evidence import Evidence, Judgement
+from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.stopping import stop_effects
 from piton.core.unreported import note_unreported
 from piton.core.verdict import judge
@@ -30,6 +30,8 @@ from piton.rendering.volume_claim import claim_name
 
 LAST_RESORT_SECONDS = 600
 """So much later than a limit of the run's the kubelet ends what has neither heard the operator nor keeps it itself."""
+
+_BAD_ZONE = "have lost their machines, found too few, or did not start"
 
 
 def cancel_pending(context: Context) -> Decision | None:
@@ -78,10 +80,11 @@ def start(context: Context) -> Decision | None:
     effects: tuple[Effect, ...] = (start_it,)
     if not context.observed.volume.exists:
         effects = (CreateVolume(reason=reason), *effects)
-    status = transitions.change(context.status, state=AttemptState.STARTING)
+    program = programs.identify(context.spec, record.stage)
+    status = transitions.change(context.status, state=AttemptState.STARTING, program=program)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
-    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts have lost their machines or found too few"
+    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts {_BAD_ZONE}"
     message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
     message += zones if elsewhere else ""
     news = Announcement(reason=Reason.STARTING, message=message)
@@ -160,16 +163,15 @@ def judged(context: Context) -> Decision | None:
         return None
     status = with_report(context)
     if seen.over:
-        return _close(context, judgement, status)
+        return broken_nodes.with_accused_start(context, _close(context, judgement, status), judgement)
     failing = record.failing_time or context.now
-    patience = (
-        context.timing.start_seconds if judgement.reason is Reason.CANNOT_START else context.timing.evidence_seconds
-    )
-    left = patience - (context.now - failing).total_seconds()
+    left = judgement.patience.seconds(context.timing) - (context.now - failing).total_seconds()
+    if judgement.patience is not Patience.PEERS and judgement.verdict is Verdict.INFRASTRUCTURE:
+        left = earliest(left, start_clock.seconds_left(context, status)) or 0.0
     status = transitions.change(status, failing_time=failing)
     if judgement.patient and left > 0 and _order(context) is Reason.BUDGET_EXCEEDED:
         return None  # nobody pays for the wait
-    unstarted = judgement.reason is Reason.CANNOT_START and not seen.running
+    unstarted = judgement.patience is not Patience.PEERS and not seen.running
     if judgement.patient and left > 0 and unstarted and _order(context) not in (None, Reason.INVALID_SPEC):
         return None  # it has nothing to save, and is not wanted: whose fault it is does not matter
     if judgement.patient and left > 0 and unstarted:
@@ -183,7 +185,8 @@ def judged(context: Context) -> Decision | None:
     if judgement.verdict is Verdict.FINISHED:  # now: when the peers have ended, the pod that said it may be gone
         status = transitions.conclude(status, context.observed.complete, seen)
     status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
-    return Decision(rule="judged", status=status, look_again_seconds=0)
+    decision = Decision(rule="judged", status=status, look_again_seconds=0)
+    return broken_nodes.with_accused_start(context, decision, judgement)
 
 
 def price_exceeded(context: Context) -> Decision | None:
@@ -212,21 +215,23 @@ def stop_requested(context: Context) -> Decision | None:
 
 
 def half_a_gang(context: Context) -> Decision | None:
-    """Some replicas run and wait for the others, for longer than they should: their machines are freed."""
-    record, seen, left = context.flying, context.seen, seconds_to_form(context)
-    if record is None or seen is None or left is None or left > 0:
+    """Machines wait for the other replicas, or for their own to begin, for longer than they should: they are freed."""
+    record, seen = context.flying, context.seen
+    if record is None or seen is None or context.spec is None or record.formed_time is not None:
         return None
-    assert context.spec is not None
-    came = sum(replica.has_run for replica in seen.replicas)
-    late = next((f": {r.name}: {r.waiting}" for r in seen.replicas if not r.has_run and r.waiting), "")
+    left = start_clock.seconds_left(context, with_report(context))
+    if left is None or left > 0:
+        return None
     message = (
-        f"{came} of {seen.expected_replicas} replicas of {stages.called(record)} have run within limits.startTimeout "
-        f"of {context.spec.limits.start_timeout}{late}"
+        f"{start_clock.count_started(seen)} of {stages.called(record)} have run within limits.startTimeout "
+        f"of {context.spec.limits.start_timeout}{start_clock.explain_late(seen)}"
     )
     judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
     decision = _told_to_stop(context, "half_a_gang", judgement, message)
     no_room = any(r.state is ReplicaState.WAITING and not r.node for r in seen.replicas)
-    return replace(decision, status=transitions.change(decision.status, short_of_room=no_room or None))
+    stuck = broken_nodes.find_stuck(seen) is not None
+    status = transitions.change(decision.status, short_of_room=no_room or None, stuck_on_node=stuck or None)
+    return broken_nodes.with_accused_start(context, replace(decision, status=status), judgement)
 
 
 def _told_to_stop(context: Context, rule: str, judgement: Judgement, message: str) -> Decision:
@@ -269,8 +274,11 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
     stage = Stage.TRAIN if record is None else record.stage
     trains = stage is Stage.TRAIN
+    known = programs.remember(context.status, seen)
     return Evidence(
-        seen=seen,
+        seen=evictions.with_blame(seen, context.status),
+        image_has_run=programs.image_has_run(known),
+        program_has_run=programs.program_has_run(known),
         complete=context.observed.complete if trains else None,
         proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
         stage=stage,

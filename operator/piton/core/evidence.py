@@ -1,6 +1,7 @@
 """Evidence for a verdict on the end of an attempt, and the facts that the rules derive from it."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
@@ -8,9 +9,28 @@ from piton.api.status import Verdict
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome, outcome_of
 from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen
+from piton.timing import Timing
 
 SIGKILL_EXIT = 137
 SIGABRT_EXIT = 134
+
+
+class Patience(Enum):
+    """The thing that a patient judgement waits for; `timing.py` says for how long."""
+
+    PEERS = "evidence on the other replicas"
+    START = "a container that may start yet"
+    IMAGE = "an image that may be there yet, though the registry says that it is not"
+
+    def seconds(self, timing: Timing) -> float:
+        """Return for how long it waits."""
+        match self:
+            case Patience.PEERS:
+                return timing.evidence_seconds
+            case Patience.START:
+                return timing.start_seconds
+            case Patience.IMAGE:
+                return min(timing.refused_image_seconds, timing.start_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +45,10 @@ class Evidence:
     stage: Stage = Stage.TRAIN
     formed: bool = True
     """True if all replicas have run at some time. One that never met its peers has ended for their sake."""
+    image_has_run: bool = False
+    """True if a container of this image has run in this run: it exists, and may be pulled."""
+    program_has_run: bool = False
+    """True if this program has run in this run, from this image and in such pods: it can start."""
     limit: Reason = Reason.DEADLINE_EXCEEDED
     """The limit of the run's for which its pods have an activeDeadlineSeconds."""
     ordered: Reason | None
@@ -41,7 +65,9 @@ class Judgement:
     permanent: bool = False
     """Another attempt would end the same way."""
     patient: bool = False
-    """A peer may still bring better evidence."""
+    """It may still change: a peer may bring better evidence, or what does not start may start."""
+    patience: Patience = Patience.PEERS
+    """For what it waits, if it does."""
 
 
 def cause_of_failure(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:

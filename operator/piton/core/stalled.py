@@ -17,6 +17,7 @@ from piton.api.status_base import Phase
 from piton.contract import names
 from piton.contract.duration import parse_duration
 from piton.core import transitions
+from piton.core.broken_nodes import STARTS_NOTHING
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.timing import Timing
@@ -38,6 +39,10 @@ _HELP: Mapping[Reason, str] = {
     Reason.DEVICE_LOST: "cordon the node if it is always the same, and look at its kernel's log",
     Reason.HUNG: "read the stacks in .hangs on the checkpoint volume; raise limits.hangTimeout if steps take so long",
     Reason.NODE_REFUSED: "cordon the node if it is always the same; look at its kubelet's log and device plugin",
+    Reason.IMAGE_PULL_FAILED: "look at the registry, and at its credentials (imagePullSecrets of the service account)",
+    Reason.START_FAILED: "cordon the node if it is always the same; look at its container runtime's log",
+    Reason.SANDBOX_FAILED: "cordon the node if it is always the same; look at its network plugin (CNI)",
+    Reason.INIT_CONTAINER_FAILED: "look at the log of that init container, and at the webhook that adds it",
     Reason.GANG_INCOMPLETE: f"{_ELSEWHERE}; fewer spec.workers.nodes come together sooner",
     Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
     Reason.OUT_OF_MEMORY: "raise spec.workers.template.resources, or make the batch smaller",
@@ -60,15 +65,21 @@ def zones_to_avoid(status: RunStatus) -> tuple[str, ...]:
     """The zones in which attempts since the newest durable step have lost their machines, or did not find enough.
 
     One preemption says nothing about a zone. A gang that found no room has waited for all of `limits.startTimeout`, and
-    one that has turned silent is left at once, whatever the attempt had saved.
+    one that has turned silent is left at once, whatever the attempt had saved. Nor is one gone back to for a node that
+    starts no containers.
     """
     ended = [record for record in status.attempts if record.verdict not in (None, Verdict.STOPPED)]
     recent = ended[max(0, len(ended) - attempts(status)) :]
     lost = [record.zone for record in recent if record.verdict is Verdict.PREEMPTED and record.zone]
     zones = {zone for zone in lost if lost.count(zone) >= _LOST_TWICE}
-    zones |= {record.zone for record in recent if record.zone and record.short_of_room}
+    zones |= {record.zone for record in recent if record.zone and (record.short_of_room or _is_nodes_fault(record))}
     zones |= {last.zone for last in ended[-1:] if last.reason is Reason.ZONE_SILENT and last.zone}
     return tuple(sorted(zones))
+
+
+def _is_nodes_fault(record: AttemptStatus) -> bool:
+    """True if its node started no container. No affinity names a node, so its zone is avoided."""
+    return record.reason in STARTS_NOTHING or bool(record.stuck_on_node)
 
 
 def is_stalled(status: RunStatus, timing: Timing) -> bool:

@@ -18,7 +18,7 @@ def _removals(seen: AttemptSeen) -> Iterator[RemoveReplica]:
     for replica in seen.replicas:
         if replica.node_gone:
             yield _removal(seen, replica, 0, Reason.NODE_GONE)
-        elif replica.never_started and not _leaves_soon(replica):
+        elif replica.never_started and not replica.ended and not _leaves_soon(replica):
             yield _removal(seen, replica, UNSTARTED_GRACE_SECONDS, Reason.NEVER_STARTED)
 
 

@@ -204,6 +204,8 @@ def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
     """True if a program that never says how far it is ran for longer than any back-off lasts."""
     if record.step is not None or record.billed_from is None or record.ended_time is None:
         return False
+    if record.reason is Reason.GANG_INCOMPLETE and record.running_time is None:
+        return False  # it had machines that started nothing
     return (record.ended_time - record.billed_from).total_seconds() > timing.backoff_seconds_max
 
 

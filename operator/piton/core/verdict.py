@@ -8,6 +8,8 @@
     a limit that it kept     -> Stopped           (deadline, budget)
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     a pod its kubelet refused -> Infrastructure
+    a failed init container   -> Infrastructure
+    what cannot start         -> UserFailure or Infrastructure, by the kubelet's words and by what has run before
     the first replica to fall: told to stop, SIGKILL, a device lost -> Infrastructure; an error -> UserFailure, but
                                 before all replicas have run -> Infrastructure
     a pod gone from its node -> Infrastructure
@@ -34,6 +36,7 @@ from piton.core.evidence import (
     missing_replicas,
     outcome_of_replica,
 )
+from piton.core.start_verdicts import cannot_start, failed_to_initialize, has_no_sandbox
 from piton.observed import JobState, ReplicaSeen, ReplicaState
 
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -195,15 +198,6 @@ def refused_by_the_node(evidence: Evidence) -> Judgement | None:
     return None
 
 
-def cannot_start(evidence: Evidence) -> Judgement | None:
-    """The container cannot be started as it is described; judged with patience, since registries hiccup."""
-    for replica in evidence.seen.replicas:
-        if replica.cannot_start:
-            message = f"{replica.name} cannot start: {replica.waiting}"
-            return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.CANNOT_START, message=message, patient=True)
-    return None
-
-
 def first_failure(evidence: Evidence) -> Judgement | None:
     """The replica that ended first decides: its peers fail because it is gone, or are cleaned away afterwards."""
     fallen = [
@@ -272,9 +266,9 @@ def unexplained(evidence: Evidence) -> Judgement | None:
         return None
     if seen.replicas and not seen.over and seen.job is not JobState.FAILED:
         return None
-    message = (
-        f"{failed.name} failed without an exit code" if failed else f"the job is over without evidence: {seen.message}"
-    )
+    message = f"the job is over without evidence: {seen.message}"
+    if failed is not None:
+        message = failed.init_failure or f"{failed.name} failed without an exit code"
     return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message, patient=True)
 
 
@@ -305,7 +299,9 @@ VERDICT_RULES: tuple[Callable[[Evidence], Judgement | None], ...] = (
     out_of_memory,
     out_of_disk,
     refused_by_the_node,
+    failed_to_initialize,
     cannot_start,
+    has_no_sandbox,
     first_failure,
     taken_away,
     exited_zero,

@@ -19,6 +19,7 @@ from piton.api.status_base import Conditioned, Phase
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
+from piton.core.start_words import CREATE_REASONS, PULL_REASONS
 from piton.core.wait_causes import Cause, Recognized, recognize
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 
@@ -62,8 +63,6 @@ class _Sign:
 
 
 _CREATED = frozenset({"Pulling", "Pulled", "Created", "Started"})
-_CANNOT_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-_CANNOT_CREATE = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _LAUNCHED = frozenset({"Nominated", "TriggeredScaleUp"})
 _NOT_LAUNCHED = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
 _AUTOSCALERS = frozenset({"karpenter", "cluster-autoscaler"})
@@ -79,8 +78,8 @@ _SIGNS = (
     ),
     _Sign(reasons=frozenset({"FailedMount", "FailedMapVolume"}), causes=causes.MOUNTING, over=_CREATED),
     _Sign(reasons=frozenset({"FailedCreatePodSandBox", "NetworkNotReady"}), causes=causes.SANDBOX, over=_CREATED),
-    _Sign(reasons=_CANNOT_PULL, causes=causes.PULL_FAILED),
-    _Sign(reasons=_CANNOT_CREATE, causes=causes.CONTAINER_CONFIG),
+    _Sign(reasons=PULL_REASONS, causes=causes.PULL_FAILED),
+    _Sign(reasons=CREATE_REASONS, causes=causes.CONTAINER_CONFIG),
     _Sign(reasons=_LAUNCHED, causes=causes.LAUNCHING, normal=True),
     _Sign(reasons=frozenset({"Unschedulable", "SchedulerError"}), causes=causes.PLACEMENT),
     _Sign(reasons=frozenset({"SchedulingGated"}), causes=causes.GATED, normal=True),
@@ -101,6 +100,18 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
     zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
     return _wait_for(sign, replica.name, _quoted(word, replica), word, now, zone=zone)
+
+
+def find_hindrance(replica: ReplicaSeen) -> tuple[Reason, str] | None:
+    """Return why the replica does not start, and the cluster's words for it; None without a sign."""
+    found = _of_replica(replica)
+    if found is None:
+        return None
+    sign, _, word = found
+    quoted = _quoted(word, replica)
+    cause = recognize(quoted, sign.causes, zone="")
+    assert cause is not None, "the last cause of every table matches all"
+    return cause.reason, quoted
 
 
 def refusal(sentence: str) -> Wait:

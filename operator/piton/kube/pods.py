@@ -13,6 +13,7 @@ from typing import Any
 from piton.api.status import PlacedReplica
 from piton.contract import names
 from piton.contract.termination import Outcome, Termination, outcome_of
+from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, PULL_REASONS, START_ERRORS
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
 from piton.kube.prices import Prices, share
 from piton.observed import ClusterMessage, LostReplica, ReplicaSeen, ReplicaState
@@ -21,17 +22,9 @@ from piton.rendering.affinity import ZONE
 _DISRUPTED_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "Preempting"})
 _BY_TAINT_MANAGER = "DeletionByTaintManager"
 """It deletes the pods of a node that does not answer: that says no more than the silence does."""
-_CANNOT_START = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "InvalidImageName",
-        "ErrImageNeverPull",
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "RunContainerError",
-    }
-)
+_CANNOT_START = PULL_REASONS | CREATE_REASONS
+_NEVER_STARTED_EXIT = 128
+"""Exit code of a container that its runtime could not start."""
 _OWN_DISK = re.compile(
     r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
     r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
@@ -39,10 +32,13 @@ _OWN_DISK = re.compile(
 _CLOCKS_DIFFER = timedelta(seconds=60)
 """A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
 _OVER_TIME = "DeadlineExceeded"
-_OWN_MEMORY = re.compile(r"request is [^,]+, has larger consumption of memory")
+_LAST_WORDS_MAX = 500
+_USES = f"Container {names.CONTAINER} was using [^,]+, request is"
+_OWN_MEMORY = re.compile(rf"{_USES} (?!0,)[^,]+, has larger consumption of memory")
 """The kubelet also evicts a pod for using more than it may, or more than it asked for while its node runs short. That
-is no disruption, and happens again. Any use of the node's disk is more than a request of 0: that says nothing. See
-pkg/kubelet/eviction/helpers.go of Kubernetes."""
+is no disruption, and happens again. Any use of the node's disk or memory is more than a request of 0: that says
+nothing. See pkg/kubelet/eviction/helpers.go of Kubernetes."""
+_MEMORY_WITHOUT_REQUEST = re.compile(rf"{_USES} 0, has larger consumption of memory")
 
 
 def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> ReplicaSeen:
@@ -66,6 +62,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         refused=_refused(status),
         out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
         out_of_disk=evicted_for(pod) is _OWN_DISK,
+        short_of_memory=_is_evicted_without_request(status),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),
@@ -74,6 +71,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         waiting=waiting,
         words=words(pod),
         cannot_start=cannot_start,
+        init_failure=_init_failure(pod, container),
         node=(pod.get("spec") or {}).get("nodeName"),
         zone=(node["metadata"].get("labels") or {}).get(ZONE) if node else None,
         node_gone=gone_at is not None and view is not None and gone_at <= view.now,
@@ -165,6 +163,8 @@ def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
 def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
     """True if the trainer has ever run. The phase alone does not say: it is Pending until the last sidecar runs."""
     state = container.get("state") or {}
+    if _is_start_error(state.get("terminated") or {}):
+        return False
     again = bool(container.get("lastState") or container.get("restartCount"))
     return status.get("phase") != "Pending" or again or "running" in state or "terminated" in state
 
@@ -191,7 +191,7 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
     text = ended.get("message")
     words = Termination.from_json(text)
     if words is None and text and ended.get("exitCode") and outcome_of(ended["exitCode"]) is None:
-        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-500:], is_ours=False)
+        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-_LAST_WORDS_MAX:], is_ours=False)
     return words
 
 
@@ -216,13 +216,56 @@ def evicted_for(pod: Mapping[str, Any]) -> re.Pattern[str] | None:
 
 
 def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the reason why it does not start, and True if only the user can correct that."""
+    """Return the reason why it does not start, and True if its kubelet says that it cannot."""
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _sentence(scheduled.get("reason"), scheduled.get("message")), False
-    waiting = (container.get("state") or {}).get("waiting") or {}
+    state = container.get("state") or {}
+    ended = state.get("terminated") or {}
+    if _is_start_error(ended):
+        reason = ended["reason"] if ended.get("reason") in START_ERRORS else "StartError"
+        return _sentence(reason, ended.get("message")), True
+    for other in (pod.get("status") or {}).get("initContainerStatuses") or []:
+        waits = (other.get("state") or {}).get("waiting") or {}
+        if waits.get("reason") in _CANNOT_START:
+            return f"{INIT_CONTAINER}{other['name']}: {_sentence(waits['reason'], waits.get('message'))}", True
+    waiting = state.get("waiting") or {}
     reason = waiting.get("reason")
     return _sentence(reason, waiting.get("message")), reason in _CANNOT_START
+
+
+def _is_start_error(ended: Mapping[str, Any]) -> bool:
+    """True if the container has ended without having begun, by its reason or by a start that never was."""
+    if ended.get("reason") in START_ERRORS:
+        return True
+    started = ended.get("startedAt") or ""
+    return ended.get("exitCode") == _NEVER_STARTED_EXIT and started.startswith("1970-")
+
+
+def _init_failure(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
+    """Return the init container that failed, with its exit code and last words; None once the trainer has begun."""
+    status = pod.get("status") or {}
+    if status.get("phase") != "Failed" or _begins(container):
+        return None
+    for other in status.get("initContainerStatuses") or []:
+        ended = (other.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            said = str(ended.get("message") or ended.get("reason") or "").strip()[-_LAST_WORDS_MAX:]
+            where = f"{INIT_CONTAINER}{other['name']} of {pod['metadata']['name']}"
+            return f"{where} ended with exit code {ended['exitCode']}" + (f": {said}" if said else "")
+    return None
+
+
+def _begins(container: Mapping[str, Any]) -> bool:
+    """True if the container runs, or has."""
+    state = container.get("state") or {}
+    return bool(container.get("lastState")) or "running" in state or "terminated" in state
+
+
+def _is_evicted_without_request(status: Mapping[str, Any]) -> bool:
+    """True if the pod was evicted because its node ran short of memory, and requests none."""
+    message = str(status.get("message") or "")
+    return status.get("reason") == "Evicted" and _MEMORY_WITHOUT_REQUEST.search(message) is not None
 
 
 def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:

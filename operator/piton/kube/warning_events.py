@@ -8,6 +8,7 @@ for the same thing.
 from collections.abc import Iterable
 from datetime import datetime
 
+from piton.core.start_words import tells_no_cause
 from piton.kube.client import Reads
 from piton.kube.nodes import moment
 from piton.kube.resources import EVENTS, Body
@@ -38,10 +39,15 @@ async def of_pod(reads: Reads, namespace: str, replica: ReplicaSeen) -> tuple[Cl
 
 def with_unread_events(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
     """The replicas whose events are worth a read: they wait, and do not say for what themselves."""
-    waiting = [r for r in replicas if r.state is ReplicaState.WAITING and not (r.deleting or r.cannot_start)]
+    waiting = [r for r in replicas if r.state is ReplicaState.WAITING and not r.deleting and not _tells_why(r)]
     unplaced = [replica for replica in waiting if replica.node is None]
     placed = sorted((r for r in waiting if r.node), key=lambda r: str(r.placed_at))
     return [*unplaced[:ASKED_MAX], *placed[:ASKED_MAX]]
+
+
+def _tells_why(replica: ReplicaSeen) -> bool:
+    """True if the replica's own state says why it cannot start; kubelets before 1.32 leave that to an event."""
+    return replica.cannot_start and not tells_no_cause(replica.waiting or "")
 
 
 async def _about(reads: Reads, namespace: str, uid: str, severity: str | None = None) -> list[Body]:

@@ -28,6 +28,9 @@ MODULES = {
     Stage.EVALUATE: "piton_trainer.evaluate",
 }
 """The module of a recipe for each stage."""
+_START_TIMEOUTS = 4
+"""So many times limits.startTimeout Piton may wait for a gang: until all have a machine, then once, and twice that for
+pulls."""
 _AFTER_START_TIMEOUT_SECONDS = 600
 """A node that gave up by itself would end with an error, and say nothing of the one that it waited for."""
 ELASTIC_SHUTDOWN_SECONDS = GRACE_SECONDS - 10
@@ -198,7 +201,7 @@ def _hang_timeout(spec: Spec) -> dict[str, str]:
 def _patience_with_peers(spec: Spec) -> dict[str, str]:
     """Variables that let a node wait for the others for longer than Piton does. The user's word wins."""
     chosen = {variable.name for variable in spec.trainer.env}
-    seconds = int(parse_duration(spec.limits.start_timeout)) + _AFTER_START_TIMEOUT_SECONDS
+    seconds = _START_TIMEOUTS * int(parse_duration(spec.limits.start_timeout)) + _AFTER_START_TIMEOUT_SECONDS
     timeouts = {names.ENV_JOIN_SECONDS: str(seconds), names.ENV_RENDEZVOUS: f"timeout={seconds}"}
     return {name: value for name, value in timeouts.items() if name not in chosen}
 

@@ -1,0 +1,70 @@
+"""Remember what has run in this run: an image, and a program in pods of a certain shape.
+
+A trouble at the start is judged by it: what has run once can run again. So each attempt's record has the identity of
+what it runs, and the stage the identity of what has last run. Settings that shape no pod (limits, a budget, suspend, a
+recipe's config) are no part of it; resources, rights, environment and the service account are.
+"""
+
+import hashlib
+import json
+
+from piton.api.spec import Spec, Stage
+from piton.api.stages import staged
+from piton.api.status import AttemptStatus, RunStatus
+from piton.observed import AttemptSeen
+
+
+def identify(spec: Spec, stage: Stage) -> str:
+    """Return the identity of what an attempt at this stage runs: a digest of its image, and one of all the rest."""
+    spec = staged(spec, stage)
+    image = [spec.trainer.image, spec.workers.template.service_account_name]
+    trainer = spec.trainer.model_dump(mode="json", exclude={"image", "config"})
+    workers = spec.workers.model_dump(mode="json", include={"gpus_per_node", "instance_types", "template"})
+    return f"{_digest(image)}-{_digest([image, stage, trainer, workers])}"
+
+
+def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
+    """Write down what the current attempt runs, once a replica of it has run."""
+    record = status.current
+    if record is None or record.program is None or seen is None:
+        return status
+    stage = status.stage(record.stage)
+    if stage.has_run == record.program or not any(replica.has_run for replica in seen.replicas):
+        return status
+    changed = stage.model_copy(update={"has_run": record.program})
+    return status.model_copy(update={"stages": tuple(changed if known is stage else known for known in status.stages)})
+
+
+def image_has_run(status: RunStatus) -> bool:
+    """True if the image of the current attempt has run in this run, at any stage."""
+    record = status.current
+    known = {_image(stage.has_run) for stage in status.stages if stage.has_run}
+    if record is None:
+        return False
+    return _image(record.program) in known if known else _ran_before_it_was_noted(status)
+
+
+def program_has_run(status: RunStatus) -> bool:
+    """True if the program of the current attempt has run in this run, in such pods."""
+    record = status.current
+    if record is None:
+        return False
+    known = status.stage(record.stage).has_run
+    return record.program == known if known else _ran_before_it_was_noted(status, record.stage)
+
+
+def _ran_before_it_was_noted(status: RunStatus, stage: Stage | None = None) -> bool:
+    """True if a replica has run, and an older operator did not write down what it was."""
+    return any(_has_run(record) for record in status.attempts if stage is None or record.stage is stage)
+
+
+def _has_run(record: AttemptStatus) -> bool:
+    return record.running_time is not None and record.program is None
+
+
+def _image(program: str | None) -> str | None:
+    return None if program is None else program.partition("-")[0]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,94 @@
+"""The clock of `limits.startTimeout`: for how long machines may be paid for before all replicas run.
+
+It starts when all replicas have a machine; before that, once a replica runs and waits for the others. It stands still
+while the kubelet reports that it pulls an image, or an init container runs, for at most twice the limit: a large image
+is no fault, and a pull that never ends is one. All times are the operator's own, of its first look: nodes' clocks may
+be wrong.
+"""
+
+from datetime import datetime
+
+from piton.api.reasons import Reason
+from piton.api.status import AttemptState, AttemptStatus, RunStatus
+from piton.contract.duration import parse_duration
+from piton.core import transitions
+from piton.core.context import Context
+from piton.core.wait_reasons import find_hindrance
+from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
+
+_PULLS_MAX = 2
+"""So many times the limit it may stand still."""
+
+
+def advance(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
+    """Write down when all replicas had a machine, and when images are pulled for them."""
+    record = status.current
+    if record is None or seen is None or record.state is AttemptState.STOPPING:
+        return status
+    if record.placed_time is None and seen.placed and seen.replicas:
+        status = transitions.change(status, placed_time=now, pull_time=None, pull_seconds=None)
+        record = status.current
+        assert record is not None
+    pulling = _began(record) is not None and record.formed_time is None and any(map(_pulls, seen.replicas))
+    if pulling and record.pull_time is None:
+        return transitions.change(status, pull_time=now)
+    if not pulling and record.pull_time is not None:
+        return transitions.change(status, pull_time=None, pull_seconds=int(_pulled(record, now)))
+    return status
+
+
+def seconds_left(context: Context, status: RunStatus) -> float | None:
+    """Return the seconds until all replicas should have run; None where they have, or the clock has not started."""
+    record, seen, spec = status.current, context.seen, context.spec
+    if record is None or seen is None or spec is None or record.formed_time is not None or seen.formed:
+        return None
+    began = _began(record)
+    if began is None or record.state is AttemptState.STOPPING:
+        return None
+    limit = parse_duration(spec.limits.start_timeout)
+    stood = min(_pulled(record, context.now), _PULLS_MAX * limit)
+    return limit + stood - (context.now - began).total_seconds()
+
+
+def next_look_seconds(context: Context, status: RunStatus) -> float | None:
+    """Return the seconds until the clock may run out, if nothing is reported before; None once it has."""
+    left, record = seconds_left(context, status), status.current
+    if left is None or record is None or context.spec is None or left <= 0:
+        return None
+    if record.pull_time is None:
+        return left
+    limit = parse_duration(context.spec.limits.start_timeout)
+    return left + max(0.0, _PULLS_MAX * limit - _pulled(record, context.now))
+
+
+def count_started(seen: AttemptSeen) -> str:
+    """Return the number of replicas that have run, in words."""
+    return f"{sum(replica.has_run for replica in seen.replicas)} of {seen.expected_replicas} replicas"
+
+
+def explain_late(seen: AttemptSeen) -> str:
+    """Return the cluster's words on a replica that has not run, to be appended to a sentence; empty without any."""
+    late = [replica for replica in seen.replicas if not replica.has_run]
+    told = [
+        (replica.name, found[1] if found else replica.waiting)
+        for replica in late
+        for found in [find_hindrance(replica)]
+    ]
+    return next((f": {name}: {words}" for name, words in told if words), "")
+
+
+def _began(record: AttemptStatus) -> datetime | None:
+    return record.placed_time or record.running_time
+
+
+def _pulled(record: AttemptStatus, now: datetime) -> float:
+    """Seconds for which images have been pulled."""
+    pulling = 0.0 if record.pull_time is None else (now - record.pull_time).total_seconds()
+    return (record.pull_seconds or 0) + max(0.0, pulling)
+
+
+def _pulls(replica: ReplicaSeen) -> bool:
+    if replica.state is not ReplicaState.WAITING or replica.cannot_start:
+        return False
+    found = find_hindrance(replica)
+    return found is not None and found[0] in (Reason.IMAGE_PULLING, Reason.INIT_CONTAINER)

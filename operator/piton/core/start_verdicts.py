@@ -1,0 +1,88 @@
+"""Verdicts on an attempt whose containers do not start. Rules of `verdict.py`.
+
+A container that cannot start has one of four causes, which `start_words.py` tells apart: the program (a command or a
+Secret that does not exist), the image (a wrong name), the cluster (registry, node, runtime), or nobody knows. What has
+run once in this run exists, so whatever keeps it from starting again is the cluster's; but not a missing command or
+Secret, since somebody may have changed it.
+"""
+
+from datetime import UTC, datetime
+
+from piton.api.reasons import Reason
+from piton.api.status import Verdict
+from piton.core.evidence import Evidence, Judgement, Patience
+from piton.core.start_words import Blame, blame, is_about_image, tells_no_cause
+from piton.core.wait_reasons import find_hindrance
+from piton.observed import ReplicaSeen, ReplicaState
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+def failed_to_initialize(evidence: Evidence) -> Judgement | None:
+    """An init container failed. The run has none of its own: a webhook or the job's controller added it."""
+    for replica in evidence.seen.replicas:
+        if replica.init_failure and not replica.deleting:
+            return Judgement(
+                verdict=Verdict.INFRASTRUCTURE,
+                reason=Reason.INIT_CONTAINER_FAILED,
+                message=replica.init_failure,
+                patient=True,
+            )
+    return None
+
+
+def cannot_start(evidence: Evidence) -> Judgement | None:
+    """A container cannot be started. One that waits may start yet; one that ended without having begun never will."""
+    for replica in evidence.seen.replicas:
+        if replica.cannot_start:
+            return _judge_start(replica, evidence)
+    return None
+
+
+def has_no_sandbox(evidence: Evidence) -> Judgement | None:
+    """The node's container runtime or network plugin makes no sandbox for a pod."""
+    for replica in evidence.seen.replicas:
+        if replica.state is not ReplicaState.WAITING or replica.node is None or replica.deleting:
+            continue
+        found = find_hindrance(replica)
+        if found is not None and found[0] is Reason.SANDBOX_FAILED:
+            return Judgement(
+                verdict=Verdict.INFRASTRUCTURE,
+                reason=Reason.SANDBOX_FAILED,
+                message=f"{_where(replica)} cannot start: {found[1]}",
+                patient=True,
+                patience=Patience.START,
+            )
+    return None
+
+
+def _judge_start(replica: ReplicaSeen, evidence: Evidence) -> Judgement:
+    words = _words(replica)
+    found, about_image = blame(words), is_about_image(words)
+    proven = evidence.image_has_run if about_image else evidence.program_has_run
+    message = f"{_where(replica)} cannot start: {words or replica.waiting}"
+    patient, patience = not replica.ended, Patience.START
+    if found is Blame.CLUSTER or (proven and found is not Blame.PROGRAM):
+        reason = Reason.IMAGE_PULL_FAILED if about_image else Reason.START_FAILED
+        return Judgement(
+            verdict=Verdict.INFRASTRUCTURE, reason=reason, message=message, patient=patient, patience=patience
+        )
+    if found is Blame.IMAGE:
+        patience = Patience.IMAGE
+    return Judgement(
+        verdict=Verdict.USER_FAILURE, reason=Reason.CANNOT_START, message=message, patient=patient, patience=patience
+    )
+
+
+def _words(replica: ReplicaSeen) -> str:
+    """The kubelet's words, with those of its last event where the state has no cause."""
+    words = replica.waiting or ""
+    if not tells_no_cause(words):
+        return words
+    told = [w for w in replica.words if w.reason == "Failed" and w.message.startswith("Failed to pull image")]
+    newest = max(told, key=lambda word: word.last_time or _LONG_AGO, default=None)
+    return f"{words}: {newest.message}" if newest else words
+
+
+def _where(replica: ReplicaSeen) -> str:
+    return f"{replica.name} on {replica.node}" if replica.node else replica.name

@@ -1,0 +1,123 @@
+"""Find out, by the words of kubelet and container runtime, whose fault it is that a container does not start. Pure.
+
+Words of Kubernetes 1.20 to 1.37, containerd 1.6 to 2, CRI-O 1.2x to 1.3x, runc and crun. What is not recognized blames
+the program until it has run once in this run, and the cluster afterwards.
+"""
+
+import re
+from enum import Enum
+
+PULL_REASONS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+CREATE_REASONS = frozenset(
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "PreCreateHookError",
+        "PreStartHookError",
+        "RunContainerError",
+    }
+)
+"""The kubelet's reasons for a container that waits because an image, or the container itself, cannot be made."""
+START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
+"""The kubelet's reasons for a container that has ended without having begun."""
+INIT_CONTAINER = "init container "
+"""First words where an init container cannot start. A run has none of its own: a webhook or a controller adds it."""
+
+
+class Blame(Enum):
+    """The one who has to mend it."""
+
+    PROGRAM = "the user, also after it has run: a command or a Secret that does not exist"
+    IMAGE = "the user, if the image has never run in this run: a wrong name, or a registry that refuses"
+    UNPROVEN = "the user, if this program has never run in this run"
+    CLUSTER = "the registry, the node or its container runtime"
+
+
+_RUNTIMES_OWN = (
+    r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec |nvidia-(container|ctk)|nvml"
+    r"|libnvidia|CDI device|/dev/nvidia"
+)
+"""Programs of the container runtime that fail. Their words are often those of a program that does not exist."""
+_NOT_EXECUTABLE = r"(permission denied|is a directory|not a directory|no such file|exec format)"
+_NO_COMMAND = (
+    rf"executable file .*not found|exec: \"[^\"]*\": (stat [^:]*: )?{_NOT_EXECUTABLE}|exec [^\s:]+: {_NOT_EXECUTABLE}"
+    r"|open executable: permission denied|finding executable|no command specified"
+)
+_NO_SUCH_KEY = (
+    r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
+    r"|runAsNonRoot|non-root|non-numeric user"
+)
+_NODE_OR_RUNTIME = (
+    r"is reserved for|failed to reserve|deadline exceeded|timed? ?out|ttrpc|containerd-shim|connection (refused|reset)"
+    r"|no space left|too many open files|temporarily unavailable|cannot allocate memory|read-only file system"
+    r"|input/output error|stale (NFS )?file handle|transport endpoint|cgroup|mount|apparmor|resource busy"
+    r"|failed to sync|not registered|not yet been read"
+)
+_REGISTRY_IS_DOWN = (
+    r"time-?out|timed out|deadline exceeded|connection (refused|reset)|no such host|server misbehaving"
+    r"|temporary failure|unreachable|no route|\bEOF\b|too ?many ?requests|dial tcp|tls: |x509"
+    r"|\b(429|5\d\d) [A-Z]|status( code)?:? (429|5\d\d)\b"
+)
+_WRONG_NAME = (
+    r"not found|(manifest|name|repository name)[ _](is )?(unknown|not known)|does not exist|no such image"
+    r"|invalid reference|couldn't parse image|no match(ing)? "
+)
+_NOT_ALLOWED = (
+    r"\b40[13]\b|unauthorized|forbidden|denied|authorization failed|authentication required|no basic auth"
+    r"|invalid username"
+)
+_NAMES = re.compile(r'"[^"]*"|[^\s"]*/[^\s"]*')
+"""Names of images and addresses, which may contain any word."""
+_OF_INIT_CONTAINER = re.compile(rf"^{INIT_CONTAINER}[^:]*: ")
+_BACK_OFF = re.compile(r"ImagePullBackOff|ErrImagePull|Back-off pulling image|[:\s]")
+
+
+def blame(words: str) -> Blame:
+    """Return whose fault it is. `words` begin with the kubelet's reason: `ErrImagePull: not found`."""
+    if words.startswith(INIT_CONTAINER):
+        return Blame.CLUSTER
+    reason, _, message = words.partition(":")
+    if reason in PULL_REASONS:
+        return _blame_for_image(reason, message)
+    if reason not in CREATE_REASONS | START_ERRORS:
+        return Blame.PROGRAM  # no kubelet says so: on this machine, the operating system does
+    if _has(_RUNTIMES_OWN, message):
+        return Blame.CLUSTER
+    if _has(_NO_COMMAND, message) or _has(_NO_SUCH_KEY, message):
+        return Blame.PROGRAM
+    return Blame.CLUSTER if _has(_NODE_OR_RUNTIME, message) else Blame.UNPROVEN
+
+
+def is_about_image(words: str) -> bool:
+    """True if the image is missing: no container was made."""
+    return _OF_INIT_CONTAINER.sub("", words).partition(":")[0] in PULL_REASONS
+
+
+def tells_no_cause(words: str) -> bool:
+    """True if they only say that the image is tried again later. Kubelets before 1.32 do."""
+    return is_about_image(words) and not _BACK_OFF.sub("", _NAMES.sub("", words))
+
+
+def _blame_for_image(reason: str, message: str) -> Blame:
+    text = _NAMES.sub("", message)
+    if reason in ("InvalidImageName", "ErrImageNeverPull"):
+        return Blame.IMAGE
+    if _has(_REGISTRY_IS_DOWN, text):
+        return Blame.CLUSTER
+    if _has(_WRONG_NAME, text) or _has(_NOT_ALLOWED, text):
+        return Blame.IMAGE
+    return Blame.UNPROVEN if tells_no_cause(f"{reason}:{message}") else Blame.CLUSTER
+
+
+def _has(pattern: str, text: str) -> bool:
+    return re.search(pattern, text, re.IGNORECASE) is not None

@@ -1,0 +1,62 @@
+"""What counts as the program that has run: the parts of the spec that shape its pods, and nothing else."""
+
+from typing import Any
+
+import pytest
+
+from piton.api.spec import Stage
+from piton.api.status import AttemptState
+from piton.core import programs
+from piton.observed import ReplicaState
+from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, failed
+
+SPEC = a_spec()
+HERE = programs.identify(SPEC, Stage.TRAIN)
+TRAINER = {"image": "trainer:1", "recipe": "charlm"}
+
+
+def identity(**parts: Any) -> tuple[bool, bool]:
+    """True if the image, and the program, are still the same with these parts of the spec."""
+    other = programs.identify(a_spec(**parts), Stage.TRAIN)
+    return other.partition("-")[0] == HERE.partition("-")[0], other == HERE
+
+
+@pytest.mark.parametrize(
+    ("parts", "same_image", "same_program"),
+    [
+        ({"suspend": True}, True, True),
+        ({"limits": {"failures": 9, "startTimeout": "1h"}}, True, True),
+        ({"trainer": {**TRAINER, "config": {"steps": 9}}}, True, True),
+        ({"workers": {"nodes": 2, "zones": ["a"]}}, True, True),
+        ({"trainer": {**TRAINER, "env": [{"name": "A", "value": "b"}]}}, True, False),
+        ({"trainer": {"image": "trainer:1", "command": ["python", "t.py"]}}, True, False),
+        ({"workers": {"template": {"resources": {"limits": {"memory": "1Gi"}}}}}, True, False),
+        ({"trainer": {**TRAINER, "image": "trainer:2"}}, False, False),
+        ({"workers": {"template": {"serviceAccountName": "other"}}}, False, False),
+    ],
+)
+def test_only_what_shapes_a_pod_is_part_of_it(parts: dict[str, Any], same_image: bool, same_program: bool) -> None:
+    assert identity(**parts) == (same_image, same_program)
+
+
+def test_an_image_that_has_run_at_another_stage_is_known_and_its_program_is_not() -> None:
+    spec = a_spec(stages={"prepare": {"command": ["fetch"]}})
+    prepare, train = (programs.identify(spec, stage) for stage in (Stage.PREPARE, Stage.TRAIN))
+    ran = a_status(a_record(stage=Stage.PREPARE, program=prepare))
+    ran = programs.remember(ran, an_attempt(a_replica()))
+    records = (an_ended(1, stage=Stage.PREPARE, program=prepare), a_record(2, program=train))
+    status = a_status(*records).model_copy(update={"stages": (*ran.stages, a_status(*records).stage(Stage.TRAIN))})
+
+    assert (programs.image_has_run(status), programs.program_has_run(status)) == (True, False)
+
+
+@pytest.mark.parametrize("replica", [a_replica(ReplicaState.WAITING), failed(128, cannot_start=True)])
+def test_what_has_not_begun_proves_nothing(replica: Any) -> None:
+    status = a_status(a_record(program=HERE))
+    assert programs.remember(status, an_attempt(replica)) == status
+    assert not programs.program_has_run(status)
+
+
+def test_what_ran_under_an_operator_that_did_not_note_it_counts() -> None:
+    status = a_status(an_ended(1, running_time=NOW), a_record(2, state=AttemptState.STARTING, program=HERE))
+    assert (programs.image_has_run(status), programs.program_has_run(status)) == (True, True)

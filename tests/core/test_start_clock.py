@@ -1,0 +1,137 @@
+"""limits.startTimeout: from when all replicas have a machine, without the pulls, and whether or not one runs."""
+
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+
+from piton.api.reasons import Reason
+from piton.api.status import AttemptState, RunStatus
+from piton.api.status_base import Phase
+from piton.core.decide import decide
+from piton.core.effects import Decision, TaintNode
+from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
+from piton.timing import Timing
+from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_observed, later
+
+SPEC = a_spec(workers={"nodes": 2}, limits={"startTimeout": "10m"})
+MASTER, WORKER = "ragcun-1-master-0", "ragcun-1-worker-0"
+
+
+def waits(name: str, *words: ClusterMessage, node: str | None = "node-1", zone: str | None = None) -> ReplicaSeen:
+    return a_replica(
+        ReplicaState.WAITING, name=name, node=node, zone=zone, words=words, waiting="ContainerCreating",
+        never_started=True, placed_at=NOW if node else None,
+    )  # fmt: skip
+
+
+def pulling(since: datetime = NOW) -> ClusterMessage:
+    return ClusterMessage(reason="Pulling", message='Pulling image "x"', first_time=since, last_time=since)
+
+
+def says(reason: str, message: str = "no") -> ClusterMessage:
+    return ClusterMessage(reason=reason, message=message, first_time=NOW, last_time=NOW)
+
+
+def gang(*replicas: ReplicaSeen) -> AttemptSeen:
+    return replace(an_attempt(*replicas), expected_replicas=2)
+
+
+def look(status: RunStatus, seen: AttemptSeen, seconds: float = 0, timing: Timing | None = None) -> Decision:
+    return decide(an_observed(seen, status=status, spec=SPEC), now=later(seconds), timing=timing)
+
+
+def starting() -> RunStatus:
+    return a_status(a_record(state=AttemptState.STARTING), phase=Phase.STARTING)
+
+
+def has_ended(decision: Decision) -> bool:
+    return decision.rule == "half_a_gang"
+
+
+def test_it_counts_from_when_all_have_a_machine_also_if_none_runs() -> None:
+    part = gang(waits(MASTER), waits(WORKER, node=None))
+    all_placed = gang(waits(MASTER), waits(WORKER))
+
+    status = look(starting(), part).status
+    assert not has_ended(look(status, part, 99_999)), "a machine is looked for"
+    status = look(status, all_placed, 5000).status
+    assert not has_ended(look(status, all_placed, 5599))
+    ended = look(status, all_placed, 5600)
+    assert has_ended(ended)
+    assert ended.status.current is not None
+    assert ended.status.current.message.startswith("0 of 2 replicas of attempt 1 have run")
+
+
+def test_a_late_machine_begins_it_anew() -> None:
+    """The first replica has waited for nine minutes when the second gets its machine, and pulls an image there."""
+    status = look(starting(), gang(a_replica(name=MASTER, node="n"), waits(WORKER, node=None))).status
+    late = gang(a_replica(name=MASTER, node="n"), waits(WORKER))
+    status = look(status, late, 540).status
+
+    assert not has_ended(look(status, late, 700))
+    assert has_ended(look(status, late, 1140))
+
+
+def test_it_stands_still_while_an_image_is_pulled_and_goes_on_afterwards() -> None:
+    pulls, pulled = gang(waits(MASTER, pulling()), waits(WORKER)), gang(waits(MASTER), waits(WORKER))
+    status = look(starting(), pulls).status
+    status = look(status, pulls, 900).status
+    status = look(status, pulled, 1000).status
+
+    assert not has_ended(look(status, pulled, 1599))
+    assert has_ended(look(status, pulled, 1601))
+
+
+def test_it_stands_still_for_at_most_twice_its_value() -> None:
+    pulls = gang(waits(MASTER, pulling()), waits(WORKER))
+    first = look(starting(), pulls)
+
+    assert not has_ended(look(first.status, pulls, 1799))
+    assert has_ended(look(first.status, pulls, 1800))
+    assert look(first.status, pulls, 1795).look_again_seconds == 5
+
+
+def test_what_could_not_be_pulled_is_no_pull() -> None:
+    failed = ClusterMessage(reason="Failed", message='Failed to pull image "x"', last_time=later(3))
+    seen = gang(waits(MASTER, pulling(), failed), waits(WORKER))
+
+    assert has_ended(look(look(starting(), seen).status, seen, 600))
+
+
+@pytest.mark.parametrize(
+    ("words", "is_node_named"),
+    [
+        ((), True),
+        ((says("FailedMount"),), False),
+        ((pulling(),), False),
+        ((says("Unschedulable"),), False),
+    ],
+)
+def test_a_node_is_named_only_if_nothing_else_explains_it(
+    words: tuple[ClusterMessage, ...], is_node_named: bool
+) -> None:
+    seen = gang(waits(MASTER, *words, zone="a"), waits(WORKER, zone="a"))
+    decision = look(look(starting(), seen).status, seen, 1800, Timing(device_taint_seconds=3600))
+
+    assert has_ended(decision)
+    assert any("kubectl taint node node-1" in news.message for news in decision.announcements) is is_node_named
+    assert decision.effects == (), "a silence taints nothing"
+    assert decision.status.current is not None
+    assert bool(decision.status.current.stuck_on_node) is is_node_named
+
+
+def test_a_sandbox_that_is_not_made_accuses_the_node_whose_zone_is_left() -> None:
+    seen = gang(waits(MASTER, says("FailedCreatePodSandBox", "no CNI"), zone="a"), waits(WORKER, zone="a"))
+    timing = Timing(device_taint_seconds=3600)
+    status = look(starting(), seen, timing=timing).status
+    assert status.current is not None
+    assert status.current.verdict is None
+
+    ended = look(status, seen, 300, timing)
+    assert ended.status.current is not None
+    assert ended.status.current.reason is Reason.SANDBOX_FAILED
+    assert [type(effect) for effect in ended.effects] == [TaintNode]
+    (news,) = ended.announcements
+    assert "it gets the taint piton.dev/device-fault for 1h" in news.message
+    assert "no CNI" in news.message

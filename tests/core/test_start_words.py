@@ -1,0 +1,106 @@
+"""Whose fault it is, by the words of kubelets, registries and container runtimes."""
+
+import pytest
+
+from piton.core.start_words import Blame, blame, is_about_image, tells_no_cause
+
+RUNC = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
+INIT = f"StartError: {RUNC}unable to start container process: error during container init: "
+PULL = (
+    'ErrImagePull: failed to pull and unpack image "ghcr.io/x/timeout:503": failed to resolve reference "ghcr.io/x/y": '
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f'{INIT}exec: "pyhton": executable file not found in $PATH: unknown',
+        f'{INIT}exec: "/train.sh": permission denied: unknown',
+        f'{INIT}exec: "/train.sh": stat /train.sh: no such file or directory: unknown',
+        f'{INIT}exec: "/data": is a directory: unknown',
+        'ContainerCannotRun: OCI runtime create failed: exec: "webhook": executable file not found in $PATH',
+        "CreateContainerError: container create failed: executable file `pyhton` not found in $PATH: No such file",
+        "RunContainerError: crun: open executable: Permission denied: OCI permission denied",
+        'CreateContainerError: failed to generate container "p" spec: failed to generate spec: no command specified',
+        'CreateContainerConfigError: secret "timeout" not found',
+        'CreateContainerConfigError: configmap "settings" not found',
+        "CreateContainerConfigError: couldn't find key token in Secret team/wandb",
+        "CreateContainerConfigError: container has runAsNonRoot and image will run as root",
+        "CreateContainerConfigError: image has non-numeric user (app), cannot verify user is non-root",
+        "No such file or directory: pyhton",
+    ],
+)
+def test_a_command_or_key_that_does_not_exist_is_the_programs(words: str) -> None:
+    assert blame(words) is Blame.PROGRAM
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{PULL}ghcr.io/x/y: not found",
+        f"{PULL}pull access denied, repository does not exist or may require authorization: insufficient_scope",
+        f"{PULL}failed to authorize: failed to fetch anonymous token: unexpected status: 403 Forbidden",
+        f"{PULL}unexpected status from HEAD request to https://ghcr.io/v2/x/timeout/manifests/503: 401 Unauthorized",
+        f"{PULL}no basic auth credentials",
+        f"{PULL}no match for platform in manifest: not found",
+        "ErrImagePull: reading manifest 1 in docker.io/x/y: manifest unknown",
+        "ErrImagePull: docker.io/team/connection-refused:1: not found",
+        'InvalidImageName: Failed to apply default image tag "X:": couldn\'t parse image name',
+        'ErrImageNeverPull: Container image "x" is not present with pull policy of Never',
+    ],
+)
+def test_a_wrong_name_or_a_refusal_is_the_images(words: str) -> None:
+    assert blame(words) is Blame.IMAGE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{PULL}unexpected status from HEAD request to https://ghcr.io/v2/x/y/manifests/1: 503 Service Unavailable",
+        f"{PULL}failed to authorize: failed to fetch oauth token: unexpected status: 500 Internal Server Error",
+        f"{PULL}unexpected status: 429 Too Many Requests",
+        f'{PULL}failed to do request: Head "https://x/v2/": dial tcp: lookup x on 10.0.0.2:53: no such host',
+        f'{PULL}failed to do request: Head "https://x/v2/": dial tcp 10.0.0.1:443: i/o timeout',
+        f"{PULL}net/http: TLS handshake timeout",
+        f"{PULL}unexpected EOF",
+        "ErrImagePull: toomanyrequests: You have reached your pull rate limit",
+        "ErrImagePull: write /var/lib/containerd/blob: no space left on device",
+        "ImageInspectError: Failed to inspect image: context deadline exceeded",
+        "RegistryUnavailable: it is not there",
+        f"{INIT}error running prestart hook #0: exit status 1, stderr: nvidia-container-cli: initialization error",
+        f'{INIT}error running createRuntime hook #0: exec: "/usr/bin/nvidia-ctk": executable file not found in $PATH',
+        'StartError: unable to retrieve OCI runtime error: exec: "nvidia-runtime": executable file not found in $PATH',
+        "StartError: fork/exec /usr/bin/nvidia-container-runtime: no such file or directory",
+        f'{INIT}error mounting "/dev/nvidia0" to rootfs at "/dev/nvidia0": permission denied',
+        f"{INIT}unable to apply cgroup configuration: mkdir /sys/fs/cgroup/x: no space left on device",
+        'CreateContainerError: failed to reserve container name "p_x_0": name "p_x_0" is reserved for "abc"',
+        "CreateContainerError: context deadline exceeded",
+        "CreateContainerError: failed to generate spec: unresolvable CDI devices nvidia.com/gpu=0",
+        "CreateContainerConfigError: failed to sync secret cache: timed out waiting for the condition",
+        "CreateContainerConfigError: services have not yet been read at least once, cannot construct envvars",
+        "init container istio-init: ErrImagePull: not found",
+    ],
+)
+def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> None:
+    assert blame(words) is Blame.CLUSTER
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ErrImagePull",
+        'ImagePullBackOff: Back-off pulling image "ghcr.io/x/y:1"',
+        f"{INIT}container init was OOM-killed (memory limit too low?)",
+        "CreateContainerError: unable to find user app: no matching entries in passwd file",
+        "StartError",
+    ],
+)
+def test_what_nobody_recognizes_depends_on_what_has_run(words: str) -> None:
+    assert blame(words) is Blame.UNPROVEN
+
+
+def test_a_back_off_without_a_cause_is_told_from_one_with_a_cause() -> None:
+    assert tells_no_cause('ImagePullBackOff: Back-off pulling image "ghcr.io/x/y:1"')
+    assert not tells_no_cause('ImagePullBackOff: Back-off pulling image "x": ErrImagePull: x: not found')
+    assert not tells_no_cause("CreateContainerError")
+    assert is_about_image("init container istio-init: ErrImagePull: not found")

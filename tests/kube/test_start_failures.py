@@ -1,0 +1,230 @@
+"""What keeps pods from starting, in the words of kubelets, registries and runtimes: through the whole operator."""
+
+from typing import Any
+
+import pytest
+
+from piton.api.reasons import Reason
+from piton.api.status import RunStatus, Verdict
+from piton.api.status_base import Phase
+from piton.contract import names
+from support.apiserver import EVENTS
+from support.builders import a_manifest
+from support.cluster import Disrupted, Ends, Reports, Runs, Waits
+from support.pilot import Pilot
+
+OCI = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
+NVIDIA = (
+    f"{OCI}unable to start container process: error during container init: error running prestart hook #0: exit status "
+    "1, stdout: , stderr: Auto-detected mode as 'legacy'\nnvidia-container-cli: initialization error: nvml error"
+)
+MOUNT = f'{OCI}error mounting "/etc/hostname" to rootfs at "/usr": not a directory'
+NO_COMMAND = f'{OCI}unable to start container process: exec: "pyhton": executable file not found in $PATH'
+LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 20Mi. "
+EVICTED = f"{LOW}Container pytorch was using 412000Ki, request is 0, has larger consumption of memory. "
+UNAVAILABLE = (
+    'Back-off pulling image "x/y:1": ErrImagePull: unexpected status from HEAD request: 503 Service Unavailable'
+)
+GONE = 'Back-off pulling image "x/y:1": ErrImagePull: failed to resolve reference "x/y:1": x/y:1: not found'
+
+
+def start_error(message: str) -> Reports:
+    ended = {"exitCode": 128, "reason": "StartError", "message": message, "startedAt": "1970-01-01T00:00:00Z"}
+    return Reports(status={"phase": "Failed", "containerStatuses": _pytorch({"terminated": ended})})
+
+
+def evicted(message: str = EVICTED) -> Reports:
+    return Reports(status={"phase": "Failed", "reason": "Evicted", "message": message})
+
+
+def init_fails(code: int, said: str) -> Reports:
+    ended = {"exitCode": code, "reason": "Error", "message": said}
+    return Reports(
+        status={
+            "phase": "Failed",
+            "initContainerStatuses": [{"name": "vault-agent-init", "state": {"terminated": ended}}],
+            "containerStatuses": _pytorch({"waiting": {"reason": "PodInitializing"}}),
+        }
+    )
+
+
+def creating(event: tuple[str, str] | None = None) -> Reports:
+    """A pod that the node has accepted and does not start."""
+    return Reports(status={"containerStatuses": _pytorch({"waiting": {"reason": "ContainerCreating"}})}, event=event)
+
+
+def _pytorch(state: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": names.CONTAINER, "state": state}]
+
+
+async def after_a_save(pilot: Pilot, *fates: Any, **spec: Any) -> RunStatus:
+    """A run that has trained and saved, lost its machine, and meets these fates one attempt after the other."""
+    pilot.cluster.script = {1: Disrupted(), **dict(enumerate(fates, start=2))}
+    await pilot.cluster.apply(a_manifest(**spec))
+    await pilot.until(lambda: pilot.status().phase in (Phase.SUCCEEDED, Phase.FAILED), turns=600)
+    return pilot.status()
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        start_error(NVIDIA),
+        start_error(MOUNT),
+        start_error(f"{OCI}something that nobody has seen yet"),
+        Waits(reason="ImagePullBackOff", message=UNAVAILABLE),
+        Waits(reason="ImagePullBackOff", message=GONE),
+        Waits(),
+        Waits(reason="ErrImagePull", message="unexpected status: 403 Forbidden"),
+        Waits(reason="CreateContainerError", message='failed to reserve container name "p": name is reserved for "a"'),
+        Waits(reason="CreateContainerError", message="context deadline exceeded"),
+        creating(("FailedCreatePodSandBox", "no runtime for nvidia is configured")),
+    ],
+    ids=["NVIDIA", "mount", "unknown", "503", "404", "no cause", "403", "reserved", "slow", "sandbox"],
+)
+async def test_what_has_run_before_is_never_the_users_fault_when_it_cannot_start(pilot: Pilot, fate: Any) -> None:
+    status = await after_a_save(pilot, fate, fate, fate, limits={"failures": 1})
+
+    assert (status.phase, status.failures, status.infrastructure_failures) == (Phase.SUCCEEDED, 0, 3)
+    assert [record.verdict for record in status.attempts[1:4]] == [Verdict.INFRASTRUCTURE] * 3
+    held = [record.ended_time - record.created_time for record in status.attempts[1:4] if record.ended_time]
+    assert max(held).total_seconds() <= 330, "the node is held for 300 s, and for some turns"
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        start_error(NO_COMMAND),
+        start_error(f'{OCI}exec: "/train.sh": permission denied'),
+        Waits(reason="CreateContainerConfigError", message='secret "wandb" not found'),
+        Waits(reason="CreateContainerConfigError", message="couldn't find key token in Secret team/wandb"),
+    ],
+    ids=["no command", "not executable", "no Secret", "no key"],
+)
+async def test_a_missing_command_or_secret_stays_the_users(pilot: Pilot, fate: Any) -> None:
+    status = await after_a_save(pilot, fate, limits={"failures": 1})
+
+    assert (status.phase, status.failures, status.infrastructure_failures) == (Phase.FAILED, 1, 0)
+    assert status.attempts[-1].reason is Reason.CANNOT_START
+
+
+async def first(pilot: Pilot, fate: Any, *, seconds: float) -> RunStatus:
+    """A run whose first attempts all meet this fate, after so many seconds."""
+    pilot.cluster.script = dict.fromkeys(range(1, 40), fate)
+    await pilot.cluster.apply(a_manifest())
+    for _ in range(int(seconds / 5)):
+        await pilot.turn()
+    return pilot.status()
+
+
+@pytest.mark.parametrize("message", [GONE, "401 Unauthorized", "pull access denied: insufficient_scope"])
+async def test_before_it_has_run_a_wrong_name_or_a_refusal_fails_fast(pilot: Pilot, message: str) -> None:
+    status = await first(pilot, Waits(reason="ErrImagePull", message=message), seconds=400)
+
+    assert (status.phase, status.failures, status.attempts[-1].reason) == (Phase.FAILED, 3, Reason.CANNOT_START)
+
+
+@pytest.mark.parametrize(("cause", "fails"), [("503 Service Unavailable", False), ("x/y:1: not found", True)])
+async def test_a_cause_that_only_an_event_tells_is_read(pilot: Pilot, cause: str, fails: bool) -> None:
+    """Kubelets before 1.32 leave it out of the state."""
+    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x/y:1"'}
+    event = ("Failed", f'Failed to pull image "x/y:1": rpc error: {cause}')
+    fate = Reports(status={"containerStatuses": _pytorch({"waiting": waiting})}, event=event)
+    status = await first(pilot, fate, seconds=400)
+
+    assert ((status.phase is Phase.FAILED), status.failures > 0) == (fails, fails)
+    assert cause in status.attempts[0].message
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        Waits(reason="ImagePullBackOff", message=UNAVAILABLE),
+        Waits(reason="ErrImagePull", message='Head "https://x/v2/": dial tcp 10.0.0.1:443: i/o timeout'),
+        Waits(reason="ErrImagePull", message='Head "https://x/v2/": dial tcp: lookup x on 10.0.0.2:53: no such host'),
+        Waits(reason="ErrImagePull", message="toomanyrequests: You have reached your pull rate limit"),
+        start_error(NVIDIA),
+    ],
+    ids=["503", "time-out", "DNS", "429", "NVIDIA"],
+)
+async def test_before_it_has_run_trouble_of_registry_and_node_is_waited_for(pilot: Pilot, fate: Any) -> None:
+    status = await first(pilot, fate, seconds=1000)
+    assert status.phase in (Phase.RECOVERING, Phase.STARTING)
+
+    pilot.cluster.script = {}
+    await pilot.until(lambda: pilot.status().phase is Phase.SUCCEEDED, turns=400)
+    assert (pilot.status().failures, pilot.status().preemptions) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (None, Reason.GANG_INCOMPLETE),
+        (("FailedMount", "timed out waiting for the condition"), Reason.GANG_INCOMPLETE),
+        (("FailedCreatePodSandBox", "no runtime"), Reason.SANDBOX_FAILED),
+    ],
+    ids=["silence", "mount", "sandbox"],
+)
+async def test_a_node_that_never_starts_the_pod_is_left_after_the_start_timeout(
+    pilot: Pilot, event: tuple[str, str] | None, reason: Reason
+) -> None:
+    pilot.cluster.script[1] = creating(event)
+    await pilot.cluster.apply(a_manifest(limits={"startTimeout": "30s"}))
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+
+    assert (status.attempt, status.failures, status.infrastructure_failures) == (2, 0, 1)
+    ended = status.attempts[0]
+    assert ended.reason is reason
+    assert reason is Reason.SANDBOX_FAILED or ended.message.startswith(
+        "0 of 1 replicas of attempt 1 have run within limits.startTimeout of 30s"
+    )
+    assert ended.ended_time is not None
+    assert (ended.ended_time - ended.created_time).total_seconds() < 60
+
+
+async def test_a_node_that_starts_no_containers_is_named_with_the_command_that_keeps_pods_away(pilot: Pilot) -> None:
+    await after_a_save(pilot, start_error(NVIDIA))
+
+    (told,) = [e["message"] for e in pilot.server.all(EVENTS) if "kubectl taint node" in e.get("message", "")]
+    assert "node node-of-ragcun-2-master-0 did not start ragcun-2-master-0" in told
+    assert told.endswith("kubectl taint node node-of-ragcun-2-master-0 piton.dev/device-fault=ragcun-2:NoSchedule")
+
+
+async def test_an_init_container_that_fails_is_named_with_its_code_and_last_words(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = init_fails(126, "permission denied: role training\n")
+    await pilot.cluster.apply(a_manifest())
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+
+    ended = status.attempts[0]
+    assert (ended.verdict, ended.reason) == (Verdict.INFRASTRUCTURE, Reason.INIT_CONTAINER_FAILED)
+    assert ended.message == (
+        "init container vault-agent-init of ragcun-1-master-0 ended with exit code 126: "
+        "permission denied: role training"
+    )
+
+
+async def test_one_eviction_without_a_request_is_a_disruption_and_the_second_in_a_row_the_programs(
+    pilot: Pilot,
+) -> None:
+    status = await after_a_save(pilot, evicted(), evicted(), evicted())
+
+    ends = [(record.verdict, record.reason) for record in status.attempts[1:4]]
+    again = (Verdict.USER_FAILURE, Reason.OUT_OF_MEMORY)
+    assert ends == [(Verdict.PREEMPTED, Reason.DISRUPTED), again, again]
+    assert (status.phase, status.failures) == (Phase.SUCCEEDED, 2)
+
+
+async def test_evictions_with_an_undisturbed_attempt_between_them_are_disruptions(pilot: Pilot) -> None:
+    status = await after_a_save(pilot, evicted(), Disrupted(), evicted(), Ends(), limits={"failures": 1})
+
+    assert (status.phase, status.failures, status.preemptions) == (Phase.SUCCEEDED, 0, 4)
+
+
+async def test_another_image_has_to_prove_itself(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Runs(), 2: Waits(reason="ErrImagePull", message="not found")}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    wrong = {"image": "trainer:wrong", "recipe": "charlm"}
+    await pilot.cluster.apply(a_manifest(trainer=wrong, limits={"failures": 1}))
+    await pilot.cluster.disrupt("ragcun-1-master-0", "EvictionByEvictionAPI", "team")
+
+    assert (await pilot.until_phase(Phase.FAILED)).attempts[-1].reason is Reason.CANNOT_START
