@@ -6,8 +6,9 @@ PortError
 └── Refused      the world said no for a reason of its own (quota, policy, rights); people must hear it
 """
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from piton.api.status import RunStatus
 from piton.api.status_base import Conditioned
@@ -16,6 +17,7 @@ from piton.observed import Observed
 
 ObservedT_co = TypeVar("ObservedT_co", covariant=True)
 EffectT_contra = TypeVar("EffectT_contra", contravariant=True)
+EffectT = TypeVar("EffectT")
 StatusT_contra = TypeVar("StatusT_contra", bound=Conditioned, contravariant=True)
 
 
@@ -33,6 +35,14 @@ class Unavailable(PortError):  # noqa: N818 - a situation, not an error
 
 class Refused(PortError):  # noqa: N818 - a situation, not an error
     """The world refused an effect. The text is a sentence for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal(Generic[EffectT]):
+    """An effect that the world has refused."""
+
+    effect: EffectT
+    why: str
 
 
 class Clock(Protocol):

@@ -143,14 +143,60 @@ async def test_deleting_a_sweep_deletes_its_runs_and_creates_no_more(pilot: Pilo
 
 async def test_a_run_of_somebody_elses_is_left_alone_and_told(pilot: Pilot) -> None:
     await pilot.cluster.apply(a_manifest("ragcun-baseline"))
-    await pilot.cluster.apply(a_sweep())
+    await pilot.cluster.apply(a_sweep(parallelism=2))
     await pilot.settle_sweeps()
 
-    training = status_of(pilot).condition("Training")
-    assert training is not None
-    assert training.reason is Reason.REFUSED
-    assert "'ragcun-baseline' exists and does not belong to this sweep" in training.message
-    assert "ownerReferences" not in runs_of(pilot)[0]["metadata"]
+    waiting = status_of(pilot).condition("Waiting")
+    assert waiting is not None
+    assert waiting.reason is Reason.REFUSED
+    assert "'ragcun-baseline' exists and does not belong to this sweep" in waiting.message
+    others = [run["metadata"]["name"] for run in runs_of(pilot) if "ownerReferences" in run["metadata"]]
+    assert others == ["ragcun-isotropy"]
+
+
+DENIED = 'admission webhook "p.example" denied the request: instance type'
+
+
+def _deny(*names_of_runs: str) -> Any:
+    def refuse(request: Any) -> Any:
+        body = request.body or b""
+        posted = request.method == "POST" and request.resource == RUNS
+        if posted and any(f'"name":"{name}"'.encode() in body.replace(b": ", b":") for name in names_of_runs):
+            return refusal(403, "Forbidden", DENIED)
+        return None
+
+    return refuse
+
+
+@pytest.mark.parametrize("parallelism", [1, 2, 10])
+async def test_a_run_that_is_refused_holds_none_of_the_others_and_its_row_says_why(
+    pilot: Pilot, parallelism: int
+) -> None:
+    """Those that are refused come first in the plan, and are as many as may run at a time."""
+    pilot.server.refuse = _deny("ragcun-a", "ragcun-b")
+    variants = [{"name": name} for name in "abcdef"]
+    await pilot.cluster.apply(a_sweep(parallelism=parallelism, variants=variants))
+    for _ in range(120):
+        await pilot.settle_sweeps()
+        await pilot.cluster.step()
+        pilot.advance(30.0)
+
+    status = status_of(pilot)
+    rows = {row.name: row for row in status.runs}
+    assert [rows[f"ragcun-{name}"].phase for name in "cdef"] == [Phase.SUCCEEDED] * 4
+    assert (status.counts.succeeded, status.counts.pending, status.done) == (4, 2, "4/6")
+    for name in ("ragcun-a", "ragcun-b"):
+        assert rows[name].phase is Phase.PENDING
+        assert DENIED in (rows[name].refused or "")
+    waiting = status.condition("Waiting")
+    assert waiting is not None
+    assert status.is_true("Waiting")
+    assert "ragcun-a" in waiting.message
+
+    pilot.server.refuse = lambda request: None
+    done = await until(pilot, Phase.SUCCEEDED, turns=200)
+    assert done.done == "6/6"
+    assert [row.refused for row in done.runs] == [None] * 6
 
 
 async def test_a_quota_is_told_and_the_run_created_when_there_is_room(pilot: Pilot) -> None:

@@ -8,7 +8,7 @@ command left unfinished is created again, and goes on from its checkpoint.
 import asyncio
 import contextlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
@@ -31,7 +31,7 @@ from piton.local.drills import Drill
 from piton.local.run_folder import RunFolder, clear, taken
 from piton.local.summary import Summary
 from piton.local.sweep_folder import STATE_FILE, SweepState, folder_of
-from piton.ports import Announcer, Clock, Unavailable
+from piton.ports import Announcer, Clock, Refusal, Unavailable
 from piton.sweep import decide
 from piton.sweep.expand import PlannedRun, limited
 from piton.sweep.model import SweepSpec
@@ -247,7 +247,9 @@ class _Sweep:
     async def _pass(self) -> float | None:
         """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         try:
-            decision = await run_pass(self, self.observer, self._decide, self._turn_down, decide.is_binding)
+            decision = await run_pass(
+                self, self.observer, self._decide, self._turn_down, decide.is_binding, are_independent=True
+            )
         except Unavailable as error:
             await self.observer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
@@ -259,8 +261,10 @@ class _Sweep:
     def _decide(self, observed: SweepObserved) -> SweepDecision:
         return decide.decide(observed, now=self.clock.now(), timing=self.order.timing)
 
-    def _turn_down(self, observed: SweepObserved, _: SweepDecision, why: str) -> SweepDecision:
-        return decide.refused(observed, why, now=self.clock.now(), timing=self.order.timing)
+    def _turn_down(
+        self, observed: SweepObserved, decision: SweepDecision, refusals: Sequence[Refusal[SweepEffect]]
+    ) -> SweepDecision:
+        return decide.refused(observed, decision, refusals, now=self.clock.now(), timing=self.order.timing)
 
     def _interrupt(self, signum: signal.Signals) -> None:
         self.interrupted = self.interrupted or signum

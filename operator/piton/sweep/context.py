@@ -52,10 +52,10 @@ class SweepContext:
 
     @cached_property
     def pending(self) -> list[PlannedRun]:
-        """The runs that are still to be created."""
-        return [
-            run for run, row in zip(self.observed.plan, self.status.runs, strict=True) if row.phase is Phase.PENDING
-        ]
+        """The runs that are still to be created; those that were refused before come last, and hold nobody up."""
+        rows = zip(self.observed.plan, self.status.runs, strict=True)
+        waiting = [(row.refused is not None, run) for run, row in rows if row.phase is Phase.PENDING]
+        return [run for _, run in sorted(waiting, key=lambda it: it[0])]
 
     @property
     def until(self) -> datetime | None:

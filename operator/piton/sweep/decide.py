@@ -8,7 +8,7 @@ Pending -> Starting -> Training -> Succeeded | Failed
 Refused               Stopping -> Suspended | Failed
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -21,6 +21,7 @@ from piton.core import wait_reasons
 from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
 from piton.cost.budget import exhausted, warning
+from piton.ports import Refusal
 from piton.sweep import cost
 from piton.sweep.context import SweepContext
 from piton.sweep.expand import digest, seconds_for
@@ -38,6 +39,8 @@ from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
+_REFUSED_MAX = 256
+"""Characters of a refusal in a row. A sweep may have 200 rows."""
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
 
@@ -60,13 +63,43 @@ def is_binding(observed: SweepObserved, decision: SweepDecision) -> bool:
     return bool(decision.effects) or settled(decision.status) != settled(observed.status)
 
 
-def refused(observed: SweepObserved, why: str, *, now: datetime, timing: Timing | None = None) -> SweepDecision:
-    """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later."""
+def refused(
+    observed: SweepObserved,
+    decision: SweepDecision,
+    refusals: Sequence[Refusal[SweepEffect]],
+    *,
+    now: datetime,
+    timing: Timing | None = None,
+) -> SweepDecision:
+    """The world refused effects for good reasons of its own (a quota, a policy): say which, and try again later.
+
+    What was not refused is done, and stays written down: a run that cannot be created holds none of the others.
+    """
     context = SweepContext(observed=observed, now=now, timing=timing or Timing())
-    wait, generation = wait_reasons.refusal(why), observed.meta.generation
-    status, news = wait_reasons.waits(observed.status, observed.status.phase, wait, now=now, generation=generation)
+    created = {refusal.effect.run.name: refusal.why for refusal in refusals if isinstance(refusal.effect, CreateRun)}
+    status = counted(_without(decision.status, created))
+    is_under_way = status.counts.active > 0 or len(refusals) < len(decision.effects)
+    phase = None if is_under_way else observed.status.phase
+    first, generation = refusals[0], observed.meta.generation
+    name = first.effect.run.name if isinstance(first.effect, CreateRun) else first.effect.name
+    others = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+    wait = wait_reasons.refusal(first.why)
+    wait = replace(wait, message=f"{name}{others}: {wait.message}")
+    status, news = wait_reasons.waits(status, phase, wait, now=now, generation=generation)
     again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
-    return SweepDecision(rule=REFUSED, status=status, announcements=news, look_again_seconds=again)
+    told = decision.announcements if len(refusals) < len(decision.effects) else ()
+    return SweepDecision(rule=REFUSED, status=status, announcements=(*told, *news), look_again_seconds=again)
+
+
+def _without(status: SweepStatus, refused_runs: Mapping[str, str]) -> SweepStatus:
+    """Return the status with these runs as pending, with the reason."""
+    rows = tuple(
+        row.model_copy(update={"phase": Phase.PENDING, "refused": refused_runs[row.name][:_REFUSED_MAX]})
+        if row.name in refused_runs
+        else row
+        for row in status.runs
+    )
+    return status.model_copy(update={"runs": rows})
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------
@@ -190,7 +223,8 @@ def going(context: SweepContext) -> SweepDecision:
     effects += [CreateRun(run=run, until=context.until, reason=Reason.FIRST_ATTEMPT) for run in fresh]
     names = {run.name for run in fresh}
     rows = tuple(
-        row.model_copy(update={"phase": Phase.STARTING}) if row.name in names else row for row in context.status.runs
+        row.model_copy(update={"phase": Phase.STARTING, "refused": None}) if row.name in names else row
+        for row in context.status.runs
     )
     status = counted(context.status.model_copy(update={"runs": rows}))
     status = context.phase(status, *_progress(status))

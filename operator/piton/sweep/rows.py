@@ -50,8 +50,8 @@ def _row(run: PlannedRun, old: Row | None, seen: RunSeen | None, names: tuple[st
         unknown = Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed, phase=Phase.STARTING)
         return unknown if old is None or old.phase is Phase.PENDING else old
     if seen is None:
-        spent = {"cost": old.cost, "uid": old.uid} if old else {}
-        return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed, **spent)
+        kept = {"cost": old.cost, "uid": old.uid, "refused": old.refused} if old else {}
+        return Row(name=run.name, variant=run.variant, fold=run.fold, seed=run.seed, **kept)
     status = seen.status
     record = status.current
     return Row(

@@ -18,6 +18,7 @@ class Row(Answer):
     fold: int | None = Field(default=None, description="Its fold.")
     seed: int | None = Field(default=None, description="Its seed.")
     phase: Phase = Field(default=Phase.PENDING, description="Pending: not created yet; else as the run has it.")
+    refused: str | None = Field(default=None, description="The reason for which it could not be created, so far.")
     step: int | None = Field(default=None, description="Steps trained.")
     preemptions: int = Field(default=0, ge=0, description="Attempts that lost their machine.")
     lost_steps: int = Field(default=0, ge=0, description="Steps trained again after a preemption or failure.")
