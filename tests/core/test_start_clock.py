@@ -5,6 +5,7 @@ from datetime import datetime
 
 import pytest
 
+from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import Phase
@@ -135,3 +136,16 @@ def test_a_sandbox_that_is_not_made_accuses_the_node_whose_zone_is_left() -> Non
     (news,) = ended.announcements
     assert "it gets the taint piton.dev/device-fault for 1h" in news.message
     assert "no CNI" in news.message
+
+
+def test_a_gang_of_which_a_part_runs_trains_on_while_a_sandbox_is_tried_and_is_stopped_when_that_is_asked() -> None:
+    seen = gang(a_replica(name=MASTER, node="n"), waits(WORKER, says("FailedCreatePodSandBox", "no CNI")))
+    status = look(starting(), seen).status
+    assert (status.phase, status.is_true(WAITING)) == (Phase.TRAINING, True)
+
+    assert look(status, seen, 299).status.phase is Phase.TRAINING
+    ended = look(status, seen, 300).status.current
+    assert ended is not None
+    assert ended.reason is Reason.SANDBOX_FAILED
+    held = an_observed(seen, status=status, spec=SPEC.model_copy(update={"suspend": True}))
+    assert decide(held, now=later(10)).rule == "stop_requested"

@@ -169,24 +169,33 @@ def judged(context: Context) -> Decision | None:
     if judgement.patience is not Patience.PEERS and judgement.verdict is Verdict.INFRASTRUCTURE:
         left = earliest(left, start_clock.seconds_left(context, status)) or 0.0
     status = transitions.change(status, failing_time=failing)
-    if judgement.patient and left > 0 and _order(context) is Reason.BUDGET_EXCEEDED:
-        return None  # nobody pays for the wait
-    unstarted = judgement.patience is not Patience.PEERS and not seen.running
-    if judgement.patient and left > 0 and unstarted and _order(context) not in (None, Reason.INVALID_SPEC):
-        return None  # it has nothing to save, and is not wanted: whose fault it is does not matter
-    if judgement.patient and left > 0 and unstarted:
-        return wait_for_replicas(context, status, judgement.message, at_most_seconds=left)
     if judgement.patient and left > 0:
-        status = context.phase(
-            status, Phase.STOPPING if seen.running else status.phase, judgement.reason, judgement.message
-        )
-        return Decision(rule="judged", status=status, look_again_seconds=left)
+        return _be_patient(context, seen, status, judgement, left)
     status = transitions.change(status, state=AttemptState.STOPPING, **transitions.verdict_fields(judgement))
     if judgement.verdict is Verdict.FINISHED:  # now: when the peers have ended, the pod that said it may be gone
         status = transitions.conclude(status, context.observed.complete, seen)
     status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
     decision = Decision(rule="judged", status=status, look_again_seconds=0)
     return broken_nodes.with_accused_start(context, decision, judgement)
+
+
+def _be_patient(
+    context: Context, seen: AttemptSeen, status: RunStatus, judgement: Judgement, left: float
+) -> Decision | None:
+    """Wait before a verdict is final; None where another rule ends the attempt meanwhile."""
+    order, starts = _order(context), judgement.patience is not Patience.PEERS
+    if order is Reason.BUDGET_EXCEEDED or (starts and order not in (None, Reason.INVALID_SPEC)):
+        return None  # nobody pays for the wait; what has not started is not wanted, whosever fault that is
+    if not starts:
+        phase = Phase.STOPPING if seen.running else status.phase
+        status = context.phase(status, phase, judgement.reason, judgement.message)
+        return Decision(rule="judged", status=status, look_again_seconds=left)
+    running = observe_running(context) if seen.running else None
+    if running is None:
+        return wait_for_replicas(context, status, judgement.message, at_most_seconds=left)
+    assert status.current is not None
+    status = transitions.change(running.status, failing_time=status.current.failing_time)
+    return replace(running, status=status, look_again_seconds=earliest(running.look_again_seconds, left))
 
 
 def price_exceeded(context: Context) -> Decision | None:
@@ -217,17 +226,12 @@ def stop_requested(context: Context) -> Decision | None:
 def half_a_gang(context: Context) -> Decision | None:
     """Machines wait for the other replicas, or for their own to begin, for longer than they should: they are freed."""
     record, seen = context.flying, context.seen
-    if record is None or seen is None or context.spec is None or record.formed_time is not None:
+    if record is None or seen is None or record.formed_time is not None:
         return None
-    left = start_clock.seconds_left(context, with_report(context))
-    if left is None or left > 0:
+    judgement = start_clock.judge(context, with_report(context))
+    if judgement is None:
         return None
-    message = (
-        f"{start_clock.count_started(seen)} of {stages.called(record)} have run within limits.startTimeout "
-        f"of {context.spec.limits.start_timeout}{start_clock.explain_late(seen)}"
-    )
-    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
-    decision = _told_to_stop(context, "half_a_gang", judgement, message)
+    decision = _told_to_stop(context, "half_a_gang", judgement, judgement.message)
     no_room = any(r.state is ReplicaState.WAITING and not r.node for r in seen.replicas)
     stuck = broken_nodes.find_stuck(seen) is not None
     status = transitions.change(decision.status, short_of_room=no_room or None, stuck_on_node=stuck or None)

@@ -8,11 +8,13 @@ be wrong.
 
 from datetime import datetime
 
+from piton.api import stages
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState, AttemptStatus, RunStatus
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.contract.duration import parse_duration
 from piton.core import transitions
 from piton.core.context import Context
+from piton.core.evidence import Judgement
 from piton.core.wait_reasons import find_hindrance
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
 
@@ -61,12 +63,19 @@ def next_look_seconds(context: Context, status: RunStatus) -> float | None:
     return left + max(0.0, _PULLS_MAX * limit - _pulled(record, context.now))
 
 
-def count_started(seen: AttemptSeen) -> str:
-    """Return the number of replicas that have run, in words."""
-    return f"{sum(replica.has_run for replica in seen.replicas)} of {seen.expected_replicas} replicas"
+def judge(context: Context, status: RunStatus) -> Judgement | None:
+    """Return the verdict on an attempt that has not come together in time; None while it has time, or none is set."""
+    record, seen, left = status.current, context.seen, seconds_left(context, status)
+    if record is None or seen is None or context.spec is None or left is None or left > 0:
+        return None
+    message = (
+        f"{sum(r.has_run for r in seen.replicas)} of {seen.expected_replicas} replicas of {stages.called(record)} have "
+        f"run within limits.startTimeout of {context.spec.limits.start_timeout}{_explain_late(seen)}"
+    )
+    return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
 
 
-def explain_late(seen: AttemptSeen) -> str:
+def _explain_late(seen: AttemptSeen) -> str:
     """Return the cluster's words on a replica that has not run, to be appended to a sentence; empty without any."""
     late = [replica for replica in seen.replicas if not replica.has_run]
     told = [
