@@ -158,7 +158,7 @@ def nightly(day: date) -> Suite:
             Part(
                 name="operator",
                 command="make bench-operator RUNS=100",
-                warm=8,
+                warm=13,
                 needs=("build", "build-neighbours"),
                 after=("neighbours", "gpu-dry"),  # alone, as it measures
             ),
