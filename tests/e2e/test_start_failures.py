@@ -3,17 +3,13 @@
 A policy of the API server changes the pods of one namespace, so that its kubelet cannot start them.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
-from support.live import DigestOf, LiveCluster, NewTraining, Object, paced, wait_for
+from support.changed_pods import changed_pods
+from support.live import DigestOf, LiveCluster, NewTraining, paced, wait_for
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(420)]
 STEPS = 400
-API = "admissionregistration.k8s.io/v1"
 DOWN = "registry.down.invalid/piton/trainer:0.1.0"
 NO_START = (
     '[JSONPatch{op: "add", path: "/spec/volumes/-", value: Object.spec.volumes{name: "x", '
@@ -27,47 +23,6 @@ INIT_FAILS = (
     'image: "piton-box/busybox:1", terminationMessagePolicy: "FallbackToLogsOnError", '
     'command: ["sh", "-c", "echo permission denied: role training; exit 126"]}]}]'
 )
-
-
-@contextmanager
-def changed_pods(cluster: LiveCluster, namespace: str, patch: str) -> Iterator[None]:
-    """While it lasts, the API server changes each new pod of a run in this namespace."""
-    named = {"apiVersion": API, "metadata": {"name": f"starts-{namespace}"}}
-    policy = {
-        **named,
-        "kind": "MutatingAdmissionPolicy",
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-                ],
-            },
-            "failurePolicy": "Fail",
-            "reinvocationPolicy": "Never",
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
-        },
-    }
-    binding = {**named, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": f"starts-{namespace}"}}
-    try:
-        for thing in (policy, binding):
-            cluster.kubectl("apply", "-f", "-", stdin=json.dumps(thing))
-        wait_for(lambda: _is_in_force(cluster, namespace), "the policy is in force", seconds=30)
-        yield
-    finally:
-        for thing in (binding, policy):
-            cluster.kubectl("delete", f"{thing['kind']}/starts-{namespace}", "--ignore-not-found")
-
-
-def _is_in_force(cluster: LiveCluster, namespace: str) -> bool:
-    """True if a pod comes back from the API server changed."""
-    container: Object = {"name": "probe", "image": "none", "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
-    spec = {"containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}]}
-    probe = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace}, "spec": spec}
-    created = cluster.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(probe))
-    found = json.loads(created)["spec"]
-    is_changed = found["containers"][0]["image"] != "none" or "initContainers" in found
-    return is_changed or any("hostPath" in volume for volume in found["volumes"])
 
 
 @pytest.mark.parametrize(
