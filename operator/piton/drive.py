@@ -9,7 +9,7 @@ from piton.api.status_base import Conditioned
 from piton.core.decide import decide, refused
 from piton.core.effects import AddFinalizer, AnyDecision, Decision, Effect
 from piton.observed import Observed
-from piton.ports import Announcer, AnyWorld, Clock, Refusal, Refused, World
+from piton.ports import Announcer, AnyWorld, Clock, Refused, RefusedEffect, World
 from piton.timing import Timing
 
 
@@ -47,7 +47,7 @@ async def reconcile(world: World, clock: Clock, announcer: Announcer, timing: Ti
     def decided(observed: Observed) -> Decision:
         return decide(observed, now=clock.now(), timing=timing)
 
-    def turned_down(observed: Observed, decision: Decision, refusals: Sequence[Refusal[Effect]]) -> Decision:
+    def turned_down(observed: Observed, decision: Decision, refusals: Sequence[RefusedEffect[Effect]]) -> Decision:
         return refused(observed, refusals[0].why, status=decision.status_if_refused, now=clock.now(), timing=timing)
 
     return await run_pass(world, announcer, decided, turned_down, is_binding)
@@ -58,11 +58,9 @@ async def run_pass(
     announcer: Announcer,
     decided: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],
     turned_down: Callable[
-        [ObservedT, AnyDecision[EffectT, StatusT], Sequence[Refusal[EffectT]]], AnyDecision[EffectT, StatusT]
+        [ObservedT, AnyDecision[EffectT, StatusT], Sequence[RefusedEffect[EffectT]]], AnyDecision[EffectT, StatusT]
     ],
     is_binding: Callable[[ObservedT, AnyDecision[EffectT, StatusT]], bool],
-    *,
-    are_independent: bool = False,
 ) -> AnyDecision[EffectT, StatusT] | None:
     """Do what this moment asks for. Returns the decision, or None when the object does not exist.
 
@@ -70,8 +68,6 @@ async def run_pass(
     from it happens in the next pass. A decision that cannot be taken back is made again on live reads first, and only
     that second one counts: see docs/decisions/0058. Announcements may be lost in a crash, never told too early; those
     of a decision that changes nothing were told before.
-
-    With `are_independent`, no effect builds on one before it: the others are carried out when one is refused.
 
     Raises:
         Conflict: somebody wrote in between; call again at once.
@@ -86,13 +82,13 @@ async def run_pass(
         if observed is None:
             return None
         decision = decided(observed)
-    refusals: list[Refusal[EffectT]] = []
+    refusals: list[RefusedEffect[EffectT]] = []
     for effect in decision.effects:
         try:
             await world.apply(effect)
         except Refused as refusal:
-            refusals.append(Refusal(effect=effect, why=str(refusal)))
-            if not are_independent:
+            refusals.append(RefusedEffect(effect=effect, why=str(refusal)))
+            if not decision.are_independent:
                 break
     if refusals:
         decision = turned_down(observed, decision, refusals)

@@ -38,7 +38,7 @@ class Refused(PortError):  # noqa: N818 - a situation, not an error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(Generic[EffectT]):
+class RefusedEffect(Generic[EffectT]):
     """An effect that the world has refused."""
 
     effect: EffectT

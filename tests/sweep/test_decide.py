@@ -8,7 +8,7 @@ import pytest
 from piton.api.reasons import Reason
 from piton.api.status import Evaluation, MetricValue, ProgressStatus, Result
 from piton.api.status_base import ConditionStatus, Phase
-from piton.ports import Refusal
+from piton.ports import RefusedEffect
 from piton.sweep.decide import decide, refused
 from piton.sweep.observed import CreateRun, MoveDeadline, ResumeRun, SuspendRun, SweepDecision
 from piton.sweep.parse import parse
@@ -282,7 +282,7 @@ def test_nothing_is_created_for_a_sweep_that_is_being_deleted() -> None:
 def test_a_refusal_of_the_cluster_is_told_and_tried_again() -> None:
     observed = observed_of(SWEEP, status=begun(SWEEP))
     wanted = decide(observed, now=NOW)
-    all_of_them = [Refusal(effect=effect, why="no reason that is known") for effect in wanted.effects]
+    all_of_them = [RefusedEffect(effect=effect, why="no reason that is known") for effect in wanted.effects]
     decision = refused(observed, wanted, all_of_them, now=NOW)
 
     assert decision.look_again_seconds == Timing().look_seconds

@@ -156,6 +156,8 @@ class AnyDecision(Generic[EffectT, StatusT]):
     rule: str
     """Name of the rule that spoke."""
     effects: tuple[EffectT, ...] = ()
+    are_independent: bool = False
+    """True if no effect builds on one before it: the others are carried out when one is refused."""
     status: StatusT
     announcements: tuple[Announcement, ...] = field(default=())
     look_again_seconds: float | None = None

@@ -7,7 +7,7 @@ what is left of the sweep's time.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, assert_never
 
 from piton.api import parse as runs
@@ -27,13 +27,14 @@ from piton.kube.resources import RUNS, SWEEPS, Body
 from piton.kube.settings import PitonSettings
 from piton.kube.store import Change, version_of
 from piton.kube.workqueue import Timer
-from piton.ports import Clock, Conflict, Refusal, Refused, Unavailable
+from piton.ports import Clock, Conflict, Refused, Unavailable
 from piton.rendering.pytorchjob import owner
 from piton.sweep.decide import decide, is_binding, refused
 from piton.sweep.expand import PlannedRun, as_duration, limited
 from piton.sweep.observed import (
     CreateRun,
     MoveDeadline,
+    Refusals,
     ResumeRun,
     RunSeen,
     SuspendRun,
@@ -258,7 +259,7 @@ class SweepController(Worker):
         """Observe, decide, apply; and when to look again."""
         world = SweepWorld(self._client, self._clock, *key, cache=self.reads(key), seen=self._seen)
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta, kind=names.SWEEP_KIND)
-        decision = await run_pass(world, announcer, self._decide, self._turn_down, is_binding, are_independent=True)
+        decision = await run_pass(world, announcer, self._decide, self._turn_down, is_binding)
         self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
         if decision is None:
             self._meter.forget_sweep(key)
@@ -272,9 +273,7 @@ class SweepController(Worker):
     def _decide(self, observed: SweepObserved) -> SweepDecision:
         return decide(observed, now=self._clock.now(), timing=self._settings.timing)
 
-    def _turn_down(
-        self, observed: SweepObserved, decision: SweepDecision, refusals: Sequence[Refusal[SweepEffect]]
-    ) -> SweepDecision:
+    def _turn_down(self, observed: SweepObserved, decision: SweepDecision, refusals: Refusals) -> SweepDecision:
         return refused(observed, decision, refusals, now=self._clock.now(), timing=self._settings.timing)
 
 

@@ -8,7 +8,7 @@ command left unfinished is created again, and goes on from its checkpoint.
 import asyncio
 import contextlib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
@@ -31,13 +31,14 @@ from piton.local.drills import Drill
 from piton.local.run_folder import RunFolder, clear, taken
 from piton.local.summary import Summary
 from piton.local.sweep_folder import STATE_FILE, SweepState, folder_of
-from piton.ports import Announcer, Clock, Refusal, Unavailable
+from piton.ports import Announcer, Clock, Unavailable
 from piton.sweep import decide
 from piton.sweep.expand import PlannedRun, limited
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
     CreateRun,
     MoveDeadline,
+    Refusals,
     ResumeRun,
     RunSeen,
     SuspendRun,
@@ -247,9 +248,7 @@ class _Sweep:
     async def _pass(self) -> float | None:
         """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
         try:
-            decision = await run_pass(
-                self, self.observer, self._decide, self._turn_down, decide.is_binding, are_independent=True
-            )
+            decision = await run_pass(self, self.observer, self._decide, self._turn_down, decide.is_binding)
         except Unavailable as error:
             await self.observer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
@@ -261,9 +260,7 @@ class _Sweep:
     def _decide(self, observed: SweepObserved) -> SweepDecision:
         return decide.decide(observed, now=self.clock.now(), timing=self.order.timing)
 
-    def _turn_down(
-        self, observed: SweepObserved, decision: SweepDecision, refusals: Sequence[Refusal[SweepEffect]]
-    ) -> SweepDecision:
+    def _turn_down(self, observed: SweepObserved, decision: SweepDecision, refusals: Refusals) -> SweepDecision:
         return decide.refused(observed, decision, refusals, now=self.clock.now(), timing=self.order.timing)
 
     def _interrupt(self, signum: signal.Signals) -> None:

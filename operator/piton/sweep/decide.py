@@ -8,7 +8,7 @@ Pending -> Starting -> Training -> Succeeded | Failed
 Refused               Stopping -> Suspended | Failed
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -21,26 +21,24 @@ from piton.core import wait_reasons
 from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
 from piton.cost.budget import exhausted, warning
-from piton.ports import Refusal
 from piton.sweep import cost
 from piton.sweep.context import SweepContext
 from piton.sweep.expand import digest, seconds_for
 from piton.sweep.observed import (
     CreateRun,
     MoveDeadline,
+    Refusals,
     ResumeRun,
     SuspendRun,
     SweepDecision,
     SweepEffect,
     SweepObserved,
 )
-from piton.sweep.rows import counted
+from piton.sweep.rows import counted, without_refused
 from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
-_REFUSED_MAX = 256
-"""Characters of a refusal in a row. A sweep may have 200 rows."""
 DEADLINE_TOLERANCE_SECONDS = 5.0
 """A run's deadline counts from its creation, which the API server dates in whole seconds by its own clock."""
 
@@ -55,7 +53,7 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     if decision.rule != UNREADABLE:
         status = readable_again(decision.status, now=now, generation=observed.meta.generation)
         decision = replace(decision, status=status)
-    return _sparing(context, decision)
+    return replace(_sparing(context, decision), are_independent=True)
 
 
 def is_binding(observed: SweepObserved, decision: SweepDecision) -> bool:
@@ -66,7 +64,7 @@ def is_binding(observed: SweepObserved, decision: SweepDecision) -> bool:
 def refused(
     observed: SweepObserved,
     decision: SweepDecision,
-    refusals: Sequence[Refusal[SweepEffect]],
+    refusals: Refusals,
     *,
     now: datetime,
     timing: Timing | None = None,
@@ -77,7 +75,7 @@ def refused(
     """
     context = SweepContext(observed=observed, now=now, timing=timing or Timing())
     created = {refusal.effect.run.name: refusal.why for refusal in refusals if isinstance(refusal.effect, CreateRun)}
-    status = counted(_without(decision.status, created))
+    status = without_refused(decision.status, created)
     is_under_way = status.counts.active > 0 or len(refusals) < len(decision.effects)
     phase = None if is_under_way else observed.status.phase
     first, generation = refusals[0], observed.meta.generation
@@ -89,17 +87,6 @@ def refused(
     again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
     told = decision.announcements if len(refusals) < len(decision.effects) else ()
     return SweepDecision(rule=REFUSED, status=status, announcements=(*told, *news), look_again_seconds=again)
-
-
-def _without(status: SweepStatus, refused_runs: Mapping[str, str]) -> SweepStatus:
-    """Return the status with these runs as pending, with the reason."""
-    rows = tuple(
-        row.model_copy(update={"phase": Phase.PENDING, "refused": refused_runs[row.name][:_REFUSED_MAX]})
-        if row.name in refused_runs
-        else row
-        for row in status.runs
-    )
-    return status.model_copy(update={"runs": rows})
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Everything that a decision about a sweep may look at, and everything that it may want done."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -10,6 +11,7 @@ from piton.api.spec import Meta, Spec
 from piton.api.status import RunStatus
 from piton.api.status_base import Phase
 from piton.core.effects import AnyDecision
+from piton.ports import RefusedEffect
 from piton.sweep.expand import PlannedRun
 from piton.sweep.model import SweepSpec
 from piton.sweep.status import SweepStatus
@@ -103,5 +105,6 @@ class MoveDeadline:
 
 
 SweepEffect = CreateRun | SuspendRun | ResumeRun | MoveDeadline
+Refusals = Sequence[RefusedEffect[SweepEffect]]
 SweepDecision = AnyDecision[SweepEffect, SweepStatus]
 """Decision about a sweep."""

@@ -3,6 +3,7 @@
 A row is computed from the current run; only the row of a succeeded run stays after the run is deleted.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from piton.api.status_base import Phase
@@ -10,6 +11,9 @@ from piton.sweep import cost, results
 from piton.sweep.expand import PlannedRun
 from piton.sweep.observed import RunSeen, SweepObserved
 from piton.sweep.status import Counts, Row, SweepStatus
+
+_REFUSED_MAX = 256
+"""Characters of a refusal in a row. A sweep may have 200 rows."""
 
 
 def refreshed(observed: SweepObserved, *, now: datetime) -> SweepStatus:
@@ -78,3 +82,14 @@ def counted(status: SweepStatus) -> SweepStatus:
     )
     counts = counts.with_unknown_of(status.counts)
     return status.model_copy(update={"counts": counts, "done": f"{counts.done}/{counts.total}"})
+
+
+def without_refused(status: SweepStatus, refused: Mapping[str, str]) -> SweepStatus:
+    """Return the status with these runs as pending, each with the reason for which it could not be created."""
+    rows = tuple(
+        row.model_copy(update={"phase": Phase.PENDING, "refused": refused[row.name][:_REFUSED_MAX]})
+        if row.name in refused
+        else row
+        for row in status.runs
+    )
+    return counted(status.model_copy(update={"runs": rows}))
