@@ -304,6 +304,21 @@ class RandomWorld(RuleBasedStateMachine):
                     self.job_vanishes()
                     break
 
+    @rule(kind=st.sampled_from(["jobs", "workloads"]), seconds=st.integers(1, 12))
+    def a_kind_is_not_served(self, kind: str, seconds: int) -> None:
+        """Nothing begins that would need it, and no attempt ends because nobody can tell what there is of it."""
+        created, before = len(self.world.created), self.world.status.current
+        self.world.unserved = kind
+        for _ in range(seconds):
+            self._pass()
+            self._tick()
+        self.world.unserved = ""
+        current = self.world.status.current
+        if kind == "jobs" or self.world.reservation is not None:
+            assert len(self.world.created) == created
+        if self.understood is None and before and current and current.number == before.number and not before.reason:
+            assert current.reason not in (Reason.JOB_VANISHED, Reason.QUOTA_TAKEN)
+
     @rule(attempts=st.integers(1, 2))
     def reads_fail(self, attempts: int) -> None:
         self.world.failing_reads += attempts
