@@ -80,6 +80,8 @@ class Store:
         """The versions at which objects went, by uid: an answer to a write may arrive after the deletion that followed
         it. A newer state of the object says that it is back, as when a label that is selected was taken off and put on
         again."""
+        self._listed = 0
+        """The version of the newest complete list; one with a lower version says that the versions have gone back."""
         self._entries: dict[Key, _Entry] = {}
         self._indexes: dict[str, dict[str, dict[Key, None]]] = {name: {} for name in self._index_values}
 
@@ -133,9 +135,10 @@ class Store:
             version: the list's resourceVersion.
             restored: the versions begin again below those that are known, as after a restore of etcd from a backup.
         """
-        if restored:
+        if restored or version < self._listed:
             self._entries = {key: replace(entry, version=-1) for key, entry in self._entries.items()}
             self._gone.clear()
+        self._listed = version
         listed, changes = set(), []
         for body in bodies:
             listed.add(key_of(body))
