@@ -18,10 +18,12 @@ from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition
+from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, made_for_earlier, owned
 from piton.kube.pods import as_placed, as_pod, force_deleted, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.shared_memory import SharedMemory
+from piton.kube.zone_turns import Urgency
 from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
@@ -84,6 +86,7 @@ class _Reader:
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
         self._jobs_unknown = ""
+        self._urgency = Urgency()
 
     @property
     def _meta(self) -> Meta:
@@ -96,6 +99,9 @@ class _Reader:
         jobs = await self._jobs()
         pods = self._pods(labelled, jobs)
         missing = self._missing(jobs, pods)
+        trouble = self._shared.trouble and self._shared.trouble(kueue.WORKLOADS, self._meta.namespace)
+        workload = await kueue.find(self._reads, self._meta, self._parsed.status, trouble)
+        self._urgency = urgency_of(self._meta, self._parsed.spec, workload.body)
         views = await self._nodes(pods, missing)
         attempts = [
             await self._attempt(
@@ -103,8 +109,9 @@ class _Reader:
             )
             for number in {*jobs, *pods}
         ]
-        trouble = self._shared.trouble and self._shared.trouble(kueue.WORKLOADS, self._meta.namespace)
-        workload = await kueue.find(self._reads, self._meta, self._parsed.status, trouble)
+        if self._shared.outages is not None:
+            run = f"{self._meta.namespace}/{self._meta.name}"
+            self._shared.outages.follow(run, unplaced_since=unplaced_since(self._parsed.status, attempts))
         claim = await self._claim()
         observed = Observed(
             meta=self._meta,
@@ -206,8 +213,10 @@ class _Reader:
         view = NodeView(node=node, now=self._now, pool=pool)
         if node is None or self._shared.outages is None or not view.silent_for_long():
             return view
+        if not starts_another(self._meta, self._parsed.status, self._parsed.spec):
+            return view
         job = f"{self._meta.namespace}/{names.attempt_name(self._meta.name, self._parsed.status.attempt)}"
-        outage = await self._shared.outages.of(node, job, now=self._now)
+        outage = await self._shared.outages.of(node, job, now=self._now, urgency=self._urgency)
         if outage is not None:
             self._await(self._now + timedelta(seconds=_LOOK_SECONDS))
         return replace(view, outage=outage)
