@@ -3,19 +3,27 @@
 import random
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
 from piton.api.reasons import Reason
+from piton.api.spec import Meta
+from piton.api.status import AttemptState, AttemptStatus, Verdict
 from piton.kube import outages, zone_turns
 from piton.kube.nodes import UNREACHABLE_SECONDS
 from piton.kube.outages import Digest, Outages, SilentNodes
 from piton.kube.zone_turns import Urgency, ZoneTurns
 from piton.rendering.affinity import ZONE
 from support.apiserver import NODES, PODS, RUNS, Body
-from support.builders import NOW, a_manifest, later
-from support.cluster import Runs, a_node
+from support.builders import NOW, a_manifest, a_record, a_spec, a_status, later, meta
+from support.cluster import Cluster, Runs, a_node
 from support.pilot import FakeTimer, Pilot
+
+
+def _younger() -> Meta:
+    return meta().model_copy(update={"created": later(5)})
+
 
 PATIENCE, LOOK = zone_turns.PATIENCE_SECONDS, 30
 FIRST = Urgency()
@@ -156,6 +164,51 @@ async def test_all_silent_nodes_are_judged_by_one_list() -> None:
     assert reads.lists == 1
 
 
+WORKLOAD = {"spec": {"priority": 100}}
+WITH_DEADLINE = a_spec(limits={"deadline": "9h"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (outages.urgency_of(meta(), a_spec(), WORKLOAD), outages.urgency_of(meta(), a_spec(), None)),
+        (
+            outages.urgency_of(meta(), WITH_DEADLINE, None),
+            outages.urgency_of(meta(), a_spec(), None),
+        ),
+        (
+            outages.urgency_of(meta(), a_spec(), WORKLOAD),
+            outages.urgency_of(meta(), WITH_DEADLINE, None),
+        ),
+        (outages.urgency_of(meta(), a_spec(), None), outages.urgency_of(_younger(), a_spec(), None)),
+        (outages.urgency_of(_younger(), a_spec(), WORKLOAD), outages.urgency_of(meta(), None, None)),
+    ],
+    ids=["priority", "deadline", "priority before deadline", "age", "priority before age"],
+)
+def test_the_urgency_of_a_run_is_its_priority_in_its_queue_its_deadline_and_its_age(
+    first: Urgency, second: Urgency
+) -> None:
+    assert first.key("z") < second.key("a")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (a_record(2), True),
+        (a_record(2, AttemptState.STOPPING, verdict=Verdict.PREEMPTED), True),
+        (a_record(2, AttemptState.STOPPING, verdict=Verdict.STOPPED), False),
+        (a_record(2, AttemptState.STOPPING, verdict=Verdict.FINISHED), False),
+        (a_record(2, AttemptState.STOPPING, verdict=Verdict.USER_FAILURE, permanent=True), False),
+    ],
+    ids=["runs", "preempted", "stopped by a limit", "finished", "failed for good"],
+)
+def test_only_what_starts_another_attempt_waits_for_a_turn(record: AttemptStatus, expected: bool) -> None:
+    status = a_status(record)
+    assert outages.starts_another(meta(), status, a_spec()) is expected
+    assert not outages.starts_another(meta(deleting=True), status, a_spec())
+    assert not outages.starts_another(meta(), status, a_spec(suspend=True))
+
+
 # --- with the operator ------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +248,24 @@ async def test_all_nodes_of_a_job_count_as_gone_in_one_turn(pilot: Pilot, spread
     await pass_time(pilot, 210)
     assert {pilot.status(name).attempt for name in names} == {2}
     assert {pilot.status(name).attempts[0].reason for name in names} == {Reason.ZONE_SILENT}
+
+
+async def test_a_zone_is_left_at_one_attempt_a_minute_while_no_other_zone_has_machines(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def place_nothing(_: Cluster) -> None:
+        return
+
+    names = [f"r{number}" for number in range(24)]
+    await dark(pilot, names, nodes=1)
+    monkeypatch.setattr(Cluster, "_schedule", place_nothing)
+    await pass_time(pilot, 590)
+    left = []
+    for _ in range(8):
+        await pass_time(pilot, 60)
+        left.append(sum(pilot.status(name).attempt == 2 for name in names))
+    assert left[:3] == [3, 6, 9]
+    assert [after - before for before, after in pairwise(left[3:])] == [1] * 4
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
