@@ -304,11 +304,16 @@ class RandomWorld(RuleBasedStateMachine):
                     self.job_vanishes()
                     break
 
-    @rule(kind=st.sampled_from(["jobs", "workloads"]), seconds=st.integers(1, 12))
-    def a_kind_is_not_served(self, kind: str, seconds: int) -> None:
+    @rule(kind=st.sampled_from(["jobs", "workloads"]), seconds=st.integers(1, 12), pod_goes=st.booleans())
+    def a_kind_is_not_served(self, kind: str, seconds: int, pod_goes: bool) -> None:
         """Nothing begins that would need it, and no attempt ends because nobody can tell what there is of it."""
+        self._goes_on(6)
         created, before = len(self.world.created), self.world.status.current
         self.world.unserved = kind
+        trainer = self.world.running()
+        if trainer and pod_goes and kind == "jobs":
+            self.machines_lost += 1
+            self.world.vanish(trainer)
         for _ in range(seconds):
             self._pass()
             self._tick()
