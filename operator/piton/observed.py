@@ -226,6 +226,8 @@ class VolumeSeen:
 class ReservationSeen:
     """The run's Workload, by which it has quota from a queue of Kueue's or waits for it."""
 
+    unreadable: str = ""
+    """The reason why nobody can tell: Kueue's objects cannot be read. All else says nothing then."""
     exists: bool = False
     ours: bool = True
     """False: a Workload of this name exists that does not belong to the run."""
@@ -266,6 +268,8 @@ class Observed:
     status: RunStatus
     volume: VolumeSeen
     attempts: tuple[AttemptSeen, ...] = ()
+    jobs_unknown: str = ""
+    """The reason why nobody can tell which jobs exist: the cluster does not serve PyTorchJobs, for now or for ever."""
     progress: Progress | None = None
     """The newest report of the current attempt, if it has reported."""
     silent_seconds: float | None = None

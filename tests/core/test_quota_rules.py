@@ -304,3 +304,30 @@ def test_a_workload_of_somebody_elses_is_left_alone_and_said() -> None:
 
 def test_a_run_is_held_before_it_asks_for_quota() -> None:
     assert kinds(decide(seen(NONE, run=in_a_queue(held=False)), now=NOW)) == [AddFinalizer]
+
+
+UNREADABLE = ReservationSeen(unreadable="the cluster serves no Workloads of kueue.x-k8s.io/v1beta2 (404)")
+
+
+@pytest.mark.parametrize("state", [AttemptState.PENDING, None], ids=["its number is taken", "between two attempts"])
+def test_nothing_begins_while_nobody_can_tell_the_quota(state: AttemptState | None) -> None:
+    status = a_status(a_record(1, state)) if state else a_status(an_ended(1, Verdict.PREEMPTED))
+    decision = decide(seen(UNREADABLE, status=status), now=later(60))
+    assert (decision.effects, decision.status.phase) == ((), Phase.QUEUED)
+    assert decision.announcements[0].reason is Reason.QUEUE_UNREADABLE
+    again = decide(seen(UNREADABLE, status=decision.status), now=later(120))
+    assert (again.effects, again.announcements, again.status) == ((), (), decision.status)
+
+
+def test_a_place_in_a_queue_is_kept_while_nobody_can_tell_the_quota() -> None:
+    """Else the Workload would be forgotten, and its quota be kept from others for ever."""
+    status = a_status(a_record(1, AttemptState.RUNNING)).model_copy(update={"queue": QueueStatus(name="gpus")})
+    decision = decide(seen(UNREADABLE, an_attempt(a_replica()), status=status), now=NOW)
+    assert decision.status.queue == QueueStatus(name="gpus")
+    assert decision.status.current is not None
+    assert decision.status.current.verdict is None
+
+
+def test_the_label_taken_off_nothing_waits_for_a_queue_that_cannot_be_read() -> None:
+    decision = decide(seen(UNREADABLE, run=meta()), now=NOW)
+    assert [type(effect) for effect in decision.effects][-1] is StartAttempt

@@ -335,6 +335,26 @@ class RandomWorld(RuleBasedStateMachine):
         """By a NetworkPolicy, a certificate: nothing is heard of the attempts that follow."""
         self.world.are_reports_blocked = not self.world.are_reports_blocked
 
+    @rule(kind=st.sampled_from(["jobs", "workloads"]), seconds=st.integers(1, 12), pod_goes=st.booleans())
+    def a_kind_is_not_served(self, kind: str, seconds: int, pod_goes: bool) -> None:
+        """Nothing begins that would need it, and no attempt ends because nobody can tell what there is of it."""
+        self._goes_on(6)
+        created, before = len(self.world.created), self.world.status.current
+        self.world.unserved = kind
+        trainer = self.world.running()
+        if trainer and pod_goes and kind == "jobs":
+            self.machines_lost += 1
+            self.world.vanish(trainer)
+        for _ in range(seconds):
+            self._pass()
+            self._tick()
+        self.world.unserved = ""
+        current = self.world.status.current
+        if kind == "jobs" or self.world.reservation is not None:
+            assert len(self.world.created) == created
+        if self.understood is None and before and current and current.number == before.number and not before.reason:
+            assert current.reason not in (Reason.JOB_VANISHED, Reason.QUOTA_TAKEN)
+
     @rule(attempts=st.integers(1, 2))
     def reads_fail(self, attempts: int) -> None:
         self.world.failing_reads += attempts

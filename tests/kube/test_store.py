@@ -115,6 +115,54 @@ def test_after_a_restore_of_etcd_older_versions_count_again() -> None:
     assert store.put(a_pod("stays", 11, phase="Running")) is not None
 
 
+def test_an_object_comes_back_by_a_state_that_is_newer_than_its_end() -> None:
+    """A watch with a selector says DELETED when a label is taken off, and ADDED of the same uid when it is put back."""
+    store = a_store()
+    store.put(a_pod(version=1))
+    store.remove(a_pod(version=3))
+    change = store.put(a_pod(version=4, phase="Running"))
+    assert change is not None
+    assert (change.before, names(store, "r")) == (None, ["a"])
+    assert store.remove(a_pod(version=3)) is None
+    assert names(store, "r") == ["a"]
+
+
+def test_what_a_list_lacked_comes_back_with_the_next_list_or_a_newer_state_and_by_no_late_answer() -> None:
+    store = a_store()
+    for name in ("listed", "written", "late"):
+        store.put(a_pod(name, 5))
+    store.replace([], version=20)
+    assert store.put(a_pod("late", 12)) is None
+    assert store.put(a_pod("written", 21)) is not None
+    store.replace([a_pod("listed", 5), a_pod("written", 21)], version=30)
+    assert sorted(names(store, "r")) == ["listed", "written"]
+
+
+@pytest.mark.parametrize("version", [45, 10_000], ids=["the versions begin again", "the versions go on rising"])
+def test_after_a_restore_of_etcd_the_list_counts_more_than_what_was_seen_since_the_backup(version: int) -> None:
+    """With `--bump-revision` the list is newer than ever, and its objects are older than those that are known."""
+    store = a_store()
+    store.replace([a_pod("deleted", 10), a_pod("changed", 11, phase="Pending")], version=50)
+    store.remove(a_pod("deleted", 60))
+    store.put(a_pod("changed", 61, phase="Running"))
+    store.put(a_pod("new", 62))
+    changes = store.replace(
+        [a_pod("deleted", 10), a_pod("changed", 11, phase="Pending")], version=version, restored=version < 62
+    )
+    assert sorted(names(store, "r")) == ["changed", "deleted"]
+    assert store.get("team", "changed") == a_pod("changed", 11, phase="Pending")
+    assert len(changes) == 3
+    assert store.put(a_pod("changed", version + 1, phase="Failed")) is not None
+
+
+def test_a_list_is_older_than_a_deletion_that_was_seen_after_it() -> None:
+    store = a_store()
+    store.put(a_pod(version=5))
+    store.remove(a_pod(version=9))
+    store.replace([a_pod(version=5)], version=7)
+    assert names(store, "r") == []
+
+
 def test_an_object_is_found_by_its_label_also_after_the_label_has_changed() -> None:
     store = a_store()
     store.put(a_pod("a", 1, run="one"))

@@ -43,7 +43,7 @@ from piton.observed import (
     ReservationSeen,
     VolumeSeen,
 )
-from piton.ports import Conflict, Unavailable
+from piton.ports import Conflict, Refused, Unavailable
 from piton.rendering.workload import asked
 from support.builders import NOW, a_spec
 
@@ -192,6 +192,8 @@ class FakeWorld:
     """All of these, and whether what was to run had reported a step before."""
     evicted: list[int] = field(default_factory=list)
     """Attempts whose node ran short of memory; they had asked for none."""
+    unserved: str = ""
+    """The kind that the API server does not serve now, `jobs` or `workloads`: nobody can tell what there is of it."""
     half_a_gang_seconds: int = 0
     """For so long the next attempt has half of its machines."""
     calls_until_crash: int | None = None
@@ -332,6 +334,8 @@ class FakeWorld:
 
     def _start(self, effect: StartAttempt) -> None:
         number = effect.number
+        if self.unserved == "jobs":
+            raise Refused("PyTorchJobs cannot be created here (404 page not found); is their CRD installed?")
         if number in self.job_exists or (number in self.jobs and self.jobs[number].shown):
             return
         self.created.append(number)
@@ -393,7 +397,8 @@ class FakeWorld:
         trainer.resumed_from = trainer.step = max((step for step, _ in self.store.steps), default=0)
 
     def _stop(self, number: int) -> None:
-        self.job_exists.discard(number)
+        if self.unserved != "jobs":  # else only its pods can be deleted
+            self.job_exists.discard(number)
         trainer = self.jobs.get(number)
         if trainer and trainer.shown and not trainer.deleting:
             trainer.deleting = True
@@ -511,15 +516,27 @@ class FakeWorld:
             trainer.heard_at = self.time
         return Observed(
             meta=self._meta(),
-            reservation=self.reservation,
+            reservation=self._reservation(),
             spec=self.spec,
             problems=self.problems,
             status=self.status,
             volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
-            attempts=tuple(self._seen(number) for number in sorted(self.jobs)),
+            attempts=self._without_jobs() if self.unserved == "jobs" else tuple(map(self._seen, sorted(self.jobs))),
+            jobs_unknown="the cluster does not serve PyTorchJobs" if self.unserved == "jobs" else "",
             progress=self._report(trainer) if trainer and tells else None,
             complete=self.store.complete,
             silent_seconds=(self.time - (trainer.heard_at or NOW)).total_seconds() if trainer else None,
+        )
+
+    def _reservation(self) -> ReservationSeen | None:
+        unreadable = self.unserved == "workloads" and self.reservation is not None
+        return ReservationSeen(unreadable="404 page not found") if unreadable else self.reservation
+
+    def _without_jobs(self) -> tuple[AttemptSeen, ...]:
+        """What pods alone show of the attempts."""
+        shown = [trainer for trainer in self.jobs.values() if trainer.shown]
+        return tuple(
+            replace(self._seen(trainer.number), job=None, deleting=trainer.deleting, lost=()) for trainer in shown
         )
 
     def _meta(self) -> Meta:

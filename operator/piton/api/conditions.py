@@ -57,6 +57,7 @@ _WAITS = frozenset(
         Reason.NAME_TAKEN,
         Reason.WAITING,
         Reason.QUEUED,
+        Reason.QUEUE_UNREADABLE,
     }
 )
 """Reasons that set the condition Waiting."""

@@ -78,6 +78,8 @@ class Reason(OpenEnum):
     """The next attempt waits for its back-off to pass."""
     QUEUED = "Queued"
     """It waits for quota in a queue of Kueue's; nothing of it runs."""
+    QUEUE_UNREADABLE = "QueueUnreadable"
+    """Kueue's objects cannot be read, so the run's quota is not known: what was admitted goes on, nothing begins."""
     STARTING = "Starting"
     """The job exists; no replica has been seen running."""
     PREPARING = "Preparing"

@@ -28,6 +28,7 @@ def observe_running(context: Context) -> Decision | None:
         status = transitions.change(with_report(context), state=AttemptState.STARTING, failing_time=None)
         return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
     hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
+    hindrance = hindrance or quota_rules.unreadable(context)
     status, news = _hindered(context, with_report(context), hindrance)
     status, silence = note_reporting(context, status)
     status, mirror = note_mirror(context, status)
@@ -39,7 +40,7 @@ def observe_running(context: Context) -> Decision | None:
         reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
     message = silent or _running(context, record)
     status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
-    soon = look_again_seconds(context, record, hindrance) if seen.incomplete else None
+    soon = look_again_seconds(context, record, hindrance) if seen.incomplete or hindrance else None
     requested = quota_rules.quota_effects(context, seen)
     if not requested and _only_progress(status, context):
         status, soon = context.status, earliest(_next_progress(context), soon)
@@ -62,7 +63,7 @@ def wait_for_replicas(
     record, seen = context.flying, context.seen
     assert record is not None
     assert seen is not None
-    wait = why(seen, now=context.now, since=record.created_time)
+    wait = why(seen, now=context.now, since=record.created_time) or quota_rules.unreadable(context)
     news: tuple[Announcement, ...] = ()
     if wait is None:
         status = context.phase(status, Phase.STARTING, Reason.STARTING, otherwise)

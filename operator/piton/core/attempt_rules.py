@@ -23,7 +23,7 @@ from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.stopping import stop_effects
 from piton.core.unreported import note_unreported
 from piton.core.verdict import judge
-from piton.core.wait_reasons import Wait, waited_seconds
+from piton.core.wait_reasons import Wait, refusal, waited_seconds
 from piton.cost import spending
 from piton.observed import AttemptSeen, ReplicaState
 from piton.rendering.volume_claim import claim_name
@@ -58,6 +58,8 @@ def start(context: Context) -> Decision | None:
     record = context.flying
     if record is None or record.state is not AttemptState.PENDING or context.spec is None:
         return None
+    if (held := quota_rules.hold(context)) is not None:
+        return held
     if context.observed.volume.exists and not context.observed.volume.ours:
         message = _whose_claim(context)
         wait = Wait(reason=Reason.NAME_TAKEN, message=message)
@@ -135,11 +137,20 @@ def job_missing(context: Context) -> Decision | None:
     record = context.flying
     if record is None or context.seen is not None or record.state is AttemptState.PENDING:
         return None
+    if context.observed.jobs_unknown:
+        return _wait_for_jobs(context)
     evidence = _evidence(context, AttemptSeen(number=record.number, job=None))
     found = judge(evidence) if evidence.complete else None
     message = f"the job of {stages.called(record)} disappeared"
     judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
     return _close(context, judgement, with_report(context))
+
+
+def _wait_for_jobs(context: Context) -> Decision:
+    """Say that nobody can tell what became of the job. It is there again when the cluster serves PyTorchJobs again."""
+    status, news = context.waits(with_report(context), None, refusal(context.observed.jobs_unknown))
+    again = context.timing.try_again_seconds(waited_seconds(status, context.now))
+    return Decision(rule="job_missing", status=status, announcements=news, look_again_seconds=again)
 
 
 def stop(context: Context) -> Decision | None:

@@ -17,6 +17,7 @@ from piton.api.status import AttemptState, QueueStatus, RunStatus
 from piton.api.status_base import Phase
 from piton.core.context import Context
 from piton.core.effects import Decision, Effect, LeaveQueue, ReportPodsReady, RequestQuota, ReturnQuota
+from piton.core.wait_reasons import Wait, waited_seconds
 from piton.observed import AttemptSeen, ReplicaState, ReservationSeen
 from piton.rendering.workload import asked, workload_name
 
@@ -31,7 +32,7 @@ write of every run that waits."""
 def taken(context: Context) -> bool:
     """True if no pod of the run may run: its quota is wanted back, gone, or was never given."""
     found = context.observed.reservation
-    if found is None or found.usable:
+    if found is None or found.usable or found.unreadable:
         return False
     return bool(context.meta.queue) or (found.exists and found.ours and found.evicted)
 
@@ -41,6 +42,26 @@ def why_taken(context: Context) -> str:
     found = context.observed.reservation
     text = found.message if found is not None and found.evicted else "the run has no quota"
     return f"the queue {_queue(context)} takes its quota back: {text}".removesuffix(": ")
+
+
+def unreadable(context: Context) -> Wait | None:
+    """Return why nobody can tell what quota the run has. What was admitted goes on; nothing begins meanwhile."""
+    found = context.observed.reservation
+    if found is None or not found.unreadable or not _queue(context):
+        return None
+    message = f"the quota of the run in the queue {_queue(context)} is not known: {found.unreadable}"
+    return Wait(reason=Reason.QUEUE_UNREADABLE, message=f"{message}. What was admitted goes on, and nothing new starts")
+
+
+def hold(context: Context) -> Decision | None:
+    """Start nothing for a run in a queue while nobody can tell whether it has quota."""
+    wait = unreadable(context) if context.meta.queue else None
+    if wait is None:
+        return None
+    status, news = context.waits(context.status, Phase.QUEUED, wait)
+    waits = (context.timing.try_again_seconds(waited_seconds(status, context.now)), context.seconds_to_deadline())
+    again = min(seconds for seconds in waits if seconds is not None)
+    return Decision(rule="queued", status=status, announcements=news, look_again_seconds=again)
 
 
 def quota_effects(context: Context, seen: AttemptSeen) -> tuple[Effect, ...]:
@@ -67,6 +88,8 @@ def queued(context: Context) -> Decision | None:
     found = context.observed.reservation
     if found is None or not context.meta.queue:
         return None
+    if found.unreadable:
+        return hold(context)
     if found.exists and found.ours and (found.finished or found.asked != _wanted(context)) and not found.deleting:
         return _wait(context, found, LeaveQueue(reason=Reason.QUEUED), "asks for other quota than before")
     if found.usable and found.ready:
@@ -88,7 +111,7 @@ def queued(context: Context) -> Decision | None:
 def kept(context: Context, decision: Decision) -> Decision:
     """The decision, with the queue in its status, and with the end of the Workload where that is of no use any more."""
     found = context.observed.reservation
-    if found is None:
+    if found is None or found.unreadable:  # the Workload may be there, and is to be returned when it is seen again
         return decision
     if _alive(context) or not (_over(context, decision) or not context.meta.queue):
         asks = any(isinstance(effect, RequestQuota) for effect in decision.effects)
@@ -170,4 +193,5 @@ def _place(context: Context, found: ReservationSeen) -> int | None:
 
 def _queue(context: Context) -> str:
     found = context.observed.reservation
-    return context.meta.queue or (found.queue if found else "")
+    shown = context.status.queue.name if context.status.queue else ""
+    return context.meta.queue or (found.queue if found else "") or shown

@@ -101,7 +101,7 @@ REFUSALS = (
     ),
     Cause(
         Reason.ENGINE_MISSING,
-        r"PyTorchJobs cannot be created here",
+        r"PyTorchJobs cannot be created here|does not serve (PyTorchJobs|pytorchjobs)",
         "Install the CRD of PyTorchJobs: with Piton's chart, or with Kubeflow's training operator.",
     ),
     Cause(Reason.CLAIM_MISSING, r"there is no claim"),

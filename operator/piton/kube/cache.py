@@ -35,6 +35,8 @@ from piton.kube.resources import (
 )
 from piton.kube.store import Change, IndexValue, KeepFields, Store
 from piton.kube.workqueue import Timer
+from piton.ports import PortError
+from piton.rendering.affinity import ZONE
 
 EVENTS_MOST = 20_000
 """Events of pods that are kept, of all pods of the cluster; about 0.5 KB each."""
@@ -66,6 +68,18 @@ def by_label(label: str) -> dict[str, IndexValue]:
     return {label: value}
 
 
+def by_presence(label: str) -> dict[str, IndexValue]:
+    """Return indexes of the objects that have a label, and of those that lack it."""
+
+    def lacks(body: Mapping[str, Any]) -> bool:
+        return label not in (body["metadata"].get("labels") or {})
+
+    return {
+        f"+{label}": lambda body: None if lacks(body) else "",
+        f"!{label}": lambda body: "" if lacks(body) else None,
+    }
+
+
 def by_subject() -> dict[str, IndexValue]:
     """Return an index of Events by the uid of the object that they are about."""
 
@@ -85,7 +99,7 @@ def watched_kinds(*, engine: bool) -> tuple[WatchedKind, ...]:
         WatchedKind(resource=JOBS, keep=own, labels=names.LABEL_RUN, indexes=run),
         WatchedKind(resource=PODS, keep=kept_fields.of_pod, labels=names.LABEL_RUN, indexes=run | of_jobs),
         WatchedKind(resource=CLAIMS, keep=own),
-        WatchedKind(resource=NODES, keep=kept_fields.of_node),
+        WatchedKind(resource=NODES, keep=kept_fields.of_node, indexes=by_presence(ZONE)),
         WatchedKind(resource=WORKLOADS, keep=own, labels=names.LABEL_RUN, indexes=run),
         WatchedKind(resource=QUOTAS, keep=kept_fields.of_quota),
     ]
@@ -150,7 +164,7 @@ class ClusterCache:
         for reflector in self._of(resource, body["metadata"].get("namespace")):
             if not reflector.watches(body):
                 continue
-            reflector.list_if_absent()
+            reflector.look_if_absent()
             change = reflector.store.put(body)
             if change is not None:
                 self._publish(resource, change)
@@ -162,6 +176,10 @@ class ClusterCache:
             if seconds > self._stuck_seconds:
                 return f"the watch on {reflector.resource.plural} has done nothing for {seconds:.0f} s"
         return None
+
+    def trouble(self, resource: Resource, namespace: str | None) -> PortError | None:
+        """Return the error that keeps this kind from being watched; None while it is watched, or never is."""
+        return next((each.unusable for each in self._of(resource, namespace) if each.unusable), None)
 
     def is_watched(self, resource: Resource, namespace: str | None) -> bool:
         """True if changes of this kind are noticed; False while it may not be watched, or has failed for long."""
@@ -201,9 +219,11 @@ class ClusterCache:
         if self._is_live(reflectors):
             return await self._client.list(resource, namespace=namespace, labels=labels, fields=fields, most=most)
         selector = Selector.parse(labels, fields)
+        terms = {**selector.equal, **{f"+{name}": "" for name in selector.present}}
+        terms |= {f"!{name}": "" for name in selector.absent}
         found: list[Body] = []
         for reflector in reflectors:
-            indexed = {name: value for name, value in selector.equal.items() if reflector.store.has_index(name)}
+            indexed = {name: value for name, value in terms.items() if reflector.store.has_index(name)}
             for body in reflector.store.select(namespace, indexed):
                 if selector.matches(body):
                     found.append(body)
@@ -222,7 +242,12 @@ class ClusterCache:
             namespace=namespace,
             labels=kind.labels,
             fields=kind.fields,
+            do_others_work=self._do_others_work,
         )
+
+    def _do_others_work(self, failing: Reflector) -> bool:
+        """True if the API server answers the watches of other kinds: then it is not the server that is away."""
+        return any(each.works() for each in self._all() if each.resource != failing.resource)
 
     def _publish(self, resource: Resource, change: Change) -> None:
         for listener in self._listeners[resource]:
@@ -244,5 +269,5 @@ class ClusterCache:
 
     @staticmethod
     def _is_live(reflectors: Reflectors) -> bool:
-        """True if nothing is kept of these: not watched, or forbidden. What the cluster does not know is empty."""
+        """True if nothing is known of these: not watched, or forbidden. What is not served any more stays as it was."""
         return not reflectors or any(each.unusable and not isinstance(each.unusable, NotFound) for each in reflectors)

@@ -19,7 +19,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from pydantic_core import from_json
 
 from piton import __version__
-from piton.kube.errors import TRANSLATED, Busy, NotFound, translate
+from piton.kube.errors import TRANSLATED, Busy, NotFound, UnknownKind, translate
 from piton.kube.resources import Body, Resource
 from piton.kube.store import version_of
 from piton.kube.workqueue import Timer
@@ -29,6 +29,8 @@ Bodies = list[Body]
 
 CALLS_AT_ONCE = 16
 """Of all halves of the operator together. A slow server gets no more than so many, however many runs there are."""
+OPENED = "OPENED"
+"""The first event of each watch, and not the server's: it has accepted the watch."""
 _PAGE = 500
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _MERGE_PATCH = "application/merge-patch+json"
@@ -87,6 +89,8 @@ class Client:
         self, configuration: Configuration, *, timeout_seconds: float = 30.0, timer: Timer | None = None
     ) -> None:
         self.configuration = configuration
+        # Calls are bounded below. Watches last, and there is one per kind and namespace: none may wait for another.
+        configuration.connection_pool_maxsize = 0
         self._api = ApiClient(configuration)
         self._api.user_agent = _USER_AGENT
         self._timeout_seconds = timeout_seconds
@@ -109,9 +113,16 @@ class Client:
         await self._api.close()
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> Body | None:
-        """One object as it is now; None when it does not exist."""
+        """Return one object as it is now; None when it does not exist.
+
+        Raises:
+            UnknownKind: the server does not serve the kind, so that nobody can tell.
+        """
         try:
             return await self.request("GET", resource.path(namespace, name))
+        except UnknownKind as error:
+            kind = f"{resource.plural} of {resource.group or 'the core'}/{resource.version}"
+            raise UnknownKind(f"the cluster does not serve {kind} ({error})") from error
         except NotFound:
             return None
 
@@ -136,7 +147,7 @@ class Client:
     async def watch(
         self, resource: Resource, *, namespace: str | None, query: Mapping[str, str], silent_seconds: float
     ) -> AsyncGenerator[Body, None]:
-        """Yield the events of a watch until the server ends it, or sends nothing for so long.
+        """Yield OPENED, then the events of the watch, until the server ends it or sends nothing for so long.
 
         Raises:
             Expired: the version is too old.
@@ -148,6 +159,7 @@ class Client:
             response = await self._send("GET", path, dict(_HEADERS), None, limits=limits)
             content = response.response.content
             try:
+                yield {"type": OPENED, "object": {"metadata": {}}}
                 while line := await content.readline():
                     yield _event(line)
             except SocketTimeoutError:
@@ -156,6 +168,10 @@ class Client:
                 response.response.close()
         except TRANSLATED as error:
             raise self._translated(error) from error
+
+    async def newest_version(self, resource: Resource, *, namespace: str | None) -> int:
+        """Return the version that a list would have now."""
+        return version_of(await self.request("GET", resource.path(namespace), query={"limit": "1"}))
 
     async def list(
         self,

@@ -9,9 +9,11 @@ PortError
 │   └── Silence        the connection broke or timed out
 └── Refused            quota, policy, rights, a webhook that is down, an invalid body; its own sentence is kept
     └── NotFound       no such object, or no such kind of object
+        └── UnknownKind  the server does not serve the kind, for now or for ever: nothing is said about its objects
 """
 
 import json
+import re
 
 import aiohttp
 from kubernetes.aio.client import ApiException
@@ -28,6 +30,9 @@ _BUSY = frozenset({401, 408})
 _NO_WEBHOOK = "failed calling webhook"
 """An admission webhook did not answer. The status is 500, but nothing was stored, and whoever runs the webhook has to
 hear of it."""
+_NOT_SERVED = re.compile(r"could not find the requested resource|page not found|^404 ")
+"""The words of a 404, with a Status or without one, where the kind or its version is not served. Else it names an
+object."""
 _SENTENCE_MAX = 900
 """A reason has to fit into an event's message, with a few words around it."""
 
@@ -38,6 +43,10 @@ class AlreadyExists(Conflict):
 
 class NotFound(Refused):
     """There is no such object, or the cluster does not know this kind of object."""
+
+
+class UnknownKind(NotFound):
+    """The server does not serve this kind, or this version of it: the object asked for may exist nevertheless."""
 
 
 class Busy(Unavailable):
@@ -72,7 +81,7 @@ def translate(error: Exception) -> PortError:
     if error.status in _BUSY or error.status >= 500:
         return Unavailable(f"the API server answered {error.status}: {sentence}")
     if error.status == 404:
-        return NotFound(sentence)
+        return UnknownKind(sentence) if _NOT_SERVED.search(sentence) else NotFound(sentence)
     return Refused(sentence)
 
 

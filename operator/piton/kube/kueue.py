@@ -4,6 +4,7 @@ Kueue need not be installed: without a queue label on the run nothing of this is
 """
 
 import asyncio
+from dataclasses import dataclass
 from datetime import datetime
 
 from piton.api.conditions import settled
@@ -17,7 +18,7 @@ from piton.kube.ownership import create
 from piton.kube.resources import Body, Resource
 from piton.kube.workqueue import Timer
 from piton.observed import ReservationSeen
-from piton.ports import Conflict, PortError, Refused
+from piton.ports import Conflict, PortError, Refused, Unavailable
 from piton.rendering import workload
 from piton.rendering.workload import Granted
 
@@ -32,17 +33,55 @@ POSITION_SECONDS = 10.0
 """Seconds for which the positions in a queue are cached."""
 
 
-async def find(reads: Reads, meta: Meta, status: RunStatus) -> Body | None:
-    """The run's Workload, if it is or was in a queue."""
+@dataclass(frozen=True, kw_only=True)
+class WorkloadRead:
+    """A look at the run's Workload."""
+
+    body: Body | None = None
+    unreadable: str = ""
+    """The reason why nobody can tell whether there is one, and what it says."""
+
+
+async def find(reads: Reads, meta: Meta, status: RunStatus, trouble: PortError | None = None) -> WorkloadRead:
+    """Look at the run's Workload, if it is or was in a queue; `trouble` keeps Workloads from being watched.
+
+    Raises:
+        Unavailable: the API server does not answer, and that is not a matter of Workloads.
+    """
     if not (meta.queue and not settled(status)) and status.queue is None:
-        return None
-    return await reads.get(WORKLOADS, workload.workload_name(meta.name), namespace=meta.namespace)
+        return WorkloadRead()
+    if isinstance(trouble, NotFound):
+        return WorkloadRead(unreadable=_unreadable(trouble))
+    try:
+        body = await reads.get(WORKLOADS, workload.workload_name(meta.name), namespace=meta.namespace)
+    except Refused as error:
+        return WorkloadRead(unreadable=_unreadable(error))
+    except Unavailable as error:
+        if trouble is None:
+            raise
+        return WorkloadRead(unreadable=_unreadable(error))
+    return WorkloadRead(body=body)
+
+
+def _unreadable(error: PortError) -> str:
+    match error:
+        case NotFound():
+            helps = f"the cluster serves no Workloads of {workload.API_VERSION}"
+            helps += ": install Kueue 0.15 or newer, or remove the label"
+        case Refused():
+            helps = "Piton may not read Workloads; install or upgrade Piton's chart again"
+        case _:
+            helps = "Workloads cannot be read; look at Kueue's webhooks"
+    return f"{helps} ({error})"
 
 
 async def look(
-    positions: "QueuePositions | None", meta: Meta, status: RunStatus, found: Body | None
+    positions: "QueuePositions | None", meta: Meta, status: RunStatus, read: WorkloadRead
 ) -> ReservationSeen | None:
     """Return the reservation for the rules; None for a run that is in no queue."""
+    if read.unreadable:
+        return ReservationSeen(unreadable=read.unreadable)
+    found = read.body
     if found is None and (settled(status) or not meta.queue) and status.queue is None:
         return None
     seen = workload.seen(found, meta.uid)

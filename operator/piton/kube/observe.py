@@ -5,7 +5,7 @@ watch, so what is read there may fit together badly; no create, delete or verdic
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -16,16 +16,14 @@ from piton.contract import names
 from piton.contract.progress import Progress
 from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
-from piton.kube.errors import NotFound
-from piton.kube.last_seen import Sightings
-from piton.kube.nodepools import NodePools
+from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition
-from piton.kube.outages import Outages
+from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, made_for_earlier, owned
 from piton.kube.pods import as_placed, as_pod, force_deleted, lost, replica, stays
-from piton.kube.prices import Prices
-from piton.kube.report_store import Reports
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
+from piton.kube.shared_memory import SharedMemory
+from piton.kube.zone_turns import Urgency
 from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
@@ -48,23 +46,6 @@ class ClusterSnapshot:
     """The run's Workload, by which it has quota from a queue of Kueue's."""
     changes_at: datetime | None = None
     """The time at which the observation changes without an event: a silent node is about to count as gone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SharedMemory:
-    """Memory that all passes of an operator share. Without a part of it less is known."""
-
-    reports: Reports | None = None
-    listens: Callable[[], bool] = lambda: False
-    """True if trainers are told where to report."""
-    prices: Prices = field(default_factory=Prices)
-    sightings: Sightings = field(default_factory=Sightings)
-    pools: NodePools | None = None
-    outages: Outages | None = None
-    positions: kueue.QueuePositions | None = None
-    events: Reads | None = None
-    """Reads of Events, also for a pass that reads all else live: nothing irrevocable follows from them, and a list of
-    those about one object costs the API server a look at every Event of the namespace, in etcd."""
 
 
 async def read(
@@ -104,6 +85,8 @@ class _Reader:
         self._events = shared.events or reads
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
+        self._jobs_unknown = ""
+        self._urgency = Urgency()
 
     @property
     def _meta(self) -> Meta:
@@ -116,6 +99,9 @@ class _Reader:
         jobs = await self._jobs()
         pods = self._pods(labelled, jobs)
         missing = self._missing(jobs, pods)
+        trouble = self._shared.trouble and self._shared.trouble(kueue.WORKLOADS, self._meta.namespace)
+        workload = await kueue.find(self._reads, self._meta, self._parsed.status, trouble)
+        self._urgency = urgency_of(self._meta, self._parsed.spec, workload.body)
         views = await self._nodes(pods, missing)
         attempts = [
             await self._attempt(
@@ -123,7 +109,9 @@ class _Reader:
             )
             for number in {*jobs, *pods}
         ]
-        workload = await kueue.find(self._reads, self._meta, self._parsed.status)
+        if self._shared.outages is not None:
+            run = f"{self._meta.namespace}/{self._meta.name}"
+            self._shared.outages.follow(run, unplaced_since=unplaced_since(self._parsed.status, attempts))
         claim = await self._claim()
         observed = Observed(
             meta=self._meta,
@@ -132,6 +120,7 @@ class _Reader:
             status=self._parsed.status,
             volume=self._volume(claim),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
+            jobs_unknown=self._jobs_unknown,
             progress=self._progress(),
             silent_seconds=self._silent_seconds(),
             reservation=await kueue.look(self._shared.positions, self._meta, self._parsed.status, workload),
@@ -141,7 +130,7 @@ class _Reader:
             observed=observed,
             pods=pods,
             claim=claim,
-            workload=workload,
+            workload=workload.body,
             changes_at=self._changes_at,
         )
 
@@ -169,15 +158,23 @@ class _Reader:
         wanted = _in_flight(self._parsed.status)
         if wanted is not None and wanted not in jobs:
             name = names.attempt_name(self._meta.name, wanted)
-            other = await self._by_name.get(JOBS, name, namespace=self._meta.namespace)
+            other = await self._job_of(name)
             if other is not None:
                 jobs[wanted] = other
         return jobs
 
+    async def _job_of(self, name: str) -> Body | None:
+        try:
+            return await self._by_name.get(JOBS, name, namespace=self._meta.namespace)
+        except UnknownKind as error:
+            self._jobs_unknown = str(error)
+            return None
+
     async def _labelled_jobs(self) -> list[Body]:
         try:
             return await self._reads.list(JOBS, namespace=self._meta.namespace, labels=self._selector())
-        except NotFound:  # the cluster does not know PyTorchJobs; creating one will say so in the run's condition
+        except NotFound as error:  # creating one will say so in the run's condition
+            self._jobs_unknown = f"the cluster does not serve PyTorchJobs ({error})"
             return []
 
     def _pods(self, labelled: Iterable[Body], jobs: Mapping[int, Body]) -> dict[int, tuple[Body, ...]]:
@@ -224,8 +221,10 @@ class _Reader:
         view = NodeView(node=node, now=self._now, pool=pool)
         if node is None or self._shared.outages is None or not view.silent_for_long():
             return view
+        if not starts_another(self._meta, self._parsed.status, self._parsed.spec):
+            return view
         job = f"{self._meta.namespace}/{names.attempt_name(self._meta.name, self._parsed.status.attempt)}"
-        outage = await self._shared.outages.of(node, job, now=self._now)
+        outage = await self._shared.outages.of(node, job, now=self._now, urgency=self._urgency)
         if outage is not None:
             self._await(self._now + timedelta(seconds=_LOOK_SECONDS))
         return replace(view, outage=outage)

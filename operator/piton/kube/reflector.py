@@ -6,16 +6,18 @@
 
 A list that follows a 410 also finds what was deleted in between. Where the server streams lists (KEP-3157, on by
 default since Kubernetes 1.32), list and watch are one request.
+
+Only a DELETED event, or the absence from a complete list, says that an object is gone. An error says nothing about it:
+what is known stays, and so does its version, while the server is away, forbids the kind or does not serve it.
 """
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from random import SystemRandom
 
-from piton.kube.client import Client
+from piton.kube.client import OPENED, Client
 from piton.kube.errors import Busy, Expired, NotFound
 from piton.kube.resources import Body, Resource
 from piton.kube.store import Change, Store, key_of, version_of
@@ -32,9 +34,13 @@ SHORT_SECONDS = 1.0
 """A watch that ends sooner, without any event, counts as failed."""
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 0.1, 30.0
 FAILURES_MAX = 9
-"""Failures in a row, within about a minute, after which a kind is read live and listed anew."""
+"""Failures in a row, within about a minute, after which a kind is read live, if the watches of others work."""
 ABSENT_SECONDS = 30.0
 """Seconds between two looks for a kind that the cluster does not know, or that may not be watched."""
+AGAIN_SECONDS = 1.0
+"""Seconds until the first look for a kind that was known until then; doubles with each one."""
+LIST_AGAIN_SECONDS = 2.0
+"""A list that follows a 410 waits for up to so long, by chance: all watches may get one in the same moment."""
 _RANDOM = SystemRandom()
 _COMPLETE = "k8s.io/initial-events-end"
 
@@ -57,6 +63,7 @@ class Reflector:
         namespace: str | None = None,
         labels: str | None = None,
         fields: str | None = None,
+        do_others_work: Callable[["Reflector"], bool] = lambda _: True,
     ) -> None:
         self.resource = resource
         self.namespace = namespace
@@ -64,9 +71,10 @@ class Reflector:
         self.synced = asyncio.Event()
         """Set once the store is complete, or cannot be filled."""
         self.unusable: PortError | None = None
-        """The error, while the kind is unknown to the cluster, may not be watched, or has failed for long."""
+        """The error, while the kind is not served, may not be watched, or fails for long where others work."""
         self._client = client
         self._listener = listener
+        self._do_others_work = do_others_work
         self._timer = timer
         self._selectors = {"labelSelector": labels} if labels else {}
         self._selectors |= {"fieldSelector": fields} if fields else {}
@@ -76,7 +84,10 @@ class Reflector:
         self._streams_lists = True
         self._failures = 0
         self._is_quiet = True
+        self._refusals = 0
         self._active_at = timer.time()
+        self._is_open = False
+        self._heard_at = float("-inf")
         self._appeared = asyncio.Event()
 
     async def run(self) -> None:
@@ -88,13 +99,14 @@ class Reflector:
                 self._failures = 0
             except Expired:
                 self._version = None
+                await asyncio.sleep(_RANDOM.uniform(0.0, LIST_AGAIN_SECONDS))
             except Refused as refusal:
                 await self._refuse(refusal)
             except PortError as error:
                 await self._wait(error)
 
-    def list_if_absent(self) -> None:
-        """List at once if the cluster did not know the kind: a write of our own has shown that it does now."""
+    def look_if_absent(self) -> None:
+        """Look again at once if the cluster did not know the kind: a write of our own has shown that it does now."""
         if isinstance(self.unusable, NotFound):
             self._appeared.set()
 
@@ -107,15 +119,33 @@ class Reflector:
         """Return the seconds since the last event or request. An API server that is down is asked again and again."""
         return self._timer.time() - self._active_at
 
+    def works(self) -> bool:
+        """True while a watch is open and the server has said something lately."""
+        return self._is_open and self._timer.time() - self._heard_at < SILENT_SECONDS
+
     async def _follow(self) -> None:
         if self._version is None:
             await self._list()
         else:
-            began, self._is_quiet = self._timer.time(), True
-            async for event in self._watch(resourceVersion=str(self._version)):
+            began, self._is_quiet, since = self._timer.time(), True, self._version
+            async for event in self._watch(resourceVersion=str(since)):
+                if 0 < version_of(event["object"]) < since:
+                    raise Expired("the server's versions have gone back")
                 self._take(event)
-            if self._is_quiet and self._timer.time() - began < SHORT_SECONDS:
-                raise Unavailable("the server ends each watch at once")
+            if self._is_quiet:
+                await self._doubt(self._timer.time() - began)
+
+    async def _doubt(self, seconds: float) -> None:
+        """Look into a watch that has ended after so many seconds without any event.
+
+        A server that was restored from a backup sends nothing until its versions are where they were once.
+        """
+        if seconds >= SILENT_SECONDS:
+            newest = await self._client.newest_version(self.resource, namespace=self.namespace)
+            if 0 < newest < self._newest:
+                raise Expired("the server's versions have gone back")
+        elif seconds < SHORT_SECONDS:
+            raise Unavailable("the server ends each watch at once")
 
     async def _list(self) -> None:
         if self._streams_lists and await self._stream_list():
@@ -162,15 +192,24 @@ class Reflector:
         """
         seconds = str(round(_RANDOM.uniform(0.9, 1.0) * WATCH_SECONDS))  # else all watches end together
         asked = {**self._selectors, **query, "allowWatchBookmarks": "true", "timeoutSeconds": seconds}
-        async for event in self._client.watch(
-            self.resource, namespace=self.namespace, query=asked, silent_seconds=SILENT_SECONDS
-        ):
-            self._active_at, self._failures, self._is_quiet = self._timer.time(), 0, False
-            yield event
+        events = self._client.watch(self.resource, namespace=self.namespace, query=asked, silent_seconds=SILENT_SECONDS)
+        try:
+            async for event in events:
+                self._active_at = self._heard_at = self._timer.time()
+                self._is_open = True
+                if "resourceVersion" in query:  # it goes on from what is known, so all is known again
+                    self.unusable, self._refusals = None, 0
+                if event["type"] != OPENED:
+                    self._failures, self._is_quiet = 0, False
+                    yield event
+        finally:
+            self._is_open = False
+            await events.aclose()
 
     def _complete(self, items: list[Body], version: int) -> None:
         changes = self.store.replace(items, version=version, restored=version < self._newest)
         self._version, self._newest, self.unusable = version, version, None
+        self._failures, self._refusals, self._heard_at = 0, 0, self._timer.time()
         self.synced.set()
         for change in changes:
             self._listener(change)
@@ -189,23 +228,25 @@ class Reflector:
         """Wait for the kind, or for the right to watch it. Reads of it go to the API server meanwhile."""
         if self.unusable is None and not isinstance(refusal, NotFound):
             _log.warning("watch refused", extra={"fields": {"resource": self.resource.plural, "error": str(refusal)}})
-        if isinstance(refusal, NotFound):
-            for change in self.store.replace([], version=sys.maxsize):
-                self._listener(change)
-        self.unusable, self._version = refusal, None
+        self.unusable = refusal
         self.synced.set()
         self._appeared.clear()
+        seconds = ABSENT_SECONDS
+        if self._version is not None:  # it was known until now, and is probably back soon
+            seconds = min(AGAIN_SECONDS * 2.0 ** min(self._refusals, 32), ABSENT_SECONDS)
+        self._refusals += 1
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._appeared.wait(), ABSENT_SECONDS)
+            await asyncio.wait_for(self._appeared.wait(), seconds * _RANDOM.uniform(0.5, 1.0))
 
     async def _wait(self, error: PortError) -> None:
         seconds = min(BACKOFF_SECONDS * 2.0 ** min(self._failures, 32), BACKOFF_SECONDS_MAX)
-        seconds = max(seconds, error.seconds) if isinstance(error, Busy) else seconds
+        seconds *= _RANDOM.uniform(0.5, 1.5)  # all watches of a server that was away wait at the same time
+        seconds = max(seconds, error.seconds * _RANDOM.uniform(1.0, 1.5)) if isinstance(error, Busy) else seconds
         self._failures += 1
-        if self._failures >= FAILURES_MAX:  # one kind that fails must not keep the runs from being served
-            self.unusable, self._version = error, None
+        if self._failures >= FAILURES_MAX and self._do_others_work(self):
+            self.unusable = error  # one kind that fails must not keep the runs from being served
             self.synced.set()
         if self._failures > 1:
             fields = {"resource": self.resource.plural, "error": str(error), "retryInSeconds": round(seconds, 1)}
             _log.warning("watch failed", extra={"fields": fields})
-        await asyncio.sleep(seconds * _RANDOM.uniform(1.0, 1.5))
+        await asyncio.sleep(seconds)

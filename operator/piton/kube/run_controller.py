@@ -22,13 +22,13 @@ from piton.kube.kueue import WORKLOADS, QueuePositions
 from piton.kube.last_seen import Sightings
 from piton.kube.metrics import RUN, OperatorMetrics
 from piton.kube.nodepools import NodePools
-from piton.kube.observe import SharedMemory
 from piton.kube.outages import Outages
 from piton.kube.pods import disruption_of
 from piton.kube.report_store import Reports, Sender
 from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, QUOTAS, RUNS, Body
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
+from piton.kube.shared_memory import SharedMemory
 from piton.kube.store import Change
 from piton.kube.taints import NodeTaints
 from piton.kube.workqueue import Timer
@@ -86,6 +86,8 @@ class Controller(Worker):
             outages=Outages(self._reads, timer),
             positions=QueuePositions(client, timer),
             events=cache,
+            nodes=cache,
+            trouble=None if cache is None else cache.trouble,
         )
         self._runs_on_node: defaultdict[str, set[Key]] = defaultdict(set)
 

@@ -29,9 +29,10 @@ from piton.cost.spending import highest
 from piton.kube import kueue, zones
 from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
-from piton.kube.observe import ClusterSnapshot, SharedMemory, read, seconds_until
+from piton.kube.observe import ClusterSnapshot, read, seconds_until
 from piton.kube.ownership import create
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Resource
+from piton.kube.shared_memory import SharedMemory
 from piton.kube.taints import NodeTaints
 from piton.observed import Observed
 from piton.ports import Clock, Conflict, Refused
@@ -252,7 +253,7 @@ class KubeWorld:
         if most is None:
             return ()
         was_left = any(record.reason is Reason.PRICE_TOO_HIGH for record in self._read.observed.status.attempts)
-        return self._shared.prices.above(most, await self._client.list(NODES) if was_left else ())
+        return self._shared.prices.above(most, await self._nodes.list(NODES) if was_left else ())
 
     async def _zones_are_named(self, spec: Spec, granted: Granted) -> bool:
         """True if all nodes say their zone that the pods may be on. Only asked where it matters.
@@ -262,7 +263,11 @@ class KubeWorld:
         if not may_span_zones(spec):
             return False
         selector = {**node_selector(spec), **granted.node_selector}
-        return bool(spec.workers.zones) or await zones.are_named(self._client, selector)
+        return bool(spec.workers.zones) or await zones.are_named(self._nodes, selector)
+
+    @property
+    def _nodes(self) -> Reads:
+        return self._shared.nodes or self._client
 
     async def _create(self, resource: Resource, body: Body) -> None:
         await create(self._client, resource, body, self._meta, owner="run")

@@ -76,8 +76,12 @@ class Store:
         self._index_values = dict(indexes or {})
         self._most = most
         """Objects that are kept; beyond that the one that changed longest ago goes first, without a change."""
-        self._gone: dict[str, None] = {}
-        """Uids of the objects that went last: an answer to a write may arrive after the deletion that followed it."""
+        self._gone: dict[str, int] = {}
+        """The versions at which objects went, by uid: an answer to a write may arrive after the deletion that followed
+        it. A newer state of the object says that it is back, as when a label that is selected was taken off and put on
+        again."""
+        self._listed = 0
+        """The version of the newest complete list; one with a lower version says that the versions have gone back."""
         self._entries: dict[Key, _Entry] = {}
         self._indexes: dict[str, dict[str, dict[Key, None]]] = {name: {} for name in self._index_values}
 
@@ -97,8 +101,9 @@ class Store:
         if before is not None and version <= before.version:
             return None
         uid = _uid(body)
-        if uid in self._gone:
+        if version <= self._gone.get(uid, -1):
             return None
+        self._gone.pop(uid, None)
         kept = self._keep(body)
         kept["metadata"].pop("resourceVersion", None)
         values = tuple(value(kept) for value in self._index_values.values())
@@ -109,10 +114,10 @@ class Store:
         return Change(None if before is None or before.uid != uid else before.text, entry.text)
 
     def remove(self, body: Body) -> Change | None:
-        """Take in a deletion, with the object's last state; None: it was not known, or a newer one has its name."""
+        """Take in a deletion, with the object's last state; None: it was not known, or something newer is."""
         key, before = key_of(body), self._entries.get(key_of(body))
-        self._remember_gone(_uid(body))
-        if before is None or before.uid != _uid(body):
+        self._remember_gone(_uid(body), version_of(body))
+        if before is None or before.uid != _uid(body) or before.version > version_of(body):
             return None
         self._drop(key)
         last = self._keep(body)
@@ -122,20 +127,26 @@ class Store:
     def replace(self, bodies: Iterable[Body], *, version: int, restored: bool = False) -> list[Change]:
         """Take in a complete list as of that version. What it lacks is gone, unless it was written later.
 
+        The list counts more than any state that is not newer than the list: after a restore of etcd from a backup
+        objects have older versions than they had, and deleted ones are back with their uids.
+
         Args:
             bodies: all objects.
             version: the list's resourceVersion.
             restored: the versions begin again below those that are known, as after a restore of etcd from a backup.
         """
-        if restored:
-            self._entries = {key: replace(entry, version=0) for key, entry in self._entries.items()}
+        if restored or version < self._listed:
+            self._entries = {key: replace(entry, version=-1) for key, entry in self._entries.items()}
+            self._gone.clear()
+        self._listed = version
         listed, changes = set(), []
         for body in bodies:
             listed.add(key_of(body))
+            self._forget_up_to(version, body)
             changes.append(self.put(body))
         for key, entry in list(self._entries.items()):
             if key not in listed and entry.version <= version:
-                self._remember_gone(entry.uid)
+                self._remember_gone(entry.uid, version)
                 self._drop(key)
                 changes.append(Change(entry.text, None))
         return [change for change in changes if change is not None]
@@ -172,8 +183,18 @@ class Store:
         if self._most and len(self._entries) > self._most:
             self._drop(next(iter(self._entries)))
 
-    def _remember_gone(self, uid: str) -> None:
-        self._gone[uid] = None
+    def _forget_up_to(self, version: int, body: Body) -> None:
+        """Let a listed state count although a newer one is known, or its end, if both are older than the list."""
+        key, uid = key_of(body), _uid(body)
+        if self._gone.get(uid, version + 1) <= version:
+            del self._gone[uid]
+        entry = self._entries.get(key)
+        if entry is not None and version_of(body) < entry.version <= version:
+            self._entries[key] = replace(entry, version=-1)
+
+    def _remember_gone(self, uid: str, version: int) -> None:
+        self._gone.pop(uid, None)
+        self._gone[uid] = version
         if len(self._gone) > _GONE_MOST:
             del self._gone[next(iter(self._gone))]
 

@@ -6,13 +6,13 @@ way. So nothing of the kind is asked where such a pod might be on a node without
 
 from collections.abc import Mapping
 
-from piton.kube.client import Client
+from piton.kube.client import Reads
 from piton.kube.resources import NODES
 from piton.ports import Refused
 from piton.rendering.affinity import ZONE
 
 
-async def are_named(client: Client, selector: Mapping[str, str]) -> bool:
+async def are_named(reads: Reads, selector: Mapping[str, str]) -> bool:
     """True if some node names its zone, and all do that this node selector takes. Where nodes cannot be read: no.
 
     Raises:
@@ -20,7 +20,7 @@ async def are_named(client: Client, selector: Mapping[str, str]) -> bool:
     """
     wanted = [f"{key}={value}" for key, value in selector.items()]
     try:
-        named = await client.list(NODES, labels=ZONE, most=1)
-        return bool(named) and not await client.list(NODES, labels=",".join([f"!{ZONE}", *wanted]), most=1)
+        named = await reads.list(NODES, labels=ZONE, most=1)
+        return bool(named) and not await reads.list(NODES, labels=",".join([f"!{ZONE}", *wanted]), most=1)
     except Refused:
         return False
