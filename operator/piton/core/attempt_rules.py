@@ -7,31 +7,24 @@ Pending --start--> Starting --follow--> Running
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil
 
 from piton.api import stages
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
-from piton.api.spec import Spec, Stage
+from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
-from piton.core import broken_nodes, evictions, programs, quota_rules, stalled, start_clock, transitions
+from piton.core import attempt_start, broken_nodes, evictions, programs, quota_rules, start_clock, transitions
 from piton.core.attempt_progress import earliest, observe_running, wait_for_replicas, with_report
 from piton.core.context import Context
-from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
+from piton.core.effects import Announcement, Decision
 from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.stopping import stop_effects
 from piton.core.unreported import note_unreported
 from piton.core.verdict import judge
-from piton.core.wait_reasons import Wait, refusal, waited_seconds
+from piton.core.wait_reasons import refusal, waited_seconds
 from piton.cost import spending
 from piton.observed import AttemptSeen, ReplicaState
-from piton.rendering.volume_claim import claim_name
-
-LAST_RESORT_SECONDS = 600
-"""So much later than a limit of the run's the kubelet ends what has neither heard the operator nor keeps it itself."""
-
-_BAD_ZONE = "have lost their machines, found too few, or did not start"
 
 
 def cancel_pending(context: Context) -> Decision | None:
@@ -51,75 +44,6 @@ def name_taken(context: Context) -> Decision | None:
     message = f"a job named like attempt {context.seen.number} exists and does not belong to this run"
     judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NAME_TAKEN, message=message)
     return _close(context, judgement, context.status)
-
-
-def start(context: Context) -> Decision | None:
-    """Create what the attempt needs, then the attempt."""
-    record = context.flying
-    if record is None or record.state is not AttemptState.PENDING or context.spec is None:
-        return None
-    if (held := quota_rules.hold(context)) is not None:
-        return held
-    if context.observed.volume.exists and not context.observed.volume.ours:
-        message = _whose_claim(context)
-        wait = Wait(reason=Reason.NAME_TAKEN, message=message)
-        status, announcements = context.waits(context.status, context.status.phase, wait)
-        again = context.timing.try_again_seconds(waited_seconds(status, context.now))
-        return Decision(rule="start", status=status, announcements=announcements, look_again_seconds=again)
-    reason = stages.reason_to_begin(context.status, record.stage)
-    short_of_memory = record.stage is Stage.TRAIN and _ran_out_of_memory(context.status)
-    elsewhere = stalled.zones_to_avoid(context.status)
-    start_it = StartAttempt(
-        number=record.number,
-        stage=record.stage,
-        checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
-        blocking_saves=short_of_memory,
-        stop_after=context.stop_after(),
-        active_deadline_seconds=_active_deadline(context),
-        avoid_zones=elsewhere,
-        reason=reason,
-    )
-    effects: tuple[Effect, ...] = (start_it,)
-    if not context.observed.volume.exists:
-        effects = (CreateVolume(reason=reason), *effects)
-    program = programs.identify(context.spec, record.stage)
-    status = transitions.change(context.status, state=AttemptState.STARTING, program=program)
-    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
-    saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
-    zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts {_BAD_ZONE}"
-    message = f"Created {stages.called(record)}: {reason}" + (saves if short_of_memory else "")
-    message += zones if elsewhere else ""
-    news = Announcement(reason=Reason.STARTING, message=message)
-    return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
-
-
-def _whose_claim(context: Context) -> str:
-    """Explain why Piton does not use the claim with its own name, and what the user can do."""
-    name = claim_name(context.meta, context.spec) if context.spec else ""
-    if not context.observed.volume.of_earlier_run:
-        return f"the claim {name} exists and belongs to somebody else; name it in claimName"
-    return (
-        f"the claim {name} keeps the checkpoints of an earlier run of this name: to go on from them, write "
-        f"checkpoint.volume.claimName: {name} instead of size; to begin anew, delete it "
-        f"(kubectl delete persistentvolumeclaim {name} -n {context.meta.namespace})"
-    )
-
-
-def _checkpoint_step(context: Context, spec: Spec, stage: Stage) -> int | None:
-    """The checkpoint that an attempt at this stage is about."""
-    match stage:
-        case Stage.EVALUATE:
-            return stages.checkpoint_to_evaluate(spec, context.status.result)
-        case Stage.TRAIN:
-            return None if context.status.checkpoint is None else context.status.checkpoint.step
-        case Stage.PREPARE:
-            return None
-
-
-def _ran_out_of_memory(status: RunStatus) -> bool:
-    """True if the training did, in an attempt that the status remembers: then the next ones save without memory."""
-    trained = [record for record in status.attempts if record.stage is Stage.TRAIN]
-    return any(record.reason is Reason.OUT_OF_MEMORY for record in trained)
 
 
 def close(context: Context) -> Decision | None:
@@ -275,15 +199,6 @@ def _order(context: Context) -> Reason | None:
     return Reason.QUOTA_TAKEN if quota_rules.taken(context) else None
 
 
-def _active_deadline(context: Context) -> int | None:
-    """Return the pods' activeDeadlineSeconds: later than the operator, or the trainer, would stop."""
-    if context.spec is None or not context.spec.trainer.command:
-        return None
-    left = (context.seconds_to_deadline(), context.budget_seconds_to_come())
-    known = [seconds for seconds in left if seconds is not None]
-    return ceil(max(0.0, min(known))) + LAST_RESORT_SECONDS if known else None
-
-
 def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     record = context.flying
     stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
@@ -348,7 +263,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
 RULES: tuple[Callable[[Context], Decision | None], ...] = (
     cancel_pending,
     name_taken,
-    start,
+    attempt_start.start,
     close,
     job_missing,
     stop,

@@ -24,7 +24,7 @@ from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
-from piton.core import attempt_rules, cleanup, quota_rules, stalled, transitions, wait_reasons
+from piton.core import attempt_rules, attempt_start, cleanup, quota_rules, stalled, transitions, wait_reasons
 from piton.core.context import Context
 from piton.core.effects import (
     AddFinalizer,
@@ -252,7 +252,7 @@ def begin_attempt(context: Context) -> Decision:
     reason = stages.reason_to_begin(status, stage)
     phase = Phase.RECOVERING if reason is Reason.RETRYING else Phase.PENDING
     status = context.phase(status, phase, reason, f"{stages.called(status.current)} is about to start")
-    decision = attempt_rules.start(replace(context, observed=replace(context.observed, status=status)))
+    decision = attempt_start.start(replace(context, observed=replace(context.observed, status=status)))
     assert decision is not None
     return replace(
         decision,

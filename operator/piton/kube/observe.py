@@ -14,17 +14,17 @@ from piton.api.spec import Meta, Stage
 from piton.api.status import AttemptState, PlacedReplica, RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress
-from piton.kube import kueue, warning_events
+from piton.kube import claims, kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
-from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, made_for_earlier, owned
+from piton.kube.ownership import attempt_of, belongs_to_attempt, owned
 from piton.kube.pods import as_placed, as_pod, force_deleted, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.shared_memory import SharedMemory
 from piton.kube.zone_turns import Urgency
-from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen, VolumeSeen
+from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen
 from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
 
@@ -118,7 +118,7 @@ class _Reader:
             spec=self._parsed.spec,
             problems=self._parsed.problems,
             status=self._parsed.status,
-            volume=self._volume(claim),
+            volume=claims.see(claim, self._meta, self._parsed.asked),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             jobs_unknown=self._jobs_unknown,
             progress=self._progress(),
@@ -295,24 +295,6 @@ class _Reader:
         if spec is None:
             return None
         return await self._reads.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
-
-    def _volume(self, claim: Body | None) -> VolumeSeen:
-        """The claim. One that the user brings is never ours to create, so it cannot be in the way either."""
-        spec = self._parsed.asked
-        if spec is None or claim is None:
-            return VolumeSeen(exists=False)
-        if spec.checkpoint.volume.claim_name:
-            return VolumeSeen(exists=True)
-        made = made_for(claim, self._meta)
-        return VolumeSeen(
-            exists=True,
-            name=claim["metadata"]["name"],
-            ours=made,
-            made=made,
-            reclaim=spec.checkpoint.volume.reclaim,
-            owned=owned(claim, self._meta),
-            of_earlier_run=made_for_earlier(claim, self._meta),
-        )
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"
