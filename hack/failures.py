@@ -49,6 +49,12 @@ again (`permanent` below). Nothing that the cluster does ends it.
   name, or one that the registry refuses (401, 403), counts after {format_duration(_TIMING.refused_image_seconds)} each.
 - **A hang**: no rank ends a step for `limits.hangTimeout` (auto: ten times the median step, at least 5m), outside a
   save, an evaluation, a compile or a wait for data. The trainer's watchdog keeps the stacks and ends the ranks.
+- **What runs beside the trainer**, such as a sidecar of a service mesh, does not count: when the containers `pytorch`
+  have ended, so has the attempt, and its pods are deleted with their grace period.
+- **A pod that does not end**: the condition `PodStuck` names a pod that was deleted, and that its node, which answers,
+  has not ended {format_duration(_TIMING.stuck_seconds)} after its grace period. With
+  `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if the claim is ReadWriteMany and
+  the node is cordoned or tainted, so that no other attempt meets it.
 - **Another chance**: `piton retry NAME`, or `kubectl annotate trainingrun NAME piton.dev/retry=1`, takes up a run that
   has Failed, or that is Stalled, from its newest checkpoint. Each new text counts once.
 

@@ -65,6 +65,8 @@ class ReplicaSeen:
     """Killed by the kernel at its own limit, or evicted for more than it asked for."""
     out_of_disk: bool = False
     """Evicted for more of its node's disk than it may use, or asked for."""
+    outlives_trainer: bool = False
+    """The trainer has ended, and a container beside it has not: the pod keeps its machine."""
     deleting: bool = False
     """Being deleted, by whomever."""
     grace_seconds: int | None = None
@@ -137,6 +139,22 @@ class LostReplica:
     """The announcement of the node's end, if a watch has seen it: a taint. It improves the message only."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeavingPod:
+    """A pod that is being deleted. Its kubelet, which answers, is to end it; or only a finalizer keeps the object."""
+
+    name: str
+    uid: str
+    node: str | None
+    leaves_by: datetime
+    """The end of its grace period, by the clock of the API server."""
+    finalizers: tuple[str, ...] = ()
+    has_ended: bool = False
+    """True if no container of it runs any more: only a finalizer keeps it."""
+    is_node_closed: bool = False
+    """True if its node takes no pod like this one: it is cordoned, or tainted."""
+
+
 class JobState(StrEnum):
     """The state in the job's own conditions; never believed without evidence."""
 
@@ -166,6 +184,8 @@ class AttemptSeen:
     """The reason for which the job's controller cannot create pods: its events about a quota or a policy."""
     replicas: tuple[ReplicaSeen, ...] = ()
     lost: tuple[LostReplica, ...] = ()
+    leaving: tuple[LeavingPod, ...] = ()
+    """Pods that are being deleted, also those whose trainer has ended."""
     expected_replicas: int = 1
 
     @property
@@ -199,6 +219,12 @@ class AttemptSeen:
         return True
 
     @property
+    def lingers(self) -> bool:
+        """True if a pod runs on after its trainer has ended, and nobody has deleted it."""
+        left = any(r.outlives_trainer and not (r.deleting or r.node_gone) for r in self.replicas)
+        return left and not self.deleting
+
+    @property
     def stranded(self) -> bool:
         """True if a replica still stands in the books of a machine that is gone; nobody but us will take it off."""
         return any(r.node_gone and r.state in (ReplicaState.WAITING, ReplicaState.RUNNING) for r in self.replicas)
@@ -212,6 +238,8 @@ class VolumeSeen:
     name: str = ""
     ours: bool = True
     """False: a claim of the name that we would use belongs to somebody else."""
+    is_shared: bool = False
+    """True if pods on several nodes may mount it at once, as far as its access modes say."""
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
     reclaim: Reclaim = Reclaim.RETAIN

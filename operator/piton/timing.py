@@ -58,6 +58,8 @@ class Timing:
     """Seconds between two queries for the position in a queue, near its front; an admission is noticed at once."""
     device_taint_seconds: float | None = None
     """For how long a node is tainted whose device was lost; None: Piton writes to no node."""
+    stuck_seconds: float = 120.0
+    """Seconds after its grace period at which a pod that is still there counts as stuck."""
     worth_seconds: float = 120.0
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from piton.api.conditions import UNREADABLE, settled
+from piton.api.conditions import POD_STUCK, UNREADABLE, WAITING, settled
 from piton.api.reasons import Reason
 from piton.api.spec import EvaluateStage, Spec, Stage
 from piton.api.stages import ORDER, wanted
@@ -22,7 +22,7 @@ from piton.api.status_base import Phase
 from piton.core.decide import decide, still
 from piton.cost import spending
 from piton.drive import reconcile
-from piton.observed import ReservationSeen
+from piton.observed import ReplicaSeen, ReservationSeen
 from piton.ports import Conflict, Unavailable
 from piton.timing import Timing
 from support.builders import NOW, a_spec
@@ -38,6 +38,7 @@ TIMING = Timing(
     stalled_attempts=4,
     stop_seconds=GRACE_SECONDS + 2,
     worth_seconds=4,
+    stuck_seconds=4,
 )
 PASSES_TO_CONVERGE = 300
 PASSES_TO_STOP = 6
@@ -82,6 +83,7 @@ class RandomWorld(RuleBasedStateMachine):
         queue=st.booleans(),
         stalled=st.sampled_from(["24h", "20s"]),
         lives=st.sampled_from([None, "30s"]),
+        mesh=st.booleans(),
     )
     def begin(
         self,
@@ -93,6 +95,7 @@ class RandomWorld(RuleBasedStateMachine):
         queue: bool,
         stalled: str,
         lives: str | None,
+        mesh: bool,
     ) -> None:
         """Some worlds are free of stale observations, and some of deletion: both hide other faults."""
         self.old_news, self.deletion = old_news, deletion
@@ -108,6 +111,7 @@ class RandomWorld(RuleBasedStateMachine):
                 **({} if lives is None else {"ttlAfterFinished": lives}),
             ),
             reservation=ReservationSeen() if queue else None,
+            has_mesh=mesh,
         )
         self.spent, self.slowest = Fraction(0), 0
         self.looks_over_budget = self.seconds_over_budget = 0
@@ -244,6 +248,31 @@ class RandomWorld(RuleBasedStateMachine):
         """Whether nobody but the machine has ended the attempt."""
         number = self.world.status.attempt
         return not self.world.deleting and number in self.world.job_exists and self.world.store.complete is None
+
+    @rule(how=st.sampled_from(["evicted", "suspended", "deleted"]))
+    def a_machine_does_not_end_its_pod(self, how: str) -> None:
+        """People are told, and nothing else runs meanwhile. Then the machine is replaced."""
+        trainer = self.world.running()
+        if trainer is None or self.understood is not None or self.world.spec is None or self.world.problems:
+            return
+        trainer.never_ends = True
+        if how == "evicted":
+            self.world.preempt(trainer)
+        elif how == "suspended":
+            self.suspend_or_resume()
+        elif self.deletion:
+            self.delete()
+        created = len(self.world.created)
+        for _ in range(PASSES_TO_STOP + GRACE_SECONDS + int(TIMING.stuck_seconds)):
+            self._pass()
+            self.world.tick()
+        assert len(self.world.created) == created
+        if trainer.deleting and trainer.shown:
+            assert self.world.status.is_true(POD_STUCK)
+            assert self.world.status.is_true(WAITING) or self.world.status.current is None
+        self.machines_lost += 1
+        self.world.kill_node(trainer)
+        trainer.never_ends = False
 
     @rule(ends=st.sampled_from(["back", "gone", "dead"]), seconds=st.integers(1, 30), passes=st.booleans())
     def machine_turns_silent(self, ends: str, seconds: int, passes: bool) -> None:
@@ -592,6 +621,11 @@ class RandomWorld(RuleBasedStateMachine):
         assert self.seconds_over_budget <= GRACE_SECONDS + 1, self.world.status
 
     @invariant()
+    def nothing_starts_beside_what_is_left_of_an_attempt_that_nobody_told_to_go(self) -> None:
+        if not self.old_news:
+            assert not self.world.beside_leftovers
+
+    @invariant()
     def a_checkpoint_outlives_its_run_whether_anything_was_heard_of_it_or_not(self) -> None:
         if not self.world.exists and not self.old_news:
             assert self.world.volume or not self.world.store.steps
@@ -654,6 +688,7 @@ class RandomWorld(RuleBasedStateMachine):
             self._check_that_nothing_more_is_done(world)
 
     def _check_that_nothing_more_is_done(self, world: FakeWorld) -> None:
+        assert not any(replica.outlives_trainer for replica in self._all_replicas(world))
         assert world.reservation in (None, ReservationSeen()), world.reservation
         before = world.writes
         self._pass()
@@ -661,6 +696,12 @@ class RandomWorld(RuleBasedStateMachine):
         observed = at_once(world.observe())
         assert observed is not None
         assert still(decide(observed, now=world.now(), timing=TIMING), world.status)
+
+    @staticmethod
+    def _all_replicas(world: FakeWorld) -> list[ReplicaSeen]:
+        observed = at_once(world.observe())
+        assert observed is not None
+        return [replica for seen in observed.attempts for replica in seen.replicas]
 
 
 def _with_budget(spec: Spec | None, usd: str) -> Spec:

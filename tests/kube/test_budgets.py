@@ -33,6 +33,9 @@ async def test_a_budget_pauses_the_run_nothing_is_paid_and_raising_it_goes_on(pi
     assert status.cost is not None
     assert 200 <= float(status.cost.spent) <= 300
     assert status.cost.per_hour == "0.00"
+    for _ in range(3):
+        await pilot.turn()  # its pods go
+    status = pilot.status()
     pilot.advance(9000)
     await pilot.settle()
     assert pilot.status() == status

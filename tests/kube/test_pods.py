@@ -9,7 +9,7 @@ from piton.api.status import PlacedReplica
 from piton.contract.termination import Outcome, Termination
 from piton.kube.last_seen import Sightings
 from piton.kube.nodes import NodeView
-from piton.kube.pods import lost, replica
+from piton.kube.pods import leaving, lost, replica
 from piton.kube.prices import Prices
 from piton.observed import ReplicaSeen, ReplicaState
 from support.builders import NOW
@@ -157,6 +157,41 @@ def test_a_sidecar_does_not_speak_for_the_trainer() -> None:
     assert _seen(_pod(phase="Running", containerStatuses=crashed)).state is ReplicaState.RUNNING
 
 
+@pytest.mark.parametrize("beside", [{"terminated": {"exitCode": 137}}, {"terminated": {"exitCode": 143}}])
+def test_a_sidecar_that_fails_after_the_trainer_does_not_undo_its_end(beside: dict[str, Any]) -> None:
+    """The pod's phase is Failed then; the trainer has exited 0 nevertheless."""
+    statuses = _container(terminated={"exitCode": 0}) + _container("agent", **beside)
+    seen = _seen(_pod(phase="Failed", containerStatuses=statuses))
+    assert (seen.state, seen.outlives_trainer) == (ReplicaState.SUCCEEDED, False)
+
+
+@pytest.mark.parametrize(
+    ("beside", "phase"),
+    [
+        ({"running": {}}, "Running"),
+        ({"waiting": {"reason": "ImagePullBackOff"}}, "Pending"),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, "Running"),
+    ],
+)
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_a_pod_outlives_its_trainer_while_something_beside_it_has_not_ended(
+    beside: dict[str, Any], phase: str, code: int
+) -> None:
+    statuses = _container(terminated={"exitCode": code}) + _container("agent", **beside)
+    assert _seen(_pod(phase=phase, containerStatuses=statuses)).outlives_trainer
+    assert not _seen(_pod(phase=phase, containerStatuses=_container(running={}))).outlives_trainer
+
+
+def test_a_sidecar_that_cannot_be_pulled_says_nothing_of_the_trainer() -> None:
+    pull = {"reason": "ImagePullBackOff", "message": "agent:1: not found"}
+    statuses = _container("agent", waiting=pull) + _container(running={})
+    seen = _seen(_pod(phase="Pending", containerStatuses=statuses))
+    assert (seen.state, seen.cannot_start, seen.words, seen.never_started) == (ReplicaState.RUNNING, False, (), False)
+    starts = _container("agent", waiting=pull) + _container(waiting={"reason": "ContainerCreating"})
+    seen = _seen(_pod(phase="Pending", containerStatuses=starts))
+    assert [word.reason for word in seen.words] == ["ContainerCreating"]
+
+
 @pytest.mark.parametrize(
     "reason",
     [
@@ -270,6 +305,68 @@ def test_nobody_knows_what_has_started_on_a_node_that_does_not_answer() -> None:
 def test_how_long_a_deleted_pod_may_stay_is_read() -> None:
     leaving = {"deletionTimestamp": "2026-11-21T12:01:00Z", "deletionGracePeriodSeconds": 60}
     assert (_seen(_pod(meta=leaving)).grace_seconds, _seen(_pod()).grace_seconds) == (60, None)
+
+
+LEAVES = {"deletionTimestamp": "2026-11-21T12:01:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("meta", "phase", "ready", "leaves", "has_ended"),
+    [
+        ({}, "Running", "True", False, False),
+        (LEAVES, "Running", "True", True, False),
+        (LEAVES, "Running", "Unknown", False, False),  # its node's silence is another matter
+        (LEAVES | {"finalizers": ["example.com/log"]}, "Running", "True", True, False),
+        (LEAVES | {"finalizers": ["example.com/log"]}, "Succeeded", "True", True, True),
+        (LEAVES | {"finalizers": ["example.com/log"]}, "Failed", "Unknown", True, True),
+        (
+            LEAVES | {"finalizers": ["example.com/log"], "deletionGracePeriodSeconds": 0},
+            "Running",
+            "Unknown",
+            True,
+            True,
+        ),
+    ],
+)
+def test_a_pod_leaves_while_its_kubelet_is_to_end_it_or_a_finalizer_keeps_it(
+    meta: dict[str, Any], phase: str, ready: str, leaves: bool, has_ended: bool
+) -> None:
+    view = NodeView(node=a_node("node-1", ready=ready), now=NOW)
+    found = leaving(_pod(phase=phase, meta=meta), view)
+    assert (found is not None) is leaves
+    assert found is None or found.has_ended is has_ended
+
+
+OURS = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize(
+    ("taints", "tolerations", "is_closed"),
+    [
+        ([], [], False),
+        ([{"key": "nvidia.com/gpu", "effect": "NoSchedule"}], [OURS], False),
+        ([{"key": "nvidia.com/gpu", "effect": "NoExecute"}], [OURS], True),
+        ([{"key": "piton.dev/device-fault", "value": "x", "effect": "NoSchedule"}], [OURS], True),
+        ([{"key": "soft", "effect": "PreferNoSchedule"}], [], False),
+        ([{"key": "a", "value": "b", "effect": "NoSchedule"}], [{"key": "a", "value": "b"}], False),
+        ([{"key": "a", "value": "b", "effect": "NoSchedule"}], [{"key": "a", "value": "c"}], True),
+        ([{"key": "a", "effect": "NoSchedule"}], [{"operator": "Exists"}], False),
+    ],
+)
+def test_a_node_is_closed_by_a_taint_that_such_pods_do_not_tolerate(
+    taints: list[dict[str, str]], tolerations: list[dict[str, str]], is_closed: bool
+) -> None:
+    pod = _pod()
+    pod["spec"]["tolerations"] = tolerations
+    assert NodeView(node=a_node("node-1", taints=taints), now=NOW).is_closed_to(pod) is is_closed
+
+
+def test_a_cordon_closes_a_node() -> None:
+    view = NodeView(node=a_node("node-1", unschedulable=True), now=NOW)
+    assert view.is_closed_to(_pod())
+    tolerant = _pod()
+    tolerant["spec"]["tolerations"] = [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]
+    assert not view.is_closed_to(tolerant)
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------

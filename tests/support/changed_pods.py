@@ -46,5 +46,7 @@ def _is_in_force(cluster: LiveCluster, namespace: str) -> bool:
     probe = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace}, "spec": spec}
     created = cluster.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(probe))
     found = json.loads(created)["spec"]
-    is_changed = found["containers"][0]["image"] != "none" or "initContainers" in found or "hostAliases" in found
-    return is_changed or any("hostPath" in volume for volume in found["volumes"])
+    first = found["containers"][0]
+    is_added = len(found["containers"]) > 1 or "initContainers" in found or "hostAliases" in found
+    is_changed = first["image"] != "none" or first["volumeMounts"][0].get("readOnly", False)
+    return is_added or is_changed or any("hostPath" in volume for volume in found["volumes"])

@@ -110,6 +110,10 @@ class Cluster:
         """What else acts in this cluster, once per step: Kueue, say."""
         self.quota: str | None = None
         """Why no pods can be created, while that is so."""
+        self.sidecar: Body | None = None
+        """The state of a container beside each trainer, as of a mesh: it does not end with the trainer."""
+        self.hung: set[str] = set()
+        """Pods that their kubelets cannot end."""
 
     async def apply(self, manifest: Body) -> Body:
         """What `kubectl apply` does to the spec of a run or a sweep."""
@@ -201,13 +205,20 @@ class Cluster:
     async def _kubelet(self, pod: Body) -> None:
         meta, phase = pod["metadata"], pod["status"]["phase"]
         if meta.get("deletionTimestamp"):
-            if phase == "Running":
+            if meta["name"] in self.hung:
+                return
+            if _has_trained(pod) and phase == "Running":  # what runs beside the trainer ends now
+                pod["status"]["phase"] = "Failed"
+                await self.server.put(PODS, pod)
+            elif phase == "Running":
                 await self._end(pod, Ends(outcome=Outcome.STOPPED, step=self._trained(pod)))
+            elif meta.get("finalizers"):
+                return
             elif not isinstance(self._fate(pod), Initializes) or meta["deletionTimestamp"] <= self._time():
                 await self.server.remove(PODS, meta["name"], meta["namespace"])
         elif phase == "Pending":
             await self._begin(pod)
-        elif phase == "Running" and meta["name"].endswith("-master-0"):
+        elif phase == "Running" and meta["name"].endswith("-master-0") and not _has_trained(pod):
             await self._meet_fate(pod, self._fate(pod))
 
     async def _begin(self, pod: Body) -> None:
@@ -228,6 +239,7 @@ class Cluster:
             running = {"running": {"startedAt": self._time()}}
             pod["status"] |= {"phase": "Running", "startTime": self._time()}
             pod["status"]["containerStatuses"] = [{"name": names.CONTAINER, "state": running}]
+            pod["status"]["containerStatuses"] += self._beside()
         await self.server.put(PODS, pod)
 
     async def _meet_fate(self, pod: Body, fate: Fate) -> None:
@@ -255,9 +267,14 @@ class Cluster:
         )
         message = "" if fate.is_silent else words.to_json()
         ended = {"exitCode": fate.code, "finishedAt": self._time(), "message": message, "reason": "Completed"}
-        pod["status"]["phase"] = "Succeeded" if fate.code == 0 else "Failed"
-        pod["status"]["containerStatuses"] = [{"name": names.CONTAINER, "state": {"terminated": ended}}]
+        if self.sidecar is None:
+            pod["status"]["phase"] = "Succeeded" if fate.code == 0 else "Failed"
+        statuses = [{"name": names.CONTAINER, "state": {"terminated": ended}}, *self._beside()]
+        pod["status"]["containerStatuses"] = statuses
         await self.server.put(PODS, pod)
+
+    def _beside(self) -> list[Body]:
+        return [] if self.sidecar is None else [{"name": "istio-proxy", "state": self.sidecar}]
 
     async def disrupt(self, name: str, reason: str, namespace: str) -> None:
         """Evict the pod: the condition first, then the deletion."""
@@ -308,6 +325,12 @@ def a_node(
         "spec": spec,
         "status": {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": since}]},
     }
+
+
+def _has_trained(pod: Body) -> bool:
+    """True if its trainer has ended."""
+    statuses = pod["status"].get("containerStatuses") or []
+    return any(each["name"] == names.CONTAINER and "terminated" in each["state"] for each in statuses)
 
 
 def _is_true(thing: Body, kind: str) -> bool:

@@ -36,6 +36,7 @@ from piton.observed import (
     AttemptSeen,
     ClusterMessage,
     JobState,
+    LeavingPod,
     LostReplica,
     Observed,
     ReplicaSeen,
@@ -94,6 +95,12 @@ class Trainer:
     checkpoint_step: int | None = None
     alive: bool = True
     fenced_at_start: bool = False
+    has_sidecar: bool = False
+    """A container beside it runs on when it has ended, until its pod is deleted."""
+    sidecar_ends_at: datetime | None = None
+    never_ends: bool = False
+    """It does nothing any more, and nobody can kill it: it hangs in a driver."""
+    deleted_at: datetime | None = None
     exit_code: int | None = None
     termination: Termination | None = None
     out_of_memory: bool = False
@@ -203,6 +210,10 @@ class FakeWorld:
     lag: int = 0
     """The cache is so many passes behind in all but the run itself."""
     history: list[tuple[int, Observed]] = field(default_factory=list)
+    has_mesh: bool = False
+    """Pods get a container beside the trainer, which does not end with it."""
+    beside_leftovers: list[int] = field(default_factory=list)
+    """Attempts that began while something of an earlier one had a machine, and nobody had told it to go."""
     are_reports_blocked: bool = False
     """Attempts that begin meanwhile cannot report."""
     failing_reads: int = 0
@@ -345,7 +356,9 @@ class FakeWorld:
         self._owners += 1
         trainer = Trainer(number=number, stage=effect.stage, resumed_from=0, step=0, owner=self._owners)
         trainer.placed_at = trainer.heard_at = self.time
-        trainer.cannot_report = self.are_reports_blocked
+        trainer.cannot_report, trainer.has_sidecar = self.are_reports_blocked, self.has_mesh
+        if any(self._lingers(other) and not other.deleting for other in self.jobs.values()):
+            self.beside_leftovers.append(number)
         if self.half_a_gang_seconds:
             trainer.waits_for_peer_until = self.time + timedelta(seconds=self.half_a_gang_seconds)
             self.half_a_gang_seconds = 0
@@ -401,13 +414,24 @@ class FakeWorld:
             self.job_exists.discard(number)
         trainer = self.jobs.get(number)
         if trainer and trainer.shown and not trainer.deleting:
-            trainer.deleting = True
+            trainer.deleting, trainer.deleted_at = True, self.time
             if trainer.silent:
                 return
             if not trainer.alive or trainer.node_gone:
-                trainer.shown = trainer.node_gone
+                self._leave(trainer)
             else:
                 trainer.dies_at = self.time + timedelta(seconds=GRACE_SECONDS)
+
+    def _leave(self, trainer: Trainer) -> None:
+        """Take the pod away if it is to go, and if its kubelet, or what runs beside the trainer, lets it."""
+        if self._lingers(trainer):
+            trainer.sidecar_ends_at = self.time + timedelta(seconds=GRACE_SECONDS) if trainer.deleting else None
+            return
+        trainer.shown = not trainer.deleting or trainer.silent or trainer.node_gone
+
+    def _lingers(self, trainer: Trainer) -> bool:
+        """True if something has a machine beside a trainer that has ended."""
+        return trainer.shown and trainer.has_sidecar and not trainer.alive and not trainer.node_gone
 
     def unfenced(self) -> list[Trainer]:
         """Processes that could commit now, wherever they are."""
@@ -425,7 +449,12 @@ class FakeWorld:
         """One second passes."""
         self.time += timedelta(seconds=1)
         for trainer in [*self.jobs.values(), *self.zombies]:
-            if trainer.alive and trainer.start is not None:
+            if trainer.never_ends:
+                pass
+            elif trainer.sidecar_ends_at is not None and self.time >= trainer.sidecar_ends_at:
+                trainer.has_sidecar, trainer.sidecar_ends_at = False, None
+                self._leave(trainer)
+            elif trainer.alive and trainer.start is not None:
                 self._try_to_begin(trainer)
             elif trainer.alive and trainer.stage is Stage.TRAIN:
                 self._train(trainer)
@@ -440,7 +469,7 @@ class FakeWorld:
         assert trainer.told is not None
         if trainer.dies_at is not None:
             trainer.alive = False
-            trainer.shown = not trainer.deleting or trainer.silent
+            self._leave(trainer)
         elif self.time >= trainer.begins_at and not trainer.node_gone:
             self._begin(trainer, trainer.told)
 
@@ -449,7 +478,7 @@ class FakeWorld:
         trainer.step += 1
         if trainer.dies_at is not None:
             self._exit(trainer, 143)
-            trainer.shown = not trainer.deleting or trainer.silent
+            self._leave(trainer)
         elif trainer.done_at is not None and self.time >= trainer.done_at:
             metrics = {"accuracy": 0.75} if trainer.stage is Stage.EVALUATE else {}
             said = Termination(outcome=Outcome.FINISHED, step=TOTAL_STEPS, checkpoint_step=TOTAL_STEPS, metrics=metrics)
@@ -465,7 +494,7 @@ class FakeWorld:
                     outcome=Outcome.STOPPED, step=trainer.step, checkpoint_step=trainer.step, limit=limit
                 )
                 self._exit(trainer, 143, saved)
-            trainer.shown = not trainer.deleting or trainer.silent
+            self._leave(trainer)
             return
         if trainer.waits_for_peer_until is not None and self.time < trainer.waits_for_peer_until:
             return
@@ -571,9 +600,18 @@ class FakeWorld:
             job=job if exists else None,
             deleting=not exists,
             replicas=self._replicas(trainer) if trainer.shown else (),
+            leaving=self._leaving(trainer),
             expected_replicas=1 if trainer.waits_for_peer_until is None else 2,
             lost=self._lost(trainer) if exists else (),
         )
+
+    def _leaving(self, trainer: Trainer) -> tuple[LeavingPod, ...]:
+        """The pod while its kubelet is to end it."""
+        if not (trainer.shown and trainer.deleting and trainer.deleted_at) or trainer.node_gone or trainer.silent:
+            return ()
+        by = trainer.deleted_at + timedelta(seconds=GRACE_SECONDS)
+        name = f"ragcun-{trainer.number}-master-0"
+        return (LeavingPod(name=name, uid=trainer.pod, node=trainer.node, leaves_by=by),)
 
     def _lost(self, trainer: Trainer) -> tuple[LostReplica, ...]:
         """Of what the status knows of the current attempt, that of which nothing is left."""
@@ -627,6 +665,7 @@ class FakeWorld:
             cannot_start=bool(trainer.start and START_WORDS[trainer.start]),
             waiting=START_WORDS[trainer.start] if trainer.start else None,
             words=self._words(trainer),
+            outlives_trainer=self._lingers(trainer),
             deleting=trainer.deleting,
             disruption=trainer.disruption,
             leaving="taint karpenter.sh/disrupted" if trainer.goes_at and not trainer.node_gone else None,
@@ -650,7 +689,7 @@ class FakeWorld:
 
     def preempt(self, trainer: Trainer) -> None:
         """Eviction with notice: SIGTERM, a save, the pod goes."""
-        trainer.disruption, trainer.deleting = "EvictionByEvictionAPI", True
+        trainer.disruption, trainer.deleting, trainer.deleted_at = "EvictionByEvictionAPI", True, self.time
         trainer.dies_at = self.time + timedelta(seconds=GRACE_SECONDS)
 
     def kill_node(self, trainer: Trainer) -> None:
@@ -682,7 +721,8 @@ class FakeWorld:
         trainer.silent = False
         if trainer.deleting:
             trainer.dies_at = trainer.dies_at or self.time + timedelta(seconds=GRACE_SECONDS)
-            trainer.shown = trainer.alive
+            if not trainer.alive:
+                self._leave(trainer)
 
     def evict_for_memory(self, trainer: Trainer) -> None:
         """Its node runs short of memory, and it has asked for none."""

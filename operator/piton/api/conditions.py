@@ -11,6 +11,7 @@ StatusUnreadable is True while this version cannot interpret the status of anoth
 Reporting is False while an attempt trains and nothing is heard of it; it is set only where trainers are to report.
 Mirrored is False while checkpoints should be mirrored and are not; it is set only of a run with a mirror that reports.
 VolumeNearlyFull is True while the checkpoint volume has hardly room for another checkpoint.
+PodStuck is True while a pod that is being deleted keeps its machine, which answers, or is kept by a finalizer.
 Stalled is True while consecutive attempts end without a newer durable step.
 Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.
 """
@@ -26,7 +27,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
 UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
-VOLUME_NEARLY_FULL = "VolumeNearlyFull"
+VOLUME_NEARLY_FULL, POD_STUCK = "VolumeNearlyFull", "PodStuck"
 
 _WAITS = frozenset(
     {
@@ -58,6 +59,7 @@ _WAITS = frozenset(
         Reason.WAITING,
         Reason.QUEUED,
         Reason.QUEUE_UNREADABLE,
+        Reason.POD_STUCK,
     }
 )
 """Reasons that set the condition Waiting."""

@@ -80,6 +80,8 @@ class Reason(OpenEnum):
     """It waits for quota in a queue of Kueue's; nothing of it runs."""
     QUEUE_UNREADABLE = "QueueUnreadable"
     """Kueue's objects cannot be read, so the run's quota is not known: what was admitted goes on, nothing begins."""
+    POD_STUCK = "PodStuck"
+    """A pod is deleted, and its node, which answers, does not end it."""
     STARTING = "Starting"
     """The job exists; no replica has been seen running."""
     PREPARING = "Preparing"

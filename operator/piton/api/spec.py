@@ -193,6 +193,13 @@ class Budget(Model):
     )
 
 
+class StuckPods(StrEnum):
+    """Treatment of a pod that its node does not end."""
+
+    REPORT = "Report"
+    FORCE_DELETE = "ForceDelete"
+
+
 class Limits(Model):
     """Limits at which the run ends, whatever it has reached."""
 
@@ -225,6 +232,12 @@ class Limits(Model):
     stalled: Duration = Field(
         default="24h",
         description="Time under the condition Stalled, without a newer durable step, after which the run holds.",
+    )
+    stuck_pods: StuckPods = Field(
+        default=StuckPods.REPORT,
+        description="What becomes of a pod that its node, which answers, has not ended 2 minutes after its grace "
+        "period: Report sets the condition PodStuck; ForceDelete also deletes the pod without its kubelet, if the "
+        "claim is ReadWriteMany and the node takes no new pods.",
     )
 
 

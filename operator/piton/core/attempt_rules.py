@@ -14,7 +14,16 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
-from piton.core import attempt_start, broken_nodes, evictions, programs, quota_rules, start_clock, transitions
+from piton.core import (
+    attempt_start,
+    broken_nodes,
+    evictions,
+    programs,
+    quota_rules,
+    start_clock,
+    stuck_pods,
+    transitions,
+)
 from piton.core.attempt_progress import earliest, observe_running, wait_for_replicas, with_report
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
@@ -51,7 +60,7 @@ def close(context: Context) -> Decision | None:
     record = context.flying
     if record is None or record.state is not AttemptState.STOPPING:
         return None
-    if context.seen is not None and not context.seen.over:
+    if context.seen is not None and (not context.seen.over or context.seen.lingers):
         return None
     return _close(context, _final(context, record), with_report(context))
 
@@ -83,13 +92,19 @@ def stop(context: Context) -> Decision | None:
     if record is None or seen is None or record.state is not AttemptState.STOPPING:
         return None
     reason, status = record.reason or Reason.DELETED, with_report(context)
-    if status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
+    wait = stuck_pods.find_wait(context, seen)
+    if wait is not None:
+        status, _ = context.waits(status, Phase.STOPPING, wait)
+    elif status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
         status = context.phase(status, Phase.STOPPING, reason, record.message)
     return Decision(rule="stop", effects=stop_effects(seen, reason), status=status)
 
 
 def judged(context: Context) -> Decision | None:
-    """There is evidence of an end. It is written down before anything is deleted."""
+    """There is evidence of an end. It is written down before anything is deleted.
+
+    When every trainer has ended, so has the attempt; a pod that something else keeps is deleted then.
+    """
     record, seen = context.flying, context.seen
     if record is None or seen is None:
         return None
@@ -97,14 +112,14 @@ def judged(context: Context) -> Decision | None:
     if judgement is None:
         return None
     status = with_report(context)
-    if seen.over:
+    if seen.over and not seen.lingers:
         return broken_nodes.with_accused_start(context, _close(context, judgement, status), judgement)
     failing = record.failing_time or context.now
     left = judgement.patience.seconds(context.timing) - (context.now - failing).total_seconds()
     if judgement.patience is not Patience.PEERS and judgement.verdict is Verdict.INFRASTRUCTURE:
         left = earliest(left, start_clock.seconds_left(context, status)) or 0.0
     status = transitions.change(status, failing_time=failing)
-    if judgement.patient and left > 0:
+    if judgement.patient and left > 0 and not seen.over:
         return _be_patient(context, seen, status, judgement, left)
     status = transitions.change(status, state=AttemptState.STOPPING, **transitions.verdict_fields(judgement))
     if judgement.verdict is Verdict.FINISHED:  # now: when the peers have ended, the pod that said it may be gone

@@ -15,7 +15,7 @@ from piton.api.spec import Reclaim
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
 from piton.contract.duration import parse_duration
-from piton.core import transitions
+from piton.core import stuck_pods, transitions
 from piton.core.attempt_progress import with_report
 from piton.core.context import Context
 from piton.core.effects import (
@@ -29,6 +29,7 @@ from piton.core.effects import (
 )
 from piton.core.stopping import stop_effects
 from piton.core.unreported import may_hold_checkpoint
+from piton.observed import AttemptSeen
 
 
 def deleted(context: Context) -> Decision | None:
@@ -44,7 +45,9 @@ def deleted(context: Context) -> Decision | None:
         news = volume_news(context, known)
     if status.is_true(WAITING) and not settled(status) and not status.unreadable:
         status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
-    return Decision(rule="deleted", effects=effects, status=_unhindered(context, status), announcements=news)
+    wait = stuck_pods.find_wait(context, *context.observed.attempts)
+    status = context.waits(status, None, wait)[0] if wait else _unhindered(context, status)
+    return Decision(rule="deleted", effects=effects, status=status, announcements=news)
 
 
 def ended(context: Context) -> Decision | None:
@@ -53,7 +56,7 @@ def ended(context: Context) -> Decision | None:
         return None
     training = context.status.condition(TRAINING)
     reason = training.reason if training else Reason.FINISHED
-    alive = [seen for seen in context.observed.attempts if seen.ours and (not seen.over or seen.stranded)]
+    alive = [seen for seen in context.observed.attempts if seen.ours and is_alive(seen)]
     effects = tuple(effect for seen in alive for effect in stop(seen.number, context, Reason.TRIMMED))
     claim = () if alive else volume_effects(context, context.status, reason)
     effects += () if alive else (*trimmed(context), *claim)
@@ -66,6 +69,11 @@ def ended(context: Context) -> Decision | None:
     again = 0.0 if claim else left or None  # nobody watches claims
     status = _unhindered(context, context.status)
     return Decision(rule="ended", effects=effects, status=status, announcements=news, look_again_seconds=again)
+
+
+def is_alive(seen: AttemptSeen) -> bool:
+    """True if something of the attempt still has a machine, or stands in the books of one that is gone."""
+    return not seen.over or seen.stranded or seen.lingers
 
 
 def trimmed(context: Context) -> tuple[StopAttempt, ...]:

@@ -24,7 +24,16 @@ from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
-from piton.core import attempt_rules, attempt_start, cleanup, quota_rules, stalled, transitions, wait_reasons
+from piton.core import (
+    attempt_rules,
+    attempt_start,
+    cleanup,
+    quota_rules,
+    stalled,
+    stuck_pods,
+    transitions,
+    wait_reasons,
+)
 from piton.core.context import Context
 from piton.core.effects import (
     AddFinalizer,
@@ -51,6 +60,7 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     if decision.rule == UNREADABLE:
         return decision
     decision = stalled.shown(context, _accounted(context, quota_rules.kept(context, decision)))
+    decision = stuck_pods.shown(context, decision)
     if context.status.unreadable:
         return decision
     status = readable_again(decision.status, now=now, generation=context.meta.generation)
@@ -136,7 +146,7 @@ def stop_stale(context: Context) -> Decision | None:
     """An older attempt that is still alive is stopped; the fence keeps it from doing harm until then."""
     flying = context.flying
     old = [seen for seen in context.observed.attempts if not flying or seen.number != flying.number]
-    alive = [seen for seen in old if seen.ours and (not seen.over or seen.stranded)]
+    alive = [seen for seen in old if seen.ours and cleanup.is_alive(seen)]
     effects = tuple(effect for seen in alive for effect in cleanup.stop(seen.number, context, Reason.FENCED))
     return (
         Decision(rule="stop_stale", effects=effects, status=context.status, look_again_seconds=0) if effects else None

@@ -19,6 +19,7 @@ _POD_METADATA = (
     "creationTimestamp",
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
+    "finalizers",
 )
 _POD_STATUS = ("phase", "reason", "message", "startTime", "conditions", "initContainerStatuses", "containerStatuses")
 _CONTAINER_STATUS = ("name", "state", "lastState", "restartCount")
@@ -53,7 +54,7 @@ def of_service(body: Body) -> Body:
 def of_pod(body: Body) -> Body:
     """Keep what says where a pod is, how it fares, and what it requests."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
-    kept_spec = _only(spec, ("nodeName",))
+    kept_spec = _only(spec, ("nodeName", "tolerations"))
     kept_spec["containers"] = [_only(each, ("name", "resources")) for each in spec.get("containers") or ()]
     inits = [_only(each, ("name", "restartPolicy")) for each in spec.get("initContainers") or ()]
     kept_spec |= {"initContainers": inits} if inits else {}
@@ -90,7 +91,7 @@ def of_event(body: Body) -> Body:
     """Keep what an Event says, of which object, and when. How often it was repeated is not kept."""
     kept = _only(body, _EVENT)
     kept["metadata"] = _only(body["metadata"], ("name", "namespace", "uid", "creationTimestamp"))
-    kept["involvedObject"] = _only(body.get("involvedObject") or {}, ("kind", "name", "namespace", "uid"))
+    kept["involvedObject"] = _only(body.get("involvedObject") or {}, ("kind", "name", "namespace", "uid", "fieldPath"))
     kept["source"] = _only(body.get("source") or {}, ("component",))
     kept["series"] = _only(body.get("series") or {}, ("lastObservedTime",))
     return kept

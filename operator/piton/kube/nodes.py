@@ -92,6 +92,16 @@ class NodeView:
         """True if the kubelet reports, so that what the pod's status says is what is."""
         return self.node is not None and condition(self.node, "Ready").get("status") == "True"
 
+    def is_closed_to(self, pod: Mapping[str, Any]) -> bool:
+        """True if no pod with the tolerations of this one is scheduled to the node now."""
+        if self.node is None:
+            return True
+        tolerations = (pod.get("spec") or {}).get("tolerations") or ()
+        taints = [taint for taint in self._taints() if taint.get("effect") in ("NoSchedule", "NoExecute")]
+        if (self.node.get("spec") or {}).get("unschedulable"):
+            taints.append({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"})
+        return any(not any(_tolerates(each, taint) for each in tolerations) for taint in taints)
+
     def _taints(self) -> list[dict[str, Any]]:
         return _taints(self.node) if self.node else []
 
@@ -119,6 +129,18 @@ def scheduled_at(pod: Mapping[str, Any]) -> datetime | None:
     """Return the time at which the scheduler bound the pod to its node, by the clock of the control plane."""
     scheduled = condition(pod, "PodScheduled")
     return moment(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+    """True if the toleration matches the taint, by the rules of the scheduler."""
+    if toleration.get("effect") not in (None, "", taint.get("effect")):
+        return False
+    key = toleration.get("key")
+    if key not in (None, "", taint.get("key")):
+        return False
+    if toleration.get("operator") == "Exists":
+        return True
+    return bool(key) and (toleration.get("value") or "") == (taint.get("value") or "")
 
 
 def _taints(node: Mapping[str, Any]) -> list[dict[str, Any]]:

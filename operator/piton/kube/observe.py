@@ -6,7 +6,7 @@ watch, so what is read there may fit together badly; no create, delete or verdic
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from piton.api import parse
@@ -14,15 +14,15 @@ from piton.api.spec import Meta, Stage
 from piton.api.status import AttemptState, PlacedReplica, RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress
-from piton.kube import claims, kueue, warning_events
+from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
-from piton.kube.ownership import attempt_of, belongs_to_attempt, owned
-from piton.kube.pods import as_placed, as_pod, force_deleted, lost, replica, stays
+from piton.kube.ownership import attempt_of, belongs_to_attempt, owned, volume_of
+from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
-from piton.kube.shared_memory import SharedMemory
+from piton.kube.snapshot import ClusterSnapshot, SharedMemory
 from piton.kube.zone_turns import Urgency
 from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen
 from piton.ports import Refused, Unavailable
@@ -30,22 +30,6 @@ from piton.rendering.volume_claim import claim_name
 
 _LOOK_SECONDS = 30.0
 """Seconds between looks at an attempt whose node is silent with others: their return wakes only their own runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterSnapshot:
-    """One look at a run: what the core may see, and what the adapter needs to act on exactly that."""
-
-    manifest: Body
-    observed: Observed
-    pods: Mapping[int, tuple[Body, ...]] = field(default_factory=dict)
-    """The pods of each attempt that is ours."""
-    claim: Body | None = None
-    """The claim for the checkpoints, whosever it is."""
-    workload: Body | None = None
-    """The run's Workload, by which it has quota from a queue of Kueue's."""
-    changes_at: datetime | None = None
-    """The time at which the observation changes without an event: a silent node is about to count as gone."""
 
 
 async def read(
@@ -118,7 +102,7 @@ class _Reader:
             spec=self._parsed.spec,
             problems=self._parsed.problems,
             status=self._parsed.status,
-            volume=claims.see(claim, self._meta, self._parsed.asked),
+            volume=volume_of(claim, self._meta, self._parsed.asked),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             jobs_unknown=self._jobs_unknown,
             progress=self._progress(),
@@ -243,9 +227,12 @@ class _Reader:
         taken = [pod for pod, found in read if found.node_gone and force_deleted(pod)]
         replicas = tuple(found for pod, found in read if pod not in taken)
         missing = (*missing, *filter(None, map(as_placed, taken)))
+        leaves = tuple(filter(None, (leaving(pod, self._view_of(pod, views)) for pod in pods)))
         if job is None:
-            deleting = any(replica.deleting for replica in replicas)
-            return AttemptSeen(number=number, stage=stage, job=None, deleting=deleting, replicas=replicas)
+            deleting = bool(replicas) and all(replica.deleting for replica in replicas)
+            return AttemptSeen(
+                number=number, stage=stage, job=None, deleting=deleting, replicas=replicas, leaving=leaves
+            )
         state, message = _job_state(job)
         seen = AttemptSeen(
             number=number,
@@ -258,6 +245,7 @@ class _Reader:
             message=message,
             replicas=replicas,
             lost=tuple(self._lost(placed, views[placed.node]) for placed in missing),
+            leaving=leaves,
             expected_replicas=_expected_replicas(job),
         )
         waits = number == _in_flight(self._parsed.status) and seen.incomplete and not seen.deleting
@@ -274,10 +262,14 @@ class _Reader:
         return replace(seen, replicas=replicas, words=await warning_events.of_job(self._events, job) if missing else ())
 
     def _replica(self, pod: Body, views: Mapping[str, NodeView]) -> ReplicaSeen:
-        view = views.get((pod.get("spec") or {}).get("nodeName") or "")
+        view = self._view_of(pod, views)
         if view:
             self._await(view.gone_at(pod))
         return replica(pod, view, self._shared.prices)
+
+    @staticmethod
+    def _view_of(pod: Body, views: Mapping[str, NodeView]) -> NodeView | None:
+        return views.get((pod.get("spec") or {}).get("nodeName") or "")
 
     def _lost(self, placed: PlacedReplica, view: NodeView) -> LostReplica:
         self._await(view.gone_at(as_pod(placed)))
@@ -298,13 +290,6 @@ class _Reader:
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"
-
-
-def seconds_until(reading: ClusterSnapshot | None, now: datetime) -> float | None:
-    """Seconds until time alone changes what was read."""
-    if reading is None or reading.changes_at is None:
-        return None
-    return max(0.0, (reading.changes_at - now) / timedelta(seconds=1))
 
 
 def _in_flight(status: RunStatus) -> int | None:

@@ -1,14 +1,15 @@
-"""Owners of objects, and creation of an object that may exist already."""
+"""Owners of objects, creation of an object that may exist already, and the claim of a run with its owners."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from piton.api.spec import Meta
+from piton.api.spec import Meta, Spec
 from piton.contract import names
 from piton.kube.client import Client
 from piton.kube.errors import AlreadyExists
 from piton.kube.nodes import moment
 from piton.kube.resources import Body, Resource
+from piton.observed import VolumeSeen
 from piton.ports import Conflict, Refused
 
 
@@ -82,3 +83,23 @@ async def _recognise(client: Client, resource: Resource, body: Body, meta: Meta,
     labels = found["metadata"].get("labels") or {}
     if not made_for(found, meta) or body["metadata"]["labels"].items() - labels.items():
         raise Refused(f"{resource.plural} {name!r} exists and does not belong to this {owner}; it is left alone")
+
+
+def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
+    """Return what is known of the claim. One that the user brings is never ours to create, so it is in nobody's way."""
+    if spec is None or claim is None:
+        return VolumeSeen(exists=False)
+    is_shared = "ReadWriteMany" in ((claim.get("spec") or {}).get("accessModes") or ())
+    if spec.checkpoint.volume.claim_name:
+        return VolumeSeen(exists=True, is_shared=is_shared)
+    made = made_for(claim, meta)
+    return VolumeSeen(
+        exists=True,
+        name=claim["metadata"]["name"],
+        ours=made,
+        is_shared=is_shared,
+        made=made,
+        reclaim=spec.checkpoint.volume.reclaim,
+        owned=owned(claim, meta),
+        of_earlier_run=made_for_earlier(claim, meta),
+    )

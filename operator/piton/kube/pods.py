@@ -16,7 +16,7 @@ from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, PULL_REASONS, START_ERRORS
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
 from piton.kube.prices import Prices, share
-from piton.observed import ClusterMessage, LostReplica, ReplicaSeen, ReplicaState
+from piton.observed import ClusterMessage, LeavingPod, LostReplica, ReplicaSeen, ReplicaState
 from piton.rendering.affinity import ZONE
 
 _DISRUPTED_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "Preempting"})
@@ -63,6 +63,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         short_of_memory=_is_evicted_without_request(status),
+        outlives_trainer=exit_code is not None and not _has_ended(pod),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),
@@ -149,15 +150,20 @@ def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
-    """The pod's phase; but a trainer that has ended has ended, even where a sidecar keeps the pod running."""
-    phase = status.get("phase")
-    if phase == "Failed":
-        return ReplicaState.FAILED  # also with exit code 0, when the kubelet shuts the node down
+    """Return the trainer's state, whatever runs beside it; without a trainer's state, the pod's phase.
+
+    A pod that its kubelet ends, as when the node shuts down, has failed, also where the trainer exited 0 because of it.
+    """
+    phase, container = status.get("phase"), _container(status)
+    was_ended = bool(status.get("reason")) or condition({"status": status}, "DisruptionTarget").get("status") == "True"
+    if phase == "Failed" and (exit_code is None or was_ended):
+        return ReplicaState.FAILED
     if exit_code is not None:
         return ReplicaState.FAILED if exit_code else ReplicaState.SUCCEEDED
     if phase == "Succeeded":
         return ReplicaState.SUCCEEDED
-    return ReplicaState.RUNNING if phase in ("Running", "Unknown") else ReplicaState.WAITING
+    runs = phase in ("Running", "Unknown") or "running" in (container.get("state") or {})
+    return ReplicaState.RUNNING if runs else ReplicaState.WAITING
 
 
 def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
@@ -273,7 +279,7 @@ def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
     status = pod.get("status") or {}
     scheduled = condition(pod, "PodScheduled")
     found = [_message(scheduled)] if scheduled.get("status") == "False" else []
-    states = _containers(status)
+    states = [*(status.get("initContainerStatuses") or ()), _container(status)]
     found += [_message(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
     return (*found, *_initializing(pod, status))
 
@@ -304,5 +310,27 @@ def force_deleted(pod: Mapping[str, Any]) -> bool:
 
 def stays(pod: Mapping[str, Any]) -> bool:
     """True if it has not ended, or has and cannot go: that needs a kubelet that lives, or somebody's force."""
-    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return not ended or "deletionTimestamp" in pod["metadata"]
+    return not _has_ended(pod) or "deletionTimestamp" in pod["metadata"]
+
+
+def leaving(pod: Mapping[str, Any], view: NodeView | None) -> LeavingPod | None:
+    """Return the pod if it is being deleted, and its kubelet answers or a finalizer alone keeps it; else None."""
+    meta = pod["metadata"]
+    leaves_by = moment(meta.get("deletionTimestamp"))
+    finalizers = tuple(meta.get("finalizers") or ())
+    is_only_kept = bool(finalizers) and (_has_ended(pod) or force_deleted(pod) or view is None)
+    if leaves_by is None or not (is_only_kept or (view is not None and view.answers())):
+        return None
+    return LeavingPod(
+        name=meta["name"],
+        uid=meta.get("uid", ""),
+        node=(pod.get("spec") or {}).get("nodeName"),
+        leaves_by=leaves_by,
+        finalizers=finalizers,
+        has_ended=is_only_kept,
+        is_node_closed=view is not None and view.is_closed_to(pod),
+    )
+
+
+def _has_ended(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")

@@ -28,7 +28,7 @@ from piton.kube.report_store import Reports, Sender
 from piton.kube.resources import CLAIMS, EVENTS, JOBS, NODES, PODS, QUOTAS, RUNS, Body
 from piton.kube.run_world import KubeWorld
 from piton.kube.settings import PitonSettings
-from piton.kube.shared_memory import SharedMemory
+from piton.kube.snapshot import SharedMemory
 from piton.kube.store import Change
 from piton.kube.taints import NodeTaints
 from piton.kube.workqueue import Timer

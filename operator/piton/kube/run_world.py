@@ -29,10 +29,10 @@ from piton.cost.spending import highest
 from piton.kube import kueue, zones
 from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
-from piton.kube.observe import ClusterSnapshot, read, seconds_until
+from piton.kube.observe import read
 from piton.kube.ownership import create
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body, Resource
-from piton.kube.shared_memory import SharedMemory
+from piton.kube.snapshot import ClusterSnapshot, SharedMemory, seconds_until
 from piton.kube.taints import NodeTaints
 from piton.observed import Observed
 from piton.ports import Clock, Conflict, Refused

@@ -8,6 +8,7 @@ for the same thing.
 from collections.abc import Iterable
 from datetime import datetime
 
+from piton.contract import names
 from piton.core.start_words import tells_no_cause
 from piton.kube.client import Reads
 from piton.kube.nodes import moment
@@ -33,8 +34,12 @@ def is_suspended(job: Body) -> bool:
 
 
 async def of_pod(reads: Reads, namespace: str, replica: ReplicaSeen) -> tuple[ClusterMessage, ...]:
-    """Return the messages of the scheduler, the autoscaler, the attach controller and the kubelet about the pod."""
-    return tuple(map(_word, await _about(reads, namespace, replica.uid)))
+    """Return the messages of the scheduler, the autoscaler, the attach controller and the kubelet about the pod.
+
+    What is said of a container beside the trainer is left out: the trainer does not wait for it.
+    """
+    events = await _about(reads, namespace, replica.uid)
+    return tuple(_word(event) for event in events if not _is_of_sidecar(event))
 
 
 def with_unread_events(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
@@ -53,6 +58,11 @@ def _tells_why(replica: ReplicaSeen) -> bool:
 async def _about(reads: Reads, namespace: str, uid: str, severity: str | None = None) -> list[Body]:
     fields = f"involvedObject.uid={uid}" + (f",type={severity}" if severity else "")
     return await reads.list(EVENTS, namespace=namespace, fields=fields)
+
+
+def _is_of_sidecar(event: Body) -> bool:
+    path = str((event.get("involvedObject") or {}).get("fieldPath") or "")
+    return path.startswith("spec.containers{") and path != f"spec.containers{{{names.CONTAINER}}}"
 
 
 def _word(event: Body) -> ClusterMessage:

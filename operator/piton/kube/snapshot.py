@@ -1,7 +1,8 @@
-"""Memories that outlive a pass, and reads that cost the API server nothing: all passes over runs share them."""
+"""The look at a run that a pass works with, and the memory that all passes share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from piton.kube import kueue
 from piton.kube.client import Reads
@@ -10,8 +11,32 @@ from piton.kube.nodepools import NodePools
 from piton.kube.outages import Outages
 from piton.kube.prices import Prices
 from piton.kube.report_store import Reports
-from piton.kube.resources import Resource
+from piton.kube.resources import Body, Resource
+from piton.observed import Observed
 from piton.ports import PortError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSnapshot:
+    """One look at a run: what the core may see, and what the adapter needs to act on exactly that."""
+
+    manifest: Body
+    observed: Observed
+    pods: Mapping[int, tuple[Body, ...]] = field(default_factory=dict)
+    """The pods of each attempt that is ours."""
+    claim: Body | None = None
+    """The claim for the checkpoints, whosever it is."""
+    workload: Body | None = None
+    """The run's Workload, by which it has quota from a queue of Kueue's."""
+    changes_at: datetime | None = None
+    """The time at which the observation changes without an event: a silent node is about to count as gone."""
+
+
+def seconds_until(reading: ClusterSnapshot | None, now: datetime) -> float | None:
+    """Seconds until time alone changes what was read."""
+    if reading is None or reading.changes_at is None:
+        return None
+    return max(0.0, (reading.changes_at - now) / timedelta(seconds=1))
 
 
 @dataclass(frozen=True, kw_only=True)

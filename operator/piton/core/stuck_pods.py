@@ -1,0 +1,99 @@
+"""Pods that are being deleted and do not go, though their machines answer.
+
+A process that hangs in the kernel, in a driver or in a network file system cannot be killed. Its pod keeps the machine,
+and an attempt that waits for its end waits for ever. People are told; without their consent nothing is forced, since
+the process may still write.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+from piton.api.conditions import POD_STUCK, settled, with_condition
+from piton.api.reasons import Reason
+from piton.api.spec import StuckPods
+from piton.api.status_base import ConditionStatus
+from piton.core.context import Context
+from piton.core.effects import Announcement, Decision, RemoveReplica
+from piton.core.wait_reasons import Wait
+from piton.observed import AttemptSeen, LeavingPod
+
+
+def find_wait(context: Context, *attempts: AttemptSeen) -> Wait | None:
+    """Return what keeps these attempts from their end; None: nothing that has lasted for too long."""
+    stuck = [pod for seen in attempts for pod in seen.leaving if _is_stuck(context, pod)]
+    return Wait(reason=Reason.POD_STUCK, message=_message(context, stuck)) if stuck else None
+
+
+def shown(context: Context, decision: Decision) -> Decision:
+    """Return the decision with the condition PodStuck as it is now, and with the deletions that the user allows."""
+    leaving = [(seen, pod) for seen in context.observed.attempts if seen.ours for pod in seen.leaving]
+    stuck = [(seen, pod) for seen, pod in leaving if _is_stuck(context, pod)]
+    waits = (_seconds_left(context, pod) for _, pod in leaving if not _is_stuck(context, pod))
+    known = [seconds for seconds in (decision.look_again_seconds, *waits) if seconds is not None]
+    decision = replace(decision, look_again_seconds=min(known, default=None))
+    now, generation = context.now, context.meta.generation
+    if not stuck:
+        if not decision.status.is_true(POD_STUCK):
+            return decision
+        status = with_condition(
+            decision.status, POD_STUCK, ConditionStatus.FALSE, Reason.NOT_YET, "", now=now, generation=generation
+        )
+        return replace(decision, status=status)
+    message = _message(context, [pod for _, pod in stuck])
+    status = with_condition(
+        decision.status, POD_STUCK, ConditionStatus.TRUE, Reason.POD_STUCK, message, now=now, generation=generation
+    )
+    news = decision.announcements
+    if not context.status.is_true(POD_STUCK):
+        news += (Announcement(severity="Warning", reason=Reason.POD_STUCK, message=message),)
+    effects = (*decision.effects, *_forced(context, stuck))
+    return replace(decision, status=status, announcements=news, effects=effects, are_independent=False)
+
+
+def _forced(context: Context, stuck: list[tuple[AttemptSeen, LeavingPod]]) -> Iterator[RemoveReplica]:
+    for seen, pod in stuck:
+        if not pod.has_ended and _is_forceable(context) and _hindrance(context, pod) is None:
+            yield RemoveReplica(
+                number=seen.number, name=pod.name, uid=pod.uid, grace_seconds=0, reason=Reason.POD_STUCK
+            )
+
+
+def _is_forceable(context: Context) -> bool:
+    """True if the user wants the operator to delete such pods. A spec that is refused allows nothing."""
+    return context.spec is not None and context.spec.limits.stuck_pods is StuckPods.FORCE_DELETE
+
+
+def _hindrance(context: Context, pod: LeavingPod) -> str | None:
+    """Return why the pod may not be forced although the user wants it; None: it may."""
+    if not context.observed.volume.is_shared:
+        return "the claim is not ReadWriteMany, so that its process could still write to what another attempt mounts"
+    starts_no_other = context.meta.deleting or settled(context.status)
+    if not (pod.is_node_closed or starts_no_other):
+        return f"the next attempt could land on that node; kubectl cordon {pod.node} keeps it away"
+    return None
+
+
+def _is_stuck(context: Context, pod: LeavingPod) -> bool:
+    return _seconds_left(context, pod) <= 0
+
+
+def _seconds_left(context: Context, pod: LeavingPod) -> float:
+    return (pod.leaves_by + timedelta(seconds=context.timing.stuck_seconds) - context.now).total_seconds()
+
+
+def _message(context: Context, stuck: list[LeavingPod]) -> str:
+    first = min(stuck, key=lambda pod: (pod.leaves_by, pod.name))
+    others = f" (and {len(stuck) - 1} more)" if len(stuck) > 1 else ""
+    until = f"since {first.leaves_by:%Y-%m-%d %H:%M:%S} UTC"
+    if first.has_ended:
+        names = ", ".join(first.finalizers)
+        return f"{first.name}{others} is to be gone {until}, and is kept by {names}; its controller has to remove that"
+    force = f"kubectl delete pod {first.name} -n {context.meta.namespace} --force --grace-period=0"
+    message = (
+        f"{first.name}{others} is to be gone from {first.node} {until}, and its kubelet, which answers, has not ended "
+        "it; a process may hang in the kernel, a driver or a network file system. It keeps its machine. Restart or "
+        f"replace the node; when nothing of it can run any more: {force}"
+    )
+    why_not = _hindrance(context, first) if _is_forceable(context) else None
+    return f"{message}. limits.stuckPods does not act: {why_not}" if why_not else message

@@ -1,0 +1,198 @@
+"""A trainer ends, and its pod does not: through the whole operator, with what runs beside it and what hangs."""
+
+from typing import Any
+
+import pytest
+
+from piton.api.conditions import POD_STUCK, WAITING
+from piton.api.reasons import Reason
+from piton.api.status import Verdict
+from piton.api.status_base import Phase
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS
+from support.builders import a_manifest
+from support.cluster import CRASHES, Disrupted, Ends, Runs
+from support.pilot import Pilot
+
+RUNNING = {"running": {"startedAt": "2026-11-21T12:00:00Z"}}
+NO_IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "agent:1: not found"}}
+OWN_PROGRAM = {"trainer": {"image": "trainer:1", "command": ["python", "train.py"]}}
+SHARED, EXCLUSIVE = ["ReadWriteMany"], ["ReadWriteOnce"]
+POD = "ragcun-1-master-0"
+
+
+def _machines(pilot: Pilot) -> list[str]:
+    """Pods that hold one."""
+    return [
+        pod["metadata"]["name"]
+        for pod in pilot.server.all(PODS)
+        if pod["spec"].get("nodeName") and pod["status"]["phase"] not in ("Succeeded", "Failed")
+    ]
+
+
+async def _settles(pilot: Pilot, turns: int = 100) -> None:
+    await pilot.until(lambda: pilot.status().phase in (Phase.SUCCEEDED, Phase.FAILED), turns=turns)
+    for _ in range(6):
+        await pilot.turn()
+
+
+@pytest.mark.parametrize("sidecar", [RUNNING, NO_IMAGE])
+@pytest.mark.parametrize("spec", [{}, OWN_PROGRAM], ids=["recipe", "command"])
+async def test_nothing_beside_a_trainer_keeps_its_machine(
+    pilot: Pilot, sidecar: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    pilot.cluster.sidecar = sidecar
+    pilot.cluster.script = {1: CRASHES, 2: Disrupted(), 3: Ends()}
+    await pilot.cluster.apply(a_manifest(**spec))
+    held = []
+    while pilot.status().phase not in (Phase.SUCCEEDED, Phase.FAILED):
+        await pilot.turn()
+        held.append(len(_machines(pilot)))
+        assert len(held) < 100
+    await _settles(pilot)
+    assert [record.reason for record in pilot.status().attempts[:2]] == [Reason.CRASHED, Reason.DISRUPTED]
+    assert pilot.status().attempts[-1].verdict is Verdict.FINISHED
+    assert max(held) <= 2  # the one that ends, and the one that begins
+    assert _machines(pilot) == []
+
+
+async def test_the_pods_of_a_gang_go_when_the_last_trainer_has_ended(pilot: Pilot) -> None:
+    pilot.cluster.sidecar = RUNNING
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 2}))
+    await _settles(pilot)
+    assert _machines(pilot) == []
+
+
+async def test_what_an_older_operator_has_left_is_stopped(pilot: Pilot) -> None:
+    """Its run has Succeeded, and a sidecar holds the machine."""
+    await pilot.cluster.apply(a_manifest())
+    await _settles(pilot)
+    pod = pilot.server.all(PODS)[0]
+    pod["status"]["phase"] = "Running"
+    pod["status"]["containerStatuses"].append({"name": "istio-proxy", "state": RUNNING})
+    await pilot.server.put(PODS, pod)
+    for _ in range(6):
+        await pilot.turn()
+    assert _machines(pilot) == []
+
+
+# --- what hangs -------------------------------------------------------------------------------------------------------
+
+
+async def _hangs(pilot: Pilot, *, claim: list[str] = SHARED, **limits: Any) -> None:
+    """The pod of the first attempt is evicted, and its kubelet does not end it."""
+    pilot.cluster.script, pilot.cluster.hung = {1: Runs(), 2: Ends()}, {POD}
+    checkpoint = {"volume": {"size": "1Gi", "accessModes": claim}}
+    await pilot.cluster.apply(a_manifest(checkpoint=checkpoint, limits=limits))
+    await pilot.until(lambda: pilot.status().phase is Phase.TRAINING)
+    await pilot.cluster.disrupt(POD, "EvictionByEvictionAPI", "team")
+
+
+async def _cordon(pilot: Pilot) -> None:
+    node = pilot.server.find(NODES, f"node-of-{POD}", None)
+    assert node is not None
+    await pilot.server.put(NODES, {**node, "spec": {"unschedulable": True}})
+
+
+async def _wait(pilot: Pilot, seconds: int) -> None:
+    for _ in range(seconds // 5):
+        await pilot.turn()
+
+
+async def test_a_pod_that_its_node_does_not_end_is_told_two_minutes_after_its_grace_period(pilot: Pilot) -> None:
+    await _hangs(pilot)
+    await _wait(pilot, 200)  # a grace period of 100 s, and less than two minutes
+    assert not pilot.status().is_true(POD_STUCK)
+    await _wait(pilot, 30)
+    status = pilot.status()
+    stuck, waiting = status.condition(POD_STUCK), status.condition(WAITING)
+    assert stuck is not None
+    assert waiting is not None
+    assert (status.phase, waiting.reason, status.attempt) == (Phase.STOPPING, Reason.POD_STUCK, 1)
+    command = f"kubectl delete pod {POD} -n team --force --grace-period=0"
+    assert all(text in stuck.message for text in (POD, f"node-of-{POD}", command))
+    events = [event for event in pilot.server.all(EVENTS) if event.get("reason") == "PodStuck"]
+    assert len(events) == 1
+    version = pilot.server.find(RUNS, "ragcun", "team")["metadata"]["resourceVersion"]  # type: ignore[index]
+    await _wait(pilot, 600)
+    assert pilot.server.find(RUNS, "ragcun", "team")["metadata"]["resourceVersion"] == version  # type: ignore[index]
+    assert _machines(pilot) == [POD]
+
+
+async def test_the_run_goes_on_as_soon_as_the_pod_is_gone(pilot: Pilot) -> None:
+    await _hangs(pilot)
+    await _wait(pilot, 300)
+    await pilot.server.remove(PODS, POD, "team")
+    await _settles(pilot)
+    assert (pilot.status().phase, pilot.status().is_true(POD_STUCK)) == (Phase.SUCCEEDED, False)
+    assert not pilot.status().is_true(WAITING)
+
+
+async def test_a_pod_is_forced_only_where_the_user_allows_it_and_the_next_attempt_cannot_land_there(
+    pilot: Pilot,
+) -> None:
+    await _hangs(pilot, stuckPods="ForceDelete")
+    await _wait(pilot, 300)
+    stuck = pilot.status().condition(POD_STUCK)
+    assert stuck is not None
+    assert "kubectl cordon" in stuck.message
+    assert _machines(pilot) == [POD]
+    await _cordon(pilot)
+    await _settles(pilot)
+    assert pilot.status().phase is Phase.SUCCEEDED
+
+
+async def test_a_pod_with_a_claim_for_one_node_is_never_forced(pilot: Pilot) -> None:
+    await _hangs(pilot, claim=EXCLUSIVE, stuckPods="ForceDelete")
+    await _cordon(pilot)
+    await _wait(pilot, 600)
+    stuck = pilot.status().condition(POD_STUCK)
+    assert stuck is not None
+    assert "the claim is not ReadWriteMany" in stuck.message
+    assert _machines(pilot) == [POD]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "claim", "goes"), [(False, SHARED, False), (True, SHARED, True), (True, EXCLUSIVE, False)]
+)
+async def test_a_deletion_that_a_pod_holds_up_says_so(
+    pilot: Pilot, allowed: bool, claim: list[str], goes: bool
+) -> None:
+    await _hangs(pilot, claim=claim, **({"stuckPods": "ForceDelete"} if allowed else {}))
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await _wait(pilot, 300)
+    if goes:
+        assert pilot.server.find(RUNS, "ragcun", "team") is None
+        return
+    waiting = pilot.status().condition(WAITING)
+    assert waiting is not None
+    assert (waiting.status, waiting.reason) == ("True", Reason.POD_STUCK)
+    assert pilot.server.all(CLAIMS)
+
+
+async def test_a_deletion_that_somebodys_finalizer_holds_up_names_it(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: pilot.status().phase is Phase.TRAINING)
+    pod = pilot.server.find(PODS, POD, "team")
+    assert pod is not None
+    pod["metadata"]["finalizers"] = ["example.com/keep-logs"]
+    pod["spec"]["terminationGracePeriodSeconds"] = 5
+    await pilot.server.put(PODS, pod)
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await _wait(pilot, 240)
+    assert pilot.server.find(PODS, POD, "team") is not None
+    waiting = pilot.status().condition(WAITING)
+    assert waiting is not None
+    assert "example.com/keep-logs" in waiting.message
+    assert not pilot.server.all(JOBS)
+
+
+async def test_a_sidecar_that_hangs_is_told_while_the_next_attempt_trains(pilot: Pilot) -> None:
+    pilot.cluster.sidecar, pilot.cluster.hung = RUNNING, {POD}
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await _wait(pilot, 300)
+    status = pilot.status()
+    assert (status.attempt, status.phase) == (2, Phase.TRAINING)
+    assert status.is_true(POD_STUCK)
+    assert not status.is_true(WAITING)
