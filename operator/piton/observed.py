@@ -238,6 +238,8 @@ class VolumeSeen:
     name: str = ""
     ours: bool = True
     """False: a claim of the name that we would use belongs to somebody else."""
+    requested: str = ""
+    """The size that the claim asks for, where Piton has made it."""
     is_shared: bool = False
     """True if pods on several nodes may mount it at once, as far as its access modes say."""
     made: bool = False
@@ -291,8 +293,9 @@ class Observed:
 
     meta: Meta
     spec: Spec | None
-    """None when there are problems."""
+    """The spec in effect: the user's, or the one that was accepted before while the user's is refused."""
     problems: tuple[str, ...] = ()
+    """Messages on why the user's is refused."""
     status: RunStatus
     volume: VolumeSeen
     attempts: tuple[AttemptSeen, ...] = ()

@@ -63,7 +63,7 @@ def maybe(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
     return st.fixed_dictionaries({}, optional=fields)
 
 
-DURATIONS = st.sampled_from(["0s", "0h0m", "10m", "1h0m"])
+DURATIONS = st.sampled_from(["0s", "0h0m", "10m", "1h0m", "3650d", "3651d", "87601h5s"])
 DOLLARS = st.sampled_from(["0", "0.00", "0.05", "12", "10"])
 KEY = st.just({"name": "n", "key": "k"})
 CONFIG = st.sampled_from([{}, {"k": 1}, {"k": {}}])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from piton.api.conditions import POD_STUCK, UNREADABLE, WAITING, settled
+from piton.api.conditions import ACCEPTED, POD_STUCK, UNREADABLE, WAITING, settled
 from piton.api.reasons import Reason
 from piton.api.spec import EvaluateStage, Spec, Stage
 from piton.api.stages import ORDER, wanted
@@ -501,6 +501,19 @@ class RandomWorld(RuleBasedStateMachine):
         else:
             self.spec = self.world.spec
             self._edit(None)
+
+    @precondition(lambda self: self.understood is None)
+    @rule()
+    def each_edit_is_answered(self) -> None:
+        """Also of a run that has ended, in the time of a few good looks."""
+        for _ in range(3):
+            self._pass()
+            self.world.tick()
+        status = self.world.status
+        if self.world.deleting or not status.conditions:
+            return
+        assert status.observed_generation == self.world.generation
+        assert status.is_true(ACCEPTED) is not bool(self.world.problems)
 
     @rule()
     def want_an_evaluation_or_not(self) -> None:

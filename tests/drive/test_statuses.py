@@ -76,7 +76,7 @@ def _added(part: Any) -> Any:
 def lost(before: Any, after: Any, path: str = "status") -> Iterator[str]:
     """Where the newer version's fields, reasons and conditions are missing. What is over may be dropped as a whole."""
     if isinstance(before, list) and isinstance(after, list):
-        for item in before:
+        for item in (found for found in before if isinstance(found, dict)):
             key = next((key for key in ("number", "type", "name") if key in item), "")
             same = [other for other in after if key and other.get(key) == item[key]]
             if not same and ".replicas" not in path and ".metrics" not in path:

@@ -33,7 +33,9 @@ def test_a_sweep_is_judged_at_once(cluster: LiveCluster, namespace: str, judged:
 
 
 def judges(judged: Judged, answer: str) -> None:
-    if judged.operator_only or not judged.says:
+    if judged.policy:
+        assert judged.policy in answer
+    elif judged.operator_only or not judged.says:
         assert answer == ""
     for sentence in () if judged.operator_only else judged.says:
         assert sentence in answer

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
+from piton.api.parse import model_of
 from piton.api.spec import Meta, Spec, Stage
 from piton.api.status import RunStatus
 from piton.contract.manifest import Complete
@@ -321,8 +322,8 @@ class FakeWorld:
         if isinstance(effect, ReturnQuota | LeaveQueue) and found.held and self.billed():
             self.without_quota.append(f"{effect} while attempts {[t.number for t in self.billed()]} ran")
         match effect:
-            case RequestQuota(stage=stage) if not found.exists and self.spec is not None:
-                wanted = asked(self._meta(), self.spec, stage)
+            case RequestQuota(stage=stage) if not found.exists and (spec := self._spec()) is not None:
+                wanted = asked(self._meta(), spec, stage)
                 self.reservation = ReservationSeen(exists=True, queue="gpus", asked=wanted)
             case ReturnQuota() if found.evicted:
                 self.reservation = replace(found, held=False, admitted=False, ready=False)
@@ -546,7 +547,7 @@ class FakeWorld:
         return Observed(
             meta=self._meta(),
             reservation=self._reservation(),
-            spec=self.spec,
+            spec=self._spec(),
             problems=self.problems,
             status=self.status,
             volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
@@ -556,6 +557,13 @@ class FakeWorld:
             complete=self.store.complete,
             silent_seconds=(self.time - (trainer.heard_at or NOW)).total_seconds() if trainer else None,
         )
+
+    def _spec(self) -> Spec | None:
+        """The spec in effect: the user's, or while that is refused the one that was accepted before."""
+        if self.spec is not None or self.status.accepted is None:
+            return self.spec
+        spec, _ = model_of(Spec, self.status.accepted.spec, "")
+        return spec
 
     def _reservation(self) -> ReservationSeen | None:
         unreadable = self.unserved == "workloads" and self.reservation is not None

@@ -24,6 +24,8 @@ class Judged:
     name: str = "judged"
     operator_only: bool = False
     """The API server takes it, because CEL cannot say it."""
+    policy: str = ""
+    """What the chart's ValidatingAdmissionPolicy says to it."""
 
     @property
     def run(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def _long(name: str, most: int, why: str) -> str:
 
 _NOT_YET = "this version of Piton does not act on it yet"
 _NO_TIME = "is no time at all; write a duration such as"
+_TOO_LONG = "is too long; write at most 3650d, which is ten years"
 _NO_GPU = "nvidia.com/gpu is"
 _TOO_FEW_MODES: tuple[dict[str, Any], ...] = ({}, {"accessModes": []}, {"accessModes": ["ReadWriteOnce"]})
 _NO_COMMAND: tuple[dict[str, Any], ...] = ({}, {"command": []})
@@ -156,6 +159,7 @@ RUNS: tuple[Judged, ...] = (
         ("spec.checkpoint.every: neither minutes nor steps is given; write {minutes: 15}, or auto",),
         {"checkpoint": {"volume": SHARED, "every": {}}},
         operator_only=True,
+        policy="spec.checkpoint.every: write {minutes: 15}, {steps: 500}, both, or auto",
     ),
     Judged(
         "a judge that is not steady",
@@ -232,6 +236,43 @@ RUNS: tuple[Judged, ...] = (
     *(
         Judged(f"no {path}", (f"spec.limits.{path}: '0h0m' {_NO_TIME} 24h",), {"limits": {path: "0h0m"}})
         for path in ("deadline", "trainingTime")
+    ),
+    *(
+        Judged(
+            f"{path} beyond all bounds",
+            (f"spec.limits.{path}: '9999999d' {_TOO_LONG}",),
+            {"limits": {path: "9999999d"}},
+            operator_only=path == "hangTimeout",
+        )
+        for path in ("deadline", "trainingTime", "startTimeout", "stalled", "hangTimeout")
+    ),
+    *(
+        Judged(
+            f"{found} is too long", (f"spec.limits.deadline: '{found}' {_TOO_LONG}",), {"limits": {"deadline": found}}
+        )
+        for found in ("3651d", "87601h", "5256001m", "315360001s", "1d99999999999h")
+    ),
+    *(
+        Judged(f"{found} is long", parts={"limits": {"deadline": found}})
+        for found in ("3650d", "0003650d", "87600h", "5256000m", "315360000s", "9s", "3649d23h59m59s")
+    ),
+    Judged(
+        "a life beyond all bounds",
+        (f"spec.ttlAfterFinished: '4000d' {_TOO_LONG}",),
+        {"ttlAfterFinished": "4000d"},
+    ),
+    Judged(
+        "patience beyond all bounds",
+        (f"spec.checkpoint.patience: '4000d' {_TOO_LONG}",),
+        {"checkpoint": {"volume": SHARED, "patience": "4000d"}},
+    ),
+    *(
+        Judged(
+            f"time beyond all bounds to {stage}",
+            (f"spec.stages.{stage}.deadline: '4000d' {_TOO_LONG}",),
+            stages(RECIPE, **{stage: {"deadline": "4000d"}}),
+        )
+        for stage in ("prepare", "evaluate")
     ),
     Judged("a time to live", parts={"ttlAfterFinished": "7d"}),
     Judged("no time to live", (f"spec.ttlAfterFinished: '0s' {_NO_TIME} 7d",), {"ttlAfterFinished": "0s"}),
@@ -385,6 +426,7 @@ SWEEPS: tuple[Judged, ...] = (
         operator_only=True,
     ),
     Judged("a deadline", parts={"limits": {"deadline": "1h"}}),
+    Judged("too much time", (f"spec.limits.deadline: '4000d' {_TOO_LONG}",), {"limits": {"deadline": "4000d"}}),
     Judged("no time", (f"spec.limits.deadline: '0h' {_NO_TIME} 24h",), {"limits": {"deadline": "0h"}}),
     Judged(
         "no money",

@@ -11,6 +11,8 @@ StatusUnreadable is True while this version cannot interpret the status of anoth
 Reporting is False while an attempt trains and nothing is heard of it; it is set only where trainers are to report.
 Mirrored is False while checkpoints should be mirrored and are not; it is set only of a run with a mirror that reports.
 VolumeNearlyFull is True while the checkpoint volume has hardly room for another checkpoint.
+SpecPending is True while the spec asks for something that only another attempt, or another volume, can have.
+OperatorError is True while the operator fails at the object, by a mistake of its own.
 PodStuck is True while a pod that is being deleted keeps its machine, which answers, or is kept by a finalizer.
 Stalled is True while consecutive attempts end without a newer durable step.
 Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.
@@ -28,6 +30,7 @@ ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
 UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
 VOLUME_NEARLY_FULL, POD_STUCK = "VolumeNearlyFull", "PodStuck"
+SPEC_PENDING, OPERATOR_ERROR = "SpecPending", "OperatorError"
 
 _WAITS = frozenset(
     {
@@ -138,6 +141,13 @@ def readable_again(status: StatusT, *, now: datetime, generation: int) -> Status
     return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
 
 
+def without_operator_error(status: StatusT, *, now: datetime, generation: int) -> StatusT:
+    """Return the status with OperatorError set to False, if it was True: a pass got through."""
+    if not status.is_true(OPERATOR_ERROR):
+        return status
+    return _with(status, OPERATOR_ERROR, _F, Reason.NOT_YET, "", now, generation)
+
+
 def with_reporting(status: StatusT, silence: str | None, *, now: datetime, generation: int) -> StatusT:
     """Return the status with Reporting set: False with what is said of the silence, True where there is none."""
     if silence is None:
@@ -153,6 +163,19 @@ def with_stalled(status: StatusT, message: str, *, now: datetime, generation: in
 def without_stalled(status: StatusT, *, now: datetime, generation: int) -> StatusT:
     """Return the status with Stalled set to False, for a run with progress; the rest is unchanged."""
     return _with(status, STALLED, _F, Reason.NOT_YET, "", now, generation)
+
+
+def with_accepted(status: StatusT, before: StatusT, problem: str | None, *, now: datetime, generation: int) -> StatusT:
+    """Return the status with Accepted set by the spec, and not by the phase as `in_phase` has it.
+
+    The time of its last transition is counted from the status before.
+    """
+    known = before.condition(ACCEPTED)
+    conditions = tuple(known if known and c.type == ACCEPTED else c for c in status.conditions)
+    status = status.model_copy(update={"conditions": conditions})
+    if problem is None:
+        return _with(status, ACCEPTED, _T, Reason.ACCEPTED, "", now, generation)
+    return _with(status, ACCEPTED, _F, Reason.INVALID_SPEC, problem, now, generation)
 
 
 def with_condition(

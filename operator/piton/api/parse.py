@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from piton.api import validation
 from piton.api.fields import Model
-from piton.api.spec import Meta, Spec
+from piton.api.spec import Budget, Meta, Spec
 from piton.api.status import RETRY_MAX, RunStatus
 from piton.contract import duration, names
 
@@ -54,11 +54,13 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """A manifest in typed pieces. `spec` is None when there are problems."""
+    """A manifest in typed pieces."""
 
     meta: Meta
     spec: Spec | None
+    """The spec in effect: the user's, or the one that was accepted last while the user's is refused. None: neither."""
     problems: tuple[str, ...]
+    """Messages on why the user's is refused."""
     status: RunStatus
     asked: Spec | None = None
     """The user's spec, also if it is refused; None if it is no spec at all."""
@@ -67,18 +69,60 @@ class Parsed:
 def parse(manifest: Mapping[str, Any]) -> Parsed:
     """Parse an object from the API server; problems are returned, so that even an invalid run can be deleted."""
     meta = meta_of(manifest["metadata"])
-    spec, problems = model_of(Spec, manifest.get("spec"), "describe the trainer and the checkpoint")
-    problems += validation.check_name(meta.name)
     status = RunStatus.read(manifest.get("status") or {})
-    if spec is not None:
-        problems += validation.check(spec, has_begun=status.attempt > 0 or status.unreadable is not None)
-    return Parsed(
-        meta=meta,
-        spec=None if problems else spec,
-        problems=tuple(problems),
-        status=status,
-        asked=spec,
-    )
+    written, accepted = manifest.get("spec"), status.accepted.spec if status.accepted else None
+    spec, problems = model_of(Spec, written, "describe the trainer and the checkpoint")
+    problems += validation.check_name(meta.name)
+    has_begun = status.attempt > 0 or status.unreadable is not None
+    broken = validation.check(spec, has_begun=has_begun) if spec else []
+    is_older = has_begun and bool(problems or broken) and (accepted is None or _allowed(accepted) is None)
+    if is_older and spec is not None:
+        broken = validation.check(spec, has_begun=True, is_older=True)
+    problems += broken
+    in_effect = spec
+    if problems:
+        in_effect = _accepted_before(accepted, written, is_older=is_older) if accepted else None
+    return Parsed(meta=meta, spec=in_effect, problems=tuple(problems), status=status, asked=spec)
+
+
+AT_ONCE = ("suspend", "limits.deadline", "limits.budget")
+"""Parts of a spec that act at once, also while another part is refused."""
+_BUDGET = tuple(f"limits.budget.{field.alias or name}" for name, field in Budget.model_fields.items())
+
+
+def _accepted_before(accepted: Mapping[str, Any], written: object, *, is_older: bool) -> Spec | None:
+    """Return the spec that was accepted last, with those parts of what is written now that act at once.
+
+    A part that cannot be parsed, or that breaks a rule there, stays as it was.
+    """
+    spec, document = _allowed(accepted, is_older=is_older), accepted
+    if spec is None or not isinstance(written, Mapping):
+        return spec
+    for path in AT_ONCE:
+        is_good = _allowed(_with_part(document, written, path), is_older=is_older) is not None
+        for part in (path,) if is_good or path != "limits.budget" else _BUDGET:
+            changed = _with_part(document, written, part)
+            found = _allowed(changed, is_older=is_older)
+            spec, document = (spec, document) if found is None else (found, changed)
+    return spec
+
+
+def _allowed(document: Mapping[str, Any], *, is_older: bool = False) -> Spec | None:
+    """Return the spec if a run that has begun may have it."""
+    spec, _ = model_of(Spec, document, "")
+    return None if spec is None or validation.check(spec, has_begun=True, is_older=is_older) else spec
+
+
+def _with_part(document: Mapping[str, Any], written: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Return a copy of the document with this part as it is written; as it was, where what it is in is no mapping."""
+    first, _, rest = path.partition(".")
+    if not rest:
+        others = {key: value for key, value in document.items() if key != first}
+        return {**others, first: written[first]} if written.get(first) is not None else others
+    inner = written.get(first) or {}
+    if not isinstance(inner, Mapping):
+        return document
+    return {**document, first: _with_part(document.get(first) or {}, inner, rest)}
 
 
 def parse_file(document: object, *, now: datetime) -> Parsed:

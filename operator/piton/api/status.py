@@ -6,8 +6,8 @@ A status may be of another version. Fields and words that this one does not know
 unknown word may affect the next decision, or a field has another type, `unreadable` reports it.
 """
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
@@ -78,6 +78,10 @@ class AttemptStatus(Answer):
     created_time: AwareDatetime = Field(description="When its number was taken.")
     program: str | None = Field(
         default=None, description="Digests of its image, and of all that its pods are made from."
+    )
+    spec_generation: int | None = Field(default=None, description="Generation of the spec that it was started with.")
+    spec_digests: Mapping[str, Any] | None = Field(
+        default=None, description="Digests of the parts of that spec that an attempt has from its start."
     )
     placed_time: AwareDatetime | None = Field(default=None, description="When all of its replicas had a machine.")
     pull_time: AwareDatetime | None = Field(default=None, description="Since when an image is pulled for it.")
@@ -226,6 +230,13 @@ class Result(Answer):
     evaluation: Evaluation | None = Field(default=None, description="What the stage Evaluate has found.")
 
 
+class AcceptedSpec(Answer):
+    """The spec that was accepted last. It stays in effect while a newer one is refused."""
+
+    generation: int = Field(description="Its generation.")
+    spec: Mapping[str, Any] = Field(description="The spec, as it was written.")
+
+
 class RunStatus(Conditioned):
     """Status of a TrainingRun, which Piton writes."""
 
@@ -234,6 +245,7 @@ class RunStatus(Conditioned):
     infrastructure_failures: int = Field(default=0, ge=0, description="Attempts that the cluster failed.")
     failures: int = Field(default=0, ge=0, description="Attempts that the user's code failed.")
     queue: QueueStatus | None = Field(default=None, description="Where it waits for quota, or has it from.")
+    accepted: AcceptedSpec | None = Field(default=None, description="The spec that was accepted last.")
     retried: str | None = Field(default=None, description="The annotation piton.dev/retry that was last acted on.")
     lost: Lost = Field(default_factory=Lost, description="Work that was done twice.")
     cost: CostStatus | None = Field(default=None, description="What it costs, as far as prices are known.")

@@ -70,7 +70,7 @@ class Condition(Answer):
     KEY = "type"
 
     type: str = Field(
-        description="Accepted, Training, Waiting, Suspended, Succeeded, Failed, Stalled or StatusUnreadable."
+        description="Accepted, Training, Waiting, Suspended, Succeeded, Failed, or one of those in docs/reasons.md."
     )
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Reason = Field(description="Why, in one word.")

@@ -8,11 +8,13 @@ rules run in any case: errors that only the operator can detect are reported wit
 import re
 from collections.abc import Iterator
 
+from pydantic_core import to_json
+
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
 from piton.api.fields import DNS_LABEL
 from piton.api.spec import EvaluateStage, Reclaim, Spec
 from piton.api.stages import side_stages
-from piton.api.validation_amounts import AMOUNTS
+from piton.api.validation_amounts import AMOUNTS, bounded_durations
 from piton.api.validation_env import ENVIRONMENT
 from piton.contract import names
 
@@ -47,9 +49,16 @@ def check_name(name: str) -> list[str]:
     return list(good_name(name))
 
 
-def check(spec: Spec, *, has_begun: bool = False) -> list[str]:
-    """Return all messages of the rules on this spec; `has_begun` is True once the run has had an attempt."""
-    return [sentence for rule in RULES if not (has_begun and rule.on_creation) for sentence in rule(spec)]
+def check(spec: Spec, *, has_begun: bool = False, is_older: bool = False) -> list[str]:
+    """Return all messages of the rules on this spec.
+
+    Args:
+        spec: the spec.
+        has_begun: the run has had an attempt; it is not asked for what cannot be mended any more.
+        is_older: it had one before these rules were there; it is not asked for what worked then.
+    """
+    left_out = [rule for rule in RULES if has_begun and (rule.on_creation or (is_older and rule in YOUNGER))]
+    return [sentence for rule in RULES if rule not in left_out for sentence in rule(spec)]
 
 
 # --- program and volume -----------------------------------------------------------------------------------------------
@@ -145,6 +154,27 @@ def zones_for_prepare(spec: Spec) -> Iterator[str]:
         return
     if "ReadWriteMany" not in volume.access_modes:
         yield ZONES_FOR_PREPARE
+
+
+CONFIG_MAX, SPEC_MAX = 200 * 1024, 600 * 1024
+"""Bytes. A pod has the config as an annotation, and the annotations of an object may have 256 KiB. The job has the spec
+twice, for rank 0 and for the others, and etcd takes no object above 1.5 MiB."""
+
+
+@not_in_cel("it would have to write the spec as JSON")
+def good_size(spec: Spec) -> Iterator[str]:
+    """Check that the API server will take the job and its pods."""
+    config, whole = (len(to_json(part)) for part in (spec.trainer.config, spec))
+    if config > CONFIG_MAX:
+        yield (
+            f"spec.trainer.config: its {config // 1024} KiB are more than a pod can be told, {CONFIG_MAX // 1024} KiB; "
+            "put large tables into a file on the volume, or into the image, and name it in the config"
+        )
+    elif whole > SPEC_MAX:
+        yield (
+            f"spec: its {whole // 1024} KiB are more than a job can hold, {SPEC_MAX // 1024} KiB; put scripts and long "
+            "values into the image, onto the volume, or into a ConfigMap"
+        )
 
 
 @not_in_cel(UNTYPED)
@@ -299,6 +329,9 @@ RULES: tuple[SpecRule[Spec], ...] = (
     stage_programs,
     good_labels,
     not_yet,
+    good_size,
 )
+YOUNGER = (bounded_durations, good_size)
+"""Rules that are younger than some runs, which train with what they refuse."""
 
 CEL = by_path((good_name, *RULES))

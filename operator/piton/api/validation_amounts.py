@@ -1,8 +1,9 @@
 """Rules on amounts of time and money: none of them may be zero, and a budget needs a price."""
 
+import re
 from collections.abc import Iterator
 
-from piton.api.cel import cel
+from piton.api.cel import cel, not_in_cel
 from piton.api.spec import Budget, Spec
 from piton.contract import duration
 
@@ -43,6 +44,62 @@ def good_durations(spec: Spec) -> Iterator[str]:
             yield message.format(found=text)
 
 
+WITHIN_YEARS = f"self.matches('{duration.WITHIN_YEARS}')"
+"""CEL check that a duration is not longer than a run can last."""
+TOO_LONG = "spec.{path}: '{{found}}' is too long; write at most 3650d, which is ten years"
+(
+    LONG_DEADLINE,
+    LONG_TRAINING,
+    LONG_START,
+    LONG_STALLED,
+    LONG_PATIENCE,
+    LONG_PREPARE,
+    LONG_EVALUATE,
+    LONG_TTL,
+    LONG_HANG,
+) = (
+    TOO_LONG.format(path=path)
+    for path in (
+        "limits.deadline",
+        "limits.trainingTime",
+        "limits.startTimeout",
+        "limits.stalled",
+        "checkpoint.patience",
+        "stages.prepare.deadline",
+        "stages.evaluate.deadline",
+        "ttlAfterFinished",
+        "limits.hangTimeout",
+    )
+)
+
+
+@cel("spec.limits.deadline", WITHIN_YEARS, LONG_DEADLINE, found="self")
+@cel("spec.limits.trainingTime", WITHIN_YEARS, LONG_TRAINING, found="self")
+@cel("spec.limits.startTimeout", WITHIN_YEARS, LONG_START, found="self")
+@cel("spec.limits.stalled", WITHIN_YEARS, LONG_STALLED, found="self")
+@cel("spec.checkpoint.patience", WITHIN_YEARS, LONG_PATIENCE, found="self")
+@cel("spec.stages.prepare.deadline", WITHIN_YEARS, LONG_PREPARE, found="self")
+@cel("spec.stages.evaluate.deadline", WITHIN_YEARS, LONG_EVALUATE, found="self")
+@cel("spec.ttlAfterFinished", WITHIN_YEARS, LONG_TTL, found="self")
+@not_in_cel("limits.hangTimeout is a duration or a word, which a structural schema cannot say")
+def bounded_durations(spec: Spec) -> Iterator[str]:
+    """Check that no duration is longer than ten years."""
+    prepare, evaluate, limits = spec.stages.prepare, spec.stages.evaluate, spec.limits
+    for message, text in (
+        (LONG_DEADLINE, limits.deadline),
+        (LONG_TRAINING, limits.training_time),
+        (LONG_START, limits.start_timeout),
+        (LONG_STALLED, limits.stalled),
+        (LONG_PATIENCE, spec.checkpoint.patience),
+        (LONG_PREPARE, prepare.deadline if prepare else None),
+        (LONG_EVALUATE, evaluate.deadline if evaluate else None),
+        (LONG_TTL, spec.ttl_after_finished),
+        (LONG_HANG, None if limits.hang_timeout in ("auto", "off") else limits.hang_timeout),
+    ):
+        if text is not None and not re.fullmatch(duration.WITHIN_YEARS, text):
+            yield message.format(found=text)
+
+
 NO_MONEY = "spec.limits.budget.usd: '{usd}' buys nothing; write a positive amount of dollars, such as \"250\""
 
 
@@ -77,5 +134,5 @@ def a_price(spec: Spec) -> Iterator[str]:
         yield NO_PRICE
 
 
-AMOUNTS = (good_durations, positive_budget, a_price)
+AMOUNTS = (good_durations, bounded_durations, positive_budget, a_price)
 """Rules in the order of display."""

@@ -7,7 +7,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import Phase
-from piton.core import programs, quota_rules, stalled, transitions
+from piton.core import answers, programs, quota_rules, stalled, transitions
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
 from piton.core.wait_reasons import Wait, waited_seconds
@@ -49,7 +49,13 @@ def start(context: Context) -> Decision | None:
     if not context.observed.volume.exists:
         effects = (CreateVolume(reason=reason), *effects)
     program = programs.identify(context.spec, record.stage)
-    status = transitions.change(context.status, state=AttemptState.STARTING, program=program)
+    status = transitions.change(
+        context.status,
+        state=AttemptState.STARTING,
+        program=program,
+        spec_generation=context.meta.generation,
+        spec_digests=answers.digests(context.spec, record.stage),
+    )
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"
     zones = f"; outside {', '.join(elsewhere)} if it can be, where attempts {_BAD_ZONE}"

@@ -25,6 +25,7 @@ from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core import (
+    answers,
     attempt_rules,
     attempt_start,
     cleanup,
@@ -64,7 +65,7 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     if context.status.unreadable:
         return decision
     status = readable_again(decision.status, now=now, generation=context.meta.generation)
-    return replace(decision, status=status)
+    return answers.shown(context, replace(decision, status=status))
 
 
 def refused(

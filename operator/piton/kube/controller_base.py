@@ -14,6 +14,7 @@ from piton.kube.client import Client, Reads
 from piton.kube.errors import Busy
 from piton.kube.events import Key
 from piton.kube.metrics import OperatorMetrics
+from piton.kube.operator_errors import OperatorErrors
 from piton.kube.quota_waits import QuotaWaits, gives_room
 from piton.kube.resources import QUOTAS, Body, Resource
 from piton.kube.settings import PitonSettings
@@ -62,6 +63,7 @@ class Worker(ABC):
         self._busy_since: dict[Key, float] = {}
         self._refused_until: dict[Key, float] = {}
         self._waits = QuotaWaits(self.queue)
+        self._errors = OperatorErrors(client, clock, self.resource)
         self._doubtful: set[Key] = set()
         """Objects whose last pass failed, perhaps because the cache was behind."""
         meter.watch_queue(self.kind, self.queue.__len__)
@@ -153,8 +155,10 @@ class Worker(ABC):
             self._failed(key, str(error), level=logging.WARNING)
         except Exception as error:  # noqa: BLE001 - a bug that one object meets must not stop the others
             self._failed(key, repr(error), level=logging.ERROR)
+            await self._errors.tell(key, error)
         else:
             failed = False
+            self._errors.forget(key)
             self._doubtful.discard(key)
             self.queue.forget(key)
         finally:

@@ -30,6 +30,11 @@ _BUSY = frozenset({401, 408})
 _NO_WEBHOOK = "failed calling webhook"
 """An admission webhook did not answer. The status is 500, but nothing was stored, and whoever runs the webhook has to
 hear of it."""
+_TOO_LARGE = 413
+_TOO_LARGE_FOR_ETCD = re.compile(
+    r"request is too large|trying to send message larger than max|Request entity too large"
+)
+"""etcd takes no larger object, ever. The API server answers 500 where it has not counted the bytes itself."""
 _NOT_SERVED = re.compile(r"could not find the requested resource|page not found|^404 ")
 """The words of a 404, with a Status or without one, where the kind or its version is not served. Else it names an
 object."""
@@ -72,7 +77,7 @@ def translate(error: Exception) -> PortError:
     reason, sentence = _read(error)
     if error.status == 409:
         return AlreadyExists(sentence) if reason == _ALREADY_EXISTS else Conflict(sentence)
-    if _NO_WEBHOOK in sentence:
+    if _NO_WEBHOOK in sentence or error.status == _TOO_LARGE or _TOO_LARGE_FOR_ETCD.search(sentence):
         return Refused(sentence)
     if error.status == _TOO_MANY:
         return Busy(f"the API server answered {error.status}: {sentence}", seconds=_retry_after(error))

@@ -102,7 +102,7 @@ class _Reader:
             spec=self._parsed.spec,
             problems=self._parsed.problems,
             status=self._parsed.status,
-            volume=volume_of(claim, self._meta, self._parsed.asked),
+            volume=volume_of(claim, self._meta, self._parsed.spec or self._parsed.asked),
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             jobs_unknown=self._jobs_unknown,
             progress=self._progress(),
@@ -283,7 +283,7 @@ class _Reader:
 
     async def _claim(self) -> Body | None:
         """The claim, also of a run whose spec is refused: that may be deleted."""
-        spec = self._parsed.asked
+        spec = self._parsed.spec or self._parsed.asked
         if spec is None:
             return None
         return await self._reads.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)

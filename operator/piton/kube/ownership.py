@@ -98,6 +98,7 @@ def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
         name=claim["metadata"]["name"],
         ours=made,
         is_shared=is_shared,
+        requested=str((((claim.get("spec") or {}).get("resources") or {}).get("requests") or {}).get("storage") or ""),
         made=made,
         reclaim=spec.checkpoint.volume.reclaim,
         owned=owned(claim, meta),

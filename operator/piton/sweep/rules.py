@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from piton.api import parse, validation
 from piton.api.cel import Cel, SpecRule, by_path, cel, not_in_cel
 from piton.api.spec import Spec
-from piton.api.validation_amounts import ANY_DIGIT, DEADLINE, NO_MONEY, NO_PRICE, positive
+from piton.api.validation_amounts import (
+    ANY_DIGIT,
+    DEADLINE,
+    LONG_DEADLINE,
+    NO_MONEY,
+    NO_PRICE,
+    WITHIN_YEARS,
+    positive,
+)
 from piton.contract import duration, names
 from piton.sweep.expand import FIXED_FIELDS, PlannedRun, expand, size
 from piton.sweep.model import RUNS_MAX, SweepSpec
@@ -112,12 +120,15 @@ def removable(spec: SweepSpec) -> Iterator[str]:
 
 
 @cel("spec.limits.deadline", ANY_DIGIT, DEADLINE, found="self")
+@cel("spec.limits.deadline", WITHIN_YEARS, LONG_DEADLINE, found="self")
 @cel("spec.limits.budget.usd", ANY_DIGIT, NO_MONEY, usd="self")
 def good_limits(spec: SweepSpec) -> Iterator[str]:
-    """A deadline, or a budget, of nothing is a mistake."""
+    """Check that the sweep's deadline and budget are neither nothing nor beyond all bounds."""
     deadline = spec.limits.deadline
     if deadline is not None and duration.parse_duration(deadline) <= 0:
         yield DEADLINE.format(found=deadline)
+    if deadline is not None and not re.fullmatch(duration.WITHIN_YEARS, deadline):
+        yield LONG_DEADLINE.format(found=deadline)
     budget = spec.limits.budget
     if budget is not None:
         yield from positive(budget)

@@ -1,0 +1,150 @@
+"""Answers to what the user asks for: each change of the spec is seen in the status within a pass, in every phase.
+
+Accepted             whether the spec is good. While it is refused, the one that was accepted last stays in effect
+observedGeneration   the generation that the operator has looked at
+SpecPending          parts of the spec that the attempt in flight does not have
+OperatorError        False again: the operator got through a pass
+
+The spec that was accepted last is kept in the status: nobody else remembers it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from piton.api.conditions import (
+    ACCEPTED,
+    SPEC_PENDING,
+    settled,
+    with_accepted,
+    with_condition,
+    without_operator_error,
+)
+from piton.api.parse import AT_ONCE
+from piton.api.reasons import Reason
+from piton.api.spec import Spec, Stage
+from piton.api.stages import called, staged, wanted
+from piton.api.status import AcceptedSpec, RunStatus
+from piton.api.status_base import ConditionStatus
+from piton.contract.quantity import parse_quantity
+from piton.core.context import Context
+from piton.core.effects import Announcement, Decision
+from piton.core.wait_reasons import without_numbers
+
+_LATE = ("trainer", "workers", "capacity", "checkpoint", "objective")
+"""Parts of a spec that an attempt has from its start."""
+
+
+def digests(spec: Spec, stage: Stage) -> dict[str, str]:
+    """Return a digest of each part of the spec that an attempt at this stage has from its start."""
+    document = staged(spec, stage).model_dump(mode="json", include=set(_LATE))
+    document["capacity"].pop("max_price_per_hour")  # a machine that is too dear is left at once
+    document["checkpoint"]["volume"].pop("reclaim")
+    texts = {part: json.dumps(document[part], sort_keys=True) for part in _LATE}
+    return {part: hashlib.sha256(text.encode()).hexdigest()[:8] for part, text in texts.items()}
+
+
+def shown(context: Context, decision: Decision) -> Decision:
+    """Return the decision with the answers to the current spec, once anything is known of the run."""
+    status, now, generation = decision.status, context.now, context.meta.generation
+    if context.meta.deleting or not status.conditions:
+        return decision
+    status = status.model_copy(update={"observed_generation": generation})
+    status = without_operator_error(status, now=now, generation=generation)
+    problem = _problem(context)
+    status = with_accepted(status, context.status, problem, now=now, generation=generation)
+    status = _remembered(context, status)
+    pending = None if problem else "; ".join(_pending(context, status)) or None
+    status = _with_pending(context, status, pending)
+    news = (*decision.announcements, *_news(context, decision, problem, pending))
+    return replace(decision, status=status, announcements=news)
+
+
+def _problem(context: Context) -> str | None:
+    """Return why the spec is refused, and what happens meanwhile; None: it is not."""
+    if not context.observed.problems:
+        return None
+    problems = "; ".join(context.observed.problems)
+    if settled(context.status) or context.status.attempt == 0:
+        return problems
+    if context.spec is None and context.flying is None:
+        return problems
+    if context.spec is None:
+        return f"{problems}. The attempt that runs goes on, and no other starts until that is mended"
+    at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
+    return f"{problems}. Until that is mended the spec that was accepted before stays in effect; only {at_once} are new"
+
+
+def _remembered(context: Context, status: RunStatus) -> RunStatus:
+    """Return the status with the spec as the one that was accepted last, if it is."""
+    spec, generation, known = context.spec, context.meta.generation, status.accepted
+    if spec is None or context.observed.problems or settled(status):
+        return status
+    if known.generation == generation if known else status == context.status:  # not a write for that alone
+        return status
+    written = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return status.model_copy(update={"accepted": AcceptedSpec(generation=generation, spec=written)})
+
+
+def _pending(context: Context, status: RunStatus) -> Iterator[str]:
+    """Yield what the spec asks for and the run does not have yet."""
+    record, spec = context.flying, context.spec
+    if settled(status) or spec is None:
+        return
+    if record is not None and record.spec_digests and record.spec_generation != context.meta.generation:
+        yield from _changed(context, spec, record.spec_digests)
+    yield from _volume(context, spec)
+
+
+def _changed(context: Context, spec: Spec, known: Mapping[str, str]) -> Iterator[str]:
+    assert context.flying is not None
+    if context.flying.stage not in wanted(spec.stages):
+        return
+    found = digests(spec, context.flying.stage)
+    parts = [f"spec.{part}" for part in found if part in known and known[part] != found[part]]
+    if parts:
+        yield (
+            f"{', '.join(parts)}: changed since {called(context.flying)} was started, and in effect with the next. To "
+            "have that now, set spec.suspend to true, and back once the run is Suspended: it saves first"
+        )
+
+
+def _volume(context: Context, spec: Spec) -> Iterator[str]:
+    """Yield that a claim is smaller than the spec says: Piton makes it, and then leaves it to its owner."""
+    volume, size = context.observed.volume, spec.checkpoint.volume.size
+    if not (volume.made and volume.ours and volume.requested and size):
+        return
+    if parse_quantity(size) > parse_quantity(volume.requested):
+        patch = f'{{"spec":{{"resources":{{"requests":{{"storage":"{size}"}}}}}}}}'
+        yield (
+            f"spec.checkpoint.volume.size: the claim {volume.name} has {volume.requested}, and Piton resizes no claim; "
+            f"where its storage class allows that: kubectl patch persistentvolumeclaim {volume.name} "
+            f"-n {context.meta.namespace} -p '{patch}'"
+        )
+
+
+def _with_pending(context: Context, status: RunStatus, pending: str | None) -> RunStatus:
+    now, generation = context.now, context.meta.generation
+    if pending is not None:
+        value, reason, message = ConditionStatus.TRUE, Reason.SPEC_PENDING, pending
+    elif status.is_true(SPEC_PENDING):
+        value, reason, message = ConditionStatus.FALSE, Reason.NOT_YET, ""
+    else:
+        return status
+    return with_condition(status, SPEC_PENDING, value, reason, message, now=now, generation=generation)
+
+
+def _news(context: Context, decision: Decision, problem: str | None, pending: str | None) -> Iterator[Announcement]:
+    """Yield an Event for what is said for the first time."""
+    told = problem if decision.rule != "unacceptable" else None
+    if told is not None and _is_new(context, ACCEPTED, Reason.INVALID_SPEC, told):
+        yield Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=told)
+    if pending is not None and _is_new(context, SPEC_PENDING, Reason.SPEC_PENDING, pending):
+        yield Announcement(reason=Reason.SPEC_PENDING, message=pending)
+
+
+def _is_new(context: Context, kind: str, reason: Reason, message: str) -> bool:
+    known = context.status.condition(kind)
+    told = known.message if known and known.reason is reason else None
+    return told is None or without_numbers(told) != without_numbers(message)

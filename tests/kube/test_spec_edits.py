@@ -1,0 +1,266 @@
+"""What a user asks for in the middle of a run, and after it: each change is answered, good or bad."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from piton.api.conditions import ACCEPTED, SPEC_PENDING
+from piton.api.parse import parse
+from piton.api.reasons import Reason
+from piton.api.status_base import Phase
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS
+from support.builders import a_manifest
+from support.cluster import Disrupted, Ends, Runs
+from support.pilot import Pilot
+
+Change = Callable[[dict[str, Any]], object]
+MINUTE = "spec.checkpoint.every.minute: unknown field; did you mean minutes?"
+
+
+def typo(spec: dict[str, Any]) -> None:
+    spec["checkpoint"]["every"] = {"minute": 15}
+
+
+def run_of(pilot: Pilot) -> dict[str, Any]:
+    run = pilot.run()
+    assert run is not None
+    return run
+
+
+async def trains(pilot: Pilot, **spec: Any) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest(**spec))
+    await pilot.until_phase(Phase.TRAINING)
+
+
+async def edit(pilot: Pilot, *changes: Change) -> None:
+    """Write the run as a user does, and let the operator look at it once."""
+    run = run_of(pilot)
+    for change in changes:
+        change(run["spec"])
+    await pilot.server.put(RUNS, run)
+    await pilot.settle()
+
+
+async def wait(pilot: Pilot, seconds: int) -> None:
+    for _ in range(seconds // 10):
+        await pilot.turn(10)
+
+
+def events(pilot: Pilot, reason: str) -> list[str]:
+    return [event["message"] for event in pilot.server.all(EVENTS) if event["reason"] == reason]
+
+
+def image(pilot: Pilot, attempt: int) -> str:
+    job = pilot.server.find(JOBS, f"ragcun-{attempt}", "team")
+    assert job is not None
+    template = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    return str(template["spec"]["containers"][0]["image"])
+
+
+async def test_a_spec_that_is_refused_in_mid_run_is_answered_at_once_and_training_goes_on(pilot: Pilot) -> None:
+    await trains(pilot)
+    await edit(pilot, typo)
+    status = pilot.status()
+    accepted = status.condition(ACCEPTED)
+    assert accepted is not None
+    assert (accepted.status, accepted.reason, status.phase) == ("False", Reason.INVALID_SPEC, Phase.TRAINING)
+    assert accepted.message.startswith(MINUTE)
+    assert status.is_true("Training")
+    assert status.observed_generation == run_of(pilot)["metadata"]["generation"]
+    await wait(pilot, 600)
+    assert len(events(pilot, "InvalidSpec")) == 1
+    again = pilot.status().condition(ACCEPTED)
+    assert again is not None
+    assert again.last_transition_time == accepted.last_transition_time
+
+
+async def test_until_it_is_mended_the_next_attempt_has_the_spec_that_was_accepted_last(pilot: Pilot) -> None:
+    await trains(pilot)
+    await edit(pilot, typo, lambda spec: spec["trainer"].update(image="trainer:2"))
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    assert image(pilot, 2) == "trainer:1"
+    await edit(pilot, lambda spec: spec["checkpoint"].pop("every"))
+    assert pilot.status().is_true(ACCEPTED)
+    pilot.cluster.script |= {2: Disrupted(), 3: Ends()}
+    await pilot.until_phase(Phase.SUCCEEDED)
+    assert image(pilot, 3) == "trainer:2"
+
+
+async def test_suspend_acts_beside_a_mistake(pilot: Pilot) -> None:
+    await trains(pilot)
+    await edit(pilot, typo, lambda spec: spec.update(suspend=True))
+    await pilot.until_phase(Phase.SUSPENDED)
+    await pilot.turn()
+    assert not pilot.server.all(PODS)
+    pilot.cluster.script[2] = Runs()
+    await edit(pilot, lambda spec: spec.update(suspend=False))
+    await pilot.until_phase(Phase.TRAINING)
+    assert not pilot.status().is_true(ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"deadline": "10m"}, Reason.DEADLINE_EXCEEDED), ({"budget": {"usd": "1"}}, Reason.BUDGET_EXCEEDED)],
+)
+async def test_a_deadline_and_a_budget_act_beside_a_mistake(
+    pilot: Pilot, limits: dict[str, Any], reason: Reason
+) -> None:
+    pilot.cluster.price = "20"
+    await trains(pilot, capacity={"maxPricePerHour": "20"})
+    await edit(pilot, typo, lambda spec: spec.update(limits=limits))
+    await wait(pilot, 1200)
+    assert pilot.status().attempts[0].reason is reason
+    assert not pilot.server.all(PODS)
+
+
+GOOD = {"usd": "250", "warnAt": 80, "onExceeded": "Pause"}
+
+
+@pytest.mark.parametrize(
+    ("written", "budget", "deadline", "suspend"),
+    [
+        ({}, None, None, False),  # what is not asked for any more is not in effect
+        ({"limits": {"deadline": "24h", "budget": GOOD}}, GOOD, "24h", False),
+        ({"limits": {"deadline": "soon", "budget": {"usd": "300"}}}, {**GOOD, "usd": "300"}, "24h", False),
+        ({"limits": {"deadline": "48h", "budget": {"usd": 300}}}, GOOD, "48h", False),
+        ({"limits": {"deadline": "4000d", "budget": {"usd": "0"}}}, GOOD, "24h", False),
+        ({"limits": {"budget": {"usd": "lots", "warnAt": 50}}}, {**GOOD, "warnAt": 50}, None, False),
+        ({"limits": "none", "suspend": True}, GOOD, "24h", True),
+        ({"limits": {"deadline": "48h", "bugdet": {"usd": "1"}}, "suspend": "yes"}, None, "48h", False),
+        (None, GOOD, "24h", False),
+    ],
+)
+def test_each_part_that_acts_at_once_does_so_by_itself(
+    written: Mapping[str, Any] | None, budget: dict[str, Any] | None, deadline: str | None, suspend: bool
+) -> None:
+    parts: dict[str, Any] = {"capacity": {"maxPricePerHour": "12"}, "limits": {"deadline": "24h", "budget": GOOD}}
+    accepted = a_manifest(**parts)
+    spec = written if written is None else {**accepted["spec"], "limits": {}, "typo": 1, **written}
+    status = {"attempt": 1, "accepted": {"generation": 1, "spec": accepted["spec"]}}
+    found = parse({**accepted, "spec": spec, "status": status})
+    assert found.problems
+    assert found.spec is not None
+    in_effect = found.spec.limits.budget
+    assert (in_effect.model_dump(by_alias=True) if in_effect else None) == budget
+    assert (found.spec.limits.deadline, found.spec.suspend) == (deadline, suspend)
+
+
+async def test_a_run_of_an_older_operator_keeps_what_worked_then(pilot: Pilot) -> None:
+    """It has no accepted spec in its status, and a duration that is refused today."""
+    await trains(pilot, limits={"deadline": "24h"})
+    run = run_of(pilot)
+    del run["status"]["accepted"]
+    run["spec"]["limits"] = {"deadline": "5000d"}
+    await pilot.server.put(RUNS, run)
+    pilot.cluster.script |= {1: Disrupted(), 2: Ends()}
+    await pilot.until_phase(Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"limits": {"deadline": "9999999d"}},
+        {"limits": {"startTimeout": "99999999999999h"}},
+        {"limits": {"hangTimeout": "99999999999999h"}},
+        {"ttlAfterFinished": "9999999d"},
+    ],
+)
+async def test_a_duration_beyond_all_bounds_blinds_nobody(pilot: Pilot, parts: dict[str, Any]) -> None:
+    await trains(pilot)
+    await edit(pilot, lambda spec: spec.update(parts))
+    assert not pilot.status().is_true(ACCEPTED)
+    node = pilot.server.find(NODES, "node-of-ragcun-1-master-0", None)
+    assert node is not None
+    node["spec"]["taints"] = [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]
+    await pilot.server.put(NODES, node)
+    await wait(pilot, 120)
+    assert pilot.status().preemptions == 1
+    fresh = a_manifest("fresh", **parts)
+    await pilot.cluster.apply(fresh)
+    await wait(pilot, 20)
+    found = pilot.server.find(RUNS, "fresh", "team")
+    assert found is not None
+    assert found["status"]["phase"] == "Refused"
+
+
+async def test_after_the_end_each_spec_is_still_answered(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await edit(pilot, lambda spec: spec.update(ttlAfterFinished="30d"))
+    run = run_of(pilot)
+    assert run["status"]["observedGeneration"] == run["metadata"]["generation"] == 2
+    await edit(pilot, typo)
+    run = run_of(pilot)
+    assert run["status"]["observedGeneration"] == run["metadata"]["generation"] == 3
+    assert not pilot.status().is_true(ACCEPTED)
+    assert pilot.status().phase is Phase.SUCCEEDED
+    await edit(pilot, lambda spec: spec["checkpoint"].pop("every"))
+    assert pilot.status().is_true(ACCEPTED)
+
+
+async def test_an_edit_that_only_the_next_attempt_has_says_so(pilot: Pilot) -> None:
+    await trains(pilot)
+    await edit(pilot, lambda spec: spec["trainer"].update(image="trainer:2"))
+    pending = pilot.status().condition(SPEC_PENDING)
+    assert pending is not None
+    assert pending.status == "True"
+    assert pending.message.startswith("spec.trainer: changed since attempt 1 was started")
+    await wait(pilot, 600)
+    assert len(events(pilot, "SpecPending")) == 1
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    assert (image(pilot, 2), pilot.status().is_true(SPEC_PENDING)) == ("trainer:2", False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec.update(ttlAfterFinished="30d"),
+        lambda spec: spec.update(limits={"deadline": "24h", "failures": 7}),
+        lambda spec: spec.update(capacity={"maxPricePerHour": "12"}),
+        lambda spec: spec["checkpoint"]["volume"].update(reclaim="Delete"),
+        lambda spec: spec.update(stages={"evaluate": {}}),
+    ],
+)
+async def test_an_edit_that_acts_at_once_or_later_by_itself_waits_for_nothing(pilot: Pilot, change: Change) -> None:
+    await trains(pilot)
+    await edit(pilot, change)
+    assert pilot.status().condition(SPEC_PENDING) is None
+    assert pilot.status().observed_generation == 2
+
+
+async def test_a_claim_that_is_smaller_than_asked_for_is_told_with_the_command(pilot: Pilot) -> None:
+    """Also in the next attempt, which has the new spec and the old claim."""
+    await trains(pilot)
+    await edit(pilot, lambda spec: spec["checkpoint"]["volume"].update(size="500Gi"))
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    pending = pilot.status().condition(SPEC_PENDING)
+    assert pending is not None
+    assert "the claim ragcun-checkpoints has 1Gi" in pending.message
+    assert "kubectl patch persistentvolumeclaim ragcun-checkpoints -n team" in pending.message
+    claim = pilot.server.find(CLAIMS, "ragcun-checkpoints", "team")
+    assert claim is not None
+    claim["spec"]["resources"]["requests"]["storage"] = "500Gi"
+    await pilot.server.put(CLAIMS, claim)
+    await pilot.settle()
+    assert not pilot.status().is_true(SPEC_PENDING)
+
+
+async def test_a_spec_that_no_object_could_hold_is_refused_before_anything_is_made(pilot: Pilot) -> None:
+    large = {"image": "trainer:1", "recipe": "charlm", "config": {"table": ["x" * 1000] * 210}}
+    await pilot.cluster.apply(a_manifest(trainer=large))
+    await wait(pilot, 20)
+    accepted = pilot.status().condition(ACCEPTED)
+    assert accepted is not None
+    assert "spec.trainer.config: its 205 KiB are more than a pod can be told, 200 KiB" in accepted.message
+    script = {"image": "trainer:1", "command": ["sh", "-c", *["x" * 32_000] * 20]}
+    await pilot.cluster.apply(a_manifest("script", trainer=script))
+    await wait(pilot, 20)
+    found = pilot.server.find(RUNS, "script", "team")
+    assert found is not None
+    assert "KiB are more than a job can hold, 600 KiB" in str(found["status"]["conditions"])
+    assert not pilot.server.all(CLAIMS)
