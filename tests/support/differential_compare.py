@@ -96,6 +96,11 @@ class Scene:
                 found.append(sum(counts.values()))
         return found
 
+    def workers(self) -> list[int]:
+        """How many workers the job has asked for: when it was created, and after each change of its size."""
+        first = self.created["spec"]["pytorchReplicaSpecs"].get(WORKER, {}).get("replicas", 1)
+        return [first, *(step.value for step in self.steps if step.kind == "scale")]
+
     def vanished(self) -> set[str]:
         """The replicas that were taken away in one go and have not run since."""
         found: set[str] = set()
@@ -234,7 +239,10 @@ def _order_of_types(scene: Scene) -> bool:
     else:
         pods = scene.theirs["pods"].values()
         leaving = any(pod["deleting"] and pod["phase"] in ("Running", "Failed") for pod in pods)
-        disturbed = leaving or bool(scene.vanished())
+        # What was said of a disturbance stays until the job runs again, on both sides.
+        run_again = all(_said(job, "is running.") for job in jobs)
+        left = not run_again and any(step.kind in ("delete", "vanish") for step in scene.steps)
+        disturbed = leaving or left or bool(scene.vanished())
     for job in jobs if disturbed else ():
         job["conditions"] = [c for c in job["conditions"] if c["type"] not in ("Running", "Restarting")]
     return True
@@ -283,7 +291,24 @@ def _superfluous(scene: Scene) -> bool:
         extra = [name for name in extra if name in _unwanted(scene)]
     for name in extra:
         del theirs[name]
-    return bool(extra)
+    return bool(extra) | _made_again(scene)
+
+
+def _made_again(scene: Scene) -> bool:
+    """A pod past the last index that Kubeflow has made and deleted still leaves when the job gets larger again."""
+    theirs, ours = scene.theirs, scene.ours
+    fewest = min(scene.workers())
+    leaving = [
+        name
+        for name, pod in theirs["pods"].items()
+        if (pod["phase"], pod["deleting"]) == ("Pending", True) and name in ours["pods"]
+        if not ours["pods"][name]["deleting"] and "-worker-" in name and int(name.rpartition("-")[2]) >= fewest
+    ]
+    for name in leaving:
+        del theirs["pods"][name], ours["pods"][name]
+        theirs["services"].pop(name, None)
+        ours["services"].pop(name, None)
+    return bool(leaving)
 
 
 def _unwanted(scene: Scene) -> set[str]:
