@@ -122,6 +122,7 @@ KINDS: tuple[Kind, ...] = (
 _KEPT = ("type", "description", "enum", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "minItems",
          "maxItems")  # fmt: skip
 _KEPT_OF_STATUS = ("type", "description", "format")
+_INT_OR_STRING = "x-kubernetes-int-or-string"
 _FREE = {"x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -196,6 +197,8 @@ class _Schema:
             out |= {"type": "string", "enum": [node["const"]]}
         if path.startswith("status"):  # one new word, or a longer one, would cost the whole status beside an older CRD
             out = {key: value for key, value in out.items() if key in _KEPT_OF_STATUS}
+        if node.get(_INT_OR_STRING):
+            return {**{key: out[key] for key in ("description",) if key in out}, _INT_OR_STRING: True}
         if "type" not in out:  # a union: either form is checked by the models
             return {**out, **_FREE}
         if path.startswith("spec") and isinstance(node.get("default"), bool | int | str) and not self._within(path):

@@ -232,7 +232,8 @@ of_each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind
 @of_each_kind
 def test_the_crd_is_structural(kind: Kind) -> None:
     for path, node in nodes_of(schema_of(kind)):
-        assert "type" in node or node.get("x-kubernetes-preserve-unknown-fields") is True, path
+        is_open = node.get("x-kubernetes-preserve-unknown-fields") or node.get("x-kubernetes-int-or-string")
+        assert "type" in node or is_open is True, path
         assert not {"$ref", "anyOf", "oneOf", "allOf", "title", "const"} & set(node), path
         assert not ("properties" in node and "additionalProperties" in node), path
 

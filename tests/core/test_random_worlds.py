@@ -253,7 +253,7 @@ class RandomWorld(RuleBasedStateMachine):
     def a_machine_does_not_end_its_pod(self, how: str) -> None:
         """People are told, and nothing else runs meanwhile. Then the machine is replaced."""
         trainer = self.world.running()
-        if trainer is None or self.understood is not None or self.world.spec is None or self.world.problems:
+        if trainer is None or self.understood is not None or self.world.spec is None or self.world.slow_seconds:
             return
         trainer.never_ends = True
         if how == "evicted":

@@ -31,6 +31,7 @@ def test_a_sidecar_keeps_no_machine_and_hides_no_training(
     with changed_pods(cluster, run.namespace, patch):
         run.apply(paced(STEPS, 0.2))
         wait_for(lambda: run.phase == "Training", "it says that it trains", seconds=60, say=run.say)
+        run.wait_for_commit(10)
         run.hurry()
         status = run.wait_for_phase("Succeeded", seconds=120)
 

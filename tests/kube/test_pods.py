@@ -7,6 +7,7 @@ import pytest
 
 from piton.api.status import PlacedReplica
 from piton.contract.termination import Outcome, Termination
+from piton.kube import kept_fields
 from piton.kube.last_seen import Sightings
 from piton.kube.nodes import NodeView
 from piton.kube.pods import leaving, lost, replica
@@ -142,6 +143,26 @@ def test_plain_text_never_outweighs_an_exit_code_with_a_meaning(code: int) -> No
     ended = {"exitCode": code, "message": "goodbye"}
     seen = _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended)))
     assert (seen.termination, seen.exit_code) == (None, code)
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"),
+    [
+        (
+            "LimitRanger plugin set: cpu, memory request for container pytorch; memory limit for container pytorch",
+            "256Mi",
+        ),
+        ("LimitRanger plugin set: cpu, memory limit for container pytorch", "256Mi"),
+        ("LimitRanger plugin set: memory request for container pytorch; cpu limit for container pytorch", None),
+        ("LimitRanger plugin set: memory limit for container istio-proxy", None),
+        ("", None),
+    ],
+)
+def test_a_memory_limit_of_a_limit_range_is_known(told: str, limit: str | None) -> None:
+    pod = _pod(meta={"annotations": {"kubernetes.io/limit-ranger": told}})
+    pod["spec"]["containers"] = [{"name": "pytorch", "resources": {"limits": {"memory": "256Mi"}}}]
+    assert _seen(pod).default_memory_limit == limit
+    assert _seen(kept_fields.of_pod(pod)).default_memory_limit == limit
 
 
 def test_out_of_memory_is_seen() -> None:
@@ -417,11 +438,22 @@ def test_somebodys_word_that_the_machine_is_off_is_enough(taint: str) -> None:
         "ToBeDeletedByClusterAutoscaler",
         "aws-node-termination-handler/spot-itn",
         "aws-node-termination-handler/asg-lifecycle-termination",
+        "cloud.google.com/impending-node-termination",
+        "remediator.aks.microsoft.com/unschedulable",
     ],
 )
 def test_a_taint_announces_that_the_machine_will_be_taken(taint: str) -> None:
     seen = _seen(_pod(), a_node("node-1", taints=[{"key": taint, "effect": "NoSchedule"}]))
     assert (seen.node_reclaimed, seen.node_gone, seen.leaving) == (True, False, f"taint {taint}")
+
+
+@pytest.mark.parametrize("kind", ["PreemptScheduled", "TerminateScheduled"])
+@pytest.mark.parametrize("value", ["True", "False"])
+def test_a_condition_of_azures_announces_it_as_well(kind: str, value: str) -> None:
+    node = a_node("node-1")
+    node["status"]["conditions"].append({"type": kind, "status": value})
+    seen = _seen(_pod(), kept_fields.of_node(node))
+    assert seen.leaving == (f"condition {kind}" if value == "True" else None)
 
 
 @pytest.mark.parametrize("taint", ["aws-node-termination-handler/rebalance-recommendation", "nvidia.com/gpu"])

@@ -38,8 +38,35 @@ def fits(node: Mapping[str, str], spec: Spec, avoid: Collection[TooDear] = ()) -
 
 
 def _meets(node: Mapping[str, str], expression: Mapping[str, Any]) -> bool:
-    is_in = node.get(expression["key"]) in expression["values"]
-    return is_in if expression["operator"] == "In" else not is_in
+    match expression["operator"]:
+        case "Exists":
+            return expression["key"] in node
+        case "DoesNotExist":
+            return expression["key"] not in node
+        case "In":
+            return node.get(expression["key"]) in expression["values"]
+        case _:
+            return node.get(expression["key"]) not in expression["values"]
+
+
+GKE, AKS = {"cloud.google.com/gke-nodepool": "p"}, {"kubernetes.azure.com/agentpool": "p"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "tier"),
+    [
+        (GKE, "OnDemand"),
+        (GKE | {"cloud.google.com/gke-spot": "true"}, "Spot"),
+        (GKE | {"cloud.google.com/gke-preemptible": "true"}, "Spot"),
+        (AKS, "OnDemand"),
+        (AKS | {"kubernetes.azure.com/scalesetpriority": "spot"}, "Spot"),
+        ({}, None),
+    ],
+)
+def test_nodes_of_gke_and_aks_are_told_apart(labels: dict[str, str], tier: str | None) -> None:
+    node = {INSTANCE_TYPE: "a2-highgpu-8g", ZONE: "a", **labels}
+    for wanted in ("Spot", "OnDemand"):
+        assert fits(node, a_spec(capacity={"tiers": [wanted]})) is (wanted == tier)
 
 
 def test_a_type_that_is_too_dear_on_demand_is_still_taken_on_spot() -> None:
@@ -57,7 +84,7 @@ def test_a_type_that_is_too_dear_in_the_only_tier_that_will_do_is_left_out_in_ev
     spec = a_spec(capacity={"tiers": ["Spot"]})
     dear = [TooDear(instance_type="p4d.24xlarge", tier=Tier.SPOT)]
 
-    assert len(terms_of(spec, dear)) == len(SPELLINGS)
+    assert len(terms_of(spec, dear)) == len(CAPACITY_LABELS[Tier.SPOT])
     for spelling in SPELLINGS:
         assert not fits(a_node("p4d.24xlarge", Tier.SPOT, spelling=spelling), spec, dear)
         assert fits(a_node("g5.xlarge", Tier.SPOT, spelling=spelling), spec, dear)

@@ -61,6 +61,10 @@ def _long(name: str, most: int, why: str) -> str:
 _NOT_YET = "this version of Piton does not act on it yet"
 _NO_TIME = "is no time at all; write a duration such as"
 _TOO_LONG = "is too long; write at most 3650d, which is ten years"
+_TEMPLATE = "spec.workers.template"
+_LOWER = "raise the limit, or lower the request"
+_WRITE_A_VALUE = "write at most 63 letters, digits, dashes, dots and underscores, a letter or digit first and last"
+_NO_SECONDS = "tolerationSeconds: only NoExecute has a time; write effect: NoExecute, or remove it"
 _NO_GPU = "nvidia.com/gpu is"
 _TOO_FEW_MODES: tuple[dict[str, Any], ...] = ({}, {"accessModes": []}, {"accessModes": ["ReadWriteOnce"]})
 _NO_COMMAND: tuple[dict[str, Any], ...] = ({}, {"command": []})
@@ -273,6 +277,45 @@ RUNS: tuple[Judged, ...] = (
             stages(RECIPE, **{stage: {"deadline": "4000d"}}),
         )
         for stage in ("prepare", "evaluate")
+    ),
+    Judged("whole amounts", parts=template(resources={"requests": {"cpu": 4}, "limits": {"cpu": 4, "memory": "8Gi"}})),
+    Judged(
+        "a limit below its request",
+        (f"{_TEMPLATE}.resources.limits.cpu: 500m is below the request of 2; {_LOWER}",),
+        template(resources={"requests": {"cpu": "2"}, "limits": {"cpu": "500m"}}),
+        operator_only=True,
+    ),
+    Judged(
+        "a limit of a stage below its request",
+        (f"spec.stages.prepare.resources.limits.memory: 1Gi is below the request of 2000Mi; {_LOWER}",),
+        stages(RECIPE, prepare={"resources": {"requests": {"memory": "2000Mi"}, "limits": {"memory": "1Gi"}}}),
+        operator_only=True,
+    ),
+    Judged(
+        "selectors that no node can match",
+        (
+            f"{_TEMPLATE}.nodeSelector: 'a/b/c' is no name of a label; write one such as example.com/pool",
+            f"{_TEMPLATE}.nodeSelector.pool: 'gpu pool' is no value of a label; {_WRITE_A_VALUE}",
+        ),
+        template(nodeSelector={"a/b/c": "x", "pool": "gpu pool", "example.com/pool": "gpus"}),
+        operator_only=True,
+    ),
+    Judged(
+        "tolerations that no pod can have",
+        (
+            f"{_TEMPLATE}.tolerations[0].value: Exists looks at no value; remove it, or write operator: Equal",
+            f"{_TEMPLATE}.tolerations[1].operator: without a key only Exists is possible; name the key of the taint",
+            f"{_TEMPLATE}.tolerations[2].{_NO_SECONDS}",
+        ),
+        template(
+            tolerations=[
+                {"key": "a", "operator": "Exists", "value": "b"},
+                {"value": "b"},
+                {"key": "a", "operator": "Exists", "tolerationSeconds": 5},
+                {"operator": "Exists"},
+            ]
+        ),
+        operator_only=True,
     ),
     Judged("a time to live", parts={"ttlAfterFinished": "7d"}),
     Judged("no time to live", (f"spec.ttlAfterFinished: '0s' {_NO_TIME} 7d",), {"ttlAfterFinished": "0s"}),

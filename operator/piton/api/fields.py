@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from piton.contract import duration
@@ -11,10 +11,16 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Duration = Annotated[str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32)]
 Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=24)]
+Amount = Annotated[
+    Quantity,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    WithJsonSchema({"type": "string", "x-kubernetes-int-or-string": True}),
+]
+"""Amount of a resource. As in core/v1 a whole number needs no quotes: `cpu: 4`."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Word = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
-"""One argument of a command; long enough for a script after `python -c` or `bash -c`."""
+Word = Annotated[str, StringConstraints(max_length=32_768)]
+"""One argument of a command, which may be empty; long enough for a script after `python -c` or `bash -c`."""
 UnixId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Numeric ID of a user or a group."""
 Capability = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z_]*$", max_length=63)]

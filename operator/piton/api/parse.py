@@ -42,7 +42,11 @@ _PATTERNS = {
 }
 
 
-class SpecError(ValueError):
+class InputError(ValueError):
+    """What the user has given cannot be used. The message says why, and what would help; any other error is a bug."""
+
+
+class SpecError(InputError):
     """The manifest cannot be accepted. `problems` are messages, the most important first."""
 
     def __init__(self, problems: Iterable[str], parsed: "Parsed | None" = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from piton.api.fields import Capability, Label, Model, Name, Quantity, UnixId
+from piton.api.fields import Amount, Capability, Label, Model, Name, UnixId
 
 
 class Toleration(Model):
@@ -28,8 +28,8 @@ class Toleration(Model):
 class Resources(Model):
     """Resources of one container, as in core/v1. Piton adds the GPUs itself."""
 
-    requests: Mapping[str, Quantity] = Field(default_factory=dict, description="What the scheduler reserves.")
-    limits: Mapping[str, Quantity] = Field(default_factory=dict, description="What the container may not exceed.")
+    requests: Mapping[str, Amount] = Field(default_factory=dict, description="What the scheduler reserves.")
+    limits: Mapping[str, Amount] = Field(default_factory=dict, description="What the container may not exceed.")
 
 
 class Policy(StrEnum):

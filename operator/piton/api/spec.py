@@ -65,7 +65,7 @@ class Workers(Model):
 
     nodes: int = Field(default=1, ge=1, le=512, description="Machines, one pod each.")
     min_nodes: int | None = Field(
-        default=None, ge=1, description="Continue with as few as these when nodes are scarce."
+        default=None, ge=1, description="Reserved for runs that go on with fewer nodes; refused by this version."
     )
     gpus_per_node: int = Field(
         default=8, ge=0, le=64, description="GPUs, and processes, per machine. 0 trains on the CPU with one process."
@@ -87,12 +87,12 @@ class Tier(StrEnum):
 
 
 class Capacity(Model):
-    """Ordered capacity tiers: the run moves up if a tier has none or the deadline demands it, and down again."""
+    """Purchase of the machines, and what they may cost."""
 
     tiers: Annotated[tuple[Tier, ...], Field(max_length=2)] = Field(
-        default=(), description="Tiers in order of preference; none takes whatever nodes there are."
+        default=(), description="How nodes are bought: [Spot] or [OnDemand]; none takes whatever nodes there are."
     )
-    patience: Duration | None = Field(default=None, description="How long to wait for a tier before climbing on.")
+    patience: Duration | None = Field(default=None, description="Reserved for several tiers; refused by this version.")
     max_price_per_hour: Dollars | None = Field(
         default=None,
         description="Highest price of a node, in dollars per hour. A node that is known to cost more is left; one of"

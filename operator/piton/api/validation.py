@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pydantic_core import to_json
 
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
-from piton.api.fields import DNS_LABEL
 from piton.api.spec import EvaluateStage, Reclaim, Spec
 from piton.api.stages import side_stages
 from piton.api.validation_amounts import AMOUNTS, bounded_durations
 from piton.api.validation_env import ENVIRONMENT
+from piton.api.validation_pods import PODS
 from piton.contract import names
 
 RUN_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
@@ -196,54 +196,7 @@ def a_steady_judge(spec: Spec) -> Iterator[str]:
         )
 
 
-# --- pods -------------------------------------------------------------------------------------------------------------
-
-GPUS = "spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
-_NO_GPU = "!('nvidia.com/gpu' in self)"
-_WORKERS = ("workers.template.resources", "set by spec.workers.gpusPerNode")
-_PREPARE = ("stages.prepare.resources", "not for this stage")
-_EVALUATE = ("stages.evaluate.resources", "set by spec.stages.evaluate.gpus")
-
-
-def _gpus(of: tuple[str, str], part: str) -> str:
-    path, why = of
-    return GPUS.format(path=path, part=part, why=why)
-
-
-@cel("spec.workers.template.resources.requests", _NO_GPU, _gpus(_WORKERS, "requests"))
-@cel("spec.workers.template.resources.limits", _NO_GPU, _gpus(_WORKERS, "limits"))
-@cel("spec.stages.prepare.resources.requests", _NO_GPU, _gpus(_PREPARE, "requests"))
-@cel("spec.stages.prepare.resources.limits", _NO_GPU, _gpus(_PREPARE, "limits"))
-@cel("spec.stages.evaluate.resources.requests", _NO_GPU, _gpus(_EVALUATE, "requests"))
-@cel("spec.stages.evaluate.resources.limits", _NO_GPU, _gpus(_EVALUATE, "limits"))
-def gpus_by_piton(spec: Spec) -> Iterator[str]:
-    """Check that GPUs are requested in their own field only; before training there are none."""
-    all_resources = [(_WORKERS, spec.workers.template.resources)]
-    all_resources += [
-        (_EVALUATE if isinstance(own, EvaluateStage) else _PREPARE, own.resources) for _, own in side_stages(spec)
-    ]
-    for of, resources in all_resources:
-        for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
-            if "nvidia.com/gpu" in wanted:
-                yield _gpus(of, part)
-
-
-ROOT_OR_NOT = (
-    "spec.workers.template.securityContext: runAsUser 0 is root, and runAsNonRoot forbids root; remove one of them"
-)
-
-
-@cel(
-    "spec.workers.template.securityContext",
-    "!(self.?runAsNonRoot.orValue(false) && self.?runAsUser.orValue(1) == 0)",
-    ROOT_OR_NOT,
-)
-def root_or_not(spec: Spec) -> Iterator[str]:
-    """Check that runAsNonRoot is not combined with user 0, which is root."""
-    security = spec.workers.template.security_context
-    if security.run_as_non_root and security.run_as_user == 0:
-        yield ROOT_OR_NOT
-
+# --- stages -----------------------------------------------------------------------------------------------------------
 
 NO_PROGRAM = "spec.stages.{stage}.command: missing; only a recipe has a program for this stage"
 TWO_PROGRAMS = "spec.stages.evaluate: at most one of recipe and command is needed, both are given; remove one"
@@ -284,17 +237,6 @@ def stage_programs(spec: Spec) -> Iterator[str]:
             yield NO_STAGE_CONFIG
 
 
-NO_ZONE = "spec.workers.zones: '{zone}' is no zone; write one such as us-east-1a"
-
-
-@cel("spec.workers.zones[]", f"self.matches('{DNS_LABEL}')", NO_ZONE, zone="self")
-def good_labels(spec: Spec) -> Iterator[str]:
-    """Check that zones are valid label values."""
-    for zone in spec.workers.zones:
-        if not re.fullmatch(DNS_LABEL, zone):
-            yield NO_ZONE.format(zone=zone)
-
-
 NOT_YET = "spec.{path}: this version of Piton does not act on it yet; {fix}"
 MIN_NODES = NOT_YET.format(path="workers.minNodes", fix="remove it")
 TIERS = NOT_YET.format(path="capacity.tiers", fix="name one tier")
@@ -324,10 +266,8 @@ RULES: tuple[SpecRule[Spec], ...] = (
     a_steady_judge,
     *ENVIRONMENT,
     *AMOUNTS,
-    gpus_by_piton,
-    root_or_not,
+    *PODS,
     stage_programs,
-    good_labels,
     not_yet,
     good_size,
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from piton.api.parse import InputError
 from piton.cli.checkpoints import not_installed, of_step, print_table, report, row_of
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ def restore(uri: str, directory: Path) -> int:
         with _unreadable(str(place)):
             latest, _ = read_latest(bucket)
             if latest is None or latest.newest is None:
-                raise ValueError(
+                raise InputError(
                     f"{place} has no checkpoint; name the folder of the run, with its namespace if it has one"
                 )
             directory.mkdir(parents=True, exist_ok=True)
             step = fetch.restore(bucket, latest, directory, newer_than=-1)
     except OSError as error:
-        raise ValueError(f"{directory} cannot be written to: {error.strerror or error}") from error
+        raise InputError(f"{directory} cannot be written to: {error.strerror or error}") from error
     if step is None:
         click.echo(f"nothing is restored: {place} has no good checkpoint", err=True)
         return 1
@@ -83,7 +84,7 @@ def _unreadable(place: str) -> Iterator[None]:
     try:
         yield
     except S3Error as trouble:
-        raise ValueError(f"{place} cannot be read: {trouble}") from trouble
+        raise InputError(f"{place} cannot be read: {trouble}") from trouble
 
 
 def _bucket(uri: str) -> "Bucket":

@@ -18,6 +18,7 @@ from rich.filesize import decimal
 from rich.progress import Progress
 from rich.table import Table
 
+from piton.api.parse import InputError
 from piton.clock import SystemClock
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
@@ -167,7 +168,7 @@ def of_step(found: "list[CheckpointInfo]", step: int | None, place: str) -> "lis
     chosen = [item for item in found if step in (None, item.step)]
     if step is not None and not chosen:
         there = ", ".join(str(item.step) for item in found) or "none"
-        raise ValueError(f"{place} has no checkpoint of step {step}; it has {there}")
+        raise InputError(f"{place} has no checkpoint of step {step}; it has {there}")
     return chosen
 
 
@@ -176,7 +177,7 @@ def prune(directory: Path, rule: RetentionRule, *, dry_run: bool) -> int:
     from piton_trainer.checkpoint import inspect
 
     if rule.keep_best > 1 and rule.metric is None:
-        raise ValueError(f"--keep-best {rule.keep_best}: by which metric? name it with --metric, such as val_loss")
+        raise InputError(f"--keep-best {rule.keep_best}: by which metric? name it with --metric, such as val_loss")
     found = inspect.survey(directory)
     newest = inspect.newest_good([item for item in found if not item.is_thin])
     if newest is None:
@@ -218,7 +219,7 @@ def _going(found: "list[CheckpointInfo]", newest: "CheckpointInfo", rule: Retent
     whole = [(i.step, i.manifest) for i in found if i.manifest is not None and not i.problem and not i.is_thin]
     measured = [(step, manifest.metrics) for step, manifest in whole]
     if rule.metric is not None and not any(rule.metric in metrics for _, metrics in measured):
-        raise ValueError(f"--metric: no checkpoint has a metric {rule.metric}; it would keep nothing")
+        raise InputError(f"--metric: no checkpoint has a metric {rule.metric}; it would keep nothing")
     own_best = best_step(newest) if objective is None and rule.keep_best else None
     thins = rule.keep_weights is not None
     return what_goes(
@@ -238,14 +239,14 @@ def export(
     from piton_trainer.checkpoint import inspect
 
     if config is not None and kind != "hf":
-        raise ValueError(f"--config goes with --format hf; {kind} says nothing of the kind of model")
+        raise InputError(f"--config goes with --format hf; {kind} says nothing of the kind of model")
     found = of_step(inspect.survey(directory), step, str(directory))
     whole = [item for item in found if not item.is_thin]
     if weights is None and found and not whole:
-        raise ValueError(f"of {found[0].folder.name} the weights are all that is left; say --weights-only")
+        raise InputError(f"of {found[0].folder.name} the weights are all that is left; say --weights-only")
     good = inspect.newest_good(found if weights else whole)
     if good is None or good.manifest is None:
-        raise ValueError(f"{directory} has no good checkpoint" + (f" of step {step}" if step is not None else ""))
+        raise InputError(f"{directory} has no good checkpoint" + (f" of step {step}" if step is not None else ""))
     try:
         from piton_trainer.checkpoint import export as exporter
     except ImportError as error:

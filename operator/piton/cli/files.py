@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from piton.api.parse import Parsed, parse_file
+from piton.api.parse import InputError, Parsed, parse_file
 from piton.clock import SystemClock
 from piton.contract import names
 from piton.sweep.parse import ParsedSweep
@@ -58,20 +58,20 @@ def _parsed(path: Path, parse: Callable[..., T]) -> T:
     try:
         return parse(_document(path), now=SystemClock().now())
     except (TypeError, RecursionError) as error:
-        raise ValueError(f"{path} holds something that JSON has not: {error}") from error
+        raise InputError(f"{path} holds something that JSON has not: {error}") from error
 
 
 def _document(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name the file of a TrainingRun") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); name the file of a TrainingRun") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text (byte {error.start} is not UTF-8)") from error
+        raise InputError(f"{path} is no text (byte {error.start} is not UTF-8)") from error
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{path} is not YAML: {where}{error.problem}") from error
+        raise InputError(f"{path} is not YAML: {where}{error.problem}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise InputError(f"{path} is not YAML: {error}") from error

@@ -1,4 +1,4 @@
-"""The commands, and the one promise that all of them keep: bad input is exit code 2 and one sentence on stderr.
+"""The commands, and what all of them promise: bad input is exit code 2 and one sentence on stderr, a bug is 70.
 
 Each command imports what it needs when it is called: `piton --help` is quick, `piton run` needs no Kubernetes.
 """
@@ -6,6 +6,7 @@ Each command imports what it needs when it is called: `piton --help` is quick, `
 import os
 import re
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,11 @@ from typing import Literal
 import click
 
 from piton import __version__
+from piton.api.parse import InputError
 
 BAD_INPUT = 2
+INTERNAL_ERROR = 70
+"""EX_SOFTWARE of sysexits.h."""
 _INTERRUPTED = 130
 
 
@@ -43,7 +47,8 @@ _WEIGHTS = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="piton")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Print the trace of an error.")
+def cli(*, debug: bool) -> None:
     """Train models on machines that will be taken away."""
 
 
@@ -153,7 +158,7 @@ def operator(namespaces: tuple[str, ...]) -> int:
     try:
         from piton.kube import app, settings
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"the operator is not installed here ({error}); say pip install 'piton-operator[operator]'"
         ) from error
     found = settings.PitonSettings.from_env(os.environ)
@@ -321,13 +326,25 @@ def main() -> None:
         code = BAD_INPUT
     except click.ClickException as error:
         code = _complain(error.format_message())
-    except ValueError as error:
-        code = _complain(str(error))
     except (click.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last place where anybody can say what it was
+        code = _failed(error)
     sys.exit(code)
 
 
-def _complain(sentence: str) -> int:
+def _failed(error: Exception) -> int:
+    """Say what is wrong with the input, or that Piton has made a mistake."""
+    from piton.api.parse import InputError
+
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    if isinstance(error, InputError):
+        return _complain(str(error))
+    what = f"internal error, {type(error).__name__}: {error}; that is a mistake of Piton's and not of your input"
+    return _complain(f"{what}. piton --debug with the same command prints the trace for a report", INTERNAL_ERROR)
+
+
+def _complain(sentence: str, code: int = BAD_INPUT) -> int:
     click.echo(f"piton: {' '.join(sentence.split())}", err=True)
-    return BAD_INPUT
+    return code

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from piton.api.parse import InputError
 from piton.cli.checkpoints import not_installed, of_step
 from piton.contract import names
 
@@ -34,7 +35,7 @@ def serve(place: Path, *, step: str | None, weights: str | None, host: str, port
     try:
         from piton_trainer.serving import server
     except ImportError as error:
-        raise ValueError(f"there is no server here ({error}); say pip install 'piton-operator[serve]'") from error
+        raise InputError(f"there is no server here ({error}); say pip install 'piton-operator[serve]'") from error
     server.serve(trained, host=host, port=port, ready=lambda line: click.echo(line, err=True))
     return 0
 
@@ -46,7 +47,7 @@ def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel
         ValueError: there is none.
     """
     if place.parts[:1] == ("s3:",):
-        raise ValueError(f"{place} is in a bucket; fetch it with piton checkpoint restore, and name the folder")
+        raise InputError(f"{place} is in a bucket; fetch it with piton checkpoint restore, and name the folder")
     try:
         from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
         from piton_trainer.serving import trained_model as models
@@ -54,11 +55,11 @@ def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel
         raise not_installed(error) from error
     if models.is_written(place):
         if step is not None or weights is not None:
-            raise ValueError(f"{place} is one model already; --step and --weights choose among checkpoints")
+            raise InputError(f"{place} is one model already; --step and --weights choose among checkpoints")
         return models.from_folder(place)
     directory, own = located(place)
     if own is not None and step is not None:
-        raise ValueError(f"{place} is one checkpoint; name its directory to choose another with --step")
+        raise InputError(f"{place} is one checkpoint; name its directory to choose another with --step")
     found = chosen(directory, own or step)
     assert found.manifest is not None
     return models.from_checkpoint(CommittedCheckpoint(folder=found.folder, manifest=found.manifest), weights)
@@ -86,17 +87,17 @@ def chosen(directory: Path, step: str | None) -> "CheckpointInfo":
     if step is None or step == BEST:
         best = next((b for item in found if item.problem is None and (b := inspect.best_step(item)) is not None), None)
         if best is None and step == BEST:
-            raise ValueError(f"{directory} does not say which step is the best: no objective was judged there")
+            raise InputError(f"{directory} does not say which step is the best: no objective was judged there")
         step = LATEST if best is None else str(best)
     wanted = found if step == LATEST else of_step(found, _whole(step), str(directory))
     good = inspect.newest_good(wanted)
     if good is None:
         which = "" if step == LATEST else f" of step {step}; --step {LATEST} takes the newest that is"
-        raise ValueError(f"{directory} has no good checkpoint{which}")
+        raise InputError(f"{directory} has no good checkpoint{which}")
     return good
 
 
 def _whole(step: str) -> int:
     if not (step.isascii() and step.isdigit()):
-        raise ValueError(f"--step: {step!r} is no step; write a number, {BEST} or {LATEST}")
+        raise InputError(f"--step: {step!r} is no step; write a number, {BEST} or {LATEST}")
     return int(step)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from piton.api.conditions import FAILED, STALLED, SUCCEEDED
+from piton.api.parse import InputError
 from piton.api.status import RunStatus
 from piton.clock import SystemClock
 from piton.contract import names
@@ -23,9 +24,9 @@ def retry(name: str, namespace: str | None) -> int:
     run = json.loads(_kubectl(namespace, "get", names.PLURAL, name, "-o", "json"))
     status = RunStatus.read(run.get("status") or {})
     if status.is_true(SUCCEEDED):
-        raise ValueError(f"{name} has Succeeded; a run that is to train on is a new one")
+        raise InputError(f"{name} has Succeeded; a run that is to train on is a new one")
     if not status.is_true(FAILED) and not status.is_true(STALLED):
-        raise ValueError(
+        raise InputError(
             f"{name} is {status.phase}, and goes on by itself; only what has Failed or is Stalled is retried"
         )
     text = SystemClock().now().strftime("%Y-%m-%dT%H-%M-%SZ")
@@ -42,9 +43,9 @@ def _kubectl(namespace: str | None, *words: str) -> Any:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
     except FileNotFoundError:
-        raise ValueError("there is no kubectl on this machine; install it, and let it know of the cluster") from None
+        raise InputError("there is no kubectl on this machine; install it, and let it know of the cluster") from None
     except subprocess.TimeoutExpired:
-        raise ValueError(f"the cluster has not answered kubectl for {_SECONDS} s; try again") from None
+        raise InputError(f"the cluster has not answered kubectl for {_SECONDS} s; try again") from None
     if done.returncode:
-        raise ValueError(done.stderr.strip().removeprefix("Error from server ") or "kubectl failed without a word")
+        raise InputError(done.stderr.strip().removeprefix("Error from server ") or "kubectl failed without a word")
     return done.stdout

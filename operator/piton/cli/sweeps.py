@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from piton.api.conditions import SUSPENDED
+from piton.api.parse import InputError
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files
@@ -101,7 +102,7 @@ def _drill(text: str, known: Iterable[str]) -> Drill:
     except ValueError as error:
         if ":" not in text:
             raise
-        raise ValueError(f"{error}; a name before the colon is one of {', '.join(sorted(known))}") from error
+        raise InputError(f"{error}; a name before the colon is one of {', '.join(sorted(known))}") from error
 
 
 def _wire(ending: SweepEnding) -> dict[str, object]:
@@ -146,14 +147,14 @@ def _local(place: Path, folder: Path | None) -> SweepStatus:
             return _piped(place.read_text(encoding="utf-8"))
     found = files.read_any(place)
     if not isinstance(found, ParsedSweep):
-        raise ValueError(f"{place} holds a TrainingRun; results are of a TrainingSweep")
+        raise InputError(f"{place} holds a TrainingRun; results are of a TrainingSweep")
     return _of_folder(folder or Path("runs") / found.meta.name)
 
 
 def _of_folder(root: Path) -> SweepStatus:
     state = sweep_folder.load(root)
     if state is None:
-        raise ValueError(
+        raise InputError(
             f"{root} holds no sweep (it has no {sweep_folder.STATE_FILE}); run it first, or name its folder"
         )
     return state.status
@@ -165,8 +166,8 @@ def _piped(text: str) -> SweepStatus:
         document = json.loads(text)
         status = document["status"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError("that is no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here") from error
+        raise InputError("that is no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here") from error
     found = SweepStatus.read(status)
     if found.unreadable:
-        raise ValueError(f"{found.unreadable}; print it with the version that wrote it")
+        raise InputError(f"{found.unreadable}; print it with the version that wrote it")
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from piton.api.parse import InputError
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files, sweeps
 from piton.cli.watch import Lines, Live, NoOutput
@@ -75,7 +76,7 @@ def _notice(text: str) -> float:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise ValueError(f"--notice: {error}") from error
+        raise InputError(f"--notice: {error}") from error
 
 
 def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[RunObserver]:

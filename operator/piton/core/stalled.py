@@ -25,7 +25,7 @@ from piton.timing import Timing
 _LOST_TWICE = 2
 """So many preemptions say something about a zone."""
 _ELSEWHERE = (
-    "allow more zones or instance types in spec.workers or OnDemand in capacity.tiers, or save more often with "
+    "allow more zones or instance types in spec.workers, set capacity.tiers to [OnDemand], or save more often with "
     "checkpoint.every"
 )
 _HELP: Mapping[Reason, str] = {

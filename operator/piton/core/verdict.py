@@ -184,7 +184,13 @@ def out_of_memory(evidence: Evidence) -> Judgement | None:
     """The kernel killed the container at its own limit, or the kubelet evicted its pod for more than it asked for."""
     for replica in evidence.seen.replicas:
         if replica.out_of_memory:
+            limit = replica.default_memory_limit
             message = f"{replica.name} ran out of memory; raise spec.workers.template.resources or shrink the batch"
+            if limit is not None:
+                message = (
+                    f"{replica.name} ran out of memory: its limit of {limit} is the default of a LimitRange of this "
+                    "namespace; set spec.workers.template.resources.limits.memory"
+                )
             return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_MEMORY, message=message)
     return None
 

@@ -90,6 +90,12 @@ REFUSALS = (
         "Change spec.workers.template.resources or spec.checkpoint.volume.size, or the LimitRange of this namespace.",
     ),
     Cause(
+        Reason.LIMIT_RANGE,
+        r"must be less than or equal to (?P<resource>[\w./-]+) limit",
+        "A LimitRange of this namespace sets a limit of {resource} by default that is below what the run requests: set"
+        " spec.workers.template.resources.limits, or have the LimitRange changed.",
+    ),
+    Cause(
         Reason.MISSING_RIGHTS,
         r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"',
         "Allow {user} to {verb} {resource}: the chart's ClusterRole does; install or upgrade it again.",
@@ -151,14 +157,14 @@ PLACEMENT = (
     Cause(
         Reason.UNSCHEDULABLE,
         r"Insufficient (?P<resource>[\w./-]+\w)",
-        "No node has enough {resource} free. Wait for one, or widen spec.workers.instanceTypes, spec.workers.zones or"
-        " spec.capacity.tiers.",
+        "No node has enough {resource} free. Wait for one, or widen spec.workers.instanceTypes or spec.workers.zones,"
+        " or remove spec.capacity.tiers.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,
         r"no instance type",
-        "Widen spec.workers.instanceTypes, spec.workers.zones or spec.capacity.tiers, or the requirements of the"
-        " NodePool.",
+        "Widen spec.workers.instanceTypes or spec.workers.zones, remove spec.capacity.tiers, or widen the requirements"
+        " of the NodePool.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,

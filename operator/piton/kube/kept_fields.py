@@ -10,6 +10,8 @@ from typing import Any
 from piton.kube.resources import Body
 
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+LIMIT_RANGER = "kubernetes.io/limit-ranger"
+"""Annotation with which the API server says what a LimitRange has set in a pod."""
 _POD_METADATA = (
     "name",
     "namespace",
@@ -63,7 +65,10 @@ def of_pod(body: Body) -> Body:
     for field in ("initContainerStatuses", "containerStatuses"):
         if status.get(field):
             kept_status[field] = [_only(each, _CONTAINER_STATUS) for each in status[field]]
-    return {"metadata": _only(body["metadata"], _POD_METADATA), "spec": kept_spec, "status": kept_status}
+    metadata = _only(body["metadata"], _POD_METADATA)
+    told = _only(body["metadata"].get("annotations") or {}, (LIMIT_RANGER,))
+    metadata |= {"annotations": told} if told else {}
+    return {"metadata": metadata, "spec": kept_spec, "status": kept_status}
 
 
 def of_node(body: Body) -> Body:

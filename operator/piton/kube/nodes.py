@@ -29,9 +29,15 @@ _RECLAIM_TAINTS = frozenset(
         "aws-node-termination-handler/spot-itn",
         "aws-node-termination-handler/scheduled-maintenance",
         "aws-node-termination-handler/asg-lifecycle-termination",
+        "cloud.google.com/impending-node-termination",
+        "remediator.aks.microsoft.com/unschedulable",
+        "remediator.kubernetes.azure.com/unschedulable",
     }
 )
 """A rebalance recommendation is not among them: the machine may live for hours, and bugs must not hide behind it."""
+
+_RECLAIM_CONDITIONS = ("PreemptScheduled", "TerminateScheduled")
+"""By these the node problem detector of AKS passes on what Azure announces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,9 @@ def reclaim_notice(node: Mapping[str, Any]) -> str | None:
     taint = next((taint["key"] for taint in _taints(node) if taint.get("key") in _RECLAIM_TAINTS), None)
     if taint is not None:
         return f"taint {taint}"
+    announced = next((kind for kind in _RECLAIM_CONDITIONS if condition(node, kind).get("status") == "True"), None)
+    if announced is not None:
+        return f"condition {announced}"
     return "the node is being deleted" if node["metadata"].get("deletionTimestamp") else None
 
 

@@ -19,7 +19,7 @@ from piton.kube.client import Reads
 from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
-from piton.kube.ownership import attempt_of, belongs_to_attempt, owned, volume_of
+from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, volume_of
 from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.snapshot import ClusterSnapshot, SharedMemory
@@ -137,7 +137,7 @@ class _Reader:
         jobs: dict[int, Body] = {}
         for job in await self._labelled_jobs():
             number = attempt_of(job)
-            if number is not None and owned(job, self._meta):
+            if number is not None and made_for(job, self._meta):
                 jobs[number] = job
         wanted = _in_flight(self._parsed.status)
         if wanted is not None and wanted not in jobs:
@@ -239,7 +239,7 @@ class _Reader:
             stage=stage,
             uid=job["metadata"]["uid"],
             job=state,
-            ours=owned(job, self._meta),
+            ours=made_for(job, self._meta),
             deleting=bool(job["metadata"].get("deletionTimestamp")),
             suspended=warning_events.is_suspended(job),
             message=message,

@@ -25,10 +25,13 @@ def owned(thing: Mapping[str, Any], meta: Meta) -> bool:
     return owner is not None and bool(meta.uid) and owner.get("uid") == meta.uid
 
 
-def made_for(claim: Mapping[str, Any], meta: Meta) -> bool:
-    """True if the claim was made for this very run. It has no owner while the run lives."""
-    found = (claim["metadata"].get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
-    return owned(claim, meta) or (bool(meta.uid) and found == meta.uid)
+def made_for(thing: Mapping[str, Any], meta: Meta) -> bool:
+    """True if the claim or the job was made for this very run.
+
+    A claim has no owner while the run lives, and neither has a job any more whose run is deleted with cascade=orphan.
+    """
+    found = (thing["metadata"].get("annotations") or {}).get(names.ANNOTATION_RUN_UID)
+    return owned(thing, meta) or (bool(meta.uid) and found == meta.uid and controller(thing) is None)
 
 
 def made_for_earlier(claim: Mapping[str, Any], meta: Meta) -> bool:

@@ -5,7 +5,7 @@ exit code when the kubelet does, the node when the cloud is quick.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -13,18 +13,17 @@ from typing import Any
 from piton.api.status import PlacedReplica
 from piton.contract import names
 from piton.contract.termination import Outcome, Termination, outcome_of
-from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, PULL_REASONS, START_ERRORS
+from piton.kube import pod_start
+from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
+from piton.kube.pod_start import container_of
 from piton.kube.prices import Prices, share
-from piton.observed import ClusterMessage, LeavingPod, LostReplica, ReplicaSeen, ReplicaState
+from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
 from piton.rendering.affinity import ZONE
 
 _DISRUPTED_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "Preempting"})
 _BY_TAINT_MANAGER = "DeletionByTaintManager"
 """It deletes the pods of a node that does not answer: that says no more than the silence does."""
-_CANNOT_START = PULL_REASONS | CREATE_REASONS
-_NEVER_STARTED_EXIT = 128
-"""Exit code of a container that its runtime could not start."""
 _OWN_DISK = re.compile(
     r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
     r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
@@ -33,6 +32,8 @@ _CLOCKS_DIFFER = timedelta(seconds=60)
 """A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
 _OVER_TIME = "DeadlineExceeded"
 _LAST_WORDS_MAX = 500
+_DEFAULT_LIMIT = re.compile(rf"\bmemory\b[^;:]* limit for container {names.CONTAINER}\b")
+"""The API server's words: `LimitRanger plugin set: cpu request for container x; cpu, memory limit for container x`."""
 _USES = f"Container {names.CONTAINER} was using [^,]+, request is"
 _OWN_MEMORY = re.compile(rf"{_USES} (?!0,)[^,]+, has larger consumption of memory")
 """The kubelet also evicts a pod for using more than it may, or more than it asked for while its node runs short. That
@@ -45,10 +46,10 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     """One pod as a replica; `view` is None when the pod is on no node, or its node does not matter any more."""
     node = view.node if view else None
     meta, status = pod["metadata"], pod.get("status") or {}
-    container = _container(status)
+    container = container_of(status)
     ended = (container.get("state") or {}).get("terminated") or {}
     exit_code = ended.get("exitCode")
-    waiting, cannot_start = _waiting(pod, container)
+    waiting, cannot_start = pod_start.waiting(pod, container)
     gone_at = view.gone_at(pod) if view else None
     silent = _silence(view)
     return ReplicaSeen(
@@ -61,6 +62,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         over_time=status.get("reason") == _OVER_TIME,
         refused=_refused(status),
         out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
+        default_memory_limit=_default_memory_limit(pod),
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         short_of_memory=_is_evicted_without_request(status),
         outlives_trainer=exit_code is not None and not _has_ended(pod),
@@ -70,9 +72,9 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         disruption=None if silent and disruption_of(pod) == _BY_TAINT_MANAGER else disruption_of(pod),
         silent=silent,
         waiting=waiting,
-        words=words(pod),
+        words=pod_start.words(pod),
         cannot_start=cannot_start,
-        init_failure=_init_failure(pod, container),
+        init_failure=pod_start.init_failure(pod, container),
         node=(pod.get("spec") or {}).get("nodeName"),
         zone=(node["metadata"].get("labels") or {}).get(ZONE) if node else None,
         node_gone=gone_at is not None and view is not None and gone_at <= view.now,
@@ -143,10 +145,16 @@ def on_the_clock_of_the_cluster(time: datetime | None, pod: Mapping[str, Any]) -
     return scheduled + (time - started)
 
 
-def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The trainer's container; others, such as a mesh's sidecar, do not speak for the replica."""
-    found = status.get("containerStatuses") or []
-    return next((c for c in found if c.get("name") == names.CONTAINER), {})
+def _default_memory_limit(pod: Mapping[str, Any]) -> str | None:
+    """Return the trainer's memory limit if a LimitRange has set it, and not the run."""
+    told = str((pod["metadata"].get("annotations") or {}).get(LIMIT_RANGER) or "")
+    if not _DEFAULT_LIMIT.search(told):
+        return None
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    limits = [
+        (each.get("resources") or {}).get("limits") or {} for each in containers if each["name"] == names.CONTAINER
+    ]
+    return next((str(found["memory"]) for found in limits if "memory" in found), None)
 
 
 def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
@@ -154,7 +162,7 @@ def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
 
     A pod that its kubelet ends, as when the node shuts down, has failed, also where the trainer exited 0 because of it.
     """
-    phase, container = status.get("phase"), _container(status)
+    phase, container = status.get("phase"), container_of(status)
     was_ended = bool(status.get("reason")) or condition({"status": status}, "DisruptionTarget").get("status") == "True"
     if phase == "Failed" and (exit_code is None or was_ended):
         return ReplicaState.FAILED
@@ -169,7 +177,7 @@ def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
 def _has_started(status: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
     """True if the trainer has ever run. The phase alone does not say: it is Pending until the last sidecar runs."""
     state = container.get("state") or {}
-    if _is_start_error(state.get("terminated") or {}):
+    if pod_start.is_start_error(state.get("terminated") or {}):
         return False
     again = bool(container.get("lastState") or container.get("restartCount"))
     return status.get("phase") != "Pending" or again or "running" in state or "terminated" in state
@@ -221,86 +229,10 @@ def evicted_for(pod: Mapping[str, Any]) -> re.Pattern[str] | None:
     return next((own for own in (_OWN_MEMORY, _OWN_DISK) if own.search(message)), None)
 
 
-def _waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the reason why it does not start, and True if its kubelet says that it cannot."""
-    scheduled = condition(pod, "PodScheduled")
-    if scheduled.get("status") == "False":
-        return _sentence(scheduled.get("reason"), scheduled.get("message")), False
-    state = container.get("state") or {}
-    ended = state.get("terminated") or {}
-    if _is_start_error(ended):
-        reason = ended["reason"] if ended.get("reason") in START_ERRORS else "StartError"
-        return _sentence(reason, ended.get("message")), True
-    for other in (pod.get("status") or {}).get("initContainerStatuses") or []:
-        waits = (other.get("state") or {}).get("waiting") or {}
-        if waits.get("reason") in _CANNOT_START:
-            return f"{INIT_CONTAINER}{other['name']}: {_sentence(waits['reason'], waits.get('message'))}", True
-    waiting = state.get("waiting") or {}
-    reason = waiting.get("reason")
-    return _sentence(reason, waiting.get("message")), reason in _CANNOT_START
-
-
-def _is_start_error(ended: Mapping[str, Any]) -> bool:
-    """True if the container has ended without having begun, by its reason or by a start that never was."""
-    if ended.get("reason") in START_ERRORS:
-        return True
-    started = ended.get("startedAt") or ""
-    return ended.get("exitCode") == _NEVER_STARTED_EXIT and started.startswith("1970-")
-
-
-def _init_failure(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
-    """Return the init container that failed, with its exit code and last words; None once the trainer has begun."""
-    status = pod.get("status") or {}
-    if status.get("phase") != "Failed" or _begins(container):
-        return None
-    for other in status.get("initContainerStatuses") or []:
-        ended = (other.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode"):
-            said = str(ended.get("message") or ended.get("reason") or "").strip()[-_LAST_WORDS_MAX:]
-            where = f"{INIT_CONTAINER}{other['name']} of {pod['metadata']['name']}"
-            return f"{where} ended with exit code {ended['exitCode']}" + (f": {said}" if said else "")
-    return None
-
-
-def _begins(container: Mapping[str, Any]) -> bool:
-    """True if the container runs, or has."""
-    state = container.get("state") or {}
-    return bool(container.get("lastState")) or "running" in state or "terminated" in state
-
-
 def _is_evicted_without_request(status: Mapping[str, Any]) -> bool:
     """True if the pod was evicted because its node ran short of memory, and requests none."""
     message = str(status.get("message") or "")
     return status.get("reason") == "Evicted" and _MEMORY_WITHOUT_REQUEST.search(message) is not None
-
-
-def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
-    """Return the pod's own messages about its start; its events have more."""
-    status = pod.get("status") or {}
-    scheduled = condition(pod, "PodScheduled")
-    found = [_message(scheduled)] if scheduled.get("status") == "False" else []
-    states = [*(status.get("initContainerStatuses") or ()), _container(status)]
-    found += [_message(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
-    return (*found, *_initializing(pod, status))
-
-
-def _message(found: Mapping[str, Any]) -> ClusterMessage:
-    return ClusterMessage(reason=str(found.get("reason") or ""), message=str(found.get("message") or ""))
-
-
-def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ClusterMessage]:
-    """The init container that runs; a sidecar among them does not keep the trainer from starting."""
-    specs = (pod.get("spec") or {}).get("initContainers") or []
-    sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
-    for container in status.get("initContainerStatuses") or []:
-        running = (container.get("state") or {}).get("running")
-        if running is not None and container["name"] not in sidecars:
-            message = f"{container['name']} is running"
-            yield ClusterMessage(reason="InitContainer", message=message, first_time=moment(running.get("startedAt")))
-
-
-def _sentence(reason: str | None, message: str | None) -> str | None:
-    return f"{reason}: {message}" if reason and message else reason
 
 
 def force_deleted(pod: Mapping[str, Any]) -> bool:

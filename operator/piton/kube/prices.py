@@ -15,7 +15,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from piton.api.spec import Tier
 from piton.contract import names
-from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, ZONE, TooDear
+from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, POOLS, ZONE, TooDear
 from piton.rendering.pytorchjob import GPU
 
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
@@ -85,7 +85,8 @@ class Prices:
 
 def _tier(labels: Mapping[str, str]) -> Tier | None:
     """Return the capacity type of a node with these labels; None if they do not name it."""
-    return next((tier for tier, spellings in CAPACITY_LABELS.items() if spellings.items() & labels.items()), None)
+    found = next((tier for tier, spellings in CAPACITY_LABELS.items() if spellings.items() & labels.items()), None)
+    return Tier.ON_DEMAND if found is None and POOLS.keys() & labels.keys() else found
 
 
 def share(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Fraction:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from piton.api.parse import InputError
 from piton.api.spec import Stage
 from piton.contract.duration import parse_duration
 from piton.contract.progress import Progress
@@ -46,7 +47,7 @@ def parse(text: str) -> Drill:
     """
     found = _FORM.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no drill; write one like preempt@50%, kill@30%, kill@step120 or preempt@90s")
+        raise InputError(f"{text!r} is no drill; write one like preempt@50%, kill@30%, kill@step120 or preempt@90s")
     kind: Literal["preempt", "kill"] = "preempt" if found["kind"] == "preempt" else "kill"
     if found["percent"] is not None:
         unit, position = _percent(text, float(found["percent"]))
@@ -56,19 +57,19 @@ def parse(text: str) -> Drill:
         unit, position = "seconds", _seconds(text, found["time"])
     stage = Stage(found["stage"].capitalize()) if found["stage"] else Stage.TRAIN
     if stage is not Stage.TRAIN and unit != "seconds":
-        raise ValueError(f"{text!r} is no drill: only training has steps; write one like {found['stage']}:{kind}@5s")
+        raise InputError(f"{text!r} is no drill: only training has steps; write one like {found['stage']}:{kind}@5s")
     return Drill(kind=kind, unit=unit, position=position, text=text, stage=stage)
 
 
 def _percent(text: str, position: float) -> tuple[Unit, float]:
     if not 0 < position < _PERCENT_MAX:
-        raise ValueError(f"{text!r} is outside of the run; write a percentage between 0 and 100, such as 50%")
+        raise InputError(f"{text!r} is outside of the run; write a percentage between 0 and 100, such as 50%")
     return "percent", position
 
 
 def _step(text: str, position: int) -> tuple[Unit, float]:
     if position < 1:
-        raise ValueError(f"{text!r} is outside of the run; the first step is step1")
+        raise InputError(f"{text!r} is outside of the run; the first step is step1")
     return "step", float(position)
 
 
@@ -76,7 +77,7 @@ def _seconds(text: str, time: str) -> float:
     try:
         return parse_duration(time)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no drill: {error}") from error
+        raise InputError(f"{text!r} is no drill: {error}") from error
 
 
 def pending(drills: Sequence[Drill], fired: Sequence[str]) -> tuple[Drill, ...]:

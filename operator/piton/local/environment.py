@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torchx import specs
 
+from piton.api.parse import InputError
 from piton.api.spec import Spec
 from piton.contract import names
 from piton.local.processes import literal
@@ -104,7 +105,7 @@ def secrets(spec: Spec, environ: Mapping[str, str]) -> dict[str, str]:
     wanted = [variable for variable in spec.trainer.env if variable.value_from]
     missing = next((variable.name for variable in wanted if variable.name not in environ), None)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"spec.trainer.env: {missing} comes from a Secret or ConfigMap, and a local run takes it from your "
             f"environment, where it is not set; say export {missing}=…"
         )

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 
+from piton.api.parse import InputError
 from piton.api.spec import Spec, Stage
 from piton.api.stages import staged
 from piton.cost.spending import as_text, highest
@@ -47,7 +48,7 @@ def check(spec: Spec) -> None:
     """
     problem = next(problems(spec), None)
     if problem:
-        raise ValueError(problem)
+        raise InputError(problem)
 
 
 def check_price(spec: Spec, price: Fraction | None) -> None:
@@ -58,7 +59,7 @@ def check_price(spec: Spec, price: Fraction | None) -> None:
     """
     most = highest(spec)
     if price is not None and most is not None and price > most:
-        raise ValueError(
+        raise InputError(
             f"--price-per-hour: {as_text(price)} is more than spec.capacity.maxPricePerHour, {as_text(most)}; "
             "raise that"
         )

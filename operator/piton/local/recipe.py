@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from piton.api.parse import InputError
 from piton.api.spec import Spec
 from piton.contract.duration import parse_duration
 from piton.rendering.appdef import processes_per_node
@@ -84,4 +85,4 @@ def _in_the_spec() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"spec.{error}") from error
+        raise InputError(f"spec.{error}") from error

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from piton.api.conditions import FAILED
+from piton.api.parse import InputError
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
 from piton.cost import spending
@@ -27,10 +28,10 @@ def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> Loca
     if saved is None:
         return LocalState(name=name, created=now, spec=spec)
     if saved.name != name:
-        raise ValueError(f"{folder.root} holds the run {saved.name}, not {name}; name another folder with --dir")
+        raise InputError(f"{folder.root} holds the run {saved.name}, not {name}; name another folder with --dir")
     changed = _first_difference(_identity(saved.spec), _identity(spec), "spec")
     if changed:
-        raise ValueError(
+        raise InputError(
             f"{changed} is not what this run began with; put it back, say --fresh to start over, "
             "or give the run another name"
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, ValidationError
 
 from piton.api.fields import Model
+from piton.api.parse import InputError
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
 from piton.contract import names
@@ -136,11 +137,11 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, UnicodeDecodeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
             ) from error
         if state.status.unreadable:
-            raise ValueError(f"{self.root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
+            raise InputError(f"{self.root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
         return state
 
     def save(self, state: LocalState) -> None:
@@ -183,7 +184,7 @@ def clear(root: Path, state_file: str) -> None:
             elif path.name != LOCK_FILE:
                 path.unlink()
     except OSError as error:
-        raise ValueError(f"{error.filename} cannot be removed ({error.strerror}); remove it yourself") from error
+        raise InputError(f"{error.filename} cannot be removed ({error.strerror}); remove it yourself") from error
 
 
 @contextmanager
@@ -206,7 +207,7 @@ def taken(root: Path, state_file: str, what: str) -> Iterator[Path]:
         _refuse_others_folder(root, state_file, what)
         lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"the {what} folder {root} cannot be written ({error.strerror}); name another one with --dir"
         ) from error
     try:
@@ -220,7 +221,7 @@ def _refuse_others_folder(root: Path, state_file: str, what: str) -> None:
     """A folder is a run's when it has a state; an empty one, or one that holds nothing but our lock, becomes one."""
     if (root / state_file).exists() or {path.name for path in root.iterdir()} <= {LOCK_FILE, f".{state_file}.new"}:
         return
-    raise ValueError(
+    raise InputError(
         f"the folder {root} holds something else than a {what} (it has no {state_file}); name another one with --dir"
     )
 
@@ -230,7 +231,7 @@ def _lock(lock: int, root: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise ValueError(
+        raise InputError(
             f"another `piton run` (process {owner}) works in {root}; wait for it, or name another folder with --dir"
         ) from error
     os.ftruncate(lock, 0)

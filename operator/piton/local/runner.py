@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from piton.api.conditions import SUCCEEDED, SUSPENDED
+from piton.api.parse import InputError
 from piton.api.reasons import Reason
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
@@ -162,7 +163,7 @@ def _save_first(folder: RunFolder, state: LocalState) -> None:
     try:
         folder.save(state)
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"{folder.root} cannot be written ({error.strerror}); name another folder with --dir"
         ) from error
 

@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, ValidationError
 
 from piton.api.conditions import FAILED
 from piton.api.fields import Model
+from piton.api.parse import InputError
 from piton.local.drills import Drill
 from piton.local.run_folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise
@@ -42,11 +43,11 @@ def load(root: Path) -> SweepState | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
         ) from error
     if state.status.unreadable:
-        raise ValueError(f"{root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
+        raise InputError(f"{root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
     return state
 
 
@@ -69,9 +70,9 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
     if saved is None:
         return SweepState(name=sweep.meta.name, created=clock.now())
     if saved.name != sweep.meta.name:
-        raise ValueError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
+        raise InputError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
     if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
-        raise ValueError(
+        raise InputError(
             f"spec: {rules.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
             "give the sweep another name"
         )

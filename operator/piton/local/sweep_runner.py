@@ -100,7 +100,7 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
     spec = order.sweep.spec
     assert spec is not None
     if spec.suspend:
-        raise ValueError("spec.suspend: the sweep is told to hold; remove the field to train here")
+        raise parse.InputError("spec.suspend: the sweep is told to hold; remove the field to train here")
     for variant, first in first_runs(order.sweep).items():
         _check(variant, spec_of(first), order.price)
     with taken(order.root, STATE_FILE, "sweep") as root:
@@ -113,7 +113,9 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
         try:
             sweep_folder.save(root, state)
         except OSError as error:
-            raise ValueError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
+            raise parse.InputError(
+                f"{root} cannot be written ({error.strerror}); name another folder with --dir"
+            ) from error
         return asyncio.run(_Sweep(order, root, state, observer, clock).drive())
 
 
@@ -150,7 +152,7 @@ def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
         preflight.check(spec)
         preflight.check_price(spec, price)
     except ValueError as error:
-        raise ValueError(f"variant {variant}: {error}") from error
+        raise parse.InputError(f"variant {variant}: {error}") from error
 
 
 @dataclass(kw_only=True)

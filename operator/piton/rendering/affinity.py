@@ -15,11 +15,16 @@ from piton.contract import names
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 ZONE = "topology.kubernetes.io/zone"
 
+_GKE_SPOT, _GKE_PREEMPTIBLE = "cloud.google.com/gke-spot", "cloud.google.com/gke-preemptible"
+_AKS_PRIORITY = "kubernetes.azure.com/scalesetpriority"
 CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
     Tier.SPOT: {
         "karpenter.sh/capacity-type": "spot",
         "eks.amazonaws.com/capacityType": "SPOT",
         "node.kubernetes.io/lifecycle": "spot",
+        _GKE_SPOT: "true",
+        _GKE_PREEMPTIBLE: "true",
+        _AKS_PRIORITY: "spot",
     },
     Tier.ON_DEMAND: {
         "karpenter.sh/capacity-type": "on-demand",
@@ -27,7 +32,14 @@ CAPACITY_LABELS: dict[Tier, dict[str, str]] = {
         "node.kubernetes.io/lifecycle": "on-demand",
     },
 }
-"""Karpenter, EKS managed node groups and self-managed nodes spell it three ways; a node has one of them."""
+"""Karpenter, EKS managed node groups, self-managed nodes, GKE and AKS spell it in their own ways: a node has one."""
+POOLS = {
+    "cloud.google.com/gke-nodepool": (_GKE_SPOT, _GKE_PREEMPTIBLE),
+    "kubernetes.azure.com/agentpool": (_AKS_PRIORITY,),
+}
+"""The label of every node of GKE and AKS, and those of its spot nodes: without these it is on demand."""
+SPOT_TAINTS = {_GKE_SPOT: "true", _AKS_PRIORITY: "spot"}
+"""Taints of nodes that AKS and GKE have for those alone who ask for spot."""
 
 Requirement = dict[str, Any]
 
@@ -125,9 +137,16 @@ def _ways_to_buy(tiers: Sequence[Tier], avoid: Collection[TooDear]) -> Iterator[
     for tier in tiers[:1] or Tier:
         for key, value in CAPACITY_LABELS[tier].items():
             yield tier, [_requirement(key, "In", [value])]
+        if tier is Tier.ON_DEMAND:
+            for pool, spot in POOLS.items():
+                yield tier, [_requirement(pool, "Exists"), *(_requirement(key, "DoesNotExist") for key in spot)]
     if not tiers:
-        keys = CAPACITY_LABELS[Tier.SPOT]
-        yield None, [_requirement(key, "NotIn", [CAPACITY_LABELS[tier][key] for tier in Tier]) for key in keys]
+        known: dict[str, list[str]] = {}
+        for labels in CAPACITY_LABELS.values():
+            for key, value in labels.items():
+                known.setdefault(key, []).append(value)
+        none = [_requirement(key, "NotIn", values) for key, values in known.items()]
+        yield None, [*none, *(_requirement(pool, "DoesNotExist") for pool in POOLS)]
 
 
 def _without(dear: Sequence[TooDear]) -> Iterator[list[Requirement]]:
@@ -143,5 +162,5 @@ def _without(dear: Sequence[TooDear]) -> Iterator[list[Requirement]]:
         yield [_requirement(INSTANCE_TYPE, "In", [kind]), _requirement(ZONE, "NotIn", sorted(zones[kind]))]
 
 
-def _requirement(key: str, operator: str, values: Collection[str]) -> Requirement:
-    return {"key": key, "operator": operator, "values": list(values)}
+def _requirement(key: str, operator: str, values: Collection[str] = ()) -> Requirement:
+    return {"key": key, "operator": operator} | ({"values": list(values)} if values else {})

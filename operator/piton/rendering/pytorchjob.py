@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from piton.api.spec import Meta, Spec, Stage
+from piton.api.spec import Meta, Spec, Stage, Tier
 from piton.api.stages import ARCHITECTURE, OPERATING_SYSTEM, staged
 from piton.contract import names
+from piton.contract.quantity import parse_quantity
 from piton.contract.termination import StopAfter
-from piton.rendering.affinity import TooDear, affinity, may_span_zones
+from piton.rendering.affinity import SPOT_TAINTS, TooDear, affinity, may_span_zones
 from piton.rendering.appdef import ReportEndpoint, TrainerPlace, appdef, assignment, processes_per_node
 from piton.rendering.security import Security, security_of
 from piton.rendering.volume_claim import claim_name
@@ -103,6 +104,7 @@ def pytorchjob(
             "name": app.name,
             "namespace": meta.namespace,
             "labels": dict(app.metadata),
+            "annotations": {names.ANNOTATION_RUN_UID: meta.uid},  # it is found by that where its owner was removed
             "ownerReferences": [owner(meta)],
         },
         "spec": {
@@ -239,10 +241,16 @@ def _container_resources(spec: Spec, resource: "specs.Resource") -> dict[str, di
     if resource.gpu:
         devices[GPU] = str(resource.gpu)
     found = {
-        "requests": {**requests, **devices, **wanted.requests},
+        "requests": {**_within(requests, wanted.limits), **devices, **wanted.requests},
         "limits": {**devices, **wanted.limits},
     }
     return {part: values for part, values in found.items() if values}
+
+
+def _within(requests: Mapping[str, str], limits: Mapping[str, str]) -> dict[str, str]:
+    """Return the requests that follow from the instance types; the API server takes none above the user's limit."""
+    above = {k for k in requests if k in limits and parse_quantity(requests[k]) > parse_quantity(limits[k])}
+    return {name: limits[name] if name in above else amount for name, amount in requests.items()}
 
 
 def _tolerations(spec: Spec) -> list[dict[str, Any]]:
@@ -250,6 +258,8 @@ def _tolerations(spec: Spec) -> list[dict[str, Any]]:
     own = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.workers.template.tolerations]
     if spec.workers.gpus_per_node:
         own.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
+    if Tier.SPOT in spec.capacity.tiers:
+        own += [{"key": key, "value": value, "effect": "NoSchedule"} for key, value in SPOT_TAINTS.items()]
     return own + [
         {
             "key": f"node.kubernetes.io/{state}",

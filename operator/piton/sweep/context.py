@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from piton.api.conditions import in_phase
+from piton.api.conditions import in_phase, settled, with_accepted, without_operator_error
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract.duration import parse_duration
@@ -71,3 +71,15 @@ class SweepContext:
     def phase(self, status: SweepStatus, phase: Phase, reason: Reason, message: str) -> SweepStatus:
         """The status in that phase, as of now and this generation."""
         return in_phase(status, phase, reason, message, now=self.now, generation=self.observed.meta.generation)
+
+
+def answered(observed: SweepObserved, status: SweepStatus, now: datetime) -> SweepStatus:
+    """Return the status with the answers to the current spec, also of a sweep that has ended."""
+    generation = observed.meta.generation
+    if observed.meta.deleting or not status.conditions:
+        return status
+    status = without_operator_error(status, now=now, generation=generation)
+    if settled(observed.status):
+        problem = "; ".join(observed.problems) or None
+        status = with_accepted(status, observed.status, problem, now=now, generation=generation)
+    return status.model_copy(update={"observed_generation": generation})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from piton.api.conditions import readable_again, settled, with_accepted, with_unreadable, without_operator_error
+from piton.api.conditions import readable_again, settled, with_unreadable
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import RUNNING
@@ -22,7 +22,7 @@ from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
 from piton.cost.budget import exhausted, warning
 from piton.sweep import cost
-from piton.sweep.context import SweepContext
+from piton.sweep.context import SweepContext, answered
 from piton.sweep.expand import digest, seconds_for
 from piton.sweep.observed import (
     CreateRun,
@@ -52,20 +52,8 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule != UNREADABLE:
         status = readable_again(decision.status, now=now, generation=observed.meta.generation)
-        decision = replace(decision, status=_answered(observed, status, now))
+        decision = replace(decision, status=answered(observed, status, now))
     return replace(_sparing(context, decision), are_independent=True)
-
-
-def _answered(observed: SweepObserved, status: SweepStatus, now: datetime) -> SweepStatus:
-    """Return the status with the answers to the current spec, also of a sweep that has ended."""
-    generation = observed.meta.generation
-    if observed.meta.deleting or not status.conditions:
-        return status
-    status = without_operator_error(status, now=now, generation=generation)
-    if settled(observed.status):
-        problem = "; ".join(observed.problems) or None
-        status = with_accepted(status, observed.status, problem, now=now, generation=generation)
-    return status.model_copy(update={"observed_generation": generation})
 
 
 def is_binding(observed: SweepObserved, decision: SweepDecision) -> bool:

@@ -152,6 +152,13 @@ def with_overhead(size: int) -> int:
     return size + size // 64 + (64 << 10)
 
 
+def room_lacks(what: str, size: int, free: int | None) -> str:
+    """Return how much room something of this size needs on a volume, how much is free, and what is missing."""
+    needed = with_overhead(size)
+    missing = max(0, needed - (free or 0))
+    return f"{what} needs {needed:,} bytes with its manifest and index, {free or 0:,} are free, {missing:,} are missing"
+
+
 def never() -> bool:
     """Return False: no other work is pending."""
     return False
@@ -204,7 +211,7 @@ class RetentionManager:
                 )
                 return
         raise OutOfSpace(
-            f"the disk of {self._directory} is full: step {step} needs {size:,} bytes and {self.free:,} are free; "
+            f"the disk of {self._directory} is full: {room_lacks(f'step {step}', size, self.free)}; "
             "the checkpoints that are there are untouched"
         )
 

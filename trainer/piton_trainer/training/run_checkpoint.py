@@ -24,7 +24,7 @@ from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import share_of_newest
-from piton_trainer.checkpoint.retention import with_overhead
+from piton_trainer.checkpoint.retention import room_lacks, with_overhead
 from piton_trainer.checkpoint.save.blocking_save import size_of
 from piton_trainer.checkpoint.save.factory import make_checkpointer
 from piton_trainer.clock import Clock
@@ -177,7 +177,7 @@ class RunCheckpointer:
             if free is None or free >= with_overhead(size) or layout.step_folders(self._directory):
                 return
             raise OutOfSpace(
-                f"the disk of {self._directory} is too small: a checkpoint takes {size:,} bytes and {free:,} are free; "
+                f"the disk of {self._directory} is too small: {room_lacks('a checkpoint', size, free)}; "
                 "nothing of this training could be saved"
             )
 

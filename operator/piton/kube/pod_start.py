@@ -1,0 +1,96 @@
+"""Evidence on the start of a pod: what it waits for, what cannot start, and which init container failed."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from piton.contract import names
+from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, PULL_REASONS, START_ERRORS
+from piton.kube.nodes import condition, moment
+from piton.observed import ClusterMessage
+
+_CANNOT_START = PULL_REASONS | CREATE_REASONS
+_NEVER_STARTED_EXIT = 128
+"""Exit code of a container that its runtime could not start."""
+_LAST_WORDS_MAX = 500
+
+
+def container_of(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the status of the trainer's container; others, such as a mesh's sidecar, do not speak for the replica."""
+    found = status.get("containerStatuses") or []
+    return next((c for c in found if c.get("name") == names.CONTAINER), {})
+
+
+def waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return the reason why it does not start, and True if its kubelet says that it cannot."""
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return _sentence(scheduled.get("reason"), scheduled.get("message")), False
+    state = container.get("state") or {}
+    ended = state.get("terminated") or {}
+    if is_start_error(ended):
+        reason = ended["reason"] if ended.get("reason") in START_ERRORS else "StartError"
+        return _sentence(reason, ended.get("message")), True
+    for other in (pod.get("status") or {}).get("initContainerStatuses") or []:
+        waits = (other.get("state") or {}).get("waiting") or {}
+        if waits.get("reason") in _CANNOT_START:
+            return f"{INIT_CONTAINER}{other['name']}: {_sentence(waits['reason'], waits.get('message'))}", True
+    found = state.get("waiting") or {}
+    reason = found.get("reason")
+    return _sentence(reason, found.get("message")), reason in _CANNOT_START
+
+
+def is_start_error(ended: Mapping[str, Any]) -> bool:
+    """True if the container has ended without having begun, by its reason or by a start that never was."""
+    if ended.get("reason") in START_ERRORS:
+        return True
+    started = ended.get("startedAt") or ""
+    return ended.get("exitCode") == _NEVER_STARTED_EXIT and started.startswith("1970-")
+
+
+def init_failure(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
+    """Return the init container that failed, with its exit code and last words; None once the trainer has begun."""
+    status = pod.get("status") or {}
+    if status.get("phase") != "Failed" or _begins(container):
+        return None
+    for other in status.get("initContainerStatuses") or []:
+        ended = (other.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            said = str(ended.get("message") or ended.get("reason") or "").strip()[-_LAST_WORDS_MAX:]
+            where = f"{INIT_CONTAINER}{other['name']} of {pod['metadata']['name']}"
+            return f"{where} ended with exit code {ended['exitCode']}" + (f": {said}" if said else "")
+    return None
+
+
+def _begins(container: Mapping[str, Any]) -> bool:
+    """True if the container runs, or has."""
+    state = container.get("state") or {}
+    return bool(container.get("lastState")) or "running" in state or "terminated" in state
+
+
+def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
+    """Return the pod's own messages about its start; its events have more."""
+    status = pod.get("status") or {}
+    scheduled = condition(pod, "PodScheduled")
+    found = [_message(scheduled)] if scheduled.get("status") == "False" else []
+    states = [*(status.get("initContainerStatuses") or ()), container_of(status)]
+    found += [_message(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
+    return (*found, *_initializing(pod, status))
+
+
+def _message(found: Mapping[str, Any]) -> ClusterMessage:
+    return ClusterMessage(reason=str(found.get("reason") or ""), message=str(found.get("message") or ""))
+
+
+def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ClusterMessage]:
+    """The init container that runs; a sidecar among them does not keep the trainer from starting."""
+    specs = (pod.get("spec") or {}).get("initContainers") or []
+    sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
+    for container in status.get("initContainerStatuses") or []:
+        running = (container.get("state") or {}).get("running")
+        if running is not None and container["name"] not in sidecars:
+            message = f"{container['name']} is running"
+            yield ClusterMessage(reason="InitContainer", message=message, first_time=moment(running.get("startedAt")))
+
+
+def _sentence(reason: str | None, message: str | None) -> str | None:
+    return f"{reason}: {message}" if reason and message else reason
