@@ -122,3 +122,41 @@ def test_no_trace_reaches_a_real_terminal(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     assert_one_sentence(Result(result.returncode, result.stdout, result.stderr), "unknown field")
+
+
+# --- a mistake of Piton's ---------------------------------------------------------------------------------------------
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("piton.cli.inspect.validate", fails)
+
+
+@pytest.mark.parametrize("error", [KeyError("spec"), ValueError("no such thing"), AssertionError("never")])
+def test_a_mistake_of_pitons_is_no_bad_input(
+    piton: Piton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    broken(monkeypatch, error)
+    found = piton("validate", str(tmp_path / "run.yaml"))
+    assert (found.code, found.out) == (70, "")
+    assert found.err.startswith(f"piton: internal error, {type(error).__name__}: {error}; ")
+    assert "piton --debug" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_with_debug_the_trace_of_a_mistake_is_shown(
+    piton: Piton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken(monkeypatch, KeyError("spec"))
+    found = piton("--debug", "validate", str(tmp_path / "run.yaml"))
+    assert found.code == 70
+    assert "Traceback (most recent call last)" in found.err
+    assert "in fails" in found.err
+
+
+def test_with_debug_bad_input_is_still_bad_input(piton: Piton, tmp_path: Path) -> None:
+    found = piton("--debug", "validate", str(tmp_path / "none.yaml"))
+    assert found.code == 2
+    assert "cannot be read" in found.err

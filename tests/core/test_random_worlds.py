@@ -118,7 +118,7 @@ class RandomWorld(RuleBasedStateMachine):
         self.highest = 0
         self.succeeded = False
         self.crashes = 0
-        self.machines_lost = 0
+        self.machines_lost = self.cordons = 0
         self.jobs_lost = 0
         self.devices_lost = self.half_gangs = 0
         self.failure_limit = failures
@@ -334,6 +334,22 @@ class RandomWorld(RuleBasedStateMachine):
         if trainer and trainer.dies_at is None and trainer.start is None:
             self.devices_lost += 1
             self.world.break_device(trainer)
+
+    @rule()
+    def a_machine_is_cordoned(self) -> None:
+        """What the program does by itself afterwards is its own doing. Who deletes its pod drains the machine."""
+        trainer = self.world.running()
+        if trainer:
+            self.cordons += not trainer.is_cordoned
+            trainer.is_cordoned = True
+
+    @rule(effects=st.integers(1, 4), times=st.integers(1, 3))
+    def an_effect_is_refused(self, effects: int, times: int) -> None:
+        """Nothing is taken away on the strength of what was not done. The next pass tries it again."""
+        self.world.effects_until_refusal = effects
+        for _ in range(times):
+            self._pass()
+        self.world.effects_until_refusal = None
 
     @rule(what=st.sampled_from(["bug", "memory", "disk"]))
     def program_fails(self, what: str) -> None:
@@ -592,8 +608,9 @@ class RandomWorld(RuleBasedStateMachine):
         assert not (self.succeeded and not now)
         assert not now or self.world.store.complete is not None
         if now and not self.succeeded:
-            assert self.world.spec is not None
-            assert all(self.world.status.stage(stage).end_time for stage in wanted(self.world.spec.stages))
+            spec = self.world.spec_in_effect()
+            assert spec is not None
+            assert all(self.world.status.stage(stage).end_time for stage in wanted(spec.stages))
         self.succeeded = now
 
     @invariant()
@@ -603,10 +620,11 @@ class RandomWorld(RuleBasedStateMachine):
         assert all(stage.failures_since_progress <= min(stage.failures, self.failure_limit) for stage in status.stages)
         for counter in ("failures", "preemptions", "infrastructure_failures"):
             assert getattr(status, counter) == sum(getattr(stage, counter) for stage in status.stages)
-        assert status.preemptions <= self.machines_lost
+        assert status.preemptions <= self.machines_lost + self.cordons
         if not self.old_news:  # a pod that went before anybody looked leaves no evidence of a preemption
             assert status.preemptions + status.infrastructure_failures <= (
                 self.machines_lost
+                + self.cordons
                 + self.jobs_lost
                 + self.world.volumes_lost
                 + self.devices_lost
@@ -632,6 +650,10 @@ class RandomWorld(RuleBasedStateMachine):
     @invariant()
     def a_budget_is_exceeded_by_no_more_than_a_stop_takes(self) -> None:
         assert self.seconds_over_budget <= GRACE_SECONDS + 1, self.world.status
+
+    @invariant()
+    def nothing_is_taken_away_after_a_refusal(self) -> None:
+        assert not self.world.after_refusal
 
     @invariant()
     def nothing_starts_beside_what_is_left_of_an_attempt_that_nobody_told_to_go(self) -> None:

@@ -31,7 +31,7 @@ def test_uninstalled_under_runs_it_lets_them_train_and_the_next_operator_goes_on
     cluster: LiveCluster, training: NewTraining
 ) -> None:
     """Without an operator nobody takes the finalizer off: docs/installation.md has the command."""
-    stays, goes = training(), training()
+    stays, goes = training("stays"), training("goes")
     for run in (stays, goes):
         run.apply(paced(STEPS, 0.1, save_every=20, volume={"reclaim": "Retain"}))
     for run in (stays, goes):

@@ -99,6 +99,8 @@ class Trainer:
     has_sidecar: bool = False
     """A container beside it runs on when it has ended, until its pod is deleted."""
     sidecar_ends_at: datetime | None = None
+    is_cordoned: bool = False
+    """Its machine takes no new pods, as in an upgrade of nodes. That takes nothing away from it."""
     never_ends: bool = False
     """It does nothing any more, and nobody can kill it: it hangs in a driver."""
     deleted_at: datetime | None = None
@@ -204,6 +206,12 @@ class FakeWorld:
     """The kind that the API server does not serve now, `jobs` or `workloads`: nobody can tell what there is of it."""
     half_a_gang_seconds: int = 0
     """For so long the next attempt has half of its machines."""
+    effects_until_refusal: int | None = None
+    """So many effects from now the API server refuses one: a quota, a policy, a webhook that is down."""
+    was_refused: bool = False
+    """An effect of this pass was."""
+    after_refusal: list[Effect] = field(default_factory=list)
+    """Effects that take something away, carried out after one before them was refused."""
     calls_until_crash: int | None = None
     crash_after_the_call: bool = False
     stale: int = 0
@@ -248,6 +256,7 @@ class FakeWorld:
             raise Unavailable("the API server answered 429")
         if not self.exists:
             return None
+        self.was_refused = False
         self.history.append((self.version, self._look()))
         self.history = self.history[-8:]
         self._observed_version, observed = self._seen_before(self.stale)
@@ -290,6 +299,7 @@ class FakeWorld:
 
     def _apply(self, effect: Effect) -> None:
         self.writes += 1
+        self._refuse(effect)
         match effect:
             case AddFinalizer() | RemoveFinalizer():
                 self._check_version()
@@ -316,13 +326,23 @@ class FakeWorld:
             case RequestQuota() | ReturnQuota() | LeaveQueue() | ReportPodsReady():
                 self._queue(effect)
 
+    def _refuse(self, effect: Effect) -> None:
+        """Refuse the effect if it is its turn, and write down what is taken away after another was refused."""
+        if self.effects_until_refusal is not None:
+            self.effects_until_refusal -= 1
+            if self.effects_until_refusal <= 0:
+                self.effects_until_refusal, self.was_refused = None, True
+                raise Refused("admission webhook denied the request")
+        if self.was_refused and isinstance(effect, RemoveFinalizer | OwnVolume | DeleteRun | RemoveReplica):
+            self.after_refusal.append(effect)
+
     def _queue(self, effect: RequestQuota | ReturnQuota | LeaveQueue | ReportPodsReady) -> None:
         found = self.reservation
         assert found is not None
         if isinstance(effect, ReturnQuota | LeaveQueue) and found.held and self.billed():
             self.without_quota.append(f"{effect} while attempts {[t.number for t in self.billed()]} ran")
         match effect:
-            case RequestQuota(stage=stage) if not found.exists and (spec := self._spec()) is not None:
+            case RequestQuota(stage=stage) if not found.exists and (spec := self.spec_in_effect()) is not None:
                 wanted = asked(self._meta(), spec, stage)
                 self.reservation = ReservationSeen(exists=True, queue="gpus", asked=wanted)
             case ReturnQuota() if found.evicted:
@@ -547,7 +567,7 @@ class FakeWorld:
         return Observed(
             meta=self._meta(),
             reservation=self._reservation(),
-            spec=self._spec(),
+            spec=self.spec_in_effect(),
             problems=self.problems,
             status=self.status,
             volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
@@ -558,7 +578,7 @@ class FakeWorld:
             silent_seconds=(self.time - (trainer.heard_at or NOW)).total_seconds() if trainer else None,
         )
 
-    def _spec(self) -> Spec | None:
+    def spec_in_effect(self) -> Spec | None:
         """The spec in effect: the user's, or while that is refused the one that was accepted before."""
         if self.spec is not None or self.status.accepted is None:
             return self.spec
@@ -676,6 +696,7 @@ class FakeWorld:
             outlives_trainer=self._lingers(trainer),
             deleting=trainer.deleting,
             disruption=trainer.disruption,
+            node_reclaimed=trainer.is_cordoned,
             leaving="taint karpenter.sh/disrupted" if trainer.goes_at and not trainer.node_gone else None,
             node_gone=trainer.node_gone,
             placed_at=trainer.placed_at,

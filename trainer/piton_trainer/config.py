@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.contract.assignment import Assignment
 from piton.contract.termination import Limit
 
@@ -117,22 +117,22 @@ def _assignment(path: str | None) -> Assignment:
     try:
         return Assignment.from_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{names.ENV_CONFIG} names {path}, which cannot be read: {error.strerror}") from error
+        raise InputError(f"{names.ENV_CONFIG} names {path}, which cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{names.ENV_CONFIG} names {path}, which is wrong: {error}") from error
+        raise InputError(f"{names.ENV_CONFIG} names {path}, which is wrong: {error}") from error
 
 
 def _count(variable: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError(f"{variable} has to be a whole number above 0, not {text!r}")
+        raise InputError(f"{variable} has to be a whole number above 0, not {text!r}")
     return int(text)
 
 
 def _is_true(variable: str, text: str | None) -> bool:
     if text not in (None, "true", "false"):
-        raise ValueError(f"{variable} has to be true or false, not {text!r}")
+        raise InputError(f"{variable} has to be true or false, not {text!r}")
     return text == "true"
 
 
@@ -142,7 +142,7 @@ def _stop_at(text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"{names.ENV_STOP_AT} has to be a time such as 2026-01-31T12:00:00Z, not {text!r}") from error
+        raise InputError(f"{names.ENV_STOP_AT} has to be a time such as 2026-01-31T12:00:00Z, not {text!r}") from error
     return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
@@ -154,7 +154,7 @@ def _seconds(variable: str, text: str | None) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{variable} has to be a number of seconds, 0 or more, not {text!r}")
+        raise InputError(f"{variable} has to be a number of seconds, 0 or more, not {text!r}")
     return seconds
 
 
@@ -168,13 +168,13 @@ def _hang_timeout(text: str | None) -> float | Literal["auto"] | None:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{names.ENV_HANG_TIMEOUT} has to be auto, off or a number of seconds above 0, not {text!r}")
+        raise InputError(f"{names.ENV_HANG_TIMEOUT} has to be auto, off or a number of seconds above 0, not {text!r}")
     return seconds
 
 
 def _background_saves(text: str | None) -> bool:
     if text not in (None, names.SAVES_BACKGROUND, names.SAVES_BLOCKING):
-        raise ValueError(f"{names.ENV_SAVES} has to be background or blocking, not {text!r}")
+        raise InputError(f"{names.ENV_SAVES} has to be background or blocking, not {text!r}")
     return text != names.SAVES_BLOCKING
 
 
@@ -193,7 +193,7 @@ def _server(env: Mapping[str, str]) -> Server | None:
     if url is None:
         return None
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"{names.ENV_SERVER_URL} has to start with https:// or http://, not be {url!r}")
+        raise InputError(f"{names.ENV_SERVER_URL} has to start with https:// or http://, not be {url!r}")
     ca_cert, token = env.get(names.ENV_SERVER_CA_CERT), env.get(names.ENV_SERVER_TOKEN)
     return Server(
         url=url,

@@ -18,7 +18,7 @@ from piton.api import validation
 from piton.api.fields import Model
 from piton.api.spec import Budget, Meta, Spec
 from piton.api.status import RETRY_MAX, RunStatus
-from piton.contract import duration, names
+from piton.contract import InputError, duration, names
 
 ModelT = TypeVar("ModelT", bound=Model)
 
@@ -40,10 +40,6 @@ _PATTERNS = {
     duration.PATTERN: "a duration such as 90s, 15m, 24h or 1h30m",
     r"^[0-9]+(\.[0-9]{1,2})?$": 'an amount of dollars, not below zero, in quotes, such as "250"',
 }
-
-
-class InputError(ValueError):
-    """What the user has given cannot be used. The message says why, and what would help; any other error is a bug."""
 
 
 class SpecError(InputError):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from piton.api.parse import InputError
 from piton.cli.checkpoints import not_installed, of_step, print_table, report, row_of
+from piton.contract import InputError
 
 if TYPE_CHECKING:
     from piton_trainer.checkpoint.inspect import CheckpointInfo

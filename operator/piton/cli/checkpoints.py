@@ -18,8 +18,8 @@ from rich.filesize import decimal
 from rich.progress import Progress
 from rich.table import Table
 
-from piton.api.parse import InputError
 from piton.clock import SystemClock
+from piton.contract import InputError
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
 

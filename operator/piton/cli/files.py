@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from piton.api.parse import InputError, Parsed, parse_file
+from piton.api.parse import Parsed, parse_file
 from piton.clock import SystemClock
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.parse import parse_file as parse_sweep_file
 

@@ -14,7 +14,7 @@ from typing import Literal
 import click
 
 from piton import __version__
-from piton.api.parse import InputError
+from piton.contract import InputError
 
 BAD_INPUT = 2
 INTERNAL_ERROR = 70
@@ -335,7 +335,7 @@ def main() -> None:
 
 def _failed(error: Exception) -> int:
     """Say what is wrong with the input, or that Piton has made a mistake."""
-    from piton.api.parse import InputError
+    from piton.contract import InputError
 
     if "--debug" in sys.argv:
         traceback.print_exception(error)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from piton.api.parse import InputError
 from piton.cli.checkpoints import not_installed, of_step
-from piton.contract import names
+from piton.contract import InputError, names
 
 if TYPE_CHECKING:
     from piton_trainer.checkpoint.inspect import CheckpointInfo

@@ -7,10 +7,9 @@ from typing import Any
 import click
 
 from piton.api.conditions import FAILED, STALLED, SUCCEEDED
-from piton.api.parse import InputError
 from piton.api.status import RunStatus
 from piton.clock import SystemClock
-from piton.contract import names
+from piton.contract import InputError, names
 
 _SECONDS = 30
 

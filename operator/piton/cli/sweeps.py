@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from piton.api.conditions import SUSPENDED
-from piton.api.parse import InputError
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files
 from piton.cli.watch import Lines, NoOutput
+from piton.contract import InputError
 from piton.core.effects import Announcement
 from piton.local import drills as fire
 from piton.local import sweep_folder, sweep_runner

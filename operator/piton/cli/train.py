@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from piton.api.parse import InputError
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files, sweeps
 from piton.cli.watch import Lines, Live, NoOutput
-from piton.contract import startup_phases
+from piton.contract import InputError, startup_phases
 from piton.contract.duration import format_duration, parse_duration
 from piton.local import drills as fire
 from piton.local.runner import Ending, RunObserver, RunRequest, run

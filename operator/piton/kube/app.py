@@ -15,6 +15,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
 
 from piton.clock import ServerClock
+from piton.contract import InputError
 from piton.kube import log
 from piton.kube.cache import ClusterCache, watched_kinds
 from piton.kube.client import Client, load_configuration
@@ -48,7 +49,7 @@ def run(settings: PitonSettings) -> None:
     try:
         asyncio.run(serve(settings))
     except LeaseLost as lost:
-        raise ValueError(f"{lost}; this process ends, and stands by when it is started again") from lost
+        raise InputError(f"{lost}; this process ends, and stands by when it is started again") from lost
 
 
 async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Flag | None = None) -> None:
@@ -56,7 +57,7 @@ async def serve(settings: PitonSettings, *, stop: Flag | None = None, ready: Fla
     try:
         configuration = await load_configuration(settings.api_url)
     except ConfigException as error:
-        raise ValueError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
+        raise InputError(f"no cluster: {error}; set KUBECONFIG, or run inside one") from error
     certificates = Certificates(settings.tls_dir) if settings.progress_url and settings.tls_dir else None
     meter = OperatorMetrics(Registry())
     async with (

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from piton.contract import InputError
+
 _HAS_BOTH = socket.has_dualstack_ipv6()
 EVERYWHERE = "::" if _HAS_BOTH else "0.0.0.0"  # noqa: S104 - the kubelet, Prometheus and trainers ask from outside
 """The address that means all of them, for libraries that leave IPV6_V6ONLY as the kernel has it."""
@@ -55,7 +57,7 @@ async def probed(ailment: Callable[[], str | None], port: int | None) -> AsyncIt
         try:
             await web.SockSite(runner, listening(port)).start()
         except OSError as error:
-            raise ValueError(f"the probe cannot be served on port {port}: {error}") from error
+            raise InputError(f"the probe cannot be served on port {port}: {error}") from error
         yield
     finally:
         await runner.cleanup()

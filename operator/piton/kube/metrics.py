@@ -19,6 +19,7 @@ from piton import __version__
 from piton.api.spec import Stage
 from piton.api.status import ProgressStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
+from piton.contract import InputError
 from piton.core.increments import DISTURBANCES, REASONS, End, Increments
 from piton.kube.events import Key
 from piton.kube.listening import EVERYWHERE
@@ -280,7 +281,7 @@ async def served(registry: CollectorRegistry, port: int | None) -> AsyncIterator
     try:
         server, thread = prometheus.start_http_server(port, EVERYWHERE, registry=registry)
     except OSError as error:
-        raise ValueError(f"metrics cannot be served on port {port}: {error}") from error
+        raise InputError(f"metrics cannot be served on port {port}: {error}") from error
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from kubernetes.utils.quantity import parse_quantity
 
 from piton.api.spec import Tier
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, POOLS, ZONE, TooDear
 from piton.rendering.pytorchjob import GPU
 
@@ -43,7 +43,7 @@ class Prices:
                 }
             )
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{error}; write prices like {_SHAPE}") from error
+            raise InputError(f"{error}; write prices like {_SHAPE}") from error
 
     def of(self, node: Mapping[str, Any]) -> Fraction | None:
         """Return the price on the node itself, else the one of the table for its type; None if neither is known."""
@@ -120,5 +120,5 @@ def _quantity(text: object) -> Fraction:
 
 def _amount(text: object) -> Fraction:
     if not isinstance(text, str) or not _AMOUNT.fullmatch(text):
-        raise ValueError(f"{text!r} is no amount of dollars in quotes")
+        raise InputError(f"{text!r} is no amount of dollars in quotes")
     return Fraction(text)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
+from piton.contract import InputError
 from piton.kube.prices import Prices
 from piton.timing import Timing
 
@@ -59,9 +60,9 @@ class LeaseSettings:
 
     def __post_init__(self) -> None:
         if not self.pod or not self.namespace:
-            raise ValueError(f"{ENV_LEASE} is set: {ENV_POD_NAME} and {ENV_POD_NAMESPACE} have to be set, too")
+            raise InputError(f"{ENV_LEASE} is set: {ENV_POD_NAME} and {ENV_POD_NAMESPACE} have to be set, too")
         if not 0 < self.retry_seconds < self.renew_deadline_seconds < self.lease_seconds:
-            raise ValueError("a lease needs 0 < retry_seconds < renew_deadline_seconds < lease_seconds")
+            raise InputError("a lease needs 0 < retry_seconds < renew_deadline_seconds < lease_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +106,17 @@ class PitonSettings:
 
     def __post_init__(self) -> None:
         if self.resync_seconds <= 0:
-            raise ValueError(f"resync of {self.resync_seconds} s: has to be above 0")
+            raise InputError(f"resync of {self.resync_seconds} s: has to be above 0")
         if self.workers < 1:
-            raise ValueError(f"{self.workers} workers: at least one is needed")
+            raise InputError(f"{self.workers} workers: at least one is needed")
         if self.progress_url is not None and not self.progress_url.startswith("https://"):
-            raise ValueError(f"{ENV_PROGRESS_URL}: {self.progress_url!r} has to start with https://")
+            raise InputError(f"{ENV_PROGRESS_URL}: {self.progress_url!r} has to start with https://")
         if not 1 <= self.progress_port <= 65_535:
-            raise ValueError(f"{ENV_PROGRESS_PORT}: {self.progress_port} is no port")
+            raise InputError(f"{ENV_PROGRESS_PORT}: {self.progress_port} is no port")
         if self.progress_url is not None and self.tls_dir is None:
-            raise ValueError(f"{ENV_PROGRESS_URL} is set, {ENV_TLS_DIR} is not: name the folder with the certificate")
+            raise InputError(f"{ENV_PROGRESS_URL} is set, {ENV_TLS_DIR} is not: name the folder with the certificate")
         if self.lease and self.lease.renew_deadline_seconds + self.stop_seconds >= self.lease.lease_seconds:
-            raise ValueError("passes of a leader that cannot renew its lease have to end before the lease does")
+            raise InputError("passes of a leader that cannot renew its lease have to end before the lease does")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -148,17 +149,17 @@ def _engine(env: Mapping[str, str], default: Engine) -> Engine:
     try:
         return Engine(word) if word else default
     except ValueError:
-        raise ValueError(f"{ENV_ENGINE}: {word!r} is none of {', '.join(Engine)}") from None
+        raise InputError(f"{ENV_ENGINE}: {word!r} is none of {', '.join(Engine)}") from None
 
 
 def _timing(env: Mapping[str, str]) -> Timing:
     """Without hours, or with 0, no node is tainted: the operator may lack the right."""
     hours = _number(env, ENV_DEVICE_TAINT_HOURS, 0.0)
     if not 0 <= hours <= _TAINT_HOURS_MAX:
-        raise ValueError(f"{ENV_DEVICE_TAINT_HOURS}: {hours:g} is not between 0 and {_TAINT_HOURS_MAX}")
+        raise InputError(f"{ENV_DEVICE_TAINT_HOURS}: {hours:g} is not between 0 and {_TAINT_HOURS_MAX}")
     seconds = _number(env, ENV_STATUS_SECONDS, Timing().progress_seconds)
     if not 1 <= seconds <= _STATUS_SECONDS_MAX:
-        raise ValueError(f"{ENV_STATUS_SECONDS}: {seconds:g} is not between 1 and {_STATUS_SECONDS_MAX}")
+        raise InputError(f"{ENV_STATUS_SECONDS}: {seconds:g} is not between 1 and {_STATUS_SECONDS_MAX}")
     return Timing(device_taint_seconds=hours * 3600 or None, progress_seconds=seconds)
 
 
@@ -172,7 +173,7 @@ def _prices(env: Mapping[str, str]) -> Prices:
     try:
         return Prices.from_json(env.get(ENV_PRICES) or "{}")
     except ValueError as error:
-        raise ValueError(f"{ENV_PRICES}: {error}") from error
+        raise InputError(f"{ENV_PRICES}: {error}") from error
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:
@@ -180,4 +181,4 @@ def _number(env: Mapping[str, str], name: str, default: float) -> float:
     try:
         return float(text) if text else default
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is not a number") from None
+        raise InputError(f"{name}: {text!r} is not a number") from None

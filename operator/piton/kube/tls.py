@@ -4,6 +4,8 @@ import logging
 import ssl
 from pathlib import Path
 
+from piton.contract import InputError
+
 CERTIFICATE = "tls.crt"
 KEY = "tls.key"
 AUTHORITY = "ca.crt"
@@ -49,7 +51,7 @@ class Certificates:
         try:
             return tuple((found.st_ino, found.st_mtime_ns) for found in (path.stat() for path in paths))
         except OSError as error:
-            raise ValueError(f"{error.filename}: {error.strerror}") from error
+            raise InputError(f"{error.filename}: {error.strerror}") from error
 
     def _read_authority(self) -> str:
         path = self._folder / AUTHORITY
@@ -57,16 +59,16 @@ class Certificates:
             text = path.read_text(encoding="ascii")
             ssl.create_default_context(cadata=text)
         except (OSError, UnicodeError, ssl.SSLError) as error:
-            raise ValueError(f"{path}: not a certificate that can be read: {error}") from error
+            raise InputError(f"{path}: not a certificate that can be read: {error}") from error
         if len(text) > _AUTHORITY_BYTES_MAX:
-            raise ValueError(f"{path}: more than {_AUTHORITY_BYTES_MAX} bytes; leave only what signs {CERTIFICATE}")
+            raise InputError(f"{path}: more than {_AUTHORITY_BYTES_MAX} bytes; leave only what signs {CERTIFICATE}")
         return text
 
     def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
         try:
             context.load_cert_chain(self._folder / CERTIFICATE, self._folder / KEY)
         except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"{self._folder}: {CERTIFICATE} and {KEY} cannot be used: {error}") from error
+            raise InputError(f"{self._folder}: {CERTIFICATE} and {KEY} cannot be used: {error}") from error
         return context
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from piton.api.parse import InputError
 from piton.api.spec import Stage
+from piton.contract import InputError
 from piton.contract.duration import parse_duration
 from piton.contract.progress import Progress
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 
 from torchx import specs
 
-from piton.api.parse import InputError
 from piton.api.spec import Spec
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.local.processes import literal
 from piton.local.run_folder import RunFolder
 from piton.rendering.appdef import TrainerPlace, compile_caches, processes_per_node

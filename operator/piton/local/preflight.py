@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 
-from piton.api.parse import InputError
 from piton.api.spec import Spec, Stage
 from piton.api.stages import staged
+from piton.contract import InputError
 from piton.cost.spending import as_text, highest
 from piton.local import environment, recipe
 from piton.local.processes import search_path

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from piton.api.parse import InputError
 from piton.api.spec import Spec
+from piton.contract import InputError
 from piton.contract.duration import parse_duration
 from piton.rendering.appdef import processes_per_node
 

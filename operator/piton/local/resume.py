@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from piton.api.conditions import FAILED
-from piton.api.parse import InputError
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
+from piton.contract import InputError
 from piton.cost import spending
 from piton.local.run_folder import LocalState, RunFolder
 

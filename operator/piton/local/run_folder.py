@@ -19,10 +19,9 @@ from pathlib import Path
 from pydantic import AwareDatetime, ValidationError
 
 from piton.api.fields import Model
-from piton.api.parse import InputError
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.contract.manifest import Complete
 from piton.local.orphans import Process
 

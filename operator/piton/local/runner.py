@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from piton.api.conditions import SUCCEEDED, SUSPENDED
-from piton.api.parse import InputError
 from piton.api.reasons import Reason
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
 from piton.api.status_base import Phase
 from piton.clock import SystemClock
+from piton.contract import InputError
 from piton.contract.progress import Progress
 from piton.core.effects import Announcement
 from piton.drive import reconcile

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, ValidationError
 
 from piton.api.conditions import FAILED
 from piton.api.fields import Model
-from piton.api.parse import InputError
+from piton.contract import InputError
 from piton.local.drills import Drill
 from piton.local.run_folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise

@@ -22,6 +22,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec
 from piton.api.status import RunStatus
 from piton.clock import SystemClock
+from piton.contract import InputError
 from piton.core.effects import Announcement
 from piton.cost.spending import forget
 from piton.drive import run_pass
@@ -51,7 +52,7 @@ from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
 _LOOK_SECONDS = 1.0
-"""Interval between two checks of the runs' progress."""
+"""Seconds between two looks at the runs' progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,10 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
     Raises:
         ValueError: it cannot be started; one sentence that says why and what to do.
     """
-    clock = clock or SystemClock()
-    spec = order.sweep.spec
+    clock, spec = clock or SystemClock(), order.sweep.spec
     assert spec is not None
     if spec.suspend:
-        raise parse.InputError("spec.suspend: the sweep is told to hold; remove the field to train here")
+        raise InputError("spec.suspend: the sweep is told to hold; remove the field to train here")
     for variant, first in first_runs(order.sweep).items():
         _check(variant, spec_of(first), order.price)
     with taken(order.root, STATE_FILE, "sweep") as root:
@@ -113,9 +113,7 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
         try:
             sweep_folder.save(root, state)
         except OSError as error:
-            raise parse.InputError(
-                f"{root} cannot be written ({error.strerror}); name another folder with --dir"
-            ) from error
+            raise InputError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
         return asyncio.run(_Sweep(order, root, state, observer, clock).drive())
 
 
@@ -152,7 +150,7 @@ def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
         preflight.check(spec)
         preflight.check_price(spec, price)
     except ValueError as error:
-        raise parse.InputError(f"variant {variant}: {error}") from error
+        raise InputError(f"variant {variant}: {error}") from error
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from piton.contract import InputError
 from piton.contract.manifest import Manifest
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
@@ -49,7 +50,7 @@ def export(
     check_place(out)
     write = _WRITERS.get(kind, save_tensors)
     if kind in ("safetensors", "hf") and weights is None:
-        raise ValueError("safetensors holds tensors and nothing else; say --weights-only, or --format dcp")
+        raise InputError("safetensors holds tensors and nothing else; say --weights-only, or --format dcp")
     if kind == "hf":
         write = partial(_huggingface, _description(folder), config)
     state, tensors = _state(CommittedCheckpoint(folder=folder, manifest=manifest), weights)
@@ -64,9 +65,9 @@ def check_place(out: Path) -> None:
         ValueError: the path exists, or its parent folder does not.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; name another place")
+        raise InputError(f"{out} is there already; name another place")
     if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder; make it first")
+        raise InputError(f"{out.parent} is no folder; make it first")
 
 
 def place(out: Path, write: Callable[[Path], None]) -> None:
@@ -80,7 +81,7 @@ def place(out: Path, write: Callable[[Path], None]) -> None:
         write(aside)
         aside.rename(out)
     except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
@@ -99,7 +100,7 @@ def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[s
     """Return the state dicts of the objects, and the number of tensors in them."""
     objects = layout.read_document(checkpoint.folder)["objects"]
     if weights is not None and weights not in objects:
-        raise ValueError(f"{checkpoint.folder.name} has no {weights}; it has {', '.join(sorted(objects))}")
+        raise InputError(f"{checkpoint.folder.name} has no {weights}; it has {', '.join(sorted(objects))}")
     document = objects if weights is None else objects[weights]
     tensors = load_tensors(checkpoint, dict.fromkeys(codec.keys(document)))
     state = codec.join(document, tensors.__getitem__)
@@ -118,11 +119,11 @@ def save_tensors(state: dict[str, Any], path: Path) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        raise ValueError(f"safetensors is not installed here ({error}); say pip install safetensors") from error
+        raise InputError(f"safetensors is not installed here ({error}); say pip install safetensors") from error
     tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     if len(tensors) < len(state):
         other = next(name for name in state if name not in tensors)
-        raise ValueError(f"{other} is no tensor, and safetensors holds nothing else; say --format dcp")
+        raise InputError(f"{other} is no tensor, and safetensors holds nothing else; say --format dcp")
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -133,7 +134,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _no_tensor(key: str) -> Tensor:
-    raise ValueError(f"the description of the model holds a tensor, {key}")
+    raise InputError(f"the description of the model holds a tensor, {key}")
 
 
 def _huggingface(description: dict[str, Any], config: Path | None, state: dict[str, Any], path: Path) -> None:
@@ -145,7 +146,7 @@ def _huggingface(description: dict[str, Any], config: Path | None, state: dict[s
             if name in description:
                 (path / f"{name}.json").write_text(json.dumps(description[name], indent=2) + "\n", encoding="utf-8")
     else:
-        raise ValueError("the checkpoint does not say what kind of model it is of; name its config.json with --config")
+        raise InputError("the checkpoint does not say what kind of model it is of; name its config.json with --config")
     save_tensors(_weights_for_transformers(state, description.get("tied", {})), path / "model.safetensors")
 
 
@@ -176,7 +177,7 @@ def _copy_config(config: Path, path: Path) -> None:
     elif config.is_file():
         shutil.copyfile(config, path / "config.json")
     if not (path / "config.json").is_file():
-        raise ValueError(f"{config} is no config.json, nor a folder with one")
+        raise InputError(f"{config} is no config.json, nor a folder with one")
 
 
 def _dcp(state: dict[str, Any], path: Path) -> None:

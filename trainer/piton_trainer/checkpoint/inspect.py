@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.contract.manifest import Complete, FileEntry, Manifest, NewerFormatError
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import read as read_fence
@@ -55,7 +55,7 @@ def survey(directory: Path) -> list[CheckpointInfo]:
     try:
         folders = sorted(layout.step_folders(directory) + layout.weights_folders(directory), reverse=True)
     except OSError as error:
-        raise ValueError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
+        raise InputError(f"{directory} cannot be listed ({error.strerror}); name a checkpoint directory") from error
     return [_found(step, folder) for step, folder in folders]
 
 

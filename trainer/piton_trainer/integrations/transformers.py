@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 import piton_trainer
+from piton.contract import InputError
 from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
@@ -87,7 +88,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Everything is built: put the checkpoint into it."""
         if self._session is None:
-            raise ValueError("PitonCallback: the training has to be begun by Trainer.train()")
+            raise InputError("PitonCallback: the training has to be begun by Trainer.train()")
         scaler = getattr(self._trainer.accelerator, "scaler", None)
         self._session.restore(
             model=kwargs["model"],

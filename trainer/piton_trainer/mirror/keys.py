@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from piton.contract import names
+from piton.contract import InputError, names
 
 LATEST = "latest"
 _FORMAT = 1
@@ -38,7 +38,7 @@ class BucketPrefix:
         """
         match = _URI.fullmatch(uri)
         if match is None:
-            raise ValueError(f"{uri} is no place in a bucket; write it like s3://bucket/prefix")
+            raise InputError(f"{uri} is no place in a bucket; write it like s3://bucket/prefix")
         parts = [*(match["prefix"] or "").split("/"), *below]
         return cls(bucket=match["bucket"], prefix="".join(f"{part}/" for part in parts if part))
 
@@ -107,4 +107,4 @@ class Latest:
                 newest=None if newest is None else Pointer(step=int(newest["step"]), folder=str(newest["folder"])),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{LATEST} in the bucket is not one of ours ({error})") from error
+            raise InputError(f"{LATEST} in the bucket is not one of ours ({error})") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from piton.contract import InputError
 from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.config import RecipeConfig
 
@@ -60,7 +61,7 @@ def config_model(name: str) -> type[RecipeConfig]:
         ValueError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise ValueError(f"trainer.recipe: there is no recipe {name}; {_suggestion(name, RECIPES)}")
+        raise InputError(f"trainer.recipe: there is no recipe {name}; {_suggestion(name, RECIPES)}")
     model: type[RecipeConfig] = import_module(RECIPES[name]).Config
     return model
 
@@ -85,7 +86,7 @@ def check(name: str, config: Mapping[str, Any]) -> RecipeConfig:
     try:
         return model.model_validate({str(key): value for key, value in config.items()})
     except ValidationError as error:
-        raise ValueError(_sentence(name, model, error)) from error
+        raise InputError(_sentence(name, model, error)) from error
 
 
 def build(place: "RunContext") -> "Recipe":

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from piton.contract import InputError
+
 
 class RecipeConfig(BaseModel):
     """Settings that the loop needs. A recipe adds its own fields, each with unit, meaning and reason of its default."""
@@ -53,7 +55,7 @@ class RecipeConfig(BaseModel):
             ValueError: there are neither steps nor a training time.
         """
         if self.steps is None and training_seconds is None:
-            raise ValueError("trainer.config.steps: missing, and so is limits.trainingTime; set one of them")
+            raise InputError("trainer.config.steps: missing, and so is limits.trainingTime; set one of them")
 
     def check_data(self) -> None:
         """Look for the data that the config names, as far as that is possible without reading or downloading it.

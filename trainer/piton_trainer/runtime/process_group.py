@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.rendezvous import rendezvous
 
+from piton.contract import InputError
 from piton.contract.termination import Outcome
 from piton_trainer.config import COLLECTIVE_SECONDS, JOIN_SECONDS
 from piton_trainer.errors import BY_OUTCOME, Ended
@@ -177,5 +178,5 @@ def _device(local_rank: int) -> torch.device:
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name) or str(default)
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{name} has to be a whole number, not {text!r}")
+        raise InputError(f"{name} has to be a whole number, not {text!r}")
     return int(text)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from aiohttp import web
 
+from piton.contract import InputError
 from piton_trainer.recipes import catalog
 from piton_trainer.serving.text_generator import GenerateRequest, TextGenerator
 from piton_trainer.serving.trained_model import TrainedModel
@@ -42,7 +43,7 @@ def serve(trained: TrainedModel, *, host: str, port: int, ready: Callable[[str],
     """
     module = catalog.part(trained.recipe, "generate")
     if module is None:
-        raise ValueError(f"a {trained.recipe} cannot go on with a text; piton export writes it for your own programs")
+        raise InputError(f"a {trained.recipe} cannot go on with a text; piton export writes it for your own programs")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     text_generator = module.open_model(trained, device)
     about = {"recipe": trained.recipe, "step": trained.step, "weights": trained.which}
@@ -72,7 +73,7 @@ async def listening(server: "ModelServer", host: str, port: int) -> AsyncIterato
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ValueError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
+            raise InputError(f"{host}:{port} cannot be listened on ({error.strerror}); take another --port") from error
         address = runner.addresses[0]
         yield f"http://{address[0]}:{address[1]}"
     finally:

@@ -7,6 +7,8 @@ from typing import Any, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from piton.contract import InputError
+
 _SEEDS = 2**32
 
 
@@ -46,7 +48,7 @@ class GenerateRequest(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"]) or "body"
-            raise ValueError(f"{field}: {problem['msg']}") from error
+            raise InputError(f"{field}: {problem['msg']}") from error
 
 
 class TextGenerator(Protocol):

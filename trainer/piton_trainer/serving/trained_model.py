@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from piton.contract import InputError
 from piton_trainer.checkpoint.export import check_place, place, save_tensors, weights_of
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
@@ -58,7 +59,7 @@ def from_checkpoint(checkpoint: CommittedCheckpoint, which: str | None = None) -
     document = layout.read_document(checkpoint.folder)
     origin, objects = document.get(layout.RECIPE), document["objects"]
     if not isinstance(origin, dict):
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.folder.name} does not say which recipe it is of: it is of your own program, or of an older "
             "Piton; say piton checkpoint export"
         )
@@ -96,7 +97,7 @@ def write(trained: TrainedModel, out: Path) -> None:
         try:
             module.export(trained.settings, trained.weights, folder)
         except BadConfig as error:
-            raise ValueError(error.detail) from error
+            raise InputError(error.detail) from error
 
     place(out, fill)
 
@@ -141,4 +142,4 @@ def from_folder(folder: Path) -> TrainedModel:
             metrics=document["metrics"],
         )
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is no model that piton export has written: {error!r}") from error
+        raise InputError(f"{folder} is no model that piton export has written: {error!r}") from error

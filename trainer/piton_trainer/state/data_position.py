@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from piton.contract import InputError
 from piton_trainer.state import rng
 from piton_trainer.state.batch_skipping import iterate_from
 from piton_trainer.state.train_state import Position
@@ -83,7 +84,7 @@ class ResumableLoader(Randomness):
             self._position.batch += 1
             yield batch
         if self._position.batch == 0 == before:
-            raise ValueError("the loader has no batches")
+            raise InputError("the loader has no batches")
         self._position.epoch, self._position.batch = self._position.epoch + 1, 0
 
     def steps_left(self, epochs: int) -> int | None:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from piton.contract import InputError
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
@@ -122,7 +123,7 @@ class TrackedObjects:
         for name, value in self._objects.items():
             document = documents.get(name)
             if document is None:
-                raise ValueError(f"the checkpoint has no state of {name}; it was saved without it")
+                raise InputError(f"the checkpoint has no state of {name}; it was saved without it")
             fresh |= dict.fromkeys(codec.keys(document))
             if isinstance(value, nn.Module):
                 live |= _parts_of_module(name, value, document)
@@ -181,7 +182,7 @@ class TrackedObjects:
         try:
             return codec.split(read(), state.key) if names is None else state.capture(names, read)
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 "an optimizer holds parameters that are not the model's; put them into the model"
             ) from error
 
@@ -195,7 +196,7 @@ class TrackedObjects:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the state that cannot be created anew: momenta that are sharded like their parameters, or on a GPU."""
         if len(document) != len(optimizers):
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint has {len(document)} optimizers as {name}, the script has {len(optimizers)}"
             )
         live: dict[str, Tensor] = {}
@@ -232,7 +233,7 @@ def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, T
     current, tensors = codec.split(get_model_state_dict(module), name)
     if current.keys() != document.keys():
         missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
-        raise ValueError(f"{name} does not fit the checkpoint, which {_difference(missing, extra)}")
+        raise InputError(f"{name} does not fit the checkpoint, which {_difference(missing, extra)}")
     return tensors
 
 
@@ -276,4 +277,4 @@ def _is_ours(name: str, value: Any) -> bool:
 def _checked(name: str, value: Any) -> Any:
     if isinstance(value, Stateful | torch.Generator) or _optimizers(value):
         return value
-    raise ValueError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")
+    raise InputError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")

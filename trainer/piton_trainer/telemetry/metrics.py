@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from piton.contract import InputError
 from piton.contract.assignment import Objective
 
 LOSS = "loss"
@@ -96,5 +97,5 @@ def _kept(name: str, value: float | Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
         return float(value)
     if value.numel() != 1:
-        raise ValueError(f"{name} has to be one number, not a tensor of shape {tuple(value.shape)}")
+        raise InputError(f"{name} has to be one number, not a tensor of shape {tuple(value.shape)}")
     return value.detach() if value.device.type != "cpu" else float(value.detach())

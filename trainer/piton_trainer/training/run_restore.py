@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from piton.contract import names, startup_phases
+from piton.contract import InputError, names, startup_phases
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import Loaded, Wanted, load_newest, newest_step
@@ -197,7 +197,7 @@ def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, r
     parts = document["ranks"]
     if len(parts) == ranks.world_size or parts[0][LOADER] is None or not objects.has_local_position:
         return
-    raise ValueError(
+    raise InputError(
         f"it was saved by {len(parts)} ranks, there are {ranks.world_size} now, and each rank's loader has a state of "
         f"its own: go on with {len(parts)} ranks, or give the loader a state that counts the data of all ranks "
         "together, and say so with position_is_global = True"

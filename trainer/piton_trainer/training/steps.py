@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Generator
 
-from piton.contract import startup_phases
+from piton.contract import InputError, startup_phases
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, Termination
@@ -110,7 +110,7 @@ class Steps:
         self._refuse_misuse()
         assert self._objects is not None
         if accumulate is not None and accumulate < 1:
-            raise ValueError(f"accumulate={accumulate}: the number of batches that make a step is at least 1")
+            raise InputError(f"accumulate={accumulate}: the number of batches that make a step is at least 1")
         watched = Gradients.watched(self._objects.optimizers, accumulate=accumulate)
         with self._recording_end(), watched as self._gradients:
             yield from self._batches(loader, self._gradients, epochs, total)
@@ -142,7 +142,7 @@ class Steps:
         assert self._objects is not None
         is_given = self._objects.is_given(loader)
         if isinstance(loader, Stateful) and not is_given:
-            raise ValueError("this loader has state; name it in session.restore(loader=...) too")
+            raise InputError("this loader has state; name it in session.restore(loader=...) too")
         if self._ranks.is_main and not is_given and (warning := caveat(loader)):
             logger.warning(warning)
         feed = ResumableLoader(loader, self.state.position, replay=not is_given, resume=self._resume)
@@ -225,7 +225,7 @@ class Steps:
         self._trained = SaveInputs(state=self.state, objects=self._objects, feed=feed, measured=self.measured)
         self._total = total
         if len(set(self._ranks.gather(self._total))) > 1:
-            raise ValueError("the ranks have loaders of different lengths; give each the same number of batches")
+            raise InputError("the ranks have loaders of different lengths; give each the same number of batches")
         self.has_begun = True
         self._started = (self.state.step, self.state.training_seconds)
         self._lap = self._clock.monotonic()
@@ -242,9 +242,9 @@ class Steps:
 
     def _refuse_misuse(self) -> None:
         if self.has_begun:
-            raise ValueError("session.steps() is called once; for more epochs say session.steps(loader, epochs=3)")
+            raise InputError("session.steps() is called once; for more epochs say session.steps(loader, epochs=3)")
         if self._objects is None:
-            raise ValueError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
+            raise InputError("call session.restore(model=..., optimizer=...) first, so that there is something to save")
 
     def _finish_step(self) -> bool:
         """The boundary after a step: agree, judge, save if due; then end, stop, or report and go on."""

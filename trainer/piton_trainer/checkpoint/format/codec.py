@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from piton.contract import InputError
+
 _TENSOR, _TUPLE, _ITEMS, _COUNTER = "$tensor", "$tuple", "$items", "$counter"
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
@@ -87,7 +89,7 @@ def _split(value: object, key: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         return _split_mapping(value, key, tensors)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise ValueError(f"{key} is a {kind}; a checkpoint holds tensors, numbers, strings, lists and dicts only")
+    raise InputError(f"{key} is a {kind}; a checkpoint holds tensors, numbers, strings, lists and dicts only")
 
 
 def _split_mapping(value: Mapping[Any, Any], key: str, tensors: dict[str, Tensor]) -> Any:

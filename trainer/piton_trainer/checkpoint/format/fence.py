@@ -23,7 +23,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from piton.contract import names
+from piton.contract import InputError, names
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.errors import Fenced
 
@@ -102,7 +102,7 @@ def read(directory: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it if no other trainer is running") from error
+        raise InputError(f"{path} is damaged ({error}); delete it if no other trainer is running") from error
 
 
 def _next_attempt(directory: Path) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
+from piton.contract import InputError
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 
@@ -50,11 +51,11 @@ def parse_index(data: bytes, checkpoint: CommittedCheckpoint) -> Metadata:
     try:
         index = _IndexUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"{name} is refused: {error}") from error
+        raise InputError(f"{name} is refused: {error}") from error
     if not isinstance(index, Metadata):
-        raise ValueError(f"{name} is refused: it is not an index of shards")
+        raise InputError(f"{name} is refused: it is not an index of shards")
     if not all(place.relative_path in checkpoint.manifest.files for place in index.storage_data.values()):
-        raise ValueError(f"{name} is refused: it names a file that is not in the manifest")
+        raise InputError(f"{name} is refused: it names a file that is not in the manifest")
     return index
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from piton.contract import names
+from piton.contract import InputError, names
 from piton.contract.manifest import FileEntry, Manifest, NewerFormatError
 from piton_trainer.checkpoint.format.file_digest import FileDigest
 from piton_trainer.errors import OutOfSpace, VolumeLost
@@ -277,14 +277,14 @@ def read_manifest(folder: Path) -> Manifest:
         text = (folder / (names.WEIGHTS_FILE if is_thin else names.MANIFEST_FILE)).read_bytes().decode()
     except (FileNotFoundError, IsADirectoryError):
         folder.stat()  # raises if the folder is missing as well
-        raise ValueError("it has no manifest") from None
+        raise InputError("it has no manifest") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"its manifest has flipped bits: {error}") from error
+        raise InputError(f"its manifest has flipped bits: {error}") from error
     manifest = Manifest.from_json(text)
     if folder.name not in (names.step_folder(manifest.step), names.weights_folder(manifest.step)):
-        raise ValueError(f"its manifest speaks of step {manifest.step}")
+        raise InputError(f"its manifest speaks of step {manifest.step}")
     if manifest.weights_only != is_thin:
-        raise ValueError(f"its manifest is that of a {'whole' if is_thin else 'thin'} checkpoint")
+        raise InputError(f"its manifest is that of a {'whole' if is_thin else 'thin'} checkpoint")
     return manifest
 
 
@@ -313,7 +313,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     path = folder / (WEIGHTS_STATE_FILE if is_thin else STATE_FILE)
     document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
+        raise InputError(f"{path.name} is not a JSON object")
     return document
 
 

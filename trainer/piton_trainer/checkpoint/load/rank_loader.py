@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 
+from piton.contract import InputError
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.file_digest import digest_of
 from piton_trainer.checkpoint.format.index import IndexedReader, index_file, parse_index
@@ -160,23 +161,23 @@ class RankLoader:
     def _verified(self, name: str) -> bytes:
         path, entry = self.checkpoint.folder / name, self.checkpoint.manifest.files.get(name)
         if entry is None:
-            raise ValueError(f"its manifest has no {name}")
+            raise InputError(f"its manifest has no {name}")
         if problem := self._retry(partial(layout.wrong_size, path, entry), path):
-            raise ValueError(problem)
+            raise InputError(problem)
         data = self._retry(path.read_bytes, path)
         if problem := layout.wrong_digest(path, entry, digest_of(data, entry)):
-            raise ValueError(problem)
+            raise InputError(problem)
         return data
 
     def _target(self, key: str, tensor: Tensor | None) -> Tensor:
         entry = self._index.state_dict_metadata.get(key)
         if not isinstance(entry, TensorStorageMetadata):
-            raise ValueError(f"{self.checkpoint.folder.name} has no tensor {key}")
+            raise InputError(f"{self.checkpoint.folder.name} has no tensor {key}")
         if tensor is None:
             return torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
         if tensor.size() != entry.size:
             here, there = tuple(tensor.size()), tuple(entry.size)
-            raise ValueError(f"{key} has shape {here} here and {there} in {self.checkpoint.folder.name}")
+            raise InputError(f"{key} has shape {here} here and {there} in {self.checkpoint.folder.name}")
         return tensor
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piton.contract import InputError
 from piton_trainer.data.image.crops import Crop, center_crop, generator_of, random_crop
 from piton_trainer.data.image.pictures import cut
 from piton_trainer.data.image.records import Records
@@ -120,7 +121,7 @@ class ShuffledImages:
     ) -> None:
         """Train on the first `count` records, at the sizes that `size_at` says for a position."""
         if total_batch % (device_batch * world_size):
-            raise ValueError(f"{total_batch} images do not divide into {world_size} x {device_batch}")
+            raise InputError(f"{total_batch} images do not divide into {world_size} x {device_batch}")
         self.records = records
         self.count = count
         self.device_batch = device_batch

@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from piton.contract import InputError
 from piton_trainer.errors import BadConfig
 
 START = np.dtype([("magic", "S8"), ("version", "<u4"), ("about_size", "<u4"), ("about_crc", "<u4")])
@@ -71,14 +72,14 @@ class About:
             ValueError: it is none of ours, or damaged.
         """
         if len(content) < START.itemsize or content[:8] != MAGIC:
-            raise ValueError("it does not begin as one")
+            raise InputError("it does not begin as one")
         start = np.frombuffer(content[: START.itemsize], START)[0]
         if start["version"] != VERSION:
-            raise ValueError(f"it has version {start['version']}, and this Piton reads version {VERSION}")
+            raise InputError(f"it has version {start['version']}, and this Piton reads version {VERSION}")
         first = START.itemsize + int(start["about_size"])
         text = content[START.itemsize : first]
         if zlib.crc32(text) != start["about_crc"]:
-            raise ValueError("its beginning is damaged")
+            raise InputError("its beginning is damaged")
         fields: dict[str, Any] = json.loads(text)
         return cls(source=fields["source"], classes=tuple(fields["classes"])), first
 
@@ -115,14 +116,14 @@ class Records:
 
     def _read_index(self) -> "NDArray[np.void]":
         if len(self._map) < END.itemsize:
-            raise ValueError("it is cut off")
+            raise InputError("it is cut off")
         end = np.frombuffer(self._map[-END.itemsize :], END)[0]
         if end["magic"] != END_MAGIC:
-            raise ValueError("it is cut off")
+            raise InputError("it is cut off")
         first = int(end["index_offset"])
         index = self._map[first : first + int(end["count"]) * INDEX.itemsize]
         if zlib.crc32(index) != end["index_crc"]:
-            raise ValueError("its index is damaged")
+            raise InputError("its index is damaged")
         return np.frombuffer(index, INDEX)
 
     @property

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from piton.contract import InputError
 from piton_trainer.data.ranking.rows import JudgmentRow
 from piton_trainer.errors import BadConfig
 
@@ -93,7 +94,7 @@ class Collector:
         if query == len(self._texts):
             self._texts.append(row.text)
         elif self._texts[query] != row.text:
-            raise ValueError(f"query {row.query} had another text before: {self._texts[query]!r}")
+            raise InputError(f"query {row.query} had another text before: {self._texts[query]!r}")
         self._row_queries.append(query)
         self._row_ids.append(self._ids.setdefault(row.id, len(self._ids)))
         self._gains.append(row.gain)

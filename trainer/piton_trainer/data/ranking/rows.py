@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from piton.contract import InputError
 from piton_trainer.data.stream import open_text, users_fault
 from piton_trainer.errors import BadConfig
 
@@ -82,21 +83,21 @@ def _columns(header: list[str]) -> dict[str, int]:
     """Return the position of each known column. Others are ignored, unless one looks like a misspelt known one."""
     places = {name.strip(): place for place, name in enumerate(header)}
     if len(places) < len(header):
-        raise ValueError(f"a column stands twice in the header {','.join(header)}")
+        raise InputError(f"a column stands twice in the header {','.join(header)}")
     missing = [name for name in REQUIRED if name not in places]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"there is no column {missing[0]}; the header has to be {','.join(REQUIRED)}[,source,confidence]"
         )
     for name in set(OPTIONAL) - set(places):
         if close := get_close_matches(name, set(places) - {*REQUIRED, *OPTIONAL}, n=1, cutoff=0.8):
-            raise ValueError(f"column {close[0]}: did you mean {name}?")
+            raise InputError(f"column {close[0]}: did you mean {name}?")
     return {name: places[name] for name in (*REQUIRED, *OPTIONAL) if name in places} | {"": len(header)}
 
 
 def _row(fields: list[str], columns: dict[str, int], reading: CsvReading) -> JudgmentRow:
     if len(fields) != columns[""]:
-        raise ValueError(f"it has {len(fields)} fields, and the header {columns['']}")
+        raise InputError(f"it has {len(fields)} fields, and the header {columns['']}")
     query, name, grade, text = (_text(fields[columns[column]], column) for column in REQUIRED)
     source = (fields[columns["source"]] if "source" in columns else "") or reading.source
     original = source == ORIGINAL

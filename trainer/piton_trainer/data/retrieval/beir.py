@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from piton.contract import InputError
 from piton_trainer.data.stream import lines
 from piton_trainer.errors import BadConfig
 
@@ -62,7 +63,7 @@ def json_object(line: str) -> dict[str, Any]:
     """
     found = json.loads(line)
     if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
+        raise InputError("it is no JSON object")
     return found
 
 
@@ -73,7 +74,7 @@ def text_of(found: dict[str, Any], name: str) -> str:
         ValueError: it is none.
     """
     if not isinstance(found.get(name), str):
-        raise ValueError(f"field {name}: there is no text in it")
+        raise InputError(f"field {name}: there is no text in it")
     text: str = found[name]
     return text
 
@@ -86,7 +87,7 @@ def _judgments(source: str) -> Iterator[tuple[str, str, int]]:
 def _judgment(line: str) -> tuple[str, str, int] | None:
     fields = line.split("\t")
     if len(fields) != 3:
-        raise ValueError(f"it has {len(fields)} fields, and query-id, corpus-id and score are 3")
+        raise InputError(f"it has {len(fields)} fields, and query-id, corpus-id and score are 3")
     if fields[0] == "query-id":
         return None
     return fields[0], fields[1], int(fields[2])

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from piton.contract import InputError
 from piton_trainer.data.ranking.rows import LONGEST_FIELD
 from piton_trainer.data.retrieval.beir import Beir, json_object, parsed, text_of
 from piton_trainer.data.stream import open_text, users_fault
@@ -56,10 +57,10 @@ def of_collection(found: Beir) -> Iterator[Example]:
 
 def _example(fields: list[str]) -> Example:
     if len(fields) < 2:
-        raise ValueError("it has one field; query, positive and maybe negatives are wanted")
+        raise InputError("it has one field; query, positive and maybe negatives are wanted")
     query, positive, *negatives = (field.strip() for field in fields)
     if not query or not positive:
-        raise ValueError("query or positive is empty")
+        raise InputError("query or positive is empty")
     return Example(query=query, positive=positive, negatives=tuple(text for text in negatives if text))
 
 
@@ -67,7 +68,7 @@ def _from_json(found: dict[str, Any]) -> Example:
     negatives = found.get("negatives", found.get("negative")) or []
     told = negatives if isinstance(negatives, list) else [negatives]
     if not all(isinstance(text, str) for text in told):
-        raise ValueError("field negatives: there are other things than texts in it")
+        raise InputError("field negatives: there are other things than texts in it")
     return _example([text_of(found, "query"), text_of(found, "positive"), *told])
 
 

@@ -5,6 +5,7 @@ No torch or numpy here: a config is checked on machines that do not train.
 
 from pathlib import Path
 
+from piton.contract import InputError
 from piton_trainer.data.retrieval import cranfield, foldoc
 from piton_trainer.s3 import S3_SCHEME
 
@@ -26,7 +27,7 @@ def files_of(source: str, split: str) -> list[str]:
     if source.startswith(foldoc.FOLDOC):
         folder = foldoc.folder_of(source)
         if folder is None:
-            raise ValueError(f"{source} is not on this machine; say {foldoc.INSTALL}, which gets it from Debian")
+            raise InputError(f"{source} is not on this machine; say {foldoc.INSTALL}, which gets it from Debian")
         return [str(path) for path in foldoc.files(folder)]
     if source.startswith(cranfield.CRANFIELD):
         return [str(path) for path in cranfield.files(source)]

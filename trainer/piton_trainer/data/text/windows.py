@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from piton.contract import InputError
 from piton_trainer.data.permutations import Permutations
 from piton_trainer.errors import BadConfig
 
@@ -66,7 +67,7 @@ class ShuffledWindows:
     ) -> None:
         """Cut `total_batch` windows per step into `device_batch` windows per micro-batch and rank."""
         if total_batch % (device_batch * world_size):
-            raise ValueError(f"{total_batch} windows do not divide into {world_size} x {device_batch}")
+            raise InputError(f"{total_batch} windows do not divide into {world_size} x {device_batch}")
         self.windows = windows
         self.device_batch = device_batch
         self.total_batch = total_batch

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from piton.contract import InputError
 from piton_trainer.data.text.sources import PYDOC
 from piton_trainer.recipes.config import RecipeConfig
 from piton_trainer.s3 import S3_SCHEME
@@ -77,12 +78,12 @@ class CharlmConfig(RecipeConfig):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.head_dim % 2:
-            raise ValueError(
+            raise InputError(
                 f"headDim: {self.head_dim} is odd and rotary embeddings turn pairs; take {self.head_dim + 1}"
             )
         _divide("deviceBatchSize x sequenceLength", self.device_batch_size * self.sequence_length, self)
         if self.eval_tokens < self.sequence_length:
-            raise ValueError(
+            raise InputError(
                 f"evalTokens: {self.eval_tokens} is less than one sequence; take at least {self.sequence_length}"
             )
         return self
@@ -97,7 +98,7 @@ class CharlmConfig(RecipeConfig):
             tokens = world_size * self.device_batch_size * self.sequence_length
             _divide(f"{world_size} ranks x deviceBatchSize x sequenceLength", tokens, self)
         except ValueError as error:
-            raise ValueError(f"trainer.config.{error}") from error
+            raise InputError(f"trainer.config.{error}") from error
 
     def check_data(self) -> None:
         """Look for the file or directory; what lies in S3 shows when it is read.
@@ -108,7 +109,7 @@ class CharlmConfig(RecipeConfig):
         if self.data == PYDOC or self.data.startswith(S3_SCHEME):
             return
         if not Path(self.data).exists():
-            raise ValueError(
+            raise InputError(
                 f"trainer.config.data: there is no file or directory {self.data}; "
                 f"give one, s3://bucket/prefix, or {PYDOC}"
             )
@@ -117,6 +118,6 @@ class CharlmConfig(RecipeConfig):
 def _divide(what: str, tokens: int, config: CharlmConfig) -> None:
     if config.total_batch_tokens % tokens:
         fitting = max(1, round(config.total_batch_tokens / tokens)) * tokens
-        raise ValueError(
+        raise InputError(
             f"totalBatchTokens: {config.total_batch_tokens} is not a multiple of {what} = {tokens}; take {fitting}"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piton.contract import InputError
 from piton_trainer.data.text.sources import DOCUMENT
 from piton_trainer.data.text.vocabulary import REPLACEMENT, Vocabulary
 from piton_trainer.recipes.charlm.config import CharlmConfig
@@ -46,7 +47,7 @@ class CharlmGenerator:
         unknown = sorted(set(prompt) - set(self.vocabulary.symbols) | ({REPLACEMENT} & set(prompt)))
         if unknown:
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-            raise ValueError(
+            raise InputError(
                 f"prompt: the model has never seen {', '.join(map(repr, unknown[:_SHOWN]))}{more}; "
                 "it knows the characters that GET /health lists"
             )
@@ -102,7 +103,7 @@ def open_model(trained: TrainedModel, device: torch.device) -> CharlmGenerator:
     try:
         model.load_state_dict(dict(trained.weights))
     except RuntimeError as error:
-        raise ValueError(f"the weights are not those of the settings: {error}") from error
+        raise InputError(f"the weights are not those of the settings: {error}") from error
     if device.type == "cuda" and trained.settings.precision == "bf16":
         model.bfloat16()
     return CharlmGenerator(model, vocabulary)

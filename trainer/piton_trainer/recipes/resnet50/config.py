@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from piton.contract import InputError
 from piton_trainer.data.image.packages import PACKAGES
 from piton_trainer.recipes.config import RecipeConfig
 
@@ -114,23 +115,23 @@ class ResnetConfig(RecipeConfig):
         starts = [start for start, _ in self.sizes]
         if starts[:1] != [0.0] or starts != sorted(set(starts)) or starts[-1] >= 1:
             told = ", ".join(f"{start:g}" for start in starts)
-            raise ValueError(
+            raise InputError(
                 f"sizes: [{told}] are no shares of the training that begin with 0 and grow towards 1; "
                 "write [[0, 160], [0.4, 192], [0.8, 224]]"
             )
         if min(size for _, size in self.sizes) < 4:
-            raise ValueError("sizes: an image needs at least 4 pixels")
+            raise InputError("sizes: an image needs at least 4 pixels")
         if not self.layers or min(self.layers) < 1:
-            raise ValueError(f"layers: {list(self.layers)} has a stage without blocks; write [3, 4, 6, 3]")
+            raise InputError(f"layers: {list(self.layers)} has a stage without blocks; write [3, 4, 6, 3]")
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: there is no momentum to look ahead along; write nesterov: false")
+            raise InputError("nesterov: there is no momentum to look ahead along; write nesterov: false")
         _divide("deviceBatchSize", self.device_batch_size, self.batch_size)
         self._refuse_both("epochs", "steps")
         self._refuse_both("eval_epochs", "eval_every")
         if self.epochs is not None:
             self.check_warmup(self.epochs)
         if self.parallelism == "fsdp":
-            raise ValueError("parallelism: a ResNet fits onto every device, and fsdp would only slow it; write ddp")
+            raise InputError("parallelism: a ResNet fits onto every device, and fsdp would only slow it; write ddp")
         return self
 
     def check_warmup(self, epochs: float) -> None:
@@ -140,14 +141,14 @@ class ResnetConfig(RecipeConfig):
             ValueError: the warm-up takes all of the training.
         """
         if self.warmup_epochs >= epochs:
-            raise ValueError(
+            raise InputError(
                 f"warmupEpochs: {self.warmup_epochs:g} is no less than the {epochs:.3g} epochs of training"
             )
 
     def _refuse_both(self, ours: str, other: str) -> None:
         if getattr(self, ours) is not None and other in self.model_fields_set and getattr(self, other) is not None:
             alias, other_alias = (type(self).model_fields[name].alias for name in (ours, other))
-            raise ValueError(f"{alias}: {other_alias} says the same; remove one of them")
+            raise InputError(f"{alias}: {other_alias} says the same; remove one of them")
 
     @property
     def peak_rate(self) -> float:
@@ -161,7 +162,7 @@ class ResnetConfig(RecipeConfig):
             ValueError: there are neither epochs nor steps.
         """
         if self.epochs is None and self.steps is None:
-            raise ValueError(
+            raise InputError(
                 "trainer.config.epochs: missing, and so is steps; set one, as the sizes of the images follow from it"
             )
 
@@ -174,7 +175,7 @@ class ResnetConfig(RecipeConfig):
         try:
             _divide(f"{world_size} ranks x deviceBatchSize", world_size * self.device_batch_size, self.batch_size)
         except ValueError as error:
-            raise ValueError(f"trainer.config.{error}") from error
+            raise InputError(f"trainer.config.{error}") from error
 
     def check_data(self) -> None:
         """Look for packages, and for files and folders. Where `records` is given those need not be here any more.
@@ -188,9 +189,9 @@ class ResnetConfig(RecipeConfig):
             if source in PACKAGES:
                 package = PACKAGES[source]
                 if find_spec(package.name) is None:
-                    raise ValueError(f"trainer.config.{field}: {package.name} is not installed; say {package.command}")
+                    raise InputError(f"trainer.config.{field}: {package.name} is not installed; say {package.command}")
             elif self.records is None and not Path(source).exists():
-                raise ValueError(
+                raise InputError(
                     f"trainer.config.{field}: there is no file or directory {source}; give one, "
                     f"or the images of a package: {', '.join(sorted(PACKAGES))}"
                 )
@@ -199,4 +200,4 @@ class ResnetConfig(RecipeConfig):
 def _divide(what: str, images: int, batch: int) -> None:
     if batch % images:
         fitting = max(1, round(batch / images)) * images
-        raise ValueError(f"batchSize: {batch} is not a multiple of {what} = {images}; take {fitting}")
+        raise InputError(f"batchSize: {batch} is not a multiple of {what} = {images}; take {fitting}")

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from piton.contract import InputError
 from piton_trainer.data.retrieval.locations import check_collection, check_examples
 from piton_trainer.recipes.common.encoder_source import check_encoder
 from piton_trainer.recipes.config import RecipeConfig
@@ -84,15 +85,15 @@ class RetrievalConfig(RecipeConfig):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.parallelism != "ddp":
-            raise ValueError("parallelism: these encoders fit onto every GPU, and fsdp would only slow them; take ddp")
+            raise InputError("parallelism: these encoders fit onto every GPU, and fsdp would only slow them; take ddp")
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs: steps says the same; remove one of them")
+            raise InputError("epochs: steps says the same; remove one of them")
         if len(set(self.datasets)) < len(self.datasets):
-            raise ValueError("datasets: one of them stands there twice; remove it")
+            raise InputError("datasets: one of them stands there twice; remove it")
         if self.data in self.datasets and self.data_split == self.eval_split:
-            raise ValueError(f"dataSplit: {self.data_split} is evaluated as well; nothing may be in both")
+            raise InputError(f"dataSplit: {self.data_split} is evaluated as well; nothing may be in both")
         if self.freeze_base and self.gradient_checkpointing:
-            raise ValueError("gradientCheckpointing: a frozen base model has no gradients; remove one of them")
+            raise InputError("gradientCheckpointing: a frozen base model has no gradients; remove one of them")
         self._check_batch("batchSize", self.accumulation, f"accumulation = {self.accumulation}")
         return self
 
@@ -117,7 +118,7 @@ class RetrievalConfig(RecipeConfig):
     def _check_batch(self, field: str, divisor: int, told: str) -> None:
         if self.batch_size % divisor:
             fitting = max(1, round(self.batch_size / divisor)) * divisor
-            raise ValueError(f"{field}: {self.batch_size} is not a multiple of {told}; take {fitting}")
+            raise InputError(f"{field}: {self.batch_size} is not a multiple of {told}; take {fitting}")
 
     def check_data(self) -> None:
         """Look for files, folders and packages; what lies in S3 or on a hub shows when it is read.
@@ -129,4 +130,4 @@ class RetrievalConfig(RecipeConfig):
         problems += [("datasets", check_collection(source, self.eval_split)) for source in self.datasets]
         for field, problem in problems:
             if problem:
-                raise ValueError(f"trainer.config.{field}: {problem}")
+                raise InputError(f"trainer.config.{field}: {problem}")

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from piton.contract import InputError
 from piton_trainer.recipes.common.encoder_source import folder_of
 from piton_trainer.recipes.common.text_encoder import pretrained
 from piton_trainer.recipes.retrieval.config import RetrievalConfig
@@ -30,7 +31,7 @@ def export(settings: RetrievalConfig, weights: Mapping[str, Tensor], out: Path) 
         ValueError: these are not the weights of such a model.
     """
     if f"{_PROJECTION}weight" not in weights:
-        raise ValueError(f"these weights have no {_PROJECTION}weight: they are not those of the recipe retrieval")
+        raise InputError(f"these weights have no {_PROJECTION}weight: they are not those of the recipe retrieval")
     base = pretrained(folder_of(settings.base_model, "baseModel"), encoding_of(settings))
     if trained := _below(weights, _BASE):
         base.load_state_dict(trained)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from piton.contract import InputError
 from piton_trainer.data.ranking.locations import check_source
 from piton_trainer.data.ranking.rows import CsvReading
 from piton_trainer.recipes.common.encoder_source import check_encoder
@@ -114,22 +115,22 @@ class TwoTowerConfig(RecipeConfig):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.fold != "all" and not 0 <= self.fold < self.folds:
-            raise ValueError(
+            raise InputError(
                 f"fold: there is no fold {self.fold} among {self.folds}; take 0 to {self.folds - 1}, or all"
             )
         if self.batch_queries % self.accumulation:
-            raise ValueError(
+            raise InputError(
                 f"batchQueries: {self.batch_queries} is not a multiple of accumulation = {self.accumulation}; "
                 f"take {_near(self.batch_queries, self.accumulation)}"
             )
         if self.parallelism != "ddp":
-            raise ValueError("parallelism: fsdp shards what does not fit onto a GPU, and these towers do; take ddp")
+            raise InputError("parallelism: fsdp shards what does not fit onto a GPU, and these towers do; take ddp")
         if self.loss == "sampled" and self.candidates != "all":
-            raise ValueError(
+            raise InputError(
                 "loss: sampled draws from all ids, as if the unjudged were useless; say candidates: all too"
             )
         if self.weak_data == self.data:
-            raise ValueError(f"weakData: {self.weak_data} is data as well; remove it here")
+            raise InputError(f"weakData: {self.weak_data} is data as well; remove it here")
         for grade in self.gains:
             _check_grade(grade)
         return self
@@ -142,7 +143,7 @@ class TwoTowerConfig(RecipeConfig):
         """
         passes = world_size * self.accumulation
         if self.batch_queries % passes:
-            raise ValueError(
+            raise InputError(
                 f"trainer.config.batchQueries: {self.batch_queries} is not a multiple of {world_size} ranks x "
                 f"accumulation = {passes}; take {_near(self.batch_queries, passes)}"
             )
@@ -158,14 +159,14 @@ class TwoTowerConfig(RecipeConfig):
             problems["weakData"] = check_source(self.weak_data)
         for name, problem in problems.items():
             if problem:
-                raise ValueError(f"trainer.config.{name}: {problem}")
+                raise InputError(f"trainer.config.{name}: {problem}")
 
 
 def _check_grade(grade: str) -> None:
     try:
         float(grade)
     except ValueError:
-        raise ValueError(f"gains: grade {grade!r} is not a number") from None
+        raise InputError(f"gains: grade {grade!r} is not a number") from None
 
 
 def _near(count: int, divisor: int) -> int:
