@@ -485,7 +485,9 @@ async def test_a_bug_that_one_job_meets_does_not_stop_the_others(
     await _apply(cluster)
     async with Hand(cluster) as hand:
         await hand.settle()
-        assert hand.written() == REPLICAS
+        assert [(kind, name) for kind, name in hand.written() if kind != "events"] == REPLICAS
+        told = [event for event in cluster.server.all(EVENTS) if event["reason"] == "OperatorError"]
+        assert [event["involvedObject"]["name"] for event in told] == ["cursed-1"]
     failures = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "pass failed"]
     assert {fields["job"] for fields in failures} == {"team/cursed-1"}
 

@@ -150,7 +150,7 @@ async def test_a_status_replaces_what_was_there(pilot: Pilot) -> None:
     "change",
     [
         {"ownerReferences": [{"kind": "TrainingRun", "name": "ragcun", "uid": "uid-of-another", "controller": True}]},
-        {"ownerReferences": []},
+        {"ownerReferences": [], "annotations": {}},
         {"labels": {names.LABEL_RUN: "ragcun", names.LABEL_ATTEMPT: "2"}},
     ],
     ids=["owned by another", "owned by nobody", "another attempt"],

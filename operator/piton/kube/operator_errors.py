@@ -13,7 +13,7 @@ from piton.core.wait_reasons import without_numbers
 from piton.kube.client import Client
 from piton.kube.events import Key, event_about, post
 from piton.kube.resources import RUNS, SWEEPS, Body, Resource
-from piton.ports import Clock, PortError
+from piton.ports import Clock
 
 _TEXT_MAX = 400
 _log = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ class OperatorErrors:
         self._told: dict[Key, str] = {}
 
     async def tell(self, key: Key, error: Exception) -> None:
-        """Say on the object that a pass over it has failed. What cannot be written is logged, and tried at the next."""
+        """Say on the object that a pass over it has failed. What cannot be said is logged, and tried at the next."""
         text = f"{type(error).__name__}: {error}"[:_TEXT_MAX]
         if self._told.get(key) == without_numbers(text):
             return
         try:
             await self._write(key, text)
-        except PortError as failure:
-            fields = {self._resource.plural: "/".join(key), "error": str(failure)}
+        except Exception as failure:  # noqa: BLE001 - whatever fails here must not end the worker as well
+            fields = {self._resource.plural: "/".join(key), "error": repr(failure)}
             _log.warning("operator error not told", extra={"fields": fields})
             return
         self._told[key] = without_numbers(text)
