@@ -75,7 +75,7 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     problems += validation.check_name(meta.name)
     has_begun = status.attempt > 0 or status.unreadable is not None
     broken = validation.check(spec, has_begun=has_begun) if spec else []
-    is_older = has_begun and bool(problems or broken) and (accepted is None or _allowed(accepted) is None)
+    is_older = has_begun and bool(problems or broken) and (accepted is None or _accept(accepted) is None)
     if is_older and spec is not None:
         broken = validation.check(spec, has_begun=True, is_older=True)
     problems += broken
@@ -95,19 +95,19 @@ def _accepted_before(accepted: Mapping[str, Any], written: object, *, is_older: 
 
     A part that cannot be parsed, or that breaks a rule there, stays as it was.
     """
-    spec, document = _allowed(accepted, is_older=is_older), accepted
+    spec, document = _accept(accepted, is_older=is_older), accepted
     if spec is None or not isinstance(written, Mapping):
         return spec
     for path in AT_ONCE:
-        is_good = _allowed(_with_part(document, written, path), is_older=is_older) is not None
+        is_good = _accept(_with_part(document, written, path), is_older=is_older) is not None
         for part in (path,) if is_good or path != "limits.budget" else _BUDGET:
             changed = _with_part(document, written, part)
-            found = _allowed(changed, is_older=is_older)
+            found = _accept(changed, is_older=is_older)
             spec, document = (spec, document) if found is None else (found, changed)
     return spec
 
 
-def _allowed(document: Mapping[str, Any], *, is_older: bool = False) -> Spec | None:
+def _accept(document: Mapping[str, Any], *, is_older: bool = False) -> Spec | None:
     """Return the spec if a run that has begun may have it."""
     spec, _ = model_of(Spec, document, "")
     return None if spec is None or validation.check(spec, has_begun=True, is_older=is_older) else spec

@@ -45,7 +45,7 @@ def digests(spec: Spec, stage: Stage) -> dict[str, str]:
     return {part: hashlib.sha256(text.encode()).hexdigest()[:8] for part, text in texts.items()}
 
 
-def shown(context: Context, decision: Decision) -> Decision:
+def answer(context: Context, decision: Decision) -> Decision:
     """Return the decision with the answers to the current spec, once anything is known of the run."""
     status, now, generation = decision.status, context.now, context.meta.generation
     if context.meta.deleting or not status.conditions:

@@ -61,11 +61,11 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     if decision.rule == UNREADABLE:
         return decision
     decision = stalled.shown(context, _accounted(context, quota_rules.kept(context, decision)))
-    decision = stuck_pods.shown(context, decision)
+    decision = stuck_pods.note_stuck(context, decision)
     if context.status.unreadable:
         return decision
     status = readable_again(decision.status, now=now, generation=context.meta.generation)
-    return answers.shown(context, replace(decision, status=status))
+    return answers.answer(context, replace(decision, status=status))
 
 
 def refused(

@@ -25,7 +25,7 @@ def find_wait(context: Context, *attempts: AttemptSeen) -> Wait | None:
     return Wait(reason=Reason.POD_STUCK, message=_message(context, stuck)) if stuck else None
 
 
-def shown(context: Context, decision: Decision) -> Decision:
+def note_stuck(context: Context, decision: Decision) -> Decision:
     """Return the decision with the condition PodStuck as it is now, and with the deletions that the user allows."""
     leaving = [(seen, pod) for seen in context.observed.attempts if seen.ours for pod in seen.leaving]
     stuck = [(seen, pod) for seen, pod in leaving if _is_stuck(context, pod)]

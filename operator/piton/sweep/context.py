@@ -73,7 +73,7 @@ class SweepContext:
         return in_phase(status, phase, reason, message, now=self.now, generation=self.observed.meta.generation)
 
 
-def answered(observed: SweepObserved, status: SweepStatus, now: datetime) -> SweepStatus:
+def answer(observed: SweepObserved, status: SweepStatus, now: datetime) -> SweepStatus:
     """Return the status with the answers to the current spec, also of a sweep that has ended."""
     generation = observed.meta.generation
     if observed.meta.deleting or not status.conditions:

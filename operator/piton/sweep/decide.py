@@ -22,7 +22,7 @@ from piton.core.decide import REFUSED, UNREADABLE
 from piton.core.effects import Announcement
 from piton.cost.budget import exhausted, warning
 from piton.sweep import cost
-from piton.sweep.context import SweepContext, answered
+from piton.sweep.context import SweepContext, answer
 from piton.sweep.expand import digest, seconds_for
 from piton.sweep.observed import (
     CreateRun,
@@ -52,7 +52,7 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule != UNREADABLE:
         status = readable_again(decision.status, now=now, generation=observed.meta.generation)
-        decision = replace(decision, status=answered(observed, status, now))
+        decision = replace(decision, status=answer(observed, status, now))
     return replace(_sparing(context, decision), are_independent=True)
 
 
