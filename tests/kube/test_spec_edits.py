@@ -9,7 +9,7 @@ from piton.api.conditions import ACCEPTED, SPEC_PENDING
 from piton.api.parse import parse
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
-from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import Disrupted, Ends, Runs
 from support.pilot import Pilot
@@ -184,6 +184,26 @@ async def test_a_duration_beyond_all_bounds_blinds_nobody(pilot: Pilot, parts: d
     found = pilot.server.find(RUNS, "fresh", "team")
     assert found is not None
     assert found["status"]["phase"] == "Refused"
+
+
+async def test_a_run_whose_job_is_refused_is_answered_as_well(pilot: Pilot) -> None:
+    def deny(request: Any) -> Any:
+        if request.method == "POST" and "pytorchjobs" in str(request.url):
+            return refusal(403, "Forbidden", "exceeded quota: gpus, requested: pods=1, used: pods=4, limited: pods=4")
+        return None
+
+    pilot.server.refuse = deny
+    await pilot.cluster.apply(a_manifest())
+    await wait(pilot, 30)
+    assert pilot.status().is_true("Waiting")
+    await edit(pilot, typo)
+    await wait(pilot, 10)
+    status = pilot.status()
+    assert (status.observed_generation, status.is_true(ACCEPTED), status.is_true("Waiting")) == (2, False, True)
+    await edit(pilot, lambda spec: spec["checkpoint"].pop("every"))
+    await wait(pilot, 10)
+    status = pilot.status()
+    assert (status.observed_generation, status.is_true(ACCEPTED), status.is_true("Waiting")) == (3, True, True)
 
 
 async def test_after_the_end_each_spec_is_still_answered(pilot: Pilot) -> None:

@@ -79,12 +79,12 @@ def refused(
     status = status or observed.status
     wait = wait_reasons.refusal(why)
     status, news = context.waits(status, None if status.unreadable else status.phase, wait)
+    rule, again = REFUSED, context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
     if wait.ends_with_room and context.timing.room_seconds is not None:
         ends = [seconds for seconds in [context.seconds_to_deadline()] if seconds is not None and seconds > 0]
-        again = min([context.timing.room_seconds, *ends])
-        return Decision(rule=NO_ROOM, status=status, announcements=news, look_again_seconds=again)
-    again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
-    return Decision(rule=REFUSED, status=status, announcements=news, look_again_seconds=again)
+        rule, again = NO_ROOM, min([context.timing.room_seconds, *ends])
+    decision = Decision(rule=rule, status=status, announcements=news, look_again_seconds=again)
+    return decision if status.unreadable else answers.answer(context, decision)
 
 
 # --- the run as a whole ----------------------------------------------------------------------------------------------
