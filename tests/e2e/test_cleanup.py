@@ -41,3 +41,16 @@ def test_checkpoints_outlive_their_run_and_a_new_one_goes_on_from_them(
 
     wait_for(lambda: not run.status, "its time to live has passed", seconds=60, say=run.say)
     wait_for(lambda: run.leftovers() == left, "what was its own is gone", seconds=60)
+
+
+def test_a_run_that_is_deleted_as_if_it_owned_nothing_takes_its_job_along(
+    cluster: LiveCluster, training: NewTraining
+) -> None:
+    """The garbage collector takes the owner off the job before the operator looks."""
+    run = training()
+    run.apply(paced(STEPS, 0.2, save_every=5, volume={"reclaim": "Retain"}))
+    run.wait_for_commit(5)
+
+    run.delete("--cascade=orphan")
+
+    wait_for(lambda: run.leftovers() == [f"PersistentVolumeClaim {run.name}-checkpoints"], "it is gone", seconds=150)
