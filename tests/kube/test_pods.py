@@ -1,6 +1,6 @@
 """What is read from a pod and from the node under it."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -396,6 +396,17 @@ def test_a_cordon_closes_a_node() -> None:
 def test_a_node_that_does_not_exist_is_gone() -> None:
     seen = _seen(_pod(), exists=False)
     assert (seen.node_gone, seen.node_reclaimed, seen.ended) == (True, False, True)
+
+
+@pytest.mark.parametrize(("seconds", "gone"), [(0, False), (8, False), (30, False), (31, True), (3600, True)])
+def test_a_younger_node_of_that_name_is_another_machine_but_for_the_clocks_of_a_control_plane(
+    seconds: int, gone: bool
+) -> None:
+    bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-11-21T11:30:00Z"}
+    node = a_node("node-1")
+    born = datetime(2026, 11, 21, 11, 30, tzinfo=UTC) + timedelta(seconds=seconds)
+    node["metadata"]["creationTimestamp"] = born.isoformat()
+    assert _seen(_pod(conditions=[bound]), node).node_gone is gone
 
 
 def test_a_healthy_node_is_neither_gone_nor_reclaimed() -> None:

@@ -15,6 +15,8 @@ OVERSTAY_SECONDS = 30.0
 """Seconds by which a pod may outstay its deletion before a node that is not Ready counts as gone. A kubelet that works
 is done within the grace period; the rest is the time that it takes to say so."""
 
+_REPLACED_AFTER = timedelta(seconds=30)
+"""No cloud launches another machine of the same name sooner, and clocks of a control plane differ by less."""
 _GONE_TAINTS = frozenset(
     {
         "node.kubernetes.io/out-of-service",  # somebody vouches that the machine is off
@@ -159,7 +161,9 @@ def _taints(node: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _replaced(node: Mapping[str, Any], pod: Mapping[str, Any]) -> bool:
     """True if the node is younger than the pod's placement on it: the cloud has used the name again.
 
-    Both times are the control plane's. The pod's start is by the clock of its node, and says nothing here.
+    Both times are the control plane's, whose processes may have clocks of their own. The pod's start is by the clock of
+    its node, and says nothing here but that a kubelet has taken it.
     """
     born, placed = moment(node["metadata"].get("creationTimestamp")), scheduled_at(pod)
-    return born is not None and placed is not None and born > placed
+    taken = bool((pod.get("status") or {}).get("startTime"))
+    return born is not None and placed is not None and born - placed > (_REPLACED_AFTER if taken else timedelta())
