@@ -1,5 +1,6 @@
 """What may have happened of which nothing was heard, and what is said when nothing is heard."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,3 +145,40 @@ def test_words_of_the_cluster_or_of_a_program_say_nothing_of_what_was_saved() ->
         ended = decide(an_observed(seen, status=a_status(a_record(running_time=NOW))), now=NOW).status
         assert ended.current is not None
         assert (ended.current.last_words_time is not None) is words
+
+
+# --- what nobody heard of is not held as Stalled ----------------------------------------------------------------------
+
+
+def _ends(seconds: float, *, heard: bool = False, **spec_parts: Any) -> int:
+    """The attempts without progress, after one more that has lost its machine after so many seconds."""
+    record = a_record(2, running_time=NOW, formed_time=NOW, billed_from=NOW)
+    status = a_status(an_ended(1, reason=Reason.NODE_GONE), record)
+    gone = an_attempt(a_replica(node="n1", node_gone=True), number=2)
+    progress = a_progress(5) if heard else None
+    observed = an_observed(gone, status=status, progress=progress, spec_parts=spec_parts)
+    for _ in range(3):
+        decision = decide(observed, now=later(seconds))
+        observed = replace(observed, status=decision.status)
+    assert observed.status.attempts[-1].state is AttemptState.ENDED
+    return observed.status.stage(Stage.TRAIN).fruitless_attempts
+
+
+OWN = {"trainer": {"image": "i", "command": ["train"]}}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "heard", "spec", "fruitless"),
+    [
+        (61, False, {}, 0),
+        (540, False, {}, 0),
+        (60, False, {}, 2),
+        (540, True, {}, 2),
+        (540, False, OWN, 2),  # decision 44
+        (3601, False, OWN, 0),
+    ],
+)
+def test_a_recipe_of_which_nothing_is_heard_is_not_held_as_stalled(
+    seconds: float, heard: bool, spec: dict[str, Any], fruitless: int
+) -> None:
+    assert _ends(seconds, heard=heard, **spec) == fruitless

@@ -29,7 +29,7 @@ from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.stopping import stop_effects
-from piton.core.unreported import note_unreported
+from piton.core.unreported import is_unheard, note_unreported
 from piton.core.verdict import judge
 from piton.core.wait_reasons import refusal, waited_seconds
 from piton.cost import spending
@@ -248,7 +248,11 @@ def _final(context: Context, record: AttemptStatus) -> Judgement:
 
 def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decision:
     status = transitions.end(
-        spending.stop(status, context.seen, now=context.now), judgement, now=context.now, timing=context.timing
+        spending.stop(status, context.seen, now=context.now),
+        judgement,
+        now=context.now,
+        timing=context.timing,
+        is_unheard=is_unheard(context),
     )
     status = note_unreported(context, status)
     record = status.current

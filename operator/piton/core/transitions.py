@@ -29,7 +29,7 @@ from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
-from piton.core.unreported import may_have_saved
+from piton.core.unreported import may_have_saved, ran_for_long
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing, is_cut_short
@@ -137,8 +137,13 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     return status
 
 
-def end(status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timing) -> RunStatus:
-    """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes."""
+def end(
+    status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timing, is_unheard: bool = False
+) -> RunStatus:
+    """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes.
+
+    With `is_unheard`, it should have reported and nothing of it was heard: it may have got further than anybody knows.
+    """
     status = change(status, state=AttemptState.ENDED, ended_time=now, replicas=(), **verdict_fields(judgement))
     if status.progress is not None:
         shown = status.progress.model_copy(update={"estimated_remaining_seconds": None, "eta": None})
@@ -149,7 +154,10 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timin
         return _with_stage(status, stage.model_copy(update={"end_time": now, "fruitless_attempts": 0}))
     before = 0 if has_saved(status, status.current) else stage.failures_since_progress
     failed = judgement.verdict is Verdict.USER_FAILURE
-    changes = {"failures_since_progress": before + failed, "fruitless_attempts": _fruitless(status, stage, timing)}
+    changes = {
+        "failures_since_progress": before + failed,
+        "fruitless_attempts": _fruitless(status, stage, timing, is_unheard),
+    }
     stage = stage.model_copy(update=changes)
     counter = COUNTERS.get(judgement.verdict)
     if counter is not None:
@@ -191,11 +199,13 @@ def has_saved(status: RunStatus, record: AttemptStatus) -> bool:
     return trains and status.checkpoint is not None and status.checkpoint.attempt == record.number
 
 
-def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
+def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing, is_unheard: bool) -> int:
     """Count the attempts of the stage in a row without progress, including the one that has just ended."""
     record = status.current
     assert record is not None
     if has_saved(status, record) or _may_have_progressed(record, timing):
+        return 0
+    if is_unheard and ran_for_long(record):
         return 0
     return stage.fruitless_attempts + (record.verdict is not Verdict.STOPPED or is_cut_short(record))
 

@@ -54,7 +54,22 @@ def may_have_saved(record: AttemptStatus) -> bool:
         return True
     if record.running_time is None or record.ended_time is None:
         return True
+    return ran_for_long(record)
+
+
+def ran_for_long(record: AttemptStatus) -> bool:
+    """True if the attempt ran for so long that a trainer may have saved."""
+    if record.running_time is None or record.ended_time is None:
+        return False
     return record.ended_time - record.running_time > _SAVES_WITHIN
+
+
+def is_unheard(context: Context) -> bool:
+    """True if a recipe trained, which reports, and neither a report nor last words of the attempt have arrived."""
+    record, spec = context.flying, context.spec
+    if record is None or record.stage is not Stage.TRAIN or spec is None or spec.trainer.recipe is None:
+        return False
+    return record.step is None and record.last_words_time is None and context.observed.progress is None
 
 
 def _may_have_run(record: AttemptStatus) -> bool:
