@@ -255,12 +255,14 @@ class RandomWorld(RuleBasedStateMachine):
         trainer = self.world.running()
         if trainer is None or self.understood is not None or self.world.spec is None or self.world.slow_seconds:
             return
+        if how == "deleted" and not self.deletion:
+            return
         trainer.never_ends = True
         if how == "evicted":
             self.world.preempt(trainer)
         elif how == "suspended":
             self.suspend_or_resume()
-        elif self.deletion:
+        else:
             self.delete()
         created = len(self.world.created)
         for _ in range(PASSES_TO_STOP + GRACE_SECONDS + int(TIMING.stuck_seconds)):
@@ -269,7 +271,9 @@ class RandomWorld(RuleBasedStateMachine):
         assert len(self.world.created) == created
         if trainer.deleting and trainer.shown:
             assert self.world.status.is_true(POD_STUCK)
-            assert self.world.status.is_true(WAITING) or self.world.status.current is None
+            record = self.world.status.current
+            holds_up = self.world.deleting or (record is not None and record.state is AttemptState.STOPPING)
+            assert self.world.status.is_true(WAITING) or not holds_up
         self.machines_lost += 1
         self.world.kill_node(trainer)
         trainer.never_ends = False

@@ -214,7 +214,7 @@ def test_a_volume_that_is_too_small_for_one_checkpoint_ends_the_attempt_after_it
     ran = tiny.train(tmp_path / "small", assignment=tiny.every(2), disk=SmallDisk(size // 2))
 
     assert (ran.code, list(ran.losses)) == (80, [1])
-    assert f"the disk of {tmp_path / 'small'} is too small: a checkpoint takes " in ran.error
+    assert f"the disk of {tmp_path / 'small'} is too small: a checkpoint needs " in ran.error
     assert tiny.train(tmp_path / "one", assignment=tiny.every(2), disk=SmallDisk(with_overhead(2 * size))).code == 0
 
 
