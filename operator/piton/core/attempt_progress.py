@@ -7,10 +7,9 @@ from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.api.status_base import Phase
 from piton.core import evictions, programs, quota_rules, start_clock, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
-from piton.core.checkpoint_conditions import note_mirror, note_volume
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
-from piton.core.unreported import note_reporting, seconds_to_silence
+from piton.core.report_conditions import note_mirror, note_reporting, note_volume, seconds_to_silence
 from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
 from piton.observed import AttemptSeen

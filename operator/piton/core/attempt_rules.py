@@ -28,8 +28,9 @@ from piton.core.attempt_progress import earliest, observe_running, wait_for_repl
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.core.evidence import Evidence, Judgement, Patience
+from piton.core.report_conditions import note_unreported
 from piton.core.stopping import stop_effects
-from piton.core.unreported import is_unheard, note_unreported
+from piton.core.unreported import is_unheard
 from piton.core.verdict import judge
 from piton.core.wait_reasons import refusal, waited_seconds
 from piton.cost import spending

@@ -6,17 +6,11 @@ last words go with a machine that is lost.
 
 from datetime import timedelta
 
-from piton.api.conditions import REPORTING, with_reporting
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.stages import called
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
-from piton.api.status_base import ConditionStatus
 from piton.core.context import Context
-from piton.core.effects import Announcement
 
-REPORTS_WITHIN_SECONDS = 60.0
-"""Seconds without a report after which people are told. A trainer sends one at least every 30 s."""
 _SAVES_WITHIN = timedelta(seconds=60)
 """An attempt that trained for longer may have saved, whatever it said."""
 _EXITED_ZERO = frozenset({Reason.FINISHED, Reason.EXITED_ZERO, Reason.NO_PROOF})
@@ -79,58 +73,3 @@ def _may_have_run(record: AttemptStatus) -> bool:
     if record.reason is None:  # the run was deleted under it; Stopping: it was seen waiting when Piton stopped it
         return bool(record.replicas) and record.state is not AttemptState.STOPPING
     return record.reason in _UNSEEN
-
-
-def seconds_to_silence(context: Context, status: RunStatus) -> float | None:
-    """Return the seconds until the attempt has been silent for too long; 0: it has. None: no reports are expected.
-
-    Rank 0 reports, and only once all replicas have come together.
-    """
-    record, silent = status.current, context.observed.silent_seconds
-    if record is None or silent is None or record.formed_time is None or record.stage is not Stage.TRAIN:
-        return None
-    formed = (context.now - record.formed_time).total_seconds()
-    return max(0.0, REPORTS_WITHIN_SECONDS - min(silent, formed))
-
-
-def note_reporting(context: Context, status: RunStatus) -> tuple[RunStatus, tuple[Announcement, ...]]:
-    """Return the status with the condition Reporting of an attempt that runs, and an announcement when it falls silent.
-
-    A program of the user's may send no reports at all: that is in the condition only.
-    """
-    left, record = seconds_to_silence(context, status), status.current
-    if left is None or record is None:
-        return status, ()
-    if left > 0:
-        if context.observed.progress is None:
-            return status, ()  # it may still report in time
-        return _reporting(context, status, None), ()
-    is_program = context.spec is not None and context.spec.trainer.recipe is None
-    message = (
-        f"no report has come from {called(record)} for {REPORTS_WITHIN_SECONDS:.0f} s. It trains on, but its step, its "
-        f"metrics and its checkpoints are not known. {_PROGRAM if is_program else ''}{_CAUSES}"
-    )
-    known = status.condition(REPORTING)
-    is_new = known is None or known.status is not ConditionStatus.FALSE
-    news = Announcement(severity="Warning", reason=Reason.NO_REPORTS, message=message)
-    return _reporting(context, status, message), (news,) if is_new and not is_program else ()
-
-
-def note_unreported(context: Context, status: RunStatus) -> RunStatus:
-    """Return the status with what the last words of the attempt say of reports that did not arrive."""
-    words = [replica.termination for replica in context.seen.replicas if replica.termination] if context.seen else []
-    cause = next((termination.unreported for termination in words if termination.unreported), None)
-    if cause is None or status.current is None:
-        return status
-    return _reporting(context, status, f"{called(status.current)} could not report: {cause}. {_CAUSES}")
-
-
-def _reporting(context: Context, status: RunStatus, silence: str | None) -> RunStatus:
-    return with_reporting(status, silence, now=context.now, generation=context.meta.generation)
-
-
-_PROGRAM = "A program that uses neither piton_trainer nor the Trainer of transformers sends none. "
-_CAUSES = (
-    "Usual causes: a NetworkPolicy or a service mesh keeps the pod from the operator's Service, or the operator has a "
-    "new certificate authority since the pod was created. The log of rank 0 says which"
-)

@@ -1,0 +1,122 @@
+"""Conditions by the newest report of the attempt that trains.
+
+Reporting          the reports themselves: without them nobody knows how far it is
+Mirrored           the bucket: people who ask for a second copy learn when they have none
+VolumeNearlyFull   the volume: it can be enlarged before a save fails
+"""
+
+from piton.api.conditions import MIRRORED, REPORTING, VOLUME_NEARLY_FULL, with_condition, with_reporting
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.stages import called
+from piton.api.status import RunStatus
+from piton.api.status_base import ConditionStatus
+from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS
+from piton.core.context import Context
+from piton.core.effects import Announcement
+
+_TRUE, _FALSE = ConditionStatus.TRUE, ConditionStatus.FALSE
+REPORTS_WITHIN_SECONDS = 60.0
+"""Seconds without a report after which people are told. A trainer sends one at least every 30 s."""
+_PROGRAM = "A program that uses neither piton_trainer nor the Trainer of transformers sends none. "
+_CAUSES = (
+    "Usual causes: a NetworkPolicy or a service mesh keeps the pod from the operator's Service, or the operator has a "
+    "new certificate authority since the pod was created. The log of rank 0 says which"
+)
+Noted = tuple[RunStatus, tuple[Announcement, ...]]
+"""The status with the condition, and an announcement when it has just turned bad."""
+
+
+def seconds_to_silence(context: Context, status: RunStatus) -> float | None:
+    """Return the seconds until the attempt has been silent for too long; 0: it has. None: no reports are expected.
+
+    Rank 0 reports, and only once all replicas have come together.
+    """
+    record, silent = status.current, context.observed.silent_seconds
+    if record is None or silent is None or record.formed_time is None or record.stage is not Stage.TRAIN:
+        return None
+    formed = (context.now - record.formed_time).total_seconds()
+    return max(0.0, REPORTS_WITHIN_SECONDS - min(silent, formed))
+
+
+def note_reporting(context: Context, status: RunStatus) -> tuple[RunStatus, tuple[Announcement, ...]]:
+    """Return the status with the condition Reporting of an attempt that runs, and an announcement when it falls silent.
+
+    A program of the user's may send no reports at all: that is in the condition only.
+    """
+    left, record = seconds_to_silence(context, status), status.current
+    if left is None or record is None:
+        return status, ()
+    if left > 0:
+        if context.observed.progress is None:
+            return status, ()  # it may still report in time
+        return _reporting(context, status, None), ()
+    is_program = context.spec is not None and context.spec.trainer.recipe is None
+    message = (
+        f"no report has come from {called(record)} for {REPORTS_WITHIN_SECONDS:.0f} s. It trains on, but its step, its "
+        f"metrics and its checkpoints are not known. {_PROGRAM if is_program else ''}{_CAUSES}"
+    )
+    known = status.condition(REPORTING)
+    is_new = known is None or known.status is not ConditionStatus.FALSE
+    news = Announcement(severity="Warning", reason=Reason.NO_REPORTS, message=message)
+    return _reporting(context, status, message), (news,) if is_new and not is_program else ()
+
+
+def note_unreported(context: Context, status: RunStatus) -> RunStatus:
+    """Return the status with what the last words of the attempt say of reports that did not arrive."""
+    words = [replica.termination for replica in context.seen.replicas if replica.termination] if context.seen else []
+    cause = next((termination.unreported for termination in words if termination.unreported), None)
+    if cause is None or status.current is None:
+        return status
+    return _reporting(context, status, f"{called(status.current)} could not report: {cause}. {_CAUSES}")
+
+
+def _reporting(context: Context, status: RunStatus, silence: str | None) -> RunStatus:
+    return with_reporting(status, silence, now=context.now, generation=context.meta.generation)
+
+
+def note_mirror(context: Context, status: RunStatus) -> Noted:
+    """Return the status with the condition Mirrored, and an announcement when it turns False."""
+    progress, spec = context.observed.progress, context.spec
+    if progress is None or spec is None or spec.checkpoint.mirror is None:
+        return status, ()
+    if progress.mirror_refusal is not None:
+        return _note(context, status, MIRRORED, _FALSE, Reason.MIRROR_OFF, progress.mirror_refusal, is_bad=True)
+    if MIRROR_LAG_STEPS not in progress.metrics:
+        return status, ()  # nothing was saved yet
+    return _note(context, status, MIRRORED, _TRUE, Reason.MIRRORED, "")
+
+
+def note_volume(context: Context, status: RunStatus) -> Noted:
+    """Return the status with the condition VolumeNearlyFull, and an announcement when it turns True."""
+    progress = context.observed.progress
+    if progress is None or progress.checkpoint_step is None:
+        return status, ()
+    fit = progress.metrics.get(CHECKPOINTS_THAT_FIT)
+    if fit is None:
+        if not status.is_true(VOLUME_NEARLY_FULL):
+            return status, ()
+        return _note(context, status, VOLUME_NEARLY_FULL, _FALSE, Reason.NOT_YET, "")
+    room = "no other" if fit < 1 else f"only {fit:.0f} more"
+    message = (
+        f"beside the checkpoints that are kept, the volume has room for {room}. Enlarge the claim, where its storage "
+        "class lets that be done, or keep fewer with spec.checkpoint.keep"
+    )
+    return _note(context, status, VOLUME_NEARLY_FULL, _TRUE, Reason.VOLUME_NEARLY_FULL, message, is_bad=True)
+
+
+def _note(
+    context: Context,
+    status: RunStatus,
+    kind: str,
+    value: ConditionStatus,
+    reason: Reason,
+    message: str,
+    *,
+    is_bad: bool = False,
+) -> Noted:
+    known = status.condition(kind)
+    status = with_condition(status, kind, value, reason, message, now=context.now, generation=context.meta.generation)
+    if not is_bad or (known is not None and known.status is value):
+        return status, ()
+    return status, (Announcement(severity="Warning", reason=reason, message=message),)
