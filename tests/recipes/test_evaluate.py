@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from piton.contract import names
-from piton.contract.assignment import Assignment
+from piton.contract.assignment import Assignment, SavePolicy
 from piton.contract.manifest import Manifest
 from piton.contract.termination import ExitCode, Outcome, Termination
 from piton_trainer import evaluate, stage
@@ -42,11 +42,11 @@ def files(directory: Path) -> dict[Path, bytes]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Steps 10 and 20 of a `charlm` whose averaged weights were evaluated at both."""
     directory = tmp_path_factory.mktemp("trained")
-    charlm.attempt(directory)
+    charlm.attempt(directory, save=SavePolicy(every_steps=10))  # at more steps, a slow disk could skip one
     return directory
 
 
-@pytest.mark.parametrize("step", [15, 20])
+@pytest.mark.parametrize("step", [10, 20])
 def test_the_checkpoint_that_is_named_is_measured_and_nothing_is_changed(
     trained: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,10 +57,7 @@ def test_the_checkpoint_that_is_named_is_measured_and_nothing_is_changed(
     assert (words.outcome, words.step) == (Outcome.FINISHED, step)
     assert set(words.metrics) == set(METRICS)
     assert words.detail.startswith(f"evaluated at step {step}: bits_per_char ")
-    if step == 20:
-        assert [words.metrics[name] for name in METRICS] == pytest.approx(
-            [saved(trained, 20)[name] for name in METRICS]
-        )
+    assert [words.metrics[name] for name in METRICS] == pytest.approx([saved(trained, step)[name] for name in METRICS])
     assert files(trained) == before
 
 
@@ -78,10 +75,10 @@ def test_a_first_choice_that_is_damaged_is_passed_over(trained: Path, tmp_path: 
         copy = tmp_path / path.relative_to(trained)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(
-            content[:-1] if path.parent.name == names.step_folder(15) and path.suffix == ".distcp" else content
+            content[:-1] if path.parent.name == names.step_folder(20) and path.suffix == ".distcp" else content
         )
 
-    assert evaluate.evaluate(orders(tmp_path)).step == 20
+    assert evaluate.evaluate(orders(tmp_path)).step == 10
 
 
 @pytest.mark.parametrize("make", [True, False], ids=["an empty directory", "no directory"])
