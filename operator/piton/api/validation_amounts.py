@@ -1,103 +1,91 @@
 """Rules on amounts of time and money: none of them may be zero, and a budget needs a price."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from piton.api.cel import cel, not_in_cel
-from piton.api.spec import Budget, Spec
+from piton.api.cel import Check, Decorator, SpecRule, cel, not_in_cel
+from piton.api.spec import Budget, SideStage, Spec
 from piton.contract import duration
 
 ANY_DIGIT = "self.matches('[1-9]')"
 """CEL check that a duration or an amount is more than zero."""
-NO_TIME = "spec.{path}: '{{found}}' is no time at all; write a duration such as {fix}"
-DEADLINE, TRAINING_TIME, PATIENCE, PREPARE_DEADLINE, EVALUATE_DEADLINE, TTL = (
-    NO_TIME.format(path=path, fix=fix)
-    for path, fix in (
-        ("limits.deadline", "24h"),
-        ("limits.trainingTime", "24h"),
-        ("checkpoint.patience", "1h"),
-        ("stages.prepare.deadline", "6h"),
-        ("stages.evaluate.deadline", "6h"),
-        ("ttlAfterFinished", "7d"),
-    )
-)
-
-
-@cel("spec.limits.deadline", ANY_DIGIT, DEADLINE, found="self")
-@cel("spec.limits.trainingTime", ANY_DIGIT, TRAINING_TIME, found="self")
-@cel("spec.checkpoint.patience", ANY_DIGIT, PATIENCE, found="self")
-@cel("spec.stages.prepare.deadline", ANY_DIGIT, PREPARE_DEADLINE, found="self")
-@cel("spec.stages.evaluate.deadline", ANY_DIGIT, EVALUATE_DEADLINE, found="self")
-@cel("spec.ttlAfterFinished", ANY_DIGIT, TTL, found="self")
-def good_durations(spec: Spec) -> Iterator[str]:
-    """Check that no duration is zero."""
-    prepare, evaluate = spec.stages.prepare, spec.stages.evaluate
-    for message, text in (
-        (DEADLINE, spec.limits.deadline),
-        (TRAINING_TIME, spec.limits.training_time),
-        (PATIENCE, spec.checkpoint.patience),
-        (PREPARE_DEADLINE, prepare.deadline if prepare else None),
-        (EVALUATE_DEADLINE, evaluate.deadline if evaluate else None),
-        (TTL, spec.ttl_after_finished),
-    ):
-        if text is not None and duration.parse_duration(text) <= 0:
-            yield message.format(found=text)
-
-
 WITHIN_YEARS = f"self.matches('{duration.WITHIN_YEARS}')"
 """CEL check that a duration is not longer than a run can last."""
-TOO_LONG = "spec.{path}: '{{found}}' is too long; write at most 3650d, which is ten years"
-(
-    LONG_DEADLINE,
-    LONG_TRAINING,
-    LONG_START,
-    LONG_STALLED,
-    LONG_PATIENCE,
-    LONG_PREPARE,
-    LONG_EVALUATE,
-    LONG_TTL,
-    LONG_HANG,
-) = (
-    TOO_LONG.format(path=path)
-    for path in (
-        "limits.deadline",
-        "limits.trainingTime",
-        "limits.startTimeout",
-        "limits.stalled",
-        "checkpoint.patience",
-        "stages.prepare.deadline",
-        "stages.evaluate.deadline",
-        "ttlAfterFinished",
-        "limits.hangTimeout",
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DurationField:
+    """A duration in the spec, and what is said when it is out of bounds."""
+
+    path: str
+    value: Callable[[Spec], str | None]
+    example: str | None = None
+    """A good value; None where zero has a meaning."""
+
+    @property
+    def zero(self) -> str:
+        """The message when it is zero, with `found` for its value."""
+        return f"spec.{self.path}: '{{found}}' is no time at all; write a duration such as {self.example}"
+
+    @property
+    def too_long(self) -> str:
+        """The message when it is longer than ten years, with `found` for its value."""
+        return f"spec.{self.path}: '{{found}}' is too long; write at most 3650d, which is ten years"
+
+
+def _hang_timeout(spec: Spec) -> str | None:
+    return None if spec.limits.hang_timeout in ("auto", "off") else spec.limits.hang_timeout
+
+
+DEADLINE = DurationField(path="limits.deadline", value=lambda spec: spec.limits.deadline, example="24h")
+_WITH_CEL = (
+    DEADLINE,
+    DurationField(path="limits.trainingTime", value=lambda spec: spec.limits.training_time, example="24h"),
+    DurationField(path="limits.startTimeout", value=lambda spec: spec.limits.start_timeout),
+    DurationField(path="limits.stalled", value=lambda spec: spec.limits.stalled),
+    DurationField(path="checkpoint.patience", value=lambda spec: spec.checkpoint.patience, example="1h"),
+    DurationField(path="stages.prepare.deadline", value=lambda spec: _deadline(spec.stages.prepare), example="6h"),
+    DurationField(path="stages.evaluate.deadline", value=lambda spec: _deadline(spec.stages.evaluate), example="6h"),
+    DurationField(path="ttlAfterFinished", value=lambda spec: spec.ttl_after_finished, example="7d"),
 )
+_DURATIONS = (*_WITH_CEL, DurationField(path="limits.hangTimeout", value=_hang_timeout))
 
 
-@cel("spec.limits.deadline", WITHIN_YEARS, LONG_DEADLINE, found="self")
-@cel("spec.limits.trainingTime", WITHIN_YEARS, LONG_TRAINING, found="self")
-@cel("spec.limits.startTimeout", WITHIN_YEARS, LONG_START, found="self")
-@cel("spec.limits.stalled", WITHIN_YEARS, LONG_STALLED, found="self")
-@cel("spec.checkpoint.patience", WITHIN_YEARS, LONG_PATIENCE, found="self")
-@cel("spec.stages.prepare.deadline", WITHIN_YEARS, LONG_PREPARE, found="self")
-@cel("spec.stages.evaluate.deadline", WITHIN_YEARS, LONG_EVALUATE, found="self")
-@cel("spec.ttlAfterFinished", WITHIN_YEARS, LONG_TTL, found="self")
+def _deadline(stage: SideStage | None) -> str | None:
+    return stage.deadline if stage else None
+
+
+def _in_each(
+    fields: Sequence[DurationField], expression: str, message: Callable[[DurationField], str]
+) -> Decorator[Spec]:
+    """Add the CEL equivalent of the decorated rule at each of these fields."""
+
+    def add(rule: Check[Spec] | SpecRule[Spec]) -> SpecRule[Spec]:
+        for field in reversed(fields):
+            rule = cel(f"spec.{field.path}", expression, message(field), found="self")(rule)
+        return rule if isinstance(rule, SpecRule) else SpecRule(rule)
+
+    return add
+
+
+@_in_each([field for field in _WITH_CEL if field.example], ANY_DIGIT, lambda field: field.zero)
+def good_durations(spec: Spec) -> Iterator[str]:
+    """Check that no duration is zero."""
+    for field in _DURATIONS:
+        text = field.value(spec)
+        if field.example and text is not None and duration.parse_duration(text) <= 0:
+            yield field.zero.format(found=text)
+
+
+@_in_each(_WITH_CEL, WITHIN_YEARS, lambda field: field.too_long)
 @not_in_cel("limits.hangTimeout is a duration or a word, which a structural schema cannot say")
 def bounded_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is longer than ten years."""
-    prepare, evaluate, limits = spec.stages.prepare, spec.stages.evaluate, spec.limits
-    for message, text in (
-        (LONG_DEADLINE, limits.deadline),
-        (LONG_TRAINING, limits.training_time),
-        (LONG_START, limits.start_timeout),
-        (LONG_STALLED, limits.stalled),
-        (LONG_PATIENCE, spec.checkpoint.patience),
-        (LONG_PREPARE, prepare.deadline if prepare else None),
-        (LONG_EVALUATE, evaluate.deadline if evaluate else None),
-        (LONG_TTL, spec.ttl_after_finished),
-        (LONG_HANG, None if limits.hang_timeout in ("auto", "off") else limits.hang_timeout),
-    ):
+    for field in _DURATIONS:
+        text = field.value(spec)
         if text is not None and not re.fullmatch(duration.WITHIN_YEARS, text):
-            yield message.format(found=text)
+            yield field.too_long.format(found=text)
 
 
 NO_MONEY = "spec.limits.budget.usd: '{usd}' buys nothing; write a positive amount of dollars, such as \"250\""

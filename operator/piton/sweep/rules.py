@@ -15,7 +15,6 @@ from piton.api.spec import Spec
 from piton.api.validation_amounts import (
     ANY_DIGIT,
     DEADLINE,
-    LONG_DEADLINE,
     NO_MONEY,
     NO_PRICE,
     WITHIN_YEARS,
@@ -119,16 +118,16 @@ def removable(spec: SweepSpec) -> Iterator[str]:
             )
 
 
-@cel("spec.limits.deadline", ANY_DIGIT, DEADLINE, found="self")
-@cel("spec.limits.deadline", WITHIN_YEARS, LONG_DEADLINE, found="self")
+@cel("spec.limits.deadline", ANY_DIGIT, DEADLINE.zero, found="self")
+@cel("spec.limits.deadline", WITHIN_YEARS, DEADLINE.too_long, found="self")
 @cel("spec.limits.budget.usd", ANY_DIGIT, NO_MONEY, usd="self")
 def good_limits(spec: SweepSpec) -> Iterator[str]:
     """Check that the sweep's deadline and budget are neither nothing nor beyond all bounds."""
     deadline = spec.limits.deadline
     if deadline is not None and duration.parse_duration(deadline) <= 0:
-        yield DEADLINE.format(found=deadline)
+        yield DEADLINE.zero.format(found=deadline)
     if deadline is not None and not re.fullmatch(duration.WITHIN_YEARS, deadline):
-        yield LONG_DEADLINE.format(found=deadline)
+        yield DEADLINE.too_long.format(found=deadline)
     budget = spec.limits.budget
     if budget is not None:
         yield from positive(budget)
