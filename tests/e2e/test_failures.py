@@ -1,15 +1,14 @@
 """What follows from an end, on a cluster: docs/failures.md."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from piton.contract import names
 from support import boxed
+from support.changed_pods import changed_pods
 from support.live import LiveCluster, NewTraining, Object, paced, wait_for
 
 REFUSED_SECONDS = float(os.environ.get("PITON_REFUSED_SECONDS", "20"))
@@ -17,6 +16,13 @@ REFUSED_SECONDS = float(os.environ.get("PITON_REFUSED_SECONDS", "20"))
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600 + 3 * REFUSED_SECONDS)]
 WORKS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(2)"
 FAILS_ONCE = f"import os, sys; sys.exit(os.environ[{names.ENV_ATTEMPT!r}] == '1')"
+
+
+SYSCTL = (
+    '[JSONPatch{op: "add", path: "/spec/securityContext/sysctls", '
+    'value: [Object.spec.securityContext.sysctls{name: "kernel.msgmax", value: "65536"}]}]'
+)
+"""A sysctl, which no kubelet of the box allows."""
 
 
 def a_command(program: str, **limits: object) -> Object:
@@ -74,42 +80,9 @@ def test_a_run_that_has_failed_is_taken_up_again_when_the_user_asks(
     assert [attempt["verdict"] for attempt in status["attempts"]] == ["UserFailure", "Finished"]
 
 
-@contextmanager
-def forbidden_sysctl(cluster: LiveCluster, namespace: str) -> Iterator[None]:
-    """While it lasts, the API server adds a sysctl to the pods of a namespace, which no kubelet of the box allows."""
-    value = 'Object.spec.securityContext.sysctls{name: "kernel.msgmax", value: "65536"}'
-    patch = f'[JSONPatch{{op: "add", path: "/spec/securityContext/sysctls", value: [{value}]}}]'
-    named = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": namespace}}
-    policy = {
-        **named,
-        "kind": "MutatingAdmissionPolicy",
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-                ],
-            },
-            "failurePolicy": "Fail",
-            "reinvocationPolicy": "Never",
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
-        },
-    }
-    binding = {**named, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": namespace}}
-    try:
-        for thing in (policy, binding):
-            cluster.kubectl("apply", "-f", "-", stdin=json.dumps(thing))
-        probe = ("-n", namespace, "run", "probe", "--image=none", "--dry-run=server", "-o", "json")
-        wait_for(lambda: "msgmax" in cluster.kubectl(*probe), "the policy is in force", seconds=30)
-        yield
-    finally:
-        for thing in (binding, policy):
-            cluster.kubectl("delete", f"{thing['kind']}/{namespace}", "--ignore-not-found")
-
-
 def test_a_kubelet_that_accepts_no_pods_ends_no_run(cluster: LiveCluster, training: NewTraining) -> None:
     run = training()
-    with forbidden_sysctl(cluster, run.namespace):
+    with changed_pods(cluster, run.namespace, SYSCTL):
         run.apply(a_command(WORKS, failures=1))
         began = time.monotonic()
         wait_for(

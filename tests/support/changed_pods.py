@@ -29,24 +29,26 @@ def changed_pods(cluster: LiveCluster, namespace: str, patch: str) -> Iterator[N
         },
     }
     binding = {**named, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": f"starts-{namespace}"}}
+    unchanged = _created_pod(cluster, namespace)
     try:
         for thing in (policy, binding):
             cluster.kubectl("apply", "-f", "-", stdin=json.dumps(thing))
-        wait_for(lambda: _is_in_force(cluster, namespace), "the policy is in force", seconds=30)
+        wait_for(lambda: _created_pod(cluster, namespace) != unchanged, "the policy is in force", seconds=30)
         yield
     finally:
         for thing in (binding, policy):
             cluster.kubectl("delete", f"{thing['kind']}/starts-{namespace}", "--ignore-not-found")
 
 
-def _is_in_force(cluster: LiveCluster, namespace: str) -> bool:
-    """True if a pod comes back from the API server changed."""
+def _created_pod(cluster: LiveCluster, namespace: str) -> Object:
+    """Return the spec that the API server makes of a small pod; without a token, whose volume has a random name."""
     container: Object = {"name": "probe", "image": "none", "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
-    spec = {"containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}]}
-    probe = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace}, "spec": spec}
-    created = cluster.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(probe))
-    found = json.loads(created)["spec"]
-    first = found["containers"][0]
-    is_added = len(found["containers"]) > 1 or "initContainers" in found or "hostAliases" in found
-    is_changed = first["image"] != "none" or first["volumeMounts"][0].get("readOnly", False)
-    return is_added or is_changed or any("hostPath" in volume for volume in found["volumes"])
+    spec = {
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "automountServiceAccountToken": False,
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace}, "spec": spec}
+    created = cluster.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(pod))
+    found: Object = json.loads(created)["spec"]
+    return found
