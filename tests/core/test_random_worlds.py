@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from piton.api.conditions import ACCEPTED, POD_STUCK, UNREADABLE, WAITING, settled
+from piton.api.conditions import ACCEPTED, POD_STUCK, STATUS_UNREADABLE, WAITING, settled
 from piton.api.reasons import Reason
 from piton.api.spec import EvaluateStage, Spec, Stage
 from piton.api.stages import ORDER, wanted
@@ -467,15 +467,15 @@ class RandomWorld(RuleBasedStateMachine):
             self._tick()
         kept = self.world.status.to_wire()
         assert {**kept, "conditions": 0} == {**written, "conditions": 0}
-        others = [condition for condition in written["conditions"] if condition["type"] != UNREADABLE]
+        others = [condition for condition in written["conditions"] if condition["type"] != STATUS_UNREADABLE]
         assert all(condition in kept["conditions"] for condition in others)
 
     @precondition(lambda self: self.understood is not None)
     @rule()
     def its_status_is_understood_again(self) -> None:
         assert self.understood is not None
-        told = [c for c in self.world.status.conditions if c.type == UNREADABLE]
-        others = tuple(c for c in self.understood.conditions if c.type != UNREADABLE)
+        told = [c for c in self.world.status.conditions if c.type == STATUS_UNREADABLE]
+        others = tuple(c for c in self.understood.conditions if c.type != STATUS_UNREADABLE)
         self.world.status = self.understood.model_copy(update={"conditions": (*others, *told)})
         self.world.version += 1
         self.understood = None

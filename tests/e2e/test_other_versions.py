@@ -10,7 +10,7 @@ import yaml
 
 from hack.cluster.layout import KUBECONFIG
 from hack.install import chart
-from piton.api.conditions import UNREADABLE
+from piton.api.conditions import STATUS_UNREADABLE
 from support.live import DigestOf, NewTraining, Object, Training, paced, wait_for
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
@@ -76,11 +76,11 @@ def _write(run: Training, status: Object) -> None:
 
 
 def _unreadable(status: Object) -> bool:
-    return any(c["type"] == UNREADABLE and c["status"] == "True" for c in status.get("conditions", []))
+    return any(c["type"] == STATUS_UNREADABLE and c["status"] == "True" for c in status.get("conditions", []))
 
 
 def _without_the_condition(status: Object) -> Object:
-    return status | {"conditions": [c for c in status["conditions"] if c["type"] != UNREADABLE]}
+    return status | {"conditions": [c for c in status["conditions"] if c["type"] != STATUS_UNREADABLE]}
 
 
 def _wait_for_the_end_of_its_pod(run: Training) -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from piton.api.conditions import UNREADABLE, settled
+from piton.api.conditions import STATUS_UNREADABLE, settled
 from piton.api.status import CostStatus, RunStatus
 from piton.api.status_base import Phase
 from piton.cost import spending
@@ -168,7 +168,7 @@ class RandomSweep(RuleBasedStateMachine):
         status = SweepStatus.read(written)
         decision = decide(observed_of(self.sweep, *self.runs.values(), status=status), now=self.now)
         assert decision.effects == ()
-        assert decision.status.is_true(UNREADABLE)
+        assert decision.status.is_true(STATUS_UNREADABLE)
         assert {**decision.status.to_wire(), "conditions": 0} == {**written, "conditions": 0}
 
     # --- the user ----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 ACCEPTED, TRAINING, WAITING = "Accepted", "Training", "Waiting"
 SUSPENDED, SUCCEEDED, FAILED = "Suspended", "Succeeded", "Failed"
-UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
+STATUS_UNREADABLE, STALLED, REPORTING, MIRRORED = "StatusUnreadable", "Stalled", "Reporting", "Mirrored"
 VOLUME_NEARLY_FULL, POD_STUCK = "VolumeNearlyFull", "PodStuck"
 SPEC_PENDING, OPERATOR_ERROR = "SpecPending", "OperatorError"
 
@@ -121,48 +121,23 @@ def in_phase(
 
 def with_waiting(status: StatusT, reason: Reason, message: str, *, now: datetime, generation: int) -> StatusT:
     """Return the status with the condition Waiting set to True for this reason; the rest is unchanged."""
-    return _with(status, WAITING, _T, reason, message, now, generation)
+    return with_condition(status, WAITING, _T, reason, message, now=now, generation=generation)
 
 
 def without_waiting(status: StatusT, *, now: datetime, generation: int) -> StatusT:
     """Return the status with the condition Waiting set to False; the rest is unchanged."""
-    return _with(status, WAITING, _F, Reason.NOT_YET, "", now, generation)
+    return with_condition(status, WAITING, _F, Reason.NOT_YET, "", now=now, generation=generation)
 
 
-def with_unreadable(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with StatusUnreadable set to True for this reason; the rest is unchanged."""
-    return _with(status, UNREADABLE, _T, Reason.STATUS_UNREADABLE, message, now, generation)
-
-
-def readable_again(status: StatusT, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with StatusUnreadable set to False, if it was True."""
-    if not status.is_true(UNREADABLE):
+def with_trouble(
+    status: StatusT, kind: str, reason: Reason, message: str | None, *, now: datetime, generation: int
+) -> StatusT:
+    """Return the status with this condition: True with the message, or False where there is none and it was True."""
+    if message is not None:
+        return with_condition(status, kind, _T, reason, message, now=now, generation=generation)
+    if not status.is_true(kind):
         return status
-    return _with(status, UNREADABLE, _F, Reason.NOT_YET, "", now, generation)
-
-
-def without_operator_error(status: StatusT, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with OperatorError set to False, if it was True: a pass got through."""
-    if not status.is_true(OPERATOR_ERROR):
-        return status
-    return _with(status, OPERATOR_ERROR, _F, Reason.NOT_YET, "", now, generation)
-
-
-def with_reporting(status: StatusT, silence: str | None, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with Reporting set: False with what is said of the silence, True where there is none."""
-    if silence is None:
-        return _with(status, REPORTING, _T, Reason.REPORTING, "", now, generation)
-    return _with(status, REPORTING, _F, Reason.NO_REPORTS, silence, now, generation)
-
-
-def with_stalled(status: StatusT, message: str, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with Stalled set to True, for a run without progress; the rest is unchanged."""
-    return _with(status, STALLED, _T, Reason.NO_PROGRESS, message, now, generation)
-
-
-def without_stalled(status: StatusT, *, now: datetime, generation: int) -> StatusT:
-    """Return the status with Stalled set to False, for a run with progress; the rest is unchanged."""
-    return _with(status, STALLED, _F, Reason.NOT_YET, "", now, generation)
+    return with_condition(status, kind, _F, Reason.NOT_YET, "", now=now, generation=generation)
 
 
 def with_accepted(status: StatusT, before: StatusT, problem: str | None, *, now: datetime, generation: int) -> StatusT:
@@ -174,8 +149,8 @@ def with_accepted(status: StatusT, before: StatusT, problem: str | None, *, now:
     conditions = tuple(known if known and c.type == ACCEPTED else c for c in status.conditions)
     status = status.model_copy(update={"conditions": conditions})
     if problem is None:
-        return _with(status, ACCEPTED, _T, Reason.ACCEPTED, "", now, generation)
-    return _with(status, ACCEPTED, _F, Reason.INVALID_SPEC, problem, now, generation)
+        return with_condition(status, ACCEPTED, _T, Reason.ACCEPTED, "", now=now, generation=generation)
+    return with_condition(status, ACCEPTED, _F, Reason.INVALID_SPEC, problem, now=now, generation=generation)
 
 
 def with_condition(
@@ -189,12 +164,6 @@ def with_condition(
     generation: int,
 ) -> StatusT:
     """Return the status with this condition; the rest is unchanged."""
-    return _with(status, kind, value, reason, message, now, generation)
-
-
-def _with(
-    status: StatusT, kind: str, value: ConditionStatus, reason: Reason, message: str, now: datetime, generation: int
-) -> StatusT:
     conditions = _set(status.conditions, kind, value, reason, message, now, generation)
     return status.model_copy(update={"conditions": conditions})
 

@@ -1,12 +1,12 @@
 """Rules on the pods: what the API server would refuse of them, and what is Piton's to set."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from piton.api.cel import cel, not_in_cel
 from piton.api.fields import DNS_LABEL
-from piton.api.pod_template import Resources, Toleration
-from piton.api.spec import EvaluateStage, Spec
+from piton.api.pod_template import PodTemplate, Toleration
+from piton.api.spec import EvaluateStage, SideStage, Spec
 from piton.api.stages import side_stages
 from piton.contract.quantity import parse_quantity
 
@@ -73,19 +73,19 @@ def good_labels(spec: Spec) -> Iterator[str]:
             yield NO_ZONE.format(zone=zone)
 
 
-def _resources(spec: Spec) -> Iterator[tuple[str, Resources]]:
-    """Yield what each kind of pod asks for, with its path in the spec."""
-    yield "workers.template", spec.workers.template.resources
+def _kinds_of_pods(spec: Spec) -> Iterator[tuple[str, PodTemplate | SideStage]]:
+    """Yield what is asked for each kind of pod, with its path in the spec."""
+    yield "workers.template", spec.workers.template
     for stage, own in side_stages(spec):
-        yield f"stages.{stage.lower()}", own.resources
+        yield f"stages.{stage.lower()}", own
 
 
 @not_in_cel("maps of resources have no bound, and amounts have units")
 def fitting_limits(spec: Spec) -> Iterator[str]:
     """Check that no limit is below its request: the API server takes no such pod."""
-    for path, resources in _resources(spec):
-        for name, least in resources.requests.items():
-            most = resources.limits.get(name)
+    for path, pod in _kinds_of_pods(spec):
+        for name, least in pod.resources.requests.items():
+            most = pod.resources.limits.get(name)
             if most is not None and parse_quantity(most) < parse_quantity(least):
                 yield (
                     f"spec.{path}.resources.limits.{name}: {most} is below the request of {least}; raise the limit, or "
@@ -93,18 +93,11 @@ def fitting_limits(spec: Spec) -> Iterator[str]:
                 )
 
 
-def _selectors(spec: Spec) -> Iterator[tuple[str, Mapping[str, str], tuple[Toleration, ...]]]:
-    """Yield node selector and tolerations of each kind of pod, with their path in the spec."""
-    yield "workers.template", spec.workers.template.node_selector, spec.workers.template.tolerations
-    for stage, own in side_stages(spec):
-        yield f"stages.{stage.lower()}", own.node_selector, own.tolerations
-
-
 @not_in_cel("maps of labels have no bound")
 def good_selectors(spec: Spec) -> Iterator[str]:
     """Check that node selectors and tolerations are such as the API server takes of a pod."""
-    for path, selector, tolerations in _selectors(spec):
-        for key, value in selector.items():
+    for path, pod in _kinds_of_pods(spec):
+        for key, value in pod.node_selector.items():
             if not _LABEL_NAME.fullmatch(key):
                 yield f"spec.{path}.nodeSelector: '{key}' is no name of a label; write one such as example.com/pool"
             elif not _LABEL_VALUE.fullmatch(value):
@@ -112,7 +105,7 @@ def good_selectors(spec: Spec) -> Iterator[str]:
                     f"spec.{path}.nodeSelector.{key}: '{value}' is no value of a label; write at most 63 letters, "
                     "digits, dashes, dots and underscores, a letter or digit first and last"
                 )
-        for number, toleration in enumerate(tolerations):
+        for number, toleration in enumerate(pod.tolerations):
             for problem in _of_toleration(toleration):
                 yield f"spec.{path}.tolerations[{number}].{problem}"
 

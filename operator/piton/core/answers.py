@@ -8,26 +8,17 @@ OperatorError        False again: the operator got through a pass
 The spec that was accepted last is kept in the status: nobody else remembers it.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from piton.api.conditions import (
-    ACCEPTED,
-    SPEC_PENDING,
-    settled,
-    with_accepted,
-    with_condition,
-    without_operator_error,
-)
+from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, SPEC_PENDING, settled, with_accepted
 from piton.api.parse import AT_ONCE
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
 from piton.api.status import AcceptedSpec, RunStatus
-from piton.api.status_base import ConditionStatus
 from piton.contract.quantity import parse_quantity
+from piton.core import programs
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.core.wait_reasons import without_numbers
@@ -41,39 +32,38 @@ def digests(spec: Spec, stage: Stage) -> dict[str, str]:
     document = staged(spec, stage).model_dump(mode="json", include=set(_LATE))
     document["capacity"].pop("max_price_per_hour")  # a machine that is too dear is left at once
     document["checkpoint"]["volume"].pop("reclaim")
-    texts = {part: json.dumps(document[part], sort_keys=True) for part in _LATE}
-    return {part: hashlib.sha256(text.encode()).hexdigest()[:8] for part, text in texts.items()}
+    return {part: programs.digest(document[part])[:8] for part in _LATE}
 
 
 def answer(context: Context, decision: Decision) -> Decision:
     """Return the decision with the answers to the current spec, once anything is known of the run."""
-    status, now, generation = decision.status, context.now, context.meta.generation
+    status, generation = decision.status, context.meta.generation
     if context.meta.deleting or not status.conditions:
         return decision
     status = status.model_copy(update={"observed_generation": generation})
-    status = without_operator_error(status, now=now, generation=generation)
+    status = context.with_trouble(status, OPERATOR_ERROR, Reason.OPERATOR_ERROR, None)
     problem = _problem(context)
-    status = with_accepted(status, context.status, problem, now=now, generation=generation)
+    status = with_accepted(status, context.status, problem, now=context.now, generation=generation)
     status = _remembered(context, status)
     pending = None if problem else "; ".join(_pending(context, status)) or None
-    status = _with_pending(context, status, pending)
+    status = context.with_trouble(status, SPEC_PENDING, Reason.SPEC_PENDING, pending)
     news = (*decision.announcements, *_news(context, decision, problem, pending))
     return replace(decision, status=status, announcements=news)
 
 
 def _problem(context: Context) -> str | None:
     """Return why the spec is refused, and what happens meanwhile; None: it is not."""
-    if not context.observed.problems:
-        return None
     problems = "; ".join(context.observed.problems)
-    if settled(context.status) or context.status.attempt == 0:
+    if not problems or settled(context.status) or context.status.attempt == 0:
+        return problems or None
+    if context.spec is not None:
+        at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
+        meanwhile = f"the spec that was accepted before stays in effect, and only {at_once} are new"
+    elif context.flying is not None:
+        meanwhile = "the attempt that runs goes on, and no other starts"
+    else:
         return problems
-    if context.spec is None and context.flying is None:
-        return problems
-    if context.spec is None:
-        return f"{problems}. The attempt that runs goes on, and no other starts until that is mended"
-    at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
-    return f"{problems}. Until that is mended the spec that was accepted before stays in effect; only {at_once} are new"
+    return f"{problems} (until that is mended, {meanwhile})"
 
 
 def _remembered(context: Context, status: RunStatus) -> RunStatus:
@@ -122,17 +112,6 @@ def _volume(context: Context, spec: Spec) -> Iterator[str]:
             f"where its storage class allows that: kubectl patch persistentvolumeclaim {volume.name} "
             f"-n {context.meta.namespace} -p '{patch}'"
         )
-
-
-def _with_pending(context: Context, status: RunStatus, pending: str | None) -> RunStatus:
-    now, generation = context.now, context.meta.generation
-    if pending is not None:
-        value, reason, message = ConditionStatus.TRUE, Reason.SPEC_PENDING, pending
-    elif status.is_true(SPEC_PENDING):
-        value, reason, message = ConditionStatus.FALSE, Reason.NOT_YET, ""
-    else:
-        return status
-    return with_condition(status, SPEC_PENDING, value, reason, message, now=now, generation=generation)
 
 
 def _news(context: Context, decision: Decision, problem: str | None, pending: str | None) -> Iterator[Announcement]:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from piton.api import stages
-from piton.api.conditions import in_phase
+from piton.api.conditions import in_phase, with_trouble
 from piton.api.deadline import Deadline, deadline_after
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Spec, Stage
@@ -121,6 +121,16 @@ class Context:
     def waits(self, status: RunStatus, phase: Phase | None, wait: Wait) -> tuple[RunStatus, tuple[Announcement, ...]]:
         """The status in that phase, or in the one it is in, with why it waits; and the Event about that, if new."""
         return waits(status, phase, wait, now=self.now, generation=self.meta.generation)
+
+    def with_trouble(self, status: RunStatus, kind: str, reason: Reason, message: str | None) -> RunStatus:
+        """Return the status with this condition: True with the message, or False where there is none any more."""
+        return with_trouble(status, kind, reason, message, now=self.now, generation=self.meta.generation)
+
+    def warn_once(self, kind: str, reason: Reason, message: str) -> tuple[Announcement, ...]:
+        """Return a Warning with the message, unless this condition was True already."""
+        if self.status.is_true(kind):
+            return ()
+        return (Announcement(severity="Warning", reason=reason, message=message),)
 
     def announce_once(
         self, status: RunStatus, reason: Reason, message: str, *, severity: Literal["Normal", "Warning"] = "Normal"

@@ -12,13 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from piton.api import spec_warnings, stages
-from piton.api.conditions import (
-    FAILED,
-    SUCCEEDED,
-    readable_again,
-    settled,
-    with_unreadable,
-)
+from piton.api.conditions import FAILED, STATUS_UNREADABLE, SUCCEEDED, settled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
@@ -60,11 +54,11 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule == UNREADABLE:
         return decision
-    decision = stalled.shown(context, _accounted(context, quota_rules.kept(context, decision)))
+    decision = stalled.note_stalled(context, _accounted(context, quota_rules.kept(context, decision)))
     decision = stuck_pods.note_stuck(context, decision)
     if context.status.unreadable:
         return decision
-    status = readable_again(decision.status, now=now, generation=context.meta.generation)
+    status = context.with_trouble(decision.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
     return answers.answer(context, replace(decision, status=status))
 
 
@@ -95,7 +89,7 @@ def unreadable(context: Context) -> Decision | None:
     why = context.status.unreadable
     if why is None:
         return None
-    status = with_unreadable(context.status, why, now=context.now, generation=context.meta.generation)
+    status = context.with_trouble(context.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, why)
     news = Announcement(severity="Warning", reason=Reason.STATUS_UNREADABLE, message=why)
     return Decision(rule=UNREADABLE, status=status, announcements=(news,))
 

@@ -20,7 +20,7 @@ def identify(spec: Spec, stage: Stage) -> str:
     image = [spec.trainer.image, spec.workers.template.service_account_name]
     trainer = spec.trainer.model_dump(mode="json", exclude={"image", "config"})
     workers = spec.workers.model_dump(mode="json", include={"gpus_per_node", "instance_types", "template"})
-    return f"{_digest(image)}-{_digest([image, stage, trainer, workers])}"
+    return f"{digest(image)}-{digest([image, stage, trainer, workers])}"
 
 
 def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
@@ -66,5 +66,6 @@ def _image(program: str | None) -> str | None:
     return None if program is None else program.partition("-")[0]
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Return 12 hexadecimal digits that identify a value of JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

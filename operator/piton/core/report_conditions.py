@@ -5,7 +5,7 @@ Mirrored           the bucket: people who ask for a second copy learn when they 
 VolumeNearlyFull   the volume: it can be enlarged before a save fails
 """
 
-from piton.api.conditions import MIRRORED, REPORTING, VOLUME_NEARLY_FULL, with_condition, with_reporting
+from piton.api.conditions import MIRRORED, REPORTING, VOLUME_NEARLY_FULL, with_condition
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import called
@@ -15,7 +15,6 @@ from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS
 from piton.core.context import Context
 from piton.core.effects import Announcement
 
-_TRUE, _FALSE = ConditionStatus.TRUE, ConditionStatus.FALSE
 REPORTS_WITHIN_SECONDS = 60.0
 """Seconds without a report after which people are told. A trainer sends one at least every 30 s."""
 _PROGRAM = "A program that uses neither piton_trainer nor the Trainer of transformers sends none. "
@@ -39,7 +38,7 @@ def seconds_to_silence(context: Context, status: RunStatus) -> float | None:
     return max(0.0, REPORTS_WITHIN_SECONDS - min(silent, formed))
 
 
-def note_reporting(context: Context, status: RunStatus) -> tuple[RunStatus, tuple[Announcement, ...]]:
+def note_reporting(context: Context, status: RunStatus) -> Noted:
     """Return the status with the condition Reporting of an attempt that runs, and an announcement when it falls silent.
 
     A program of the user's may send no reports at all: that is in the condition only.
@@ -50,16 +49,14 @@ def note_reporting(context: Context, status: RunStatus) -> tuple[RunStatus, tupl
     if left > 0:
         if context.observed.progress is None:
             return status, ()  # it may still report in time
-        return _reporting(context, status, None), ()
+        return _with_health(context, status, REPORTING, Reason.REPORTING, Reason.NO_REPORTS, None)
     is_program = context.spec is not None and context.spec.trainer.recipe is None
     message = (
         f"no report has come from {called(record)} for {REPORTS_WITHIN_SECONDS:.0f} s. It trains on, but its step, its "
         f"metrics and its checkpoints are not known. {_PROGRAM if is_program else ''}{_CAUSES}"
     )
-    known = status.condition(REPORTING)
-    is_new = known is None or known.status is not ConditionStatus.FALSE
-    news = Announcement(severity="Warning", reason=Reason.NO_REPORTS, message=message)
-    return _reporting(context, status, message), (news,) if is_new and not is_program else ()
+    status, news = _with_health(context, status, REPORTING, Reason.REPORTING, Reason.NO_REPORTS, message)
+    return status, () if is_program else news
 
 
 def note_unreported(context: Context, status: RunStatus) -> RunStatus:
@@ -68,11 +65,8 @@ def note_unreported(context: Context, status: RunStatus) -> RunStatus:
     cause = next((termination.unreported for termination in words if termination.unreported), None)
     if cause is None or status.current is None:
         return status
-    return _reporting(context, status, f"{called(status.current)} could not report: {cause}. {_CAUSES}")
-
-
-def _reporting(context: Context, status: RunStatus, silence: str | None) -> RunStatus:
-    return with_reporting(status, silence, now=context.now, generation=context.meta.generation)
+    message = f"{called(status.current)} could not report: {cause}. {_CAUSES}"
+    return _with_health(context, status, REPORTING, Reason.REPORTING, Reason.NO_REPORTS, message)[0]
 
 
 def note_mirror(context: Context, status: RunStatus) -> Noted:
@@ -80,11 +74,9 @@ def note_mirror(context: Context, status: RunStatus) -> Noted:
     progress, spec = context.observed.progress, context.spec
     if progress is None or spec is None or spec.checkpoint.mirror is None:
         return status, ()
-    if progress.mirror_refusal is not None:
-        return _note(context, status, MIRRORED, _FALSE, Reason.MIRROR_OFF, progress.mirror_refusal, is_bad=True)
-    if MIRROR_LAG_STEPS not in progress.metrics:
+    if progress.mirror_refusal is None and MIRROR_LAG_STEPS not in progress.metrics:
         return status, ()  # nothing was saved yet
-    return _note(context, status, MIRRORED, _TRUE, Reason.MIRRORED, "")
+    return _with_health(context, status, MIRRORED, Reason.MIRRORED, Reason.MIRROR_OFF, progress.mirror_refusal)
 
 
 def note_volume(context: Context, status: RunStatus) -> Noted:
@@ -92,31 +84,24 @@ def note_volume(context: Context, status: RunStatus) -> Noted:
     progress = context.observed.progress
     if progress is None or progress.checkpoint_step is None:
         return status, ()
-    fit = progress.metrics.get(CHECKPOINTS_THAT_FIT)
-    if fit is None:
-        if not status.is_true(VOLUME_NEARLY_FULL):
-            return status, ()
-        return _note(context, status, VOLUME_NEARLY_FULL, _FALSE, Reason.NOT_YET, "")
-    room = "no other" if fit < 1 else f"only {fit:.0f} more"
-    message = (
-        f"beside the checkpoints that are kept, the volume has room for {room}. Enlarge the claim, where its storage "
-        "class lets that be done, or keep fewer with spec.checkpoint.keep"
-    )
-    return _note(context, status, VOLUME_NEARLY_FULL, _TRUE, Reason.VOLUME_NEARLY_FULL, message, is_bad=True)
+    message, fit = None, progress.metrics.get(CHECKPOINTS_THAT_FIT)
+    if fit is not None:
+        room = "no other" if fit < 1 else f"only {fit:.0f} more"
+        message = (
+            f"beside the checkpoints that are kept, the volume has room for {room}. Enlarge the claim, where its "
+            "storage class lets that be done, or keep fewer with spec.checkpoint.keep"
+        )
+    news = () if message is None else context.warn_once(VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message)
+    return context.with_trouble(status, VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message), news
 
 
-def _note(
-    context: Context,
-    status: RunStatus,
-    kind: str,
-    value: ConditionStatus,
-    reason: Reason,
-    message: str,
-    *,
-    is_bad: bool = False,
+def _with_health(
+    context: Context, status: RunStatus, kind: str, good: Reason, bad: Reason, problem: str | None
 ) -> Noted:
-    known = status.condition(kind)
-    status = with_condition(status, kind, value, reason, message, now=context.now, generation=context.meta.generation)
-    if not is_bad or (known is not None and known.status is value):
-        return status, ()
-    return status, (Announcement(severity="Warning", reason=reason, message=message),)
+    """Return the status with a condition that is False where there is a problem, and a Warning when that begins."""
+    now, generation, known = context.now, context.meta.generation, status.condition(kind)
+    if problem is None:
+        return with_condition(status, kind, ConditionStatus.TRUE, good, "", now=now, generation=generation), ()
+    was_bad = known is not None and known.status is ConditionStatus.FALSE
+    news = () if was_bad else (Announcement(severity="Warning", reason=bad, message=problem),)
+    return with_condition(status, kind, ConditionStatus.FALSE, bad, problem, now=now, generation=generation), news

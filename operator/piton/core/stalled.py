@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
-from piton.api.conditions import STALLED, settled, with_stalled, without_stalled
+from piton.api.conditions import STALLED, settled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
@@ -19,7 +19,7 @@ from piton.contract.duration import parse_duration
 from piton.core import transitions
 from piton.core.broken_nodes import STARTS_NOTHING
 from piton.core.context import Context
-from piton.core.effects import Announcement, Decision
+from piton.core.effects import Decision
 from piton.timing import Timing
 
 _LOST_TWICE = 2
@@ -87,18 +87,12 @@ def is_stalled(status: RunStatus, timing: Timing) -> bool:
     return attempts(status) >= timing.stalled_attempts
 
 
-def shown(context: Context, decision: Decision) -> Decision:
-    """The decision with the condition Stalled as it is now, and an Event when that begins."""
-    status, now, generation = decision.status, context.now, context.meta.generation
-    if not is_stalled(status, context.timing):
-        if not status.is_true(STALLED):
-            return decision
-        return replace(decision, status=without_stalled(status, now=now, generation=generation))
-    message = _message(status)
-    news = decision.announcements
-    if not status.is_true(STALLED):
-        news += (Announcement(severity="Warning", reason=Reason.NO_PROGRESS, message=message),)
-    return replace(decision, status=with_stalled(status, message, now=now, generation=generation), announcements=news)
+def note_stalled(context: Context, decision: Decision) -> Decision:
+    """Return the decision with the condition Stalled as it is now, and with an Event when that begins."""
+    message = _message(decision.status) if is_stalled(decision.status, context.timing) else None
+    news = () if message is None else context.warn_once(STALLED, Reason.NO_PROGRESS, message)
+    status = context.with_trouble(decision.status, STALLED, Reason.NO_PROGRESS, message)
+    return replace(decision, status=status, announcements=(*decision.announcements, *news))
 
 
 def held(context: Context) -> Decision | None:

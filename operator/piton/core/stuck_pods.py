@@ -5,50 +5,44 @@ and an attempt that waits for its end waits for ever. People are told; without t
 the process may still write.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 
-from piton.api.conditions import POD_STUCK, settled, with_condition
+from piton.api.conditions import POD_STUCK, settled
 from piton.api.reasons import Reason
 from piton.api.spec import StuckPods
-from piton.api.status_base import ConditionStatus
 from piton.core.context import Context
-from piton.core.effects import Announcement, Decision, RemoveReplica
+from piton.core.effects import Decision, RemoveReplica
 from piton.core.wait_reasons import Wait
 from piton.observed import AttemptSeen, LeavingPod
 
 
 def find_wait(context: Context, *attempts: AttemptSeen) -> Wait | None:
     """Return what keeps these attempts from their end; None: nothing that has lasted for too long."""
-    stuck = [pod for seen in attempts for pod in seen.leaving if _is_stuck(context, pod)]
+    stuck = [pod for _, pod in _leaving(attempts) if _is_stuck(context, pod)]
     return Wait(reason=Reason.POD_STUCK, message=_message(context, stuck)) if stuck else None
 
 
 def note_stuck(context: Context, decision: Decision) -> Decision:
     """Return the decision with the condition PodStuck as it is now, and with the deletions that the user allows."""
-    leaving = [(seen, pod) for seen in context.observed.attempts if seen.ours for pod in seen.leaving]
+    leaving = _leaving(context.observed.attempts)
     stuck = [(seen, pod) for seen, pod in leaving if _is_stuck(context, pod)]
     waits = (_seconds_left(context, pod) for _, pod in leaving if not _is_stuck(context, pod))
     known = [seconds for seconds in (decision.look_again_seconds, *waits) if seconds is not None]
-    decision = replace(decision, look_again_seconds=min(known, default=None))
-    now, generation = context.now, context.meta.generation
-    if not stuck:
-        if not decision.status.is_true(POD_STUCK):
-            return decision
-        status = with_condition(
-            decision.status, POD_STUCK, ConditionStatus.FALSE, Reason.NOT_YET, "", now=now, generation=generation
-        )
-        return replace(decision, status=status)
-    message = _message(context, [pod for _, pod in stuck])
-    status = with_condition(
-        decision.status, POD_STUCK, ConditionStatus.TRUE, Reason.POD_STUCK, message, now=now, generation=generation
+    message = _message(context, [pod for _, pod in stuck]) if stuck else None
+    news = () if message is None else context.warn_once(POD_STUCK, Reason.POD_STUCK, message)
+    return replace(
+        decision,
+        status=context.with_trouble(decision.status, POD_STUCK, Reason.POD_STUCK, message),
+        announcements=(*decision.announcements, *news),
+        effects=(*decision.effects, *_forced(context, stuck)),
+        look_again_seconds=min(known, default=None),
     )
-    news = decision.announcements
-    if not context.status.is_true(POD_STUCK):
-        news += (Announcement(severity="Warning", reason=Reason.POD_STUCK, message=message),)
-    effects = (*decision.effects, *_forced(context, stuck))
-    return replace(decision, status=status, announcements=news, effects=effects, are_independent=False)
+
+
+def _leaving(attempts: Iterable[AttemptSeen]) -> list[tuple[AttemptSeen, LeavingPod]]:
+    return [(seen, pod) for seen in attempts if seen.ours for pod in seen.leaving]
 
 
 def _forced(context: Context, stuck: list[tuple[AttemptSeen, LeavingPod]]) -> Iterator[RemoveReplica]:

@@ -203,9 +203,8 @@ def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing, is_unheard
     """Count the attempts of the stage in a row without progress, including the one that has just ended."""
     record = status.current
     assert record is not None
-    if has_saved(status, record) or _may_have_progressed(record, timing):
-        return 0
-    if is_unheard and ran_for_long(record):
+    is_silent_work = is_unheard and ran_for_long(record)
+    if has_saved(status, record) or _may_have_progressed(record, timing) or is_silent_work:
         return 0
     return stage.fruitless_attempts + (record.verdict is not Verdict.STOPPED or is_cut_short(record))
 

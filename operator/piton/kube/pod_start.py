@@ -11,7 +11,8 @@ from piton.observed import ClusterMessage
 _CANNOT_START = PULL_REASONS | CREATE_REASONS
 _NEVER_STARTED_EXIT = 128
 """Exit code of a container that its runtime could not start."""
-_LAST_WORDS_MAX = 500
+LAST_WORDS_MAX = 500
+"""Characters, the last ones, of what a container said before it ended."""
 
 
 def container_of(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,7 +56,7 @@ def init_failure(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | 
     for other in status.get("initContainerStatuses") or []:
         ended = (other.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
-            said = str(ended.get("message") or ended.get("reason") or "").strip()[-_LAST_WORDS_MAX:]
+            said = str(ended.get("message") or ended.get("reason") or "").strip()[-LAST_WORDS_MAX:]
             where = f"{INIT_CONTAINER}{other['name']} of {pod['metadata']['name']}"
             return f"{where} ended with exit code {ended['exitCode']}" + (f": {said}" if said else "")
     return None

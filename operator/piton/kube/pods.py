@@ -16,7 +16,7 @@ from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.kube import pod_start
 from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
-from piton.kube.pod_start import container_of
+from piton.kube.pod_start import LAST_WORDS_MAX, container_of
 from piton.kube.prices import Prices, share
 from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
 from piton.rendering.affinity import ZONE
@@ -31,7 +31,6 @@ _OWN_DISK = re.compile(
 _CLOCKS_DIFFER = timedelta(seconds=60)
 """A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
 _OVER_TIME = "DeadlineExceeded"
-_LAST_WORDS_MAX = 500
 _DEFAULT_LIMIT = re.compile(rf"\bmemory\b[^;:]* limit for container {names.CONTAINER}\b")
 """The API server's words: `LimitRanger plugin set: cpu request for container x; cpu, memory limit for container x`."""
 _USES = f"Container {names.CONTAINER} was using [^,]+, request is"
@@ -205,7 +204,7 @@ def _termination(ended: Mapping[str, Any]) -> Termination | None:
     text = ended.get("message")
     words = Termination.from_json(text)
     if words is None and text and ended.get("exitCode") and outcome_of(ended["exitCode"]) is None:
-        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-_LAST_WORDS_MAX:], is_ours=False)
+        return Termination(outcome=Outcome.FAILED, detail=text.strip()[-LAST_WORDS_MAX:], is_ours=False)
     return words
 
 

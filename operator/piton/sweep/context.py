@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from piton.api.conditions import in_phase, settled, with_accepted, without_operator_error
+from piton.api.conditions import OPERATOR_ERROR, in_phase, settled, with_accepted, with_trouble
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract.duration import parse_duration
@@ -72,14 +72,18 @@ class SweepContext:
         """The status in that phase, as of now and this generation."""
         return in_phase(status, phase, reason, message, now=self.now, generation=self.observed.meta.generation)
 
+    def with_trouble(self, status: SweepStatus, kind: str, reason: Reason, message: str | None) -> SweepStatus:
+        """Return the status with this condition: True with the message, or False where there is none any more."""
+        return with_trouble(status, kind, reason, message, now=self.now, generation=self.observed.meta.generation)
 
-def answer(observed: SweepObserved, status: SweepStatus, now: datetime) -> SweepStatus:
+
+def answer(context: SweepContext, status: SweepStatus) -> SweepStatus:
     """Return the status with the answers to the current spec, also of a sweep that has ended."""
-    generation = observed.meta.generation
+    observed, generation = context.observed, context.observed.meta.generation
     if observed.meta.deleting or not status.conditions:
         return status
-    status = without_operator_error(status, now=now, generation=generation)
+    status = context.with_trouble(status, OPERATOR_ERROR, Reason.OPERATOR_ERROR, None)
     if settled(observed.status):
         problem = "; ".join(observed.problems) or None
-        status = with_accepted(status, observed.status, problem, now=now, generation=generation)
+        status = with_accepted(status, observed.status, problem, now=context.now, generation=generation)
     return status.model_copy(update={"observed_generation": generation})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from piton.api.conditions import readable_again, settled, with_unreadable
+from piton.api.conditions import STATUS_UNREADABLE, settled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import RUNNING
@@ -51,8 +51,8 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     context = SweepContext(observed=observed, now=now, timing=timing or Timing())
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule != UNREADABLE:
-        status = readable_again(decision.status, now=now, generation=observed.meta.generation)
-        decision = replace(decision, status=answer(observed, status, now))
+        status = context.with_trouble(decision.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
+        decision = replace(decision, status=answer(context, status))
     return replace(_sparing(context, decision), are_independent=True)
 
 
@@ -100,7 +100,7 @@ def unreadable(context: SweepContext) -> SweepDecision | None:
     why = observed.status.unreadable or next(unknown, None)
     if why is None or observed.meta.deleting:
         return None
-    status = with_unreadable(observed.status, why, now=context.now, generation=observed.meta.generation)
+    status = context.with_trouble(observed.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, why)
     news = Announcement(severity="Warning", reason=Reason.STATUS_UNREADABLE, message=why)
     return SweepDecision(rule=UNREADABLE, status=status, announcements=(news,))
 
