@@ -238,8 +238,18 @@ RUNS: tuple[Judged, ...] = (
     ),
     Judged("good durations", parts={"limits": {"deadline": "0h1m", "trainingTime": "31h"}}),
     *(
-        Judged(f"no {path}", (f"spec.limits.{path}: '0h0m' {_NO_TIME} 24h",), {"limits": {path: "0h0m"}})
-        for path in ("deadline", "trainingTime")
+        Judged(
+            f"no {path}",
+            (f"spec.limits.{path}: '0h0m' {_NO_TIME} {example}",),
+            {"limits": {path: "0h0m"}},
+            operator_only=path == "hangTimeout",
+        )
+        for path, example in (
+            ("deadline", "24h"),
+            ("trainingTime", "24h"),
+            ("startTimeout", "30m"),
+            ("hangTimeout", "30m"),
+        )
     ),
     *(
         Judged(

@@ -21,7 +21,7 @@ class DurationField:
     path: str
     value: Callable[[Spec], str | None]
     example: str | None = None
-    """A good value; None where zero has a meaning."""
+    """A good value; None where zero has a meaning: a run that is Stalled may hold at once."""
 
     @property
     def zero(self) -> str:
@@ -42,14 +42,15 @@ DEADLINE = DurationField(path="limits.deadline", value=lambda spec: spec.limits.
 _WITH_CEL = (
     DEADLINE,
     DurationField(path="limits.trainingTime", value=lambda spec: spec.limits.training_time, example="24h"),
-    DurationField(path="limits.startTimeout", value=lambda spec: spec.limits.start_timeout),
+    DurationField(path="limits.startTimeout", value=lambda spec: spec.limits.start_timeout, example="30m"),
     DurationField(path="limits.stalled", value=lambda spec: spec.limits.stalled),
     DurationField(path="checkpoint.patience", value=lambda spec: spec.checkpoint.patience, example="1h"),
     DurationField(path="stages.prepare.deadline", value=lambda spec: _deadline(spec.stages.prepare), example="6h"),
     DurationField(path="stages.evaluate.deadline", value=lambda spec: _deadline(spec.stages.evaluate), example="6h"),
     DurationField(path="ttlAfterFinished", value=lambda spec: spec.ttl_after_finished, example="7d"),
 )
-_DURATIONS = (*_WITH_CEL, DurationField(path="limits.hangTimeout", value=_hang_timeout))
+_A_WORD = "limits.hangTimeout is a duration or a word, which a structural schema cannot say"
+_DURATIONS = (*_WITH_CEL, DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m"))
 
 
 def _deadline(stage: SideStage | None) -> str | None:
@@ -70,6 +71,7 @@ def _in_each(
 
 
 @_in_each([field for field in _WITH_CEL if field.example], ANY_DIGIT, lambda field: field.zero)
+@not_in_cel(_A_WORD)
 def good_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is zero."""
     for field in _DURATIONS:
@@ -79,7 +81,7 @@ def good_durations(spec: Spec) -> Iterator[str]:
 
 
 @_in_each(_WITH_CEL, WITHIN_YEARS, lambda field: field.too_long)
-@not_in_cel("limits.hangTimeout is a duration or a word, which a structural schema cannot say")
+@not_in_cel(_A_WORD)
 def bounded_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is longer than ten years."""
     for field in _DURATIONS:
