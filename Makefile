@@ -149,7 +149,7 @@ GPU_NEEDS := setup
 endif
 gpu: $(GPU_NEEDS)  ## what only a GPU can tell, in ten minutes: MINUTES=10 PYTHON=/opt/python; DRY=1 tries it on the CPU
 	PYTHONPATH=operator:trainer:$(GPU_PACKAGES)/$(shell $(GPU_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
-		$(GPU_PYTHON) -m bench.gpu $(if $(DRY),--dry --results runs/gpu) --minutes $(or $(MINUTES),10)
+		$(GPU_PYTHON) -m bench.gpu $(if $(DRY),--dry --results runs/gpu) --minutes $(or $(MINUTES),10) $(ARGS)
 
 gpu-wheels: setup  ## fetch what `make gpu PYTHON=…` needs besides torch and numpy: PYTHON_VERSION=3.12
 	$(BIN)/python -m bench.gpu.wheels $(or $(PYTHON_VERSION),3.12) $(GPU_PACKAGES)

@@ -31,6 +31,8 @@ DRY_SECONDS = 300.0
 LEAST_SECONDS = 10.0
 """What is left has to be more than a process needs to import torch, or the next part is not begun."""
 OLDEST_TORCH = (2, 11)
+LAST_LINES = 30
+"""Of a part that failed, for the terminal."""
 
 
 def main() -> int:
@@ -45,14 +47,15 @@ def main() -> int:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
     parts = [part for part in PARTS if not options.only or part.name in options.only]
-    results: dict[str, Any] = {"machine": machine, "minutes": options.minutes, "parts": {}}
     path = _path(machine, options.results)
+    results: dict[str, Any] = {"machine": machine, "parts": _earlier(path, machine)}
     for name, found in _run_all(parts, minutes=options.minutes, dry=options.dry):
-        results["parts"][name] = found
+        if found["state"] != "not run" or name not in results["parts"]:
+            results["parts"][name] = found
         _write(path, results)
     print()
     print(report.table(results))
-    bad = [name for name, found in results["parts"].items() if found["state"] != "ran"]
+    bad = [part.name for part in parts if results["parts"][part.name]["state"] != "ran"]
     print(f"{len(parts) - len(bad)} of {len(parts)} parts ran; {path}")
     if bad:
         print(f"{len(bad)} did not: {', '.join(bad)}")
@@ -160,8 +163,10 @@ def _run(part: Part, running: "set[subprocess.Popen[bytes]]", *, seconds: float,
         took = round(time.monotonic() - start, 1)
         if code == 0 and out.exists():
             return {"state": "ran", "seconds": took, "rows": json.loads(out.read_text())}
-        reason = f"cut off after {seconds:.0f} s" if code is None else _reason(log.read_text(errors="replace"), code)
-        print(f"gpu: {part.name}: {reason}", file=sys.stderr, flush=True)
+        said = log.read_text(errors="replace")
+        reason = f"cut off after {seconds:.0f} s" if code is None else _reason(said, code)
+        last = "".join(f"    {line}\n" for line in said.splitlines()[-LAST_LINES:])
+        print(f"gpu: {part.name}: {reason}\n{last}", end="", file=sys.stderr, flush=True)
         return {"state": "failed", "reason": reason, "seconds": took, "rows": []}
 
 
@@ -189,9 +194,18 @@ def _path(machine: Mapping[str, Any], folder: Path) -> Path:
     return folder / f"gpu-{device}-{machine['date']}.json"
 
 
+def _earlier(path: Path, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured on the same machine on the same day: a part that is not run again keeps its rows."""
+    if not path.exists():
+        return {}
+    earlier: dict[str, Any] = json.loads(path.read_text())
+    return earlier["parts"] if earlier["machine"] == machine else {}
+
+
 def _write(path: Path, results: Mapping[str, Any]) -> None:
     aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(results, indent=1) + "\n")
+    parts = {part.name: results["parts"][part.name] for part in PARTS if part.name in results["parts"]}
+    aside.write_text(json.dumps({**results, "parts": parts}, indent=1) + "\n")
     aside.replace(path)
 
 

@@ -139,7 +139,7 @@ def _profiled(setting: Setting, trainee: TrainableModel, batches: Iterator[Any])
     kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     times: dict[str, float] = {}
     for event in profiler.key_averages():
-        if event.device_type == kind:
+        if event.device_type == kind and not event.is_user_annotation:  # a range of the program is no work of its own
             took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             times[event.key] = times.get(event.key, 0.0) + took
     busy = sum(times.values()) or 1.0

@@ -18,9 +18,12 @@ WORKS = Part(name="works", runs="support.gpu_parts:works", minutes=1, arguments=
 FAILS = Part(name="fails", runs="support.gpu_parts:fails", minutes=1)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *parts: Part, minutes: str = "5") -> tuple[int, dict[str, Any]]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *parts: Part, minutes: str = "5", only: str | None = None
+) -> tuple[int, dict[str, Any]]:
     monkeypatch.setattr(gpu, "PARTS", parts)
-    monkeypatch.setattr("sys.argv", ["gpu", "--dry", "--minutes", minutes, "--results", str(folder)])
+    chosen = [] if only is None else ["--only", only]
+    monkeypatch.setattr("sys.argv", ["gpu", "--dry", "--minutes", minutes, "--results", str(folder), *chosen])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(gpu.ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
     code = gpu.main()
     (path,) = folder.glob("gpu-*.json")
@@ -68,6 +71,24 @@ def test_what_there_is_no_time_for_is_not_run_and_says_so(monkeypatch: pytest.Mo
     assert results["parts"]["works"] == {"state": "not run", "reason": "the 0.1 minutes are over", "rows": []}
 
 
+def test_a_part_that_is_not_run_again_keeps_its_rows_on_the_same_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(monkeypatch, tmp_path, WORKS, FAILS)
+
+    code, results = run(monkeypatch, tmp_path, WORKS, FAILS, only="fails")
+    assert code == 1
+    assert list(results["parts"]) == ["works", "fails"]
+    assert results["parts"]["works"]["rows"]
+
+    _, results = run(monkeypatch, tmp_path, WORKS, FAILS, minutes="0.1")
+    assert results["parts"]["works"]["state"] == "ran"
+
+    monkeypatch.setattr(gpu, "_machine", lambda *, dry: {"device": "the CPU, dry", "date": results["machine"]["date"]})
+    _, results = run(monkeypatch, tmp_path, WORKS, FAILS, only="fails")
+    assert list(results["parts"]) == ["fails"]
+
+
 def test_the_page_names_the_device_and_what_did_not_run(tmp_path: Path) -> None:
     machine = {"dry": False, "device": "NVIDIA H200", "memory_gib": 139.8, "driver": "575.1", "cuda": "12.9"}
     machine |= {"torch": "2.13.0", "python": "3.12.1", "cores": 16, "date": "2026-11-22"}
@@ -76,7 +97,7 @@ def test_the_page_names_the_device_and_what_did_not_run(tmp_path: Path) -> None:
         "checkpoints": {"state": "ran", "seconds": 60, "rows": [row]},
         "memory": {"state": "failed", "reason": "cut off after 60 s", "rows": []},
     }
-    (tmp_path / "gpu-h200.json").write_text(json.dumps({"machine": machine, "minutes": 10, "parts": parts}))
+    (tmp_path / "gpu-h200.json").write_text(json.dumps({"machine": machine, "parts": parts}))
     (tmp_path / "gpu-dry.json").write_text(json.dumps({"machine": {**machine, "dry": True}, "parts": {}}))
 
     report.write(tmp_path / "gpu.md", tmp_path)
