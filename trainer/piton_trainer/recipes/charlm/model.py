@@ -78,8 +78,9 @@ class CharGPT(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (batch, time, vocabulary) in fp32, or with targets the mean loss in nats per character."""
-        rotary = self.rotary[:, : ids.shape[1]]
         x = F.dropout(norm(self.wte(ids)), self.config.dropout, self.training)
+        # FSDP2 would cast it for each block, and in torch 2.11 not when a block's activations are computed again.
+        rotary = self.rotary[:, : ids.shape[1]].to(x.dtype)
         for block in self.blocks:
             x = self._through(block, x, rotary)
         logits = self._logits(x)
