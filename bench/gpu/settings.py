@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Muon
 
 from bench.gpu import data
 from bench.gpu.place import Bench
 from bench.gpu.setting import Row, Setting
 from bench.gpu.throughput import charlm_config
+from piton_trainer.recipes.charlm.muon import BatchedMuon
 from piton_trainer.recipes.charlm.recipe import Charlm
 from piton_trainer.training.loop import TrainableModel
 
@@ -30,6 +32,7 @@ def compare(setting: Setting) -> list[Row]:
         _row(setting, "charlm fp32: TF32", *_tf32(_charlm(setting, depth, compile=False, precision="fp32"))),
         _row(setting, "charlm: SDPA's flash attention over its math", eager, _within(eager, _math_attention)),
         _row(setting, "charlm: activations computed again", *_checkpointing(setting, depth, eager)),
+        _row(setting, "Muon: shape by shape", *(_muon(setting, kind) for kind in (BatchedMuon, Muon))),
         _row(setting, "AdamW: fused", _adamw(setting, fused=True), _adamw(setting, fused=False)),
         _row(setting, "batch to the device: pinned, not waiting", *_copies(setting)),
         _row(setting, "resnet50: channels_last", *_memory_formats(setting)),
@@ -87,6 +90,16 @@ def _tf32(step: Step) -> tuple[Step, Step]:
             torch.set_float32_matmul_precision("highest")
 
     return _within(step, allowed), step
+
+
+def _muon(setting: Setting, kind: type[Muon]) -> Step:
+    """A step of the blocks of `depth: 12`, with nothing around it."""
+    width, depth = setting.size((768, 12), (32, 2))
+    shapes = [*4 * [(width, width)], (4 * width, width), (width, 4 * width)]
+    weights = [nn.Parameter(torch.randn(shape, device=setting.device)) for _ in range(depth) for shape in shapes]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    return kind(weights, lr=0.02, weight_decay=0.0).step
 
 
 def _adamw(setting: Setting, *, fused: bool) -> Step:

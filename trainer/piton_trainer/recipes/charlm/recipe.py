@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from piton_trainer.data.text.sources import as_documents, read_text
@@ -15,6 +16,7 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
 from piton_trainer.recipes.charlm.model import CharGPT
+from piton_trainer.recipes.charlm.muon import BatchedMuon
 from piton_trainer.recipes.protocol import RecipeContext, Stateful
 
 REFERENCE_WIDTH = 768
@@ -80,10 +82,12 @@ class Charlm:
     def optimizers(self, model: nn.Module) -> list[Optimizer]:
         """Muon for the matrices, AdamW for embedding and head. `tune` sets their rates."""
         gpt = _charlm(model)
+        matrices = gpt.matrices()
+        muon = Muon if any(isinstance(matrix, DTensor) for matrix in matrices) else BatchedMuon
         ends = [{"params": [gpt.wte.weight]}, {"params": [gpt.lm_head.weight]}]
         return [
             AdamW(ends, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0),
-            Muon(gpt.matrices(), momentum=MOMENTUM, nesterov=True, weight_decay=0.0),
+            muon(matrices, momentum=MOMENTUM, nesterov=True, weight_decay=0.0),
         ]
 
     def tune(self, optimizers: Sequence[Optimizer], *, fraction: float, step: int) -> None:
