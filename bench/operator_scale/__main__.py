@@ -47,7 +47,7 @@ Scenario = Callable[[Harness], Awaitable[dict[str, Any]]]
 async def _without_operator(bench: Harness) -> dict[str, Any]:
     """Measure the same as while idle, with the operator stopped."""
     process.stop_operator()
-    return await steady.idle(bench)
+    return await steady.rest(bench)
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -43,6 +43,8 @@ class RunSeen:
     stopping_at: float | None = None
     waiting: str | None = None
     """The reason of its condition Waiting, while that is true."""
+    is_unheard: bool = False
+    """Its condition Reporting is false."""
     attempt: int = 0
     ended: str = ""
     """Verdict and reason of the newest attempt that has ended."""
@@ -86,6 +88,7 @@ class Runs:
         run.attempt = status.get("attempt", 0)
         run.ended = newest_end(status)
         run.step = (status.get("progress") or {}).get("step") or 0
+        run.is_unheard = _condition(status, "Reporting").get("status") == "False"
         phase = status.get("phase", "")
         if phase != run.phase:
             self.phases[run.phase] -= 1 if run.phase else 0
@@ -107,8 +110,12 @@ class Runs:
 
 def waiting_reason(status: dict[str, Any]) -> str | None:
     """Return the reason of the condition Waiting, if it is true."""
-    found: dict[str, Any] = next((c for c in status.get("conditions") or () if c.get("type") == "Waiting"), {})
+    found = _condition(status, "Waiting")
     return found.get("reason") if found.get("status") == "True" else None
+
+
+def _condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
 
 
 def newest_end(status: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from piton.kube.resources import EVENTS, PODS, Body
 
 IDLE_SECONDS = 60.0
 """One period of the operator's resync: a shorter time would see all of it, or nothing."""
+UNHEARD_SECONDS = 180.0
+"""Limit: the operator says it 60 s after a program began."""
 _SECONDS_PER_RUN = 0.9
 """Limit for a bring-up, beside what a few runs take."""
 _COLLECTOR_SECONDS = 45.0
@@ -59,8 +61,19 @@ async def bring_up(bench: Harness) -> dict[str, Any]:
     }
 
 
-async def idle(bench: Harness, *, seconds: float = IDLE_SECONDS) -> dict[str, Any]:
-    """Measure while nothing happens."""
+async def idle(bench: Harness) -> dict[str, Any]:
+    """Measure while nothing happens, and the operator has said of each run that it hears nothing from kwok's pods."""
+
+    def unheard() -> int:
+        return sum(run.is_unheard for run in bench.runs.seen.values())
+
+    state = lambda: f"{unheard():,} of {len(bench.runs.seen):,} with Reporting=False"  # noqa: E731
+    await bench.until("idle", lambda: unheard() >= len(bench.runs.seen), state, seconds=UNHEARD_SECONDS)
+    return await rest(bench)
+
+
+async def rest(bench: Harness, *, seconds: float = IDLE_SECONDS) -> dict[str, Any]:
+    """Change nothing for so long; return what that costs."""
     bench.say(f"idle: {bench.runs.phases['Training']:,} of {len(bench.runs.seen):,} training, for {seconds:.0f} s")
     async with bench.measured() as measured:
         await asyncio.sleep(seconds)

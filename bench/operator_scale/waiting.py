@@ -92,10 +92,10 @@ async def _wait(bench: Harness, cause: Cause) -> dict[str, Any]:
         shown = await _until_shown(there, cause)
         await asyncio.sleep(cause.settle_seconds)
         positions = await asyncio.to_thread(counters.position_requests)
-        meanwhile = await steady.idle(there)
+        meanwhile = await steady.rest(there)
         positions = await asyncio.to_thread(counters.position_requests) - positions
         process.stop_operator()
-        without = await steady.idle(there, seconds=steady.IDLE_SECONDS / 2)
+        without = await steady.rest(there, seconds=steady.IDLE_SECONDS / 2)
         await bench.start_operator()
         await there.delete("")
         limit = _LATE_SECONDS + _DELETED_LATE_SECONDS * there.count

@@ -88,3 +88,19 @@ async def test_a_wait_that_takes_too_long_says_how_far_it_got_and_where_to_look(
         await run_watch.until(
             lambda: False, seconds=0, state=lambda: "1 of 2 training", say=print, log="bench-operator"
         )
+
+
+def test_a_run_is_unheard_while_its_condition_reporting_is_false() -> None:
+    runs = Runs()
+
+    def seen_with(*conditions: dict[str, Any]) -> bool:
+        event = line("MODIFIED", 1)
+        event["object"]["status"]["conditions"] = list(conditions)
+        runs.take(event["type"], event["object"], 0.0)
+        return runs.seen["run-1"].is_unheard
+
+    waiting = {"type": "Waiting", "status": "False"}
+    assert not seen_with()
+    assert not seen_with(waiting)
+    assert seen_with(waiting, {"type": "Reporting", "status": "False"})
+    assert not seen_with(waiting, {"type": "Reporting", "status": "True"})
