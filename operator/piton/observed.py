@@ -242,12 +242,14 @@ class VolumeSeen:
     """False: a claim of the name that we would use belongs to somebody else."""
     requested: str = ""
     """The size that the claim asks for, where Piton has made it."""
+    storage_class: str = ""
+    """Its storage class, where Piton has made it."""
     is_shared: bool = False
     """True if pods on several nodes may mount it at once, as far as its access modes say."""
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
     reclaim: Reclaim = Reclaim.RETAIN
-    """The value in the spec, also if the spec is refused."""
+    """The value in the spec that is in effect."""
     owned: bool = False
     """True if the run is its owner, so that the garbage collector deletes it with the run."""
     of_earlier_run: bool = False

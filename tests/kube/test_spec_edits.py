@@ -284,3 +284,140 @@ async def test_a_spec_that_no_object_could_hold_is_refused_before_anything_is_ma
     assert found is not None
     assert "KiB are more than a job can hold, 600 KiB" in str(found["status"]["conditions"])
     assert not pilot.server.all(CLAIMS)
+
+
+DELETE = {"reclaim": "Delete"}
+
+
+def the_claim(pilot: Pilot) -> dict[str, Any] | None:
+    return pilot.server.find(CLAIMS, "ragcun-checkpoints", "team")
+
+
+def with_volume(**volume: Any) -> Change:
+    return lambda spec: spec["checkpoint"]["volume"].update(volume)
+
+
+def named_by_the_user(spec: dict[str, Any]) -> None:
+    spec["checkpoint"]["volume"] = {"claimName": "ragcun-checkpoints"}
+
+
+KEEPING = [
+    [[with_volume(reclaim="Retain")], [typo]],  # accepted, and then a mistake
+    [[with_volume(reclaim="Retain"), typo]],
+    [[lambda spec: spec["checkpoint"]["volume"].pop("reclaim"), typo]],
+    [[with_volume(reclaim="Retian")]],
+    [[lambda spec: spec.pop("checkpoint")]],
+    [[lambda spec: spec.update(checkpoint={"volume": "none"})]],
+    [[named_by_the_user]],
+    [[named_by_the_user], [typo]],
+]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("edits", KEEPING)
+async def test_a_mistake_deletes_no_claim_that_either_spec_keeps(
+    edits: list[list[Change]], ended: bool, pilot: Pilot
+) -> None:
+    manifest = a_manifest()
+    manifest["spec"]["checkpoint"]["volume"] |= DELETE
+    if not ended:
+        pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(manifest)
+    await pilot.until_phase(Phase.SUCCEEDED if ended else Phase.TRAINING)
+    await wait(pilot, 30)
+    for changes in edits:
+        await edit(pilot, *changes)
+        await wait(pilot, 30)
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await wait(pilot, 120)
+    assert pilot.run() is None
+    assert the_claim(pilot) is not None
+
+
+async def test_a_claim_goes_where_both_specs_say_so(pilot: Pilot) -> None:
+    manifest = a_manifest()
+    manifest["spec"]["checkpoint"]["volume"] |= DELETE
+    await pilot.cluster.apply(manifest)
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await edit(pilot, typo)
+    await wait(pilot, 30)
+    accepted = pilot.status().condition(ACCEPTED)
+    assert accepted is not None
+    assert "until that is mended, nothing is deleted that this spec or the one before it keeps" in accepted.message
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await wait(pilot, 60)
+    assert the_claim(pilot) is None
+
+
+@pytest.mark.parametrize(
+    ("edits", "lives"),
+    [
+        ([[lambda spec: spec.update(ttlAfterFinished="30d")], [typo]], 20 * 86_400),
+        ([[lambda spec: spec.update(ttlAfterFinished="30d"), typo]], 20 * 86_400),
+        ([[lambda spec: spec.pop("ttlAfterFinished"), typo]], 40 * 86_400),
+        ([[lambda spec: spec.update(ttlAfterFinished="soon")]], 40 * 86_400),
+        ([[lambda spec: spec.update(ttlAfterFinished="")]], 40 * 86_400),
+        ([[lambda spec: spec.update(ttlAfterFinished="1m"), typo]], 3000),  # never sooner than was accepted
+    ],
+)
+async def test_a_mistake_deletes_no_run_before_both_specs_say_so(
+    edits: list[list[Change]], lives: int, pilot: Pilot
+) -> None:
+    await pilot.cluster.apply(a_manifest(ttlAfterFinished="1h"))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    for changes in edits:
+        await edit(pilot, *changes)
+    for _ in range(10):
+        await pilot.turn(lives // 10)
+    assert pilot.run() is not None
+
+
+async def test_a_spec_too_large_to_be_kept_twice_is_not_and_the_run_goes_on(pilot: Pilot) -> None:
+    await trains(pilot)
+    run = run_of(pilot)
+    run["status"].pop("accepted", None)
+    run["spec"]["trainer"] = {"image": "trainer:1", "command": ["sh", "-c", *["x" * 32_000] * 28]}
+    await pilot.server.put(RUNS, run)
+    await wait(pilot, 60)
+    assert "accepted" not in run_of(pilot)["status"]
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        ({"trainingTime": "1h"}, "spec.limits.trainingTime: changed since"),
+        ({"trainingTime": "31h", "hangTimeout": "5m"}, "spec.limits.hangTimeout: changed since"),
+        ({}, "spec.limits.trainingTime: changed since"),
+    ],
+)
+async def test_limits_that_the_trainer_keeps_wait_for_the_next_attempt_and_say_so(
+    limits: dict[str, Any], named: str, pilot: Pilot
+) -> None:
+    await trains(pilot, limits={"trainingTime": "31h"})
+    await edit(pilot, lambda spec: spec.update(limits=limits))
+    pending = pilot.status().condition(SPEC_PENDING)
+    assert pending is not None
+    assert named in pending.message
+
+
+@pytest.mark.parametrize(
+    ("volume", "told"),
+    [
+        ({"size": "500Mi"}, "has 1Gi, and no claim can get smaller; write 1Gi again"),
+        ({"size": "1Gi", "storageClassName": "fast"}, "is of standard, and no claim can change its class"),
+        ({"size": "500Gi"}, "has 1Gi, and Piton resizes no claim"),
+    ],
+)
+async def test_what_a_claim_will_never_have_is_not_promised(volume: dict[str, Any], told: str, pilot: Pilot) -> None:
+    await trains(pilot)
+    claim = the_claim(pilot)
+    assert claim is not None
+    claim["spec"]["storageClassName"] = "standard"
+    await pilot.server.put(CLAIMS, claim)
+    await edit(pilot, with_volume(**volume))
+    pending = pilot.status().condition(SPEC_PENDING)
+    assert pending is not None
+    assert told in pending.message
+    assert "in effect with the next" not in pending.message

@@ -6,6 +6,7 @@ condition `Accepted`.
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from piton.api import validation
 from piton.api.fields import Model
-from piton.api.spec import Budget, Meta, Spec
+from piton.api.spec import Budget, Meta, Reclaim, Spec
 from piton.api.status import RETRY_MAX, RunStatus
 from piton.contract import InputError, duration, names
 
@@ -104,7 +105,31 @@ def _accepted_before(accepted: Mapping[str, Any], written: object, *, is_older: 
             changed = _with_part(document, written, part)
             found = _accept(changed, is_older=is_older)
             spec, document = (spec, document) if found is None else (found, changed)
-    return spec
+    return _keep(spec, written)
+
+
+def _keep(spec: Spec, written: Mapping[str, Any]) -> Spec:
+    """Return the spec, but it deletes nothing that the one that is written now may keep.
+
+    A part that cannot be parsed keeps: a mistake deletes neither a claim nor a run.
+    """
+    volume, lives = spec.checkpoint.volume, spec.ttl_after_finished
+    if _part(written, "checkpoint.volume.reclaim") != Reclaim.DELETE:
+        volume = volume.model_copy(update={"reclaim": Reclaim.RETAIN})
+    now = _part(written, "ttlAfterFinished")
+    if not isinstance(now, str) or not now or not re.fullmatch(duration.PATTERN, now):
+        lives = None
+    elif lives is not None:
+        lives = max(lives, now, key=duration.parse_duration)
+    checkpoint = spec.checkpoint.model_copy(update={"volume": volume})
+    return spec.model_copy(update={"checkpoint": checkpoint, "ttl_after_finished": lives})
+
+
+def _part(document: object, path: str) -> object:
+    """Return what stands at a path of a document; None if nothing does."""
+    for step in path.split("."):
+        document = document.get(step) if isinstance(document, Mapping) else None
+    return document
 
 
 def _accept(document: Mapping[str, Any], *, is_older: bool = False) -> Spec | None:

@@ -161,6 +161,11 @@ CONFIG_MAX, SPEC_MAX = 200 * 1024, 600 * 1024
 twice, for rank 0 and for the others, and etcd takes no object above 1.5 MiB."""
 
 
+def is_too_large(spec: Spec) -> bool:
+    """True if the job of such a spec would be more than etcd takes."""
+    return len(to_json(spec)) > SPEC_MAX
+
+
 @not_in_cel("it would have to write the spec as JSON")
 def good_size(spec: Spec) -> Iterator[str]:
     """Check that the API server will take the job and its pods."""

@@ -17,6 +17,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
 from piton.api.status import AcceptedSpec, RunStatus
+from piton.api.validation import is_too_large
 from piton.contract.quantity import parse_quantity
 from piton.core import programs
 from piton.core.context import Context
@@ -25,14 +26,21 @@ from piton.core.wait_reasons import without_numbers
 
 _LATE = ("trainer", "workers", "capacity", "checkpoint", "objective")
 """Parts of a spec that an attempt has from its start."""
+_LATE_LIMITS = ("training_time", "hang_timeout")
+"""The limits that the trainer keeps, as it was told at its start. The operator keeps the others."""
+_OF_THE_CLAIM = ("size", "storage_class_name", "access_modes", "reclaim")
+"""Parts of a volume that no attempt has: Piton makes the claim once."""
 
 
 def digests(spec: Spec, stage: Stage) -> dict[str, str]:
     """Return a digest of each part of the spec that an attempt at this stage has from its start."""
     document = staged(spec, stage).model_dump(mode="json", include=set(_LATE))
     document["capacity"].pop("max_price_per_hour")  # a machine that is too dear is left at once
-    document["checkpoint"]["volume"].pop("reclaim")
-    return {part: programs.digest(document[part])[:8] for part in _LATE}
+    for part in _OF_THE_CLAIM:
+        document["checkpoint"]["volume"].pop(part)
+    found = {part: programs.digest(document[part])[:8] for part in _LATE}
+    limits = spec.limits.model_dump(mode="json", by_alias=True, include=set(_LATE_LIMITS))
+    return found | {f"limits.{name}": programs.digest(value)[:8] for name, value in limits.items()}
 
 
 def answer(context: Context, decision: Decision) -> Decision:
@@ -54,8 +62,10 @@ def answer(context: Context, decision: Decision) -> Decision:
 def _problem(context: Context) -> str | None:
     """Return why the spec is refused, and what happens meanwhile; None: it is not."""
     problems = "; ".join(context.observed.problems)
-    if not problems or settled(context.status) or context.status.attempt == 0:
+    if not problems or context.status.attempt == 0:
         return problems or None
+    if settled(context.status):
+        return f"{problems} (until that is mended, nothing is deleted that this spec or the one before it keeps)"
     if context.spec is not None:
         at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
         meanwhile = f"the spec that was accepted before stays in effect, and only {at_once} are new"
@@ -69,10 +79,12 @@ def _problem(context: Context) -> str | None:
 def _remembered(context: Context, status: RunStatus) -> RunStatus:
     """Return the status with the spec as the one that was accepted last, if it is."""
     spec, generation, known = context.spec, context.meta.generation, status.accepted
-    if spec is None or context.observed.problems or settled(status):
+    if spec is None or context.observed.problems:
         return status
     if known.generation == generation if known else status == context.status:  # not a write for that alone
         return status
+    if is_too_large(spec):  # of a run from before that rule: etcd would not take the spec and a copy of it
+        return status.model_copy(update={"accepted": None})
     written = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return status.model_copy(update={"accepted": AcceptedSpec(generation=generation, spec=written)})
 
@@ -101,16 +113,24 @@ def _changed(context: Context, spec: Spec, known: Mapping[str, str]) -> Iterator
 
 
 def _volume(context: Context, spec: Spec) -> Iterator[str]:
-    """Yield that a claim is smaller than the spec says: Piton makes it, and then leaves it to its owner."""
+    """Yield in what the claim is not as the spec says: Piton makes it, and then leaves it to its owner."""
     volume, size = context.observed.volume, spec.checkpoint.volume.size
     if not (volume.made and volume.ours and volume.requested and size):
         return
+    where, has = "spec.checkpoint.volume.size", f"the claim {volume.name} has {volume.requested}"
     if parse_quantity(size) > parse_quantity(volume.requested):
         patch = f'{{"spec":{{"resources":{{"requests":{{"storage":"{size}"}}}}}}}}'
         yield (
-            f"spec.checkpoint.volume.size: the claim {volume.name} has {volume.requested}, and Piton resizes no claim; "
-            f"where its storage class allows that: kubectl patch persistentvolumeclaim {volume.name} "
-            f"-n {context.meta.namespace} -p '{patch}'"
+            f"{where}: {has}, and Piton resizes no claim; where its storage class allows that: "
+            f"kubectl patch persistentvolumeclaim {volume.name} -n {context.meta.namespace} -p '{patch}'"
+        )
+    elif parse_quantity(size) < parse_quantity(volume.requested):
+        yield f"{where}: {has}, and no claim can get smaller; write {volume.requested} again"
+    wanted_class = spec.checkpoint.volume.storage_class_name
+    if wanted_class and volume.storage_class and wanted_class != volume.storage_class:
+        yield (
+            f"spec.checkpoint.volume.storageClassName: the claim {volume.name} is of {volume.storage_class}, and no "
+            f"claim can change its class; write {volume.storage_class} again"
         )
 
 

@@ -109,10 +109,15 @@ def volume_news(context: Context, status: RunStatus) -> tuple[Announcement, ...]
 
 
 def _volume_goes(context: Context, status: RunStatus) -> bool | None:
-    """True if the claim that Piton has made is deleted with the run; None without one. The user's own always stays."""
+    """True if the claim that Piton has made is deleted with the run; None without one. The user's own always stays.
+
+    A claim that the user names is the user's, also if Piton has made it and the run still owns it.
+    """
     volume = context.observed.volume
-    if not (volume.exists and volume.made):
+    if not (volume.exists and (volume.made or volume.owned)):
         return None
+    if not volume.made:
+        return False
     return volume.reclaim is Reclaim.DELETE or not may_hold_checkpoint(status)
 
 

@@ -93,15 +93,17 @@ def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
     if spec is None or claim is None:
         return VolumeSeen(exists=False)
     is_shared = "ReadWriteMany" in ((claim.get("spec") or {}).get("accessModes") or ())
+    name, wanted = claim["metadata"]["name"], claim.get("spec") or {}
     if spec.checkpoint.volume.claim_name:
-        return VolumeSeen(exists=True, is_shared=is_shared)
+        return VolumeSeen(exists=True, name=name, is_shared=is_shared, owned=owned(claim, meta))
     made = made_for(claim, meta)
     return VolumeSeen(
         exists=True,
-        name=claim["metadata"]["name"],
+        name=name,
         ours=made,
         is_shared=is_shared,
-        requested=str((((claim.get("spec") or {}).get("resources") or {}).get("requests") or {}).get("storage") or ""),
+        requested=str(((wanted.get("resources") or {}).get("requests") or {}).get("storage") or ""),
+        storage_class=str(wanted.get("storageClassName") or ""),
         made=made,
         reclaim=spec.checkpoint.volume.reclaim,
         owned=owned(claim, meta),
