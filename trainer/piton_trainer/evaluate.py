@@ -75,7 +75,8 @@ class CheckpointEvaluation(RankContext):
         loaded = self._load(given)
         if loaded is None:
             raise BadConfig(f"there is no good checkpoint in {self.directory}, so there is nothing to evaluate")
-        self._ranks.together(lambda: given.restore(states_of(loaded.document, self._ranks), loaded.settle()))
+        states = states_of(loaded.document, self._ranks)
+        self._ranks.together(lambda: given.restore(states, loaded.settle(), loaded.dtypes))
         self._state = TrainState.from_document(loaded.document["train"])
 
     def _load(self, given: TrackedObjects) -> Loaded | None:

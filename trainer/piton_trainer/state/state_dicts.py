@@ -166,6 +166,16 @@ class _Structure:
         return signature, values
 
 
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module by the names that they have in checkpoints; one that is shared has several."""
+    return {
+        fqn + name: value
+        for part, _, fqn in _walk(module, "", "")
+        for name, value in _PARAMETERS(part).items()
+        if value is not None
+    }
+
+
 def _walk(module: nn.Module, prefix: str, fqn: str) -> Iterator[tuple[nn.Module, str, str]]:
     """All modules, parents first; what their keys begin with in torch's own state dict, and in one for checkpoints."""
     yield module, prefix, fqn

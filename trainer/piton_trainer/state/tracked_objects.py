@@ -13,11 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -27,7 +25,8 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
-from piton_trainer.state.state_dicts import Captured, ModuleState, OptimizerState
+from piton_trainer.state.optimizers import Given, parameters_of, restore, stateless, templates
+from piton_trainer.state.state_dicts import Captured, ModuleState, OptimizerState, parameters_by_name
 
 MODEL, EMA = WEIGHTS
 LOADER = "loader"
@@ -59,6 +58,7 @@ class TrackedObjects:
             for name, value in self._objects.items()
             if _optimizers(value)
         }
+        self._given = {name: list(map(Given.of, _optimizers(self._objects[name]))) for name in self._optimizers}
         self._steady: frozenset[str] = frozenset()
         self._places: tuple[list[str], list[int], list[int]] | None = None
         """Locations of tensors at the last call of `steady`, and contents of the optimizers; while both are the same,
@@ -88,7 +88,7 @@ class TrackedObjects:
         """Return the tensors that optimizers change when they step, or that are an average of such."""
         ours = tuple(f"{name}/" for name in (*self._modules, *self._optimizers))
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(ours)}
-        held = [id(parameter) for optimizer in self.optimizers for parameter in _parameters(optimizer)]
+        held = [id(parameter) for optimizer in self.optimizers for parameter in parameters_of(optimizer)]
         places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))), held)
         if places != self._places:
             changing = _memory(tensor for optimizer in self.optimizers for tensor in _changed_by(optimizer))
@@ -145,23 +145,32 @@ class TrackedObjects:
             if is_plain and document is not None and not codec.keys(document):
                 value.load_state_dict(codec.join(document, dict[str, Tensor]().__getitem__))
 
-    def restore(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Put the saved states into the objects. The tensors are those that were wanted, filled.
+    def restore(
+        self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+    ) -> list[str]:
+        """Put the saved states into the objects; return what is to be told of them.
+
+        Args:
+            documents: the state of each object.
+            tensors: those that were wanted, filled.
+            dtypes: the types that they have in the checkpoint.
 
         Raises:
             ValueError: an object refuses its state.
         """
+        told = []
         for name, value in self._objects.items():
             state = codec.join(documents[name], tensors.__getitem__)
             if isinstance(value, nn.Module):
                 set_model_state_dict(value, state)
-            elif optimizers := _optimizers(value):
-                for optimizer, saved in zip(optimizers, state, strict=True):
-                    self._restore_optimizer(optimizer, saved)
+                told += _casts(name, state, dtypes)
+            elif _optimizers(value):
+                told += self._restore_optimizers(name, state, dtypes)
             elif isinstance(value, torch.Generator):
                 value.set_state(state["generator"])
             else:
                 value.load_state_dict(state)
+        return told
 
     def _captured(self, name: str, value: Any) -> Captured:
         """The state of an object that is no module; those are captured by now."""
@@ -171,13 +180,15 @@ class TrackedObjects:
             self._optimizer_state(optimizer, state)
             for optimizer, state in zip(_optimizers(value), self._optimizers[name], strict=True)
         ]
-        return [document for document, _ in parts], {key: tensor for _, own in parts for key, tensor in own.items()}
+        given = [optimizer.to_document() for optimizer in self._given[name]]
+        documents = [{**document, **own} for (document, _), own in zip(parts, given, strict=True)]
+        return documents, {key: tensor for _, own in parts for key, tensor in own.items()}
 
     def _optimizer_state(self, optimizer: Optimizer, state: OptimizerState) -> Captured:
         model, names = self._objects.get(MODEL), self._names
         if model is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return codec.split(optimizer.state_dict(), state.key)
+            return codec.split(stateless(optimizer, names), state.key)
         read = partial(get_optimizer_state_dict, model, optimizer)
         try:
             return codec.split(read(), state.key) if names is None else state.capture(names, read)
@@ -201,26 +212,24 @@ class TrackedObjects:
             )
         live: dict[str, Tensor] = {}
         fresh: dict[str, Tensor] = {}
+        model = self._objects.get(MODEL)
         for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
-            model, keys = self._objects.get(MODEL), set(codec.keys(saved))
-            if model is None or not saved["state"] or all(map(_is_plain, _parameters(optimizer))):
+            if model is None or not saved["state"] or all(map(_is_plain, parameters_of(optimizer))):
                 continue
-            is_new = not optimizer.state
-            template = codec.split(get_optimizer_state_dict(model, optimizer), f"{name}/{number}")[1]
-            if is_new:  # torch has made it take an empty step; that is undone, and the tensors are ours
-                optimizer.state.clear()
-            (fresh if is_new else live).update({key: value for key, value in template.items() if key in keys})
+            like = templates(model, optimizer, saved, f"{name}/{number}")
+            (live if optimizer.state else fresh).update(like)
         return live, fresh
 
-    def _restore_optimizer(self, optimizer: Optimizer, state: Any) -> None:
-        model = self._objects.get(MODEL)
-        if model is None or not state["state"]:
-            optimizer.load_state_dict(state)
-            return
-        if not optimizer.state:
-            # torch would make an optimizer without state take an empty step, for momenta that are replaced at once.
-            optimizer.state[next(iter(_parameters(optimizer)))] = {}
-        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
+    def _restore_optimizers(self, name: str, states: Sequence[Any], dtypes: Mapping[str, torch.dtype]) -> list[str]:
+        model, prefix = self._objects.get(MODEL), f"{MODEL}/"
+        parameters = {} if model is None else parameters_by_name(model)
+        types = {key.removeprefix(prefix): dtype for key, dtype in dtypes.items() if key.startswith(prefix)}
+        told, optimizers = [], _optimizers(self._objects[name])
+        for number, (optimizer, saved) in enumerate(zip(optimizers, states, strict=True)):
+            given, called = self._given[name][number], name if len(optimizers) == 1 else f"{name}[{number}]"
+            told += restore(optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types)
+            self._given[name][number] = given.after(saved)
+        return told
 
 
 def _state_of(value: Any) -> Any:
@@ -237,13 +246,20 @@ def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, T
     return tensors
 
 
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
 def _is_plain(parameter: Tensor) -> bool:
     """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
     return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
+
+
+def _casts(name: str, state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """Return that tensors of a module have another type in the checkpoint, if some do."""
+    there = {key: dtypes.get(f"{name}/{key}") for key in state}
+    keys = [key for key, value in state.items() if isinstance(value, Tensor) and there[key] not in (None, value.dtype)]
+    if not keys:
+        return []
+    first, more = keys[0], f" and {len(keys) - 1} more" if keys[1:] else ""
+    here = state[first].dtype
+    return [f"{name}: {first}{more} is {there[first]} in the checkpoint and {here} in the script, and is converted"]
 
 
 def _difference(missing: list[str], extra: list[str]) -> str:

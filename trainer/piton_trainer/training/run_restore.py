@@ -153,9 +153,11 @@ class RunRestorer:
         part = _part_of(document, self._ranks)
         tensors = loaded.settle()
         try:
-            objects.restore(states_of(document, self._ranks), tensors)
+            told = objects.restore(states_of(document, self._ranks), tensors, loaded.dtypes)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
+        for line in told if self._ranks.is_main else ():
+            logger.warning("%s", line)
         is_own = self._ranks.rank < len(document["ranks"])
         return state, Resume(
             rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,

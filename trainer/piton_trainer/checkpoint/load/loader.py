@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from piton.contract.manifest import Manifest, NewerFormatError
@@ -46,6 +47,8 @@ class Loaded:
 
     checkpoint: CommittedCheckpoint
     document: Document
+    dtypes: Mapping[str, torch.dtype]
+    """The types that the tensors have in the checkpoint."""
     settle: Callable[[], Mapping[str, Tensor]]
     """Return all loaded tensors. Each rank calls it once, on its own."""
 
@@ -78,7 +81,8 @@ def load_newest(
         intake = RankLoader(checkpoint, spare=spare, retry=retry)
         problem = _read(intake, ranks, wanted)
         if problem is None:
-            return Loaded(checkpoint=checkpoint, document=intake.document, settle=intake.settle)
+            dtypes = intake.dtypes()
+            return Loaded(checkpoint=checkpoint, document=intake.document, dtypes=dtypes, settle=intake.settle)
         _pass_over(checkpoint.folder, problem, ranks)
     return None
 

@@ -107,6 +107,13 @@ class RankLoader:
         self._live = targets.live
         self._tensors = {key: self._target(key, tensor) for key, tensor in {**targets.fresh, **targets.live}.items()}
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Return the types that the wanted tensors have in the checkpoint."""
+        entries = {key: self._index.state_dict_metadata[key] for key in self._tensors}
+        return {
+            key: entry.properties.dtype for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)
+        }
+
     def read(self, verified: Collection[str], *, cached: Collection[str] = ()) -> str | None:
         """Read the planned data, and verify the given files; return the problem, or None.
 
