@@ -25,6 +25,8 @@ import piton_trainer
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.save import plan
 from piton_trainer.state import state_dicts, tracked_objects
+from piton_trainer.state.optimizers import stateless
+from piton_trainer.state.state_dicts import parameters_by_name
 from piton_trainer.state.tracked_objects import TrackedObjects
 from support import ranks, tiny
 
@@ -169,6 +171,9 @@ KINDS: list[Callable[[], Named]] = [
 def told_by_torch(named: Named) -> dict[str, tuple[Any, dict[str, Tensor]]]:
     """What is to be captured, by torch's own walk."""
     found = {}
+    model = named.get("model")
+    fqns = {} if model is None else parameters_by_name(model)
+    names = None if model is None else {id(value): fqn for fqn, value in reversed(fqns.items())}
     for name, value in named.items():
         if isinstance(value, nn.Module):
             state: Any = get_model_state_dict(value)
@@ -177,7 +182,7 @@ def told_by_torch(named: Named) -> dict[str, tuple[Any, dict[str, Tensor]]]:
         else:
             optimizers = value if isinstance(value, list) else [value]
             state = [
-                get_optimizer_state_dict(named["model"], one) if "model" in named and one.state else one.state_dict()
+                get_optimizer_state_dict(model, one) if model is not None and one.state else stateless(one, names)
                 for one in optimizers
             ]
         found[name] = codec.split(state, name)
@@ -185,12 +190,19 @@ def told_by_torch(named: Named) -> dict[str, tuple[Any, dict[str, Tensor]]]:
 
 
 def assert_as_torch_says(captured: tuple[Mapping[str, Any], Mapping[str, Tensor]], named: Named) -> None:
-    documents, tensors = captured
+    documents, tensors = {name: without_given(document) for name, document in captured[0].items()}, captured[1]
     wanted = told_by_torch(named)
     assert documents == {name: document for name, (document, _) in wanted.items()}
     theirs = {key: tensor for _, own in wanted.values() for key, tensor in own.items()}
     assert tensors.keys() == theirs.keys()
     assert [key for key, tensor in tensors.items() if not is_same(tensor, theirs[key])] == []
+
+
+def without_given(document: Any) -> Any:
+    """Return a document without what Piton adds to an optimizer's."""
+    if not isinstance(document, list):
+        return document
+    return [{key: value for key, value in part.items() if key not in ("class", "given")} for part in document]
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
