@@ -59,6 +59,7 @@ class TrackedObjects:
             if _optimizers(value)
         }
         self._given = {name: list(map(Given.of, _optimizers(self._objects[name]))) for name in self._optimizers}
+        self._replicated: tuple[list[str], frozenset[str]] = [], frozenset()
         self._steady: frozenset[str] = frozenset()
         self._places: tuple[list[str], list[int], list[int]] | None = None
         """Locations of tensors at the last call of `steady`, and contents of the optimizers; while both are the same,
@@ -107,6 +108,31 @@ class TrackedObjects:
         for _, own in found.values():
             tensors |= own
         return {name: document for name, (document, _) in found.items()}, tensors
+
+    def replicated(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+        """Return the keys of captured tensors that any rank may write: parameters and momenta, and shards of its own.
+
+        Buffers and the tensors of plain objects are rank 0's: in DDP each rank has running statistics of its own
+        batches, and gets rank 0's before its next step.
+        """
+        keys = list(tensors)
+        if self._replicated[0] != keys:
+            owners = tuple(f"{name}/" for name in self._optimizers)
+            modules = self.modules(*self._modules).items()
+            ours = {f"{name}/{fqn}" for name, module in modules for fqn in parameters_by_name(module)}
+            shards = {key for key, tensor in tensors.items() if isinstance(tensor, DTensor)}
+            momenta = {key for key in keys if key.startswith(owners)} if owners else set()
+            self._replicated = keys, frozenset((ours | shards | momenta).intersection(keys))
+        return self._replicated[1]
+
+    @property
+    def plain(self) -> frozenset[str]:
+        """The names of the objects that are neither modules nor optimizers nor the loader."""
+        return frozenset(self._objects) - {LOADER} - self._modules.keys() - self._optimizers.keys()
+
+    def capture_own(self, names: Iterable[str], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state of some plain objects, with keys that begin with the prefix."""
+        return codec.split({name: _state_of(self._objects[name]) for name in sorted(names)}, prefix)
 
     def capture_loader(self) -> Any:
         """The state of the loader, which every rank has its own of; None when it has none."""

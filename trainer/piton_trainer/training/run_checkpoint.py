@@ -3,10 +3,13 @@
 state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON}, "ranks": [JSON per rank],
               "recipe": {"name", "config"}, where it is one's}
 shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
+
+`objects` are rank 0's. An object without parameters whose state differs between ranks, such as a generator or a
+counter, is also in the JSON of each rank.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,10 +34,11 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import Ended, OutOfSpace
 from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state.agreement import digest, is_large, unequal
 from piton_trainer.state.data_position import Randomness, Resume
 from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
 from piton_trainer.state.train_state import TrainState
-from piton_trainer.training.run_restore import RestoredRun, RunRestorer
+from piton_trainer.training.run_restore import OBJECTS, RestoredRun, RunRestorer
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +128,9 @@ class RunCheckpointer:
         self._restorer = restorer
         self._overlaps = overlaps
         self._hooks: list[RemovableHandle] = []
+        self._per_rank: frozenset[str] = frozenset()
+        """Objects of which each rank has a state of its own."""
+        self._has_compared = False
         self._restored_step: int | None = None
         self._taken_step: int | None = None
         self.previous_end = self._read_end() if ranks.is_main else None
@@ -262,22 +269,51 @@ class RunCheckpointer:
         return objects.steady(tensors) if self._hooks else frozenset()
 
     def _gather(self, objects: TrackedObjects, feed: Randomness) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The JSON of all ranks' objects, and the tensors of this one's."""
-        tensors: dict[str, Tensor] = {}
-        documents: dict[str, Any] = {}
-        parts = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
-        return {"objects": documents, "ranks": parts}, tensors
+        """The JSON of all ranks' objects, and the tensors of this one's.
+
+        Where an object differs between ranks for the first time, all of them gather once more.
+        """
+        while True:
+            tensors: dict[str, Tensor] = {}
+            documents: dict[str, Any] = {}
+            found = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
+            self._has_compared = True
+            differing = unequal([digests for _, digests in found])
+            if not differing:
+                return {"objects": documents, "ranks": [part for part, _ in found]}, tensors
+            self._per_rank |= differing
 
     def _capture(
         self, objects: TrackedObjects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> dict[str, Any]:
-        """Add this rank's state to `documents` and `tensors`. What only this rank has is returned, for rank 0."""
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Add this rank's state to `documents` and `tensors`.
+
+        Returns:
+            The state that only this rank has, for rank 0, and digests of the objects that may differ between ranks.
+        """
         shared, shared_tensors = objects.capture()
         own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
-        part, part_tensors = codec.split(own, f"rank{self._ranks.rank}")
+        prefix = f"rank{self._ranks.rank}"
+        part, part_tensors = codec.split(own, prefix)
+        digests: dict[str, str] = {}
+        if self._ranks.world_size > 1:
+            if self._per_rank:
+                part[OBJECTS], more = objects.capture_own(self._per_rank, f"{prefix}/{OBJECTS}")
+                part_tensors |= more
+            digests = self._digests(objects.plain - self._per_rank, shared, shared_tensors)
+            if not self._ranks.is_main:
+                replicated = objects.replicated(shared_tensors)
+                shared_tensors = {key: tensor for key, tensor in shared_tensors.items() if key in replicated}
         documents.update(shared)
         tensors.update(shared_tensors | part_tensors)
-        return part  # type: ignore[no-any-return]
+        return part, digests
+
+    def _digests(
+        self, names: Iterable[str], documents: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> dict[str, str]:
+        """Return digests of these objects; of large ones only the first time."""
+        small = {name for name in names if not self._has_compared or not is_large(documents[name], tensors)}
+        return {name: digest(documents[name], tensors) for name in sorted(small)}
 
     def peek(self, name: str) -> Any:
         """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""

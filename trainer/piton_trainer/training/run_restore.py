@@ -26,6 +26,9 @@ from piton_trainer.training.startup import Startup
 
 logger = logging.getLogger(__name__)
 
+OBJECTS = "objects"
+"""Key of the objects of which each rank has a state of its own, in the JSON of a rank."""
+
 _FRESH_START = (
     "to train from step 0 all the same, annotate the TrainingRun with "
     f"{names.ANNOTATION_ALLOW_FRESH_START}=true, say `piton run --fresh`, or set {names.ENV_ALLOW_FRESH_START}=true"
@@ -156,6 +159,7 @@ class RunRestorer:
             told = objects.restore(states_of(document, self._ranks), tensors, loaded.dtypes)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
+        told += _strangers(document, self._ranks)
         for line in told if self._ranks.is_main else ():
             logger.warning("%s", line)
         is_own = self._ranks.rank < len(document["ranks"])
@@ -185,9 +189,14 @@ def fetch_from_mirror(telemetry: Telemetry, startup: Startup, newest: int | None
 
 
 def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
-    """The state of every object as this rank has to restore it: each rank has a loader of its own."""
-    states: dict[str, Any] = document["objects"]
-    return states | {LOADER: _part_of(document, ranks)[LOADER]}
+    """The state of every object as this rank has to restore it.
+
+    Each rank has a loader of its own, and those objects that differed between ranks. A rank that was not there has rank
+    0's of these.
+    """
+    states, parts = document["objects"], document["ranks"]
+    own = parts[ranks.rank].get(OBJECTS, {}) if ranks.rank < len(parts) else {}
+    return {**states, **own, LOADER: _part_of(document, ranks)[LOADER]}
 
 
 def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, ranks: Ranks) -> None:
@@ -204,6 +213,16 @@ def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, r
         f"its own: go on with {len(parts)} ranks, or give the loader a state that counts the data of all ranks "
         "together, and say so with position_is_global = True"
     )
+
+
+def _strangers(document: Document, ranks: Ranks) -> list[str]:
+    """Return that there are ranks without a state of their own of objects that differ between ranks, if there are."""
+    parts = document["ranks"]
+    names = ", ".join(sorted(parts[0].get(OBJECTS, {})))
+    if not names or len(parts) >= ranks.world_size:
+        return []
+    there = f"each of {len(parts)} ranks has a state of its own in the checkpoint"
+    return [f"{names}: {there}, and there are {ranks.world_size} ranks now; the new ones go on with rank 0's"]
 
 
 def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
