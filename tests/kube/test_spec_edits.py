@@ -10,7 +10,7 @@ from piton.api.parse import parse
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
-from support.builders import a_manifest
+from support.builders import a_manifest, problems_of
 from support.cluster import Disrupted, Ends, Runs
 from support.pilot import Pilot
 
@@ -148,15 +148,27 @@ def test_each_part_that_acts_at_once_does_so_by_itself(
     assert (found.spec.limits.deadline, found.spec.suspend) == (deadline, suspend)
 
 
-async def test_a_run_of_an_older_operator_keeps_what_worked_then(pilot: Pilot) -> None:
-    """It has no accepted spec in its status, and a duration that is refused today."""
-    await trains(pilot, limits={"deadline": "24h"})
+BELOW_ITS_REQUEST = {"resources": {"requests": {"cpu": "4"}, "limits": {"cpu": "2"}}}
+WORKED_BEFORE: list[dict[str, Any]] = [
+    {"limits": {"deadline": "5000d"}},
+    {"workers": {"template": {"tolerations": [{"value": "b"}]}}},
+    {"workers": {"template": BELOW_ITS_REQUEST}},
+    {"stages": {"evaluate": BELOW_ITS_REQUEST}},
+    {"stages": {"evaluate": {"nodeSelector": {"pool": "gpu pool"}}}},
+]
+
+
+@pytest.mark.parametrize("parts", WORKED_BEFORE)
+async def test_a_run_of_an_older_operator_keeps_what_worked_then(pilot: Pilot, parts: dict[str, Any]) -> None:
+    """It has no accepted spec in its status, and something that is refused today."""
+    assert problems_of(**parts), "a new run is refused"
+    await trains(pilot)
     run = run_of(pilot)
     del run["status"]["accepted"]
-    run["spec"]["limits"] = {"deadline": "5000d"}
+    run["spec"] |= parts
     await pilot.server.put(RUNS, run)
-    pilot.cluster.script |= {1: Disrupted(), 2: Ends()}
-    await pilot.until_phase(Phase.SUCCEEDED)
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,12 @@ RUNS: tuple[Judged, ...] = (
         for stage in ("prepare", "evaluate")
     ),
     Judged("whole amounts", parts=template(resources={"requests": {"cpu": 4}, "limits": {"cpu": 4, "memory": "8Gi"}})),
+    *(
+        Judged(
+            f"{request} and {limit}", parts=template(resources={"requests": {"cpu": request}, "limits": {"cpu": limit}})
+        )
+        for request, limit in (("700m", "0.7"), ("2300m", "2.3"), ("9m", "0.009"), ("1.1", "1100m"))
+    ),
     Judged(
         "a limit below its request",
         (f"{_TEMPLATE}.resources.limits.cpu: 500m is below the request of 2; {_LOWER}",),

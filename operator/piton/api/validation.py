@@ -16,6 +16,7 @@ from piton.api.stages import side_stages
 from piton.api.validation_amounts import AMOUNTS, bounded_durations
 from piton.api.validation_env import ENVIRONMENT
 from piton.api.validation_pods import PODS
+from piton.api.validation_pods import YOUNGER as YOUNGER_OF_PODS
 from piton.contract import names
 
 RUN_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
@@ -276,7 +277,7 @@ RULES: tuple[SpecRule[Spec], ...] = (
     not_yet,
     good_size,
 )
-YOUNGER = (bounded_durations, good_size)
+YOUNGER = (bounded_durations, *YOUNGER_OF_PODS, good_size)
 """Rules that are younger than some runs, which train with what they refuse."""
 
 CEL = by_path((good_name, *RULES))

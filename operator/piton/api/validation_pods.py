@@ -123,5 +123,7 @@ def _of_toleration(toleration: Toleration) -> Iterator[str]:
         yield "tolerationSeconds: only NoExecute has a time; write effect: NoExecute, or remove it"
 
 
-PODS = (gpus_by_piton, root_or_not, good_labels, fitting_limits, good_selectors)
+YOUNGER = (fitting_limits, good_selectors)
+"""Rules that are younger than some runs. A run may train with what they refuse: only a later stage has it."""
+PODS = (gpus_by_piton, root_or_not, good_labels, *YOUNGER)
 """Rules in the order of display."""

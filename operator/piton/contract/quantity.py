@@ -1,35 +1,28 @@
 """Amounts of bytes: as Kubernetes writes them, and for people."""
 
 import re
+from fractions import Fraction
 
-_FACTORS = {
-    "": 1,
-    "m": 1e-3,
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "P": 10**15,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-    "Pi": 2**50,
-}
+PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$"
+"""Amounts that resource.ParseQuantity of Kubernetes reads: none below zero, and exponents of two digits at most."""
+_NUMBER_AND_UNIT = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)([A-Za-z]*)")
+_POWERS = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
+"""Of 1000, and with an `i` behind it of 1024."""
 _SHOWN = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _STEP = 1000
 
 
-def parse_quantity(text: str) -> float:
-    """The number in a quantity such as `500Gi`.
+def parse_quantity(text: str) -> Fraction:
+    """Return the exact number in a quantity such as `500Gi`: a float of 700m would be above one of 0.7.
 
     Raises:
         ValueError: it is none.
     """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)", text)
-    if found is None or found[2] not in _FACTORS:
+    found = _NUMBER_AND_UNIT.fullmatch(text.removeprefix("+"))
+    if found is None or not re.fullmatch(PATTERN, text):
         raise ValueError(f"{text!r} is not a quantity; write it like 500Gi")
-    return float(found[1]) * _FACTORS[found[2]]
+    number, unit = found.groups()
+    return Fraction(number) * Fraction(1024 if unit.endswith("i") else 1000) ** _POWERS[unit.removesuffix("i")]
 
 
 def format_bytes(size: float) -> str:

@@ -237,7 +237,7 @@ def too_large(spec: Spec, total: float) -> str | None:
     if volume is None or total <= parse_quantity(volume):
         return None
     needed = -(-total // 2**30)
-    return f"the volume holds {format_bytes(parse_quantity(volume))}: write size: {needed:.0f}Gi, or keep fewer"
+    return f"the volume holds {format_bytes(float(parse_quantity(volume)))}: write size: {needed:.0f}Gi, or keep fewer"
 
 
 def weight_bytes(spec: Spec, size: Size) -> int:
