@@ -155,6 +155,8 @@ WORKED_BEFORE: list[dict[str, Any]] = [
     {"workers": {"template": BELOW_ITS_REQUEST}},
     {"stages": {"evaluate": BELOW_ITS_REQUEST}},
     {"stages": {"evaluate": {"nodeSelector": {"pool": "gpu pool"}}}},
+    {"stages": {"evaluate": {"config": {"table": "x" * 210_000}}}},
+    {"trainer": {"image": "trainer:1", "recipe": "charlm", "config": {"table": "é" * 95_000}}},
 ]
 
 

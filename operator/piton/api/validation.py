@@ -8,8 +8,6 @@ rules run in any case: errors that only the operator can detect are reported wit
 import re
 from collections.abc import Iterator
 
-from pydantic_core import to_json
-
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
 from piton.api.spec import EvaluateStage, Reclaim, Spec
 from piton.api.stages import side_stages
@@ -17,6 +15,7 @@ from piton.api.validation_amounts import AMOUNTS, bounded_durations
 from piton.api.validation_env import ENVIRONMENT
 from piton.api.validation_pods import PODS
 from piton.api.validation_pods import YOUNGER as YOUNGER_OF_PODS
+from piton.api.validation_sizes import good_size
 from piton.contract import names
 
 RUN_NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
@@ -155,32 +154,6 @@ def zones_for_prepare(spec: Spec) -> Iterator[str]:
         return
     if "ReadWriteMany" not in volume.access_modes:
         yield ZONES_FOR_PREPARE
-
-
-CONFIG_MAX, SPEC_MAX = 200 * 1024, 600 * 1024
-"""Bytes. A pod has the config as an annotation, and the annotations of an object may have 256 KiB. The job has the spec
-twice, for rank 0 and for the others, and etcd takes no object above 1.5 MiB."""
-
-
-def is_too_large(spec: Spec) -> bool:
-    """True if the job of such a spec would be more than etcd takes."""
-    return len(to_json(spec)) > SPEC_MAX
-
-
-@not_in_cel("it would have to write the spec as JSON")
-def good_size(spec: Spec) -> Iterator[str]:
-    """Check that the API server will take the job and its pods."""
-    config, whole = (len(to_json(part)) for part in (spec.trainer.config, spec))
-    if config > CONFIG_MAX:
-        yield (
-            f"spec.trainer.config: its {config // 1024} KiB are more than a pod can be told, {CONFIG_MAX // 1024} KiB; "
-            "put large tables into a file on the volume, or into the image, and name it in the config"
-        )
-    elif whole > SPEC_MAX:
-        yield (
-            f"spec: its {whole // 1024} KiB are more than a job can hold, {SPEC_MAX // 1024} KiB; put scripts and long "
-            "values into the image, onto the volume, or into a ConfigMap"
-        )
 
 
 @not_in_cel(UNTYPED)

@@ -17,7 +17,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
 from piton.api.status import AcceptedSpec, RunStatus
-from piton.api.validation import is_too_large
+from piton.api.validation_sizes import is_too_large
 from piton.contract.quantity import parse_quantity
 from piton.core import programs
 from piton.core.context import Context
