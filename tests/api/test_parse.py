@@ -60,6 +60,21 @@ VOLUME = {"size": "1Gi"}
             "spec.checkpoint.volume.accessModes: several nodes share the volume, which takes ReadWriteMany",
         ),
         (
+            {"workers": {"template": {"tolerations": [{"effect": "NoExecute", "tolerationSeconds": 2**63}]}}},
+            "spec.workers.template.tolerations[0].tolerationSeconds: more than 64 bits can hold",
+        ),
+        (
+            {"workers": {"template": {"resources": {"limits": {"cpu": 0.5}}}}},
+            "spec.workers.template.resources.limits.cpu: 0.5 is of the wrong type; write text (quote it)",
+        ),
+        *(
+            (
+                {"workers": {"template": {"resources": {"limits": {"cpu": amount}}}}},
+                'is not allowed; write an amount such as 4, "1.5", 500m or 16Gi',
+            )
+            for amount in ("-1", -1, "1e3m", "1K", "half", "")
+        ),
+        (
             {"workers": {"template": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}},
             "spec.workers.template.resources.limits: nvidia.com/gpu is set by spec.workers.gpusPerNode",
         ),

@@ -155,7 +155,12 @@ WORKED_BEFORE: list[dict[str, Any]] = [
     {"workers": {"template": BELOW_ITS_REQUEST}},
     {"stages": {"evaluate": BELOW_ITS_REQUEST}},
     {"stages": {"evaluate": {"nodeSelector": {"pool": "gpu pool"}}}},
+    {"stages": {"evaluate": {"resources": {"requests": {"example.com/rdma": "1"}}}}},
+    {"stages": {"evaluate": {"resources": {"limits": {"gpus": "1"}}}}},
     {"stages": {"evaluate": {"config": {"table": "x" * 210_000}}}},
+    {"trainer": {"image": "trainer:1 ", "recipe": "charlm"}},
+    {"workers": {"template": {"serviceAccountName": "a..b"}}},
+    {"checkpoint": {"volume": {"size": "1Gi", "accessModes": ["ReadWriteMany", "ReadWriteOncePod"]}}},
     {"trainer": {"image": "trainer:1", "recipe": "charlm", "config": {"table": "é" * 95_000}}},
 ]
 

@@ -194,6 +194,18 @@ def test_a_whole_p4d_gets_its_gpus_and_its_network() -> None:
     assert int(resources["requests"]["cpu"]) < 95.690  # what a p4d can give to pods
 
 
+@pytest.mark.parametrize(("amount", "devices"), [("2", {}), (2, {"example.com/rdma": "1"}), ("0", {})])
+def test_who_wants_less_of_a_machines_devices_requests_less(amount: str | int, devices: dict[str, str]) -> None:
+    """The API server takes a device only with a request that is its limit."""
+    limits = {"vpc.amazonaws.com/efa": amount, **devices}
+    workers = {"instanceTypes": ["p4d.24xlarge"], "template": {"resources": {"limits": limits}}}
+    resources = container(job(workers=workers))["resources"]
+
+    assert resources["limits"] == {"nvidia.com/gpu": "8", "vpc.amazonaws.com/efa": str(amount), **devices}
+    assert resources["requests"]["vpc.amazonaws.com/efa"] == str(amount)
+    assert resources["requests"]["nvidia.com/gpu"] == "8"
+
+
 def test_eight_runs_fit_on_one_p4d() -> None:
     resources = container(job(workers={"gpusPerNode": 1, "instanceTypes": ["p4d.24xlarge"]}))["resources"]
 

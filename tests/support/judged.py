@@ -66,6 +66,16 @@ _LOWER = "raise the limit, or lower the request"
 _WRITE_A_VALUE = "write at most 63 letters, digits, dashes, dots and underscores, a letter or digit first and last"
 _NO_SECONDS = "tolerationSeconds: only NoExecute has a time; write effect: NoExecute, or remove it"
 _NO_GPU = "nvidia.com/gpu is"
+_NO_RESOURCE = (
+    "is no resource of a container; write cpu, memory, ephemeral-storage, or one with its domain, such as "
+    "vpc.amazonaws.com/efa"
+)
+_WRITE_4 = "so write 4 here as well"
+_SAME = "write the same amount for both"
+_NO_KEY = (
+    "is no key of a Secret or a ConfigMap; write letters, digits, dashes, underscores and dots, as the object has it"
+)
+_NO_NAME = "is no name of an object; write a letter or a digit first and last, and on both sides of a dot"
 _TOO_FEW_MODES: tuple[dict[str, Any], ...] = ({}, {"accessModes": []}, {"accessModes": ["ReadWriteOnce"]})
 _NO_COMMAND: tuple[dict[str, Any], ...] = ({}, {"command": []})
 _PREPARES: dict[str, Any] = {"stages": {"prepare": {}}, **volume(size="1Gi")}
@@ -299,6 +309,141 @@ RUNS: tuple[Judged, ...] = (
         "a limit below its request",
         (f"{_TEMPLATE}.resources.limits.cpu: 500m is below the request of 2; {_LOWER}",),
         template(resources={"requests": {"cpu": "2"}, "limits": {"cpu": "500m"}}),
+        operator_only=True,
+    ),
+    *(
+        Judged(f"the amount {amount}", parts=template(resources={"requests": {"cpu": amount, "memory": amount}}))
+        for amount in (".5", "5.", "+5", "1e9", "1E-3", "1Ei", "1E", "3u", "2n")
+    ),
+    *(
+        Judged(
+            f"the resource {name}",
+            (f"{_TEMPLATE}.resources.limits: '{name}' {_NO_RESOURCE}",),
+            template(resources={"limits": {name: "1"}}),
+            operator_only=True,
+        )
+        for name in (
+            "gpus",
+            "cpus",
+            "a b",
+            "storage",
+            "a b/c",
+            "A.com/b",
+            "requests.a.com/b",
+            "hugepages-x",
+            "d" * 250 + "/x",
+        )
+    ),
+    *(
+        Judged(
+            f"{name} without a limit",
+            (f"{_TEMPLATE}.resources.limits.{name}: missing; a request of it needs the same limit, {_WRITE_4}",),
+            template(resources={"requests": {name: "4", "cpu": 1}}),
+            operator_only=True,
+        )
+        for name in ("example.com/rdma", "vpc.amazonaws.com/efa", "hugepages-1")
+    ),
+    *(
+        Judged(
+            f"{least} and {most} of a device",
+            (f"{_TEMPLATE}.resources.limits.example.com/rdma: {most} is not the request of {least}; {_SAME}",),
+            template(resources={"requests": {"example.com/rdma": least}, "limits": {"example.com/rdma": most}}),
+            operator_only=True,
+        )
+        for least, most in (("1", "2"), ("2", "1"))
+    ),
+    Judged(
+        "half a device",
+        (f"{_TEMPLATE}.resources.limits.a.com/b: 500m is no whole number, and nobody gets a part of one; write one",),
+        template(resources={"limits": {"a.com/b": "500m"}}),
+        operator_only=True,
+    ),
+    Judged(
+        "a page and a half",
+        (f"{_TEMPLATE}.resources.limits.hugepages-2Mi: 3Mi are no whole pages; write a multiple of 2Mi",),
+        template(resources={"limits": {"hugepages-2Mi": "3Mi", "memory": "1Gi"}}),
+        operator_only=True,
+    ),
+    Judged(
+        "huge pages alone",
+        ("spec.stages.prepare.resources: huge pages go with CPU or memory only; write requests of these as well",),
+        stages(RECIPE, prepare={"resources": {"limits": {"hugepages-2Mi": "4Mi"}}}),
+        operator_only=True,
+    ),
+    Judged(
+        "devices and huge pages",
+        parts=template(
+            resources={
+                "requests": {"a.com/b": "1k", "hugepages-1Gi": "2Gi", "cpu": 1, "kubernetes.io/batch-cpu": "1500m"},
+                "limits": {"a.com/b": 1000, "hugepages-1Gi": "2048Mi", "kubernetes.io/batch-cpu": "2", "c.com/d": 1},
+            }
+        ),
+    ),
+    *(
+        Judged(
+            f"the image {image!r}",
+            (f"spec.trainer.image: '{image}' begins or ends with a blank; remove it",),
+            {"trainer": {"image": image, "recipe": "charlm"}},
+            operator_only=True,
+        )
+        for image in ("trainer:1 ", " trainer:1", " ", "trainer:1\n")
+    ),
+    *(
+        Judged(
+            f"the key {key}",
+            (f"spec.trainer.env: in valueFrom of A '{key}' {_NO_KEY}",),
+            env({"name": "A", "valueFrom": {of: {"name": "s", "key": key}}}),
+            operator_only=True,
+        )
+        for of in ("secretKeyRef", "configMapKeyRef")
+        for key in ("my key", ".", "..", "..a", "a/b", "k" * 254)
+    ),
+    Judged(
+        "keys",
+        parts=env({"name": "A", "valueFrom": {"secretKeyRef": {"name": "a.b-c", "key": ".dockerconfig_json-1"}}}),
+    ),
+    *(
+        Judged(
+            f"the name {name} of {path}",
+            (f"spec.{path}{'' if 'env' in path else ':'} '{name}' {_NO_NAME}",),
+            parts,
+            operator_only=True,
+        )
+        for name in ("a..b", "a.-b", "a-.b")
+        for path, parts in (
+            ("workers.template.serviceAccountName", template(serviceAccountName=name)),
+            ("checkpoint.volume.storageClassName", volume(size="1Gi", storageClassName=name)),
+            ("checkpoint.volume.claimName", volume(claimName=name)),
+            (
+                "trainer.env: in valueFrom of A",
+                env({"name": "A", "valueFrom": {"secretKeyRef": {"name": name, "key": "k"}}}),
+            ),
+        )
+    ),
+    *(
+        Judged(
+            f"a volume of {size}",
+            (f"spec.checkpoint.volume.size: {size} is no size of a volume; write one such as 100Gi",),
+            volume(size=size),
+            operator_only=True,
+        )
+        for size in ("0", "0Gi", "0.0", "0e5")
+    ),
+    Judged("a volume of much", parts=volume(size="1e12")),
+    *(
+        Judged(
+            f"the modes {modes}",
+            ("spec.checkpoint.volume.accessModes: ReadWriteOncePod goes with no other mode; write one of them",),
+            volume(size="1Gi", accessModes=modes),
+            operator_only=True,
+        )
+        for modes in (["ReadWriteOncePod", "ReadWriteOnce"], ["ReadWriteMany", "ReadWriteOncePod"])
+    ),
+    Judged("one pod's volume", parts=volume(size="1Gi", accessModes=["ReadWriteOncePod"])),
+    Judged(
+        "a label with a long domain",
+        (f"{_TEMPLATE}.nodeSelector: '{'x' * 300}/a' is no name of a label; write one such as example.com/pool",),
+        template(nodeSelector={"x" * 300 + "/a": "b", "y" * 253 + "/a": "b"}),
         operator_only=True,
     ),
     Judged(

@@ -5,12 +5,12 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-from piton.contract import duration
+from piton.contract import duration, quantity
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Duration = Annotated[str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32)]
 Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12)]
-Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=24)]
+Quantity = Annotated[str, StringConstraints(pattern=quantity.PATTERN, max_length=24)]
 Amount = Annotated[
     Quantity,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),

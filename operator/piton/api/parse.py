@@ -19,7 +19,7 @@ from piton.api import validation
 from piton.api.fields import Model
 from piton.api.spec import Budget, Meta, Reclaim, Spec
 from piton.api.status import RETRY_MAX, RunStatus
-from piton.contract import InputError, duration, names
+from piton.contract import InputError, duration, names, quantity
 
 ModelT = TypeVar("ModelT", bound=Model)
 
@@ -39,6 +39,7 @@ _TYPES = {
 }
 _PATTERNS = {
     duration.PATTERN: "a duration such as 90s, 15m, 24h or 1h30m",
+    quantity.PATTERN: 'an amount such as 4, "1.5", 500m or 16Gi',
     r"^[0-9]+(\.[0-9]{1,2})?$": 'an amount of dollars, not below zero, in quotes, such as "250"',
 }
 

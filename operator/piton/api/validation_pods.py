@@ -3,17 +3,12 @@
 import re
 from collections.abc import Iterator
 
-from piton.api.cel import cel, not_in_cel
+from piton.api.cel import cel
 from piton.api.fields import DNS_LABEL
-from piton.api.pod_template import PodTemplate, Toleration
-from piton.api.spec import EvaluateStage, SideStage, Spec
+from piton.api.spec import EvaluateStage, Spec
 from piton.api.stages import side_stages
-from piton.contract.quantity import parse_quantity
-
-_LABEL_NAME = re.compile(
-    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+from piton.api.validation_names import good_image, good_references, good_selectors
+from piton.api.validation_resources import GPU, fitting_limits, good_claim, good_resources
 
 GPUS = "spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
 _NO_GPU = "!('nvidia.com/gpu' in self)"
@@ -41,7 +36,7 @@ def gpus_by_piton(spec: Spec) -> Iterator[str]:
     ]
     for of, resources in all_resources:
         for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
-            if "nvidia.com/gpu" in wanted:
+            if GPU in wanted:
                 yield _gpus(of, part)
 
 
@@ -73,57 +68,7 @@ def good_labels(spec: Spec) -> Iterator[str]:
             yield NO_ZONE.format(zone=zone)
 
 
-def _kinds_of_pods(spec: Spec) -> Iterator[tuple[str, PodTemplate | SideStage]]:
-    """Yield what is asked for each kind of pod, with its path in the spec."""
-    yield "workers.template", spec.workers.template
-    for stage, own in side_stages(spec):
-        yield f"stages.{stage.lower()}", own
-
-
-@not_in_cel("maps of resources have no bound, and amounts have units")
-def fitting_limits(spec: Spec) -> Iterator[str]:
-    """Check that no limit is below its request: the API server takes no such pod."""
-    for path, pod in _kinds_of_pods(spec):
-        for name, least in pod.resources.requests.items():
-            most = pod.resources.limits.get(name)
-            if most is not None and parse_quantity(most) < parse_quantity(least):
-                yield (
-                    f"spec.{path}.resources.limits.{name}: {most} is below the request of {least}; raise the limit, or "
-                    "lower the request"
-                )
-
-
-@not_in_cel("maps of labels have no bound")
-def good_selectors(spec: Spec) -> Iterator[str]:
-    """Check that node selectors and tolerations are such as the API server takes of a pod."""
-    for path, pod in _kinds_of_pods(spec):
-        for key, value in pod.node_selector.items():
-            if not _LABEL_NAME.fullmatch(key):
-                yield f"spec.{path}.nodeSelector: '{key}' is no name of a label; write one such as example.com/pool"
-            elif not _LABEL_VALUE.fullmatch(value):
-                yield (
-                    f"spec.{path}.nodeSelector.{key}: '{value}' is no value of a label; write at most 63 letters, "
-                    "digits, dashes, dots and underscores, a letter or digit first and last"
-                )
-        for number, toleration in enumerate(pod.tolerations):
-            for problem in _of_toleration(toleration):
-                yield f"spec.{path}.tolerations[{number}].{problem}"
-
-
-def _of_toleration(toleration: Toleration) -> Iterator[str]:
-    if toleration.key and not _LABEL_NAME.fullmatch(toleration.key):
-        yield f"key: '{toleration.key}' is no key of a taint; write one such as nvidia.com/gpu"
-    if not toleration.key and toleration.operator != "Exists":
-        yield "operator: without a key only Exists is possible; name the key of the taint"
-    if toleration.operator == "Exists" and toleration.value:
-        yield "value: Exists looks at no value; remove it, or write operator: Equal"
-    if toleration.value and not _LABEL_VALUE.fullmatch(toleration.value):
-        yield f"value: '{toleration.value}' is no value of a taint; write it as the node has it"
-    if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
-        yield "tolerationSeconds: only NoExecute has a time; write effect: NoExecute, or remove it"
-
-
-YOUNGER = (fitting_limits, good_selectors)
+YOUNGER = (good_resources, fitting_limits, good_selectors, good_image, good_references, good_claim)
 """Rules that are younger than some runs. A run may train with what they refuse: only a later stage has it."""
 PODS = (gpus_by_piton, root_or_not, good_labels, *YOUNGER)
 """Rules in the order of display."""

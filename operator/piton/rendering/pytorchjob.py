@@ -240,9 +240,14 @@ def _container_resources(spec: Spec, resource: "specs.Resource") -> dict[str, di
     devices = {name: str(count) for name, count in resource.devices.items()}
     if resource.gpu:
         devices[GPU] = str(resource.gpu)
+    limits = {**devices, **wanted.limits}
     found = {
-        "requests": {**_within(requests, wanted.limits), **devices, **wanted.requests},
-        "limits": {**devices, **wanted.limits},
+        "requests": {
+            **_within(requests, wanted.limits),
+            **{name: limits[name] for name in devices},  # the API server takes a device only if both are the same
+            **wanted.requests,
+        },
+        "limits": limits,
     }
     return {part: values for part, values in found.items() if values}
 
