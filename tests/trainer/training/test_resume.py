@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import piton_trainer
-from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.errors import BadConfig, DeviceLost, Stopped
 from support import tiny
 
 
@@ -254,3 +254,57 @@ def test_two_optimizers_and_one_that_never_stepped_come_back_as_they_were(tmp_pa
     momenta = [[state["momentum_buffer"] for state in o.state.values()] for o in (before[0], after[0])]
     assert len(momenta[0]) == 2
     assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+
+
+class Grown:
+    """An object whose state has changed since."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": 1.0}
+
+    def load_state_dict(self, _: dict[str, Any]) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("momentum"),
+        AttributeError("no attribute 'qdata'"),
+        TypeError("unhashable"),
+        IndexError("3"),
+        RuntimeError("The source state dict is empty, possibly because it was saved from a disabled instance"),
+    ],
+)
+def test_an_object_that_fails_with_its_state_is_named_and_no_attempt_is_repeated(
+    error: Exception, tmp_path: Path
+) -> None:
+    loader = shuffled_by_its_own_generator()
+    with pytest.raises(Stopped):
+        train_line(tmp_path, loader, stop_at=2, scaler=Grown(error))
+    with pytest.raises(BadConfig, match=f"scaler does not take its state .{type(error).__name__}"):
+        train_line(tmp_path, loader, scaler=Grown(error))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: unknown error")]
+)
+def test_a_fault_of_the_machine_is_none_of_an_objects(error: Exception, tmp_path: Path) -> None:
+    loader = shuffled_by_its_own_generator()
+    with pytest.raises(Stopped):
+        train_line(tmp_path, loader, stop_at=2, scaler=Grown(error))
+    with pytest.raises((type(error), DeviceLost)):
+        train_line(tmp_path, loader, scaler=Grown(error))
+
+
+def test_a_scaler_that_is_switched_off_and_on_again_is_named(tmp_path: Path) -> None:
+    def scaler(*, enabled: bool) -> Any:
+        return torch.amp.GradScaler("cpu", enabled=enabled)
+
+    with pytest.raises(Stopped):
+        train_line(tmp_path, shuffled_by_its_own_generator(), stop_at=2, scaler=scaler(enabled=False))
+    with pytest.raises(BadConfig, match=r"scaler does not take its state \(RuntimeError"):
+        train_line(tmp_path, shuffled_by_its_own_generator(), scaler=scaler(enabled=True))

@@ -6,6 +6,7 @@ tensors stay sharded, so that another world size can load them. Anything else br
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import compress
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
+from piton_trainer.runtime.device_faults import is_device_fault
 from piton_trainer.state.optimizers import Given, parameters_of, restore, stateless, templates
 from piton_trainer.state.state_dicts import Captured, ModuleState, OptimizerState, parameters_by_name
 
@@ -187,15 +189,16 @@ class TrackedObjects:
         told = []
         for name, value in self._objects.items():
             state = codec.join(documents[name], tensors.__getitem__)
-            if isinstance(value, nn.Module):
-                set_model_state_dict(value, state)
-                told += _casts(name, state, dtypes)
-            elif _optimizers(value):
-                told += self._restore_optimizers(name, state, dtypes)
-            elif isinstance(value, torch.Generator):
-                value.set_state(state["generator"])
-            else:
-                value.load_state_dict(state)
+            with _refusing(name):
+                if isinstance(value, nn.Module):
+                    set_model_state_dict(value, state)
+                    told += _casts(name, state, dtypes)
+                elif _optimizers(value):
+                    told += self._restore_optimizers(name, state, dtypes)
+                elif isinstance(value, torch.Generator):
+                    value.set_state(state["generator"])
+                else:
+                    value.load_state_dict(state)
         return told
 
     def _captured(self, name: str, value: Any) -> Captured:
@@ -256,6 +259,25 @@ class TrackedObjects:
             told += restore(optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types)
             self._given[name][number] = given.after(saved)
         return told
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Name the object that does not take its state: no other attempt would end otherwise.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        is_of_the_machine = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+        if is_of_the_machine or "DefaultCPUAllocator" in str(error) or is_device_fault(error):
+            raise
+        raise InputError(
+            f"{name} does not take its state ({type(error).__name__}: {error}); give session.restore() the object of "
+            "the first attempt, or begin a new run"
+        ) from error
 
 
 def _state_of(value: Any) -> Any:
