@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cli.conftest import Piton, Result
 from local.helpers import fake_parts, write_manifest
+from piton.cli import files
 
 CPU = {"nodes": 1, "gpusPerNode": 0}
 
@@ -53,6 +56,40 @@ OPTIONS = {
 }
 
 
+HEAD = "apiVersion: piton.dev/v1alpha1\nkind: TrainingRun\nmetadata: {name: x}\nspec:\n"
+BOMB = "".join(f"  {one}: &{one} [{', '.join([f'*{other}'] * 9)}]\n" for other, one in pairwise("abcdefghi"))
+NO_JSON = [
+    ("  a: !!binary /w==", "spec.a: \"b'\\\\xff'\" is no text in UTF-8; put binary data into a file"),
+    ("  !!binary /w==: a", "is no name of a field"),
+    ('  a: ["\\ud800"]', 'spec.a[0]: "\\ud800" is no text in UTF-8'),
+    ('  "\\udfff": a', 'spec: "\\udfff" is no text in UTF-8'),
+    ('  a: "x\\0"', 'spec.a: "x\\u0000" holds a NUL'),
+    ("  a: &a [*a]", "spec.a[0][0]: nested without end, or too deeply"),
+    ("  a: &a {b: {c: *a}}", "spec.a.b.c: nested without end, or too deeply"),
+    ("  a: &a [*a, *a, *a]", "spec.a[0][0]: nested without end, or too deeply"),
+    (f"  a: &a [1, 2]\n{BOMB}", "the file holds more than 1000000 values"),
+    ("  a: !!set {b}", "spec.a: \"{'b'}\" is nothing that JSON has"),
+    ("  a: !!pairs [b: c]", 'spec.a[0]: ["b", "c"] is nothing that JSON has'),
+    ("  objective: {metric: loss, target: .nan}", "spec.objective.target: NaN is nothing that JSON has"),
+    ("  a: [1, -.inf]", "spec.a[1]: -Infinity is nothing that JSON has"),
+    ("  ~: a", "line 5: null is no name of a field"),
+    ("  [a, b]: c", 'line 5: ["a", "b"] is no name of a field'),
+    ("  a: {1: b, 0x1: c}", "line 5: the key 1 stands twice"),
+    ("  a: {true: b, yes: c}", "line 5: the key true stands twice"),
+    ('  a: {1: b, "1": c}', "line 5: the key 1 stands twice"),
+]
+METADATA = [
+    ("labels: [a]", 'metadata.labels: ["a"] is of the wrong type; write a mapping'),
+    ("labels: foo", 'metadata.labels: "foo" is of the wrong type; write a mapping'),
+    ("annotations: 5", "metadata.annotations: 5 is of the wrong type; write a mapping"),
+    ("finalizers: 5", "metadata.finalizers: 5 is of the wrong type; write a list"),
+    ("finalizers: {a: b}", 'metadata.finalizers: {"a": "b"} is of the wrong type; write a list'),
+    ("uid: 5", "metadata.uid: 5 is of the wrong type; write text (quote it)"),
+    ("generation: foo", 'metadata.generation: "foo" is of the wrong type; write a whole number'),
+    ("generation: 1.5", "metadata.generation: 1.5 is of the wrong type; write a whole number"),
+]
+
+
 def assert_one_sentence(result: Result, words: str) -> None:
     assert result.code == 2
     assert result.out == ""
@@ -83,6 +120,76 @@ def test_a_file_that_is_no_run_is_refused(text: str, words: str, tmp_path: Path,
     assert_one_sentence(piton("run", tmp_path / "run.yaml"), words)
     assert_one_sentence(piton("plan", tmp_path / "run.yaml"), words)
     assert piton("validate", tmp_path / "run.yaml").code == 2
+
+
+@pytest.mark.parametrize(("text", "words"), NO_JSON)
+def test_what_json_cannot_hold_is_bad_input(text: str, words: str, tmp_path: Path, piton: Piton) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{HEAD}{text}", encoding="utf-8")
+
+    for command in ("run", "plan", "validate"):
+        assert_one_sentence(piton(command, file), words)
+
+
+@pytest.mark.parametrize(("metadata", "words"), METADATA)
+def test_metadata_of_the_wrong_type_is_bad_input(metadata: str, words: str, tmp_path: Path, piton: Piton) -> None:
+    file = write_manifest(tmp_path / "run.yaml", **fake_parts())
+    document = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**document, "metadata": {"name": "x", **yaml.safe_load(metadata)}}))
+
+    assert_one_sentence(piton("run", file), words)
+    assert piton("validate", file).code == 2
+
+
+def test_keys_and_texts_are_what_kubectl_makes_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    trainer = (
+        "trainer: {image: !!binary aW1hZ2U=, recipe: charlm, config: &c {1: 2, true: [3], 1.5: .5, 2020-01-01: ~}}"
+    )
+    file.write_text(f"{HEAD}  {trainer}\n  checkpoint: {{volume: {{size: 1Gi}}}}\n")
+    with file.open("a") as rest:
+        rest.write("  stages: {evaluate: {config: {<<: *c, 1: 9}}}\n")
+
+    spec = files.read(file).spec
+    assert spec is not None
+    assert spec.trainer.image == "image"
+    assert spec.trainer.config == {"1": 2, "true": [3], "1.5": 0.5, "2020-01-01": None}
+    assert spec.stages.evaluate is not None
+    assert spec.stages.evaluate.config == {**spec.trainer.config, "1": 9}
+
+
+@pytest.mark.parametrize("levels", [10, 100, 180, 195, 196, 197, 198, 199, 200, 201, 400, 5000])
+def test_a_spec_of_any_depth_is_read_or_refused(levels: int, tmp_path: Path, piton: Piton) -> None:
+    file = tmp_path / "run.yaml"
+    trainer = f"trainer: {{image: i, recipe: charlm, config: {{a: {'[' * levels}{']' * levels}}}}}"
+    file.write_text(f"{HEAD}  {trainer}\n  checkpoint: {{volume: {{size: 1Gi}}}}\n")
+    found = piton("plan", file)
+
+    words = ("nested", "recursion") if levels > 197 else ("charlm has no such setting",)
+    assert found.code == 2
+    assert any(word in found.err for word in words)
+    assert "Invalid JSON" not in found.err
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "plan", "preflight", "results", "retry", "checkpoint ls"])
+def test_a_nul_in_an_argument_is_bad_input(command: str, piton: Piton) -> None:
+    assert_one_sentence(
+        piton(*command.split(), "a\0b"), "'a\\x00b' holds a NUL, which no name and no path can; remove it"
+    )
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe{\x00}\x00", b"[" * 100_000, b"5", b"{}", b"", b"{"])
+def test_results_of_a_file_that_is_no_sweep_are_bad_input(content: bytes, tmp_path: Path, piton: Piton) -> None:
+    (tmp_path / "sweep.json").write_bytes(content)
+
+    assert_one_sentence(piton("results", tmp_path / "sweep.json"), "that is no TrainingSweep with a status")
+
+
+@pytest.mark.parametrize("price", ["1" * 400, "0", "0.00", "1e3", "-1", "nan", "\u00b2", ""])
+def test_a_price_that_nobody_pays_is_bad_input(price: str, tmp_path: Path, piton: Piton) -> None:
+    file = write_manifest(tmp_path / "run.yaml", **fake_parts())
+
+    assert_one_sentence(piton("plan", file, "--price-per-hour", price), "is no amount of dollars; write it like 10.50")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,16 @@ _TYPES = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+_METADATA: Mapping[str, tuple[type, str]] = {
+    "name": (str, _TYPES["string_type"]),
+    "namespace": (str, _TYPES["string_type"]),
+    "uid": (str, _TYPES["string_type"]),
+    "generation": (int, _TYPES["int_type"]),
+    "labels": (Mapping, _TYPES["dict_type"]),
+    "annotations": (Mapping, _TYPES["dict_type"]),
+    "finalizers": (list, _TYPES["tuple_type"]),
+}
+"""Types in a file's metadata of what Piton reads; an API server has checked all of it."""
 _PATTERNS = {
     duration.PATTERN: "a duration such as 90s, 15m, 24h or 1h30m",
     quantity.PATTERN: 'an amount such as 4, "1.5", 500m or 16Gi',
@@ -184,9 +194,10 @@ def manifest_of(document: object, kind: str, *, now: datetime) -> dict[str, Any]
 def _metadata(metadata: object) -> Mapping[str, Any]:
     if not isinstance(metadata, Mapping) or metadata.get("name") is None:
         raise SpecError(["metadata.name: missing; give the run a name"])
-    for key in ("name", "namespace"):
-        if not isinstance(metadata.get(key, ""), str):
-            raise SpecError([f"metadata.{key}: {show(metadata[key])} is of the wrong type; write text (quote it)"])
+    for key, (kind, wanted) in _METADATA.items():
+        value = metadata.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise SpecError([f"metadata.{key}: {show(value)} is of the wrong type; write {wanted}"])
     return metadata
 
 

@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 
 
 def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
-    if text is not None and not (re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and float(text)):
+    if text is not None and not (re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) and float(text)):
         raise click.BadParameter(f"{text!r} is no amount of dollars; write it like 10.50")
     return text
 
@@ -320,6 +320,8 @@ def retry(*, run: str, namespace: str | None) -> int:
 def main() -> None:
     """The console script."""
     try:
+        if nul := next((argument for argument in sys.argv if "\0" in argument), None):
+            raise InputError(f"{nul!r} holds a NUL, which no name and no path can; remove it")  # noqa: TRY301
         code = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
@@ -335,8 +337,6 @@ def main() -> None:
 
 def _failed(error: Exception) -> int:
     """Say what is wrong with the input, or that Piton has made a mistake."""
-    from piton.contract import InputError
-
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     if isinstance(error, InputError):

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def _close(ending: SweepEnding) -> None:
 
 def results(place: str, *, form: str, folder: Path | None) -> int:
     """Print the table of a sweep: of its folder, name or file, or of the object on stdin."""
-    status = _piped(sys.stdin.read()) if place == STDIN else _local(Path(place), folder)
+    status = _piped(sys.stdin.read) if place == STDIN else _local(Path(place), folder)
     click.echo(render(status, Format(form)), nl=False)
     return 0
 
@@ -144,7 +144,7 @@ def _local(place: Path, folder: Path | None) -> SweepStatus:
         return _of_folder(place if place.is_dir() else named)
     if place.suffix == ".json":
         with contextlib.suppress(OSError):
-            return _piped(place.read_text(encoding="utf-8"))
+            return _piped(lambda: place.read_text(encoding="utf-8"))
     found = files.read_any(place)
     if not isinstance(found, ParsedSweep):
         raise InputError(f"{place} holds a TrainingRun; results are of a TrainingSweep")
@@ -160,12 +160,11 @@ def _of_folder(root: Path) -> SweepStatus:
     return state.status
 
 
-def _piped(text: str) -> SweepStatus:
+def _piped(read: Callable[[], str]) -> SweepStatus:
     """Return the object as `kubectl get tsweep NAME -o json` prints it."""
     try:
-        document = json.loads(text)
-        status = document["status"]
-    except (ValueError, TypeError, KeyError) as error:
+        status = json.loads(read())["status"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError("that is no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here") from error
     found = SweepStatus.read(status)
     if found.unreadable:
