@@ -1,15 +1,19 @@
 """One pass over one object: observe, decide, apply, write the status, announce. The same for every world."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 from piton.api.conditions import settled
+from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
+from piton.core import effects
 from piton.core.decide import decide, refused
-from piton.core.effects import AddFinalizer, AnyDecision, Decision, Effect
+from piton.core.effects import AddFinalizer, Announcement, AnyDecision, Decision, Effect, TaintNode
+from piton.failures import Failures
 from piton.observed import Observed
-from piton.ports import Announcer, AnyWorld, Clock, Refused, RefusedEffect, World
+from piton.ports import Announcer, AnyWorld, Clock, Conflict, PortError, Refused, RefusedEffect, Unavailable, World
 from piton.timing import Timing
 
 
@@ -24,6 +28,27 @@ class HasStatus(Protocol):
 ObservedT = TypeVar("ObservedT", bound=HasStatus)
 EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)
+
+FAILURES_MOST = 3
+"""Effects that may fail one after the other; then it is the world that is away, and no more of it is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassRules(Generic[ObservedT, EffectT, StatusT]):
+    """The rules of a pass over one kind of object."""
+
+    decide: Callable[[ObservedT], AnyDecision[EffectT, StatusT]]
+    turn_down: Callable[
+        [ObservedT, AnyDecision[EffectT, StatusT], Sequence[RefusedEffect[EffectT]]], AnyDecision[EffectT, StatusT]
+    ]
+    """Return the decision for what was not carried out."""
+    is_binding: Callable[[ObservedT, AnyDecision[EffectT, StatusT]], bool]
+    depends: Callable[[EffectT, EffectT], bool]
+    """True if the first must not be carried out after the second, which comes before it, was not."""
+    stands_without: Callable[[RefusedEffect[EffectT]], bool]
+    """True if the decision stands without that effect, so that its status is written."""
+    name_of: Callable[[EffectT], str]
+    """Return the name by which an effect is known from pass to pass."""
 
 
 def is_binding(observed: Observed, decision: Decision) -> bool:
@@ -41,26 +66,68 @@ def _ends(status: RunStatus) -> tuple[bool, list[tuple[int, Verdict | None, bool
     return settled(status), [sign for sign in signs if sign[1] or sign[2]]
 
 
-async def reconcile(world: World, clock: Clock, announcer: Announcer, timing: Timing | None = None) -> Decision | None:
+async def reconcile(
+    world: World,
+    clock: Clock,
+    announcer: Announcer,
+    timing: Timing | None = None,
+    failures: Failures | None = None,
+) -> Decision | None:
     """Do what this moment asks for a run; see `run_pass`."""
 
     def decided(observed: Observed) -> Decision:
         return decide(observed, now=clock.now(), timing=timing)
 
-    def turned_down(observed: Observed, decision: Decision, refusals: Sequence[RefusedEffect[Effect]]) -> Decision:
-        return refused(observed, refusals[0].why, status=decision.status_if_refused, now=clock.now(), timing=timing)
+    def turned_down(observed: Observed, decision: Decision, undone: Sequence[RefusedEffect[Effect]]) -> Decision:
+        told = next((each for each in undone if each.is_final), None)
+        if told is None:
+            return decision
+        stands = all(map(_stands_without, undone))
+        status = decision.status if stands else decision.status_if_refused
+        found = refused(observed, told.why, status=status, now=clock.now(), timing=timing)
+        news = decision.announcements if stands else ()
+        return replace(found, announcements=(*news, *found.announcements))
 
-    return await run_pass(world, announcer, decided, turned_down, is_binding)
+    rules = PassRules(
+        decide=decided,
+        turn_down=turned_down,
+        is_binding=is_binding,
+        depends=effects.depends,
+        stands_without=_stands_without,
+        name_of=effects.name_of,
+    )
+    return await run_pass(world, announcer, rules, Failures(clock) if failures is None else failures)
+
+
+def _stands_without(undone: RefusedEffect[Effect]) -> bool:
+    """True if the decision stands. A taint that cannot be put holds up no run, but it is tried for a while."""
+    return effects.is_aside(undone.effect) or (undone.is_final and isinstance(undone.effect, TaintNode))
+
+
+def independent(
+    decide: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],
+    turn_down: Callable[
+        [ObservedT, AnyDecision[EffectT, StatusT], Sequence[RefusedEffect[EffectT]]], AnyDecision[EffectT, StatusT]
+    ],
+    is_binding: Callable[[ObservedT, AnyDecision[EffectT, StatusT]], bool],
+    name_of: Callable[[EffectT], str],
+) -> PassRules[ObservedT, EffectT, StatusT]:
+    """Return the rules for effects of which none builds on another: a decision stands without any of them."""
+    return PassRules(
+        decide=decide,
+        turn_down=turn_down,
+        is_binding=is_binding,
+        depends=lambda *_: False,
+        stands_without=lambda _: True,
+        name_of=name_of,
+    )
 
 
 async def run_pass(
     world: AnyWorld[ObservedT, EffectT, StatusT],
     announcer: Announcer,
-    decided: Callable[[ObservedT], AnyDecision[EffectT, StatusT]],
-    turned_down: Callable[
-        [ObservedT, AnyDecision[EffectT, StatusT], Sequence[RefusedEffect[EffectT]]], AnyDecision[EffectT, StatusT]
-    ],
-    is_binding: Callable[[ObservedT, AnyDecision[EffectT, StatusT]], bool],
+    rules: PassRules[ObservedT, EffectT, StatusT],
+    failures: Failures,
 ) -> AnyDecision[EffectT, StatusT] | None:
     """Do what this moment asks for. Returns the decision, or None when the object does not exist.
 
@@ -69,6 +136,9 @@ async def run_pass(
     that second one counts: see docs/decisions/0058. Announcements may be lost in a crash, never told too early; those
     of a decision that changes nothing were told before.
 
+    An effect that fails holds up those that depend on it, and no others. One that has failed for two minutes counts as
+    refused, whatever the world's answer is: see docs/decisions/0071.
+
     Raises:
         Conflict: somebody wrote in between; call again at once.
         Unavailable: the world did not answer; call again later.
@@ -76,25 +146,88 @@ async def run_pass(
     observed = await world.observe()
     if observed is None:
         return None
-    decision = decided(observed)
-    if world.is_cached and is_binding(observed, decision):
+    decision = rules.decide(observed)
+    if world.is_cached and rules.is_binding(observed, decision):
         observed = await world.observe(live=True)
         if observed is None:
             return None
-        decision = decided(observed)
-    refusals: list[RefusedEffect[EffectT]] = []
-    for effect in decision.effects:
-        try:
-            await world.apply(effect)
-        except Refused as refusal:
-            refusals.append(RefusedEffect(effect=effect, why=str(refusal)))
-            if not decision.are_independent:
-                break
-    if refusals:
-        decision = turned_down(observed, decision, refusals)
+        decision = rules.decide(observed)
+    undone, error = await _apply(world, decision, rules, failures)
+    if error is not None:
+        raise error
+    if undone:
+        decision = rules.turn_down(observed, decision, undone)
+    waits = [seconds for seconds in (decision.look_again_seconds, failures.seconds_left()) if seconds is not None]
+    decision = replace(decision, look_again_seconds=min(waits, default=None))
     is_news = decision.status != observed.status
     if is_news:
-        await world.write_status(decision.status)
+        await _write_status(world, decision.status, announcer, failures)
     for announcement in decision.announcements if is_news or decision.effects else ():
         await announcer.announce(announcement)
     return decision
+
+
+async def _apply(
+    world: AnyWorld[ObservedT, EffectT, StatusT],
+    decision: AnyDecision[EffectT, StatusT],
+    rules: PassRules[ObservedT, EffectT, StatusT],
+    failures: Failures,
+) -> tuple[list[RefusedEffect[EffectT]], PortError | None]:
+    """Carry out the effects. Returns those that were not, and the error that makes the pass void, if there is one."""
+    undone: list[RefusedEffect[EffectT]] = []
+    void: PortError | None = None
+    failed_in_a_row, tried = 0, False
+    for effect in _in_order(decision.effects, rules, failures):
+        name = rules.name_of(effect)
+        if any(rules.depends(effect, other.effect) for other in undone) or failed_in_a_row == FAILURES_MOST:
+            undone.append(RefusedEffect(effect=effect, why="", is_final=False))
+            continue
+        known = RefusedEffect(effect=effect, why=failures.why(name), is_final=failures.has_lasted(name))
+        if failures.is_early(name) and rules.stands_without(known):
+            undone.append(known)
+            continue
+        try:
+            await world.apply(effect)
+        except Refused as refusal:
+            failures.forget(name)
+            undone.append(RefusedEffect(effect=effect, why=str(refusal)))
+            failed_in_a_row = 0
+        except (Conflict, Unavailable) as error:
+            tried, failed_in_a_row = True, failed_in_a_row + 1
+            failures.note(name, str(error))
+            found = RefusedEffect(effect=effect, why=str(error), is_final=failures.has_lasted(name))
+            undone.append(found)
+            if not found.is_final and not rules.stands_without(found):
+                void = void or error
+        else:
+            failures.forget(name)
+            failed_in_a_row = 0
+    names = {rules.name_of(each.effect) for each in undone}
+    failures.end_pass(names, failed=tried, is_away=failed_in_a_row == FAILURES_MOST)
+    return undone, void
+
+
+def _in_order(
+    wanted: Sequence[EffectT], rules: PassRules[ObservedT, EffectT, StatusT], failures: Failures
+) -> list[EffectT]:
+    """Return the effects with those last that failed before, where none builds on them: the others must get on."""
+
+    def comes_last(effect: EffectT) -> bool:
+        others = (other for other in wanted if other is not effect)
+        return failures.why(rules.name_of(effect)) != "" and not any(rules.depends(each, effect) for each in others)
+
+    return sorted(wanted, key=comes_last)
+
+
+async def _write_status(
+    world: AnyWorld[ObservedT, EffectT, StatusT], status: StatusT, announcer: Announcer, failures: Failures
+) -> None:
+    """Write the status. Where that fails for long, an Event says so: nothing else can."""
+    try:
+        await world.write_status(status)
+    except PortError as error:
+        if failures.note_status(isinstance(error, Refused)):
+            message = f"the status cannot be written, so nothing is shown and nothing else begins: {error}"
+            await announcer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=message))
+        raise
+    failures.note_status_written()

@@ -2,7 +2,7 @@
 
 PortError
 ├── Conflict     somebody wrote in between; look again at once
-├── Unavailable  the world did not answer; try again later
+├── Unavailable  the world did not answer; try again later. What fails so for two minutes counts as refused (drive.py)
 └── Refused      the world said no for a reason of its own (quota, policy, rights); people must hear it
 """
 
@@ -39,10 +39,13 @@ class Refused(PortError):  # noqa: N818 - a situation, not an error
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedEffect(Generic[EffectT]):
-    """An effect that the world has refused."""
+    """An effect that the world has refused, or has not carried out for another reason."""
 
     effect: EffectT
     why: str
+    """The world's words; empty for an effect that was not tried, after others were not carried out."""
+    is_final: bool = True
+    """True if people have to hear of it: a refusal, or a failure that has lasted. A moment's failure is tried again."""
 
 
 class Clock(Protocol):

@@ -9,9 +9,10 @@ from piton.api.reasons import Reason
 from piton.api.status import Evaluation, MetricValue, ProgressStatus, Result
 from piton.api.status_base import ConditionStatus, Phase
 from piton.ports import RefusedEffect
-from piton.sweep.decide import decide, refused
+from piton.sweep.decide import decide
 from piton.sweep.observed import CreateRun, MoveDeadline, ResumeRun, SuspendRun, SweepDecision
 from piton.sweep.parse import parse
+from piton.sweep.refusals import refused
 from piton.timing import Timing
 from support.builders import NOW, a_status, later
 from support.sweeps import a_run_seen, a_sweep, begun, decided, ends_at, observed_of, parsed

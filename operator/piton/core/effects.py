@@ -140,6 +140,40 @@ AttemptEffect = StartAttempt | StopAttempt | RemoveReplica | TaintNode
 Effect = RunEffect | VolumeEffect | AttemptEffect | QuotaEffect
 
 
+def depends(effect: Effect, undone: Effect) -> bool:
+    """True if the effect must not be carried out after that one before it was not.
+
+    A gang stops in order, a job needs its claim, and nothing is given up after a failure: no claim, no finalizer, no
+    pod, no run.
+    """
+    match effect:
+        case StopAttempt(number=number):
+            return isinstance(undone, StopAttempt | RemoveReplica) and undone.number == number
+        case StartAttempt():
+            return not isinstance(undone, TaintNode) and not is_aside(undone)
+        case TaintNode() | LeaveQueue():
+            return False
+        case _:
+            return True
+
+
+def is_aside(effect: Effect) -> bool:
+    """True if the decision stands without the effect: whatever asks for it asks again in the next pass."""
+    return isinstance(effect, LeaveQueue) or (isinstance(effect, StopAttempt) and effect.reason is Reason.TRIMMED)
+
+
+def name_of(effect: Effect) -> str:
+    """Return the same name for the effect in each pass that decides it."""
+    match effect:
+        case StartAttempt(number=number) | StopAttempt(number=number):
+            subject = str(number)
+        case RemoveReplica(name=name) | TaintNode(node=name):
+            subject = name
+        case _:
+            subject = ""
+    return f"{type(effect).__name__} {subject}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Announcement:
     """One sentence for people, told after the status that makes it true was written."""
@@ -156,8 +190,6 @@ class AnyDecision(Generic[EffectT, StatusT]):
     rule: str
     """Name of the rule that spoke."""
     effects: tuple[EffectT, ...] = ()
-    are_independent: bool = False
-    """True if no effect builds on one before it: the others are carried out when one is refused."""
     status: StatusT
     announcements: tuple[Announcement, ...] = field(default=())
     look_again_seconds: float | None = None

@@ -9,6 +9,7 @@ import logging
 import traceback
 from abc import ABC, abstractmethod
 
+from piton.failures import Failures
 from piton.kube.cache import ClusterCache
 from piton.kube.client import Client, Reads
 from piton.kube.errors import Busy
@@ -64,6 +65,8 @@ class Worker(ABC):
         self._refused_until: dict[Key, float] = {}
         self._waits = QuotaWaits(self.queue)
         self._errors = OperatorErrors(client, clock, self.resource)
+        self._failures: dict[Key, Failures] = {}
+        """Of objects with an effect that fails now."""
         self._doubtful: set[Key] = set()
         """Objects whose last pass failed, perhaps because the cache was behind."""
         meter.watch_queue(self.kind, self.queue.__len__)
@@ -162,9 +165,19 @@ class Worker(ABC):
             self._doubtful.discard(key)
             self.queue.forget(key)
         finally:
+            if key in self._failures and not self._failures[key]:
+                del self._failures[key]
             self._waits.pass_ended(key, failed=failed)
             del self._busy_since[key]
             self.queue.done(key)
+
+    def failures(self, key: Key) -> Failures:
+        """Return the failures of effects on this object, from earlier passes."""
+        return self._failures.setdefault(key, Failures(self._clock))
+
+    def forget_failures(self, key: Key) -> None:
+        """The object is gone."""
+        self._failures.pop(key, None)
 
     def on_quota(self, change: Change) -> None:
         """A ResourceQuota changed: what waits in its namespace is tried if there is more room."""

@@ -4,7 +4,7 @@ PortError
 ├── Conflict
 │   └── AlreadyExists  an object of this name exists; whose it is has to be looked at
 ├── Unavailable        no answer, overload, or credentials that are being renewed
-│   ├── Busy           429, with the seconds after which to come again
+│   ├── Busy           429 for all callers, with the seconds after which to come again
 │   ├── Expired        410: the version that a list or watch was to go on from is forgotten
 │   └── Silence        the connection broke or timed out
 └── Refused            quota, policy, rights, a webhook that is down, an invalid body; its own sentence is kept
@@ -22,6 +22,8 @@ from piton.ports import Conflict, PortError, Refused, Unavailable
 
 _ALREADY_EXISTS = "AlreadyExists"
 _TOO_MANY = 429
+"""Without a reason it is priority and fairness, or a proxy, for all callers. With one it is about this request alone,
+as from a webhook or a PodDisruptionBudget."""
 _RETRY_SECONDS, _RETRY_SECONDS_MAX = 1.0, 60.0
 """Default and maximum of the seconds of a Retry-After, which priority and fairness of Kubernetes sends."""
 _EXPIRED = 410
@@ -79,6 +81,8 @@ def translate(error: Exception) -> PortError:
         return AlreadyExists(sentence) if reason == _ALREADY_EXISTS else Conflict(sentence)
     if _NO_WEBHOOK in sentence or error.status == _TOO_LARGE or _TOO_LARGE_FOR_ETCD.search(sentence):
         return Refused(sentence)
+    if error.status == _TOO_MANY and reason:
+        return Unavailable(f"the API server answered {error.status}: {sentence}")
     if error.status == _TOO_MANY:
         return Busy(f"the API server answered {error.status}: {sentence}", seconds=_retry_after(error))
     if error.status == _EXPIRED:

@@ -77,7 +77,9 @@ class JobController(Worker):
         """One pass. What was written may call for more at once: a job that has just failed is to be cleaned up."""
         try:
             cache, repeats = self.reads(key), self._repeats
-            decision = await JobPass(self._client, self._clock, *key, cache=cache, repeats=repeats).run()
+            decision = await JobPass(
+                self._client, self._clock, *key, cache=cache, repeats=repeats, failures=self.failures(key)
+            ).run()
         except NoRoom as refusal:
             if not self.hears_of_room(key):
                 raise
@@ -86,6 +88,7 @@ class JobController(Worker):
         self.hold_back(key, refused=False)
         self._repeats.forget(key)
         if decision is None:
+            self.forget_failures(key)
             return
         if decision.changes:
             _log_decision(key, decision)

@@ -14,11 +14,12 @@ from piton.core.wait_reasons import refusal
 from piton.engine.decide import decide
 from piton.engine.job import Job
 from piton.engine.state import Create, Decision, Delete, ObjectKind
+from piton.failures import Failures
 from piton.kube import events
 from piton.kube.client import Client, Reads
 from piton.kube.errors import AlreadyExists, NotFound
 from piton.kube.resources import JOBS, PODS, SERVICES, Body, Resource
-from piton.ports import Clock, Conflict, PortError, Refused
+from piton.ports import Clock, Conflict, PortError, Refused, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +61,11 @@ class JobPass:
         *,
         cache: Reads | None = None,
         repeats: events.RepeatLimiter | None = None,
+        failures: Failures | None = None,
     ) -> None:
         self._client = client
         self._repeats = repeats or events.RepeatLimiter(clock)
+        self._failures = Failures(clock) if failures is None else failures
         self._cache = cache
         self._clock = clock
         self._namespace = namespace
@@ -108,7 +111,10 @@ class JobPass:
         return job, manifest, decide(job, pods, services, now=self._clock.now())
 
     async def _create_all(self, job: Job, creates: Iterable[Create]) -> list[_Refusal]:
-        """Create the objects; what was refused. A kind that a quota has no room for is tried no further."""
+        """Create the objects; what was refused. A kind that a quota has no room for is tried no further.
+
+        A failure ends the pass, since the pods are a gang. One that has lasted is told like a refusal.
+        """
         refusals: list[_Refusal] = []
         for create in creates:
             if any(each.kind == create.kind and each.ends_with_room for each in refusals):
@@ -117,6 +123,14 @@ class JobPass:
                 await self._create_or_find(job, create)
             except Refused as error:
                 refusals.append(_Refusal(create.kind, str(error)))
+            except (Conflict, Unavailable) as error:
+                name = f"{create.kind} {create.body['metadata']['name']}"
+                self._failures.note(name, str(error))
+                self._failures.end_pass({name}, failed=True, is_away=False)
+                if not self._failures.has_lasted(name):
+                    raise
+                return [*refusals, _Refusal(create.kind, str(error))]
+        self._failures.end_pass((), failed=False, is_away=False)
         return refusals
 
     async def _create_or_find(self, job: Job, create: Create) -> None:

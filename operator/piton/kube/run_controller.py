@@ -196,7 +196,7 @@ class Controller(Worker):
 
     async def _pass(self, key: Key, world: KubeWorld, announcer: EventAnnouncer) -> float | None:
         """Return the seconds until the next look; None: only an event makes it necessary."""
-        decision = await reconcile(world, self._clock, announcer, self._timing(key))
+        decision = await reconcile(world, self._clock, announcer, self._timing(key), self.failures(key))
         self.hold_back(key, refused=decision is not None and decision.rule in (REFUSED, NO_ROOM))
         if decision is None:
             self._forget(key)
@@ -229,6 +229,7 @@ class Controller(Worker):
             self._meter.count(increments(observed.status, decision.status))
 
     def _forget(self, key: Key) -> None:
+        self.forget_failures(key)
         self._meter.forget(key)
         self._ration.forget(key)
         self._reports.forget(key)

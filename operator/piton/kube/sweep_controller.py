@@ -15,7 +15,7 @@ from piton.api.deadline import deadline_of
 from piton.api.spec import Meta
 from piton.contract import names
 from piton.core.decide import REFUSED
-from piton.drive import run_pass
+from piton.drive import independent, run_pass
 from piton.kube.cache import ClusterCache
 from piton.kube.client import Client, Reads
 from piton.kube.controller_base import Worker
@@ -29,7 +29,7 @@ from piton.kube.store import Change, version_of
 from piton.kube.workqueue import Timer
 from piton.ports import Clock, Conflict, Refused, Unavailable
 from piton.rendering.pytorchjob import owner
-from piton.sweep.decide import decide, is_binding, refused
+from piton.sweep.decide import decide, is_binding
 from piton.sweep.expand import PlannedRun, as_duration, limited
 from piton.sweep.observed import (
     CreateRun,
@@ -41,8 +41,10 @@ from piton.sweep.observed import (
     SweepDecision,
     SweepEffect,
     SweepObserved,
+    name_of,
 )
 from piton.sweep.parse import parse
+from piton.sweep.refusals import refused
 from piton.sweep.status import SweepStatus
 
 TOGETHER_SECONDS = 1.0
@@ -228,6 +230,7 @@ class SweepController(Worker):
         super().__init__(client, clock, timer, settings, meter, cache=cache)
         self._ration = EventRateLimiter(clock)
         self._seen = SeenRuns()
+        self._rules = independent(self._decide, self._turn_down, is_binding, name_of)
 
     def subscribe(self, cache: ClusterCache) -> None:
         """Look at a sweep when it changes, or one of its runs."""
@@ -259,9 +262,10 @@ class SweepController(Worker):
         """Observe, decide, apply; and when to look again."""
         world = SweepWorld(self._client, self._clock, *key, cache=self.reads(key), seen=self._seen)
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta, kind=names.SWEEP_KIND)
-        decision = await run_pass(world, announcer, self._decide, self._turn_down, is_binding)
+        decision = await run_pass(world, announcer, self._rules, self.failures(key))
         self.hold_back(key, refused=decision is not None and decision.rule == REFUSED)
         if decision is None:
+            self.forget_failures(key)
             self._meter.forget_sweep(key)
             self._ration.forget(key)
             return

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +25,8 @@ from piton.clock import SystemClock
 from piton.contract import InputError
 from piton.core.effects import Announcement
 from piton.cost.spending import forget
-from piton.drive import run_pass
+from piton.drive import independent, run_pass
+from piton.failures import Failures
 from piton.local import preflight, sweep_folder
 from piton.local import runner as runs
 from piton.local.drills import Drill
@@ -46,8 +47,10 @@ from piton.sweep.observed import (
     SweepDecision,
     SweepEffect,
     SweepObserved,
+    name_of,
 )
 from piton.sweep.parse import ParsedSweep
+from piton.sweep.refusals import refused
 from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
@@ -136,11 +139,7 @@ def first_runs(sweep: ParsedSweep) -> dict[str, PlannedRun]:
 
 def spec_of(run: PlannedRun) -> Spec:
     """Return the run's spec as its model; the sweep's rules have validated it before."""
-    return _model(run.spec)
-
-
-def _model(document: Mapping[str, object]) -> Spec:
-    spec, problems = parse.model_of(Spec, document, "describe a run")
+    spec, problems = parse.model_of(Spec, run.spec, "describe a run")
     assert spec is not None, problems
     return spec
 
@@ -247,8 +246,9 @@ class _Sweep:
 
     async def _pass(self) -> float | None:
         """One pass; how long to wait for the next. None: nothing runs, and nothing will: a budget is spent."""
+        rules = independent(self._decide, self._turn_down, decide.is_binding, name_of)
         try:
-            decision = await run_pass(self, self.observer, self._decide, self._turn_down, decide.is_binding)
+            decision = await run_pass(self, self.observer, rules, Failures(self.clock))
         except Unavailable as error:
             await self.observer.announce(Announcement(severity="Warning", reason=Reason.REFUSED, message=str(error)))
             return _LOOK_SECONDS
@@ -261,7 +261,7 @@ class _Sweep:
         return decide.decide(observed, now=self.clock.now(), timing=self.order.timing)
 
     def _turn_down(self, observed: SweepObserved, decision: SweepDecision, refusals: Refusals) -> SweepDecision:
-        return decide.refused(observed, decision, refusals, now=self.clock.now(), timing=self.order.timing)
+        return refused(observed, decision, refusals, now=self.clock.now(), timing=self.order.timing)
 
     def _interrupt(self, signum: signal.Signals) -> None:
         self.interrupted = self.interrupted or signum
@@ -327,7 +327,7 @@ class _Sweep:
     def _start(self, run: PlannedRun, until: datetime | None) -> None:
         saved = self._folder(run).load()
         created = saved.created if saved else self.clock.now()
-        spec = _model(limited(run, until, created))
+        spec = spec_of(replace(run, spec=limited(run, until, created)))
         wanted = preflight.gpus_wanted(spec)
         devices, self.devices = tuple(self.devices[:wanted]), self.devices[wanted:]
         order = runs.RunRequest(

@@ -17,8 +17,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import RUNNING
 from piton.api.status_base import Phase
-from piton.core import wait_reasons
-from piton.core.decide import REFUSED, UNREADABLE
+from piton.core.decide import UNREADABLE
 from piton.core.effects import Announcement
 from piton.cost.budget import exhausted, warning
 from piton.sweep import cost
@@ -27,14 +26,14 @@ from piton.sweep.expand import digest, seconds_for
 from piton.sweep.observed import (
     CreateRun,
     MoveDeadline,
-    Refusals,
     ResumeRun,
     SuspendRun,
     SweepDecision,
     SweepEffect,
     SweepObserved,
 )
-from piton.sweep.rows import counted, without_refused
+from piton.sweep.refusals import created
+from piton.sweep.rows import counted
 from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
 from piton.timing import Timing
@@ -53,40 +52,12 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     if decision.rule != UNREADABLE:
         status = context.with_trouble(decision.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
         decision = replace(decision, status=answer(context, status))
-    return replace(_sparing(context, decision), are_independent=True)
+    return _sparing(context, decision)
 
 
 def is_binding(observed: SweepObserved, decision: SweepDecision) -> bool:
     """True if the decision cannot be taken back: it creates or changes a run, or the sweep ends."""
     return bool(decision.effects) or settled(decision.status) != settled(observed.status)
-
-
-def refused(
-    observed: SweepObserved,
-    decision: SweepDecision,
-    refusals: Refusals,
-    *,
-    now: datetime,
-    timing: Timing | None = None,
-) -> SweepDecision:
-    """The world refused effects for good reasons of its own (a quota, a policy): say which, and try again later.
-
-    What was not refused is done, and stays written down: a run that cannot be created holds none of the others.
-    """
-    context = SweepContext(observed=observed, now=now, timing=timing or Timing())
-    created = {refusal.effect.run.name: refusal.why for refusal in refusals if isinstance(refusal.effect, CreateRun)}
-    status = without_refused(decision.status, created)
-    is_under_way = status.counts.active > 0 or len(refusals) < len(decision.effects)
-    phase = None if is_under_way else observed.status.phase
-    first, generation = refusals[0], observed.meta.generation
-    name = first.effect.run.name if isinstance(first.effect, CreateRun) else first.effect.name
-    others = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
-    wait = wait_reasons.refusal(first.why)
-    wait = replace(wait, message=f"{name}{others}: {wait.message}")
-    status, news = wait_reasons.waits(status, phase, wait, now=now, generation=generation)
-    again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
-    told = decision.announcements if len(refusals) < len(decision.effects) else ()
-    return SweepDecision(rule=REFUSED, status=status, announcements=(*told, *news), look_again_seconds=again)
 
 
 # --- the sweep as a whole --------------------------------------------------------------------------------------------
@@ -215,8 +186,7 @@ def going(context: SweepContext) -> SweepDecision:
     )
     status = counted(context.status.model_copy(update={"runs": rows}))
     status = context.phase(status, *_progress(status))
-    created = f"Created {', '.join(run.name for run in fresh)}" if fresh else ""
-    news = (Announcement(reason=Reason.STARTING, message=created),) if created else ()
+    news = created([run.name for run in fresh])
     status, warned = _warned(context, status)
     waits = (_seconds_left(context), context.account.seconds if context.account else None)
     return SweepDecision(

@@ -105,6 +105,18 @@ class MoveDeadline:
 
 
 SweepEffect = CreateRun | SuspendRun | ResumeRun | MoveDeadline
+
+
+def run_of(effect: SweepEffect) -> str:
+    """Return the name of the run that the effect is about."""
+    return effect.run.name if isinstance(effect, CreateRun) else effect.name
+
+
+def name_of(effect: SweepEffect) -> str:
+    """Return the same name for the effect in each pass that decides it."""
+    return f"{type(effect).__name__} {run_of(effect)}"
+
+
 Refusals = Sequence[RefusedEffect[SweepEffect]]
 SweepDecision = AnyDecision[SweepEffect, SweepStatus]
 """Decision about a sweep."""

@@ -85,9 +85,9 @@ def counted(status: SweepStatus) -> SweepStatus:
 
 
 def without_refused(status: SweepStatus, refused: Mapping[str, str]) -> SweepStatus:
-    """Return the status with these runs as pending, each with the reason for which it could not be created."""
+    """Return the status with these runs as pending, each with the reason for which it was not created."""
     rows = tuple(
-        row.model_copy(update={"phase": Phase.PENDING, "refused": refused[row.name][:_REFUSED_MAX]})
+        row.model_copy(update={"phase": Phase.PENDING, "refused": refused[row.name][:_REFUSED_MAX] or None})
         if row.name in refused
         else row
         for row in status.runs
