@@ -7,9 +7,10 @@ condition `Accepted`.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -93,7 +94,8 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     problems += broken
     in_effect = spec
     if problems:
-        in_effect = _accepted_before(accepted, written, is_older=is_older) if accepted else None
+        before = accepted_before(accepted, written, partial(_accept, is_older=is_older)) if accepted else None
+        in_effect = None if before is None else _keep(before, written)
     return Parsed(meta=meta, spec=in_effect, problems=tuple(problems), status=status, asked=spec)
 
 
@@ -102,24 +104,31 @@ AT_ONCE = ("suspend", "limits.deadline", "limits.budget")
 _BUDGET = tuple(f"limits.budget.{field.alias or name}" for name, field in Budget.model_fields.items())
 
 
-def _accepted_before(accepted: Mapping[str, Any], written: object, *, is_older: bool) -> Spec | None:
+def accepted_before(
+    accepted: Mapping[str, Any], written: object, accept: Callable[[Mapping[str, Any]], ModelT | None]
+) -> ModelT | None:
     """Return the spec that was accepted last, with those parts of what is written now that act at once.
 
     A part that cannot be parsed, or that breaks a rule there, stays as it was.
+
+    Args:
+        accepted: the spec that was accepted last.
+        written: the spec as it is now.
+        accept: returns a document as the spec that it is; None if it is not acceptable.
     """
-    spec, document = _accept(accepted, is_older=is_older), accepted
+    spec, document = accept(accepted), accepted
     if spec is None or not isinstance(written, Mapping):
         return spec
     for path in AT_ONCE:
-        is_good = _accept(_with_part(document, written, path), is_older=is_older) is not None
+        is_good = accept(_with_part(document, written, path)) is not None
         for part in (path,) if is_good or path != "limits.budget" else _BUDGET:
             changed = _with_part(document, written, part)
-            found = _accept(changed, is_older=is_older)
+            found = accept(changed)
             spec, document = (spec, document) if found is None else (found, changed)
-    return _keep(spec, written)
+    return spec
 
 
-def _keep(spec: Spec, written: Mapping[str, Any]) -> Spec:
+def _keep(spec: Spec, written: object) -> Spec:
     """Return the spec, but it deletes nothing that the one that is written now may keep.
 
     A part that cannot be parsed keeps: a mistake deletes neither a claim nor a run.

@@ -1,19 +1,26 @@
 """One moment of a sweep: what its rules decide from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from piton.api.conditions import OPERATOR_ERROR, in_phase, settled, with_accepted, with_trouble
+from pydantic_core import to_json
+
+from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, in_phase, settled, with_accepted, with_trouble
+from piton.api.parse import AT_ONCE
 from piton.api.reasons import Reason
+from piton.api.status import AcceptedSpec
 from piton.api.status_base import Phase
+from piton.api.validation import SPEC_MAX
 from piton.contract.duration import parse_duration
+from piton.core.effects import Announcement
 from piton.cost.budget import Account
 from piton.sweep import cost
 from piton.sweep.expand import PlannedRun
 from piton.sweep.model import SweepSpec
 from piton.sweep.observed import (
     RunSeen,
+    SweepDecision,
     SweepObserved,
 )
 from piton.sweep.rows import refreshed
@@ -77,13 +84,46 @@ class SweepContext:
         return with_trouble(status, kind, reason, message, now=self.now, generation=self.observed.meta.generation)
 
 
-def answer(context: SweepContext, status: SweepStatus) -> SweepStatus:
-    """Return the status with the answers to the current spec, also of a sweep that has ended."""
-    observed, generation = context.observed, context.observed.meta.generation
+def answer(context: SweepContext, decision: SweepDecision) -> SweepDecision:
+    """Return the decision with the answers to the current spec, also of a sweep that has ended."""
+    observed, generation, status = context.observed, context.observed.meta.generation, decision.status
     if observed.meta.deleting or not status.conditions:
-        return status
+        return decision
     status = context.with_trouble(status, OPERATOR_ERROR, Reason.OPERATOR_ERROR, None)
-    if settled(observed.status):
-        problem = "; ".join(observed.problems) or None
-        status = with_accepted(status, observed.status, problem, now=context.now, generation=generation)
-    return status.model_copy(update={"observed_generation": generation})
+    status = status.model_copy(update={"observed_generation": generation})
+    if status.phase is Phase.REFUSED:  # it is said already
+        return replace(decision, status=status)
+    problem = _problem(observed)
+    status = with_accepted(status, observed.status, problem, now=context.now, generation=generation)
+    news = decision.announcements
+    if problem is not None and _is_new(observed.status, problem):
+        news = (*news, Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=problem))
+    return replace(decision, status=_remembered(observed, status), announcements=news)
+
+
+def _problem(observed: SweepObserved) -> str | None:
+    """Return why the spec is refused, and what happens meanwhile; None: it is not."""
+    problems = "; ".join(observed.problems)
+    if not problems or observed.spec is None or settled(observed.status):
+        return problems or None
+    at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
+    meanwhile = f"the spec that was accepted before stays in effect, and only {at_once} are new"
+    return f"{problems} (until that is mended, {meanwhile})"
+
+
+def _is_new(status: SweepStatus, problem: str) -> bool:
+    known = status.condition(ACCEPTED)
+    return known is None or known.reason is not Reason.INVALID_SPEC or known.message != problem
+
+
+def _remembered(observed: SweepObserved, status: SweepStatus) -> SweepStatus:
+    """Return the status with the spec as the one that was accepted last, if it is."""
+    spec, generation, known = observed.spec, observed.meta.generation, status.accepted
+    if spec is None or observed.problems or settled(status):
+        return status
+    if known.generation == generation if known else status == observed.status:  # not a write for that alone
+        return status
+    written = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    if len(to_json(written)) > SPEC_MAX:
+        return status.model_copy(update={"accepted": None})
+    return status.model_copy(update={"accepted": AcceptedSpec(generation=generation, spec=written)})

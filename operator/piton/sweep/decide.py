@@ -51,7 +51,7 @@ def decide(observed: SweepObserved, *, now: datetime, timing: Timing | None = No
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule != UNREADABLE:
         status = context.with_trouble(decision.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
-        decision = replace(decision, status=answer(context, status))
+        decision = answer(context, replace(decision, status=status))
     return _sparing(context, decision)
 
 

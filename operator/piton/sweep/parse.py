@@ -5,40 +5,58 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from piton.api.parse import SpecError, manifest_of, meta_of, model_of
+from piton.api.parse import SpecError, accepted_before, manifest_of, meta_of, model_of
 from piton.api.spec import Meta
 from piton.contract import names
 from piton.sweep import rules
-from piton.sweep.expand import PlannedRun
+from piton.sweep.expand import PlannedRun, digest
 from piton.sweep.model import SweepSpec
 from piton.sweep.status import SweepStatus
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedSweep:
-    """A manifest in typed pieces. `spec` is None, and the plan empty, when there are problems."""
+    """A manifest in typed pieces."""
 
     meta: Meta
     spec: SweepSpec | None
+    """The spec in effect: the user's, or the one that was accepted last while the user's is refused. None: neither."""
     plan: tuple[PlannedRun, ...]
+    """The runs of that spec; none without one."""
     problems: tuple[str, ...]
+    """Messages on why the user's is refused."""
     status: SweepStatus
 
 
 def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
     """Parse an object of the API server's."""
-    meta = meta_of(manifest["metadata"])
-    spec, problems = model_of(SweepSpec, manifest.get("spec"), "describe the template and its variants")
+    meta, status = meta_of(manifest["metadata"]), SweepStatus.read(manifest.get("status") or {})
+    written, accepted = manifest.get("spec"), status.accepted.spec if status.accepted else None
+    spec, problems = model_of(SweepSpec, written, "describe the template and its variants")
     plan: tuple[PlannedRun, ...] = ()
     if spec is not None:
         plan, problems = rules.check(meta.name, spec)
-    return ParsedSweep(
-        meta=meta,
-        spec=None if problems else spec,
-        plan=() if problems else plan,
-        problems=tuple(problems),
-        status=SweepStatus.read(manifest.get("status") or {}),
-    )
+        if not problems and status.plan not in ("", digest(spec)):
+            problems = [rules.CHANGED]
+    if problems:
+        spec, plan = _accepted_before(meta.name, accepted, written) if accepted else (None, ())
+    return ParsedSweep(meta=meta, spec=spec, plan=plan, problems=tuple(problems), status=status)
+
+
+def _accepted_before(
+    name: str, accepted: Mapping[str, Any], written: object
+) -> tuple[SweepSpec | None, tuple[PlannedRun, ...]]:
+    """Return the spec that was accepted last and its runs, with those parts of what is written that act at once."""
+    spec, _ = model_of(SweepSpec, accepted, "")
+    plan, problems = rules.check(name, spec) if spec else ((), [])
+    if spec is None or problems:
+        return None, ()
+
+    def accept(document: Mapping[str, Any]) -> SweepSpec | None:
+        found, _ = model_of(SweepSpec, document, "")
+        return None if found is None or rules.check_limits(found, plan) else found
+
+    return accepted_before(accepted, written, accept), plan
 
 
 def parse_file(document: object, *, now: datetime) -> ParsedSweep:

@@ -38,8 +38,13 @@ def check(sweep: str, spec: SweepSpec) -> tuple[tuple[PlannedRun, ...], list[str
     problems = [*_names(plan), *_baseline(spec, plan), *_own_program(spec, plan)]
     if not problems:
         found, problems = _specs(spec, plan)
-        problems = problems or [*_one_objective(found), *_priced(spec, found)]
+        problems = problems or [*_one_objective(found), *_priced(spec, plan)]
     return plan, problems[:_PROBLEMS_MAX]
+
+
+def check_limits(spec: SweepSpec, plan: Sequence[PlannedRun]) -> list[str]:
+    """Return all messages of the rules on the limits of a sweep whose runs are known to be good."""
+    return [*good_limits(spec), *_priced(spec, plan)]
 
 
 _NAME_MAX = names.MAX_RUN_NAME - 2
@@ -228,9 +233,9 @@ def _one_objective(runs: Mapping[str, Spec]) -> Iterator[str]:
         yield "spec.variants: the runs have different objectives; give all of them one metric and goal"
 
 
-def _priced(spec: SweepSpec, runs: Mapping[str, Spec]) -> Iterator[str]:
+def _priced(spec: SweepSpec, plan: Sequence[PlannedRun]) -> Iterator[str]:
     """Require maxPricePerHour if there is a budget: it is the price of nodes with an unknown price."""
-    if spec.limits.budget and any(run.capacity.max_price_per_hour is None for run in runs.values()):
+    if spec.limits.budget and any((run.spec.get("capacity") or {}).get("maxPricePerHour") is None for run in plan):
         yield f"spec.template.{NO_PRICE}"
 
 

@@ -6,7 +6,7 @@ than counts are strings, because Kubernetes APIs avoid floats.
 
 from pydantic import AwareDatetime, Field
 
-from piton.api.status import Amount, MetricValue
+from piton.api.status import AcceptedSpec, Amount, MetricValue
 from piton.api.status_base import Answer, Conditioned, Phase
 
 
@@ -110,5 +110,8 @@ class SweepStatus(Conditioned):
     baseline: str = Field(default="", description="The variant that the others are compared with.")
     runs: tuple[Row, ...] = Field(default=(), description="The runs, in the order in which they begin.")
     results: tuple[VariantResult, ...] = Field(default=(), description="What each variant has reached so far.")
+    accepted: AcceptedSpec | None = Field(
+        default=None, description="The spec that was accepted last; it stays in effect while a newer one is refused."
+    )
     cost: SweepCost | None = Field(default=None, description="What it costs, as far as prices are known.")
     last_updated_time: AwareDatetime | None = Field(default=None, description="When the runs were last written down.")
