@@ -1,10 +1,16 @@
 """Edits of a sweep whose runs train: one that is refused stops nothing, and what saves money acts all the same."""
 
+import json
+import re
 from typing import Any
 
 import pytest
 
+from piton.api import validation
 from piton.api.status_base import Phase
+from piton.contract.names import ANNOTATION_OLDER_RULES
+from piton.sweep import rules
+from piton.sweep.parse import parse
 from support.apiserver import EVENTS, RUNS, SWEEPS
 from support.cluster import Ends, Runs
 from support.pilot import Pilot
@@ -95,3 +101,60 @@ async def test_a_mended_spec_is_accepted_again(pilot: Pilot) -> None:
     await change(pilot, 2, template=template, parallelism=3)
     assert condition(pilot, "Accepted")["status"] == "True"
     assert len(pilot.server.all(RUNS)) == 3
+
+
+OLD_TEMPLATES: dict[str, dict[str, Any]] = {
+    "a long duration": {"limits": {"stalled": "9999d"}},
+    "a long patience": {"checkpoint": {"volume": {"size": "1Gi"}, "patience": "9999999d"}},
+    "a large config": {
+        "trainer": {"image": "trainer:1", "recipe": "charlm", "config": {"data": {"text": "a" * 210_000}}}
+    },
+}
+
+
+@pytest.mark.parametrize("template", OLD_TEMPLATES)
+async def test_a_sweep_that_has_begun_is_not_asked_what_younger_rules_say(
+    pilot: Pilot, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(validation, "RULES", tuple(r for r in validation.RULES if r not in validation.YOUNGER))
+        pilot.cluster.fates |= {f"abl-{variant}-1": Runs() for variant in VARIANTS}
+        await pilot.cluster.apply(a_sweep("abl", template=OLD_TEMPLATES[template]))
+        for _ in range(6):
+            await pilot.settle_sweeps()
+            await pilot.turn(10)
+        assert phases(pilot) == {Phase.TRAINING}
+    sweep = sweep_of(pilot)
+    del sweep["status"]["accepted"]  # the operator before did not keep it
+    await pilot.server.put(SWEEPS, sweep)
+    pilot.cluster.fates |= {f"abl-{variant}-1": Ends() for variant in VARIANTS}
+    await change(pilot, 20)
+
+    assert sweep_of(pilot)["status"]["phase"] == Phase.SUCCEEDED
+    assert len(pilot.server.all(RUNS)) == 3
+    assert not validation_problems(pilot), "the API server takes them"
+
+
+async def test_a_deadline_of_a_sweep_from_before_counts_as_ten_years(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(rules, "RULES", tuple(r for r in rules.RULES if r not in rules.YOUNGER))
+        await trains(pilot, parallelism=1, limits={"deadline": "9999d"})
+    pilot.cluster.fates |= {f"abl-{variant}-1": Ends() for variant in VARIANTS}
+    await change(pilot, 20)
+    assert sweep_of(pilot)["status"]["phase"] == Phase.SUCCEEDED
+
+
+def test_a_new_sweep_is_asked() -> None:
+    assert parse(a_sweep("abl", template=OLD_TEMPLATES["a long duration"])).problems
+    assert parse(a_sweep("abl", limits={"deadline": "9999d"})).problems
+
+
+def validation_problems(pilot: Pilot) -> list[str]:
+    """The durations of runs made after the upgrade that the API server would refuse."""
+    made = [
+        run for run in pilot.server.all(RUNS) if ANNOTATION_OLDER_RULES in (run["metadata"].get("annotations") or {})
+    ]
+    assert len(made) == 2
+    return [text for run in made for text in re.findall(r"9{4,}d", json.dumps(run["spec"]))]

@@ -86,9 +86,11 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     written, accepted = manifest.get("spec"), status.accepted.spec if status.accepted else None
     spec, problems = model_of(Spec, written, "describe the trainer and the checkpoint")
     problems += validation.check_name(meta.name)
+    is_excused = (manifest["metadata"].get("annotations") or {}).get(names.ANNOTATION_OLDER_RULES) == "true"
     has_begun = status.attempt > 0 or status.unreadable is not None
     broken = validation.check(spec, has_begun=has_begun) if spec else []
-    is_older = has_begun and bool(problems or broken) and (accepted is None or _accept(accepted) is None)
+    was_taken = is_excused or (has_begun and (accepted is None or _accept(accepted) is None))
+    is_older = bool(problems or broken) and was_taken
     if is_older and spec is not None:
         broken = validation.check(spec, has_begun=True, is_older=True)
     problems += broken

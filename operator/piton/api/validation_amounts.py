@@ -50,7 +50,7 @@ _WITH_CEL = (
     DurationField(path="ttlAfterFinished", value=lambda spec: spec.ttl_after_finished, example="7d"),
 )
 _A_WORD = "limits.hangTimeout is a duration or a word, which a structural schema cannot say"
-_DURATIONS = (*_WITH_CEL, DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m"))
+DURATIONS = (*_WITH_CEL, DurationField(path="limits.hangTimeout", value=_hang_timeout, example="30m"))
 
 
 def _deadline(stage: SideStage | None) -> str | None:
@@ -74,7 +74,7 @@ def _in_each(
 @not_in_cel(_A_WORD)
 def good_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is zero."""
-    for field in _DURATIONS:
+    for field in DURATIONS:
         text = field.value(spec)
         if field.example and text is not None and duration.parse_duration(text) <= 0:
             yield field.zero.format(found=text)
@@ -84,7 +84,7 @@ def good_durations(spec: Spec) -> Iterator[str]:
 @not_in_cel(_A_WORD)
 def bounded_durations(spec: Spec) -> Iterator[str]:
     """Check that no duration is longer than ten years."""
-    for field in _DURATIONS:
+    for field in DURATIONS:
         text = field.value(spec)
         if text is not None and not re.fullmatch(duration.WITHIN_YEARS, text):
             yield field.too_long.format(found=text)

@@ -152,12 +152,12 @@ def _variants(sweep: str, spec: SweepSpec) -> Iterator[tuple[str, tuple[Document
     for name, patches in [(variant.name, _patches(variant)) for variant in spec.variants] or [("", ())]:
         labels = _labels(points, room - (len(name) + 1 if name else 0))
         for label, point in zip(labels, points, strict=True):
-            changes = tuple(_nested(path.split("."), value) for path, value in point)
+            changes = tuple(nested(path.split("."), value) for path, value in point)
             yield "-".join(part for part in (name, label) if part) or _TEMPLATE, (*patches, *changes)
 
 
 def _patches(variant: Variant) -> tuple[Document, ...]:
-    return (*(_nested(path.split("."), None) for path in variant.remove), dict(variant.patch))
+    return (*(nested(path.split("."), None) for path in variant.remove), dict(variant.patch))
 
 
 def _points(spec: SweepSpec) -> Iterator[Point]:
@@ -167,8 +167,9 @@ def _points(spec: SweepSpec) -> Iterator[Point]:
         yield tuple(zip(paths, values, strict=True))
 
 
-def _nested(keys: Sequence[str], value: Any) -> Document:
-    return {keys[0]: _nested(keys[1:], value) if len(keys) > 1 else value}
+def nested(keys: Sequence[str], value: Any) -> Document:
+    """Return a document with nothing but the value at that path."""
+    return {keys[0]: nested(keys[1:], value) if len(keys) > 1 else value}
 
 
 def _labels(points: Sequence[Point], room: int) -> list[str]:

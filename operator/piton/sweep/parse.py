@@ -36,25 +36,35 @@ def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
     plan: tuple[PlannedRun, ...] = ()
     if spec is not None:
         plan, problems = rules.check(meta.name, spec)
-        if not problems and status.plan not in ("", digest(spec)):
-            problems = [rules.CHANGED]
+    has_begun = status.plan != "" or status.unreadable is not None
+    is_older = has_begun and bool(problems) and (accepted is None or not _is_good(meta.name, accepted))
+    if spec is not None and is_older:
+        plan, problems = rules.check(meta.name, spec, is_older=True)
+    if spec is not None and not problems and status.plan not in ("", digest(spec)):
+        problems = [rules.CHANGED]
     if problems:
-        spec, plan = _accepted_before(meta.name, accepted, written) if accepted else (None, ())
+        spec, plan = _accepted_before(meta.name, accepted, written, is_older=is_older) if accepted else (None, ())
     return ParsedSweep(meta=meta, spec=spec, plan=plan, problems=tuple(problems), status=status)
 
 
+def _is_good(name: str, accepted: Mapping[str, Any]) -> bool:
+    """True if a new sweep may have the spec."""
+    spec, _ = model_of(SweepSpec, accepted, "")
+    return spec is not None and not rules.check(name, spec)[1]
+
+
 def _accepted_before(
-    name: str, accepted: Mapping[str, Any], written: object
+    name: str, accepted: Mapping[str, Any], written: object, *, is_older: bool
 ) -> tuple[SweepSpec | None, tuple[PlannedRun, ...]]:
     """Return the spec that was accepted last and its runs, with those parts of what is written that act at once."""
     spec, _ = model_of(SweepSpec, accepted, "")
-    plan, problems = rules.check(name, spec) if spec else ((), [])
+    plan, problems = rules.check(name, spec, is_older=is_older) if spec else ((), [])
     if spec is None or problems:
         return None, ()
 
     def accept(document: Mapping[str, Any]) -> SweepSpec | None:
         found, _ = model_of(SweepSpec, document, "")
-        return None if found is None or rules.check_limits(found, plan) else found
+        return None if found is None or rules.check_limits(found, plan, is_older=is_older) else found
 
     return accepted_before(accepted, written, accept), plan
 

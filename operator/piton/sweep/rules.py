@@ -8,6 +8,7 @@ it all rules on the runs.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from piton.api import parse, validation
 from piton.api.cel import Cel, SpecRule, by_path, cel, not_in_cel
@@ -15,13 +16,14 @@ from piton.api.spec import Spec
 from piton.api.validation_amounts import (
     ANY_DIGIT,
     DEADLINE,
+    DURATIONS,
     NO_MONEY,
     NO_PRICE,
     WITHIN_YEARS,
     positive,
 )
 from piton.contract import duration, names
-from piton.sweep.expand import FIXED_FIELDS, PlannedRun, expand, size
+from piton.sweep.expand import FIXED_FIELDS, PlannedRun, expand, merge, nested, size
 from piton.sweep.model import RUNS_MAX, SweepSpec
 
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
@@ -29,22 +31,56 @@ _PROBLEMS_MAX = 30
 """More than anybody reads, and than a condition should hold."""
 
 
-def check(sweep: str, spec: SweepSpec) -> tuple[tuple[PlannedRun, ...], list[str]]:
-    """The sweep's runs, and every sentence that there is to say about it and them."""
-    problems = [*good_name(sweep), *(sentence for rule in RULES for sentence in rule(spec))]
+def check(sweep: str, spec: SweepSpec, *, is_older: bool = False) -> tuple[tuple[PlannedRun, ...], list[str]]:
+    """The sweep's runs, and every sentence that there is to say about it and them.
+
+    Args:
+        sweep: its name.
+        spec: its spec.
+        is_older: it has begun before some rules were there; neither it nor its runs are asked for what worked then.
+    """
+    rules = [rule for rule in RULES if not (is_older and rule in YOUNGER)]
+    problems = [*good_name(sweep), *(sentence for rule in rules for sentence in rule(spec))]
     if problems:
         return (), problems
     plan = expand(sweep, spec)
+    if is_older:
+        plan = tuple(map(_excused, plan))
     problems = [*_names(plan), *_baseline(spec, plan), *_own_program(spec, plan)]
     if not problems:
-        found, problems = _specs(spec, plan)
+        found, problems = _specs(spec, plan, is_older=is_older)
         problems = problems or [*_one_objective(found), *_priced(spec, plan)]
     return plan, problems[:_PROBLEMS_MAX]
 
 
-def check_limits(spec: SweepSpec, plan: Sequence[PlannedRun]) -> list[str]:
+def check_limits(spec: SweepSpec, plan: Sequence[PlannedRun], *, is_older: bool) -> list[str]:
     """Return all messages of the rules on the limits of a sweep whose runs are known to be good."""
-    return [*good_limits(spec), *_priced(spec, plan)]
+    bounds = [] if is_older else bounded_deadline(spec)
+    return [*good_limits(spec), *bounds, *_priced(spec, plan)]
+
+
+def _excused(run: PlannedRun) -> PlannedRun:
+    """Return the run as it can be made and trained, though younger rules would refuse it.
+
+    The API server refuses durations above ten years, and they count as ten years.
+    """
+    spec = run.spec
+    for field in DURATIONS:
+        keys = field.path.split(".")
+        found: object = spec
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, str) and _is_too_long(found):
+            spec = merge(spec, nested(keys, _LONGEST))
+    annotations = {**run.annotations, names.ANNOTATION_OLDER_RULES: "true"}
+    return replace(run, spec=spec, annotations=annotations)
+
+
+_LONGEST = "3650d"
+
+
+def _is_too_long(text: str) -> bool:
+    return re.fullmatch(duration.PATTERN, text) is not None and re.fullmatch(duration.WITHIN_YEARS, text) is None
 
 
 _NAME_MAX = names.MAX_RUN_NAME - 2
@@ -124,18 +160,23 @@ def removable(spec: SweepSpec) -> Iterator[str]:
 
 
 @cel("spec.limits.deadline", ANY_DIGIT, DEADLINE.zero, found="self")
-@cel("spec.limits.deadline", WITHIN_YEARS, DEADLINE.too_long, found="self")
 @cel("spec.limits.budget.usd", ANY_DIGIT, NO_MONEY, usd="self")
 def good_limits(spec: SweepSpec) -> Iterator[str]:
-    """Check that the sweep's deadline and budget are neither nothing nor beyond all bounds."""
+    """Check that neither the sweep's deadline nor its budget is nothing."""
     deadline = spec.limits.deadline
     if deadline is not None and duration.parse_duration(deadline) <= 0:
         yield DEADLINE.zero.format(found=deadline)
-    if deadline is not None and not re.fullmatch(duration.WITHIN_YEARS, deadline):
-        yield DEADLINE.too_long.format(found=deadline)
     budget = spec.limits.budget
     if budget is not None:
         yield from positive(budget)
+
+
+@cel("spec.limits.deadline", WITHIN_YEARS, DEADLINE.too_long, found="self")
+def bounded_deadline(spec: SweepSpec) -> Iterator[str]:
+    """Check that the sweep's deadline is not longer than ten years."""
+    deadline = spec.limits.deadline
+    if deadline is not None and _is_too_long(deadline):
+        yield DEADLINE.too_long.format(found=deadline)
 
 
 RULES: tuple[SpecRule[SweepSpec], ...] = (
@@ -145,7 +186,10 @@ RULES: tuple[SpecRule[SweepSpec], ...] = (
     good_paths,
     removable,
     good_limits,
+    bounded_deadline,
 )
+YOUNGER = (bounded_deadline,)
+"""Rules that are younger than some sweeps, which run with what they refuse."""
 
 FIXED = f"{', '.join(FIXED_FIELDS[:-1])} and {FIXED_FIELDS[-1]}"
 """Fields that may not be changed, in words; see `expand.digest`."""
@@ -191,13 +235,13 @@ def _baseline(spec: SweepSpec, plan: Sequence[PlannedRun]) -> Iterator[str]:
         yield f"spec.baseline: there is no variant {spec.baseline}; known here: {known}"
 
 
-def _specs(spec: SweepSpec, plan: Sequence[PlannedRun]) -> tuple[dict[str, Spec], list[str]]:
+def _specs(spec: SweepSpec, plan: Sequence[PlannedRun], *, is_older: bool) -> tuple[dict[str, Spec], list[str]]:
     """Each run's spec as its model, and what the rules of a run say of them: of the template once, else by variant."""
-    common = frozenset(_problems(spec.template.spec)[1])
+    common = frozenset(_problems(spec.template.spec, is_older=is_older)[1])
     found: dict[str, Spec] = {}
     sentences: dict[str, None] = {}
     for run in plan:
-        parsed, problems = _problems(run.spec)
+        parsed, problems = _problems(run.spec, is_older=is_older)
         if parsed is not None:
             found[run.variant] = parsed
         for problem in problems:
@@ -205,11 +249,11 @@ def _specs(spec: SweepSpec, plan: Sequence[PlannedRun]) -> tuple[dict[str, Spec]
     return found, list(sentences)
 
 
-def _problems(spec: Mapping[str, object]) -> tuple[Spec | None, list[str]]:
+def _problems(spec: Mapping[str, object], *, is_older: bool) -> tuple[Spec | None, list[str]]:
     parsed, problems = parse.model_of(Spec, spec, "describe a run")
     if parsed is None:
         return None, problems
-    problems = validation.check(parsed)
+    problems = validation.check(parsed, has_begun=is_older, is_older=is_older)
     if parsed.suspend:
         problems.append("spec.suspend: runs of a sweep hold when spec.suspend of the sweep says so; remove it")
     if parsed.ttl_after_finished:
