@@ -11,7 +11,7 @@ from piton.api.parse import AT_ONCE
 from piton.api.reasons import Reason
 from piton.api.status import AcceptedSpec
 from piton.api.status_base import Phase
-from piton.api.validation import SPEC_MAX
+from piton.api.validation_sizes import SPEC_MAX
 from piton.contract.duration import parse_duration
 from piton.core.effects import Announcement
 from piton.cost.budget import Account
