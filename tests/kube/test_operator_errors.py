@@ -1,9 +1,11 @@
 """Mistakes of the operator's own at one object: told there, once, and over as soon as a pass gets through."""
 
+import itertools
 from typing import Any
 
 import pytest
 
+from piton.api import parse as manifests
 from piton.api.conditions import OPERATOR_ERROR
 from piton.api.status_base import Phase
 from piton.kube import observe, sweep_controller
@@ -116,3 +118,105 @@ async def test_an_object_that_is_too_large_for_the_api_server_is_shown(pilot: Pi
     assert waiting is not None
     assert waiting.status == "True"
     assert words in waiting.message
+
+
+def fail_in_turn(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
+    """Let one pass after the other meet these errors; None: it gets through."""
+    real, turns = manifests.parse, itertools.cycle(errors)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        error = next(turns)
+        if error is not None:
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(manifests, "parse", fails)
+
+
+@pytest.mark.parametrize(
+    ("errors", "texts"),
+    [
+        ((TypeError("one"), KeyError("other")), 2),
+        ((TypeError("one"), KeyError("other"), ValueError("third")), 3),
+        ((TypeError("number 1"), TypeError("number 2")), 1),
+    ],
+)
+async def test_texts_in_turn_are_told_once_each_and_the_back_off_stays(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch, errors: tuple[Exception, ...], texts: int
+) -> None:
+    await _train(pilot)
+    fail_in_turn(monkeypatch, *errors)
+    writes, passes = len(pilot.server.writes), len(pilot.server.asked)
+    for _ in range(600):
+        await pilot.settle(resync=False)
+        pilot.advance(1)
+    assert len(pilot.server.writes) - writes == 2 * texts
+    assert len(told(pilot)) == texts
+    assert len(pilot.server.asked) - passes < 100
+
+
+async def test_an_error_that_comes_and_goes_is_no_stampede(pilot: Pilot, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _train(pilot)
+    fail_in_turn(monkeypatch, KeyError("cached"), None)
+    writes = len(pilot.server.writes)
+    for _ in range(300):
+        await pilot.settle()
+        pilot.advance(2)
+    assert len(pilot.server.writes) - writes < 60
+
+
+async def test_texts_that_never_repeat_are_bounded(pilot: Pilot, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _train(pilot)
+    words = itertools.product("abcdefghij", repeat=3)
+
+    def fails(*_: object, **__: object) -> None:
+        raise TypeError("".join(next(words)))
+
+    monkeypatch.setattr(manifests, "parse", fails)
+    writes = len(pilot.server.writes)
+    for _ in range(300):
+        await pilot.settle()
+        pilot.advance(2)
+    assert len(pilot.server.writes) - writes <= 2 * 16
+    assert len(pilot.controller._errors._told["team", "ragcun"].shown) <= 32
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (422, "Invalid", "TrainingRun.piton.dev ragcun is invalid: status.attempts[0].state: Unsupported value"),
+        (500, "InternalError", "etcdserver: request is too large"),
+        (500, "InternalError", "Internal error occurred: no webhook"),
+        (409, "Conflict", "the object has been modified"),
+    ],
+)
+async def test_an_event_tells_it_although_the_status_cannot_be_written(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str, str]
+) -> None:
+    await _train(pilot)
+    break_with(monkeypatch, observe, OverflowError("date value 10277 out of range"))
+    pilot.server.refuse = lambda request: refusal(*answer) if request.method == "PUT" else None
+    for _ in range(10):
+        await pilot.turn(30)
+    assert len(told(pilot)) == 1
+    (event,) = [event for event in pilot.server.all(EVENTS) if event["reason"] == "OperatorError"]
+    assert event["count"] == 1
+
+
+async def test_the_condition_tells_it_although_no_event_can_be_posted(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _train(pilot)
+    break_with(monkeypatch, observe, OverflowError("date value 10277 out of range"))
+    pilot.server.refuse = lambda request: refusal(403, "Forbidden", "no") if request.resource == EVENTS else None
+    writes = len(pilot.server.writes)
+    for _ in range(10):
+        await pilot.turn(30)
+    assert [c["status"] for c in run_of(pilot)["status"]["conditions"] if c["type"] == OPERATOR_ERROR] == ["True"]
+    assert len(pilot.server.writes) - writes == 2
+
+
+async def _train(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)

@@ -22,6 +22,7 @@ from piton.kube.kueue import WORKLOADS, QueuePositions
 from piton.kube.last_seen import Sightings
 from piton.kube.metrics import RUN, OperatorMetrics
 from piton.kube.nodepools import NodePools
+from piton.kube.operator_errors import tells_only_error
 from piton.kube.outages import Outages
 from piton.kube.pods import disruption_of
 from piton.kube.report_store import Reports, Sender
@@ -111,6 +112,8 @@ class Controller(Worker):
         find what a decision has missed, and one that shows no more than progress misses nothing.
         """
         metadata = change.body["metadata"]
+        if tells_only_error(change):
+            return
         if _asks_for_something(change):
             self.wake(metadata["namespace"], metadata["name"], urgent=True)
         elif not _shows_only_progress(change):

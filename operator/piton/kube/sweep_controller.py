@@ -22,6 +22,7 @@ from piton.kube.controller_base import Worker
 from piton.kube.errors import NotFound
 from piton.kube.events import EventAnnouncer, EventRateLimiter, Key
 from piton.kube.metrics import SWEEP, OperatorMetrics
+from piton.kube.operator_errors import tells_only_error
 from piton.kube.ownership import create, owned
 from piton.kube.resources import RUNS, SWEEPS, Body
 from piton.kube.settings import PitonSettings
@@ -239,7 +240,8 @@ class SweepController(Worker):
 
     def _on_sweep(self, change: Change) -> None:
         metadata = change.body["metadata"]
-        self.wake(metadata["namespace"], metadata["name"], urgent=change.before is None)
+        if not tells_only_error(change):
+            self.wake(metadata["namespace"], metadata["name"], urgent=change.before is None)
 
     def _on_run(self, change: Change) -> None:
         metadata = change.body["metadata"]
