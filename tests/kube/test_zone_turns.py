@@ -100,6 +100,26 @@ def test_attempts_that_the_other_zones_do_not_take_slow_the_others_down() -> Non
     assert len(zone.left) == 160
 
 
+@pytest.mark.parametrize("how", ["forgotten", "not followed any more", "placed"])
+def test_runs_that_are_gone_slow_nobody_down(how: str) -> None:
+    zone = Zone(160)
+    zone.pass_seconds(0, 600 + zone_turns.TURNS * 60 // 2)
+    first, runs = list(zone.left), [job.rpartition("-")[0] for job in zone.left]
+    for run in runs:
+        zone.turns.follow(run, unplaced_since=later(600))
+    for run in runs:
+        if how == "forgotten":
+            zone.turns.forget(run)
+        elif how == "placed":
+            zone.turns.follow(run, unplaced_since=None)
+    for second in range(840, 1500, 10):
+        zone.pass_seconds(second, second + 10)
+        for job in zone.left:
+            if job not in first:
+                zone.turns.follow(job.rpartition("-")[0], unplaced_since=None)
+    assert len(zone.left) == 160
+
+
 def test_those_whose_nodes_are_back_take_no_turn() -> None:
     zone = Zone(80)
     zone.pass_seconds(0, 590)

@@ -19,7 +19,7 @@ from piton.core.context import Context
 from piton.core.effects import Decision, Effect, LeaveQueue, ReportPodsReady, RequestQuota, ReturnQuota
 from piton.core.wait_reasons import Wait, waited_seconds
 from piton.observed import AttemptSeen, ReplicaState, ReservationSeen
-from piton.rendering.workload import asked, workload_name
+from piton.rendering.workload import asks_alike, workload_name
 
 WITHOUT_QUOTA = frozenset({Phase.SUSPENDED, Phase.REFUSED, Phase.SUCCEEDED, Phase.FAILED})
 """In these nothing is about to start, so quota would be kept from others for nothing."""
@@ -90,7 +90,7 @@ def queued(context: Context) -> Decision | None:
         return None
     if found.unreadable:
         return hold(context)
-    if found.exists and found.ours and (found.finished or found.asked != _wanted(context)) and not found.deleting:
+    if found.exists and found.ours and (found.finished or not _asks_alike(context, found)) and not found.deleting:
         return _wait(context, found, LeaveQueue(reason=Reason.QUEUED), "asks for other quota than before")
     if found.usable and found.ready:
         effect = ReportPodsReady(ready=False, reason=Reason.RETRYING)
@@ -148,11 +148,11 @@ def _alive(context: Context) -> bool:
     return context.flying is not None or any(seen.ours and not seen.over for seen in context.observed.attempts)
 
 
-def _wanted(context: Context) -> str:
+def _asks_alike(context: Context, found: ReservationSeen) -> bool:
     assert context.spec is not None
     stage = stages.next_stage(context.spec, context.status)
     assert stage is not None
-    return asked(context.meta, context.spec, stage)
+    return asks_alike(found.asked, context.meta, context.spec, stage)
 
 
 def _wait(context: Context, found: ReservationSeen, effect: Effect | None, text: str) -> Decision:

@@ -95,7 +95,8 @@ class _Reader:
         ]
         if self._shared.outages is not None:
             run = f"{self._meta.namespace}/{self._meta.name}"
-            self._shared.outages.follow(run, unplaced_since=unplaced_since(self._parsed.status, attempts))
+            since = unplaced_since(self._meta, self._parsed.status, attempts)
+            self._shared.outages.follow(run, unplaced_since=since)
         claim = await self._claim()
         observed = Observed(
             meta=self._meta,

@@ -130,6 +130,10 @@ class Outages:
         """Note since when the newest attempt of a run waits for a machine; None: it does not."""
         self._turns.follow(run, unplaced_since=unplaced_since)
 
+    def forget(self, run: str) -> None:
+        """Forget a run that is gone."""
+        self._turns.forget(run)
+
     async def _all(self) -> Digest:
         async with self._reading:
             if self._timer.time() - self._read_at >= FRESH_SECONDS:
@@ -153,10 +157,10 @@ def urgency_of(meta: Meta, spec: Spec | None, workload: Mapping[str, Any] | None
     return Urgency(priority=priority, deadline=deadline, created=meta.created)
 
 
-def unplaced_since(status: RunStatus, attempts: Iterable[AttemptSeen]) -> datetime | None:
-    """Return since when the newest attempt waits for machines; None: it has them, or has ended."""
+def unplaced_since(meta: Meta, status: RunStatus, attempts: Iterable[AttemptSeen]) -> datetime | None:
+    """Return since when the newest attempt waits for machines; None: it has them, has ended, or is to end."""
     record = status.current
-    if record is None or record.state is AttemptState.ENDED:
+    if meta.deleting or record is None or record.state in (AttemptState.STOPPING, AttemptState.ENDED):
         return None
     replicas = [replica for seen in attempts if seen.number == record.number for replica in seen.replicas]
     return None if replicas and all(replica.node for replica in replicas) else record.created_time

@@ -78,13 +78,14 @@ class Controller(Worker):
         self._ration = EventRateLimiter(clock)
         self._sightings = Sightings()
         self._taints = NodeTaints(client, clock)
+        self._outages = Outages(self._reads, timer)
         self._shared = SharedMemory(
             reports=self._reports,
             listens=lambda: server() is not None,
             prices=settings.prices,
             sightings=self._sightings,
             pools=NodePools(client, timer),
-            outages=Outages(self._reads, timer),
+            outages=self._outages,
             positions=QueuePositions(client, timer),
             events=cache,
             nodes=cache,
@@ -233,6 +234,7 @@ class Controller(Worker):
 
     def _forget(self, key: Key) -> None:
         self.forget_failures(key)
+        self._outages.forget("/".join(key))
         self._meter.forget(key)
         self._ration.forget(key)
         self._reports.forget(key)

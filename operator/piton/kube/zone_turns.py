@@ -24,6 +24,8 @@ STALE_SECONDS = 90.0
 """Seconds without a look after which an attempt does not wait any more. During an outage it looks each 30 s."""
 TOGETHER_SECONDS = 300.0
 """Nodes that turn silent within so long of one another do so together."""
+FOLLOWED_SECONDS = 150.0
+"""Seconds after its last look at which a run waits for machines no more, while others look: it would every 120 s."""
 _RECENT_SECONDS = 1200.0
 """For so long those that left count as a part of the zone's attempts."""
 _FORGOTTEN_SECONDS = 3600.0
@@ -81,9 +83,14 @@ class ZoneTurns:
         self._zones: defaultdict[str, _Zone] = defaultdict(_Zone)
         self._unplaced: dict[str, datetime | None] = {}
         """Runs that have left a zone, and since when their newest attempt waits for a machine."""
+        self._looked_at: dict[str, datetime] = {}
+        """The times of the last looks of those that wait."""
+        self._now = self._followed_at = datetime.min.replace(tzinfo=UTC)
+        """The times of the newest look for a turn, and of the newest run that was followed."""
 
     def take(self, zone: str, job: str, since: datetime, urgency: Urgency, now: datetime) -> datetime:
         """Return the time at which the attempt may restart, with all of its nodes; not after now if it may."""
+        self._now = max(self._now, now)
         found = self._zones[zone]
         given = found.given.get(job)
         if given is not None and (since - given).total_seconds() <= TOGETHER_SECONDS:
@@ -96,7 +103,13 @@ class ZoneTurns:
     def follow(self, run: str, *, unplaced_since: datetime | None) -> None:
         """Note since when the newest attempt of a run waits for a machine; None: it does not."""
         if run in self._unplaced:
-            self._unplaced[run] = unplaced_since
+            self._unplaced[run], self._looked_at[run] = unplaced_since, self._now
+            self._followed_at = self._now
+
+    def forget(self, run: str) -> None:
+        """Forget a run that is gone: it waits for nothing."""
+        self._unplaced.pop(run, None)
+        self._looked_at.pop(run, None)
 
     def _answer(self, zone: _Zone, job: str, waiting: _Waiting, now: datetime) -> datetime:
         if now < waiting.may_go_at:
@@ -124,14 +137,21 @@ class ZoneTurns:
         zone.waiting = {other: each for other, each in zone.waiting.items() if each.looks(now) and other != job}
         for other in [other for other, at in zone.given.items() if at <= forgotten]:
             del zone.given[other]
-            self._unplaced.pop(_run_of(other), None)
+            self.forget(_run_of(other))
         zone.given[job] = now
         zone.taken += 1
         self._unplaced[_run_of(job)] = None
 
     def _waits_in_vain(self, job: str, now: datetime) -> bool:
-        since = self._unplaced.get(_run_of(job))
-        return since is not None and (now - since).total_seconds() >= IN_VAIN_SECONDS
+        run = _run_of(job)
+        since = self._unplaced.get(run)
+        if (
+            since is None
+            or run not in self._looked_at
+            or (self._followed_at - self._looked_at[run]).total_seconds() > FOLLOWED_SECONDS
+        ):
+            return False
+        return (now - since).total_seconds() >= IN_VAIN_SECONDS
 
 
 def _looked(zone: _Zone, job: str, since: datetime, urgency: Urgency, now: datetime) -> _Waiting:

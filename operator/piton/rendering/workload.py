@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from piton.api.spec import Meta, Spec, Stage
+from piton.api.spec import Meta, Spec, Stage, Tier
+from piton.api.stages import OPERATING_SYSTEM
 from piton.contract import names
 from piton.observed import ReservationSeen
-from piton.rendering.pytorchjob import owner, pytorchjob
+from piton.rendering.affinity import POOLS, SPOT_TAINTS
+from piton.rendering.pytorchjob import TOLERATED_SECONDS, owner, pytorchjob
 
 API_VERSION = "kueue.x-k8s.io/v1beta2"
 ANNOTATION_ASKED = f"{names.API_GROUP}/asked"
@@ -65,8 +67,37 @@ def workload(meta: Meta, spec: Spec, stage: Stage, *, priority: int = 0) -> Body
 
 
 def asked(meta: Meta, spec: Spec, stage: Stage) -> str:
-    """The digest of what the run would ask for now; attempts of one stage, and stages that need the same, share it."""
+    """Return the digest of what the run would ask for now. Stages that need the same share it."""
     return _digest(meta, _pod_set(meta, spec, stage))
+
+
+def asks_alike(digest: str, meta: Meta, spec: Spec, stage: Stage) -> bool:
+    """True if the Workload with this digest asks for what the run would ask for now, by this operator or an older one.
+
+    A Workload that is made anew loses its place in the queue, so an upgrade must not make one.
+    """
+    pods = _pod_set(meta, spec, stage)
+    return digest in (_digest(meta, pods), _digest(meta, _as_before(pods, spec)))
+
+
+def _as_before(pods: Body, spec: Spec) -> Body:
+    """Return the pods as operators wrote them that knew neither the label of the operating system nor GKE and AKS."""
+    pods = deepcopy(pods)
+    pod, own = pods["template"]["spec"], spec.workers.template
+    if OPERATING_SYSTEM not in own.node_selector:
+        del pod["nodeSelector"][OPERATING_SYSTEM]
+    if Tier.SPOT in spec.capacity.tiers:
+        kept = pod["tolerations"][: len(pod["tolerations"]) - len(TOLERATED_SECONDS) - len(SPOT_TAINTS)]
+        pod["tolerations"] = [*kept, *pod["tolerations"][-len(TOLERATED_SECONDS) :]]
+    required = pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    if required and spec.capacity.tiers:
+        terms = required["nodeSelectorTerms"]
+        required["nodeSelectorTerms"] = [t for t in terms if not any(_is_newer(r) for r in t["matchExpressions"])]
+    return pods
+
+
+def _is_newer(requirement: Body) -> bool:
+    return requirement["key"] in (*POOLS, *(key for keys in POOLS.values() for key in keys))
 
 
 def _digest(meta: Meta, pods: Body) -> str:
