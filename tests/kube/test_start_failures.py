@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
+from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
-from support.apiserver import EVENTS
+from support.apiserver import EVENTS, PODS
 from support.builders import a_manifest
 from support.cluster import Disrupted, Ends, Reports, Runs, Waits
 from support.pilot import Pilot
@@ -200,6 +201,52 @@ async def test_an_init_container_that_fails_is_named_with_its_code_and_last_word
         "init container vault-agent-init of ragcun-1-master-0 ended with exit code 126: "
         "permission denied: role training"
     )
+
+
+CANNOT_BE_MADE = ("ImagePullBackOff", "ErrImagePull", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")
+
+
+async def _sidecar_waits(pilot: Pilot, reason: str) -> None:
+    """The kubelet cannot start a native sidecar of the first attempt again."""
+    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert pod is not None
+    pod["spec"]["initContainers"] = [{"name": "istio-proxy", "restartPolicy": "Always", "image": "proxy:1"}]
+    waits = {"reason": reason, "message": "503 Service Unavailable"}
+    pod["status"]["initContainerStatuses"] = [
+        {"name": "istio-proxy", "started": False, "restartCount": 1, "state": {"waiting": waits}}
+    ]
+    await pilot.server.put(PODS, pod)
+
+
+@pytest.mark.parametrize(("reason", "nodes"), [*((reason, 1) for reason in CANNOT_BE_MADE), ("ImagePullBackOff", 2)])
+async def test_a_sidecar_that_cannot_start_again_does_not_end_a_training(pilot: Pilot, reason: str, nodes: int) -> None:
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest(workers={"nodes": nodes}))
+    await pilot.until_phase(Phase.TRAINING)
+    await _sidecar_waits(pilot, reason)
+    for _ in range(20):
+        await pilot.turn(30)
+
+    status = pilot.status()
+    assert (status.phase, status.attempt, status.is_true(WAITING)) == (Phase.TRAINING, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "why"),
+    [("ErrImagePull", 1, Reason.CRASHED), ("RunContainerError", 137, Reason.KILLED)],
+)
+async def test_a_sidecar_that_cannot_start_again_does_not_explain_the_trainers_end(
+    pilot: Pilot, reason: str, code: int, why: Reason
+) -> None:
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest(trainer={"image": "trainer:1", "command": ["train"]}))
+    await pilot.until_phase(Phase.TRAINING)
+    await _sidecar_waits(pilot, reason)
+    pilot.cluster.sidecar = {"running": {}}  # the pod does not end with its trainer
+    pilot.cluster.script = {1: Ends(exit_code=code, is_silent=True), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2, turns=200)
+
+    assert pilot.status().attempts[0].reason is why
 
 
 async def test_one_eviction_without_a_request_is_a_disruption_and_the_second_in_a_row_the_programs(

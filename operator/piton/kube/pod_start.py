@@ -22,7 +22,10 @@ def container_of(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the reason why it does not start, and True if its kubelet says that it cannot."""
+    """Return the reason why it does not start, and True if its kubelet says that it cannot.
+
+    Once the trainer has begun, no init container speaks for it: a native sidecar may have to be started again.
+    """
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _sentence(scheduled.get("reason"), scheduled.get("message")), False
@@ -31,7 +34,7 @@ def waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str |
     if is_start_error(ended):
         reason = ended["reason"] if ended.get("reason") in START_ERRORS else "StartError"
         return _sentence(reason, ended.get("message")), True
-    for other in (pod.get("status") or {}).get("initContainerStatuses") or []:
+    for other in _init_containers(pod.get("status") or {}, container):
         waits = (other.get("state") or {}).get("waiting") or {}
         if waits.get("reason") in _CANNOT_START:
             return f"{INIT_CONTAINER}{other['name']}: {_sentence(waits['reason'], waits.get('message'))}", True
@@ -51,15 +54,20 @@ def is_start_error(ended: Mapping[str, Any]) -> bool:
 def init_failure(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
     """Return the init container that failed, with its exit code and last words; None once the trainer has begun."""
     status = pod.get("status") or {}
-    if status.get("phase") != "Failed" or _begins(container):
+    if status.get("phase") != "Failed":
         return None
-    for other in status.get("initContainerStatuses") or []:
+    for other in _init_containers(status, container):
         ended = (other.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
             said = str(ended.get("message") or ended.get("reason") or "").strip()[-LAST_WORDS_MAX:]
             where = f"{INIT_CONTAINER}{other['name']} of {pod['metadata']['name']}"
             return f"{where} ended with exit code {ended['exitCode']}" + (f": {said}" if said else "")
     return None
+
+
+def _init_containers(status: Mapping[str, Any], container: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the statuses of the init containers that the trainer waits for; empty once it has begun."""
+    return [] if _begins(container) else list(status.get("initContainerStatuses") or ())
 
 
 def _begins(container: Mapping[str, Any]) -> bool:
@@ -73,20 +81,21 @@ def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
     status = pod.get("status") or {}
     scheduled = condition(pod, "PodScheduled")
     found = [_message(scheduled)] if scheduled.get("status") == "False" else []
-    states = [*(status.get("initContainerStatuses") or ()), container_of(status)]
+    container = container_of(status)
+    states = [*_init_containers(status, container), container]
     found += [_message(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
-    return (*found, *_initializing(pod, status))
+    return (*found, *_initializing(pod, container))
 
 
 def _message(found: Mapping[str, Any]) -> ClusterMessage:
     return ClusterMessage(reason=str(found.get("reason") or ""), message=str(found.get("message") or ""))
 
 
-def _initializing(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ClusterMessage]:
+def _initializing(pod: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[ClusterMessage]:
     """The init container that runs; a sidecar among them does not keep the trainer from starting."""
     specs = (pod.get("spec") or {}).get("initContainers") or []
     sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
-    for container in status.get("initContainerStatuses") or []:
+    for container in _init_containers(pod.get("status") or {}, trainer):
         running = (container.get("state") or {}).get("running")
         if running is not None and container["name"] not in sidecars:
             message = f"{container['name']} is running"
