@@ -41,6 +41,7 @@ again (`permanent` below). Nothing that the cluster does ends it.
   bounds those of the whole life.
 - **A start** may take `limits.startTimeout` ({_LIMITS.start_timeout}) from when all replicas have a machine, or from
   the first that runs while others have none. Time in which images are pulled does not count, up to twice that limit.
+  After an attempt that it has ended, the next one has twice the time: a mount that takes an hour holds a run up once.
   Until all replicas have run, an exit code is no failure of the program.
 - **What cannot start** holds its machines for {format_duration(_TIMING.start_seconds)} per attempt; they are free
   during the back-off. What has run once in this run, the same image and command in the same pods, is the cluster's to

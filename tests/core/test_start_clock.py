@@ -2,18 +2,31 @@
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState, RunStatus
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core.decide import decide
 from piton.core.effects import Decision, TaintNode
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 from piton.timing import Timing
-from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_observed, later
+from support.builders import (
+    NOW,
+    a_record,
+    a_replica,
+    a_spec,
+    a_status,
+    an_attempt,
+    an_ended,
+    an_observed,
+    failed,
+    later,
+)
 
 SPEC = a_spec(workers={"nodes": 2}, limits={"startTimeout": "10m"})
 MASTER, WORKER = "ragcun-1-master-0", "ragcun-1-worker-0"
@@ -44,6 +57,17 @@ def look(status: RunStatus, seen: AttemptSeen, seconds: float = 0, timing: Timin
 
 def starting() -> RunStatus:
     return a_status(a_record(state=AttemptState.STARTING), phase=Phase.STARTING)
+
+
+def cut(number: int, minutes: float, **fields: Any) -> AttemptStatus:
+    """An attempt that never came together, on machines that it held for so long."""
+    ends = {"verdict": Verdict.INFRASTRUCTURE, "reason": Reason.GANG_INCOMPLETE, "ended_time": later(minutes * 60)}
+    return an_ended(number, **{"placed_time": NOW, **ends, **fields})
+
+
+def together(number: int, minutes: float, **fields: Any) -> AttemptStatus:
+    """An attempt that ran, on machines that it had held for so long before."""
+    return an_ended(number, placed_time=NOW, formed_time=later(minutes * 60), **fields)
 
 
 def has_ended(decision: Decision) -> bool:
@@ -91,6 +115,60 @@ def test_it_stands_still_for_at_most_twice_its_value() -> None:
     assert not has_ended(look(first.status, pulls, 1799))
     assert has_ended(look(first.status, pulls, 1800))
     assert look(first.status, pulls, 1795).look_again_seconds == 5
+
+
+@pytest.mark.parametrize(
+    ("before", "minutes"),
+    [
+        ((cut(1, 10),), 20),
+        ((cut(1, 10), cut(2, 20.5)), 40),
+        ((cut(1, 10), cut(2, 20), cut(3, 40)), 80),
+        ((cut(1, 30, pull_seconds=1200),), 20),
+        ((cut(1, 30, pull_time=NOW),), 20),
+        ((cut(1, 10), together(2, 15)), 20),
+        ((cut(1, 10), together(2, 15), together(3, 12)), 20),
+        ((cut(1, 10), an_ended(2), together(3, 15)), 20),
+        ((cut(1, 10), together(2, 5)), 10),
+        ((cut(1, 10), together(2, 15, pull_seconds=600)), 10),
+        ((together(1, 9),), 10),
+        ((cut(1, 4),), 10),
+        ((cut(1, 10, placed_time=None),), 10),
+        ((cut(1, 10, reason=Reason.SANDBOX_FAILED),), 10),
+        ((cut(1, 10, stage=Stage.PREPARE),), 10),
+    ],
+)
+def test_a_start_that_was_too_slow_has_twice_the_time_in_the_next_attempt(
+    before: tuple[AttemptStatus, ...], minutes: float
+) -> None:
+    number = len(before) + 1
+    seen = replace(gang(waits(MASTER, says("FailedMount")), waits(WORKER)), number=number)
+    status = a_status(*before, a_record(number, AttemptState.STARTING), phase=Phase.STARTING)
+    status = look(status, seen).status
+
+    assert not has_ended(look(status, seen, minutes * 60 - 1))
+    ended = look(status, seen, minutes * 60)
+    assert has_ended(ended)
+    assert ended.status.current is not None
+    learned = f"{minutes}m, as limits.startTimeout of 10m was too short for the attempt before"
+    assert (learned if minutes > 10 else "within limits.startTimeout of 10m") in (
+        ended.status.current.message.replace("1h20m", "80m")
+    )
+
+
+def test_the_trouble_of_a_start_does_not_shorten_the_wait_for_evidence_on_peers() -> None:
+    """A container could not be created for 200 s, then ran, and ended at once, as its peers do when a node is gone."""
+    slow = "CreateContainerError: context deadline exceeded"
+    refused = a_replica(ReplicaState.WAITING, name=WORKER, node="n", cannot_start=True, waiting=slow)
+    status = look(starting(), gang(a_replica(name=MASTER, node="n"), refused)).status
+    crashed = gang(a_replica(name=MASTER, node="n"), failed(1, name=WORKER))
+    status = look(status, crashed, 200).status
+    assert status.current is not None
+    assert status.current.verdict is None
+
+    assert look(status, crashed, 289).status.current == status.current
+    ended = look(status, crashed, 290).status.current
+    assert ended is not None
+    assert ended.reason is Reason.CRASHED
 
 
 def test_what_could_not_be_pulled_is_no_pull() -> None:

@@ -157,6 +157,44 @@ async def test_before_it_has_run_trouble_of_registry_and_node_is_waited_for(pilo
 
 
 @pytest.mark.parametrize(
+    ("trouble", "then"),
+    [
+        (Waits(message=UNAVAILABLE), GONE),
+        (Waits(reason="ErrImagePull", message="toomanyrequests: slow down"), "401 Unauthorized"),
+        (Waits(reason="CreateContainerError", message="context deadline exceeded"), 'Back-off pulling image "x/y:1"'),
+    ],
+    ids=["503", "429", "no cause"],
+)
+async def test_a_registry_that_comes_back_with_a_wrong_answer_is_not_believed(
+    pilot: Pilot, trouble: Waits, then: str
+) -> None:
+    pilot.cluster.script = {1: trouble}
+    await pilot.cluster.apply(a_manifest(limits={"failures": 1}))
+    for _ in range(24):
+        await pilot.turn()
+    pilot.cluster.script = dict.fromkeys(range(1, 9), Waits(reason="ErrImagePull", message=then))
+    for _ in range(26):
+        await pilot.turn()
+    assert (pilot.status().attempt, pilot.status().phase) == (1, Phase.STARTING)
+    pilot.cluster.script = {}
+    await pilot.until_phase(Phase.SUCCEEDED)
+
+    assert (pilot.status().attempt, pilot.status().failures) == (1, 0)
+
+
+async def test_a_wrong_name_behind_a_registry_that_was_down_fails_in_the_next_attempt(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Waits(message=UNAVAILABLE)}
+    await pilot.cluster.apply(a_manifest(limits={"failures": 1}))
+    await pilot.turn()
+    await pilot.turn()
+    await pilot.turn()
+    pilot.cluster.script = dict.fromkeys(range(1, 9), Waits(reason="ErrImagePull", message=GONE))
+    await pilot.until(lambda: pilot.status().phase is Phase.FAILED, turns=160)
+
+    assert [record.reason for record in pilot.status().attempts] == [Reason.IMAGE_PULL_FAILED, Reason.CANNOT_START]
+
+
+@pytest.mark.parametrize(
     ("event", "reason"),
     [
         (None, Reason.GANG_INCOMPLETE),
@@ -180,6 +218,29 @@ async def test_a_node_that_never_starts_the_pod_is_left_after_the_start_timeout(
     )
     assert ended.ended_time is not None
     assert (ended.ended_time - ended.created_time).total_seconds() < 60
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [creating(("FailedMount", "timed out waiting for the condition")), creating(), creating(("Pulling", 'image "x"'))],
+    ids=["mount", "silence", "pull"],
+)
+async def test_a_start_that_takes_longer_than_its_limit_each_time_comes_to_an_end(pilot: Pilot, fate: Any) -> None:
+    """The commit before had no limit for a single node: a start of five minutes has to come to an end."""
+    pilot.cluster.script = dict.fromkeys(range(1, 20), fate)
+    await pilot.cluster.apply(a_manifest(limits={"startTimeout": "30s", "stalled": "1h"}))
+    placed: dict[str, int] = {}
+    for turn in range(600):
+        await pilot.turn()
+        for pod in pilot.server.all(PODS):
+            number = int(pod["metadata"]["name"].split("-")[1])
+            if turn - placed.setdefault(pod["metadata"]["name"], turn) >= 60 and pod["status"]["phase"] == "Pending":
+                pilot.cluster.script[number] = Ends()
+        if pilot.status().phase in (Phase.SUCCEEDED, Phase.SUSPENDED):
+            break
+
+    assert (pilot.status().phase, pilot.status().failures) == (Phase.SUCCEEDED, 0)
+    assert pilot.status().attempt <= 5
 
 
 async def test_a_node_that_starts_no_containers_is_named_with_the_command_that_keeps_pods_away(pilot: Pilot) -> None:

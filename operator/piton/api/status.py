@@ -112,6 +112,11 @@ class AttemptStatus(Answer):
     stuck_on_node: bool | None = Field(
         default=None, description="A replica had a machine that did not start it, and nothing else explains that."
     )
+    start_trouble: bool | None = Field(
+        default=None,
+        description="The cluster kept a container of it from starting. What a registry says of the image after that, "
+        "as when it comes back, proves nothing in this attempt.",
+    )
     short_of_memory: bool | None = Field(
         default=None, description="A replica that requests no memory was evicted from a node that ran short of it."
     )

@@ -5,7 +5,7 @@ from piton.api.conditions import TRAINING, WAITING, without_waiting
 from piton.api.reasons import Reason
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.api.status_base import Phase
-from piton.core import evictions, programs, quota_rules, start_clock, transitions
+from piton.core import evictions, programs, quota_rules, start_clock, start_verdicts, transitions
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
@@ -128,6 +128,7 @@ def with_report(context: Context) -> RunStatus:
     """Return the status with the newest report and the replicas of the attempt."""
     status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
     status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
+    status = start_verdicts.remember(status, context.seen)
     status = evictions.remember(programs.remember(status, context.seen), context.seen)
     status = start_clock.advance(status, context.seen, now=context.now)
     return spending.bill(status, context.seen, context.spec, now=context.now)

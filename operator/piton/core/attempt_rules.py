@@ -7,6 +7,7 @@ Pending --start--> Starting --follow--> Running
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 from piton.api import stages
 from piton.api.conditions import WAITING
@@ -21,6 +22,7 @@ from piton.core import (
     programs,
     quota_rules,
     start_clock,
+    start_verdicts,
     stuck_pods,
     transitions,
 )
@@ -115,7 +117,7 @@ def judged(context: Context) -> Decision | None:
     status = with_report(context)
     if seen.over and not seen.lingers:
         return broken_nodes.with_accused_start(context, _close(context, judgement, status), judgement)
-    failing = record.failing_time or context.now
+    failing = _failing_time(context, status, judgement)
     left = judgement.patience.seconds(context.timing) - (context.now - failing).total_seconds()
     if judgement.patience is not Patience.PEERS and judgement.verdict is Verdict.INFRASTRUCTURE:
         left = earliest(left, start_clock.seconds_left(context, status)) or 0.0
@@ -128,6 +130,15 @@ def judged(context: Context) -> Decision | None:
     status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
     decision = Decision(rule="judged", status=status, look_again_seconds=0)
     return broken_nodes.with_accused_start(context, decision, judgement)
+
+
+def _failing_time(context: Context, status: RunStatus, judgement: Judgement) -> datetime:
+    """Return the time of the first sign of this end. The trouble of a start says nothing of what has run after it."""
+    record = status.current
+    if record is None or record.failing_time is None:
+        return context.now
+    formed = record.formed_time if judgement.patience is Patience.PEERS else None
+    return max(record.failing_time, formed or record.failing_time)
 
 
 def _be_patient(
@@ -220,11 +231,12 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     stopped = record is not None and record.state is AttemptState.STOPPING and record.verdict is Verdict.STOPPED
     stage = Stage.TRAIN if record is None else record.stage
     trains = stage is Stage.TRAIN
-    known = programs.remember(context.status, seen)
+    known = start_verdicts.remember(programs.remember(context.status, seen), seen)
     return Evidence(
         seen=evictions.with_blame(seen, context.status),
         image_has_run=programs.image_has_run(known),
         program_has_run=programs.program_has_run(known),
+        start_trouble=known.current is not None and known.current.start_trouble is True,
         complete=context.observed.complete if trains else None,
         proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
         stage=stage,

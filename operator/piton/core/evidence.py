@@ -49,6 +49,8 @@ class Evidence:
     """True if a container of this image has run in this run: it exists, and may be pulled."""
     program_has_run: bool = False
     """True if this program has run in this run, from this image and in such pods: it can start."""
+    start_trouble: bool = False
+    """True if the cluster has kept a container of this attempt from starting: a registry was down, say."""
     limit: Reason = Reason.DEADLINE_EXCEEDED
     """The limit of the run's for which its pods have an activeDeadlineSeconds."""
     ordered: Reason | None

@@ -4,14 +4,18 @@ It starts when all replicas have a machine; before that, once a replica runs and
 while the kubelet reports that it pulls an image, or an init container runs, for at most twice the limit: a large image
 is no fault, and a pull that never ends is one. All times are the operator's own, of its first look: nodes' clocks may
 be wrong.
+
+A start that is slow is slow in each attempt: a mount of many files takes its time. So the limit learns. An attempt that
+it has ended doubles it for the next one, until one comes together; what that one took is not too long from then on.
 """
 
 from datetime import datetime
 
 from piton.api import stages
 from piton.api.reasons import Reason
+from piton.api.spec import Spec
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
-from piton.contract.duration import parse_duration
+from piton.contract.duration import format_duration, parse_duration
 from piton.core import transitions
 from piton.core.context import Context
 from piton.core.evidence import Judgement
@@ -47,9 +51,7 @@ def seconds_left(context: Context, status: RunStatus) -> float | None:
     began = _began(record)
     if began is None or record.state is AttemptState.STOPPING:
         return None
-    limit = parse_duration(spec.limits.start_timeout)
-    stood = min(_pulled(record, context.now), _PULLS_MAX * limit)
-    return limit + stood - (context.now - began).total_seconds()
+    return _limit(status, spec) - _counted(record, began, context.now, _limit(status, spec))
 
 
 def next_look_seconds(context: Context, status: RunStatus) -> float | None:
@@ -59,7 +61,7 @@ def next_look_seconds(context: Context, status: RunStatus) -> float | None:
         return None
     if record.pull_time is None:
         return left
-    limit = parse_duration(context.spec.limits.start_timeout)
+    limit = _limit(status, context.spec)
     return left + max(0.0, _PULLS_MAX * limit - _pulled(record, context.now))
 
 
@@ -70,9 +72,33 @@ def judge(context: Context, status: RunStatus) -> Judgement | None:
         return None
     message = (
         f"{sum(r.has_run for r in seen.replicas)} of {seen.expected_replicas} replicas of {stages.called(record)} have "
-        f"run within limits.startTimeout of {context.spec.limits.start_timeout}{_explain_late(seen)}"
+        f"run within {_describe_limit(status, context.spec)}{_explain_late(seen)}"
     )
     return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
+
+
+def _limit(status: RunStatus, spec: Spec) -> float:
+    """Return the seconds that the current attempt may take to start, by the spec and by what earlier ones took."""
+    limit = least = parse_duration(spec.limits.start_timeout)
+    current = status.current
+    if current is None or current.placed_time is None:
+        return least
+    for record in status.attempts[:-1]:
+        if record.stage is not current.stage or record.placed_time is None:
+            continue
+        if record.formed_time is not None:
+            is_late = _counted(record, record.placed_time, record.formed_time, limit) > least
+            limit = limit if is_late else least
+        elif record.reason is Reason.GANG_INCOMPLETE and record.ended_time is not None:
+            limit *= 2 if _counted(record, record.placed_time, record.ended_time, limit) >= limit else 1
+    return limit
+
+
+def _describe_limit(status: RunStatus, spec: Spec) -> str:
+    limit, least = _limit(status, spec), f"limits.startTimeout of {spec.limits.start_timeout}"
+    if limit <= parse_duration(spec.limits.start_timeout):
+        return least
+    return f"{format_duration(limit)}, as {least} was too short for the attempt before"
 
 
 def _explain_late(seen: AttemptSeen) -> str:
@@ -88,6 +114,11 @@ def _explain_late(seen: AttemptSeen) -> str:
 
 def _began(record: AttemptStatus) -> datetime | None:
     return record.placed_time or record.running_time
+
+
+def _counted(record: AttemptStatus, began: datetime, until: datetime, limit: float) -> float:
+    """Seconds that the clock has run, without those for which it has stood still."""
+    return (until - began).total_seconds() - min(_pulled(record, until), _PULLS_MAX * limit)
 
 
 def _pulled(record: AttemptStatus, now: datetime) -> float:

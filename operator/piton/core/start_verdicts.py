@@ -3,17 +3,19 @@
 A container that cannot start has one of four causes, which `start_words.py` tells apart: the program (a command or a
 Secret that does not exist), the image (a wrong name), the cluster (registry, node, runtime), or nobody knows. What has
 run once in this run exists, so whatever keeps it from starting again is the cluster's; but not a missing command or
-Secret, since somebody may have changed it.
+Secret, since somebody may have changed it. A registry that was down may say of an image that it does not exist while it
+comes back: in an attempt that has seen the cluster in trouble, that is believed to be the cluster's as well.
 """
 
 from datetime import UTC, datetime
 
 from piton.api.reasons import Reason
-from piton.api.status import Verdict
+from piton.api.status import RunStatus, Verdict
+from piton.core import transitions
 from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.start_words import Blame, blame, is_about_image, tells_no_cause
 from piton.core.wait_reasons import find_hindrance
-from piton.observed import ReplicaSeen, ReplicaState
+from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -56,10 +58,20 @@ def has_no_sandbox(evidence: Evidence) -> Judgement | None:
     return None
 
 
+def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
+    """Write down that the cluster has kept a container of the current attempt from starting."""
+    record = status.current
+    if record is None or record.start_trouble or seen is None:
+        return status
+    if not any(replica.cannot_start and blame(_words(replica)) is Blame.CLUSTER for replica in seen.replicas):
+        return status
+    return transitions.change(status, start_trouble=True)
+
+
 def _judge_start(replica: ReplicaSeen, evidence: Evidence) -> Judgement:
     words = _words(replica)
     found, about_image = blame(words), is_about_image(words)
-    proven = evidence.image_has_run if about_image else evidence.program_has_run
+    proven = evidence.image_has_run or evidence.start_trouble if about_image else evidence.program_has_run
     message = f"{_where(replica)} cannot start: {words or replica.waiting}"
     patient, patience = not replica.ended, Patience.START
     if found is Blame.CLUSTER or (proven and found is not Blame.PROGRAM):
