@@ -56,6 +56,8 @@ class ReplicaSeen:
     state: ReplicaState
     exit_code: int | None = None
     ended_at: datetime | None = None
+    ended_by_itself: bool = False
+    """Its trainer was over, beyond doubt, before anybody could have told it to end: it counts as its own end."""
     termination: Termination | None = None
     over_time: bool = False
     """Ended by the kubelet at its activeDeadlineSeconds."""

@@ -474,6 +474,32 @@ def test_exit_0_is_the_end_for_a_program_that_does_not_use_the_library() -> None
         assert judgement.reason is Reason.EXITED_ZERO, "whoever is done has no use for the machine"
 
 
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"job": JobState.ACTIVE}, Reason.POD_DELETED),
+        ({"job": JobState.FAILED}, Reason.POD_DELETED),
+        ({"job": JobState.SUCCEEDED}, Reason.POD_DELETED),
+        ({"job": JobState.ACTIVE, "deleting": True}, Reason.POD_DELETED),
+        ({"job": None}, Reason.POD_DELETED),
+    ],
+)
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+@pytest.mark.parametrize("is_recipe", [False, True])
+def test_exit_0_of_a_pod_that_somebody_deletes_is_no_end_of_the_program(
+    parts: dict[str, Any], reason: Reason, names: tuple[str, ...], is_recipe: bool
+) -> None:
+    told = [a_replica(DONE, exit_code=0, name=name, deleting=True) for name in names]
+    judgement = judged(an_attempt(*told, **parts), proof_needed=is_recipe)
+    assert judgement is not None
+    assert (judgement.verdict, judgement.reason) == (Verdict.INFRASTRUCTURE, reason)
+
+    before = [replace(each, ended_by_itself=True) for each in told]
+    judgement = judged(an_attempt(*before, **{**parts, "job": JobState.SUCCEEDED}), proof_needed=False)
+    assert judgement is not None
+    assert judgement.reason is Reason.EXITED_ZERO, "it was over long before somebody cleaned up"
+
+
 def test_exit_0_of_a_program_that_uses_the_library_still_needs_proof() -> None:
     replica = a_replica(DONE, exit_code=0, termination=said(Outcome.STOPPED, step=3))
 

@@ -8,6 +8,7 @@ from piton.api.conditions import POD_STUCK, WAITING
 from piton.api.reasons import Reason
 from piton.api.status import Verdict
 from piton.api.status_base import Phase
+from piton.contract import names
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs
@@ -15,7 +16,7 @@ from support.pilot import Pilot
 
 RUNNING = {"running": {"startedAt": "2026-11-21T12:00:00Z"}}
 NO_IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "agent:1: not found"}}
-OWN_PROGRAM = {"trainer": {"image": "trainer:1", "command": ["python", "train.py"]}}
+OWN_PROGRAM: dict[str, Any] = {"trainer": {"image": "trainer:1", "command": ["python", "train.py"]}}
 SHARED, EXCLUSIVE = ["ReadWriteMany"], ["ReadWriteOnce"]
 POD = "ragcun-1-master-0"
 
@@ -73,6 +74,62 @@ async def test_what_an_older_operator_has_left_is_stopped(pilot: Pilot) -> None:
     for _ in range(6):
         await pilot.turn()
     assert _machines(pilot) == []
+
+
+async def _exits(pilot: Pilot, code: int = 0, phase: str | None = None) -> None:
+    """The trainer of the first attempt ends now."""
+    pod = pilot.server.find(PODS, POD, "team")
+    assert pod is not None
+    finished = pilot.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    ended = {"exitCode": code, "finishedAt": finished, "message": "", "reason": "Error" if code else "Completed"}
+    pod["status"]["phase"] = phase or ("Failed" if code else "Succeeded")
+    pod["status"]["containerStatuses"] = [{"name": names.CONTAINER, "state": {"terminated": ended}}]
+    await pilot.server.put(PODS, pod)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("what", ["pod", "job", "pod before its job knows"])
+async def test_a_program_that_exits_0_because_its_pod_is_deleted_has_not_finished(
+    pilot: Pilot, what: str, nodes: int
+) -> None:
+    pilot.cluster.script, pilot.cluster.hung = {1: Runs()}, {POD}
+    await pilot.cluster.apply(a_manifest(workers={"nodes": nodes}, **OWN_PROGRAM))
+    await pilot.until_phase(Phase.TRAINING)
+    if what == "job":
+        job = pilot.server.find(JOBS, "ragcun-1", "team")
+        assert job is not None
+        job["metadata"]["finalizers"] = ["foregroundDeletion"]
+        await pilot.server.put(JOBS, job)
+        await pilot.server.delete(JOBS, "ragcun-1", "team")
+    for pod in pilot.server.all(PODS):
+        if what == "job" or pod["metadata"]["name"] == POD:
+            await pilot.server.delete(PODS, pod["metadata"]["name"], "team")
+    if what != "pod before its job knows":
+        await pilot.turn()
+    await _exits(pilot)
+    await pilot.cluster.step()
+    await pilot.until(lambda: pilot.status().attempts[0].reason is not None)
+
+    assert pilot.status().attempts[0].reason is Reason.POD_DELETED
+
+
+@pytest.mark.parametrize(("seconds", "phase"), [(3600, Phase.SUCCEEDED), (90, Phase.SUCCEEDED), (30, Phase.RECOVERING)])
+async def test_a_job_that_is_deleted_long_after_its_end_has_finished(pilot: Pilot, seconds: int, phase: Phase) -> None:
+    """The operator was away. Clocks may differ by a minute, so an end within a minute of the deletion is in doubt."""
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest(**OWN_PROGRAM))
+    await pilot.until_phase(Phase.TRAINING)
+    await _exits(pilot)
+    await pilot.cluster.step()
+    pilot.advance(seconds)
+    pod = pilot.server.find(PODS, POD, "team")
+    assert pod is not None
+    pod["metadata"]["finalizers"] = ["example.com/keep-logs"]
+    await pilot.server.put(PODS, pod)
+    await pilot.server.delete(PODS, POD, "team")
+    await pilot.settle()
+
+    assert pilot.status().phase is phase
 
 
 # --- what hangs -------------------------------------------------------------------------------------------------------

@@ -250,11 +250,16 @@ def exited_zero(evidence: Evidence) -> Judgement | None:
     """Everything exited 0. That is the end for a program without the library, and a riddle for a recipe.
 
     Of a job that has succeeded the master has exited 0, and what its controller then cleans away may end in any way.
+    A program may also exit 0 because its pod or its job is deleted: that is no end of the program.
     """
     seen = evidence.seen
     done = [r for r in seen.replicas if r.state is ReplicaState.SUCCEEDED]
     if not done or not all(r in done or (r.ended and cleaned_away(r, evidence)) for r in seen.replicas):
         return None
+    told = [r for r in done if r.deleting and not r.ended_by_itself]
+    if told and (seen.job is not JobState.SUCCEEDED or len(told) == len(done)):
+        message = f"{told[0].name} was told to stop by somebody else, and exited 0"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message)
     if len(seen.replicas) < seen.expected_replicas and seen.job is JobState.ACTIVE:
         return None
     if evidence.proof_needed or any(r.termination for r in done):

@@ -23,6 +23,7 @@ _POD_METADATA = (
     "deletionGracePeriodSeconds",
     "finalizers",
 )
+_POD_SPEC = ("nodeName", "tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds")
 _POD_STATUS = ("phase", "reason", "message", "startTime", "conditions", "initContainerStatuses", "containerStatuses")
 _CONTAINER_STATUS = ("name", "state", "lastState", "restartCount")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
@@ -56,7 +57,7 @@ def of_service(body: Body) -> Body:
 def of_pod(body: Body) -> Body:
     """Keep what says where a pod is, how it fares, and what it requests."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
-    kept_spec = _only(spec, ("nodeName", "tolerations"))
+    kept_spec = _only(spec, _POD_SPEC)
     kept_spec["containers"] = [_only(each, ("name", "resources")) for each in spec.get("containers") or ()]
     inits = [_only(each, ("name", "restartPolicy")) for each in spec.get("initContainers") or ()]
     kept_spec |= {"initContainers": inits} if inits else {}

@@ -6,7 +6,7 @@ exit code when the kubelet does, the node when the cloud is quick.
 
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.kube import pod_start
 from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
+from piton.kube.pod_ends import OVER_TIME, ended_by_itself, on_the_clock_of_the_cluster
 from piton.kube.pod_start import LAST_WORDS_MAX, container_of
 from piton.kube.prices import Prices, share
 from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
@@ -28,9 +29,6 @@ _OWN_DISK = re.compile(
     r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
     r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
 )
-_CLOCKS_DIFFER = timedelta(seconds=60)
-"""A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
-_OVER_TIME = "DeadlineExceeded"
 _DEFAULT_LIMIT = re.compile(rf"\bmemory\b[^;:]* limit for container {names.CONTAINER}\b")
 """The API server's words: `LimitRanger plugin set: cpu request for container x; cpu, memory limit for container x`."""
 _USES = f"Container {names.CONTAINER} was using [^,]+, request is"
@@ -57,8 +55,9 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         state=_state(status, exit_code),
         exit_code=exit_code,
         ended_at=on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod),
+        ended_by_itself=exit_code is not None and ended_by_itself(pod, ended),
         termination=_termination(ended),
-        over_time=status.get("reason") == _OVER_TIME,
+        over_time=status.get("reason") == OVER_TIME,
         refused=_refused(status),
         out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
         default_memory_limit=_default_memory_limit(pod),
@@ -132,18 +131,6 @@ def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
     return scheduled_at(pod) or moment(started or pod["metadata"].get("creationTimestamp"))
 
 
-def on_the_clock_of_the_cluster(time: datetime | None, pod: Mapping[str, Any]) -> datetime | None:
-    """Return a time that the pod's kubelet has written by the clock of the control plane.
-
-    The kubelet wrote the pod's start by the same clock of its own, soon after the scheduler had bound the pod. A start
-    that is not soon after it is the difference of the two clocks, which may be a day.
-    """
-    started, scheduled = moment((pod.get("status") or {}).get("startTime")), scheduled_at(pod)
-    if time is None or started is None or scheduled is None or abs(started - scheduled) < _CLOCKS_DIFFER:
-        return time
-    return scheduled + (time - started)
-
-
 def _default_memory_limit(pod: Mapping[str, Any]) -> str | None:
     """Return the trainer's memory limit if a LimitRange has set it, and not the run."""
     told = str((pod["metadata"].get("annotations") or {}).get(LIMIT_RANGER) or "")
@@ -192,7 +179,7 @@ def _refused(status: Mapping[str, Any]) -> str | None:
 
     See rejectPod in pkg/kubelet/kubelet.go of Kubernetes: UnexpectedAdmissionError, OutOfcpu, NodeAffinity and others.
     """
-    if status.get("phase") != "Failed" or status.get("reason") in (None, "", _OVER_TIME):
+    if status.get("phase") != "Failed" or status.get("reason") in (None, "", OVER_TIME):
         return None
     if any(container.get("state") for container in _containers(status)):
         return None

@@ -1,0 +1,92 @@
+"""Evidence on the order of two ends: did the trainer end first, or was its pod told to end?
+
+A program may exit 0 because it is told to stop. So its end counts as its own only if it is older than all that could
+have told it: a deletion, an eviction, the kubelet's own limits. That has to be beyond doubt, by more than two clocks of
+one cluster may differ unnoticed; what is in doubt is repeated, and never taken for a success.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from piton.contract import names
+from piton.kube.nodes import condition, moment, scheduled_at
+
+CLOCKS_DIFFER = timedelta(seconds=60)
+"""A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
+OVER_TIME = "DeadlineExceeded"
+_BY_KUBELET = "TerminationByKubelet"
+
+
+def on_the_clock_of_the_cluster(time: datetime | None, pod: Mapping[str, Any]) -> datetime | None:
+    """Return a time that the pod's kubelet has written by the clock of the control plane.
+
+    The kubelet wrote the pod's start by the same clock of its own, soon after the scheduler had bound the pod. A start
+    that is not soon after it is the difference of the two clocks, which may be a day.
+    """
+    started, scheduled = _started_at(pod), scheduled_at(pod)
+    if time is None or started is None or scheduled is None or abs(started - scheduled) < CLOCKS_DIFFER:
+        return time
+    return scheduled + (time - started)
+
+
+def ended_by_itself(pod: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    """True if the trainer, whose state is `ended`, was over before anything could have told it to end.
+
+    Times of the kubelet are compared with each other. One of the control plane has to be later by both readings of the
+    node's clock, with and without its difference at the start: the clock may have been set right in between.
+    """
+    finished = moment(ended.get("finishedAt"))
+    read = on_the_clock_of_the_cluster(finished, pod)
+    if finished is None or read is None:
+        return False
+    by_kubelet, by_others = list(_ends_by_kubelet(pod)), list(_ends_by_others(pod))
+    is_kubelets = _tells_kubelets_end(pod)
+    if (is_kubelets and not by_kubelet) or (_has_target(pod) and not (by_kubelet or by_others)):
+        return False  # nobody can tell when that was
+    if any(finished + CLOCKS_DIFFER > told for told in by_kubelet):
+        return False
+    return not any(max(finished, read) + CLOCKS_DIFFER > told for told in by_others)
+
+
+def _ends_by_others(pod: Mapping[str, Any]) -> Iterator[datetime]:
+    """Times at which the control plane has told the pod to end: a deletion, or an eviction."""
+    leaves_by = moment(pod["metadata"].get("deletionTimestamp"))
+    if leaves_by is not None:
+        yield leaves_by - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+    target = condition(pod, "DisruptionTarget")
+    since = moment(target.get("lastTransitionTime"))
+    if _has_target(pod) and target.get("reason") != _BY_KUBELET and since is not None:
+        yield since
+
+
+def _ends_by_kubelet(pod: Mapping[str, Any]) -> Iterator[datetime]:
+    """Times, by its own clock, at which the kubelet has ended the pod, or before which it has not."""
+    status, spec = pod.get("status") or {}, pod.get("spec") or {}
+    target = condition(pod, "DisruptionTarget")
+    since = moment(target.get("lastTransitionTime"))
+    if _has_target(pod) and target.get("reason") == _BY_KUBELET and since is not None:
+        yield since
+    started, seconds = _started_at(pod), spec.get("activeDeadlineSeconds")
+    if status.get("reason") == OVER_TIME and started is not None and seconds is not None:
+        yield started + timedelta(seconds=seconds)
+    if not _tells_kubelets_end(pod):
+        return
+    others = [each for each in status.get("containerStatuses") or () if each.get("name") != names.CONTAINER]
+    ends = [moment(((each.get("state") or {}).get("terminated") or {}).get("finishedAt")) for each in others]
+    grace = timedelta(seconds=spec.get("terminationGracePeriodSeconds") or 0)
+    yield from (end - grace for end in ends if end is not None)  # it had this long to end after it was told to
+
+
+def _tells_kubelets_end(pod: Mapping[str, Any]) -> bool:
+    """True if the kubelet says that it has ended the pod, for whatever reason."""
+    is_target = _has_target(pod) and condition(pod, "DisruptionTarget").get("reason") == _BY_KUBELET
+    return is_target or bool((pod.get("status") or {}).get("reason"))
+
+
+def _has_target(pod: Mapping[str, Any]) -> bool:
+    return condition(pod, "DisruptionTarget").get("status") == "True"
+
+
+def _started_at(pod: Mapping[str, Any]) -> datetime | None:
+    return moment((pod.get("status") or {}).get("startTime"))
