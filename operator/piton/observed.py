@@ -120,6 +120,11 @@ class ReplicaSeen:
         return begun and (over or self.state is ReplicaState.RUNNING)
 
     @property
+    def is_told_to_end(self) -> bool:
+        """True if it is being deleted, and its trainer ends for that, or may have."""
+        return self.deleting and not self.ended_by_itself
+
+    @property
     def ended(self) -> bool:
         """True if it has stopped for good: nothing of it can write any more, or the fence keeps it out."""
         return self.state in (ReplicaState.SUCCEEDED, ReplicaState.FAILED) or self.node_gone

@@ -132,6 +132,36 @@ async def test_a_job_that_is_deleted_long_after_its_end_has_finished(pilot: Pilo
     assert pilot.status().phase is phase
 
 
+@pytest.mark.parametrize("how", ["drained", "over time", "evicted", "deleted on a cordoned node"])
+async def test_a_program_that_was_over_before_its_pod_was_ended_has_finished(pilot: Pilot, how: str) -> None:
+    """The operator was away, and a sidecar has kept the pod."""
+    pilot.cluster.script, pilot.cluster.sidecar = {1: Runs()}, RUNNING
+    await pilot.cluster.apply(a_manifest(limits={"deadline": "2h"}, **OWN_PROGRAM))
+    await pilot.until_phase(Phase.TRAINING)
+    pilot.advance(3600)
+    await _exits(pilot, phase="Running")
+    pilot.advance(5400)
+    if how == "drained":
+        await pilot.cluster.disrupt(POD, "EvictionByEvictionAPI", "team")
+    elif how == "deleted on a cordoned node":
+        await _cordon(pilot)
+        await pilot.server.delete(PODS, POD, "team")
+    pod = pilot.server.find(PODS, POD, "team")
+    assert pod is not None
+    pod["status"]["phase"] = "Failed"
+    ended = {"exitCode": 0, "finishedAt": pilot.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")}
+    pod["status"]["containerStatuses"].append({"name": "istio-proxy", "state": {"terminated": ended}})
+    if how == "over time":
+        pod["status"] |= {"reason": "DeadlineExceeded"}
+    elif how == "evicted":
+        pod["status"] |= {"reason": "Evicted", "message": "Pod ephemeral local storage usage exceeds the total limit"}
+    await pilot.server.put(PODS, pod)
+    await pilot.settle()
+
+    first = pilot.status().attempts[0]
+    assert (first.verdict, first.reason) == (Verdict.FINISHED, Reason.EXITED_ZERO)
+
+
 # --- what hangs -------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What is read from a pod and from the node under it."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -66,6 +67,88 @@ def test_a_pod_that_the_kubelet_does_not_accept_says_why() -> None:
 )
 def test_a_pod_that_has_begun_or_waits_was_accepted(pod: dict[str, Any]) -> None:
     assert _seen(pod).refused is None
+
+
+TARGET = {"type": "DisruptionTarget", "status": "True"}
+EVICTED = {**TARGET, "reason": "EvictionByEvictionAPI"}
+KUBELETS = {**TARGET, "reason": "TerminationByKubelet"}
+DISK = "Pod ephemeral local storage usage exceeds the total limit of containers 10Gi. "
+
+
+def _at(minutes: float) -> str:
+    """A time so many minutes after the trainer's end."""
+    return (NOW + timedelta(minutes=minutes)).isoformat()
+
+
+def _over(code: int = 0, sidecar: float | None = None, **status: Any) -> dict[str, Any]:
+    """A pod that is over, and the trainer in which ended at NOW; the sidecar beside it so many minutes later."""
+    ended = {"exitCode": code, "finishedAt": _at(0)}
+    found = _container(terminated=ended)
+    if sidecar is not None:
+        found += _container("istio-proxy", terminated={"exitCode": 0, "finishedAt": _at(sidecar)})
+    bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-11-21T11:30:00Z"}
+    status = {"phase": "Failed", **status, "conditions": [bound, *status.pop("conditions", [])]}
+    pod = _pod(containerStatuses=found, **status)
+    pod["spec"] |= {"activeDeadlineSeconds": 7200, "terminationGracePeriodSeconds": 100}
+    return pod
+
+
+def _deleted(minutes: float, grace: int = 100) -> dict[str, Any]:
+    leaves_by = NOW + timedelta(minutes=minutes, seconds=grace)
+    return {"deletionTimestamp": leaves_by.isoformat(), "deletionGracePeriodSeconds": grace}
+
+
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize(
+    ("pod", "is_own"),
+    [
+        (lambda code: _over(code, reason="DeadlineExceeded"), True),
+        (lambda code: _over(code, reason="DeadlineExceeded", startTime="2026-11-21T10:00:30Z"), False),
+        (lambda code: _over(code, sidecar=5, reason="Evicted", message=DISK), True),
+        (lambda code: _over(code, sidecar=2, reason="Evicted", message=DISK), False),
+        (lambda code: _over(code, reason="Evicted", message=DISK), False),
+        (lambda code: _over(code, reason="Evicted", conditions=[{**KUBELETS, "lastTransitionTime": _at(3)}]), True),
+        (lambda code: _over(code, reason="Evicted", conditions=[{**KUBELETS, "lastTransitionTime": _at(0)}]), False),
+        (lambda code: _over(code, reason="Terminated", conditions=[KUBELETS]), False),
+        (lambda code: _over(code, sidecar=60, conditions=[{**EVICTED, "lastTransitionTime": _at(58)}]), True),
+        (lambda code: _over(code, sidecar=1, conditions=[{**EVICTED, "lastTransitionTime": _at(0.9)}]), False),
+        (lambda code: _over(code, conditions=[EVICTED]), False),
+        (lambda code: _over(code, meta=_deleted(90), conditions=[EVICTED]), True),
+        (lambda code: _over(code, meta=_deleted(0.5), conditions=[EVICTED]), False),
+        (lambda code: _over(code, meta=_deleted(-0.5), conditions=[EVICTED]), False),
+        (lambda code: _over(code, meta=_deleted(90), reason="Evicted", message=DISK), False),
+    ],
+)  # fmt: skip
+def test_what_ends_a_pod_after_its_trainer_says_nothing_of_the_trainers_end(
+    pod: Callable[[int], dict[str, Any]], is_own: bool, code: int
+) -> None:
+    seen = _seen(pod(code))
+    own = ReplicaState.FAILED if code else ReplicaState.SUCCEEDED
+    befell = (seen.disruption, seen.over_time, seen.out_of_disk)
+
+    assert (seen.ended_by_itself, seen.exit_code) == (is_own, code)
+    assert (befell == (None, False, False)) is is_own
+    assert seen.state is (own if is_own else ReplicaState.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "deleted", "is_own"),
+    [
+        (-1440, -1440, 90, True),
+        (-1440, -1440, 0.5, False),
+        (1440, 1440, 90, False),
+        (1440, 0, 0.5, False),
+        (1440, 0, 90, True),
+        (-1440, 0, 90, False),
+    ],
+)
+def test_a_clock_that_is_off_or_set_right_leaves_a_doubt(
+    start: float, end: float, deleted: float, is_own: bool
+) -> None:
+    """Minutes by which the node's clock is ahead at the start of the pod, and at the end of its trainer."""
+    pod = _over(meta=_deleted(deleted), startTime=(NOW + timedelta(minutes=start - 30)).isoformat())
+    pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = _at(end)
+    assert _seen(pod).ended_by_itself is is_own
 
 
 LOW = "The node was low on resource: {0}. Threshold quantity: 100Mi, available: 80Mi. "

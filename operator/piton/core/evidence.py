@@ -93,7 +93,7 @@ def is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:
 
 def deleted_by_others(replica: ReplicaSeen, evidence: Evidence) -> bool:
     """Return True if another client deletes it: neither Piton, nor the job's controller after the job's end."""
-    return replica.deleting and not evidence.seen.deleting and evidence.seen.job is JobState.ACTIVE
+    return replica.is_told_to_end and not evidence.seen.deleting and evidence.seen.job is JobState.ACTIVE
 
 
 def cleaned_away(replica: ReplicaSeen, evidence: Evidence) -> bool:

@@ -103,7 +103,8 @@ def _was_told_to_go(replica: ReplicaSeen) -> bool:
 
     A program may end by itself on a machine that takes no new pods, as in every upgrade of nodes.
     """
-    if replica.deleting or replica.exit_code == ExitCode.STOPPED or outcome_of_replica(replica) is Outcome.STOPPED:
+    is_stopped = replica.exit_code == ExitCode.STOPPED or outcome_of_replica(replica) is Outcome.STOPPED
+    if replica.is_told_to_end or is_stopped:
         return True
     return replica.leaving is not None and replica.ended and replica.exit_code != 0
 
@@ -256,7 +257,7 @@ def exited_zero(evidence: Evidence) -> Judgement | None:
     done = [r for r in seen.replicas if r.state is ReplicaState.SUCCEEDED]
     if not done or not all(r in done or (r.ended and cleaned_away(r, evidence)) for r in seen.replicas):
         return None
-    told = [r for r in done if r.deleting and not r.ended_by_itself]
+    told = [r for r in done if r.is_told_to_end]
     if told and (seen.job is not JobState.SUCCEEDED or len(told) == len(done)):
         message = f"{told[0].name} was told to stop by somebody else, and exited 0"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message)

@@ -49,6 +49,13 @@ def ended_by_itself(pod: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
     return not any(max(finished, read) + CLOCKS_DIFFER > told for told in by_others)
 
 
+def without_its_end(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the pod without the reasons for which it ended after its trainer: they say nothing of the attempt."""
+    status = {key: value for key, value in pod["status"].items() if key not in ("reason", "message")}
+    others = [each for each in status.get("conditions") or () if each.get("type") != "DisruptionTarget"]
+    return {**pod, "status": {**status, "conditions": others}}
+
+
 def _ends_by_others(pod: Mapping[str, Any]) -> Iterator[datetime]:
     """Times at which the control plane has told the pod to end: a deletion, or an eviction."""
     leaves_by = moment(pod["metadata"].get("deletionTimestamp"))

@@ -16,7 +16,7 @@ from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.kube import pod_start
 from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
-from piton.kube.pod_ends import OVER_TIME, ended_by_itself, on_the_clock_of_the_cluster
+from piton.kube.pod_ends import OVER_TIME, ended_by_itself, on_the_clock_of_the_cluster, without_its_end
 from piton.kube.pod_start import LAST_WORDS_MAX, container_of
 from piton.kube.prices import Prices, share
 from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
@@ -42,10 +42,12 @@ _MEMORY_WITHOUT_REQUEST = re.compile(rf"{_USES} 0, has larger consumption of mem
 def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> ReplicaSeen:
     """One pod as a replica; `view` is None when the pod is on no node, or its node does not matter any more."""
     node = view.node if view else None
-    meta, status = pod["metadata"], pod.get("status") or {}
-    container = container_of(status)
+    container = container_of(pod.get("status") or {})
     ended = (container.get("state") or {}).get("terminated") or {}
     exit_code = ended.get("exitCode")
+    by_itself = exit_code is not None and ended_by_itself(pod, ended)
+    pod = without_its_end(pod) if by_itself else pod
+    meta, status = pod["metadata"], pod.get("status") or {}
     waiting, cannot_start = pod_start.waiting(pod, container)
     gone_at = view.gone_at(pod) if view else None
     silent = _silence(view)
@@ -55,7 +57,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         state=_state(status, exit_code),
         exit_code=exit_code,
         ended_at=on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod),
-        ended_by_itself=exit_code is not None and ended_by_itself(pod, ended),
+        ended_by_itself=by_itself,
         termination=_termination(ended),
         over_time=status.get("reason") == OVER_TIME,
         refused=_refused(status),
