@@ -67,7 +67,7 @@ def test_a_price_that_is_known_is_no_bound_and_nodes_of_a_run_share_the_machine(
 
     assert ending.summary.cost["isBound"] is False
     assert ending.summary.phase == Phase.SUCCEEDED
-    with opened(tmp_path) as folder:
+    with opened(tmp_path, "fake") as folder:
         state = folder.load()
     assert state is not None
     assert [record.price_per_hour for record in state.status.attempts] == ["3600.000000"]
@@ -89,7 +89,7 @@ def test_a_command_that_was_killed_is_billed_until_it_was_last_heard_of(tmp_path
     spec = a_budget("9")
     record = a_record(state=AttemptState.RUNNING, billed_from=NOW, price_per_hour="3600", billed_machines=1)
     status = a_status(record)
-    with opened(tmp_path) as folder:
+    with opened(tmp_path, "fake") as folder:
         state = resume.state_of(folder, name="fake", spec=spec, now=NOW)
         counted = status.model_copy(update={"cost": CostStatus(spent="3.00", time=later(3))})
         folder.save(state.model_copy(update={"status": counted}))

@@ -220,15 +220,6 @@ def test_fresh_never_empties_a_folder_that_holds_something_else(tmp_path: Path) 
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_state_that_cannot_be_read_is_told_and_fresh_helps(tmp_path: Path) -> None:
-    train(tmp_path / "run")
-    (tmp_path / "run/state.json").write_text('{"torn')
-
-    with pytest.raises(ValueError, match=r"cannot be read .* --fresh"):
-        train(tmp_path / "run")
-    assert train(tmp_path / "run", fresh=True)[0].summary.phase == Phase.SUCCEEDED
-
-
 def shared() -> dict[str, Any]:
     return {"volume": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}}
 

@@ -9,7 +9,9 @@ from piton.api.conditions import FAILED
 from piton.api.reasons import Reason
 from piton.api.status_base import Condition, ConditionStatus, Phase
 from piton.local import sweep_folder
-from piton.local.sweep_folder import STATE_FILE, SweepState
+from piton.local.own_files import SWEEP
+from piton.local.run_folder import taken
+from piton.local.sweep_folder import SweepState
 from piton.sweep.expand import digest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import Row, SweepStatus
@@ -59,17 +61,27 @@ def test_a_failed_sweep_keeps_what_has_succeeded_and_what_was_spent(tmp_path: Pa
 def test_another_sweep_and_an_edited_one_are_refused_with_what_to_do(tmp_path: Path) -> None:
     saved(tmp_path, parsed())
 
-    with pytest.raises(ValueError, match="holds the sweep ragcun, not other; name another folder with --dir"):
-        sweep_folder.state_of(tmp_path, parsed("other"), Clock())
+    refusal = pytest.raises(ValueError, match="holds the sweep ragcun, not other; name another folder with --dir")
+    with refusal, taken(tmp_path, SWEEP, "other"):
+        pass
     with pytest.raises(ValueError, match="put them back, say --fresh to start over, or give the sweep another name"):
         sweep_folder.state_of(tmp_path, parsed(variants=[{"name": "only"}]), Clock())
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"name": 3}'])
-def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / STATE_FILE).write_bytes(content)
+KNOWN = b'{"name": "ragcun", "created": "never", "status": {}}'
 
-    with pytest.raises(ValueError, match=r"sweep\.json cannot be read \(\w+\); say --fresh to start over"):
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        *((damaged, "name another folder with --dir") for damaged in (b"", b"{}", b"\xff", b'{"name": 3}')),
+        (KNOWN, "say --fresh to start over"),
+    ],
+)
+def test_a_damaged_state_is_named(content: bytes, advice: str, tmp_path: Path) -> None:
+    (tmp_path / SWEEP.state_file).write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"sweep\.json cannot be read \(\w+\); {advice}"):
         sweep_folder.load(tmp_path)
 
 

@@ -66,7 +66,7 @@ def cli(*, debug: bool) -> None:
 @click.option("--notice", default="30s", show_default=True, help="Time between the notice and the end of the machine.")
 @_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--fresh", is_flag=True, help="Start over: forget what an earlier command of this run left.")
+@click.option("--fresh", is_flag=True, help="Start over: delete what Piton made in this run's folder, and no more.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
 def run(
     *,

@@ -19,6 +19,7 @@ from piton.core.effects import Announcement
 from piton.local import drills as fire
 from piton.local import sweep_folder, sweep_runner
 from piton.local.drills import Drill
+from piton.local.own_files import SWEEP
 from piton.local.runner import RunObserver
 from piton.local.sweep_runner import SweepEnding, SweepRequest
 from piton.sweep.parse import ParsedSweep
@@ -154,9 +155,7 @@ def _local(place: Path, folder: Path | None) -> SweepStatus:
 def _of_folder(root: Path) -> SweepStatus:
     state = sweep_folder.load(root)
     if state is None:
-        raise InputError(
-            f"{root} holds no sweep (it has no {sweep_folder.STATE_FILE}); run it first, or name its folder"
-        )
+        raise InputError(f"{root} holds no sweep (it has no {SWEEP.state_file}); run it first, or name its folder")
     return state.status
 
 

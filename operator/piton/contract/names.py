@@ -132,6 +132,24 @@ WEIGHTS_PREFIX = "weights-"
 SAVING_PREFIX = ".saving-"
 CACHE_FOLDER = ".cache"
 """Compiler caches of the attempts, for the next one: never verified, mirrored or retained."""
+CHECKPOINT_FILES = (
+    "*.tmp",
+    ".probe-*",
+    ".hangs",
+    CACHE_FOLDER,
+    "cache",
+    "results.json",
+    ".swept-*",
+    ".restoring-*",
+    f"{SAVING_PREFIX}*",
+    f"{WEIGHTS_PREFIX}[0-9]*",
+    f"{STEP_PREFIX}[0-9]*",
+    "MIRROR",
+    END_FILE,
+    COMPLETE_FILE,
+    FENCE_FILE,
+)
+"""All that Piton writes into a checkpoint directory, as patterns of names. What no pattern matches is the user's."""
 
 MAX_RUN_NAME = 46
 """`-<attempt>` (up to 5 digits) and `-worker-<nnn>` must still fit into the 63 characters of a DNS label."""

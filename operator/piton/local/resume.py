@@ -22,13 +22,11 @@ def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> Loca
     """Return the state to continue from; a new one in a new folder. A failed run continues from its checkpoint.
 
     Raises:
-        ValueError: the folder holds another run, or a field in `_IDENTITY` has changed.
+        ValueError: a field in `_IDENTITY` has changed.
     """
     saved = folder.load()
     if saved is None:
         return LocalState(name=name, created=now, spec=spec)
-    if saved.name != name:
-        raise InputError(f"{folder.root} holds the run {saved.name}, not {name}; name another folder with --dir")
     changed = _first_difference(_identity(saved.spec), _identity(spec), "spec")
     if changed:
         raise InputError(

@@ -10,7 +10,6 @@ lock           held by the one `piton run` that works here
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from piton.api.spec import Spec
 from piton.api.status import RunStatus
 from piton.contract import InputError, names
 from piton.contract.manifest import Complete
+from piton.local import own_files
 from piton.local.orphans import Process
-
-LOCK_FILE = "lock"
-STATE_FILE = "state.json"
+from piton.local.own_files import ASIDE, LOCK_FILE, FolderKind
 
 
 class ProcessRecord(Model):
@@ -73,17 +71,17 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The trainers' checkpoint directory."""
-        return self.root / "checkpoints"
+        return self.root / own_files.CHECKPOINTS
 
     @property
     def metrics_file(self) -> Path:
         """File of all reports, one JSON object per line."""
-        return self.root / "metrics.jsonl"
+        return self.root / own_files.METRICS_FILE
 
     @property
     def curve_file(self) -> Path:
         """Plot of the training curve."""
-        return self.root / "loss.png"
+        return self.root / own_files.CURVE_FILE
 
     @property
     def mark(self) -> str:
@@ -92,11 +90,11 @@ class RunFolder:
 
     def attempt(self, number: int) -> Path:
         """Folder of one attempt."""
-        return self.root / "attempts" / str(number)
+        return self.root / own_files.ATTEMPTS / str(number)
 
     def logs(self, number: int) -> Path:
         """Return a new folder for the attempt's logs: an attempt may be started again after a crash."""
-        base = self.root / "logs" / f"attempt-{number}"
+        base = self.root / own_files.LOGS / f"attempt-{number}"
         folder, again = base, 1
         while folder.exists():
             again += 1
@@ -130,17 +128,16 @@ class RunFolder:
         Raises:
             ValueError: it cannot be read, by this version at least.
         """
+        path = self.root / own_files.RUN.state_file
         try:
-            text = (self.root / STATE_FILE).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
             state = LocalState.model_validate_json(text, strict=True)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self.root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
-            ) from error
+            raise own_files.RUN.unreadable(self.root, error) from error
         if state.status.unreadable:
-            raise InputError(f"{self.root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
+            raise InputError(f"{path}: {state.status.unreadable}; use the version that wrote it")
         return state
 
     def save(self, state: LocalState) -> None:
@@ -149,20 +146,12 @@ class RunFolder:
         Raises:
             OSError: the disk does not take it.
         """
-        replace_text(self.root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
-
-    def clear(self) -> None:
-        """Remove everything, so that the run starts over.
-
-        Raises:
-            ValueError: something cannot be removed.
-        """
-        clear(self.root, STATE_FILE)
+        replace_text(self.root / own_files.RUN.state_file, state.model_dump_json(by_alias=True, indent=1))
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write aside, flush, rename."""
-    aside = path.with_name(f".{path.name}.new")
+    aside = path.with_name(ASIDE.format(path.name))
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -170,44 +159,28 @@ def replace_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def clear(root: Path, state_file: str) -> None:
-    """Remove everything in there. The state goes last: until then it is known whose the folder is.
-
-    Raises:
-        ValueError: something cannot be removed.
-    """
-    try:
-        for path in sorted(root.iterdir(), key=lambda path: path.name == state_file):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK_FILE:
-                path.unlink()
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be removed ({error.strerror}); remove it yourself") from error
-
-
 @contextmanager
-def opened(root: Path) -> Iterator[RunFolder]:
-    """Take a run's folder for this command alone; see `taken`."""
-    with taken(root, STATE_FILE, "run") as path:
+def opened(root: Path, name: str) -> Iterator[RunFolder]:
+    """Take the folder of the run of this name for this command alone; see `taken`."""
+    with taken(root, own_files.RUN, name) as path:
         yield RunFolder(path)
 
 
 @contextmanager
-def taken(root: Path, state_file: str, what: str) -> Iterator[Path]:
-    """Take the folder for this command alone.
+def taken(root: Path, kind: FolderKind, name: str) -> Iterator[Path]:
+    """Take the folder of this run or sweep for this command alone.
 
     Raises:
-        ValueError: it cannot be written, is in use, or holds something else than a run, or a sweep.
+        ValueError: it cannot be read or written, is in use, or holds something else, or another run or sweep.
     """
     root = root.absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_others_folder(root, state_file, what)
+        _refuse_others_folder(root, kind, name)
         lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise InputError(
-            f"the {what} folder {root} cannot be written ({error.strerror}); name another one with --dir"
+            f"the {kind.name} folder {root} cannot be written ({error.strerror}); name another one with --dir"
         ) from error
     try:
         _lock(lock, root)
@@ -216,12 +189,21 @@ def taken(root: Path, state_file: str, what: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _refuse_others_folder(root: Path, state_file: str, what: str) -> None:
+def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
     """A folder is a run's when it has a state; an empty one, or one that holds nothing but our lock, becomes one."""
-    if (root / state_file).exists() or {path.name for path in root.iterdir()} <= {LOCK_FILE, f".{state_file}.new"}:
+    try:
+        owner = kind.owner(root)
+    except OSError as error:
+        raise InputError(
+            f"{root / kind.state_file} cannot be read ({error.strerror}); name another folder with --dir"
+        ) from error
+    if owner == name or {path.name for path in root.iterdir()} <= {LOCK_FILE, ASIDE.format(kind.state_file)}:
         return
+    if owner is not None:
+        raise InputError(f"{root} holds the {kind.name} {owner}, not {name}; name another folder with --dir")
     raise InputError(
-        f"the folder {root} holds something else than a {what} (it has no {state_file}); name another one with --dir"
+        f"the folder {root} holds something else than a {kind.name} (it has no {kind.state_file} that Piton wrote); "
+        "name another one with --dir"
     )
 
 

@@ -8,7 +8,7 @@ The loop reconciles whenever something happens: a report, the end of a process, 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from piton.api.conditions import SUCCEEDED, SUSPENDED
 from piton.api.reasons import Reason
-from piton.api.spec import Spec
+from piton.api.spec import Mirror, Spec
 from piton.api.status import RunStatus
 from piton.api.status_base import Phase
 from piton.clock import SystemClock
@@ -25,7 +25,7 @@ from piton.contract import InputError
 from piton.contract.progress import Progress
 from piton.core.effects import Announcement
 from piton.drive import reconcile
-from piton.local import metrics, orphans, plot, preflight, processes, resume
+from piton.local import metrics, orphans, own_files, plot, preflight, processes, resume
 from piton.local.drills import Drill
 from piton.local.progress_server import receiving
 from piton.local.run_folder import LocalState, RunFolder, opened
@@ -140,15 +140,28 @@ async def train(order: RunRequest, observer: RunObserver, clock: Clock, stop: St
     Raises:
         ValueError: its folder is not its own, or holds another run.
     """
-    with opened(order.root) as folder:
+    with opened(order.root, order.name) as folder:
         left = orphans.kill_marked(folder.mark, _recorded(folder))
         if order.fresh:
-            folder.clear()
+            await delete(folder.root, own_files.made_by_run(folder.root), observer, order.spec.checkpoint.mirror)
         state = resume.state_of(folder, name=order.name, spec=order.spec, now=clock.now())
         if state.status.is_true(SUCCEEDED):
             return Ending(summary=summarise(folder, state, order.drills), trained=False)
         _save_first(folder, state)
         return await _train(order, observer, clock, folder, state, left, stop)
+
+
+async def delete(root: Path, made: Sequence[Path], announcer: Announcer, mirror: Mirror | None) -> None:
+    """Delete what an earlier command has made in this folder, after saying what that is.
+
+    Raises:
+        ValueError: something cannot be deleted.
+    """
+    if not made:
+        return
+    text = own_files.describe(root, made) + (f"; {mirror.uri} is left as it is" if mirror else "")
+    await announcer.announce(Announcement(severity="Warning", reason=Reason.FIRST_ATTEMPT, message=text))
+    own_files.delete(root, made)
 
 
 def _recorded(folder: RunFolder) -> tuple[orphans.Process, ...]:

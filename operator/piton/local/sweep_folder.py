@@ -13,6 +13,7 @@ from piton.api.conditions import FAILED
 from piton.api.fields import Model
 from piton.contract import InputError
 from piton.local.drills import Drill
+from piton.local.own_files import SWEEP
 from piton.local.run_folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise
 from piton.ports import Clock
@@ -20,8 +21,6 @@ from piton.sweep import rules
 from piton.sweep.expand import PlannedRun, digest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import Row, SweepStatus
-
-STATE_FILE = "sweep.json"
 
 
 class SweepState(Model):
@@ -39,15 +38,13 @@ def load(root: Path) -> SweepState | None:
         ValueError: this version cannot read it.
     """
     try:
-        state = SweepState.model_validate_json((root / STATE_FILE).read_text(encoding="utf-8"), strict=True)
+        state = SweepState.model_validate_json((root / SWEEP.state_file).read_text(encoding="utf-8"), strict=True)
     except FileNotFoundError:
         return None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{root / STATE_FILE} cannot be read ({type(error).__name__}); say --fresh to start over"
-        ) from error
+        raise SWEEP.unreadable(root, error) from error
     if state.status.unreadable:
-        raise InputError(f"{root / STATE_FILE}: {state.status.unreadable}; use the version that wrote it")
+        raise InputError(f"{root / SWEEP.state_file}: {state.status.unreadable}; use the version that wrote it")
     return state
 
 
@@ -57,20 +54,30 @@ def save(root: Path, state: SweepState) -> None:
     Raises:
         OSError: the write failed.
     """
-    replace_text(root / STATE_FILE, state.model_dump_json(by_alias=True, indent=1))
+    replace_text(root / SWEEP.state_file, state.model_dump_json(by_alias=True, indent=1))
+
+
+def save_first(root: Path, state: SweepState) -> None:
+    """Write the state for the first time in a command.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        save(root, state)
+    except OSError as error:
+        raise InputError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
 
 
 def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
     """Return the state to continue from. In a failed sweep, the runs that have not succeeded are tried again.
 
     Raises:
-        ValueError: the folder holds another sweep, or this one as it was before it was edited.
+        ValueError: the folder holds this sweep as it was before it was edited.
     """
     saved = load(root)
     if saved is None:
         return SweepState(name=sweep.meta.name, created=clock.now())
-    if saved.name != sweep.meta.name:
-        raise InputError(f"{root} holds the sweep {saved.name}, not {sweep.meta.name}; name another folder with --dir")
     if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
         raise InputError(
             f"spec: {rules.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "

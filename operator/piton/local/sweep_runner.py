@@ -27,12 +27,12 @@ from piton.core.effects import Announcement
 from piton.cost.spending import forget
 from piton.drive import independent, run_pass
 from piton.failures import Failures
-from piton.local import preflight, sweep_folder
+from piton.local import own_files, preflight, sweep_folder
 from piton.local import runner as runs
 from piton.local.drills import Drill
-from piton.local.run_folder import RunFolder, clear, taken
+from piton.local.run_folder import RunFolder, taken
 from piton.local.summary import Summary
-from piton.local.sweep_folder import STATE_FILE, SweepState, folder_of
+from piton.local.sweep_folder import SweepState, folder_of
 from piton.ports import Announcer, Clock, Unavailable
 from piton.sweep import decide
 from piton.sweep.expand import PlannedRun, limited
@@ -106,18 +106,20 @@ def run(order: SweepRequest, observer: SweepObserver, clock: Clock | None = None
         raise InputError("spec.suspend: the sweep is told to hold; remove the field to train here")
     for variant, first in first_runs(order.sweep).items():
         _check(variant, spec_of(first), order.price)
-    with taken(order.root, STATE_FILE, "sweep") as root:
+    return asyncio.run(_in_its_folder(order, observer, clock))
+
+
+async def _in_its_folder(order: SweepRequest, observer: SweepObserver, clock: Clock) -> SweepEnding:
+    with taken(order.root, own_files.SWEEP, order.sweep.meta.name) as root:
         if order.fresh:
-            clear(root, STATE_FILE)
+            made = own_files.made_by_sweep(root, order.sweep.meta.name)
+            await runs.delete(root, made, observer, spec_of(order.sweep.plan[0]).checkpoint.mirror)
         state = sweep_folder.state_of(root, order.sweep, clock)
         if state.status.is_true(SUCCEEDED):
-            runs_ended = sweep_folder.summaries(root, order.sweep, order.drills)
-            return SweepEnding(name=state.name, status=state.status, runs=runs_ended, trained=False)
-        try:
-            sweep_folder.save(root, state)
-        except OSError as error:
-            raise InputError(f"{root} cannot be written ({error.strerror}); name another folder with --dir") from error
-        return asyncio.run(_Sweep(order, root, state, observer, clock).drive())
+            ended = sweep_folder.summaries(root, order.sweep, order.drills)
+            return SweepEnding(name=state.name, status=state.status, runs=ended, trained=False)
+        sweep_folder.save_first(root, state)
+        return await _Sweep(order, root, state, observer, clock).drive()
 
 
 def recipe_problems(sweep: ParsedSweep) -> list[str]:
@@ -152,6 +154,11 @@ def _check(variant: str, spec: Spec, price: Fraction | None) -> None:
         raise InputError(f"variant {variant}: {error}") from error
 
 
+def _gpus(sweep: ParsedSweep) -> int:
+    """Return the GPUs of the run that wants most."""
+    return max(preflight.gpus_wanted(spec_of(run)) for run in sweep.plan)
+
+
 @dataclass(kw_only=True)
 class _Driven:
     """A run that this command drives."""
@@ -178,7 +185,7 @@ class _Sweep:
         self.endings: dict[str, runs.Ending] = {}
         self.interrupted: signal.Signals | None = None
         self.wake = asyncio.Event()
-        self.devices = list(preflight.gpus()) if self._gpus() else []
+        self.devices = list(preflight.gpus()) if _gpus(order.sweep) else []
         self.spec = self._fitting()
 
     # --- the port ----------------------------------------------------------------------------------------------------
@@ -237,10 +244,11 @@ class _Sweep:
             await self._abandon()
         if not settled(self.state.status):
             await self._pass()
+        ended = {name: ending.summary for name, ending in self.endings.items()}
         return SweepEnding(
             name=self.state.name,
             status=self.state.status,
-            runs=sweep_folder.summaries(self.root, self.order.sweep, self.order.drills, self._summaries()),
+            runs=sweep_folder.summaries(self.root, self.order.sweep, self.order.drills, ended),
             interrupted=self.interrupted,
         )
 
@@ -285,19 +293,11 @@ class _Sweep:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _summaries(self) -> dict[str, Summary]:
-        """Of the runs that have ended in this command, by name."""
-        return {name: ending.summary for name, ending in self.endings.items()}
-
-    def _gpus(self) -> int:
-        """GPUs of the run that wants most."""
-        return max(preflight.gpus_wanted(spec_of(run)) for run in self.order.sweep.plan)
-
     def _fitting(self) -> SweepSpec:
         """The spec with no more runs at once than there are runs, and GPUs for."""
         spec = self.order.sweep.spec
         assert spec is not None
-        wanted = self._gpus()
+        wanted = _gpus(self.order.sweep)
         room = len(self.devices) // wanted if wanted else spec.parallelism
         at_once = max(1, min(spec.parallelism, room, len(self.order.sweep.plan)))
         return spec.model_copy(update={"parallelism": at_once})
@@ -344,7 +344,5 @@ class _Sweep:
         stop = runs.Stop()
         task = asyncio.create_task(runs.train(order, self.observer.of(run.name), self.clock, stop), name=run.name)
         task.add_done_callback(lambda _: self.wake.set())
-        meta = Meta(name=run.name, created=created)
-        self.driven[run.name] = _Driven(
-            task=task, stop=stop, devices=devices, created=created, ends_at=deadline_of(meta, spec)
-        )
+        ends_at = deadline_of(Meta(name=run.name, created=created), spec)
+        self.driven[run.name] = _Driven(task=task, stop=stop, devices=devices, created=created, ends_at=ends_at)
