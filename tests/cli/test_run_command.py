@@ -1,8 +1,11 @@
 """`piton run` as people and machines use it: what it prints, how it is stopped, and what it exits with."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +104,7 @@ def test_a_price_gives_a_cost(tmp_path: Path, piton: Piton) -> None:
     assert f"        cost  ${cost['spent']}" in result.err
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_stops_and_the_same_command_continues(
     signum: signal.Signals, code: int, tmp_path: Path, piton: Piton
 ) -> None:
@@ -121,6 +124,41 @@ def test_a_signal_saves_and_stops_and_the_same_command_continues(
     summary = json.loads(continued.out)
     assert (summary["attempts"], summary["lostSteps"], summary["preemptions"], summary["failures"]) == (2, 0, 0, 0)
     assert summary["weightsDigest"] == undisturbed.summary.weights_digest
+
+
+def test_a_terminal_that_vanishes_does_not_end_the_training(tmp_path: Path) -> None:
+    """A terminal with a bar in it, gone in the middle; the kernel sends SIGHUP as well."""
+    reader, terminal = pty.openpty()
+    arguments = [sys.executable, "-m", "piton.cli", *command(tmp_path, "--hold-at", "7", options=("--json",))]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
+        os.close(terminal)
+        held(tmp_path)
+        assert b"fake" in os.read(reader, 4096)
+        os.close(reader)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)  # the fake holds for it
+        out, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 143
+    assert json.loads(out)["phase"] == "Suspended"
+
+
+@pytest.mark.parametrize("gone", ["reader", "disk", "stream"])
+def test_words_that_go_nowhere_change_nothing(gone: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "piton.cli", *command(tmp_path, options=("--json", "--drill", "kill@step7"))]
+    reader, pipe = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    if gone == "stream":
+        arguments = ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments]
+    stderr = {"reader": pipe, "disk": full, "stream": None}[gone]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=stderr, timeout=120)
+    os.close(pipe)
+    os.close(full)
+
+    assert done.returncode == 0
+    summary = json.loads(done.stdout)
+    assert (summary["phase"], summary["finalStep"], summary["preemptions"]) == ("Succeeded", 20, 1)
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:

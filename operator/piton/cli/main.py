@@ -14,7 +14,7 @@ from typing import Literal
 import click
 
 from piton import __version__
-from piton.contract import InputError
+from piton.contract import InputError, output
 
 BAD_INPUT = 2
 INTERNAL_ERROR = 70
@@ -318,7 +318,8 @@ def retry(*, run: str, namespace: str | None) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. Its words go to stderr; on stdout are results, which have to arrive."""
+    output.keep_going_without("stderr")
     try:
         if nul := next((argument for argument in sys.argv if "\0" in argument), None):
             raise InputError(f"{nul!r} holds a NUL, which no name and no path can; remove it")  # noqa: TRY301

@@ -46,7 +46,7 @@ LOCAL_PACE = Timing(
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _INTERRUPTED = "Interrupted: the trainers save and stop; once more kills them"
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,12 +324,13 @@ class _Loop:
 
 @contextlib.contextmanager
 def signals(order: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """While this lasts, a signal that would end this command is an order instead."""
+    """While this lasts, a signal that would end this command is an order instead. A terminal may vanish."""
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     for signum in _STOP_SIGNALS:
         loop.add_signal_handler(signum, order, signum)
     try:
         yield
     finally:
-        for signum in _STOP_SIGNALS:
+        for signum in (*_STOP_SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(signum)

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from piton.contract.termination import ExitCode
-from piton_trainer.training.signals import STOP_SIGNALS, StopFlag
+from piton_trainer.training.signals import SAME_SECONDS, STOP_SIGNALS, StopFlag
 
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
@@ -76,3 +80,95 @@ def test_a_forked_child_outlives_a_signal_to_the_group_and_ends_by_one_of_its_ow
 
 def test_before_training_has_begun_sigterm_ends_the_process_at_once() -> None:
     assert run("stop_at_once(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)").returncode == ExitCode.STOPPED
+
+
+@pytest.fixture
+def flag() -> Iterator[StopFlag]:
+    flag = StopFlag()
+    flag.install()
+    yield flag
+    flag.restore()
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_launcher_that_passes_a_ctrl_c_on_does_not_double_it(
+    times: int, flag: StopFlag, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert flag.received is signal.SIGINT
+    assert capfd.readouterr().err.count("Ctrl-C once more ends it at once, unsaved") == 1
+
+
+def test_the_second_ctrl_c_is_an_exception_and_the_third_needs_no_python(
+    flag: StopFlag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    os.kill(os.getpid(), signal.SIGINT)
+    now[0] = SAME_SECONDS
+
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_may_come_any_number_of_times(
+    first: signal.Signals, flag: StopFlag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for signum in (first, signal.SIGTERM, signal.SIGTERM):
+        os.kill(os.getpid(), signum)
+        now[0] += 60
+
+    assert flag.received is signal.SIGTERM
+
+
+HUNG = {
+    "sleep": "[time.sleep(0.1) for _ in iter(int, 1)]",
+    "queue": "import queue; queue.Queue().get()",
+    "lock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
+}
+
+
+@pytest.mark.parametrize("hung", HUNG.values(), ids=HUNG.keys())
+def test_the_second_ctrl_c_ends_a_step_that_hangs(hung: str, tmp_path: Path) -> None:
+    code = (
+        "import time, torch, piton_trainer\n"
+        "from piton_trainer.training import signals\n"
+        "signals.SAME_SECONDS = 0.0\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "with piton_trainer.session() as session:\n"
+        "    session.restore(model=model)\n"
+        "    for _ in session.steps([1, 2]):\n"
+        f"        print('in', flush=True); {hung}\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(signal.SIGINT)
+        while "Ctrl-C once more" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+    assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler])
+def test_a_terminal_that_vanishes_is_nothing_unless_the_script_listens(before: Any) -> None:
+    earlier, flag = signal.signal(signal.SIGHUP, before), StopFlag()
+    try:
+        flag.install()
+        during = signal.getsignal(signal.SIGHUP)
+        flag.listen()
+        assert signal.getsignal(signal.SIGHUP) is during is (signal.SIG_IGN if before is signal.SIG_DFL else before)
+        flag.restore()
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, earlier)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from piton.contract import output
 from piton.contract.termination import Outcome
 from piton_trainer.errors import BY_OUTCOME, Ended, Fenced
 
@@ -79,6 +80,7 @@ class ChildProcess:
 
 def join() -> tuple[Connection, list[int]]:
     """In the process: the line to the trainer that started it, and the other descriptors."""
+    output.keep_going()
     line, *descriptors, parent = (int(argument) for argument in sys.argv[1:])
     end_with(parent)
     os.nice(NICE)

@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Generator, Tensor
 
-from piton.contract import startup_phases
+from piton.contract import output, startup_phases
 from piton.contract.termination import Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.retry import Retry
@@ -274,6 +274,7 @@ class Session(RankContext):
         return self._steps
 
     def _open(self) -> None:
+        output.keep_going()
         self._signals.install()
         config, clock, startup = self._config, self._clock, Startup(self._clock)
         require_gpus(config.gpus)

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT as a flag.
 
 A handler does nothing but remember; the training loop looks at the flag at a step boundary, where all ranks agree.
+A terminal that vanishes (SIGHUP) ends no training. A second Ctrl-C ends a step that does not end by itself.
 
 torchrun and terminals signal a whole process group. A data loader's workers are in it, die at once, and the step under
 way with them, before there is a boundary to save at. So what is forked while the signals are ours leaves the group: it
@@ -10,12 +11,18 @@ hears from the trainer alone. It ends with the trainer all the same, as multipro
 import os
 import signal
 import threading
+import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from piton.contract.termination import ExitCode
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STDERR = 2
+SAME_SECONDS = 1.0
+"""Seconds in which a second SIGINT is the same Ctrl-C: a terminal signals the group, and a launcher passes it on."""
+_FIRST_INTERRUPT = b"piton: the training saves and stops after this step; Ctrl-C once more ends it at once, unsaved\n"
 _holders: "set[StopFlag]" = set()
 """The flags that have installed their handlers."""
 
@@ -25,6 +32,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupted_at: float | None = None
         self._owner = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -34,12 +42,15 @@ class StopFlag:
             return
         for signum in STOP_SIGNALS:
             self._before[signum] = signal.signal(signum, self._remember)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         _holders.add(self)
 
     def listen(self) -> None:
         """Take them over from whoever has done so since. Those from before `install` are still the ones given back."""
-        for signum in self._before:
-            signal.signal(signum, self._remember)
+        for signum in STOP_SIGNALS:
+            if signum in self._before:
+                signal.signal(signum, self._remember)
 
     def restore(self) -> None:
         """Give the signals back to whoever had them before."""
@@ -55,6 +66,23 @@ class StopFlag:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.received = signal.Signals(signum)
+        if self.received is signal.SIGINT:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: after the first the training stops at a boundary; the second is for a step that does not end.
+
+        Raises:
+            KeyboardInterrupt: it is the second.
+        """
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+            with suppress(OSError):
+                os.write(_STDERR, _FIRST_INTERRUPT)  # a print may be under way, which cannot be entered again
+        elif now - self._interrupted_at >= SAME_SECONDS:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the third ends what does not even heed an exception
+            raise KeyboardInterrupt
 
 
 def stop_at_once() -> None:
