@@ -4,7 +4,7 @@
       Ended               says how the attempt ended; its exit code comes from piton.contract.termination
         Stopped     143   told to stop, saved
         BadConfig    78   the user's settings or data cannot work
-        Diverged     79   the loss is not a finite number
+        Diverged     79   20 losses in a row, or the weights, are not finite
         OutOfSpace   80   the checkpoint volume is full
         Fenced       81   a higher attempt owns the checkpoint directory
         VolumeLost   82   the checkpoint volume cannot be written to or read
@@ -50,7 +50,7 @@ class BadConfig(Ended):
 
 
 class Diverged(Ended):
-    """The loss, or the objective, is not a finite number; the state is not worth saving."""
+    """20 losses in a row, the objective or the weights are not finite numbers; the state is not worth saving."""
 
     outcome = Outcome.DIVERGED
 

@@ -160,7 +160,7 @@ class Reason(OpenEnum):
     BAD_CONFIG = "BadConfig"
     """The recipe refused its settings or data."""
     DIVERGED = "Diverged"
-    """The loss is not a finite number."""
+    """20 losses in a row, the objective, or a weight to be saved is not a finite number."""
     OUT_OF_SPACE = "OutOfSpace"
     """The checkpoint volume is full."""
 

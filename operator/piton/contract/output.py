@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 _FULL_SECONDS = 1.0
 """Seconds for which a stream that others have made non-blocking may be full, before something is lost."""
@@ -26,7 +27,7 @@ def keep_going_without(name: str) -> None:
     """Lose what cannot be written to this stream: `stdout` or `stderr`."""
     stream = getattr(sys, name)
     if stream is None:  # its descriptor was closed before the program began
-        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it stays open
+        setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
     elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
         setattr(sys, name, _forgiving(stream))
 

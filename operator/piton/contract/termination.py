@@ -51,7 +51,7 @@ class Outcome(OpenEnum):
     BAD_CONFIG = "badConfig"
     """The user's settings or data cannot work; another attempt would end the same way."""
     DIVERGED = "diverged"
-    """The loss is not a finite number."""
+    """20 losses in a row, the objective, or a weight to be saved is not a finite number."""
     OUT_OF_SPACE = "outOfSpace"
     """The checkpoint volume is full; older checkpoints are untouched."""
     FENCED = "fenced"

@@ -1,11 +1,13 @@
 """How a run ends, what it leaves behind, and what it tells whom."""
 
 import contextlib
+import math
 import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from piton.contract.termination import Limit, Outcome, PreviousEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.telemetry import metrics
 from support import tiny
 from support.clocks import FakeClock
 from support.status_server import StatusServer
@@ -164,18 +167,98 @@ def test_a_stop_passes_through_a_users_except(checkpoints: Path) -> None:
     assert end.value.code == 143
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("metric", ["loss", "val"])
+NOT_FINITE = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
 def test_a_diverged_run_ends_with_its_code_and_is_not_saved(
-    metric: str, value: float, checkpoints: Path, log: Path, capsys: pytest.CaptureFixture[str]
+    value: float, checkpoints: Path, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assignment = Assignment(save=SavePolicy(every_steps=4), objective=Objective(metric="val"))
-    ran = tiny.train(checkpoints, assignment=assignment, at=reports(**{metric: {8: value}}), termination_log=log)
+    ran = tiny.train(checkpoints, assignment=assignment, at=reports(val={8: value}), termination_log=log)
     assert ran.code == 79
     assert steps_in(checkpoints) == [4]
-    complaint = "loss or val is not a finite number at step 8; the newest checkpoint is of step 4"
+    complaint = "val is not a finite number, at step 8; the newest checkpoint is of step 4"
     assert capsys.readouterr().err.splitlines()[1:] == [f"piton: {complaint}"]
     assert (termination(log).outcome, termination(log).detail) == (Outcome.DIVERGED, complaint)
+
+
+def losses(*runs: int, value: float = float("nan")) -> list[float]:
+    """Losses in which so many in a row are not finite, with a finite one after each row."""
+    return [loss for run in runs for loss in (*[value] * run, 1.0)]
+
+
+def train_with(
+    checkpoints: Path, values: list[float], *, spoil: Callable[[torch.nn.Module], object] | None = None, **parts: Any
+) -> int:
+    """Train with these losses; return the exit code, 0 for a training that is finished."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model.register_buffer("mask", torch.full((2, 2), float("-inf"), device="cpu"))
+    try:
+        with piton_trainer.session(tiny.config(checkpoints, **parts)) as session:
+            session.restore(model=model)
+            for loss in session.steps(values):
+                session.report(loss=loss)
+                if spoil is not None and not math.isfinite(loss):
+                    spoil(model)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize(("runs", "code"), [((1,), 0), ((19, 19), 0), ((20,), 79), ((3, 25), 79)])
+def test_losses_that_are_not_finite_are_metrics_until_there_are_20_in_a_row(
+    runs: tuple[int, ...], code: int, value: float, on_device: bool, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_device:  # as if the CPU were one whose tensors are dear to read
+        monkeypatch.setattr(metrics, "_kept", lambda _, value: torch.tensor(float(value), device="cpu"))
+    assert train_with(checkpoints, losses(*runs, value=value)) == code
+
+
+SPOILT = {
+    "a weight is NaN": lambda model: torch.nn.init.constant_(model[0].weight, float("nan")),
+    "a weight is infinite": lambda model: torch.nn.init.constant_(model[0].bias, float("inf")),
+    "a statistic is NaN": lambda model: model[1].running_mean.fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("at", ["a save", "the end"])
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
+def test_one_loss_is_enough_where_the_weights_to_be_saved_are_not_finite(
+    spoil: Callable[[torch.nn.Module], object], at: str, checkpoints: Path
+) -> None:
+    values = [*[1.0] * 7, float("nan")]
+    policy = SavePolicy(every_steps=4 if at == "a save" else 1000)
+
+    code = train_with(checkpoints, values, spoil=spoil, assignment=Assignment(save=policy))
+
+    assert code == 79
+    assert steps_in(checkpoints) == ([4] if at == "a save" else [])
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        ({"val_acc": {4: 0.5}}, "no val_accuracy is reported"),
+        ({"val_acc": {1: 0.5}}, "write val_acc if that is meant"),
+        ({"score": {4: 0.5}}, "reported are loss, score"),
+        ({}, "reported are loss"),
+        ({"val_accuracy": {4: 0.5}}, None),
+        ({"val_accuracy": {1: 0.5}, "val_loss": {4: 0.5}}, None),
+    ],
+)
+def test_an_objective_that_is_never_reported_is_told_once(
+    at: dict[str, dict[int, float]], told: str | None, checkpoints: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assignment = Assignment(save=SavePolicy(every_steps=4), objective=Objective(metric="val_accuracy", goal="Maximize"))
+    every = {"loss": dict.fromkeys(range(1, tiny.STEPS + 1), 1.0)}
+    assert tiny.train(checkpoints, assignment=assignment, at=reports(**every, **at)).code == 0
+
+    warnings = [record.message for record in caplog.records if "objective.metric" in record.message]
+    assert len(warnings) == (told is not None)
+    assert told is None or told in warnings[0]
 
 
 def test_a_metric_that_is_neither_loss_nor_objective_may_be_anything(checkpoints: Path) -> None:

@@ -149,7 +149,8 @@ def test_the_second_ctrl_c_ends_a_step_that_hangs(hung: str, tmp_path: Path) -> 
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "in\n"
         process.send_signal(signal.SIGINT)
         while "Ctrl-C once more" not in process.stderr.readline():

@@ -11,6 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
 from piton.contract.assignment import SavePolicy
 from piton.contract.manifest import Complete
 from piton.contract.progress import CHECKPOINT_INTERVAL_SECONDS, CHECKPOINT_STALL_SECONDS
@@ -21,7 +25,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.errors import Diverged, VolumeLost
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.data_position import Randomness
-from piton_trainer.state.tracked_objects import TrackedObjects
+from piton_trainer.state.tracked_objects import EMA, MODEL, TrackedObjects
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.telemetry.metrics import ObjectiveMetrics
 from piton_trainer.telemetry.telemetry import Telemetry
@@ -111,6 +115,8 @@ class SaveScheduler:
 
     def save_final(self, trained: SaveInputs, *, is_stopping: bool = False) -> None:
         """Save this step, durably, or end."""
+        if not is_stopping:
+            trained.measured.warn_without_objective()
         # What befell the save before is no reason not to try.
         self._tolerate(self._settle)
         self._retry(partial(self._save_durably, trained), is_stopping=is_stopping)
@@ -122,9 +128,9 @@ class SaveScheduler:
     def diverged(self, trained: SaveInputs) -> Diverged:
         """The end of a training that has nothing worth saving any more."""
         self._tolerate(self._settle)
+        cause = trained.measured.divergence(on_device=True) or "the loss of a rank, or a weight, is not a finite number"
         return Diverged(
-            f"{' or '.join(trained.measured.watched)} is not a finite number at step {trained.state.step}; "
-            f"the newest checkpoint is of step {self._store.durable_step}"
+            f"{cause}, at step {trained.state.step}; the newest checkpoint is of step {self._store.durable_step}"
         )
 
     def metrics(self) -> dict[str, float]:
@@ -143,11 +149,20 @@ class SaveScheduler:
         self._telemetry.interval_changed(choice)
 
     def _save(self, trained: SaveInputs) -> None:
-        """Save this step, unless that is done already. A diverged state is never saved."""
+        """Save this step, unless that is done already. A diverged state is never saved.
+
+        One loss that is not finite is no divergence, if the weights are: then the step was left out.
+        """
         state = trained.state
         if self._store.taken_step == state.step:
             return
-        if self._ranks.agree([float(trained.measured.has_diverged(on_device=True))])[0]:
+        measured = trained.measured
+        words = [measured.has_diverged(on_device=True), measured.losses_not_finite(on_device=True) > 0]
+        diverged, doubtful = self._ranks.agree([float(word) for word in words])
+        if not diverged and doubtful:
+            weights = trained.objects.modules(MODEL, EMA).values()
+            diverged = self._ranks.agree([float(not all(map(_is_finite, weights)))])[0]
+        if diverged:
             raise self.diverged(trained)
         began, waited = self._clock.monotonic(), self._store.in_flight
         state.evidence = self._interval.evidence(now=began)
@@ -202,3 +217,17 @@ class SaveScheduler:
         """Training goes on without a save; or it does not, on all ranks alike."""
         step = self._store.durable_step
         self._ranks.on_main(partial(self._watch.failed, trouble, durable_step=step, is_stopping=is_stopping))
+
+
+@torch.no_grad()
+def _is_finite(module: nn.Module) -> bool:
+    """True if everything that is trained is finite on this rank, and no statistic is NaN; a mask may be infinite."""
+    trained = (torch.isfinite(_local(weight)).all() for weight in module.parameters() if weight.requires_grad)
+    statistics = (~torch.isnan(_local(buffer)).any() for buffer in module.buffers() if buffer.is_floating_point())
+    return all(bool(is_good) for is_good in (*trained, *statistics))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part, in a type that can be asked."""
+    part = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part if part.element_size() > 1 else part.float()

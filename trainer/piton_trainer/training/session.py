@@ -201,7 +201,7 @@ class Session(RankContext):
             BadConfig: the run is in the middle of an epoch that this loader can only go through from its start; or
                 gradients wait for a step that does not come.
             Stopped: told to stop; everything is saved.
-            Diverged: the loss or the objective is not a finite number.
+            Diverged: 20 losses in a row, the objective or the weights are not finite numbers.
             OutOfSpace: a checkpoint does not fit.
             Fenced: another attempt has taken over.
         """

@@ -77,7 +77,7 @@ class Steps:
         self._saves = SaveScheduler(
             config.assignment.save, ranks=ranks, store=store, telemetry=telemetry, signals=signals, clock=clock
         )
-        self.measured = ObjectiveMetrics(config.assignment.objective)
+        self.measured = ObjectiveMetrics(config.assignment.objective, warns=ranks.is_main)
         self._objects: TrackedObjects | None = None
         self._trained: SaveInputs | None = None
         self._resume: Resume | None = None
