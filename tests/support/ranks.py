@@ -78,6 +78,10 @@ class World:
         """Wait so long at most; whether one of the ranks is done by then."""
         return bool(multiprocessing.connection.wait([process.sentinel for process in self._processes], seconds))
 
+    def result(self, rank: int, timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
+        """What the body of one rank has returned, whatever the others do."""
+        return _receive(self._results[rank], timeout_seconds)
+
     def wait(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[Exit]:
         """The ends of all ranks."""
         exits = []

@@ -27,7 +27,7 @@ def keep_going_without(name: str) -> None:
     """Lose what cannot be written to this stream: `stdout` or `stderr`."""
     stream = getattr(sys, name)
     if stream is None:  # its descriptor was closed before the program began
-        setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+        setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - it stays open
     elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
         setattr(sys, name, _forgiving(stream))
 

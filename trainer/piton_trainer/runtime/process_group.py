@@ -7,6 +7,7 @@ of the training step. With a single rank nothing is sent at all.
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self, TypeVar, cast
@@ -20,6 +21,7 @@ from piton.contract import InputError
 from piton.contract.termination import Outcome
 from piton_trainer.config import COLLECTIVE_SECONDS, JOIN_SECONDS
 from piton_trainer.errors import BY_OUTCOME, Ended
+from piton_trainer.runtime.pulse import Pulse
 
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ class Ranks:
         self.local_world_size = _number("LOCAL_WORLD_SIZE", 1)
         self.device = _device(local_rank)
         self._owns_process_group = False
+        self._pulse: Pulse | None = None
         self._cause: BaseException | None = None
 
     @classmethod
@@ -54,7 +57,8 @@ class Ranks:
         """Join the other ranks as torchrun's environment says; the process group is made unless there is one.
 
         Args:
-            collective_seconds: how long a collective of the group that is made waits for the other ranks.
+            collective_seconds: how long a collective of the group that is made waits for the other ranks, and the
+                time in which `agree` notices a rank that is gone.
             join_seconds: how long the first rank waits for the last one to come.
 
         Raises:
@@ -76,6 +80,9 @@ class Ranks:
             group=dist.new_group(backend="gloo"),
         )
         ranks._owns_process_group = owner
+        if ranks.world_size > 1:
+            store = dist.distributed_c10d._get_default_store()  # noqa: SLF001 - of groups that are not ours too
+            ranks._pulse = Pulse(store, rank=ranks.rank, world_size=ranks.world_size, seconds=collective_seconds)
         return ranks
 
     @property
@@ -85,16 +92,27 @@ class Ranks:
 
     def leave(self) -> None:
         """Take the process group down, if `join` made it."""
+        if self._pulse is not None:
+            self._pulse.end()
         if self._owns_process_group and dist.is_initialized():
             dist.destroy_process_group()
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """The largest of each value over all ranks: one tiny all-reduce."""
+        """The largest of each value over all ranks: one tiny all-reduce.
+
+        Raises:
+            RuntimeError: a rank is gone.
+        """
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        assert self._pulse is not None
+        self._pulse.wait(dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group, async_op=True))
         return cast("list[float]", tensor.tolist())
+
+    def excused(self) -> AbstractContextManager[None]:
+        """Have the other ranks wait for this one while this lasts, however long."""
+        return nullcontext() if self._pulse is None else self._pulse.excused()
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank, on every rank."""

@@ -11,7 +11,7 @@ The session knows nothing of models and losses, and it owns no loop: the recipes
 import atexit
 import gc
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -242,12 +242,14 @@ class Session(RankContext):
         """All of the step is computed. What comes before its boundary, an evaluation say, is not timed."""
         self._beats.end_step()
 
-    def untimed(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
         """For what may take long inside a step, such as an evaluation: until it ends, no step is missed.
 
         On all ranks a training that ends no step for too long is ended as one that hangs, see `limits.hangTimeout`.
         """
-        return self._beats.during(RankPhase.UNTIMED)
+        with self._beats.during(RankPhase.UNTIMED), self._ranks.excused():
+            yield
 
     def listen(self) -> None:
         """Take the signals over again from a framework that has taken them since."""
