@@ -130,11 +130,14 @@ END_FILE = "END.json"
 STEP_PREFIX = "step-"
 WEIGHTS_PREFIX = "weights-"
 SAVING_PREFIX = ".saving-"
+CLAIM_PREFIX = ".claim-"
+"""Of a file that is there for a moment: rank 0 writes it, and all ranks look for it."""
 CACHE_FOLDER = ".cache"
 """Compiler caches of the attempts, for the next one: never verified, mirrored or retained."""
 CHECKPOINT_FILES = (
     "*.tmp",
     ".probe-*",
+    f"{CLAIM_PREFIX}*",
     ".hangs",
     CACHE_FOLDER,
     "cache",

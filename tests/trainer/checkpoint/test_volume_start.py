@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ from piton.contract.termination import Outcome, Termination
 from piton_trainer.checkpoint import volume_start
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence
-from piton_trainer.checkpoint.volume_start import answered, claim_directory, look_before_torch, may_have_saved
+from piton_trainer.checkpoint.volume_start import (
+    answered,
+    check_shared,
+    claim_directory,
+    look_before_torch,
+    may_have_saved,
+)
+from piton_trainer.clock import Clock
 from piton_trainer.errors import BadConfig, Ended, OutOfSpace, VolumeLost
-from support import tiny
+from piton_trainer.runtime.process_group import Ranks
+from support import ranks, tiny
 from support.clocks import FakeClock
 from support.volumes import fill, mounted, remount
 
@@ -222,3 +231,67 @@ def test_the_last_words_are_those_of_a_session(environment: dict[str, str], monk
     with pytest.raises(SystemExit):
         look_before_torch(environment)
     assert json.loads(Path(environment[names.ENV_TERMINATION_LOG]).read_text())["outcome"] == "badConfig"
+
+
+def look(directories: list[Path], durable_step: int | None) -> str | None:
+    """One rank's look for what rank 0 writes; its complaint."""
+    volume_start.SHARED_SECONDS = 0.5
+    warnings: list[str] = []
+    volume_start.logger.warning = lambda text: warnings.append(f"warning: {text}")  # type: ignore[assignment, misc]
+    world = Ranks.join()
+    try:
+        check_shared(directories[world.rank], ranks=world, durable_step=durable_step, disk=layout.Disk(), clock=Clock())
+    except VolumeLost as lost:
+        return lost.detail
+    finally:
+        world.leave()
+    return warnings[0] if warnings else None
+
+
+@pytest.mark.parametrize("other", ["empty", "used", "missing"])
+def test_a_directory_that_the_ranks_do_not_share_is_named_at_the_claim(other: str, tmp_path: Path) -> None:
+    directories = [tmp_path / "volume", tmp_path / other]
+    directories[0].mkdir()
+    if other != "missing":
+        directories[1].mkdir()
+    if other == "used":
+        Fence(directories[1], disk=layout.Disk(), attempt=3).claim()
+    ends = ranks.run(2, partial(look, directories, None))
+
+    assert all(end.result is not None for end in ends)
+    for told in (end.result for end in ends):
+        assert f"what rank 0 writes to {directories[0]} on " in told
+        assert f"is not in {directories[1]} on " in told
+    assert list(directories[0].iterdir()) == []
+
+
+@pytest.mark.parametrize("evidence", ["a durable step", "a checkpoint"])
+def test_a_run_that_has_saved_is_warned_and_goes_on(evidence: str, tmp_path: Path) -> None:
+    directories = [tmp_path / "volume", tmp_path / "other"]
+    for directory in directories:
+        directory.mkdir()
+    if evidence == "a checkpoint":
+        tiny.train(directories[0])
+    ends = ranks.run(2, partial(look, directories, 458 if evidence == "a durable step" else None))
+
+    assert ends[0].result.startswith("warning: the ranks do not share the checkpoint directory")
+    assert ends[1].result is None
+
+
+@pytest.mark.parametrize("path", ["volume", "link"])
+def test_a_directory_that_is_shared_keeps_nothing_of_the_look(path: str, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume")
+    ends = ranks.run(2, partial(look, [tmp_path / "volume", tmp_path / path], None))
+
+    assert [end.result for end in ends] == [None, None]
+    assert list((tmp_path / "volume").iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_rank_that_gets_no_answer_is_no_evidence(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> bool:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "exists", fail)
+    assert volume_start._sees(tmp_path / "nonce", FakeClock())

@@ -5,6 +5,7 @@
     full                       the run may have saved there: tried again, then OutOfSpace; at once otherwise
     no answer                  tried again, then VolumeLost. A call that hangs is left behind with its thread
     a path through a file      BadConfig
+    not shared by the ranks    VolumeLost within 10 s, with both paths
 
 A run may have saved if the operator knows a durable step, if this is not its first attempt, or if the volume shows it.
 """
@@ -12,12 +13,16 @@ A run may have saved if the operator knows a durable step, if this is not its fi
 import errno
 import logging
 import os
+import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from piton.contract import names
 from piton.contract.duration import format_duration
@@ -29,6 +34,9 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import termination_log
 from piton_trainer.errors import BadConfig, OutOfSpace, VolumeLost
 
+if TYPE_CHECKING:  # it imports torch, which this module is there to come before
+    from piton_trainer.runtime.process_group import Ranks
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -39,6 +47,9 @@ _CACHES = (names.ENV_INDUCTOR_CACHE, names.ENV_TRITON_CACHE)
 _PROBE_SECONDS = 30.0
 """Seconds for which the look before torch is imported waits for an answer. The claim that follows waits for longer."""
 _SILENT_SECONDS = 30.0
+SHARED_SECONDS = 10.0
+"""Seconds after which a file of rank 0's has to be seen by all."""
+_LOOK_SECONDS = 0.1
 
 
 def claim_directory(
@@ -82,6 +93,75 @@ def claim_directory(
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
             raise VolumeLost(f"{_explained(directory, cause)}. What it holds is untouched") from lost
         raise
+
+
+def check_shared(directory: Path, *, ranks: "Ranks", durable_step: int | None, disk: layout.Disk, clock: Clock) -> None:
+    """Check that all ranks see one directory: rank 0 writes a file, and the others look for it. All ranks call it.
+
+    A run that has saved before is warned only; it has been through this, or has shown that it can save.
+
+    Raises:
+        VolumeLost: a rank sees another directory.
+    """
+    if ranks.world_size == 1:
+        return
+    place = f"{directory} on {socket.gethostname()}"
+    written = ranks.on_main(partial(_write_nonce, directory, place, durable_step, disk))
+    if written is None:
+        return
+    is_there = ranks.gather(_sees(directory / written.name, clock))
+    places = ranks.gather(place)
+    if ranks.is_main:
+        with suppress(OSError):
+            (directory / written.name).unlink()
+    others = [rank for rank, seen in enumerate(is_there) if not seen]
+    if not others:
+        return
+    told = (
+        f"the ranks do not share the checkpoint directory: what rank 0 writes to {written.place} is not in "
+        f"{places[others[0]]}, where rank {others[0]} looked for {format_duration(SHARED_SECONDS)}; mount one volume "
+        "into all nodes (ReadWriteMany), under one path"
+    )
+    if not written.has_saved:
+        raise VolumeLost(told)
+    if ranks.is_main:
+        logger.warning(told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Nonce:
+    name: str
+    place: str
+    has_saved: bool
+
+
+def _write_nonce(directory: Path, place: str, durable_step: int | None, disk: layout.Disk) -> _Nonce | None:
+    """Write a file of a new name, durably; None from a volume in trouble, of which a save will say more."""
+    name = f"{names.CLAIM_PREFIX}{uuid.uuid4().hex}"
+    try:
+        has_saved = durable_step is not None or next(layout.committed(directory), None) is not None
+        disk.write(directory / name, place)
+    except OSError as error:
+        logger.warning("whether the ranks share %s is not checked: %s", directory, error)
+        return None
+    return _Nonce(name=name, place=place, has_saved=has_saved)
+
+
+def _sees(path: Path, clock: Clock) -> bool:
+    """Look for a file until it appears; False if there is none where this rank can see. No answer is no evidence."""
+    end = clock.monotonic() + SHARED_SECONDS
+    while True:
+        try:
+            # The list as well: some clients of network volumes remember for a while that a name was not there.
+            if answered(lambda: path.exists() or path in path.parent.iterdir(), path, seconds=SHARED_SECONDS):
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return True
+        if clock.monotonic() >= end:
+            return False
+        clock.sleep(_LOOK_SECONDS)
 
 
 def may_have_saved(directory: Path, *, attempt: int | None, durable_step: int | None) -> bool:

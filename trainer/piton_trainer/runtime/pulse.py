@@ -3,14 +3,15 @@
 every rank          a thread counts up `piton-pulse/<rank>`
 who waits too long  compares two looks at the counts: a rank that has not counted is gone, and nobody waits for it
 
-Only whether a process lives is judged, and not how long it takes: a rank that reads, writes, mirrors or evaluates counts
-on. Under `untimed()` even one that keeps Python to itself is waited for.
+Only whether a process lives is judged, and not how long it takes: a rank that reads, writes, mirrors or evaluates
+counts on. Under `untimed()` even one that keeps Python to itself is waited for.
 """
 
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -27,7 +28,7 @@ _EXCUSED = "untimed"
 class Pulse:
     """This rank's signs of life, and the look at those of the others."""
 
-    def __init__(self, store: dist.Store, *, rank: int, world_size: int, seconds: float) -> None:
+    def __init__(self, store: Any, *, rank: int, world_size: int, seconds: float) -> None:
         """Begin to count. `seconds` is the time in which a rank that is gone is noticed."""
         self._rank, self._world_size, self._seconds = rank, world_size, seconds
         self._origin, self._store = store, store.clone()  # connections of our own: no other call blocks them

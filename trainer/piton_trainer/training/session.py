@@ -25,7 +25,7 @@ from piton.contract.termination import Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load import readahead
-from piton_trainer.checkpoint.volume_start import claim_directory
+from piton_trainer.checkpoint.volume_start import check_shared, claim_directory
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
@@ -294,6 +294,7 @@ class Session(RankContext):
         numbers = {"attempt": config.attempt, "durable_step": config.durable_step}
         fence = ranks.on_main(partial(claim, config.checkpoint_dir, **numbers))
         self._attempt = fence.attempt
+        check_shared(config.checkpoint_dir, ranks=ranks, durable_step=config.durable_step, disk=self._disk, clock=clock)
         self._beats, self._watchdog = watched(config, ranks, attempt=fence.attempt)
         if self.is_main:
             self._telemetry = build_telemetry(
