@@ -4,8 +4,9 @@ Outside Piton none of the variables is set: checkpoints then go to `./checkpoint
 """
 
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -41,6 +42,8 @@ class Config:
     assignment: Assignment = field(default_factory=Assignment)
     run: str | None = None
     namespace: str | None = None
+    session: str | None = None
+    """Name of one of several trainings of the run, see `named`."""
     attempt: int | None = None
     """None outside Piton: one more than whoever was here last."""
     durable_step: int | None = None
@@ -75,6 +78,19 @@ class Config:
     """Take so many steps, stop as on a notice, take as many again and end (`boundary.Rehearsal`). None: in earnest."""
     metrics_port: int | None = None
     """Port of rank 0's Prometheus metrics; None: they are not served."""
+
+    def named(self, name: str) -> Self:
+        """Return the configuration of one of several trainings of the script.
+
+        What the operator knows and is told is of the run, so it is left out: the durable step, and reports.
+
+        Raises:
+            ValueError: the name cannot be that of a folder.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+            raise InputError(f"session: {name!r} is no name; write letters, digits, dots and dashes, such as fold-0")
+        folder = self.checkpoint_dir / names.SESSIONS_FOLDER / name
+        return replace(self, session=name, checkpoint_dir=folder, durable_step=None, server=None)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:

@@ -132,6 +132,8 @@ WEIGHTS_PREFIX = "weights-"
 SAVING_PREFIX = ".saving-"
 CLAIM_PREFIX = ".claim-"
 """Of a file that is there for a moment: rank 0 writes it, and all ranks look for it."""
+SESSIONS_FOLDER = "sessions"
+"""Folders of trainings that the script has given names, each as a checkpoint directory."""
 CACHE_FOLDER = ".cache"
 """Compiler caches of the attempts, for the next one: never verified, mirrored or retained."""
 CHECKPOINT_FILES = (
@@ -142,6 +144,7 @@ CHECKPOINT_FILES = (
     CACHE_FOLDER,
     "cache",
     "results.json",
+    SESSIONS_FOLDER,
     ".swept-*",
     ".restoring-*",
     f"{SAVING_PREFIX}*",

@@ -47,9 +47,13 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
     To Lightning it is a `Checkpoint`: it comes after all other callbacks, and no ModelCheckpoint is added by default.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
-        """Take the session's orders from `config`, or as everybody does from the environment."""
+    def __init__(self, config: Config | None = None, *, name: str | None = None) -> None:
+        """Take the session's orders from `config`, or as everybody does from the environment.
+
+        `name` tells several trainings of one script apart, see `piton_trainer.session`.
+        """
         self._config = config
+        self._name = name
         self._session: piton_trainer.Session | None = None
         self._randomness: Randomness | None = None
         self._known: dict[str, Any] = {}
@@ -63,7 +67,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:
         """`trainer.fit()` inside a session. A `ckpt_path` of the user's counts until we have a better one."""
-        with piton_trainer.session(self._config) as session:
+        with piton_trainer.session(self._config, name=self._name) as session:
             _refuse(trainer)
             self._session, self._randomness, self._known = session, None, {}
             self._is_restored = self._is_pending = self._is_over = False

@@ -39,9 +39,13 @@ TRAINER = "trainer"
 class PitonCallback(TrainerCallback):  # type: ignore[misc]
     """Checkpoints, resuming, reports and an orderly stop. Name it last, so that it sees what other callbacks decide."""
 
-    def __init__(self, config: Config | None = None) -> None:
-        """Take the session's orders from `config`, or as everybody does from the environment."""
+    def __init__(self, config: Config | None = None, *, name: str | None = None) -> None:
+        """Take the session's orders from `config`, or as everybody does from the environment.
+
+        `name` tells several trainings of one script apart, see `piton_trainer.session`.
+        """
         self._config = config
+        self._name = name
         self._session: piton_trainer.Session | None = None
         self._trainer: Any = None
         self._randomness: Randomness | None = None
@@ -61,7 +65,10 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         # It would tell the same server the same things, and know less.
         for callback in [item for item in trainer.callback_handler.callbacks if _reports_to_us(item)]:
             trainer.remove_callback(callback)
-        with piton_trainer.session(self._config) as session, TemporaryDirectory(prefix="piton-") as folder:
+        with (
+            piton_trainer.session(self._config, name=self._name) as session,
+            TemporaryDirectory(prefix="piton-") as folder,
+        ):
             _refuse(trainer)
             self._begin(session, trainer)
             state = session.peek(TRAINER)

@@ -40,6 +40,8 @@ class TrainState:
     evaluations_since_best: int = 0
     ended: str | None = None
     """The reason why the script ended its loop itself; ends by the assignment are computed anew."""
+    tells_sessions_apart: bool = False
+    """True if the run began with a trainer that refuses two trainings in one folder, see `earlier_sessions`."""
     position: Position = field(default_factory=Position)
     evidence: IntervalEvidence = field(default_factory=IntervalEvidence)
     """Rank 0's: what the save interval is chosen from."""

@@ -164,7 +164,7 @@ def _mirror(config: Config, fence: Fence, clock: Clock, *, report: Callable[[Tra
     if find_spec("boto3") is None:  # an image of the user's own need not have it
         raise BadConfig("checkpoint.mirror needs boto3, which is not installed here")
     try:
-        place = BucketPrefix.parse(policy.uri, config.namespace, config.run)
+        place = BucketPrefix.parse(policy.uri, config.namespace, config.run, config.session)
     except ValueError as error:
         raise BadConfig(f"checkpoint.mirror: {error}") from error
     return MirrorClient(config, place, policy, fence=fence, clock=clock, patience=Timeouts(), report=report)

@@ -44,6 +44,7 @@ from piton_trainer.termination import (
     print_status,
 )
 from piton_trainer.training.context import RankContext
+from piton_trainer.training.earlier_sessions import SessionFolder, trained
 from piton_trainer.training.run_checkpoint import RunCheckpointer, make_run_checkpointer
 from piton_trainer.training.run_restore import RestoredRun, fetch_from_mirror
 from piton_trainer.training.signals import StopFlag
@@ -58,6 +59,7 @@ def session(
     callbacks: Sequence[Callback] = (),
     clock: Clock | None = None,
     disk: layout.Disk | None = None,
+    name: str | None = None,
 ) -> "Session":
     """A session as the environment describes it, or as `config` does.
 
@@ -68,13 +70,20 @@ def session(
     and an average of the weights (`ema`) after that. Then a save copies them beside the forward and backward pass
     instead of before it. A promise that is not kept fails the save.
 
+    `name` tells several trainings of one script apart, folds say: each has a folder, and a place in the mirror, of its
+    own. The end of one is not the end of the run, which ends with the script.
+
     `callbacks` receive the events of the training on rank 0, beside Piton's own.
 
     Raises:
         BadConfig: a variable of the environment makes no sense.
     """
+    is_chosen = config is not None or name is not None
     config = config or config_of_environment()
-    return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock or Clock(), disk=disk)
+    config = config if name is None else config.named(name)
+    folder = SessionFolder(config.checkpoint_dir, is_chosen=is_chosen)
+    clock = clock or Clock()
+    return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk, folder=folder)
 
 
 class Session(RankContext):
@@ -88,8 +97,13 @@ class Session(RankContext):
         callbacks: Sequence[Callback],
         clock: Clock,
         disk: layout.Disk | None,
+        folder: SessionFolder,
     ) -> None:
         super().__init__(config, Ranks())
+        self._folder = folder
+        self._objects: dict[str, Any] = {}
+        self._resumes_at: int | None = None
+        self._has_own_loop = True
         self._overlap_saves = overlap_saves
         self._callbacks = callbacks
         self._clock = clock
@@ -148,6 +162,7 @@ class Session(RankContext):
         try:
             if error is None and self._opened.has_begun:
                 self._opened.conclude()
+                self._folder.finish(trained(self._objects, has_own_loop=self._has_own_loop))
         except BaseException as failure:
             self._close(failure)
             raise
@@ -171,6 +186,9 @@ class Session(RankContext):
             restored = self._opened.restore(objects)
         finally:
             readahead.stop()
+        self._objects, self._resumes_at = objects, None if restored is None else restored.step
+        if restored is None:
+            self._opened.state.tells_sessions_apart = True
         if restored is not None and self.is_main:
             print_status(f"resumed from step {restored.step} in {restored.folder}")
         return restored
@@ -205,6 +223,7 @@ class Session(RankContext):
             OutOfSpace: a checkpoint does not fit.
             Fenced: another attempt has taken over.
         """
+        self._refuse_another(has_own_loop=True)
         return self._opened.run(loader, epochs=epochs, total=total, accumulate=accumulate)
 
     def peek(self, name: str) -> Any:
@@ -232,6 +251,7 @@ class Session(RankContext):
         Raises:
             Stopped: told to stop before the first step.
         """
+        self._refuse_another(has_own_loop=False)
         return self._opened.begin(generators, total=total, step=step)
 
     def begin_step(self) -> None:
@@ -268,6 +288,13 @@ class Session(RankContext):
             Stopped, Diverged, OutOfSpace, Fenced: as `steps` does. Who catches one hears it again at the session's end.
         """
         return self._opened.boundary(ended=ended)
+
+    def _refuse_another(self, *, has_own_loop: bool) -> None:
+        """Refuse to go on with what another training of this script has finished in this folder."""
+        self._has_own_loop = has_own_loop
+        if self._resumes_at is not None:
+            objects, apart = trained(self._objects, has_own_loop=has_own_loop), self._opened.state.tells_sessions_apart
+            self._folder.refuse_another(objects, step=self._resumes_at, tells_apart=apart)
 
     @property
     def _opened(self) -> Steps:
@@ -340,7 +367,8 @@ class Session(RankContext):
         readahead.stop()
         if self._store is not None:
             self._store.release()
-        if complete is not None or error is not None:
+        # The end of a training with a name is not the end of the run.
+        if (complete is not None and self._config.session is None) or error is not None:
             end = Termination(outcome=outcome, detail=detail) if steps is None else steps.termination(outcome, detail)
             holder = error.holder if isinstance(error, Fenced) else None
             limit = error.limit if isinstance(error, Stopped) else None

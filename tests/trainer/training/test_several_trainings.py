@@ -1,0 +1,137 @@
+"""Several trainings in one script: the second never takes the first one's weights without a word."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import piton_trainer
+from piton.contract import names
+from piton_trainer.checkpoint.format import layout
+from piton_trainer.training import earlier_sessions
+from support import tiny
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(earlier_sessions, "_finished", {})
+    return tmp_path / "checkpoints"
+
+
+def built() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+    model = torch.nn.Linear(2, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, total: int = STEPS, **options: object) -> int:
+    """Train with a session as the environment describes it; return the steps that were taken."""
+    taken = 0
+    with piton_trainer.session(**options) as session:  # type: ignore[arg-type]
+        session.restore(model=model, optimizer=optimizer)
+        for x in session.steps([torch.ones(3, 2)], total=total):
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            taken += 1
+    return taken
+
+
+@pytest.mark.parametrize("total", [STEPS - 1, STEPS, STEPS + 1, 2 * STEPS])
+@pytest.mark.parametrize("what", ["another model", "another optimizer"])
+def test_a_second_training_in_the_folder_of_the_first_is_refused(
+    what: str, total: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer = built()
+    train(model, optimizer)
+    again = built() if what == "another model" else (model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    with pytest.raises(SystemExit) as refusal:
+        train(*again, total=total)
+    assert refusal.value.code == 78
+    assert 'piton_trainer.session(name="fold-1"), or PitonCallback(name="fold-1")' in capsys.readouterr().err
+
+
+def test_a_model_that_is_gone_is_another_one() -> None:
+    train(*built())
+
+    with pytest.raises(SystemExit):
+        train(*built())
+
+
+def test_the_same_training_goes_on_and_a_look_at_it_is_allowed() -> None:
+    model, optimizer = built()
+    assert [train(model, optimizer, total=total) for total in (3, 5, 5)] == [3, 2, 0]
+    other, _ = built()
+    with piton_trainer.session() as session:
+        session.restore(model=other)
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_a_training_that_failed_may_be_tried_again_with_new_objects() -> None:
+    model, optimizer = built()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    optimizer.register_step_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        train(model, optimizer)
+
+    assert train(*built()) == STEPS
+
+
+def test_a_folder_that_the_script_has_chosen_is_on_purpose(tmp_path: Path) -> None:
+    assert train(*built(), total=3, config=tiny.config(tmp_path / "mine")) == 3
+    assert train(*built(), total=5, config=tiny.config(tmp_path / "mine")) == 2
+
+
+def test_other_folders_are_other_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        monkeypatch.setenv(names.ENV_CHECKPOINT_DIR, str(tmp_path / name))
+        assert train(*built()) == STEPS
+
+
+def test_names_tell_trainings_apart_and_each_resumes_its_own(here: Path) -> None:
+    weights = {}
+    for name in ("fold-0", "fold-1"):
+        model, optimizer = built()
+        assert train(model, optimizer, name=name) == STEPS
+        weights[name] = model.weight.detach().clone()
+    for name, weight in weights.items():
+        model, optimizer = built()
+        assert train(model, optimizer, name=name) == 0
+        assert torch.equal(model.weight, weight)
+        assert [step for step, _ in layout.step_folders(here / "sessions" / name)] == [STEPS]
+    assert not (here / names.COMPLETE_FILE).exists()
+
+
+def test_a_training_with_a_name_leaves_no_proof_that_the_run_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv(names.ENV_TERMINATION_LOG, str(log))
+    train(*built(), name="fold-0")
+
+    assert not log.exists() or log.read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a" * 64])
+def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        train(*built(), name=name)
+
+
+def test_a_run_that_began_without_the_rule_is_warned_only(caplog: pytest.LogCaptureFixture) -> None:
+    """As checkpoints of older trainers are: they do not say that sessions are told apart."""
+    model, optimizer = built()
+    with piton_trainer.session() as session:
+        session.restore(model=model, optimizer=optimizer)
+        session._opened.state.tells_sessions_apart = False
+        for _ in session.steps([1, 2]):
+            pass
+
+    assert train(*built(), total=5) == 3
+    assert "a training of this script has finished in" in caplog.text
