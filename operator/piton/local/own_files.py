@@ -24,7 +24,7 @@ METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
 
 @dataclass(frozen=True, kw_only=True)
 class FolderKind:
-    """FolderKind of folder: what a person calls it, its state file, and the keys of every such file since the first."""
+    """A kind of folder: what a person calls it, its state file, and the keys of every such file since the first."""
 
     name: str
     state_file: str

@@ -161,7 +161,16 @@ def _sees(path: Path, clock: Clock) -> bool:
             return True
         if clock.monotonic() >= end:
             return False
+        _forget_listing(path.parent)
         clock.sleep(_LOOK_SECONDS)
+
+
+def _forget_listing(directory: Path) -> None:
+    """Write into a directory, so that a client of NFS asks for its content anew: it remembers that for 30 s by itself."""
+    path = directory / f"{names.CLAIM_PREFIX}{uuid.uuid4().hex}"
+    with suppress(OSError):
+        path.touch()
+        path.unlink()
 
 
 def may_have_saved(directory: Path, *, attempt: int | None, durable_step: int | None) -> bool:
