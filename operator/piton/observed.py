@@ -89,7 +89,8 @@ class ReplicaSeen:
     init_failure: str | None = None
     """The init container that failed, with its exit code and last words. The trainer has never begun."""
     short_of_memory: bool = False
-    """Evicted because its node ran short of memory, though the trainer asks for none: others may have used it."""
+    """Evicted because its node ran short of memory, though the trainer asks for none, or killed by the kernel without a
+    limit of its own: others may have used it."""
     node: str | None = None
     zone: str | None = None
     """The zone of its machine."""

@@ -16,17 +16,14 @@ PULL = (
     [
         f'{INIT}exec: "pyhton": executable file not found in $PATH: unknown',
         f'{INIT}exec: "/train.sh": permission denied: unknown',
-        f'{INIT}exec: "/train.sh": stat /train.sh: no such file or directory: unknown',
-        f'{INIT}exec: "/data": is a directory: unknown',
+        f'StartError: {RUNC}exec: "/usr/bin/nvidia-smi-wrapper": permission denied',
+        f'{INIT}exec: "/opt/crunch": permission denied: unknown',
         'ContainerCannotRun: OCI runtime create failed: exec: "webhook": executable file not found in $PATH',
         "CreateContainerError: container create failed: executable file `pyhton` not found in $PATH: No such file",
         "RunContainerError: crun: open executable: Permission denied: OCI permission denied",
-        'CreateContainerError: failed to generate container "p" spec: failed to generate spec: no command specified',
         'CreateContainerConfigError: secret "timeout" not found',
         'CreateContainerConfigError: configmap "settings" not found',
         "CreateContainerConfigError: couldn't find key token in Secret team/wandb",
-        "CreateContainerConfigError: container has runAsNonRoot and image will run as root",
-        "CreateContainerConfigError: image has non-numeric user (app), cannot verify user is non-root",
         "No such file or directory: pyhton",
     ],
 )
@@ -79,6 +76,11 @@ def test_a_wrong_name_or_a_refusal_is_the_images(words: str) -> None:
         "CreateContainerConfigError: failed to sync secret cache: timed out waiting for the condition",
         "CreateContainerConfigError: services have not yet been read at least once, cannot construct envvars",
         "init container istio-init: ErrImagePull: not found",
+        'StartError: failed to start shim: start failed: exec: "containerd-shim-runc-v2": executable file not found',
+        'StartError: failed to create shim task: exec: "/opt/kata/bin/kata-runtime": permission denied: unknown',
+        'StartError: failed to create shim task: exec: "/opt/firecracker": permission denied: unknown',
+        'CreateContainerError: container create failed: exec: "/usr/local/bin/crun": executable file not found',
+        'RunContainerError: OCI runtime create failed: exec: "runsc": executable file not found in $PATH',
     ],
 )
 def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> None:
@@ -93,6 +95,14 @@ def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> Non
         f"{INIT}container init was OOM-killed (memory limit too low?)",
         "CreateContainerError: unable to find user app: no matching entries in passwd file",
         "StartError",
+        f'{INIT}exec: "/train.sh": stat /train.sh: no such file or directory: unknown',
+        f'{INIT}exec: "/data": is a directory: unknown',
+        'CreateContainerError: failed to generate container "p" spec: failed to generate spec: no command specified',
+        "CreateContainerConfigError: container has runAsNonRoot and image will run as root",
+        "CreateContainerConfigError: image has non-numeric user (app), cannot verify user is non-root",
+        f'{INIT}exec: "/mnt/train": stat /mnt/train: no such file or directory: unknown',
+        f"StartError: {RUNC}unable to start container process: exec /usr/local/bin/python: exec format error",
+        f'{INIT}exec: "/usr/bin/python": exec format error',
     ],
 )
 def test_what_nobody_recognizes_depends_on_what_has_run(words: str) -> None:

@@ -151,6 +151,25 @@ def test_a_clock_that_is_off_or_set_right_leaves_a_doubt(
     assert _seen(pod).ended_by_itself is is_own
 
 
+@pytest.mark.parametrize(
+    ("resources", "of_pod", "is_own"),
+    [
+        ({}, {}, False),
+        ({"requests": {"memory": "1Gi"}}, {}, False),
+        ({"limits": {"cpu": "4"}}, {}, False),
+        ({"limits": {"memory": "1Gi"}}, {}, True),
+        ({}, {"limits": {"memory": "1Gi"}}, True),
+    ],
+)
+def test_a_kernel_kills_a_trainer_without_a_limit_for_its_node(
+    resources: dict[str, Any], of_pod: dict[str, Any], is_own: bool
+) -> None:
+    pod = _pod(phase="Failed", containerStatuses=_container(terminated={"exitCode": 137, "reason": "OOMKilled"}))
+    pod["spec"] |= {"containers": [{"name": "pytorch", "resources": resources}], "resources": of_pod}
+    seen = _seen(kept_fields.of_pod(pod))
+    assert (seen.out_of_memory, seen.short_of_memory, seen.disruption is None) == (is_own, not is_own, is_own)
+
+
 LOW = "The node was low on resource: {0}. Threshold quantity: 100Mi, available: 80Mi. "
 USES = "Container pytorch was using {1}, request is {2}, has larger consumption of {0}. "
 

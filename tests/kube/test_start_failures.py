@@ -310,10 +310,19 @@ async def test_a_sidecar_that_cannot_start_again_does_not_explain_the_trainers_e
     assert pilot.status().attempts[0].reason is why
 
 
-async def test_one_eviction_without_a_request_is_a_disruption_and_the_second_in_a_row_the_programs(
-    pilot: Pilot,
+KILLED = Reports(
+    status={
+        "phase": "Failed",
+        "containerStatuses": _pytorch({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+    }
+)
+
+
+@pytest.mark.parametrize("fates", [(evicted(), evicted(), evicted()), (KILLED, KILLED, evicted())])
+async def test_one_end_for_the_nodes_memory_is_a_disruption_and_the_second_in_a_row_the_programs(
+    pilot: Pilot, fates: tuple[Reports, ...]
 ) -> None:
-    status = await after_a_save(pilot, evicted(), evicted(), evicted())
+    status = await after_a_save(pilot, *fates)
 
     ends = [(record.verdict, record.reason) for record in status.attempts[1:4]]
     again = (Verdict.USER_FAILURE, Reason.OUT_OF_MEMORY)

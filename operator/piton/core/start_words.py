@@ -45,18 +45,20 @@ class Blame(Enum):
 
 _RUNTIMES_OWN = (
     r"running (\w+ )?hook|executing hook|unable to retrieve OCI runtime error|fork/exec |nvidia-(container|ctk)|nvml"
-    r"|libnvidia|CDI device|/dev/nvidia"
+    r"|libnvidia|CDI device|/dev/nvidia|shim( task)?: (start failed: )?exec: "
+    r"|exec: \"([^\"]*/)?(containerd-shim[^\"/]*|kata-(runtime|shim)|qemu-[^\"/]*|runsc|runc|crun|youki|conmon)\""
 )
 """Programs of the container runtime that fail. Their words are often those of a program that does not exist."""
-_NOT_EXECUTABLE = r"(permission denied|is a directory|not a directory|no such file|exec format)"
+_EXEC = r"(exec: \"[^\"]*\": (stat [^:]*: )?|exec [^\s:]+: )"
 _NO_COMMAND = (
-    rf"executable file .*not found|exec: \"[^\"]*\": (stat [^:]*: )?{_NOT_EXECUTABLE}|exec [^\s:]+: {_NOT_EXECUTABLE}"
-    r"|open executable: permission denied|finding executable|no command specified"
+    rf"executable file .*not found|{_EXEC}permission denied|open executable: permission denied|finding executable"
 )
-_NO_SUCH_KEY = (
-    r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
+_NO_SUCH_KEY = r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
+_WRONG_IMAGE = (
+    rf"{_EXEC}(is a directory|not a directory|no such file|exec format)|no command specified"
     r"|runAsNonRoot|non-root|non-numeric user"
 )
+"""Errors of a program or its image, and also of a node: one of another architecture, or with a broken copy of it."""
 _NODE_OR_RUNTIME = (
     r"is reserved for|failed to reserve|deadline exceeded|timed? ?out|ttrpc|containerd-shim|connection (refused|reset)"
     r"|no space left|too many open files|temporarily unavailable|cannot allocate memory|read-only file system"
@@ -95,6 +97,8 @@ def blame(words: str) -> Blame:
         return Blame.CLUSTER
     if _has(_NO_COMMAND, message) or _has(_NO_SUCH_KEY, message):
         return Blame.PROGRAM
+    if _has(_WRONG_IMAGE, message):
+        return Blame.UNPROVEN
     return Blame.CLUSTER if _has(_NODE_OR_RUNTIME, message) else Blame.UNPROVEN
 
 

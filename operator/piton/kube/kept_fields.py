@@ -23,7 +23,7 @@ _POD_METADATA = (
     "deletionGracePeriodSeconds",
     "finalizers",
 )
-_POD_SPEC = ("nodeName", "tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds")
+_POD_SPEC = ("nodeName", "tolerations", "resources", "activeDeadlineSeconds", "terminationGracePeriodSeconds")
 _POD_STATUS = ("phase", "reason", "message", "startTime", "conditions", "initContainerStatuses", "containerStatuses")
 _CONTAINER_STATUS = ("name", "state", "lastState", "restartCount")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")

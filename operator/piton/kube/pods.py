@@ -37,6 +37,8 @@ _OWN_MEMORY = re.compile(rf"{_USES} (?!0,)[^,]+, has larger consumption of memor
 is no disruption, and happens again. Any use of the node's disk or memory is more than a request of 0: that says
 nothing. See pkg/kubelet/eviction/helpers.go of Kubernetes."""
 _MEMORY_WITHOUT_REQUEST = re.compile(rf"{_USES} 0, has larger consumption of memory")
+_OOM_KILLED = "OOMKilled"
+_NODE_OUT_OF_MEMORY = "OOMKilled without a limit of its own, so its node ran out of memory"
 
 
 def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> ReplicaSeen:
@@ -51,6 +53,9 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     waiting, cannot_start = pod_start.waiting(pod, container)
     gone_at = view.gone_at(pod) if view else None
     silent = _silence(view)
+    is_oom_killed = ended.get("reason") == _OOM_KILLED
+    is_without_limit = is_oom_killed and not _has_memory_limit(pod) and evicted_for(pod) is None
+    disruption = disruption_of(pod) or (_NODE_OUT_OF_MEMORY if is_without_limit else None)
     return ReplicaSeen(
         name=meta["name"],
         uid=meta.get("uid", ""),
@@ -61,15 +66,15 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         termination=_termination(ended),
         over_time=status.get("reason") == OVER_TIME,
         refused=_refused(status),
-        out_of_memory=ended.get("reason") == "OOMKilled" or evicted_for(pod) is _OWN_MEMORY,
+        out_of_memory=(is_oom_killed and _has_memory_limit(pod)) or evicted_for(pod) is _OWN_MEMORY,
         default_memory_limit=_default_memory_limit(pod),
         out_of_disk=evicted_for(pod) is _OWN_DISK,
-        short_of_memory=_is_evicted_without_request(status),
+        short_of_memory=_is_evicted_without_request(status) or is_without_limit,
         outlives_trainer=exit_code is not None and not _has_ended(pod),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),
-        disruption=None if silent and disruption_of(pod) == _BY_TAINT_MANAGER else disruption_of(pod),
+        disruption=None if silent and disruption == _BY_TAINT_MANAGER else disruption,
         silent=silent,
         waiting=waiting,
         words=pod_start.words(pod),
@@ -131,6 +136,14 @@ def _placed_at(pod: Mapping[str, Any]) -> datetime | None:
         return None
     started = (pod.get("status") or {}).get("startTime")
     return scheduled_at(pod) or moment(started or pod["metadata"].get("creationTimestamp"))
+
+
+def _has_memory_limit(pod: Mapping[str, Any]) -> bool:
+    """True if the trainer or its pod has a limit of memory. Else it is the node's that the kernel kills it for."""
+    spec = pod.get("spec") or {}
+    trainers = [each for each in spec.get("containers") or () if each["name"] == names.CONTAINER]
+    limits = [(each.get("resources") or {}).get("limits") or {} for each in (spec, *trainers)]
+    return not trainers or any("memory" in each for each in limits)
 
 
 def _default_memory_limit(pod: Mapping[str, Any]) -> str | None:
