@@ -8,7 +8,7 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import AttemptState, RunStatus, Verdict
+from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
@@ -126,7 +126,7 @@ def test_what_is_on_its_way_out_quickly_enough_is_not_deleted_again(grace_second
     leaves = a_replica(ReplicaState.WAITING, never_started=True, deleting=True, grace_seconds=grace_seconds)
 
     assert kinds(an_observed(an_attempt(leaves, deleting=True), status=stopping)) == effects
-    assert kinds(an_observed(an_attempt(leaves, deleting=True), run=meta(deleting=True))) == effects
+    assert kinds(an_observed(an_attempt(leaves, deleting=True), status=stopping, run=meta(deleting=True))) == effects
 
 
 def test_a_replica_that_never_started_is_left_alone_while_its_attempt_is_wanted() -> None:
@@ -487,12 +487,26 @@ def test_deleting_stops_everything_and_then_lets_go() -> None:
     running = an_observed(an_attempt(a_replica()), status=a_status(a_record()), run=run)
 
     assert kinds(running) == ["StopAttempt"]
-    assert kinds(an_observed(an_attempt(a_replica(deleting=True), deleting=True), run=run)) == []
-    assert kinds(an_observed(an_attempt(a_replica(deleting=True, node_gone=True), deleting=True), run=run)) == [
-        "RemoveReplica"
-    ]
+    leaving = an_attempt(a_replica(deleting=True), deleting=True)
+    assert kinds(an_observed(leaving, status=a_status(a_record()), run=run)) == []
+    stranded = an_attempt(a_replica(deleting=True, node_gone=True), deleting=True)
+    assert kinds(an_observed(stranded, status=a_status(a_record()), run=run)) == ["RemoveReplica"]
     assert kinds(an_observed(run=run)) == ["RemoveFinalizer"]
     assert kinds(an_observed(run=meta(deleting=True, held=False))) == []
+
+
+@pytest.mark.parametrize("known", [(), (an_ended(1, reason=Reason.CANNOT_START),)], ids=["nothing", "an older one"])
+def test_a_deletion_writes_a_job_down_that_the_status_does_not_know_before_it_stops_it(
+    known: tuple[AttemptStatus, ...],
+) -> None:
+    seen = an_attempt(a_replica(), number=2)
+    first = decide(an_observed(seen, status=a_status(*known), run=meta(deleting=True)), now=NOW)
+
+    assert first.effects == ()
+    assert first.status.attempts[-1].number == 2
+    after = decide(an_observed(seen, status=first.status, run=meta(deleting=True)), now=later(1))
+    assert [type(effect).__name__ for effect in after.effects] == ["StopAttempt"]
+    assert after.status.attempts[-1].running_time == later(1)
 
 
 def test_a_run_whose_spec_cannot_be_read_can_be_deleted() -> None:

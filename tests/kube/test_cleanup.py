@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from kube.test_start_failures import NVIDIA, start_error
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract import names
@@ -145,6 +146,40 @@ async def _is_lost_before_it_was_seen_to_run(pilot: Pilot) -> None:
     await pilot.server.remove(JOBS, "ragcun-1", "team")
 
 
+async def _forget(pilot: Pilot, status: Body | None = None) -> None:
+    """Put an older status back, or none, and delete the run before an operator looks at it."""
+    run = pilot.run()
+    assert run is not None
+    await pilot.server.put(RUNS, {**run, "status": status or {}})
+    await pilot.server.delete(RUNS, "ragcun", "team")
+
+
+async def _trains_while_the_status_is_not_written(pilot: Pilot) -> None:
+    """The operator died right after it had created the job."""
+    pilot.cluster.script[1] = Runs()
+    await pilot.until_phase(Phase.TRAINING)
+    await _forget(pilot)
+
+
+async def _trains_again_while_the_status_is_not_written(pilot: Pilot) -> None:
+    """The only attempt that the status knows could not start."""
+    pilot.cluster.script = {1: start_error(NVIDIA), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempts[-1].reason is Reason.START_FAILED)
+    run = pilot.run()
+    assert run is not None
+    await pilot.until_phase(Phase.TRAINING)
+    await _forget(pilot, run["status"])
+
+
+async def _trained_and_the_status_was_never_written(pilot: Pilot) -> None:
+    """It was deleted with --cascade=foreground: job and pods are gone when an operator is back."""
+    pilot.cluster.script[1] = Runs()
+    await pilot.until_phase(Phase.TRAINING)
+    await _forget(pilot)
+    await pilot.server.remove(PODS, "ragcun-1-master-0", "team")
+    await pilot.server.remove(JOBS, "ragcun-1", "team")
+
+
 @pytest.mark.parametrize(
     "reach",
     [
@@ -153,6 +188,9 @@ async def _is_lost_before_it_was_seen_to_run(pilot: Pilot) -> None:
         _loses_its_machine_without_a_word,
         _trains_and_goes_without_a_word,
         _is_lost_before_it_was_seen_to_run,
+        _trains_while_the_status_is_not_written,
+        _trains_again_while_the_status_is_not_written,
+        _trained_and_the_status_was_never_written,
     ],
     ids=lambda reach: reach.__name__.strip("_"),
 )

@@ -143,7 +143,7 @@ def _stopping(context: Context) -> RunStatus:
     if record is None:
         return context.status
     status = with_report(context)
-    if seen is None or not seen.ours or seen.lost or record.state is AttemptState.PENDING:
+    if seen is None or not seen.ours or seen.lost:
         return status
     return transitions.change(status, state=AttemptState.STOPPING)
 

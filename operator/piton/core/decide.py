@@ -137,6 +137,11 @@ def adopted(context: Context) -> Decision | None:
     return Decision(rule="adopted", status=status, look_again_seconds=0)
 
 
+def adopted_to_be_deleted(context: Context) -> Decision | None:
+    """A job that the status does not know may have saved: a deletion writes it down before it stops it."""
+    return adopted(context) if context.meta.deleting and not context.status.unreadable else None
+
+
 def stop_stale(context: Context) -> Decision | None:
     """An older attempt that is still alive is stopped; the fence keeps it from doing harm until then."""
     flying = context.flying
@@ -290,6 +295,7 @@ def _trained(status: RunStatus) -> str:
 
 
 RULES: tuple[Rule, ...] = (
+    adopted_to_be_deleted,
     cleanup.deleted,  # deletion goes before everything, also for a spec that cannot be read
     unreadable,  # nothing that follows can be right about a status that is not understood
     retried,  # the user's word brings back what has failed

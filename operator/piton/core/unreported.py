@@ -30,7 +30,12 @@ _UNSEEN = frozenset(
 
 
 def may_hold_checkpoint(status: RunStatus) -> bool:
-    """True if the checkpoint volume may hold something that the run has saved. In doubt it does."""
+    """True if the checkpoint volume may hold something that the run has saved. In doubt it does.
+
+    The volume is made right before the first job: a status without attempts was lost, or could not be written.
+    """
+    if not status.attempts:
+        return True
     if status.unreadable or status.checkpoint is not None or status.may_hold_unlisted_work:
         return True
     return any(may_have_saved(record) for record in status.attempts)
