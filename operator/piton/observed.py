@@ -55,6 +55,8 @@ class ReplicaSeen:
     uid: str = ""
     state: ReplicaState
     exit_code: int | None = None
+    began_at: datetime | None = None
+    """The earliest time at which its trainer may have begun, by the clock of the control plane."""
     ended_at: datetime | None = None
     ended_by_itself: bool = False
     """Its trainer was over, beyond doubt, before anybody could have told it to end: it counts as its own end."""

@@ -15,10 +15,12 @@ from piton.core import transitions
 from piton.core.decide import decide
 from piton.core.effects import Decision
 from piton.core.unreported import may_have_saved, may_hold_checkpoint
+from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing
 from support.builders import (
     NOW,
     a_failed_attempt,
+    a_lost,
     a_progress,
     a_record,
     a_replica,
@@ -28,30 +30,102 @@ from support.builders import (
     an_observed,
     failed,
     later,
+    meta,
     said,
 )
+
+_MADE = VolumeSeen(exists=True, name="ragcun-checkpoints", made=True)
 
 
 @pytest.mark.parametrize(
     ("record", "may"),
     [
         (an_ended(reason=Reason.CANNOT_START), False),
-        (an_ended(reason=Reason.UNSCHEDULABLE), False),
+        (an_ended(reason=Reason.GANG_INCOMPLETE), False),
         (an_ended(reason=Reason.NODE_GONE), True),
+        (an_ended(reason=Reason.OUT_OF_DISK), True),
+        (an_ended(reason=Reason("FromANewerVersion")), True),
+        (an_ended(reason=Reason.NODE_REFUSED), False),
+        (an_ended(reason=Reason.NODE_REFUSED, ended_time=later(61)), True),
+        (an_ended(reason=Reason.NODE_REFUSED, trained_from=later(3600), ended_time=later(3660)), False),
+        (an_ended(reason=Reason.CANNOT_START, trained_from=NOW, ended_time=later(61)), True),
         (an_ended(reason=Reason.CRASHED, running_time=NOW), True),
         (an_ended(reason=Reason.CRASHED, running_time=NOW, last_words_time=NOW), False),
         (an_ended(reason=Reason.EXITED_ZERO, running_time=NOW, last_words_time=NOW), True),
         (an_ended(reason=Reason.CRASHED, running_time=NOW, last_words_time=NOW, ended_time=later(60)), False),
         (an_ended(reason=Reason.CRASHED, running_time=NOW, last_words_time=NOW, ended_time=later(61)), True),
+        (an_ended(reason=Reason.CRASHED, running_time=later(3600), last_words_time=NOW, ended_time=later(3601)), False),
+        (
+            an_ended(
+                reason=Reason.CRASHED,
+                running_time=later(3600),
+                trained_from=NOW,
+                last_words_time=NOW,
+                ended_time=later(3601),
+            ),
+            True,
+        ),
         (an_ended(reason=Reason.CRASHED, running_time=NOW, stage=Stage.PREPARE), False),
         (a_record(running_time=NOW, last_words_time=NOW), True),
         (a_record(state=AttemptState.PENDING), False),
+        (a_record(state=AttemptState.STARTING), True),
+        (a_record(state=AttemptState.STOPPING), False),
+        (a_record(state=AttemptState.STOPPING, trained_from=NOW, ended_time=later(61)), True),
     ],
 )
 def test_an_attempt_may_have_saved_unless_it_never_ran_or_said_within_a_minute_that_it_failed(
     record: AttemptStatus, may: bool
 ) -> None:
     assert may_have_saved(record) is may
+
+
+_WAITS = a_replica(ReplicaState.WAITING, never_started=True, node="n")
+_REJECTED = a_replica(ReplicaState.FAILED, refused="NodeAffinity: no", began_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("seen", "goes"),
+    [
+        (an_attempt(_WAITS), True),
+        (an_attempt(expected_replicas=2), True),
+        (an_attempt(_WAITS, deleting=True), True),
+        (an_attempt(_WAITS, deleting=True, expected_replicas=2), False),
+        (an_attempt(deleting=True), False),
+        (an_attempt(_WAITS, job=None), False),
+        (an_attempt(_WAITS, lost=(a_lost(),)), False),
+        (an_attempt(replace(_WAITS, never_started=False)), False),
+        (an_attempt(replace(_WAITS, node_gone=True, began_at=NOW)), False),
+        (a_failed_attempt(_REJECTED), False),
+    ],
+)
+def test_a_deletion_knows_that_no_trainer_has_begun_only_if_it_sees_all_of_them_wait(
+    seen: AttemptSeen, goes: bool
+) -> None:
+    status = a_status(a_record(state=AttemptState.STARTING))
+    stopped = decide(an_observed(seen, status=status, run=meta(deleting=True)), now=later(61)).status
+    left = decide(an_observed(status=stopped, run=meta(deleting=True), volume=_MADE), now=later(70))
+
+    assert [type(effect).__name__ for effect in left.effects] == [*(["OwnVolume"] if goes else []), "RemoveFinalizer"]
+
+
+@pytest.mark.parametrize(
+    ("first", "peer", "heard"),
+    [
+        (failed(137), failed(1, termination=said(Outcome.FAILED)), False),
+        (failed(1, termination=said(Outcome.FAILED)), failed(137), True),
+        (_WAITS, failed(1, termination=said(Outcome.FAILED)), True),
+        (replace(_WAITS, never_started=False), failed(1, termination=said(Outcome.FAILED)), False),
+        (None, failed(1, termination=said(Outcome.FAILED)), False),
+    ],
+)
+def test_only_the_rank_that_saves_says_what_was_saved(
+    first: ReplicaSeen | None, peer: ReplicaSeen, heard: bool
+) -> None:
+    replicas = [replica for replica in (first, replace(peer, name="ragcun-1-worker-0")) if replica]
+    seen = an_attempt(*replicas, expected_replicas=2)
+    status = decide(an_observed(seen, status=a_status(a_record(running_time=NOW))), now=NOW).status
+    assert status.current is not None
+    assert (status.current.last_words_time is not None) is heard
 
 
 def test_what_an_attempt_may_have_saved_is_known_when_it_is_not_listed_any_more() -> None:

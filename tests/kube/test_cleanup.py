@@ -1,5 +1,6 @@
 """What is left of a run that is over or deleted: the claim of its checkpoints, and for how long the run itself."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from kube.test_start_failures import NVIDIA, start_error
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract import names
-from piton.contract.termination import Outcome
+from piton.contract.termination import Outcome, Termination
 from support.apiserver import CLAIMS, EVENTS, JOBS, PODS, RUNS, Body
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits
@@ -146,6 +147,70 @@ async def _is_lost_before_it_was_seen_to_run(pilot: Pilot) -> None:
     await pilot.server.remove(JOBS, "ragcun-1", "team")
 
 
+async def _trains_unseen(pilot: Pilot) -> Body:
+    """An hour in which the operator is away, after it has created the job. Return the pod."""
+    pilot.cluster.script = {1: Runs(), **dict.fromkeys(range(2, 9), Waits(reason="InvalidImageName"))}
+    await pilot.settle()
+    for _ in range(10):
+        await pilot.cluster.step()
+        pilot.advance(360)
+    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert pod is not None
+    assert pod["status"]["phase"] == "Running"
+    return pod
+
+
+def _fails_with_words(pod: Body, began: datetime, ended: datetime) -> Body:
+    words = Termination(outcome=Outcome.FAILED, detail="RuntimeError").to_json()
+    times = {"startedAt": f"{began:%Y-%m-%dT%H:%M:%SZ}", "finishedAt": f"{ended:%Y-%m-%dT%H:%M:%SZ}"}
+    terminated = {"exitCode": 1, "reason": "Error", "message": words, **times}
+    statuses = [{"name": names.CONTAINER, "state": {"terminated": terminated}}]
+    return {**pod, "status": {**pod["status"], "phase": "Failed", "containerStatuses": statuses}}
+
+
+async def _trained_unseen_and_failed_with_words(pilot: Pilot) -> None:
+    pod = await _trains_unseen(pilot)
+    now = pilot.clock.now()
+    await pilot.server.put(PODS, _fails_with_words(pod, now - timedelta(hours=1), now))
+    await pilot.settle()
+
+
+async def _was_seen_only_in_its_last_seconds(pilot: Pilot) -> None:
+    pod = await _trains_unseen(pilot)
+    began, now = pilot.clock.now() - timedelta(hours=1), pilot.clock.now()
+    pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = f"{began:%Y-%m-%dT%H:%M:%SZ}"
+    await pilot.server.put(PODS, pod)
+    await pilot.settle()
+    await pilot.server.put(PODS, _fails_with_words(pod, began, now))
+    await pilot.settle()
+
+
+async def _was_rejected_after_its_node_came_back(pilot: Pilot) -> None:
+    pod = await _trains_unseen(pilot)
+    lost = {"phase": "Failed", "reason": "NodeAffinity", "message": "Pod was rejected"}
+    del pod["status"]["containerStatuses"]
+    await pilot.server.put(PODS, {**pod, "status": {**pod["status"], **lost}})
+    await pilot.settle()
+
+
+async def _was_evicted_for_its_disk(pilot: Pilot) -> None:
+    pod = await _trains_unseen(pilot)
+    message = "Pod ephemeral local storage usage exceeds the total limit of containers 10Gi. "
+    await pilot.server.put(PODS, {**pod, "status": {"phase": "Failed", "reason": "Evicted", "message": message}})
+    await pilot.settle()
+
+
+async def _trained_unseen_and_goes_in_the_foreground(pilot: Pilot) -> None:
+    """The garbage collector takes job and pods while our finalizer holds the run."""
+    await _trains_unseen(pilot)
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.server.delete(JOBS, "ragcun-1", "team")
+    for _ in range(10):
+        await pilot.cluster.step()
+        pilot.advance(30)
+    assert not pilot.server.all(PODS)
+
+
 async def _forget(pilot: Pilot, status: Body | None = None) -> None:
     """Put an older status back, or none, and delete the run before an operator looks at it."""
     run = pilot.run()
@@ -191,6 +256,11 @@ async def _trained_and_the_status_was_never_written(pilot: Pilot) -> None:
         _trains_while_the_status_is_not_written,
         _trains_again_while_the_status_is_not_written,
         _trained_and_the_status_was_never_written,
+        _trained_unseen_and_failed_with_words,
+        _was_seen_only_in_its_last_seconds,
+        _was_rejected_after_its_node_came_back,
+        _was_evicted_for_its_disk,
+        _trained_unseen_and_goes_in_the_foreground,
     ],
     ids=lambda reach: reach.__name__.strip("_"),
 )
@@ -215,6 +285,29 @@ async def test_the_claim_of_a_run_whose_trainer_never_began_goes_with_it(pilot: 
     pilot.cluster.script = dict.fromkeys(range(1, 10), Waits(reason="InvalidImageName"))
     await pilot.cluster.apply(a_manifest())
     await pilot.until(lambda: _is_placed(pilot))
+
+    await delete(pilot)
+
+    assert claim(pilot) is None
+
+
+@pytest.mark.parametrize(("pulled", "ran"), [(300, 10), (0, 10)])
+async def test_the_claim_goes_of_a_run_that_failed_at_once_however_long_its_image_took(
+    pilot: Pilot, pulled: int, ran: int
+) -> None:
+    """The operator sees the end of the trainer before it has seen it run."""
+    pilot.cluster.script = {1: Waits(reason="ContainerCreating"), **dict.fromkeys(range(2, 9), Waits())}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: _is_placed(pilot))
+    placed = pilot.clock.now()
+    pilot.advance(pulled + ran)
+    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+    assert pod is not None
+    scheduled = next(c for c in pod["status"]["conditions"] if c["type"] == "PodScheduled")
+    pod["status"]["startTime"] = scheduled["lastTransitionTime"] = f"{placed:%Y-%m-%dT%H:%M:%SZ}"
+    began = placed + timedelta(seconds=pulled)
+    await pilot.server.put(PODS, _fails_with_words(pod, began, began + timedelta(seconds=ran)))
+    await pilot.settle()
 
     await delete(pilot)
 

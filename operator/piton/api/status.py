@@ -89,6 +89,9 @@ class AttemptStatus(Answer):
         default=None, ge=0, description="Seconds of earlier pulls; limits.startTimeout does not count them."
     )
     running_time: AwareDatetime | None = Field(default=None, description="When a replica was first seen running.")
+    trained_from: AwareDatetime | None = Field(
+        default=None, description="Since when a trainer of it may have run before anybody looked."
+    )
     formed_time: AwareDatetime | None = Field(
         default=None, description="When all of its replicas had run. Before that no exit code is the program's failure."
     )

@@ -28,7 +28,7 @@ from piton.core.effects import (
     StopAttempt,
 )
 from piton.core.stopping import stop_effects
-from piton.core.unreported import may_hold_checkpoint
+from piton.core.unreported import has_seen_all_wait, may_hold_checkpoint
 from piton.observed import AttemptSeen
 
 
@@ -137,13 +137,13 @@ def _closed(context: Context, status: RunStatus) -> RunStatus:
 def _stopping(context: Context) -> RunStatus:
     """The status with what the attempt says of itself to the last, such as a checkpoint that it saves as it stops.
 
-    That Piton has stopped it is written down, and whether it was seen running by then: see `core.unreported`.
+    That Piton has stopped it is written down where it is known whether a trainer had begun: see `core.unreported`.
     """
     record, seen = context.flying, context.seen
     if record is None:
         return context.status
     status = with_report(context)
-    if seen is None or not seen.ours or seen.lost:
+    if seen is None or not seen.ours or not (record.running_time or has_seen_all_wait(seen)):
         return status
     return transitions.change(status, state=AttemptState.STOPPING)
 

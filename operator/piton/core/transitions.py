@@ -29,7 +29,7 @@ from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
-from piton.core.unreported import may_have_saved, ran_for_long
+from piton.core.unreported import began_unseen, has_last_words, may_have_saved, ran_for_long
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing, is_cut_short
@@ -102,6 +102,8 @@ def form(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> RunSt
     record = status.current
     if record is None or seen is None or record.formed_time is not None:
         return status
+    if (since := began_unseen(record, seen)) != record.trained_from:
+        status = change(status, trained_from=since)
     if record.running_time is None and any(replica.has_run for replica in seen.replicas):
         status = change(status, running_time=now)
     return change(status, formed_time=now) if seen.formed and record.state is not AttemptState.STOPPING else status
@@ -120,8 +122,7 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
     record, terminations = status.current, _terminations(seen)
     trains = record is not None and record.stage is Stage.TRAIN
-    has_said = any(termination.is_ours for termination in terminations)
-    if trains and record is not None and record.last_words_time is None and has_said:
+    if trains and record is not None and record.last_words_time is None and has_last_words(seen):
         status = change(status, last_words_time=now)
     if progress is not None and trains:
         status = _learn(status, progress.previous)

@@ -4,29 +4,38 @@ A program of the user's reports nothing. Reports of a recipe can be blocked by a
 last words go with a machine that is lost.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.core.context import Context
+from piton.observed import AttemptSeen, JobState, ReplicaSeen
 
 _SAVES_WITHIN = timedelta(seconds=60)
 """An attempt that trained for longer may have saved, whatever it said."""
 _EXITED_ZERO = frozenset({Reason.FINISHED, Reason.EXITED_ZERO, Reason.NO_PROOF})
-_UNSEEN = frozenset(
+_NEVER_RAN = frozenset(
     {
-        Reason.DISRUPTED,
-        Reason.NODE_GONE,
-        Reason.NODE_RECLAIMED,
-        Reason.ZONE_SILENT,
-        Reason.POD_DELETED,
-        Reason.JOB_VANISHED,
-        Reason.KILLED,
-        Reason.NO_EVIDENCE,
+        Reason.CANNOT_START,
+        Reason.START_FAILED,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.SANDBOX_FAILED,
+        Reason.INIT_CONTAINER_FAILED,
+        Reason.GANG_INCOMPLETE,
+        Reason.PRICE_TOO_HIGH,
+        Reason.NAME_TAKEN,
+        Reason.SUSPENDED,
+        Reason.NOT_WANTED,
+        Reason.QUOTA_TAKEN,
+        Reason.BUDGET_EXCEEDED,
+        Reason.DEADLINE_EXCEEDED,
     }
 )
-"""Ends in which a pod may be gone before anybody has seen it run."""
+"""Ends of an attempt whose pods Piton has seen to the last: none was seen to run, so none has. After any other end a
+pod may be gone, or without a word of its containers, before anybody has seen it run."""
+_RANK_0 = "-master-0"
+"""The end of the name of the pod whose trainer commits the checkpoints."""
 
 
 def may_hold_checkpoint(status: RunStatus) -> bool:
@@ -47,20 +56,52 @@ def may_have_saved(record: AttemptStatus) -> bool:
     It has not if no trainer of it has run, or if it failed within a minute and its last words name no checkpoint. A
     report is not enough: it may have saved since.
     """
-    if record.stage is not Stage.TRAIN or not _may_have_run(record):
+    if record.stage is not Stage.TRAIN:
         return False
+    if record.running_time is None:
+        return _has_run_unseen(record)
     if record.last_words_time is None or record.reason in _EXITED_ZERO:
         return True
-    if record.running_time is None or record.ended_time is None:
-        return True
-    return ran_for_long(record)
+    return record.ended_time is None or ran_for_long(record)
 
 
 def ran_for_long(record: AttemptStatus) -> bool:
     """True if the attempt ran for so long that a trainer may have saved."""
     if record.running_time is None or record.ended_time is None:
         return False
-    return record.ended_time - record.running_time > _SAVES_WITHIN
+    return _lasted(record, min(record.running_time, record.trained_from or record.running_time))
+
+
+def began_unseen(record: AttemptStatus, seen: AttemptSeen) -> datetime | None:
+    """Return since when a trainer may have run of an attempt that nobody had seen to run before this look.
+
+    The operator may have been away; a kubelet that rejects a pod anew, or evicts it, may forget what its containers
+    did.
+    """
+    if record.running_time is not None:
+        return record.trained_from
+    times = [replica.began_at for replica in seen.replicas if _may_have_run(replica)]
+    known = [record.trained_from, record.created_time if seen.lost else None, *times]
+    return min((time for time in known if time is not None), default=None)
+
+
+def has_last_words(seen: AttemptSeen | None) -> bool:
+    """True if the rank that saves has left last words. Those of its peers do not say what it has saved."""
+    if seen is None:
+        return False
+    said = [replica for replica in seen.replicas if replica.termination and replica.termination.is_ours]
+    first = next((replica for replica in seen.replicas if replica.name.endswith(_RANK_0)), None)
+    if first is None:
+        return bool(said) and len(seen.replicas) >= seen.expected_replicas
+    return first in said or (bool(said) and first.never_started and not first.ended)
+
+
+def has_seen_all_wait(seen: AttemptSeen) -> bool:
+    """True if all that there is of an attempt is seen, and no trainer of it has begun. In doubt one has."""
+    if seen.job is None or seen.lost or not all(map(_has_never_begun, seen.replicas)):
+        return False
+    is_untouched = seen.job is JobState.ACTIVE and not seen.deleting
+    return is_untouched or len(seen.replicas) >= seen.expected_replicas
 
 
 def is_unheard(context: Context) -> bool:
@@ -71,10 +112,25 @@ def is_unheard(context: Context) -> bool:
     return record.step is None and record.last_words_time is None and context.observed.progress is None
 
 
-def _may_have_run(record: AttemptStatus) -> bool:
-    """True if its trainer was seen running, or if its pods had machines and went before anybody looked."""
-    if record.running_time is not None:
-        return True
-    if record.reason is None:  # the run was deleted under it; Stopping: it was seen waiting when Piton stopped it
-        return bool(record.replicas) and record.state is not AttemptState.STOPPING
-    return record.reason in _UNSEEN
+def _has_run_unseen(record: AttemptStatus) -> bool:
+    """True if a trainer may have run that nobody has seen running. In doubt one has."""
+    known_to_wait = record.state in (AttemptState.PENDING, AttemptState.STOPPING)
+    if record.reason in _NEVER_RAN or (record.reason is None and known_to_wait):
+        return record.trained_from is not None and _lasted(record, record.trained_from)
+    if record.reason is Reason.NODE_REFUSED:  # at once, or by a kubelet that was started anew under a trainer
+        return _lasted(record, record.trained_from or record.created_time)
+    return True
+
+
+def _lasted(record: AttemptStatus, since: datetime) -> bool:
+    return record.ended_time is None or record.ended_time - since > _SAVES_WITHIN
+
+
+def _has_never_begun(replica: ReplicaSeen) -> bool:
+    never = replica.never_started or replica.cannot_start or replica.init_failure is not None
+    return never and not replica.node_gone
+
+
+def _may_have_run(replica: ReplicaSeen) -> bool:
+    """True if its trainer has run, or if the pod is over and nothing says that it has not."""
+    return replica.has_run or (replica.ended and not _has_never_begun(replica))

@@ -17,9 +17,10 @@ from piton.contract.progress import Progress
 from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.errors import NotFound, UnknownKind
-from piton.kube.nodes import NodeView, condition
+from piton.kube.nodes import NodeView, condition, moment
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, volume_of
+from piton.kube.pod_start import container_of
 from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.snapshot import ClusterSnapshot, SharedMemory
@@ -28,6 +29,8 @@ from piton.observed import AttemptSeen, JobState, LostReplica, Observed, Replica
 from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
 
+_CLOCKS_DIFFER = timedelta(seconds=60)
+"""A kubelet sees a pod within seconds; longer than this, and its clock is wrong, or nobody can tell."""
 _LOOK_SECONDS = 30.0
 """Seconds between looks at an attempt whose node is silent with others: their return wakes only their own runs."""
 
@@ -266,7 +269,8 @@ class _Reader:
         view = self._view_of(pod, views)
         if view:
             self._await(view.gone_at(pod))
-        return replica(pod, view, self._shared.prices)
+        seen = replica(pod, view, self._shared.prices)
+        return replace(seen, began_at=_began_at(pod, seen.placed_at))
 
     @staticmethod
     def _view_of(pod: Body, views: Mapping[str, NodeView]) -> NodeView | None:
@@ -291,6 +295,22 @@ class _Reader:
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"
+
+
+def _began_at(pod: Body, placed_at: datetime | None) -> datetime | None:
+    """Return the earliest time at which the trainer may have begun, by the clock of the control plane.
+
+    The kubelet dates the starts of the pod and of the trainer by one clock, so the time between them is true. A clock
+    that is far off may be set right between them, and a trainer may have run before: then the placement counts.
+    """
+    status = pod.get("status") or {}
+    container = container_of(status)
+    state, accepted_at = container.get("state") or {}, moment(status.get("startTime"))
+    begun = moment((state.get("running") or state.get("terminated") or {}).get("startedAt"))
+    if placed_at is None or accepted_at is None or begun is None or container.get("restartCount"):
+        return placed_at
+    is_right = abs(accepted_at - placed_at) < _CLOCKS_DIFFER and begun >= accepted_at
+    return placed_at + (begun - accepted_at) if is_right else placed_at
 
 
 def _in_flight(status: RunStatus) -> int | None:
