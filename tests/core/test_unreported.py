@@ -143,6 +143,64 @@ def test_what_an_attempt_may_have_saved_is_known_when_it_is_not_listed_any_more(
     assert not may_hold_checkpoint(never)
 
 
+def _never(first: int, last: int) -> tuple[AttemptStatus, ...]:
+    return tuple(an_ended(number, reason=Reason.CANNOT_START) for number in range(first, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("status", "may"),
+    [
+        (a_status(*_never(1, 3)), False),
+        (a_status(*_never(11, 30)), True),  # as an older operator has left it
+        (a_status(*_never(11, 30), may_hold_unlisted_work=False), False),
+        (a_status(*_never(1, 2)).model_copy(update={"attempt": 3}), True),
+        (a_status(), True),
+    ],
+)
+def test_a_number_without_a_record_is_in_doubt(status: RunStatus, may: bool) -> None:
+    assert may_hold_checkpoint(status) is may
+    more = transitions.enter(status, an_ended(status.attempt + 1, reason=Reason.CANNOT_START), Timing(kept_records=20))
+    assert may_hold_checkpoint(more) is (may and status.attempts != ())
+
+
+@pytest.mark.parametrize(
+    ("seen", "volume", "doubt"),
+    [
+        ((an_attempt(_WAITS, number=2),), _MADE, True),
+        ((an_attempt(_WAITS, number=1),), _MADE, None),
+        ((), _MADE, True),
+        ((), VolumeSeen(exists=False), None),
+        ((), replace(_MADE, made=False), None),
+        ((an_attempt(_WAITS, number=3, ours=False),), VolumeSeen(exists=False), False),
+    ],
+    ids=["a job", "the first job", "a claim", "a new run", "a claim of the user's", "numbers that others have taken"],
+)
+def test_what_is_left_of_a_status_that_was_lost_raises_doubt(
+    seen: tuple[AttemptSeen, ...], volume: VolumeSeen, doubt: bool | None
+) -> None:
+    decision = decide(an_observed(*seen, status=RunStatus(), volume=volume), now=NOW)
+    assert len(decision.status.attempts) == 1
+    assert decision.status.may_hold_unlisted_work is doubt
+
+
+def test_a_fence_of_an_attempt_that_nobody_knows_raises_doubt() -> None:
+    fenced = failed(1, termination=said(Outcome.FENCED, fence=7))
+    known = a_status(a_record(running_time=NOW), may_hold_unlisted_work=False)
+    status = decide(an_observed(a_failed_attempt(fenced), status=known), now=NOW).status
+    assert (status.attempt, status.may_hold_unlisted_work) == (7, True)
+
+
+def test_nothing_is_written_at_an_upgrade() -> None:
+    """Neither for a run that has ended nor for one that trains, as the operator before has left them."""
+    over = a_status(*_never(11, 30), phase=Phase.FAILED)
+    ended = decide(an_observed(status=over, volume=_MADE, run=meta(held=False)), now=later(99))
+    assert (ended.rule, ended.effects, ended.status) == ("ended", (), over)
+    seen = an_attempt(a_replica(began_at=NOW))
+    trains = decide(an_observed(seen, status=a_status(a_record(running_time=later(9)))), now=later(10)).status
+    assert decide(an_observed(seen, status=trains), now=later(99)).status == trains
+    assert trains.attempts[-1].trained_from is None
+
+
 def _silent(seconds: float, *, status: RunStatus | None = None, **fields: Any) -> Decision:
     """Return the decision on a run whose attempt was formed at NOW, and has been silent since."""
     known = status or a_status(a_record(running_time=NOW, formed_time=NOW))

@@ -245,6 +245,29 @@ async def _trained_and_the_status_was_never_written(pilot: Pilot) -> None:
     await pilot.server.remove(JOBS, "ragcun-1", "team")
 
 
+async def _loses_its_status_while_the_next_attempt_waits(pilot: Pilot) -> None:
+    await _loses_its_machine_without_a_word(pilot)
+    run = pilot.run()
+    assert run is not None
+    await pilot.server.put(RUNS, {**run, "status": {}})
+    await pilot.turn()
+    assert [record.number for record in pilot.status().attempts] == [2]
+
+
+async def _loses_its_status_and_begins_anew(pilot: Pilot) -> None:
+    """No job is left that could say how many attempts there were."""
+    await _loses_its_machine_without_a_word(pilot)
+    run = pilot.run()
+    assert run is not None
+    for number in (1, 2):
+        await pilot.server.remove(PODS, f"ragcun-{number}-master-0", "team")
+        await pilot.server.remove(JOBS, f"ragcun-{number}", "team")
+    pilot.cluster.script = {1: Waits(reason="Unschedulable")}
+    await pilot.server.put(RUNS, {**run, "status": {}})
+    await pilot.turn()
+    assert [record.number for record in pilot.status().attempts] == [1]
+
+
 @pytest.mark.parametrize(
     "reach",
     [
@@ -261,6 +284,8 @@ async def _trained_and_the_status_was_never_written(pilot: Pilot) -> None:
         _was_rejected_after_its_node_came_back,
         _was_evicted_for_its_disk,
         _trained_unseen_and_goes_in_the_foreground,
+        _loses_its_status_while_the_next_attempt_waits,
+        _loses_its_status_and_begins_anew,
     ],
     ids=lambda reach: reach.__name__.strip("_"),
 )

@@ -263,7 +263,8 @@ class RunStatus(Conditioned):
     stages: tuple[StageStatus, ...] = Field(default=(), description="The stages that have begun, in order.")
     attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
     may_hold_unlisted_work: bool | None = Field(
-        default=None, description="An attempt that is not listed any more may have saved what nobody heard of."
+        default=None,
+        description="An attempt that is not listed may have saved what nobody heard of; without a value it may.",
     )
 
     @property

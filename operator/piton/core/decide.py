@@ -30,11 +30,8 @@ from piton.core import (
     wait_reasons,
 )
 from piton.core.context import Context
-from piton.core.effects import (
-    AddFinalizer,
-    Announcement,
-    Decision,
-)
+from piton.core.effects import AddFinalizer, Announcement, Decision
+from piton.core.unreported import with_doubt
 from piton.cost import budget, spending
 from piton.observed import Observed
 from piton.timing import Timing, delay_seconds
@@ -132,7 +129,8 @@ def adopted(context: Context) -> Decision | None:
     record = AttemptStatus(
         number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
     )
-    status = transitions.enter(context.status, record, context.timing)
+    known = with_doubt(context.status, newest.number > context.status.attempt + 1)
+    status = transitions.enter(known, record, context.timing)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
     return Decision(rule="adopted", status=status, look_again_seconds=0)
 
@@ -257,7 +255,8 @@ def begin_attempt(context: Context) -> Decision:
     assert context.spec is not None
     stage = stages.next_stage(context.spec, context.status)
     assert stage is not None
-    status = transitions.begin(context.status, context.observed.attempts, stage, now=context.now, timing=context.timing)
+    known = with_doubt(context.status, context.observed.volume.made and not context.status.attempts)
+    status = transitions.begin(known, context.observed.attempts, stage, now=context.now, timing=context.timing)
     assert status.current is not None
     reason = stages.reason_to_begin(status, stage)
     phase = Phase.RECOVERING if reason is Reason.RETRYING else Phase.PENDING

@@ -29,7 +29,7 @@ from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
-from piton.core.unreported import began_unseen, has_last_words, may_have_saved, ran_for_long
+from piton.core.unreported import began_unseen, has_last_words, may_have_saved, may_hold_unlisted_work, ran_for_long
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing, is_cut_short
@@ -58,7 +58,8 @@ def enter(status: RunStatus, record: AttemptStatus, timing: Timing) -> RunStatus
     kept = attempts[-timing.kept_records :]
     dropped = attempts[: len(attempts) - len(kept)]
     status = spending.forget(status, dropped)
-    holds = status.may_hold_unlisted_work or any(map(may_have_saved, dropped)) or None
+    may_hold = may_hold_unlisted_work(status) or any(map(may_have_saved, dropped))
+    holds = may_hold if may_hold or len(kept) < record.number else None
     status = status.model_copy(update={"attempt": record.number, "attempts": kept, "may_hold_unlisted_work": holds})
     return _with_stage(status, stage.model_copy(update=changes))
 
@@ -134,7 +135,7 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
                 status, termination.step, termination.checkpoint_step, termination.resumed_from, now=now
             )
         if termination.fence is not None and termination.fence > status.attempt:
-            status = status.model_copy(update={"attempt": termination.fence})
+            status = status.model_copy(update={"attempt": termination.fence, "may_hold_unlisted_work": True})
     return status
 
 

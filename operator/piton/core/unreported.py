@@ -43,11 +43,21 @@ def may_hold_checkpoint(status: RunStatus) -> bool:
 
     The volume is made right before the first job: a status without attempts was lost, or could not be written.
     """
-    if not status.attempts:
-        return True
-    if status.unreadable or status.checkpoint is not None or status.may_hold_unlisted_work:
+    if not status.attempts or status.unreadable or status.checkpoint is not None or may_hold_unlisted_work(status):
         return True
     return any(may_have_saved(record) for record in status.attempts)
+
+
+def may_hold_unlisted_work(status: RunStatus) -> bool:
+    """True if an attempt that has a number, and no record any more, may have saved. If nothing is noted it may."""
+    if status.may_hold_unlisted_work is not None:
+        return status.may_hold_unlisted_work
+    return len(status.attempts) < status.attempt
+
+
+def with_doubt(status: RunStatus, is_some_lost: bool) -> RunStatus:
+    """Return the status that says so if there were attempts of which it does not know."""
+    return status.model_copy(update={"may_hold_unlisted_work": True}) if is_some_lost else status
 
 
 def may_have_saved(record: AttemptStatus) -> bool:
