@@ -8,7 +8,7 @@ from piton.api.conditions import settled
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
-from piton.core import effects
+from piton.core import effects, stuck_pods
 from piton.core.decide import decide, refused
 from piton.core.effects import AddFinalizer, Announcement, AnyDecision, Decision, Effect, TaintNode
 from piton.failures import Failures
@@ -56,7 +56,7 @@ def is_binding(observed: Observed, decision: Decision) -> bool:
 
     Any other status is only written over the version that was observed, and the next pass corrects it.
     """
-    acts = any(not isinstance(effect, AddFinalizer) for effect in decision.effects)
+    acts = any(not isinstance(effect, AddFinalizer) for effect in (*decision.effects, *decision.optional_effects))
     return acts or _ends(decision.status) != _ends(observed.status)
 
 
@@ -82,7 +82,9 @@ async def reconcile(
         told = next((each for each in undone if each.is_final), None)
         if told is None:
             return decision
-        stands = all(map(_stands_without, undone))
+        if told.effect in decision.optional_effects:
+            return stuck_pods.note_refusal(decision, told.why, now=clock.now(), timing=timing or Timing())
+        stands = all(each.effect in decision.optional_effects or _stands_without(each) for each in undone)
         status = decision.status if stands else decision.status_if_refused
         found = refused(observed, told.why, status=status, now=clock.now(), timing=timing)
         news = decision.announcements if stands else ()
@@ -162,7 +164,7 @@ async def run_pass(
     is_news = decision.status != observed.status
     if is_news:
         await _write_status(world, decision.status, announcer, failures)
-    for announcement in decision.announcements if is_news or decision.effects else ():
+    for announcement in decision.announcements if is_news or decision.effects or decision.optional_effects else ():
         await announcer.announce(announcement)
     return decision
 
@@ -177,13 +179,17 @@ async def _apply(
     undone: list[RefusedEffect[EffectT]] = []
     void: PortError | None = None
     failed_in_a_row, tried = 0, False
-    for effect in _in_order(decision.effects, rules, failures):
+
+    def stands_without(found: RefusedEffect[EffectT]) -> bool:
+        return found.effect in decision.optional_effects or rules.stands_without(found)
+
+    for effect in (*_in_order(decision.effects, rules, failures), *decision.optional_effects):
         name = rules.name_of(effect)
         if any(rules.depends(effect, other.effect) for other in undone) or failed_in_a_row == FAILURES_MOST:
             undone.append(RefusedEffect(effect=effect, why="", is_final=False))
             continue
         known = RefusedEffect(effect=effect, why=failures.why(name), is_final=failures.has_lasted(name))
-        if failures.is_early(name) and rules.stands_without(known):
+        if failures.is_early(name) and stands_without(known):
             undone.append(known)
             continue
         try:
@@ -197,7 +203,7 @@ async def _apply(
             failures.note(name, str(error))
             found = RefusedEffect(effect=effect, why=str(error), is_final=failures.has_lasted(name))
             undone.append(found)
-            if not found.is_final and not rules.stands_without(found):
+            if not found.is_final and not stands_without(found):
                 void = void or error
         else:
             failures.forget(name)

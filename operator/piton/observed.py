@@ -255,7 +255,7 @@ class VolumeSeen:
     storage_class: str = ""
     """Its storage class, where Piton has made it."""
     is_shared: bool = False
-    """True if pods on several nodes may mount it at once, as far as its access modes say."""
+    """True if pods on several nodes may mount it at once, whichever of its access modes is in effect."""
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
     reclaim: Reclaim = Reclaim.RETAIN

@@ -9,7 +9,7 @@ from piton.api.reasons import Reason
 from piton.api.status import Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
-from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS
+from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
 from support.builders import a_manifest
 from support.cluster import CRASHES, Disrupted, Ends, Runs
 from support.pilot import Pilot
@@ -228,14 +228,79 @@ async def test_a_pod_is_forced_only_where_the_user_allows_it_and_the_next_attemp
     assert pilot.status().phase is Phase.SUCCEEDED
 
 
-async def test_a_pod_with_a_claim_for_one_node_is_never_forced(pilot: Pilot) -> None:
-    await _hangs(pilot, claim=EXCLUSIVE, stuckPods="ForceDelete")
+@pytest.mark.parametrize("claim", [EXCLUSIVE, [*EXCLUSIVE, *SHARED], ["ReadWriteOncePod"]])
+async def test_a_pod_with_a_claim_for_one_node_is_never_forced(pilot: Pilot, claim: list[str]) -> None:
+    await _hangs(pilot, claim=claim, stuckPods="ForceDelete")
     await _cordon(pilot)
     await _wait(pilot, 600)
     stuck = pilot.status().condition(POD_STUCK)
     assert stuck is not None
     assert "the claim is not ReadWriteMany" in stuck.message
     assert _machines(pilot) == [POD]
+
+
+def _deny_force(pilot: Pilot) -> None:
+    def deny(request: Any) -> Any:
+        is_forced = request.method == "DELETE" and (request.data or {}).get("gracePeriodSeconds") == 0
+        denied = 'admission webhook "no-force.example" denied the request: no'
+        return refusal(403, "Forbidden", denied) if is_forced and request.resource == PODS else None
+
+    pilot.server.refuse = deny
+
+
+async def _sidecar_hangs_and_may_not_be_forced(pilot: Pilot, **limits: Any) -> None:
+    """A container beside the trainer of attempt 1 hangs, and attempt 2 trains."""
+    pilot.cluster.sidecar, pilot.cluster.hung = RUNNING, {POD}
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    _deny_force(pilot)
+    await pilot.cluster.apply(a_manifest(limits={"stuckPods": "ForceDelete", **limits}))
+    await pilot.until(lambda: (pilot.status().attempt, pilot.status().phase) == (2, Phase.TRAINING))
+    await _cordon(pilot)
+    await _wait(pilot, 300)
+
+
+async def test_a_force_that_is_denied_is_told_once_and_the_next_attempt_finishes(pilot: Pilot) -> None:
+    await _sidecar_hangs_and_may_not_be_forced(pilot)
+    stuck = pilot.status().condition(POD_STUCK)
+    assert stuck is not None
+    assert "limits.stuckPods does not act: " in stuck.message
+    assert "no-force.example" in stuck.message
+    assert not pilot.status().is_true(WAITING)
+    version = pilot.server.find(RUNS, "ragcun", "team")["metadata"]["resourceVersion"]  # type: ignore[index]
+    await _wait(pilot, 300)
+    assert pilot.server.find(RUNS, "ragcun", "team")["metadata"]["resourceVersion"] == version  # type: ignore[index]
+
+    pilot.cluster.sidecar, pilot.cluster.script[2] = None, Ends()
+    await _settles(pilot)
+    assert pilot.status().phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", ["suspend", "deadline", "deletion"])
+async def test_a_force_that_is_denied_keeps_no_order_from_the_next_attempt(pilot: Pilot, how: str) -> None:
+    limits = {"deadline": "30m"} if how == "deadline" else {}
+    await _sidecar_hangs_and_may_not_be_forced(pilot, **limits)
+    pilot.cluster.sidecar = None
+    if how == "suspend":
+        await pilot.cluster.apply(a_manifest(limits={"stuckPods": "ForceDelete"}, suspend=True))
+    elif how == "deletion":
+        await pilot.server.delete(RUNS, "ragcun", "team")
+    else:
+        pilot.advance(1800)
+    await _wait(pilot, 200)
+    assert _machines(pilot) == [POD]
+
+
+async def test_a_pod_is_forced_also_while_another_effect_is_refused(pilot: Pilot) -> None:
+    """What hangs may be what keeps the next attempt from being made."""
+    pilot.cluster.sidecar, pilot.cluster.hung = RUNNING, {POD}
+    pilot.cluster.script = {1: CRASHES}
+    await pilot.cluster.apply(a_manifest(limits={"stuckPods": "ForceDelete"}))
+    await pilot.until(lambda: bool(_machines(pilot)))
+    denied = refusal(403, "Forbidden", 'admission webhook "one-at-a-time.example" denied the request: no')
+    pilot.server.refuse = lambda request: denied if (request.method, request.resource) == ("POST", JOBS) else None
+    await _cordon(pilot)
+    await pilot.until(lambda: pilot.server.find(PODS, POD, "team") is None)
+    assert pilot.status().is_true(WAITING)
 
 
 @pytest.mark.parametrize(

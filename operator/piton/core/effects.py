@@ -190,6 +190,8 @@ class AnyDecision(Generic[EffectT, StatusT]):
     rule: str
     """Name of the rule that spoke."""
     effects: tuple[EffectT, ...] = ()
+    optional_effects: tuple[EffectT, ...] = ()
+    """Effects on which nothing depends, carried out last: a refusal of one is told, and holds up nothing else."""
     status: StatusT
     announcements: tuple[Announcement, ...] = field(default=())
     look_again_seconds: float | None = None

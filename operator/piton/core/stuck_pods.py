@@ -7,15 +7,16 @@ the process may still write.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from piton.api.conditions import POD_STUCK, settled
+from piton.api.conditions import POD_STUCK, settled, with_trouble
 from piton.api.reasons import Reason
 from piton.api.spec import StuckPods
 from piton.core.context import Context
 from piton.core.effects import Decision, RemoveReplica
 from piton.core.wait_reasons import Wait
 from piton.observed import AttemptSeen, LeavingPod
+from piton.timing import Timing
 
 
 def find_wait(context: Context, *attempts: AttemptSeen) -> Wait | None:
@@ -36,9 +37,21 @@ def note_stuck(context: Context, decision: Decision) -> Decision:
         decision,
         status=context.with_trouble(decision.status, POD_STUCK, Reason.POD_STUCK, message),
         announcements=(*decision.announcements, *news),
-        effects=(*decision.effects, *_forced(context, stuck)),
+        optional_effects=(*decision.optional_effects, *_forced(context, stuck)),
         look_again_seconds=min(known, default=None),
     )
+
+
+def note_refusal(decision: Decision, why: str, *, now: datetime, timing: Timing) -> Decision:
+    """Return the decision when a pod may not be forced: people are told, and all else goes on as decided."""
+    condition = decision.status.condition(POD_STUCK)
+    assert condition is not None
+    generation = condition.observed_generation or 0
+    message = f"{condition.message}. limits.stuckPods does not act: {why}"
+    status = with_trouble(decision.status, POD_STUCK, Reason.POD_STUCK, message, now=now, generation=generation)
+    again = timing.try_again_seconds((now - condition.last_transition_time).total_seconds())
+    known = [seconds for seconds in (decision.look_again_seconds, again) if seconds is not None]
+    return replace(decision, status=status, look_again_seconds=min(known))
 
 
 def _leaving(attempts: Iterable[AttemptSeen]) -> list[tuple[AttemptSeen, LeavingPod]]:

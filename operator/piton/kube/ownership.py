@@ -12,6 +12,9 @@ from piton.kube.resources import Body, Resource
 from piton.observed import VolumeSeen
 from piton.ports import Conflict, Refused
 
+_FOR_ONE_NODE = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
+"""Access modes of a claim that may be mounted by one node or pod at a time. One of several modes is not told."""
+
 
 def controller(thing: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The owner reference of the object's controller."""
@@ -92,7 +95,8 @@ def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
     """Return what is known of the claim. One that the user brings is never ours to create, so it is in nobody's way."""
     if spec is None or claim is None:
         return VolumeSeen(exists=False)
-    is_shared = "ReadWriteMany" in ((claim.get("spec") or {}).get("accessModes") or ())
+    modes = set((claim.get("spec") or {}).get("accessModes") or ())
+    is_shared = "ReadWriteMany" in modes and not modes & _FOR_ONE_NODE
     name, wanted = claim["metadata"]["name"], claim.get("spec") or {}
     if spec.checkpoint.volume.claim_name:
         return VolumeSeen(exists=True, name=name, is_shared=is_shared, owned=owned(claim, meta))
