@@ -305,6 +305,15 @@ def test_a_pod_outlives_its_trainer_while_something_beside_it_has_not_ended(
     assert not _seen(_pod(phase=phase, containerStatuses=_container(running={}))).outlives_trainer
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_pod_whose_containers_have_all_ended_does_not_run_on(code: int) -> None:
+    """A kubelet says Running for a moment then; the job, and the log with it, must not be deleted for that."""
+    statuses = _container(terminated={"exitCode": code}) + _container("agent", terminated={"exitCode": 143})
+    assert not _seen(_pod(phase="Running", containerStatuses=statuses)).outlives_trainer
+    alone = _pod(phase="Running", containerStatuses=_container(terminated={"exitCode": code}))
+    assert not _seen(alone).outlives_trainer
+
+
 def test_a_sidecar_that_cannot_be_pulled_says_nothing_of_the_trainer() -> None:
     pull = {"reason": "ImagePullBackOff", "message": "agent:1: not found"}
     statuses = _container("agent", waiting=pull) + _container(running={})

@@ -6,7 +6,7 @@ exit code when the kubelet does, the node when the cloud is quick.
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +16,7 @@ from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.kube import pod_start
 from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
-from piton.kube.pod_ends import OVER_TIME, ended_by_itself, on_the_clock_of_the_cluster, without_its_end
+from piton.kube.pod_ends import CLOCKS_DIFFER, OVER_TIME, ended_by_itself, on_the_clock_of_the_cluster, without_its_end
 from piton.kube.pod_start import LAST_WORDS_MAX, container_of
 from piton.kube.prices import Prices, share
 from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
@@ -53,6 +53,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     waiting, cannot_start = pod_start.waiting(pod, container)
     gone_at = view.gone_at(pod) if view else None
     silent = _silence(view)
+    ended_at = on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod)
     is_oom_killed = ended.get("reason") == _OOM_KILLED
     is_without_limit = is_oom_killed and not _has_memory_limit(pod) and evicted_for(pod) is None
     disruption = disruption_of(pod) or (_NODE_OUT_OF_MEMORY if is_without_limit else None)
@@ -61,7 +62,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         uid=meta.get("uid", ""),
         state=_state(status, exit_code),
         exit_code=exit_code,
-        ended_at=on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod),
+        ended_at=ended_at,
         ended_by_itself=by_itself,
         termination=_termination(ended),
         over_time=status.get("reason") == OVER_TIME,
@@ -70,7 +71,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         default_memory_limit=_default_memory_limit(pod),
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         short_of_memory=_is_evicted_without_request(status) or is_without_limit,
-        outlives_trainer=exit_code is not None and not _has_ended(pod),
+        outlives_trainer=exit_code is not None and _outlives(pod, ended_at, view.now if view else None),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),
@@ -263,6 +264,21 @@ def leaving(pod: Mapping[str, Any], view: NodeView | None) -> LeavingPod | None:
         has_ended=is_only_kept,
         is_node_closed=view is not None and view.is_closed_to(pod),
     )
+
+
+def _outlives(pod: Mapping[str, Any], ended_at: datetime | None, now: datetime | None) -> bool:
+    """True if the pod runs on after its trainer has ended.
+
+    A kubelet says for a moment that a pod runs whose containers have all ended. To delete its job then would delete the
+    trainer's log as well. What only init containers keep from ending gets the grace period that the kubelet gives them.
+    """
+    if _has_ended(pod):
+        return False
+    others = [each for each in pod["status"].get("containerStatuses") or () if each.get("name") != names.CONTAINER]
+    if any("terminated" not in (each.get("state") or {}) for each in others):
+        return True
+    grace = timedelta(seconds=(pod.get("spec") or {}).get("terminationGracePeriodSeconds") or 0) + CLOCKS_DIFFER
+    return ended_at is not None and now is not None and now > ended_at + grace
 
 
 def _has_ended(pod: Mapping[str, Any]) -> bool:

@@ -166,7 +166,7 @@ def _sees(path: Path, clock: Clock) -> bool:
 
 
 def _forget_listing(directory: Path) -> None:
-    """Write into a directory, so that a client of NFS asks for its content anew: it remembers that for 30 s by itself."""
+    """Write into a directory, so that a client of NFS asks for its content anew, which it remembers for 30 s."""
     path = directory / f"{names.CLAIM_PREFIX}{uuid.uuid4().hex}"
     with suppress(OSError):
         path.touch()
