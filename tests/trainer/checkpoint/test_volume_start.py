@@ -96,6 +96,51 @@ def test_a_volume_that_shows_what_was_saved_is_not_fresh(tmp_path: Path) -> None
         claim(tmp_path, errno.EROFS, attempt=8)
 
 
+@pytest.mark.parametrize("call", ["stat", "scandir", "mkdir"])
+@pytest.mark.parametrize("attempt", [None, 1, 2])
+def test_a_volume_that_hangs_is_given_up_whatever_the_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int | None, call: str
+) -> None:
+    monkeypatch.setattr(volume_start, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(volume_start, "_PROBE_SECONDS", 0.2)
+    directory, release, original = tmp_path / "checkpoints", threading.Event(), getattr(os, call)
+    if call != "mkdir":
+        directory.mkdir()
+
+    def hang(path: Any = ".", *args: Any, **options: Any) -> Any:
+        if str(path).startswith(str(directory)):
+            release.wait(30)
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(os, call, hang)
+    disk = Failing(errno.ETIMEDOUT)
+    try:
+        with pytest.raises(VolumeLost):
+            claim_directory(
+                directory,
+                attempt=attempt,
+                durable_step=None,
+                disk=disk,
+                clock=FakeClock(),
+                is_stopping=lambda: False,
+            )
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("code", "may"), [(errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False), (errno.ENOTDIR, False)]
+)
+def test_a_volume_that_cannot_be_read_may_hold_work_unless_nobody_may_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, may: bool
+) -> None:
+    def fail(directory: Path) -> Any:
+        raise OSError(code, os.strerror(code), str(directory))
+
+    monkeypatch.setattr(layout, "committed", fail)
+    assert may_have_saved(tmp_path, attempt=1, durable_step=None) is may
+
+
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_fresh_volume_that_may_not_be_written_is_a_wrong_setting_at_once(tmp_path: Path, code: int) -> None:
     with pytest.raises(BadConfig, match="checkpoints cannot be kept in"):

@@ -45,7 +45,7 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRONG_PATH = frozenset({errno.ENOTDIR, errno.EEXIST})
 _CACHES = (names.ENV_INDUCTOR_CACHE, names.ENV_TRITON_CACHE)
 _PROBE_SECONDS = 30.0
-"""Seconds for which the look before torch is imported waits for an answer. The claim that follows waits for longer."""
+"""Seconds for which a first look waits for an answer. The claim that follows waits for longer."""
 _SILENT_SECONDS = 30.0
 SHARED_SECONDS = 10.0
 """Seconds after which a file of rank 0's has to be seen by all."""
@@ -174,12 +174,17 @@ def _forget_listing(directory: Path) -> None:
 
 
 def may_have_saved(directory: Path, *, attempt: int | None, durable_step: int | None) -> bool:
-    """True if an earlier attempt may have saved in this directory. What cannot be read is no evidence against it."""
+    """True if an earlier attempt may have saved in this directory. A volume that does not answer may hold anything."""
     if durable_step is not None or (attempt or 1) > 1:
         return True
-    with suppress(OSError):
+
+    def look() -> bool:
         return (directory / names.FENCE_FILE).exists() or next(layout.committed(directory), None) is not None
-    return False
+
+    try:
+        return answered(look, directory, seconds=_PROBE_SECONDS)
+    except OSError as error:
+        return error.errno not in FORBIDDEN | _WRONG_PATH | {errno.ENOENT}
 
 
 def answered(work: Callable[[], T], directory: Path, *, seconds: float) -> T:
