@@ -40,7 +40,8 @@ again (`permanent` below). Nothing that the cluster does ends it.
 - **Failures of the program** count from the newest durable step as well, for `limits.failures`; `limits.totalFailures`
   bounds those of the whole life.
 - **A start** may take `limits.startTimeout` ({_LIMITS.start_timeout}) from when all replicas have a machine, or from
-  the first that runs while others have none. Time in which images are pulled does not count, up to twice that limit.
+  the first that runs while others have none; three times that from the first machine if none runs. Time in which
+  images are pulled does not count, up to twice that limit.
   After an attempt that it has ended, the next one has twice the time: a mount that takes an hour holds a run up once.
   Until all replicas have run, an exit code is no failure of the program.
 - **What cannot start** holds its machines for {format_duration(_TIMING.start_seconds)} per attempt; they are free

@@ -79,13 +79,27 @@ def test_it_counts_from_when_all_have_a_machine_also_if_none_runs() -> None:
     all_placed = gang(waits(MASTER), waits(WORKER))
 
     status = look(starting(), part).status
-    assert not has_ended(look(status, part, 99_999)), "a machine is looked for"
-    status = look(status, all_placed, 5000).status
-    assert not has_ended(look(status, all_placed, 5599))
-    ended = look(status, all_placed, 5600)
+    assert not has_ended(look(status, part, 1700)), "a machine is looked for"
+    status = look(status, all_placed, 1700).status
+    assert not has_ended(look(status, all_placed, 2299))
+    ended = look(status, all_placed, 2300)
     assert has_ended(ended)
     assert ended.status.current is not None
     assert ended.status.current.message.startswith("0 of 2 replicas of attempt 1 have run")
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_machine_that_starts_nothing_while_others_are_looked_for_is_not_kept_for_ever(others: int) -> None:
+    """Its volume is never mounted, say, and its neighbours find no machine."""
+    part = gang(waits(MASTER), *(waits(f"{WORKER}-{number}", node=None) for number in range(others)))
+
+    status = look(starting(), part).status
+    assert not has_ended(look(status, part, 3 * 600 - 1))
+    ended = look(status, part, 3 * 600)
+    assert has_ended(ended)
+    assert ended.status.current is not None
+    told = f"within 30m, three times limits.startTimeout of 10m, and {others} have no machine"
+    assert told in ended.status.current.message
 
 
 def test_a_late_machine_begins_it_anew() -> None:

@@ -1,9 +1,10 @@
 """The clock of `limits.startTimeout`: for how long machines may be paid for before all replicas run.
 
-It starts when all replicas have a machine; before that, once a replica runs and waits for the others. It stands still
-while the kubelet reports that it pulls an image, or an init container runs, for at most twice the limit: a large image
-is no fault, and a pull that never ends is one. All times are the operator's own, of its first look: nodes' clocks may
-be wrong.
+It starts when all replicas have a machine; before that, once a replica runs and waits for the others. A replica that
+has a machine and does not run, while others wait for one, gets three times the limit. The clock stands still while the
+kubelet reports that it pulls an image, or an init container runs, for at most twice the limit: a large image is no
+fault, and a pull that never ends is one. All times are the operator's own, of its first look, or the API server's:
+nodes' clocks may be wrong.
 
 A start that is slow is slow in each attempt: a mount of many files takes its time. So the limit learns. An attempt that
 it has ended doubles it for the next one, until one comes together; what that one took is not too long from then on.
@@ -49,8 +50,11 @@ def seconds_left(context: Context, status: RunStatus) -> float | None:
     if record is None or seen is None or spec is None or record.formed_time is not None or seen.formed:
         return None
     began = _began(record)
-    if began is None or record.state is AttemptState.STOPPING:
+    if record.state is AttemptState.STOPPING:
         return None
+    if began is None:
+        first = _first_placed(seen)
+        return None if first is None else _half_placed_limit(spec) - (context.now - first).total_seconds()
     return _limit(status, spec) - _counted(record, began, context.now, _limit(status, spec))
 
 
@@ -70,9 +74,13 @@ def judge(context: Context, status: RunStatus) -> Judgement | None:
     record, seen, left = status.current, context.seen, seconds_left(context, status)
     if record is None or seen is None or context.spec is None or left is None or left > 0:
         return None
+    limit = _describe_limit(status, context.spec)
+    if _began(record) is None:
+        three_times = format_duration(_half_placed_limit(context.spec))
+        limit = f"{three_times}, three times {limit}, and {sum(r.node is None for r in seen.replicas)} have no machine"
     message = (
         f"{sum(r.has_run for r in seen.replicas)} of {seen.expected_replicas} replicas of {stages.called(record)} have "
-        f"run within {_describe_limit(status, context.spec)}{_explain_late(seen)}"
+        f"run within {limit}{_explain_late(seen)}"
     )
     return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, message=message)
 
@@ -92,6 +100,15 @@ def _limit(status: RunStatus, spec: Spec) -> float:
         elif record.reason is Reason.GANG_INCOMPLETE and record.ended_time is not None:
             limit *= 2 if _counted(record, record.placed_time, record.ended_time, limit) >= limit else 1
     return limit
+
+
+def _half_placed_limit(spec: Spec) -> float:
+    return (1 + _PULLS_MAX) * parse_duration(spec.limits.start_timeout)
+
+
+def _first_placed(seen: AttemptSeen) -> datetime | None:
+    """Return when the first replica that has a machine got it, by the clock of the control plane."""
+    return min((r.placed_at for r in seen.replicas if r.node is not None and r.placed_at is not None), default=None)
 
 
 def _describe_limit(status: RunStatus, spec: Spec) -> str:
