@@ -133,7 +133,9 @@ def test_a_terminal_that_vanishes_does_not_end_the_training(tmp_path: Path) -> N
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
         os.close(terminal)
         held(tmp_path)
-        assert b"fake" in os.read(reader, 4096)
+        shown = b""
+        while b"fake" not in shown:
+            shown += os.read(reader, 4096)
         os.close(reader)
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)  # the fake holds for it
@@ -145,7 +147,8 @@ def test_a_terminal_that_vanishes_does_not_end_the_training(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("gone", ["reader", "disk", "stream"])
 def test_words_that_go_nowhere_change_nothing(gone: str, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "piton.cli", *command(tmp_path, options=("--json", "--drill", "kill@step7"))]
+    ordered = command(tmp_path, "--hold-at", "7", options=("--json", "--drill", "kill@step7"))
+    arguments = [sys.executable, "-m", "piton.cli", *ordered]
     reader, pipe = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)

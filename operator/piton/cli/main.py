@@ -17,8 +17,7 @@ from piton import __version__
 from piton.contract import InputError, output
 
 BAD_INPUT = 2
-INTERNAL_ERROR = 70
-"""EX_SOFTWARE of sysexits.h."""
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 _INTERRUPTED = 130
 
 
@@ -321,9 +320,9 @@ def main() -> None:
     """The console script. Its words go to stderr; on stdout are results, which have to arrive."""
     output.keep_going_without("stderr")
     try:
-        if nul := next((argument for argument in sys.argv if "\0" in argument), None):
-            raise InputError(f"{nul!r} holds a NUL, which no name and no path can; remove it")  # noqa: TRY301
-        code = cli.main(standalone_mode=False)
+        nul = next((argument for argument in sys.argv if "\0" in argument), None)
+        told = f"{nul!r} holds a NUL, which no name and no path can; remove it"
+        code = cli.main(standalone_mode=False) if nul is None else _complain(told)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         code = BAD_INPUT

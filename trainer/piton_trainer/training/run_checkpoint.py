@@ -9,7 +9,7 @@ counter, is also in the JSON of each rank.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import Ended, OutOfSpace
 from piton_trainer.runtime.process_group import Ranks
-from piton_trainer.state.agreement import digest, is_large, unequal
+from piton_trainer.state.agreement import Agreement, Digests
 from piton_trainer.state.data_position import Randomness, Resume
 from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
 from piton_trainer.state.train_state import TrainState
@@ -128,9 +128,7 @@ class RunCheckpointer:
         self._restorer = restorer
         self._overlaps = overlaps
         self._hooks: list[RemovableHandle] = []
-        self._per_rank: frozenset[str] = frozenset()
-        """Objects of which each rank has a state of its own."""
-        self._has_compared = False
+        self._agreement = Agreement()
         self._restored_step: int | None = None
         self._taken_step: int | None = None
         self.previous_end = self._read_end() if ranks.is_main else None
@@ -277,15 +275,12 @@ class RunCheckpointer:
             tensors: dict[str, Tensor] = {}
             documents: dict[str, Any] = {}
             found = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
-            self._has_compared = True
-            differing = unequal([digests for _, digests in found])
-            if not differing:
+            if self._agreement.settle([digests for _, digests in found]):
                 return {"objects": documents, "ranks": [part for part, _ in found]}, tensors
-            self._per_rank |= differing
 
     def _capture(
         self, objects: TrackedObjects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    ) -> tuple[dict[str, Any], Digests]:
         """Add this rank's state to `documents` and `tensors`.
 
         Returns:
@@ -295,25 +290,18 @@ class RunCheckpointer:
         own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
         prefix = f"rank{self._ranks.rank}"
         part, part_tensors = codec.split(own, prefix)
-        digests: dict[str, str] = {}
+        digests: Digests = {}
         if self._ranks.world_size > 1:
-            if self._per_rank:
-                part[OBJECTS], more = objects.capture_own(self._per_rank, f"{prefix}/{OBJECTS}")
+            if self._agreement.per_rank:
+                part[OBJECTS], more = objects.capture_own(self._agreement.per_rank, f"{prefix}/{OBJECTS}")
                 part_tensors |= more
-            digests = self._digests(objects.plain - self._per_rank, shared, shared_tensors)
+            digests = self._agreement.digests(objects.plain, shared, shared_tensors)
             if not self._ranks.is_main:
                 replicated = objects.replicated(shared_tensors)
                 shared_tensors = {key: tensor for key, tensor in shared_tensors.items() if key in replicated}
         documents.update(shared)
         tensors.update(shared_tensors | part_tensors)
         return part, digests
-
-    def _digests(
-        self, names: Iterable[str], documents: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> dict[str, str]:
-        """Return digests of these objects; of large ones only the first time."""
-        small = {name for name in names if not self._has_compared or not is_large(documents[name], tensors)}
-        return {name: digest(documents[name], tensors) for name in sorted(small)}
 
     def peek(self, name: str) -> Any:
         """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""
