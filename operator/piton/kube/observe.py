@@ -20,6 +20,7 @@ from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition, moment
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, volume_of
+from piton.kube.pod_ends import CLOCKS_DIFFER
 from piton.kube.pod_start import container_of
 from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
@@ -29,8 +30,6 @@ from piton.observed import AttemptSeen, JobState, LostReplica, Observed, Replica
 from piton.ports import Refused, Unavailable
 from piton.rendering.volume_claim import claim_name
 
-_CLOCKS_DIFFER = timedelta(seconds=60)
-"""A kubelet sees a pod within seconds; longer than this, and its clock is wrong, or nobody can tell."""
 _LOOK_SECONDS = 30.0
 """Seconds between looks at an attempt whose node is silent with others: their return wakes only their own runs."""
 
@@ -309,7 +308,7 @@ def _began_at(pod: Body, placed_at: datetime | None) -> datetime | None:
     begun = moment((state.get("running") or state.get("terminated") or {}).get("startedAt"))
     if placed_at is None or accepted_at is None or begun is None or container.get("restartCount"):
         return placed_at
-    is_right = abs(accepted_at - placed_at) < _CLOCKS_DIFFER and begun >= accepted_at
+    is_right = abs(accepted_at - placed_at) < CLOCKS_DIFFER and begun >= accepted_at
     return placed_at + (begun - accepted_at) if is_right else placed_at
 
 
