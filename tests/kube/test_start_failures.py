@@ -251,6 +251,44 @@ async def test_a_node_that_starts_no_containers_is_named_with_the_command_that_k
     assert told.endswith("kubectl taint node node-of-ragcun-2-master-0 piton.dev/device-fault=ragcun-2:NoSchedule")
 
 
+CRASHES_AGAIN = "back-off 5m0s restarting failed container=istio-proxy pod=x"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"waiting": {"reason": "CrashLoopBackOff", "message": CRASHES_AGAIN}},
+        {"running": {"startedAt": "2026-11-22T10:00:00Z"}},  # for the moment
+        {"terminated": {"exitCode": 1}},
+    ],
+    ids=lambda state: next(iter(state)),
+)
+async def test_a_sidecar_that_crashes_before_the_trainer_starts_is_named_and_no_node_is_blamed(
+    state: dict[str, Any], pilot: Pilot
+) -> None:
+    last = {"terminated": {"exitCode": 1, "reason": "Error", "message": "no connection to istiod"}}
+    sidecar = {"name": "istio-proxy", "restartCount": 7, "state": state, "lastState": last}
+    pilot.cluster.script[1] = Reports(
+        status={
+            "phase": "Pending",
+            "initContainerStatuses": [sidecar],
+            "containerStatuses": _pytorch({"waiting": {"reason": "PodInitializing"}}),
+        }
+    )
+    await pilot.cluster.apply(a_manifest())
+    for _ in range(30):
+        await pilot.turn(10)
+    waiting = pilot.status().condition(WAITING)
+    assert waiting is not None
+    assert (waiting.status, waiting.reason) == ("True", Reason.INIT_CONTAINER_FAILED)
+    told = "init container istio-proxy ends with exit code 1 each time: no connection to istiod"
+    assert told in waiting.message
+    for _ in range(30):
+        await pilot.turn(60)
+    assert told in pilot.status().attempts[0].message
+    assert not [event for event in pilot.server.all(EVENTS) if "kubectl taint" in event["message"]]
+
+
 async def test_an_init_container_that_fails_is_named_with_its_code_and_last_words(pilot: Pilot) -> None:
     pilot.cluster.script[1] = init_fails(126, "permission denied: role training\n")
     await pilot.cluster.apply(a_manifest())

@@ -58,6 +58,7 @@ _WAITS = frozenset(
         Reason.IMAGE_PULL_FAILED,
         Reason.CONTAINER_CONFIG,
         Reason.INIT_CONTAINER,
+        Reason.INIT_CONTAINER_FAILED,
         Reason.NAME_TAKEN,
         Reason.WAITING,
         Reason.QUEUED,

@@ -30,6 +30,8 @@ CREATE_REASONS = frozenset(
 """The kubelet's reasons for a container that waits because an image, or the container itself, cannot be made."""
 START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
 """The kubelet's reasons for a container that has ended without having begun."""
+INIT_CRASHES = "InitContainerCrashes"
+"""Piton's own reason, in the place of a kubelet's, of an init container that is started again and again."""
 INIT_CONTAINER = "init container "
 """First words where an init container cannot start. A run has none of its own: a webhook or a controller adds it."""
 

@@ -232,6 +232,13 @@ LAUNCHING = (
 )
 PULLING = (Cause(Reason.IMAGE_PULLING, r""),)
 INITIALIZING = (Cause(Reason.INIT_CONTAINER, r""),)
+INIT_CRASHING = (
+    Cause(
+        Reason.INIT_CONTAINER_FAILED,
+        r"",
+        "The trainer starts after it: look at its log, and at the webhook that adds it.",
+    ),
+)
 GATED = (Cause(Reason.SCHEDULING_GATED, r"", "Whoever set the pod's scheduling gates has to take them off."),)
 HELD_BACK = (
     Cause(

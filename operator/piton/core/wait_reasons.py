@@ -19,7 +19,7 @@ from piton.api.status_base import Conditioned, Phase
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
-from piton.core.start_words import CREATE_REASONS, PULL_REASONS
+from piton.core.start_words import CREATE_REASONS, INIT_CRASHES, PULL_REASONS
 from piton.core.wait_causes import Cause, Recognized, recognize
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 
@@ -78,6 +78,7 @@ _SIGNS = (
     ),
     _Sign(reasons=frozenset({"FailedMount", "FailedMapVolume"}), causes=causes.MOUNTING, over=_CREATED),
     _Sign(reasons=frozenset({"FailedCreatePodSandBox", "NetworkNotReady"}), causes=causes.SANDBOX, over=_CREATED),
+    _Sign(reasons=frozenset({INIT_CRASHES}), causes=causes.INIT_CRASHING),
     _Sign(reasons=PULL_REASONS, causes=causes.PULL_FAILED),
     _Sign(reasons=CREATE_REASONS, causes=causes.CONTAINER_CONFIG),
     _Sign(reasons=_LAUNCHED, causes=causes.LAUNCHING, normal=True),

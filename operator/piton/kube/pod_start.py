@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from piton.contract import names
-from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, PULL_REASONS, START_ERRORS
+from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, INIT_CRASHES, PULL_REASONS, START_ERRORS
 from piton.kube.nodes import condition, moment
 from piton.observed import ClusterMessage
 
@@ -59,7 +59,7 @@ def init_failure(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | 
     for other in _init_containers(status, container):
         ended = (other.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
-            said = str(ended.get("message") or ended.get("reason") or "").strip()[-LAST_WORDS_MAX:]
+            said = _last_words(ended)
             where = f"{INIT_CONTAINER}{other['name']} of {pod['metadata']['name']}"
             return f"{where} ended with exit code {ended['exitCode']}" + (f": {said}" if said else "")
     return None
@@ -82,9 +82,25 @@ def words(pod: Mapping[str, Any]) -> tuple[ClusterMessage, ...]:
     scheduled = condition(pod, "PodScheduled")
     found = [_message(scheduled)] if scheduled.get("status") == "False" else []
     container = container_of(status)
-    states = [*_init_containers(status, container), container]
+    crashing = {other["name"]: words for other in _init_containers(status, container) if (words := _crash_of(other))}
+    found += [ClusterMessage(reason=INIT_CRASHES, message=words) for words in crashing.values()]
+    states = [*(each for each in _init_containers(status, container) if each["name"] not in crashing), container]
     found += [_message(waits) for state in states if (waits := (state.get("state") or {}).get("waiting"))]
     return (*found, *_initializing(pod, container))
+
+
+def _crash_of(container: Mapping[str, Any]) -> str | None:
+    """Return how an init container has ended that is started again and again, a sidecar; None if it has not."""
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    if not ended or not container.get("restartCount"):
+        return None
+    said = _last_words(ended)
+    crashes = f"{INIT_CONTAINER}{container['name']} ends with exit code {ended.get('exitCode')} each time"
+    return f"{crashes}: {said}" if said else crashes
+
+
+def _last_words(ended: Mapping[str, Any]) -> str:
+    return str(ended.get("message") or ended.get("reason") or "").strip()[-LAST_WORDS_MAX:]
 
 
 def _message(found: Mapping[str, Any]) -> ClusterMessage:
