@@ -4,8 +4,9 @@ import random
 import socket
 from contextlib import suppress
 
-_RANGE = (12_000, 22_000)
-"""Below those that the kernel gives outgoing connections."""
+_RANGE = (20_000, 30_000)
+"""Above the fixed ports of the box, the last of which is 19456. Below those of Services, and those that the kernel
+gives outgoing connections."""
 _DICE = random.SystemRandom()
 """Sessions of the trainer seed the other one, and two workers of pytest would find the same ports."""
 
