@@ -5,12 +5,10 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-
 from piton.contract.termination import Outcome, Termination
 from piton_trainer.config import Config, termination_log
 from piton_trainer.errors import BadConfig, DeviceLost, Ended
-from piton_trainer.runtime.device_faults import is_device_fault
+from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
 from piton_trainer.runtime.process_group import Ranks
 
 _LESS_MEMORY = (
@@ -37,7 +35,7 @@ def outcome_of(error: BaseException | None) -> tuple[Outcome, str]:
     told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if is_device_fault(error):
         return Outcome.DEVICE_LOST, told
-    return Outcome.FAILED, f"{told} {_LESS_MEMORY}" if _is_out_of_memory(error) else told
+    return Outcome.FAILED, f"{told} {_LESS_MEMORY}" if is_out_of_memory(error) else told
 
 
 def end_as_lost_device(error: BaseException | None) -> None:
@@ -50,11 +48,6 @@ def end_as_lost_device(error: BaseException | None) -> None:
     if error is not None and outcome is Outcome.DEVICE_LOST and not isinstance(error, DeviceLost):
         traceback.print_exception(error)
         raise DeviceLost(detail) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU, or of a CPU: torch has a class of its own for the first only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def config_of_environment() -> Config:

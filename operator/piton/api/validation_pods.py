@@ -8,7 +8,8 @@ from piton.api.fields import DNS_LABEL
 from piton.api.spec import EvaluateStage, Spec
 from piton.api.stages import side_stages
 from piton.api.validation_names import good_image, good_references, good_selectors
-from piton.api.validation_resources import GPU, fitting_limits, good_claim, good_resources
+from piton.api.validation_resources import fitting_limits, good_claim, good_resources
+from piton.contract import names
 
 GPUS = "spec.{path}.{part}: nvidia.com/gpu is {why}; remove it"
 _NO_GPU = "!('nvidia.com/gpu' in self)"
@@ -36,7 +37,7 @@ def gpus_by_piton(spec: Spec) -> Iterator[str]:
     ]
     for of, resources in all_resources:
         for part, wanted in (("requests", resources.requests), ("limits", resources.limits)):
-            if GPU in wanted:
+            if names.GPU in wanted:
                 yield _gpus(of, part)
 
 

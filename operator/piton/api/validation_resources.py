@@ -7,9 +7,9 @@ from piton.api.cel import not_in_cel
 from piton.api.pod_template import Resources
 from piton.api.spec import Spec
 from piton.api.validation_names import ONLY_NEW, is_qualified_name, kinds_of_pods
+from piton.contract import names
 from piton.contract.quantity import parse_quantity
 
-GPU = "nvidia.com/gpu"
 _OF_EACH_NODE = ("cpu", "memory", "ephemeral-storage")
 _HUGE_PAGES = "hugepages-"
 _OF_KUBERNETES = "kubernetes.io/"
@@ -71,7 +71,7 @@ def _of_amounts(path: str, amounts: Mapping[str, str]) -> Iterator[str]:
 def _of_devices(path: str, resources: Resources) -> Iterator[str]:
     for name, least in resources.requests.items():
         most = resources.limits.get(name)
-        if name == GPU or not _is_resource(name) or not _is_device(name):
+        if name == names.GPU or not _is_resource(name) or not _is_device(name):
             continue
         if most is None:
             yield f"{path}.limits.{name}: missing; a request of it needs the same limit, so write {least} here as well"

@@ -108,6 +108,8 @@ METRICS_PORT_NAME = "metrics"
 ANNOTATION_SCRAPE = "prometheus.io/scrape"
 ANNOTATION_SCRAPE_PORT = "prometheus.io/port"
 
+GPU = "nvidia.com/gpu"
+"""The resource of a GPU, and the key of the taint on nodes that have some."""
 CONTAINER = "pytorch"
 CHECKPOINT_MOUNT = "/checkpoints"
 CONFIG_MOUNT = "/etc/piton"

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from piton.contract import names
 from piton.kube.nodes import condition, moment, scheduled_at
+from piton.kube.pod_start import other_containers
 
 CLOCKS_DIFFER = timedelta(seconds=60)
 """A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
@@ -79,8 +79,8 @@ def _ends_by_kubelet(pod: Mapping[str, Any]) -> Iterator[datetime]:
         yield started + timedelta(seconds=seconds)
     if not _tells_kubelets_end(pod):
         return
-    others = [each for each in status.get("containerStatuses") or () if each.get("name") != names.CONTAINER]
-    ends = [moment(((each.get("state") or {}).get("terminated") or {}).get("finishedAt")) for each in others]
+    states = [each.get("state") or {} for each in other_containers(status)]
+    ends = [moment((state.get("terminated") or {}).get("finishedAt")) for state in states]
     grace = timedelta(seconds=spec.get("terminationGracePeriodSeconds") or 0)
     yield from (end - grace for end in ends if end is not None)  # it had this long to end after it was told to
 

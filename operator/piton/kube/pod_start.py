@@ -21,6 +21,11 @@ def container_of(status: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((c for c in found if c.get("name") == names.CONTAINER), {})
 
 
+def other_containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the statuses of the containers beside the trainer's."""
+    return [each for each in status.get("containerStatuses") or () if each.get("name") != names.CONTAINER]
+
+
 def waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str | None, bool]:
     """Return the reason why it does not start, and True if its kubelet says that it cannot.
 

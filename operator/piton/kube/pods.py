@@ -274,8 +274,7 @@ def _outlives(pod: Mapping[str, Any], ended_at: datetime | None, now: datetime |
     """
     if _has_ended(pod):
         return False
-    others = [each for each in pod["status"].get("containerStatuses") or () if each.get("name") != names.CONTAINER]
-    if any("terminated" not in (each.get("state") or {}) for each in others):
+    if any("terminated" not in (each.get("state") or {}) for each in pod_start.other_containers(pod["status"])):
         return True
     grace = timedelta(seconds=(pod.get("spec") or {}).get("terminationGracePeriodSeconds") or 0) + CLOCKS_DIFFER
     return ended_at is not None and now is not None and now > ended_at + grace

@@ -16,7 +16,6 @@ from kubernetes.utils.quantity import parse_quantity
 from piton.api.spec import Tier
 from piton.contract import InputError, names
 from piton.rendering.affinity import CAPACITY_LABELS, INSTANCE_TYPE, POOLS, ZONE, TooDear
-from piton.rendering.pytorchjob import GPU
 
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _SHAPE = '{"p4d.24xlarge": {"Spot": "12.50", "OnDemand": "32.77"}}'
@@ -92,7 +91,7 @@ def _tier(labels: Mapping[str, str]) -> Tier | None:
 def share(pod: Mapping[str, Any], node: Mapping[str, Any]) -> Fraction:
     """The part of the node that is the pod's: of its GPUs; without any, of its CPU; all of it where nobody can tell."""
     there = (node.get("status") or {}).get("allocatable") or {}
-    for resource in (GPU, "cpu"):
+    for resource in (names.GPU, "cpu"):
         wanted = _requested(pod, resource)
         if wanted:
             room = _quantity(there.get(resource))

@@ -16,7 +16,6 @@ from piton.kube.client import Client
 from piton.kube.resources import NODES, Body
 from piton.ports import Clock, Conflict, PortError, Refused
 
-_GPU = "nvidia.com/gpu"
 _PART = 10
 """One of so many nodes with GPUs may be tainted at a time, or a single one: a program that is wrong about its device
 must not take a fleet away from all others."""
@@ -95,7 +94,7 @@ def _is_tainted(node: Body) -> bool:
 
 def _has_gpus(node: Body) -> bool:
     """Capacity, not what is allocatable: that of a broken node may be 0."""
-    return str(((node.get("status") or {}).get("capacity") or {}).get(_GPU, "0")) != "0"
+    return str(((node.get("status") or {}).get("capacity") or {}).get(names.GPU, "0")) != "0"
 
 
 def _is_over(node: Body, now: datetime) -> bool:

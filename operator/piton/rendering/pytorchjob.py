@@ -21,7 +21,6 @@ from piton.timing import GRACE_SECONDS
 if TYPE_CHECKING:
     from torchx import specs
 
-GPU = "nvidia.com/gpu"
 TMP = "/tmp"  # noqa: S108 - a volume of the pod's own
 """Paths that the trainer image writes to, beside its volumes."""
 _IMAGES_ARE_FOR = "amd64"
@@ -239,7 +238,7 @@ def _container_resources(spec: Spec, resource: "specs.Resource") -> dict[str, di
         requests["memory"] = f"{resource.memMB}Mi"
     devices = {name: str(count) for name, count in resource.devices.items()}
     if resource.gpu:
-        devices[GPU] = str(resource.gpu)
+        devices[names.GPU] = str(resource.gpu)
     limits = {**devices, **wanted.limits}
     found = {
         "requests": {
@@ -262,7 +261,7 @@ def _tolerations(spec: Spec) -> list[dict[str, Any]]:
     """The user's; the GPU taint where GPUs are asked for; and the patience with nodes that do not answer."""
     own = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.workers.template.tolerations]
     if spec.workers.gpus_per_node:
-        own.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
+        own.append({"key": names.GPU, "operator": "Exists", "effect": "NoSchedule"})
     if Tier.SPOT in spec.capacity.tiers:
         own += [{"key": key, "value": value, "effect": "NoSchedule"} for key, value in SPOT_TAINTS.items()]
     return own + [

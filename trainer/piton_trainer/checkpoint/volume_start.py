@@ -109,17 +109,17 @@ def check_shared(directory: Path, *, ranks: "Ranks", durable_step: int | None, d
     written = ranks.on_main(partial(_write_nonce, directory, place, durable_step, disk))
     if written is None:
         return
-    is_there = ranks.gather(_sees(directory / written.name, clock))
-    places = ranks.gather(place)
+    answers = ranks.gather((_sees(directory / written.name, clock), place))
     if ranks.is_main:
         with suppress(OSError):
             (directory / written.name).unlink()
-    others = [rank for rank, seen in enumerate(is_there) if not seen]
+    others = [(rank, where) for rank, (is_seen, where) in enumerate(answers) if not is_seen]
     if not others:
         return
+    rank, where = others[0]
     told = (
         f"the ranks do not share the checkpoint directory: what rank 0 writes to {written.place} is not in "
-        f"{places[others[0]]}, where rank {others[0]} looked for {format_duration(SHARED_SECONDS)}; mount one volume "
+        f"{where}, where rank {rank} looked for {format_duration(SHARED_SECONDS)}; mount one volume "
         "into all nodes (ReadWriteMany), under one path"
     )
     if not written.has_saved:

@@ -49,6 +49,11 @@ def is_device_fault(error: BaseException) -> bool:
     return names_broken_device(text) or bool(_OF_A_DEVICE.search(text) or _OF_A_CONNECTION.search(text))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if a GPU or the machine has too little memory: torch has a class of its own for the first only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def require_gpus(asked: int | None) -> None:
     """Find a GPU that is missing before anything is spent: fewer would train on, each rank alone or on the CPU.
 

@@ -147,9 +147,11 @@ def _arrange(
     """
     live, groups = _groups(optimizer), list[Group]()
     owners = {id(parameter): group for group in live for parameter in group[_PARAMS]}
+    trained = chain(chain.from_iterable(group[_PARAMS] for group in saved[_GROUPS]), saved[_STATE])
+    unknown = next((fqn for fqn in trained if fqn not in parameters), None)
+    if unknown is not None:
+        raise InputError(f"{name}: the checkpoint trains {unknown}, which the model does not have")
     for group in saved[_GROUPS]:
-        if unknown := [fqn for fqn in (*group[_PARAMS], *saved[_STATE]) if fqn not in parameters]:
-            raise InputError(f"{name}: the checkpoint trains {unknown[0]}, which the model does not have")
         members = [parameters[fqn] for fqn in group[_PARAMS]]
         like = next((owners[id(parameter)] for parameter in members if id(parameter) in owners), {})
         groups.append({**optimizer.defaults, **like, **group, _PARAMS: members})
@@ -174,7 +176,8 @@ def _regrouped(
     fqns = {id(parameter): fqn for fqn, parameter in reversed(list(parameters.items()))}
     there = [list(group[_PARAMS]) for group in saved[_GROUPS]]
     here = [[fqns.get(place, "a parameter that is not the model's") for place in group] for group in before]
-    new = [fqn for group in here for fqn in group if fqn not in set(chain.from_iterable(there))]
+    known = set(chain.from_iterable(there))
+    new = [fqn for group in here for fqn in group if fqn not in known]
     told = (
         f"{name}: its parameter groups are {_shown(there)} in the checkpoint, and {_shown(here)} in the script; "
         "training goes on with the checkpoint's"

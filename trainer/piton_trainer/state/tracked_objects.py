@@ -26,7 +26,7 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
-from piton_trainer.runtime.device_faults import is_device_fault
+from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
 from piton_trainer.state.optimizers import Given, parameters_of, restore, stateless, templates
 from piton_trainer.state.state_dicts import Captured, ModuleState, OptimizerState, parameters_by_name
 
@@ -271,8 +271,7 @@ def _refusing(name: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-        is_of_the_machine = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
-        if is_of_the_machine or "DefaultCPUAllocator" in str(error) or is_device_fault(error):
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error) or is_device_fault(error):
             raise
         raise InputError(
             f"{name} does not take its state ({type(error).__name__}: {error}); give session.restore() the object of "
