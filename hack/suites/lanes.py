@@ -88,7 +88,7 @@ class _Run:
         began = time.monotonic()
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                "bash", "-c", part.command,
+                "env", "--default-signal=INT", "bash", "-c", part.command,  # a shell ignores it in background jobs
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, env=environment,
                 start_new_session=True,
             )  # fmt: skip

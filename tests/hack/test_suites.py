@@ -1,10 +1,13 @@
 """The two suites: what waits for what, what is said of a failure, and that nothing goes on after the end."""
 
 import asyncio
+import signal
 import subprocess
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,7 +178,11 @@ def test_pytest_that_ends_without_a_failed_test_has_failed_by_its_exit_code(tmp_
     assert run(tmp_path, part("tests", tests))["tests"].failures == ("make nightly PART=tests",)
 
 
-def test_a_suite_that_is_stopped_stops_its_parts_as_by_ctrl_c_and_says_what_did_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background job"])
+def test_a_suite_that_is_stopped_stops_its_parts_as_by_ctrl_c_and_says_what_did_not_run(
+    tmp_path: Path, request: pytest.FixtureRequest, handler: Any
+) -> None:
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler)))
     begun, cleaned = tmp_path / "begun", tmp_path / "cleaned"
     slow = f"trap 'touch {cleaned}; exit 130' INT; touch {begun}; while true; do read -t 0.05 <> <(:) || true; done"
 
