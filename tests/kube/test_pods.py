@@ -672,3 +672,42 @@ def test_a_slow_start_is_no_difference_of_clocks() -> None:
         containerStatuses=_container(terminated={"exitCode": 1, "finishedAt": NOW.isoformat()}),
     )
     assert _seen(pod).ended_at == NOW
+
+
+@pytest.mark.parametrize(
+    "was_off", [timedelta(hours=-24), timedelta(hours=-2), timedelta(hours=2), timedelta(hours=24)]
+)
+def test_a_clock_that_is_set_right_in_mid_run_moves_no_end(was_off: timedelta) -> None:
+    """Only the start has the difference. Whoever pays for the machine pays until its end, and no longer."""
+    placed, ended = NOW - timedelta(hours=4), NOW - timedelta(minutes=1)
+    pod = _pod(
+        phase="Failed",
+        startTime=(placed + was_off).isoformat(),
+        conditions=_scheduled(placed.isoformat()),
+        containerStatuses=_container(terminated={"exitCode": 137, "finishedAt": ended.isoformat()}),
+    )
+    assert _seen(pod).ended_at == ended
+
+
+def test_an_end_that_only_lies_in_the_future_is_not_known() -> None:
+    pod = _pod(
+        phase="Failed",
+        startTime=(NOW - timedelta(minutes=30)).isoformat(),
+        conditions=_scheduled((NOW - timedelta(minutes=30)).isoformat()),
+        containerStatuses=_container(terminated={"exitCode": 1, "finishedAt": (NOW + timedelta(hours=2)).isoformat()}),
+    )
+    assert _seen(pod).ended_at is None
+
+
+@pytest.mark.parametrize("hours", [-24, -2, 0, 2, 24])
+def test_an_init_container_runs_since_a_time_of_the_control_plane(hours: int) -> None:
+    placed, off = NOW - timedelta(minutes=30), timedelta(hours=hours)
+    running = {"running": {"startedAt": (placed + timedelta(minutes=10) + off).isoformat()}}
+    pod = _pod(
+        phase="Pending",
+        startTime=(placed + off).isoformat(),
+        conditions=_scheduled(placed.isoformat()),
+        initContainerStatuses=_container("fetch", **running),
+    )
+    (word,) = _seen(pod).words
+    assert word.first_time == placed + (timedelta(minutes=10) if hours == 0 else timedelta())

@@ -1,5 +1,6 @@
 """What a run that waits says on a cluster, how soon, and what finding it out costs."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -143,6 +144,25 @@ async def test_times_of_the_newer_kind_of_event_are_read(pilot: Pilot) -> None:
     await pilot.settle(resync=False)
 
     assert reason(pilot) is Reason.IMAGE_PULLING
+
+
+@pytest.mark.parametrize("hours", [-24, -2, 0, 2, 24])
+async def test_the_order_and_age_of_events_are_by_the_clock_of_the_control_plane(pilot: Pilot, hours: int) -> None:
+    """The attach controller says that a volume is late. Then a kubelet whose clock is off pulls the image."""
+    await a_waiting_run(pilot)
+    await an_event(pilot, "FailedAttachVolume", "Multi-Attach error for volume pvc-1")
+    pilot.advance(20)
+    by_its_clock = (pilot.clock.now() + timedelta(hours=hours)).isoformat()
+    await an_event(
+        pilot, "Pulling", 'Pulling image "trainer:1"', firstTimestamp=by_its_clock, lastTimestamp=by_its_clock
+    )
+    pilot.advance(40)
+    await pilot.settle(resync=False)
+
+    waits = pilot.status().condition(WAITING)
+    assert waits is not None
+    assert waits.reason is Reason.IMAGE_PULLING
+    assert "for more than 30s" in waits.message
 
 
 async def test_a_run_that_waits_for_the_same_thing_is_not_written_again(pilot: Pilot) -> None:

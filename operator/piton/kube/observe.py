@@ -16,11 +16,11 @@ from piton.contract import names
 from piton.contract.progress import Progress
 from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
+from piton.kube.clocks import began_at
 from piton.kube.errors import NotFound, UnknownKind
-from piton.kube.nodes import NodeView, condition, moment
+from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, volume_of
-from piton.kube.pod_ends import CLOCKS_DIFFER
 from piton.kube.pod_start import container_of
 from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
@@ -269,7 +269,7 @@ class _Reader:
         if view:
             self._await(view.gone_at(pod))
         seen = replica(pod, view, self._shared.prices)
-        return replace(seen, began_at=_began_at(pod, seen.placed_at))
+        return replace(seen, began_at=began_at(pod, container_of(pod.get("status") or {}), seen.placed_at))
 
     @staticmethod
     def _view_of(pod: Body, views: Mapping[str, NodeView]) -> NodeView | None:
@@ -294,22 +294,6 @@ class _Reader:
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"
-
-
-def _began_at(pod: Body, placed_at: datetime | None) -> datetime | None:
-    """Return the earliest time at which the trainer may have begun, by the clock of the control plane.
-
-    The kubelet dates the starts of the pod and of the trainer by one clock, so the time between them is true. A clock
-    that is far off may be set right between them, and a trainer may have run before: then the placement counts.
-    """
-    status = pod.get("status") or {}
-    container = container_of(status)
-    state, accepted_at = container.get("state") or {}, moment(status.get("startTime"))
-    begun = moment((state.get("running") or state.get("terminated") or {}).get("startedAt"))
-    if placed_at is None or accepted_at is None or begun is None or container.get("restartCount"):
-        return placed_at
-    is_right = abs(accepted_at - placed_at) < CLOCKS_DIFFER and begun >= accepted_at
-    return placed_at + (begun - accepted_at) if is_right else placed_at
 
 
 def _in_flight(status: RunStatus) -> int | None:

@@ -9,36 +9,22 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from piton.kube.nodes import condition, moment, scheduled_at
+from piton.kube.clocks import CLOCKS_DIFFER, readings
+from piton.kube.nodes import condition, moment
 from piton.kube.pod_start import other_containers
 
-CLOCKS_DIFFER = timedelta(seconds=60)
-"""A kubelet sees a pod within seconds; longer than this, and the clocks of node and control plane differ."""
 OVER_TIME = "DeadlineExceeded"
 _BY_KUBELET = "TerminationByKubelet"
-
-
-def on_the_clock_of_the_cluster(time: datetime | None, pod: Mapping[str, Any]) -> datetime | None:
-    """Return a time that the pod's kubelet has written by the clock of the control plane.
-
-    The kubelet wrote the pod's start by the same clock of its own, soon after the scheduler had bound the pod. A start
-    that is not soon after it is the difference of the two clocks, which may be a day.
-    """
-    started, scheduled = _started_at(pod), scheduled_at(pod)
-    if time is None or started is None or scheduled is None or abs(started - scheduled) < CLOCKS_DIFFER:
-        return time
-    return scheduled + (time - started)
 
 
 def ended_by_itself(pod: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
     """True if the trainer, whose state is `ended`, was over before anything could have told it to end.
 
     Times of the kubelet are compared with each other. One of the control plane has to be later by both readings of the
-    node's clock, with and without its difference at the start: the clock may have been set right in between.
+    node's clock.
     """
     finished = moment(ended.get("finishedAt"))
-    read = on_the_clock_of_the_cluster(finished, pod)
-    if finished is None or read is None:
+    if finished is None:
         return False
     by_kubelet, by_others = list(_ends_by_kubelet(pod)), list(_ends_by_others(pod))
     is_kubelets = _tells_kubelets_end(pod)
@@ -46,7 +32,7 @@ def ended_by_itself(pod: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
         return False  # nobody can tell when that was
     if any(finished + CLOCKS_DIFFER > told for told in by_kubelet):
         return False
-    return not any(max(finished, read) + CLOCKS_DIFFER > told for told in by_others)
+    return not any(max(readings(finished, pod)) + CLOCKS_DIFFER > told for told in by_others)
 
 
 def without_its_end(pod: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -74,7 +60,7 @@ def _ends_by_kubelet(pod: Mapping[str, Any]) -> Iterator[datetime]:
     since = moment(target.get("lastTransitionTime"))
     if _has_target(pod) and target.get("reason") == _BY_KUBELET and since is not None:
         yield since
-    started, seconds = _started_at(pod), spec.get("activeDeadlineSeconds")
+    started, seconds = moment(status.get("startTime")), spec.get("activeDeadlineSeconds")
     if status.get("reason") == OVER_TIME and started is not None and seconds is not None:
         yield started + timedelta(seconds=seconds)
     if not _tells_kubelets_end(pod):
@@ -93,7 +79,3 @@ def _tells_kubelets_end(pod: Mapping[str, Any]) -> bool:
 
 def _has_target(pod: Mapping[str, Any]) -> bool:
     return condition(pod, "DisruptionTarget").get("status") == "True"
-
-
-def _started_at(pod: Mapping[str, Any]) -> datetime | None:
-    return moment((pod.get("status") or {}).get("startTime"))

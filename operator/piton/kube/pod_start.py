@@ -5,7 +5,8 @@ from typing import Any
 
 from piton.contract import names
 from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, INIT_CRASHES, PULL_REASONS, START_ERRORS
-from piton.kube.nodes import condition, moment
+from piton.kube.clocks import began_at
+from piton.kube.nodes import condition, scheduled_at
 from piton.observed import ClusterMessage
 
 _CANNOT_START = PULL_REASONS | CREATE_REASONS
@@ -120,7 +121,8 @@ def _initializing(pod: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterato
         running = (container.get("state") or {}).get("running")
         if running is not None and container["name"] not in sidecars:
             message = f"{container['name']} is running"
-            yield ClusterMessage(reason="InitContainer", message=message, first_time=moment(running.get("startedAt")))
+            first = began_at(pod, container, scheduled_at(pod))
+            yield ClusterMessage(reason="InitContainer", message=message, first_time=first)
 
 
 def _sentence(reason: str | None, message: str | None) -> str | None:

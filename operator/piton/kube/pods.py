@@ -14,9 +14,10 @@ from piton.api.status import PlacedReplica
 from piton.contract import names
 from piton.contract.termination import Outcome, Termination, outcome_of
 from piton.kube import pod_start
+from piton.kube.clocks import CLOCKS_DIFFER, on_the_clock_of_the_cluster
 from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
-from piton.kube.pod_ends import CLOCKS_DIFFER, OVER_TIME, ended_by_itself, on_the_clock_of_the_cluster, without_its_end
+from piton.kube.pod_ends import OVER_TIME, ended_by_itself, without_its_end
 from piton.kube.pod_start import LAST_WORDS_MAX, container_of
 from piton.kube.prices import Prices, share
 from piton.observed import LeavingPod, LostReplica, ReplicaSeen, ReplicaState
@@ -53,7 +54,8 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
     waiting, cannot_start = pod_start.waiting(pod, container)
     gone_at = view.gone_at(pod) if view else None
     silent = _silence(view)
-    ended_at = on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod)
+    now = view.now if view else None
+    ended_at = on_the_clock_of_the_cluster(moment(ended.get("finishedAt")), pod, now)
     is_oom_killed = ended.get("reason") == _OOM_KILLED
     is_without_limit = is_oom_killed and not _has_memory_limit(pod) and evicted_for(pod) is None
     disruption = disruption_of(pod) or (_NODE_OUT_OF_MEMORY if is_without_limit else None)
@@ -71,7 +73,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         default_memory_limit=_default_memory_limit(pod),
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         short_of_memory=_is_evicted_without_request(status) or is_without_limit,
-        outlives_trainer=exit_code is not None and _outlives(pod, ended_at, view.now if view else None),
+        outlives_trainer=exit_code is not None and _outlives(pod, ended_at, now),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
         never_started=not _has_started(status, container) and (view is None or view.answers()),

@@ -6,12 +6,11 @@ for the same thing.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
 
 from piton.contract import names
 from piton.core.start_words import tells_no_cause
 from piton.kube.client import Reads
-from piton.kube.nodes import moment
+from piton.kube.clocks import of_event
 from piton.kube.resources import EVENTS, Body
 from piton.observed import ClusterMessage, ReplicaSeen, ReplicaState
 
@@ -66,20 +65,11 @@ def _is_of_sidecar(event: Body) -> bool:
 
 
 def _word(event: Body) -> ClusterMessage:
-    first = _first_time(event)
+    first, last = of_event(event)
     return ClusterMessage(
         reason=str(event.get("reason") or ""),
         message=str(event.get("message") or ""),
         source=str((event.get("source") or {}).get("component") or event.get("reportingComponent") or ""),
         first_time=first,
-        last_time=_last_time(event) or first,
+        last_time=last,
     )
-
-
-def _first_time(event: Body) -> datetime | None:
-    """Events of events.k8s.io, as the scheduler writes them, have only eventTime and series."""
-    return moment(event.get("firstTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp"))
-
-
-def _last_time(event: Body) -> datetime | None:
-    return moment((event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp"))
