@@ -18,6 +18,8 @@ REQUIRED = "PITON_TESTS_SKIP_NOTHING"
 """The variable by which a part that is missing fails the tests that need it: a suite of skipped tests is not green."""
 _STOP_SECONDS = 90.0
 """How long a part may take to stop what it started, before it is killed."""
+_IN_ITS_PLACE = '{ echo "$1" > /proc/self/autogroup; } 2> /dev/null; exec nice -n "$1" bash -c "$2"'
+"""Linux may share the CPU between sessions. Then a process is only nice to others of its own session: see sched(7)."""
 
 Say = Callable[[str], None]
 
@@ -88,7 +90,8 @@ class _Run:
         began = time.monotonic()
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                "env", "--default-signal=INT", "bash", "-c", part.command,  # a shell ignores it in background jobs
+                "env", "--default-signal=INT",  # a shell ignores it in background jobs
+                "bash", "-c", _IN_ITS_PLACE, "bash", str(part.niceness), part.command,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, env=environment,
                 start_new_session=True,
             )  # fmt: skip

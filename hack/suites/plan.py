@@ -22,6 +22,8 @@ class Part:
     after: tuple[str, ...] = ()
     """The parts that must have ended before this one starts, passed or failed."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    niceness: int = 0
+    """By how much its processes stand back behind those of other parts, as `nice` counts."""
     is_one_case: bool = False
     """True if its tests take their size and seed from the command: only the whole part repeats a failure of one."""
 
@@ -75,8 +77,9 @@ def _beside(name: str, command: str, *, warm: float, after: str = "", is_one_cas
     order = (after,) if after else ()
     return Part(
         name=name,
-        command=f"nice -n 15 {command}",
+        command=command,
         warm=warm,
+        niceness=15,
         needs=("setup",),
         after=order,
         is_one_case=is_one_case,

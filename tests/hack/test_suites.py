@@ -56,6 +56,14 @@ def run(tmp_path: Path, *parts: Part) -> dict[str, Result]:
     return {result.part.name: result for result in results}
 
 
+def test_a_part_stands_back_behind_other_sessions_as_well(tmp_path: Path) -> None:
+    """Linux may share the CPU between sessions: a nice process alone in its own has as much as any."""
+    told = "cut -d ' ' -f 19 /proc/self/stat; grep -so 'nice .*' /proc/self/autogroup || echo nice 15"
+    run(tmp_path, replace(part("slow", told), niceness=15), part("quick", told))
+    assert (tmp_path / "slow.log").read_text() == "15\nnice 15\n"
+    assert (tmp_path / "quick.log").read_text().startswith("0\n")
+
+
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
 def test_a_suite_is_planned_within_its_limits(suite: Suite) -> None:
     assert longest_path(suite.parts, cold=False) <= suite.warm
