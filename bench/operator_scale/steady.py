@@ -69,6 +69,7 @@ async def idle(bench: Harness) -> dict[str, Any]:
 
     state = lambda: f"{unheard():,} of {len(bench.runs.seen):,} with Reporting=False"  # noqa: E731
     await bench.until("idle", lambda: unheard() >= len(bench.runs.seen), state, seconds=UNHEARD_SECONDS)
+    await asyncio.sleep(SETTLE_SECONDS)  # the operator looks again at what it has written last
     return await rest(bench)
 
 

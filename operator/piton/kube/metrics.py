@@ -141,11 +141,11 @@ class OperatorMetrics:
 
     def show(self, run: Key, status: RunStatus) -> None:
         """Show this status of a run in the gauges."""
-        self._runs.statuses[run] = status
+        self._runs.show(run, status)
 
     def forget(self, run: Key) -> None:
         """The run is gone, and with it its series."""
-        self._runs.statuses.pop(run, None)
+        self._runs.rows.pop(run, None)
 
     def show_sweep(self, sweep: Key, status: SweepStatus) -> None:
         """Show this status of a sweep in the gauges."""
@@ -191,21 +191,25 @@ def _fault(error: Exception) -> str:
 
 
 class _Runs(Collector):
-    """The runs and sweeps as gauges, made from their statuses at each scrape."""
+    """The runs and sweeps as gauges. Of a status only the values are kept: there may be thousands."""
 
     def __init__(self) -> None:
-        self.statuses: dict[Key, RunStatus] = {}
+        self.rows: dict[Key, tuple[Phase, tuple[float | None, ...]]] = {}
         self.sweeps: dict[Key, Phase] = {}
+
+    def show(self, run: Key, status: RunStatus) -> None:
+        """Keep the values of the series about one run."""
+        self.rows[run] = status.phase, tuple(read(status) for _, read in _PER_RUN.values())
 
     def collect(self) -> Iterator[Metric]:
         """Called by the server's thread; the copy is made in one step."""
-        statuses = list(self.statuses.items())
-        yield _phases("piton_runs", "TrainingRuns, by phase.", [status.phase for _, status in statuses])
+        rows = list(self.rows.items())
+        yield _phases("piton_runs", "TrainingRuns, by phase.", [phase for _, (phase, _) in rows])
         yield _phases("piton_sweeps", "TrainingSweeps, by phase.", list(self.sweeps.values()))
-        for name, (help_text, read) in _PER_RUN.items():
+        for column, (name, (help_text, _)) in enumerate(_PER_RUN.items()):
             family = GaugeMetricFamily(name, help_text, labels=_OF_RUN)
-            for run, status in statuses:
-                if (value := read(status)) is not None:
+            for run, (_, values) in rows:
+                if (value := values[column]) is not None:
                     family.add_metric(run, value)
             yield family
 
