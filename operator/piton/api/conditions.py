@@ -179,6 +179,9 @@ def _set(
     generation: int,
 ) -> tuple[Condition, ...]:
     old = next((c for c in conditions if c.type == kind), None)
+    said = (status, reason, message, generation)
+    if old is not None and (old.status, old.reason, old.message, old.observed_generation) == said:
+        return conditions
     new = Condition(
         type=kind,
         status=status,

@@ -89,8 +89,9 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     is_excused = (manifest["metadata"].get("annotations") or {}).get(names.ANNOTATION_OLDER_RULES) == "true"
     has_begun = status.attempt > 0 or status.unreadable is not None
     broken = validation.check(spec, has_begun=has_begun) if spec else []
-    was_taken = is_excused or (has_begun and (accepted is None or _accept(accepted) is None))
-    is_older = bool(problems or broken) and was_taken
+    if not problems and not broken:
+        return Parsed(meta=meta, spec=spec, problems=(), status=status, asked=spec)
+    is_older = is_excused or (has_begun and (accepted is None or _accept(accepted) is None))
     if is_older and spec is not None:
         broken = validation.check(spec, has_begun=True, is_older=True)
     problems += broken

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 PATTERN = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$"
 """Amounts that resource.ParseQuantity of Kubernetes reads: none below zero, and exponents of two digits at most."""
@@ -12,6 +13,7 @@ _SHOWN = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _STEP = 1000
 
 
+@lru_cache(maxsize=1024)
 def parse_quantity(text: str) -> Fraction:
     """Return the exact number in a quantity such as `500Gi`: a float of 700m would be above one of 0.7.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Literal
 
 from piton.api import stages
@@ -43,29 +44,30 @@ class Context:
         """The status as it was last written."""
         return self.observed.status
 
-    @property
+    @cached_property
     def current(self) -> AttemptStatus | None:
         """The newest attempt's record."""
         return self.status.current
 
-    @property
+    @cached_property
     def flying(self) -> AttemptStatus | None:
         """The newest attempt's record while it has not ended."""
         current = self.current
         return current if current and current.state is not AttemptState.ENDED else None
 
-    @property
+    @cached_property
     def seen(self) -> AttemptSeen | None:
         """The job and the replicas of the newest attempt."""
         return self.observed.attempt(self.current.number) if self.current else None
 
-    @property
+    @cached_property
     def stage(self) -> Stage | None:
         """The stage of the attempt in flight, or the next one; None when there is none, or nobody can tell."""
         if self.flying is not None:
             return self.flying.stage
         return stages.next_stage(self.spec, self.status) if self.spec else None
 
+    @cached_property
     def deadline(self) -> Deadline | None:
         """The time by which the run, or its current stage, has to end; the earlier of the two."""
         found = [self._deadline_of_run(), self._deadline_of_stage()]
@@ -102,7 +104,7 @@ class Context:
 
     def seconds_to_deadline(self) -> float | None:
         """Seconds left until then; negative when it has passed."""
-        deadline = self.deadline()
+        deadline = self.deadline
         return None if deadline is None else (deadline.time - self.now).total_seconds()
 
     def stop_after(self) -> StopAfter | None:

@@ -190,7 +190,7 @@ def failed_permanently(context: Context) -> Decision | None:
 
 def overdue(context: Context) -> Decision | None:
     """A deadline has passed."""
-    deadline = context.deadline()
+    deadline = context.deadline
     if deadline is None or deadline.time > context.now:
         return None
     return _fail(

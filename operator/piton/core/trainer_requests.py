@@ -27,7 +27,7 @@ def requests_for(observed: Observed, status: RunStatus, *, now: datetime, timing
 
 
 def _stop_at(context: Context) -> StopAt:
-    deadline, spent = context.deadline(), context.budget_ends_at()
+    deadline, spent = context.deadline, context.budget_ends_at()
     found = [(deadline.time, Limit.DEADLINE)] if deadline is not None else []
     found += [(spent, Limit.BUDGET)] if spent is not None else []
     if not found:
