@@ -141,3 +141,26 @@ async def test_a_status_that_cannot_be_written_is_told_by_an_event(pilot: Pilot,
     for _ in range(60):
         await pilot.turn(10)
     assert len(told(pilot, answer[2])) == 1
+
+
+@pytest.mark.parametrize("answer", [ANSWERS[0], (403, "Forbidden", "denied by the policy no-runs")])
+@pytest.mark.parametrize("turns", [3, 30])
+async def test_a_change_of_a_sweep_is_answered_also_while_no_run_of_it_can_be_made(
+    pilot: Pilot, answer: tuple[int, str, str], turns: int
+) -> None:
+    deny(pilot, creates("trainingruns"), answer)
+    await pilot.cluster.apply(a_sweep("abl"))
+    for _ in range(turns):
+        await pilot.settle_sweeps()
+        await pilot.turn(10)
+    for number, parallelism in enumerate((0, 2), start=2):
+        sweep = pilot.server.find(SWEEPS, "abl", "team")
+        assert sweep is not None
+        metadata, spec = {**sweep["metadata"], "generation": number}, {**sweep["spec"], "parallelism": parallelism}
+        await pilot.server.put(SWEEPS, {**sweep, "metadata": metadata, "spec": spec})
+        await pilot.turn(10)
+        await pilot.settle_sweeps()
+        found = pilot.server.find(SWEEPS, "abl", "team")
+        assert found is not None
+        assert found["status"]["observedGeneration"] == number
+        assert conditions(found)["Accepted"][0] == str(parallelism > 0)

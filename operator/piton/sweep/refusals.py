@@ -8,9 +8,10 @@ from piton.api.reasons import Reason
 from piton.core import wait_reasons
 from piton.core.decide import REFUSED
 from piton.core.effects import Announcement
-from piton.sweep.context import SweepContext
+from piton.sweep.context import SweepContext, answer
 from piton.sweep.observed import CreateRun, Refusals, SweepDecision, SweepObserved, run_of
 from piton.sweep.rows import without_refused
+from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
 
@@ -38,7 +39,7 @@ def refused(
     if not final:
         if not is_under_way:
             old = observed.status
-            status = status.model_copy(update={"phase": old.phase, "conditions": old.conditions})
+            status = _answered(context, status.model_copy(update={"phase": old.phase, "conditions": old.conditions}))
         return replace(decision, effects=(), status=status, announcements=tuple(news))
     phase = None if is_under_way else observed.status.phase
     first, generation = final[0], observed.meta.generation
@@ -47,7 +48,13 @@ def refused(
     wait = replace(wait, message=f"{run_of(first.effect)}{others}: {wait.message}")
     status, waits = wait_reasons.waits(status, phase, wait, now=now, generation=generation)
     again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
+    status = _answered(context, status)
     return SweepDecision(rule=REFUSED, status=status, announcements=(*news, *waits), look_again_seconds=again)
+
+
+def _answered(context: SweepContext, status: SweepStatus) -> SweepStatus:
+    """Return the status with the answers to the current spec, of which the Events are in the decision."""
+    return answer(context, SweepDecision(rule=REFUSED, status=status)).status
 
 
 def created(names: Sequence[str]) -> tuple[Announcement, ...]:
