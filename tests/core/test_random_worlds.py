@@ -33,10 +33,9 @@ class RandomWorld(OperatorTrouble, ClusterTrouble, Invariants):
             return
         if self.understood is not None:
             self.its_status_is_understood_again()
-        if world.spec is None or world.spec.suspend:
-            spec = world.spec or self.spec
-            assert spec is not None
-            self._edit(spec.model_copy(update={"suspend": False}))
+        if world.typo or world.spec.suspend:
+            world.typo = {}
+            self._edit(world.spec.model_copy(update={"suspend": False}))
         world.slow_seconds, world.next_start = 0, None
         world.failing_reads, world.is_volume_empty, world.half_a_gang_seconds = 0, False, 0
         self._converge(world)
@@ -78,7 +77,10 @@ class RandomWorld(OperatorTrouble, ClusterTrouble, Invariants):
         for _ in range(20):
             self._pass()
             world.tick()
-        if world.spec is None or world.spec.ttl_after_finished is None:
+        while self.failures.seconds_left():  # what was denied is tried again then
+            world.tick()
+        self._pass()
+        if world.spec.ttl_after_finished is None:
             self._check_that_nothing_more_is_done(world)
 
     def _check_that_nothing_more_is_done(self, world: FakeWorld) -> None:

@@ -64,6 +64,8 @@ class Trainer:
     """The name of what keeps its container from starting; None: it has begun."""
     begins_at: datetime | None = None
     """The time at which it begins after all."""
+    begun_at: datetime | None = None
+    """When it did begin."""
     short_of_memory: bool = False
     stops_at: datetime | None = None
     """When a limit is reached, by what it was told at its start: it stops by itself then."""

@@ -5,14 +5,17 @@ die with and without notice, observations are stale or missing, and the operator
 single call. Time is virtual; one tick is one second.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
-from piton.api.parse import model_of
-from piton.api.spec import Meta, Spec, Stage
+from piton.api.conditions import settled
+from piton.api.parse import Parsed, parse
+from piton.api.spec import Meta, Spec, Stage, StuckPods
 from piton.api.status import RunStatus
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
@@ -47,7 +50,9 @@ from piton.observed import (
 )
 from piton.ports import Conflict, Refused, Unavailable
 from piton.rendering.workload import asked
-from support.builders import NOW, a_spec
+from piton.sweep.expand import merge
+from support.builders import NOW, a_manifest, a_spec
+from support.fake_denials import Denials
 from support.fake_trainer import ENDED_STARTS, START_WORDS, Store, Trainer
 
 TOTAL_STEPS = 60
@@ -66,12 +71,20 @@ class Crash(BaseException):
     """The operator's process dies here. Not an Exception, so that nothing in between can catch it."""
 
 
+@lru_cache(maxsize=1024)
+def _parsed(written: str, accepted: str, has_begun: bool) -> Parsed:
+    known = {} if accepted == "null" else {"accepted": {"generation": 1, "spec": json.loads(accepted)}}
+    return parse({**a_manifest(), "spec": json.loads(written), "status": {"attempt": int(has_begun), **known}})
+
+
 @dataclass
 class FakeWorld:
     """See the module's docstring."""
 
-    spec: Spec | None = field(default_factory=a_spec)
-    problems: tuple[str, ...] = ()
+    spec: Spec = field(default_factory=a_spec)
+    """What the user wants."""
+    typo: Mapping[str, Any] = field(default_factory=dict)
+    """What is wrong with it, merged into it as it is written."""
     time: datetime = NOW
     slow_seconds: float = 0.0
     """By how much the operator's clock is behind."""
@@ -82,9 +95,13 @@ class FakeWorld:
     generation: int = 1
     version: int = 0
     status: RunStatus = field(default_factory=RunStatus)
+    written: list[RunStatus] = field(default_factory=list)
+    """All that it ever was."""
     volume: bool = False
     is_volume_owned: bool = False
     """By the run: then it goes with the run."""
+    is_volume_shared: bool = False
+    """Pods on several nodes may mount it at once."""
     reservation: ReservationSeen | None = None
     """What the run has in its queue; None: it is in none."""
     without_quota: list[str] = field(default_factory=list)
@@ -114,12 +131,9 @@ class FakeWorld:
     """The kind that the API server does not serve now, `jobs` or `workloads`: nobody can tell what there is of it."""
     half_a_gang_seconds: int = 0
     """For so long the next attempt has half of its machines."""
-    effects_until_refusal: int | None = None
-    """So many effects from now the API server refuses one: a quota, a policy, a webhook that is down."""
-    was_refused: bool = False
-    """An effect of this pass was."""
-    after_refusal: list[Effect] = field(default_factory=list)
-    """Effects that take something away, carried out after one before them was refused."""
+    denials: Denials = field(default_factory=Denials)
+    unfounded: list[str] = field(default_factory=list)
+    """What was done before that was done which it builds on."""
     calls_until_crash: int | None = None
     crash_after_the_call: bool = False
     stale: int = 0
@@ -164,7 +178,7 @@ class FakeWorld:
             raise Unavailable("the API server answered 429")
         if not self.exists:
             return None
-        self.was_refused = False
+        self.denials.begin_pass(self.time)
         self.history.append((self.version, self._look()))
         self.history = self.history[-8:]
         self._observed_version, observed = self._seen_before(self.stale)
@@ -177,10 +191,10 @@ class FakeWorld:
         return self.history[max(0, len(self.history) - 1 - passes)]
 
     async def apply(self, effect: Effect) -> None:
-        self._call(lambda: self._apply(effect))
+        self._call(lambda: self.denials.carry_out(effect, lambda: self._apply(effect), self.time))
 
     async def write_status(self, status: RunStatus) -> None:
-        self._call(lambda: self._write(status))
+        self._call(lambda: self.denials.carry_out(status, lambda: self._write(status), self.time))
 
     def _call(self, act: Callable[[], None]) -> None:
         for _ in range(self.seconds_per_call):
@@ -196,6 +210,7 @@ class FakeWorld:
     def _write(self, status: RunStatus) -> None:
         self._check_version()
         self.status = status
+        self.written.append(status)
         self.version += 1
         self.writes += 1
 
@@ -207,7 +222,6 @@ class FakeWorld:
 
     def _apply(self, effect: Effect) -> None:
         self.writes += 1
-        self._refuse(effect)
         match effect:
             case AddFinalizer() | RemoveFinalizer():
                 self._check_version()
@@ -227,22 +241,16 @@ class FakeWorld:
             case StartAttempt():
                 self._start(effect)
             case StopAttempt(number=number):
-                self._stop(number)
-            case RemoveReplica(number=number):
-                if number in self.jobs and self.jobs[number].node_gone:
-                    self.jobs[number].shown = False
+                self._end_job(number)
+            case RemoveReplica():
+                self._remove(effect)
             case RequestQuota() | ReturnQuota() | LeaveQueue() | ReportPodsReady():
                 self._queue(effect)
 
-    def _refuse(self, effect: Effect) -> None:
-        """Refuse the effect if it is its turn, and write down what is taken away after another was refused."""
-        if self.effects_until_refusal is not None:
-            self.effects_until_refusal -= 1
-            if self.effects_until_refusal <= 0:
-                self.effects_until_refusal, self.was_refused = None, True
-                raise Refused("admission webhook denied the request")
-        if self.was_refused and isinstance(effect, RemoveFinalizer | OwnVolume | DeleteRun | RemoveReplica):
-            self.after_refusal.append(effect)
+    def restore(self, status: RunStatus) -> None:
+        """Make that the status: etcd was restored, or writes that came after it were lost."""
+        self.status = status
+        self.version += 1
 
     def _queue(self, effect: RequestQuota | ReturnQuota | LeaveQueue | ReportPodsReady) -> None:
         found = self.reservation
@@ -278,6 +286,8 @@ class FakeWorld:
             raise Refused("PyTorchJobs cannot be created here (404 page not found); is their CRD installed?")
         if number in self.job_exists or (number in self.jobs and self.jobs[number].shown):
             return
+        if self.deleting or not (self.held and self.volume):
+            self.unfounded.append(f"attempt {number} was started without finalizer or claim, or under a deletion")
         self.created.append(number)
         if self.reservation is not None and not self.reservation.usable:
             self.without_quota.append(f"attempt {number} was started")
@@ -311,7 +321,7 @@ class FakeWorld:
 
     def _begin(self, trainer: Trainer, effect: StartAttempt) -> None:
         """Its container runs now."""
-        trainer.start = None
+        trainer.start, trainer.begun_at = None, self.time
         if effect.stop_after is not None:
             trainer.stops_at = self.time + timedelta(seconds=effect.stop_after.seconds)
             trainer.limit = effect.stop_after.limit
@@ -337,6 +347,30 @@ class FakeWorld:
                 self.lost_by.append(trainer.number)
             return
         trainer.resumed_from = trainer.step = max((step for step, _ in self.store.steps), default=0)
+
+    def _remove(self, effect: RemoveReplica) -> None:
+        trainer = self.jobs.get(effect.number)
+        if trainer is None or not trainer.shown:
+            return
+        if not trainer.node_gone and effect.grace_seconds == 0:
+            if not self.may_be_forced(trainer):
+                self.unfounded.append(f"the pod of attempt {trainer.number} was forced")
+            trainer.shown = False
+        elif trainer.node_gone:
+            trainer.shown = False
+
+    def may_be_forced(self, trainer: Trainer) -> bool:
+        """True if the user wants such a pod to be forced, and nothing else could meet its process."""
+        spec, since = self.spec_in_effect(), trainer.deleted_at
+        is_stuck = trainer.never_ends and since and self.time >= since + timedelta(seconds=GRACE_SECONDS)
+        starts_no_other = self.deleting or settled(self.status)
+        wanted = spec is not None and spec.limits.stuck_pods is StuckPods.FORCE_DELETE
+        return bool(is_stuck) and wanted and self.is_volume_shared and (trainer.is_cordoned or starts_no_other)
+
+    def _end_job(self, number: int) -> None:
+        if self.deleting and number > self.status.attempt and not self.status.unreadable:
+            self.unfounded.append(f"attempt {number} was stopped by a deletion before it was written down")
+        self._stop(number)
 
     def _stop(self, number: int) -> None:
         if self.unserved != "jobs":  # else only its pods can be deleted
@@ -369,6 +403,16 @@ class FakeWorld:
     def billed(self) -> list[Trainer]:
         """Processes on machines that answer."""
         return [t for t in self.jobs.values() if t.alive and not t.node_gone]
+
+    def idle(self) -> list[Trainer]:
+        """Those on machines that are paid for and, as far as anybody hears, do nothing."""
+        there = [t for t in self.jobs.values() if not (t.node_gone or t.silent) and (t.alive or self._lingers(t))]
+        return [trainer for trainer in there if not self._works(trainer)]
+
+    def _works(self, trainer: Trainer) -> bool:
+        """True if it gets on."""
+        waits = trainer.waits_for_peer_until is not None and self.time < trainer.waits_for_peer_until
+        return trainer.alive and trainer.start is None and not trainer.never_ends and not waits
 
     def heard(self) -> list[Trainer]:
         """Those of them of which anything is known."""
@@ -476,9 +520,11 @@ class FakeWorld:
             meta=self._meta(),
             reservation=self._reservation(),
             spec=self.spec_in_effect(),
-            problems=self.problems,
+            problems=self._parsed()[1],
             status=self.status,
-            volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
+            volume=VolumeSeen(
+                exists=self.volume, made=True, owned=self.is_volume_owned, is_shared=self.is_volume_shared
+            ),
             attempts=self._without_jobs() if self.unserved == "jobs" else tuple(map(self._seen, sorted(self.jobs))),
             jobs_unknown="the cluster does not serve PyTorchJobs" if self.unserved == "jobs" else "",
             progress=self._report(trainer) if trainer and tells else None,
@@ -488,10 +534,15 @@ class FakeWorld:
 
     def spec_in_effect(self) -> Spec | None:
         """The spec in effect: the user's, or while that is refused the one that was accepted before."""
-        if self.spec is not None or self.status.accepted is None:
-            return self.spec
-        spec, _ = model_of(Spec, self.status.accepted.spec, "")
-        return spec
+        return self._parsed()[0]
+
+    def _parsed(self) -> tuple[Spec | None, tuple[str, ...]]:
+        if not self.typo:
+            return self.spec, ()
+        accepted = self.status.accepted
+        written = merge(self.spec.model_dump(mode="json", by_alias=True, exclude_unset=True), self.typo)
+        found = _parsed(json.dumps(written), json.dumps(accepted and accepted.spec), self.status.attempt > 0)
+        return found.spec, found.problems
 
     def _reservation(self) -> ReservationSeen | None:
         unreadable = self.unserved == "workloads" and self.reservation is not None
@@ -547,7 +598,8 @@ class FakeWorld:
             return ()
         by = trainer.deleted_at + timedelta(seconds=GRACE_SECONDS)
         name = f"ragcun-{trainer.number}-master-0"
-        return (LeavingPod(name=name, uid=trainer.pod, node=trainer.node, leaves_by=by),)
+        closed = trainer.is_cordoned
+        return (LeavingPod(name=name, uid=trainer.pod, node=trainer.node, leaves_by=by, is_node_closed=closed),)
 
     def _lost(self, trainer: Trainer) -> tuple[LostReplica, ...]:
         """Of what the status knows of the current attempt, that of which nothing is left."""

@@ -5,6 +5,7 @@ from hypothesis.stateful import precondition, rule
 
 from piton.api.conditions import POD_STUCK, WAITING
 from piton.api.reasons import Reason
+from piton.api.spec import Stage
 from piton.api.status import AttemptState, Verdict
 from support.fake_trainer import START_WORDS, Trainer
 from support.fake_world import GRACE_SECONDS
@@ -60,7 +61,7 @@ class ClusterTrouble(UserRules):
     def a_machine_does_not_end_its_pod(self, how: str) -> None:
         """People are told, and nothing else runs meanwhile. Then the machine is replaced."""
         trainer = self.world.running()
-        if trainer is None or self.understood is not None or self.world.spec is None or self.world.slow_seconds:
+        if trainer is None or self.understood is not None or self.world.typo or self.world.slow_seconds:
             return
         if how == "deleted" and not self.deletion:
             return
@@ -75,8 +76,9 @@ class ClusterTrouble(UserRules):
         for _ in range(PASSES_TO_STOP + GRACE_SECONDS + int(TIMING.stuck_seconds)):
             self._pass()
             self.world.tick()
-        assert len(self.world.created) == created
+        assert len(self.world.created) == created or (trainer.deleting and not trainer.shown)
         if trainer.deleting and trainer.shown:
+            assert not self.world.may_be_forced(trainer)
             assert self.world.status.is_true(POD_STUCK)
             record = self.world.status.current
             holds_up = self.world.deleting or (record is not None and record.state is AttemptState.STOPPING)
@@ -110,12 +112,12 @@ class ClusterTrouble(UserRules):
         else:
             self.world.kill_node(trainer)
 
-    @rule(seconds=st.integers(1, 20))
+    @rule(seconds=st.integers(1, 20) | st.just(300))
     def the_next_gang_is_half(self, seconds: int) -> None:
         self.half_gangs += 1
         self.world.half_a_gang_seconds = seconds
 
-    @rule(what=st.sampled_from(sorted(START_WORDS)), seconds=st.integers(1, 40))
+    @rule(what=st.sampled_from(sorted(START_WORDS)), seconds=st.integers(1, 40) | st.just(300))
     def the_next_container_does_not_start(self, what: str, seconds: int) -> None:
         self.world.next_start, self.world.next_start_seconds = what, seconds
 
@@ -153,6 +155,43 @@ class ClusterTrouble(UserRules):
         if trainer:
             self.cordons += not trainer.is_cordoned
             trainer.is_cordoned = True
+
+    @rule(crashes=st.booleans())
+    def a_cordon_alone_takes_nothing_away(self, crashes: bool) -> None:
+        """A program that trains on such a machine trains on, and one that crashes there has crashed."""
+        trainer, before = self._trains_undisturbed(), self.world.status
+        if trainer is None or self.world.store.complete is not None:
+            return
+        trainer.is_cordoned = True
+        if crashes:
+            self.crashes += 1
+            self.world.crash(trainer)
+        self._goes_on(6)
+        assert self.world.status.preemptions == before.preemptions
+        assert self.world.status.failures == before.failures + crashes
+        assert crashes or self.world.spec.limits.budget or trainer.exit_code == 0 or not trainer.deleting
+        self.cordons += 1
+
+    def _trains_undisturbed(self) -> Trainer | None:
+        """The trainer of a run that goes on to its end if nothing is done to it any more."""
+        world, record = self.world, self.world.status.current
+        trainer = world.running()
+        if trainer is None or record is None or world.typo or world.spec.suspend or world.deleting:
+            return None
+        if world.next_start or world.half_a_gang_seconds or world.failing_reads or world.is_volume_empty:
+            return None
+        if trainer.deleting or trainer.dies_at or trainer.goes_at or trainer.never_ends or trainer.disruption:
+            return None
+        if world.reservation is not None and not world.reservation.usable:
+            return None
+        begun = trainer.stage is Stage.TRAIN and trainer.start is None and trainer.waits_for_peer_until is None
+        known = record.number == trainer.number and record.state in (AttemptState.STARTING, AttemptState.RUNNING)
+        return trainer if begun and known and not self._others(trainer) else None
+
+    def _others(self, trainer: Trainer) -> list[Trainer]:
+        """Those that an operator has still to see to."""
+        others = (other for other in self.world.jobs.values() if other is not trainer)
+        return [other for other in others if other.alive or other.has_sidecar or other.deleting]
 
     @rule(what=st.sampled_from(["bug", "memory", "disk"]))
     def program_fails(self, what: str) -> None:

@@ -35,7 +35,7 @@ class Invariants(OneRun):
         status = self.understood or self.world.status
         assert status.attempt >= self.highest
         self.highest = status.attempt
-        if not self.old_news:
+        if not self.old_news and not self.statuses_lost:
             assert self.world.created == sorted(self.world.created)
         if not self.old_news and not self.jobs_lost:
             # A job that somebody deletes between its creation and the status write is created again; the fence tells
@@ -111,7 +111,18 @@ class Invariants(OneRun):
 
     @invariant()
     def nothing_is_taken_away_after_a_refusal(self) -> None:
-        assert not self.world.after_refusal
+        assert not self.world.denials.after_undone
+
+    @invariant()
+    def nothing_comes_before_what_it_builds_on(self) -> None:
+        """No job before finalizer and claim, and no end of a forgotten job before it is written down."""
+        if not self.old_news:
+            assert not self.world.unfounded
+
+    @invariant()
+    def no_run_goes_before_what_runs_for_it(self) -> None:
+        if not self.world.exists and not self.old_news:
+            assert not self.world.billed()
 
     @invariant()
     def nothing_starts_beside_what_is_left_of_an_attempt_that_nobody_told_to_go(self) -> None:
@@ -120,5 +131,7 @@ class Invariants(OneRun):
 
     @invariant()
     def a_checkpoint_outlives_its_run_whether_anything_was_heard_of_it_or_not(self) -> None:
-        if not self.world.exists and not self.old_news:
-            assert self.world.volume or not self.world.store.steps
+        world = self.world
+        if not self.old_news:
+            kept = world.volume and not world.is_volume_owned if world.exists else world.volume
+            assert kept or not world.store.steps

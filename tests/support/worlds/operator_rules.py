@@ -62,7 +62,7 @@ class OperatorTrouble(OneRun):
     @rule(effects=st.integers(1, 4), times=st.integers(1, 3))
     def an_effect_is_refused(self, effects: int, times: int) -> None:
         """Nothing is taken away on the strength of what was not done. The next pass tries it again."""
-        self.world.effects_until_refusal = effects
+        self.world.denials.effects_until_refusal = effects
         for _ in range(times):
             self._pass()
-        self.world.effects_until_refusal = None
+        self.world.denials.effects_until_refusal = None

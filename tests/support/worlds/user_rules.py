@@ -1,6 +1,6 @@
 """What the user of a run may ask for, and what another version of the operator may write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
@@ -23,6 +23,16 @@ RIDDLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "condition": lambda status: status | {"conditions": [*status["conditions"], {"type": "Healthy"}]},
 }
 """What another version may do to a status that this one then does not understand."""
+TYPOS: tuple[Mapping[str, Any], ...] = (
+    {"x": 1},
+    {"suspend": "yes"},
+    {"limits": {"deadline": "soon"}},
+    {"limits": {"budget": {"usd": "much"}}},
+    {"limits": {"budget": {"onExceeded": "Explode"}}},
+    {"limits": "none"},
+    {"workers": {"nodes": 0}},
+)
+"""What may be wrong with a spec."""
 
 
 def _newest(status: dict[str, Any], **fields: str) -> list[dict[str, Any]]:
@@ -63,16 +73,15 @@ class UserRules(OneRun):
 
     @rule()
     def suspend_or_resume(self) -> None:
-        if self.world.spec is not None:
-            self._edit(self.world.spec.model_copy(update={"suspend": not self.world.spec.suspend}))
+        self._edit(self.world.spec.model_copy(update={"suspend": not self.world.spec.suspend}))
 
     @precondition(lambda self: self.understood is None)
     @rule()
     def suspend_for_a_while(self) -> None:
         """Nothing is paid for while a run is suspended, and nothing is started."""
-        if self.world.spec is None:
-            return
         spec = self.world.spec
+        if "suspend" in self.world.typo or self.world.spec_in_effect() is None:
+            return
         self._edit(spec.model_copy(update={"suspend": True}))
         for _ in range(15):
             self._pass()
@@ -81,19 +90,16 @@ class UserRules(OneRun):
         assert not self.world.exists or self.world.deleting or self.world.status.phase in ENDS
         self._edit(spec.model_copy(update={"suspend": False}))
 
-    @precondition(lambda self: self.world.spec is not None and self.world.spec.limits.budget is not None)
+    @precondition(lambda self: self.world.spec.limits.budget is not None)
     @rule(usd=st.sampled_from(["10", "20", "40", "60"]))
     def change_the_budget(self, usd: str) -> None:
         self._edit(with_budget(self.world.spec, usd))
         self.looks_over_budget = self.seconds_over_budget = 0
 
-    @rule()
-    def misspell_or_mend(self) -> None:
-        if self.world.spec is None:
-            self._edit(self.spec)
-        else:
-            self.spec = self.world.spec
-            self._edit(None)
+    @rule(what=st.sampled_from(TYPOS))
+    def misspell_or_mend(self, what: Mapping[str, Any]) -> None:
+        self.world.typo = {} if self.world.typo else what
+        self._edit(self.world.spec)
 
     @precondition(lambda self: self.understood is None)
     @rule()
@@ -106,14 +112,13 @@ class UserRules(OneRun):
         if self.world.deleting or not status.conditions:
             return
         assert status.observed_generation == self.world.generation
-        assert status.is_true(ACCEPTED) is not bool(self.world.problems)
+        assert status.is_true(ACCEPTED) is not bool(self.world.typo)
 
     @rule()
     def want_an_evaluation_or_not(self) -> None:
-        if self.world.spec is not None:
-            stages = self.world.spec.stages
-            evaluate = None if stages.evaluate else EvaluateStage()
-            self._edit(self.world.spec.model_copy(update={"stages": stages.model_copy(update={"evaluate": evaluate})}))
+        stages = self.world.spec.stages
+        evaluate = None if stages.evaluate else EvaluateStage()
+        self._edit(self.world.spec.model_copy(update={"stages": stages.model_copy(update={"evaluate": evaluate})}))
 
     @precondition(lambda self: self.deletion and self.world.created)
     @rule()
