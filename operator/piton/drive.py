@@ -9,7 +9,7 @@ from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
 from piton.core import effects, stuck_pods
-from piton.core.decide import decide, refused
+from piton.core.decide import answered, decide, refused
 from piton.core.effects import AddFinalizer, Announcement, AnyDecision, Decision, Effect, TaintNode
 from piton.failures import Failures
 from piton.observed import Observed
@@ -38,6 +38,8 @@ class PassRules(Generic[ObservedT, EffectT, StatusT]):
     """The rules of a pass over one kind of object."""
 
     decide: Callable[[ObservedT], AnyDecision[EffectT, StatusT]]
+    answer: Callable[[ObservedT], AnyDecision[EffectT, StatusT]]
+    """Return the answers to the spec, and nothing else: people hear that it was read, whatever fails."""
     turn_down: Callable[
         [ObservedT, AnyDecision[EffectT, StatusT], Sequence[RefusedEffect[EffectT]]], AnyDecision[EffectT, StatusT]
     ]
@@ -86,12 +88,13 @@ async def reconcile(
             return stuck_pods.note_refusal(decision, told.why, now=clock.now(), timing=timing or Timing())
         stands = all(each.effect in decision.optional_effects or _stands_without(each) for each in undone)
         status = decision.status if stands else decision.status_if_refused
-        found = refused(observed, told.why, status=status, now=clock.now(), timing=timing)
+        found = refused(observed, told.why, status=status, stands=stands, now=clock.now(), timing=timing)
         news = decision.announcements if stands else ()
         return replace(found, announcements=(*news, *found.announcements))
 
     rules = PassRules(
         decide=decided,
+        answer=lambda observed: answered(observed, now=clock.now(), timing=timing),
         turn_down=turned_down,
         is_binding=is_binding,
         depends=effects.depends,
@@ -117,6 +120,7 @@ def independent(
     """Return the rules for effects of which none builds on another: a decision stands without any of them."""
     return PassRules(
         decide=decide,
+        answer=decide,  # no failure makes such a pass void
         turn_down=turn_down,
         is_binding=is_binding,
         depends=lambda *_: False,
@@ -156,17 +160,29 @@ async def run_pass(
         decision = rules.decide(observed)
     undone, error = await _apply(world, decision, rules, failures)
     if error is not None:
+        await _conclude(world, observed, rules.answer(observed), announcer, failures)
         raise error
     if undone:
         decision = rules.turn_down(observed, decision, undone)
     waits = [seconds for seconds in (decision.look_again_seconds, failures.seconds_left()) if seconds is not None]
     decision = replace(decision, look_again_seconds=min(waits, default=None))
+    await _conclude(world, observed, decision, announcer, failures)
+    return decision
+
+
+async def _conclude(
+    world: AnyWorld[ObservedT, EffectT, StatusT],
+    observed: ObservedT,
+    decision: AnyDecision[EffectT, StatusT],
+    announcer: Announcer,
+    failures: Failures,
+) -> None:
+    """Write the status if it is another, then tell people."""
     is_news = decision.status != observed.status
     if is_news:
         await _write_status(world, decision.status, announcer, failures)
     for announcement in decision.announcements if is_news or decision.effects or decision.optional_effects else ():
         await announcer.announce(announcement)
-    return decision
 
 
 async def _apply(

@@ -146,12 +146,17 @@ def with_accepted(status: StatusT, before: StatusT, problem: str | None, *, now:
 
     The time of its last transition is counted from the status before.
     """
-    known = before.condition(ACCEPTED)
-    conditions = tuple(known if known and c.type == ACCEPTED else c for c in status.conditions)
-    status = status.model_copy(update={"conditions": conditions})
+    status = as_before(status, before, ACCEPTED)
     if problem is None:
         return with_condition(status, ACCEPTED, _T, Reason.ACCEPTED, "", now=now, generation=generation)
     return with_condition(status, ACCEPTED, _F, Reason.INVALID_SPEC, problem, now=now, generation=generation)
+
+
+def as_before(status: StatusT, before: Conditioned, kind: str) -> StatusT:
+    """Return the status with this condition as it was before, if it was there; the rest is unchanged."""
+    known = before.condition(kind)
+    conditions = tuple(known if known and c.type == kind else c for c in status.conditions)
+    return status.model_copy(update={"conditions": conditions})
 
 
 def with_condition(

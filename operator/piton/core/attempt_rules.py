@@ -95,12 +95,13 @@ def stop(context: Context) -> Decision | None:
     if record is None or seen is None or record.state is not AttemptState.STOPPING:
         return None
     reason, status = record.reason or Reason.DELETED, with_report(context)
+    reported = status
     wait = stuck_pods.find_wait(context, seen)
     if wait is not None:
         status, _ = context.waits(status, Phase.STOPPING, wait)
     elif status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
         status = context.phase(status, Phase.STOPPING, reason, record.message)
-    return Decision(rule="stop", effects=stop_effects(seen, reason), status=status)
+    return Decision(rule="stop", effects=stop_effects(seen, reason), status=status, status_if_refused=reported)
 
 
 def judged(context: Context) -> Decision | None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from piton.api import spec_warnings, stages
-from piton.api.conditions import FAILED, STATUS_UNREADABLE, SUCCEEDED, settled
+from piton.api.conditions import FAILED, STATUS_UNREADABLE, SUCCEEDED, WAITING, as_before, settled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
@@ -60,16 +60,22 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
 
 
 def refused(
-    observed: Observed, why: str, *, status: RunStatus | None = None, now: datetime, timing: Timing | None = None
+    observed: Observed,
+    why: str,
+    *,
+    status: RunStatus | None = None,
+    stands: bool = False,
+    now: datetime,
+    timing: Timing | None = None,
 ) -> Decision:
     """The world refused an effect for good reasons of its own (a quota, a policy): say so, and try again later.
 
-    It is said in that status, or in the one that was observed.
+    It is said in that status, or in the one that was observed; only in its condition Waiting if the decision stands.
     """
     context = Context(observed=observed, now=now, timing=timing or Timing())
-    status = status or observed.status
+    status = as_before(status or observed.status, observed.status, WAITING)
     wait = wait_reasons.refusal(why)
-    status, news = context.waits(status, None if status.unreadable else status.phase, wait)
+    status, news = context.waits(status, None if stands or status.unreadable else status.phase, wait)
     rule, again = REFUSED, context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
     if wait.ends_with_room and context.timing.room_seconds is not None:
         ends = [seconds for seconds in [context.seconds_to_deadline()] if seconds is not None and seconds > 0]
@@ -338,6 +344,13 @@ def _accounted(context: Context, decision: Decision) -> Decision:
         announcements=news,
         look_again_seconds=min((seconds for seconds in waits if seconds is not None), default=None),
     )
+
+
+def answered(observed: Observed, *, now: datetime, timing: Timing | None = None) -> Decision:
+    """The answers to the current spec alone, while an effect that fails makes everything else void."""
+    decision = Decision(rule=REFUSED, status=observed.status)
+    context = Context(observed=observed, now=now, timing=timing or Timing())
+    return decision if observed.status.unreadable else answers.answer(context, decision)
 
 
 def still(decision: Decision, status: RunStatus) -> bool:

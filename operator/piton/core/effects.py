@@ -159,7 +159,9 @@ def depends(effect: Effect, undone: Effect) -> bool:
 
 def is_aside(effect: Effect) -> bool:
     """True if the decision stands without the effect: whatever asks for it asks again in the next pass."""
-    return isinstance(effect, LeaveQueue) or (isinstance(effect, StopAttempt) and effect.reason is Reason.TRIMMED)
+    return isinstance(effect, LeaveQueue | ReportPodsReady) or (
+        isinstance(effect, StopAttempt) and effect.reason is Reason.TRIMMED
+    )
 
 
 def name_of(effect: Effect) -> str:
