@@ -8,13 +8,14 @@ import pytest
 from piton.api.conditions import REPORTING
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, AttemptStatus, RunStatus
+from piton.api.status import AttemptState, AttemptStatus, CostStatus, RunStatus
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.termination import Outcome
 from piton.core import transitions
 from piton.core.decide import decide
 from piton.core.effects import Decision
 from piton.core.unreported import may_have_saved, may_hold_checkpoint
+from piton.cost.spending import spent
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing
 from support.builders import (
@@ -314,3 +315,16 @@ def test_a_recipe_of_which_nothing_is_heard_is_not_held_as_stalled(
     seconds: float, heard: bool, spec: dict[str, Any], fruitless: int
 ) -> None:
     assert _ends(seconds, heard=heard, **spec) == fruitless
+
+
+def test_an_attempt_that_was_in_flight_when_the_status_was_restored_has_ended_and_costs_no_more() -> None:
+    flying = a_record(1, billed_from=NOW, price_per_hour="3600", billed_machines=1)
+    status = a_status(flying).model_copy(update={"cost": CostStatus(time=later(5))})
+    found = an_attempt(a_replica(name="ragcun-3-master-0"), number=3)
+    adopted = decide(an_observed(found, status=status), now=later(1000)).status
+    assert [(record.number, record.state) for record in adopted.attempts] == [
+        (1, AttemptState.ENDED),
+        (3, AttemptState.STARTING),
+    ]
+    assert adopted.may_hold_unlisted_work
+    assert spent(adopted, later(2000)) == 5

@@ -31,6 +31,7 @@ from piton.core import (
 )
 from piton.core.context import Context
 from piton.core.effects import AddFinalizer, Announcement, Decision
+from piton.core.evidence import Judgement
 from piton.core.unreported import with_doubt
 from piton.cost import budget, spending
 from piton.observed import Observed
@@ -135,10 +136,22 @@ def adopted(context: Context) -> Decision | None:
     record = AttemptStatus(
         number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
     )
-    known = with_doubt(context.status, newest.number > context.status.attempt + 1)
+    status = context.status if context.flying is None else _lost(context)
+    known = with_doubt(status, newest.number > context.status.attempt + 1)
     status = transitions.enter(known, record, context.timing)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
     return Decision(rule="adopted", status=status, look_again_seconds=0)
+
+
+def _lost(context: Context) -> RunStatus:
+    """The status with an end for the attempt that was in flight when it was written: a newer one has begun since.
+
+    It has cost what was counted by then. Nobody knows of the rest.
+    """
+    message = "the status is older than the jobs, as after a restore of etcd: how this attempt ended is not known"
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message)
+    status = spending.stop_at_last_sight(context.status)
+    return transitions.end(status, judgement, now=context.now, timing=context.timing)
 
 
 def adopted_to_be_deleted(context: Context) -> Decision | None:
