@@ -84,7 +84,7 @@ class RandomSweep(RuleBasedStateMachine):
         self.world = FakeSweep(parts=parts, watch=self._check_effect)
         self._limit(budget=budget)
         self.names = [run.name for run in self.world.parsed().plan]
-        self.written = {self.world.generation: (copy.deepcopy(parts), {})}
+        self.written: dict[int, tuple[dict[str, Any], Mapping[str, Any]]] = {1: (copy.deepcopy(parts), {})}
         self.failures = Failures(self.world)
         self.spent = self.gone = Fraction(0)
         self.ever_succeeded: set[str] = set()
