@@ -17,13 +17,14 @@ from piton.api.status_base import Phase
 from piton.core.decide import decide, still
 from piton.observed import ReplicaSeen, ReservationSeen
 from support.fake_world import TOTAL_STEPS, FakeWorld
-from support.worlds.cluster_rules import ClusterTrouble
+from support.worlds.denial_rules import LastingDenials
 from support.worlds.invariants import Invariants
+from support.worlds.lost_status_rules import LostStatuses
 from support.worlds.one_run import PASSES_TO_CONVERGE, TIMING, at_once, with_enough
 from support.worlds.operator_rules import OperatorTrouble
 
 
-class RandomWorld(OperatorTrouble, ClusterTrouble, Invariants):
+class RandomWorld(OperatorTrouble, LastingDenials, LostStatuses, Invariants):
     """One run, one adversary."""
 
     def teardown(self) -> None:
