@@ -140,8 +140,8 @@ class FakeSweep:
         return [seen for seen in self.runs.values() if not seen.settled and seen.name not in self.understood]
 
     def spent(self) -> Fraction:
-        """What all runs that exist have cost."""
-        known = (self.understood.get(name, seen.status) for name, seen in self.runs.items())
+        """What the runs that exist have cost, as far as their statuses are understood."""
+        known = (seen.status for name, seen in self.runs.items() if name not in self.understood)
         return sum((spending.spent(status, self.time) for status in known), Fraction(0))
 
     def set_phase(self, name: str, phase: Phase) -> None:

@@ -186,13 +186,12 @@ class RandomSweep(RuleBasedStateMachine):
         """All that is asked for them: created, suspended, moved. The others go on, and after two minutes it is told."""
         for number in numbers:
             self.world.denied[self.names[number % len(self.names)]] = answer
-        heard = len(self.world.announced)
         for _ in range(seconds // 10):
             self.look(None)
             self.world.pass_seconds(10)
         self.look(None)
         if seconds >= 200 and STATUS not in self.world.denied:
-            self._check_what_goes_on(heard)
+            self._check_what_goes_on()
 
     @rule(answer=st.sampled_from(sorted(ANSWERS)), looks=st.integers(1, 3))
     def the_status_is_denied_for_a_while(self, answer: str, looks: int) -> None:
@@ -205,7 +204,16 @@ class RandomSweep(RuleBasedStateMachine):
     def all_are_served_again(self) -> None:
         self.world.denied.clear()
 
-    def _check_what_goes_on(self, heard: int) -> None:
+    @precondition(lambda self: not self.world.denied)
+    @rule()
+    def what_is_in_effect_is_done(self) -> None:
+        """In a few looks, once what was denied before is tried again."""
+        self.world.pass_seconds(self.failures.seconds_left() or 0)
+        for _ in range(3):
+            self.look(None)
+        self._check_what_goes_on()
+
+    def _check_what_goes_on(self) -> None:
         wanted, world = self.in_effect(), self.world
         if wanted is None or settled(world.status) or wanted.passed(world.time):
             return
@@ -220,9 +228,9 @@ class RandomSweep(RuleBasedStateMachine):
             assert not has_room or all(name in world.denied for name in missing), "one that is denied holds others"
             assert not any(seen.held for seen in world.readable() if seen.name not in world.denied)
             if has_room and missing:
-                self._check_told(missing, heard)
+                self._check_told(missing)
 
-    def _check_told(self, names: list[str], heard: int) -> None:
+    def _check_told(self, names: list[str]) -> None:
         told = self.world.status.condition(WAITING)
         assert told is not None
         assert self.world.status.is_true(WAITING)
