@@ -36,12 +36,16 @@ from support.worlds.one_run import at_once
 
 TURNS_TO_CONVERGE = 60
 ENOUGH = "1000000"
+ENOUGH_TO_BEGIN = 20
+"""Dollars that a stop of all runs, and a start, cost at most."""
 LIVE = (Phase.STARTING, Phase.TRAINING, Phase.RECOVERING)
 TYPOS: Mapping[str, Mapping[str, Any]] = {
     "a field": {"paralelism": 2},
     "a number": {"parallelism": 0},
     "a duration": {"limits": {"deadline": "soon"}},
     "an amount": {"limits": {"budget": {"usd": "much"}}},
+    "no time": {"limits": {"deadline": "0s"}},
+    "no money": {"limits": {"budget": {"usd": "0"}}},
     "a part of the budget": {"limits": {"budget": {"onExceeded": "Explode"}}},
     "a flag": {"suspend": "yes"},
     "the limits": {"limits": "none"},
@@ -221,7 +225,10 @@ class RandomSweep(RuleBasedStateMachine):
         if wanted.suspend or stops or (wanted.usd is not None and world.spent() + self.gone >= Fraction(wanted.usd)):
             held = [seen for seen in world.readable() if seen.name not in world.denied]
             assert all(seen.suspend for seen in held), "goes on though it is to stop"
-        elif wanted.usd is None:
+        elif wanted.usd is not None:
+            has_enough = Fraction(wanted.usd) > world.spent() + self.gone + ENOUGH_TO_BEGIN and not world.understood
+            assert not has_enough or not any(seen.held for seen in world.readable() if seen.name not in world.denied)
+        else:
             alive = [seen for seen in world.runs.values() if not seen.settled]
             missing = [name for name in self.names if name not in world.runs and name not in self.ever_succeeded]
             has_room = len(alive) < wanted.parallelism
@@ -268,6 +275,15 @@ class RandomSweep(RuleBasedStateMachine):
         if self.world.status.plan or what not in CHANGES:
             self.world.typo = TYPOS[what]
             self._edited()
+
+    @precondition(lambda self: not self.world.denied and self.world.status.accepted)
+    @rule(usd=st.sampled_from(["10", "50", "200"]), suspend=st.booleans())
+    def change_the_rest_beside_a_part_of_the_budget_that_is_wrong(self, usd: str, suspend: bool) -> None:
+        self.world.typo = TYPOS["a part of the budget"]
+        self._limit(budget=usd)
+        self.world.parts["suspend"] = suspend
+        self._edited()
+        self.what_is_in_effect_is_done()
 
     @precondition(lambda self: self.world.typo)
     @rule()
