@@ -15,10 +15,11 @@ from piton.api import spec_warnings, stages
 from piton.api.conditions import FAILED, STATUS_UNREADABLE, SUCCEEDED, WAITING, as_before, settled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
+from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core import (
+    adoption,
     answers,
     attempt_rules,
     attempt_start,
@@ -31,7 +32,6 @@ from piton.core import (
 )
 from piton.core.context import Context
 from piton.core.effects import AddFinalizer, Announcement, Decision
-from piton.core.evidence import Judgement
 from piton.core.unreported import with_doubt
 from piton.cost import budget, spending
 from piton.observed import Observed
@@ -125,38 +125,6 @@ def add_finalizer(context: Context) -> Decision | None:
         status=context.status,
         look_again_seconds=0,
     )
-
-
-def adopted(context: Context) -> Decision | None:
-    """A job of ours with a higher number than the status knows: the status was lost. Take it as it is."""
-    ours = [seen for seen in context.observed.attempts if seen.ours]
-    newest = max(ours, key=lambda seen: seen.number, default=None)
-    if newest is None or newest.number <= context.status.attempt:
-        return None
-    record = AttemptStatus(
-        number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
-    )
-    status = context.status if context.flying is None else _lost(context)
-    known = with_doubt(status, newest.number > context.status.attempt + 1)
-    status = transitions.enter(known, record, context.timing)
-    status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
-    return Decision(rule="adopted", status=status, look_again_seconds=0)
-
-
-def _lost(context: Context) -> RunStatus:
-    """The status with an end for the attempt that was in flight when it was written: a newer one has begun since.
-
-    It has cost what was counted by then. Nobody knows of the rest.
-    """
-    message = "the status is older than the jobs, as after a restore of etcd: how this attempt ended is not known"
-    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message)
-    status = spending.stop_at_last_sight(context.status)
-    return transitions.end(status, judgement, now=context.now, timing=context.timing)
-
-
-def adopted_to_be_deleted(context: Context) -> Decision | None:
-    """A job that the status does not know may have saved: a deletion writes it down before it stops it."""
-    return adopted(context) if context.meta.deleting and not context.status.unreadable else None
 
 
 def stop_stale(context: Context) -> Decision | None:
@@ -313,13 +281,13 @@ def _trained(status: RunStatus) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    adopted_to_be_deleted,
+    adoption.adopted_to_be_deleted,
     cleanup.deleted,  # deletion goes before everything, also for a spec that cannot be read
     unreadable,  # nothing that follows can be right about a status that is not understood
     retried,  # the user's word brings back what has failed
     cleanup.ended,  # Succeeded is for ever, and so is Failed without that
     add_finalizer,  # nothing is started before the finalizer is on
-    adopted,  # jobs that the status has forgotten
+    adoption.adopted,  # jobs that the status has forgotten
     stop_stale,  # older attempts that still live
     *attempt_rules.RULES,  # the current attempt, until it has ended
     quota_rules.returned,  # from here on no attempt is in flight

@@ -92,7 +92,7 @@ class LastingDenials(ClusterTrouble):
         words = sentence(request, answer)
         news = [] if heard is None else self.world.announced[heard:]
         true = [each for each in self.world.status.conditions if each.status is ConditionStatus.TRUE]
-        return any(words in each.message for each in (*news, *true))
+        return any(words in message for message in [*(each.message for each in news), *(each.message for each in true)])
 
     def _check_told(self, request: str, answer: str, heard: int, *, was_still: bool) -> None:
         if not self.world.exists:

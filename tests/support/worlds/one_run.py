@@ -133,7 +133,8 @@ class OneRun(RuleBasedStateMachine):
     def _tick(self) -> None:
         self.world.tick()
         over = self._over_budget() and self.looks_over_budget >= PASSES_TO_STOP
-        over = over and self.world.heard() and not {STATUSES, "delete jobs"} & self.world.denials.answers.keys()
+        is_denied = bool({STATUSES, "delete jobs"} & self.world.denials.answers.keys())
+        over = over and bool(self.world.heard()) and not is_denied
         self.seconds_over_budget = self.seconds_over_budget + 1 if over else 0
         idle = () if self._is_explained() else self.world.idle()
         self.idle_seconds = {each.owner: self.idle_seconds.get(each.owner, 0) + 1 for each in idle}
