@@ -253,6 +253,69 @@ def test_a_mistake_of_pitons_is_no_bad_input(
     assert "Traceback" not in found.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "checkpoint ls .",
+        "checkpoint ls s3://bucket/run",
+        "checkpoint verify .",
+        "checkpoint verify s3://bucket/run",
+        "checkpoint prune . --keep-last 2",
+        "checkpoint export . out --format torch",
+        "checkpoint restore s3://bucket/run out",
+        "export . --out out",
+        "serve .",
+    ],
+)
+def test_a_trainer_that_is_not_installed_is_said_to_be_missing(
+    command: str, piton: Piton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("piton_trainer", *(name for name in sys.modules if name.startswith("piton_trainer."))):
+        monkeypatch.setitem(sys.modules, module, None)
+    found = piton(*command.split())
+
+    assert_one_sentence(found, "the trainer is not installed here (")
+    assert found.err.endswith("; say pip install 'piton-operator[trainer]'\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "part"),
+    [
+        ("checkpoint ls .", "blake3", "trainer"),
+        ("checkpoint ls s3://bucket/run", "boto3", "trainer"),
+        ("operator", "kopf", "operator"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named(command: str, library: str, part: str) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None; from piton.cli.main import main; main()"
+    found = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, timeout=60)
+
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"piton: the {part} is not installed here (import of {library} halted")
+
+
+def test_a_module_of_pitons_own_that_is_missing_is_its_mistake(
+    piton: Piton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken(monkeypatch, ModuleNotFoundError("No module named 'piton.x'", name="piton.x"))
+
+    assert piton("validate", str(tmp_path / "run.yaml")).code == 70
+
+
+@pytest.mark.parametrize("command", ["./train.py", "scripts/train.py", "{}/train.py"])
+def test_a_script_that_is_not_executable_is_said_to_be_that(
+    command: str, tmp_path: Path, piton: Piton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = command.format(tmp_path)
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text("#!/usr/bin/env python\n")
+    parts = {**fake_parts(), "trainer": {"image": "none", "command": [path]}}
+
+    words = f"spec.trainer.command: {path} is not executable; chmod +x it"
+    assert_one_sentence(piton("run", write_manifest(tmp_path / "run.yaml", **parts)), words)
+
+
 def test_with_debug_the_trace_of_a_mistake_is_shown(
     piton: Piton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

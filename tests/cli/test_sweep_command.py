@@ -227,6 +227,30 @@ def test_preflight_looks_at_one_run_of_each_variant(tmp_path: Path, piton: Piton
     assert steps == {"ablation-a": "ok", "ablation-b": "failed"}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here"),
+        ("[]", "no TrainingSweep with a status"),
+        ("{}", "no TrainingSweep with a status"),
+        ('{"status": null}', "no TrainingSweep with a status"),
+        ('{"status": "x"}', "no TrainingSweep with a status"),
+        ('{"status": {"conditions": {}}}', "no TrainingSweep with a status"),
+        ('{"kind": "TrainingRun", "status": {"phase": "Training"}}', "that is a TrainingRun, and results are of a"),
+        ('{"kind": "List", "items": []}', "no TrainingSweep with a status"),
+    ],
+)
+def test_results_of_what_is_no_sweep_are_refused(
+    text: str, words: str, tmp_path: Path, piton: Piton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+    for found in (piton("results", "-"), piton("results", tmp_path / "sweep.json")):
+        assert (found.code, found.out) == (2, "")
+        assert words in found.err
+
+
 def test_results_are_read_from_what_kubectl_prints(
     tmp_path: Path, piton: Piton, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from piton.cli.checkpoints import not_installed, of_step, print_table, report, row_of
+from piton.cli.checkpoints import of_step, print_table, report, row_of
 from piton.contract import InputError
 
 if TYPE_CHECKING:
@@ -88,10 +88,8 @@ def _unreadable(place: str) -> Iterator[None]:
 
 
 def _bucket(uri: str) -> "Bucket":
-    try:
-        from piton_trainer.mirror.bucket import Bucket
-        from piton_trainer.mirror.keys import BucketPrefix
-    except ImportError as error:
-        raise not_installed(error) from error
+    from piton_trainer.mirror.bucket import Bucket
+    from piton_trainer.mirror.keys import BucketPrefix
+
     with _unreadable(uri):
         return Bucket(BucketPrefix.parse(uri))

@@ -247,15 +247,8 @@ def export(
     good = inspect.newest_good(found if weights else whole)
     if good is None or good.manifest is None:
         raise InputError(f"{directory} has no good checkpoint" + (f" of step {step}" if step is not None else ""))
-    try:
-        from piton_trainer.checkpoint import export as exporter
-    except ImportError as error:
-        raise not_installed(error) from error
+    from piton_trainer.checkpoint import export as exporter
+
     written = exporter.export(good.folder, good.manifest, out, kind=kind, weights=weights, config=config)
     click.echo(f"step {good.step:,} is in {out}: {written:,} tensors as {kind}")
     return 0
-
-
-def not_installed(error: ImportError) -> ValueError:
-    """Return the message for a machine without the trainer's libraries."""
-    return ValueError(f"the trainer is not installed here ({error}); say pip install 'piton-operator[trainer]'")

@@ -154,12 +154,8 @@ def results(*, place: str, form: str, folder: Path | None) -> int:
 @click.option("--namespace", "namespaces", multiple=True, help="Namespace to serve; repeatable.  [default: all]")
 def operator(namespaces: tuple[str, ...]) -> int:
     """Serve the TrainingRuns of a cluster. What no option says comes from the environment."""
-    try:
-        from piton.kube import app, settings
-    except ImportError as error:
-        raise InputError(
-            f"the operator is not installed here ({error}); say pip install 'piton-operator[operator]'"
-        ) from error
+    from piton.kube import app, settings
+
     found = settings.PitonSettings.from_env(os.environ)
     app.run(replace(found, namespaces=namespaces) if namespaces else found)
     return 0
@@ -341,6 +337,9 @@ def _failed(error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, InputError):
         return _complain(str(error))
+    if isinstance(error, ImportError) and not (error.name or "").startswith("piton."):  # commands import what they need
+        part = "operator" if "operator" in sys.argv[1:3] else "trainer"
+        return _complain(f"the {part} is not installed here ({error}); say pip install 'piton-operator[{part}]'")
     what = f"internal error, {type(error).__name__}: {error}; that is a mistake of Piton's and not of your input"
     return _complain(f"{what}. piton --debug with the same command prints the trace for a report", INTERNAL_ERROR)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from piton.cli.checkpoints import not_installed, of_step
+from piton.cli.checkpoints import of_step
 from piton.contract import InputError, names
 
 if TYPE_CHECKING:
@@ -47,11 +47,9 @@ def read(place: Path, *, step: str | None, weights: str | None) -> "TrainedModel
     """
     if place.parts[:1] == ("s3:",):
         raise InputError(f"{place} is in a bucket; fetch it with piton checkpoint restore, and name the folder")
-    try:
-        from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
-        from piton_trainer.serving import trained_model as models
-    except ImportError as error:
-        raise not_installed(error) from error
+    from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
+    from piton_trainer.serving import trained_model as models
+
     if models.is_written(place):
         if step is not None or weights is not None:
             raise InputError(f"{place} is one model already; --step and --weights choose among checkpoints")

@@ -14,7 +14,7 @@ from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.cli import drill_results, files
 from piton.cli.watch import Lines, NoOutput
-from piton.contract import InputError
+from piton.contract import InputError, names
 from piton.core.effects import Announcement
 from piton.local import drills as fire
 from piton.local import sweep_folder, sweep_runner
@@ -161,11 +161,14 @@ def _of_folder(root: Path) -> SweepStatus:
 
 def _piped(read: Callable[[], str]) -> SweepStatus:
     """Return the object as `kubectl get tsweep NAME -o json` prints it."""
+    wanted = "pipe kubectl get tsweep NAME -o json here"
     try:
-        status = json.loads(read())["status"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError("that is no TrainingSweep with a status; pipe kubectl get tsweep NAME -o json here") from error
-    found = SweepStatus.read(status)
+        document = json.loads(read())
+        kind, found = document.get("kind", names.SWEEP_KIND), SweepStatus.read(document["status"])
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise InputError(f"that is no TrainingSweep with a status; {wanted}") from error
+    if kind != names.SWEEP_KIND:
+        raise InputError(f"that is a {kind}, and results are of a {names.SWEEP_KIND}; {wanted}")
     if found.unreadable:
         raise InputError(f"{found.unreadable}; print it with the version that wrote it")
     return found

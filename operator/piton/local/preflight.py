@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 from piton.api.spec import Spec, Stage
 from piton.api.stages import staged
@@ -12,6 +13,9 @@ from piton.contract import InputError
 from piton.cost.spending import as_text, highest
 from piton.local import environment, recipe
 from piton.local.processes import search_path
+
+_NO_PROGRAM = "there is no program {} here; install it, or give the path to it"
+_NOT_EXECUTABLE = "{} is not executable; chmod +x it, or write the program that runs it, such as python, before it"
 
 
 def recipe_problems(spec: Spec) -> list[str]:
@@ -91,7 +95,8 @@ def _program_problems(spec: Spec) -> Iterator[str]:
     commands |= {f"stages.{stage.lower()}": own.command for stage in Stage if (own := spec.stages.of(stage))}
     for path, command in commands.items():
         if command and shutil.which(command[0], path=search_path()) is None:
-            yield f"spec.{path}.command: there is no program {command[0]} here; install it, or give the path to it"
+            is_there = "/" in command[0] and Path(command[0]).is_file()
+            yield f"spec.{path}.command: {(_NOT_EXECUTABLE if is_there else _NO_PROGRAM).format(command[0])}"
     if spec.trainer.recipe and not _trainer_installed():
         yield "spec.trainer.recipe: the trainer is not installed here; say pip install 'piton-operator[trainer]'"
 
