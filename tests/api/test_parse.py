@@ -44,7 +44,17 @@ VOLUME = {"size": "1Gi"}
         ),
         ({"trainer": {"recipe": "charlm"}}, "spec.trainer.image: missing; it is required"),
         ({"checkpoint": {"volume": {}}}, "spec.checkpoint.volume: exactly one of claimName and size is needed"),
-        ({"checkpoint": {"volume": VOLUME, "every": "often"}}, 'spec.checkpoint.every: "often" is not known'),
+        *(
+            (
+                {"checkpoint": {"volume": VOLUME, "every": every}},
+                f"spec.checkpoint.every: {shown} is not known; write 'auto', {{minutes: 15}}, {{steps: 500}}, or both",
+            )
+            for every, shown in [("often", '"often"'), ("15m", '"15m"'), (15, "15"), ([15], "[15]"), (True, "true")]
+        ),
+        (
+            {"checkpoint": {"volume": VOLUME, "every": {"minutes": "15m"}}},
+            'spec.checkpoint.every.minutes: "15m" is of the wrong type; write a whole number',
+        ),
         ({"checkpoint": {"volume": VOLUME, "every": {"hours": 1}}}, "spec.checkpoint.every.hours: unknown field"),
         ({"checkpoint": {"volume": VOLUME, "every": {}}}, "spec.checkpoint.every: neither minutes nor steps is given"),
         (

@@ -86,6 +86,15 @@ METADATA = [
     ("finalizers: {a: b}", 'metadata.finalizers: {"a": "b"} is of the wrong type; write a list'),
     ("uid: 5", "metadata.uid: 5 is of the wrong type; write text (quote it)"),
     ("generation: foo", 'metadata.generation: "foo" is of the wrong type; write a whole number'),
+    ("namespace: My Team", "metadata.namespace: 'My Team' is no namespace"),
+    (f"namespace: {'x' * 64}", "is no namespace; write lower-case letters, digits and dashes"),
+    ('labels: {team: "a b"}', "metadata.labels.team: 'a b' is no value of a label; write at most 63 letters"),
+    ("labels: {team: -x}", "metadata.labels.team: '-x' is no value of a label"),
+    ("labels: {a b: x}", "metadata.labels: 'a b' is no name of a label; write one such as example.com/pool"),
+    ("labels: {a: 1}", "metadata.labels.a: 1 is of the wrong type; write text (quote it)"),
+    ("labels: {a: yes}", "metadata.labels.a: true is of the wrong type; write text (quote it)"),
+    ("annotations: {a: 1e3}", "metadata.annotations.a: 1000 is of the wrong type; write text (quote it)"),
+    ("annotations: {a/b/c: x}", "metadata.annotations: 'a/b/c' is no name of an annotation"),
     ("generation: 1.5", "metadata.generation: 1.5 is of the wrong type; write a whole number"),
 ]
 
@@ -134,8 +143,8 @@ def test_what_json_cannot_hold_is_bad_input(text: str, words: str, tmp_path: Pat
 @pytest.mark.parametrize(("metadata", "words"), METADATA)
 def test_metadata_of_the_wrong_type_is_bad_input(metadata: str, words: str, tmp_path: Path, piton: Piton) -> None:
     file = write_manifest(tmp_path / "run.yaml", **fake_parts())
-    document = yaml.safe_load(file.read_text())
-    file.write_text(yaml.safe_dump({**document, "metadata": {"name": "x", **yaml.safe_load(metadata)}}))
+    document = {**yaml.safe_load(file.read_text()), "metadata": {"name": "x"}}
+    file.write_text(yaml.safe_dump(document).replace("  name: x\n", f"  name: x\n  {metadata}\n"))
 
     assert_one_sentence(piton("run", file), words)
     assert piton("validate", file).code == 2

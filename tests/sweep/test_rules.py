@@ -85,6 +85,25 @@ def test_what_cannot_go_is_named(path: str, problem: str) -> None:
     assert problem in problems_of(variants=[{"name": "a", "remove": [path]}])
 
 
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"labels": {"team": "a b"}}, "spec.template.metadata.labels.team: 'a b' is no value of a label"),
+        ({"labels": {"a b": "x"}}, "spec.template.metadata.labels: 'a b' is no name of a label"),
+        ({"annotations": {"a b": "x"}}, "spec.template.metadata.annotations: 'a b' is no name of an annotation"),
+    ],
+)
+def test_metadata_that_the_api_server_takes_of_no_run_is_refused(metadata: dict[str, Any], problem: str) -> None:
+    sweep = a_sweep()
+    sweep["spec"]["template"]["metadata"] = metadata
+    with pytest.raises(SpecError) as refused:
+        parse_file(sweep, now=NOW)
+
+    assert [sentence for sentence in refused.value.problems if sentence.startswith(problem)] == [
+        *refused.value.problems
+    ]
+
+
 def test_a_bad_variant_is_told_once_and_not_fold_by_fold() -> None:
     assert len(problems_of(variants=variants({}, {"workers": {"nodes": 0}}), folds=10)) == 1
 

@@ -7,7 +7,7 @@ condition `Accepted`.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,14 +16,16 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from piton.api import validation
-from piton.api.fields import Model
+from piton.api import validation, validation_names
+from piton.api.fields import DNS_LABEL, Model
 from piton.api.spec import Budget, Meta, Reclaim, Spec
 from piton.api.status import RETRY_MAX, RunStatus
 from piton.contract import InputError, duration, names, quantity
 
 ModelT = TypeVar("ModelT", bound=Model)
 
+_AUTO = "literal['auto']"
+"""The step of pydantic's that stands for the word among the forms that checkpoint.every can have."""
 _API_VERSION = f"{names.API_GROUP}/{names.API_VERSION}"
 _TYPES = {
     "int_type": "a whole number",
@@ -210,7 +212,22 @@ def _metadata(metadata: object) -> Mapping[str, Any]:
         value = metadata.get(key)
         if value is not None and not isinstance(value, kind):
             raise SpecError([f"metadata.{key}: {show(value)} is of the wrong type; write {wanted}"])
+    if problems := list(_metadata_problems(metadata)):
+        raise SpecError(problems)
     return metadata
+
+
+def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Return what an API server refuses of the metadata, beside the name."""
+    namespace, found = metadata.get("namespace"), {key: metadata.get(key) or {} for key in ("labels", "annotations")}
+    if namespace and (not re.fullmatch(DNS_LABEL, namespace) or len(namespace) > 63):
+        yield f"metadata.namespace: '{namespace}' is no namespace; write lower-case letters, digits and dashes"
+    others = [(key, name, value) for key in found for name, value in found[key].items() if not isinstance(value, str)]
+    for key, name, value in others:
+        yield f"metadata.{key}.{name}: {show(value)} is of the wrong type; write {_TYPES['string_type']}"
+    if not others:
+        yield from validation_names.check_labels("metadata.labels", found["labels"])
+        yield from validation_names.check_annotations("metadata.annotations", found["annotations"])
 
 
 def meta_of(metadata: Mapping[str, Any]) -> Meta:
@@ -244,14 +261,14 @@ def model_of(kind: type[ModelT], spec: object, wanted: str) -> tuple[ModelT | No
 
 def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     """Keep the errors about the form, mapping or word, that the value has; sort missing fields last."""
-    tried = [p for p in problems if not ("literal['auto']" in p["loc"] and isinstance(p["input"], Mapping))]
-    tried = [p for p in tried if not (p["type"] == "model_type" and isinstance(p["input"], str))] or tried
+    tried = [p for p in problems if not (_AUTO in p["loc"] and isinstance(p["input"], Mapping))]
+    tried = [p for p in tried if not (p["loc"][-1] == "Every" and not isinstance(p["input"], Mapping))]
     return sorted(tried, key=lambda problem: problem["type"] == "missing")
 
 
 def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
     """Return one pydantic error as a message with path, value and fix."""
-    steps = [step for step in problem["loc"] if step not in ("Every", "literal['auto']", "constrained-str")]
+    steps = [step for step in problem["loc"] if step not in ("Every", _AUTO, "constrained-str")]
     path = dotted(["spec", *steps])
     value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -264,7 +281,8 @@ def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
         wanted = _PATTERNS.get(context["pattern"], f"something that matches {context['pattern']}")
         return f"{path}: {show(value)} is not allowed; write {wanted}"
     if kind in ("enum", "literal_error"):
-        return f"{path}: {show(value)} is not known; write {context['expected']}"
+        others = ", {minutes: 15}, {steps: 500}, or both of these" if _AUTO in problem["loc"] else ""
+        return f"{path}: {show(value)} is not known; write {context['expected']}{others}"
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
         return f"{path}: {show(value)} is out of range; write {bound}"

@@ -1,7 +1,7 @@
 """Rules on names that the API server checks in pods and claims: of labels, taints, images, keys and other objects."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from piton.api.cel import not_in_cel
 from piton.api.pod_template import PodTemplate, Toleration
@@ -35,18 +35,30 @@ def kinds_of_pods(spec: Spec) -> Iterator[tuple[str, PodTemplate | SideStage]]:
         yield f"stages.{stage.lower()}", own
 
 
+def check_labels(path: str, labels: Mapping[str, str]) -> Iterator[str]:
+    """Return the problems of labels that stand at this path."""
+    for key, value in labels.items():
+        if not is_qualified_name(key):
+            yield f"{path}: '{key}' is no name of a label; write one such as example.com/pool"
+        elif not _LABEL_VALUE.fullmatch(value):
+            yield (
+                f"{path}.{key}: '{value}' is no value of a label; write at most 63 letters, digits, dashes, dots and "
+                "underscores, a letter or digit first and last"
+            )
+
+
+def check_annotations(path: str, annotations: Iterable[str]) -> Iterator[str]:
+    """Return the problems of the names of annotations that stand at this path. Their values may be any text."""
+    for key in annotations:
+        if not is_qualified_name(key):
+            yield f"{path}: '{key}' is no name of an annotation; write one such as example.com/owner"
+
+
 @not_in_cel("maps of labels have no bound")
 def good_selectors(spec: Spec) -> Iterator[str]:
     """Check that node selectors and tolerations are such as the API server takes of a pod."""
     for path, pod in kinds_of_pods(spec):
-        for key, value in pod.node_selector.items():
-            if not is_qualified_name(key):
-                yield f"spec.{path}.nodeSelector: '{key}' is no name of a label; write one such as example.com/pool"
-            elif not _LABEL_VALUE.fullmatch(value):
-                yield (
-                    f"spec.{path}.nodeSelector.{key}: '{value}' is no value of a label; write at most 63 letters, "
-                    "digits, dashes, dots and underscores, a letter or digit first and last"
-                )
+        yield from check_labels(f"spec.{path}.nodeSelector", pod.node_selector)
         for number, toleration in enumerate(pod.tolerations):
             for problem in _of_toleration(toleration):
                 yield f"spec.{path}.tolerations[{number}].{problem}"

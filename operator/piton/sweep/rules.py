@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from piton.api import parse, validation
+from piton.api import parse, validation, validation_names
 from piton.api.cel import Cel, SpecRule, by_path, cel, not_in_cel
 from piton.api.spec import Spec
 from piton.api.validation_amounts import (
@@ -179,6 +179,14 @@ def bounded_deadline(spec: SweepSpec) -> Iterator[str]:
         yield DEADLINE.too_long.format(found=deadline)
 
 
+@not_in_cel("maps of labels have no bound")
+def good_metadata(spec: SweepSpec) -> Iterator[str]:
+    """Check that each run may have its labels and annotations."""
+    given = spec.template.metadata
+    yield from validation_names.check_labels("spec.template.metadata.labels", given.labels)
+    yield from validation_names.check_annotations("spec.template.metadata.annotations", given.annotations)
+
+
 RULES: tuple[SpecRule[SweepSpec], ...] = (
     not_too_many,
     no_variant_twice,
@@ -187,8 +195,9 @@ RULES: tuple[SpecRule[SweepSpec], ...] = (
     removable,
     good_limits,
     bounded_deadline,
+    good_metadata,
 )
-YOUNGER = (bounded_deadline,)
+YOUNGER = (bounded_deadline, good_metadata)
 """Rules that are younger than some sweeps, which run with what they refuse."""
 
 FIXED = f"{', '.join(FIXED_FIELDS[:-1])} and {FIXED_FIELDS[-1]}"
