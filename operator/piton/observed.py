@@ -254,6 +254,8 @@ class VolumeSeen:
     """The size that the claim asks for, where Piton has made it."""
     storage_class: str = ""
     """Its storage class, where Piton has made it."""
+    access_modes: tuple[str, ...] = ()
+    """Its access modes, where Piton has made it."""
     is_shared: bool = False
     """True if pods on several nodes may mount it at once, whichever of its access modes is in effect."""
     made: bool = False

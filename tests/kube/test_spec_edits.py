@@ -427,6 +427,10 @@ async def test_limits_that_the_trainer_keeps_wait_for_the_next_attempt_and_say_s
         ({"size": "500Mi"}, "has 1Gi, and no claim can get smaller; write 1Gi again"),
         ({"size": "1Gi", "storageClassName": "fast"}, "is of standard, and no claim can change its class"),
         ({"size": "500Gi"}, "has 1Gi, and Piton resizes no claim"),
+        (
+            {"size": "1Gi", "accessModes": ["ReadWriteOnce"]},
+            "has [ReadWriteMany] and not ReadWriteOnce, and no claim can",
+        ),
     ],
 )
 async def test_what_a_claim_will_never_have_is_not_promised(volume: dict[str, Any], told: str, pilot: Pilot) -> None:
@@ -440,3 +444,43 @@ async def test_what_a_claim_will_never_have_is_not_promised(volume: dict[str, An
     assert pending is not None
     assert told in pending.message
     assert "in effect with the next" not in pending.message
+
+
+async def test_modes_that_a_claim_does_not_have_are_named_also_to_the_nodes_that_need_them(pilot: Pilot) -> None:
+    await trains(pilot, checkpoint={"volume": {"size": "1Gi", "accessModes": ["ReadWriteOnce"]}})
+    shared = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+    await edit(pilot, with_volume(**shared), lambda spec: spec.update(workers={"nodes": 4}))
+    pilot.cluster.script |= {1: Disrupted(), 2: Runs()}
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    pending = pilot.status().condition(SPEC_PENDING)
+    assert pending is not None
+    told = "spec.checkpoint.volume.accessModes: the claim ragcun-checkpoints has [ReadWriteOnce] and not ReadWriteMany"
+    assert pending.message.startswith(told)
+
+
+async def enlarge(pilot: Pilot, size: str) -> None:
+    claim = the_claim(pilot)
+    assert claim is not None
+    claim["spec"]["resources"]["requests"]["storage"] = size
+    await pilot.server.put(CLAIMS, claim)
+    await pilot.settle()
+
+
+@pytest.mark.parametrize("change", [lambda spec: spec.update(suspend=False), lambda spec: spec.update(limits={})])
+async def test_a_claim_that_was_enlarged_is_no_wish_for_a_smaller_one(pilot: Pilot, change: Change) -> None:
+    """Neither at once nor after an edit of something else."""
+    await trains(pilot)
+    await enlarge(pilot, "5Gi")
+    assert pilot.status().condition(SPEC_PENDING) is None
+    await edit(pilot, change)
+    assert not pilot.status().is_true(SPEC_PENDING)
+
+
+async def test_a_wish_for_a_smaller_claim_is_answered_until_it_is_withdrawn(pilot: Pilot) -> None:
+    await trains(pilot)
+    await edit(pilot, with_volume(size="500Mi"))
+    await wait(pilot, 60)
+    await edit(pilot, lambda spec: spec.update(limits={"deadline": "24h"}))
+    assert pilot.status().is_true(SPEC_PENDING)
+    await edit(pilot, with_volume(size="1Gi"))
+    assert not pilot.status().is_true(SPEC_PENDING)

@@ -10,6 +10,7 @@ The spec that was accepted last is kept in the status: nobody else remembers it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, SPEC_PENDING, settled, with_accepted
 from piton.api.parse import AT_ONCE
@@ -28,6 +29,7 @@ _LATE = ("trainer", "workers", "capacity", "checkpoint", "objective")
 """Parts of a spec that an attempt has from its start."""
 _LATE_LIMITS = ("training_time", "hang_timeout")
 """The limits that the trainer keeps, as it was told at its start. The operator keeps the others."""
+_NO_SMALLER = "no claim can get smaller"
 _OF_THE_CLAIM = ("size", "storage_class_name", "access_modes", "reclaim")
 """Parts of a volume that no attempt has: Piton makes the claim once."""
 
@@ -124,14 +126,32 @@ def _volume(context: Context, spec: Spec) -> Iterator[str]:
             f"{where}: {has}, and Piton resizes no claim; where its storage class allows that: "
             f"kubectl patch persistentvolumeclaim {volume.name} -n {context.meta.namespace} -p '{patch}'"
         )
-    elif parse_quantity(size) < parse_quantity(volume.requested):
-        yield f"{where}: {has}, and no claim can get smaller; write {volume.requested} again"
+    elif _is_made_smaller(context, size):
+        yield f"{where}: {has}, and {_NO_SMALLER}; write {volume.requested} again"
     wanted_class = spec.checkpoint.volume.storage_class_name
     if wanted_class and volume.storage_class and wanted_class != volume.storage_class:
         yield (
             f"spec.checkpoint.volume.storageClassName: the claim {volume.name} is of {volume.storage_class}, and no "
             f"claim can change its class; write {volume.storage_class} again"
         )
+    missing = [mode for mode in spec.checkpoint.volume.access_modes if mode not in volume.access_modes]
+    if missing and volume.access_modes:
+        known = ", ".join(volume.access_modes)
+        yield (
+            f"spec.checkpoint.volume.accessModes: the claim {volume.name} has [{known}] and not {', '.join(missing)}, "
+            f"and no claim can change its modes; write [{known}] again, with as many nodes as can share that"
+        )
+
+
+def _is_made_smaller(context: Context, size: str) -> bool:
+    """True if the user has asked for less than before. A claim that somebody has enlarged is no smaller wish."""
+    accepted, pending = context.status.accepted, context.status.condition(SPEC_PENDING)
+    if pending is not None and _NO_SMALLER in pending.message:
+        return parse_quantity(size) < parse_quantity(context.observed.volume.requested)
+    found: Any = accepted.spec if accepted else {}
+    for step in ("checkpoint", "volume", "size"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return isinstance(found, str) and parse_quantity(size) < parse_quantity(found)
 
 
 def _news(context: Context, decision: Decision, problem: str | None, pending: str | None) -> Iterator[Announcement]:

@@ -108,6 +108,7 @@ def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
         is_shared=is_shared,
         requested=str(((wanted.get("resources") or {}).get("requests") or {}).get("storage") or ""),
         storage_class=str(wanted.get("storageClassName") or ""),
+        access_modes=tuple(map(str, wanted.get("accessModes") or ())),
         made=made,
         reclaim=spec.checkpoint.volume.reclaim,
         owned=owned(claim, meta),
