@@ -8,7 +8,7 @@ import pytest
 from piton.api.conditions import REPORTING
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.status import AttemptState, AttemptStatus, CostStatus, RunStatus
+from piton.api.status import AttemptState, AttemptStatus, CostStatus, RunStatus, Verdict
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.termination import Outcome
 from piton.core import transitions
@@ -245,6 +245,43 @@ def test_a_report_ends_the_silence() -> None:
 )
 def test_nobody_is_expected_to_report_before_all_have_come_together_or_in_another_stage(record: AttemptStatus) -> None:
     assert _silent(3000, status=a_status(record)).status.condition(REPORTING) is None
+
+
+@pytest.mark.parametrize(
+    "current",
+    [
+        an_ended(1, Verdict.FINISHED),
+        an_ended(1, Verdict.PREEMPTED),
+        a_record(1, state=AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.SUSPENDED),
+        a_record(2, state=AttemptState.STARTING),
+        a_record(2, state=AttemptState.RUNNING, running_time=NOW),
+    ],
+    ids=["it has finished", "it was preempted", "it is told to stop", "the next one waits", "the next one runs"],
+)
+def test_an_attempt_that_trains_no_more_is_not_said_to_train_on(current: AttemptStatus) -> None:
+    silent = _silent(60).status
+    seen = an_attempt(a_replica(ReplicaState.WAITING if current.number == 2 else ReplicaState.RUNNING), number=2)
+    status = silent.model_copy(update={"attempts": (current,)})
+
+    condition = decide(an_observed(seen, status=status, silent_seconds=90), now=later(90)).status.condition(REPORTING)
+
+    assert condition is not None
+    assert (condition.status, condition.message) == (ConditionStatus.UNKNOWN, "")
+
+
+def test_an_attempt_that_was_given_no_place_to_report_to_is_not_waited_for() -> None:
+    """The operator listens since a later time than its start, as when a certificate is issued."""
+    pending = a_record(state=AttemptState.PENDING)
+    begun = decide(an_observed(status=a_status(pending)), now=NOW).status.current
+    told = decide(an_observed(status=a_status(pending), silent_seconds=5), now=NOW).status.current
+    assert begun is not None
+    assert told is not None
+    assert (begun.reports, told.reports) == (False, None)
+
+    for record, is_waited_for in ((begun, False), (told, True)):
+        trains = record.model_copy(update={"running_time": NOW, "formed_time": NOW, "state": AttemptState.RUNNING})
+        condition = _silent(3000, status=a_status(trains)).status.condition(REPORTING)
+        assert (condition is not None) is is_waited_for
 
 
 def test_where_nobody_listens_nothing_is_said() -> None:

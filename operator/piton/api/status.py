@@ -83,6 +83,10 @@ class AttemptStatus(Answer):
     spec_digests: Mapping[str, Any] | None = Field(
         default=None, description="Digests of the parts of that spec that an attempt has from its start."
     )
+    reports: bool | None = Field(
+        default=None,
+        description="False: it was started without a place to report to, so that nobody waits for reports.",
+    )
     placed_time: AwareDatetime | None = Field(default=None, description="When all of its replicas had a machine.")
     pull_time: AwareDatetime | None = Field(default=None, description="Since when an image is pulled for it.")
     pull_seconds: int | None = Field(

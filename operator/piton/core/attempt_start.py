@@ -55,6 +55,7 @@ def start(context: Context) -> Decision | None:
         program=program,
         spec_generation=context.meta.generation,
         spec_digests=answers.digests(context.spec, record.stage),
+        reports=None if context.observed.silent_seconds is not None else False,
     )
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was created")
     saves = "; it keeps no second copy of the state in memory, since training ran out of memory before"

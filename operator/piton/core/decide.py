@@ -25,6 +25,7 @@ from piton.core import (
     attempt_start,
     cleanup,
     quota_rules,
+    report_conditions,
     stalled,
     stuck_pods,
     transitions,
@@ -56,7 +57,8 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     decision = stuck_pods.note_stuck(context, decision)
     if context.status.unreadable:
         return decision
-    status = context.with_trouble(decision.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
+    status = report_conditions.end_silence(context, decision.status)
+    status = context.with_trouble(status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
     return answers.answer(context, replace(decision, status=status))
 
 

@@ -9,7 +9,7 @@ from piton.api.conditions import MIRRORED, REPORTING, VOLUME_NEARLY_FULL, with_c
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import called
-from piton.api.status import RunStatus
+from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import ConditionStatus
 from piton.contract.progress import CHECKPOINTS_THAT_FIT, MIRROR_LAG_STEPS
 from piton.core.context import Context
@@ -17,6 +17,7 @@ from piton.core.effects import Announcement
 
 REPORTS_WITHIN_SECONDS = 60.0
 """Seconds without a report after which people are told. A trainer sends one at least every 30 s."""
+_TRAINS_ON = "It trains on"
 _PROGRAM = "A program that uses neither piton_trainer nor the Trainer of transformers sends none. "
 _CAUSES = (
     "Usual causes: a NetworkPolicy or a service mesh keeps the pod from the operator's Service, or the operator has a "
@@ -33,6 +34,8 @@ def seconds_to_silence(context: Context, status: RunStatus) -> float | None:
     """
     record, silent = status.current, context.observed.silent_seconds
     if record is None or silent is None or record.formed_time is None or record.stage is not Stage.TRAIN:
+        return None
+    if record.reports is False:
         return None
     formed = (context.now - record.formed_time).total_seconds()
     return max(0.0, REPORTS_WITHIN_SECONDS - min(silent, formed))
@@ -52,11 +55,24 @@ def note_reporting(context: Context, status: RunStatus) -> Noted:
         return _with_health(context, status, REPORTING, Reason.REPORTING, Reason.NO_REPORTS, None)
     is_program = context.spec is not None and context.spec.trainer.recipe is None
     message = (
-        f"no report has come from {called(record)} for {REPORTS_WITHIN_SECONDS:.0f} s. It trains on, but its step, its "
+        f"no report has come from {called(record)} for {REPORTS_WITHIN_SECONDS:.0f} s. {_TRAINS_ON}, but its step, its "
         f"metrics and its checkpoints are not known. {_PROGRAM if is_program else ''}{_CAUSES}"
     )
     status, news = _with_health(context, status, REPORTING, Reason.REPORTING, Reason.NO_REPORTS, message)
     return status, () if is_program else news
+
+
+def end_silence(context: Context, status: RunStatus) -> RunStatus:
+    """Return the status without the silence of an attempt that does not train any more. Its last words stay."""
+    known, record = status.condition(REPORTING), status.current
+    if known is None or known.status is not ConditionStatus.FALSE or _TRAINS_ON not in known.message:
+        return status
+    if record is not None and record.state is AttemptState.RUNNING and f" {called(record)} " in known.message:
+        return status
+    now, generation = context.now, context.meta.generation
+    return with_condition(
+        status, REPORTING, ConditionStatus.UNKNOWN, Reason.NOT_YET, "", now=now, generation=generation
+    )
 
 
 def note_unreported(context: Context, status: RunStatus) -> RunStatus:
