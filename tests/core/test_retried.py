@@ -4,10 +4,11 @@ from datetime import timedelta
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import CheckpointStatus, RunStatus, Verdict
+from piton.api.status import AttemptState, CheckpointStatus, RunStatus, StageStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core.decide import decide
 from piton.core.effects import AddFinalizer, Decision
+from piton.observed import ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, an_observed, later, meta
 
 LIMITED = a_spec(limits={"failures": 3})
@@ -88,6 +89,28 @@ def test_a_run_that_holds_since_it_got_nowhere_goes_on() -> None:
 
     assert not again.is_true("Stalled")
     assert looked_at(again, "1").status.attempt == 7
+
+
+def test_a_run_that_gets_nowhere_is_answered_also_while_an_attempt_is_under_way() -> None:
+    lost = an_ended(1, Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE)
+    ended = (lost.model_copy(update={"number": number}) for number in range(1, 7))
+    record = a_record(7, state=AttemptState.STARTING)
+    begun = StageStatus(name=Stage.TRAIN, attempts=7, fruitless_attempts=6, start_time=NOW)
+    status = a_status(*ended, record).model_copy(update={"stages": (begun,)})
+    seen = an_attempt(a_replica(ReplicaState.WAITING), number=7)
+    stalled = decide(an_observed(seen, status=status), now=later(98)).status
+    assert stalled.is_true("Stalled")
+
+    run = meta().model_copy(update={"retry": "1"})
+    again = decide(an_observed(seen, status=stalled, run=run), now=later(99))
+
+    assert [(news.reason, news.message) for news in again.announcements] == [
+        (Reason.RETRYING, "attempt 7 goes on, as piton.dev/retry asks; failures count anew")
+    ]
+    assert not again.status.is_true("Stalled")
+    assert (again.status.current, again.status.phase) == (record, stalled.phase)
+    assert (again.status.stage(Stage.TRAIN).fruitless_attempts, again.status.stage(Stage.TRAIN).start_time) == (0, NOW)
+    assert decide(an_observed(seen, status=again.status, run=run), now=later(99)).rule == "observe_running"
 
 
 def test_a_run_that_has_succeeded_stays_as_it_is() -> None:

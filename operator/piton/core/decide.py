@@ -105,13 +105,16 @@ def retried(context: Context) -> Decision | None:
     status, asked = context.status, context.meta.retry
     if not asked or asked == status.retried or status.is_true(SUCCEEDED):
         return None
-    over = status.is_true(FAILED) or stalled.is_stalled(status, context.timing)
+    is_stalled, flying = stalled.is_stalled(status, context.timing), context.flying
     status = status.model_copy(update={"retried": asked})
-    if not over or context.flying is not None:
+    if not (is_stalled if flying else is_stalled or status.is_true(FAILED)):
         return Decision(rule="retried", status=status, look_again_seconds=0)
     step = f"step {status.checkpoint.step}" if status.checkpoint else "the beginning"
-    message = f"taken up again from {step}, as {names.ANNOTATION_RETRY} asks; failures count anew"
-    status = context.phase(transitions.give_another_chance(status), Phase.PENDING, Reason.RETRYING, message)
+    how = f"{stages.called(flying)} goes on" if flying else f"taken up again from {step}"
+    message = f"{how}, as {names.ANNOTATION_RETRY} asks; failures count anew"
+    status = transitions.give_another_chance(status)
+    if flying is None:
+        status = context.phase(status, Phase.PENDING, Reason.RETRYING, message)
     news = Announcement(reason=Reason.RETRYING, message=message)
     return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
 

@@ -221,8 +221,13 @@ def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
 
 
 def give_another_chance(status: RunStatus) -> RunStatus:
-    """The user wants it to go on after an end: what failed counts anew in its limits, and all that was gained stays."""
-    fresh = {"failures_since_progress": 0, "fruitless_attempts": 0, "start_time": None}
+    """Return the status with a fresh count of what failed, as the user wishes; all that was gained stays.
+
+    The deadline of a stage begins anew with the next attempt; one in flight keeps its own.
+    """
+    fresh: dict[str, object] = {"failures_since_progress": 0, "fruitless_attempts": 0}
+    if status.current is None or status.current.state is AttemptState.ENDED:
+        fresh["start_time"] = None
     stages = tuple(stage if stage.end_time else stage.model_copy(update=fresh) for stage in status.stages)
     status = status.model_copy(update={"stages": stages})
     return change(status, permanent=False) if status.current is not None else status
