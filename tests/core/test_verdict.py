@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from piton.api.reasons import Reason
+from piton.api.spec import Stage
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome
@@ -20,6 +21,21 @@ def judged(
     seen: AttemptSeen, *, complete: Complete | None = None, proof_needed: bool = True, ordered: Reason | None = None
 ) -> Judgement | None:
     return judge(Evidence(seen=seen, complete=complete, proof_needed=proof_needed, ordered=ordered))
+
+
+@pytest.mark.parametrize("fields", [{"out_of_memory": True}, {"out_of_disk": True}])
+@pytest.mark.parametrize(
+    ("stage", "path"),
+    [(Stage.TRAIN, "spec.workers.template.resources"), (Stage.PREPARE, "spec.stages.prepare.resources")],
+)
+@pytest.mark.parametrize("default", [None, "1Gi"])
+def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
+    fields: dict[str, bool], stage: Stage, path: str, default: str | None
+) -> None:
+    seen = a_failed_attempt(failed(137, default_memory_limit=default, **fields))
+    found = judge(Evidence(seen=seen, complete=None, proof_needed=False, ordered=None, stage=stage))
+    assert found is not None
+    assert path in found.message
 
 
 @pytest.mark.parametrize(

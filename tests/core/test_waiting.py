@@ -1,5 +1,6 @@
 """Why a run waits: the cluster's words, and what follows from them."""
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
-from piton.api.spec import Meta
+from piton.api.spec import Meta, Stage
 from piton.api.status import AttemptState, RunStatus, Verdict
 from piton.api.status_base import Condition, Phase
+from piton.core import wait_causes
 from piton.core.decide import NO_ROOM, decide, refused, still
+from piton.core.wait_causes import Cause, recognize
 from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
 from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing
@@ -50,6 +53,42 @@ def told(*words: ClusterMessage, now: datetime = NOW, **fields: Any) -> tuple[Re
     wait = why(an_attempt(waiting(*words, **fields)), now=now, since=NOW)
     assert wait is not None
     return wait.reason, wait.message
+
+
+ONLY_OF_WORKERS = ("workers.template.resources", "workers.template.tol", "workers.template.nodeS", "Types", "tiers")
+"""Settings that a stage beside the training does not have."""
+
+
+@pytest.mark.parametrize("cause", wait_causes.PLACEMENT + wait_causes.REFUSALS, ids=lambda cause: cause.pattern[:30])
+@pytest.mark.parametrize("stage", Stage)
+def test_advice_names_settings_of_the_stage_that_waits(cause: Cause, stage: Stage) -> None:
+    known = dict.fromkeys(re.compile(cause.pattern).groupindex, "x")
+    found = recognize("", [replace(cause, pattern="")], stage, zone="", **known)
+    assert found is not None
+    wrong = ONLY_OF_WORKERS if stage is not Stage.TRAIN else ("stages.",)
+    assert not [word for word in wrong if word in found.advice]
+    assert "{" not in found.advice
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("0/3 nodes are available: 3 had untolerated taint {pool: cpu}.", "to spec.stages.prepare.tolerations if"),
+        ("0/3 nodes are available: 3 Insufficient memory.", "ask for less in spec.stages.prepare.resources, or widen"),
+        ("3 node(s) didn't match Pod's node affinity/selector.", "spec.workers.zones and spec.stages.prepare.nodeS"),
+    ],
+)
+def test_a_stage_that_no_node_takes_is_told_its_own_settings(message: str, advice: str) -> None:
+    seen = replace(an_attempt(waiting(unschedulable(message))), stage=Stage.PREPARE)
+    wait = why(seen, now=NOW, since=NOW)
+    assert wait is not None
+    assert advice in wait.message
+
+
+def test_a_refusal_of_a_stage_names_its_own_settings() -> None:
+    record = a_record(state=AttemptState.PENDING, stage=Stage.PREPARE)
+    found = refused(an_observed(status=a_status(record)), "failed quota: q: must specify memory", now=NOW).status
+    assert "set it in spec.stages.prepare.resources" in the_condition(found).message
 
 
 def starting(seen: AttemptSeen, status: RunStatus | None = None, run: Meta | None = None) -> Observed:

@@ -97,6 +97,11 @@ def staged(spec: Spec, stage: Stage) -> Spec:
     )
 
 
+def path_of(setting: str, stage: Stage) -> str:
+    """Return the path of a setting of the stage's pods: resources, nodeSelector or tolerations."""
+    return f"spec.workers.template.{setting}" if stage is Stage.TRAIN else f"spec.stages.{stage.lower()}.{setting}"
+
+
 def _trainer(trainer: Trainer, own: SideStage) -> Trainer:
     """Return the stage's program. The recipe is kept beside a command, because the command receives it as input."""
     changes: dict[str, object] = {"command": own.command}

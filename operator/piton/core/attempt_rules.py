@@ -169,8 +169,10 @@ def price_exceeded(context: Context) -> Decision | None:
     for replica in seen.replicas:
         if replica.node_price is not None and replica.node_price > most and not replica.ended:
             asked = f"costs ${spending.as_text(replica.node_price)} per hour, and capacity.maxPricePerHour is"
-            instead = "raise it, or name other instance types in spec.workers"
-            message = f"{replica.name}: the node {replica.node} {asked} ${spending.as_text(most)}; {instead}"
+            other = f"choose other nodes by {stages.path_of('nodeSelector', record.stage)}"
+            if record.stage is Stage.TRAIN:
+                other = "name other instance types in spec.workers"
+            message = f"{replica.name}: the node {replica.node} {asked} ${spending.as_text(most)}; raise it, or {other}"
             judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message=message)
             return _told_to_stop(context, "price_exceeded", judgement, message)
     return None

@@ -77,7 +77,7 @@ def refused(
     """
     context = Context(observed=observed, now=now, timing=timing or Timing())
     status = as_before(status or observed.status, observed.status, WAITING)
-    wait = wait_reasons.refusal(why)
+    wait = wait_reasons.refusal(why, context.stage or Stage.TRAIN)
     status, news = context.waits(status, None if stands or status.unreadable else status.phase, wait)
     rule, again = REFUSED, context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
     if wait.ends_with_room and context.timing.room_seconds is not None:

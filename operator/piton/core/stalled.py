@@ -5,13 +5,14 @@ of these ends a run. The run waits longer before each attempt (`timing.py`), the
 and what would help, and after `limits.stalled` the run holds: machines that are paid for do not go round in circles.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
+from piton.api import stages
 from piton.api.conditions import STALLED, settled
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Spec, Stage, Tier
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.contract import names
@@ -24,16 +25,7 @@ from piton.timing import Timing
 
 _LOST_TWICE = 2
 """So many preemptions say something about a zone."""
-_ELSEWHERE = (
-    "allow more zones or instance types in spec.workers, set capacity.tiers to [OnDemand], or save more often with "
-    "checkpoint.every"
-)
 _HELP: Mapping[Reason, str] = {
-    Reason.DISRUPTED: _ELSEWHERE,
-    Reason.NODE_GONE: _ELSEWHERE,
-    Reason.NODE_RECLAIMED: _ELSEWHERE,
-    Reason.ZONE_SILENT: _ELSEWHERE,
-    Reason.PRICE_TOO_HIGH: "raise capacity.maxPricePerHour, or allow more zones or instance types in spec.workers",
     Reason.VOLUME_LOST: "look at the events of the checkpoint volume's claim, and at its storage",
     Reason.NOT_MIRRORED: "look at the bucket, and at the rights of the pods to it",
     Reason.DEVICE_LOST: "cordon the node if it is always the same, and look at its kernel's log",
@@ -43,11 +35,20 @@ _HELP: Mapping[Reason, str] = {
     Reason.START_FAILED: "cordon the node if it is always the same; look at its container runtime's log",
     Reason.SANDBOX_FAILED: "cordon the node if it is always the same; look at its network plugin (CNI)",
     Reason.INIT_CONTAINER_FAILED: "look at the log of that init container, and at the webhook that adds it",
-    Reason.GANG_INCOMPLETE: f"{_ELSEWHERE}; fewer spec.workers.nodes come together sooner",
     Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
-    Reason.OUT_OF_MEMORY: "raise spec.workers.template.resources, or make the batch smaller",
 }
-"""Remedies, by the reason of the last end."""
+"""Remedies, by the reason of the last end. Those that depend on the spec are in `_advice`."""
+_ELSEWHERE = frozenset(
+    {
+        Reason.DISRUPTED,
+        Reason.NODE_GONE,
+        Reason.NODE_RECLAIMED,
+        Reason.ZONE_SILENT,
+        Reason.GANG_INCOMPLETE,
+        Reason.PRICE_TOO_HIGH,
+    }
+)
+"""Other machines may do better after these ends."""
 _LOOK = "look at the log of the last attempt, and at the events of its pods and nodes"
 
 
@@ -89,7 +90,7 @@ def is_stalled(status: RunStatus, timing: Timing) -> bool:
 
 def note_stalled(context: Context, decision: Decision) -> Decision:
     """Return the decision with the condition Stalled as it is now, and with an Event when that begins."""
-    message = _message(decision.status) if is_stalled(decision.status, context.timing) else None
+    message = _message(decision.status, context.spec) if is_stalled(decision.status, context.timing) else None
     news = () if message is None else context.warn_once(STALLED, Reason.NO_PROGRESS, message)
     status = context.with_trouble(decision.status, STALLED, Reason.NO_PROGRESS, message)
     return replace(decision, status=status, announcements=(*decision.announcements, *news))
@@ -104,19 +105,48 @@ def held(context: Context) -> Decision | None:
     if context.now < condition.last_transition_time + timedelta(seconds=parse_duration(spec.limits.stalled)):
         return None
     message = (
-        f"limits.stalled of {spec.limits.stalled} has passed: {_message(status)}; to go on, raise limits.stalled, or "
-        f"annotate the run with {names.ANNOTATION_RETRY}"
+        f"limits.stalled of {spec.limits.stalled} has passed: {_message(status, spec)}; "
+        f"to go on, raise limits.stalled, or annotate the run with {names.ANNOTATION_RETRY}"
     )
     status = context.phase(status, Phase.SUSPENDED, Reason.NO_PROGRESS, message)
     news = context.announce_once(status, Reason.NO_PROGRESS, message, severity="Warning")
     return Decision(rule="held", status=status, announcements=news, look_again_seconds=context.seconds_to_deadline())
 
 
-def _message(status: RunStatus) -> str:
+def _message(status: RunStatus, spec: Spec | None) -> str:
     last = _last_ended(status)
     last_end = f"; the last: {last.message}" if last else ""
-    advice = _HELP.get(last.reason, _LOOK) if last and last.reason else _LOOK
+    advice = _advice(last, spec) if last else _LOOK
     return f"{attempts(status)} attempts in a row ended without {_what_is_missing(status)}{last_end}; {advice}"
+
+
+def _advice(last: AttemptStatus, spec: Spec | None) -> str:
+    """Return what would help after such an end, by settings that its stage has."""
+    if last.reason is Reason.OUT_OF_MEMORY:
+        smaller = ", or make the batch smaller" if last.stage is Stage.TRAIN else ""
+        return f"raise {stages.path_of('resources', last.stage)}{smaller}"
+    if last.reason in _ELSEWHERE and spec is not None and last.stage in stages.wanted(spec.stages):
+        return ", or ".join(_ways_elsewhere(last, spec, stages.staged(spec, last.stage))) or _LOOK
+    return _HELP.get(last.reason, _LOOK) if last.reason else _LOOK
+
+
+def _ways_elsewhere(last: AttemptStatus, spec: Spec, used: Spec) -> Iterator[str]:
+    """Yield what gets the attempt other machines, or lets it need them for less time. `used` is the stage's part."""
+    if last.reason is Reason.PRICE_TOO_HIGH:
+        yield "raise capacity.maxPricePerHour"
+    choices = {"zones": used.workers.zones, "instance types": used.workers.instance_types}
+    narrow = [name for name, given in choices.items() if given]
+    if narrow:
+        yield f"allow more {' or '.join(narrow)} in spec.workers"
+    if last.reason is Reason.GANG_INCOMPLETE:
+        if used.workers.nodes > 1:
+            yield "train on fewer spec.workers.nodes, which come together sooner"
+        yield "raise limits.startTimeout"
+    elif last.reason is not Reason.PRICE_TOO_HIGH:
+        if used.capacity is spec.capacity and spec.capacity.tiers != (Tier.ON_DEMAND,):
+            yield "set capacity.tiers to [OnDemand]"
+        if last.stage is Stage.TRAIN:
+            yield "save more often with checkpoint.every"
 
 
 def _what_is_missing(status: RunStatus) -> str:

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
+from piton.api.stages import path_of
 from piton.api.status import Verdict
 from piton.contract.termination import ExitCode, Limit, Outcome
 from piton.core.evidence import (
@@ -175,7 +176,7 @@ def out_of_disk(evidence: Evidence) -> Judgement | None:
         if replica.out_of_disk:
             message = (
                 f"{replica.name} was evicted for using too much of its node's disk; write less beside the checkpoint "
-                "volume, or raise ephemeral-storage in spec.workers.template.resources"
+                f"volume, or raise ephemeral-storage in {path_of('resources', evidence.stage)}"
             )
             return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_DISK, message=message)
     return None
@@ -185,12 +186,13 @@ def out_of_memory(evidence: Evidence) -> Judgement | None:
     """The kernel killed the container at its own limit, or the kubelet evicted its pod for more than it asked for."""
     for replica in evidence.seen.replicas:
         if replica.out_of_memory:
-            limit = replica.default_memory_limit
-            message = f"{replica.name} ran out of memory; raise spec.workers.template.resources or shrink the batch"
+            limit, resources = replica.default_memory_limit, path_of("resources", evidence.stage)
+            smaller = " or shrink the batch" if evidence.stage is Stage.TRAIN else ""
+            message = f"{replica.name} ran out of memory; raise {resources}{smaller}"
             if limit is not None:
                 message = (
                     f"{replica.name} ran out of memory: its limit of {limit} is the default of a LimitRange of this "
-                    "namespace; set spec.workers.template.resources.limits.memory"
+                    f"namespace; set {resources}.limits.memory"
                 )
             return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_MEMORY, message=message)
     return None

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.stages import path_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,23 @@ class Recognized:
     ends_with_room: bool = False
 
 
-def recognize(text: str, causes: Iterable[Cause], **known: str) -> Recognized | None:
-    """The first cause that is found in the text, with its advice. `known` is filled in as well."""
+_PLACES = (
+    "widen spec.workers.instanceTypes or spec.workers.zones, or remove spec.capacity.tiers",
+    "spec.workers.instanceTypes, spec.workers.zones, spec.capacity.tiers",
+)
+_PLACES_BESIDE = ("ask for less in {resources}, or widen spec.workers.zones", "spec.workers.zones")
+"""Ways to widen the choice of nodes, and settings that narrow it: of the workers, and of a stage beside them."""
+
+
+def recognize(text: str, causes: Iterable[Cause], stage: Stage, **known: str) -> Recognized | None:
+    """Return the first cause that is found in the text, with its advice. Paths of the stage and `known` are filled in.
+
+    A stage beside the training chooses its node by its own settings and by the zones, where the volume is.
+    """
+    known |= {setting: path_of(setting, stage) for setting in ("resources", "tolerations")}
+    known["selector"] = path_of("nodeSelector", stage)
+    known["widen"], known["labels"] = _PLACES if stage is Stage.TRAIN else _PLACES_BESIDE
+    known["widen"] = known["widen"].format(**known)
     for cause in causes:
         found = re.search(cause.pattern, text, re.DOTALL)
         if found:
@@ -82,18 +99,18 @@ REFUSALS = (
     Cause(
         Reason.QUOTA_EXCEEDED,
         r"failed quota: (?P<quota>[^:\s]+): must specify",
-        "The ResourceQuota {quota} wants this stated: set it in spec.workers.template.resources.",
+        "The ResourceQuota {quota} wants this stated: set it in {resources}.",
     ),
     Cause(
         Reason.LIMIT_RANGE,
         r"(maximum|minimum) \S+ usage per (Container|Pod|PersistentVolumeClaim)|limit to request ratio",
-        "Change spec.workers.template.resources or spec.checkpoint.volume.size, or the LimitRange of this namespace.",
+        "Change {resources} or spec.checkpoint.volume.size, or the LimitRange of this namespace.",
     ),
     Cause(
         Reason.LIMIT_RANGE,
         r"must be less than or equal to (?P<resource>[\w./-]+) limit",
         "A LimitRange of this namespace sets a limit of {resource} by default that is below what the run requests: set"
-        " spec.workers.template.resources.limits, or have the LimitRange changed.",
+        " {resources}.limits, or have the LimitRange changed.",
     ),
     Cause(
         Reason.MISSING_RIGHTS,
@@ -141,7 +158,7 @@ PLACEMENT = (
     Cause(
         Reason.UNSCHEDULABLE,
         r"label \S+ is (not allowed|restricted)",
-        "Take that label out of spec.workers.template.nodeSelector: Karpenter launches no node for pods that name it.",
+        "Take that label out of {selector}: Karpenter launches no node for pods that name it.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,
@@ -157,25 +174,22 @@ PLACEMENT = (
     Cause(
         Reason.UNSCHEDULABLE,
         r"Insufficient (?P<resource>[\w./-]+\w)",
-        "No node has enough {resource} free. Wait for one, or widen spec.workers.instanceTypes or spec.workers.zones,"
-        " or remove spec.capacity.tiers.",
+        "No node has enough {resource} free. Wait for one, or {widen}.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,
         r"no instance type",
-        "Widen spec.workers.instanceTypes or spec.workers.zones, remove spec.capacity.tiers, or widen the requirements"
-        " of the NodePool.",
+        "No NodePool has such a node: {widen}, or widen the requirements of the NodePool.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,
         r"node affinity/selector|incompatible requirements",
-        "No node has the labels that the run asks for: check spec.workers.instanceTypes, spec.workers.zones,"
-        " spec.capacity.tiers and spec.workers.template.nodeSelector.",
+        "No node has the labels that the run asks for: check {labels} and {selector}.",
     ),
     Cause(
         Reason.UNSCHEDULABLE,
         r"untolerated taint|did not tolerate taint|taints that the pod didn't tolerate",
-        "Add a toleration to spec.workers.template.tolerations if the run may use these nodes.",
+        "Add a toleration to {tolerations} if the run may use these nodes.",
     ),
     Cause(Reason.UNSCHEDULABLE, r""),
 )

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from piton.api.conditions import WAITING, in_phase, settled, with_waiting
 from piton.api.reasons import Reason
+from piton.api.spec import Stage
 from piton.api.status_base import Conditioned, Phase
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
@@ -100,7 +101,7 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
         return None
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
     zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
-    return _wait_for(sign, replica.name, _quoted(word, replica), word, now, zone=zone)
+    return _wait_for(sign, replica.name, _quoted(word, replica), word, now, stage=seen.stage, zone=zone)
 
 
 def find_hindrance(replica: ReplicaSeen) -> tuple[Reason, str] | None:
@@ -110,14 +111,14 @@ def find_hindrance(replica: ReplicaSeen) -> tuple[Reason, str] | None:
         return None
     sign, _, word = found
     quoted = _quoted(word, replica)
-    cause = recognize(quoted, sign.causes, zone="")
+    cause = recognize(quoted, sign.causes, Stage.TRAIN, zone="")
     assert cause is not None, "the last cause of every table matches all"
     return cause.reason, quoted
 
 
-def refusal(sentence: str) -> Wait:
-    """Return the reason for a refusal by the API server."""
-    found = recognize(sentence, causes.REFUSALS) or Recognized(reason=Reason.REFUSED)
+def refusal(sentence: str, stage: Stage = Stage.TRAIN) -> Wait:
+    """Return the reason for a refusal by the API server, of something for this stage."""
+    found = recognize(sentence, causes.REFUSALS, stage) or Recognized(reason=Reason.REFUSED)
     message = _joined(sentence[: _QUOTE_MAX * 2], found.advice)
     return Wait(reason=found.reason, message=message, ends_with_room=found.ends_with_room)
 
@@ -148,9 +149,9 @@ def _no_pods(seen: AttemptSeen, now: datetime, since: datetime) -> Wait | None:
     """The job's controller has not made all pods: an event about the job says why, or nobody serves the job."""
     newest = max(seen.words, key=_time, default=None)
     if newest is not None and newest.reason == "Suspended":
-        return _wait_for(_SIGNS[0], "the job", newest.message, newest, now)
+        return _wait_for(_SIGNS[0], "the job", newest.message, newest, now, stage=seen.stage)
     if newest is not None:
-        return refusal(newest.message)
+        return refusal(newest.message, seen.stage)
     waited = (now - since).total_seconds()
     if seen.replicas or seen.deleting or waited < SILENT_SECONDS:
         return None
@@ -206,8 +207,10 @@ def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
         yield max(words, key=_time)
 
 
-def _wait_for(sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, zone: str = "") -> Wait:
-    found = recognize(quoted, sign.causes, zone=zone)
+def _wait_for(
+    sign: _Sign, name: str, quoted: str, word: ClusterMessage, now: datetime, *, stage: Stage, zone: str = ""
+) -> Wait:
+    found = recognize(quoted, sign.causes, stage, zone=zone)
     assert found is not None, "the last cause of every table matches all"
     if not sign.normal:
         return Wait(reason=found.reason, message=_joined(f"{name}: {quoted}", found.advice))
