@@ -8,9 +8,9 @@ from piton.api.conditions import settled
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
-from piton.core import effects, stuck_pods
+from piton.core import cleanup, effects, stuck_pods
 from piton.core.decide import answered, decide, refused
-from piton.core.effects import AddFinalizer, Announcement, AnyDecision, Decision, Effect, TaintNode
+from piton.core.effects import AddFinalizer, Announcement, AnyDecision, Decision, Effect, OwnVolume, TaintNode
 from piton.failures import Failures
 from piton.observed import Observed
 from piton.ports import Announcer, AnyWorld, Clock, Conflict, PortError, Refused, RefusedEffect, Unavailable, World
@@ -84,6 +84,8 @@ async def reconcile(
         told = next((each for each in undone if each.is_final), None)
         if told is None:
             return decision
+        if isinstance(told.effect, OwnVolume) and told.effect in decision.optional_effects:
+            return cleanup.note_refusal(decision, told.why, volume=observed.volume.name, timing=timing or Timing())
         if told.effect in decision.optional_effects:
             return stuck_pods.note_refusal(decision, told.why, now=clock.now(), timing=timing or Timing())
         stands = all(each.effect in decision.optional_effects or _stands_without(each) for each in undone)

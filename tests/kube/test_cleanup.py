@@ -1,19 +1,21 @@
 """What is left of a run that is over or deleted: the claim of its checkpoints, and for how long the run itself."""
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from kube.test_start_failures import NVIDIA, start_error
+from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
 from piton.contract import names
 from piton.contract.termination import Outcome, Termination
-from support.apiserver import CLAIMS, EVENTS, JOBS, PODS, RUNS, Body
+from support.apiserver import CLAIMS, EVENTS, JOBS, PODS, RUNS, Body, refusal
 from support.builders import a_manifest
-from support.cluster import CRASHES, Disrupted, Ends, Runs, Vanishes, Waits
-from support.pilot import Pilot
+from support.cluster import CRASHES, Cluster, Disrupted, Ends, Runs, Vanishes, Waits
+from support.pilot import Death, Pilot, a_pilot
 
 CLAIM = "ragcun-checkpoints"
 SECONDS_OF_A_WEEK = 7 * 86_400
@@ -376,20 +378,136 @@ async def test_a_claim_that_an_older_piton_has_made_is_freed_before_its_run_goes
     assert owners(pilot) == []
 
 
-async def test_a_failed_run_that_is_taken_up_again_frees_its_claim_first(pilot: Pilot) -> None:
+async def _fails_and_owns_its_claim(pilot: Pilot) -> None:
     pilot.cluster.script = {1: CRASHES, 2: Runs()}
     await pilot.cluster.apply(a_manifest(limits={"failures": 1}))
     await pilot.until_phase(Phase.FAILED)
     await pilot.turn()
     assert len(owners(pilot)) == 1
+
+
+async def _retry(pilot: Pilot) -> None:
     run = pilot.run()
     assert run is not None
     run["metadata"].setdefault("annotations", {})[names.ANNOTATION_RETRY] = "once more"
     await pilot.server.put(RUNS, run)
 
+
+def _refuse_to_free(pilot: Pilot, status: int, *, times: int = 1) -> list[Any]:
+    """Refuse patches of claims so many times. Return the refusals that are left."""
+    left = [refusal(status, "Refused", 'admission webhook "owners.example" denied the request: no')] * times
+
+    def refuse(request: Any) -> Any:
+        return left.pop() if left and (request.method, request.resource) == ("PATCH", CLAIMS) else None
+
+    pilot.server.refuse = refuse
+    return left
+
+
+async def test_a_failed_run_that_is_taken_up_again_frees_its_claim_first(pilot: Pilot) -> None:
+    await _fails_and_owns_its_claim(pilot)
+    await _retry(pilot)
+
     await pilot.until_phase(Phase.TRAINING)
 
     assert owners(pilot) == []
+
+
+@pytest.mark.parametrize("status", [403, 409, 500, 503])
+async def test_no_attempt_starts_before_the_claim_is_free(pilot: Pilot, status: int) -> None:
+    await _fails_and_owns_its_claim(pilot)
+    left = _refuse_to_free(pilot, status, times=5)
+    await _retry(pilot)
+    while left:
+        assert not pilot.server.find(JOBS, "ragcun-2", "team")
+        await pilot.turn()
+    await pilot.until_phase(Phase.TRAINING)
+
+    assert (owners(pilot), pilot.status().attempt) == ([], 2)
+
+
+async def test_a_claim_that_may_not_be_freed_keeps_the_retry_waiting_and_says_why(pilot: Pilot) -> None:
+    await _fails_and_owns_its_claim(pilot)
+    _refuse_to_free(pilot, 403, times=10_000)
+    await _retry(pilot)
+    for _ in range(40):
+        await pilot.turn(30)
+
+    waiting = pilot.status().condition(WAITING)
+    assert waiting is not None
+    assert (pilot.status().phase, waiting.reason) == (Phase.RECOVERING, Reason.POLICY_DENIED)
+    assert "owners.example" in waiting.message
+    assert [job["metadata"]["name"] for job in pilot.server.all(JOBS)] == ["ragcun-1"]
+
+
+async def test_a_retry_before_the_finalizer_is_off_frees_the_claim_too(pilot: Pilot) -> None:
+    def keep_finalizer(request: Any) -> Any:
+        metadata = (request.data or {}).get("metadata") or {} if request.method == "PATCH" else {}
+        broken = 'failed calling webhook "x": connection refused'
+        return refusal(500, "InternalError", broken) if metadata.get("finalizers") == [] else None
+
+    pilot.server.refuse = keep_finalizer
+    await _fails_and_owns_its_claim(pilot)
+    await pilot.turn()
+    assert names.FINALIZER in (pilot.run() or {})["metadata"]["finalizers"]
+    pilot.server.refuse = lambda _: None
+    await _retry(pilot)
+
+    await pilot.until_phase(Phase.TRAINING)
+
+    assert owners(pilot) == []
+
+
+@pytest.mark.parametrize("writes", range(1, 7))
+async def test_an_operator_that_dies_as_it_takes_a_run_up_again_leaves_no_owner(cluster: Cluster, writes: int) -> None:
+    async with a_pilot(cluster) as first:
+        await _fails_and_owns_its_claim(first)
+        await _retry(first)
+    async with a_pilot(cluster, dies_after=writes) as second:
+        with suppress(Death):
+            await second.settle()
+    async with a_pilot(cluster) as third:
+        await third.until_phase(Phase.TRAINING)
+        assert owners(third) == []
+
+
+async def _is_owned_while_it_trains(pilot: Pilot, **spec: Any) -> None:
+    """As an older Piton has left it."""
+    pilot.cluster.script = {1: Runs()}
+    run = await pilot.cluster.apply(a_manifest(**spec))
+    await pilot.until_phase(Phase.TRAINING)
+    old = claim(pilot)
+    assert old is not None
+    owner = {"kind": "TrainingRun", "name": "ragcun", "uid": run["metadata"]["uid"], "controller": True}
+    old["metadata"]["ownerReferences"] = [owner]
+    await pilot.server.put(CLAIMS, old)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["made", "named in claimName since"])
+async def test_a_claim_that_is_owned_in_mid_run_is_freed_at_once(pilot: Pilot, named: bool) -> None:
+    await _is_owned_while_it_trains(pilot)
+    if named:
+        await pilot.cluster.apply(a_manifest(checkpoint={"volume": {"claimName": CLAIM}}))
+
+    await pilot.turn()
+
+    assert (owners(pilot), pilot.status().phase) == ([], Phase.TRAINING)
+    writes = len(pilot.server.writes)
+    await pilot.turn()
+    assert len(pilot.server.writes) == writes
+
+
+async def test_a_claim_that_may_not_be_freed_in_mid_run_is_told_and_stops_nothing(pilot: Pilot) -> None:
+    await _is_owned_while_it_trains(pilot)
+    _refuse_to_free(pilot, 403, times=10_000)
+    for _ in range(40):
+        await pilot.turn(30)
+
+    assert (pilot.status().phase, pilot.status().attempt) == (Phase.TRAINING, 1)
+    (event,) = [event for event in pilot.server.all(EVENTS) if event["reason"] == "PolicyDenied"]
+    assert "--cascade=foreground" in event["message"]
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    await pilot.until_phase(Phase.SUSPENDED)
 
 
 async def test_a_run_is_deleted_when_its_time_to_live_has_passed_and_its_checkpoints_stay(pilot: Pilot) -> None:

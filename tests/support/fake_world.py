@@ -301,6 +301,7 @@ class FakeWorld:
         if self.half_a_gang_seconds:
             trainer.waits_for_peer_until = self.time + timedelta(seconds=self.half_a_gang_seconds)
             self.half_a_gang_seconds = 0
+        assert not self.is_volume_owned, "whatever deletes the run in the foreground deletes what this attempt saves"
         trainer.told = effect
         if number in self.jobs:
             self.zombies.append(self.jobs[number])

@@ -5,8 +5,10 @@
 
 The claim that Piton makes has no owner while the run lives, so nothing that happens to the run takes it along. When
 the run is over or deleted, the run becomes the owner of a claim that goes with it: the garbage collector does the rest.
+A run that is taken up again is no owner before its next attempt starts.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 
 from piton.api.conditions import FAILED, SUCCEEDED, TRAINING, WAITING, settled, without_waiting
@@ -25,11 +27,14 @@ from piton.core.effects import (
     Effect,
     OwnVolume,
     RemoveFinalizer,
+    StartAttempt,
     StopAttempt,
 )
 from piton.core.stopping import stop_effects
 from piton.core.unreported import has_seen_all_wait, may_hold_checkpoint
+from piton.core.wait_reasons import refusal
 from piton.observed import AttemptSeen
+from piton.timing import Timing
 
 
 def deleted(context: Context) -> Decision | None:
@@ -121,10 +126,26 @@ def _volume_goes(context: Context, status: RunStatus) -> bool | None:
     return volume.reclaim is Reclaim.DELETE or not may_hold_checkpoint(status)
 
 
-def volume_freed(context: Context, reason: Reason) -> tuple[OwnVolume, ...]:
-    """A run that is taken up again may save more: its claim does not go with it until it is over again."""
-    volume = context.observed.volume
-    return (OwnVolume(owned=False, reason=reason),) if volume.made and volume.owned else ()
+def with_volume_freed(context: Context, decision: Decision) -> Decision:
+    """Return the decision, with which a run that has not ended owns no claim: it may save more.
+
+    An attempt starts only after that. To what runs already, a refusal of it does no harm.
+    """
+    if not context.observed.volume.owned or context.meta.deleting or settled(context.status):
+        return decision
+    free = OwnVolume(owned=False, reason=Reason.ACCEPTED)
+    if any(isinstance(effect, StartAttempt) for effect in decision.effects):
+        return replace(decision, effects=(free, *decision.effects))
+    return replace(decision, optional_effects=(*decision.optional_effects, free))
+
+
+def note_refusal(decision: Decision, why: str, *, volume: str, timing: Timing) -> Decision:
+    """Return the decision when the claim of a run that goes on may not be freed: an Event says what that means."""
+    message = f"the claim {volume} belongs to this run, so kubectl delete --cascade=foreground would delete it: {why}"
+    news = Announcement(severity="Warning", reason=refusal(why).reason, message=message)
+    waits = (decision.look_again_seconds, timing.refused_seconds_max)
+    again = min(seconds for seconds in waits if seconds is not None)
+    return replace(decision, announcements=(*decision.announcements, news), look_again_seconds=again)
 
 
 def _closed(context: Context, status: RunStatus) -> RunStatus:

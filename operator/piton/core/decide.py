@@ -54,7 +54,7 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     if decision.rule == UNREADABLE:
         return decision
     decision = stalled.note_stalled(context, _accounted(context, quota_rules.kept(context, decision)))
-    decision = stuck_pods.note_stuck(context, decision)
+    decision = cleanup.with_volume_freed(context, stuck_pods.note_stuck(context, decision))
     if context.status.unreadable:
         return decision
     status = report_conditions.end_silence(context, decision.status)
@@ -123,13 +123,8 @@ def add_finalizer(context: Context) -> Decision | None:
     """Hold the run before anything is started for it."""
     if context.meta.held or (context.spec is None and not context.observed.attempts):
         return None
-    free = cleanup.volume_freed(context, Reason.ACCEPTED)
-    return Decision(
-        rule="add_finalizer",
-        effects=(AddFinalizer(reason=Reason.ACCEPTED), *free),
-        status=context.status,
-        look_again_seconds=0,
-    )
+    hold = AddFinalizer(reason=Reason.ACCEPTED)
+    return Decision(rule="add_finalizer", effects=(hold,), status=context.status, look_again_seconds=0)
 
 
 def stop_stale(context: Context) -> Decision | None:
