@@ -55,8 +55,8 @@ again (`permanent` below). Nothing that the cluster does ends it.
   have ended, so has the attempt, and its pods are deleted with their grace period.
 - **A pod that does not end**: the condition `PodStuck` names a pod that was deleted, and that its node, which answers,
   has not ended {format_duration(_TIMING.stuck_seconds)} after its grace period. With
-  `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if the claim is ReadWriteMany alone
-  and the node is cordoned or tainted, so that no other attempt meets it.
+  `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if its claims are ReadWriteMany
+  alone, and the node is cordoned, or has a taint that stays and that the next attempt does not tolerate.
 - **Another chance**: `piton retry NAME`, or `kubectl annotate trainingrun NAME piton.dev/retry=1`, takes up a run that
   has Failed, or that is Stalled, from its newest checkpoint. Each new text counts once.
 

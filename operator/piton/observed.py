@@ -163,8 +163,10 @@ class LeavingPod:
     finalizers: tuple[str, ...] = ()
     has_ended: bool = False
     """True if no container of it runs any more: only a finalizer keeps it."""
-    is_node_closed: bool = False
-    """True if its node takes no pod like this one: it is cordoned, or tainted."""
+    unshared_claims: tuple[str, ...]
+    """Claims that it mounts, and that pods on several nodes may not mount at once, or that are gone."""
+    is_node_closed: bool
+    """True if its node takes neither a pod like this one nor one of the next attempt: it is cordoned, or tainted."""
 
 
 class JobState(StrEnum):
@@ -256,8 +258,6 @@ class VolumeSeen:
     """Its storage class, where Piton has made it."""
     access_modes: tuple[str, ...] = ()
     """Its access modes, where Piton has made it."""
-    is_shared: bool = False
-    """True if pods on several nodes may mount it at once, whichever of its access modes is in effect."""
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
     reclaim: Reclaim = Reclaim.RETAIN

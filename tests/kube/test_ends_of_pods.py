@@ -235,8 +235,82 @@ async def test_a_pod_with_a_claim_for_one_node_is_never_forced(pilot: Pilot, cla
     await _wait(pilot, 600)
     stuck = pilot.status().condition(POD_STUCK)
     assert stuck is not None
-    assert "the claim is not ReadWriteMany" in stuck.message
+    assert "the claim ragcun-checkpoints that it mounts is not ReadWriteMany alone" in stuck.message
     assert _machines(pilot) == [POD]
+
+
+@pytest.mark.parametrize(
+    "moved_to",
+    [
+        {"claimName": "shared"},
+        {"size": "1Gi", "accessModes": SHARED},
+        {"claimName": "missing"},
+    ],
+    ids=["a claim of the user's", "one that Piton makes", "one that does not exist"],
+)
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "gone"])
+async def test_the_claim_that_counts_is_the_one_that_the_pod_mounts(
+    pilot: Pilot, moved_to: dict[str, Any], is_there: bool
+) -> None:
+    """The volume of the spec was moved while the pod ran."""
+    for name, modes in (("once", EXCLUSIVE), ("shared", SHARED)):
+        await pilot.server.put(
+            CLAIMS, {"metadata": {"name": name, "namespace": "team"}, "spec": {"accessModes": modes}}
+        )
+    pilot.cluster.script, pilot.cluster.hung = {1: Runs(), 2: Ends()}, {POD}
+    limits = {"stuckPods": "ForceDelete"}
+    await pilot.cluster.apply(a_manifest(checkpoint={"volume": {"claimName": "once"}}, limits=limits))
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.cluster.apply(a_manifest(checkpoint={"volume": moved_to}, limits=limits))
+    await pilot.cluster.disrupt(POD, "EvictionByEvictionAPI", "team")
+    if not is_there:
+        await pilot.server.remove(CLAIMS, "once", "team")
+    await _cordon(pilot)
+    await _wait(pilot, 300)
+    stuck = pilot.status().condition(POD_STUCK)
+    assert stuck is not None
+    assert "the claim once that it mounts" in stuck.message
+    assert pilot.server.find(PODS, POD, "team") is not None
+
+
+@pytest.mark.parametrize("written", [{"stuckPods": "Report"}, {}, {"stuckPods": "Force"}], ids=repr)
+async def test_a_consent_that_a_refused_spec_takes_back_is_none(pilot: Pilot, written: dict[str, str]) -> None:
+    await _hangs(pilot, stuckPods="ForceDelete")
+    checkpoint = {"volume": {"size": "1Gi", "accessModes": SHARED}}
+    await pilot.cluster.apply(a_manifest(checkpoint=checkpoint, limits=written, workers={"zones": ["No Zone"]}))
+    await _cordon(pilot)
+    await _wait(pilot, 300)
+    assert pilot.status().is_true(POD_STUCK)
+    assert pilot.server.find(PODS, POD, "team") is not None
+
+
+async def test_a_consent_that_a_refused_spec_still_gives_counts(pilot: Pilot) -> None:
+    await _hangs(pilot, stuckPods="ForceDelete")
+    checkpoint, limits = {"volume": {"size": "1Gi", "accessModes": SHARED}}, {"stuckPods": "ForceDelete"}
+    await pilot.cluster.apply(a_manifest(checkpoint=checkpoint, limits=limits, workers={"zones": ["No Zone"]}))
+    await _cordon(pilot)
+    await _settles(pilot)
+    assert pilot.status().phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("key", "tolerates"),
+    [("pool", True), ("pool", False), ("node.kubernetes.io/memory-pressure", False)],
+    ids=["the next attempt tolerates it", "it stays", "it goes by itself"],
+)
+async def test_a_taint_closes_a_node_only_to_a_next_attempt_that_does_not_tolerate_it(
+    pilot: Pilot, key: str, tolerates: bool
+) -> None:
+    await _hangs(pilot, stuckPods="ForceDelete")
+    workers = {"template": {"tolerations": [{"key": key, "operator": "Exists"}] if tolerates else []}}
+    checkpoint, limits = {"volume": {"size": "1Gi", "accessModes": SHARED}}, {"stuckPods": "ForceDelete"}
+    await pilot.cluster.apply(a_manifest(checkpoint=checkpoint, limits=limits, workers=workers))
+    node = pilot.server.find(NODES, f"node-of-{POD}", None)
+    assert node is not None
+    await pilot.server.put(NODES, {**node, "spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}})
+    await _wait(pilot, 300)
+    is_closed = key == "pool" and not tolerates
+    assert (pilot.server.find(PODS, POD, "team") is None) is is_closed
 
 
 def _deny_force(pilot: Pilot) -> None:

@@ -464,7 +464,7 @@ def test_a_pod_leaves_while_its_kubelet_is_to_end_it_or_a_finalizer_keeps_it(
     meta: dict[str, Any], phase: str, ready: str, leaves: bool, has_ended: bool
 ) -> None:
     view = NodeView(node=a_node("node-1", ready=ready), now=NOW)
-    found = leaving(_pod(phase=phase, meta=meta), view)
+    found = leaving(_pod(phase=phase, meta=meta), view, claims={}, next_tolerations=())
     assert (found is not None) is leaves
     assert found is None or found.has_ended is has_ended
 
@@ -483,22 +483,22 @@ OURS = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ([{"key": "a", "value": "b", "effect": "NoSchedule"}], [{"key": "a", "value": "b"}], False),
         ([{"key": "a", "value": "b", "effect": "NoSchedule"}], [{"key": "a", "value": "c"}], True),
         ([{"key": "a", "effect": "NoSchedule"}], [{"operator": "Exists"}], False),
+        ([{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}], [], False),
+        ([{"key": "node.cloudprovider.kubernetes.io/uninitialized", "effect": "NoSchedule"}], [], False),
+        ([{"key": "node.cilium.io/agent-not-ready", "effect": "NoExecute"}], [], False),
+        ([{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}], [], True),
     ],
 )
 def test_a_node_is_closed_by_a_taint_that_such_pods_do_not_tolerate(
     taints: list[dict[str, str]], tolerations: list[dict[str, str]], is_closed: bool
 ) -> None:
-    pod = _pod()
-    pod["spec"]["tolerations"] = tolerations
-    assert NodeView(node=a_node("node-1", taints=taints), now=NOW).is_closed_to(pod) is is_closed
+    assert NodeView(node=a_node("node-1", taints=taints), now=NOW).is_closed_to(tolerations) is is_closed
 
 
 def test_a_cordon_closes_a_node() -> None:
     view = NodeView(node=a_node("node-1", unschedulable=True), now=NOW)
-    assert view.is_closed_to(_pod())
-    tolerant = _pod()
-    tolerant["spec"]["tolerations"] = [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]
-    assert not view.is_closed_to(tolerant)
+    assert view.is_closed_to([])
+    assert not view.is_closed_to([{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}])
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------

@@ -239,6 +239,15 @@ def test_of_a_pod_no_environment_and_no_configuration_is_kept() -> None:
     assert len(json.dumps(kept)) < 400
 
 
+def test_of_the_volumes_of_a_pod_its_claims_are_kept() -> None:
+    """By them a pod that hangs is judged."""
+    volumes = [{"name": "shm", "emptyDir": {}}, {"name": "v", "persistentVolumeClaim": {"claimName": "once"}}]
+
+    kept = kept_fields.of_pod(a_pod() | {"spec": {"volumes": volumes}})
+
+    assert kept["spec"]["volumes"] == [{"persistentVolumeClaim": {"claimName": "once"}}]
+
+
 def test_of_a_quota_nothing_is_kept_but_what_it_allows_and_what_is_used() -> None:
     amounts = {"hard": {"pods": "9"}, "used": {"pods": "1"}}
     name = {"name": "q", "namespace": "team", "uid": "u"}

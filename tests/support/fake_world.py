@@ -523,9 +523,7 @@ class FakeWorld:
             spec=self.spec_in_effect(),
             problems=self._parsed()[1],
             status=self.status,
-            volume=VolumeSeen(
-                exists=self.volume, made=True, owned=self.is_volume_owned, is_shared=self.is_volume_shared
-            ),
+            volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
             attempts=self._without_jobs() if self.unserved == "jobs" else tuple(map(self._seen, sorted(self.jobs))),
             jobs_unknown="the cluster does not serve PyTorchJobs" if self.unserved == "jobs" else "",
             progress=self._report(trainer) if trainer and tells else None,
@@ -599,8 +597,15 @@ class FakeWorld:
             return ()
         by = trainer.deleted_at + timedelta(seconds=GRACE_SECONDS)
         name = f"ragcun-{trainer.number}-master-0"
-        closed = trainer.is_cordoned
-        return (LeavingPod(name=name, uid=trainer.pod, node=trainer.node, leaves_by=by, is_node_closed=closed),)
+        pod = LeavingPod(
+            name=name,
+            uid=trainer.pod,
+            node=trainer.node,
+            leaves_by=by,
+            unshared_claims=() if self.is_volume_shared else ("ragcun-checkpoints",),
+            is_node_closed=trainer.is_cordoned,
+        )
+        return (pod,)
 
     def _lost(self, trainer: Trainer) -> tuple[LostReplica, ...]:
         """Of what the status knows of the current attempt, that of which nothing is left."""

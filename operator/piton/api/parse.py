@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from piton.api import validation, validation_names
 from piton.api.fields import DNS_LABEL, Model
-from piton.api.spec import Budget, Meta, Reclaim, Spec
+from piton.api.spec import Budget, Meta, Reclaim, Spec, StuckPods
 from piton.api.status import RETRY_MAX, RunStatus
 from piton.contract import InputError, duration, names, quantity
 
@@ -136,7 +136,7 @@ def accepted_before(
 def _keep(spec: Spec, written: object) -> Spec:
     """Return the spec, but it deletes nothing that the one that is written now may keep.
 
-    A part that cannot be parsed keeps: a mistake deletes neither a claim nor a run.
+    A part that cannot be parsed keeps: a mistake deletes neither a claim nor a run, and forces no pod.
     """
     volume, lives = spec.checkpoint.volume, spec.ttl_after_finished
     if _part(written, "checkpoint.volume.reclaim") != Reclaim.DELETE:
@@ -146,8 +146,11 @@ def _keep(spec: Spec, written: object) -> Spec:
         lives = None
     elif lives is not None:
         lives = max(lives, now, key=duration.parse_duration)
+    limits = spec.limits
+    if _part(written, "limits.stuckPods") != StuckPods.FORCE_DELETE:
+        limits = limits.model_copy(update={"stuck_pods": StuckPods.REPORT})
     checkpoint = spec.checkpoint.model_copy(update={"volume": volume})
-    return spec.model_copy(update={"checkpoint": checkpoint, "ttl_after_finished": lives})
+    return spec.model_copy(update={"checkpoint": checkpoint, "ttl_after_finished": lives, "limits": limits})
 
 
 def _part(document: object, path: str) -> object:

@@ -67,14 +67,15 @@ def _forced(context: Context, stuck: list[tuple[AttemptSeen, LeavingPod]]) -> It
 
 
 def _is_forceable(context: Context) -> bool:
-    """True if the user wants the operator to delete such pods. A spec that is refused allows nothing."""
+    """True if the user wants the operator to delete such pods. A spec that is refused allows no more than both do."""
     return context.spec is not None and context.spec.limits.stuck_pods is StuckPods.FORCE_DELETE
 
 
 def _hindrance(context: Context, pod: LeavingPod) -> str | None:
     """Return why the pod may not be forced although the user wants it; None: it may."""
-    if not context.observed.volume.is_shared:
-        return "the claim is not ReadWriteMany, so that its process could still write to what another attempt mounts"
+    if pod.unshared_claims:
+        claim = pod.unshared_claims[0]
+        return f"the claim {claim} that it mounts is not ReadWriteMany alone, so its process could still write there"
     starts_no_other = context.meta.deleting or settled(context.status)
     if not (pod.is_node_closed or starts_no_other):
         return f"the next attempt could land on that node; kubectl cordon {pod.node} keeps it away"

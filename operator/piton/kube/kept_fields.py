@@ -55,12 +55,15 @@ def of_service(body: Body) -> Body:
 
 
 def of_pod(body: Body) -> Body:
-    """Keep what says where a pod is, how it fares, and what it requests."""
+    """Keep what says where a pod is, how it fares, what it requests, and which claims it mounts."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
     kept_spec = _only(spec, _POD_SPEC)
     kept_spec["containers"] = [_only(each, ("name", "resources")) for each in spec.get("containers") or ()]
     inits = [_only(each, ("name", "restartPolicy")) for each in spec.get("initContainers") or ()]
     kept_spec |= {"initContainers": inits} if inits else {}
+    field = "persistentVolumeClaim"
+    claims = [_only(each, (field,)) for each in spec.get("volumes") or () if field in each]
+    kept_spec |= {"volumes": claims} if claims else {}
     kept_status = _only(status, _POD_STATUS)
     kept_status |= _conditions(status)
     for field in ("initContainerStatuses", "containerStatuses"):

@@ -1,6 +1,6 @@
 """State of the node that a pod is on: gone, silent, or about to be reclaimed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -100,12 +100,12 @@ class NodeView:
         """True if the kubelet reports, so that what the pod's status says is what is."""
         return self.node is not None and condition(self.node, "Ready").get("status") == "True"
 
-    def is_closed_to(self, pod: Mapping[str, Any]) -> bool:
-        """True if no pod with the tolerations of this one is scheduled to the node now."""
+    def is_closed_to(self, tolerations: Sequence[Mapping[str, Any]]) -> bool:
+        """True if no pod with these tolerations is scheduled to the node, until somebody opens it again."""
         if self.node is None:
             return True
-        tolerations = (pod.get("spec") or {}).get("tolerations") or ()
-        taints = [taint for taint in self._taints() if taint.get("effect") in ("NoSchedule", "NoExecute")]
+        closing = [taint for taint in self._taints() if taint.get("effect") in ("NoSchedule", "NoExecute")]
+        taints = [taint for taint in closing if not _goes_by_itself(taint)]
         if (self.node.get("spec") or {}).get("unschedulable"):
             taints.append({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"})
         return any(not any(_tolerates(each, taint) for each in tolerations) for taint in taints)
@@ -140,6 +140,15 @@ def scheduled_at(pod: Mapping[str, Any]) -> datetime | None:
     """Return the time at which the scheduler bound the pod to its node, by the clock of the control plane."""
     scheduled = condition(pod, "PodScheduled")
     return moment(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
+
+
+def _goes_by_itself(taint: Mapping[str, Any]) -> bool:
+    """True if the control plane, or an agent of the node, takes the taint off as soon as a trouble of the node is over.
+
+    Such as node.kubernetes.io/memory-pressure and node.cilium.io/agent-not-ready.
+    """
+    domain, _, name = str(taint.get("key") or "").rpartition("/")
+    return domain.endswith("kubernetes.io") or name.endswith("not-ready")
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:

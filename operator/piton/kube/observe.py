@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from piton.api import parse
 from piton.api.spec import Meta, Stage
+from piton.api.stages import staged, wanted
 from piton.api.status import AttemptState, PlacedReplica, RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress
@@ -20,14 +21,15 @@ from piton.kube.clocks import began_at
 from piton.kube.errors import NotFound, UnknownKind
 from piton.kube.nodes import NodeView, condition
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
-from piton.kube.ownership import attempt_of, belongs_to_attempt, made_for, volume_of
+from piton.kube.ownership import attempt_of, belongs_to_attempt, claims_of, made_for, volume_of
 from piton.kube.pod_start import container_of
 from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.snapshot import ClusterSnapshot, SharedMemory
 from piton.kube.zone_turns import Urgency
-from piton.observed import AttemptSeen, JobState, LostReplica, Observed, ReplicaSeen
+from piton.observed import AttemptSeen, JobState, LeavingPod, LostReplica, Observed, ReplicaSeen
 from piton.ports import Refused, Unavailable
+from piton.rendering.pytorchjob import tolerations
 from piton.rendering.volume_claim import claim_name
 
 _LOOK_SECONDS = 30.0
@@ -72,6 +74,7 @@ class _Reader:
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
         self._jobs_unknown = ""
+        self._claims: dict[str, Body | None] = {}
         self._urgency = Urgency()
 
     @property
@@ -89,6 +92,9 @@ class _Reader:
         workload = await kueue.find(self._reads, self._meta, self._parsed.status, trouble)
         self._urgency = urgency_of(self._meta, self._parsed.spec, workload.body)
         views = await self._nodes(pods, missing)
+        leaving_pods = [pod for group in pods.values() for pod in group if pod["metadata"].get("deletionTimestamp")]
+        for name in sorted({name for pod in leaving_pods for name in claims_of(pod)}):
+            await self._claim_of(name)
         attempts = [
             await self._attempt(
                 number, jobs.get(number), pods.get(number, ()), missing if number == current else (), views
@@ -230,7 +236,7 @@ class _Reader:
         taken = [pod for pod, found in read if found.node_gone and force_deleted(pod)]
         replicas = tuple(found for pod, found in read if pod not in taken)
         missing = (*missing, *filter(None, map(as_placed, taken)))
-        leaves = tuple(filter(None, (leaving(pod, self._view_of(pod, views)) for pod in pods)))
+        leaves = tuple(filter(None, (self._leaving(pod, views) for pod in pods)))
         if job is None:
             deleting = bool(replicas) and all(replica.deleting for replica in replicas)
             return AttemptSeen(
@@ -271,6 +277,12 @@ class _Reader:
         seen = replica(pod, view, self._shared.prices)
         return replace(seen, began_at=began_at(pod, container_of(pod.get("status") or {}), seen.placed_at))
 
+    def _leaving(self, pod: Body, views: Mapping[str, NodeView]) -> LeavingPod | None:
+        spec = self._parsed.spec
+        specs = [] if spec is None else [staged(spec, stage) for stage in wanted(spec.stages)]
+        following = [each for one in specs for each in tolerations(one)]
+        return leaving(pod, self._view_of(pod, views), claims=self._claims, next_tolerations=following)
+
     @staticmethod
     def _view_of(pod: Body, views: Mapping[str, NodeView]) -> NodeView | None:
         return views.get((pod.get("spec") or {}).get("nodeName") or "")
@@ -290,7 +302,12 @@ class _Reader:
         spec = self._parsed.spec or self._parsed.asked
         if spec is None:
             return None
-        return await self._reads.get(CLAIMS, claim_name(self._meta, spec), namespace=self._meta.namespace)
+        return await self._claim_of(claim_name(self._meta, spec))
+
+    async def _claim_of(self, name: str) -> Body | None:
+        if name not in self._claims:
+            self._claims[name] = await self._reads.get(CLAIMS, name, namespace=self._meta.namespace)
+        return self._claims[name]
 
     def _selector(self) -> str:
         return f"{names.LABEL_RUN}={self._meta.name}"

@@ -91,21 +91,30 @@ async def _recognise(client: Client, resource: Resource, body: Body, meta: Meta,
         raise Refused(f"{resource.plural} {name!r} exists and does not belong to this {owner}; it is left alone")
 
 
+def claims_of(pod: Mapping[str, Any]) -> list[str]:
+    """Return the names of the claims that the pod mounts."""
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    return [each["persistentVolumeClaim"]["claimName"] for each in volumes if each.get("persistentVolumeClaim")]
+
+
+def is_shared(claim: Mapping[str, Any] | None) -> bool:
+    """True if pods on several nodes may mount the claim at once, whichever of its access modes is in effect."""
+    modes = set(((claim or {}).get("spec") or {}).get("accessModes") or ())
+    return "ReadWriteMany" in modes and not modes & _FOR_ONE_NODE
+
+
 def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
     """Return what is known of the claim. One that the user brings is never ours to create, so it is in nobody's way."""
     if spec is None or claim is None:
         return VolumeSeen(exists=False)
-    modes = set((claim.get("spec") or {}).get("accessModes") or ())
-    is_shared = "ReadWriteMany" in modes and not modes & _FOR_ONE_NODE
     name, wanted = claim["metadata"]["name"], claim.get("spec") or {}
     if spec.checkpoint.volume.claim_name:
-        return VolumeSeen(exists=True, name=name, is_shared=is_shared, owned=owned(claim, meta))
+        return VolumeSeen(exists=True, name=name, owned=owned(claim, meta))
     made = made_for(claim, meta)
     return VolumeSeen(
         exists=True,
         name=name,
         ours=made,
-        is_shared=is_shared,
         requested=str(((wanted.get("resources") or {}).get("requests") or {}).get("storage") or ""),
         storage_class=str(wanted.get("storageClassName") or ""),
         access_modes=tuple(map(str, wanted.get("accessModes") or ())),

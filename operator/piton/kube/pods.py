@@ -5,7 +5,7 @@ exit code when the kubelet does, the node when the cloud is quick.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -17,6 +17,7 @@ from piton.kube import pod_start
 from piton.kube.clocks import CLOCKS_DIFFER, on_the_clock_of_the_cluster
 from piton.kube.kept_fields import LIMIT_RANGER
 from piton.kube.nodes import NodeView, condition, moment, reclaim_notice, scheduled_at
+from piton.kube.ownership import claims_of, is_shared
 from piton.kube.pod_ends import OVER_TIME, ended_by_itself, without_its_end
 from piton.kube.pod_start import LAST_WORDS_MAX, container_of
 from piton.kube.prices import Prices, share
@@ -249,9 +250,22 @@ def stays(pod: Mapping[str, Any]) -> bool:
     return not _has_ended(pod) or "deletionTimestamp" in pod["metadata"]
 
 
-def leaving(pod: Mapping[str, Any], view: NodeView | None) -> LeavingPod | None:
-    """Return the pod if it is being deleted, and its kubelet answers or a finalizer alone keeps it; else None."""
-    meta = pod["metadata"]
+def leaving(
+    pod: Mapping[str, Any],
+    view: NodeView | None,
+    *,
+    claims: Mapping[str, Mapping[str, Any] | None],
+    next_tolerations: Sequence[Mapping[str, Any]],
+) -> LeavingPod | None:
+    """Return the pod if it is being deleted, and its kubelet answers or a finalizer alone keeps it; else None.
+
+    Args:
+        pod: the pod.
+        view: its node; None where it has none.
+        claims: the claims that leaving pods mount, by name.
+        next_tolerations: those of the next attempt. What its admission adds to them is seen at the pod alone.
+    """
+    meta, spec = pod["metadata"], pod.get("spec") or {}
     leaves_by = moment(meta.get("deletionTimestamp"))
     finalizers = tuple(meta.get("finalizers") or ())
     is_only_kept = bool(finalizers) and (_has_ended(pod) or force_deleted(pod) or view is None)
@@ -260,11 +274,12 @@ def leaving(pod: Mapping[str, Any], view: NodeView | None) -> LeavingPod | None:
     return LeavingPod(
         name=meta["name"],
         uid=meta.get("uid", ""),
-        node=(pod.get("spec") or {}).get("nodeName"),
+        node=spec.get("nodeName"),
         leaves_by=leaves_by,
         finalizers=finalizers,
         has_ended=is_only_kept,
-        is_node_closed=view is not None and view.is_closed_to(pod),
+        unshared_claims=tuple(name for name in claims_of(pod) if not is_shared(claims.get(name))),
+        is_node_closed=view is not None and view.is_closed_to([*(spec.get("tolerations") or ()), *next_tolerations]),
     )
 
 

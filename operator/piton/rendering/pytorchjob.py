@@ -180,7 +180,7 @@ def _pod(
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [_container(spec, role)],
         "nodeSelector": node_selector(spec),
-        "tolerations": _tolerations(spec),
+        "tolerations": tolerations(spec),
         "volumes": _volumes(meta, spec),
     }
     if server is not None:
@@ -257,7 +257,7 @@ def _within(requests: Mapping[str, str], limits: Mapping[str, str]) -> dict[str,
     return {name: limits[name] if name in above else amount for name, amount in requests.items()}
 
 
-def _tolerations(spec: Spec) -> list[dict[str, Any]]:
+def tolerations(spec: Spec) -> list[dict[str, Any]]:
     """The user's; the GPU taint where GPUs are asked for; and the patience with nodes that do not answer."""
     own = [t.model_dump(by_alias=True, exclude_none=True) for t in spec.workers.template.tolerations]
     if spec.workers.gpus_per_node:
