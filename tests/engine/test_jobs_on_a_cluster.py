@@ -314,6 +314,44 @@ def _refusing(words: list[str]) -> Callable[[Any], Any]:
     return refuse
 
 
+@pytest.mark.parametrize(
+    ("refused", "created"),
+    [(MASTER, []), ("ragcun-1-worker-1", [MASTER, WORKER])],
+    ids=["the master's", "a worker's"],
+)
+@pytest.mark.parametrize("why", ["a policy", "a server in trouble", "the name of a stranger's pod"])
+async def test_no_pod_of_a_gang_is_created_after_one_was_refused(
+    cluster: Cluster, refused: str, created: list[str], why: str
+) -> None:
+    """Seven machines of eight train nothing."""
+    await _apply(cluster, nodes=8)
+    answers = {
+        "a policy": refusal(403, "Forbidden", 'admission webhook "ports.example" denied the request: no port 9400'),
+        "a server in trouble": refusal(500, "InternalError", "an error on the server"),
+    }
+    if why in answers:
+        cluster.server.refuse = lambda request: (
+            answers[why]
+            if request.method == "POST" and request.resource == PODS and request.data["metadata"]["name"] == refused
+            else None
+        )
+    else:
+        await cluster.server.put(PODS, {"metadata": {"name": refused, "namespace": "team"}})
+        created = sorted([*created, refused])
+    async with Hand(cluster) as hand:
+        for _ in range(6):
+            await hand.calm()
+            hand.advance(30)
+        assert sorted(hand.pods()) == created
+        cluster.server.refuse = lambda _: None
+        if why not in answers:
+            await cluster.server.remove(PODS, refused, "team")
+        for _ in range(4):
+            hand.advance(120)
+            await hand.calm()
+        assert len(hand.pods()) == 8
+
+
 def _told(cluster: Cluster) -> int:
     """How often an Event was posted, or counted once more."""
     return sum(w.resource == EVENTS and w.done for w in cluster.server.writes)

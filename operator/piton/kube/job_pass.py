@@ -39,6 +39,10 @@ class _Refusal:
     def ends_with_room(self) -> bool:
         return refusal(self.sentence).ends_with_room
 
+    @property
+    def holds_its_kind(self) -> bool:
+        return self.kind is ObjectKind.POD or self.ends_with_room
+
 
 class NoRoom(Refused):
     """A ResourceQuota has no room for an object of the job, and nothing else is in its way."""
@@ -74,7 +78,7 @@ class JobPass:
     async def run(self) -> Decision | None:
         """Do what this moment asks for; None when there is nothing to serve.
 
-        A creation that is refused does not keep the others, or the status, from being written.
+        A creation that is refused does not keep those of other kinds, or the status, from being written.
 
         Raises:
             Conflict: the job or something of it is not as it was read; call again at once.
@@ -113,11 +117,12 @@ class JobPass:
     async def _create_all(self, job: Job, creates: Iterable[Create]) -> list[_Refusal]:
         """Create the objects; what was refused. A kind that a quota has no room for is tried no further.
 
-        A failure ends the pass, since the pods are a gang. One that has lasted is told like a refusal.
+        Neither are pods after one of them was refused: they are a gang, and part of it would have machines for nothing.
+        A failure ends the pass for the same reason. One that has lasted is told like a refusal.
         """
         refusals: list[_Refusal] = []
         for create in creates:
-            if any(each.kind == create.kind and each.ends_with_room for each in refusals):
+            if any(each.kind == create.kind and each.holds_its_kind for each in refusals):
                 continue
             try:
                 await self._create_or_find(job, create)
