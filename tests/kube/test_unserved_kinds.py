@@ -13,7 +13,7 @@ from piton.kube.errors import NotFound
 from piton.ports import PortError, Refused, Unavailable
 from support.apiserver import EVENTS, FLAVORS, JOBS, NODES, PODS, RUNS, WORKLOADS, refusal
 from support.builders import a_manifest
-from support.cluster import Disrupted, Runs
+from support.cluster import CRASHES, Disrupted, Ends, Runs
 from support.kueue import Kueue
 from support.pilot import Pilot
 
@@ -169,6 +169,52 @@ async def test_an_attempt_whose_jobs_are_not_served_for_a_while_is_not_given_up(
 
     mend(pilot, "pytorchjobs")
     await pilot.until(lambda: pilot.status().phase is Phase.TRAINING and not waiting(pilot)[0])
+
+
+@pytest.mark.parametrize("has_pods", [False, True])
+async def test_a_deletion_waits_while_nobody_can_tell_which_jobs_there_are(pilot: Pilot, has_pods: bool) -> None:
+    """Its job may have no pods yet. The condition says how to let the run go when the CRD is gone for good."""
+    pilot.cluster.script = {1: Runs()}
+    pilot.cluster.quota = None if has_pods else "exceeded quota: gpus"
+    await pilot.cluster.apply(a_manifest())
+    await turns(pilot, 4)
+    refuse(pilot, "pytorchjobs", *TROUBLES["not served"])
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await turns(pilot, 30, 10)
+    assert waiting(pilot)[:2] == (True, Reason.ENGINE_MISSING)
+    assert "kubectl patch trainingrun ragcun -n team" in waiting(pilot)[2]
+    assert not pilot.server.all(PODS) or not has_pods
+    version = (pilot.run() or {})["metadata"]["resourceVersion"]
+    await turns(pilot, 10, 60)
+    assert (pilot.run() or {})["metadata"]["resourceVersion"] == version
+
+    mend(pilot, "pytorchjobs")
+    await pilot.until(lambda: pilot.run() is None)
+    await pilot.turn()
+    assert not pilot.server.all(JOBS)
+
+
+@pytest.mark.parametrize("fate", [Ends(), CRASHES], ids=["finished", "between two attempts"])
+async def test_a_run_without_an_attempt_in_flight_can_be_deleted_when_pytorchjobs_are_gone_for_good(
+    pilot: Pilot, fate: Ends
+) -> None:
+    pilot.cluster.script = dict.fromkeys(range(1, 4), fate)
+    await pilot.cluster.apply(a_manifest(limits={"failures": 9}))
+    await pilot.until(lambda: any(record.ended_time for record in pilot.status().attempts))
+    refuse(pilot, "pytorchjobs", *TROUBLES["not served"])
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.until(lambda: pilot.run() is None, turns=6)
+
+
+@pytest.mark.parametrize("suspend", [True, False])
+async def test_a_run_that_has_never_started_can_be_deleted_where_there_never_were_pytorchjobs(
+    pilot: Pilot, suspend: bool
+) -> None:
+    refuse(pilot, "pytorchjobs", *TROUBLES["not served"])
+    await pilot.cluster.apply(a_manifest(suspend=suspend))
+    await pilot.settle()
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await pilot.until(lambda: pilot.run() is None, turns=6)
 
 
 async def test_a_start_lists_no_nodes_live(pilot: Pilot) -> None:

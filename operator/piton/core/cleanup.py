@@ -32,7 +32,7 @@ from piton.core.effects import (
 )
 from piton.core.stopping import stop_effects
 from piton.core.unreported import has_seen_all_wait, may_hold_checkpoint
-from piton.core.wait_reasons import refusal
+from piton.core.wait_reasons import Wait, refusal, waited_seconds
 from piton.observed import AttemptSeen
 from piton.timing import Timing
 
@@ -44,15 +44,35 @@ def deleted(context: Context) -> Decision | None:
     status = context.status if context.status.unreadable else _stopping(context)
     effects: tuple[Effect, ...] = _stop_all(context, Reason.DELETED)
     news: tuple[Announcement, ...] = ()
-    if not any(seen.ours for seen in context.observed.attempts) and context.meta.held:
+    unknown = _find_unknown_job(context)
+    if not (unknown or any(seen.ours for seen in context.observed.attempts)) and context.meta.held:
         known = _closed(context, status)
         effects = (*volume_effects(context, known, Reason.DELETED), RemoveFinalizer(reason=Reason.DELETED))
         news = volume_news(context, known)
-    if status.is_true(WAITING) and not settled(status) and not status.unreadable:
+    wait = unknown or stuck_pods.find_wait(context, *context.observed.attempts)
+    if wait is not None:
+        status = context.waits(status, None, wait)[0]
+    elif status.is_true(WAITING) and not settled(status) and not status.unreadable:
         status = context.phase(status, status.phase, Reason.DELETED, "the run is being deleted")
-    wait = stuck_pods.find_wait(context, *context.observed.attempts)
-    status = context.waits(status, None, wait)[0] if wait else _unhindered(context, status)
-    return Decision(rule="deleted", effects=effects, status=status, announcements=news)
+    else:
+        status = _unhindered(context, status)
+    again = context.timing.try_again_seconds(waited_seconds(status, context.now)) if unknown else None
+    return Decision(rule="deleted", effects=effects, status=status, announcements=news, look_again_seconds=again)
+
+
+def _find_unknown_job(context: Context) -> Wait | None:
+    """Return why the run is not let go: nobody can tell whether the job of its last attempt exists; None: it may be."""
+    why, status, record = context.observed.jobs_unknown, context.status, context.flying
+    may_exist = status.unreadable or (record is not None and record.state is not AttemptState.PENDING)
+    if not (why and may_exist):
+        return None
+    name, namespace = context.meta.name, context.meta.namespace
+    message = (
+        f"{refusal(why).message} The job of attempt {status.attempt} may exist, and this run goes when somebody can "
+        "tell. If PyTorchJobs are gone for good, so is the job, and this lets the run go; its claim stays: kubectl "
+        f'patch trainingrun {name} -n {namespace} --type merge --patch \'{{"metadata":{{"finalizers":null}}}}\''
+    )
+    return Wait(reason=refusal(why).reason, message=message)
 
 
 def ended(context: Context) -> Decision | None:
