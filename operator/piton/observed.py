@@ -190,6 +190,8 @@ class AttemptSeen:
     ours: bool = True
     """False: an object of this name exists that does not belong to the run."""
     deleting: bool = False
+    deleted_at: datetime | None = None
+    """Of a job that is being deleted and still there: since when, by the clock of the API server."""
     suspended: bool = False
     """Its spec.runPolicy.suspend is true. Piton never sets it: another client has, and the job's pods are deleted."""
     message: str = ""
@@ -199,7 +201,7 @@ class AttemptSeen:
     replicas: tuple[ReplicaSeen, ...] = ()
     lost: tuple[LostReplica, ...] = ()
     leaving: tuple[LeavingPod, ...] = ()
-    """Pods that are being deleted, also those whose trainer has ended."""
+    """Pods that are being deleted, also those whose trainer has ended; and its job, while a finalizer keeps that."""
     expected_replicas: int = 1
 
     @property
@@ -235,8 +237,12 @@ class AttemptSeen:
     @property
     def lingers(self) -> bool:
         """True if a pod runs on after its trainer has ended, and nobody has deleted it."""
-        left = any(r.outlives_trainer and not (r.deleting or r.node_gone) for r in self.replicas)
-        return left and not self.deleting
+        return any(r.outlives_trainer and not (r.deleting or r.node_gone) for r in self.replicas)
+
+    @property
+    def left_alone(self) -> bool:
+        """True if a pod has its machine, and nobody has deleted it."""
+        return self.lingers or any(not (r.deleting or r.ended) for r in self.replicas)
 
     @property
     def stranded(self) -> bool:

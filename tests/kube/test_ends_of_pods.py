@@ -415,6 +415,95 @@ async def test_a_deletion_that_somebodys_finalizer_holds_up_names_it(pilot: Pilo
     assert not pilot.server.all(JOBS)
 
 
+async def _trains_in_a_job_that_stays(pilot: Pilot, finalizer: str, **spec: Any) -> None:
+    """An archiver or a policy engine keeps the job, so that the garbage collector never comes for its pods."""
+    pilot.cluster.script = {1: Runs(), 2: Runs()}
+    await pilot.cluster.apply(a_manifest(**spec))
+    await pilot.until_phase(Phase.TRAINING)
+    job = pilot.server.find(JOBS, "ragcun-1", "team")
+    assert job is not None
+    job["metadata"]["finalizers"] = [finalizer]
+    await pilot.server.put(JOBS, job)
+
+
+@pytest.mark.parametrize("asks", ["suspend", "delete", "deadline"])
+async def test_the_pods_of_a_job_that_somebodys_finalizer_keeps_are_stopped_by_themselves(
+    pilot: Pilot, asks: str
+) -> None:
+    limits = {"deadline": "30m"} if asks == "deadline" else {}
+    await _trains_in_a_job_that_stays(pilot, "example.com/archive", limits=limits)
+    if asks == "delete":
+        await pilot.server.delete(RUNS, "ragcun", "team")
+    elif asks == "suspend":
+        await pilot.cluster.apply(a_manifest(suspend=True))
+    else:
+        pilot.advance(1800)
+    await pilot.settle(resync=False)
+    await pilot.settle()
+    deletes = [w.name for w in pilot.server.writes if (w.method, w.resource) == ("DELETE", PODS)]
+    assert (_machines(pilot), deletes) == ([POD], []), "the garbage collector may yet come"
+    await _wait(pilot, 60)
+    assert _machines(pilot) == []
+    (attempt,) = pilot.status().attempts
+    assert attempt.checkpoint_step == 10, "it had its grace period, and has saved"
+    if asks == "delete":
+        await _wait(pilot, 120)
+        waiting = pilot.status().condition(WAITING)
+        assert waiting is not None
+        assert waiting.reason is Reason.POD_STUCK
+        assert "the job ragcun-1" in waiting.message
+        assert "example.com/archive" in waiting.message
+        await pilot.server.remove(JOBS, "ragcun-1", "team")
+        await pilot.until(lambda: pilot.run() is None)
+        return
+    assert pilot.status().phase is (Phase.SUSPENDED if asks == "suspend" else Phase.FAILED)
+    assert not pilot.status().is_true(POD_STUCK)
+
+
+async def test_pods_of_a_job_that_stays_and_that_may_not_be_deleted_are_told(pilot: Pilot) -> None:
+    await _trains_in_a_job_that_stays(pilot, "example.com/archive")
+    denied = refusal(403, "Forbidden", 'admission webhook "no-delete.example" denied the request: no')
+    pilot.server.refuse = lambda request: denied if (request.method, request.resource) == ("DELETE", PODS) else None
+    await pilot.cluster.apply(a_manifest(suspend=True))
+    await _wait(pilot, 60)
+    waiting = pilot.status().condition(WAITING)
+    assert waiting is not None
+    assert (waiting.status, waiting.reason) == ("True", Reason.POLICY_DENIED)
+    assert "no-delete.example" in waiting.message
+
+
+async def test_a_job_that_somebody_deletes_and_a_finalizer_keeps_trains_on_and_names_it(pilot: Pilot) -> None:
+    await _trains_in_a_job_that_stays(pilot, "example.com/archive")
+    await pilot.server.delete(JOBS, "ragcun-1", "team")
+    await _wait(pilot, 150)
+    stuck = pilot.status().condition(POD_STUCK)
+    assert stuck is not None
+    assert (stuck.status, pilot.status().phase) == ("True", Phase.TRAINING)
+    assert "the job ragcun-1 is to be gone since" in stuck.message
+    assert "example.com/archive" in stuck.message
+
+
+async def test_a_sidecar_in_a_job_that_stays_keeps_no_machine(pilot: Pilot) -> None:
+    pilot.cluster.sidecar = RUNNING
+    pilot.cluster.script = {1: CRASHES, 2: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until(lambda: bool(_machines(pilot)))
+    job = pilot.server.find(JOBS, "ragcun-1", "team")
+    assert job is not None
+    job["metadata"]["finalizers"] = ["example.com/archive"]
+    await pilot.server.put(JOBS, job)
+    await _wait(pilot, 150)
+    assert _machines(pilot) == ["ragcun-2-master-0"]
+    assert pilot.status().phase is Phase.TRAINING
+
+
+async def test_a_job_that_the_garbage_collector_still_empties_is_no_trouble(pilot: Pilot) -> None:
+    await _trains_in_a_job_that_stays(pilot, "foregroundDeletion")
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    await _wait(pilot, 300)
+    assert not pilot.status().is_true(POD_STUCK)
+
+
 async def test_a_sidecar_that_hangs_is_told_while_the_next_attempt_trains(pilot: Pilot) -> None:
     pilot.cluster.sidecar, pilot.cluster.hung = RUNNING, {POD}
     pilot.cluster.script = {1: CRASHES, 2: Runs()}

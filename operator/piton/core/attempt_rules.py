@@ -101,7 +101,8 @@ def stop(context: Context) -> Decision | None:
         status, _ = context.waits(status, Phase.STOPPING, wait)
     elif status.is_true(WAITING):  # something was refused; what follows here says so again if it still is
         status = context.phase(status, Phase.STOPPING, reason, record.message)
-    return Decision(rule="stop", effects=stop_effects(seen, reason), status=status, status_if_refused=reported)
+    effects = stop_effects(seen, reason, context.now)
+    return Decision(rule="stop", effects=effects, status=status, status_if_refused=reported)
 
 
 def judged(context: Context) -> Decision | None:

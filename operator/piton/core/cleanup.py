@@ -111,7 +111,7 @@ def stop(number: int, context: Context, reason: Reason) -> tuple[Effect, ...]:
     """Return the effects that stop an existing attempt."""
     seen = context.observed.attempt(number)
     assert seen is not None
-    return stop_effects(seen, reason)
+    return stop_effects(seen, reason, context.now)
 
 
 def volume_effects(context: Context, status: RunStatus, reason: Reason) -> tuple[OwnVolume, ...]:

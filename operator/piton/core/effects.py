@@ -74,7 +74,10 @@ class StartAttempt:
 
 @dataclass(frozen=True, kw_only=True)
 class StopAttempt:
-    """Delete the attempt's job with its grace period: replicas get SIGTERM and may save. Already gone is success."""
+    """Delete the attempt's job with its grace period: replicas get SIGTERM and may save. Already gone is success.
+
+    Where that is done, and the job gone or kept by a finalizer, delete the replicas themselves in the same way.
+    """
 
     number: int
     reason: Reason

@@ -14,6 +14,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import StuckPods
 from piton.core.context import Context
 from piton.core.effects import Decision, RemoveReplica
+from piton.core.stopping import pods_wait_seconds
 from piton.core.wait_reasons import Wait
 from piton.observed import AttemptSeen, LeavingPod
 from piton.timing import Timing
@@ -30,7 +31,8 @@ def note_stuck(context: Context, decision: Decision) -> Decision:
     leaving = _leaving(context.observed.attempts)
     stuck = [(seen, pod) for seen, pod in leaving if _is_stuck(context, pod)]
     waits = (_seconds_left(context, pod) for _, pod in leaving if not _is_stuck(context, pod))
-    known = [seconds for seconds in (decision.look_again_seconds, *waits) if seconds is not None]
+    pods = (pods_wait_seconds(seen, context.now) or None for seen in context.observed.attempts if seen.ours)
+    known = [seconds for seconds in (decision.look_again_seconds, *waits, *pods) if seconds is not None]
     message = _message(context, [pod for _, pod in stuck]) if stuck else None
     news = () if message is None else context.warn_once(POD_STUCK, Reason.POD_STUCK, message)
     return replace(

@@ -19,11 +19,11 @@ from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.clocks import began_at
 from piton.kube.errors import NotFound, UnknownKind
-from piton.kube.nodes import NodeView, condition
+from piton.kube.nodes import NodeView, condition, moment
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, claims_of, made_for, volume_of
 from piton.kube.pod_start import container_of
-from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
+from piton.kube.pods import as_placed, as_pod, force_deleted, kept_job, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.snapshot import ClusterSnapshot, SharedMemory
 from piton.kube.zone_turns import Urgency
@@ -250,6 +250,7 @@ class _Reader:
             job=state,
             ours=made_for(job, self._meta),
             deleting=bool(job["metadata"].get("deletionTimestamp")),
+            deleted_at=moment(job["metadata"].get("deletionTimestamp")),
             suspended=warning_events.is_suspended(job),
             message=message,
             replicas=replicas,
@@ -257,6 +258,8 @@ class _Reader:
             leaving=leaves,
             expected_replicas=_expected_replicas(job),
         )
+        if seen.left_alone or self._meta.deleting:
+            seen = replace(seen, leaving=(*leaves, *kept_job(job, leaves)))
         waits = number == _in_flight(self._parsed.status) and seen.incomplete and not seen.deleting
         return await self._with_events(seen, job) if waits else seen
 

@@ -273,11 +273,11 @@ class KubeWorld:
         await create(self._client, resource, body, self._meta, owner="run")
 
     async def _stop(self, number: int) -> None:
-        """Delete the job; its pods follow with their grace period. Where the job is gone, the pods themselves."""
+        """Delete the job; its pods follow with their grace period. Where that is done already, the pods themselves."""
         seen = self._read.observed.attempt(number)
         if seen is None or not seen.ours:
             return
-        if seen.job is not None:
+        if seen.job is not None and not seen.deleting:
             await self._delete(JOBS, names.attempt_name(self._name, number), seen.uid)
             return
         for replica in seen.replicas:
