@@ -151,12 +151,12 @@ async def run_pass(
         Conflict: somebody wrote in between; call again at once.
         Unavailable: the world did not answer; call again later.
     """
-    observed = await world.observe()
+    observed = await _observe(world, failures)
     if observed is None:
         return None
     decision = rules.decide(observed)
     if world.is_cached and rules.is_binding(observed, decision):
-        observed = await world.observe(live=True)
+        observed = await _observe(world, failures, live=True)
         if observed is None:
             return None
         decision = rules.decide(observed)
@@ -185,6 +185,19 @@ async def _conclude(
         await _write_status(world, decision.status, announcer, failures)
     for announcement in decision.announcements if is_news or decision.effects or decision.optional_effects else ():
         await announcer.announce(announcement)
+
+
+async def _observe(
+    world: AnyWorld[ObservedT, EffectT, StatusT], failures: Failures, *, live: bool = False
+) -> ObservedT | None:
+    """Observe. Since when that fails is remembered: whoever drives the passes tells people when it has lasted."""
+    try:
+        observed = await world.observe(live=live)
+    except PortError as error:
+        failures.note_look(str(error))
+        raise
+    failures.note_looked()
+    return observed
 
 
 async def _apply(

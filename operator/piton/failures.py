@@ -1,21 +1,26 @@
-"""Effects on one object that the world neither carries out nor refuses: since when, and when they are tried again.
+"""Effects on one object that the world neither carries out nor refuses, and what of it cannot be read: since when.
 
 A 5xx, a 409, a 429 or a time-out may be the answer of a server in trouble, and then it is over soon. It may as well be
-all that the server ever answers for this one object, as with a broken webhook. Only the time tells the two apart. In
-memory: a new operator begins anew.
+all that the server ever answers for this one object, as with a broken webhook. Only the time tells the two apart. The
+same goes for reads. In memory: a new operator begins anew.
 """
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
-from piton.ports import Clock
+from piton.ports import Clock, PortError
+
+T = TypeVar("T")
 
 LASTING_SECONDS = 120.0
-"""Seconds after which a failure counts as a refusal, and people are told."""
+"""Seconds after which a failure counts as a refusal, and people are told. What cannot be read so long is unknown."""
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 60.0
 """First and longest wait before effects are tried again that failed; it doubles with each pass in which one does."""
 _DOUBLINGS_MAX = 32
+_LOOK = "look"
+"""Name of all that a pass has to read: without it nothing is decided."""
 
 
 @dataclass(kw_only=True)
@@ -37,10 +42,11 @@ class Failures:
         """True if the world seemed to be away, so that nothing is tried before that time."""
         self._status_since: datetime | None = None
         self._status_told = False
+        self._unread: dict[str, _Failure] = {}
 
     def __len__(self) -> int:
-        """Return the number of effects that fail, with the status where it cannot be written."""
-        return len(self._found) + (self._status_since is not None)
+        """Return the number of effects and reads that fail, with the status where it cannot be written."""
+        return len(self._found) + len(self._unread) + (self._status_since is not None)
 
     def note(self, name: str, why: str) -> None:
         """Remember that the effect failed, with the newest words."""
@@ -90,5 +96,61 @@ class Failures:
         """Forget that the status could not be written."""
         self._status_since, self._status_told = None, False
 
+    def note_read(self, name: str, why: str) -> bool:
+        """Remember that this could not be read. True if that has lasted: then it is unknown."""
+        failure = self._unread.setdefault(name, _Failure(since=self._clock.now(), why=why))
+        return self._seconds_since(failure.since) >= LASTING_SECONDS
+
+    def keep_reads(self, unread: Collection[str]) -> None:
+        """Forget all reads but those that failed in the look that has just ended."""
+        self._unread = {name: failure for name, failure in self._unread.items() if name in unread}
+
+    def note_look(self, why: str) -> None:
+        """Remember that nothing can be decided, since something that has to be read cannot be."""
+        self.note_read(_LOOK, why)
+
+    def note_looked(self) -> None:
+        """Forget that nothing could be decided."""
+        self._unread.pop(_LOOK, None)
+
+    def is_blind(self) -> bool:
+        """True if nothing could be decided for so long that people have to hear of it."""
+        failure = self._unread.get(_LOOK)
+        return failure is not None and self._seconds_since(failure.since) >= LASTING_SECONDS
+
     def _seconds_since(self, time: datetime) -> float:
         return (self._clock.now() - time).total_seconds()
+
+
+class Unread:
+    """The parts of one look that could not be read for so long that they are unknown; none without earlier failures."""
+
+    def __init__(self, failures: Failures | None) -> None:
+        self._failures = failures
+        self._found: dict[str, str] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    async def or_unknown(self, name: str, reading: Awaitable[T], unknown: T) -> T:
+        """Return what is read; `unknown` if that has failed for long.
+
+        Raises:
+            PortError: it has failed, perhaps only for a moment.
+        """
+        try:
+            return await reading
+        except PortError as error:
+            if self._failures is None or not self._failures.note_read(name, str(error)):
+                raise
+            self._found[name] = str(error)
+            return unknown
+
+    def end_look(self) -> str:
+        """Forget what was read again. Returns in words what is unknown, and why: of many nodes one."""
+        if self._failures is not None:
+            self._failures.keep_reads(self._found)
+        told: dict[str, str] = {}
+        for name, why in self._found.items():
+            told.setdefault(name.split()[0], f"{name}: {why}")
+        return "; ".join(told.values())

@@ -198,6 +198,8 @@ class AttemptSeen:
     """The message of the job's condition about its end."""
     words: tuple[ClusterMessage, ...] = ()
     """The reason for which the job's controller cannot create pods: its events about a quota or a policy."""
+    words_unknown: bool = False
+    """True if nobody can tell what is said of it and its replicas: Events could not be read for long."""
     replicas: tuple[ReplicaSeen, ...] = ()
     lost: tuple[LostReplica, ...] = ()
     leaving: tuple[LeavingPod, ...] = ()
@@ -272,6 +274,8 @@ class VolumeSeen:
     """True if the run is its owner, so that the garbage collector deletes it with the run."""
     of_earlier_run: bool = False
     """It is not ours, and was made for an earlier run of this name, whose checkpoints it keeps."""
+    unknown: bool = False
+    """True if it could not be read for long: nobody can tell whether it exists, and whose it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +335,8 @@ class Observed:
     """The final manifest, where the world can read it."""
     reservation: ReservationSeen | None = None
     """The quota that it has from a queue, or waits for; None: it is in no queue, or this world has none."""
+    unread: str = ""
+    """The parts that could not be read for long, and why; the rest is known."""
 
     def attempt(self, number: int) -> AttemptSeen | None:
         """The attempt of that number, if anything of it exists."""

@@ -12,7 +12,7 @@ Reporting is False while an attempt trains and nothing is heard of it; it is set
 Mirrored is False while checkpoints should be mirrored and are not; it is set only of a run with a mirror that reports.
 VolumeNearlyFull is True while the checkpoint volume has hardly room for another checkpoint.
 SpecPending is True while the spec asks for something that only another attempt, or another volume, can have.
-OperatorError is True while the operator fails at the object, by a mistake of its own.
+OperatorError is True while the operator fails at the object, by a mistake of its own, or cannot read what it needs.
 PodStuck is True while a pod that is being deleted keeps its machine, which answers, or is kept by a finalizer.
 Stalled is True while consecutive attempts end without a newer durable step.
 Waiting is not a phase: it is True while something outside the run blocks its next transition, in any phase.

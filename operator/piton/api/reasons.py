@@ -84,6 +84,8 @@ class Reason(OpenEnum):
     """The spec has changed in what an attempt has from its start: the attempt that runs does not have it."""
     OPERATOR_ERROR = "OperatorError"
     """The operator fails at this object, by a mistake of its own: nothing is done for it until a pass gets through."""
+    CLUSTER_UNREADABLE = "ClusterUnreadable"
+    """The operator has not been able to read something that it needs for two minutes."""
     POD_STUCK = "PodStuck"
     """A pod is deleted, and its node, which answers, does not end it."""
     STARTING = "Starting"

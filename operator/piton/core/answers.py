@@ -3,7 +3,7 @@
 Accepted             whether the spec is good. While it is refused, the one that was accepted last stays in effect
 observedGeneration   the generation that the operator has looked at
 SpecPending          parts of the spec that the attempt in flight does not have
-OperatorError        False again: the operator got through a pass
+OperatorError        what could not be read for long; False again where the operator got through a pass and read all
 
 The spec that was accepted last is kept in the status: nobody else remembers it.
 """
@@ -32,6 +32,8 @@ _LATE_LIMITS = ("training_time", "hang_timeout")
 _NO_SMALLER = "no claim can get smaller"
 _OF_THE_CLAIM = ("size", "storage_class_name", "access_modes", "reclaim")
 """Parts of a volume that no attempt has: Piton makes the claim once."""
+_LOOK_AGAIN_SECONDS = 60.0
+"""Seconds until the next look while something cannot be read."""
 
 
 def digests(spec: Spec, stage: Stage) -> dict[str, str]:
@@ -47,11 +49,13 @@ def digests(spec: Spec, stage: Stage) -> dict[str, str]:
 
 def answer(context: Context, decision: Decision) -> Decision:
     """Return the decision with the answers to the current spec, once anything is known of the run."""
+    if not decision.status.conditions:
+        return decision
+    decision = _note_unread(context, decision)
     status, generation = decision.status, context.meta.generation
-    if context.meta.deleting or not status.conditions:
+    if context.meta.deleting:
         return decision
     status = status.model_copy(update={"observed_generation": generation})
-    status = context.with_trouble(status, OPERATOR_ERROR, Reason.OPERATOR_ERROR, None)
     problem = _problem(context)
     status = with_accepted(status, context.status, problem, now=context.now, generation=generation)
     status = _remembered(context, status)
@@ -59,6 +63,25 @@ def answer(context: Context, decision: Decision) -> Decision:
     status = context.with_trouble(status, SPEC_PENDING, Reason.SPEC_PENDING, pending)
     news = (*decision.announcements, *_news(context, decision, problem, pending))
     return replace(decision, status=status, announcements=news)
+
+
+def _note_unread(context: Context, decision: Decision) -> Decision:
+    """Return the decision with the condition OperatorError as it is now. Nothing tells when a read works again."""
+    why = context.observed.unread
+    if not why:
+        return replace(decision, status=context.with_trouble(decision.status, OPERATOR_ERROR, Reason.NOT_YET, None))
+    message = (
+        f"what belongs to this run cannot be read: {why}. Limits, suspension and deletion act on what is known; no "
+        "attempt starts and no claim is given up without knowing the claim. If the operator lacks a right, install or "
+        "upgrade Piton's chart again; else look at the API server and its webhooks"
+    )
+    known = [seconds for seconds in (decision.look_again_seconds, _LOOK_AGAIN_SECONDS) if seconds is not None]
+    decision = replace(decision, look_again_seconds=min(known))
+    if not _is_new(context, OPERATOR_ERROR, Reason.CLUSTER_UNREADABLE, message):
+        return decision
+    status = context.with_trouble(decision.status, OPERATOR_ERROR, Reason.CLUSTER_UNREADABLE, message)
+    news = Announcement(severity="Warning", reason=Reason.CLUSTER_UNREADABLE, message=message)
+    return replace(decision, status=status, announcements=(*decision.announcements, news))
 
 
 def _problem(context: Context) -> str | None:

@@ -26,6 +26,8 @@ def start(context: Context) -> Decision | None:
         return None
     if (held := quota_rules.hold(context)) is not None:
         return held
+    if context.observed.volume.unknown:
+        return Decision(rule="start", status=context.status)
     if context.observed.volume.exists and not context.observed.volume.ours:
         message = _whose_claim(context)
         wait = Wait(reason=Reason.NAME_TAKEN, message=message)

@@ -45,7 +45,8 @@ def deleted(context: Context) -> Decision | None:
     effects: tuple[Effect, ...] = _stop_all(context, Reason.DELETED)
     news: tuple[Announcement, ...] = ()
     unknown = _find_unknown_job(context)
-    if not (unknown or any(seen.ours for seen in context.observed.attempts)) and context.meta.held:
+    is_gone = not (unknown or any(seen.ours for seen in context.observed.attempts))
+    if is_gone and context.meta.held and not context.observed.volume.unknown:
         known = _closed(context, status)
         effects = (*volume_effects(context, known, Reason.DELETED), RemoveFinalizer(reason=Reason.DELETED))
         news = volume_news(context, known)
@@ -86,9 +87,10 @@ def ended(context: Context) -> Decision | None:
     claim = () if alive else volume_effects(context, context.status, reason)
     effects += () if alive else (*trimmed(context), *claim)
     news: tuple[Announcement, ...] = ()
-    if not effects and context.meta.held:
+    is_unknown = context.observed.volume.unknown
+    if not effects and context.meta.held and not is_unknown:
         effects, news = (RemoveFinalizer(reason=reason),), volume_news(context, context.status)
-    left = _seconds_to_live(context)
+    left = None if is_unknown else _seconds_to_live(context)
     if not effects and left is not None and left <= 0:
         effects, news = (DeleteRun(reason=Reason.EXPIRED),), volume_news(context, context.status)
     again = 0.0 if claim else left or None  # nobody watches claims

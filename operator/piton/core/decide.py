@@ -121,7 +121,7 @@ def retried(context: Context) -> Decision | None:
 
 def add_finalizer(context: Context) -> Decision | None:
     """Hold the run before anything is started for it."""
-    if context.meta.held or (context.spec is None and not context.observed.attempts):
+    if context.meta.held or context.observed.volume.unknown or (context.spec is None and not context.observed.attempts):
         return None
     hold = AddFinalizer(reason=Reason.ACCEPTED)
     return Decision(rule="add_finalizer", effects=(hold,), status=context.status, look_again_seconds=0)
@@ -242,7 +242,8 @@ def begin_attempt(context: Context) -> Decision:
     assert context.spec is not None
     stage = stages.next_stage(context.spec, context.status)
     assert stage is not None
-    known = with_doubt(context.status, context.observed.volume.made and not context.status.attempts)
+    volume = context.observed.volume
+    known = with_doubt(context.status, (volume.made or volume.unknown) and not context.status.attempts)
     status = transitions.begin(known, context.observed.attempts, stage, now=context.now, timing=context.timing)
     assert status.current is not None
     reason = stages.reason_to_begin(status, stage)

@@ -3,8 +3,8 @@
 It starts when all replicas have a machine; before that, once a replica runs and waits for the others. A replica that
 has a machine and does not run, while others wait for one, gets three times the limit. The clock stands still while the
 kubelet reports that it pulls an image, or an init container runs, for at most twice the limit: a large image is no
-fault, and a pull that never ends is one. All times are the operator's own, of its first look, or the API server's:
-nodes' clocks may be wrong.
+fault, and a pull that never ends is one. Where nobody can read what it reports, it may be pulling. All times are the
+operator's own, of its first look, or the API server's: nodes' clocks may be wrong.
 
 A start that is slow is slow in each attempt: a mount of many files takes its time. So the limit learns. An attempt that
 it has ended doubles it for the next one, until one comes together; what that one took is not too long from then on.
@@ -36,7 +36,8 @@ def advance(status: RunStatus, seen: AttemptSeen | None, *, now: datetime) -> Ru
         status = transitions.change(status, placed_time=now, pull_time=None, pull_seconds=None)
         record = status.current
         assert record is not None
-    pulling = _began(record) is not None and record.formed_time is None and any(map(_pulls, seen.replicas))
+    may_pull = seen.words_unknown or any(map(_pulls, seen.replicas))
+    pulling = _began(record) is not None and record.formed_time is None and may_pull
     if pulling and record.pull_time is None:
         return transitions.change(status, pull_time=now)
     if not pulling and record.pull_time is not None:

@@ -66,7 +66,7 @@ class Worker(ABC):
         self._waits = QuotaWaits(self.queue)
         self._errors = OperatorErrors(client, clock, self.resource)
         self._failures: dict[Key, Failures] = {}
-        """Of objects with an effect that fails now."""
+        """Of objects with an effect or a read that fails now."""
         self._doubtful: set[Key] = set()
         """Objects whose last pass failed, perhaps because the cache was behind."""
         meter.watch_queue(self.kind, self.queue.__len__)
@@ -156,6 +156,8 @@ class Worker(ABC):
             self.queue.postpone(key, error.seconds)
         except PortError as error:
             self._failed(key, str(error), level=logging.WARNING)
+            if self.failures(key).is_blind():
+                await self._errors.tell(key, error)
         except Exception as error:  # noqa: BLE001 - a bug that one object meets must not stop the others
             self._failed(key, repr(error), level=logging.ERROR)
             await self._errors.tell(key, error)
@@ -172,7 +174,7 @@ class Worker(ABC):
             self.queue.done(key)
 
     def failures(self, key: Key) -> Failures:
-        """Return the failures of effects on this object, from earlier passes."""
+        """Return the failures of effects on this object and of its reads, from earlier passes."""
         return self._failures.setdefault(key, Failures(self._clock))
 
     def forget_failures(self, key: Key) -> None:

@@ -114,6 +114,11 @@ class NodeView:
         return _taints(self.node) if self.node else []
 
 
+def unknown_node(name: str) -> dict[str, Any]:
+    """Return a node of which nothing is known: neither gone nor reclaimed, and it does not answer."""
+    return {"metadata": {"name": name}}
+
+
 def reclaim_notice(node: Mapping[str, Any]) -> str | None:
     """Return the sign that the machine is about to go, in words: its taint, or the deletion of the node."""
     taint = next((taint["key"] for taint in _taints(node) if taint.get("key") in _RECLAIM_TAINTS), None)

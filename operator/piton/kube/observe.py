@@ -2,6 +2,9 @@
 
 Live reads come in an order: the job after its pods, and all nodes at once. In the cache each kind is as old as its own
 watch, so what is read there may fit together badly; no create, delete or verdict follows from that.
+
+Run, jobs and pods have to be read. A node, the Events and the claim become unknown when they could not be read for two
+minutes: limits are kept without them, and nothing that rests on them is done.
 """
 
 import asyncio
@@ -15,11 +18,12 @@ from piton.api.stages import staged, wanted
 from piton.api.status import AttemptState, PlacedReplica, RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress
+from piton.failures import Failures, Unread
 from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.clocks import began_at
 from piton.kube.errors import NotFound, UnknownKind
-from piton.kube.nodes import NodeView, condition, moment
+from piton.kube.nodes import NodeView, condition, moment, unknown_node
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, claims_of, made_for, volume_of
 from piton.kube.pod_start import container_of
@@ -27,7 +31,7 @@ from piton.kube.pods import as_placed, as_pod, force_deleted, kept_job, leaving,
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.snapshot import ClusterSnapshot, SharedMemory
 from piton.kube.zone_turns import Urgency
-from piton.observed import AttemptSeen, JobState, LeavingPod, LostReplica, Observed, ReplicaSeen
+from piton.observed import AttemptSeen, JobState, LeavingPod, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.ports import Refused, Unavailable
 from piton.rendering.pytorchjob import tolerations
 from piton.rendering.volume_claim import claim_name
@@ -44,10 +48,12 @@ async def read(
     now: datetime,
     run: Reads | None = None,
     shared: SharedMemory | None = None,
+    failures: Failures | None = None,
 ) -> ClusterSnapshot | None:
     """Look at the run and all that belongs to it, in the cache or live; None when it does not exist.
 
-    With `run`, the run itself is read from there, and the job that has the name of its next attempt.
+    With `run`, the run itself is read from there, and the job that has the name of its next attempt. `failures` says
+    since when something cannot be read; without it, nothing is unknown.
 
     Raises:
         Unavailable: something could not be read; nothing may be decided on half of the facts.
@@ -56,7 +62,7 @@ async def read(
         manifest = await (run or reads).get(RUNS, name, namespace=namespace)
         if manifest is None:
             return None
-        return await _Reader(reads, run or reads, manifest, now, shared or SharedMemory()).read()
+        return await _Reader(reads, run or reads, manifest, now, shared or SharedMemory(), failures).read()
     except Refused as refusal:
         raise Unavailable(f"this operator may not read what it has to: {refusal}") from refusal
 
@@ -64,12 +70,21 @@ async def read(
 class _Reader:
     """One look; it holds what its steps share."""
 
-    def __init__(self, reads: Reads, by_name: Reads, manifest: Body, now: datetime, shared: SharedMemory) -> None:
+    def __init__(
+        self,
+        reads: Reads,
+        by_name: Reads,
+        manifest: Body,
+        now: datetime,
+        shared: SharedMemory,
+        failures: Failures | None,
+    ) -> None:
         self._reads = reads
         self._by_name = by_name
         self._manifest = manifest
         self._now = now
         self._shared = shared
+        self._unread = Unread(failures)
         self._events = shared.events or reads
         self._parsed = parse.parse(manifest)
         self._changes_at: datetime | None = None
@@ -94,7 +109,7 @@ class _Reader:
         views = await self._nodes(pods, missing)
         leaving_pods = [pod for group in pods.values() for pod in group if pod["metadata"].get("deletionTimestamp")]
         for name in sorted({name for pod in leaving_pods for name in claims_of(pod)}):
-            await self._claim_of(name)
+            await self._unread.or_unknown("its claim", self._claim_of(name), None)
         attempts = [
             await self._attempt(
                 number, jobs.get(number), pods.get(number, ()), missing if number == current else (), views
@@ -105,17 +120,19 @@ class _Reader:
             run = f"{self._meta.namespace}/{self._meta.name}"
             since = unplaced_since(self._meta, self._parsed.status, attempts)
             self._shared.outages.follow(run, unplaced_since=since)
-        claim = await self._claim()
+        claim = await self._unread.or_unknown("its claim", self._claim(), None)
+        volume = volume_of(claim, self._meta, self._parsed.spec or self._parsed.asked)
         observed = Observed(
             meta=self._meta,
             spec=self._parsed.spec,
             problems=self._parsed.problems,
             status=self._parsed.status,
-            volume=volume_of(claim, self._meta, self._parsed.spec or self._parsed.asked),
+            volume=VolumeSeen(exists=False, unknown=True) if "its claim" in self._unread else volume,
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),
             jobs_unknown=self._jobs_unknown,
             progress=self._progress(),
             silent_seconds=self._silent_seconds(),
+            unread=self._unread.end_look(),
             reservation=await kueue.look(self._shared.positions, self._meta, self._parsed.status, workload),
         )
         return ClusterSnapshot(
@@ -205,7 +222,12 @@ class _Reader:
         }
         wanted |= {placed.node for placed in missing}
         named = sorted(wanted)
-        nodes = await asyncio.gather(*(self._reads.get(NODES, name) for name in named))
+        nodes = await asyncio.gather(
+            *(
+                self._unread.or_unknown(f"node {name}", self._reads.get(NODES, name), unknown_node(name))
+                for name in named
+            )
+        )
         return {name: await self._view(node) for name, node in zip(named, nodes, strict=True)}
 
     async def _view(self, node: Body | None) -> NodeView:
@@ -265,6 +287,9 @@ class _Reader:
 
     async def _with_events(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
         """The attempt, with what events say of why it does not run."""
+        return await self._unread.or_unknown("Events", self._heard(seen, job), replace(seen, words_unknown=True))
+
+    async def _heard(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
         messages = {
             replica.uid: await warning_events.of_pod(self._events, self._meta.namespace, replica)
             for replica in warning_events.with_unread_events(seen.replicas)

@@ -1,5 +1,7 @@
 """Errors of the operator's own at one object, told on the object: there people look, and not in the operator's log.
 
+So is what it could not read for long, and without which nothing can be decided.
+
 A mistake of the operator may be that it cannot read what is written there. So the condition is put into the object as
 the API server has it, and nothing of it is parsed.
 """
@@ -17,7 +19,7 @@ from piton.kube.client import Client
 from piton.kube.events import Key, event_about, post
 from piton.kube.resources import RUNS, SWEEPS, Body, Resource
 from piton.kube.store import Change
-from piton.ports import Clock, Refused
+from piton.ports import Clock, PortError, Refused
 
 _TEXT_MAX = 400
 _TEXTS_MOST = 32
@@ -65,7 +67,8 @@ class OperatorErrors:
 
         Either is said without the other: a status that the API server refuses needs an Event most of all.
         """
-        text = f"{type(error).__name__}: {error}"[:_TEXT_MAX]
+        is_unread = isinstance(error, PortError)
+        text = (str(error) if is_unread else f"{type(error).__name__}: {error}")[:_TEXT_MAX]
         words, now = without_numbers(text), self._clock.now()
         told = self._told.setdefault(key, _Told(counted_at=now))
         told.refill(now)
@@ -82,10 +85,12 @@ class OperatorErrors:
             return
         if body is None:
             return
+        reason = Reason.CLUSTER_UNREADABLE if is_unread else Reason.OPERATOR_ERROR
+        message = _unread(text) if is_unread else _message(text)
         if not shows_none and words not in told.shown:
-            await self._say(key, told.shown, words, self._show(body, text))
+            await self._say(key, told.shown, words, self._show(body, reason, message))
         if words not in told.posted:
-            await self._say(key, told.posted, words, self._post(body, text))
+            await self._say(key, told.posted, words, self._post(body, reason, message))
 
     def forget(self, key: Key) -> None:
         """A pass got through, or the object is gone."""
@@ -114,19 +119,19 @@ class OperatorErrors:
         fields = {self._resource.plural: "/".join(key), "error": repr(failure)}
         _log.warning("operator error not told", extra={"fields": fields})
 
-    async def _show(self, body: Body, text: str) -> None:
+    async def _show(self, body: Body, reason: Reason, message: str) -> None:
         condition = {
             "type": OPERATOR_ERROR,
             "status": "True",
-            "reason": Reason.OPERATOR_ERROR.value,
-            "message": _message(text),
+            "reason": reason.value,
+            "message": message,
             "lastTransitionTime": self._clock.now().isoformat().replace("+00:00", "Z"),
         }
         await self._client.replace_status(self._resource, _with(body, condition))
 
-    async def _post(self, body: Body, text: str) -> None:
-        reason, now = Reason.OPERATOR_ERROR.value, self._clock.now()
-        await post(self._client, event_about(body, severity="Warning", reason=reason, message=_message(text), now=now))
+    async def _post(self, body: Body, reason: Reason, message: str) -> None:
+        now = self._clock.now()
+        await post(self._client, event_about(body, severity="Warning", reason=reason.value, message=message, now=now))
 
 
 def tells_only_error(change: Change) -> bool:
@@ -151,6 +156,14 @@ def _message(text: str) -> str:
         f"the operator cannot go on with this object: {text}. That is a mistake of Piton's, or the object has what it "
         "does not expect; look for what was changed last. It is tried again, and until then nothing is done for the "
         "object: no limit is kept and no machine is given back"
+    )
+
+
+def _unread(text: str) -> str:
+    return (
+        f"the operator cannot look at this object: {text}. If it lacks a right, install or upgrade Piton's chart "
+        "again; else look at the API server and its webhooks. It is tried again, and until then nothing is done for "
+        "the object: no limit is kept and no machine is given back"
     )
 
 

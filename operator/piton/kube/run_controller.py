@@ -189,6 +189,7 @@ class Controller(Worker):
             shared=self._shared,
             server=self._server(),
             taints=self._taints,
+            failures=self.failures(key),
         )
         announcer = EventAnnouncer(self._client, self._clock, self._ration, lambda: world.meta)
         for _ in range(_PASSES_MOST):

@@ -26,6 +26,7 @@ from piton.core.effects import (
     TaintNode,
 )
 from piton.cost.spending import highest
+from piton.failures import Failures
 from piton.kube import kueue, zones
 from piton.kube.client import Client, Reads
 from piton.kube.errors import NotFound
@@ -65,6 +66,7 @@ class KubeWorld:
         shared: SharedMemory | None = None,
         server: ReportEndpoint | None = None,
         taints: NodeTaints | None = None,
+        failures: Failures | None = None,
     ) -> None:
         self._client = client
         self._clock = clock
@@ -76,6 +78,7 @@ class KubeWorld:
         """The resourceVersion that the newest write to the run has left."""
         self._shared = shared or SharedMemory()
         self._server = server
+        self._failures = failures
         self._taints = taints or NodeTaints(client, clock)
         self._reading: ClusterSnapshot | None = None
 
@@ -113,6 +116,7 @@ class KubeWorld:
             run=self._client if live else cached,
             now=self._clock.now(),
             shared=self._shared,
+            failures=self._failures,
         )
 
     def _has_nothing_yet(self) -> bool:
