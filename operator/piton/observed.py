@@ -268,6 +268,8 @@ class VolumeSeen:
     """Its access modes, where Piton has made it."""
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
+    made_for: str = ""
+    """The name of the run for which Piton has made the claim that the user brings."""
     reclaim: Reclaim = Reclaim.RETAIN
     """The value in the spec that is in effect."""
     owned: bool = False

@@ -28,7 +28,7 @@ def test_checkpoints_outlive_their_run_and_a_new_one_goes_on_from_them(
     run.apply(spec)
     wait_for(lambda: "NameTaken" in str(run.status), "it says whose the claim is", seconds=60)
     described = cluster.kubectl("-n", run.namespace, "describe", "trun", run.name)
-    assert f"to go on from them, write checkpoint.volume.claimName: {claim} instead of size" in described
+    assert f"the line spec.checkpoint.volume: {{claimName: {claim}}}" in described
 
     run.delete()
     assert run.leftovers() == left

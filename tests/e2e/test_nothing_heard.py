@@ -37,7 +37,7 @@ def test_a_program_that_says_nothing_keeps_what_it_has_saved(training: NewTraini
     left = [f"PersistentVolumeClaim {run.name}-checkpoints"]
     wait_for(lambda: run.leftovers() == left, "all but the claim is gone", seconds=60)
     (said,) = _events(run, "VolumeKept")
-    assert f"spec.checkpoint.volume.claimName: {run.name}-checkpoints instead of size" in said
+    assert f"the line spec.checkpoint.volume: {{claimName: {run.name}-checkpoints}}" in said
 
 
 def test_blocked_reports_are_a_condition_and_what_was_saved_outlives_machine_and_run(

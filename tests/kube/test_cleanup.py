@@ -1,10 +1,12 @@
 """What is left of a run that is over or deleted: the claim of its checkpoints, and for how long the run itself."""
 
+import re
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 
 from kube.test_start_failures import NVIDIA, start_error
 from piton.api.conditions import WAITING
@@ -305,7 +307,7 @@ async def test_a_claim_of_which_nothing_was_heard_outlives_its_run(
 
     assert owners(pilot) == []
     (event,) = [event for event in pilot.server.all(EVENTS) if event["reason"] == "VolumeKept"]
-    assert f"spec.checkpoint.volume.claimName: {CLAIM} instead of size" in event["message"]
+    assert f"spec.checkpoint.volume: {{claimName: {CLAIM}}}" in event["message"]
 
 
 async def test_the_claim_of_a_run_whose_trainer_never_began_goes_with_it(pilot: Pilot) -> None:
@@ -353,8 +355,10 @@ async def test_a_new_run_of_the_name_says_how_to_choose(pilot: Pilot) -> None:
     assert training is not None
     assert training.reason is Reason.NAME_TAKEN
     assert training.message == (
-        "the claim ragcun-checkpoints keeps the checkpoints of an earlier run of this name: to go on from them, write "
-        "checkpoint.volume.claimName: ragcun-checkpoints instead of size; to begin anew, delete it "
+        "the claim ragcun-checkpoints keeps the checkpoints of an earlier run of this name: a new run goes on from its "
+        "checkpoints if it has the same name and namespace (ragcun in team) and the line spec.checkpoint.volume: "
+        "{claimName: ragcun-checkpoints}, with nothing else in it: no size, accessModes, storageClassName or reclaim. "
+        "A run of another name has another folder there and begins anew. To begin anew under this name, delete it "
         "(kubectl delete persistentvolumeclaim ragcun-checkpoints -n team)"
     )
     await pilot.cluster.apply(a_manifest(checkpoint={"volume": {"claimName": CLAIM}}))
@@ -552,3 +556,101 @@ async def test_a_run_that_is_to_be_retried_in_that_very_moment_is_not_deleted(pi
     await pilot.turn(3601)
 
     await pilot.until_phase(Phase.SUCCEEDED)
+
+
+SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+
+
+def kept(pilot: Pilot) -> list[str]:
+    return [event["message"] for event in pilot.server.all(EVENTS) if event["reason"] == "VolumeKept"]
+
+
+@pytest.mark.parametrize("spec", [{}, {"workers": {"nodes": 2}, "checkpoint": {"volume": SHARED}}])
+async def test_the_line_that_goes_on_from_a_kept_claim_is_taken_as_it_is_written(
+    pilot: Pilot, spec: dict[str, Any]
+) -> None:
+    await pilot.cluster.apply(a_manifest(**spec))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await pilot.turn()
+    (told,) = kept(pilot)
+    line = re.search(r"spec\.checkpoint\.volume: (\{.*?\})", told)
+    assert line is not None
+    assert "the same name and namespace (ragcun in team)" in told
+    await delete(pilot)
+
+    await pilot.cluster.apply(a_manifest(**{**spec, "checkpoint": {"volume": yaml.safe_load(line[1])}}))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    assert not [event for event in pilot.server.all(EVENTS) if event["reason"] == "SpecWarning"]
+
+
+async def test_a_run_that_takes_the_claim_of_a_run_of_another_name_says_that_it_begins_anew(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)
+    pilot.cluster.fates["longer-1"] = Disrupted()
+
+    await pilot.cluster.apply(a_manifest("longer", checkpoint={"volume": {"claimName": CLAIM}}))
+    await pilot.until(lambda: pilot.status("longer").attempt == 2)
+
+    (told,) = [event["message"] for event in pilot.server.all(EVENTS) if event["reason"] == "SpecWarning"]
+    assert f"{CLAIM} was made for the run ragcun" in told
+
+
+async def test_a_claim_that_the_user_made_is_taken_without_a_word(pilot: Pilot) -> None:
+    own = {"metadata": {"name": "own", "namespace": "team"}, "spec": {"accessModes": ["ReadWriteMany"]}}
+    await pilot.server.put(CLAIMS, own)
+    await pilot.cluster.apply(a_manifest(checkpoint={"volume": {"claimName": "own"}}))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    assert not [event for event in pilot.server.all(EVENTS) if event["reason"] == "SpecWarning"]
+
+
+@pytest.mark.parametrize("trouble", ["a pod that stays", "a refused finalizer"])
+async def test_the_event_about_a_kept_claim_does_not_wait_for_a_status_that_nobody_can_write(
+    pilot: Pilot, trouble: str
+) -> None:
+    """The last pass also takes back the condition on what held the deletion up, of a run that is gone by then."""
+    pilot.cluster.script = {1: Runs()}
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    for _ in range(4):
+        await pilot.turn(30)
+    if trouble == "a pod that stays":
+        pilot.cluster.hung = {"ragcun-1-master-0"}
+    else:
+        pilot.server.refuse = lambda request: (
+            refusal(403, "Forbidden", "denied") if (request.resource, request.method) == (RUNS, "PATCH") else None
+        )
+    await pilot.server.delete(RUNS, "ragcun", "team")
+    for _ in range(10):
+        await pilot.turn(30)
+    waiting = pilot.status().condition("Waiting")
+    assert waiting is not None
+    assert waiting.status == "True"
+    assert not kept(pilot)
+
+    pilot.cluster.hung = set()
+    pilot.server.refuse = lambda _: None
+    for _ in range(6):
+        await pilot.turn(30)
+    assert pilot.run() is None
+    assert pilot.server.all(CLAIMS)
+    assert len(kept(pilot)) == 1
+
+
+async def test_the_event_is_posted_too_where_an_expired_run_could_not_be_deleted_at_first(pilot: Pilot) -> None:
+    await pilot.cluster.apply(a_manifest(ttlAfterFinished="1m"))
+    await pilot.until_phase(Phase.SUCCEEDED)
+    await pilot.turn()
+    for event in pilot.server.all(EVENTS):
+        await pilot.server.delete(EVENTS, event["metadata"]["name"], "team")
+    pilot.server.refuse = lambda request: (
+        refusal(403, "Forbidden", "denied") if (request.resource, request.method) == (RUNS, "DELETE") else None
+    )
+    for _ in range(4):
+        await pilot.turn(30)
+    assert pilot.run() is not None
+
+    pilot.server.refuse = lambda _: None
+    for _ in range(8):
+        await pilot.turn(30)
+    assert pilot.run() is None
+    assert len(kept(pilot)) == 1

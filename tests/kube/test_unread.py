@@ -108,6 +108,7 @@ async def test_a_run_whose_claim_is_unknown_keeps_its_finalizer_until_the_claim_
     mend(pilot, "persistentvolumeclaims")
     await turns(pilot, 4)
     assert pilot.run() is None
+    assert [event for event in pilot.server.all(EVENTS) if event["reason"] == "VolumeKept"]
     (claim,) = pilot.server.all(CLAIMS)
     assert not claim["metadata"].get("ownerReferences")
 

@@ -1,5 +1,6 @@
 """The rule that starts an attempt: its volume, its job, and what both have to know of the attempts before."""
 
+from collections.abc import Iterator
 from math import ceil
 
 from piton.api import stages
@@ -11,7 +12,7 @@ from piton.core import answers, programs, quota_rules, stalled, transitions
 from piton.core.context import Context
 from piton.core.effects import Announcement, CreateVolume, Decision, Effect, StartAttempt
 from piton.core.wait_reasons import Wait, waited_seconds
-from piton.rendering.volume_claim import claim_name
+from piton.rendering.volume_claim import claim_name, how_to_go_on
 
 LAST_RESORT_SECONDS = 600
 """So much later than a limit of the run's the kubelet ends what has neither heard the operator nor keeps it itself."""
@@ -68,15 +69,26 @@ def start(context: Context) -> Decision | None:
     return Decision(rule="start", effects=effects, status=status, announcements=(news,), look_again_seconds=0)
 
 
+def claim_warnings(context: Context) -> Iterator[str]:
+    """Yield what people should know of the claim before the first attempt: that it has another run's checkpoints."""
+    volume = context.observed.volume
+    if volume.made_for not in ("", context.meta.name):
+        yield (
+            f"spec.checkpoint.volume.claimName: {volume.name} was made for the run {volume.made_for}. This run does "
+            "not go on from the checkpoints of that one: it has a folder of its own there, and goes on only from what "
+            f"is in it. To go on from those of {volume.made_for}, give the run that name"
+        )
+
+
 def _whose_claim(context: Context) -> str:
     """Explain why Piton does not use the claim with its own name, and what the user can do."""
     name = claim_name(context.meta, context.spec) if context.spec else ""
     if not context.observed.volume.of_earlier_run:
         return f"the claim {name} exists and belongs to somebody else; name it in claimName"
     return (
-        f"the claim {name} keeps the checkpoints of an earlier run of this name: to go on from them, write "
-        f"checkpoint.volume.claimName: {name} instead of size; to begin anew, delete it "
-        f"(kubectl delete persistentvolumeclaim {name} -n {context.meta.namespace})"
+        f"the claim {name} keeps the checkpoints of an earlier run of this name: {how_to_go_on(context.meta, name)}. "
+        f"To begin anew under this name, delete it (kubectl delete persistentvolumeclaim {name} -n "
+        f"{context.meta.namespace})"
     )
 
 

@@ -34,6 +34,7 @@ from piton.core.stopping import stop_effects
 from piton.core.unreported import has_seen_all_wait, may_hold_checkpoint
 from piton.core.wait_reasons import Wait, refusal, waited_seconds
 from piton.observed import AttemptSeen
+from piton.rendering.volume_claim import how_to_go_on
 from piton.timing import Timing
 
 
@@ -98,6 +99,13 @@ def ended(context: Context) -> Decision | None:
     return Decision(rule="ended", effects=effects, status=status, announcements=news, look_again_seconds=again)
 
 
+def without_last_status(context: Context, decision: Decision) -> Decision:
+    """Return the decision without a new status where its effects end the run: its news must not wait for that write."""
+    ends = (DeleteRun, RemoveFinalizer) if context.meta.deleting else (DeleteRun,)
+    is_last = any(isinstance(effect, ends) for effect in decision.effects)
+    return replace(decision, status=context.status) if is_last else decision
+
+
 def is_alive(seen: AttemptSeen) -> bool:
     """True if something of the attempt still has a machine, or stands in the books of one that is gone."""
     return not seen.over or seen.stranded or seen.lingers
@@ -128,9 +136,8 @@ def volume_news(context: Context, status: RunStatus) -> tuple[Announcement, ...]
         return ()
     name, namespace = context.observed.volume.name, context.meta.namespace
     message = (
-        f"the claim {name} stays when this run is deleted. A new run goes on from what it holds with "
-        f"spec.checkpoint.volume.claimName: {name} instead of size. What it holds is given up with "
-        f"kubectl delete persistentvolumeclaim {name} -n {namespace}"
+        f"the claim {name} stays when this run is deleted: {how_to_go_on(context.meta, name)}. What it holds is given "
+        f"up with kubectl delete persistentvolumeclaim {name} -n {namespace}"
     )
     return (Announcement(reason=Reason.VOLUME_KEPT, message=message),)
 

@@ -55,11 +55,12 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
         return decision
     decision = stalled.note_stalled(context, _accounted(context, quota_rules.kept(context, decision)))
     decision = cleanup.with_volume_freed(context, stuck_pods.note_stuck(context, decision))
+    decision = cleanup.without_last_status(context, decision)
     if context.status.unreadable:
         return decision
     status = report_conditions.end_silence(context, decision.status)
     status = context.with_trouble(status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
-    return answers.answer(context, replace(decision, status=status))
+    return cleanup.without_last_status(context, answers.answer(context, replace(decision, status=status)))
 
 
 def refused(
@@ -263,7 +264,7 @@ def _warnings(context: Context) -> tuple[Announcement, ...]:
     """Warn, before the first attempt, of settings of the spec that may surprise."""
     if context.spec is None or context.status.attempt:
         return ()
-    sentences = spec_warnings.warnings(context.spec)
+    sentences = [*spec_warnings.warnings(context.spec), *attempt_start.claim_warnings(context)]
     return tuple(Announcement(severity="Warning", reason=Reason.SPEC_WARNING, message=text) for text in sentences)
 
 

@@ -109,7 +109,8 @@ def volume_of(claim: Body | None, meta: Meta, spec: Spec | None) -> VolumeSeen:
         return VolumeSeen(exists=False)
     name, wanted = claim["metadata"]["name"], claim.get("spec") or {}
     if spec.checkpoint.volume.claim_name:
-        return VolumeSeen(exists=True, name=name, owned=owned(claim, meta))
+        maker = str((claim["metadata"].get("labels") or {}).get(names.LABEL_RUN) or "")
+        return VolumeSeen(exists=True, name=name, owned=owned(claim, meta), made_for=maker)
     made = made_for(claim, meta)
     return VolumeSeen(
         exists=True,

@@ -11,6 +11,15 @@ def claim_name(meta: Meta, spec: Spec) -> str:
     return spec.checkpoint.volume.claim_name or f"{meta.name}-checkpoints"
 
 
+def how_to_go_on(meta: Meta, name: str) -> str:
+    """Return what a new run has to be to go on from the checkpoints in this claim, which Piton has made."""
+    return (
+        f"a new run goes on from its checkpoints if it has the same name and namespace ({meta.name} in "
+        f"{meta.namespace}) and the line spec.checkpoint.volume: {{claimName: {name}}}, with nothing else in it: no "
+        "size, accessModes, storageClassName or reclaim. A run of another name has another folder there and begins anew"
+    )
+
+
 def volume_claim(meta: Meta, spec: Spec) -> dict[str, Any]:
     """The PersistentVolumeClaim for a run that brings none. Without an owner, so that nothing takes it along.
 
@@ -18,8 +27,8 @@ def volume_claim(meta: Meta, spec: Spec) -> dict[str, Any]:
     """
     volume, name = spec.checkpoint.volume, claim_name(meta, spec)
     description = (
-        f"Checkpoints of the {names.KIND} {meta.name}, which it may outlive: spec.checkpoint.volume.reclaim. "
-        f"A new run goes on from them with spec.checkpoint.volume.claimName: {name}."
+        f"Checkpoints of the {names.KIND} {meta.name}, which it may outlive "
+        f"(spec.checkpoint.volume.reclaim): {how_to_go_on(meta, name)}."
     )
     claim: dict[str, Any] = {
         "accessModes": list(volume.access_modes) or ["ReadWriteOnce"],
