@@ -14,7 +14,7 @@ from piton.contract.termination import Limit, Outcome, StopAfter
 from piton.core.decide import decide
 from piton.core.effects import StartAttempt
 from piton.core.trainer_requests import requests_for
-from piton.cost import spending
+from piton.cost import budget, spending
 from piton.observed import AttemptSeen, Observed, ReplicaSeen, ReplicaState
 from piton.rendering.pytorchjob import pytorchjob
 from piton.timing import Timing
@@ -482,3 +482,25 @@ def test_what_the_kubelet_ended_at_that_deadline_is_stopped_by_the_limit(after: 
     over = a_failed_attempt(failed(143, over_time=True, placed_at=NOW, node="n1"))
     ended = flown(over, running, after, a_budget()).attempts[0]
     assert (ended.verdict, ended.reason) == (Verdict.STOPPED, reason)
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EVALUATE])
+@pytest.mark.parametrize("price", [Fraction(36), None])
+def test_a_stage_that_is_not_wanted_any_more_is_left_under_a_budget(stage: Stage, price: Fraction | None) -> None:
+    """Its attempt may be on a machine already, or wait for one; a sweep asks for the same price."""
+    seen = an_attempt(on(price=price, state=ReplicaState.WAITING))
+    status = a_status(a_record(state=AttemptState.STARTING, stage=stage), phase=Phase.STARTING)
+    decision = decide(an_observed(seen, status=status, spec=a_budget()), now=NOW, timing=TIMING)
+
+    assert decision.status.current is not None
+    assert (decision.rule, decision.status.current.reason) == ("stop_requested", Reason.NOT_WANTED)
+    assert budget.reserve_of(a_budget(), status, timing=TIMING) == 0
+
+
+def test_a_number_whose_job_was_made_for_a_stage_that_is_not_wanted_any_more_is_told_to_stop() -> None:
+    """The status with the job was never written: the operator was killed, and came back after the edit."""
+    waiting = an_attempt(a_replica(ReplicaState.WAITING))
+    status = a_status(a_record(state=AttemptState.PENDING, stage=Stage.PREPARE), phase=Phase.PENDING)
+    for spec in (a_budget(), a_spec()):
+        decision = decide(an_observed(waiting, status=status, spec=spec), now=NOW, timing=TIMING)
+        assert (decision.rule, decision.effects) == ("stop_requested", ())

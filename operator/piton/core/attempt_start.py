@@ -25,6 +25,8 @@ def start(context: Context) -> Decision | None:
     record = context.flying
     if record is None or record.state is not AttemptState.PENDING or context.spec is None:
         return None
+    if record.stage not in stages.wanted(context.spec.stages):  # its job is there already, and is told to stop
+        return None
     if (held := quota_rules.hold(context)) is not None:
         return held
     if context.observed.volume.unknown:

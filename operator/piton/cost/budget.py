@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 
 from piton.api.spec import Budget, Spec, Stage
-from piton.api.stages import next_stage, staged
+from piton.api.stages import next_stage, staged, wanted
 from piton.api.status import AttemptState, RunStatus
 from piton.cost import spending
 from piton.rendering.instance_types import gpus_of
@@ -143,7 +143,12 @@ def _shown(status: RunStatus) -> Budget | None:
 
 
 def _price_to_come(spec: Spec, status: RunStatus, stage: Stage) -> Fraction:
-    """Return the price per hour of the next attempt: the last price of this stage, at most the user's highest."""
+    """Return the price per hour of the next attempt: the last price of this stage, at most the user's highest.
+
+    A stage that was taken out of the spec has no next attempt, and one that is in flight at it is about to be stopped.
+    """
+    if stage not in wanted(spec.stages):
+        return Fraction(0)
     most = _most(staged(spec, stage), spending.highest(spec) or Fraction(0))
     last = next((r for r in reversed(status.attempts) if r.stage is stage and r.price_per_hour is not None), None)
     return most if last is None else min(most, spending.dollars(last.price_per_hour))
