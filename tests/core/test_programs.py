@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from piton.api.spec import Stage
-from piton.api.status import AttemptState
+from piton.api.status import AttemptState, RunStatus
 from piton.core import programs
 from piton.observed import ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, failed
@@ -60,3 +60,39 @@ def test_what_has_not_begun_proves_nothing(replica: Any) -> None:
 def test_what_ran_under_an_operator_that_did_not_note_it_counts() -> None:
     status = a_status(an_ended(1, running_time=NOW), a_record(2, state=AttemptState.STARTING, program=HERE))
     assert (programs.image_has_run(status), programs.program_has_run(status)) == (True, True)
+
+
+def at(image: str, status: RunStatus | None = None, *, runs: bool = True) -> RunStatus:
+    """The status of a run whose current attempt has this image, and runs."""
+    program = programs.identify(a_spec(trainer={**TRAINER, "image": image}), Stage.TRAIN)
+    found = a_status(a_record(program=program))
+    found = found if status is None else found.model_copy(update={"stages": status.stages})
+    return programs.remember(found, an_attempt(a_replica() if runs else a_replica(ReplicaState.WAITING)))
+
+
+def test_an_image_that_comes_back_after_others_has_run() -> None:
+    status = at("trainer:3", at("trainer:2", at("trainer:1")))
+    for image in ("trainer:1", "trainer:2", "trainer:3"):
+        back = RunStatus.read(at(image, status, runs=False).to_wire())
+        assert (programs.image_has_run(back), programs.program_has_run(back)) == (True, True)
+    other = at("trainer:4", status, runs=False)
+    assert (programs.image_has_run(other), programs.program_has_run(other)) == (False, False)
+
+
+def test_what_is_used_again_is_remembered_for_longest_and_the_memory_is_bounded() -> None:
+    status = at("first", at("trainer:0"))
+    for number in range(100):
+        status = at("first", at(f"trainer:{number}", status))
+    assert programs.program_has_run(at("first", status, runs=False))
+    assert programs.program_has_run(at("trainer:90", status, runs=False))
+    assert not programs.program_has_run(at("trainer:1", status, runs=False))
+    assert len(str(status.stages[0].had_run).split()) == 15
+
+
+def test_a_status_of_before_has_one_program_and_the_next_joins_it() -> None:
+    old = a_status(a_record(program=HERE))
+    noted = old.stages[0].model_copy(update={"has_run": HERE})
+    old = old.model_copy(update={"stages": (noted,)})
+    status = at("trainer:1", at("trainer:2", old), runs=False)
+    assert status.stages[0].had_run == HERE
+    assert programs.program_has_run(status)

@@ -383,3 +383,21 @@ async def test_another_image_has_to_prove_itself(pilot: Pilot) -> None:
     await pilot.cluster.disrupt("ragcun-1-master-0", "EvictionByEvictionAPI", "team")
 
     assert (await pilot.until_phase(Phase.FAILED)).attempts[-1].reason is Reason.CANNOT_START
+
+
+async def test_an_image_that_people_go_back_to_has_proved_itself(pilot: Pilot) -> None:
+    pilot.cluster.script = {
+        1: Runs(),
+        2: Runs(),
+        3: Waits(reason="ErrImagePull", message="401 Unauthorized"),
+        4: Ends(),
+    }
+    for number, image in enumerate(("trainer:1", "trainer:2", "trainer:1"), start=1):
+        await pilot.cluster.apply(a_manifest(trainer={"image": image, "recipe": "charlm"}, limits={"failures": 1}))
+        if number > 1:
+            await pilot.cluster.disrupt(f"ragcun-{number - 1}-master-0", "EvictionByEvictionAPI", "team")
+        if number < 3:
+            await pilot.until(lambda n=number: pilot.status().attempt == n and pilot.status().phase is Phase.TRAINING)  # type: ignore[misc]
+    status = await pilot.until_phase(Phase.SUCCEEDED)
+
+    assert (status.failures, status.infrastructure_failures) == (0, 1)

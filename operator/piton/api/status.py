@@ -161,6 +161,9 @@ class StageStatus(Answer):
     has_run: str | None = Field(
         default=None, description="What has last run of it, as an attempt's program: from then on it can start."
     )
+    had_run: str | None = Field(
+        default=None, description="What has run of it before that, the newest first, with spaces between; at most 15."
+    )
     start_time: AwareDatetime | None = Field(default=None, description="When its first attempt was made.")
     end_time: AwareDatetime | None = Field(default=None, description="When it was finished; until then there is none.")
 

@@ -1,8 +1,8 @@
 """Remember what has run in this run: an image, and a program in pods of a certain shape.
 
 A trouble at the start is judged by it: what has run once can run again. So each attempt's record has the identity of
-what it runs, and the stage the identity of what has last run. Settings that shape no pod (limits, a budget, suspend, a
-recipe's config) are no part of it; resources, rights, environment and the service account are.
+what it runs, and the stage the identities of what has run, of the newest 16. Settings that shape no pod (limits, a
+budget, suspend, a recipe's config) are no part of it; resources, rights, environment and the service account are.
 """
 
 import hashlib
@@ -10,8 +10,11 @@ import json
 
 from piton.api.spec import Spec, Stage
 from piton.api.stages import staged
-from piton.api.status import AttemptStatus, RunStatus
+from piton.api.status import AttemptStatus, RunStatus, StageStatus
 from piton.observed import AttemptSeen
+
+_OTHERS_MOST = 15
+"""Programs of a stage that are remembered beside the newest: people go back to an image that worked."""
 
 
 def identify(spec: Spec, stage: Stage) -> str:
@@ -31,14 +34,15 @@ def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
     stage = status.stage(record.stage)
     if stage.has_run == record.program or not any(replica.has_run for replica in seen.replicas):
         return status
-    changed = stage.model_copy(update={"has_run": record.program})
+    others = [program for program in _programs(stage) if program != record.program][:_OTHERS_MOST]
+    changed = stage.model_copy(update={"has_run": record.program, "had_run": " ".join(others) or None})
     return status.model_copy(update={"stages": tuple(changed if known is stage else known for known in status.stages)})
 
 
 def image_has_run(status: RunStatus) -> bool:
     """True if the image of the current attempt has run in this run, at any stage."""
     record = status.current
-    known = {_image(stage.has_run) for stage in status.stages if stage.has_run}
+    known = {_image(program) for stage in status.stages for program in _programs(stage)}
     if record is None:
         return False
     return _image(record.program) in known if known else _ran_before_it_was_noted(status)
@@ -49,8 +53,13 @@ def program_has_run(status: RunStatus) -> bool:
     record = status.current
     if record is None:
         return False
-    known = status.stage(record.stage).has_run
-    return record.program == known if known else _ran_before_it_was_noted(status, record.stage)
+    known = _programs(status.stage(record.stage))
+    return record.program in known if known else _ran_before_it_was_noted(status, record.stage)
+
+
+def _programs(stage: StageStatus) -> list[str]:
+    """Return what is known to have run of the stage, the newest first."""
+    return f"{stage.has_run or ''} {stage.had_run or ''}".split()
 
 
 def _ran_before_it_was_noted(status: RunStatus, stage: Stage | None = None) -> bool:
