@@ -143,6 +143,12 @@ def test_it_stands_still_for_at_most_twice_its_value() -> None:
         ((cut(1, 10), together(2, 15), together(3, 12)), 20),
         ((cut(1, 10), an_ended(2), together(3, 15)), 20),
         ((cut(1, 10), together(2, 5)), 10),
+        (tuple(together(number, 15) for number in range(1, 20)), 20),  # the one that was cut is not listed any more
+        ((together(1, 15), together(2, 12)), 20),
+        ((together(1, 35),), 40),
+        ((together(1, 35), together(2, 15)), 20),
+        ((together(1, 15), together(2, 9)), 10),
+        ((together(1, 35, pull_seconds=1200),), 20),
         ((cut(1, 10), together(2, 15, pull_seconds=600)), 10),
         ((together(1, 9),), 10),
         ((cut(1, 4),), 10),

@@ -7,7 +7,8 @@ fault, and a pull that never ends is one. Where nobody can read what it reports,
 operator's own, of its first look, or the API server's: nodes' clocks may be wrong.
 
 A start that is slow is slow in each attempt: a mount of many files takes its time. So the limit learns. An attempt that
-it has ended doubles it for the next one, until one comes together; what that one took is not too long from then on.
+it has ended doubles it for the next one, until one comes together; what that one took is not too long for the next,
+even when the attempts before it are not listed any more.
 """
 
 from datetime import datetime
@@ -96,8 +97,9 @@ def _limit(status: RunStatus, spec: Spec) -> float:
         if record.stage is not current.stage or record.placed_time is None:
             continue
         if record.formed_time is not None:
-            is_late = _counted(record, record.placed_time, record.formed_time, limit) > least
-            limit = limit if is_late else least
+            limit = least
+            while _counted(record, record.placed_time, record.formed_time, limit) > limit:
+                limit *= 2
         elif record.reason is Reason.GANG_INCOMPLETE and record.ended_time is not None:
             limit *= 2 if _counted(record, record.placed_time, record.ended_time, limit) >= limit else 1
     return limit
