@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from kmock import KubernetesError, Request
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
@@ -302,3 +303,30 @@ async def test_one_request_gives_the_positions_of_all_runs_in_a_queue(pilot: Pil
     pilot.server.asked.clear()
     await pilot.settle()
     assert len([request for request in pilot.server.asked if request.resource == VISIBLE_QUEUES]) == 1
+
+
+@pytest.mark.parametrize("answer", [(500, "InternalError", "failed calling webhook"), (403, "Forbidden", "no right")])
+@pytest.mark.parametrize("nodes", [1, 2])
+async def test_a_run_trains_and_shows_it_while_kueue_cannot_be_told(
+    pilot: Pilot, kueue: Kueue, answer: tuple[int, str, str], nodes: int
+) -> None:
+    def refuse(request: Request) -> KubernetesError | None:
+        return refusal(*answer) if request.resource == WORKLOADS and request.method == "PUT" else None
+
+    kueue.gpus = 16
+    pilot.server.refuse = refuse
+    pilot.cluster.fates["ragcun-1"] = Runs()
+    await _apply(pilot, workers={"nodes": nodes})
+    await _until(pilot, Phase.TRAINING)
+    for _ in range(30):
+        await pilot.turn(10)
+    status = pilot.status()
+    assert (status.phase, status.attempts[0].state, status.attempt) == (Phase.TRAINING, AttemptState.RUNNING, 1)
+    assert status.is_true("Waiting"), "it says what does not work"
+    assert [c["status"] for c in _conditions(kueue) if c["type"] == "PodsReady"] == []
+
+    pilot.server.refuse = lambda _: None
+    for _ in range(15):
+        await pilot.turn(30)
+    assert [c["status"] for c in _conditions(kueue) if c["type"] == "PodsReady"] == ["True"]
+    assert not pilot.status().is_true("Waiting")

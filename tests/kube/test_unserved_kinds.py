@@ -117,6 +117,31 @@ async def test_nothing_begins_while_kueue_cannot_be_read(pilot: Pilot, trouble: 
     await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
 
 
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_a_run_whose_label_is_removed_waits_for_no_queue(pilot: Pilot, trouble: str) -> None:
+    """As the condition advises. Its Workload is returned once it can be seen again."""
+    kueue = await trains_in_queue(pilot)
+    refuse(pilot, "workloads", *TROUBLES[trouble])
+    await turns(pilot, 4)
+    assert waiting(pilot)[1] is Reason.QUEUE_UNREADABLE
+    run = pilot.run()
+    assert run is not None
+    del run["metadata"]["labels"][names.LABEL_QUEUE]
+    await pilot.server.put(RUNS, run)
+    await turns(pilot, 4)
+    assert (waiting(pilot)[0], pilot.status().phase) == (False, Phase.TRAINING)
+
+    await pilot.cluster.disrupt("ragcun-1-master-0", "EvictionByEvictionAPI", "team")
+    await pilot.until(lambda: pilot.status().attempt == 2 and pilot.status().phase is Phase.TRAINING)
+    assert not waiting(pilot)[0]
+    assert kueue.of("ragcun") is not None
+    pilot.cluster.fates["ragcun-2"] = Ends()
+    await pilot.until_phase(Phase.SUCCEEDED)
+    mend(pilot, "workloads")
+    await turns(pilot, 30)
+    assert kueue.of("ragcun") is None
+
+
 async def test_a_new_operator_that_never_saw_a_workload_stops_nothing(pilot: Pilot) -> None:
     await trains_in_queue(pilot)
     refuse(pilot, "workloads", *TROUBLES["not served"])

@@ -162,9 +162,11 @@ def depends(effect: Effect, undone: Effect) -> bool:
 
 def is_aside(effect: Effect) -> bool:
     """True if the decision stands without the effect: whatever asks for it asks again in the next pass."""
-    return isinstance(effect, LeaveQueue | ReportPodsReady) or (
-        isinstance(effect, StopAttempt) and effect.reason is Reason.TRIMMED
-    )
+    match effect:
+        case LeaveQueue() | ReportPodsReady(ready=True) | StopAttempt(reason=Reason.TRIMMED):
+            return True
+        case _:
+            return False
 
 
 def name_of(effect: Effect) -> str:

@@ -45,9 +45,12 @@ def why_taken(context: Context) -> str:
 
 
 def unreadable(context: Context) -> Wait | None:
-    """Return why nobody can tell what quota the run has. What was admitted goes on; nothing begins meanwhile."""
+    """Return why nobody can tell what quota the run has. What was admitted goes on; nothing begins meanwhile.
+
+    Without the label the run waits for no quota, whatever its Workload says once it can be read again.
+    """
     found = context.observed.reservation
-    if found is None or not found.unreadable or not _queue(context):
+    if found is None or not found.unreadable or not context.meta.queue:
         return None
     message = f"the quota of the run in the queue {_queue(context)} is not known: {found.unreadable}"
     return Wait(reason=Reason.QUEUE_UNREADABLE, message=f"{message}. What was admitted goes on, and nothing new starts")
@@ -55,7 +58,7 @@ def unreadable(context: Context) -> Wait | None:
 
 def hold(context: Context) -> Decision | None:
     """Start nothing for a run in a queue while nobody can tell whether it has quota."""
-    wait = unreadable(context) if context.meta.queue else None
+    wait = unreadable(context)
     if wait is None:
         return None
     status, news = context.waits(context.status, Phase.QUEUED, wait)
