@@ -9,7 +9,8 @@ from piton.api.reasons import Reason
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Conditioned
 from piton.core import cleanup, effects, stuck_pods
-from piton.core.decide import answered, decide, refused
+from piton.core.answers import answer_alone
+from piton.core.decide import decide, refused
 from piton.core.effects import AddFinalizer, Announcement, AnyDecision, Decision, Effect, OwnVolume, TaintNode
 from piton.failures import Failures
 from piton.observed import Observed
@@ -96,7 +97,7 @@ async def reconcile(
 
     rules = PassRules(
         decide=decided,
-        answer=lambda observed: answered(observed, now=clock.now(), timing=timing),
+        answer=lambda observed: answer_alone(observed, now=clock.now(), timing=timing),
         turn_down=turned_down,
         is_binding=is_binding,
         depends=effects.depends,
@@ -145,7 +146,8 @@ async def run_pass(
     of a decision that changes nothing were told before.
 
     An effect that fails holds up those that depend on it, and no others. One that has failed for two minutes counts as
-    refused, whatever the world's answer is: see docs/decisions/0071.
+    refused, whatever the world's answer is: see docs/decisions/0071. Until then it may make the pass void: nothing of
+    the decision is written but the answers to what the user asks for.
 
     Raises:
         Conflict: somebody wrote in between; call again at once.

@@ -164,3 +164,23 @@ async def test_a_change_of_a_sweep_is_answered_also_while_no_run_of_it_can_be_ma
         assert found is not None
         assert found["status"]["observedGeneration"] == number
         assert conditions(found)["Accepted"][0] == str(parallelism > 0)
+
+
+@pytest.mark.parametrize("plural", ["pytorchjobs", "persistentvolumeclaims"])
+async def test_what_the_user_asks_for_is_answered_while_a_start_fails(pilot: Pilot, plural: str) -> None:
+    """It is refused only after two minutes, and until then nothing of the start is written."""
+    deny(pilot, creates(plural), ANSWERS[2])
+    await pilot.cluster.apply(a_manifest())
+    await pilot.turn()
+    for zones, accepted in ((["No Zone"], "False"), (["a"], "True"), (["No Zone"], "False")):
+        await pilot.cluster.apply(a_manifest(workers={"zones": zones}))
+        await pilot.turn()
+        assert conditions(pilot.run())["Accepted"][0] == accepted
+        run = pilot.run()
+        assert run is not None
+        assert run["status"]["observedGeneration"] == run["metadata"]["generation"]
+    assert len(told(pilot, "spec.workers.zones")) == 1
+    assert not pilot.server.all(JOBS)
+    pilot.server.refuse = lambda _: None
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.SUCCEEDED)

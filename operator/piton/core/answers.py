@@ -10,6 +10,7 @@ The spec that was accepted last is kept in the status: nobody else remembers it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, SPEC_PENDING, settled, with_accepted
@@ -24,6 +25,8 @@ from piton.core import programs
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
 from piton.core.wait_reasons import without_numbers
+from piton.observed import Observed
+from piton.timing import Timing
 
 _LATE = ("trainer", "workers", "capacity", "checkpoint", "objective")
 """Parts of a spec that an attempt has from its start."""
@@ -63,6 +66,13 @@ def answer(context: Context, decision: Decision) -> Decision:
     status = context.with_trouble(status, SPEC_PENDING, Reason.SPEC_PENDING, pending)
     news = (*decision.announcements, *_news(context, decision, problem, pending))
     return replace(decision, status=status, announcements=news)
+
+
+def answer_alone(observed: Observed, *, now: datetime, timing: Timing | None = None) -> Decision:
+    """Return the answers without a decision: they are told also where the world fails its effects."""
+    context = Context(observed=observed, now=now, timing=timing or Timing())
+    decision = Decision(rule="answered", status=observed.status)
+    return decision if observed.status.unreadable else answer(context, decision)
 
 
 def _note_unread(context: Context, decision: Decision) -> Decision:

@@ -329,13 +329,6 @@ def _accounted(context: Context, decision: Decision) -> Decision:
     )
 
 
-def answered(observed: Observed, *, now: datetime, timing: Timing | None = None) -> Decision:
-    """The answers to the current spec alone, while an effect that fails makes everything else void."""
-    decision = Decision(rule=REFUSED, status=observed.status)
-    context = Context(observed=observed, now=now, timing=timing or Timing())
-    return decision if observed.status.unreadable else answers.answer(context, decision)
-
-
 def still(decision: Decision, status: RunStatus) -> bool:
     """True if nothing is to be done and nothing to be written."""
     return not decision.effects and decision.status == status
