@@ -30,6 +30,8 @@ ObservedT = TypeVar("ObservedT", bound=HasStatus)
 EffectT = TypeVar("EffectT")
 StatusT = TypeVar("StatusT", bound=Conditioned)
 
+IDLE_SECONDS = 1.0
+"""Least time until the next pass after one that did nothing and wrote nothing: the next would find the same."""
 FAILURES_MOST = 3
 """Effects that may fail one after the other; then it is the world that is away, and no more of it is asked for."""
 
@@ -163,15 +165,18 @@ async def run_pass(
             return None
         decision = rules.decide(observed)
     undone, error = await _apply(world, decision, rules, failures)
+    is_done = len(undone) < len(decision.effects) + len(decision.optional_effects)
     if error is not None:
         await _conclude(world, observed, rules.answer(observed), announcer, failures)
         raise error
     if undone:
         decision = rules.turn_down(observed, decision, undone)
-    waits = [seconds for seconds in (decision.look_again_seconds, failures.seconds_left()) if seconds is not None]
-    decision = replace(decision, look_again_seconds=min(waits, default=None))
-    await _conclude(world, observed, decision, announcer, failures)
-    return decision
+    is_news = await _conclude(world, observed, decision, announcer, failures)
+    again = decision.look_again_seconds
+    if again is not None and again <= 0 and not (is_done or is_news):
+        again = IDLE_SECONDS
+    waits = [seconds for seconds in (again, failures.seconds_left()) if seconds is not None]
+    return replace(decision, look_again_seconds=min(waits, default=None))
 
 
 async def _conclude(
@@ -180,13 +185,14 @@ async def _conclude(
     decision: AnyDecision[EffectT, StatusT],
     announcer: Announcer,
     failures: Failures,
-) -> None:
-    """Write the status if it is another, then tell people."""
+) -> bool:
+    """Write the status if it is another, then tell people. Returns whether it is."""
     is_news = decision.status != observed.status
     if is_news:
         await _write_status(world, decision.status, announcer, failures)
     for announcement in decision.announcements if is_news or decision.effects or decision.optional_effects else ():
         await announcer.announce(announcement)
+    return is_news
 
 
 async def _observe(

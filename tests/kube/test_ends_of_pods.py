@@ -513,3 +513,18 @@ async def test_a_sidecar_that_hangs_is_told_while_the_next_attempt_trains(pilot:
     assert (status.attempt, status.phase) == (2, Phase.TRAINING)
     assert status.is_true(POD_STUCK)
     assert not status.is_true(WAITING)
+
+
+@pytest.mark.parametrize("zone", ["a", "No Zone"])
+async def test_a_stuck_pod_under_a_spent_budget_costs_no_pass_after_another(pilot: Pilot, zone: str) -> None:
+    """The machine is paid for, and nothing follows from that: whether the spec is good or refused."""
+    limits: dict[str, Any] = {"limits": {"budget": {"usd": "2"}}, "capacity": {"maxPricePerHour": "10"}}
+    pilot.cluster.price = "10"
+    pilot.cluster.script, pilot.cluster.hung = {1: Runs()}, {POD}
+    await pilot.cluster.apply(a_manifest(**limits))
+    await pilot.until_phase(Phase.TRAINING)
+    await pilot.cluster.apply(a_manifest(workers={"zones": [zone]}, **limits))
+    for _ in range(120):
+        await pilot.turn(15)
+    assert pilot.status().is_true("PodStuck")
+    assert pilot.status().is_true("Accepted") is (zone == "a")

@@ -53,14 +53,14 @@ def decide(observed: Observed, *, now: datetime, timing: Timing | None = None) -
     decision = next(decision for rule in RULES if (decision := rule(context)) is not None)
     if decision.rule == UNREADABLE:
         return decision
-    decision = stalled.note_stalled(context, _accounted(context, quota_rules.kept(context, decision)))
+    decision = stalled.note_stalled(context, quota_rules.kept(context, decision))
     decision = cleanup.with_volume_freed(context, stuck_pods.note_stuck(context, decision))
-    decision = cleanup.without_last_status(context, decision)
     if context.status.unreadable:
-        return decision
+        return cleanup.without_last_status(context, decision)
     status = report_conditions.end_silence(context, decision.status)
     status = context.with_trouble(status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, None)
-    return cleanup.without_last_status(context, answers.answer(context, replace(decision, status=status)))
+    decision = _accounted(context, answers.answer(context, replace(decision, status=status)))
+    return cleanup.without_last_status(context, decision)
 
 
 def refused(
@@ -307,7 +307,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def _accounted(context: Context, decision: Decision) -> Decision:
-    """The decision with the cost as of now, where the status is written anyway; and awake when the budget speaks."""
+    """The decision with the cost as of now, where the status is written anyway; and awake when the budget speaks.
+
+    It comes last: only then it is known whether the status is written.
+    """
     if context.meta.deleting or settled(context.status):
         return decision
     account = context.account(decision.status)
