@@ -32,7 +32,7 @@ def rules(decision: Decision) -> PassRules[Observed, Effect, RunStatus]:
     return PassRules(
         decide=lambda _: decision,
         turn_down=lambda _, found, __: found,
-        answered=lambda _: None,
+        answer=lambda _: decision,
         is_binding=lambda *_: False,
         depends=lambda *_: False,
         stands_without=lambda _: True,

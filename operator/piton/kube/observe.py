@@ -23,15 +23,16 @@ from piton.kube import kueue, warning_events
 from piton.kube.client import Reads
 from piton.kube.clocks import began_at
 from piton.kube.errors import NotFound, UnknownKind
-from piton.kube.nodes import NodeView, condition, moment, unknown_node
+from piton.kube.jobs import expected_replicas, kept_job, stage_of, state_of
+from piton.kube.nodes import NodeView, moment, unknown_node
 from piton.kube.outages import starts_another, unplaced_since, urgency_of
 from piton.kube.ownership import attempt_of, belongs_to_attempt, claims_of, made_for, volume_of
 from piton.kube.pod_start import container_of
-from piton.kube.pods import as_placed, as_pod, force_deleted, kept_job, leaving, lost, replica, stays
+from piton.kube.pods import as_placed, as_pod, force_deleted, leaving, lost, replica, stays
 from piton.kube.resources import CLAIMS, JOBS, NODES, PODS, RUNS, Body
 from piton.kube.snapshot import ClusterSnapshot, SharedMemory
 from piton.kube.zone_turns import Urgency
-from piton.observed import AttemptSeen, JobState, LeavingPod, LostReplica, Observed, ReplicaSeen, VolumeSeen
+from piton.observed import AttemptSeen, LeavingPod, LostReplica, Observed, ReplicaSeen, VolumeSeen
 from piton.ports import Refused, Unavailable
 from piton.rendering.pytorchjob import tolerations
 from piton.rendering.volume_claim import claim_name
@@ -253,7 +254,7 @@ class _Reader:
         views: Mapping[str, NodeView],
     ) -> AttemptSeen:
         pods = tuple(pods)
-        stage = next((_stage(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
+        stage = next((stage_of(thing) for thing in (job, *pods) if thing is not None), Stage.TRAIN)
         read = [(pod, self._replica(pod, views)) for pod in pods]
         taken = [pod for pod, found in read if found.node_gone and force_deleted(pod)]
         replicas = tuple(found for pod, found in read if pod not in taken)
@@ -264,7 +265,7 @@ class _Reader:
             return AttemptSeen(
                 number=number, stage=stage, job=None, deleting=deleting, replicas=replicas, leaving=leaves
             )
-        state, message = _job_state(job)
+        state, message = state_of(job)
         seen = AttemptSeen(
             number=number,
             stage=stage,
@@ -278,7 +279,7 @@ class _Reader:
             replicas=replicas,
             lost=tuple(self._lost(placed, views[placed.node]) for placed in missing),
             leaving=leaves,
-            expected_replicas=_expected_replicas(job),
+            expected_replicas=expected_replicas(job),
         )
         if seen.left_alone or self._meta.deleting:
             seen = replace(seen, leaving=(*leaves, *kept_job(job, leaves)))
@@ -344,22 +345,3 @@ class _Reader:
 def _in_flight(status: RunStatus) -> int | None:
     current = status.current
     return current.number if current and current.state is not AttemptState.ENDED else None
-
-
-def _stage(thing: Body) -> Stage:
-    """Return the stage of a job or pod; one without a label is for training."""
-    label = (thing["metadata"].get("labels") or {}).get(names.LABEL_STAGE)
-    return next((stage for stage in Stage if stage == label), Stage.TRAIN)
-
-
-def _job_state(job: Body) -> tuple[JobState, str]:
-    for kind, state in (("Failed", JobState.FAILED), ("Succeeded", JobState.SUCCEEDED)):
-        found = condition(job, kind)
-        if found.get("status") == "True":
-            return state, str(found.get("message") or "")
-    return JobState.ACTIVE, ""
-
-
-def _expected_replicas(job: Body) -> int:
-    specs = (job.get("spec") or {}).get("pytorchReplicaSpecs") or {}
-    return sum(int(spec.get("replicas") or 1) for spec in specs.values())

@@ -39,8 +39,6 @@ _OWN_MEMORY = re.compile(rf"{_USES} (?!0,)[^,]+, has larger consumption of memor
 is no disruption, and happens again. Any use of the node's disk or memory is more than a request of 0: that says
 nothing. See pkg/kubelet/eviction/helpers.go of Kubernetes."""
 _MEMORY_WITHOUT_REQUEST = re.compile(rf"{_USES} 0, has larger consumption of memory")
-_GARBAGE_COLLECTORS = ("foregroundDeletion", "orphan")
-"""Finalizers of the garbage collector, which takes them off by itself."""
 _OOM_KILLED = "OOMKilled"
 _NODE_OUT_OF_MEMORY = "OOMKilled without a limit of its own, so its node ran out of memory"
 
@@ -283,32 +281,6 @@ def leaving(
         unshared_claims=tuple(name for name in claims_of(pod) if not is_shared(claims.get(name))),
         is_node_closed=view is not None and view.is_closed_to([*(spec.get("tolerations") or ()), *next_tolerations]),
     )
-
-
-def kept_job(job: Mapping[str, Any], pods: Sequence[LeavingPod]) -> list[LeavingPod]:
-    """Return the job, in the way of a pod, if it is being deleted and somebody's finalizer keeps it.
-
-    It is to be gone when its pods are, since a finalizer may wait for them.
-    """
-    meta = job["metadata"]
-    deleted_at = moment(meta.get("deletionTimestamp"))
-    finalizers = tuple(each for each in meta.get("finalizers") or () if each not in _GARBAGE_COLLECTORS)
-    if deleted_at is None or not finalizers:
-        return []
-    leaves_by = max([deleted_at, *(pod.leaves_by for pod in pods)])
-    name, uid = f"the job {meta['name']}", str(meta.get("uid", ""))
-    return [
-        LeavingPod(
-            name=name,
-            uid=uid,
-            node=None,
-            leaves_by=leaves_by,
-            finalizers=finalizers,
-            has_ended=True,
-            unshared_claims=(),
-            is_node_closed=False,
-        )
-    ]
 
 
 def _outlives(pod: Mapping[str, Any], ended_at: datetime | None, now: datetime | None) -> bool:

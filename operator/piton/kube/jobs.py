@@ -1,0 +1,60 @@
+"""Evidence on a PyTorchJob: its stage, its state, its size, and what keeps it from going."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from piton.api.spec import Stage
+from piton.contract import names
+from piton.kube.nodes import condition, moment
+from piton.kube.resources import Body
+from piton.observed import JobState, LeavingPod
+
+_GARBAGE_COLLECTORS = ("foregroundDeletion", "orphan")
+"""Finalizers of the garbage collector, which takes them off by itself."""
+
+
+def stage_of(thing: Body) -> Stage:
+    """Return the stage of a job or pod; one without a label is for training."""
+    label = (thing["metadata"].get("labels") or {}).get(names.LABEL_STAGE)
+    return next((stage for stage in Stage if stage == label), Stage.TRAIN)
+
+
+def state_of(job: Body) -> tuple[JobState, str]:
+    """Return the state of the job, and the message of its condition."""
+    for kind, state in (("Failed", JobState.FAILED), ("Succeeded", JobState.SUCCEEDED)):
+        found = condition(job, kind)
+        if found.get("status") == "True":
+            return state, str(found.get("message") or "")
+    return JobState.ACTIVE, ""
+
+
+def expected_replicas(job: Body) -> int:
+    """Return how many pods the job is to have."""
+    specs = (job.get("spec") or {}).get("pytorchReplicaSpecs") or {}
+    return sum(int(spec.get("replicas") or 1) for spec in specs.values())
+
+
+def kept_job(job: Mapping[str, Any], pods: Sequence[LeavingPod]) -> list[LeavingPod]:
+    """Return the job, in the way of a pod, if it is being deleted and somebody's finalizer keeps it.
+
+    It is to be gone when its pods are, since a finalizer may wait for them.
+    """
+    meta = job["metadata"]
+    deleted_at = moment(meta.get("deletionTimestamp"))
+    finalizers = tuple(each for each in meta.get("finalizers") or () if each not in _GARBAGE_COLLECTORS)
+    if deleted_at is None or not finalizers:
+        return []
+    leaves_by = max([deleted_at, *(pod.leaves_by for pod in pods)])
+    name, uid = f"the job {meta['name']}", str(meta.get("uid", ""))
+    return [
+        LeavingPod(
+            name=name,
+            uid=uid,
+            node=None,
+            leaves_by=leaves_by,
+            finalizers=finalizers,
+            has_ended=True,
+            unshared_claims=(),
+            is_node_closed=False,
+        )
+    ]
