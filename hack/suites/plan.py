@@ -23,7 +23,8 @@ class Part:
     """The parts that must have ended before this one starts, passed or failed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     niceness: int = 0
-    """By how much its processes stand back behind those of other parts, as `nice` counts."""
+    """By how much its processes stand back behind those of other parts, as `nice` counts. With 5 they get a quarter of
+    a CPU that others want as well. With 15 they starved, and tests that wait for something ran out of time."""
     is_one_case: bool = False
     """True if its tests take their size and seed from the command: only the whole part repeats a failure of one."""
 
@@ -79,7 +80,7 @@ def _beside(name: str, command: str, *, warm: float, after: str = "", is_one_cas
         name=name,
         command=command,
         warm=warm,
-        niceness=15,
+        niceness=5,
         needs=("setup",),
         after=order,
         is_one_case=is_one_case,
