@@ -53,6 +53,10 @@ again (`permanent` below). Nothing that the cluster does ends it.
   save, an evaluation, a compile or a wait for data. The trainer's watchdog keeps the stacks and ends the ranks.
 - **What runs beside the trainer**, such as a sidecar of a service mesh, does not count: when the containers `pytorch`
   have ended, so has the attempt, and its pods are deleted with their grace period.
+- **After the training** the script may go on: an evaluation, an export, an upload. The run is finished when every
+  replica has ended with exit code 0, under `limits.deadline` and `limits.budget`. Until then `kubectl get` shows the
+  reason `AfterTraining`. An attempt that is disturbed in that time is repeated; its script finds the training finished
+  and does the rest. Another exit code is a failure of the program. The result and the final manifest stay in any case.
 - **A pod that does not end**: the condition `PodStuck` names a pod that was deleted, and that its node, which answers,
   has not ended {format_duration(_TIMING.stuck_seconds)} after its grace period. With
   `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if its claims are ReadWriteMany
@@ -69,6 +73,7 @@ def page() -> str:
     """The whole text."""
     seen = meanings()
     permanent = {reason for _, reason, is_permanent in verdict.RESERVED.values() if is_permanent}
+    permanent.add(Reason.SCRIPT_TIMEOUT)
     lines = []
     for kind, found in REASONS.items():
         counter = COUNTERS.get(kind)

@@ -60,6 +60,10 @@ class Timing:
     """For how long a node is tainted whose device was lost; None: Piton writes to no node."""
     stuck_seconds: float = 120.0
     """Seconds after its grace period at which a pod that is still there counts as stuck."""
+    after_training_seconds: float | None = None
+    """Seconds for which a script may run on after its training. None: under its deadline and its budget alone."""
+    rehearses: bool = False
+    """True if only the training matters: a script that runs on for longer than that has succeeded."""
     worth_seconds: float = 120.0
     """For how long beyond that a budget has to pay, for an attempt to be worth its start."""
 

@@ -11,7 +11,7 @@ from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.progress import Progress
-from piton.contract.termination import Outcome, PreviousEnd, Termination
+from piton.contract.termination import Outcome, PreviousEnd
 from piton.core import transitions
 from piton.core.decide import decide, refused, still
 from piton.core.effects import AddFinalizer, CreateVolume, RemoveFinalizer, RemoveReplica, StartAttempt, StopAttempt
@@ -449,26 +449,17 @@ def test_a_number_whose_job_was_never_created_is_closed_when_no_attempt_is_wante
 def test_an_attempt_that_finished_while_it_was_told_to_stop_has_finished() -> None:
     stopping = a_status(a_record(state=AttemptState.STOPPING, verdict=Verdict.STOPPED, reason=Reason.SUSPENDED))
 
-    decision = decide(an_observed(status=stopping, complete=a_complete(), spec=a_spec(suspend=True)), now=NOW)
+    done = an_attempt(a_replica(ReplicaState.SUCCEEDED, exit_code=0), job=None, deleting=True)
+    suspended = a_spec(suspend=True)
+    ended = decide(an_observed(done, status=stopping, complete=a_complete(), spec=suspended), now=NOW).status
+    cut = decide(an_observed(status=stopping, complete=a_complete(), spec=suspended), now=NOW).status
 
-    assert decision.status.current is not None
-    assert decision.status.current.verdict is Verdict.FINISHED
-    assert decision.status.result is not None
-    assert decision.status.result.weights_digest == "sha256:abc"
-
-
-def test_what_the_first_replica_to_finish_said_outlives_its_pod() -> None:
-    """The master ends, its worker a moment later; by then the job is deleted, and both pods with it."""
-    words = Termination(outcome=Outcome.FINISHED, step=40, weights_digest="sha256:abc", detail="all steps done")
-    master = a_replica(state=ReplicaState.SUCCEEDED, exit_code=0, termination=words)
-    first = decide(an_observed(an_attempt(master, a_replica(name="worker")), status=a_status(a_record())), now=NOW)
-
-    last = decide(an_observed(status=first.status), now=NOW)
-
-    assert last.status.current is not None
-    assert (last.status.current.state, last.status.current.verdict) == (AttemptState.ENDED, Verdict.FINISHED)
-    assert last.status.result is not None
-    assert (last.status.result.step, last.status.result.weights_digest) == (40, "sha256:abc")
+    assert ended.current is not None
+    assert cut.current is not None
+    assert (ended.current.verdict, cut.current.verdict) == (Verdict.FINISHED, Verdict.STOPPED)
+    for status in (ended, cut):
+        assert status.result is not None
+        assert status.result.weights_digest == "sha256:abc"
 
 
 def test_the_deadline_stops_the_attempt_and_fails_the_run() -> None:

@@ -15,6 +15,7 @@ from piton.contract.termination import Outcome
 from piton.core.decide import decide
 from piton.core.effects import StopAttempt
 from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaState, ReservationSeen
+from piton.timing import Timing
 from support.builders import (
     NOW,
     a_failed_attempt,
@@ -57,6 +58,7 @@ class Scene:
     spec: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Of the observation."""
+    timing: Timing = field(default_factory=Timing)
 
     def observed(self, status: RunStatus, *, limits: Mapping[str, Any], is_stopped: bool) -> Observed:
         """The run with this attempt."""
@@ -130,6 +132,9 @@ SCENES: Mapping[Reason, Scene] = {
     Reason.BAD_CONFIG: ended_as(Outcome.BAD_CONFIG),
     Reason.DIVERGED: ended_as(Outcome.DIVERGED),
     Reason.OUT_OF_SPACE: ended_as(Outcome.OUT_OF_SPACE),
+    Reason.SCRIPT_TIMEOUT: Scene(
+        seen=RUNS, record={"trained_time": later(-7200)}, timing=Timing(after_training_seconds=3600)
+    ),
     Reason.SUSPENDED: Scene(seen=RUNS, spec={"suspend": True}),
     Reason.DEADLINE_EXCEEDED: Scene(seen=RUNS, spec={"limits": {"deadline": "1h"}}, fields={"run": CREATED_LONG_AGO}),
     Reason.BUDGET_EXCEEDED: Scene(
@@ -173,7 +178,7 @@ def play(scene: Scene, **limits: Any) -> RunStatus:
     is_stopped = False
     for seconds in (0, 1, 2, PATIENCE_SECONDS, PATIENCE_SECONDS + 1, PATIENCE_SECONDS + 2):
         observed = scene.observed(status, limits=limits, is_stopped=is_stopped)
-        decision = decide(observed, now=later(seconds))
+        decision = decide(observed, now=later(seconds), timing=scene.timing)
         status = decision.status
         is_stopped = is_stopped or any(isinstance(effect, StopAttempt) for effect in decision.effects)
         if status.attempts[0].state is AttemptState.ENDED:
@@ -199,7 +204,9 @@ def test_what_comes_next_is_what_the_page_says(reason: Reason) -> None:
     assert ended is not None
 
     def after(seconds: float) -> RunStatus:
-        return decide(scene.observed(status, limits={}, is_stopped=True), now=later(seconds)).status
+        return decide(
+            scene.observed(status, limits={}, is_stopped=True), now=later(seconds), timing=scene.timing
+        ).status
 
     now = (ended - NOW).total_seconds()
     if then.startswith("the next attempt, at once"):

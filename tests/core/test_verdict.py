@@ -7,7 +7,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
-from piton.contract.termination import Outcome
+from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton.core.evidence import Evidence, Judgement
 from piton.core.verdict import judge
 from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
@@ -535,8 +535,151 @@ def test_an_order_of_ours_outranks_the_exit_code_once_everything_has_ended() -> 
     assert (judgement.verdict, judgement.reason) == (Verdict.STOPPED, Reason.SUSPENDED)
 
 
-def test_proof_on_the_volume_outranks_everything() -> None:
-    judgement = judged(a_failed_attempt(failed(1, disruption="Evicted")), complete=a_complete(7))
+PROOF = said(Outcome.FINISHED, step=9, weights_digest="sha256:1", detail="all steps are done", script=ScriptEnd.ENDED)
+RUNNING, FAILED = replace(PROOF, script=ScriptEnd.RUNNING), replace(PROOF, script=ScriptEnd.FAILED, script_error="boom")
+LAUNCHED, OLDER = replace(PROOF, launched=True), replace(PROOF, script=None)
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "reason"),
+    [
+        pytest.param(an_attempt(a_replica(DONE, exit_code=0)), Verdict.FINISHED, Reason.FINISHED, id="exit code 0"),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, disruption="EvictionByEvictionAPI")),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="exit code 0, whatever becomes of the machine",
+        ),
+        pytest.param(
+            an_attempt(a_replica(name="a", node="n1"), a_replica(DONE, exit_code=0, name="b", node_gone=True)),
+            None,
+            None,
+            id="a worker that has ended needs its machine no more, and rank 0 goes on",
+        ),
+        pytest.param(
+            an_attempt(a_replica(name="a"), a_replica(DONE, exit_code=0, name="b", disruption="Evicted")),
+            None,
+            None,
+            id="nor does an eviction of it end rank 0's export",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, disruption="TerminationByKubelet", termination=RUNNING)),
+            Verdict.PREEMPTED,
+            Reason.DISRUPTED,
+            id="a notice in the middle of an export",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(143, termination=RUNNING)),
+            Verdict.INFRASTRUCTURE,
+            Reason.POD_DELETED,
+            id="a pod that is deleted in the middle of an export",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(137, termination=RUNNING)),
+            Verdict.INFRASTRUCTURE,
+            Reason.KILLED,
+            id="one that is killed then",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(137, termination=RUNNING, out_of_memory=True)),
+            Verdict.USER_FAILURE,
+            Reason.OUT_OF_MEMORY,
+            id="one that runs out of memory then",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, termination=FAILED)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="an exception in what follows",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(139, termination=FAILED)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="also when the interpreter dies of a signal afterwards",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(139, termination=RUNNING)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="a signal in the middle of what follows",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, termination=PROOF)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="exit code 1 without torchrun",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(134, termination=PROOF)),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="SIGABRT at the interpreter's exit",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(139, termination=PROOF), a_replica(DONE, exit_code=0, name="b")),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="SIGSEGV at the interpreter's exit, of one replica",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, termination=LAUNCHED)),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="the same behind torchrun, which makes exit code 1 of it",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(1, termination=OLDER)),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="an older trainer does not say what its script did",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(3, termination=PROOF)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="an exit code that no signal explains",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, name="a"), a_replica(name="b", deleting=True)),
+            Verdict.INFRASTRUCTURE,
+            Reason.POD_DELETED,
+            id="a worker that is told to stop while it does the rest",
+        ),
+        pytest.param(
+            an_attempt(
+                a_replica(DONE, exit_code=0, name="a"), failed(143, name="b", deleting=True), job=JobState.SUCCEEDED
+            ),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="a worker that the controller of a job that has succeeded cleans away",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, name="a"), expected_replicas=2, lost=(a_lost("b"),)),
+            Verdict.INFRASTRUCTURE,
+            Reason.POD_DELETED,
+            id="a worker that went before it had ended",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, name="a"), job=None, expected_replicas=2),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_EVIDENCE,
+            id="of a job that is gone one replica alone proves nothing",
+        ),
+    ],
+)
+def test_a_finished_training_ends_with_its_script(
+    seen: AttemptSeen, verdict: Verdict | None, reason: Reason | None
+) -> None:
+    judgement = judged(seen, complete=a_complete(7))
+
+    assert (judgement and judgement.verdict, judgement and judgement.reason) == (verdict, reason)
+
+
+@pytest.mark.parametrize(("words", "tells"), [(FAILED, ": boom"), (RUNNING, "training was finished")])
+def test_a_failure_after_the_training_is_called_so(words: Termination, tells: str) -> None:
+    judgement = judged(a_failed_attempt(failed(3, termination=words)))
 
     assert judgement is not None
-    assert judgement.verdict is Verdict.FINISHED
+    assert "ended with exit code 3 after its training was finished" in judgement.message
+    assert judgement.message.endswith(tells)

@@ -33,7 +33,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--deaf", action="store_true", help="do not heed SIGTERM")
     parser.add_argument("--child", action="store_true", help="have a helper in a session of its own")
     parser.add_argument("--mute", action="store_true", help="report nothing")
-    parser.add_argument("--linger", action="store_true", help="do not leave after the final manifest")
+    parser.add_argument("--linger", action="store_true", help="do not leave after the final manifest, the first time")
+    parser.add_argument("--exit-after", type=int, default=0, help="exit code after the final manifest")
+    parser.add_argument("--script", default="failed", help="the end of the script that goes with it")
+    parser.add_argument("--exit-attempts", type=int, default=1000, help="so many attempts end with that")
     parser.add_argument("--end", choices=["finished", "diverged", "silent"], default="finished")
     return parser.parse_args()
 
@@ -68,13 +71,20 @@ def report(step: int, steps: int, resumed: int) -> None:
     urllib.request.urlopen(urllib.request.Request(url, body, method="POST"), timeout=10).read()
 
 
-def end(outcome: str, code: int, step: int) -> NoReturn:
-    words = {"outcome": outcome, "step": step, "checkpointStep": newest()[0], "detail": f"the fake {outcome}"}
+def end(outcome: str, code: int, step: int, script: str = "running", resumed: int | None = None) -> NoReturn:
+    words: dict[str, object] = {
+        "outcome": outcome,
+        "step": step,
+        "checkpointStep": newest()[0],
+        "detail": f"the fake {outcome}",
+    }
+    if outcome == "finished":
+        words |= {"weightsDigest": "sha256:of-the-fake", "script": script, "resumedFrom": resumed or None}
     Path(os.environ["PITON_TERMINATION_LOG"]).write_text(json.dumps(words))
     sys.exit(code)
 
 
-def claims(step: int) -> bool:
+def claims(step: int | str) -> bool:
     """True if no attempt of the run was to hold at this step before."""
     mark = CHECKPOINTS / f"holding-{step}"
     if mark.exists():
@@ -121,7 +131,7 @@ def train(orders: argparse.Namespace, step: int, weights: str) -> None:
             save(step, weights)
         holds = step in orders.hold_at and claims(step)  # the report may be what it is killed for
         if not orders.mute:
-            report(step, orders.steps, resumed)
+            report(step, orders.steps + orders.linger, resumed)
         if holds:
             hold(step)
         if told:
@@ -136,9 +146,22 @@ def train(orders: argparse.Namespace, step: int, weights: str) -> None:
     best = {"bestStep": step, "bestMetric": 0.25, "reason": "all steps done"}
     (CHECKPOINTS / ".complete").write_text(json.dumps({**proof, **best}))
     (CHECKPOINTS / ".complete").replace(CHECKPOINTS / "COMPLETE.json")
-    while orders.linger and not told:
-        time.sleep(0.005)
-    end("finished", 0, step)
+    rest(orders, step, resumed)
+
+
+def rest(orders: argparse.Namespace, step: int, resumed: int) -> NoReturn:
+    """What a script does after its training: it exports."""
+    if orders.linger and claims("rest"):
+        report(step, step, resumed)  # all of it is done: what a drill may wait for
+        while not told:
+            time.sleep(0.005)
+        end("finished", 143, step, resumed=resumed)
+    if orders.exit_after and orders.exit_attempts >= ATTEMPT:
+        print("the export failed", flush=True)
+        end("finished", orders.exit_after, step, orders.script, resumed)
+    if orders.linger or orders.exit_after:
+        (CHECKPOINTS / "exported").write_text(str(ATTEMPT))
+    end("finished", 0, step, "ended", resumed)
 
 
 if __name__ == "__main__":

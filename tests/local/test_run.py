@@ -85,15 +85,6 @@ def test_what_another_attempt_would_meet_again_ends_the_run_at_once(tmp_path: Pa
     assert (ending.summary.phase, ending.summary.attempts, ending.summary.reason) == (Phase.FAILED, 1, "Diverged")
 
 
-def test_a_trainer_that_does_not_leave_after_its_final_manifest_is_told_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(world, "LEAVE_SECONDS", 0.1)
-    ending, _ = train(tmp_path / "run", "--linger")
-
-    assert (ending.summary.phase, ending.summary.final_step) == (Phase.SUCCEEDED, 20)
-
-
 def test_a_program_that_the_machine_cannot_start_is_the_users_failure(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/no/such/interpreter\n")

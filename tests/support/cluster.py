@@ -220,6 +220,16 @@ class Cluster:
             await self._begin(pod)
         elif phase == "Running" and meta["name"].endswith("-master-0") and not _has_trained(pod):
             await self._meet_fate(pod, self._fate(pod))
+        elif phase == "Running" and self.sidecar and not _has_trained(pod) and self._master_is_done(pod):
+            await self._end(pod, Ends())
+
+    def _master_is_done(self, pod: Body) -> bool:
+        """True if rank 0 has come to its end, and so do the others: with a sidecar the job ends with no pod."""
+        name, _, _ = str(pod["metadata"]["name"]).rpartition("-worker-")
+        master = self.server.find(PODS, f"{name}-master-0", pod["metadata"]["namespace"])
+        if master is None or not _has_trained(master):
+            return False
+        return bool(master["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0)
 
     async def _begin(self, pod: Body) -> None:
         fate = self._fate(pod)

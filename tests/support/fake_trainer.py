@@ -80,7 +80,7 @@ class Trainer:
     goes_at: datetime | None = None
     """When its machine goes, which is announced by a taint and by nothing else."""
     done_at: datetime | None = None
-    """When a stage beside the training is finished."""
+    """When a stage beside the training is finished, or the script after its training."""
 
     @property
     def pod(self) -> str:

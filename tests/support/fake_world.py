@@ -19,7 +19,7 @@ from piton.api.spec import Meta, Spec, Stage, StuckPods
 from piton.api.status import RunStatus
 from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
-from piton.contract.termination import EXIT_CODES, Outcome, Termination
+from piton.contract.termination import EXIT_CODES, Outcome, ScriptEnd, Termination
 from piton.core.effects import (
     AddFinalizer,
     Announcement,
@@ -62,6 +62,8 @@ GRACE_SECONDS = 3
 NOTICE_SECONDS = 5
 PRICE = Fraction(3600)
 """Of a machine per hour: a dollar per second."""
+REST_SECONDS = 4
+"""What the script does after its training takes: an export."""
 STAGE_SECONDS = 9
 """What a stage beside the training takes."""
 _START_EVENTS = {"no sandbox": "FailedCreatePodSandBox", "pulling": "Pulling"}
@@ -107,6 +109,10 @@ class FakeWorld:
     without_quota: list[str] = field(default_factory=list)
     """What was done with pods that had no quota."""
     store: Store = field(default_factory=Store)
+    reads_volume: bool = True
+    """The operator reads the final manifest, as on one machine; else it is told by a report and by the last words."""
+    exported_by: list[int] = field(default_factory=list)
+    """Attempts whose scripts came to their end after the training."""
     jobs: dict[int, Trainer] = field(default_factory=dict)
     job_exists: set[int] = field(default_factory=set)
     zombies: list[Trainer] = field(default_factory=list)
@@ -459,6 +465,9 @@ class FakeWorld:
             self._exit(trainer, 0, said if trainer.stage is Stage.EVALUATE else None)
 
     def _train(self, trainer: Trainer) -> None:
+        if trainer.done_at is not None:
+            self._do_the_rest(trainer)
+            return
         is_over_budget = trainer.stops_at is not None and self.time >= trainer.stops_at
         if trainer.dies_at is not None or is_over_budget:
             self._save(trainer)
@@ -481,7 +490,21 @@ class FakeWorld:
         if trainer.step == TOTAL_STEPS:
             digest = f"sha256:{TOTAL_STEPS}"
             self.store.complete = Complete(attempt=trainer.number, step=TOTAL_STEPS, weights_digest=digest)
-            self._exit(trainer, 0, Termination(outcome=Outcome.FINISHED, step=TOTAL_STEPS, weights_digest=digest))
+            trainer.done_at = self.time + timedelta(seconds=REST_SECONDS)
+
+    def _do_the_rest(self, trainer: Trainer) -> None:
+        """The script goes on after its training; nothing of it heeds a stop."""
+        assert trainer.done_at is not None
+        if trainer.dies_at is not None:
+            self._exit(trainer, 143, self._proof(trainer, ScriptEnd.RUNNING))
+            self._leave(trainer)
+        elif self.time >= trainer.done_at:
+            self.exported_by.append(trainer.number)
+            self._exit(trainer, 0, self._proof(trainer, ScriptEnd.ENDED))
+
+    def _proof(self, trainer: Trainer, script: ScriptEnd) -> Termination:
+        digest = f"sha256:{TOTAL_STEPS}"
+        return self._last_words(trainer, Outcome.FINISHED, weights_digest=digest, script=script)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.owner != self.store.owner:
@@ -514,7 +537,8 @@ class FakeWorld:
         current = self.status.attempt
         trainer = self.jobs.get(current)
         is_heard = trainer is not None and not (trainer.silent or trainer.cannot_report)
-        tells = is_heard and trainer is not None and trainer.step > trainer.resumed_from
+        has_news = trainer is not None and (trainer.step > trainer.resumed_from or trainer.done_at is not None)
+        tells = is_heard and has_news
         if trainer is not None and is_heard and trainer.alive:
             trainer.heard_at = self.time
         return Observed(
@@ -527,7 +551,7 @@ class FakeWorld:
             attempts=self._without_jobs() if self.unserved == "jobs" else tuple(map(self._seen, sorted(self.jobs))),
             jobs_unknown="the cluster does not serve PyTorchJobs" if self.unserved == "jobs" else "",
             progress=self._report(trainer) if trainer and tells else None,
-            complete=self.store.complete,
+            complete=self.store.complete if self.reads_volume else None,
             silent_seconds=(self.time - (trainer.heard_at or NOW)).total_seconds() if trainer else None,
         )
 
@@ -573,6 +597,7 @@ class FakeWorld:
             total_steps=TOTAL_STEPS,
             checkpoint_step=trainer.checkpoint_step,
             resumed_from=trainer.resumed_from or None,
+            complete=self.store.complete if trainer.stage is Stage.TRAIN and trainer.done_at else None,
         )
 
     def _seen(self, number: int) -> AttemptSeen:
@@ -732,4 +757,6 @@ class FakeWorld:
     def crash(self, trainer: Trainer, *, out_of_memory: bool = False, out_of_disk: bool = False) -> None:
         """A bug of the user's."""
         trainer.out_of_memory, trainer.out_of_disk = out_of_memory, out_of_disk
-        self._exit(trainer, 137 if out_of_memory or out_of_disk else 1)
+        is_trained = trainer.stage is Stage.TRAIN and trainer.done_at is not None
+        words = self._proof(trainer, ScriptEnd.FAILED) if is_trained else None
+        self._exit(trainer, 137 if out_of_memory or out_of_disk else 1, words)

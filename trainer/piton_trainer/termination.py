@@ -3,9 +3,10 @@
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from piton.contract.termination import Outcome, Termination
+from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton_trainer.config import Config, termination_log
 from piton_trainer.errors import BadConfig, DeviceLost, Ended
 from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
@@ -84,6 +85,17 @@ class TerminationLog:
         failed = termination.outcome in (Outcome.FAILED, Outcome.DEVICE_LOST)
         if self._is_empty() if failed else self._ranks.local_rank == 0:
             self._write(termination.to_json())
+
+    def note_script(self, end: ScriptEnd, error: str | None) -> None:
+        """Add to the message of a finished training how the script ended: one process, or whoever fails."""
+        if self._path is None or not (self._ranks.local_rank == 0 or end is ScriptEnd.FAILED):
+            return
+        try:
+            written = Termination.from_json(self._path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            return
+        if written is not None and written.is_proof and written.script is not ScriptEnd.FAILED:
+            self._write(replace(written, script=end, script_error=error).to_json())
 
     def _is_empty(self) -> bool:
         return self._path is not None and not (self._path.exists() and self._path.stat().st_size)

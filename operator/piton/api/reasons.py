@@ -94,12 +94,14 @@ class Reason(OpenEnum):
     """The stage Prepare runs, on a machine without a GPU."""
     TRAINING = "Training"
     """Replicas run."""
+    AFTER_TRAINING = "AfterTraining"
+    """The training is finished, and the script goes on: an evaluation, an export, an upload. Its exit code counts."""
     EVALUATING = "Evaluating"
     """The stage Evaluate runs; the training is done."""
 
     # Finished
     FINISHED = "Finished"
-    """The trainer proved that it is done: its final manifest."""
+    """The trainer proved that it is done, by its final manifest, and every replica ended with exit code 0."""
     EXITED_ZERO = "ExitedZero"
     """The user's own program, which does not use the library, ended with exit code 0, undisturbed."""
 
@@ -165,6 +167,8 @@ class Reason(OpenEnum):
     """20 losses in a row, the objective, or a weight to be saved is not a finite number."""
     OUT_OF_SPACE = "OutOfSpace"
     """The checkpoint volume is full."""
+    SCRIPT_TIMEOUT = "ScriptTimeout"
+    """On a machine without a cluster: the script ran on for longer than --after-training allows."""
 
     # Stopped on order
     SUSPENDED = "Suspended"

@@ -103,6 +103,12 @@ class AttemptStatus(Answer):
         default=None, description="When its last words were read: what it had done, and why it ended."
     )
     training_time: AwareDatetime | None = Field(default=None, description="When its first step was reported.")
+    trained_time: AwareDatetime | None = Field(
+        default=None, description="When its training was known to be finished; from then on its script does the rest."
+    )
+    done: tuple[str, ...] | None = Field(
+        default=None, description="Replicas whose script has ended well since; what comes in their place is not needed."
+    )
     failing_time: AwareDatetime | None = Field(default=None, description="When the first sign of its end was seen.")
     ended_time: AwareDatetime | None = Field(default=None, description="When the last of its replicas was gone.")
     verdict: Verdict | None = Field(default=None, description="Whose doing its end was.")

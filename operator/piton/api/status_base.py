@@ -42,7 +42,8 @@ def _without_blanks(answer: Answer, dumped: dict[str, Any]) -> dict[str, Any]:
             _without_blanks(value, dumped[key])
         elif isinstance(value, tuple):
             for item, entry in zip(value, dumped[key], strict=True):
-                _without_blanks(item, entry)
+                if isinstance(item, Answer):
+                    _without_blanks(item, entry)
     return dumped
 
 
@@ -51,8 +52,10 @@ def _kept(new: Any, old: Any) -> Any:
         return new.with_unknown_of(old)
     if not isinstance(new, tuple) or not isinstance(old, tuple):
         return new
-    known = {getattr(item, item.KEY): item for item in old}
-    items = tuple(item.with_unknown_of(known.get(getattr(item, item.KEY))) for item in new)
+    known = {getattr(item, item.KEY): item for item in old if isinstance(item, Answer)}
+    items = tuple(
+        item.with_unknown_of(known.get(getattr(item, item.KEY))) if isinstance(item, Answer) else item for item in new
+    )
     return new if all(one is other for one, other in zip(items, new, strict=True)) else items
 
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -63,30 +63,25 @@ def cli(*, debug: bool) -> None:
     " prepare:kill@5s; for a sweep isotropy:preempt@50%. Repeatable.",
 )
 @click.option("--notice", default="30s", show_default=True, help="Time between the notice and the end of the machine.")
+@click.option(
+    "--after-training",
+    "after_training",
+    default="1h",
+    show_default=True,
+    help="Time that the script may take after its training, for an evaluation or an export.",
+)
 @_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--fresh", is_flag=True, help="Start over: delete what Piton made in this run's folder, and no more.")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
-def run(
-    *,
-    file: Path,
-    folder: Path | None,
-    drills: tuple[str, ...],
-    notice: str,
-    price: str | None,
-    as_json: bool,
-    fresh: bool,
-    quiet: bool,
-) -> int:
+def run(*, file: Path, **options: Any) -> int:
     """Train a run, or a sweep, on this machine. Ctrl-C saves and stops; the same command continues.
 
     The exit code is 1 when it failed, and 3 when it has Succeeded but a drill has not fired.
     """
     from piton.cli import train
 
-    return train.train(
-        file, folder=folder, drills=drills, notice=notice, price=price, as_json=as_json, fresh=fresh, quiet=quiet
-    )
+    return train.train(file, **options)
 
 
 @cli.command()

@@ -25,6 +25,7 @@ from piton.local.sweep_runner import SweepEnding, SweepRequest
 from piton.sweep.parse import ParsedSweep
 from piton.sweep.status import SweepStatus
 from piton.sweep.table import Format, render
+from piton.timing import Timing
 
 STDIN = "-"
 
@@ -52,6 +53,7 @@ def train(
     folder: Path | None,
     drills: tuple[str, ...],
     notice_seconds: float,
+    timing: Timing,
     price: Fraction | None,
     as_json: bool,
     fresh: bool,
@@ -68,6 +70,7 @@ def train(
         fresh=fresh,
         drills=drills_of(sweep, drills),
         notice_seconds=notice_seconds,
+        timing=timing,
         price=price,
     )
     ending = sweep_runner.run(order, ConsoleSweepObserver(sweep.meta.name, quiet=quiet))

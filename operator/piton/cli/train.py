@@ -5,6 +5,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from piton.cli.watch import Lines, Live, NoOutput
 from piton.contract import InputError, startup_phases
 from piton.contract.duration import format_duration, parse_duration
 from piton.local import drills as fire
-from piton.local.runner import Ending, RunObserver, RunRequest, run
+from piton.local.runner import LOCAL_PACE, Ending, RunObserver, RunRequest, run
 from piton.local.summary import Summary
 from piton.sweep.parse import ParsedSweep
 
@@ -31,6 +32,7 @@ def train(
     folder: Path | None,
     drills: tuple[str, ...],
     notice: str,
+    after_training: str,
     price: str | None,
     as_json: bool,
     fresh: bool,
@@ -41,13 +43,15 @@ def train(
     The exit code is 0 when the model is trained, 1 when the run failed, 3 when it is trained and a drill has not fired,
     128 + the signal's after Ctrl-C.
     """
-    parsed, notice_seconds = files.read_any(file), _notice(notice)
+    parsed, notice_seconds = files.read_any(file), _seconds_of("--notice", notice)
+    timing = replace(LOCAL_PACE, after_training_seconds=_seconds_of("--after-training", after_training))
     if isinstance(parsed, ParsedSweep):
         return sweeps.train(
             parsed,
             folder=folder,
             drills=drills,
             notice_seconds=notice_seconds,
+            timing=timing,
             price=None if price is None else Fraction(price),
             as_json=as_json,
             fresh=fresh,
@@ -61,6 +65,7 @@ def train(
         fresh=fresh,
         drills=tuple(fire.parse(text) for text in drills),
         notice_seconds=notice_seconds,
+        timing=timing,
         price=None if price is None else Fraction(price),
     )
     with audience_of(quiet=quiet) as observer:
@@ -71,11 +76,11 @@ def train(
     return _exit_code(ending)
 
 
-def _notice(text: str) -> float:
+def _seconds_of(option: str, text: str) -> float:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise InputError(f"--notice: {error}") from error
+        raise InputError(f"{option}: {error}") from error
 
 
 def audience_of(*, quiet: bool) -> contextlib.AbstractContextManager[RunObserver]:

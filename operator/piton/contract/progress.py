@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from piton.contract.manifest import Complete
 from piton.contract.termination import Limit, Outcome, PreviousEnd
 
 # Metric names with a meaning; transformers' KubeflowCallback calls the first two current_step and total_steps.
@@ -24,7 +25,13 @@ RESUMED_FROM = "resumed_from_step"
 PREVIOUS_ATTEMPT = "previous_attempt"
 PREVIOUS_OUTCOME = "previous_outcome"
 MIRROR_REFUSAL = "mirror_refusal"
-# The values of these two are words.
+COMPLETE_ATTEMPT = "complete_attempt"
+COMPLETE_STEP = "complete_step"
+COMPLETE_DIGEST = "complete_digest"
+COMPLETE_BEST_STEP = "complete_best_step"
+COMPLETE_BEST_METRIC = "complete_best_metric"
+COMPLETE_REASON = "complete_reason"
+# The values of an outcome, a refusal, a digest and a reason are words.
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
@@ -41,7 +48,10 @@ STEP_SECONDS = "step_seconds"
 EVALUATION_SECONDS = "evaluation_seconds"
 EVALUATION_EVERY_STEPS = "evaluation_every_steps"
 _ALIASES = {"current_step": STEP}
-_RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT})
+_COMPLETE = (COMPLETE_ATTEMPT, COMPLETE_STEP, COMPLETE_BEST_STEP, COMPLETE_BEST_METRIC)
+_RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, *_COMPLETE})
+TAKEN = _RESERVED | {PREVIOUS_OUTCOME, MIRROR_REFUSAL, COMPLETE_DIGEST, COMPLETE_REASON}
+"""Names on the wire that are not free for metrics of a script."""
 
 BODY_BYTES_MAX = 1 << 20
 """A longer report is refused unread."""
@@ -70,6 +80,8 @@ class Progress:
     """The end of the attempt before, in case its pods were gone before they were read."""
     mirror_refusal: str | None = None
     """The reason for which nothing is mirrored although it should be: the bucket belongs to another run."""
+    complete: Complete | None = None
+    """The final manifest, in the last report of a training that is finished. Its script may go on."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
@@ -82,6 +94,7 @@ class Progress:
             PREVIOUS_ATTEMPT: None if self.previous is None else self.previous.attempt,
             PREVIOUS_OUTCOME: None if self.previous is None else self.previous.outcome.value,
             MIRROR_REFUSAL: self.mirror_refusal,
+            **_complete_to_wire(self.complete),
             **self.metrics,
         }
         status: dict[str, Any] = {"lastUpdatedTime": self.updated}
@@ -114,6 +127,7 @@ class Progress:
             resumed_from=_whole(numbers.get(RESUMED_FROM)),
             previous=_previous(numbers.get(PREVIOUS_ATTEMPT), status.get("metrics")),
             mirror_refusal=_words(MIRROR_REFUSAL, status.get("metrics"), most=_SENTENCE_MAX),
+            complete=_complete(numbers, status.get("metrics")),
             metrics={name: value for name, value in numbers.items() if name not in _RESERVED},
         )
 
@@ -210,6 +224,34 @@ def _numbers(metrics: object) -> dict[str, float]:
 def _previous(attempt: float | None, metrics: object) -> PreviousEnd | None:
     number, outcome = _whole(attempt), _words(PREVIOUS_OUTCOME, metrics, most=_NAME_MAX)
     return None if number is None or outcome is None else PreviousEnd(attempt=number, outcome=Outcome(outcome))
+
+
+def _complete_to_wire(complete: Complete | None) -> dict[str, float | int | str | None]:
+    if complete is None:
+        return {}
+    return {
+        COMPLETE_ATTEMPT: complete.attempt,
+        COMPLETE_STEP: complete.step,
+        COMPLETE_DIGEST: complete.weights_digest,
+        COMPLETE_BEST_STEP: complete.best_step,
+        COMPLETE_BEST_METRIC: complete.best_metric,
+        COMPLETE_REASON: complete.reason,
+    }
+
+
+def _complete(numbers: Mapping[str, float], metrics: object) -> Complete | None:
+    attempt, step = _whole(numbers.get(COMPLETE_ATTEMPT)), _whole(numbers.get(COMPLETE_STEP))
+    digest = _words(COMPLETE_DIGEST, metrics, most=_NAME_MAX)
+    if attempt is None or step is None or digest is None:
+        return None
+    return Complete(
+        attempt=attempt,
+        step=step,
+        weights_digest=digest,
+        best_step=_whole(numbers.get(COMPLETE_BEST_STEP)),
+        best_metric=numbers.get(COMPLETE_BEST_METRIC),
+        reason=_words(COMPLETE_REASON, metrics, most=_SENTENCE_MAX) or "",
+    )
 
 
 def _words(name: str, metrics: object, *, most: int) -> str | None:

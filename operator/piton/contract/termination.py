@@ -22,7 +22,7 @@ from piton.contract.open_enum import OpenEnum
 TERMINATION_MESSAGE_BYTES_MAX = 4096
 """The kubelet cuts a termination message here."""
 _METRICS_MAX = 32
-_UNREPORTED_MAX = 300
+_SENTENCE_MAX = 300
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_./@-]{1,64}")
 
 
@@ -66,6 +66,17 @@ class Outcome(OpenEnum):
     """No rank has ended a step for too long; the watchdog has ended them all."""
     FAILED = "failed"
     """An exception of the user's code or of ours."""
+
+
+class ScriptEnd(OpenEnum):
+    """State of the script after its session has finished the training."""
+
+    RUNNING = "running"
+    """It goes on, or it was ended in the middle of what follows the training."""
+    ENDED = "ended"
+    """It came to its end; nothing is left to do but to end the interpreter."""
+    FAILED = "failed"
+    """An exception, or an exit code that is not 0."""
 
 
 class Limit(OpenEnum):
@@ -127,6 +138,12 @@ class Termination:
     """The attempt that holds the checkpoint directory, when it is not this one: the next attempt has to be higher."""
     limit: Limit | None = None
     """Of one that stopped by itself: the limit that was reached."""
+    script: ScriptEnd | None = None
+    """Of one that has finished its training: what became of the script since. None: an older trainer does not say."""
+    script_error: str | None = None
+    """Of a script that has failed since: the error, or its exit code."""
+    launched: bool = False
+    """True if torchrun started it, which turns every end of its processes into exit code 1."""
     unreported: str | None = None
     """The reason for which the newest reports did not arrive; None if they did."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -134,6 +151,11 @@ class Termination:
     detail: str = ""
     is_ours: bool = True
     """False for words of the cluster's, or of a program of the user's: they say nothing of what was saved."""
+
+    @property
+    def is_proof(self) -> bool:
+        """True if it tells of the final manifest: the training is finished, whatever becomes of the script."""
+        return self.outcome is Outcome.FINISHED and self.weights_digest is not None
 
     def to_json(self) -> str:
         """One line of JSON that fits into `TERMINATION_MESSAGE_BYTES_MAX`; a long detail is cut."""
@@ -154,7 +176,10 @@ class Termination:
             "bestMetric": self.best_metric,
             "fence": self.fence,
             "limit": None if self.limit is None else self.limit.value,
-            "unreported": None if self.unreported is None else self.unreported[:_UNREPORTED_MAX],
+            "script": None if self.script is None else self.script.value,
+            "scriptError": None if self.script_error is None else self.script_error[:_SENTENCE_MAX],
+            "launched": True if self.launched else None,
+            "unreported": None if self.unreported is None else self.unreported[:_SENTENCE_MAX],
             "metrics": _metrics(self.metrics) or None,
             "detail": detail,
         }
@@ -181,6 +206,9 @@ class Termination:
                 best_metric=_number(fields.get("bestMetric")),
                 fence=_integer(fields.get("fence")),
                 limit=Limit(fields["limit"]) if isinstance(fields.get("limit"), str) else None,
+                script=ScriptEnd(fields["script"]) if isinstance(fields.get("script"), str) else None,
+                script_error=_string(fields.get("scriptError")),
+                launched=fields.get("launched") is True,
                 unreported=_string(fields.get("unreported")),
                 metrics=_metrics(fields.get("metrics")),
                 detail=str(fields.get("detail", "")),

@@ -5,7 +5,16 @@ from piton.api.conditions import TRAINING, WAITING, without_waiting
 from piton.api.reasons import Reason
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.api.status_base import Phase
-from piton.core import evictions, programs, quota_rules, start_clock, start_verdicts, transitions
+from piton.core import (
+    after_training,
+    evictions,
+    programs,
+    quota_rules,
+    results,
+    start_clock,
+    start_verdicts,
+    transitions,
+)
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
@@ -26,7 +35,8 @@ def observe_running(context: Context) -> Decision | None:
         waiting = next((f"{r.name}: {r.waiting}" for r in seen.replicas if r.waiting), "")
         status = transitions.change(with_report(context), state=AttemptState.STARTING, failing_time=None)
         return wait_for_replicas(context, status, waiting or f"{stages.called(record)} was created")
-    hindrance = why(seen, now=context.now, since=record.created_time) if seen.incomplete else None
+    left = after_training.with_done(seen, record)
+    hindrance = why(left, now=context.now, since=record.created_time) if left.incomplete else None
     hindrance = hindrance or quota_rules.unreadable(context)
     status, news = _hindered(context, with_report(context), hindrance)
     status, silence = note_reporting(context, status)
@@ -34,12 +44,15 @@ def observe_running(context: Context) -> Decision | None:
     status, volume = note_volume(context, status)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
+    if (rest := after_training.running_message(context, status)) is not None:
+        reason, news = Reason.AFTER_TRAINING, (*news, *after_training.news(context, rest))
     silent = next((f"{r.name} on {r.node}: {r.silent}" for r in seen.replicas if r.silent), None)
     if silent is not None:
         reason, news = Reason.ZONE_SILENT, (*news, *_silence_that_is_new(context, silent))
-    message = silent or _running(context, record)
+    message = silent or _running(context, rest or f"{stages.called(record)} is running")
     status = context.phase(status, phase, reason, message, waits=status.is_true(WAITING))
-    soon = look_again_seconds(context, record, hindrance) if seen.incomplete or hindrance else None
+    soon = look_again_seconds(context, record, hindrance) if left.incomplete or hindrance else None
+    soon = earliest(soon, after_training.seconds_left(context, status))
     requested = quota_rules.quota_effects(context, seen)
     if not requested and _only_progress(status, context):
         status, soon = context.status, earliest(_next_progress(context), soon)
@@ -102,11 +115,11 @@ def earliest(*seconds: float | None) -> float | None:
     return min((found for found in seconds if found is not None), default=None)
 
 
-def _running(context: Context, record: AttemptStatus) -> str:
+def _running(context: Context, state: str) -> str:
     account = context.account()
     warned = f"; {budget.warning(account)}" if account and account.warns else ""
     advice = advice_of_pools(context.seen) if context.seen else None
-    return f"{stages.called(record)} is running{warned}" + (f"; {advice}" if advice else "")
+    return f"{state}{warned}" + (f"; {advice}" if advice else "")
 
 
 def _advice_that_is_new(context: Context, seen: AttemptSeen) -> tuple[Announcement, ...]:
@@ -127,6 +140,7 @@ def _silence_that_is_new(context: Context, message: str) -> tuple[Announcement, 
 def with_report(context: Context) -> RunStatus:
     """Return the status with the newest report and the replicas of the attempt."""
     status = transitions.report(context.status, context.observed.progress, context.seen, now=context.now)
+    status = results.learn(status, context.observed, context.seen, now=context.now)
     status = transitions.form(transitions.place(status, context.seen, now=context.now), context.seen, now=context.now)
     status = start_verdicts.remember(status, context.seen)
     status = evictions.remember(programs.remember(status, context.seen), context.seen)

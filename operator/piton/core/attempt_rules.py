@@ -12,15 +12,17 @@ from datetime import datetime
 from piton.api import stages
 from piton.api.conditions import WAITING
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core import (
+    after_training,
     attempt_start,
     broken_nodes,
     evictions,
     programs,
     quota_rules,
+    results,
     start_clock,
     start_verdicts,
     stuck_pods,
@@ -75,10 +77,8 @@ def job_missing(context: Context) -> Decision | None:
         return None
     if context.observed.jobs_unknown:
         return _wait_for_jobs(context)
-    evidence = _evidence(context, AttemptSeen(number=record.number, job=None))
-    found = judge(evidence) if evidence.complete else None
     message = f"the job of {stages.called(record)} disappeared"
-    judgement = found or Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
+    judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.JOB_VANISHED, message=message)
     return _close(context, judgement, with_report(context))
 
 
@@ -128,7 +128,7 @@ def judged(context: Context) -> Decision | None:
         return _be_patient(context, seen, status, judgement, left)
     status = transitions.change(status, state=AttemptState.STOPPING, **transitions.verdict_fields(judgement))
     if judgement.verdict is Verdict.FINISHED:  # now: when the peers have ended, the pod that said it may be gone
-        status = transitions.conclude(status, context.observed.complete, seen)
+        status = results.conclude(status, context.observed.complete, seen)
     status = context.phase(status, Phase.STOPPING, judgement.reason, judgement.message)
     decision = Decision(rule="judged", status=status, look_again_seconds=0)
     return broken_nodes.with_accused_start(context, decision, judgement)
@@ -177,6 +177,12 @@ def price_exceeded(context: Context) -> Decision | None:
             judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.PRICE_TOO_HIGH, message=message)
             return _told_to_stop(context, "price_exceeded", judgement, message)
     return None
+
+
+def script_overdue(context: Context) -> Decision | None:
+    """The training is finished, and its script runs on for longer than this world allows."""
+    judgement = None if context.flying is None or context.seen is None else after_training.timeout(context)
+    return None if judgement is None else _told_to_stop(context, "script_overdue", judgement, judgement.message)
 
 
 def stop_requested(context: Context) -> Decision | None:
@@ -236,18 +242,25 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     stage = Stage.TRAIN if record is None else record.stage
     trains = stage is Stage.TRAIN
     known = start_verdicts.remember(programs.remember(context.status, seen), seen)
+    if seen.job is None and context.spec is not None:  # nobody says any more how many there were
+        seen = replace(seen, expected_replicas=max(seen.expected_replicas, _nodes(context.spec, stage)))
+    seen = after_training.with_done(seen, record)
     return Evidence(
         seen=evictions.with_blame(seen, context.status),
         image_has_run=programs.image_has_run(known),
         program_has_run=programs.program_has_run(known),
         start_trouble=known.current is not None and known.current.start_trouble is True,
-        complete=context.observed.complete if trains else None,
+        complete=after_training.known_proof(context) if trains else None,
         proof_needed=trains and (context.spec is None or context.spec.trainer.recipe is not None),
         stage=stage,
         formed=seen.formed or (record is not None and record.formed_time is not None),
         ordered=record.reason if stopped and record else None,
         limit=Reason.BUDGET_EXCEEDED if _order(context) is Reason.BUDGET_EXCEEDED else Reason.DEADLINE_EXCEEDED,
     )
+
+
+def _nodes(spec: Spec, stage: Stage) -> int:
+    return spec.workers.nodes if stage is Stage.TRAIN else 1
 
 
 def _final(context: Context, record: AttemptStatus) -> Judgement:
@@ -275,7 +288,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
     record = status.current
     assert record is not None
     if judgement.verdict is Verdict.FINISHED:
-        status = transitions.conclude(status, context.observed.complete, context.seen)
+        status = results.conclude(status, context.observed.complete, context.seen)
     phase = Phase.PENDING if judgement.verdict is Verdict.FINISHED else Phase.RECOVERING
     status = context.phase(status, phase, judgement.reason, judgement.message)
     at = "" if record.step is None else f" at step {record.step}"
@@ -306,6 +319,7 @@ RULES: tuple[Callable[[Context], Decision | None], ...] = (
     judged,
     price_exceeded,
     stop_requested,
+    script_overdue,
     half_a_gang,
     observe_running,
 )

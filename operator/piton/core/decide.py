@@ -20,6 +20,7 @@ from piton.api.status_base import Phase
 from piton.contract import names
 from piton.core import (
     adoption,
+    after_training,
     answers,
     attempt_rules,
     attempt_start,
@@ -269,9 +270,12 @@ def _warnings(context: Context) -> tuple[Announcement, ...]:
 
 
 def _fail(context: Context, reason: Reason, message: str) -> Decision:
-    """A model that is trained is worth saying, whatever came of its evaluation."""
+    """A model that is trained is worth saying, whatever came of its evaluation, or of what its script did then."""
+    result = context.status.result
     if context.status.stage(Stage.TRAIN).end_time is not None:
         message = f"{_trained(context.status)}, and not evaluated: {message}"
+    elif result is not None and result.step is not None and after_training.known_proof(context) is not None:
+        message = f"the training {_trained(context.status)}; its script did not come to its end: {message}"
     status = context.phase(context.status, Phase.FAILED, reason, message)
     news = (Announcement(severity="Warning", reason=reason, message=f"Failed: {message}"),)
     return Decision(rule="failed", status=status, announcements=news, look_again_seconds=0)

@@ -7,12 +7,15 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
-from piton.contract.termination import Outcome, outcome_of
-from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen
+from piton.contract.termination import Outcome, ScriptEnd, Termination, outcome_of
+from piton.observed import AttemptSeen, JobState, LostReplica, ReplicaSeen, ReplicaState
 from piton.timing import Timing
 
 SIGKILL_EXIT = 137
 SIGABRT_EXIT = 134
+SIGSEGV_EXIT = 139
+LAUNCHER_EXIT = 1
+"""Exit code of torchrun, whatever its processes ended with."""
 
 
 class Patience(Enum):
@@ -39,7 +42,7 @@ class Evidence:
 
     seen: AttemptSeen
     complete: Complete | None
-    """Proof of the training's end; for another stage it proves nothing."""
+    """Proof of the training's end, of this attempt or one before; for another stage it proves nothing."""
     proof_needed: bool
     """A recipe proves the end of its training; the user's own program may not know how."""
     stage: Stage = Stage.TRAIN
@@ -55,6 +58,12 @@ class Evidence:
     """The limit of the run's for which its pods have an activeDeadlineSeconds."""
     ordered: Reason | None
     """The reason for which Piton stopped the attempt, or None."""
+
+    @property
+    def proof(self) -> Complete | Termination | None:
+        """The final manifest, read from the volume, reported, or told in a termination message. None: there is none."""
+        words = (replica.termination for replica in self.seen.replicas)
+        return self.complete or next((told for told in words if told is not None and told.is_proof), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +90,35 @@ def cause_of_failure(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
     if outcome_of_replica(replica) is Outcome.DEVICE_LOST or is_aborted(replica, evidence):
         return Reason.DEVICE_LOST
     return Reason.CRASHED if replica.exit_code else None
+
+
+def has_ended_well(replica: ReplicaSeen) -> bool:
+    """Return True if its script came to its end, after a training with proof or without one: exit code 0.
+
+    Libraries may abort an interpreter that has nothing left to do. That is no failure where the trainer says that its
+    training is finished and its script came to its end; an older trainer does not say the latter, and is believed.
+    """
+    words = replica.termination
+    if replica.state is ReplicaState.SUCCEEDED:
+        return True
+    if words is None or not words.is_proof or words.script not in (None, ScriptEnd.ENDED):
+        return False
+    is_hidden = words.launched or words.script is None
+    return replica.exit_code in (0, SIGABRT_EXIT, SIGSEGV_EXIT, *((LAUNCHER_EXIT,) if is_hidden else ()))
+
+
+def have_all_ended_well(evidence: Evidence) -> bool:
+    """Return True if every replica has. Of a job that has succeeded, the others may have been cleaned away."""
+    seen = evidence.seen
+    well = [replica for replica in seen.replicas if has_ended_well(replica)]
+    if not well or not all(r in well or (r.ended and cleaned_away(r, evidence)) for r in seen.replicas):
+        return False
+    return seen.job in (JobState.SUCCEEDED, JobState.FAILED) or len(seen.replicas) >= seen.expected_replicas
+
+
+def is_done(replica: ReplicaSeen, evidence: Evidence) -> bool:
+    """Return True if nothing is left to do for it: it has ended well, after a training that is finished."""
+    return evidence.proof is not None and has_ended_well(replica)
 
 
 def is_aborted(replica: ReplicaSeen, evidence: Evidence) -> bool:
@@ -114,7 +152,11 @@ def last_state(replica: LostReplica) -> str:
 
 
 def outcome_of_replica(replica: ReplicaSeen) -> Outcome | None:
-    """Return the outcome by the termination message, else by the exit code; None if neither names one."""
-    if replica.termination:
-        return replica.termination.outcome
+    """Return the outcome by the termination message, else by the exit code; None if neither names one.
+
+    A script that fails after its training has left the message of a training that is finished.
+    """
+    words = replica.termination
+    if words and not (words.is_proof and replica.exit_code):
+        return words.outcome
     return outcome_of(replica.exit_code) if replica.exit_code else None

@@ -43,6 +43,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.BAD_CONFIG,
         Reason.DIVERGED,
         Reason.OUT_OF_SPACE,
+        Reason.SCRIPT_TIMEOUT,
     ),
     Verdict.STOPPED: (
         Reason.SUSPENDED,

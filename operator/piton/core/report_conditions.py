@@ -30,12 +30,12 @@ Noted = tuple[RunStatus, tuple[Announcement, ...]]
 def seconds_to_silence(context: Context, status: RunStatus) -> float | None:
     """Return the seconds until the attempt has been silent for too long; 0: it has. None: no reports are expected.
 
-    Rank 0 reports, and only once all replicas have come together.
+    Rank 0 reports, once all replicas have come together and until the training is finished.
     """
     record, silent = status.current, context.observed.silent_seconds
     if record is None or silent is None or record.formed_time is None or record.stage is not Stage.TRAIN:
         return None
-    if record.reports is False:
+    if record.reports is False or record.trained_time is not None:
         return None
     formed = (context.now - record.formed_time).total_seconds()
     return max(0.0, REPORTS_WITHIN_SECONDS - min(silent, formed))

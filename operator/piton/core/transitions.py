@@ -14,18 +14,15 @@ from piton.api.status import (
     AttemptState,
     AttemptStatus,
     CheckpointStatus,
-    Evaluation,
     Lost,
     MetricValue,
     PlacedReplica,
     ProgressStatus,
-    Result,
     RunStatus,
     StageStatus,
     Verdict,
 )
 from piton.contract.duration import format_duration
-from piton.contract.manifest import Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
@@ -121,7 +118,7 @@ def _is_over(replica: ReplicaSeen, seen: AttemptSeen) -> bool:
 
 def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Take in what the current attempt says of itself, live or in its last words. Only training has steps."""
-    record, terminations = status.current, _terminations(seen)
+    record, terminations = status.current, terminations_of(seen)
     trains = record is not None and record.stage is Stage.TRAIN
     if trains and record is not None and record.last_words_time is None and has_last_words(seen):
         status = change(status, last_words_time=now)
@@ -146,7 +143,9 @@ def end(
 
     With `is_unheard`, it should have reported and nothing of it was heard: it may have got further than anybody knows.
     """
-    status = change(status, state=AttemptState.ENDED, ended_time=now, replicas=(), **verdict_fields(judgement))
+    status = change(
+        status, state=AttemptState.ENDED, ended_time=now, replicas=(), done=None, **verdict_fields(judgement)
+    )
     if status.progress is not None:
         shown = status.progress.model_copy(update={"estimated_remaining_seconds": None, "eta": None})
         status = status.model_copy(update={"progress": shown})
@@ -249,43 +248,7 @@ def verdict_fields(judgement: Judgement) -> dict[str, object]:
     }
 
 
-def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:
-    """Write down what the current attempt produced. Pods that said it are deleted: nothing known is ever forgotten."""
-    assert status.current is not None
-    termination = next(iter(_terminations(seen)), None)
-    if status.current.stage is Stage.TRAIN:
-        return status.model_copy(
-            update={"result": _trained(status, complete, termination).with_unknown_of(status.result)}
-        )
-    if status.current.stage is Stage.EVALUATE and termination is not None:
-        found = Evaluation(step=termination.step, attempt=status.current.number, metrics=_values(termination.metrics))
-        old = status.result or Result()
-        result = old.model_copy(update={"evaluation": found.with_unknown_of(old.evaluation)})
-        return status.model_copy(update={"result": result})
-    return status
-
-
-def _trained(status: RunStatus, complete: Complete | None, termination: Termination | None) -> Result:
-    if complete is not None:
-        return Result(
-            step=complete.step,
-            weights_digest=complete.weights_digest,
-            best_step=complete.best_step,
-            best_metric=_text(complete.best_metric),
-            reason=complete.reason,
-        )
-    if termination is not None:
-        return Result(
-            step=termination.step,
-            weights_digest=termination.weights_digest,
-            best_step=termination.best_step,
-            best_metric=_text(termination.best_metric),
-            reason=termination.detail,
-        )
-    return status.result or Result()
-
-
-def _terminations(seen: AttemptSeen | None) -> list[Termination]:
+def terminations_of(seen: AttemptSeen | None) -> list[Termination]:
     """Termination messages, the one that knows most first."""
     termination = [replica.termination for replica in seen.replicas if replica.termination] if seen else []
     return sorted(termination, key=lambda w: (w.weights_digest is None, -(w.checkpoint_step or -1), -(w.step or -1)))
@@ -327,20 +290,17 @@ def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
         progress_percentage=progress.percentage,
         estimated_remaining_seconds=progress.remaining_seconds,
         eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),
-        metrics=_values(progress.metrics),
+        metrics=metric_values(progress.metrics),
     ).with_unknown_of(status.progress)
     if status.progress and status.progress.model_copy(update={"last_updated_time": None}) == shown:
         return status
     return status.model_copy(update={"progress": shown.model_copy(update={"last_updated_time": now})})
 
 
-def _values(metrics: Mapping[str, float]) -> tuple[MetricValue, ...]:
+def metric_values(metrics: Mapping[str, float]) -> tuple[MetricValue, ...]:
+    """Return metrics as a status lists them; the first 32 by name."""
     return tuple(MetricValue(name=name, value=f"{value:.6g}") for name, value in sorted(metrics.items())[:32])
 
 
 def _highest(old: int | None, new: int | None) -> int | None:
     return max((value for value in (old, new) if value is not None), default=None)
-
-
-def _text(value: float | None) -> str | None:
-    return None if value is None else f"{value:.6g}"

@@ -1,6 +1,7 @@
 """The verdict on the end of an attempt. Rules over the evidence, in order; the first that returns one wins.
 
-    proof of the end         -> Finished          (the final manifest; of a stage beside the training, its word)
+    proof of the end         -> Finished          (the final manifest and exit code 0 of every replica; of a stage
+                                beside the training, its word)
     a disrupted replica      -> Preempted         (outranks every exit code: torchrun turns each SIGTERM into 1)
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
@@ -25,6 +26,7 @@ from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import path_of
 from piton.api.status import Verdict
+from piton.contract.manifest import Complete
 from piton.contract.termination import ExitCode, Limit, Outcome
 from piton.core.evidence import (
     Evidence,
@@ -32,7 +34,10 @@ from piton.core.evidence import (
     cause_of_failure,
     cleaned_away,
     deleted_by_others,
+    has_ended_well,
+    have_all_ended_well,
     is_aborted,
+    is_done,
     last_state,
     missing_replicas,
     outcome_of_replica,
@@ -51,23 +56,17 @@ def judge(evidence: Evidence) -> Judgement | None:
 
 
 def finished_by_proof(evidence: Evidence) -> Judgement | None:
-    """The final manifest, read from the volume or told in the termination message."""
+    """The final manifest, and the end of the script on every replica: an export may follow the training.
+
+    A job that is gone misses nobody, so a replica of it that was to run on must not be missing.
+    """
     if evidence.stage is not Stage.TRAIN:
         return _finished_by_message(evidence)
-    if evidence.complete:
-        step = evidence.complete.step
-        return Judgement(
-            verdict=Verdict.FINISHED,
-            reason=Reason.FINISHED,
-            message=f"finished at step {step}: {evidence.complete.reason}",
-        )
-    for replica in evidence.seen.replicas:
-        end = replica.termination
-        if end and end.outcome is Outcome.FINISHED and end.weights_digest:
-            return Judgement(
-                verdict=Verdict.FINISHED, reason=Reason.FINISHED, message=f"finished at step {end.step}: {end.detail}"
-            )
-    return None
+    proof = evidence.proof
+    if proof is None or missing_replicas(evidence) or not have_all_ended_well(evidence):
+        return None
+    why = proof.reason if isinstance(proof, Complete) else proof.detail
+    return Judgement(verdict=Verdict.FINISHED, reason=Reason.FINISHED, message=f"finished at step {proof.step}: {why}")
 
 
 def _finished_by_message(evidence: Evidence) -> Judgement | None:
@@ -83,7 +82,7 @@ def _finished_by_message(evidence: Evidence) -> Judgement | None:
 def disrupted(evidence: Evidence) -> Judgement | None:
     """A replica lost its machine, or is losing it. One that is cleaned away has no more use for its machine."""
     for replica in evidence.seen.replicas:
-        if cleaned_away(replica, evidence) and not replica.disruption:
+        if is_done(replica, evidence) or (cleaned_away(replica, evidence) and not replica.disruption):
             continue
         where = f"{replica.name} on {replica.node}" if replica.node else replica.name
         if replica.disruption:
@@ -212,7 +211,7 @@ def first_failure(evidence: Evidence) -> Judgement | None:
     fallen = [
         replica
         for replica in evidence.seen.replicas
-        if not cleaned_away(replica, evidence)
+        if not (cleaned_away(replica, evidence) or is_done(replica, evidence))
         and (replica.state is ReplicaState.FAILED or deleted_by_others(replica, evidence))
     ]
     judged = [
@@ -221,7 +220,7 @@ def first_failure(evidence: Evidence) -> Judgement | None:
     if not judged:
         return None
     _, _, replica, how = min(judged, key=lambda entry: entry[:2])
-    detail = f": {replica.termination.detail}" if replica.termination and replica.termination.detail else ""
+    detail = _last_words(replica)
     if how is Reason.POD_DELETED:
         # Patient: a pod on a node that does not answer is deleted by the cluster before the node counts as gone.
         message = f"{replica.name} was told to stop by somebody else"
@@ -240,6 +239,13 @@ def first_failure(evidence: Evidence) -> Judgement | None:
     return Judgement(verdict=Verdict.USER_FAILURE, reason=how, message=message, patient=True)
 
 
+def _last_words(replica: ReplicaSeen) -> str:
+    words = replica.termination
+    if words is not None and words.is_proof:
+        return " after its training was finished" + (f": {words.script_error}" if words.script_error else "")
+    return f": {words.detail}" if words is not None and words.detail else ""
+
+
 def taken_away(evidence: Evidence) -> Judgement | None:
     """A pod is gone and its machine is not: no preemption. Patient: the machine may be gone as well, unnoticed yet."""
     for replica in missing_replicas(evidence):
@@ -255,16 +261,14 @@ def exited_zero(evidence: Evidence) -> Judgement | None:
     Of a job that has succeeded the master has exited 0, and what its controller then cleans away may end in any way.
     A program may also exit 0 because its pod or its job is deleted: that is no end of the program.
     """
-    seen = evidence.seen
-    done = [r for r in seen.replicas if r.state is ReplicaState.SUCCEEDED]
-    if not done or not all(r in done or (r.ended and cleaned_away(r, evidence)) for r in seen.replicas):
+    if not have_all_ended_well(evidence):
         return None
+    seen = evidence.seen
+    done = [r for r in seen.replicas if has_ended_well(r)]
     told = [r for r in done if r.is_told_to_end]
     if told and (seen.job is not JobState.SUCCEEDED or len(told) == len(done)):
         message = f"{told[0].name} was told to stop by somebody else, and exited 0"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message)
-    if len(seen.replicas) < seen.expected_replicas and seen.job is JobState.ACTIVE:
-        return None
     if evidence.proof_needed or any(r.termination for r in done):
         message = "every replica exited 0, but there is no final manifest"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_PROOF, message=message)

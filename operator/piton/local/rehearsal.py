@@ -13,7 +13,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ from piton.rendering.appdef import processes_per_node
 from piton.timing import Timing
 
 State = Literal["ok", "failed", "unknown"]
+_AFTER_TRAINING_SECONDS = 30.0
+"""Seconds for which the script may run on after the steps."""
 _UNLIMITED = "max"
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
@@ -116,9 +118,8 @@ def rehearse(rehearsal: Rehearsal, observer: RunObserver) -> Findings:
     parent = _existing(rehearsal.parent)
     folder = RunFolder(Path(tempfile.mkdtemp(prefix=f".preflight-{rehearsal.name}-", dir=parent)))
     witness = PeakRecorder(observer)
-    order = RunRequest(
-        name=rehearsal.name, spec=short, root=folder.root, rehearsal=rehearsal.steps, timing=rehearsal.timing
-    )
+    timing = replace(rehearsal.timing, after_training_seconds=_AFTER_TRAINING_SECONDS, rehearses=True)
+    order = RunRequest(name=rehearsal.name, spec=short, root=folder.root, rehearsal=rehearsal.steps, timing=timing)
     try:
         ending = run(order, witness)
         checks = [Check(name="machine", state="ok", text=_machine(short)), *_checks(rehearsal, ending, folder, witness)]

@@ -42,6 +42,7 @@ LOCAL_PACE = Timing(
     fails_when_stalled=True,  # the same command takes it up again
     kept_records=1000,  # recovery is summed up over all attempts
     progress_seconds=1.0,
+    after_training_seconds=3600.0,
 )
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 1.0

@@ -49,8 +49,6 @@ from piton.ports import Clock, Refused, Unavailable
 from piton.rendering.appdef import appdef, assignment
 from piton.timing import GRACE_SECONDS
 
-LEAVE_SECONDS = 30.0
-"""Seconds for which trainers may run on after the final manifest, which is written a moment before they end."""
 REPORT_SECONDS_MAX = 300.0
 """Seconds for which an attempt may train without a report before the user is told that a drill waits for one."""
 
@@ -94,8 +92,8 @@ class LocalWorld:
         self._machine = machine or Machine()
         self._rehearsal = rehearsal
         self._attempts: dict[int, LocalAttempt] = {}
-        self._proven = False
-        """True if the final manifest was present at the last poll."""
+        self._proven: Complete | None = None
+        """The final manifest as it was at the last poll."""
         self._touched = False
         """True if an attempt was stopped since the last poll, and may have ended already."""
 
@@ -113,7 +111,7 @@ class LocalWorld:
             volume=VolumeSeen(exists=self.folder.checkpoints.is_dir()),
             attempts=tuple(attempt for attempt in seen if attempt),
             progress=self.progress,
-            complete=self._complete(),
+            complete=self.folder.complete(),
         )
 
     async def apply(self, effect: Effect) -> None:
@@ -164,7 +162,7 @@ class LocalWorld:
         """Look after the processes; whether something has changed."""
         now = self._clock.now()
         changed = [self._touched, *(attempt.poll(now) for attempt in self._attempts.values())]
-        proven = self._complete() is not None
+        proven = self.folder.complete()
         changed.append(proven != self._proven)
         self._touched, self._proven = False, proven
         return any(changed)
@@ -236,14 +234,6 @@ class LocalWorld:
         """The user's, but that a folder has no time to live: it stays until the user deletes it."""
         holds = {"suspend": True} if self.interrupted else {}
         return self.state.spec.model_copy(update={"ttl_after_finished": None, **holds})
-
-    def _complete(self) -> Complete | None:
-        """The final manifest, once the trainers are gone or have had the time for it."""
-        complete = self.folder.complete()
-        if complete and self.alive:
-            written = (self.folder.checkpoints / names.COMPLETE_FILE).stat().st_mtime
-            return complete if self._clock.now().timestamp() - written > LEAVE_SECONDS else None
-        return complete
 
     def _save(self, **fields: object) -> None:
         state = self.state.model_copy(update=fields)

@@ -71,6 +71,7 @@ class Invariants(OneRun):
         now = self.world.status.is_true("Succeeded")
         assert not (self.succeeded and not now)
         assert not now or self.world.store.complete is not None
+        assert not now or self.world.exported_by, "the script has come to its end"
         if now and not self.succeeded:
             spec = self.world.spec_in_effect()
             assert spec is not None

@@ -66,6 +66,7 @@ class OneRun(RuleBasedStateMachine):
         stalled=st.sampled_from(["24h", "20s"]),
         lives=st.sampled_from([None, "30s"]),
         mesh=st.booleans(),
+        reads_volume=st.booleans(),
         restores=st.booleans(),
         stuck=st.sampled_from(["Report", "ForceDelete"]),
         shared=st.booleans(),
@@ -81,6 +82,7 @@ class OneRun(RuleBasedStateMachine):
         stalled: str,
         lives: str | None,
         mesh: bool,
+        reads_volume: bool,
         restores: bool,
         stuck: str,
         shared: bool,
@@ -100,6 +102,7 @@ class OneRun(RuleBasedStateMachine):
             ),
             reservation=ReservationSeen() if queue else None,
             has_mesh=mesh,
+            reads_volume=reads_volume,
             is_volume_shared=shared,
         )
         self.idle_seconds: dict[int, int] = {}

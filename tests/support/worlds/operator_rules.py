@@ -56,7 +56,7 @@ class OperatorTrouble(OneRun):
         for _ in range(seconds):
             self._tick()
         for trainer in self.world.billed():
-            begun = trainer.stage is Stage.TRAIN and trainer.start is None
+            begun = trainer.stage is Stage.TRAIN and trainer.start is None and trainer.done_at is None
             assert not begun or trainer.stops_at is None or self.world.time <= trainer.stops_at
 
     @rule(effects=st.integers(1, 4), times=st.integers(1, 3))

@@ -337,7 +337,7 @@ def remaining(state: TrainState, *, training_seconds: float | None = None, total
         mirror_refusal=None,
         metrics={},
         now=FakeClock().now(),
-        finished=False,
+        complete=None,
     ).remaining_seconds
 
 

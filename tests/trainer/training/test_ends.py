@@ -15,7 +15,7 @@ import torch
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.termination import Limit, Outcome, PreviousEnd, Termination
+from piton.contract.termination import Limit, Outcome, PreviousEnd, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig, Stopped
@@ -70,6 +70,7 @@ def test_a_finished_run_proves_it_twice(checkpoints: Path, log: Path) -> None:
         step=tiny.STEPS,
         checkpoint_step=tiny.STEPS,
         weights_digest=ran.complete.weights_digest,
+        script=ScriptEnd.RUNNING,
         detail="all steps are done",
     )
 

@@ -5,23 +5,11 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from piton.contract.assignment import Assignment
-from piton.contract.progress import (
-    CHECKPOINT_STEP,
-    MIRROR_REFUSAL,
-    PREVIOUS_ATTEMPT,
-    PREVIOUS_OUTCOME,
-    RESUMED_FROM,
-    STEP,
-    TOTAL_STEPS,
-    Progress,
-)
+from piton.contract.manifest import Complete
+from piton.contract.progress import TAKEN, Progress
 from piton.contract.termination import PreviousEnd
 from piton_trainer.state.train_state import TrainState
 
-_OURS = frozenset(
-    {STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, PREVIOUS_OUTCOME, MIRROR_REFUSAL}
-)
-"""A script may report a `step` of its own; on the wire the name is taken."""
 _PERCENT_MAX = 99
 """Until the last checkpoint is durable there is something left to do."""
 
@@ -38,9 +26,13 @@ def progress_of(
     mirror_refusal: str | None,
     metrics: Mapping[str, float],
     now: datetime,
-    finished: bool,
+    complete: Complete | None,
 ) -> Progress:
-    """The report. `started` is the step and the training seconds that this attempt began with."""
+    """The report. `started` is the step and the training seconds that this attempt began with.
+
+    A script may report a `step` of its own; on the wire the name is taken.
+    """
+    finished = complete is not None
     fraction = state.fraction_done(assignment, total)
     known = bool(total or assignment.training_seconds)
     return Progress(
@@ -53,7 +45,8 @@ def progress_of(
         resumed_from=resumed_from,
         previous=previous,
         mirror_refusal=mirror_refusal,
-        metrics={name: value for name, value in metrics.items() if name not in _OURS},
+        complete=complete,
+        metrics={name: value for name, value in metrics.items() if name not in TAKEN},
     )
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Generator, Tensor
 
 from piton.contract import output, startup_phases
-from piton.contract.termination import Termination
+from piton.contract.termination import ScriptEnd, Termination
+from piton_trainer import script_end
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load import readahead
@@ -316,6 +317,7 @@ class Session(RankContext):
             raise BadConfig(str(error)) from error
         startup.lap(startup_phases.PROCESS_GROUP)
         self._log = TerminationLog(config.termination_log, ranks)
+        script_end.forget()
         self._log.clear()
         claim = partial(claim_directory, disk=self._disk, clock=clock, is_stopping=self._is_stopping)
         numbers = {"attempt": config.attempt, "durable_step": config.durable_step}
@@ -372,7 +374,11 @@ class Session(RankContext):
             end = Termination(outcome=outcome, detail=detail) if steps is None else steps.termination(outcome, detail)
             holder = error.holder if isinstance(error, Fenced) else None
             limit = error.limit if isinstance(error, Stopped) else None
-            self._log.leave(replace(end, fence=holder, limit=limit, unreported=self._telemetry.report_failure))
+            end = replace(end, fence=holder, limit=limit, unreported=self._telemetry.report_failure)
+            if complete is not None:
+                end = replace(end, script=ScriptEnd.RUNNING, launched=script_end.is_launched())
+                script_end.watch(self._log)
+            self._log.leave(end)
             if self._store is not None:
                 self._store.leave_end(outcome)
         if isinstance(error, Ended) and self.local_rank == 0:

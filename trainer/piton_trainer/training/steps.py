@@ -201,7 +201,7 @@ class Steps:
             | peaks_of(self._ranks.device)
             | startup_phases.to_metrics(self._startup.seconds),
             now=self._clock.now(),
-            finished=finished,
+            complete=self.complete if finished else None,
         )
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:

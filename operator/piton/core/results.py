@@ -1,0 +1,80 @@
+"""Results of the attempts: what a training or an evaluation has produced, and since when that is known.
+
+Pods that said it are deleted: nothing that is known is ever forgotten.
+"""
+
+from datetime import datetime
+
+from piton.api.spec import Stage
+from piton.api.status import REPLICAS_MAX, AttemptState, Evaluation, Result, RunStatus
+from piton.contract.manifest import Complete
+from piton.contract.termination import Termination
+from piton.core.evidence import has_ended_well
+from piton.core.transitions import change, metric_values, terminations_of
+from piton.observed import AttemptSeen, Observed
+
+
+def learn(status: RunStatus, observed: Observed, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
+    """Write down that the current attempt has finished the training, with the result, and whose script has ended.
+
+    The result stays whatever follows.
+    """
+    record, progress = status.current, observed.progress
+    if record is None or record.stage is not Stage.TRAIN:
+        return status
+    told = next((termination for termination in terminations_of(seen) if termination.is_proof), None)
+    manifests = (observed.complete, progress.complete if progress is not None else None)
+    own = next((found for found in manifests if found is not None and found.attempt == record.number), None)
+    if record.trained_time is None and (own is not None or told is not None):
+        status = change(status, trained_time=now)
+        status = status.model_copy(update={"result": _trained(status, own, told).with_unknown_of(status.result)})
+    elif record.trained_time is None:
+        return status
+    if seen is None or record.state is AttemptState.STOPPING:
+        return status
+    known = set(record.done or ())
+    done = known | {replica.name for replica in seen.replicas if has_ended_well(replica)}
+    return status if done == known else change(status, done=tuple(sorted(done))[:REPLICAS_MAX])
+
+
+def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:
+    """Write down what the current attempt produced. Pods that said it are deleted: nothing known is ever forgotten."""
+    assert status.current is not None
+    termination = next(iter(terminations_of(seen)), None)
+    if status.current.stage is Stage.TRAIN:
+        return status.model_copy(
+            update={"result": _trained(status, complete, termination).with_unknown_of(status.result)}
+        )
+    if status.current.stage is Stage.EVALUATE and termination is not None:
+        found = Evaluation(
+            step=termination.step, attempt=status.current.number, metrics=metric_values(termination.metrics)
+        )
+        old = status.result or Result()
+        result = old.model_copy(update={"evaluation": found.with_unknown_of(old.evaluation)})
+        return status.model_copy(update={"result": result})
+    return status
+
+
+def _trained(status: RunStatus, complete: Complete | None, termination: Termination | None) -> Result:
+    if complete is not None:
+        return Result(
+            step=complete.step,
+            weights_digest=complete.weights_digest,
+            best_step=complete.best_step,
+            best_metric=_text(complete.best_metric),
+            reason=complete.reason,
+        )
+    known = status.result is not None and status.result.step is not None
+    if termination is not None and (termination.is_proof or not known):
+        return Result(
+            step=termination.step,
+            weights_digest=termination.weights_digest,
+            best_step=termination.best_step,
+            best_metric=_text(termination.best_metric),
+            reason=termination.detail,
+        )
+    return status.result or Result()
+
+
+def _text(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"
