@@ -62,7 +62,8 @@ again (`permanent` below). Nothing that the cluster does ends it.
   `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if its claims are ReadWriteMany
   alone, and the node is cordoned, or has a taint that stays and that the next attempt does not tolerate.
 - **Another chance**: `piton retry NAME`, or `kubectl annotate trainingrun NAME piton.dev/retry=1`, takes up a run that
-  has Failed, or that is Stalled, from its newest checkpoint. Each new text counts once.
+  has Failed, or that is Stalled, from its newest checkpoint. Each new text counts once. A run that has Succeeded since
+  its script left the loop by `break`, without `session.finish()`, trains on.
 
 | reason | what was seen | verdict | counter | what comes next |
 | --- | --- | --- | --- | --- |

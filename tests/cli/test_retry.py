@@ -58,6 +58,17 @@ def test_a_run_that_has_failed_or_is_stalled_is_annotated(
     assert annotate.endswith("Z --overwrite --resource-version=77")
 
 
+@pytest.mark.parametrize(("reason", "goes_on"), [("left by break", True), ("all steps are done", False)])
+def test_a_run_that_its_script_has_left_by_break_is_annotated(
+    reason: str, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path
+) -> None:
+    run = json.loads(a_run(Succeeded="True"))
+    run["status"]["result"] = {"step": 400, "reason": reason}
+    kubectl(tmp_path, monkeypatch, json.dumps(run))
+    ran = CliRunner().invoke(cli, ["retry", "ragcun"])
+    assert ("annotate" in log.read_text(), ran.exit_code == 0) == (goes_on, goes_on)
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "sentence"),
     [

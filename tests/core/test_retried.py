@@ -1,13 +1,16 @@
 """`piton.dev/retry`: the user's word brings back a run that has failed, or that holds since it got nowhere."""
 
 from datetime import timedelta
+from typing import Any
+
+import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import AttemptState, CheckpointStatus, RunStatus, StageStatus, Verdict
+from piton.api.status import AttemptState, CheckpointStatus, Result, RunStatus, StageStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core.decide import decide
-from piton.core.effects import AddFinalizer, Decision
+from piton.core.effects import AddFinalizer, Decision, StartAttempt
 from piton.observed import ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, an_observed, later, meta
 
@@ -117,3 +120,61 @@ def test_a_run_that_has_succeeded_stays_as_it_is() -> None:
     done = a_status(an_ended(1, Verdict.FINISHED), phase=Phase.SUCCEEDED)
 
     assert looked_at(done, "1").status == done
+
+
+# --- a loop that was left by break ------------------------------------------------------------------------------------
+
+
+def a_run_left_by_break(reason: str = "left by break", **spec: object) -> RunStatus:
+    done = an_ended(3, Verdict.FINISHED, reason=Reason.FINISHED, trained_time=NOW, step=40)
+    evaluated = an_ended(4, Verdict.FINISHED, reason=Reason.FINISHED, stage=Stage.EVALUATE)
+    records = (done, evaluated) if spec else (done,)
+    result = Result(step=40, weights_digest="sha256:abc", reason=reason)
+    ended = looked_at(a_status(*records, result=result), "", spec=a_spec(**spec)).status
+    assert ended.phase is Phase.SUCCEEDED
+    return ended
+
+
+@pytest.mark.parametrize("reason", ["left by break", "the script ended its loop"])
+@pytest.mark.parametrize("stages", [{}, {"stages": {"evaluate": {}}}], ids=["train", "evaluate"])
+def test_a_training_that_was_left_by_break_goes_on_and_is_evaluated_anew(reason: str, stages: dict[str, Any]) -> None:
+    ended, spec = a_run_left_by_break(reason, **stages), a_spec(**stages)
+
+    again = looked_at(ended, "1", spec=spec)
+    begun = looked_at(again.status, "1", spec=spec)
+
+    assert (again.status.phase, again.status.is_true("Succeeded")) == (Phase.PENDING, False)
+    (event,) = again.announcements
+    assert (
+        event.message == "the training goes on from step 40, which its script had left by break: piton.dev/retry asks"
+    )
+    (start,) = [effect for effect in begun.effects if isinstance(effect, StartAttempt)]
+    assert (start.stage, start.number, start.go_on_after) == (Stage.TRAIN, ended.attempt + 1, ended.attempt)
+    assert begun.status.result == ended.result
+    assert looked_at(begun.status, "1", spec=spec).status.attempt == start.number
+
+
+def test_what_it_proved_before_does_not_prove_the_end_of_what_goes_on() -> None:
+    begun = looked_at(looked_at(a_run_left_by_break(), "1").status, "1").status
+    done = an_attempt(a_replica(ReplicaState.SUCCEEDED, exit_code=0), number=begun.attempt)
+    judged = decide(an_observed(done, status=begun, spec=LIMITED), now=later(200)).status.current
+
+    assert judged is not None
+    assert judged.reason is Reason.NO_PROOF
+
+
+@pytest.mark.parametrize("reason", ["all steps are done", "the script finished the training", "val reached its target"])
+def test_a_training_whose_end_was_meant_stays_succeeded(reason: str) -> None:
+    ended = a_run_left_by_break(reason)
+
+    assert looked_at(ended, "1").status.phase is Phase.SUCCEEDED
+
+
+def test_a_run_past_its_deadline_does_not_go_on_and_stays_succeeded() -> None:
+    spec = a_spec(limits={"deadline": "60s"})
+    told = looked_at(a_run_left_by_break(), "1", spec=spec)
+
+    assert told.status.phase is Phase.SUCCEEDED
+    (event,) = told.announcements
+    assert event.message.startswith("limits.deadline: it has passed")
+    assert looked_at(told.status, "1", spec=spec).announcements == ()

@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--child", action="store_true", help="have a helper in a session of its own")
     parser.add_argument("--mute", action="store_true", help="report nothing")
     parser.add_argument("--linger", action="store_true", help="do not leave after the final manifest, the first time")
+    parser.add_argument("--break-at", type=int, help="leave the loop there, unless it is to go on")
     parser.add_argument("--exit-after", type=int, default=0, help="exit code after the final manifest")
     parser.add_argument("--script", default="failed", help="the end of the script that goes with it")
     parser.add_argument("--exit-attempts", type=int, default=1000, help="so many attempts end with that")
@@ -121,7 +122,11 @@ def main() -> None:
 
 def train(orders: argparse.Namespace, step: int, weights: str) -> None:
     resumed = step
+    reason = "all steps done"
     while step < orders.steps:
+        if step == orders.break_at and "PITON_GO_ON_AFTER" not in os.environ:
+            reason = "left by break"
+            break
         step += 1
         weights = hashlib.sha256(f"{weights}{step}".encode()).hexdigest()
         if step == orders.crash_at and orders.crash_attempts >= ATTEMPT:
@@ -143,7 +148,7 @@ def train(orders: argparse.Namespace, step: int, weights: str) -> None:
         end("diverged", 79, step)
     save(step, weights)
     proof = {"format": 1, "attempt": ATTEMPT, "step": step, "weightsDigest": f"sha256:{weights}"}
-    best = {"bestStep": step, "bestMetric": 0.25, "reason": "all steps done"}
+    best = {"bestStep": step, "bestMetric": 0.25, "reason": reason}
     (CHECKPOINTS / ".complete").write_text(json.dumps({**proof, **best}))
     (CHECKPOINTS / ".complete").replace(CHECKPOINTS / "COMPLETE.json")
     rest(orders, step, resumed)

@@ -69,3 +69,17 @@ def test_a_signal_at_the_interpreters_exit_is_no_failure(tmp_path: Path) -> None
     ending, _ = train(tmp_path / "run", "--exit-after", "139", "--script", "ended")
 
     assert (ending.summary.phase, ending.summary.attempts) == (Phase.SUCCEEDED, 1)
+
+
+def test_a_loop_left_by_break_goes_on_when_the_command_is_said_again(tmp_path: Path) -> None:
+    arguments = ("--break-at", "10")
+    left, _ = train(tmp_path / "run", *arguments)
+    in_a_sweep, _ = train(tmp_path / "run", *arguments)
+    again, listener = train(tmp_path / "run", *arguments, goes_on=True)
+    finished, _ = train(tmp_path / "run", *arguments, goes_on=True)
+
+    assert (left.summary.phase, left.summary.final_step) == (Phase.SUCCEEDED, 10)
+    assert not in_a_sweep.trained, "the command of a sweep is said again for its other runs"
+    assert listener.said[0].startswith("The training goes on from step 10, which the script had left by break.")
+    assert (again.summary.phase, again.summary.final_step, again.summary.lost_steps) == (Phase.SUCCEEDED, 20, 0)
+    assert not finished.trained

@@ -48,6 +48,8 @@ class Config:
     """None outside Piton: one more than whoever was here last."""
     durable_step: int | None = None
     """The newest step that earlier attempts have reported as durable; None: none that the operator knows of."""
+    go_on_after: int | None = None
+    """An attempt's number: a `break` of that one, or one before it, ends no training."""
     allow_fresh_start: bool = False
     """Train from step 0 where no checkpoint can be restored, though there was one."""
     gpus: int | None = None
@@ -92,6 +94,10 @@ class Config:
         folder = self.checkpoint_dir / names.SESSIONS_FOLDER / name
         return replace(self, session=name, checkpoint_dir=folder, durable_step=None, server=None)
 
+    def goes_on(self, attempt: int) -> bool:
+        """True if training goes on where that attempt has left its loop by `break`: outside Piton, or on request."""
+        return self.attempt is None or (self.go_on_after is not None and attempt <= self.go_on_after)
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
         """Parse the environment.
@@ -108,6 +114,7 @@ class Config:
             namespace=set_vars.get(names.ENV_NAMESPACE),
             attempt=_count(names.ENV_ATTEMPT, set_vars.get(names.ENV_ATTEMPT)),
             durable_step=_count(names.ENV_DURABLE_STEP, set_vars.get(names.ENV_DURABLE_STEP)),
+            go_on_after=_count(names.ENV_GO_ON_AFTER, set_vars.get(names.ENV_GO_ON_AFTER)),
             allow_fresh_start=_is_true(names.ENV_ALLOW_FRESH_START, set_vars.get(names.ENV_ALLOW_FRESH_START)),
             gpus=_count(names.ENV_GPUS, set_vars.get(names.ENV_GPUS)),
             stop_at=_stop_at(set_vars.get(names.ENV_STOP_AT)),

@@ -275,6 +275,10 @@ class RunStatus(Conditioned):
     result: Result | None = Field(default=None, description="What the run produced.")
     stages: tuple[StageStatus, ...] = Field(default=(), description="The stages that have begun, in order.")
     attempts: tuple[AttemptStatus, ...] = Field(default=(), description="The newest attempts, oldest first.")
+    goes_on_after: int | None = Field(
+        default=None,
+        description="A break of this attempt, or one before it, ends no training: the user has asked for more.",
+    )
     may_hold_unlisted_work: bool | None = Field(
         default=None,
         description="An attempt that is not listed may have saved what nobody heard of; without a value it may.",

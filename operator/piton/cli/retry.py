@@ -1,4 +1,4 @@
-"""`piton retry`: take up a run of a cluster that has failed, or that holds since it got nowhere, by way of kubectl."""
+"""`piton retry`: take up a run of a cluster that has failed, holds, or was left by `break`, by way of kubectl."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ from piton.api.conditions import FAILED, STALLED, SUCCEEDED
 from piton.api.status import RunStatus
 from piton.clock import SystemClock
 from piton.contract import InputError, names
+from piton.core.retries import may_go_on
 
 _SECONDS = 30
 
@@ -22,9 +23,10 @@ def retry(name: str, namespace: str | None) -> int:
     """
     run = json.loads(_kubectl(namespace, "get", names.PLURAL, name, "-o", "json"))
     status = RunStatus.read(run.get("status") or {})
-    if status.is_true(SUCCEEDED):
+    goes_on = may_go_on(status)
+    if status.is_true(SUCCEEDED) and not goes_on:
         raise InputError(f"{name} has Succeeded; a run that is to train on is a new one")
-    if not status.is_true(FAILED) and not status.is_true(STALLED):
+    if not goes_on and not status.is_true(FAILED) and not status.is_true(STALLED):
         raise InputError(
             f"{name} is {status.phase}, and goes on by itself; only what has Failed or is Stalled is retried"
         )

@@ -67,6 +67,7 @@ def train(
         notice_seconds=notice_seconds,
         timing=timing,
         price=None if price is None else Fraction(price),
+        goes_on=True,
     )
     with audience_of(quiet=quiet) as observer:
         ending = run(order, observer)

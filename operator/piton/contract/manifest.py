@@ -18,12 +18,20 @@ COMPLETE_FORMAT = 1
 """Versions of these files; a reader refuses what it does not know. The older manifests are still read."""
 BLAKE3 = "blake3"
 _ALGORITHMS = frozenset({BLAKE3, "sha256"})
+LEFT_BY_BREAK, LEFT_ON_PURPOSE = "left by break", "the script finished the training"
+_LEFT_BY_BREAK = frozenset({LEFT_BY_BREAK, "the script ended its loop"})
+"""Reasons of a training whose loop was left early, the second of older trainers. Nobody said that it was meant."""
 _SEAL = ',\n "sha256": "'
 """Separator before the digest; the digest is of the text before it."""
 
 
 class NewerFormatError(ValueError):
     """A file of a format that a newer Piton writes. It is not damaged: nobody here can tell."""
+
+
+def is_left_by_break(reason: str | None) -> bool:
+    """True if a training ended because its script left the loop by `break`, and did not say that it was meant."""
+    return reason in _LEFT_BY_BREAK
 
 
 @dataclass(frozen=True, kw_only=True)

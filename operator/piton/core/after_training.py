@@ -30,7 +30,9 @@ def known_proof(context: Context) -> Complete | None:
     if progress is not None and progress.complete is not None:
         return progress.complete
     result = context.status.result
-    source = next((known for known in reversed(context.status.attempts) if known.trained_time), None)
+    after = context.status.goes_on_after or 0
+    proven = [known for known in context.status.attempts if known.trained_time and known.number > after]
+    source = proven[-1] if proven else None
     if result is None or result.step is None or source is None or record is None:
         return None
     reached = record.step if progress is None or progress.step is None else progress.step

@@ -44,6 +44,7 @@ def start(context: Context) -> Decision | None:
         number=record.number,
         stage=record.stage,
         checkpoint_step=_checkpoint_step(context, context.spec, record.stage),
+        go_on_after=context.status.goes_on_after if record.stage is Stage.TRAIN else None,
         blocking_saves=short_of_memory,
         stop_after=context.stop_after(),
         active_deadline_seconds=_active_deadline(context),

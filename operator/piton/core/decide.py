@@ -12,12 +12,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from piton.api import spec_warnings, stages
-from piton.api.conditions import FAILED, STATUS_UNREADABLE, SUCCEEDED, WAITING, as_before, settled
+from piton.api.conditions import STATUS_UNREADABLE, WAITING, as_before, settled
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import RunStatus, Verdict
 from piton.api.status_base import Phase
-from piton.contract import names
 from piton.core import (
     adoption,
     after_training,
@@ -27,6 +26,7 @@ from piton.core import (
     cleanup,
     quota_rules,
     report_conditions,
+    retries,
     stalled,
     stuck_pods,
     transitions,
@@ -100,25 +100,6 @@ def unreadable(context: Context) -> Decision | None:
     status = context.with_trouble(context.status, STATUS_UNREADABLE, Reason.STATUS_UNREADABLE, why)
     news = Announcement(severity="Warning", reason=Reason.STATUS_UNREADABLE, message=why)
     return Decision(rule=UNREADABLE, status=status, announcements=(news,))
-
-
-def retried(context: Context) -> Decision | None:
-    """The user asks by an annotation for another chance: once for each text of it, whatever the run does then."""
-    status, asked = context.status, context.meta.retry
-    if not asked or asked == status.retried or status.is_true(SUCCEEDED):
-        return None
-    is_stalled, flying = stalled.is_stalled(status, context.timing), context.flying
-    status = status.model_copy(update={"retried": asked})
-    if not (is_stalled if flying else is_stalled or status.is_true(FAILED)):
-        return Decision(rule="retried", status=status, look_again_seconds=0)
-    step = f"step {status.checkpoint.step}" if status.checkpoint else "the beginning"
-    how = f"{stages.called(flying)} goes on" if flying else f"taken up again from {step}"
-    message = f"{how}, as {names.ANNOTATION_RETRY} asks; failures count anew"
-    status = transitions.give_another_chance(status)
-    if flying is None:
-        status = context.phase(status, Phase.PENDING, Reason.RETRYING, message)
-    news = Announcement(reason=Reason.RETRYING, message=message)
-    return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
 
 
 def add_finalizer(context: Context) -> Decision | None:
@@ -290,7 +271,7 @@ RULES: tuple[Rule, ...] = (
     adoption.adopted_to_be_deleted,
     cleanup.deleted,  # deletion goes before everything, also for a spec that cannot be read
     unreadable,  # nothing that follows can be right about a status that is not understood
-    retried,  # the user's word brings back what has failed
+    retries.retried,  # the user's word brings back what has failed
     cleanup.ended,  # Succeeded is for ever, and so is Failed without that
     add_finalizer,  # nothing is started before the finalizer is on
     adoption.adopted,  # jobs that the status has forgotten

@@ -61,6 +61,8 @@ class StartAttempt:
     stage: Stage = Stage.TRAIN
     checkpoint_step: int | None = None
     """Of an evaluation: the checkpoint that it is about, where that is known. Of training: the newest durable one."""
+    go_on_after: int | None = None
+    """An attempt's number: a `break` of that one, or one before it, ends no training."""
     blocking_saves: bool = False
     """Training waits for each save, which then needs no second copy of the state in memory."""
     stop_after: StopAfter | None = None

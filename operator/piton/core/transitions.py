@@ -219,19 +219,6 @@ def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
     return (record.ended_time - record.billed_from).total_seconds() > timing.backoff_seconds_max
 
 
-def give_another_chance(status: RunStatus) -> RunStatus:
-    """Return the status with a fresh count of what failed, as the user wishes; all that was gained stays.
-
-    The deadline of a stage begins anew with the next attempt; one in flight keeps its own.
-    """
-    fresh: dict[str, object] = {"failures_since_progress": 0, "fruitless_attempts": 0}
-    if status.current is None or status.current.state is AttemptState.ENDED:
-        fresh["start_time"] = None
-    stages = tuple(stage if stage.end_time else stage.model_copy(update=fresh) for stage in status.stages)
-    status = status.model_copy(update={"stages": stages})
-    return change(status, permanent=False) if status.current is not None else status
-
-
 def forgive(status: RunStatus) -> RunStatus:
     """The user has held the run, and will have looked at it: what came to nothing before does not count any more."""
     stages = tuple(stage.model_copy(update={"fruitless_attempts": 0}) for stage in status.stages)

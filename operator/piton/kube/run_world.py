@@ -236,6 +236,7 @@ class KubeWorld:
             self._server,
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
+            go_on_after=effect.go_on_after,
             blocking_saves=effect.blocking_saves,
             stop_after=effect.stop_after,
             active_deadline_seconds=effect.active_deadline_seconds,

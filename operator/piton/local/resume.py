@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from piton.api.conditions import FAILED
+from piton.api.conditions import FAILED, in_phase
+from piton.api.reasons import Reason
 from piton.api.spec import Spec
 from piton.api.status import RunStatus
+from piton.api.status_base import Phase
 from piton.contract import InputError
+from piton.core import retries
 from piton.cost import spending
 from piton.local.run_folder import LocalState, RunFolder
 
@@ -36,6 +39,17 @@ def state_of(folder: RunFolder, *, name: str, spec: Spec, now: datetime) -> Loca
     status = spending.stop_at_last_sight(saved.status)  # what ran under a command that was killed went with it
     status = _another_chance(status) if status.is_true(FAILED) else status
     return saved.model_copy(update={"spec": spec, "status": status})
+
+
+def go_on(state: LocalState, *, now: datetime) -> LocalState:
+    """Return the state of a run that has Succeeded after a `break`, and goes on: the user starts it again by hand."""
+    step = state.status.result.step if state.status.result else None
+    message = (
+        f"The training goes on from step {step}, which the script had left by break. Where the end is meant, the "
+        "script says so with session.finish()"
+    )
+    status = in_phase(retries.go_on(state.status), Phase.PENDING, Reason.RETRYING, message, now=now, generation=1)
+    return state.model_copy(update={"status": status})
 
 
 def _identity(spec: Spec) -> dict[str, object]:

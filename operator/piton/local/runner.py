@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from piton.api.conditions import SUCCEEDED, SUSPENDED
+from piton.api.conditions import SUCCEEDED, SUSPENDED, TRAINING
 from piton.api.reasons import Reason
 from piton.api.spec import Mirror, Spec
 from piton.api.status import RunStatus
@@ -23,6 +23,7 @@ from piton.api.status_base import Phase
 from piton.clock import SystemClock
 from piton.contract import InputError
 from piton.contract.progress import Progress
+from piton.core import retries
 from piton.core.effects import Announcement
 from piton.drive import reconcile
 from piton.local import metrics, orphans, own_files, plot, preflight, processes, resume
@@ -70,6 +71,8 @@ class RunRequest:
     """Runs that this machine trains at the same time; its cores are divided among them."""
     price: Fraction | None = None
     """Dollars per hour of this machine; None: capacity.maxPricePerHour stands for it, where that is given."""
+    goes_on: bool = False
+    """Train on where the script has left its loop by `break`, although the run has Succeeded."""
     rehearsal: int | None = None
     """Stop after so many steps, resume, and end after as many again; None: in earnest."""
 
@@ -146,6 +149,11 @@ async def train(order: RunRequest, observer: RunObserver, clock: Clock, stop: St
         if order.fresh:
             await delete(folder.root, own_files.made_by_run(folder.root), observer, order.spec.checkpoint.mirror)
         state = resume.state_of(folder, name=order.name, spec=order.spec, now=clock.now())
+        if order.goes_on and retries.may_go_on(state.status):
+            state = resume.go_on(state, now=clock.now())
+            held = state.status.condition(TRAINING)
+            assert held is not None
+            await observer.announce(Announcement(reason=Reason.RETRYING, message=held.message))
         if state.status.is_true(SUCCEEDED):
             return Ending(summary=summarise(folder, state, order.drills), trained=False)
         _save_first(folder, state)

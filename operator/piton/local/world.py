@@ -296,6 +296,7 @@ class LocalWorld:
             place,
             stage=effect.stage,
             checkpoint_step=effect.checkpoint_step,
+            go_on_after=effect.go_on_after,
             blocking_saves=effect.blocking_saves,
             stop_after=effect.stop_after,
         )

@@ -119,6 +119,7 @@ def appdef(
     *,
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
+    go_on_after: int | None = None,
     blocking_saves: bool = False,
     stop_after: StopAfter | None = None,
 ) -> "specs.AppDef":
@@ -135,6 +136,8 @@ def appdef(
         env[names.ENV_DURABLE_STEP] = str(checkpoint_step)
     elif checkpoint_step is not None:
         env[names.ENV_CHECKPOINT] = f"{place.checkpoint_dir}/{names.step_folder(checkpoint_step)}"
+    if go_on_after is not None:
+        env[names.ENV_GO_ON_AFTER] = str(go_on_after)
     if blocking_saves:
         env[names.ENV_SAVES] = names.SAVES_BLOCKING
     if stop_after is not None:

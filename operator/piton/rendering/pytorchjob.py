@@ -55,6 +55,7 @@ def pytorchjob(
     *,
     stage: Stage = Stage.TRAIN,
     checkpoint_step: int | None = None,
+    go_on_after: int | None = None,
     blocking_saves: bool = False,
     stop_after: StopAfter | None = None,
     active_deadline_seconds: int | None = None,
@@ -75,6 +76,7 @@ def pytorchjob(
         in_pod(meta, server, gpus=staged(spec, stage).workers.gpus_per_node),
         stage=stage,
         checkpoint_step=checkpoint_step,
+        go_on_after=go_on_after,
         blocking_saves=blocking_saves,
         stop_after=stop_after,
     )

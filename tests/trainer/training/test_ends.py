@@ -15,6 +15,7 @@ import torch
 import piton_trainer
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.manifest import Complete
 from piton.contract.termination import Limit, Outcome, PreviousEnd, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
@@ -437,23 +438,55 @@ def test_the_fraction_is_that_of_steps_or_of_time_whichever_is_further(checkpoin
     assert seen[-1] == pytest.approx((tiny.STEPS - 1) / tiny.STEPS)
 
 
-def test_a_loop_left_by_break_is_finished_and_stays_so(checkpoints: Path) -> None:
-    def attempt() -> tuple[int, str]:
-        trained = 0
-        with piton_trainer.session(tiny.config(checkpoints)) as session:
-            session.restore(model=tiny.build())
-            for number in session.steps(range(9)):
-                trained += 1
-                if number == 2:
-                    break
-        return trained, (checkpoints / names.COMPLETE_FILE).read_text()
+def breaks(checkpoints: Path, at: int | None, *, is_meant: bool = False, **changes: Any) -> tuple[list[int], Complete]:
+    """An attempt that leaves its loop in the step with this number: the numbers that it trained, and its proof."""
+    trained = []
+    with piton_trainer.session(tiny.config(checkpoints, **changes)) as session:
+        session.restore(model=tiny.build())
+        for number in session.steps(range(9)):
+            trained.append(number)
+            if number == at:
+                if is_meant:
+                    session.finish()
+                break
+    return trained, Complete.from_json((checkpoints / names.COMPLETE_FILE).read_text())
 
-    first, second = attempt(), attempt()
-    assert first[0] == 3
-    assert '"step": 3' in first[1]
-    assert "the script ended its loop" in first[1]
-    assert second[0] == 0
-    assert second[1] == first[1].replace('"attempt": 1', '"attempt": 2')
+
+def test_a_loop_left_by_break_is_finished_for_piton_and_goes_on_when_it_is_started_by_hand(checkpoints: Path) -> None:
+    first, proof = breaks(checkpoints, 2, attempt=1)
+    repeated, again = breaks(checkpoints, None, attempt=2)
+    by_hand, last = breaks(checkpoints, None)
+
+    assert (first, proof.step, proof.reason) == ([0, 1, 2], 3, "left by break")
+    assert (repeated, again.step, again.weights_digest) == ([], 3, proof.weights_digest)
+    assert (by_hand, last.step, last.reason) == ([3, 4, 5, 6, 7, 8], 9, "all steps are done")
+
+
+@pytest.mark.parametrize("attempt", [None, 2])
+def test_a_loop_that_is_left_on_purpose_stays_finished(checkpoints: Path, attempt: int | None) -> None:
+    breaks(checkpoints, 2, is_meant=True, attempt=1)
+    trained, proof = breaks(checkpoints, None, attempt=attempt, go_on_after=1)
+
+    assert (trained, proof.step, proof.reason) == ([], 3, "the script finished the training")
+
+
+def test_an_attempt_that_is_told_to_go_on_does_so_until_the_next_break(checkpoints: Path) -> None:
+    """A repeat of the attempt that has left its loop the second time finds the training finished again."""
+    breaks(checkpoints, 2, attempt=1)
+    second, _ = breaks(checkpoints, 5, attempt=2, go_on_after=1)
+    third, proof = breaks(checkpoints, None, attempt=3, go_on_after=1)
+
+    assert (second, third, proof.step) == ([3, 4, 5], [], 6)
+
+
+def test_a_checkpoint_of_an_older_trainer_goes_on_too(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot tell whether the end was meant."""
+    monkeypatch.setattr("piton_trainer.training.steps.LEFT_BY_BREAK", "the script ended its loop")
+    breaks(checkpoints, 2, attempt=1)
+    repeated, _ = breaks(checkpoints, None, attempt=2)
+    by_hand, proof = breaks(checkpoints, None)
+
+    assert (repeated, by_hand, proof.step) == ([], [3, 4, 5, 6, 7, 8], 9)
 
 
 def test_a_session_that_trains_nothing_claims_nothing(checkpoints: Path, log: Path) -> None:

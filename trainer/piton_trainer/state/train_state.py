@@ -39,7 +39,7 @@ class TrainState:
     best_metric: float | None = None
     evaluations_since_best: int = 0
     ended: str | None = None
-    """The reason why the script ended its loop itself; ends by the assignment are computed anew."""
+    """The reason why the script left its loop, or ended it; ends by the assignment are computed anew."""
     tells_sessions_apart: bool = False
     """True if the run began with a trainer that refuses two trainings in one folder, see `earlier_sessions`."""
     position: Position = field(default_factory=Position)

@@ -89,6 +89,7 @@ def make_run_checkpointer(
         retry=retry,
         reported_step=config.durable_step,
         allow_fresh_start=config.allow_fresh_start,
+        goes_on=config.goes_on,
     )
     recipe = None if assignment.recipe is None else {"name": assignment.recipe, "config": dict(assignment.config)}
     return RunCheckpointer(

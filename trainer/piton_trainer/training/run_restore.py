@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from piton.contract import InputError, names, startup_phases
+from piton.contract.manifest import is_left_by_break
 from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import Loaded, Wanted, load_newest, newest_step
@@ -59,11 +60,13 @@ class RunRestorer:
         retry: Retry | None = None,
         reported_step: int | None = None,
         allow_fresh_start: bool = False,
+        goes_on: Callable[[int], bool] = lambda _: False,
     ) -> None:
         """Restore from this directory, and from the mirror if `fetch` is given.
 
         `reported_step` is the newest step that an earlier attempt has reported as durable. Where there were checkpoints
-        and none can be restored, training starts from step 0 only if `allow_fresh_start` says so.
+        and none can be restored, training starts from step 0 only if `allow_fresh_start` says so. `goes_on` says of an
+        attempt that has left its loop by `break` whether training goes on.
         """
         self._directory = directory
         self._ranks = ranks
@@ -71,6 +74,7 @@ class RunRestorer:
         self._retry = retry or Retry()
         self._reported_step = reported_step
         self._allow_fresh_start = allow_fresh_start
+        self._goes_on = goes_on
 
     def peek(self, name: str, *, spare: Tensor | None) -> Any:
         """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""
@@ -100,6 +104,7 @@ class RunRestorer:
             return None
         state, resume = self._ranks.together(partial(self._settle, loaded, objects))[self._ranks.rank]
         checkpoint = loaded.checkpoint
+        self._forget_break(state, checkpoint.manifest.attempt)
         restored = RestoredRun(
             step=state.step,
             attempt=checkpoint.manifest.attempt,
@@ -108,6 +113,17 @@ class RunRestorer:
             metrics=checkpoint.manifest.metrics,
         )
         return restored, state, resume
+
+    def _forget_break(self, state: TrainState, attempt: int) -> None:
+        """Forget that the loop was left by `break`, if the user starts the training again."""
+        if not is_left_by_break(state.ended) or not self._goes_on(attempt):
+            return
+        state.ended = None
+        if self._ranks.is_main:
+            print_status(
+                f"the loop was left by break at step {state.step}, and goes on from there; where the end is meant, the "
+                "script says so with session.finish()"
+            )
 
     def _expect_no_checkpoint(self) -> None:
         """Make sure that nothing is lost by a start from step 0, unless the user allows it.

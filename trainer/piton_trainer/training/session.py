@@ -227,6 +227,14 @@ class Session(RankContext):
         self._refuse_another(has_own_loop=True)
         return self._opened.run(loader, epochs=epochs, total=total, accumulate=accumulate)
 
+    def finish(self) -> None:
+        """Say that the loop is left for good, before or after its `break`, also on a single rank.
+
+        A loop that is left by `break` ends the run as well. But a start by hand, or `piton.dev/retry`, then goes on
+        with the training, since nothing says that the end is meant.
+        """
+        self._opened.is_meant = True
+
     def peek(self, name: str) -> Any:
         """The state of the object of this name in the checkpoint that `restore` will take; None when there is none.
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Generator
 
 from piton.contract import InputError, startup_phases
-from piton.contract.manifest import Complete
+from piton.contract.manifest import LEFT_BY_BREAK, LEFT_ON_PURPOSE, Complete
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, Termination
 from piton_trainer.clock import Clock
@@ -65,7 +65,7 @@ class Steps:
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
-        self.has_begun = False
+        self.has_begun = self.is_meant = False
         self._assignment = config.assignment
         self._ranks = ranks
         self._store = store
@@ -168,9 +168,9 @@ class Steps:
             # The script has caught what was meant to end it; that does not make the run a finished one.
             raise self._end
         if self.complete is None:
-            # The loop was left by `break`; as far as anybody can tell, its body had done its work by then.
+            # As far as anybody can tell, the body of the loop had done its work when it was left by `break`.
             self.state.step += self._inside_step
-            self.state.ended = "the script ended its loop"
+            self.state.ended = LEFT_ON_PURPOSE if self._ranks.agree([float(self.is_meant)])[0] else LEFT_BY_BREAK
             self._finish(self.state.ended)
         assert self.complete is not None
         self._await_mirror()

@@ -1,0 +1,82 @@
+"""The annotation `piton.dev/retry`: the user's word takes up a run that has failed, holds, or was left by `break`."""
+
+from piton.api import stages
+from piton.api.conditions import FAILED, SUCCEEDED
+from piton.api.reasons import Reason
+from piton.api.spec import Stage
+from piton.api.status import AttemptState, RunStatus
+from piton.api.status_base import Phase
+from piton.contract import names
+from piton.contract.manifest import is_left_by_break
+from piton.core import stalled
+from piton.core.context import Context
+from piton.core.effects import Announcement, Decision
+from piton.core.transitions import change
+
+
+def may_go_on(status: RunStatus) -> bool:
+    """True if the run has Succeeded although its script left the loop by `break`, and did not say that it was meant."""
+    return status.is_true(SUCCEEDED) and status.result is not None and is_left_by_break(status.result.reason)
+
+
+def retried(context: Context) -> Decision | None:
+    """The user asks by an annotation for another chance: once for each text of it, whatever the run does then."""
+    status, asked = context.status, context.meta.retry
+    goes_on = may_go_on(status)
+    if not asked or asked == status.retried or (status.is_true(SUCCEEDED) and not goes_on):
+        return None
+    if goes_on:
+        return _gone_on(context, asked)
+    is_stalled, flying = stalled.is_stalled(status, context.timing), context.flying
+    status = status.model_copy(update={"retried": asked})
+    if not (is_stalled if flying else is_stalled or status.is_true(FAILED)):
+        return Decision(rule="retried", status=status, look_again_seconds=0)
+    step = f"step {status.checkpoint.step}" if status.checkpoint else "the beginning"
+    how = f"{stages.called(flying)} goes on" if flying else f"taken up again from {step}"
+    message = f"{how}, as {names.ANNOTATION_RETRY} asks; failures count anew"
+    status = give_another_chance(status)
+    if flying is None:
+        status = context.phase(status, Phase.PENDING, Reason.RETRYING, message)
+    news = Announcement(reason=Reason.RETRYING, message=message)
+    return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _gone_on(context: Context, asked: str) -> Decision:
+    """Take up a training that has left its loop by `break`, unless its time is over: then it stays as it is."""
+    status = context.status.model_copy(update={"retried": asked})
+    left = context.seconds_to_deadline()
+    if left is not None and left <= 0:
+        message = "limits.deadline: it has passed, so the training does not go on; raise it, and annotate the run anew"
+        news = Announcement(severity="Warning", reason=Reason.DEADLINE_EXCEEDED, message=message)
+        return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
+    step = status.result.step if status.result else None
+    message = (
+        f"the training goes on from step {step}, which its script had left by break: {names.ANNOTATION_RETRY} asks"
+    )
+    status = context.phase(go_on(status), Phase.PENDING, Reason.RETRYING, message)
+    news = Announcement(reason=Reason.RETRYING, message=message)
+    return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
+
+
+def give_another_chance(status: RunStatus) -> RunStatus:
+    """Return the status with a fresh count of what failed, as the user wishes; all that was gained stays.
+
+    The deadline of a stage begins anew with the next attempt; one in flight keeps its own.
+    """
+    fresh: dict[str, object] = {"failures_since_progress": 0, "fruitless_attempts": 0}
+    if status.current is None or status.current.state is AttemptState.ENDED:
+        fresh["start_time"] = None
+    found = tuple(stage if stage.end_time else stage.model_copy(update=fresh) for stage in status.stages)
+    status = status.model_copy(update={"stages": found})
+    return change(status, permanent=False) if status.current is not None else status
+
+
+def go_on(status: RunStatus) -> RunStatus:
+    """The user wants a training to go on that has left its loop by `break`. What came after it is done anew."""
+    fresh = {"end_time": None, "start_time": None, "failures_since_progress": 0, "fruitless_attempts": 0}
+    found = tuple(
+        stage.model_copy(update=fresh) if stage.name is Stage.TRAIN else stage
+        for stage in status.stages
+        if stage.name is not Stage.EVALUATE
+    )
+    return status.model_copy(update={"stages": found, "goes_on_after": status.attempt})
