@@ -133,7 +133,13 @@ def test_with_stop_nothing_more_begins_after_a_failure(tmp_path: Path, piton: Pi
     assert [run["name"] for run in json.loads(result.out)["runs"]] == ["ablation-bad"]
 
 
-@pytest.mark.parametrize("before", [("--end", "diverged"), ()], ids=["failed", "succeeded"])
+EXPORTS = ("--exit-after", "1", "--exit-attempts", "0")
+"""The script leaves a file of its own in the run's folder."""
+
+
+@pytest.mark.parametrize(
+    "before", [("--end", "diverged"), (), EXPORTS], ids=["failed", "succeeded", "succeeded with an export"]
+)
 def test_a_sweep_that_was_changed_is_refused_and_fresh_starts_over(
     before: tuple[str, ...], tmp_path: Path, piton: Piton
 ) -> None:

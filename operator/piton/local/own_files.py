@@ -95,6 +95,13 @@ def made_by_sweep(root: Path, sweep: str) -> list[Path]:
     return [*below, *SWEEP.made(root)]
 
 
+def is_in_its_sweep(root: Path, run: str) -> bool:
+    """Return True if this is the folder of that run in the folder of its sweep."""
+    with suppress(OSError):
+        return f"{SWEEP.owner(root.parent)}-{root.name}" == run
+    return False
+
+
 def describe(root: Path, made: Sequence[Path]) -> str:
     """Return one line that says what will be deleted, and what stays."""
     deleted = ", ".join(str(path.relative_to(root)) for path in made)

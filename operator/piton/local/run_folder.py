@@ -190,7 +190,10 @@ def taken(root: Path, kind: FolderKind, name: str) -> Iterator[Path]:
 
 
 def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
-    """A folder is a run's when it has a state; an empty one, or one that holds nothing but our lock, becomes one."""
+    """A folder is a run's when it has a state; an empty one, or one that holds nothing but our lock, becomes one.
+
+    So does one in the folder of its sweep: `--fresh` keeps what the run's script has written there.
+    """
     try:
         owner = kind.owner(root)
     except OSError as error:
@@ -198,6 +201,8 @@ def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
             f"{root / kind.state_file} cannot be read ({error.strerror}); name another folder with --dir"
         ) from error
     if owner == name or {path.name for path in root.iterdir()} <= {LOCK_FILE, ASIDE.format(kind.state_file)}:
+        return
+    if owner is None and own_files.is_in_its_sweep(root, name):
         return
     if owner is not None:
         raise InputError(f"{root} holds the {kind.name} {owner}, not {name}; name another folder with --dir")
