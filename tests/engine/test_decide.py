@@ -287,6 +287,27 @@ def test_a_pod_that_ran_and_is_gone_is_not_started_again() -> None:
     assert _numbers(decision, "Worker") == (0, 0, 1)
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_pod_that_goes_with_its_node_when_it_had_succeeded_has_succeeded(leaves: bool) -> None:
+    """Rank 0 may still export, and needs nobody."""
+    manifest = a_job(workers=2)
+    names = [MASTER, WORKER, "ragcun-1-worker-1"]
+    done = _after(_running(manifest), _pod(), _pod(WORKER, "Succeeded"), _pod(names[2]))
+    left = [_pod(WORKER, "Succeeded", deleting=True)] if leaves else []
+    decision = _look(done, _pod(), *left, _pod(names[2]), services=names)
+
+    assert (_conditions(decision)[-1], _created(decision), _deleted(decision)) == ("Running", [], [])
+    assert _numbers(decision, "Worker") == (1, 1, 0)
+
+    gone = _after(done, _pod(), *left, _pod(names[2]))
+    both = _look(gone, _pod(), services=names)
+    assert (_conditions(both)[-1], _numbers(both, "Worker")) == ("Failed", (0, 1, 1))
+    told = _look(gone, _pod(), _pod(names[2], "Succeeded", exit_code=0, deleting=True), services=names)
+    assert (_conditions(told)[-1], _numbers(told, "Worker")) == ("Failed", (0, 1, 1))
+    ends = _look(gone, _pod(MASTER, "Succeeded"), _pod(names[2]), services=names)
+    assert _conditions(ends)[-1] == "Succeeded"
+
+
 def test_a_pod_that_ran_and_is_gone_is_missed_although_another_still_waits() -> None:
     """One rank that starts over waits for ever for a peer that has begun without it."""
     manifest = a_job(pytorchReplicaSpecs={"Worker": replicas(2)})

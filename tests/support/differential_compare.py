@@ -281,7 +281,8 @@ def _gone_with_never(scene: Scene) -> bool:
     step = scene.step
     left = step is not None and (step.kind in ("vanish", "delete") or (step.kind, step.value) == ("end", 0))
     failed = scene.ours["job"] is None or _said(scene.ours["job"], "is failed because")
-    return left and scene.policy() == "Never" and failed
+    had_succeeded = step is not None and step.replica not in scene.ours["pods"]  # and nobody needs it again
+    return left and scene.policy() == "Never" and (failed or had_succeeded)
 
 
 def _superfluous(scene: Scene) -> bool:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from piton.engine import pods as pods_of
 from piton.engine import render
-from piton.engine.job import KIND, Body, Job
+from piton.engine.job import KIND, Body, Job, Replicas
 from piton.engine.outcome import judged, past_backoff_limit, seconds_to_deadline, seconds_to_live
 from piton.engine.pods import Pod
 from piton.engine.rules import problem
@@ -154,18 +154,19 @@ def _failure(scene: ObservedJob, message: str) -> Decision:
 
 def _missing_services(scene: ObservedJob) -> tuple[Create, ...]:
     there = {service.name for service in scene.services}
-    return _creations(scene, ObjectKind.SERVICE, there) if scene.job.needs_services else ()
+    return _creations(scene, ObjectKind.SERVICE, there, of=scene.job.replicas) if scene.job.needs_services else ()
 
 
 def _missing_pods(scene: ObservedJob) -> tuple[Create, ...]:
-    return _creations(scene, ObjectKind.POD, {pod.name for pod in scene.pods})
+    wanted = [r for r in scene.job.replicas if not pods_of.is_done_without_pods(r, scene.pods, scene.tallies[r.kind])]
+    return _creations(scene, ObjectKind.POD, {pod.name for pod in scene.pods}, of=wanted)
 
 
-def _creations(scene: ObservedJob, kind: ObjectKind, there: set[str]) -> tuple[Create, ...]:
+def _creations(scene: ObservedJob, kind: ObjectKind, there: set[str], *, of: Sequence[Replicas]) -> tuple[Create, ...]:
     make = render.pod if kind is ObjectKind.POD else render.service
     return tuple(
         Create(kind=kind, body=make(scene.job, replicas, index))
-        for replicas in scene.job.replicas
+        for replicas in of
         for index in range(replicas.count)
         if scene.job.replica_name(replicas.kind, index) not in there
     )

@@ -3,9 +3,9 @@
          Pending, Unknown  ->  in no count
          Running           ->  active;     being deleted: failed, from the first moment of its grace period
          Succeeded         ->  succeeded;  being deleted: failed, if it may not be repeated (restartPolicy Never) and
-                                           the job still wants it
+                                           the job still wants it, and had not counted it as succeeded before
          Failed            ->  failed
-         gone              ->  failed, if it had begun and may not be repeated
+         gone              ->  failed, if it had begun and may not be repeated; succeeded, if it was counted so before
 
 The rules on Never differ from Kubeflow's. Kubeflow takes the exit code 0 of a trainer that was told to stop for the
 end of the training, and restarts a single replica without notice while the other replicas continue without it. A
@@ -92,16 +92,24 @@ def tally(job: Job, replicas: Replicas, pods: Sequence[Pod]) -> Tally:
     mine = of_kind(pods, replicas)
     failed = [pod for pod in mine if _failed(replicas, pod)]
     rest = [pod for pod in mine if pod not in failed]
-    gone = 0
+    known, succeeded, gone, done = job.status.tally(replicas.kind), sum(pod.phase == "Succeeded" for pod in rest), 0, 0
     if replicas.restart_policy == "Never":
         there = sum(pod.phase != "Pending" for pod in mine)
-        gone = max(0, min(job.status.tally(replicas.kind).begun, replicas.count) - there)
+        gone = max(0, min(known.begun, replicas.count) - there)
+        taken = gone + sum(pod.phase == "Succeeded" for pod in failed)
+        done = min(taken, max(0, known.succeeded - succeeded))
     return Tally(
         active=sum(pod.phase == "Running" for pod in rest),
-        succeeded=sum(pod.phase == "Succeeded" for pod in rest),
-        failed=len(failed) + gone,
+        succeeded=succeeded + done,
+        failed=len(failed) + gone - done,
         selector=job.selector(replicas.kind),
     )
+
+
+def is_done_without_pods(replicas: Replicas, pods: Sequence[Pod], tally: Tally) -> bool:
+    """True if replicas of that type had succeeded before their pods went, with their nodes say: nobody needs others."""
+    there = sum(pod.phase == "Succeeded" for pod in of_kind(pods, replicas))
+    return replicas.restart_policy == "Never" and tally.succeeded > there
 
 
 def _failed(replicas: Replicas, pod: Pod) -> bool:
