@@ -7,7 +7,7 @@ import pytest
 
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
-from piton.api.status import AttemptState, CheckpointStatus, Result, RunStatus, StageStatus, Verdict
+from piton.api.status import AttemptState, CheckpointStatus, CostStatus, Result, RunStatus, StageStatus, Verdict
 from piton.api.status_base import Phase
 from piton.core.decide import decide
 from piton.core.effects import AddFinalizer, Decision, StartAttempt
@@ -15,6 +15,7 @@ from piton.observed import ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, an_observed, later, meta
 
 LIMITED = a_spec(limits={"failures": 3})
+PRICE: dict[str, Any] = {"capacity": {"maxPricePerHour": "12"}}
 
 
 def looked_at(status: RunStatus, retry: str, *, held: bool = True, spec: Spec = LIMITED) -> Decision:
@@ -170,11 +171,30 @@ def test_a_training_whose_end_was_meant_stays_succeeded(reason: str) -> None:
     assert looked_at(ended, "1").status.phase is Phase.SUCCEEDED
 
 
-def test_a_run_past_its_deadline_does_not_go_on_and_stays_succeeded() -> None:
-    spec = a_spec(limits={"deadline": "60s"})
-    told = looked_at(a_run_left_by_break(), "1", spec=spec)
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"spec": a_spec(limits={"deadline": "60s"})}, "limits.deadline: it has passed"),
+        (
+            {"spec": a_spec(limits={"budget": {"usd": "1"}}, **PRICE)},
+            "limits.budget: it does not pay for another attempt",
+        ),
+        (
+            {"spec": a_spec(limits={"budget": {"usd": "1", "onExceeded": "Stop"}}, **PRICE)},
+            "limits.budget: it does not pay for another attempt",
+        ),
+        ({"problems": ("spec.trainer: no",)}, "spec: it is refused (spec.trainer: no)"),
+    ],
+)
+def test_a_run_that_could_not_begin_an_attempt_does_not_go_on_and_stays_succeeded(
+    fields: dict[str, Any], why: str
+) -> None:
+    run = meta().model_copy(update={"retry": "1"})
+    ended = a_run_left_by_break().model_copy(update={"cost": CostStatus(earlier="3", time=NOW)})
 
-    assert told.status.phase is Phase.SUCCEEDED
-    (event,) = told.announcements
-    assert event.message.startswith("limits.deadline: it has passed")
-    assert looked_at(told.status, "1", spec=spec).announcements == ()
+    told = decide(an_observed(status=ended, run=run, **fields), now=later(99))
+    again = decide(an_observed(status=told.status, run=run, **fields), now=later(100))
+
+    assert (told.status.phase, again.status.phase) == (Phase.SUCCEEDED, Phase.SUCCEEDED)
+    assert told.announcements[0].message.startswith(f"{why}, so the training does not go on")
+    assert again.announcements == ()

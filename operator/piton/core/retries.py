@@ -1,5 +1,7 @@
 """The annotation `piton.dev/retry`: the user's word takes up a run that has failed, holds, or was left by `break`."""
 
+from dataclasses import replace
+
 from piton.api import stages
 from piton.api.conditions import FAILED, SUCCEEDED
 from piton.api.reasons import Reason
@@ -42,12 +44,13 @@ def retried(context: Context) -> Decision | None:
 
 
 def _gone_on(context: Context, asked: str) -> Decision:
-    """Take up a training that has left its loop by `break`, unless its time is over: then it stays as it is."""
+    """Take up a training that has left its loop by `break`, unless it would fail at once: then it stays as it is."""
     status = context.status.model_copy(update={"retried": asked})
-    left = context.seconds_to_deadline()
-    if left is not None and left <= 0:
-        message = "limits.deadline: it has passed, so the training does not go on; raise it, and annotate the run anew"
-        news = Announcement(severity="Warning", reason=Reason.DEADLINE_EXCEEDED, message=message)
+    obstacle = _obstacle(replace(context, observed=replace(context.observed, status=go_on(status))))
+    if obstacle is not None:
+        reason, problem = obstacle
+        message = f"{problem}, so the training does not go on; change that, and annotate the run anew"
+        news = Announcement(severity="Warning", reason=reason, message=message)
         return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
     step = status.result.step if status.result else None
     message = (
@@ -56,6 +59,18 @@ def _gone_on(context: Context, asked: str) -> Decision:
     status = context.phase(go_on(status), Phase.PENDING, Reason.RETRYING, message)
     news = Announcement(reason=Reason.RETRYING, message=message)
     return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _obstacle(context: Context) -> tuple[Reason, str] | None:
+    """Return why no attempt could be started, with the field; None: one can."""
+    left, account = context.seconds_to_deadline(), context.account()
+    if context.spec is None:
+        return Reason.INVALID_SPEC, f"spec: it is refused ({'; '.join(context.observed.problems)})"
+    if left is not None and left <= 0:
+        return Reason.DEADLINE_EXCEEDED, "limits.deadline: it has passed"
+    if account is not None and account.used_up:
+        return Reason.BUDGET_EXCEEDED, "limits.budget: it does not pay for another attempt"
+    return None
 
 
 def give_another_chance(status: RunStatus) -> RunStatus:
