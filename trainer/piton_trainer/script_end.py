@@ -13,13 +13,18 @@ from typing import NoReturn
 from piton.contract.termination import ScriptEnd
 from piton_trainer.termination import TerminationLog
 
-_TORCHRUN = "TORCHELASTIC_RUN_ID"
+_TORCHRUN, _PROCESSES = "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"
 """Set by torchrun in its processes."""
 
 
 def is_launched() -> bool:
     """True if torchrun started this process, and hides its exit code."""
     return _TORCHRUN in os.environ
+
+
+def processes() -> int | None:
+    """Return how many processes of this container run the script; None: torchrun has not started any."""
+    return int(os.environ.get(_PROCESSES) or 1) if is_launched() else None
 
 
 def watch(log: TerminationLog) -> None:

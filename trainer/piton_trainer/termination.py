@@ -1,8 +1,10 @@
 """The last words of a trainer: what became of it, for a person on stderr and for Piton in the termination message."""
 
+import fcntl
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,15 +89,20 @@ class TerminationLog:
             self._write(termination.to_json())
 
     def note_script(self, end: ScriptEnd, error: str | None) -> None:
-        """Add to the message of a finished training how the script ended: one process, or whoever fails."""
-        if self._path is None or not (self._ranks.local_rank == 0 or end is ScriptEnd.FAILED):
+        """Add to the message of a finished training how the script ended: the last process, or whoever fails."""
+        if self._path is None:
             return
-        try:
-            written = Termination.from_json(self._path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            return
-        if written is not None and written.is_proof and written.script is not ScriptEnd.FAILED:
-            self._write(replace(written, script=end, script_error=error).to_json())
+        with suppress(OSError, UnicodeDecodeError), self._path.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            written = Termination.from_json(file.read())
+            if written is None or not written.is_proof or written.script is ScriptEnd.FAILED:
+                return
+            left = (written.scripts_left or 1) - 1
+            if end is ScriptEnd.ENDED and left:
+                end = ScriptEnd.RUNNING
+            file.seek(0)
+            file.truncate()
+            file.write(replace(written, script=end, script_error=error, scripts_left=left or None).to_json())
 
     def _is_empty(self) -> bool:
         return self._path is not None and not (self._path.exists() and self._path.stat().st_size)

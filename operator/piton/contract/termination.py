@@ -142,6 +142,8 @@ class Termination:
     """Of one that has finished its training: what became of the script since. None: an older trainer does not say."""
     script_error: str | None = None
     """Of a script that has failed since: the error, or its exit code."""
+    scripts_left: int | None = None
+    """Processes of the container whose scripts run on, by what they say. None: the only one, or none."""
     launched: bool = False
     """True if torchrun started it, which turns every end of its processes into exit code 1."""
     unreported: str | None = None
@@ -178,6 +180,7 @@ class Termination:
             "limit": None if self.limit is None else self.limit.value,
             "script": None if self.script is None else self.script.value,
             "scriptError": None if self.script_error is None else self.script_error[:_SENTENCE_MAX],
+            "scriptsLeft": self.scripts_left,
             "launched": True if self.launched else None,
             "unreported": None if self.unreported is None else self.unreported[:_SENTENCE_MAX],
             "metrics": _metrics(self.metrics) or None,
@@ -208,6 +211,7 @@ class Termination:
                 limit=Limit(fields["limit"]) if isinstance(fields.get("limit"), str) else None,
                 script=ScriptEnd(fields["script"]) if isinstance(fields.get("script"), str) else None,
                 script_error=_string(fields.get("scriptError")),
+                scripts_left=_integer(fields.get("scriptsLeft")),
                 launched=fields.get("launched") is True,
                 unreported=_string(fields.get("unreported")),
                 metrics=_metrics(fields.get("metrics")),

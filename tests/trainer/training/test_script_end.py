@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from piton.contract.termination import Outcome, ScriptEnd, Termination
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.termination import TerminationLog
 
 PROOF = Termination(outcome=Outcome.FINISHED, step=9, weights_digest="sha256:1", detail="all steps are done")
 SCRIPT = """
@@ -57,6 +60,27 @@ CASES = {
 }
 LAUNCHED_ALONE = ("exits with 3", "exits with a sentence")
 """Without torchrun their exit code says it."""
+
+
+def test_the_script_has_ended_with_its_last_process_and_has_failed_with_any(tmp_path: Path) -> None:
+    """torchrun's exit code says the same of a process that is killed and of one that has nothing left to do."""
+    log, other = (TerminationLog(tmp_path / "log", Ranks(local_rank=rank)) for rank in (0, 1))
+
+    def words() -> tuple[ScriptEnd | None, str | None]:
+        found = Termination.from_json((tmp_path / "log").read_text())
+        assert found is not None
+        return found.script, found.script_error
+
+    log.leave(replace(PROOF, script=ScriptEnd.RUNNING, scripts_left=2))
+    log.note_script(ScriptEnd.ENDED, None)
+    assert words() == (ScriptEnd.RUNNING, None)
+    other.note_script(ScriptEnd.ENDED, None)
+    assert words() == (ScriptEnd.ENDED, None)
+
+    log.leave(replace(PROOF, script=ScriptEnd.RUNNING, scripts_left=2))
+    other.note_script(ScriptEnd.FAILED, "boom")
+    log.note_script(ScriptEnd.ENDED, None)
+    assert words() == (ScriptEnd.FAILED, "boom")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "torchrun"])

@@ -384,7 +384,8 @@ class Session(RankContext):
             limit = error.limit if isinstance(error, Stopped) else None
             end = replace(end, fence=holder, limit=limit, unreported=self._telemetry.report_failure)
             if complete is not None:
-                end = replace(end, script=ScriptEnd.RUNNING, launched=script_end.is_launched())
+                scripts, launched = script_end.processes(), script_end.is_launched()
+                end = replace(end, script=ScriptEnd.RUNNING, scripts_left=scripts, launched=launched)
                 script_end.watch(self._log)
             self._log.leave(end)
             if self._store is not None:
