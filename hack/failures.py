@@ -56,7 +56,8 @@ again (`permanent` below). Nothing that the cluster does ends it.
 - **After the training** the script may go on: an evaluation, an export, an upload. The run is finished when every
   replica has ended with exit code 0, under `limits.deadline` and `limits.budget`. Until then `kubectl get` shows the
   reason `AfterTraining`. An attempt that is disturbed in that time is repeated; its script finds the training finished
-  and does the rest. Another exit code is a failure of the program. The result and the final manifest stay in any case.
+  and does the rest. A preemption then is none without progress. Another exit code is a failure of the program. The
+  result and the final manifest stay in any case.
 - **A pod that does not end**: the condition `PodStuck` names a pod that was deleted, and that its node, which answers,
   has not ended {format_duration(_TIMING.stuck_seconds)} after its grace period. With
   `limits.stuckPods: ForceDelete` the operator deletes the pod without its kubelet, if its claims are ReadWriteMany

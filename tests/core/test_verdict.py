@@ -623,6 +623,24 @@ LAUNCHED, OLDER = replace(PROOF, launched=True), replace(PROOF, script=None)
             id="SIGSEGV at the interpreter's exit, of one replica",
         ),
         pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, deleting=True, termination=PROOF)),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="exit code 0 of a pod that is deleted, whose trainer says that its script came to its end",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, deleting=True, termination=RUNNING)),
+            Verdict.INFRASTRUCTURE,
+            Reason.POD_DELETED,
+            id="and of one that exits because of it",
+        ),
+        pytest.param(
+            an_attempt(a_replica(name="a"), a_replica(DONE, exit_code=0, name="b", deleting=True, termination=RUNNING)),
+            Verdict.INFRASTRUCTURE,
+            Reason.POD_DELETED,
+            id="of a worker as well",
+        ),
+        pytest.param(
             a_failed_attempt(failed(1, termination=LAUNCHED)),
             Verdict.FINISHED,
             Reason.FINISHED,

@@ -12,6 +12,7 @@ from piton.api.stages import called
 from piton.api.status import AttemptStatus, RunStatus, Verdict
 from piton.contract.duration import format_duration
 from piton.contract.manifest import Complete
+from piton.core import results
 from piton.core.context import Context
 from piton.core.effects import Announcement
 from piton.core.evidence import Judgement
@@ -36,7 +37,7 @@ def known_proof(context: Context) -> Complete | None:
     if result is None or result.step is None or source is None or record is None:
         return None
     reached = record.step if progress is None or progress.step is None else progress.step
-    if record is not source and reached not in (None, result.step):
+    if results.is_beyond(result, progress) or (record is not source and reached not in (None, result.step)):
         return None
     return Complete(
         attempt=source.number,
@@ -56,7 +57,8 @@ def with_done(seen: AttemptSeen, record: AttemptStatus | None) -> AttemptSeen:
         return seen
     ended = tuple(ReplicaSeen(name=name, state=ReplicaState.SUCCEEDED, exit_code=0) for name in record.done)
     others = tuple(replica for replica in seen.replicas if replica.name not in record.done)
-    there = {replica.name: replica for replica in seen.replicas if replica.state is ReplicaState.SUCCEEDED}
+    succeeded = (replica for replica in seen.replicas if replica.state is ReplicaState.SUCCEEDED)
+    there = {replica.name: replace(replica, deleting=False) for replica in succeeded}
     return replace(
         seen,
         replicas=(*others, *(there.get(replica.name, replica) for replica in ended)),
@@ -84,8 +86,8 @@ def running_message(context: Context, status: RunStatus) -> str | None:
 def news(context: Context, message: str) -> tuple[Announcement, ...]:
     """Return the announcement of that message, the first time in this attempt."""
     record, condition = context.current, context.status.condition(TRAINING)
-    told = condition is not None and condition.reason is Reason.AFTER_TRAINING
-    if told and record is not None and record.trained_time is not None:
+    is_known = record is not None and record.trained_time is not None
+    if is_known or (condition is not None and condition.reason is Reason.AFTER_TRAINING):
         return ()
     return (Announcement(reason=Reason.AFTER_TRAINING, message=message),)
 

@@ -61,7 +61,12 @@ class Evidence:
 
     @property
     def proof(self) -> Complete | Termination | None:
-        """The final manifest, read from the volume, reported, or told in a termination message. None: there is none."""
+        """The final manifest, read from the volume, reported, or told in a termination message. None: there is none.
+
+        Only a training has one.
+        """
+        if self.stage is not Stage.TRAIN:
+            return None
         words = (replica.termination for replica in self.seen.replicas)
         return self.complete or next((told for told in words if told is not None and told.is_proof), None)
 
@@ -97,9 +102,10 @@ def has_ended_well(replica: ReplicaSeen) -> bool:
 
     Libraries may abort an interpreter that has nothing left to do. That is no failure where the trainer says that its
     training is finished and its script came to its end; an older trainer does not say the latter, and is believed.
+    Exit code 0 of one that is told to end is no end of its own, unless the trainer says that it is.
     """
     words = replica.termination
-    if replica.state is ReplicaState.SUCCEEDED:
+    if replica.state is ReplicaState.SUCCEEDED and not replica.is_told_to_end:
         return True
     if words is None or not words.is_proof or words.script not in (None, ScriptEnd.ENDED):
         return False

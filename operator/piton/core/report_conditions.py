@@ -5,6 +5,8 @@ Mirrored           the bucket: people who ask for a second copy learn when they 
 VolumeNearlyFull   the volume: it can be enlarged before a save fails
 """
 
+import math
+
 from piton.api.conditions import MIRRORED, REPORTING, VOLUME_NEARLY_FULL, with_condition
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
@@ -46,11 +48,13 @@ def note_reporting(context: Context, status: RunStatus) -> Noted:
 
     A program of the user's may send no reports at all: that is in the condition only.
     """
-    left, record = seconds_to_silence(context, status), status.current
+    left, record, progress = seconds_to_silence(context, status), status.current, context.observed.progress
+    if progress is not None and progress.complete is not None:
+        left = math.inf  # it was the last report, and it came
     if left is None or record is None:
         return status, ()
     if left > 0:
-        if context.observed.progress is None:
+        if progress is None:
             return status, ()  # it may still report in time
         return _with_health(context, status, REPORTING, Reason.REPORTING, Reason.NO_REPORTS, None)
     is_program = context.spec is not None and context.spec.trainer.recipe is None

@@ -8,6 +8,7 @@ from datetime import datetime
 from piton.api.spec import Stage
 from piton.api.status import REPLICAS_MAX, AttemptState, Evaluation, Result, RunStatus
 from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
 from piton.contract.termination import Termination
 from piton.core.evidence import has_ended_well
 from piton.core.transitions import change, metric_values, terminations_of
@@ -17,7 +18,7 @@ from piton.observed import AttemptSeen, Observed
 def learn(status: RunStatus, observed: Observed, seen: AttemptSeen | None, *, now: datetime) -> RunStatus:
     """Write down that the current attempt has finished the training, with the result, and whose script has ended.
 
-    The result stays whatever follows.
+    The result stays whatever follows. A script that trains on, in another session, has to prove its end again.
     """
     record, progress = status.current, observed.progress
     if record is None or record.stage is not Stage.TRAIN:
@@ -25,16 +26,25 @@ def learn(status: RunStatus, observed: Observed, seen: AttemptSeen | None, *, no
     told = next((termination for termination in terminations_of(seen) if termination.is_proof), None)
     manifests = (observed.complete, progress.complete if progress is not None else None)
     own = next((found for found in manifests if found is not None and found.attempt == record.number), None)
-    if record.trained_time is None and (own is not None or told is not None):
-        status = change(status, trained_time=now)
-        status = status.model_copy(update={"result": _trained(status, own, told).with_unknown_of(status.result)})
+    if own is not None or told is not None:
+        result = _trained(status, own, told).with_unknown_of(status.result)
+        if record.trained_time is None or status.result is None or status.result.step != result.step:
+            status = change(status, trained_time=now).model_copy(update={"result": result})
     elif record.trained_time is None:
         return status
+    elif is_beyond(status.result, progress):
+        return change(status, trained_time=None, done=None)
     if seen is None or record.state is AttemptState.STOPPING:
         return status
     known = set(record.done or ())
     done = known | {replica.name for replica in seen.replicas if has_ended_well(replica)}
     return status if done == known else change(status, done=tuple(sorted(done))[:REPLICAS_MAX])
+
+
+def is_beyond(result: Result | None, progress: Progress | None) -> bool:
+    """Return True if training is reported that is not in that result."""
+    known, reached = result.step if result else None, progress.step if progress else None
+    return known is not None and reached is not None and reached > known
 
 
 def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | None) -> RunStatus:

@@ -207,12 +207,19 @@ def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing, is_unheard
     is_silent_work = is_unheard and ran_for_long(record)
     if has_saved(status, record) or _may_have_progressed(record, timing) or is_silent_work:
         return 0
-    return stage.fruitless_attempts + (record.verdict is not Verdict.STOPPED or is_cut_short(record))
+    # What follows a finished training saves nothing newer: its machine may be taken as often as machines are taken.
+    is_taken = record.trained_time is not None and record.verdict is Verdict.PREEMPTED
+    is_fruitless = not is_taken and (record.verdict is not Verdict.STOPPED or is_cut_short(record))
+    return stage.fruitless_attempts + is_fruitless
 
 
 def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
-    """True if a program that never says how far it is ran for longer than any back-off lasts."""
-    if record.step is not None or record.billed_from is None or record.ended_time is None:
+    """True if a program that does not say how far it is ran for longer than any back-off lasts.
+
+    Some never say it, and none does after its training.
+    """
+    is_silent = record.step is None or record.trained_time is not None
+    if not is_silent or record.billed_from is None or record.ended_time is None:
         return False
     if record.reason is Reason.GANG_INCOMPLETE and record.running_time is None:
         return False  # it had machines that started nothing

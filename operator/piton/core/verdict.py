@@ -261,15 +261,15 @@ def exited_zero(evidence: Evidence) -> Judgement | None:
     Of a job that has succeeded the master has exited 0, and what its controller then cleans away may end in any way.
     A program may also exit 0 because its pod or its job is deleted: that is no end of the program.
     """
+    replicas = evidence.seen.replicas
+    done = [replica for replica in replicas if replica.state is ReplicaState.SUCCEEDED]
+    told = next((replica for replica in done if not has_ended_well(replica)), None)
     if not have_all_ended_well(evidence):
-        return None
-    seen = evidence.seen
-    done = [r for r in seen.replicas if has_ended_well(r)]
-    told = [r for r in done if r.is_told_to_end]
-    if told and (seen.job is not JobState.SUCCEEDED or len(told) == len(done)):
-        message = f"{told[0].name} was told to stop by somebody else, and exited 0"
+        if told is None or not all(r in done or (r.ended and cleaned_away(r, evidence)) for r in replicas):
+            return None
+        message = f"{told.name} was told to stop by somebody else, and exited 0"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.POD_DELETED, message=message)
-    if evidence.proof_needed or any(r.termination for r in done):
+    if evidence.proof_needed or any(replica.termination for replica in done):
         message = "every replica exited 0, but there is no final manifest"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_PROOF, message=message)
     message = "every replica exited 0, undisturbed"
