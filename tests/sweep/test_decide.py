@@ -96,6 +96,16 @@ def test_when_all_have_succeeded_so_has_the_sweep_and_says_who_is_best() -> None
     assert "all 3 runs have succeeded; best: isotropy 0.6" in decision.announcements[-1].message
 
 
+def test_a_run_whose_script_goes_on_after_its_training_is_waited_for() -> None:
+    """Its result is in its status already; the export may still fail."""
+    exports = a_run_seen("ragcun-frozen", T, best=0.9)
+    meanwhile = decided(SWEEP, *runs(S, S), exports)
+
+    assert (meanwhile.status.phase, meanwhile.status.done) == (T, "2/3")
+    assert [result.succeeded for result in meanwhile.status.results] == [1, 1, 0]
+    assert decided(SWEEP, *runs(S, S), a_run_seen("ragcun-frozen", F, best=0.9)).status.phase is F
+
+
 def test_one_failure_fails_the_sweep_but_only_in_the_end() -> None:
     meanwhile = decided(SWEEP, *runs(F, T, T))
     end = decided(SWEEP, *runs(F, S, S))

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch import nn
 
+import piton_trainer
 from piton.contract import names
 from piton.contract.termination import ExitCode, Outcome, Termination
 from piton_trainer.hangs import collect
 from piton_trainer.hangs.detection import AUTO_SECONDS, IDLE_SECONDS, Hang, HangDetector, Idle
 from piton_trainer.hangs.heartbeats import Heartbeat, RankPhase, Reader, SharedHeartbeats
 from piton_trainer.hangs.peers import Exchange, Peers, Stillness
-from support import hanging, ranks
+from support import hanging, ranks, tiny
 from support.mirrored import wait_for
 
 BEAT = Heartbeat(rank=0, pid=1, step=7, durable_step=None, phase=RankPhase.STEPPING, time=0.0)
@@ -269,6 +271,18 @@ def test_a_collective_that_one_rank_does_not_come_to_is_found_on_all(tmp_path: P
     assert "rank 0: barrier" in end.detail
     assert "rank 1: hang" in end.detail
     assert len(list((tmp_path / "checkpoints" / ".hangs" / "attempt-1").iterdir())) == 2
+
+
+def test_nobody_watches_what_a_script_does_after_its_training(tmp_path: Path) -> None:
+    def watchers() -> int:
+        return sum("watchdog" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+    while_training = []
+    with piton_trainer.session(tiny.config(tmp_path / "checkpoints", hang_timeout=600.0)) as session:
+        session.restore(model=nn.Linear(1, 1))
+        while_training = [watchers() for _ in session.steps([1, 2])]
+
+    assert (while_training, watchers()) == ([1, 1], 0)
 
 
 def test_an_evaluation_that_says_so_is_no_hang(tmp_path: Path) -> None:

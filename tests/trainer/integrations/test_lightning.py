@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
-from piton.contract.termination import Outcome, Termination
+from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from support import ends, tiny
@@ -175,6 +176,18 @@ def test_a_strategy_with_checkpoints_of_its_own_is_refused_before_anything_is_tr
     message = Termination.from_json(log.read_text())
     assert message is not None
     assert (message.outcome, message.detail) == (Outcome.BAD_CONFIG, ran.error)
+
+
+def test_the_message_of_a_finished_training_says_that_the_script_goes_on(tmp_path: Path) -> None:
+    """An export comes after `trainer.fit()`, also in the attempt that finds the training finished."""
+    log = tmp_path / "termination-log"
+    config = tiny.config(tmp_path / "checkpoints", tiny.every(4), termination_log=log)
+    for attempt in (1, 2):
+        log.write_text("")
+        pl.train(tmp_path, config=replace(config, attempt=attempt))
+        message = Termination.from_json(log.read_text())
+        assert message is not None
+        assert (message.is_proof, message.script) == (True, ScriptEnd.RUNNING)
 
 
 def with_path_objects(method: Callable[..., Any]) -> Callable[..., Any]:

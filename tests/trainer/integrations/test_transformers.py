@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.termination import ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig
@@ -70,6 +72,18 @@ def test_a_trainer_that_vanishes_resumes_from_the_newest_save(whole: hf.Ran, tmp
         hf.train(tmp_path, at={5: ends.vanish})
     assert newest(tmp_path) == 3
     assert_same(hf.train(tmp_path), whole)
+
+
+def test_the_message_of_a_finished_training_says_that_the_script_goes_on(tmp_path: Path) -> None:
+    """`trainer.save_model()` comes after it, also in the attempt that finds the training finished."""
+    log = tmp_path / "termination-log"
+    config = tiny.config(tmp_path / "checkpoints", tiny.every(3), termination_log=log)
+    for attempt in (1, 2):
+        log.write_text("")
+        hf.train(tmp_path, config=replace(config, attempt=attempt))
+        message = Termination.from_json(log.read_text())
+        assert message is not None
+        assert (message.is_proof, message.script, message.step) == (True, ScriptEnd.RUNNING, hf.STEPS)
 
 
 def test_a_finished_trainer_trains_nothing_and_has_the_trained_model(whole: hf.Ran, tmp_path: Path) -> None:
