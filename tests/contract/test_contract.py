@@ -264,6 +264,8 @@ def test_a_final_manifest_survives_the_trip() -> None:
     complete = Complete(attempt=3, step=100, weights_digest="sha256:1", best_step=90, best_metric=0.2, reason="done")
 
     assert Complete.from_json(complete.to_json()) == complete
+    without_digest = Complete(attempt=3, step=100)
+    assert Complete.from_json(without_digest.to_json()) == without_digest
     with pytest.raises(ValueError, match="torn"):
         Complete.from_json(complete.to_json()[:-2])
 
@@ -278,6 +280,7 @@ def test_progress_survives_the_trip() -> None:
         checkpoint_step=440,
         resumed_from=200,
         previous=PreviousEnd(attempt=2, outcome=Outcome.STOPPED),
+        resume_warning="mine/value is a Mode",
         metrics={"loss": 0.2347},
     )
 

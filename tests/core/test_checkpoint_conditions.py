@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from piton.api.conditions import MIRRORED, VOLUME_NEARLY_FULL
+from piton.api.conditions import MIRRORED, RESUME_INEXACT, VOLUME_NEARLY_FULL
 from piton.api.reasons import Reason
 from piton.api.status import RunStatus
 from piton.api.status_base import ConditionStatus, Phase
@@ -80,3 +80,23 @@ def test_a_volume_that_is_nearly_full_is_said_once_before_a_save_fails_and_ends_
 
     assert not reported(a_progress(20, checkpoint=20), restarted).status.is_true(VOLUME_NEARLY_FULL)
     assert reported(a_progress(20, checkpoint=20)).status.condition(VOLUME_NEARLY_FULL) is None
+
+
+def test_a_state_that_would_not_come_back_is_said_once_and_the_training_goes_on() -> None:
+    lossy = replace(a_progress(10, checkpoint=10), resume_warning="mine/value is a Mode and would come back as a int")
+    first = reported(lossy)
+    condition = first.status.condition(RESUME_INEXACT)
+    assert condition is not None
+    assert (condition.status, condition.message) == (ConditionStatus.TRUE, lossy.resume_warning)
+    assert [(news.severity, news.reason) for news in first.announcements] == [("Warning", Reason.RESUME_INEXACT)]
+    assert first.status.phase is Phase.TRAINING
+    assert reported(lossy, first.status).announcements == ()
+
+    mended = reported(a_progress(20, checkpoint=20), first.status).status
+    assert not mended.is_true(RESUME_INEXACT)
+    assert reported(a_progress(20)).status.condition(RESUME_INEXACT) is None
+
+
+def test_the_words_of_a_warning_come_over_the_wire_and_are_bounded() -> None:
+    report = replace(a_progress(10), resume_warning="x" * 100_000)
+    assert len(Progress.from_wire(report.to_wire()).resume_warning or "") < 1000

@@ -215,6 +215,8 @@ class Reason(OpenEnum):
     """Nothing is mirrored, since the bucket belongs to another run or attempt. It trains on, without a second copy."""
     VOLUME_NEARLY_FULL = "VolumeNearlyFull"
     """The checkpoint volume has room for one more checkpoint at most, beside those that are kept."""
+    RESUME_INEXACT = "ResumeInexact"
+    """Part of what the training saves would not come back as it is. It trains on, since it has saved before."""
     VOLUME_KEPT = "VolumeKept"
     """The run is over, and the claim of its checkpoints stays when the run is deleted."""
     EXPIRED = "Expired"

@@ -31,7 +31,8 @@ COMPLETE_DIGEST = "complete_digest"
 COMPLETE_BEST_STEP = "complete_best_step"
 COMPLETE_BEST_METRIC = "complete_best_metric"
 COMPLETE_REASON = "complete_reason"
-# The values of an outcome, a refusal, a digest and a reason are words.
+RESUME_WARNING = "resume_warning"
+# The values of an outcome, a refusal, a warning, a digest and a reason are words.
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
@@ -50,7 +51,7 @@ EVALUATION_EVERY_STEPS = "evaluation_every_steps"
 _ALIASES = {"current_step": STEP}
 _COMPLETE = (COMPLETE_ATTEMPT, COMPLETE_STEP, COMPLETE_BEST_STEP, COMPLETE_BEST_METRIC)
 _RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, *_COMPLETE})
-TAKEN = _RESERVED | {PREVIOUS_OUTCOME, MIRROR_REFUSAL, COMPLETE_DIGEST, COMPLETE_REASON}
+TAKEN = _RESERVED | {PREVIOUS_OUTCOME, MIRROR_REFUSAL, RESUME_WARNING, COMPLETE_DIGEST, COMPLETE_REASON}
 """Names on the wire that are not free for metrics of a script."""
 
 BODY_BYTES_MAX = 1 << 20
@@ -82,6 +83,8 @@ class Progress:
     """The reason for which nothing is mirrored although it should be: the bucket belongs to another run."""
     complete: Complete | None = None
     """The final manifest, in the last report of a training that is finished. Its script may go on."""
+    resume_warning: str | None = None
+    """A part of the state that would not come back as it is from a checkpoint, of a run that goes on all the same."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ class Progress:
             PREVIOUS_OUTCOME: None if self.previous is None else self.previous.outcome.value,
             MIRROR_REFUSAL: self.mirror_refusal,
             **_complete_to_wire(self.complete),
+            RESUME_WARNING: self.resume_warning,
             **self.metrics,
         }
         status: dict[str, Any] = {"lastUpdatedTime": self.updated}
@@ -128,6 +132,7 @@ class Progress:
             previous=_previous(numbers.get(PREVIOUS_ATTEMPT), status.get("metrics")),
             mirror_refusal=_words(MIRROR_REFUSAL, status.get("metrics"), most=_SENTENCE_MAX),
             complete=_complete(numbers, status.get("metrics")),
+            resume_warning=_words(RESUME_WARNING, status.get("metrics"), most=_SENTENCE_MAX),
             metrics={name: value for name, value in numbers.items() if name not in _RESERVED},
         )
 
@@ -241,13 +246,12 @@ def _complete_to_wire(complete: Complete | None) -> dict[str, float | int | str 
 
 def _complete(numbers: Mapping[str, float], metrics: object) -> Complete | None:
     attempt, step = _whole(numbers.get(COMPLETE_ATTEMPT)), _whole(numbers.get(COMPLETE_STEP))
-    digest = _words(COMPLETE_DIGEST, metrics, most=_NAME_MAX)
-    if attempt is None or step is None or digest is None:
+    if attempt is None or step is None:
         return None
     return Complete(
         attempt=attempt,
         step=step,
-        weights_digest=digest,
+        weights_digest=_words(COMPLETE_DIGEST, metrics, most=_NAME_MAX),
         best_step=_whole(numbers.get(COMPLETE_BEST_STEP)),
         best_metric=numbers.get(COMPLETE_BEST_METRIC),
         reason=_words(COMPLETE_REASON, metrics, most=_SENTENCE_MAX) or "",

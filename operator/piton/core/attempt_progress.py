@@ -18,7 +18,13 @@ from piton.core import (
 from piton.core.advice import of_node_pools as advice_of_pools
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision
-from piton.core.report_conditions import note_mirror, note_reporting, note_volume, seconds_to_silence
+from piton.core.report_conditions import (
+    note_mirror,
+    note_reporting,
+    note_resume,
+    note_volume,
+    seconds_to_silence,
+)
 from piton.core.wait_reasons import Wait, why
 from piton.cost import budget, spending
 from piton.observed import AttemptSeen
@@ -42,6 +48,7 @@ def observe_running(context: Context) -> Decision | None:
     status, silence = note_reporting(context, status)
     status, mirror = note_mirror(context, status)
     status, volume = note_volume(context, status)
+    status, resume = note_resume(context, status)
     status = transitions.change(status, state=AttemptState.RUNNING, failing_time=None)
     phase, reason = stages.RUNNING[record.stage]
     if (rest := after_training.running_message(context, status)) is not None:
@@ -63,7 +70,7 @@ def observe_running(context: Context) -> Decision | None:
         rule="observe_running",
         effects=requested,
         status=status,
-        announcements=(*news, *silence, *mirror, *volume, *_advice_that_is_new(context, seen)),
+        announcements=(*news, *silence, *mirror, *volume, *resume, *_advice_that_is_new(context, seen)),
         look_again_seconds=again,
     )
 

@@ -3,11 +3,12 @@
 Reporting          the reports themselves: without them nobody knows how far it is
 Mirrored           the bucket: people who ask for a second copy learn when they have none
 VolumeNearlyFull   the volume: it can be enlarged before a save fails
+ResumeInexact      the checkpoints: part of them would not come back as it is
 """
 
 import math
 
-from piton.api.conditions import MIRRORED, REPORTING, VOLUME_NEARLY_FULL, with_condition
+from piton.api.conditions import MIRRORED, REPORTING, RESUME_INEXACT, VOLUME_NEARLY_FULL, with_condition
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.stages import called
@@ -113,6 +114,16 @@ def note_volume(context: Context, status: RunStatus) -> Noted:
         )
     news = () if message is None else context.warn_once(VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message)
     return context.with_trouble(status, VOLUME_NEARLY_FULL, Reason.VOLUME_NEARLY_FULL, message), news
+
+
+def note_resume(context: Context, status: RunStatus) -> Noted:
+    """Return the status with the condition ResumeInexact, and an announcement when it turns True."""
+    progress = context.observed.progress
+    if progress is None:
+        return status, ()
+    message = progress.resume_warning
+    news = () if message is None else context.warn_once(RESUME_INEXACT, Reason.RESUME_INEXACT, message)
+    return context.with_trouble(status, RESUME_INEXACT, Reason.RESUME_INEXACT, message), news
 
 
 def _with_health(

@@ -176,7 +176,7 @@ def told_by_torch(named: Named) -> dict[str, tuple[Any, dict[str, Tensor]]]:
     names = None if model is None else {id(value): fqn for fqn, value in reversed(fqns.items())}
     for name, value in named.items():
         if isinstance(value, nn.Module):
-            state: Any = get_model_state_dict(value)
+            state: Any = dict(get_model_state_dict(value))
         elif isinstance(value, torch.Generator):
             state = {"generator": value.get_state()}
         else:

@@ -335,6 +335,7 @@ def remaining(state: TrainState, *, training_seconds: float | None = None, total
         resumed_from=10,
         previous=None,
         mirror_refusal=None,
+        resume_warning=None,
         metrics={},
         now=FakeClock().now(),
         complete=None,

@@ -103,7 +103,7 @@ def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[s
         raise InputError(f"{checkpoint.folder.name} has no {weights}; it has {', '.join(sorted(objects))}")
     document = objects if weights is None else objects[weights]
     tensors = load_tensors(checkpoint, dict.fromkeys(codec.keys(document)))
-    state = codec.join(document, tensors.__getitem__)
+    state = codec.join(document, tensors.__getitem__, is_exact=False)
     # A session takes one optimizer or a list of them; other libraries expect a single one without a list.
     if weights is None:
         state = {name: part[0] if isinstance(part, list) and len(part) == 1 else part for name, part in state.items()}
@@ -130,7 +130,7 @@ def save_tensors(state: dict[str, Any], path: Path) -> None:
 def _description(folder: Path) -> dict[str, Any]:
     """Return the description that the callback for transformers has saved with the weights."""
     description = layout.read_document(folder)["objects"].get(layout.DESCRIPTION, {})
-    return codec.join(description, _no_tensor)  # type: ignore[no-any-return]
+    return codec.join(description, _no_tensor, is_exact=False)  # type: ignore[no-any-return]
 
 
 def _no_tensor(key: str) -> Tensor:

@@ -77,7 +77,7 @@ def from_checkpoint(checkpoint: CommittedCheckpoint, which: str | None = None) -
 
 
 def _plain(document: Any) -> Any:
-    return codec.join(document, dict[str, Tensor]().__getitem__)
+    return codec.join(document, dict[str, Tensor]().__getitem__, is_exact=False)
 
 
 def write(trained: TrainedModel, out: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from piton_trainer.checkpoint.format import codec
@@ -42,9 +43,10 @@ _NOT_SAVED = attrgetter("_non_persistent_buffers_set")
 class ModuleState:
     """The state of one module, again and again."""
 
-    def __init__(self, module: nn.Module, key: str) -> None:
+    def __init__(self, module: nn.Module, key: str, flaws: dict[str, str]) -> None:
         self._module = module
         self._key = key
+        self._flaws = flaws
         self._structure: _Structure | None = None
         self.names: Mapping[int, str] | None = None
         """The parameters of the newest capture, by `id`; None when only torch knows their names."""
@@ -54,11 +56,11 @@ class ModuleState:
         structure = self._structure
         tensors = None if structure is None else structure.tensors()
         if structure is None or tensors is None:
-            self._structure = structure = _Structure(self._module, self._key)
+            self._structure = structure = _Structure(self._module, self._key, self._flaws)
             tensors = structure.tensors()
         if tensors is None or not structure.is_known:
             self.names = None
-            return codec.split(get_model_state_dict(self._module), self._key)
+            return split_module(self._module, self._key, self._flaws)
         self.names = structure.names(tensors)
         return structure.document, dict(zip(structure.keys, tensors, strict=True))
 
@@ -66,9 +68,10 @@ class ModuleState:
 class OptimizerState:
     """The state of one optimizer, again and again."""
 
-    def __init__(self, optimizer: Optimizer, key: str) -> None:
+    def __init__(self, optimizer: Optimizer, key: str, flaws: dict[str, str]) -> None:
         self.key = key
         """Prefix of the keys of its tensors."""
+        self._flaws = flaws
         self._optimizer = optimizer
         self._signature: object = None
         self._is_known = False
@@ -96,22 +99,26 @@ class OptimizerState:
         signature = [_is_plain_optimizer(optimizer), groups, list(entries), list(map(tuple, entries.values())), kinds]
         if signature != self._signature:
             self._is_known = _is_plain_optimizer(optimizer) and _is_same(states, read())
-            document, tensors = codec.split(entries, f"{self.key}/state") if all(kinds) else ({}, {})
+            document, tensors = self.split(entries, "/state") if all(kinds) else ({}, {})
             self._document, self._keys = codec.Fixed(document), list(tensors) if len(tensors) == len(values) else None
             self._signature = signature
         if not self._is_known:
-            return codec.split(read(), self.key)
+            return self.split(read())
         if self._keys is None:
-            return codec.split(states, self.key)
-        document, tensors = codec.split(states["param_groups"], f"{self.key}/param_groups")
+            return self.split(states)
+        document, tensors = self.split(states["param_groups"], "/param_groups")
         own = dict(zip(self._keys, values, strict=True))
         return {"state": self._document, "param_groups": document}, own | tensors
+
+    def split(self, state: Any, part: str = "") -> Captured:
+        """As `codec.split`, of this optimizer's state or a part of it."""
+        return codec.split(state, f"{self.key}{part}", flaws=self._flaws)
 
 
 class _Structure:
     """The structure of a module, and the names that follow from it."""
 
-    def __init__(self, module: nn.Module, key: str) -> None:
+    def __init__(self, module: nn.Module, key: str, flaws: dict[str, str]) -> None:
         walked = list(_walk(module, "", ""))
         self._modules = [part for part, *_ in walked]
         self._places = [(part, prefix) for part, prefix, _ in walked]
@@ -128,7 +135,7 @@ class _Structure:
         self._is_saved = [lasts and value is not None for (_, lasts), value in zip(places, values, strict=True)]
         self._fqns = list(compress((fqn for fqn, _ in places), self._is_saved))
         state = dict(zip(self._fqns, compress(values, self._is_saved), strict=True))
-        document, tensors = codec.split(state, key)
+        document, tensors = codec.split(state, key, flaws=flaws, in_place=True)
         self.document, self.keys = codec.Fixed(document), list(tensors)
         self.is_known = len(state) == len(self._fqns) and _is_same(state, get_model_state_dict(module))
 
@@ -164,6 +171,17 @@ class _Structure:
         signature += [list(map(_has_no_own_state, modules))]
         signature += [[getattr(kind, name) for kind in dict.fromkeys(types) for name in _STATE_METHODS]]
         return signature, values
+
+
+def split_module(module: nn.Module, key: str, flaws: dict[str, str]) -> Captured:
+    """As `codec.split`, of what torch says when asked."""
+    return codec.split(dict(get_model_state_dict(module)), key, flaws=flaws, in_place=True)
+
+
+def lazy_part(module: nn.Module) -> str | None:
+    """Return the name of the first parameter or buffer that has no shape yet; None if all have."""
+    named = chain(module.named_parameters(), module.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor)), None)
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -218,7 +236,7 @@ def _is_same(one: object, other: object) -> bool:
 def _place(tensor: Tensor) -> object:
     """Describe the storage and layout of a tensor; None if it is more than a strided tensor."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    if type(local) not in (Tensor, nn.Parameter) or local.layout is not torch.strided:
+    if type(local) not in (Tensor, nn.Parameter) or local.layout is not torch.strided or local.is_nested:
         return None
     spread = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
     return local.data_ptr(), local.dtype, local.stride(), local.shape, tensor.shape, spread

@@ -6,9 +6,9 @@ tensors stay sharded, so that another world size can load them. Anything else br
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
-from itertools import compress
+from itertools import compress, starmap
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,9 +26,15 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
-from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
 from piton_trainer.state.optimizers import Given, parameters_of, restore, stateless, templates
-from piton_trainer.state.state_dicts import Captured, ModuleState, OptimizerState, parameters_by_name
+from piton_trainer.state.refusals import casts, difference, flaw_of, is_wrapper, optimizers_of, refusing, switched
+from piton_trainer.state.state_dicts import (
+    Captured,
+    ModuleState,
+    OptimizerState,
+    parameters_by_name,
+    split_module,
+)
 
 MODEL, EMA = WEIGHTS
 LOADER = "loader"
@@ -54,13 +60,17 @@ class TrackedObjects:
         self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
         # In the order that all ranks give them in: some modules talk to other ranks when they say their state.
         modules = self.modules(*(name for name in self._objects if name != LOADER))
-        self._modules = {name: ModuleState(module, name) for name, module in modules.items()}
+        self.flaws = dict(filter(None, starmap(flaw_of, self._objects.items())))
+        """Parts of what has been captured that would not come back, and what to do, by key."""
+        self._modules = {name: ModuleState(module, name, self.flaws) for name, module in modules.items()}
         self._optimizers = {
-            name: [OptimizerState(optimizer, f"{name}/{number}") for number, optimizer in enumerate(_optimizers(value))]
+            name: [
+                OptimizerState(one, f"{name}/{number}", self.flaws) for number, one in enumerate(optimizers_of(value))
+            ]
             for name, value in self._objects.items()
-            if _optimizers(value)
+            if optimizers_of(value)
         }
-        self._given = {name: list(map(Given.of, _optimizers(self._objects[name]))) for name in self._optimizers}
+        self._given = {name: list(map(Given.of, optimizers_of(self._objects[name]))) for name in self._optimizers}
         self._replicated: tuple[list[str], frozenset[str]] = [], frozenset()
         self._steady: frozenset[str] = frozenset()
         self._places: tuple[list[str], list[int], list[int]] | None = None
@@ -84,7 +94,13 @@ class TrackedObjects:
     @property
     def optimizers(self) -> list[Optimizer]:
         """All of them, whatever they are called."""
-        return [optimizer for value in self._objects.values() for optimizer in _optimizers(value)]
+        return [optimizer for value in self._objects.values() for optimizer in optimizers_of(value)]
+
+    @property
+    def wrapped_optimizers(self) -> list[Optimizer]:
+        """Those inside of objects that step and are no optimizers of torch themselves, such as a Lookahead."""
+        wrappers = [self._objects[name] for name in self.plain if is_wrapper(self._objects[name])]
+        return [inner for wrapper in wrappers for part in vars(wrapper).values() for inner in optimizers_of(part)]
 
     @torch.no_grad()
     def steady(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -101,15 +117,22 @@ class TrackedObjects:
             self._steady, self._places = frozenset(compress(tensors, steady)), places
         return self._steady
 
-    def capture(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The state of everything but the loader, as JSON and tensors."""
-        found = {name: state.capture() for name, state in self._modules.items()}
-        others = {name: value for name, value in self._objects.items() if name != LOADER and name not in found}
-        found |= {name: self._captured(name, value) for name, value in others.items()}
-        tensors: dict[str, Tensor] = {}
-        for _, own in found.values():
+    def capture(self, *, is_first: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state of everything but the loader, as JSON and tensors.
+
+        Raises:
+            ValueError: it holds what a checkpoint cannot hold; or, where it is the first time, an object fails.
+        """
+        documents, tensors = dict[str, Any](), dict[str, Tensor]()
+        others = (name for name in self._objects if name != LOADER and name not in self._modules)
+        for name in (*self._modules, *others):
+            with refusing(name, "say") if is_first else nullcontext():
+                module = self._modules.get(name)
+                documents[name], own = self._captured(name) if module is None else module.capture()
+            if taken := tensors.keys() & own.keys():
+                self.flaws[name] = f"{name}: another object has a {min(taken)} too; give it a name without a slash"
             tensors |= own
-        return {name: document for name, (document, _) in found.items()}, tensors
+        return documents, tensors
 
     def replicated(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
         """Return the keys of captured tensors that any rank may write: parameters and momenta, and shards of its own.
@@ -134,7 +157,11 @@ class TrackedObjects:
 
     def capture_own(self, names: Iterable[str], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the state of some plain objects, with keys that begin with the prefix."""
-        return codec.split({name: _state_of(self._objects[name]) for name in sorted(names)}, prefix)
+        return self.split({name: _state_of(self._objects[name]) for name in sorted(names)}, prefix)
+
+    def split(self, state: Any, key: str) -> Captured:
+        """As `codec.split`, and remember the flaws."""
+        return codec.split(state, key, flaws=self.flaws)
 
     def capture_loader(self) -> Any:
         """The state of the loader, which every rank has its own of; None when it has none."""
@@ -155,7 +182,7 @@ class TrackedObjects:
             fresh |= dict.fromkeys(codec.keys(document))
             if isinstance(value, nn.Module):
                 live |= _parts_of_module(name, value, document)
-            elif optimizers := _optimizers(value):
+            elif optimizers := optimizers_of(value):
                 own_live, own_fresh = self._momenta(name, optimizers, document)
                 live |= own_live
                 fresh |= own_fresh
@@ -169,7 +196,7 @@ class TrackedObjects:
         """
         for name, value in self._objects.items():
             document = documents.get(name)
-            is_plain = not isinstance(value, nn.Module | torch.Generator) and not _optimizers(value)
+            is_plain = not isinstance(value, nn.Module | torch.Generator) and not optimizers_of(value)
             if is_plain and document is not None and not codec.keys(document):
                 value.load_state_dict(codec.join(document, dict[str, Tensor]().__getitem__))
 
@@ -189,25 +216,27 @@ class TrackedObjects:
         told = []
         for name, value in self._objects.items():
             state = codec.join(documents[name], tensors.__getitem__)
-            with _refusing(name):
+            with refusing(name, "take"):
                 if isinstance(value, nn.Module):
                     set_model_state_dict(value, state)
-                    told += _casts(name, state, dtypes)
-                elif _optimizers(value):
+                    told += casts(name, state, dtypes)
+                elif optimizers_of(value):
                     told += self._restore_optimizers(name, state, dtypes)
                 elif isinstance(value, torch.Generator):
                     value.set_state(state["generator"])
                 else:
+                    told += switched(name, value, state)
                     value.load_state_dict(state)
         return told
 
-    def _captured(self, name: str, value: Any) -> Captured:
+    def _captured(self, name: str) -> Captured:
         """The state of an object that is no module; those are captured by now."""
-        if not _optimizers(value):
-            return codec.split(_state_of(value), name)
+        value = self._objects[name]
+        if not optimizers_of(value):
+            return self.split(_state_of(value), name)
         parts = [
             self._optimizer_state(optimizer, state)
-            for optimizer, state in zip(_optimizers(value), self._optimizers[name], strict=True)
+            for optimizer, state in zip(optimizers_of(value), self._optimizers[name], strict=True)
         ]
         given = [optimizer.to_document() for optimizer in self._given[name]]
         documents = [{**document, **own} for (document, _), own in zip(parts, given, strict=True)]
@@ -217,10 +246,10 @@ class TrackedObjects:
         model, names = self._objects.get(MODEL), self._names
         if model is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return codec.split(stateless(optimizer, names), state.key)
+            return state.split(stateless(optimizer, names))
         read = partial(get_optimizer_state_dict, model, optimizer)
         try:
-            return codec.split(read(), state.key) if names is None else state.capture(names, read)
+            return state.split(read()) if names is None else state.capture(names, read)
         except KeyError as error:
             raise InputError(
                 "an optimizer holds parameters that are not the model's; put them into the model"
@@ -253,30 +282,12 @@ class TrackedObjects:
         model, prefix = self._objects.get(MODEL), f"{MODEL}/"
         parameters = {} if model is None else parameters_by_name(model)
         types = {key.removeprefix(prefix): dtype for key, dtype in dtypes.items() if key.startswith(prefix)}
-        told, optimizers = [], _optimizers(self._objects[name])
+        told, optimizers = [], optimizers_of(self._objects[name])
         for number, (optimizer, saved) in enumerate(zip(optimizers, states, strict=True)):
             given, called = self._given[name][number], name if len(optimizers) == 1 else f"{name}[{number}]"
             told += restore(optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types)
             self._given[name][number] = given.after(saved)
         return told
-
-
-@contextmanager
-def _refusing(name: str) -> Iterator[None]:
-    """Name the object that does not take its state: no other attempt would end otherwise.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        yield
-    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error) or is_device_fault(error):
-            raise
-        raise InputError(
-            f"{name} does not take its state ({type(error).__name__}: {error}); give session.restore() the object of "
-            "the first attempt, or begin a new run"
-        ) from error
 
 
 def _state_of(value: Any) -> Any:
@@ -286,38 +297,16 @@ def _state_of(value: Any) -> Any:
 
 
 def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Tensor]:
-    current, tensors = codec.split(get_model_state_dict(module), name)
+    current, tensors = split_module(module, name, {})
     if current.keys() != document.keys():
         missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
-        raise InputError(f"{name} does not fit the checkpoint, which {_difference(missing, extra)}")
+        raise InputError(f"{name} does not fit the checkpoint, which {difference(missing, extra)}")
     return tensors
 
 
 def _is_plain(parameter: Tensor) -> bool:
     """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
     return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
-
-
-def _casts(name: str, state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> list[str]:
-    """Return that tensors of a module have another type in the checkpoint, if some do."""
-    there = {key: dtypes.get(f"{name}/{key}") for key in state}
-    keys = [key for key, value in state.items() if isinstance(value, Tensor) and there[key] not in (None, value.dtype)]
-    if not keys:
-        return []
-    first, more = keys[0], f" and {len(keys) - 1} more" if keys[1:] else ""
-    here = state[first].dtype
-    return [f"{name}: {first}{more} is {there[first]} in the checkpoint and {here} in the script, and is converted"]
-
-
-def _difference(missing: list[str], extra: list[str]) -> str:
-    parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-    parts += [f"also has {extra[0]} and {len(extra) - 1} more"] if extra else []
-    return " and ".join(parts)
-
-
-def _optimizers(value: Any) -> tuple[Optimizer, ...]:
-    items = value if isinstance(value, list | tuple) else (value,)
-    return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
 
 
 def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -338,6 +327,6 @@ def _is_ours(name: str, value: Any) -> bool:
 
 
 def _checked(name: str, value: Any) -> Any:
-    if isinstance(value, Stateful | torch.Generator) or _optimizers(value):
+    if isinstance(value, Stateful | torch.Generator) or optimizers_of(value):
         return value
     raise InputError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")

@@ -24,6 +24,7 @@ def progress_of(
     resumed_from: int | None,
     previous: PreviousEnd | None,
     mirror_refusal: str | None,
+    resume_warning: str | None,
     metrics: Mapping[str, float],
     now: datetime,
     complete: Complete | None,
@@ -45,6 +46,7 @@ def progress_of(
         resumed_from=resumed_from,
         previous=previous,
         mirror_refusal=mirror_refusal,
+        resume_warning=resume_warning,
         complete=complete,
         metrics={name: value for name, value in metrics.items() if name not in TAKEN},
     )

@@ -4,8 +4,7 @@ state.json   {"train": TrainState, "seed": rank 0's seed, "objects": {name: JSON
               "recipe": {"name", "config"}, where it is one's}
 shards       the tensors that this JSON refers to; those of one rank only are called `rank<n>/…`
 
-`objects` are rank 0's. An object without parameters whose state differs between ranks, such as a generator or a
-counter, is also in the JSON of each rank.
+`run_state` gathers the last two.
 """
 
 import logging
@@ -23,7 +22,7 @@ from piton.contract import names
 from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome, PreviousEnd
 from piton_trainer.checkpoint import Checkpointer, Saved, SaveStatus, Snapshot
-from piton_trainer.checkpoint.format import codec, layout
+from piton_trainer.checkpoint.format import layout
 from piton_trainer.checkpoint.format.fence import Fence
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import share_of_newest
@@ -34,11 +33,11 @@ from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import Ended, OutOfSpace
 from piton_trainer.runtime.process_group import Ranks
-from piton_trainer.state.agreement import Agreement, Digests
 from piton_trainer.state.data_position import Randomness, Resume
-from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
+from piton_trainer.state.tracked_objects import TrackedObjects
 from piton_trainer.state.train_state import TrainState
-from piton_trainer.training.run_restore import OBJECTS, RestoredRun, RunRestorer
+from piton_trainer.training.run_restore import RestoredRun, RunRestorer
+from piton_trainer.training.run_state import RunState
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class RunCheckpointer:
         self._restorer = restorer
         self._overlaps = overlaps
         self._hooks: list[RemovableHandle] = []
-        self._agreement = Agreement()
+        self._state = RunState(ranks)
         self._restored_step: int | None = None
         self._taken_step: int | None = None
         self.previous_end = self._read_end() if ranks.is_main else None
@@ -150,6 +149,11 @@ class RunCheckpointer:
     def taken_step(self) -> int | None:
         """The newest step that needs no further save: it is durable, or on its way."""
         return self._restored_step if self._taken_step is None else self._taken_step
+
+    @property
+    def warning(self) -> str | None:
+        """A part of the state that would not come back, although the run goes on; None without any."""
+        return self._state.warning
 
     @property
     def in_flight(self) -> bool:
@@ -173,9 +177,9 @@ class RunCheckpointer:
             OutOfSpace: not even the first of them will fit: better heard now than after hours.
         """
         if self._restored_step is None:
-            size = size_of(self._gather(objects, feed)[1])
+            size = size_of(self._state.gather(objects, feed)[1])
             self._ranks.on_main(partial(self._expect_room, size))
-        self._checkpointer.prepare(lambda: self._gather(objects, feed)[1])
+        self._checkpointer.prepare(lambda: self._state.gather(objects, feed)[1])
 
     def _expect_room(self, size: int) -> None:
         with suppress(OSError):  # a volume in trouble: the first save will say it
@@ -194,6 +198,7 @@ class RunCheckpointer:
     def advance(self, status: SaveStatus) -> None:
         """Complete the next stage of the save in flight, if the status of all ranks allows it without waiting."""
         self._noting(partial(self._checkpointer.advance, status))
+        self._state.look_back(self._checkpointer.durable)
 
     def wait(self) -> None:
         """Until nothing is in flight."""
@@ -201,6 +206,7 @@ class RunCheckpointer:
 
     def release(self) -> None:
         """Give back what saving holds. Each rank on its own."""
+        self._state.close()
         for hook in self._hooks:
             hook.remove()
         self._checkpointer.close()
@@ -239,10 +245,23 @@ class RunCheckpointer:
             return PreviousEnd.from_json((self._directory / names.END_FILE).read_text(encoding="utf-8"))
         return None
 
-    def save(self, state: TrainState, objects: TrackedObjects, feed: Randomness, metrics: Mapping[str, float]) -> None:
-        """Save everything as of now."""
-        own, tensors = self._gather(objects, feed)
+    def save(
+        self,
+        state: TrainState,
+        objects: TrackedObjects,
+        feed: Randomness,
+        metrics: Mapping[str, float],
+        *,
+        is_finished: bool = False,
+    ) -> None:
+        """Save everything as of now.
+
+        Raises:
+            BadConfig: nothing could resume from what is saved. A training that is finished is only warned of it.
+        """
+        own, tensors = self._state.gather(objects, feed, is_finished=is_finished)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **self._origin, **own}
+        self._state.keep(state.step, tensors)
         steady = self._steady(objects, tensors)
         snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics, steady=steady)
         self._noting(partial(self._checkpointer.save, snapshot))
@@ -267,43 +286,6 @@ class RunCheckpointer:
             ]
         return objects.steady(tensors) if self._hooks else frozenset()
 
-    def _gather(self, objects: TrackedObjects, feed: Randomness) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The JSON of all ranks' objects, and the tensors of this one's.
-
-        Where an object differs between ranks for the first time, all of them gather once more.
-        """
-        while True:
-            tensors: dict[str, Tensor] = {}
-            documents: dict[str, Any] = {}
-            found = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
-            if self._agreement.settle([digests for _, digests in found]):
-                return {"objects": documents, "ranks": [part for part, _ in found]}, tensors
-
-    def _capture(
-        self, objects: TrackedObjects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], Digests]:
-        """Add this rank's state to `documents` and `tensors`.
-
-        Returns:
-            The state that only this rank has, for rank 0, and digests of the objects that may differ between ranks.
-        """
-        shared, shared_tensors = objects.capture()
-        own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
-        prefix = f"rank{self._ranks.rank}"
-        part, part_tensors = codec.split(own, prefix)
-        digests: Digests = {}
-        if self._ranks.world_size > 1:
-            if self._agreement.per_rank:
-                part[OBJECTS], more = objects.capture_own(self._agreement.per_rank, f"{prefix}/{OBJECTS}")
-                part_tensors |= more
-            digests = self._agreement.digests(objects.plain, shared, shared_tensors)
-            if not self._ranks.is_main:
-                replicated = objects.replicated(shared_tensors)
-                shared_tensors = {key: tensor for key, tensor in shared_tensors.items() if key in replicated}
-        documents.update(shared)
-        tensors.update(shared_tensors | part_tensors)
-        return part, digests
-
     def peek(self, name: str) -> Any:
         """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""
         return self._restorer.peek(name, spare=self._checkpointer.spare)
@@ -318,4 +300,5 @@ class RunCheckpointer:
         found = self._restorer.restore(objects, spare=self._checkpointer.spare)
         if found is not None:
             self._restored_step = found[0].step
+            self._state.has_resumed = True
         return found

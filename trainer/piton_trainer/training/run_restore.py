@@ -170,8 +170,8 @@ class RunRestorer:
         document = loaded.document
         state = TrainState.from_document(document["train"])
         part = _part_of(document, self._ranks)
-        tensors = loaded.settle()
         try:
+            tensors = loaded.settle()
             told = objects.restore(states_of(document, self._ranks), tensors, loaded.dtypes)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error

@@ -119,7 +119,7 @@ class SaveScheduler:
             trained.measured.warn_without_objective()
         # What befell the save before is no reason not to try.
         self._tolerate(self._settle)
-        self._retry(partial(self._save_durably, trained), is_stopping=is_stopping)
+        self._retry(partial(self._save_durably, trained, is_finished=not is_stopping), is_stopping=is_stopping)
 
     def close(self, complete: Complete) -> None:
         """Write the proof that the run is finished."""
@@ -148,7 +148,7 @@ class SaveScheduler:
         self._reported_choice = choice
         self._telemetry.interval_changed(choice)
 
-    def _save(self, trained: SaveInputs) -> None:
+    def _save(self, trained: SaveInputs, *, is_finished: bool = False) -> None:
         """Save this step, unless that is done already. A diverged state is never saved.
 
         One loss that is not finite is no divergence, if the weights are: then the step was left out.
@@ -166,7 +166,8 @@ class SaveScheduler:
             raise self.diverged(trained)
         began, waited = self._clock.monotonic(), self._store.in_flight
         state.evidence = self._interval.evidence(now=began)
-        self._store.save(state, trained.objects, trained.feed, trained.measured.to_save())
+        metrics = trained.measured.to_save()
+        self._store.save(state, trained.objects, trained.feed, metrics, is_finished=is_finished)
         ended = self._clock.monotonic()
         self._interval.saved(state.step, began=began, ended=ended, waited=waited)
         self._is_prepared = True
@@ -174,8 +175,8 @@ class SaveScheduler:
         self._telemetry.save_began(stall_seconds=self._stall)
         self._announce()
 
-    def _save_durably(self, trained: SaveInputs) -> None:
-        self._save(trained)
+    def _save_durably(self, trained: SaveInputs, *, is_finished: bool) -> None:
+        self._save(trained, is_finished=is_finished)
         self._settle()
 
     def _settle(self) -> None:

@@ -180,7 +180,6 @@ class Steps:
         """A run whose last checkpoint is not in its bucket is not finished."""
         if self._assignment.mirror is None:
             return
-
         if not self._ranks.await_main(partial(self._telemetry.finish_mirror, self._stop_is_requested)):
             raise self._stopped()
 
@@ -195,6 +194,7 @@ class Steps:
             resumed_from=None if self._restored is None else self._restored.step,
             previous=self._store.previous_end,
             mirror_refusal=self._telemetry.mirror_refusal,
+            resume_warning=self._store.warning,
             metrics=self.measured.read_all()
             | self._telemetry.lag
             | self._saves.metrics()

@@ -117,7 +117,9 @@ def share_of_newest(directory: Path, ranks: Ranks) -> int:
     return 0
 
 
-def load_tensors(checkpoint: CommittedCheckpoint, targets: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def load_tensors(
+    checkpoint: CommittedCheckpoint, targets: Mapping[str, Tensor | None], *, retry: Retry | None = None
+) -> dict[str, Tensor]:
     """Fill the given tensors from a checkpoint that is known to be good, each with the part that this rank holds.
 
     A key without a tensor gets a new one on the CPU. Each rank loads on its own.
@@ -126,7 +128,7 @@ def load_tensors(checkpoint: CommittedCheckpoint, targets: Mapping[str, Tensor |
         ValueError: a tensor is not in the checkpoint, or has a different shape there.
         OSError: a file cannot be read.
     """
-    intake = RankLoader(checkpoint, retry=Retry())
+    intake = RankLoader(checkpoint, retry=retry or Retry())
     try:
         intake.open_index()
         intake.want(Targets(fresh=targets))

@@ -6,6 +6,7 @@ settle   copy the data into the live tensors
 """
 
 import json
+import pickle
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -199,4 +200,8 @@ def _load_by_torch(checkpoint: CommittedCheckpoint, index: Metadata, state: dict
         try:
             load(state, storage_reader=IndexedReader(checkpoint, index), planner=planner, no_dist=True)
         except CheckpointException as error:
-            raise next(cause for cause, _ in error.failures.values()) from error
+            cause = next(cause for cause, _ in error.failures.values())
+            if isinstance(cause, pickle.UnpicklingError):
+                names = ", ".join(sorted(state))
+                raise InputError(f"{names}: only its own class could read this again, and it is not trusted") from error
+            raise cause from error

@@ -1,0 +1,101 @@
+"""Refusals of the user's objects, and what is told of them: they do not fit a checkpoint, or would not come back."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from piton.contract import InputError
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
+from piton_trainer.state.state_dicts import lazy_part
+
+
+@contextmanager
+def refusing(name: str, verb: str) -> Iterator[None]:
+    """Name the object that does not say, or does not take, its state: no other attempt would end otherwise.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error) or is_device_fault(error):
+            raise
+        raise InputError(
+            f"{name} does not {verb} its state ({type(error).__name__}: {error}); {_CURES[verb]}"
+        ) from error
+
+
+_CURES = {
+    "say": "mend its state_dict(), or leave it out of session.restore()",
+    "take": "give session.restore() the object of the first attempt, or begin a new run",
+}
+
+
+def flaw_of(name: str, value: Any) -> tuple[str, str] | None:
+    """Return what is known of an object before it is captured: that it could not be restored, by its name."""
+    if isinstance(value, nn.Module) and (part := lazy_part(value)) is not None:
+        return name, f"{name}/{part} has no shape yet; {codec.LAZY_CURE}"
+    if any(isinstance(optimizer, _spread_optimizers()) for optimizer in optimizers_of(value)):
+        cure = "shard the model by torch.distributed.fsdp.fully_shard, or give the optimizer inside to all ranks"
+        return name, f"{name} is a ZeroRedundancyOptimizer, whose state is spread over the ranks; {cure}"
+    return None
+
+
+def _spread_optimizers() -> tuple[type, ...]:
+    """Return the class of torch whose state no rank has, if somebody has imported it."""
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    return () if module is None else (module.ZeroRedundancyOptimizer,)
+
+
+def switched(name: str, value: Any, state: Any) -> list[str]:
+    """Return that a scaler of gradients was switched off, if it was. One that is off has no state.
+
+    Raises:
+        ValueError: it was switched on.
+    """
+    if not isinstance(value, torch.amp.GradScaler) or bool(state) == value.is_enabled():
+        return []
+    if not state:
+        raise InputError(
+            f"{name}: a GradScaler that is off in the checkpoint, and on in the script; say GradScaler(enabled=False), "
+            "or begin a new run"
+        )
+    return [
+        f"{name}: a GradScaler that is on in the checkpoint, with a scale of {state['scale']:g}, and off in the script"
+    ]
+
+
+def casts(name: str, state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """Return that tensors of a module have another type in the checkpoint, if some do."""
+    there = {key: dtypes.get(f"{name}/{key}") for key in state}
+    keys = [key for key, value in state.items() if isinstance(value, Tensor) and there[key] not in (None, value.dtype)]
+    if not keys:
+        return []
+    first, more = keys[0], f" and {len(keys) - 1} more" if keys[1:] else ""
+    here = state[first].dtype
+    return [f"{name}: {first}{more} is {there[first]} in the checkpoint and {here} in the script, and is converted"]
+
+
+def difference(missing: list[str], extra: list[str]) -> str:
+    """Return how the names in a checkpoint differ from those that the script has."""
+    parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+    parts += [f"also has {extra[0]} and {len(extra) - 1} more"] if extra else []
+    return " and ".join(parts)
+
+
+def optimizers_of(value: Any) -> tuple[Optimizer, ...]:
+    """Return the optimizers that a thing is, one or several; none if it is something else."""
+    items = value if isinstance(value, list | tuple) else (value,)
+    return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
+
+
+def is_wrapper(value: Any) -> bool:
+    """True if a thing steps, and may hold optimizers."""
+    return hasattr(value, "__dict__") and all(callable(getattr(value, name, None)) for name in ("step", "zero_grad"))
