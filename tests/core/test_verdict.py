@@ -50,6 +50,18 @@ def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
             id="the final manifest told in the termination message is proof",
         ),
         pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, termination=said(Outcome.FINISHED, step=9))),
+            Verdict.FINISHED,
+            Reason.FINISHED,
+            id="a final manifest whose weights have no digest is proof as well",
+        ),
+        pytest.param(
+            an_attempt(a_replica(DONE, exit_code=0, termination=said(Outcome.FINISHED))),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_PROOF,
+            id="a word of an end that names no step is none",
+        ),
+        pytest.param(
             a_failed_attempt(a_replica(DONE, exit_code=0, disruption="EvictionByEvictionAPI")),
             Verdict.PREEMPTED,
             Reason.DISRUPTED,

@@ -71,4 +71,6 @@ def digest_of(found: CommittedCheckpoint, name: str = MODEL) -> str:
     keys = [f"{name}/{key}" for key in module.state_dict()]
     tensors = load_tensors(found, dict.fromkeys(keys))
     module.load_state_dict({key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items()})
-    return weights_digest({name: module})
+    digest = weights_digest({name: module})
+    assert digest is not None
+    return digest

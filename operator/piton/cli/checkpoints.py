@@ -63,7 +63,8 @@ def ls(directory: Path, *, as_json: bool) -> int:
     if complete is None:
         click.echo("complete: no, the run has not finished here")
     else:
-        click.echo(f"complete: {complete.reason} at step {complete.step:,}; weights {complete.weights_digest}")
+        weights = "" if complete.weights_digest is None else f"; weights {complete.weights_digest}"
+        click.echo(f"complete: {complete.reason} at step {complete.step:,}{weights}")
     return 0
 
 

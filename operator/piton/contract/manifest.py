@@ -124,8 +124,8 @@ class Complete:
 
     attempt: int
     step: int
-    weights_digest: str
-    """SHA-256 over the final weights (names, types, shapes, bytes), as `sha256:<hex>`."""
+    weights_digest: str | None = None
+    """SHA-256 over the final weights (names, types, shapes, bytes), as `sha256:<hex>`; None where there is none."""
     best_step: int | None = None
     best_metric: float | None = None
     reason: str = ""
@@ -155,11 +155,11 @@ class Complete:
         """
         fields = _load(text, "final manifest", COMPLETE_FORMAT)
         try:
-            best_step, best_metric = fields["bestStep"], fields["bestMetric"]
+            best_step, best_metric, digest = fields["bestStep"], fields["bestMetric"], fields["weightsDigest"]
             return cls(
                 attempt=_whole(fields["attempt"]),
                 step=_whole(fields["step"]),
-                weights_digest=str(fields["weightsDigest"]),
+                weights_digest=None if digest is None else str(digest),
                 best_step=None if best_step is None else _whole(best_step),
                 best_metric=None if best_metric is None else float(best_metric),
                 reason=str(fields["reason"]),

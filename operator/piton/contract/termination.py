@@ -157,7 +157,7 @@ class Termination:
     @property
     def is_proof(self) -> bool:
         """True if it tells of the final manifest: the training is finished, whatever becomes of the script."""
-        return self.outcome is Outcome.FINISHED and self.weights_digest is not None
+        return self.outcome is Outcome.FINISHED and self.step is not None
 
     def to_json(self) -> str:
         """One line of JSON that fits into `TERMINATION_MESSAGE_BYTES_MAX`; a long detail is cut."""

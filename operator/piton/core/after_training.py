@@ -42,7 +42,7 @@ def known_proof(context: Context) -> Complete | None:
     return Complete(
         attempt=source.number,
         step=result.step,
-        weights_digest=result.weights_digest or "",
+        weights_digest=result.weights_digest,
         best_step=result.best_step,
         reason=result.reason,
     )

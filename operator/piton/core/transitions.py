@@ -245,7 +245,9 @@ def verdict_fields(judgement: Judgement) -> dict[str, object]:
 def terminations_of(seen: AttemptSeen | None) -> list[Termination]:
     """Termination messages, the one that knows most first."""
     termination = [replica.termination for replica in seen.replicas if replica.termination] if seen else []
-    return sorted(termination, key=lambda w: (w.weights_digest is None, -(w.checkpoint_step or -1), -(w.step or -1)))
+    return sorted(
+        termination, key=lambda w: (w.outcome is not Outcome.FINISHED, -(w.checkpoint_step or -1), -(w.step or -1))
+    )
 
 
 def _with_steps(

@@ -407,6 +407,7 @@ def test_a_full_disk_on_one_rank_is_heard_by_both(tmp_path: Path) -> None:
 
 def digest(ran: tiny.Ran) -> str:
     assert ran.complete is not None
+    assert ran.complete.weights_digest is not None
     return ran.complete.weights_digest
 
 

@@ -1,6 +1,7 @@
 """One SHA-256 that says which weights a run ended with, whatever machines and however many ranks they came from."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,25 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from piton_trainer.checkpoint.format.codec import bytes_of
 
-def weights_digest(modules: Mapping[str, nn.Module]) -> str:
+logger = logging.getLogger(__name__)
+
+
+def weights_digest(modules: Mapping[str, nn.Module]) -> str | None:
     """`sha256:<hex>` over the tensors of these modules: sorted names, types, shapes and bytes.
 
     All ranks call it together: sharded tensors are gathered, one at a time so that the whole model never has to fit
-    onto one device.
+    onto one device. Training is done, so whatever goes wrong ends nothing: then there is no digest.
     """
+    try:
+        return _digest(modules)
+    except Exception as error:  # noqa: BLE001 - of the user's modules, of a kind of tensor, of a device
+        logger.warning("the final weights have no digest (%s: %s); they are saved", type(error).__name__, error)
+        return None
+
+
+def _digest(modules: Mapping[str, nn.Module]) -> str:
     total = hashlib.sha256()
     for owner, module in sorted(modules.items()):
         state: dict[str, Any] = get_model_state_dict(module)
@@ -29,4 +42,4 @@ def weights_digest(modules: Mapping[str, nn.Module]) -> str:
 def _update(total: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     total.update(f"{name}\0{whole.dtype}\0{tuple(whole.shape)}\0".encode())
-    total.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    total.update(bytes_of(whole.cpu()).numpy().data)
