@@ -25,11 +25,20 @@ Body = Callable[[nn.Module, Optimizer, Tensor, int], object]
 """What a user does with a batch; batches are counted from 1, over all attempts."""
 
 
-def train(directory: Path, body: Body, *, at: int = 0, every: int = 1, seed: int = 0, **how: Any) -> dict[str, Tensor]:
+def train(
+    directory: Path,
+    body: Body,
+    *,
+    at: int = 0,
+    every: int = 1,
+    seed: int = 0,
+    wrap: Callable[[Optimizer], Any] = lambda optimizer: optimizer,
+    **how: Any,
+) -> dict[str, Tensor]:
     """One attempt, stopped in the body of batch `at`; the weights at its end."""
     torch.manual_seed(seed)
     model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     loader: DataLoader[Any] = DataLoader(TensorDataset(torch.randn(BATCHES, 2)), shuffle=True)
     with piton_trainer.session(tiny.config(directory, tiny.every(every, keep_last=100))) as session:
         session.restore(model=model, optimizer=optimizer)
@@ -311,3 +320,72 @@ def test_an_evaluation_between_two_batches_of_a_step_says_that_its_weights_are_n
                 session.report(val_loss=float(next(losses)))
     assert saved_steps(tmp_path) == [4, 8]
     assert [record.args for record in caplog.records if "evaluate after" in record.message] == [(2,)]
+
+
+class Lookahead:
+    """A wrapper that is no optimizer of torch, and holds one."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner, self.steps = inner, 0
+        self.slow = [p.detach().clone() for group in inner.param_groups for p in group["params"]]
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.inner.step()
+        self.steps += 1
+        fast = [p for group in self.inner.param_groups for p in group["params"]]
+        for slow, own in zip(self.slow, fast, strict=True) if self.steps % 2 == 0 else ():
+            own.copy_(slow.lerp_(own, 0.5))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "steps": self.steps, "slow": self.slow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.steps, self.slow = state["steps"], state["slow"]
+
+
+class Pair(Lookahead):
+    """It holds several in a list."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__(inner)
+        self.optimizers = [inner]
+        del self.inner
+
+    def __getattr__(self, name: str) -> Any:
+        return self.optimizers[0] if name == "inner" else super().__getattribute__(name)
+
+
+class Idle(Lookahead):
+    """It never lets the one that it holds step."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.inner.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=0.1)
+
+
+@pytest.mark.parametrize("wrap", [Lookahead, Pair])
+@pytest.mark.parametrize("body", [cleared_after, cleared_before])
+@pytest.mark.parametrize("at", [1, 6])
+def test_an_optimizer_inside_a_wrapper_is_waited_for(
+    wrap: Callable[[Optimizer], Any], body: Body, at: int, tmp_path: Path
+) -> None:
+    whole = train(tmp_path / "whole", body, wrap=wrap)
+    stopped(tmp_path / "parts", body, at=at, wrap=wrap)
+    assert saved_steps(tmp_path / "parts")[-1] == -(-at // 4) * 4
+    assert same(train(tmp_path / "parts", body, wrap=wrap), whole)
+
+
+def test_one_inside_a_wrapper_that_never_steps_is_waited_for_so_long_and_then_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gradient_accumulation, "LIMIT", 5)
+    train(tmp_path, zeroed_at_the_start, wrap=Idle)
+    assert saved_steps(tmp_path) == [6, 7, 8, 9, 10, 11, 12]
+    assert "gradients have waited for the step of a wrapped optimizer for 5 batches" in caplog.text

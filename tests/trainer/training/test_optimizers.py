@@ -358,3 +358,42 @@ def test_a_checkpoint_without_class_and_settings_goes_on(tmp_path: Path, monkeyp
         with pytest.raises(Stopped):
             attempt(tmp_path / "disturbed", in_groups(0.01, 0.02), stop=True)
     assert list(flat(attempt(tmp_path / "disturbed", in_groups(0.01, 0.02)))) == list(flat(whole_run))
+
+
+def scaled(directory: Path, *, is_on: bool, stop: bool = False) -> dict[str, Any]:
+    """Return what a scaler of gradients has after one attempt."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.01)
+    with piton_trainer.session(tiny.config(directory)) as session:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2, enabled=is_on)
+        session.restore(model=model, optimizer=optimizer, scaler=scaler)
+        for x in session.steps([torch.ones(6, 4)] * STEPS):
+            optimizer.zero_grad()
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if stop and session.step + 1 == STOP:
+                tiny.terminate(session)
+        return dict(scaler.state_dict())
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_a_scaler_goes_on_as_it_was(is_on: bool, tmp_path: Path) -> None:
+    whole_run = scaled(tmp_path / "whole", is_on=is_on)
+    with pytest.raises(Stopped):
+        scaled(tmp_path / "disturbed", is_on=is_on, stop=True)
+    assert scaled(tmp_path / "disturbed", is_on=is_on) == whole_run
+
+
+def test_a_scaler_that_is_switched_on_has_no_state_and_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        scaled(tmp_path, is_on=False, stop=True)
+    with pytest.raises(BadConfig, match="scaler: a GradScaler that is off in the checkpoint, and on in the script"):
+        scaled(tmp_path, is_on=True)
+
+
+def test_a_scaler_that_is_switched_off_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Stopped):
+        scaled(tmp_path, is_on=True, stop=True)
+    assert scaled(tmp_path, is_on=False) == {}
+    assert "scaler: a GradScaler that is on in the checkpoint, with a scale of 32, and off in the script" in caplog.text

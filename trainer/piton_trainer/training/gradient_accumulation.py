@@ -8,12 +8,16 @@
 That `.grad` is set says nothing by itself: who calls `zero_grad` at the start of a step has gradients at all times, and
 the last step has used them. So gradients wait if they are there, their optimizer has not stepped in this batch, and
 they are not the ones that it stepped with last. Where `GradScaler` leaves out a step, they wait for the next one.
+
+An optimizer inside a wrapper that is none itself counts too, as long as the wrapper seems to use it.
 """
 
+import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 
 from torch import Tensor
@@ -21,6 +25,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from piton_trainer.errors import BadConfig
+
+logger = logging.getLogger(__name__)
 
 LIMIT = 512
 """Batches in a row after which gradients that still wait are no accumulation that anybody could have meant."""
@@ -44,9 +50,15 @@ class _Used:
 class Gradients:
     """The gradients of the optimizers that a checkpoint holds, on this rank."""
 
-    def __init__(self, optimizers: Sequence[Optimizer], *, accumulate: int | None) -> None:
-        """Watch these optimizers; `accumulate` is how many batches make a step, where the user has said it."""
+    def __init__(
+        self, optimizers: Sequence[Optimizer], wrapped: Sequence[Optimizer] = (), *, accumulate: int | None
+    ) -> None:
+        """Watch these optimizers, and those inside of wrappers.
+
+        `accumulate` is how many batches make a step, where the user has said it.
+        """
         self._optimizers = optimizers
+        self._wrapped = wrapped
         self._accumulate = accumulate
         self._limit = max(LIMIT, accumulate or 0)
         self._postponed = 0
@@ -56,12 +68,14 @@ class Gradients:
 
     @classmethod
     @contextmanager
-    def watched(cls, optimizers: Sequence[Optimizer], *, accumulate: int | None) -> Iterator[Self]:
+    def watched(
+        cls, optimizers: Sequence[Optimizer], wrapped: Sequence[Optimizer] = (), *, accumulate: int | None
+    ) -> Iterator[Self]:
         """Be told of each step of an optimizer.
 
         Of all of them, as an optimizer that the user has wrapped may be known here by its wrapper only.
         """
-        gradients = cls(optimizers, accumulate=accumulate)
+        gradients = cls(optimizers, wrapped, accumulate=accumulate)
         handle = register_optimizer_step_post_hook(gradients._note)
         try:
             yield gradients
@@ -85,19 +99,27 @@ class Gradients:
             BadConfig: the optimizer's step does not seem to come.
         """
         self._postponed += 1
-        if self._postponed >= self._limit:
+        if self._postponed < self._limit:
+            return
+        if not self._wrapped:
             raise BadConfig(
                 f"gradients have waited for an optimizer's step for {self._postponed} batches, and nothing can be "
                 "saved before it: say session.steps(loader, accumulate=k) if k batches make a step, and accumulate=1 "
                 "if those gradients are not used"
             )
+        logger.warning(
+            "gradients have waited for the step of a wrapped optimizer for %d batches; they are taken as not used: if "
+            "they are, say session.steps(loader, accumulate=k)",
+            self._postponed,
+        )
+        self._wrapped, self._postponed = (), 0
 
     def stepped(self) -> None:
         """Note a boundary without gradients that wait."""
         self._postponed = 0
 
     def _keyed(self) -> Iterator[tuple[int, Optimizer]]:
-        return ((_key(optimizer), optimizer) for optimizer in self._optimizers)
+        return ((_key(optimizer), optimizer) for optimizer in chain(self._optimizers, self._wrapped))
 
     def _are_new(self, key: int, optimizer: Optimizer) -> bool:
         used = self._used.get(key)

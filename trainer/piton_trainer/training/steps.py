@@ -111,7 +111,7 @@ class Steps:
         assert self._objects is not None
         if accumulate is not None and accumulate < 1:
             raise InputError(f"accumulate={accumulate}: the number of batches that make a step is at least 1")
-        watched = Gradients.watched(self._objects.optimizers, accumulate=accumulate)
+        watched = Gradients.watched(self._objects.optimizers, self._objects.wrapped_optimizers, accumulate=accumulate)
         with self._recording_end(), watched as self._gradients:
             yield from self._batches(loader, self._gradients, epochs, total)
 
