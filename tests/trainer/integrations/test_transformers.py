@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -90,6 +91,21 @@ def test_a_finished_trainer_trains_nothing_and_has_the_trained_model(whole: hf.R
     hf.train(tmp_path)
     again = hf.train(tmp_path, at=dict.fromkeys(range(1, 99), ends.vanish))
     assert_same(again, whole)
+
+
+class Noting(TrainerCallback):  # type: ignore[misc]
+    """It adds numbers to the log that are no numbers of JSON."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[-1] |= {"norm": torch.tensor(0.5), "rate": np.float32(0.25), "seen": np.int64(3)}
+
+
+def test_numbers_of_torch_and_numpy_in_the_log_are_no_hindrance_to_a_resume(whole: hf.Ran, tmp_path: Path) -> None:
+    hf.train(tmp_path, at={MID_EPOCH: ends.terminate}, callbacks=[Noting()])
+    resumed = hf.train(tmp_path)
+    assert_same(resumed, whole)
+    first = resumed.state.log_history[0]
+    assert (first["norm"], first["rate"], first["seen"]) == (0.5, 0.25, 3)
 
 
 def test_an_evaluation_belongs_to_the_step_before_it_and_can_end_the_run(tmp_path: Path) -> None:

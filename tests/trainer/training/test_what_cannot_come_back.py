@@ -140,10 +140,11 @@ def attempt(
     *,
     trained: list[int] | None = None,
     every: int = 2,
+    background: bool = False,
 ) -> dict[str, Any]:
     """Return what a training has in the end."""
     data = [torch.randn(6, 4, generator=torch.Generator().manual_seed(step)) for step in range(STEPS)]
-    with piton_trainer.session(tiny.config(directory, tiny.every(every))) as session:
+    with piton_trainer.session(tiny.config(directory, tiny.every(every), background_saves=background)) as session:
         model = build()
         optimizer, extra = make(model), objects()
         session.restore(model=model, optimizer=optimizer, **extra)
@@ -162,7 +163,7 @@ BUFFERS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "in rows": (in_rows, "model/mask is sparse_csr"),
     "quantized": (
         eight_bits,
-        "model/mask is quantized; save ….int_repr(), persistent=False for a buffer",
+        "model/mask is quantized; save ….int_repr(), or say persistent=False if the script makes it again",
     ),
     "nested": (ragged, "model/mask is a nested tensor"),
     "expanded": (lambda: torch.ones(3).expand(4, 3), "model/mask overlaps itself"),
@@ -319,9 +320,9 @@ def test_standard_containers_and_numbers_of_numpy_go_on_as_they_were(tmp_path: P
 def test_unusual_parts_of_a_module_are_trained_to_the_end_and_come_back(
     build: Callable[[], nn.Module], tmp_path: Path
 ) -> None:
-    whole = attempt(tmp_path / "whole", build)
+    whole = attempt(tmp_path / "whole", build, background=True)
     with pytest.raises(Stopped):
-        attempt(tmp_path / "disturbed", build, body=stop_at(STOP))
+        attempt(tmp_path / "disturbed", build, body=stop_at(STOP), background=True)
     resumed = attempt(tmp_path / "disturbed", build)
     assert repr(resumed["model"]) == repr(whole["model"])
 

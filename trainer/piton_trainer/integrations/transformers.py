@@ -75,7 +75,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             if state is not None:
                 resume_from_checkpoint = folder
                 _judge(state, trainer.args)
-                (Path(folder) / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+                text = json.dumps(state, default=lambda number: number.item())  # of numpy, or a tensor, in its log
+                (Path(folder) / STATE_FILE).write_text(text, encoding="utf-8")
             try:
                 with _weights_come_later(trainer) if state is not None else nullcontext():
                     return go(resume_from_checkpoint)

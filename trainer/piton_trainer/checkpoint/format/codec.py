@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
@@ -104,6 +105,12 @@ def keys(document: Any) -> list[str]:
     return [key for part in parts for key in keys(part)]
 
 
+def is_array(tensor: Tensor) -> bool:
+    """True if a tensor is nothing but an array of numbers in memory."""
+    has_rows = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+    return has_rows and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
 def bytes_of(tensor: Tensor) -> Tensor:
     """Return the numbers of a tensor as bytes in a row.
 
@@ -192,7 +199,9 @@ def _flaw_of(tensor: Tensor, *, in_place: bool) -> str | None:
     """Return what a tensor is that would not come back, and what to do; None if it is an array of numbers."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     kind = type(local)
-    plain = "persistent=False for a buffer that the script makes again" if in_place else "or leave it out"
+    if isinstance(local, ShardedTensor):  # FSDP of the first version
+        return None
+    plain = "or say persistent=False if the script makes it again" if in_place else "or leave it out"
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not local.is_nested:
         cure = "name the part that is trained in session.restore()" if in_place else "take torch.optim.AdamW(…), say"
         return (

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.format.codec import bytes_of
+from piton_trainer.checkpoint.format.codec import bytes_of, is_array
 from piton_trainer.checkpoint.format.layout import CommittedCheckpoint
 from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load.loader import load_tensors
@@ -44,9 +43,9 @@ class ReadBack:
         room: dict[str, int] = {}
         for key, tensor in tensors.items():
             owner = key.partition("/")[0]
-            left = room.setdefault(owner, MOST_BYTES) - tensor.nbytes
-            if left >= 0 and not isinstance(tensor, DTensor):
-                room[owner], self._kept[key] = left, tensor.detach().cpu().clone()
+            left = room.setdefault(owner, MOST_BYTES) - (tensor.nbytes if is_array(tensor) else MOST_BYTES + 1)
+            if left >= 0:
+                room[owner], self._kept[key] = left, tensor.detach().to("cpu", copy=True)
 
     def begin(self, folder: Path) -> None:
         """Compare with this checkpoint, which is durable. Only the first call counts."""

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.tensor import DTensor
 
-from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.format import codec, layout
 from piton_trainer.checkpoint.format.archive import Archive, lay_out
 from piton_trainer.checkpoint.format.shards import prefix_of, weights_index
 from piton_trainer.checkpoint.save.blocking_save import size_of
@@ -131,7 +131,7 @@ def signature_of(tensors: Mapping[str, Tensor]) -> Signature:
 def _is_plain(tensor: Tensor) -> bool:
     """Return True if a tensor is a plain, strided array of numbers."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return type(local) in (Tensor, torch.nn.Parameter) and local.layout is torch.strided and not local.is_quantized
+    return codec.is_array(local)
 
 
 def _shape_of(item: WriteItem) -> tuple[MetadataIndex, torch.dtype, torch.Size]:
