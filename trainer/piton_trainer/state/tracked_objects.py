@@ -129,9 +129,10 @@ class TrackedObjects:
             with refusing(name, "say") if is_first else nullcontext():
                 module = self._modules.get(name)
                 documents[name], own = self._captured(name) if module is None else module.capture()
-            if taken := tensors.keys() & own.keys():
-                self.flaws[name] = f"{name}: another object has a {min(taken)} too; give it a name without a slash"
+            apart = len(tensors) + len(own)
             tensors |= own
+            if len(tensors) < apart:
+                self.flaws[name] = f"{name}: another object has a {min(own)} too; give it a name without a slash"
         return documents, tensors
 
     def replicated(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
