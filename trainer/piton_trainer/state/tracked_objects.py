@@ -111,8 +111,8 @@ class TrackedObjects:
         places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))), held)
         if places != self._places:
             changing = _memory(tensor for optimizer in self.optimizers for tensor in _changed_by(optimizer))
-            states = [module.state_dict() for module in self.modules(EMA).values()]
-            moving = {*changing, *_memory(tensor for state in states for tensor in state.values())}
+            averages = [value for module in self.modules(EMA).values() for value in module.state_dict().values()]
+            moving = {*changing, *_memory(value for value in averages if isinstance(value, Tensor))}
             steady = map(moving.__contains__, _memory(tensors.values()))
             self._steady, self._places = frozenset(compress(tensors, steady)), places
         return self._steady
