@@ -93,8 +93,19 @@ class WithoutLength:
         return iter([order[first : first + SIZE] for first in range(0, ITEMS, SIZE)])
 
 
+class AtLast(WithoutLength):
+    """One that draws its order with the first batch that it is asked for."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from super().__iter__()
+
+
 def plain(**how: Any) -> DataLoader[Any]:
     return DataLoader(Counted(), **{"batch_size": SIZE, "shuffle": True, **how})
+
+
+def batches_of(kind: type[WithoutLength], workers: int) -> StatefulDataLoader[Tensor]:
+    return StatefulDataLoader(Counted(), batch_sampler=kind(), num_workers=workers)
 
 
 LOADERS = {
@@ -116,6 +127,11 @@ LOADERS = {
     "of torchdata, of a subset": lambda: StatefulDataLoader(
         Counted(), batch_size=SIZE, sampler=SubsetRandomSampler(range(ITEMS))
     ),
+    **{
+        f"of torchdata, with a batch sampler {kind.__name__} and {workers} workers": partial(batches_of, kind, workers)
+        for kind in (WithoutLength, AtLast)
+        for workers in (0, 2)
+    },
     "of torchdata, over a stream": lambda: StatefulDataLoader(Counting(), batch_size=SIZE, num_workers=2),
     "a list": lambda: [torch.tensor([float(number)]) for number in range(BATCHES)],
 }

@@ -46,21 +46,75 @@ def iterate_from(loader: Iterable[Any], batch: int, *, before: Callable[[], None
     raise _refusal(loader, batch)
 
 
+def begin(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader with state, whose sampler draws the order of the epoch now.
+
+    torchdata has a sampler without state draw only when the first batch is asked for.
+    """
+    sampler = vars(loader).get(_sampler_name(loader)) if isinstance(loader, DataLoader) else None
+    if sampler is None or hasattr(sampler, "load_state_dict"):
+        return iter(loader)
+    order = _Order(sampler)
+    iterator = _iterate_with(loader, order)
+    order.draw()
+    return iterator
+
+
 def _iterate_loader(loader: DataLoader[Any], batch: int, before: Callable[[], None] | None) -> Iterator[Any]:
-    """Go on with the loader's own workers, seeds and settings; only its sampler is another while it begins."""
-    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    own = vars(loader)  # a DataLoader refuses to have its sampler set
-    sampler = own[name]
-    indices = _Indices(sampler, skip=batch, before=before)
-    own[name] = indices
-    try:
-        iterator = iter(loader)
-    finally:
-        own[name] = sampler
+    indices = _Indices(vars(loader)[_sampler_name(loader)], skip=batch, before=before)
+    iterator = _iterate_with(loader, indices)
     if not indices.is_begun:
         raise _refusal(loader, batch)
     indices.skip()
     return iterator
+
+
+def _iterate_with(loader: Iterable[Any], sampler: object) -> Iterator[Any]:
+    """Begin with the loader's own workers, seeds and settings; only its sampler is another one meanwhile."""
+    name, own = _sampler_name(loader), vars(loader)  # a DataLoader refuses to have its sampler set
+    before, own[name] = own[name], sampler
+    try:
+        return iter(loader)
+    finally:
+        own[name] = before
+
+
+def _sampler_name(loader: Any) -> str:
+    return "sampler" if loader.batch_sampler is None else "batch_sampler"
+
+
+class _Order:
+    """A sampler without state, for a loader of torchdata that skips what is done of it.
+
+    torchdata asks once more for the order than in an epoch that it begins, and skips in that one. So the order is the
+    one before; and it is drawn when it is told so, not when the first index is asked for.
+    """
+
+    def __init__(self, sampler: Iterable[Any]) -> None:
+        self._sampler = sampler
+        self._orders: list[Iterator[Any]] = []
+        self._first: list[Any] = []
+        self._has_begun = False
+
+    def __iter__(self) -> Iterator[Any]:
+        order = iter(self._sampler)
+        if hasattr(order, "load_state_dict"):
+            return order
+        self._orders.append(order)
+        return self._indices()
+
+    def __len__(self) -> int:
+        return len(self._sampler)  # type: ignore[arg-type]
+
+    def draw(self) -> None:
+        """Draw the order: most samplers do so with their first index."""
+        if self._orders and not self._has_begun:
+            self._first = list(islice(self._orders[-2:][0], 1))
+
+    def _indices(self) -> Iterator[Any]:
+        self._has_begun = True
+        yield from self._first
+        yield from self._orders[-2:][0]
 
 
 class _Indices:

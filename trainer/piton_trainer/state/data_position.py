@@ -15,7 +15,7 @@ import torch
 
 from piton.contract import InputError
 from piton_trainer.state import rng
-from piton_trainer.state.batch_skipping import iterate_from
+from piton_trainer.state.batch_skipping import begin, iterate_from
 from piton_trainer.state.train_state import Position
 
 
@@ -101,7 +101,7 @@ class ResumableLoader(Randomness):
             return iter(self._loader)
         # Also for a loader with state: its sampler may have none, and draw the epoch's order anew.
         self.replay_epoch()
-        iterator = self._skip() if self._replay else iter(self._loader)
+        iterator = self._skip() if self._replay else begin(self._loader)
         self.catch_up()
         return iterator
 
