@@ -191,6 +191,25 @@ def test_groups_that_a_script_changes_in_the_middle_are_there_again(make: Make, 
     expect_exact(tmp_path, make, body)
 
 
+class Counts(nn.Identity):
+    """A module with state of its own."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """It is always the same."""
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_groups_over_a_model_with_state_of_its_own_are_there_again(kind: Any, tmp_path: Path) -> None:
+    def make(model: nn.Sequential) -> Optimizer:
+        model.append(Counts())
+        return whole(kind)(model)
+
+    expect_exact(tmp_path, make, split)
+
+
 @pytest.mark.parametrize("body", [unfreeze, unfreeze_twice, freeze_for_a_while])
 def test_groups_of_sharded_parameters_are_there_again(body: Body, tmp_path: Path) -> None:
     make = whole() if body is freeze_for_a_while else head()

@@ -63,10 +63,10 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     return chain.from_iterable(group[_PARAMS] for group in _groups(optimizer))
 
 
-def stateless(optimizer: Optimizer, names: Mapping[int, str] | None) -> dict[str, Any]:
+def stateless(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
     """Return the state dict of an optimizer without state: by the names of its parameters, by `id`, if all have one."""
     found: dict[str, Any] = optimizer.state_dict()
-    if names is None or not all(id(parameter) in names for parameter in parameters_of(optimizer)):
+    if not all(id(parameter) in names for parameter in parameters_of(optimizer)):
         return found
     fqns = [[names[id(parameter)] for parameter in group[_PARAMS]] for group in _groups(optimizer)]
     return {**found, _GROUPS: [{**group, _PARAMS: own} for group, own in zip(found[_GROUPS], fqns, strict=True)]}

@@ -247,7 +247,7 @@ class TrackedObjects:
         model, names = self._objects.get(MODEL), self._names
         if model is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return state.split(stateless(optimizer, names))
+            return state.split(stateless(optimizer, names or self._walked_names))
         read = partial(get_optimizer_state_dict, model, optimizer)
         try:
             return state.split(read()) if names is None else state.capture(names, read)
@@ -260,6 +260,12 @@ class TrackedObjects:
     def _names(self) -> Mapping[int, str] | None:
         """Of the model's parameters, as of its last capture."""
         return self._modules[MODEL].names if MODEL in self._modules else None
+
+    @property
+    def _walked_names(self) -> Mapping[int, str]:
+        """Of the parameters of a model with state of its own, as a restore finds them."""
+        modules = self.modules(MODEL).values()
+        return {id(value): fqn for module in modules for fqn, value in reversed(parameters_by_name(module).items())}
 
     def _momenta(
         self, name: str, optimizers: Sequence[Optimizer], document: Any
