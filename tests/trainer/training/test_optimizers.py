@@ -13,7 +13,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    MultiplicativeLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
 import piton_trainer
 from piton_trainer.errors import BadConfig, Stopped
@@ -304,6 +313,48 @@ def test_a_group_that_only_the_script_has_begins_without_state_and_is_told(
         "[2.weight, 2.bias] in the script; training goes on with the checkpoint's, and with 2.weight, 2.bias as the "
         "script has them, without any state"
     ) in caplog.text
+
+
+def by_lambdas(optimizer: Optimizer) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "schedule"),
+    [
+        (1, 2, by_lambdas),
+        (2, 1, by_lambdas),
+        (2, 1, lambda optimizer: MultiplicativeLR(optimizer, lambda step: 0.9)),
+        (1, 2, lambda optimizer: CosineAnnealingLR(optimizer, 20)),
+        (1, 2, lambda optimizer: CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=False)),
+        (
+            1,
+            2,
+            lambda optimizer: SequentialLR(
+                optimizer, [StepLR(optimizer, 2), CosineAnnealingWarmRestarts(optimizer, 3)], milestones=[2]
+            ),
+        ),
+    ],
+)
+def test_a_schedule_of_other_groups_than_the_checkpoint_s_is_refused_before_the_first_step(
+    before: int, after: int, schedule: Any, tmp_path: Path
+) -> None:
+    rates = (0.01, 0.02)
+    with pytest.raises(Stopped):
+        attempt(tmp_path, in_groups(*rates[:before]), stop=True, schedule=schedule)
+    with pytest.raises(BadConfig) as refused:
+        attempt(tmp_path, in_groups(*rates[:after]), schedule=schedule, body=lambda *_: pytest.fail("it has begun"))
+    assert str(refused.value).startswith("scheduler: it is a ")
+    assert "of 1 parameter groups, and the optimizer has 2, with those of the checkpoint" in str(refused.value)
+
+
+def test_a_schedule_that_goes_by_the_groups_themselves_takes_those_of_the_checkpoint(tmp_path: Path) -> None:
+    def schedule(optimizer: Optimizer) -> StepLR:
+        return StepLR(optimizer, step_size=2, gamma=0.5)
+
+    with pytest.raises(Stopped):
+        attempt(tmp_path, in_groups(0.01), stop=True, schedule=schedule)
+    assert len(attempt(tmp_path, in_groups(0.01, 0.02), schedule=schedule)["momenta"][0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
-from piton_trainer.state.optimizers import Given, parameters_of, restore, stateless, templates
+from piton_trainer.state.optimizers import Given, expect_fitting, parameters_of, restore, stateless, templates
 from piton_trainer.state.refusals import casts, difference, flaw_of, is_wrapper, optimizers_of, refusing, switched
 from piton_trainer.state.state_dicts import (
     Captured,
@@ -229,6 +229,15 @@ class TrackedObjects:
                     told += switched(name, value, state)
                     value.load_state_dict(state)
         return told
+
+    def expect_fitting_schedules(self) -> None:
+        """Refuse schedules that do not fit to the groups that a checkpoint has brought.
+
+        Raises:
+            BadConfig: there is one.
+        """
+        for name in sorted(self.plain):
+            expect_fitting(self._objects[name], name)
 
     def _captured(self, name: str) -> Captured:
         """The state of an object that is no module; those are captured by now."""
