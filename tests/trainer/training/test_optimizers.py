@@ -315,6 +315,16 @@ def test_a_group_that_only_the_script_has_begins_without_state_and_is_told(
     ) in caplog.text
 
 
+def test_a_parameter_goes_back_to_the_optimizer_that_trained_it(tmp_path: Path) -> None:
+    def in_two(*parts: int) -> Make:
+        return lambda model: [SGD(model[parts[0]].parameters(), momentum=0.9), Adam(model[parts[1]].parameters())]
+
+    whole_run = attempt(tmp_path / "whole", in_two(0, 2))
+    with pytest.raises(Stopped):
+        attempt(tmp_path / "disturbed", in_two(0, 2), stop=True)
+    assert list(flat(attempt(tmp_path / "disturbed", in_two(2, 0)))) == list(flat(whole_run))
+
+
 def by_lambdas(optimizer: Optimizer) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 / (1 + step))
 

@@ -43,6 +43,7 @@ _OF_OTHERS = frozenset(
 )
 """Keys that the schedulers of torch, and names of parameters, add to a group."""
 _NAMES_MAX = 3
+_NOT_OURS = "a parameter that is not the model's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ def restore(
     given: Given,
     parameters: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
+    trained: Iterable[str],
 ) -> list[str]:
     """Put a saved state into an optimizer; return what is to be told.
 
@@ -123,6 +125,7 @@ def restore(
         given: what the script gives it in this attempt.
         parameters: those of the model, by all of their names.
         dtypes: of the model's parameters in the checkpoint, by name.
+        trained: names of the parameters of all optimizers in the checkpoint. Those that another one has leave this one.
 
     Raises:
         ValueError: it is a state of another kind of optimizer, or of other parameters.
@@ -135,7 +138,7 @@ def restore(
         entries = dict(enumerate(parameters_of(optimizer)))
         _keep_types(optimizer, {id(entries[number]): entry for number, entry in saved[_STATE].items()}, changed=set())
         return []
-    groups, told = _arrange(optimizer, saved, name, parameters)
+    groups, told = _arrange(optimizer, saved, name, parameters, trained)
     told += _changes(saved, name, given)
     places = {id(parameter): number for number, parameter in enumerate(parameters_of(optimizer))}
     held = {fqn: parameters[fqn] for fqn in saved[_STATE]}
@@ -148,7 +151,11 @@ def restore(
 
 
 def _arrange(
-    optimizer: Optimizer, saved: Mapping[str, Any], name: str, parameters: Mapping[str, Tensor]
+    optimizer: Optimizer,
+    saved: Mapping[str, Any],
+    name: str,
+    parameters: Mapping[str, Tensor],
+    trained: Iterable[str],
 ) -> tuple[list[Group], list[str]]:
     """Give the optimizer the groups of the checkpoint; what only the script has stays, in groups after them.
 
@@ -157,8 +164,8 @@ def _arrange(
     """
     live, groups = _groups(optimizer), list[Group]()
     owners = {id(parameter): group for group in live for parameter in group[_PARAMS]}
-    trained = chain(chain.from_iterable(group[_PARAMS] for group in saved[_GROUPS]), saved[_STATE])
-    unknown = next((fqn for fqn in trained if fqn not in parameters), None)
+    named = chain(chain.from_iterable(group[_PARAMS] for group in saved[_GROUPS]), saved[_STATE])
+    unknown = next((fqn for fqn in named if fqn not in parameters), None)
     if unknown is not None:
         raise InputError(f"{name}: the checkpoint trains {unknown}, which the model does not have")
     for group in saved[_GROUPS]:
@@ -166,11 +173,14 @@ def _arrange(
         like = next((owners[id(parameter)] for parameter in members if id(parameter) in owners), {})
         groups.append({**optimizer.defaults, **like, **group, _PARAMS: members})
     theirs = {id(parameter) for group in groups for parameter in group[_PARAMS]}
-    rests = [[parameter for parameter in group[_PARAMS] if id(parameter) not in theirs] for group in live]
+    known = theirs | {id(parameters[fqn]) for fqn in trained if fqn in parameters}
+    rests = [[parameter for parameter in group[_PARAMS] if id(parameter) not in known] for group in live]
     groups += [{**group, _PARAMS: rest} for group, rest in zip(live, rests, strict=True) if rest]
     before = [list(map(id, group[_PARAMS])) for group in live]
     is_same = list(map(set, before)) == [set(map(id, group[_PARAMS])) for group in groups]
-    told = [] if is_same and not any(rests) else [_regrouped(name, saved, before, parameters)]
+    told = (
+        [] if is_same and not any(rests) else [_regrouped(name, saved, before, parameters, chain.from_iterable(rests))]
+    )
     if is_same:  # in the order of the script, whose list of groups stays as it is
         groups = [{**group, _PARAMS: own[_PARAMS]} for group, own in zip(groups, live, strict=True)]
     else:
@@ -181,13 +191,16 @@ def _arrange(
 
 
 def _regrouped(
-    name: str, saved: Mapping[str, Any], before: Sequence[Sequence[int]], parameters: Mapping[str, Tensor]
+    name: str,
+    saved: Mapping[str, Any],
+    before: Sequence[Sequence[int]],
+    parameters: Mapping[str, Tensor],
+    rest: Iterable[Tensor],
 ) -> str:
     fqns = {id(parameter): fqn for fqn, parameter in reversed(list(parameters.items()))}
     there = [list(group[_PARAMS]) for group in saved[_GROUPS]]
-    here = [[fqns.get(place, "a parameter that is not the model's") for place in group] for group in before]
-    known = set(chain.from_iterable(there))
-    new = [fqn for group in here for fqn in group if fqn not in known]
+    here = [[fqns.get(place, _NOT_OURS) for place in group] for group in before]
+    new = [fqns.get(id(parameter), _NOT_OURS) for parameter in rest]
     told = (
         f"{name}: its parameter groups are {_shown(there)} in the checkpoint, and {_shown(here)} in the script; "
         "training goes on with the checkpoint's"

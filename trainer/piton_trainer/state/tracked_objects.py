@@ -214,7 +214,7 @@ class TrackedObjects:
         Raises:
             ValueError: an object refuses its state.
         """
-        told = []
+        told, trained = [], _trained(documents[name] for name in self._optimizers)
         for name, value in self._objects.items():
             state = codec.join(documents[name], tensors.__getitem__)
             with refusing(name, "take"):
@@ -222,7 +222,7 @@ class TrackedObjects:
                     set_model_state_dict(value, state)
                     told += casts(name, state, dtypes)
                 elif optimizers_of(value):
-                    told += self._restore_optimizers(name, state, dtypes)
+                    told += self._restore_optimizers(name, state, dtypes, trained)
                 elif isinstance(value, torch.Generator):
                     value.set_state(state["generator"])
                 else:
@@ -294,14 +294,18 @@ class TrackedObjects:
             (live if optimizer.state else fresh).update(like)
         return live, fresh
 
-    def _restore_optimizers(self, name: str, states: Sequence[Any], dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    def _restore_optimizers(
+        self, name: str, states: Sequence[Any], dtypes: Mapping[str, torch.dtype], trained: Iterable[str]
+    ) -> list[str]:
         model, prefix = self._objects.get(MODEL), f"{MODEL}/"
         parameters = {} if model is None else parameters_by_name(model)
         types = {key.removeprefix(prefix): dtype for key, dtype in dtypes.items() if key.startswith(prefix)}
         told, optimizers = [], optimizers_of(self._objects[name])
         for number, (optimizer, saved) in enumerate(zip(optimizers, states, strict=True)):
             given, called = self._given[name][number], name if len(optimizers) == 1 else f"{name}[{number}]"
-            told += restore(optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types)
+            told += restore(
+                optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types, trained=trained
+            )
             self._given[name][number] = given.after(saved)
         return told
 
@@ -323,6 +327,12 @@ def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, T
 def _is_plain(parameter: Tensor) -> bool:
     """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
     return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
+
+
+def _trained(documents: Iterable[Any]) -> frozenset[str]:
+    """Return the names of the parameters of optimizers; some have numbers only."""
+    groups = (group["params"] for states in documents for saved in states for group in saved["param_groups"])
+    return frozenset(param for group in groups for param in group if isinstance(param, str))
 
 
 def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -1,0 +1,107 @@
+"""The random loops of `make fuzz-loops`: drawn from a seed, made simpler, and a fault that is planted is found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuzz_loops import loop as words
+from fuzz_loops.changes import CHANGES
+from fuzz_loops.draw import draw, is_right
+from fuzz_loops.loop import KILL, TERM, Kill, Loop, simpler
+from fuzz_loops.play import Kind, Verdict, play
+from fuzz_loops.shrink import smallest
+from piton_trainer.state import tracked_objects
+from piton_trainer.training.gradient_accumulation import Gradients
+
+SIMPLE = Loop(batches=5, every=2, scheduler="StepLR", noise=("torch",), kills=(Kill(step=3),))
+
+
+def test_a_seed_always_has_the_same_loops() -> None:
+    loops = [draw(7, number) for number in range(200)]
+    assert loops == [draw(7, number) for number in range(200)]
+    assert len(set(loops)) == 200
+    assert all(map(is_right, loops))
+
+
+def test_a_loop_is_repeated_from_what_is_printed_of_it() -> None:
+    loops = [draw(7, number) for number in range(200)]
+    assert [Loop.from_json(loop.to_json()) for loop in loops] == loops
+    assert json.loads(Loop().to_json()) == {}
+
+
+def test_all_words_are_drawn() -> None:
+    drawn = frozenset[str]().union(*(draw(1, number).words for number in range(3000)))
+    lists = (words.PARTS, words.OPTIMIZERS, words.STATIC_GROUPS, words.MOVING_GROUPS, words.SCHEDULERS, words.EMAS)
+    more = (words.KEPT, words.REFUSED, words.STANDARD, words.SAMPLERS, words.LOADERS, words.NOISE, tuple(CHANGES))
+    known = {word for part in lists + more for word in part}
+    assert known - drawn == words.OPEN.keys() & known
+    assert {kill.signal for number in range(50) for kill in draw(1, number).kills} == {KILL, TERM}
+
+
+def test_a_loop_is_made_simpler_until_nothing_is_left_of_it() -> None:
+    for number in range(20):
+        loop, rounds = draw(3, number), 0
+        while (smaller := next(simpler(loop), None)) is not None:
+            loop, rounds = smaller, rounds + 1
+            assert rounds < 200
+        assert loop == Loop(seed=loop.seed)
+
+
+@pytest.mark.parametrize("signal", [KILL, TERM])
+def test_a_loop_that_resumes_as_it_should_is_exact(signal: str, tmp_path: Path) -> None:
+    loop = Loop(ranks=2, parallel="ddp", shares=2, parts=("dropout", "batchnorm"), kills=(Kill(step=4, signal=signal),))
+    assert play(loop, tmp_path / "loop") == Verdict(kind=Kind.EXACT)
+
+
+def forget_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore = tracked_objects.TrackedObjects.restore
+
+    def all_but_one(objects: Any, *given: Any) -> list[str]:
+        kept = objects._objects.pop("scheduler", None)
+        told = restore(objects, *given)
+        if kept is not None:
+            objects._objects["scheduler"] = kept
+        return told
+
+    monkeypatch.setattr(tracked_objects.TrackedObjects, "restore", all_but_one)
+
+
+def save_between_two_batches_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gradients, "wait", lambda *_: False)
+
+
+def fail_at_the_restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("betas")
+
+    monkeypatch.setattr(tracked_objects, "set_model_state_dict", fail)
+    monkeypatch.setattr(tracked_objects, "_refusing", lambda name: pytest.MonkeyPatch.context())
+
+
+@pytest.mark.parametrize(
+    ("plant", "changes", "kind", "reason"),
+    [
+        (forget_the_schedule, {}, Kind.DIFFERENT, "scheduler"),
+        (save_between_two_batches_of_a_step, {"accumulate": 2}, Kind.DIFFERENT, "optimizers"),
+        (fail_at_the_restore, {}, Kind.TRACEBACK, "KeyError"),
+    ],
+)
+def test_a_fault_that_is_planted_is_found(
+    plant: Any, changes: dict[str, Any], kind: Kind, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    loop = Loop(**{**{name: getattr(SIMPLE, name) for name in ("batches", "scheduler", "noise", "kills")}, **changes})
+    verdict = play(loop, tmp_path / "loop")
+    assert verdict.kind is kind
+    assert reason in verdict.reason
+
+
+def test_a_loop_that_fails_is_printed_without_what_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_the_schedule(monkeypatch)
+    loop = Loop(**{**vars(SIMPLE), "parts": ("tanh", "dropout"), "objects": ("metric",), "clips": True})
+    verdict = play(loop, tmp_path / "loop")
+    assert smallest(loop, verdict, tmp_path) == Loop(batches=5, scheduler="StepLR", kills=(Kill(step=3),))
