@@ -1,6 +1,7 @@
 """The random loops of `make fuzz-loops`: drawn from a seed, made simpler, and a fault that is planted is found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_a_loop_is_repeated_from_what_is_printed_of_it() -> None:
 
 
 def test_all_words_are_drawn() -> None:
-    drawn = frozenset[str]().union(*(draw(1, number).words for number in range(3000)))
+    drawn = frozenset[str]().union(*(draw(1, number).words for number in range(1000)))
     lists = (words.PARTS, words.OPTIMIZERS, words.STATIC_GROUPS, words.MOVING_GROUPS, words.SCHEDULERS, words.EMAS)
     more = (words.KEPT, words.REFUSED, words.STANDARD, words.SAMPLERS, words.LOADERS, words.NOISE, tuple(CHANGES))
     known = {word for part in lists + more for word in part}
@@ -49,9 +50,9 @@ def test_a_loop_is_made_simpler_until_nothing_is_left_of_it() -> None:
         assert loop == Loop(seed=loop.seed)
 
 
-@pytest.mark.parametrize("signal", [KILL, TERM])
-def test_a_loop_that_resumes_as_it_should_is_exact(signal: str, tmp_path: Path) -> None:
-    loop = Loop(ranks=2, parallel="ddp", shares=2, parts=("dropout", "batchnorm"), kills=(Kill(step=4, signal=signal),))
+def test_a_loop_that_resumes_as_it_should_is_exact(tmp_path: Path) -> None:
+    kills = (Kill(step=2), Kill(step=4, signal=KILL))
+    loop = Loop(ranks=2, parallel="ddp", shares=2, parts=("dropout", "batchnorm"), kills=kills)
     assert play(loop, tmp_path / "loop") == Verdict(kind=Kind.EXACT)
 
 
@@ -74,34 +75,31 @@ def save_between_two_batches_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fail_at_the_restore(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise KeyError("betas")
+        raise ArithmeticError("planted")
 
     monkeypatch.setattr(tracked_objects, "set_model_state_dict", fail)
-    monkeypatch.setattr(tracked_objects, "_refusing", lambda name: pytest.MonkeyPatch.context())
 
 
 @pytest.mark.parametrize(
     ("plant", "changes", "kind", "reason"),
     [
         (forget_the_schedule, {}, Kind.DIFFERENT, "scheduler"),
-        (save_between_two_batches_of_a_step, {"accumulate": 2}, Kind.DIFFERENT, "optimizers"),
-        (fail_at_the_restore, {}, Kind.TRACEBACK, "KeyError"),
+        (save_between_two_batches_of_a_step, {"accumulate": 2}, Kind.DIFFERENT, "weights"),
+        (fail_at_the_restore, {}, Kind.TRACEBACK, "ArithmeticError: planted"),
     ],
 )
 def test_a_fault_that_is_planted_is_found(
     plant: Any, changes: dict[str, Any], kind: Kind, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    loop = Loop(**{**{name: getattr(SIMPLE, name) for name in ("batches", "scheduler", "noise", "kills")}, **changes})
-    verdict = play(loop, tmp_path / "loop")
+    verdict = play(replace(SIMPLE, **changes), tmp_path / "loop")
     assert verdict.kind is kind
     assert reason in verdict.reason
 
 
-def test_a_loop_that_fails_is_printed_without_what_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forget_the_schedule(monkeypatch)
-    loop = Loop(**{**vars(SIMPLE), "parts": ("tanh", "dropout"), "objects": ("metric",), "clips": True})
-    verdict = play(loop, tmp_path / "loop")
-    assert smallest(loop, verdict, tmp_path) == Loop(batches=5, scheduler="StepLR", kills=(Kill(step=3),))
+def test_a_loop_that_fails_is_printed_without_what_does_not_matter() -> None:
+    loops = [draw(5, number) for number in range(300)]
+    loop = next(loop for loop in loops if {"fsdp2", "dropout", "StepLR"} <= loop.words and loop.kills[1:])
+    found = smallest(loop, lambda smaller: {"dropout", "StepLR"} <= smaller.words and bool(smaller.kills))
+    assert replace(found, kills=()) == Loop(seed=loop.seed, parts=("dropout",), scheduler="StepLR")
+    assert [replace(kill, step=1) for kill in found.kills] == [Kill(step=1)]
