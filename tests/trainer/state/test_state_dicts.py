@@ -173,7 +173,7 @@ def told_by_torch(named: Named) -> dict[str, tuple[Any, dict[str, Tensor]]]:
     found = {}
     model = named.get("model")
     fqns = {} if model is None else parameters_by_name(model)
-    names = None if model is None else {id(value): fqn for fqn, value in reversed(fqns.items())}
+    names = {id(value): fqn for fqn, value in reversed(fqns.items())}
     for name, value in named.items():
         if isinstance(value, nn.Module):
             state: Any = dict(get_model_state_dict(value))

@@ -214,7 +214,8 @@ class Counts(nn.Identity):
 def test_groups_over_a_model_with_state_of_its_own_are_there_again(kind: Any, tmp_path: Path) -> None:
     def make(model: nn.Sequential) -> Optimizer:
         model.append(Counts())
-        return whole(kind)(model)
+        optimizer: Optimizer = whole(kind)(model)
+        return optimizer
 
     expect_exact(tmp_path, make, split)
 
