@@ -50,9 +50,14 @@ def _played(loops: list[Loop], folder: Path, console: Console) -> Iterator[tuple
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("loops", total=len(loops))
-        for loop in loops:
-            yield loop, _play(loop, folder)
+        for number, loop in enumerate(loops, 1):
+            verdict = _play(loop, folder)
             progress.advance(task)
+            if verdict.kind.is_fault:
+                console.print(f"{verdict.kind}: {verdict.reason}; loop {number}, of which a simpler one follows")
+            elif not console.is_terminal and number % 10 == 0:
+                console.print(f"{number} of {len(loops)} loops are played")
+            yield loop, verdict
 
 
 def _play(loop: Loop, folder: Path) -> Verdict:
