@@ -51,7 +51,7 @@ test-crash: setup  ## kill a trainer 200 times, resume 200 times, change its ran
 	CRASH_KILLS=$(or $(KILLS),200) CRASH_SEED=$(SEED) pytest -q -m crash --timeout 3600
 
 fuzz-loops: setup  ## random training loops, killed and resumed: make fuzz-loops LOOPS=500 SEED=7, or LOOP='{"ranks": 2}' for one
-	PYTHONPATH=tests python -m fuzz_loops --loops $(or $(LOOPS),500) $(if $(SEED),--seed $(SEED)) $(if $(LOOP),--loop '$(LOOP)')
+	PYTHONPATH=tests python -u -m fuzz_loops --loops $(or $(LOOPS),500) $(if $(SEED),--seed $(SEED)) $(if $(LOOP),--loop '$(LOOP)')
 
 worlds: setup  ## random worlds in which runs and sweeps may meet anything: make worlds WORLDS=10000 SEED=7; four a second
 	PITON_WORLDS=$(or $(WORLDS),10000) pytest -q --timeout 36000 --hypothesis-seed=$(or $(SEED),0) -m crash -k ManyRandom tests/core/test_random_worlds.py tests/sweep/test_random_sweeps.py

@@ -23,6 +23,9 @@ from fuzz_loops.loop import Loop
 from fuzz_loops.play import Kind, Verdict, play
 from fuzz_loops.shrink import smallest
 
+WASTED_MAX = 0.05
+"""Fraction of the loops that torch may refuse: those try nothing."""
+
 
 def main() -> int:
     """Play the loops, print what became of them; 1 if there is a fault."""
@@ -43,7 +46,10 @@ def main() -> int:
         console.print(f"{len(verdicts)} loops in {time.monotonic() - began:.0f} s; SEED={given.seed}", highlight=False)
         for loop, verdict in _first_of_each(faults):
             _tell(loop if given.loop else _smallest(loop, verdict, Path(folder)), verdict)
-    return 1 if faults else 0
+    wasted = sum(verdict.kind is Kind.NO_LOOP for _, verdict in verdicts)
+    if is_wasteful := wasted > WASTED_MAX * len(verdicts):
+        console.print(f"torch refuses {wasted} of them: draw such loops no more, see fits() in loop.py")
+    return int(bool(faults) or is_wasteful)
 
 
 def _played(loops: list[Loop], folder: Path, console: Console) -> Iterator[tuple[Loop, Verdict]]:

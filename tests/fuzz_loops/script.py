@@ -216,7 +216,7 @@ class Script:
         return {name: digest(value) for name, value in found.items()}
 
 
-def _sum_by_rank(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum_by_rank(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Sum gradients in the order of the ranks.
 
     torch lays its buckets out anew after the first step of a process, and where a gradient lies decides in which order

@@ -52,7 +52,7 @@ def test_a_loop_is_made_simpler_until_nothing_is_left_of_it() -> None:
 
 def test_a_loop_that_resumes_as_it_should_is_exact(tmp_path: Path) -> None:
     kills = (Kill(step=2), Kill(step=4, signal=KILL))
-    loop = Loop(ranks=2, parallel="ddp", shares=2, parts=("dropout", "batchnorm"), kills=kills)
+    loop = Loop(ranks=3, parallel="ddp", shares=3, parts=("dropout", "batchnorm"), kills=kills)
     assert play(loop, tmp_path / "loop") == Verdict(kind=Kind.EXACT)
 
 
