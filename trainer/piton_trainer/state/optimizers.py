@@ -19,19 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    CyclicLR,
-    LambdaLR,
-    LRScheduler,
-    MultiplicativeLR,
-    ReduceLROnPlateau,
-)
 
 from piton.contract import InputError
 from piton_trainer.checkpoint.format import codec
-from piton_trainer.errors import BadConfig
 from piton_trainer.state.state_dicts import parameters_by_name
 
 logger = logging.getLogger(__name__)
@@ -72,6 +62,12 @@ class Given:
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield the parameters of all groups."""
     return chain.from_iterable(group[_PARAMS] for group in _groups(optimizer))
+
+
+def names_of(documents: Iterable[Any]) -> frozenset[str]:
+    """Return the names of the parameters of several optimizers; some have numbers only."""
+    groups = (group[_PARAMS] for states in documents for saved in states for group in saved[_GROUPS])
+    return frozenset(param for group in groups for param in group if isinstance(param, str))
 
 
 def stateless(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
@@ -290,39 +286,6 @@ def _take_no_group_twice(optimizer: Optimizer, theirs: Iterable[int]) -> None:
         add({**group, _PARAMS: members})
 
     optimizer.add_param_group = add_unless_there  # type: ignore[method-assign, assignment]
-
-
-def expect_fitting(scheduler: object, name: str) -> None:
-    """Refuse a schedule whose next step would fail, as it is made for more or fewer groups than the optimizer has now.
-
-    Raises:
-        BadConfig: it is one.
-    """
-    parts = getattr(scheduler, "_schedulers", ())
-    for part in parts:
-        expect_fitting(part, name)
-    if parts or not isinstance(scheduler, LRScheduler):
-        return
-    kinds = [lists for kind, lists in _LISTS.items() if isinstance(scheduler, kind)]
-    groups = len(_groups(scheduler.optimizer))
-    for own in (getattr(scheduler, one, None) for lists in kinds for one in lists):
-        if isinstance(own, list) and len(own) != groups:
-            raise BadConfig(
-                f"{name}: it is a {type(scheduler).__name__} of {len(own)} parameter groups, and the optimizer has "
-                f"{groups}, with those of the checkpoint; give the optimizer the checkpoint's groups before the "
-                "schedule is made, or begin a new run"
-            )
-
-
-_LISTS: Mapping[type[LRScheduler], Sequence[str]] = {
-    LambdaLR: ("base_lrs", "lr_lambdas"),
-    MultiplicativeLR: ("lr_lambdas",),
-    CosineAnnealingLR: ("base_lrs",),
-    CosineAnnealingWarmRestarts: ("base_lrs",),
-    CyclicLR: ("base_lrs", "max_lrs"),
-    ReduceLROnPlateau: ("min_lrs",),
-}
-"""Lists with an item for each group, without which a step of the schedule fails."""
 
 
 def _groups(optimizer: Optimizer) -> list[Group]:

@@ -11,7 +11,7 @@ is built, so they are kept, and looked up again when it is built differently:
 No tensor is kept from one capture to the next: one that was replaced meanwhile is saved like any other.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, repeat
 from operator import attrgetter, is_, methodcaller
 from typing import Any
@@ -192,6 +192,11 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
         for name, value in _PARAMETERS(part).items()
         if value is not None
     }
+
+
+def walked_names(modules: Iterable[nn.Module]) -> dict[int, str]:
+    """Return the names of parameters by `id`, as a restore finds them, also where only torch knows those of a state."""
+    return {id(value): fqn for module in modules for fqn, value in reversed(parameters_by_name(module).items())}
 
 
 def _walk(module: nn.Module, prefix: str, fqn: str) -> Iterator[tuple[nn.Module, str, str]]:

@@ -26,7 +26,7 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
-from piton_trainer.state.optimizers import Given, expect_fitting, parameters_of, restore, stateless, templates
+from piton_trainer.state.optimizers import Given, names_of, parameters_of, restore, stateless, templates
 from piton_trainer.state.refusals import casts, difference, flaw_of, is_wrapper, optimizers_of, refusing, switched
 from piton_trainer.state.state_dicts import (
     Captured,
@@ -34,6 +34,7 @@ from piton_trainer.state.state_dicts import (
     OptimizerState,
     parameters_by_name,
     split_module,
+    walked_names,
 )
 
 MODEL, EMA = WEIGHTS
@@ -214,7 +215,7 @@ class TrackedObjects:
         Raises:
             ValueError: an object refuses its state.
         """
-        told, trained = [], _trained(documents[name] for name in self._optimizers)
+        told, trained = [], names_of(documents[name] for name in self._optimizers)
         for name, value in self._objects.items():
             state = codec.join(documents[name], tensors.__getitem__)
             with refusing(name, "take"):
@@ -229,15 +230,6 @@ class TrackedObjects:
                     told += switched(name, value, state)
                     value.load_state_dict(state)
         return told
-
-    def expect_fitting_schedules(self) -> None:
-        """Refuse schedules that do not fit to the groups that a checkpoint has brought.
-
-        Raises:
-            BadConfig: there is one.
-        """
-        for name in sorted(self.plain):
-            expect_fitting(self._objects[name], name)
 
     def _captured(self, name: str) -> Captured:
         """The state of an object that is no module; those are captured by now."""
@@ -256,7 +248,7 @@ class TrackedObjects:
         model, names = self._objects.get(MODEL), self._names
         if model is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return state.split(stateless(optimizer, names or self._walked_names))
+            return state.split(stateless(optimizer, names or walked_names(self.modules(MODEL).values())))
         read = partial(get_optimizer_state_dict, model, optimizer)
         try:
             return state.split(read()) if names is None else state.capture(names, read)
@@ -269,12 +261,6 @@ class TrackedObjects:
     def _names(self) -> Mapping[int, str] | None:
         """Of the model's parameters, as of its last capture."""
         return self._modules[MODEL].names if MODEL in self._modules else None
-
-    @property
-    def _walked_names(self) -> Mapping[int, str]:
-        """Of the parameters of a model with state of its own, as a restore finds them."""
-        modules = self.modules(MODEL).values()
-        return {id(value): fqn for module in modules for fqn, value in reversed(parameters_by_name(module).items())}
 
     def _momenta(
         self, name: str, optimizers: Sequence[Optimizer], document: Any
@@ -327,12 +313,6 @@ def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, T
 def _is_plain(parameter: Tensor) -> bool:
     """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
     return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
-
-
-def _trained(documents: Iterable[Any]) -> frozenset[str]:
-    """Return the names of the parameters of optimizers; some have numbers only."""
-    groups = (group["params"] for states in documents for saved in states for group in saved["param_groups"])
-    return frozenset(param for group in groups for param in group if isinstance(param, str))
 
 
 def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:

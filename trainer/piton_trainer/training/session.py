@@ -35,6 +35,7 @@ from piton_trainer.hangs.watchdog import Watchdog, watched
 from piton_trainer.runtime.device_faults import require_gpus
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.data_position import Randomness
+from piton_trainer.state.schedules import refuse_unfit_schedules
 from piton_trainer.telemetry.callbacks import Callback
 from piton_trainer.telemetry.telemetry import Telemetry, build_telemetry
 from piton_trainer.termination import (
@@ -302,6 +303,7 @@ class Session(RankContext):
         """Refuse to go on with what another training of this script has finished in this folder."""
         self._has_own_loop = has_own_loop
         if self._resumes_at is not None:
+            refuse_unfit_schedules(self._objects)
             objects, apart = trained(self._objects, has_own_loop=has_own_loop), self._opened.state.tells_sessions_apart
             self._folder.refuse_another(objects, step=self._resumes_at, tells_apart=apart)
 

@@ -226,8 +226,6 @@ class Steps:
         self._total = total
         if len(set(self._ranks.gather(self._total))) > 1:
             raise InputError("the ranks have loaders of different lengths; give each the same number of batches")
-        if self._restored is not None:
-            self._objects.expect_fitting_schedules()
         self.has_begun = True
         self._started = (self.state.step, self.state.training_seconds)
         self._lap = self._clock.monotonic()
