@@ -8,8 +8,10 @@ import pytest
 from piton.api.conditions import REPORTING
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
+from piton.api.stages import ORDER
 from piton.api.status import AttemptState, AttemptStatus, CostStatus, RunStatus, Verdict
 from piton.api.status_base import ConditionStatus, Phase
+from piton.contract.manifest import Complete
 from piton.contract.termination import Outcome
 from piton.core import transitions
 from piton.core.decide import decide
@@ -25,6 +27,7 @@ from support.builders import (
     a_progress,
     a_record,
     a_replica,
+    a_spec,
     a_status,
     an_attempt,
     an_ended,
@@ -365,3 +368,22 @@ def test_an_attempt_that_was_in_flight_when_the_status_was_restored_has_ended_an
     ]
     assert adopted.may_hold_unlisted_work
     assert spent(adopted, later(2000)) == 5
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EVALUATE])
+@pytest.mark.parametrize("known", [RunStatus(), a_status(a_record(1, stage=Stage.PREPARE))], ids=["none", "first"])
+def test_the_stages_before_that_of_a_job_which_the_status_does_not_know_are_finished(
+    stage: Stage, known: RunStatus
+) -> None:
+    """Else it had not been created. Without that the run succeeded with a stage that had no end, and no result."""
+    found = an_attempt(a_replica(name="ragcun-3-master-0"), number=3, stage=stage)
+    spec = a_spec(stages={"prepare": {}, "evaluate": {}})
+    proof = Complete(attempt=2, step=60, weights_digest="blake3:1")
+    adopted = decide(an_observed(found, status=known, spec=spec, complete=proof), now=later(1000)).status
+    assert adopted.stage(Stage.PREPARE).end_time == later(1000)
+    assert adopted.stage(stage).end_time is None
+    assert (adopted.stage(Stage.TRAIN).end_time is not None) == (stage is Stage.EVALUATE)
+    assert (adopted.result.step if adopted.result else None) == (60 if stage is Stage.EVALUATE else None)
+    assert [each.name for each in adopted.stages] == [
+        each for each in ORDER if each in (Stage.PREPARE, Stage.TRAIN, stage)
+    ]

@@ -2,9 +2,10 @@
 
 from piton.api import stages
 from piton.api.reasons import Reason
+from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import Phase
-from piton.core import transitions
+from piton.core import results, transitions
 from piton.core.context import Context
 from piton.core.effects import Decision
 from piton.core.evidence import Judgement
@@ -21,7 +22,7 @@ def adopted(context: Context) -> Decision | None:
     record = AttemptStatus(
         number=newest.number, state=AttemptState.STARTING, stage=newest.stage, created_time=context.now
     )
-    status = context.status if context.flying is None else _lost(context)
+    status = _with_earlier_finished(context, context.status if context.flying is None else _lost(context), newest.stage)
     known = with_doubt(status, newest.number > context.status.attempt + 1)
     status = transitions.enter(known, record, context.timing)
     status = context.phase(status, Phase.STARTING, Reason.STARTING, f"{stages.called(record)} was found")
@@ -37,6 +38,17 @@ def _lost(context: Context) -> RunStatus:
     judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message)
     status = spending.stop_at_last_sight(context.status)
     return transitions.end(status, judgement, now=context.now, timing=context.timing)
+
+
+def _with_earlier_finished(context: Context, status: RunStatus, stage: Stage) -> RunStatus:
+    """The status in which the stages before this one are finished: else no job of it had been created."""
+    requested = stages.wanted(context.spec.stages) if context.spec is not None else ()
+    before = [each for each in stages.ORDER[: stages.ORDER.index(stage)] if each in requested]
+    for found in map(status.stage, before):
+        if found.end_time is None:
+            status = transitions.with_stage(status, found.model_copy(update={"end_time": context.now}))
+    complete = context.observed.complete
+    return results.with_trained(status, complete) if Stage.TRAIN in before and complete is not None else status
 
 
 def adopted_to_be_deleted(context: Context) -> Decision | None:

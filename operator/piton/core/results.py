@@ -52,9 +52,7 @@ def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | N
     assert status.current is not None
     termination = next(iter(terminations_of(seen)), None)
     if status.current.stage is Stage.TRAIN:
-        return status.model_copy(
-            update={"result": _trained(status, complete, termination).with_unknown_of(status.result)}
-        )
+        return with_trained(status, complete, termination)
     if status.current.stage is Stage.EVALUATE and termination is not None:
         found = Evaluation(
             step=termination.step, attempt=status.current.number, metrics=metric_values(termination.metrics)
@@ -63,6 +61,12 @@ def conclude(status: RunStatus, complete: Complete | None, seen: AttemptSeen | N
         result = old.model_copy(update={"evaluation": found.with_unknown_of(old.evaluation)})
         return status.model_copy(update={"result": result})
     return status
+
+
+def with_trained(status: RunStatus, complete: Complete | None, termination: Termination | None = None) -> RunStatus:
+    """Return the status with what the training has produced, by the final manifest, else by last words."""
+    result = _trained(status, complete, termination)
+    return status.model_copy(update={"result": result.with_unknown_of(status.result)})
 
 
 def _trained(status: RunStatus, complete: Complete | None, termination: Termination | None) -> Result:

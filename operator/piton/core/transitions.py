@@ -58,10 +58,11 @@ def enter(status: RunStatus, record: AttemptStatus, timing: Timing) -> RunStatus
     may_hold = may_hold_unlisted_work(status) or any(map(may_have_saved, dropped))
     holds = may_hold if may_hold or len(kept) < record.number else None
     status = status.model_copy(update={"attempt": record.number, "attempts": kept, "may_hold_unlisted_work": holds})
-    return _with_stage(status, stage.model_copy(update=changes))
+    return with_stage(status, stage.model_copy(update=changes))
 
 
-def _with_stage(status: RunStatus, stage: StageStatus) -> RunStatus:
+def with_stage(status: RunStatus, stage: StageStatus) -> RunStatus:
+    """Return the status with this stage in place of the one of its name."""
     stages = {known.name: known for known in status.stages} | {stage.name: stage}
     return status.model_copy(update={"stages": tuple(stages.values())})
 
@@ -152,7 +153,7 @@ def end(
     assert status.current is not None
     stage = status.stage(status.current.stage)
     if judgement.verdict is Verdict.FINISHED:
-        return _with_stage(status, stage.model_copy(update={"end_time": now, "fruitless_attempts": 0}))
+        return with_stage(status, stage.model_copy(update={"end_time": now, "fruitless_attempts": 0}))
     before = 0 if has_saved(status, status.current) else stage.failures_since_progress
     failed = judgement.verdict is Verdict.USER_FAILURE
     changes = {
@@ -164,7 +165,7 @@ def end(
     if counter is not None:
         status = status.model_copy(update={counter: getattr(status, counter) + 1})
         stage = stage.model_copy(update={counter: getattr(stage, counter) + 1})
-    return _with_stage(status, stage)
+    return with_stage(status, stage)
 
 
 def _learn(status: RunStatus, previous: PreviousEnd | None) -> RunStatus:
@@ -185,7 +186,7 @@ def _learn(status: RunStatus, previous: PreviousEnd | None) -> RunStatus:
     )
     old, new = COUNTERS[Verdict.INFRASTRUCTURE], COUNTERS[Verdict.PREEMPTED]
     stage = status.stage(record.stage)
-    status = _with_stage(status, stage.model_copy(update=_moved(stage, old, new)))
+    status = with_stage(status, stage.model_copy(update=_moved(stage, old, new)))
     return status.model_copy(update=_moved(status, old, new))
 
 
