@@ -13,8 +13,8 @@ from piton.core.unreported import with_doubt
 from piton.cost import spending
 
 
-def adopted(context: Context) -> Decision | None:
-    """A job of ours with a higher number than the status knows: the status was lost. Take it as it is."""
+def adopt_unknown_job(context: Context) -> Decision | None:
+    """Take the newest job of the run into the status, if its attempt has a higher number than the status knows."""
     ours = [seen for seen in context.observed.attempts if seen.ours]
     newest = max(ours, key=lambda seen: seen.number, default=None)
     if newest is None or newest.number <= context.status.attempt:
@@ -30,9 +30,9 @@ def adopted(context: Context) -> Decision | None:
 
 
 def _lost(context: Context) -> RunStatus:
-    """The status with an end for the attempt that was in flight when it was written: a newer one has begun since.
+    """Return the status with an end for the attempt that it has in flight: a newer attempt has begun since.
 
-    It has cost what was counted by then. Nobody knows of the rest.
+    The attempt has cost what was counted when the status was written. Nobody knows what it has cost since then.
     """
     message = "the status is older than the jobs, as after a restore of etcd: how this attempt ended is not known"
     judgement = Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.NO_EVIDENCE, message=message)
@@ -41,7 +41,10 @@ def _lost(context: Context) -> RunStatus:
 
 
 def _with_earlier_finished(context: Context, status: RunStatus, stage: Stage) -> RunStatus:
-    """The status in which the stages before this one are finished: else no job of it had been created."""
+    """Return the status in which the stages before this one are finished.
+
+    The operator creates a job for a stage only then.
+    """
     requested = stages.wanted(context.spec.stages) if context.spec is not None else ()
     before = [each for each in stages.ORDER[: stages.ORDER.index(stage)] if each in requested]
     for found in map(status.stage, before):
@@ -51,6 +54,6 @@ def _with_earlier_finished(context: Context, status: RunStatus, stage: Stage) ->
     return results.with_trained(status, complete) if Stage.TRAIN in before and complete is not None else status
 
 
-def adopted_to_be_deleted(context: Context) -> Decision | None:
-    """A job that the status does not know may have saved: a deletion writes it down before it stops it."""
-    return adopted(context) if context.meta.deleting and not context.status.unreadable else None
+def adopt_before_deletion(context: Context) -> Decision | None:
+    """Take an unknown job into the status before the deletion of its run stops it: the job may have saved."""
+    return adopt_unknown_job(context) if context.meta.deleting and not context.status.unreadable else None

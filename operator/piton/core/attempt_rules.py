@@ -180,7 +180,7 @@ def price_exceeded(context: Context) -> Decision | None:
 
 
 def script_overdue(context: Context) -> Decision | None:
-    """The training is finished, and its script runs on for longer than this world allows."""
+    """Stop an attempt whose training is finished, and whose script runs on for longer than this world allows."""
     judgement = None if context.flying is None or context.seen is None else after_training.timeout(context)
     return None if judgement is None else _told_to_stop(context, "script_overdue", judgement, judgement.message)
 

@@ -251,7 +251,7 @@ def _warnings(context: Context) -> tuple[Announcement, ...]:
 
 
 def _fail(context: Context, reason: Reason, message: str) -> Decision:
-    """A model that is trained is worth saying, whatever came of its evaluation, or of what its script did then."""
+    """Fail the run with this reason. The message also tells of a finished training, whatever followed it."""
     result = context.status.result
     if context.status.stage(Stage.TRAIN).end_time is not None:
         message = f"{_trained(context.status)}, and not evaluated: {message}"
@@ -268,13 +268,13 @@ def _trained(status: RunStatus) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    adoption.adopted_to_be_deleted,
+    adoption.adopt_before_deletion,
     cleanup.deleted,  # deletion goes before everything, also for a spec that cannot be read
     unreadable,  # nothing that follows can be right about a status that is not understood
-    retries.retried,  # the user's word brings back what has failed
+    retries.restart_on_request,  # the user's word brings back what has failed
     cleanup.ended,  # Succeeded is for ever, and so is Failed without that
     add_finalizer,  # nothing is started before the finalizer is on
-    adoption.adopted,  # jobs that the status has forgotten
+    adoption.adopt_unknown_job,  # jobs that the status has forgotten
     stop_stale,  # older attempts that still live
     *attempt_rules.RULES,  # the current attempt, until it has ended
     quota_rules.returned,  # from here on no attempt is in flight
@@ -292,9 +292,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def _accounted(context: Context, decision: Decision) -> Decision:
-    """The decision with the cost as of now, where the status is written anyway; and awake when the budget speaks.
+    """Return the decision with the cost as of now, if the status is written anyway, and with the budget's next look.
 
-    It comes last: only then it is known whether the status is written.
+    This comes last, because only then is it known whether the status is written.
     """
     if context.meta.deleting or settled(context.status):
         return decision

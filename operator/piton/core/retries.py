@@ -21,14 +21,14 @@ def may_go_on(status: RunStatus) -> bool:
     return status.is_true(SUCCEEDED) and status.result is not None and is_left_by_break(status.result.reason)
 
 
-def retried(context: Context) -> Decision | None:
-    """The user asks by an annotation for another chance: once for each text of it, whatever the run does then."""
+def restart_on_request(context: Context) -> Decision | None:
+    """Take the run up again as the annotation asks, once for each text of it, whatever the run does then."""
     status, asked = context.status, context.meta.retry
     goes_on = may_go_on(status)
     if not asked or asked == status.retried or (status.is_true(SUCCEEDED) and not goes_on):
         return None
     if goes_on:
-        return _gone_on(context, asked)
+        return _restart_after_break(context, asked)
     is_stalled, flying = stalled.is_stalled(status, context.timing), context.flying
     status = status.model_copy(update={"retried": asked})
     if not (is_stalled if flying else is_stalled or status.is_true(FAILED)):
@@ -43,7 +43,7 @@ def retried(context: Context) -> Decision | None:
     return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
 
 
-def _gone_on(context: Context, asked: str) -> Decision:
+def _restart_after_break(context: Context, asked: str) -> Decision:
     """Take up a training that has left its loop by `break`, unless it would fail at once: then it stays as it is."""
     status = context.status.model_copy(update={"retried": asked})
     obstacle = _obstacle(replace(context, observed=replace(context.observed, status=go_on(status))))
@@ -87,7 +87,7 @@ def give_another_chance(status: RunStatus) -> RunStatus:
 
 
 def go_on(status: RunStatus) -> RunStatus:
-    """The user wants a training to go on that has left its loop by `break`. What came after it is done anew."""
+    """Return the status in which a training goes on that was left by `break`. What came after it is repeated."""
     fresh = {"end_time": None, "start_time": None, "failures_since_progress": 0, "fruitless_attempts": 0}
     found = tuple(
         stage.model_copy(update=fresh) if stage.name is Stage.TRAIN else stage

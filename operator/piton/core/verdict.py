@@ -56,9 +56,9 @@ def judge(evidence: Evidence) -> Judgement | None:
 
 
 def finished_by_proof(evidence: Evidence) -> Judgement | None:
-    """The final manifest, and the end of the script on every replica: an export may follow the training.
+    """Return Finished on the final manifest and the end of the script on every replica.
 
-    A job that is gone misses nobody, so a replica of it that was to run on must not be missing.
+    An export may follow the training. A replica that is missing may have been in the middle of it.
     """
     if evidence.stage is not Stage.TRAIN:
         return _finished_by_message(evidence)

@@ -190,9 +190,10 @@ def taken(root: Path, kind: FolderKind, name: str) -> Iterator[Path]:
 
 
 def _refuse_others_folder(root: Path, kind: FolderKind, name: str) -> None:
-    """A folder is a run's when it has a state; an empty one, or one that holds nothing but our lock, becomes one.
+    """Refuse a folder that is not this run's. A folder is a run's when it has a state.
 
-    So does one in the folder of its sweep: `--fresh` keeps what the run's script has written there.
+    An empty folder becomes one, and so does a folder with nothing but Piton's lock. In the folder of its sweep a run
+    also takes a folder with files, because `--fresh` keeps what the script has written there.
     """
     try:
         owner = kind.owner(root)
