@@ -47,7 +47,7 @@ def iterate_from(loader: Iterable[Any], batch: int, *, before: Callable[[], None
 
 
 def begin(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader with state, whose sampler draws the order of the epoch now.
+    """Begin an epoch of a loader with state, whose sampler draws the order now; return its batches.
 
     torchdata has a sampler without state draw only when the first batch is asked for.
     """

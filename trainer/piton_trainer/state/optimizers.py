@@ -59,6 +59,18 @@ class Given:
         return {_CLASS: self.kind, _GIVEN: codec.split(list(self.groups), _GIVEN)[0]}
 
 
+def optimizers_of(value: Any) -> tuple[Optimizer, ...]:
+    """Return the optimizers that a thing is, one or several; none if it is something else."""
+    items = value if isinstance(value, list | tuple) else (value,)
+    return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
+
+
+def wrapped_in(value: Any) -> list[Optimizer]:
+    """Return the optimizers inside of a thing that steps and is none itself; none if it does not step."""
+    steps = hasattr(value, "__dict__") and all(callable(getattr(value, name, None)) for name in ("step", "zero_grad"))
+    return [inner for part in vars(value).values() for inner in optimizers_of(part)] if steps else []
+
+
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield the parameters of all groups."""
     return chain.from_iterable(group[_PARAMS] for group in _groups(optimizer))

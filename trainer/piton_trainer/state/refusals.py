@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from piton.contract import InputError
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
+from piton_trainer.state.optimizers import optimizers_of
 from piton_trainer.state.state_dicts import lazy_part
 
 
@@ -88,14 +88,3 @@ def difference(missing: list[str], extra: list[str]) -> str:
     parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
     parts += [f"also has {extra[0]} and {len(extra) - 1} more"] if extra else []
     return " and ".join(parts)
-
-
-def optimizers_of(value: Any) -> tuple[Optimizer, ...]:
-    """Return the optimizers that a thing is, one or several; none if it is something else."""
-    items = value if isinstance(value, list | tuple) else (value,)
-    return tuple(items) if items and all(isinstance(item, Optimizer) for item in items) else ()
-
-
-def is_wrapper(value: Any) -> bool:
-    """True if a thing steps, and may hold optimizers."""
-    return hasattr(value, "__dict__") and all(callable(getattr(value, name, None)) for name in ("step", "zero_grad"))

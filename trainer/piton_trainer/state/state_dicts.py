@@ -111,7 +111,7 @@ class OptimizerState:
         return {"state": self._document, "param_groups": document}, own | tensors
 
     def split(self, state: Any, part: str = "") -> Captured:
-        """As `codec.split`, of this optimizer's state or a part of it."""
+        """Split this optimizer's state, or a part of it, as `codec.split` does."""
         return codec.split(state, f"{self.key}{part}", flaws=self._flaws)
 
 
@@ -174,7 +174,7 @@ class _Structure:
 
 
 def split_module(module: nn.Module, key: str, flaws: dict[str, str]) -> Captured:
-    """As `codec.split`, of what torch says when asked."""
+    """Ask torch for the state of a module, and split it as `codec.split` does."""
     return codec.split(dict(get_model_state_dict(module)), key, flaws=flaws, in_place=True)
 
 

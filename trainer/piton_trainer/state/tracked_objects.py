@@ -26,8 +26,17 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
-from piton_trainer.state.optimizers import Given, names_of, parameters_of, restore, stateless, templates
-from piton_trainer.state.refusals import casts, difference, flaw_of, is_wrapper, optimizers_of, refusing, switched
+from piton_trainer.state.optimizers import (
+    Given,
+    names_of,
+    optimizers_of,
+    parameters_of,
+    restore,
+    stateless,
+    templates,
+    wrapped_in,
+)
+from piton_trainer.state.refusals import casts, difference, flaw_of, refusing, switched
 from piton_trainer.state.state_dicts import (
     Captured,
     ModuleState,
@@ -100,8 +109,7 @@ class TrackedObjects:
     @property
     def wrapped_optimizers(self) -> list[Optimizer]:
         """Those inside of objects that step and are no optimizers of torch themselves, such as a Lookahead."""
-        wrappers = [self._objects[name] for name in self.plain if is_wrapper(self._objects[name])]
-        return [inner for wrapper in wrappers for part in vars(wrapper).values() for inner in optimizers_of(part)]
+        return [inner for name in self.plain for inner in wrapped_in(self._objects[name])]
 
     @torch.no_grad()
     def steady(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -119,7 +127,7 @@ class TrackedObjects:
         return self._steady
 
     def capture(self, *, is_first: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The state of everything but the loader, as JSON and tensors.
+        """Return the state of everything but the loader, as JSON and tensors.
 
         Raises:
             ValueError: it holds what a checkpoint cannot hold; or, where it is the first time, an object fails.
@@ -162,7 +170,7 @@ class TrackedObjects:
         return self.split({name: _state_of(self._objects[name]) for name in sorted(names)}, prefix)
 
     def split(self, state: Any, key: str) -> Captured:
-        """As `codec.split`, and remember the flaws."""
+        """Split a piece of state as `codec.split` does, and remember its flaws."""
         return codec.split(state, key, flaws=self.flaws)
 
     def capture_loader(self) -> Any:

@@ -29,7 +29,7 @@ def progress_of(
     now: datetime,
     complete: Complete | None,
 ) -> Progress:
-    """The report. `started` is the step and the training seconds that this attempt began with.
+    """Return the report. `started` is the step and the training seconds that this attempt began with.
 
     A script may report a `step` of its own; on the wire the name is taken.
     """

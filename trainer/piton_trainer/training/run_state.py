@@ -55,7 +55,7 @@ class RunState:
     def gather(
         self, objects: TrackedObjects, feed: Randomness, *, is_finished: bool = False
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The JSON of all ranks' objects, and the tensors of this one's.
+        """Return the JSON of all ranks' objects, and the tensors of this one's.
 
         Where an object differs between ranks for the first time, all of them gather once more.
 

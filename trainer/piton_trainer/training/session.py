@@ -234,7 +234,7 @@ class Session(RankContext):
         A loop that is left by `break` ends the run as well. But a start by hand, or `piton.dev/retry`, then goes on
         with the training, since nothing says that the end is meant.
         """
-        self._opened.is_meant = True
+        self._opened.leaves_on_purpose = True
 
     def peek(self, name: str) -> Any:
         """The state of the object of this name in the checkpoint that `restore` will take; None when there is none.

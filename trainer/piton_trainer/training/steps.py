@@ -65,7 +65,7 @@ class Steps:
     ) -> None:
         self.state = TrainState()
         self.complete: Complete | None = None
-        self.has_begun = self.is_meant = False
+        self.has_begun = self.leaves_on_purpose = False
         self._assignment = config.assignment
         self._ranks = ranks
         self._store = store
@@ -170,7 +170,7 @@ class Steps:
         if self.complete is None:
             # As far as anybody can tell, the body of the loop had done its work when it was left by `break`.
             self.state.step += self._inside_step
-            self.state.ended = LEFT_ON_PURPOSE if self._ranks.agree([float(self.is_meant)])[0] else LEFT_BY_BREAK
+            self.state.ended = LEFT_ON_PURPOSE if self._ranks.agree([self.leaves_on_purpose])[0] else LEFT_BY_BREAK
             self._finish(self.state.ended)
         assert self.complete is not None
         self._await_mirror()

@@ -23,6 +23,7 @@ from piton_trainer.checkpoint.format import containers
 _TENSOR, _TUPLE, _ITEMS, _COUNTER, _NUMBER = "$tensor", "$tuple", "$items", "$counter", "$number"
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
+LAZY_CURE = "run a batch through the module before session.restore(), which makes its parameters"
 _CURES = {
     "set": "save sorted(…)",
     "frozenset": "save sorted(…)",
@@ -115,7 +116,7 @@ def bytes_of(tensor: Tensor) -> Tensor:
     """Return the numbers of a tensor as bytes in a row.
 
     Raises:
-        RuntimeError, NotImplementedError: it is more than an array of numbers.
+        RuntimeError: it is more than an array of numbers.
     """
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
@@ -136,7 +137,8 @@ class _Parts:
         if kind in _PLAIN:
             return value
         if isinstance(value, list):
-            self._expect(kind is list, value, key, "list")
+            if kind is not list:
+                self._note_loss(value, key, "list")
             return list(value) if _are_plain(value) else [self.take(item, f"{key}/{i}") for i, item in enumerate(value)]
         if isinstance(value, tuple | deque):
             return {_TUPLE: self.take(list(value), key), **self._named(value, key, "tuple")}
@@ -144,11 +146,10 @@ class _Parts:
             return self._take_mapping(value, key)
         if (name := containers.number_type(value)) is not None:
             return {_NUMBER: value.item(), containers.TYPE: name}  # type: ignore[attr-defined]
-        if isinstance(value, bool | int | float | str):
-            self._expect(
-                False, value, key, next(base.__name__ for base in (int, float, str) if isinstance(value, base))
-            )
-            return value
+        for base in (int, float, str):
+            if isinstance(value, base):
+                self._note_loss(value, key, base.__name__)
+                return value
         raise InputError(
             f"{key} is a {_name(kind)}, which only its own code could make again; "
             f"{_CURES.get(kind.__name__, 'save what it is made of: tensors, numbers, strings, lists and dicts')}"
@@ -156,7 +157,8 @@ class _Parts:
 
     def _take_mapping(self, value: Mapping[Any, Any], key: str) -> Any:
         if isinstance(value, Counter):
-            self._expect(type(value) is Counter, value, key, "Counter")
+            if type(value) is not Counter:
+                self._note_loss(value, key, "Counter")
             return {_COUNTER: self._take_items(value, key)}
         named = self._named(value, key, "dict")
         if not named and all(type(name) is str and not name.startswith("$") for name in value):
@@ -178,21 +180,19 @@ class _Parts:
 
     def _named(self, value: object, key: str, base: str) -> dict[str, Any]:
         named = containers.named(value)
-        self._expect(named is not None, value, key, base)
+        if named is None:
+            self._note_loss(value, key, base)
         return named or {}
 
-    def _expect(self, is_exact: bool, value: object, key: str, base: str) -> None:
-        if not is_exact:
-            self._flaws[key] = f"{key} is a {_name(type(value))} and would come back as a {base}; save {base}(…)"
+    def _note_loss(self, value: object, key: str, base: str) -> None:
+        """Note that a value would lose its class, and come back as one of the class `base`."""
+        self._flaws[key] = f"{key} is a {_name(type(value))} and would come back as a {base}; save {base}(…)"
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """Return the same numbers without a class of their own, which only its own code could make again."""
     is_wrapper = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
     return tensor if type(tensor) is Tensor or is_wrapper else tensor.as_subclass(Tensor)
-
-
-LAZY_CURE = "run a batch through the module before session.restore(), which makes its parameters"
 
 
 def _flaw_of(tensor: Tensor, *, in_place: bool) -> str | None:
@@ -208,11 +208,11 @@ def _flaw_of(tensor: Tensor, *, in_place: bool) -> str | None:
             f"is a {_name(kind)}, which holds its numbers in other tensors and would come back as a plain one; {cure}"
         )
     if local.is_nested:
-        return f"is a nested tensor; save {_CALL['nested']}, {plain}"
+        return f"is a nested tensor; save torch.nested.to_padded_tensor(…, 0.0), {plain}"
     if local.is_quantized:
-        return f"is quantized; save {_CALL['quantized']}, {plain}"
+        return f"is quantized; save ….int_repr(), {plain}"
     if local.layout is not torch.strided:
-        return f"is {str(local.layout).removeprefix('torch.')}; save {_CALL['sparse']}, {plain}"
+        return f"is {str(local.layout).removeprefix('torch.')}; save ….to_dense(), {plain}"
     if local.is_meta:
         return f"is on the device meta and has no numbers; make it with .to_empty(device=…), {plain}"
     if in_place and any(step == 0 and size > 1 for step, size in zip(local.stride(), local.shape, strict=True)):
@@ -220,9 +220,6 @@ def _flaw_of(tensor: Tensor, *, in_place: bool) -> str | None:
     if not in_place and kind not in (Tensor, torch.nn.Parameter):
         return f"is a {_name(kind)} and would come back as a Tensor; save ….as_subclass(torch.Tensor)"
     return None
-
-
-_CALL = {"nested": "torch.nested.to_padded_tensor(…, 0.0)", "quantized": "….int_repr()", "sparse": "….to_dense()"}
 
 
 def _name(kind: type) -> str:
