@@ -27,10 +27,10 @@ from fuzz_loops.loop import Loop
 from fuzz_loops.models import INPUTS
 
 SIZE, REST = 4, 3
+_OUTLIVES_SECONDS = 0.05
+"""How long a worker outlives its rank, which it holds up when it leaves."""
 for module in (_utils, torch_worker, torchdata_worker):
-    vars(module)["MP_STATUS_CHECK_INTERVAL"] = (
-        0.05  # seconds for which a worker outlives its rank, and holds it up when it leaves
-    )
+    vars(module)["MP_STATUS_CHECK_INTERVAL"] = _OUTLIVES_SECONDS
 
 
 class Rows(Dataset[Tensor]):

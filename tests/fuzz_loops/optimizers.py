@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
@@ -82,13 +82,11 @@ def _groups(loop: Loop, net: nn.Sequential, named: dict[str, nn.Parameter]) -> A
         return list(named.items())
     if loop.groups == "each":
         return [{"params": [weight], "lr": loop.lr / (1 + number)} for number, weight in enumerate(weights)]
-    if loop.groups == "decay":
+    if loop.groups in ("decay", "merged"):
         return _by_shape(weights)
     if loop.groups == "added":
         head = set(net[-1].parameters())
         return [weight for weight in weights if weight not in head]
-    if loop.groups == "merged":
-        return _by_shape(weights)
     return weights
 
 
@@ -152,8 +150,3 @@ def spelled(optimizer: Optimizer, names: dict[int, str]) -> list[Any]:
         states: dict[str, Any] = {names[id(weight)]: optimizer.state.get(weight, {}) for weight in group["params"]}
         found.append([settings, dict(sorted(states.items()))])
     return found
-
-
-def gradients(optimizers: Iterable[Optimizer]) -> list[Tensor]:
-    """Return the parameters of the optimizers, each once."""
-    return [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]

@@ -20,6 +20,8 @@ from support import ranks
 SECONDS = 60.0
 """Time for one attempt; they take less than two seconds."""
 _TRACEBACK = "Traceback (most recent call last)"
+_EXPECTED = (0, ExitCode.STOPPED, -signal.SIGKILL)
+"""Exit codes of ranks that have finished, or were killed as the loop says."""
 
 
 class Kind(StrEnum):
@@ -75,17 +77,17 @@ class Attempt:
         return sum(rank == 0 and isinstance(step, int) for rank, step in self.lines)
 
     def log(self, rank: int = 0) -> str:
-        """What a rank has written."""
+        """Return what a rank has written."""
         path = self.place.file("log", rank)
         return path.read_text(errors="replace") if path.exists() else ""
 
     def logs(self) -> str:
-        """What all ranks have written."""
+        """Return what all ranks have written."""
         return "".join(map(self.log, range(self.loop.ranks)))
 
     def error(self) -> str:
-        """The exception that ended a rank, in one line."""
-        failed = [rank for rank, code in enumerate(self.codes) if code not in (0, ExitCode.STOPPED, -signal.SIGKILL)]
+        """Return the exception that ended a rank, in one line."""
+        failed = [rank for rank, code in enumerate(self.codes) if code not in _EXPECTED]
         own = [
             line
             for rank in failed
@@ -119,11 +121,11 @@ class Play:
         last = attempts[-1]
         code = max(last.codes, key=lambda code: (code == ExitCode.BAD_CONFIG, code))
         if code == ExitCode.BAD_CONFIG:
-            return self._refused(last)
+            return self._refused(attempts)
         before = self._oracle(attempts)
         if any(before.codes):
             return Verdict(kind=Kind.NO_LOOP, reason=_plain(before.error()))
-        if any(code not in (0, ExitCode.STOPPED, -signal.SIGKILL) for code in last.codes):
+        if any(code not in _EXPECTED for code in last.codes):
             return Verdict(kind=Kind.TRACEBACK, reason=_plain(last.error()), detail=last.logs())
         for attempt in attempts[:-1] if self._loop.change else attempts:
             if difference := _difference(attempt, before):
@@ -135,7 +137,7 @@ class Play:
     def _attempts(self) -> Iterator[Attempt]:
         for number, kill in enumerate((*self._loop.kills, None)):
             loop = changed(self._loop) if kill is None else self._loop
-            attempt = self._attempt(loop, f"attempt-{number}", kill)
+            attempt = self._attempt(loop, number, kill)
             yield attempt
             is_killed = kill is not None and (
                 -signal.SIGKILL in attempt.codes if kill.signal == KILL else set(attempt.codes) == {ExitCode.STOPPED}
@@ -143,10 +145,10 @@ class Play:
             if not is_killed and set(attempt.codes) != {0}:
                 return
 
-    def _attempt(self, loop: Loop, name: str, kill: Kill | None) -> Attempt:
-        place, checkpoints = Place(folder=self._folder, name=name), self._folder / "checkpoints"
+    def _attempt(self, loop: Loop, number: int, kill: Kill | None) -> Attempt:
+        place, checkpoints = Place(folder=self._folder, name=f"attempt-{number}"), self._folder / "checkpoints"
         has_saved = checkpoints.exists() and bool(layout.step_folders(checkpoints))
-        seed = loop.seed + (int(name[-1]) + 1 if has_saved else 0)
+        seed = loop.seed + (number + 1 if has_saved else 0)
         body = partial(under_piton, loop, place, checkpoints, seed=seed, kill=kill)
         return self._run(loop, place, body, is_killed=kill is not None and kill.signal == KILL)
 
@@ -186,7 +188,8 @@ class Play:
         """True if an attempt before the change has finished already, so that the change changes nothing."""
         return any(set(attempt.codes) == {0} for attempt in attempts[:-1])
 
-    def _refused(self, last: Attempt) -> Verdict:
+    def _refused(self, attempts: list[Attempt]) -> Verdict:
+        last = attempts[-1]
         words = [line.removeprefix("piton: ") for line in last.log().splitlines() if line.startswith("piton: ")]
         reason = _plain(words[-1]) if words else "without a sentence"
         if last.steps > 1 or not words:
@@ -194,7 +197,7 @@ class Play:
         if _TRACEBACK in last.logs():
             return Verdict(kind=Kind.TRACEBACK, reason=reason, detail=last.logs())
         is_changed = last.loop is not self._loop and self._change.refused
-        is_first = not last.resumed_from and last.place.name == "attempt-0"
+        is_first = not last.resumed_from and len(attempts) == 1
         may_be = is_changed or (is_first and self._loop.words & MAY_BE_REFUSED)
         return Verdict(kind=Kind.REFUSED if may_be else Kind.NEEDLESS, reason=reason, detail=last.logs())
 

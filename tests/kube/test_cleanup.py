@@ -391,10 +391,7 @@ async def _fails_and_owns_its_claim(pilot: Pilot) -> None:
 
 
 async def _retry(pilot: Pilot) -> None:
-    run = pilot.run()
-    assert run is not None
-    run["metadata"].setdefault("annotations", {})[names.ANNOTATION_RETRY] = "once more"
-    await pilot.server.put(RUNS, run)
+    await pilot.annotate(names.ANNOTATION_RETRY, "once more")
 
 
 def _refuse_to_free(pilot: Pilot, status: int, *, times: int = 1) -> list[Any]:
@@ -547,10 +544,8 @@ async def test_a_run_that_is_to_be_retried_in_that_very_moment_is_not_deleted(pi
     await pilot.until_phase(Phase.FAILED)
 
     async def retry(request: Any) -> None:
-        run = pilot.run()
-        if request.method == "DELETE" and request.resource == RUNS and run is not None:
-            run["metadata"].setdefault("annotations", {})[names.ANNOTATION_RETRY] = "once more"
-            await pilot.server.put(RUNS, run)
+        if request.method == "DELETE" and request.resource == RUNS and pilot.run() is not None:
+            await _retry(pilot)
 
     pilot.server.before_write = retry
     await pilot.turn(3601)

@@ -420,6 +420,10 @@ async def _trains_in_a_job_that_stays(pilot: Pilot, finalizer: str, **spec: Any)
     pilot.cluster.script = {1: Runs(), 2: Runs()}
     await pilot.cluster.apply(a_manifest(**spec))
     await pilot.until_phase(Phase.TRAINING)
+    await _keep_job(pilot, finalizer)
+
+
+async def _keep_job(pilot: Pilot, finalizer: str) -> None:
     job = pilot.server.find(JOBS, "ragcun-1", "team")
     assert job is not None
     job["metadata"]["finalizers"] = [finalizer]
@@ -488,10 +492,7 @@ async def test_a_sidecar_in_a_job_that_stays_keeps_no_machine(pilot: Pilot) -> N
     pilot.cluster.script = {1: CRASHES, 2: Runs()}
     await pilot.cluster.apply(a_manifest())
     await pilot.until(lambda: bool(_machines(pilot)))
-    job = pilot.server.find(JOBS, "ragcun-1", "team")
-    assert job is not None
-    job["metadata"]["finalizers"] = ["example.com/archive"]
-    await pilot.server.put(JOBS, job)
+    await _keep_job(pilot, "example.com/archive")
     await _wait(pilot, 150)
     assert _machines(pilot) == ["ragcun-2-master-0"]
     assert pilot.status().phase is Phase.TRAINING

@@ -47,19 +47,12 @@ def a_random_spec(dice: random.Random) -> dict[str, Any]:
     return spec | ({"suspend": True} if dice.random() < 0.15 else {})
 
 
-async def annotate(pilot: Pilot, key: str, text: str) -> None:
-    run = pilot.run()
-    assert run is not None
-    run["metadata"].setdefault("annotations", {})[key] = text
-    await pilot.server.put(RUNS, run)
-
-
 async def meddle(pilot: Pilot, dice: random.Random, turn: int) -> None:
     """Do what people and their tools do."""
     if dice.random() < 0.25:
         await pilot.cluster.apply(a_manifest(**a_random_spec(dice)))
     if dice.random() < 0.03:
-        await annotate(pilot, names.ANNOTATION_RETRY, str(turn))
+        await pilot.annotate(names.ANNOTATION_RETRY, str(turn))
     run = pilot.run()
     if run is not None and dice.random() < 0.02 and "deletionTimestamp" not in run["metadata"]:
         await pilot.server.delete(RUNS, "ragcun", "team")

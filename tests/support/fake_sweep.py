@@ -33,9 +33,9 @@ from support.fake_denials import ANSWERS, TIME_OUT, sentence
 from support.fake_world import Crash
 from support.sweeps import a_run_seen, a_run_status, a_sweep, ends_at, observed_of
 
-SPEC = a_spec(workers={"gpusPerNode": 0}, capacity={"maxPricePerHour": "36"})
 RATE = "36"
 """Dollars per hour of a run that trains."""
+SPEC = a_spec(workers={"gpusPerNode": 0}, capacity={"maxPricePerHour": RATE})
 STATUS = "the status"
 """What is denied when the sweep's own status cannot be written."""
 

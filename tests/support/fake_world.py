@@ -357,14 +357,11 @@ class FakeWorld:
 
     def _remove(self, effect: RemoveReplica) -> None:
         trainer = self.jobs.get(effect.number)
-        if trainer is None or not trainer.shown:
+        if trainer is None or not trainer.shown or not (trainer.node_gone or effect.grace_seconds == 0):
             return
-        if not trainer.node_gone and effect.grace_seconds == 0:
-            if not self.may_be_forced(trainer):
-                self.unfounded.append(f"the pod of attempt {trainer.number} was forced")
-            trainer.shown = False
-        elif trainer.node_gone:
-            trainer.shown = False
+        if not (trainer.node_gone or self.may_be_forced(trainer)):
+            self.unfounded.append(f"the pod of attempt {trainer.number} was forced")
+        trainer.shown = False
 
     def may_be_forced(self, trainer: Trainer) -> bool:
         """True if the user wants such a pod to be forced, and nothing else could meet its process."""

@@ -172,6 +172,13 @@ class Pilot:
         assert found is not None, "the run is gone"
         return parse(found).status
 
+    async def annotate(self, key: str, text: str) -> None:
+        """Annotate the run as `kubectl annotate` does."""
+        run = self.run()
+        assert run is not None
+        run["metadata"].setdefault("annotations", {})[key] = text
+        await self.server.put(RUNS, run)
+
     def creates(self) -> dict[str, int]:
         """How many objects of each kind were created over HTTP; events aside."""
         return self.count("POST")

@@ -41,6 +41,12 @@ class Ran:
     resumed_from: int | None = None
     complete: Complete | None = None
 
+    def digest(self) -> str:
+        """Return the digest of the weights that it ended with."""
+        assert self.complete is not None
+        assert self.complete.weights_digest is not None
+        return self.complete.weights_digest
+
 
 def terminate(_: piton_trainer.Session) -> None:
     """The node is being reclaimed, and says so."""

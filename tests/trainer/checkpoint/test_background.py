@@ -405,12 +405,6 @@ def test_a_full_disk_on_one_rank_is_heard_by_both(tmp_path: Path) -> None:
 # In a session.
 
 
-def digest(ran: tiny.Ran) -> str:
-    assert ran.complete is not None
-    assert ran.complete.weights_digest is not None
-    return ran.complete.weights_digest
-
-
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_stopped_and_resumed_ends_with_the_weights_of_one_that_was_not(world_size: int, tmp_path: Path) -> None:
     whole = ranks.run(world_size, partial(tiny.train, tmp_path / "whole"))
@@ -419,7 +413,7 @@ def test_a_run_stopped_and_resumed_ends_with_the_weights_of_one_that_was_not(wor
     resumed = ranks.run(world_size, partial(train, seed=9))
     assert [e.result.code for e in stopped] == [143] * world_size
     assert [e.result.resumed_from for e in resumed] == [7] * world_size
-    assert {digest(e.result) for e in resumed} == {digest(e.result) for e in whole}
+    assert {e.result.digest() for e in resumed} == {e.result.digest() for e in whole}
 
 
 def test_a_run_that_crashes_keeps_the_save_that_was_in_flight(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import piton_trainer
+from fuzz_loops.models import ExtraState
 from piton.contract import names
 from piton.contract.assignment import SavePolicy
 from piton_trainer.checkpoint import Snapshot
@@ -242,25 +243,15 @@ def test_a_session_that_ends_while_copying_keeps_the_save(tmp_path: Path, gate: 
     assert torch.equal(loaded(tmp_path)["weights"], live["weights"])
 
 
-class Counts(nn.Identity):
-    """A module whose own state is no tensor."""
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"calls": 1}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """It is always the same."""
-
-
 def test_steady_is_what_optimizers_change_and_the_average_and_nothing_else() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), Counts())
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), ExtraState())
     model.requires_grad_(True)
     frozen = nn.Linear(3, 3).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1))
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
     objects = TrackedObjects(
-        {"model": model, "frozen": frozen, "optimizer": optimizer, "ema": nn.Sequential(nn.Linear(3, 3), Counts())}
+        {"model": model, "frozen": frozen, "optimizer": optimizer, "ema": nn.Sequential(nn.Linear(3, 3), ExtraState())}
     )
     tensors = objects.capture()[1]
     steady = objects.steady(tensors)

@@ -12,6 +12,7 @@ from torch.optim import SGD
 import piton_trainer
 from piton_trainer.checkpoint import inspect
 from piton_trainer.state.weights_digest import weights_digest
+from piton_trainer.training.save_scheduler import SaveScheduler
 from support import tiny
 from support.subclasses import Named, in_rows, ragged
 
@@ -70,18 +71,15 @@ def test_there_is_none_of_what_is_no_array_of_numbers(build: Callable[[], nn.Mod
     assert weights_digest({"model": build()}) is None
 
 
-@pytest.mark.parametrize("change", [lambda model: setattr(model, "is_silent", True)])
-def test_a_training_that_is_done_is_finished_without_it(
-    change: Callable[[nn.Module], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_that_is_done_is_finished_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Silent(2, 2)
-    save = piton_trainer.training.save_scheduler.SaveScheduler.save_final
+    save = SaveScheduler.save_final
 
-    def save_and_change(self: Any, *args: Any, **kwargs: Any) -> None:
+    def save_and_fall_silent(self: Any, *args: Any, **kwargs: Any) -> None:
         save(self, *args, **kwargs)
-        change(model)
+        model.is_silent = True
 
-    monkeypatch.setattr(piton_trainer.training.save_scheduler.SaveScheduler, "save_final", save_and_change)
+    monkeypatch.setattr(SaveScheduler, "save_final", save_and_fall_silent)
     with piton_trainer.session(tiny.config(tmp_path, termination_log=tmp_path / "end")) as session:
         session.restore(model=model, optimizer=SGD(model.parameters(), 0.1))
         for _ in session.steps(range(3)):

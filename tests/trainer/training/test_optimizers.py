@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import (
 )
 
 import piton_trainer
+from fuzz_loops.models import ExtraState
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.state import optimizers
 from support import ranks, tiny
@@ -200,20 +201,10 @@ def test_groups_that_a_script_changes_in_the_middle_are_there_again(make: Make, 
     expect_exact(tmp_path, make, body)
 
 
-class Counts(nn.Identity):
-    """A module with state of its own."""
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"calls": 1}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """It is always the same."""
-
-
 @pytest.mark.parametrize("kind", [SGD, AdamW])
 def test_groups_over_a_model_with_state_of_its_own_are_there_again(kind: Any, tmp_path: Path) -> None:
     def make(model: nn.Sequential) -> Optimizer:
-        model.append(Counts())
+        model.append(ExtraState())
         optimizer: Optimizer = whole(kind)(model)
         return optimizer
 

@@ -20,12 +20,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tiny.Ran:
     return tiny.train(tmp_path_factory.mktemp("whole"))
 
 
-def digest(ran: tiny.Ran) -> str:
-    assert ran.complete is not None
-    assert ran.complete.weights_digest is not None
-    return ran.complete.weights_digest
-
-
 @pytest.mark.parametrize("step", range(1, tiny.STEPS))
 def test_a_run_stopped_at_any_step_ends_with_the_same_weights(step: int, whole: tiny.Ran, tmp_path: Path) -> None:
     stopped = tiny.train(tmp_path, at={step: tiny.terminate})
@@ -33,7 +27,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_weights(step: int, whole: 
     assert stopped.code == 143
     assert resumed.resumed_from == step
     assert stopped.losses | resumed.losses == whole.losses
-    assert digest(resumed) == digest(whole)
+    assert resumed.digest() == whole.digest()
 
 
 @pytest.mark.parametrize("step", [5, 6, 11, 15])
@@ -42,7 +36,7 @@ def test_a_run_that_vanishes_at_any_step_ends_with_the_same_weights(step: int, w
         tiny.train(tmp_path, at={step: tiny.vanish})
     resumed = tiny.train(tmp_path, seed=99)
     assert resumed.resumed_from == (step - 1) // 4 * 4
-    assert digest(resumed) == digest(whole)
+    assert resumed.digest() == whole.digest()
 
 
 def test_sigterm_loses_no_step(tmp_path: Path) -> None:
@@ -61,7 +55,7 @@ def test_a_finished_run_trains_nothing_and_finishes_again_with_the_same_digest(w
     tiny.train(tmp_path)
     again = tiny.train(tmp_path, seed=5)
     assert again.losses == {}
-    assert digest(again) == digest(whole)
+    assert again.digest() == whole.digest()
 
 
 def test_a_finished_run_that_is_given_more_epochs_goes_on(tmp_path: Path) -> None:
@@ -70,7 +64,7 @@ def test_a_finished_run_that_is_given_more_epochs_goes_on(tmp_path: Path) -> Non
     tiny.train(tmp_path / "later")
     later = tiny.train(tmp_path / "later", seed=5, epochs=more)
     assert sorted(later.losses) == list(range(tiny.STEPS + 1, tiny.STEPS + tiny.BATCHES + 1))
-    assert digest(later) == digest(with_more)
+    assert later.digest() == with_more.digest()
 
 
 def test_a_run_that_goes_on_is_not_complete_any_more(tmp_path: Path) -> None:

@@ -214,21 +214,17 @@ def test_objects_whose_tensors_would_have_one_name_are_refused(tmp_path: Path) -
         attempt(tmp_path, objects=lambda: objects)
 
 
-def refused_on_one_rank(directory: Path, *, late: bool = False) -> str:
-    """What a rank hears of it when the state of rank 1 alone would not come back."""
+def refused_on_one_rank(directory: Path) -> str:
+    """Return what a rank hears of it when the state of rank 1 alone would not come back."""
 
     def objects() -> dict[str, Any]:
-        return {"mine": State(Level.LOW if piton_rank() == 1 and not late else 1)}
+        return {"mine": State(Level.LOW if torch.distributed.get_rank() == 1 else 1)}
 
     try:
         attempt(directory, objects=objects)
     except BadConfig as refused:
         return str(refused)
     return ""
-
-
-def piton_rank() -> int:
-    return torch.distributed.get_rank()
 
 
 def test_all_ranks_refuse_what_one_of_them_could_not_resume_from(tmp_path: Path) -> None:
