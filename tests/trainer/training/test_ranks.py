@@ -37,7 +37,7 @@ def on_rank(rank: int, event: tiny.Event) -> tiny.Event:
 
 
 def digests(exits: list[ranks.Exit]) -> set[str]:
-    return {exit_.result.complete.weights_digest for exit_ in exits}
+    return {exit_.result.digest() for exit_ in exits}
 
 
 @pytest.fixture(scope="module")
