@@ -18,7 +18,8 @@ def main() -> None:
     """Train."""
     ready = Path(sys.argv[1])
     with piton_trainer.session() as session:
-        model = tiny.build()
+        torch.manual_seed(0)
+        model = tiny.build()  # with the same weights on all ranks
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         session.restore(model=model, optimizer=optimizer)
         own = ready.with_name(f"{ready.name}.{session.rank}")

@@ -29,7 +29,7 @@ from piton_trainer.checkpoint.format import codec
 Captured = tuple[Any, dict[str, Tensor]]
 """A state as JSON, and its tensors by key, as `codec.split` gives it; but the tensors are not detached."""
 
-_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 """Parts of names that torch.compile and activation checkpointing add, and that torch's state dicts omit."""
 _STATE_METHODS = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _CONTAINERS = _PARAMETERS, _BUFFERS, _CHILDREN = [attrgetter(name) for name in ("_parameters", "_buffers", "_modules")]
@@ -204,7 +204,7 @@ def _walk(module: nn.Module, prefix: str, fqn: str) -> Iterator[tuple[nn.Module,
     yield module, prefix, fqn
     for name, child in _CHILDREN(module).items():
         if child is not None:
-            is_wrapped = isinstance(module, DistributedDataParallel) or name in _WRAPPED
+            is_wrapped = isinstance(module, DistributedDataParallel) or name in WRAPPED
             yield from _walk(child, f"{prefix}{name}.", fqn if is_wrapped else f"{fqn}{name}.")
 
 

@@ -37,6 +37,7 @@ from piton_trainer.state.optimizers import (
     wrapped_in,
 )
 from piton_trainer.state.refusals import casts, difference, flaw_of, refusing, switched
+from piton_trainer.state.roles import Roles
 from piton_trainer.state.state_dicts import (
     Captured,
     ModuleState,
@@ -81,7 +82,8 @@ class TrackedObjects:
             if optimizers_of(value)
         }
         self._given = {name: list(map(Given.of, optimizers_of(self._objects[name]))) for name in self._optimizers}
-        self._replicated: tuple[list[str], frozenset[str]] = [], frozenset()
+        self._roles: Roles | None = None
+        """Of the newest capture; they stay the same as long as the keys do."""
         self._steady: frozenset[str] = frozenset()
         self._places: tuple[list[str], list[int], list[int]] | None = None
         """Locations of tensors at the last call of `steady`, and contents of the optimizers; while both are the same,
@@ -144,30 +146,26 @@ class TrackedObjects:
                 self.flaws[name] = f"{name}: another object has a {min(own)} too; give it a name without a slash"
         return documents, tensors
 
-    def replicated(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
-        """Return the keys of captured tensors that any rank may write: parameters and momenta, and shards of its own.
+    def roles(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Roles:
+        """Return what ranks have alike, and what each may have its own of, of a state that was captured."""
+        if self._roles is None or self._roles.keys != list(tensors):
+            self._roles = Roles(documents, tensors, self.modules(*self._modules), list(self._optimizers))
+        return self._roles
 
-        Buffers and the tensors of plain objects are rank 0's: in DDP each rank has running statistics of its own
-        batches, and gets rank 0's before its next step.
-        """
-        keys = list(tensors)
-        if self._replicated[0] != keys:
-            owners = tuple(f"{name}/" for name in self._optimizers)
-            modules = self.modules(*self._modules).items()
-            ours = {f"{name}/{fqn}" for name, module in modules for fqn in parameters_by_name(module)}
-            shards = {key for key, tensor in tensors.items() if isinstance(tensor, DTensor)}
-            momenta = {key for key in keys if key.startswith(owners)} if owners else set()
-            self._replicated = keys, frozenset((ours | shards | momenta).intersection(keys))
-        return self._replicated[1]
+    def own_parts(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the JSON of what may differ between ranks: of plain objects, and of buffers of modules."""
+        buffers = self.roles(documents, tensors).buffers
+        parts = {name: {fqn: documents[name][fqn] for fqn in fqns} for name, fqns in buffers.items()}
+        return {name: documents[name] for name in self.plain} | parts
+
+    def _is_shared(self, name: str) -> bool:
+        """True if an object is a module or optimizers, which ranks train together."""
+        return name in self._modules or name in self._optimizers
 
     @property
     def plain(self) -> frozenset[str]:
         """The names of the objects that are neither modules nor optimizers nor the loader."""
-        return frozenset(self._objects) - {LOADER} - self._modules.keys() - self._optimizers.keys()
-
-    def capture_own(self, names: Iterable[str], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the state of some plain objects, with keys that begin with the prefix."""
-        return self.split({name: _state_of(self._objects[name]) for name in sorted(names)}, prefix)
+        return frozenset(name for name in self._objects if name != LOADER and not self._is_shared(name))
 
     def split(self, state: Any, key: str) -> Captured:
         """Split a piece of state as `codec.split` does, and remember its flaws."""
@@ -315,7 +313,8 @@ def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, T
     if current.keys() != document.keys():
         missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
         raise InputError(f"{name} does not fit the checkpoint, which {difference(missing, extra)}")
-    return tensors
+    saved = frozenset(codec.keys(document))  # buffers that are this rank's own have keys of their own
+    return {key: tensor for key, tensor in tensors.items() if key in saved}
 
 
 def _is_plain(parameter: Tensor) -> bool:

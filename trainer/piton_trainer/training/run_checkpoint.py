@@ -259,9 +259,8 @@ class RunCheckpointer:
         Raises:
             BadConfig: nothing could resume from what is saved. A training that is finished is only warned of it.
         """
-        own, tensors = self._state.gather(objects, feed, is_finished=is_finished)
+        own, tensors = self._state.gather(objects, feed, step=state.step, is_finished=is_finished)
         document = {"train": state.to_document(), "seed": torch.initial_seed(), **self._origin, **own}
-        self._state.keep(state.step, tensors)
         steady = self._steady(objects, tensors)
         snapshot = Snapshot(step=state.step, tensors=tensors, document=document, metrics=metrics, steady=steady)
         self._noting(partial(self._checkpointer.save, snapshot))

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 OBJECTS = "objects"
 """Key of the objects of which each rank has a state of its own, in the JSON of a rank."""
+BUFFERS = "buffers"
+"""Key of the buffers of modules of which each rank has its own, in the JSON of a rank."""
 
 _FRESH_START = (
     "to train from step 0 all the same, annotate the TrainingRun with "
@@ -207,12 +209,14 @@ def fetch_from_mirror(telemetry: Telemetry, startup: Startup, newest: int | None
 def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
     """The state of every object as this rank has to restore it.
 
-    Each rank has a loader of its own, and those objects that differed between ranks. A rank that was not there has rank
-    0's of these.
+    Each rank has a loader of its own, and those objects and buffers that differed between ranks. A rank that was not
+    there has rank 0's of these, and with another number of ranks all have rank 0's buffers.
     """
     states, parts = document["objects"], document["ranks"]
-    own = parts[ranks.rank].get(OBJECTS, {}) if ranks.rank < len(parts) else {}
-    return {**states, **own, LOADER: _part_of(document, ranks)[LOADER]}
+    part = parts[ranks.rank] if ranks.rank < len(parts) else {}
+    buffers = part.get(BUFFERS, {}) if len(parts) == ranks.world_size else {}
+    modules = {name: {**states[name], **own} for name, own in buffers.items()}
+    return {**states, **modules, **part.get(OBJECTS, {}), LOADER: _part_of(document, ranks)[LOADER]}
 
 
 def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, ranks: Ranks) -> None:
@@ -232,13 +236,17 @@ def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, r
 
 
 def _strangers(document: Document, ranks: Ranks) -> list[str]:
-    """Return that there are ranks without a state of their own of objects that differ between ranks, if there are."""
+    """Return what goes on with rank 0's state because the number of ranks is another one."""
     parts = document["ranks"]
-    names = ", ".join(sorted(parts[0].get(OBJECTS, {})))
-    if not names or len(parts) >= ranks.world_size:
-        return []
-    there = f"each of {len(parts)} ranks has a state of its own in the checkpoint"
-    return [f"{names}: {there}, and there are {ranks.world_size} ranks now; the new ones go on with rank 0's"]
+    there, here = len(parts), ranks.world_size
+    told = []
+    if (names := ", ".join(sorted({name for part in parts for name in part.get(OBJECTS, {})}))) and there < here:
+        each = f"each of {there} ranks has a state of its own in the checkpoint"
+        told += [f"{names}: {each}, and there are {here} ranks now; the new ones go on with rank 0's"]
+    if (names := ", ".join(sorted({name for part in parts for name in part.get(BUFFERS, {})}))) and there != here:
+        each = f"each of {there} ranks has buffers of its own in the checkpoint"
+        told += [f"{names}: {each}, and there are {here} ranks now; all go on with rank 0's"]
+    return told
 
 
 def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:

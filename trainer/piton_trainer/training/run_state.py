@@ -6,25 +6,29 @@
 A run that has resumed from a step goes on, whatever is found: it would lose what it has, and it has gone on so far.
 
 `objects` of the JSON are rank 0's. An object without parameters whose state differs between ranks, such as a generator
-or a counter, is also in the JSON of each rank.
+or a counter, is also in the JSON of each rank, and so are `buffers` of modules that differ. Weights that differ would
+come back as a mixture of the ranks' own: they are refused up to the first save, and told later.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from piton.contract import InputError
 from piton_trainer.checkpoint import Saved
+from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.load.read_back import ReadBack
 from piton_trainer.errors import BadConfig
 from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state import agreement
 from piton_trainer.state.agreement import Agreement, Digests
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
-from piton_trainer.training.run_restore import OBJECTS
+from piton_trainer.training.run_restore import BUFFERS, OBJECTS
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,27 @@ Flaws = Mapping[str, str]
 """Parts of the state that would not come back, and what to do, by key."""
 _READ_BACK = "the first checkpoint"
 """Key of what was found when it was read again."""
+
+
+class _Word(NamedTuple):
+    """What a rank tells the others of its state."""
+
+    part: dict[str, Any]
+    """The state that only this rank has, for rank 0."""
+    digests: Digests
+    flaws: Flaws
+
+
+@dataclass(kw_only=True)
+class _Captured:
+    """The state of this rank."""
+
+    documents: dict[str, Any] = field(default_factory=dict)
+    """JSON of the objects."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Those of the objects."""
+    own: dict[str, Tensor] = field(default_factory=dict)
+    """Those that only this rank has."""
 
 
 class RunState:
@@ -44,6 +69,7 @@ class RunState:
         self._agreement = Agreement()
         self._told: Flaws | None = None
         """None before the first capture."""
+        self._has_saved = False
         self._read_back: ReadBack | None = None
         """Of the first save, on rank 0."""
 
@@ -53,27 +79,40 @@ class RunState:
         return next(iter((self._told or {}).values()), None)
 
     def gather(
-        self, objects: TrackedObjects, feed: Randomness, *, is_finished: bool = False
+        self, objects: TrackedObjects, feed: Randomness, *, step: int | None = None, is_finished: bool = False
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the JSON of all ranks' objects, and the tensors of this one's.
 
         Where an object differs between ranks for the first time, all of them gather once more.
 
+        Args:
+            objects: the user's objects.
+            feed: where this rank is in the data, and its random numbers.
+            step: the step that this is saved as; None: nothing is saved.
+            is_finished: True if the training is over.
+
         Raises:
             BadConfig: something of it could not be saved, or would not come back.
         """
+        is_first_save = step is not None and not self._has_saved
         while True:
-            tensors: dict[str, Tensor] = {}
-            documents: dict[str, Any] = {}
-            found = self._ranks.together(partial(self._capture, objects, feed, documents, tensors))
-            self._judge({key: flaw for _, _, flaws in found for key, flaw in flaws.items()}, is_finished=is_finished)
-            if self._agreement.settle([digests for _, digests, _ in found]):
-                return {"objects": documents, "ranks": [part for part, _, _ in found]}, tensors
-
-    def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a part of what is being saved as of this step, to compare it later; the first time only."""
-        if self._ranks.is_main and self._read_back is None:
-            self._read_back = ReadBack(step, tensors)
+            captured = _Captured()
+            is_whole = is_first_save or self._told is None
+            words = self._ranks.together(partial(self._capture, objects, feed, captured, is_whole=is_whole))
+            flaws = {key: flaw for word in words for key, flaw in word.flaws.items()}
+            mixed = self._mixed(words, objects, captured) if not (flaws and self._has_just_begun) else {}
+            is_mixture = _READ_BACK in flaws or (is_first_save and bool(mixed))
+            self._judge({**flaws, **mixed}, is_refused=is_mixture and not self.has_resumed and not is_finished)
+            if self._agreement.settle([word.digests for word in words]):
+                break
+        tensors = captured.tensors
+        if not self._ranks.is_main:
+            replicated = objects.roles(captured.documents, tensors).replicated
+            tensors = {key: tensor for key, tensor in tensors.items() if key in replicated}
+        tensors |= captured.own
+        if step is not None:
+            self._keep(step, tensors)
+        return {"objects": captured.documents, "ranks": [word.part for word in words]}, tensors
 
     def look_back(self, saved: Saved | None) -> None:
         """Begin to compare, once the newest checkpoint that is durable is that of the first save."""
@@ -90,52 +129,68 @@ class RunState:
         """True at the first capture of a run that has resumed from nothing."""
         return self._told is None and not self.has_resumed
 
-    def _judge(self, flaws: Flaws, *, is_finished: bool) -> None:
+    def _keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a part of what is being saved as of this step, to compare it later; the first time only."""
+        if self._ranks.is_main and not self._has_saved:
+            told = self._told or {}
+            self._read_back = ReadBack(step, {k: v for k, v in tensors.items() if k.partition("/")[0] not in told})
+        self._has_saved = True
+
+    def _mixed(self, words: Sequence[_Word], objects: TrackedObjects, captured: _Captured) -> Flaws:
+        """Return the objects whose weights turn out to differ between ranks, and what to do; all ranks together."""
+        found = dict[str, str]()
+        for name in self._agreement.unequal([word.digests for word in words]):
+            if name not in (self._told or {}):
+                weights = objects.roles(captured.documents, captured.tensors).weights.get(name)
+                own = None if weights is None else agreement.contents(weights, captured.tensors)
+                found[name] = agreement.difference(name, self._ranks.gather(own))
+        return found
+
+    def _judge(self, flaws: Flaws, *, is_refused: bool) -> None:
         """Refuse what would not come back, as long as nothing is lost by that; else warn. The same on all ranks.
 
         Raises:
-            BadConfig: the run has just begun, or its first checkpoint is not what was to be saved.
+            BadConfig: the run has just begun, or it is to be refused.
         """
         told = self._told or {}
         news = [flaw for key, flaw in flaws.items() if key not in told]
-        is_other = _READ_BACK in flaws and not self.has_resumed and not is_finished
         more = f", and {len(news) - 1} more like it" if news[1:] else ""
-        if news and (self._has_just_begun or is_other):
+        if news and (self._has_just_begun or is_refused):
             raise BadConfig(f"nothing could resume from a checkpoint of this: {news[0]}{more}")
         self._told = {**told, **flaws}
         if news and self._ranks.is_main:
             logger.warning("what is saved will not come back as it is: %s%s; training goes on", news[0], more)
 
-    def _capture(
-        self, objects: TrackedObjects, feed: Randomness, documents: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], Digests, Flaws]:
-        """Add this rank's state to `documents` and `tensors`.
-
-        Returns:
-            The state that only this rank has, for rank 0, digests of the objects that may differ between ranks, and
-            the flaws.
-        """
+    def _capture(self, objects: TrackedObjects, feed: Randomness, captured: _Captured, *, is_whole: bool) -> _Word:
+        """Add this rank's state to `captured`, and return what the others have to know."""
         is_first, prefix = self._has_just_begun, f"rank{self._ranks.rank}"
         if is_first and objects.flaws:
-            return {}, {}, objects.flaws
+            return _Word({}, Digests(), objects.flaws)
         try:
-            shared, shared_tensors = objects.capture(is_first=is_first)
+            captured.documents, captured.tensors = objects.capture(is_first=is_first)
             own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
-            part, part_tensors = objects.split(own, prefix)
+            part, captured.own = objects.split(own, prefix)
         except InputError as error:
             raise BadConfig(str(error)) from error
         if is_first and objects.flaws:
-            return {}, {}, objects.flaws
-        digests: Digests = {}
+            return _Word({}, Digests(), objects.flaws)
+        digests = Digests()
         if self._ranks.world_size > 1:
-            if self._agreement.per_rank:
-                part[OBJECTS], more = objects.capture_own(self._agreement.per_rank, f"{prefix}/{OBJECTS}")
-                part_tensors |= more
-            digests = self._agreement.digests(objects.plain, shared, shared_tensors)
-            if not self._ranks.is_main:
-                replicated = objects.replicated(shared_tensors)
-                shared_tensors = {key: tensor for key, tensor in shared_tensors.items() if key in replicated}
-        documents.update(shared)
-        tensors.update(shared_tensors | part_tensors)
+            digests = self._compare(objects, captured, part, prefix, is_whole=is_whole)
         problem = None if self._read_back is None else self._read_back.problem
-        return part, digests, objects.flaws if problem is None else {_READ_BACK: problem, **objects.flaws}
+        return _Word(part, digests, objects.flaws if problem is None else {_READ_BACK: problem, **objects.flaws})
+
+    def _compare(
+        self, objects: TrackedObjects, captured: _Captured, part: dict[str, Any], prefix: str, *, is_whole: bool
+    ) -> Digests:
+        """Add what this rank has its own of to its part; return the digests of the rest."""
+        documents, tensors = captured.documents, captured.tensors
+        parts = objects.own_parts(documents, tensors)
+        for name in sorted(self._agreement.per_rank & parts.keys()):
+            kind = OBJECTS if name in objects.plain else BUFFERS
+            state = codec.join(parts[name], tensors.__getitem__)
+            own, more = objects.split(state, f"{prefix}/{kind}/{name}")
+            part.setdefault(kind, {})[name] = own
+            captured.own |= more
+        weights = objects.roles(documents, tensors).weights
+        return self._agreement.digests(parts, weights, tensors, is_whole=is_whole)

@@ -1,0 +1,63 @@
+"""What ranks have alike of a state, and what each of them may have its own of.
+
+parameters and momenta           alike: any rank writes them, and reads what any rank wrote
+shards                           each rank writes and reads those that it holds
+buffers, tensors of plain objects    rank 0's, unless they are kept per rank
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.state.state_dicts import WRAPPED, parameters_by_name
+
+
+class Roles:
+    """The roles of the parts of a state that was captured. They stay the same as long as its keys do."""
+
+    def __init__(
+        self,
+        documents: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        modules: Mapping[str, nn.Module],
+        optimizers: Iterable[str],
+    ) -> None:
+        """Find out about these modules and the optimizers of these names."""
+        self.keys = list(tensors)
+        shared = {
+            name: {f"{name}/{fqn}" for fqn in parameters_by_name(module)}.intersection(tensors)
+            for name, module in modules.items()
+        }
+        shared |= {name: {key for key in self.keys if key.startswith(f"{name}/")} for name in optimizers}
+        shards = {key for key, tensor in tensors.items() if isinstance(tensor, DTensor)}
+        self.replicated = frozenset(shards.union(*shared.values()))
+        """Keys that any rank may write."""
+        self.weights = {name: [key for key in self.keys if key in own - shards] for name, own in shared.items()}
+        """Keys of what all ranks are expected to have equal, by object."""
+        buffers = {
+            name: [fqn for fqn, part in documents[name].items() if not _are_in(part, self.replicated)]
+            for name, module in modules.items()
+            if not _has_buffers_of_rank_0(module)
+        }
+        self.buffers = {name: fqns for name, fqns in buffers.items() if fqns}
+        """Names of buffers, and of states that are no tensors, of which each rank may have its own, by module."""
+
+
+def _has_buffers_of_rank_0(module: nn.Module) -> bool:
+    """True if all ranks get rank 0's buffers of a module before each step, as DDP does unless it is told not to."""
+    while not isinstance(module, DistributedDataParallel):
+        inner = next((child for name, child in module.named_children() if name in WRAPPED), None)
+        if inner is None:
+            return False
+        module = inner
+    return bool(module.broadcast_buffers)
+
+
+def _are_in(part: Any, keys: frozenset[str]) -> bool:
+    """True if a part of a state is tensors, and all of them have one of these keys."""
+    own = codec.keys(part)
+    return bool(own) and keys.issuperset(own)
