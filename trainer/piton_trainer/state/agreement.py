@@ -27,7 +27,7 @@ PARTS = 16
 
 
 class Content(NamedTuple):
-    """What a tensor is, in a form that ranks can compare."""
+    """Type, shape and sum of a tensor: a form that ranks can compare."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Digests:
 
 
 class Agreement:
-    """What ranks have found out about the state of each other."""
+    """The memory of ranks about the state of each other."""
 
     def __init__(self) -> None:
         self.per_rank: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""What ranks have alike of a state, and what each of them may have its own of.
+"""Roles of the parts of a state: those that ranks have alike, and those that each of them may have its own of.
 
 parameters and momenta           alike: any rank writes them, and reads what any rank wrote
 shards                           each rank writes and reads those that it holds

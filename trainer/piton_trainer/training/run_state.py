@@ -39,7 +39,7 @@ _READ_BACK = "the first checkpoint"
 
 
 class _Word(NamedTuple):
-    """What a rank tells the others of its state."""
+    """Words of a rank to the others about its state."""
 
     part: dict[str, Any]
     """The state that only this rank has, for rank 0."""
