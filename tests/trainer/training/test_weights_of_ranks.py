@@ -15,6 +15,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import piton_trainer
+from piton.contract import InputError
+from piton_trainer.checkpoint.export import export
+from piton_trainer.checkpoint.inspect import newest_good, survey
 from piton_trainer.errors import BadConfig
 from piton_trainer.state import agreement
 from support import ranks, tiny
@@ -32,6 +35,7 @@ class Script:
     extra: dict[str, Any] = field(default_factory=dict)
     after: Callable[[int], None] = lambda step: None
     """After the step of the optimizer."""
+    per_rank: bool = False
     optimizer: type[torch.optim.SGD] = torch.optim.SGD
 
 
@@ -49,7 +53,7 @@ def attempt(directory: Path, make: Callable[[int], Script], *, stop: bool = Fals
             torch.manual_seed(0)
             script = make(session.rank)
             optimizer = script.optimizer(script.model.parameters(), lr=0.05, momentum=0.9)
-            session.restore(model=script.model, optimizer=optimizer, **script.extra)
+            session.restore(per_rank=script.per_rank, model=script.model, optimizer=optimizer, **script.extra)
             for x in session.steps(batches(session.rank), epochs=1):
                 loss = (script.model(x) - x).square().mean()
                 optimizer.zero_grad()
@@ -292,6 +296,49 @@ def test_what_each_rank_has_of_its_own_comes_back_to_it(make: Callable[[int], Sc
         assert {key: here.result["state"][key] for key in differing} == {
             key: there.result["state"][key] for key in differing
         }
+
+
+PER_RANK = [alone, stages, shapes, average_of_rank_0, object_of_rank_1, feedback, partial(leaves, 5)]
+
+
+def per_rank(make: Callable[[int], Script], rank: int) -> Script:
+    """Say that each rank has weights of its own."""
+    script = make(rank)
+    script.per_rank = True
+    return script
+
+
+@pytest.mark.parametrize("make", PER_RANK)
+def test_each_rank_gets_its_own_weights_where_the_script_says_so(make: Callable[[int], Script], tmp_path: Path) -> None:
+    whole = ranks.run(2, partial(attempt, tmp_path / "whole", partial(per_rank, make)))
+    ranks.run(2, partial(attempt, tmp_path / "disturbed", partial(per_rank, make), stop=True))
+    resumed = ranks.run(2, partial(attempt, tmp_path / "disturbed", partial(per_rank, make)))
+    for there, here in zip(whole, resumed, strict=True):
+        late = {step: loss for step, loss in there.result["losses"].items() if step > STOP}
+        assert here.result == {**there.result, "losses": late}
+    assert list(whole[0].result["losses"]) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_weights_of_ranks_of_their_own_are_not_for_another_number_of_ranks(after: int, tmp_path: Path) -> None:
+    ranks.run(2, partial(attempt, tmp_path, partial(per_rank, alone), stop=True))
+    ends = ranks.run(after, partial(attempt, tmp_path, partial(per_rank, alone)))
+    sentence = "it was saved by 2 ranks, each with weights of its own (per_rank=True)"
+    assert [sentence in end.result["refused"] for end in ends] == [True] * after
+
+
+def test_shards_are_no_weights_of_a_rank_of_its_own(tmp_path: Path) -> None:
+    ends = ranks.run(2, partial(attempt, tmp_path, partial(per_rank, sharded)))
+    assert ["model/0.weight is spread over ranks" in end.result["refused"] for end in ends] == [True, True]
+
+
+def test_an_export_is_of_one_model(tmp_path: Path) -> None:
+    ranks.run(2, partial(attempt, tmp_path, partial(per_rank, alone), stop=True))
+    found = newest_good(survey(tmp_path))
+    assert found is not None
+    assert found.manifest is not None
+    with pytest.raises(InputError, match="each of 2 ranks has weights of its own"):
+        export(found.folder, found.manifest, tmp_path / "model", kind="safetensors", weights="model")
 
 
 @pytest.mark.parametrize("after", [1, 3])

@@ -98,12 +98,14 @@ def weights_of(checkpoint: CommittedCheckpoint, name: str) -> dict[str, Any]:
 
 def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[str, Any], int]:
     """Return the state dicts of the objects, and the number of tensors in them."""
-    objects = layout.read_document(checkpoint.folder)["objects"]
+    document = layout.read_document(checkpoint.folder)
+    layout.expect_one_model(document, checkpoint.folder)
+    objects = document["objects"]
     if weights is not None and weights not in objects:
         raise InputError(f"{checkpoint.folder.name} has no {weights}; it has {', '.join(sorted(objects))}")
-    document = objects if weights is None else objects[weights]
-    tensors = load_tensors(checkpoint, dict.fromkeys(codec.keys(document)))
-    state = codec.join(document, tensors.__getitem__, is_exact=False)
+    part = objects if weights is None else objects[weights]
+    tensors = load_tensors(checkpoint, dict.fromkeys(codec.keys(part)))
+    state = codec.join(part, tensors.__getitem__, is_exact=False)
     # A session takes one optimizer or a list of them; other libraries expect a single one without a list.
     if weights is None:
         state = {name: part[0] if isinstance(part, list) and len(part) == 1 else part for name, part in state.items()}

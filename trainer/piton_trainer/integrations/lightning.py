@@ -154,7 +154,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def _restore(self, trainer: Any, part: "_Part") -> None:
         assert self._session is not None
-        self._session.restore(model=trainer.lightning_module, **{MADE_BY: _Made(), TRAINER: part})
+        self._session.restore(per_rank=False, model=trainer.lightning_module, **{MADE_BY: _Made(), TRAINER: part})
         self._is_restored = True
 
     def _report(self, trainer: Any, more: Mapping[str, Tensor] | None = None) -> None:

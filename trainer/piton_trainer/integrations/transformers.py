@@ -99,6 +99,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             raise InputError("PitonCallback: the training has to be begun by Trainer.train()")
         scaler = getattr(self._trainer.accelerator, "scaler", None)
         self._session.restore(
+            per_rank=False,
             model=kwargs["model"],
             optimizer=getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]),
             scheduler=kwargs["lr_scheduler"],

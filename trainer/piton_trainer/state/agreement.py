@@ -125,8 +125,8 @@ def difference(name: str, found: Sequence[Mapping[str, Content] | None]) -> str:
 
 
 _CURE = (
-    "a checkpoint holds one of each, any rank's: wrap the model in DistributedDataParallel, or give all ranks the same "
-    "weights and the same updates"
+    "a checkpoint holds one of each, any rank's: wrap the model in DistributedDataParallel, give all ranks the same "
+    "weights and updates, or say session.restore(…, per_rank=True) if each rank is to have its own"
 )
 
 

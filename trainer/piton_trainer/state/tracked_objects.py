@@ -67,7 +67,9 @@ class Stateful(Protocol):
 class TrackedObjects:
     """Named objects that are saved and restored together."""
 
-    def __init__(self, objects: Mapping[str, Any]) -> None:
+    def __init__(self, objects: Mapping[str, Any], *, per_rank: bool = False) -> None:
+        self.per_rank = per_rank
+        """True if each rank has all of them for itself."""
         self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
         # In the order that all ranks give them in: some modules talk to other ranks when they say their state.
         modules = self.modules(*(name for name in self._objects if name != LOADER))
@@ -144,6 +146,10 @@ class TrackedObjects:
             tensors |= own
             if len(tensors) < apart:
                 self.flaws[name] = f"{name}: another object has a {min(own)} too; give it a name without a slash"
+        if self.per_rank and (spread := [key for key, value in tensors.items() if _is_spread(value)]):
+            self.flaws[spread[0]] = (
+                f"{spread[0]} is spread over ranks, and each has its own by per_rank=True; omit that"
+            )
         return documents, tensors
 
     def roles(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Roles:
@@ -315,6 +321,11 @@ def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, T
         raise InputError(f"{name} does not fit the checkpoint, which {difference(missing, extra)}")
     saved = frozenset(codec.keys(document))  # buffers that are this rank's own have keys of their own
     return {key: tensor for key, tensor in tensors.items() if key in saved}
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """True if several ranks have parts, or copies, of a tensor."""
+    return isinstance(tensor, DTensor) and tensor.device_mesh.size() > 1
 
 
 def _is_plain(parameter: Tensor) -> bool:

@@ -43,7 +43,12 @@ def train(session: Session, recipe: Recipe) -> None:
     trainee = TrainableModel(recipe, session)
     # The data comes first: where it has changed, that is the thing to say, and not that some weight has another shape.
     session.restore(
-        **recipe.extras, loader=recipe.loader, model=trainee.model, optimizer=trainee.optimizers, ema=trainee.average
+        per_rank=False,
+        **recipe.extras,
+        loader=recipe.loader,
+        model=trainee.model,
+        optimizer=trainee.optimizers,
+        ema=trainee.average,
     )
     trainee.connect()
     if session.is_main:

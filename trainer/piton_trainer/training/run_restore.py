@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ from piton_trainer.termination import print_status
 from piton_trainer.training.startup import Startup
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OBJECTS = "objects"
 """Key of the objects of which each rank has a state of its own, in the JSON of a rank."""
@@ -82,12 +84,14 @@ class RunRestorer:
         """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""
 
         def wanted(document: Document) -> Targets:
-            return Targets(fresh=dict.fromkeys(codec.keys(_state_of(document, name))))
+            own = prefix_of(document, self._ranks)
+            return Targets(fresh=dict.fromkeys(own + key for key in codec.keys(self._state_of(document, name))))
 
         loaded = self._newest(wanted, spare)
         if loaded is None:
             return None
-        return codec.join(_state_of(loaded.document, name), loaded.settle().__getitem__)
+        tensors = _without(prefix_of(loaded.document, self._ranks), loaded.settle())
+        return codec.join(self._state_of(loaded.document, name), tensors.__getitem__)
 
     def restore(
         self, objects: TrackedObjects, *, spare: Tensor | None
@@ -115,6 +119,10 @@ class RunRestorer:
             metrics=checkpoint.manifest.metrics,
         )
         return restored, state, resume
+
+    def _state_of(self, document: Document, name: str) -> Any:
+        """Return the state of one object: this rank's, where each has all objects of its own."""
+        return (states_of(document, self._ranks) if prefix_of(document, self._ranks) else document["objects"]).get(name)
 
     def _forget_break(self, state: TrainState, attempt: int) -> None:
         """Forget that the loop was left by `break`, if the user starts the training again."""
@@ -159,6 +167,7 @@ class RunRestorer:
 
     def _wanted(self, objects: TrackedObjects, document: Document) -> Targets:
         part, states = _part_of(document, self._ranks), states_of(document, self._ranks)
+        _refuse_weights_of_other_ranks(document, self._ranks)
         _refuse_a_rank_s_own_position(document, objects, self._ranks)
         try:
             targets = objects.wanted(states)
@@ -166,15 +175,21 @@ class RunRestorer:
             objects.explain(states)
             raise
         own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
-        return Targets(live=targets.live, fresh={**targets.fresh, **own}, explain=partial(objects.explain, states))
+        prefix = prefix_of(document, self._ranks)
+        return Targets(
+            live={prefix + key: tensor for key, tensor in targets.live.items()},
+            fresh={**{prefix + key: tensor for key, tensor in targets.fresh.items()}, **own},
+            explain=partial(objects.explain, states),
+        )
 
     def _settle(self, loaded: Loaded, objects: TrackedObjects) -> tuple[TrainState, Resume]:
         document = loaded.document
         state = TrainState.from_document(document["train"])
         part = _part_of(document, self._ranks)
         try:
-            tensors = loaded.settle()
-            told = objects.restore(states_of(document, self._ranks), tensors, loaded.dtypes)
+            prefix = prefix_of(document, self._ranks)
+            tensors, dtypes = _without(prefix, loaded.settle()), _without(prefix, loaded.dtypes)
+            told = objects.restore(states_of(document, self._ranks), tensors, dtypes)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
         told += _strangers(document, self._ranks)
@@ -219,6 +234,32 @@ def states_of(document: Document, ranks: Ranks) -> dict[str, Any]:
     return {**states, **modules, **part.get(OBJECTS, {}), LOADER: _part_of(document, ranks)[LOADER]}
 
 
+def prefix_of(document: Document, ranks: Ranks) -> str:
+    """Return what the keys of this rank's tensors begin with, which its states do not say, where it has all its own."""
+    parts = document["ranks"]
+    is_per_rank = ranks.rank < len(parts) and parts[ranks.rank].get(layout.PER_RANK, False)
+    return f"rank{ranks.rank}/{OBJECTS}/" if is_per_rank else ""
+
+
+def _without(prefix: str, found: Mapping[str, T]) -> dict[str, T]:
+    """Return what was found by key, with keys that do not begin with the prefix any more."""
+    return {key.removeprefix(prefix): value for key, value in found.items()}
+
+
+def _refuse_weights_of_other_ranks(document: Document, ranks: Ranks) -> None:
+    """Say no to weights of another number of ranks, each of which has its own.
+
+    Raises:
+        ValueError: the world has another size.
+    """
+    parts = document["ranks"]
+    if len(parts) != ranks.world_size and any(part.get(layout.PER_RANK) for part in parts):
+        raise InputError(
+            f"it was saved by {len(parts)} ranks, each with weights of its own (per_rank=True), and there are "
+            f"{ranks.world_size} now: go on with {len(parts)} ranks"
+        )
+
+
 def _refuse_a_rank_s_own_position(document: Document, objects: TrackedObjects, ranks: Ranks) -> None:
     """Say no to a loader's state that other ranks would repeat or skip data with.
 
@@ -254,7 +295,3 @@ def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:
     parts: list[dict[str, Any]] = document["ranks"]
     part = parts[min(ranks.rank, len(parts) - 1)]
     return part if len(parts) == ranks.world_size else part | {LOADER: parts[0][LOADER]}
-
-
-def _state_of(document: Document, name: str) -> Any:
-    return document["objects"].get(name)

@@ -7,7 +7,8 @@ A run that has resumed from a step goes on, whatever is found: it would lose wha
 
 `objects` of the JSON are rank 0's. An object without parameters whose state differs between ranks, such as a generator
 or a counter, is also in the JSON of each rank, and so are `buffers` of modules that differ. Weights that differ would
-come back as a mixture of the ranks' own: they are refused up to the first save, and told later.
+come back as a mixture of the ranks' own: they are refused up to the first save, and told later. With `per_rank` each
+rank has all objects of its own.
 """
 
 import logging
@@ -21,6 +22,7 @@ from torch import Tensor
 from piton.contract import InputError
 from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.format.layout import PER_RANK
 from piton_trainer.checkpoint.load.read_back import ReadBack
 from piton_trainer.errors import BadConfig
 from piton_trainer.runtime.process_group import Ranks
@@ -106,7 +108,7 @@ class RunState:
             if self._agreement.settle([word.digests for word in words]):
                 break
         tensors = captured.tensors
-        if not self._ranks.is_main:
+        if not (self._ranks.is_main or objects.per_rank):
             replicated = objects.roles(captured.documents, tensors).replicated
             tensors = {key: tensor for key, tensor in tensors.items() if key in replicated}
         tensors |= captured.own
@@ -141,7 +143,8 @@ class RunState:
         found = dict[str, str]()
         for name in self._agreement.unequal([word.digests for word in words]):
             if name not in (self._told or {}):
-                weights = objects.roles(captured.documents, captured.tensors).weights.get(name)
+                roles = objects.roles(captured.documents, captured.tensors)
+                weights = None if objects.per_rank else roles.weights.get(name)
                 own = None if weights is None else agreement.contents(weights, captured.tensors)
                 found[name] = agreement.difference(name, self._ranks.gather(own))
         return found
@@ -175,7 +178,11 @@ class RunState:
         if is_first and objects.flaws:
             return _Word({}, Digests(), objects.flaws)
         digests = Digests()
-        if self._ranks.world_size > 1:
+        if objects.per_rank:
+            part |= {PER_RANK: True, OBJECTS: captured.documents}
+            captured.own |= {f"{prefix}/{OBJECTS}/{key}": tensor for key, tensor in captured.tensors.items()}
+            captured.documents, captured.tensors = {}, {}
+        elif self._ranks.world_size > 1:
             digests = self._compare(objects, captured, part, prefix, is_whole=is_whole)
         problem = None if self._read_back is None else self._read_back.problem
         return _Word(part, digests, objects.flaws if problem is None else {_READ_BACK: problem, **objects.flaws})

@@ -170,12 +170,17 @@ class Session(RankContext):
             raise
         self._close(error)
 
-    def restore(self, **objects: Any) -> RestoredRun | None:
+    def restore(self, *, per_rank: bool = False, **objects: Any) -> RestoredRun | None:
         """Name the objects that a checkpoint consists of, and put the newest good one into them.
 
         Call it once, when everything is built and before `steps`. `model`, `optimizer` (one or a list), `ema` and
         `loader` are known by name; anything else needs `state_dict` and `load_state_dict`. An argument that is None is
         left out.
+
+        Args:
+            per_rank: True if each rank trains weights of its own, such as a stage of a pipeline or experts: each gets
+                its own again, and the number of ranks stays the same. Else ranks have the same weights, or shards.
+            objects: what a checkpoint consists of.
 
         Returns:
             Where the run resumes from, or None when it starts afresh.
@@ -185,7 +190,7 @@ class Session(RankContext):
             ValueError: an object cannot be saved.
         """
         try:
-            restored = self._opened.restore(objects)
+            restored = self._opened.restore(objects, per_rank=per_rank)
         finally:
             readahead.stop()
         self._objects, self._resumes_at = objects, None if restored is None else restored.step

@@ -95,9 +95,9 @@ class Steps:
         """The fraction of the training that is done, 0 to 1."""
         return self.state.fraction_done(self._assignment, self._total)
 
-    def restore(self, objects: Mapping[str, Any]) -> RestoredRun | None:
+    def restore(self, objects: Mapping[str, Any], *, per_rank: bool = False) -> RestoredRun | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
-        self._objects = TrackedObjects(objects)
+        self._objects = TrackedObjects(objects, per_rank=per_rank)
         self._startup.lap(startup_phases.MODEL)
         found = self._store.restore(self._objects)
         self._startup.lap(startup_phases.CHECKPOINT)

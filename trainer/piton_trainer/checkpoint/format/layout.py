@@ -43,6 +43,8 @@ DESCRIPTION = "huggingface"
 """Name of the object that describes the model for transformers. It holds no tensors."""
 RECIPE = "recipe"
 """Key of the recipe and its config in the state of a checkpoint."""
+PER_RANK = "per_rank"
+"""Key in a rank's part of the state of a checkpoint, true if the rank has all objects of its own."""
 WEIGHTS_SHARD = "weights_"
 """Prefix of the names of shards that hold only weights."""
 WEIGHTS_STATE_FILE = "weights.json"
@@ -315,6 +317,20 @@ def read_document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path.name} is not a JSON object")
     return document
+
+
+def expect_one_model(document: Mapping[str, Any], folder: Path) -> None:
+    """Make sure that a state is of one model, and not of one for each rank.
+
+    Raises:
+        ValueError: each rank has weights of its own.
+    """
+    parts = document.get("ranks", ())
+    if any(part.get(PER_RANK) for part in parts):
+        raise InputError(
+            f"{folder.name}: each of {len(parts)} ranks has weights of its own (per_rank=True), and this takes one "
+            "model; put the weights together in the script that trains them, and save them there"
+        )
 
 
 def discard(folder: Path) -> None:
