@@ -84,6 +84,22 @@ def test_the_best_checkpoint_is_marked(run: Path, piton: Piton) -> None:
     assert [row["step"] for row in found["checkpoints"] if row["best"]] == [best]
 
 
+def test_named_trainings_of_a_script_are_listed_below(run: Path, piton: Piton) -> None:
+    for name, step in (("fold-0", 15), ("fold-1", 12)):
+        (run / names.SESSIONS_FOLDER / name).mkdir(parents=True)
+        shutil.copytree(folder(run, step), folder(run / names.SESSIONS_FOLDER / name, step))
+    shutil.copy(run / names.COMPLETE_FILE, run / names.SESSIONS_FOLDER / "fold-0")
+
+    lines = piton("checkpoint", "ls", run).out.splitlines()
+    places = [lines.index(title) for title in ("session fold-0", "session fold-1")]
+    assert [lines[place + 2].split()[0] for place in places] == ["15", "12"]
+    assert lines[places[0] + 4].startswith("complete: all steps are done at step 15")
+    assert lines[places[1] + 4] == "complete: no, the run has not finished here"
+
+    found = json.loads(piton("checkpoint", "ls", run, "--json").out)
+    assert [(each["session"], len(each["checkpoints"])) for each in found["sessions"]] == [("fold-0", 1), ("fold-1", 1)]
+
+
 def test_an_empty_directory_has_no_checkpoints(tmp_path: Path, piton: Piton) -> None:
     assert piton("checkpoint", "ls", tmp_path).out.startswith("no checkpoints\nfence: nobody")
     assert piton("checkpoint", "verify", tmp_path).code == 1

@@ -22,6 +22,7 @@ from piton.clock import SystemClock
 from piton.contract import InputError
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
+from piton.contract.manifest import Complete
 
 if TYPE_CHECKING:
     from piton_trainer.checkpoint.inspect import Checked, CheckpointInfo
@@ -46,7 +47,23 @@ class RetentionRule:
 
 
 def ls(directory: Path, *, as_json: bool) -> int:
-    """Print what is there."""
+    """Print what is there, also of the trainings of a script that it has named."""
+    from piton_trainer.checkpoint import inspect
+
+    sessions = inspect.sessions(directory)
+    if as_json:
+        named = [{"session": folder.name, **_described(folder)} for folder in sessions]
+        click.echo(json.dumps({**_described(directory), "sessions": named}))
+        return 0
+    for folder in (directory, *sessions):
+        if folder is not directory:
+            click.echo(f"\nsession {folder.name}")
+        _print(_described(folder))
+    return 0
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    """Return what is in one folder, for machines."""
     from piton_trainer.checkpoint import inspect
 
     found = inspect.survey(directory)
@@ -54,18 +71,21 @@ def ls(directory: Path, *, as_json: bool) -> int:
     best = None if newest is None else inspect.best_step(newest)
     rows = [row_of(item, is_newest=item is newest, is_best=item.step == best) for item in found]
     complete, fence = inspect.complete(directory), inspect.fence(directory)
-    if as_json:
-        proof = None if complete is None else json.loads(complete.to_json())
-        click.echo(json.dumps({"directory": str(directory), "fence": fence, "complete": proof, "checkpoints": rows}))
-        return 0
-    print_table(rows)
+    proof = None if complete is None else json.loads(complete.to_json())
+    return {"directory": str(directory), "fence": fence, "complete": proof, "checkpoints": rows}
+
+
+def _print(described: dict[str, Any]) -> None:
+    """Print what is in one folder, for people."""
+    print_table(described["checkpoints"])
+    fence, proof = described["fence"], described["complete"]
     click.echo("fence: nobody has claimed it" if fence is None else f"fence: held by attempt {fence}")
-    if complete is None:
+    if proof is None:
         click.echo("complete: no, the run has not finished here")
     else:
+        complete = Complete.from_json(json.dumps(proof))
         weights = "" if complete.weights_digest is None else f"; weights {complete.weights_digest}"
         click.echo(f"complete: {complete.reason} at step {complete.step:,}{weights}")
-    return 0
 
 
 def row_of(found: "CheckpointInfo", *, is_newest: bool, is_best: bool) -> dict[str, Any]:

@@ -59,6 +59,13 @@ def survey(directory: Path) -> list[CheckpointInfo]:
     return [_found(step, folder) for step, folder in folders]
 
 
+def sessions(directory: Path) -> list[Path]:
+    """Return the folders of the named trainings of a script whose checkpoint directory this is, by name."""
+    with suppress(OSError):
+        return sorted(folder for folder in (directory / names.SESSIONS_FOLDER).iterdir() if folder.is_dir())
+    return []
+
+
 def _found(step: int, folder: Path) -> CheckpointInfo:
     try:
         manifest, problem = layout.look(folder)
