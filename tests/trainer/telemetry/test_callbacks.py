@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ import piton_trainer
 from piton.contract.progress import Progress
 from piton_trainer.checkpoint import Saved
 from piton_trainer.checkpoint.volume_health import VolumeHealth
+from piton_trainer.telemetry import callbacks
 from piton_trainer.telemetry.callbacks import Callback, Callbacks
 from support import ranks, tiny
+from support.checkpoints import sound_steps
 
 DOCS = Path(__file__).parents[3] / "docs" / "bring-your-own-loop.md"
 
@@ -48,6 +51,9 @@ class Recorder(piton_trainer.Callback):
     def on_save(self, *, stall_seconds: float) -> None:
         assert stall_seconds >= 0
         self.events.append("save")
+
+    def on_notice(self, *, step: int) -> None:
+        self.events.append(f"notice {step}")
 
     def on_saved(self, saved: Saved, *, timestamp: float) -> None:
         assert timestamp > 0
@@ -112,6 +118,39 @@ def test_a_callback_that_fails_is_called_no_more_and_training_goes_on(
     assert record.exc_info is not None
 
 
+def test_a_stop_is_announced_before_the_last_save(tmp_path: Path) -> None:
+    recorder = Recorder()
+
+    ran = tiny.train(tmp_path, at={3: tiny.terminate}, callbacks=[recorder])
+
+    assert ran.code == 143
+    assert recorder.events[-4:] == ["notice 3", "save", "saved", "end"]
+
+
+def test_a_notice_that_is_not_handled_in_time_does_not_hold_up_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(callbacks, "NOTICE_SECONDS", 0.05)
+    slow, recorder, is_over = Recorder(), Recorder(), threading.Event()
+    monkeypatch.setattr(slow, "on_notice", lambda step: is_over.wait())
+
+    ran = tiny.train(tmp_path, at={3: tiny.terminate}, callbacks=[slow, recorder])
+    is_over.set()
+
+    assert (ran.code, recorder.saved[-1]) == (143, 3)
+    assert "callback Recorder is in on_notice for more than 0.05 s; the save goes on" in caplog.text
+
+
+def test_a_notice_that_fails_is_logged_and_the_state_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failing = Recorder()
+    failing.on_notice = lambda *, step: 1 / 0  # type: ignore[method-assign]
+
+    ran = tiny.train(tmp_path, at={3: tiny.terminate}, callbacks=[failing])
+
+    assert (ran.code, sound_steps(tmp_path)) == (143, [3])
+    assert "callback Recorder has failed in on_notice" in caplog.text
+
+
 def test_of_several_ranks_only_the_first_calls_its_callbacks(tmp_path: Path) -> None:
     ranks.run(2, partial(_train_and_note, tmp_path))
 
@@ -128,12 +167,12 @@ def _train_and_note(folder: Path) -> None:
 
 def test_reports_are_as_far_apart_as_a_callback_asks_for() -> None:
     callback, progress = Callback(), Progress(updated="")
-    callbacks = Callbacks([callback])
+    members = Callbacks([callback])
 
     delivered = []
     for second in range(25):
-        if due := callbacks.due(float(second)):
-            callbacks.report(due, progress, float(second))
+        if due := members.due(float(second)):
+            members.report(due, progress, float(second))
             delivered.append(second)
 
     assert delivered == [0, 10, 20]

@@ -7,6 +7,7 @@ Only rank 0 has callbacks. Training does not depend on them: a callback that rai
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from piton_trainer.checkpoint.save_interval import Choice
 from piton_trainer.checkpoint.volume_health import VolumeHealth
 
 logger = logging.getLogger(__name__)
+
+NOTICE_SECONDS = 10.0
+"""For `on_notice` of all callbacks. A spot notice leaves two minutes, of which the save needs most."""
 
 
 class Callback:
@@ -61,6 +65,13 @@ class Callback:
     def on_save(self, *, stall_seconds: float) -> None:
         """Handle the begin of a save, for which training has stood still this long. It is not durable yet."""
 
+    def on_notice(self, *, step: int) -> None:
+        """Handle a stop that is asked for, after this step and before the state is saved for the last time.
+
+        For what has to leave the machine in good time. It is called in a thread of its own and has `NOTICE_SECONDS`;
+        after these the state is saved beside it.
+        """
+
     def on_saved(self, saved: Saved, *, timestamp: float) -> None:
         """Handle a checkpoint that has become durable. `timestamp` is the Unix time, in seconds."""
 
@@ -78,6 +89,25 @@ class Callbacks:
         """Call one event, a method of `Callback`, on all of them."""
         for callback in self.members.copy():
             self._guarded(callback, event.__name__, *args, **kwargs)
+
+    def notice(self, *, step: int) -> None:
+        """Call `on_notice` of those that have one, and wait for them, `NOTICE_SECONDS` at most."""
+        members = [each for each in self.members if getattr(each.on_notice, "__func__", None) is not Callback.on_notice]
+        if not members:
+            return
+        waiting = members.copy()
+
+        def call() -> None:
+            for callback in members:
+                self._guarded(callback, Callback.on_notice.__name__, step=step)
+                waiting.remove(callback)
+
+        thread = threading.Thread(target=call, name="piton-notice", daemon=True)
+        thread.start()
+        thread.join(NOTICE_SECONDS)
+        if waiting:
+            name = type(waiting[0]).__name__
+            logger.warning("callback %s is in on_notice for more than %g s; the save goes on", name, NOTICE_SECONDS)
 
     def due(self, now: float) -> list[Callback]:
         """Return the callbacks that want a report now."""

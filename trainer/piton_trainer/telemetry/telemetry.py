@@ -93,6 +93,10 @@ class Telemetry:
         """Announce that a step is done."""
         self.callbacks.call(Callback.on_step, seconds=seconds, waited_seconds=waited_seconds)
 
+    def noticed(self, *, step: int) -> None:
+        """Announce that the training is told to stop after this step, and is saved next."""
+        self.callbacks.notice(step=step)
+
     def save_began(self, *, stall_seconds: float) -> None:
         """Announce that a save was begun; training waited this long for it."""
         self.callbacks.call(Callback.on_save, stall_seconds=stall_seconds)

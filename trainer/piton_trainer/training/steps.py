@@ -269,6 +269,7 @@ class Steps:
         if vote.accumulating:
             self._postpone(is_due=vote.save, is_best=is_best)
         elif vote.stop:
+            self._telemetry.noticed(step=self.state.step)
             self._saves.save_final(self._begun, is_stopping=True)
             raise self._stopped()
         else:
