@@ -1,16 +1,20 @@
 """The shared loop, with the real session and `charlm`: it learns, it resumes, and nothing else changes its weights."""
 
+import math
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from piton_trainer.clock import Clock
-from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.errors import BadConfig, Diverged, Stopped
 from piton_trainer.recipes.charlm import size
 from piton_trainer.recipes.charlm.config import CharlmConfig
+from piton_trainer.recipes.charlm.recipe import Charlm
 from piton_trainer.training.loop import Average, Throughput
 from support.attempts import CrashError, assert_same_end, completion, crash, terminate
 from support.charlm import TINY, attempt, changed
@@ -35,6 +39,48 @@ def test_stopped_and_crashed_it_ends_with_the_very_weights_of_an_undisturbed_run
     attempt(tmp_path / "disturbed", config)
 
     assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *bad: int, of_rank: int = 0) -> None:
+    """Make the loss of some steps (from 0) of one rank no number; a step of `STEADY` has one micro-batch."""
+    loss, calls = Charlm.loss, count()
+
+    def poisoned(self: Charlm, model: nn.Module, batch: Any) -> Tensor:
+        is_bad = model.training and next(calls) in bad and self.place.rank == of_rank
+        return loss(self, model, batch) * (math.nan if is_bad else 1.0)
+
+    monkeypatch.setattr(Charlm, "loss", poisoned)
+
+
+STEADY = changed(device_batch_size=16, steps=6, eval_every=6, on_non_finite="Skip")
+
+
+def test_a_step_that_is_not_of_finite_numbers_is_left_out_where_the_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 2, 3)
+    metrics = attempt(tmp_path / "skips", STEADY)
+    assert metrics["skipped_steps"] == 2
+    assert math.isfinite(metrics["val_loss"])
+    assert completion(tmp_path / "skips").step == 6
+
+
+def test_else_it_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 2, 3)
+    with pytest.raises(Diverged):
+        attempt(tmp_path, STEADY.model_copy(update={"on_non_finite": "Diverge"}))
+
+
+def test_twenty_in_a_row_end_it_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, *range(2, 30))
+    with pytest.raises(Diverged, match="for the 20th time in a row"):
+        attempt(tmp_path, STEADY.model_copy(update={"steps": 30, "eval_every": 30}))
+
+
+def test_a_training_that_skips_nothing_ends_with_the_same_weights(tmp_path: Path) -> None:
+    for on_non_finite in ("Skip", "Diverge"):
+        attempt(tmp_path / on_non_finite, STEADY.model_copy(update={"on_non_finite": on_non_finite}))
+    assert_same_end(tmp_path / "Skip", tmp_path / "Diverge")
 
 
 def test_an_evaluation_leaves_no_trace_in_the_training(tmp_path: Path) -> None:

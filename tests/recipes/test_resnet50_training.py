@@ -82,6 +82,38 @@ def a_trainee(images: Path, directory: Path, session: piton_trainer.Session, **c
     return TrainableModel(Resnet(config, session, data), session)
 
 
+def skipped(images: Path, directory: Path) -> tuple[int, bool, bool]:
+    """Return how often a step that is bad on rank 1 was left out, and if it, and the next one, changed anything."""
+    with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
+        trainee = a_trainee(images, directory, session, onNonFinite="Skip", ema=0.9)
+        trainee.connect()
+        loss, batches = trainee.recipe.loss, iter(trainee.recipe.loader)
+        trainee.step(next(batches))
+        before = everything(trainee)
+        trainee.recipe.loss = (  # type: ignore[method-assign]
+            lambda *args: loss(*args) * (float("inf") if session.rank == 1 else 1.0)
+        )
+        trainee.step(next(batches))
+        after = everything(trainee)
+        trainee.recipe.loss = loss  # type: ignore[method-assign]
+        trainee.step(next(batches))
+        return trainee.skipped_steps, before != after, after != everything(trainee)
+
+
+def everything(trainee: TrainableModel) -> list[list[float]]:
+    """Return all that a step changes: weights, statistics, momenta and the average."""
+    assert trainee.average is not None
+    states = [trainee.model.state_dict(), trainee.average.state_dict()]
+    states += [state for optimizer in trainee.optimizers for state in optimizer.state.values()]
+    kept = [value for state in states for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    return [value.flatten().tolist() for value in kept if isinstance(value, torch.Tensor)]
+
+
+def test_a_step_that_is_bad_on_one_rank_changes_nothing_on_any(images: Path, tmp_path: Path) -> None:
+    ends = ranks.run(2, partial(skipped, images, tmp_path))
+    assert [end.result for end in ends] == [(1, False, True)] * 2
+
+
 def statistics_after_steps(images: Path, directory: Path) -> tuple[dict[str, Any], dict[str, float]]:
     with piton_trainer.session(Config(checkpoint_dir=directory)) as session:
         trainee = a_trainee(images, directory, session)

@@ -37,6 +37,10 @@ class RecipeConfig(BaseModel):
     """
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of all gradients together; None leaves them alone. 1.0 only touches outliers."""
+    on_non_finite: Literal["Diverge", "Skip"] = "Diverge"
+    """Skip leaves out a step whose loss or gradients are not finite numbers, on all ranks, and counts it in the metric
+    `skipped_steps`; 20 such losses in a row end the training all the same. It makes the host wait for the GPU in each
+    step, so it is off."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 over fp32 weights: what a GPU wants. fp32 gives equal results everywhere."""
     compile: bool = False

@@ -35,6 +35,9 @@ from piton_trainer.training.session import Session
 
 _log = logging.getLogger(__name__)
 
+SKIPPED_STEPS = "skipped_steps"
+"""Metric of the steps of this attempt that `onNonFinite: Skip` has left out."""
+
 
 def train(session: Session, recipe: Recipe) -> None:
     """Train a recipe from its newest checkpoint, or from the start, to its end."""
@@ -60,6 +63,8 @@ def train(session: Session, recipe: Recipe) -> None:
         fraction = session.fraction
         recipe.tune(trainee.optimizers, fraction=fraction, step=session.step)
         metrics: dict[str, Any] = {"loss": trainee.step(batches), **throughput.lap()}
+        if config.on_non_finite == "Skip":
+            metrics[SKIPPED_STEPS] = trainee.skipped_steps
         if _is_evaluated(session.step + 1, config, session.last_step) or _seems_last(fraction, before):
             with session.untimed():
                 metrics |= _timed(trainee.evaluate, config, clock)
@@ -104,6 +109,8 @@ class TrainableModel:
         self.runner = self.model
         """The module to call in training: the model, or its wrapper that averages gradients over the ranks."""
         self.statistics = _statistics(self.model)
+        self.skipped_steps = 0
+        """Steps of this attempt that were left out because they were not of finite numbers."""
 
     def connect(self) -> None:
         """Make ready to train once the state is restored."""
@@ -118,6 +125,8 @@ class TrainableModel:
 
     def step(self, batches: list[Any]) -> Tensor:
         """One optimizer step over this rank's micro-batches; the mean loss over all ranks."""
+        skips = self.config.on_non_finite == "Skip"
+        before = [part.clone() for part in self.statistics] if skips else []
         total = torch.zeros((), device=self.place.device)
         for number, batch in enumerate(batches, start=1):
             with self._communicating(number == len(batches)):
@@ -125,6 +134,9 @@ class TrainableModel:
                     loss = self.recipe.loss(self.runner, batch) / len(batches)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        if skips and not self._is_finite(total):
+            self._skip(before)
+            return _sum_over_ranks(total) / self.place.world_size
         if self.config.grad_clip is not None and isinstance(self.recipe, ClipsGradients):
             self.recipe.clip(self.model, self.config.grad_clip)
         elif self.config.grad_clip is not None:
@@ -136,6 +148,23 @@ class TrainableModel:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return _sum_over_ranks(total) / self.place.world_size
+
+    @torch.no_grad()
+    def _is_finite(self, loss: Tensor) -> bool:
+        """True if the loss and the gradients of all ranks are finite numbers. All ranks call it together."""
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
+        largest = nn.utils.get_total_norm([part for part in local if part.numel()], float("inf"))
+        bad = ~(torch.isfinite(largest) & torch.isfinite(loss))
+        return not bool(_sum_over_ranks(bad.float()))
+
+    def _skip(self, statistics: list[Tensor]) -> None:
+        """Leave the step out: weights, momenta, average and what normalisations remember stay as they were."""
+        self.skipped_steps += 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        if statistics:
+            torch._foreach_copy_(self.statistics, statistics)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
