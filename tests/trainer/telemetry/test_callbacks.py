@@ -143,7 +143,7 @@ def test_a_notice_that_is_not_handled_in_time_does_not_hold_up_the_save(
 
 def test_a_notice_that_fails_is_logged_and_the_state_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     failing = Recorder()
-    failing.on_notice = lambda *, step: 1 / 0  # type: ignore[method-assign]
+    failing.on_notice = lambda *, step: 1 / 0  # type: ignore[assignment,method-assign]
 
     ran = tiny.train(tmp_path, at={3: tiny.terminate}, callbacks=[failing])
 
