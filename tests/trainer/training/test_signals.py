@@ -78,6 +78,40 @@ def test_a_forked_child_outlives_a_signal_to_the_group_and_ends_by_one_of_its_ow
     assert done.stdout.split() == ["SIGTERM", "True", "SIGTERM"], done.stderr
 
 
+STARTED = {
+    "a process": "child = context.Process(target=time.sleep, args=(60,), daemon=True); child.start()\n",
+    "a pool": "pool = context.Pool(1); pool.apply(int); child = pool._pool[0]\n",
+}
+
+
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+@pytest.mark.parametrize("started", STARTED.values(), ids=STARTED)
+def test_a_child_that_multiprocessing_starts_by_exec_outlives_a_signal_to_the_group(how: str, started: str) -> None:
+    done = run(
+        "import multiprocessing\n"
+        "flag = StopFlag(); flag.install()\n"
+        f"context = multiprocessing.get_context({how!r})\n" + started + "os.killpg(0, signal.SIGTERM)\n"
+        "child.join(0.3)\n"  # one that heard it would be gone at once
+        "print(flag.received.name, child.is_alive())\n"
+        "child.terminate(); child.join()\n"
+        "print(child.exitcode)\n"
+        "os._exit(0)\n"
+    )
+
+    assert done.stdout.split() == ["SIGTERM", "True", "-15"], done.stderr
+
+
+def test_outside_a_session_a_child_stays_in_the_group() -> None:
+    done = run(
+        "import multiprocessing\n"
+        "child = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); child.start()\n"
+        "print(os.getpgid(child.pid) == os.getpgrp())\n"
+        "child.kill(); child.join()\n"
+    )
+
+    assert done.stdout.split() == ["True"], done.stderr
+
+
 def test_before_training_has_begun_sigterm_ends_the_process_at_once() -> None:
     assert run("stop_at_once(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)").returncode == ExitCode.STOPPED
 

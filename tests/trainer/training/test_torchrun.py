@@ -32,11 +32,13 @@ if "piton_trainer.checkpoint.save.writer" in sys.orig_argv:
 START_SECONDS = 60
 
 
-def train_with_workers(directory: Path, stop: signal.Signals) -> int:
+def train_with_workers(directory: Path, stop: signal.Signals, how: str) -> int:
     """The exit code of an attempt whose data is loaded by processes, and whose whole group is signalled at step 7."""
     os.setpgrp()
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # a daemon has no children
-    loader: DataLoader[Any] = DataLoader(TensorDataset(torch.arange(120.0)), batch_size=4, num_workers=2)
+    workers = 2 if how == "fork" else 1  # one that is started by exec imports torch
+    data = TensorDataset(torch.arange(120.0))
+    loader: DataLoader[Any] = DataLoader(data, batch_size=4, num_workers=workers, multiprocessing_context=how)
     try:
         with piton_trainer.session(tiny.config(directory)) as session:
             session.restore(model=torch.nn.Linear(1, 1))
@@ -50,11 +52,19 @@ def train_with_workers(directory: Path, stop: signal.Signals) -> int:
     return 0
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("stop", "how"),
+    [
+        (signal.SIGTERM, "fork"),
+        (signal.SIGINT, "fork"),
+        (signal.SIGTERM, "spawn"),
+        (signal.SIGTERM, "forkserver"),
+    ],
+)
 def test_a_stop_of_the_whole_group_leaves_the_workers_of_a_data_loader_alive_until_all_is_saved(
-    stop: signal.Signals, tmp_path: Path
+    stop: signal.Signals, how: str, tmp_path: Path
 ) -> None:
-    (end,) = ranks.run(1, partial(train_with_workers, tmp_path, stop))
+    (end,) = ranks.run(1, partial(train_with_workers, tmp_path, stop, how))
     assert end.result == 143
     assert sound_steps(tmp_path) == [7, 4]
 

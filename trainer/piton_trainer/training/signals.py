@@ -4,14 +4,18 @@ A handler does nothing but remember; the training loop looks at the flag at a st
 A terminal that vanishes (SIGHUP) ends no training. A second Ctrl-C ends a step that does not end by itself.
 
 torchrun and terminals signal a whole process group. A data loader's workers are in it, die at once, and the step under
-way with them, before there is a boundary to save at. So what is forked while the signals are ours leaves the group: it
-hears from the trainer alone. It ends with the trainer all the same, as multiprocessing and torch see to.
+way with them, before there is a boundary to save at. So what is forked while the signals are ours leaves the group, and
+so does what multiprocessing starts by exec (`spawn`, and the server of `forkserver`): it hears from the trainer alone.
+It ends with the trainer all the same, as multiprocessing and torch see to.
 """
 
+import multiprocessing.util
 import os
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -99,4 +103,20 @@ def _leave_the_group() -> None:
         os.setpgid(0, 0)
 
 
+_spawn: Callable[..., int] = multiprocessing.util.spawnv_passfds
+
+
+def _spawn_outside_the_group(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    """Start a process for multiprocessing, which waits for it. Nobody can move it once it has begun: it is begun there.
+
+    Its children, those of a fork server, are in its group.
+    """
+    if not _holders:
+        return _spawn(path, args, passfds)
+    process = subprocess.Popen(args, executable=path, pass_fds=passfds, process_group=0, restore_signals=False)
+    process.returncode = 0  # it is not ours to wait for
+    return process.pid
+
+
 os.register_at_fork(after_in_child=_leave_the_group)
+multiprocessing.util.spawnv_passfds = _spawn_outside_the_group
