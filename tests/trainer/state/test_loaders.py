@@ -2,14 +2,17 @@
 
 import gc
 import multiprocessing
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -65,6 +68,8 @@ def no_wait_for_workers() -> Iterator[None]:
 def attempt(directory: Path, make: Any, *, at: int = 0, seed: int = 0, **how: Any) -> list[list[float]]:
     """The batches that one attempt sees, each with a random number of its step."""
     torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
     loader, model, seen = make(), nn.Linear(1, 1), []
     with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
         session.restore(model=model, loader=loader)
@@ -108,6 +113,70 @@ def batches_of(kind: type[WithoutLength], workers: int) -> StatefulDataLoader[Te
     return StatefulDataLoader(Counted(), batch_sampler=kind(), num_workers=workers)
 
 
+class Ordered:
+    """A loader that says its place, and whose `__iter__` is a generator that draws the order of an epoch."""
+
+    def __init__(self, draw: Callable[[int], list[int]]) -> None:
+        self.draw = draw
+        self.place = 0
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.batches(self.draw(BATCHES))
+
+    def batches(self, order: list[int]) -> Iterator[Tensor]:
+        for place in range(self.place, BATCHES):
+            self.place = place + 1
+            yield torch.tensor([float(order[place])])
+        self.place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place % BATCHES}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+class Mapped(Ordered):
+    """One whose generator is hidden behind a plain iterator."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(torch.negative, super().__iter__())
+
+
+class AtOnce(Ordered):
+    """One that draws the order when it is asked to begin."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.batches(self.draw(BATCHES))
+
+
+class InLine(Ordered):
+    """One that has no order, and draws random numbers for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda number: list(range(number)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in super().__iter__():
+            yield batch + torch.rand(1) + random.random()
+
+
+def drawn_by_python(number: int) -> list[int]:
+    return random.sample(range(number), number)
+
+
+def drawn_by_numpy(number: int) -> list[int]:
+    return [int(place) for place in np.random.permutation(number)]
+
+
+def of_accelerate() -> Any:
+    how = {"put_on_device": False, "use_stateful_dataloader": True, "use_seedable_sampler": True, "data_seed": 5}
+    return prepare_data_loader(DataLoader(Counted(), batch_size=SIZE, shuffle=True), **how)
+
+
 LOADERS = {
     "shuffled": plain,
     "in order": partial(plain, shuffle=False),
@@ -133,6 +202,13 @@ LOADERS = {
         for workers in (0, 2)
     },
     "of torchdata, over a stream": lambda: StatefulDataLoader(Counting(), batch_size=SIZE, num_workers=2),
+    "with state and a generator": lambda: Ordered(lambda number: torch.randperm(number).tolist()),
+    "with state and a generator, by Python's numbers": lambda: Ordered(drawn_by_python),
+    "with state and a generator, by numpy's": lambda: Ordered(drawn_by_numpy),
+    "with state, drawing at once": lambda: AtOnce(drawn_by_python),
+    "with state and a generator inside": lambda: Mapped(drawn_by_python),
+    "of accelerate": of_accelerate,
+    "a tensor": lambda: torch.arange(float(BATCHES)).unsqueeze(1),
     "a list": lambda: [torch.tensor([float(number)]) for number in range(BATCHES)],
 }
 
@@ -145,6 +221,13 @@ def test_the_batches_are_those_of_a_run_that_nobody_stopped(make: Any, tmp_path:
         for number, at in enumerate(stops):
             stopped(parts, make, at=at, seed=number, total=16)
         assert attempt(parts, make, seed=77, total=16) == whole[stops[-1] :], stops
+
+
+@pytest.mark.parametrize("stop", [2, 8, 9])
+def test_what_a_loader_with_state_draws_for_each_batch_is_drawn_again(stop: int, tmp_path: Path) -> None:
+    whole = attempt(tmp_path / "whole", InLine)
+    stopped(tmp_path / "parts", InLine, at=stop)
+    assert attempt(tmp_path / "parts", InLine, seed=77) == whole[stop:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -231,6 +314,7 @@ def test_a_run_that_is_over_asks_its_loader_for_nothing(tmp_path: Path) -> None:
             lambda: DataLoader(Stream()),
             "cannot be resumed in the middle of an epoch: use torchdata's StatefulDataLoader",
         ),
+        (partial(Lazy, Counted(), batch_size=SIZE), "a Lazy like this cannot be resumed in the middle of an epoch"),
         (lambda: iter([torch.ones(1)]), "cannot be resumed in the middle of an epoch"),
         (partial(plain, num_workers=1), "augmentation in worker processes is not repeated exactly"),
     ],
@@ -243,7 +327,8 @@ def test_what_a_resume_will_not_do_is_said_before_it_matters(
 
 
 @pytest.mark.parametrize(
-    "make", [plain, lambda: StatefulDataLoader(Counted(), num_workers=1), lambda: [torch.ones(2)] * 3]
+    "make",
+    [plain, lambda: StatefulDataLoader(Counted(), num_workers=1), lambda: [torch.ones(2)] * 3, lambda: torch.ones(3)],
 )
 def test_a_loader_that_can_do_all_is_not_warned_of(make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     attempt(tmp_path, make, total=1)

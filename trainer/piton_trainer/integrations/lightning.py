@@ -15,7 +15,7 @@ keeps to itself is used in `lightning_loops` only.
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,12 +47,16 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
     To Lightning it is a `Checkpoint`: it comes after all other callbacks, and no ModelCheckpoint is added by default.
     """
 
-    def __init__(self, config: Config | None = None, *, name: str | None = None) -> None:
+    def __init__(
+        self, config: Config | None = None, *, name: str | None = None, allow: str | Collection[str] = ()
+    ) -> None:
         """Take the session's orders from `config`, or as everybody does from the environment.
 
-        `name` tells several trainings of one script apart, see `piton_trainer.session`.
+        `name` tells several trainings of one script apart, see `piton_trainer.session`. `allow` names what may differ
+        from the data of the checkpoint, see `Session.steps`.
         """
         self._config = config
+        self._allow = allow
         self._name = name
         self._session: piton_trainer.Session | None = None
         self._randomness: Randomness | None = None
@@ -101,7 +105,9 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         # Lightning's handler talks to the other ranks in the middle of whatever they do; ours only remembers.
         self._session.listen()
         loops = Loops(trainer)
-        self._randomness = self._session.begin(total=loops.total, step=loops.step, generators=loops.generators())
+        self._randomness = self._session.begin(
+            total=loops.total, step=loops.step, loaders=loops.loaders, allow=self._allow
+        )
         if self._randomness is None:
             raise _NothingLeftError
         if loops.is_mid_epoch:

@@ -6,7 +6,7 @@ It has been tried with Lightning 2.6.6, and must not know sessions.
 import math
 from typing import Any
 
-from piton_trainer.state.data_position import generators_of, set_epoch
+from piton_trainer.state.data_position import set_epoch
 from piton_trainer.state.tracked_objects import Stateful
 
 
@@ -78,19 +78,15 @@ class Loops:
         self._fit.reset_restart_stage()
         self._epoch.reset_restart_stage()
 
-    def generators(self) -> list[Any]:
-        """The loaders' own random number generators."""
-        return [generator for loader in self._loaders for generator in generators_of(loader)]
-
     def open_data(self) -> None:
         """Begin the epoch's data anew."""
         iter(self._fit._data_fetcher)  # noqa: SLF001
 
     def skip(self) -> None:
         """Open the data, and take the batches that are done. Loaders with state are where they were already."""
-        if all(isinstance(loader, Stateful) for loader in self._loaders):
+        if all(isinstance(loader, Stateful) for loader in self.loaders):
             return
-        for loader in self._loaders:
+        for loader in self.loaders:
             set_epoch(loader, self._fit.epoch_progress.current.processed)
         self.open_data()
         fetcher = self._fit._data_fetcher  # noqa: SLF001
@@ -99,5 +95,6 @@ class Loops:
         fetcher.fetched -= self._done  # Lightning counts them in itself
 
     @property
-    def _loaders(self) -> list[Any]:
+    def loaders(self) -> list[Any]:
+        """The loaders that the loop has its data from."""
         return list(self._fit._combined_loader.flattened)  # noqa: SLF001

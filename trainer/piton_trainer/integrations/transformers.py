@@ -13,7 +13,7 @@ what it did.
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ from piton.contract import InputError
 from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.state.data_position import Randomness, generators_of
+from piton_trainer.state.data_position import Randomness
 
 STATE_FILE = "trainer_state.json"
 TRAINER = "trainer"
@@ -39,12 +39,16 @@ TRAINER = "trainer"
 class PitonCallback(TrainerCallback):  # type: ignore[misc]
     """Checkpoints, resuming, reports and an orderly stop. Name it last, so that it sees what other callbacks decide."""
 
-    def __init__(self, config: Config | None = None, *, name: str | None = None) -> None:
+    def __init__(
+        self, config: Config | None = None, *, name: str | None = None, allow: str | Collection[str] = ()
+    ) -> None:
         """Take the session's orders from `config`, or as everybody does from the environment.
 
-        `name` tells several trainings of one script apart, see `piton_trainer.session`.
+        `name` tells several trainings of one script apart, see `piton_trainer.session`. `allow` names what may differ
+        from the data of the checkpoint, see `Session.steps`.
         """
         self._config = config
+        self._allow = allow
         self._name = name
         self._session: piton_trainer.Session | None = None
         self._trainer: Any = None
@@ -106,8 +110,9 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             scaler=scaler,
             **{TRAINER: _Progress(self._trainer), DESCRIPTION: _Description(kwargs["model"])},
         )
-        generators = generators_of(kwargs["train_dataloader"])
-        self._randomness = self._session.begin(total=state.max_steps, step=state.global_step, generators=generators)
+        self._randomness = self._session.begin(
+            total=state.max_steps, step=state.global_step, loaders=[kwargs["train_dataloader"]], allow=self._allow
+        )
         if self._randomness is None:
             raise _NothingLeftError
         self._is_mid_epoch = not float(state.epoch or 0).is_integer()

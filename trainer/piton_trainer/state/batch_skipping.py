@@ -1,11 +1,13 @@
 """An epoch of a loader without state, from the middle on: by index, never by loading what is skipped.
 
-A DataLoader over a map-style dataset runs its sampler up to the batch and takes the indices that follow. A sequence (a
-list, a range) begins at that item. With anything else, only going through the data would tell where it goes on.
+A DataLoader over a map-style dataset runs its sampler up to the batch and takes the indices that follow. What Python
+itself would go through by index (a list, a range, a tensor, a class with `__getitem__` and without `__iter__`) begins
+at that item. With anything else, such as a stream or a loader around a loader, nobody can know which data a batch was.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import isgeneratorfunction
 from itertools import islice
 from typing import Any
 
@@ -13,13 +15,32 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from piton_trainer.errors import BadConfig
 
-_CURE = "use torchdata's StatefulDataLoader, or give the loader state_dict and load_state_dict"
+RESTART_EPOCH = "restart_epoch"
+"""The way out: at each resume the epoch under way is begun anew."""
+_CURE = (
+    "use torchdata's StatefulDataLoader, give session.steps the loader inside it, give it state_dict and "
+    f'load_state_dict, or say session.steps(loader, on_resume="{RESTART_EPOCH}"), which begins the epoch under way anew'
+)
+
+
+def has_state(loader: object) -> bool:
+    """True if a loader says its place by itself. One of accelerate's only passes on what the loader inside it says."""
+    inside = getattr(loader, "base_dataloader", loader)
+    return hasattr(inside, "state_dict") and hasattr(inside, "load_state_dict")
+
+
+def unknown_place(loader: Iterable[Any]) -> str | None:
+    """Return why a stateless loader cannot be resumed in the middle of an epoch; None if it can.
+
+    A DataLoader whose `__iter__` is a generator may leave out batches, read ahead, or share them out among ranks.
+    """
+    if _has_indices(loader) and not (isinstance(loader, DataLoader) and isgeneratorfunction(type(loader).__iter__)):
+        return None
+    return f"loader: a {type(loader).__name__} like this cannot be resumed in the middle of an epoch: {_CURE}"
 
 
 def caveat(loader: Iterable[Any]) -> str | None:
-    """Return the limits of a resume in the middle of an epoch with a stateless loader; None without any."""
-    if not _has_indices(loader):
-        return f"a {type(loader).__name__} like this cannot be resumed in the middle of an epoch: {_CURE}"
+    """Return the limits of a resume in the middle of an epoch with a loader that has indices; None without any."""
     if isinstance(loader, DataLoader) and loader.num_workers:
         return (
             "a resume passes over the batches that are done without loading them: random augmentation in worker "
@@ -41,23 +62,23 @@ def iterate_from(loader: Iterable[Any], batch: int, *, before: Callable[[], None
     """
     if isinstance(loader, DataLoader) and _has_indices(loader):
         return _iterate_loader(loader, batch, before)
-    if isinstance(loader, Sequence):
-        return (loader[number] for number in range(batch, len(loader)))
+    if _has_indices(loader):
+        rows: Any = loader
+        return (rows[number] for number in range(batch, len(rows)))
     raise _refusal(loader, batch)
 
 
-def begin(loader: Iterable[Any]) -> Iterator[Any]:
-    """Begin an epoch of a loader with state, whose sampler draws the order now; return its batches.
+def begin(loader: Iterable[Any]) -> tuple[Iterator[Any], bool]:
+    """Begin an epoch of a loader with state; return its batches, and True if its sampler has been told to draw the order.
 
     torchdata has a sampler without state draw only when the first batch is asked for.
     """
     sampler = vars(loader).get(_sampler_name(loader)) if isinstance(loader, DataLoader) else None
     if sampler is None or hasattr(sampler, "load_state_dict"):
-        return iter(loader)
+        return iter(loader), False
     order = _Order(sampler)
     iterator = _iterate_with(loader, order)
-    order.draw()
-    return iterator
+    return iterator, order.draw()
 
 
 def _iterate_loader(loader: DataLoader[Any], batch: int, before: Callable[[], None] | None) -> Iterator[Any]:
@@ -106,10 +127,11 @@ class _Order:
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]
 
-    def draw(self) -> None:
-        """Draw the order: most samplers do so with their first index."""
+    def draw(self) -> bool:
+        """Draw the order: most samplers do so with their first index. True if there is one to draw."""
         if self._orders and not self._has_begun:
             self._first = list(islice(self._orders[-2:][0], 1))
+        return bool(self._orders)
 
     def _indices(self) -> Iterator[Any]:
         self._has_begun = True
@@ -155,11 +177,13 @@ class _Indices:
 def _has_indices(loader: Iterable[Any]) -> bool:
     if isinstance(loader, DataLoader):
         return not isinstance(loader.dataset, IterableDataset)
-    return isinstance(loader, Sequence)
+    if isinstance(loader, Sequence) or hasattr(loader, "__array__"):
+        return True
+    return all(hasattr(loader, name) for name in ("__getitem__", "__len__")) and not hasattr(loader, "__iter__")
 
 
 def _refusal(loader: Iterable[Any], batch: int) -> BadConfig:
     return BadConfig(
-        f"the checkpoint is in the middle of an epoch, after batch {batch}, and a {type(loader).__name__} like this "
-        f"cannot go on from there without loading everything before it: {_CURE}"
+        f"loader: the checkpoint is in the middle of an epoch, after batch {batch}, and a {type(loader).__name__} like "
+        f"this cannot go on from there without loading everything before it: {_CURE}"
     )

@@ -4,24 +4,39 @@ A loader that carries state continues by itself. A plain DataLoader does not, so
 random numbers of the epoch's start it makes the same order, the indices of the batches that are done are skipped
 (`batch_skipping`), and then the random numbers of the save are put back. Those of worker processes cannot be seen from
 here; random augmentation in them is not repeated exactly.
+
+A loader with state whose `__iter__` is a generator draws its order only when it is asked for its first batch. Whether
+one does is seen in each epoch that is not resumed, and is in the checkpoint.
 """
 
+import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from piton.contract import InputError
 from piton_trainer.state import rng
 from piton_trainer.state.batch_skipping import begin, iterate_from
+from piton_trainer.state.data_shape import DataShape, differences
+from piton_trainer.state.own_generators import OwnGenerators, parts_of
 from piton_trainer.state.train_state import Position
+
+logger = logging.getLogger(__name__)
+
+_END = object()
+_LOOKED_AT = 2
+"""Batches of an epoch around which random numbers are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """The random numbers of a save."""
+    """The random numbers and the data of a rank at a save."""
 
     epoch_rng: dict[str, Any] | None
     """At the start of the epoch; None for a rank that did not exist."""
@@ -29,19 +44,43 @@ class Resume:
     """At the save; None for a rank that did not exist."""
     derive: Callable[[], None]
     """Seeds a rank that did not exist."""
+    shapes: Sequence[DataShape] | None = None
+    """Of the loaders; None if they are not to be compared: it was another number of ranks, or an older trainer."""
+    draws_late: bool | None = None
+    """True if all that the loader draws for the first batch of an epoch belongs to the epoch; None: nobody has seen."""
+    has_loader: bool = True
+    """True if the state of a loader was saved."""
 
 
 class Randomness:
     """This rank's random numbers, through the epochs, so that the one that a save was in can be played again."""
 
-    def __init__(self, generators: Sequence[torch.Generator], resume: Resume | None) -> None:
+    def __init__(
+        self,
+        generators: Sequence[torch.Generator],
+        resume: Resume | None,
+        *,
+        own: OwnGenerators | None = None,
+        loaders: Sequence[object] = (),
+    ) -> None:
         self._generators = generators
+        self._own = own
         self._resume = resume
+        self._loaders = loaders
+        self._shapes = DataShape.of(loaders)
+        self._draws_late = None if resume is None else resume.draws_late
         self.epoch_rng: dict[str, Any] | None = None
 
     def rng(self) -> dict[str, Any]:
-        """The random numbers of this moment, a loader's own among them."""
-        return rng.capture(self._generators)
+        """The random numbers of this moment, those of a loader and of other objects among them."""
+        return rng.capture(self._generators, self._own)
+
+    def part(self) -> dict[str, Any]:
+        """The random numbers and the data of this rank, as JSON and tensors for a save."""
+        now = DataShape.of(self._loaders)
+        shapes = [shape.steady_since(begun).to_document() for shape, begun in zip(now, self._shapes, strict=True)]
+        data = {"shapes": shapes, "draws_late": self._draws_late}
+        return {"rng": self.rng(), "epoch_rng": self.epoch_rng, "data": data}
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins."""
@@ -63,27 +102,40 @@ class Randomness:
         if state is None:
             resume.derive()
         else:
-            rng.restore(state, self._generators)
+            rng.restore(state, self._generators, self._own)
 
 
 class ResumableLoader(Randomness):
     """The epochs of one loader."""
 
-    def __init__(self, loader: Iterable[Any], position: Position, *, replay: bool, resume: Resume | None) -> None:
-        super().__init__(generators_of(loader), resume)
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        position: Position,
+        *,
+        replay: bool,
+        resume: Resume | None,
+        own: OwnGenerators | None = None,
+        together: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    ) -> None:
+        """`replay`: the loader has no state. `together` ends an epoch when another rank has no more data."""
+        super().__init__(generators_of(loader), resume, own=own, loaders=[loader])
         self._loader = loader
         self._position = position
         self._replay = replay
-        position.rescale(length_of(loader))
+        self._together = together
+        if self._is_other_share():
+            position.rescale(length_of(loader))
+        position.batches = length_of(loader)
 
     def epoch(self) -> Iterator[Any]:
         """The batches that are left of the current epoch; `position` moves with them, and on to the next epoch."""
         set_epoch(self._loader, self._position.epoch)
-        before = self._position.batch
-        for batch in self._open():
+        was_begun = self._position.batch > 0
+        for batch in self._together(self._open()):
             self._position.batch += 1
             yield batch
-        if self._position.batch == 0 == before:
+        if self._position.batch == 0 and not was_begun:
             raise InputError("the loader has no batches")
         self._position.epoch, self._position.batch = self._position.epoch + 1, 0
 
@@ -94,22 +146,94 @@ class ResumableLoader(Randomness):
             return None
         return max(0, (epochs - self._position.epoch) * length - self._position.batch)
 
+    def _is_other_share(self) -> bool:
+        """True unless the data is what it was: then a length that differs is that of another epoch's batches."""
+        saved = None if self._resume is None else self._resume.shapes
+        if not saved or DataShape() in saved:
+            return True
+        return any(differences(shape, before) for shape, before in zip(self._shapes, saved, strict=True))
+
     def _open(self) -> Iterator[Any]:
         if self._resume is None or self._position.batch == 0:
             self.catch_up()
             self.begin_epoch()
-            return iter(self._loader)
+            return iter(self._loader) if self._replay else self._watched()
         # Also for a loader with state: its sampler may have none, and draw the epoch's order anew.
         self.replay_epoch()
-        iterator = self._skip() if self._replay else begin(self._loader)
+        if self._replay:
+            iterator = self._skip()
+            self.catch_up()
+            return iterator
+        return self._go_on()
+
+    def _go_on(self) -> Iterator[Any]:
+        """Open a loader with state in the middle of an epoch, with the order that the epoch had."""
+        # isinstance would take accelerate's for a DataLoader; they begin the next epoch, where torchdata's say the end.
+        if self._position.batch == length_of(self._loader) and not issubclass(type(self._loader), DataLoader):
+            return self._after_the_last()
+        iterator, has_order = begin(self._loader)
+        first = [next(iterator, _END)] if self._draws_late and not has_order else []
         self.catch_up()
-        return iterator
+        return chain((batch for batch in first if batch is not _END), iterator)
+
+    def _after_the_last(self) -> Iterator[Any]:
+        """Open a loader with state whose epoch is done: it says so, or its state is the beginning of the next epoch."""
+        loader: Any = self._loader
+        state = copy.deepcopy(loader.state_dict())
+        if next(iter(loader), _END) is _END:
+            self.catch_up()
+            return iter(())
+        loader.load_state_dict(state)
+        self._position.epoch, self._position.batch = self._position.epoch + 1, 0
+        set_epoch(loader, self._position.epoch)
+        return self._open()
+
+    def _watched(self) -> Iterator[Any]:
+        """The batches of a whole epoch of a loader with state; see when it draws its order."""
+        drawn = [self._mark()]
+        iterator = iter(self._loader)
+        drawn.append(self._mark())
+        for number in count():
+            before = self._mark() if number < _LOOKED_AT else None
+            batch = next(iterator, _END)
+            if before is not None:
+                drawn += [before, self._mark()]
+                self._draws_late = _draws_late(drawn)
+            if batch is _END:
+                return
+            yield batch
+
+    def _mark(self) -> rng.Mark:
+        return rng.mark(self.rng())
 
     def _skip(self) -> Iterator[Any]:
         """Persistent workers are started in the first epoch, with a random number that a later epoch does not draw."""
         is_late = self._position.epoch > 0 and getattr(self._loader, "persistent_workers", False)
-        again = partial(rng.restore, self.rng(), self._generators) if is_late else None
+        again = partial(rng.restore, self.rng(), self._generators, self._own) if is_late else None
         return iterate_from(self._loader, self._position.batch, before=again)
+
+
+def _draws_late(marks: Sequence[rng.Mark]) -> bool:
+    """Judge by pairs of marks: around the opening of an epoch, around its first batch, and around its second.
+
+    With a second batch that draws nothing, all that is drawn for the first one belongs to the epoch. A loader that
+    draws for each batch, and for the first no more than for the second, has no order.
+    """
+    opened, first, *more = (after.drawn_since(before) for before, after in zip(marks[::2], marks[1::2], strict=True))
+    is_open, is_drawn = _any(opened), _any(first)
+    if not any(map(_any, more)):
+        return bool(more) or not is_open
+    is_late = is_drawn and not is_open and first not in more
+    if is_late:
+        logger.warning(
+            "loader: it draws the order of an epoch and random numbers for each batch in one generator function, so "
+            "after a resume in the middle of an epoch the first batch has others; seed them by epoch and index"
+        )
+    return is_late
+
+
+def _any(drawn: Iterable[tuple[bool, int]]) -> bool:
+    return any(moved for moved, _ in drawn)
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
@@ -138,6 +262,4 @@ def set_epoch(loader: object, epoch: int) -> None:
 
 
 def _samplers(loader: object) -> list[object]:
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-    return [owner for owner in owners if owner is not None]
+    return [part for name, part in parts_of(loader).items() if name not in ("dataset", "collate_fn")]

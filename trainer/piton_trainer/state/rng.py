@@ -1,15 +1,21 @@
-"""One rank's random number generators: Python's, numpy's, torch's on the CPU and on its GPU, and a loader's own."""
+"""One rank's random number generators: Python's, numpy's, torch's on the CPU and on its GPU, and its objects' own."""
 
 import hashlib
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from piton_trainer.state.own_generators import OwnGenerators
 
-def capture(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
+_CYCLE = 624
+"""Numbers that a Mersenne Twister makes at a time."""
+
+
+def capture(generators: Sequence[torch.Generator] = (), own: OwnGenerators | None = None) -> dict[str, Any]:
     """The state of every generator, as JSON and tensors (see `codec`)."""
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -22,10 +28,14 @@ def capture(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
         state["numpy"] = (name, keys.tolist(), *rest)
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
+    if own is not None:
+        state["own"] = own.capture()
     return state
 
 
-def restore(state: dict[str, Any], generators: Sequence[torch.Generator] = ()) -> None:
+def restore(
+    state: dict[str, Any], generators: Sequence[torch.Generator] = (), own: OwnGenerators | None = None
+) -> None:
     """Put every generator back to where `capture` found it."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
@@ -37,6 +47,8 @@ def restore(state: dict[str, Any], generators: Sequence[torch.Generator] = ()) -
         np.random.set_state(state["numpy"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if own is not None:
+        own.restore(state.get("own", {}))
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:
@@ -46,3 +58,37 @@ def derive(*, seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(int.from_bytes(digest[8:12], "little"))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The place of the generators in what they draw, for telling how much is drawn between two of them."""
+
+    states: tuple[bytes | int, ...]
+    places: tuple[int, ...]
+
+    def drawn_since(self, before: "Mark") -> tuple[tuple[bool, int], ...]:
+        """Return of each generator whether anything was drawn from it, and how many numbers, as a remainder."""
+        both = zip(self.states, before.states, self.places, before.places, strict=False)
+        return tuple((now != then, (place - other) % _CYCLE) for now, then, place, other in both)
+
+
+def mark(state: dict[str, Any]) -> Mark:
+    """Return the place of the generators in a state that `capture` found."""
+    torch_state = state["torch"].numpy().tobytes() if "numpy" in sys.modules else bytes(state["torch"].tolist())
+    python_state = state["python"][1]
+    states, places = [torch_state, hash(python_state)], [-_left(torch_state), python_state[-1]]
+    if "numpy" in state:
+        _, keys, place, *_ = state["numpy"]
+        states, places = [*states, hash((*keys, place))], [*places, place]
+    others = [*map(_content, state["generators"]), *map(_content, state.get("own", {}).values())]
+    return Mark((*states, *others), (*places, *[0] * len(others)))
+
+
+def _left(torch_state: bytes) -> int:
+    """Return how many numbers torch's generator has left of those that it has made: after the seed, in 4 bytes."""
+    return int.from_bytes(torch_state[8:12], sys.byteorder)
+
+
+def _content(state: Any) -> int:
+    return hash(bytes(state.tolist()) if isinstance(state, torch.Tensor) else repr(state))

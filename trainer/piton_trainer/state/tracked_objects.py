@@ -26,6 +26,7 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
+from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.optimizers import (
     Given,
     names_of,
@@ -191,6 +192,8 @@ class TrackedObjects:
         fresh: dict[str, Tensor | None] = {}
         for name, value in self._objects.items():
             document = documents.get(name)
+            if document is None and name == LOADER:
+                continue  # whoever begins the steps says whether that matters
             if document is None:
                 raise InputError(f"the checkpoint has no state of {name}; it was saved without it")
             fresh |= dict.fromkeys(codec.keys(document))
@@ -229,6 +232,8 @@ class TrackedObjects:
         """
         told, trained = [], names_of(documents[name] for name in self._optimizers)
         for name, value in self._objects.items():
+            if documents.get(name) is None:
+                continue
             state = codec.join(documents[name], tensors.__getitem__)
             with refusing(name, "take"):
                 if isinstance(value, nn.Module):
@@ -347,7 +352,7 @@ def _memory(tensors: Iterable[Tensor]) -> list[int]:
 
 def _is_ours(name: str, value: Any) -> bool:
     """True if an object carries state; a plain DataLoader does not, `data_position` replays it instead."""
-    return value is not None and (name != LOADER or isinstance(value, Stateful))
+    return value is not None and (name != LOADER or has_state(value))
 
 
 def _checked(name: str, value: Any) -> Any:

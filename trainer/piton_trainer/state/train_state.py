@@ -42,6 +42,8 @@ class TrainState:
     """The reason why the script left its loop, or ended it; ends by the assignment are computed anew."""
     tells_sessions_apart: bool = False
     """True if the run began with a trainer that refuses two trainings in one folder, see `earlier_sessions`."""
+    compares_data: bool = False
+    """True if the run began with a trainer that refuses other data, see `data_shape`."""
     position: Position = field(default_factory=Position)
     evidence: IntervalEvidence = field(default_factory=IntervalEvidence)
     """Rank 0's: what the save interval is chosen from."""

@@ -19,6 +19,7 @@ from piton_trainer.errors import BadConfig, VolumeLost
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state import rng
 from piton_trainer.state.data_position import Resume
+from piton_trainer.state.data_shape import DataShape
 from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.telemetry.telemetry import Telemetry
@@ -200,6 +201,9 @@ class RunRestorer:
             rng=codec.join(part["rng"], tensors.__getitem__) if is_own else None,
             epoch_rng=codec.join(part["epoch_rng"], tensors.__getitem__) if is_own else None,
             derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
+            shapes=_shapes(document, self._ranks),
+            draws_late=part.get("data", {}).get("draws_late"),
+            has_loader=part[LOADER] is not None,
         )
 
 
@@ -288,6 +292,14 @@ def _strangers(document: Document, ranks: Ranks) -> list[str]:
         each = f"each of {there} ranks has buffers of its own in the checkpoint"
         told += [f"{names}: {each}, and there are {here} ranks now; all go on with rank 0's"]
     return told
+
+
+def _shapes(document: Document, ranks: Ranks) -> list[DataShape] | None:
+    """Return the shapes of this rank's data at the save; None if other ranks share it, or nobody has written them."""
+    parts = document["ranks"]
+    if len(parts) != ranks.world_size or "data" not in parts[ranks.rank]:
+        return None
+    return [DataShape.from_document(shape) for shape in parts[ranks.rank]["data"]["shapes"]]
 
 
 def _part_of(document: Document, ranks: Ranks) -> dict[str, Any]:

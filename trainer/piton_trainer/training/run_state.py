@@ -171,7 +171,7 @@ class RunState:
             return _Word({}, Digests(), objects.flaws)
         try:
             captured.documents, captured.tensors = objects.capture(is_first=is_first)
-            own = {"rng": feed.rng(), "epoch_rng": feed.epoch_rng, LOADER: objects.capture_loader()}
+            own = {**feed.part(), LOADER: objects.capture_loader()}
             part, captured.own = objects.split(own, prefix)
         except InputError as error:
             raise BadConfig(str(error)) from error

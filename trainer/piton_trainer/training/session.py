@@ -10,7 +10,7 @@ The session knows nothing of models and losses, and it owns no loop: the recipes
 
 import atexit
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,6 +35,7 @@ from piton_trainer.hangs.watchdog import Watchdog, watched
 from piton_trainer.runtime.device_faults import require_gpus
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.data_position import Randomness
+from piton_trainer.state.data_shape import allowed
 from piton_trainer.state.schedules import refuse_unfit_schedules
 from piton_trainer.telemetry.callbacks import Callback
 from piton_trainer.telemetry.telemetry import Telemetry, build_telemetry
@@ -46,6 +47,7 @@ from piton_trainer.termination import (
     print_status,
 )
 from piton_trainer.training.context import RankContext
+from piton_trainer.training.data_rules import Feeding
 from piton_trainer.training.earlier_sessions import SessionFolder, trained
 from piton_trainer.training.run_checkpoint import RunCheckpointer, make_run_checkpointer
 from piton_trainer.training.run_restore import RestoredRun, fetch_from_mirror
@@ -175,7 +177,7 @@ class Session(RankContext):
 
         Call it once, when everything is built and before `steps`. `model`, `optimizer` (one or a list), `ema` and
         `loader` are known by name; anything else needs `state_dict` and `load_state_dict`. An argument that is None is
-        left out.
+        left out. `rng` names random number generators, one or several, that lie too deep in other objects to be seen.
 
         Args:
             per_rank: True if each rank trains weights of its own, such as a stage of a pipeline or experts: each gets
@@ -195,7 +197,7 @@ class Session(RankContext):
             readahead.stop()
         self._objects, self._resumes_at = objects, None if restored is None else restored.step
         if restored is None:
-            self._opened.state.tells_sessions_apart = True
+            self._opened.state.tells_sessions_apart = self._opened.state.compares_data = True
         if restored is not None and self.is_main:
             print_status(f"resumed from step {restored.step} in {restored.folder}")
         return restored
@@ -209,29 +211,41 @@ class Session(RankContext):
         self._opened.measured.report(metrics)
 
     def steps(
-        self, loader: Iterable[Any], *, epochs: int = 1, total: int | None = None, accumulate: int | None = None
+        self,
+        loader: Iterable[Any],
+        *,
+        epochs: int = 1,
+        total: int | None = None,
+        accumulate: int | None = None,
+        on_resume: str | None = None,
+        allow: str | Collection[str] = (),
     ) -> Iterator[Any]:
         """The batches that are left to train on. Saves, reports and stops happen between two of them.
 
         A checkpoint holds no gradients: while some wait for an optimizer's step, saves and stops wait as well.
 
         Args:
-            loader: batches, the same number on every rank.
+            loader: batches, the same number on every rank; if nobody knows how many, an epoch ends with the first rank
+                that has no more.
             epochs: how often to go through them.
             total: steps overall instead, through as many epochs as that takes.
             accumulate: how many batches make a step of the optimizers, counted as `step` is. None: it is seen from
                 their gradients. 1: every boundary is fit for a save, whatever gradients are there.
+            on_resume: `restart_epoch` begins the epoch under way anew at each resume, with a loader whose place in it
+                nobody can know. Without it such a loader is refused on Piton.
+            allow: what may differ from the data of the checkpoint, `batch_size` or `data_length`.
 
         Raises:
-            BadConfig: the run is in the middle of an epoch that this loader can only go through from its start; or
-                gradients wait for a step that does not come.
+            BadConfig: the run is in the middle of an epoch that this loader can only go through from its start; the
+                data is not that of the checkpoint; or gradients wait for a step that does not come.
             Stopped: told to stop; everything is saved.
             Diverged: 20 losses in a row, the objective or the weights are not finite numbers.
             OutOfSpace: a checkpoint does not fit.
             Fenced: another attempt has taken over.
         """
         self._refuse_another(has_own_loop=True)
-        return self._opened.run(loader, epochs=epochs, total=total, accumulate=accumulate)
+        feeding = Feeding(epochs=epochs, total=total, on_resume=on_resume, allow=allowed(allow))
+        return self._opened.run(loader, feeding, accumulate=accumulate)
 
     def finish(self) -> None:
         """Say that the loop is left for good, before or after its `break`, also on a single rank.
@@ -251,7 +265,13 @@ class Session(RankContext):
         return self._store.peek(name)
 
     def begin(
-        self, *, total: int | None = None, step: int = 0, generators: Sequence[Generator] = ()
+        self,
+        *,
+        total: int | None = None,
+        step: int = 0,
+        generators: Sequence[Generator] = (),
+        loaders: Sequence[object] = (),
+        allow: str | Collection[str] = (),
     ) -> Randomness | None:
         """For a loop that is somebody else's, instead of `steps`; call `boundary` after each of its steps.
 
@@ -259,15 +279,19 @@ class Session(RankContext):
             total: the step at which the loop ends; None when nobody knows.
             step: steps that the loop has behind it, if it comes from a checkpoint that is not ours.
             generators: random number generators besides Python's, numpy's and torch's.
+            loaders: where the loop has its data from: their generators are found, and their data is compared with that
+                of the checkpoint.
+            allow: what of it may differ, see `steps`.
 
         Returns:
             The random numbers, which the loop is to take through its epochs; None when nothing is left to train.
 
         Raises:
             Stopped: told to stop before the first step.
+            BadConfig: the data is not that of the checkpoint.
         """
         self._refuse_another(has_own_loop=False)
-        return self._opened.begin(generators, total=total, step=step)
+        return self._opened.begin(generators, loaders, Feeding(total=total, allow=allowed(allow)), step=step)
 
     def begin_step(self) -> None:
         """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""

@@ -27,9 +27,8 @@ from piton_trainer.config import Config
 from piton_trainer.errors import Ended, Stopped
 from piton_trainer.hangs.heartbeats import Heartbeats, RankPhase
 from piton_trainer.runtime.process_group import Ranks
-from piton_trainer.state.batch_skipping import caveat
-from piton_trainer.state.data_position import Randomness, ResumableLoader, Resume
-from piton_trainer.state.tracked_objects import EMA, MODEL, Stateful, TrackedObjects
+from piton_trainer.state.data_position import Randomness, Resume
+from piton_trainer.state.tracked_objects import EMA, MODEL, TrackedObjects
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.state.weights_digest import weights_digest
 from piton_trainer.telemetry.memory_usage import peaks_of
@@ -37,6 +36,7 @@ from piton_trainer.telemetry.metrics import ObjectiveMetrics
 from piton_trainer.telemetry.progress import progress_of
 from piton_trainer.telemetry.telemetry import Telemetry
 from piton_trainer.training.boundary import BoundaryVote, reason_to_end
+from piton_trainer.training.data_rules import DataRules, Feeding
 from piton_trainer.training.gradient_accumulation import Gradients
 from piton_trainer.training.run_checkpoint import RunCheckpointer
 from piton_trainer.training.run_restore import RestoredRun
@@ -78,6 +78,7 @@ class Steps:
             config.assignment.save, ranks=ranks, store=store, telemetry=telemetry, signals=signals, clock=clock
         )
         self.measured = ObjectiveMetrics(config.assignment.objective, warns=ranks.is_main)
+        self._data = DataRules(config, ranks)
         self._objects: TrackedObjects | None = None
         self._trained: SaveInputs | None = None
         self._resume: Resume | None = None
@@ -97,7 +98,7 @@ class Steps:
 
     def restore(self, objects: Mapping[str, Any], *, per_rank: bool = False) -> RestoredRun | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
-        self._objects = TrackedObjects(objects, per_rank=per_rank)
+        self._objects = TrackedObjects(self._data.take(objects), per_rank=per_rank)
         self._startup.lap(startup_phases.MODEL)
         found = self._store.restore(self._objects)
         self._startup.lap(startup_phases.CHECKPOINT)
@@ -105,7 +106,7 @@ class Steps:
             self._restored, self.state, self._resume = found
         return self._restored
 
-    def run(self, loader: Iterable[Any], *, epochs: int, total: int | None, accumulate: int | None) -> Iterator[Any]:
+    def run(self, loader: Iterable[Any], feeding: Feeding, *, accumulate: int | None) -> Iterator[Any]:
         """The batches that are left, with a boundary after each."""
         self._refuse_misuse()
         assert self._objects is not None
@@ -113,16 +114,18 @@ class Steps:
             raise InputError(f"accumulate={accumulate}: the number of batches that make a step is at least 1")
         watched = Gradients.watched(self._objects.optimizers, self._objects.wrapped_optimizers, accumulate=accumulate)
         with self._recording_end(), watched as self._gradients:
-            yield from self._batches(loader, self._gradients, epochs, total)
+            yield from self._batches(loader, feeding, self._gradients)
 
-    def begin(self, generators: Sequence[Generator], *, total: int | None, step: int) -> Randomness | None:
+    def begin(
+        self, generators: Sequence[Generator], loaders: Sequence[object], feeding: Feeding, *, step: int
+    ) -> Randomness | None:
         """Begin the steps of a loop that is not ours; return its random numbers, or None if no step is left."""
         self._refuse_misuse()
         if self._restored is None:
             self.state.step = step
-        randomness = Randomness(generators, self._resume)
+        randomness = self._data.randomness(generators, loaders, feeding, state=self.state, resume=self._resume)
         with self._recording_end():
-            return randomness if self._begin(randomness, total) else None
+            return randomness if self._begin(randomness, feeding.total) else None
 
     def boundary(self, *, ended: str | None) -> bool:
         """A step of somebody else's loop is done; whether the training is."""
@@ -138,15 +141,11 @@ class Steps:
             self._end = end
             raise
 
-    def _batches(self, loader: Iterable[Any], gradients: Gradients, epochs: int, total: int | None) -> Iterator[Any]:
+    def _batches(self, loader: Iterable[Any], feeding: Feeding, gradients: Gradients) -> Iterator[Any]:
         assert self._objects is not None
         is_given = self._objects.is_given(loader)
-        if isinstance(loader, Stateful) and not is_given:
-            raise InputError("this loader has state; name it in session.restore(loader=...) too")
-        if self._ranks.is_main and not is_given and (warning := caveat(loader)):
-            logger.warning(warning)
-        feed = ResumableLoader(loader, self.state.position, replay=not is_given, resume=self._resume)
-        left = feed.steps_left(epochs)
+        feed = self._data.feed(loader, feeding, is_given=is_given, state=self.state, resume=self._resume)
+        epochs, total, left = feeding.epochs, feeding.total, feed.steps_left(feeding.epochs)
         end = total if total is not None or left is None else self.state.step + left
         if not self._begin(feed, end):
             return
