@@ -14,6 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import piton_trainer
 from piton_trainer.errors import BadConfig, Ended, Stopped
+from piton_trainer.state.data_position import Randomness
 from piton_trainer.training.session import Session
 from support import ranks, tiny
 
@@ -214,6 +215,21 @@ def test_a_run_that_began_without_this_rule_is_only_warned(
         stopped(tmp_path, before, stop=3)
     stopped(tmp_path, after, stop=4)
     assert f"loader: {name} was" in caplog.text
+
+
+@pytest.mark.parametrize("after", [partial(rows, batch_size=8), partial(rows, 48)], ids=["batches", "data"])
+def test_a_checkpoint_that_does_not_say_its_data_is_only_warned_of(
+    after: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_before(self: Randomness) -> dict[str, Any]:
+        return {name: part for name, part in now(self).items() if name != "data"}
+
+    now = Randomness.part
+    with monkeypatch.context() as patch:
+        patch.setattr(Randomness, "part", as_before)
+        stopped(tmp_path, rows, stop=2)
+    attempt(tmp_path, after)
+    assert "loader: an epoch had 6 batches at the save and has" in caplog.text
 
 
 class Growing(TensorDataset):

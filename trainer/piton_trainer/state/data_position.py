@@ -48,6 +48,8 @@ class Resume:
     """Of the loaders; None if they are not to be compared: it was another number of ranks, or an older trainer."""
     draws_late: bool | None = None
     """True if all that the loader draws for the first batch of an epoch belongs to the epoch; None: nobody has seen."""
+    is_of_other_ranks: bool = False
+    """True if it was another number of ranks, so that an epoch has another number of batches."""
     has_loader: bool = True
     """True if the state of a loader was saved."""
 

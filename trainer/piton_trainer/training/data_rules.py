@@ -89,7 +89,10 @@ class DataRules:
         def check() -> int | None:
             self._check_place(loader, feeding, is_given=is_given, state=state, resume=resume)
             self._check_shapes([loader], feeding.allow, state=state, resume=resume)
-            return length_of(loader)
+            length, before = length_of(loader), state.position.batches
+            if resume is not None and resume.shapes is None and not resume.is_of_other_ranks and length and before:
+                self._tell_of_other_length(before, length)
+            return length
 
         lengths = self._ranks.together(check)
         is_uneven = self._ranks.world_size > 1 and (None in lengths or len(set(lengths)) > 1)
@@ -126,6 +129,14 @@ class DataRules:
         """Say something to the user, on one rank."""
         if self._ranks.is_main:
             logger.warning(text)
+
+    def _tell_of_other_length(self, before: int, now: int) -> None:
+        """Say what can be said of a checkpoint that an older trainer made."""
+        if before != now:
+            self.tell(
+                f"loader: an epoch had {before} batches at the save and has {now}; an epoch under way goes on at the "
+                "same share of it"
+            )
 
     def _own(self, loaders: Sequence[object]) -> OwnGenerators:
         return OwnGenerators(loaders=loaders, modules=self._modules, named=self._rng)

@@ -203,6 +203,7 @@ class RunRestorer:
             derive=partial(rng.derive, seed=document["seed"], step=state.step, rank=self._ranks.rank),
             shapes=_shapes(document, self._ranks),
             draws_late=part.get("data", {}).get("draws_late"),
+            is_of_other_ranks=len(document["ranks"]) != self._ranks.world_size,
             has_loader=part[LOADER] is not None,
         )
 
