@@ -69,7 +69,7 @@ def iterate_from(loader: Iterable[Any], batch: int, *, before: Callable[[], None
 
 
 def begin(loader: Iterable[Any]) -> tuple[Iterator[Any], bool]:
-    """Begin an epoch of a loader with state; return its batches, and True if its sampler has been told to draw the order.
+    """Begin an epoch of a loader with state; return its batches, and True if its sampler draws the order now.
 
     torchdata has a sampler without state draw only when the first batch is asked for.
     """

@@ -85,8 +85,8 @@ class RunRestorer:
         """Return the state that one object has in the checkpoint that `restore` will take; None if there is none."""
 
         def wanted(document: Document) -> Targets:
-            own = prefix_of(document, self._ranks)
-            return Targets(fresh=dict.fromkeys(own + key for key in codec.keys(self._state_of(document, name))))
+            own, keys = prefix_of(document, self._ranks), codec.keys(self._state_of(document, name))
+            return Targets(fresh=_with(own, dict.fromkeys(keys)))
 
         loaded = self._newest(wanted, spare)
         if loaded is None:
@@ -177,11 +177,8 @@ class RunRestorer:
             raise
         own = dict.fromkeys(codec.keys([part["rng"], part["epoch_rng"]]))
         prefix = prefix_of(document, self._ranks)
-        return Targets(
-            live={prefix + key: tensor for key, tensor in targets.live.items()},
-            fresh={**{prefix + key: tensor for key, tensor in targets.fresh.items()}, **own},
-            explain=partial(objects.explain, states),
-        )
+        live, fresh = _with(prefix, targets.live), _with(prefix, {**targets.fresh, **own})
+        return Targets(live=live, fresh=fresh, explain=partial(objects.explain, states))
 
     def _settle(self, loaded: Loaded, objects: TrackedObjects) -> tuple[TrainState, Resume]:
         document = loaded.document
@@ -244,6 +241,12 @@ def prefix_of(document: Document, ranks: Ranks) -> str:
     parts = document["ranks"]
     is_per_rank = ranks.rank < len(parts) and parts[ranks.rank].get(layout.PER_RANK, False)
     return f"rank{ranks.rank}/{OBJECTS}/" if is_per_rank else ""
+
+
+def _with(prefix: str, found: Mapping[str, T]) -> dict[str, T]:
+    """Return what is found by key with the prefix, except what is the rank's own in any case, such as its loader."""
+    rank = prefix.partition("/")[0] + "/"
+    return {key if key.startswith(rank) else prefix + key: value for key, value in found.items()}
 
 
 def _without(prefix: str, found: Mapping[str, T]) -> dict[str, T]:
