@@ -11,7 +11,7 @@ from typing import Any
 from piton.contract import names
 from piton.contract.termination import Outcome, Termination
 from piton_trainer import stage
-from piton_trainer.checkpoint.format import layout
+from piton_trainer.checkpoint.export import expect_one_model
 from piton_trainer.checkpoint.load.loader import Loaded, load_newest
 from piton_trainer.checkpoint.load.rank_loader import Document, Targets
 from piton_trainer.config import Config
@@ -85,7 +85,7 @@ class CheckpointEvaluation(RankContext):
             return None
 
         def wanted(document: Document) -> Targets:
-            layout.expect_one_model(document, self.directory)
+            expect_one_model(document, self.directory)
             return given.wanted(states_of(document, self._ranks))
 
         return load_newest(self.directory, self._ranks, wanted, first=self._best)

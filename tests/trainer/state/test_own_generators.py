@@ -93,7 +93,7 @@ def attempt(directory: Path, place: str, kind: str, *, stop: int | None = None) 
     numbers = Deep(generator) if place == "named" else Numbers(generator if place == "dataset" else None)
     model = nn.Sequential(nn.Identity(), Dropping(generator if place == "module" else None))
     loader: DataLoader[Tensor] = DataLoader(numbers, batch_size=SIZE, sampler=sampler, shuffle=sampler is None)
-    named = {"rng": [generator]} if place == "named" else {}
+    named: dict[str, Any] = {"rng": [generator]} if place == "named" else {}
     seen = []
     torch.manual_seed(0 if stop else 99)
     with piton_trainer.session(tiny.config(directory, tiny.every(100))) as session:

@@ -1,5 +1,6 @@
 """What a resume does not know of its data is refused when a run begins, or begun anew because the script says so."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_other_data_is_refused_or_taken_where_that_is_allowed(
         attempt(tmp_path, after)
     attempt(tmp_path, after, allow=name)
     assert f"loader: {name} was" in caplog.text
+
+
+@pytest.mark.parametrize(("before", "after", "name"), CHANGES.values(), ids=CHANGES)
+def test_between_two_epochs_other_data_is_told_and_taken(
+    before: Any, after: Any, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(tmp_path, before, stop=len(before()))
+    attempt(tmp_path, after)
+    assert re.search(rf"loader: {name} was \d+ at the save and is \d+; the next epoch has it", caplog.text)
 
 
 @pytest.mark.parametrize(("before", "after", "name"), CHANGES.values(), ids=CHANGES)

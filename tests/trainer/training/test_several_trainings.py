@@ -130,7 +130,7 @@ def test_a_run_that_began_without_the_rule_is_warned_only(caplog: pytest.LogCapt
     with piton_trainer.session() as session:
         session.restore(model=model, optimizer=optimizer)
         session._opened.state.tells_sessions_apart = False
-        for _ in session.steps([1, 2]):
+        for _ in session.steps([torch.ones(3, 2)], total=2):
             pass
 
     assert train(*built(), total=5) == 3

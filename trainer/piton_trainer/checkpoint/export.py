@@ -10,7 +10,7 @@ import json
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def weights_of(checkpoint: CommittedCheckpoint, name: str) -> dict[str, Any]:
 def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[str, Any], int]:
     """Return the state dicts of the objects, and the number of tensors in them."""
     document = layout.read_document(checkpoint.folder)
-    layout.expect_one_model(document, checkpoint.folder)
+    expect_one_model(document, checkpoint.folder)
     objects = document["objects"]
     if weights is not None and weights not in objects:
         raise InputError(f"{checkpoint.folder.name} has no {weights}; it has {', '.join(sorted(objects))}")
@@ -110,6 +110,20 @@ def _state(checkpoint: CommittedCheckpoint, weights: str | None) -> tuple[dict[s
     if weights is None:
         state = {name: part[0] if isinstance(part, list) and len(part) == 1 else part for name, part in state.items()}
     return state, len(tensors)
+
+
+def expect_one_model(document: Mapping[str, Any], folder: Path) -> None:
+    """Make sure that a state is of one model, and not of one for each rank.
+
+    Raises:
+        ValueError: each rank has weights of its own.
+    """
+    parts = document.get("ranks", ())
+    if any(part.get(layout.PER_RANK) for part in parts):
+        raise InputError(
+            f"{folder.name}: each of {len(parts)} ranks has weights of its own (per_rank=True), and this takes one "
+            "model; put the weights together in the script that trains them, and save them there"
+        )
 
 
 def save_tensors(state: dict[str, Any], path: Path) -> None:

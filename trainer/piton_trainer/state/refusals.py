@@ -12,7 +12,7 @@ from piton.contract import InputError
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
 from piton_trainer.state.optimizers import optimizers_of
-from piton_trainer.state.state_dicts import lazy_part
+from piton_trainer.state.state_dicts import lazy_part, split_module
 
 
 @contextmanager
@@ -81,6 +81,20 @@ def casts(name: str, state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]
     first, more = keys[0], f" and {len(keys) - 1} more" if keys[1:] else ""
     here = state[first].dtype
     return [f"{name}: {first}{more} is {there[first]} in the checkpoint and {here} in the script, and is converted"]
+
+
+def parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Tensor]:
+    """Return the tensors of a module that a saved state of it fills where they are.
+
+    Raises:
+        ValueError: it is the state of another module.
+    """
+    current, tensors = split_module(module, name, {})
+    if current.keys() != document.keys():
+        missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
+        raise InputError(f"{name} does not fit the checkpoint, which {difference(missing, extra)}")
+    saved = frozenset(codec.keys(document))  # buffers that are this rank's own have keys of their own
+    return {key: tensor for key, tensor in tensors.items() if key in saved}
 
 
 def difference(missing: list[str], extra: list[str]) -> str:

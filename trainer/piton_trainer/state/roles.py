@@ -47,6 +47,11 @@ class Roles:
         """Names of buffers, and of states that are no tensors, of which each rank may have its own, by module."""
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """True if several ranks have parts, or copies, of a tensor."""
+    return isinstance(tensor, DTensor) and tensor.device_mesh.size() > 1
+
+
 def _has_buffers_of_rank_0(module: nn.Module) -> bool:
     """True if all ranks get rank 0's buffers of a module before each step, as DDP does unless it is told not to."""
     while not isinstance(module, DistributedDataParallel):

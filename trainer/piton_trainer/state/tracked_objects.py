@@ -37,14 +37,13 @@ from piton_trainer.state.optimizers import (
     templates,
     wrapped_in,
 )
-from piton_trainer.state.refusals import casts, difference, flaw_of, refusing, switched
-from piton_trainer.state.roles import Roles
+from piton_trainer.state.refusals import casts, flaw_of, parts_of_module, refusing, switched
+from piton_trainer.state.roles import Roles, is_spread
 from piton_trainer.state.state_dicts import (
     Captured,
     ModuleState,
     OptimizerState,
     parameters_by_name,
-    split_module,
     walked_names,
 )
 
@@ -147,7 +146,7 @@ class TrackedObjects:
             tensors |= own
             if len(tensors) < apart:
                 self.flaws[name] = f"{name}: another object has a {min(own)} too; give it a name without a slash"
-        if self.per_rank and (spread := [key for key, value in tensors.items() if _is_spread(value)]):
+        if self.per_rank and (spread := [key for key, value in tensors.items() if is_spread(value)]):
             self.flaws[spread[0]] = (
                 f"{spread[0]} is spread over ranks, and each has its own by per_rank=True; omit that"
             )
@@ -198,7 +197,7 @@ class TrackedObjects:
                 raise InputError(f"the checkpoint has no state of {name}; it was saved without it")
             fresh |= dict.fromkeys(codec.keys(document))
             if isinstance(value, nn.Module):
-                live |= _parts_of_module(name, value, document)
+                live |= parts_of_module(name, value, document)
             elif optimizers := optimizers_of(value):
                 own_live, own_fresh = self._momenta(name, optimizers, document)
                 live |= own_live
@@ -317,20 +316,6 @@ def _state_of(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return get_model_state_dict(value)
     return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
-
-
-def _parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Tensor]:
-    current, tensors = split_module(module, name, {})
-    if current.keys() != document.keys():
-        missing, extra = sorted(current.keys() - document.keys()), sorted(document.keys() - current.keys())
-        raise InputError(f"{name} does not fit the checkpoint, which {difference(missing, extra)}")
-    saved = frozenset(codec.keys(document))  # buffers that are this rank's own have keys of their own
-    return {key: tensor for key, tensor in tensors.items() if key in saved}
-
-
-def _is_spread(tensor: Tensor) -> bool:
-    """True if several ranks have parts, or copies, of a tensor."""
-    return isinstance(tensor, DTensor) and tensor.device_mesh.size() > 1
 
 
 def _is_plain(parameter: Tensor) -> bool:

@@ -3,7 +3,7 @@
     a loader whose place nobody can know     refused when a run begins on Piton, warned of elsewhere
     the same with on_resume="restart_epoch"  taken; each resume in the middle of an epoch begins it anew, and says so
     a checkpoint without a loader's state    between two epochs taken, in the middle of one as above
-    another batch size or data length        refused, or taken with allow=
+    another batch size or data length        refused in the middle of an epoch, or taken with allow=
 
 A run that is under way is never refused by a rule that its first attempt did not have.
 """
@@ -87,8 +87,9 @@ class DataRules:
             raise InputError("this loader has state; name it in session.restore(loader=...) too")
 
         def check() -> int | None:
+            is_between = state.position.batch in (0, state.position.batches)
             self._check_place(loader, feeding, is_given=is_given, state=state, resume=resume)
-            self._check_shapes([loader], feeding.allow, state=state, resume=resume)
+            self._check_shapes([loader], feeding.allow, is_between=is_between, state=state, resume=resume)
             length, before = length_of(loader), state.position.batches
             if resume is not None and resume.shapes is None and not resume.is_of_other_ranks and length and before:
                 self._tell_of_other_length(before, length)
@@ -121,7 +122,8 @@ class DataRules:
         """
         if has_state(self._loader) and resume is not None and not resume.has_loader:
             raise BadConfig(f"{_LACKS_STATE}, and how far the loop is in its data is not known; begin a new run")
-        self._ranks.together(partial(self._check_shapes, loaders, feeding.allow, state=state, resume=resume))
+        check = partial(self._check_shapes, loaders, feeding.allow, is_between=False, state=state, resume=resume)
+        self._ranks.together(check)
         found = [generator for loader in loaders for generator in generators_of(loader)]
         return Randomness([*generators, *found], resume, own=self._own(loaders), loaders=loaders)
 
@@ -174,9 +176,15 @@ class DataRules:
             self.tell(limits)
 
     def _check_shapes(
-        self, loaders: Sequence[object], allow: Collection[str], *, state: TrainState, resume: Resume | None
+        self,
+        loaders: Sequence[object],
+        allow: Collection[str],
+        *,
+        is_between: bool,
+        state: TrainState,
+        resume: Resume | None,
     ) -> None:
-        """Compare the data with that of the checkpoint.
+        """Compare the data with that of the checkpoint. Between two epochs other data may come.
 
         Raises:
             BadConfig: it is other data, and the script does not allow that.
@@ -187,9 +195,10 @@ class DataRules:
             if not differing:
                 continue
             text = ", and ".join(f"{name} was {old} at the save and is {new}" for name, (old, new) in differing.items())
-            if state.compares_data and (missing := sorted(differing.keys() - set(allow))):
+            if state.compares_data and not is_between and (missing := sorted(differing.keys() - set(allow))):
                 raise BadConfig(
                     f"loader: {text}, so rows of an epoch would be trained twice or not at all; give it what it had, "
                     f"or say allow={missing!r} in session.steps or PitonCallback"
                 )
-            self.tell(f"loader: {text}; an epoch under way goes on at the same share of it")
+            goes_on = "the next epoch has it" if is_between else "the epoch under way goes on at the same share of it"
+            self.tell(f"loader: {text}; {goes_on}")

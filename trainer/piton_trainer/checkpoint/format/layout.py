@@ -319,20 +319,6 @@ def read_document(folder: Path) -> dict[str, Any]:
     return document
 
 
-def expect_one_model(document: Mapping[str, Any], folder: Path) -> None:
-    """Make sure that a state is of one model, and not of one for each rank.
-
-    Raises:
-        ValueError: each rank has weights of its own.
-    """
-    parts = document.get("ranks", ())
-    if any(part.get(PER_RANK) for part in parts):
-        raise InputError(
-            f"{folder.name}: each of {len(parts)} ranks has weights of its own (per_rank=True), and this takes one "
-            "model; put the weights together in the script that trains them, and save them there"
-        )
-
-
 def discard(folder: Path) -> None:
     """Delete a folder. It loses its name at once, however long the deletion takes.
 
