@@ -16,6 +16,7 @@
 This package does not depend on models or loops: a checkpoint is tensors by name and one JSON document.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the writer process does not import torch
     from torch import Tensor
+
+# torch says so whenever a single process saves or loads. For good: `catch_warnings` is not for several threads.
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ torch         for `torch.load(..., weights_only=True)`
 import json
 import shutil
 import uuid
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -197,9 +196,7 @@ def _copy_config(config: Path, path: Path) -> None:
 
 
 def _dcp(state: dict[str, Any], path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        state_dict_saver.save(state, storage_writer=FileSystemWriter(path), no_dist=True)
+    state_dict_saver.save(state, storage_writer=FileSystemWriter(path), no_dist=True)
 
 
 def _torch(state: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,6 @@ settle   copy the data into the live tensors
 
 import json
 import pickle
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -194,14 +193,12 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _load_by_torch(checkpoint: CommittedCheckpoint, index: Metadata, state: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        planner = DefaultLoadPlanner(flatten_state_dict=False)
-        try:
-            load(state, storage_reader=IndexedReader(checkpoint, index), planner=planner, no_dist=True)
-        except CheckpointException as error:
-            cause = next(cause for cause, _ in error.failures.values())
-            if isinstance(cause, pickle.UnpicklingError):
-                names = ", ".join(sorted(state))
-                raise InputError(f"{names}: only its own class could read this again, and it is not trusted") from error
-            raise cause from error
+    planner = DefaultLoadPlanner(flatten_state_dict=False)
+    try:
+        load(state, storage_reader=IndexedReader(checkpoint, index), planner=planner, no_dist=True)
+    except CheckpointException as error:
+        cause = next(cause for cause, _ in error.failures.values())
+        if isinstance(cause, pickle.UnpicklingError):
+            names = ", ".join(sorted(state))
+            raise InputError(f"{names}: only its own class could read this again, and it is not trusted") from error
+        raise cause from error

@@ -7,7 +7,6 @@ A step that fails on one rank fails on all ranks, and the folder in flight is re
 """
 
 import platform
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -111,18 +110,16 @@ class BlockingCheckpointer:
             return self._committer.commit(draft, files)
 
     def _write_shards(self, folder: Path, snapshot: Snapshot) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            try:
-                save(
-                    {name: tensor.detach() for name, tensor in snapshot.tensors.items()},
-                    storage_writer=self._disk.writer(folder, apart=self._apart),
-                    planner=DefaultSavePlanner(flatten_state_dict=False),
-                    process_group=self._ranks.group,
-                    no_dist=self._ranks.world_size == 1,
-                )
-            except CheckpointException as error:
-                _raise_first(error, self._directory)
+        try:
+            save(
+                {name: tensor.detach() for name, tensor in snapshot.tensors.items()},
+                storage_writer=self._disk.writer(folder, apart=self._apart),
+                planner=DefaultSavePlanner(flatten_state_dict=False),
+                process_group=self._ranks.group,
+                no_dist=self._ranks.world_size == 1,
+            )
+        except CheckpointException as error:
+            _raise_first(error, self._directory)
 
     def _seal(self, folder: Path) -> dict[str, FileEntry]:
         """Make the files of this rank durable, on rank 0 also the common files; return their entries."""
