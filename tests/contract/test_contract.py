@@ -222,6 +222,26 @@ def test_a_bad_manifest_is_refused(change: dict[str, object]) -> None:
         Manifest.from_json(sealed(good | change))
 
 
+def test_of_one_of_several_trainings_nothing_is_the_run_s_but_what_it_says_of_itself() -> None:
+    fold = Progress(
+        updated="2026-11-21T10:30:45+00:00",
+        percentage=100,
+        remaining_seconds=0,
+        step=450,
+        total_steps=450,
+        checkpoint_step=450,
+        resumed_from=200,
+        previous=PreviousEnd(attempt=2, outcome=Outcome.STOPPED),
+        complete=Complete(attempt=3, step=450, reason="done"),
+        session="fold-0 step 450/450",
+        metrics={"loss": 0.2347},
+    )
+    arrived = Progress.from_wire(json.loads(json.dumps(fold.to_wire())))
+    assert arrived == Progress(
+        updated=fold.updated, previous=fold.previous, session="fold-0 step 450/450", metrics={"loss": 0.2347}
+    )
+
+
 def test_what_a_newer_trainer_adds_to_the_same_format_is_passed_over() -> None:
     manifest = Manifest(step=3, attempt=2, world_size=1, files={"a": ENTRY})
     newer = json.loads(manifest.to_json()) | {"colour": 1}

@@ -681,6 +681,16 @@ def test_a_last_report_without_steps_hides_none() -> None:
     assert (status.progress.progress_percentage, status.progress.step, status.progress.total_steps) == (100, 970, 1000)
 
 
+def test_one_of_several_trainings_of_a_script_is_shown_and_is_no_step_of_the_run() -> None:
+    seen = an_attempt(a_replica())
+    fold = Progress(updated="", session="fold-1 step 30/100", metrics={"loss": 0.5})
+    status = decide(an_observed(seen, status=a_status(a_record()), progress=fold), now=NOW).status
+
+    assert status.progress is not None
+    assert (status.progress.session, status.progress.step) == ("fold-1 step 30/100", None)
+    assert status.checkpoint is None
+
+
 def test_what_was_shown_stays_until_the_next_attempt_speaks_but_for_the_time_left() -> None:
     known = replace(a_progress(70, loss=0.25), remaining_seconds=600)
     crashed = an_observed(a_failed_attempt(failed(1)), status=a_status(a_record()), progress=known)

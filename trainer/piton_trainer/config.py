@@ -84,7 +84,7 @@ class Config:
     def named(self, name: str) -> Self:
         """Return the configuration of one of several trainings of the script.
 
-        What the operator knows and is told is of the run, so it is left out: the durable step, and reports.
+        The durable step that the operator knows is the run's, so it is left out.
 
         Raises:
             ValueError: the name cannot be that of a folder.
@@ -92,7 +92,7 @@ class Config:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
             raise InputError(f"session: {name!r} is no name; write letters, digits, dots and dashes, such as fold-0")
         folder = self.checkpoint_dir / names.SESSIONS_FOLDER / name
-        return replace(self, session=name, checkpoint_dir=folder, durable_step=None, server=None)
+        return replace(self, session=name, checkpoint_dir=folder, durable_step=None)
 
     def goes_on(self, attempt: int) -> bool:
         """True if training goes on where that attempt has left its loop by `break`: outside Piton, or on request."""

@@ -196,6 +196,9 @@ class ProgressStatus(Answer):
     progress_percentage: int | None = Field(default=None, ge=0, description="Part done, in percent.")
     estimated_remaining_seconds: int | None = Field(default=None, ge=0, description="Time left, in seconds.")
     eta: str | None = Field(default=None, description="The same for people, e.g. 1h20m.")
+    session: str | None = Field(
+        default=None, description="Training of a script with several that reports, and its step, e.g. fold-0 step 300."
+    )
     metrics: tuple[MetricValue, ...] = Field(default=(), description="Newest metrics.")
     last_updated_time: AwareDatetime | None = Field(default=None, description="When the trainer reported this.")
 

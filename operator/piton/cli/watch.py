@@ -18,6 +18,7 @@ from piton.local.runner import View
 
 _LINE_SECONDS = 5.0
 """Between two lines about progress alone."""
+_NOWHERE = (None, None, None)
 _BAR_WIDTH_MIN = 8
 _WITHOUT_STEPS = (Phase.PREPARING, Phase.EVALUATING)
 
@@ -44,8 +45,8 @@ class Lines(NoOutput):
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self._last: datetime | None = None
-        self._place: tuple[int | None, int | None] = (None, None)
-        """The step and the percentage of the last line."""
+        self._place: tuple[str | None, int | None, int | None] = _NOWHERE
+        """The session, the step and the percentage of the last line."""
 
     async def announce(self, announcement: Announcement) -> None:
         """One line."""
@@ -53,8 +54,9 @@ class Lines(NoOutput):
 
     def show(self, view: View) -> None:
         """A line when the last one is old and there is something new."""
-        place = (view.progress.step, view.progress.percentage) if view.progress else (None, None)
-        if place in ((None, None), self._place):
+        shown = view.progress
+        place = (shown.session, shown.step, shown.percentage) if shown else _NOWHERE
+        if place in (_NOWHERE, self._place):
             return
         if self._last is not None and (view.now - self._last).total_seconds() < _LINE_SECONDS:
             return
@@ -132,6 +134,8 @@ def _position(view: View) -> str:
     progress, phase = view.progress, view.status.phase
     if phase in _WITHOUT_STEPS:
         return phase.lower()
+    if progress is not None and progress.session is not None:
+        return progress.session
     if progress is None or (progress.step is None and progress.percentage is None):
         return "starting"
     if progress.step is None:  # transformers' first report and its last

@@ -32,7 +32,8 @@ COMPLETE_BEST_STEP = "complete_best_step"
 COMPLETE_BEST_METRIC = "complete_best_metric"
 COMPLETE_REASON = "complete_reason"
 RESUME_WARNING = "resume_warning"
-# The values of an outcome, a refusal, a warning, a digest and a reason are words.
+SESSION = "session"
+# The values of an outcome, a refusal, a warning, a digest, a reason and a session are words.
 # Ordinary metrics, under names that everybody spells the same.
 MIRROR_LAG_STEPS = "mirror_lag_steps"
 MIRROR_LAG_SECONDS = "mirror_lag_seconds"
@@ -51,7 +52,7 @@ EVALUATION_EVERY_STEPS = "evaluation_every_steps"
 _ALIASES = {"current_step": STEP}
 _COMPLETE = (COMPLETE_ATTEMPT, COMPLETE_STEP, COMPLETE_BEST_STEP, COMPLETE_BEST_METRIC)
 _RESERVED = frozenset({STEP, TOTAL_STEPS, CHECKPOINT_STEP, RESUMED_FROM, PREVIOUS_ATTEMPT, *_COMPLETE})
-TAKEN = _RESERVED | {PREVIOUS_OUTCOME, MIRROR_REFUSAL, RESUME_WARNING, COMPLETE_DIGEST, COMPLETE_REASON}
+TAKEN = _RESERVED | {PREVIOUS_OUTCOME, MIRROR_REFUSAL, RESUME_WARNING, SESSION, COMPLETE_DIGEST, COMPLETE_REASON}
 """Names on the wire that are not free for metrics of a script."""
 
 BODY_BYTES_MAX = 1 << 20
@@ -85,26 +86,34 @@ class Progress:
     """The final manifest, in the last report of a training that is finished. Its script may go on."""
     resume_warning: str | None = None
     """A part of the state that would not come back as it is from a checkpoint, of a run that goes on all the same."""
+    session: str | None = None
+    """The one of several trainings of the script that reports, by name, and its step, e.g. `fold-0 step 300/1000`.
+
+    Steps, checkpoint and end are then this training's: they are not the run's, and not sent."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         """The request's body."""
-        values: dict[str, float | int | str | None] = {
+        of_run: dict[str, float | int | str | None] = {
             STEP: self.step,
             TOTAL_STEPS: self.total_steps,
             CHECKPOINT_STEP: self.checkpoint_step,
             RESUMED_FROM: self.resumed_from,
+            **_complete_to_wire(self.complete),
+        }
+        values: dict[str, float | int | str | None] = {
+            **(of_run if self.session is None else {}),
             PREVIOUS_ATTEMPT: None if self.previous is None else self.previous.attempt,
             PREVIOUS_OUTCOME: None if self.previous is None else self.previous.outcome.value,
             MIRROR_REFUSAL: self.mirror_refusal,
-            **_complete_to_wire(self.complete),
             RESUME_WARNING: self.resume_warning,
+            SESSION: self.session,
             **self.metrics,
         }
         status: dict[str, Any] = {"lastUpdatedTime": self.updated}
-        if self.percentage is not None:
+        if self.percentage is not None and self.session is None:
             status["progressPercentage"] = self.percentage
-        if self.remaining_seconds is not None:
+        if self.remaining_seconds is not None and self.session is None:
             status["estimatedRemainingSeconds"] = self.remaining_seconds
         status["metrics"] = [{"name": name, "value": str(value)} for name, value in values.items() if value is not None]
         return {"trainerStatus": status}
@@ -133,6 +142,7 @@ class Progress:
             mirror_refusal=_words(MIRROR_REFUSAL, status.get("metrics"), most=_SENTENCE_MAX),
             complete=_complete(numbers, status.get("metrics")),
             resume_warning=_words(RESUME_WARNING, status.get("metrics"), most=_SENTENCE_MAX),
+            session=_words(SESSION, status.get("metrics"), most=_NAME_MAX),
             metrics={name: value for name, value in numbers.items() if name not in _RESERVED},
         )
 

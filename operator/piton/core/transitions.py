@@ -287,6 +287,7 @@ def _show(status: RunStatus, progress: Progress, *, now: datetime) -> RunStatus:
         progress_percentage=progress.percentage,
         estimated_remaining_seconds=progress.remaining_seconds,
         eta=None if progress.remaining_seconds is None else format_duration(progress.remaining_seconds),
+        session=progress.session,
         metrics=metric_values(progress.metrics),
     ).with_unknown_of(status.progress)
     if status.progress and status.progress.model_copy(update={"last_updated_time": None}) == shown:

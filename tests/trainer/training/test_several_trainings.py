@@ -7,9 +7,14 @@ import torch
 
 import piton_trainer
 from piton.contract import names
+from piton.contract.progress import TrainerRequests
 from piton_trainer.checkpoint.format import layout
+from piton_trainer.config import Config, Server
+from piton_trainer.errors import Stopped
 from piton_trainer.training import earlier_sessions
 from support import tiny
+from support.mirrored import wait_for
+from support.status_server import StatusServer
 
 STEPS = 4
 
@@ -122,6 +127,27 @@ def test_a_training_with_a_name_leaves_no_proof_that_the_run_is_finished(
 def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is no name"):
         train(*built(), name=name)
+
+
+def train_until_told(config: Config) -> None:
+    model, optimizer = built()
+    with piton_trainer.session(config, name="fold-1") as session:
+        session.restore(model=model, optimizer=optimizer)
+        operator = session._telemetry.operator
+        assert operator is not None
+        for _ in session.steps([torch.ones(3, 2)], total=9):
+            assert session.step == 0 or wait_for(lambda: operator.stop_requested)
+
+
+def test_a_named_training_reports_itself_and_obeys(tmp_path: Path) -> None:
+    with StatusServer(lambda report: TrainerRequests(stop=report.session == "fold-1 step 1/9")) as server:
+        config = tiny.config(tmp_path, server=Server(url=server.url), report_seconds=0.0)
+        assert train(*built(), name="fold-0", config=config) == STEPS
+        with pytest.raises(Stopped):
+            train_until_told(config)
+    said = [(report.session, report.step, report.complete) for report in server.reports]
+    assert (f"fold-0 step {STEPS}/{STEPS}", None, None) in said
+    assert all(step is None for _, step, _ in said)
 
 
 def test_a_run_that_began_without_the_rule_is_warned_only(caplog: pytest.LogCaptureFixture) -> None:

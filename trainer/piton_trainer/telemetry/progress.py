@@ -28,8 +28,11 @@ def progress_of(
     metrics: Mapping[str, float],
     now: datetime,
     complete: Complete | None,
+    session: str | None = None,
 ) -> Progress:
     """Return the report. `started` is the step and the training seconds that this attempt began with.
+
+    `session` is the name of the training, where a script has several.
 
     A script may report a `step` of its own; on the wire the name is taken.
     """
@@ -48,8 +51,14 @@ def progress_of(
         mirror_refusal=mirror_refusal,
         resume_warning=resume_warning,
         complete=complete,
+        session=None if session is None else _place(session, state.step, total),
         metrics={name: value for name, value in metrics.items() if name not in TAKEN},
     )
+
+
+def _place(session: str, step: int, total: int | None) -> str:
+    """Return how far a training is that is one of several."""
+    return f"{session} step {step}" + ("" if total is None else f"/{total}")
 
 
 def _remaining_seconds(

@@ -66,7 +66,7 @@ class Steps:
         self.state = TrainState()
         self.complete: Complete | None = None
         self.has_begun = self.leaves_on_purpose = False
-        self._assignment = config.assignment
+        self._config = config
         self._ranks = ranks
         self._store = store
         self._telemetry = telemetry
@@ -86,15 +86,14 @@ class Steps:
         self._gradients: Gradients | None = None
         self._total: int | None = None
         self._started = (0, 0.0)
-        self._inside_step = False
-        self._has_diverged = False
+        self._inside_step = self._has_diverged = False
         self._end: Ended | None = None
         self._lap = self._waited = 0.0
 
     @property
     def fraction(self) -> float:
         """The fraction of the training that is done, 0 to 1."""
-        return self.state.fraction_done(self._assignment, self._total)
+        return self.state.fraction_done(self._config.assignment, self._total)
 
     def restore(self, objects: Mapping[str, Any], *, per_rank: bool = False) -> RestoredRun | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
@@ -177,7 +176,7 @@ class Steps:
 
     def _await_mirror(self) -> None:
         """A run whose last checkpoint is not in its bucket is not finished."""
-        if self._assignment.mirror is None:
+        if self._config.assignment.mirror is None:
             return
         if not self._ranks.await_main(partial(self._telemetry.finish_mirror, self._stop_is_requested)):
             raise self._stopped()
@@ -186,7 +185,7 @@ class Steps:
         """A report of this moment."""
         return progress_of(
             self.state,
-            assignment=self._assignment,
+            assignment=self._config.assignment,
             total=self._total,
             started=self._started,
             durable_step=self._store.durable_step,
@@ -201,6 +200,7 @@ class Steps:
             | startup_phases.to_metrics(self._startup.seconds),
             now=self._clock.now(),
             complete=self.complete if finished else None,
+            session=self._config.session,
         )
 
     def termination(self, outcome: Outcome, detail: str) -> Termination:
@@ -260,7 +260,7 @@ class Steps:
         self._telemetry.stepped(seconds=lap, waited_seconds=self._waited)
         if vote.diverged:
             raise self._saves.diverged(self._begun)
-        objective = self._assignment.objective
+        objective = self._config.assignment.objective
         is_best = vote.value is not None and objective is not None and self.state.judge(vote.value, objective)
         if ending := self._reason_to_end():
             self._finish(ending)
@@ -316,7 +316,7 @@ class Steps:
     def _reason_to_end(self) -> str | None:
         if self.stops.last_step is not None and self.state.step >= self.stops.last_step:
             return "the rehearsal is over"
-        return reason_to_end(self.state, self._assignment, self._total)
+        return reason_to_end(self.state, self._config.assignment, self._total)
 
     def _stop_is_requested(self) -> bool:
         self.stops.renew()
