@@ -28,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=5)
     parser.add_argument("--hold-at", type=int, action="append", default=[], help="wait there for the end, once each")
+    parser.add_argument("--hold-attempts", type=int, default=1000, help="so many attempts hold, and those after do not")
     parser.add_argument("--crash-at", type=int)
     parser.add_argument("--crash-attempts", type=int, default=1000)
     parser.add_argument("--deaf", action="store_true", help="do not heed SIGTERM")
@@ -134,7 +135,8 @@ def train(orders: argparse.Namespace, step: int, weights: str) -> None:
             sys.exit(1)
         if step % orders.save_every == 0:
             save(step, weights)
-        holds = step in orders.hold_at and claims(step)  # the report may be what it is killed for
+        # The report may be what it is killed for.
+        holds = step in orders.hold_at and orders.hold_attempts >= ATTEMPT and claims(step)
         if not orders.mute:
             report(step, orders.steps + orders.linger, resumed)
         if holds:

@@ -166,7 +166,7 @@ def test_an_attempt_that_trains_for_long_without_a_report_is_told_while_drills_w
         ((), ("kill@step999",)),
         (("--mute",), ("kill@1h",)),
         (("--mute",), ()),
-        (("--mute", "--hold-at", "7"), ("kill@1s",)),
+        (("--mute", "--hold-at", "7", "--hold-attempts", "1"), ("kill@1s",)),
     ],
     ids=["it reports", "seconds need no report", "no drills", "all drills have fired"],
 )

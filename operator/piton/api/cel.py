@@ -13,6 +13,7 @@ functions of the version before its own. The rules may use only those of 1.29, b
 import string
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 Checked = TypeVar("Checked")
@@ -48,7 +49,7 @@ class SpecRule(Generic[Checked]):
     not_in_cel: str = ""
     """The reason why the API server leaves a part of it to Piton."""
 
-    @property
+    @cached_property
     def on_creation(self) -> bool:
         """True if it is asked at the beginning only: what it says cannot be mended later, or is no trouble any more."""
         return any(twin.on_creation for twin in self.cel)

@@ -7,7 +7,6 @@ rules run in any case: errors that only the operator can detect are reported wit
 
 import re
 from collections.abc import Iterator
-from functools import cache
 
 from piton.api.cel import SpecRule, by_path, cel, not_in_cel
 from piton.api.spec import EvaluateStage, Reclaim, Spec
@@ -58,13 +57,8 @@ def check(spec: Spec, *, has_begun: bool = False, is_older: bool = False) -> lis
         has_begun: the run has had an attempt; it is not asked for what cannot be mended any more.
         is_older: it had one before these rules were there; it is not asked for what worked then.
     """
-    return [sentence for rule in _rules(has_begun=has_begun, is_older=is_older) for sentence in rule.check(spec)]
-
-
-@cache
-def _rules(*, has_begun: bool, is_older: bool) -> tuple[SpecRule[Spec], ...]:
-    """Return the rules that such a run is asked for. A run is checked in each pass of the operator."""
-    return tuple(r for r in RULES if not (has_begun and (r.on_creation or (is_older and r in YOUNGER))))
+    asked = (r for r in RULES if not (has_begun and (r.on_creation or (is_older and r in YOUNGER))))
+    return [sentence for rule in asked for sentence in rule.check(spec)]
 
 
 # --- program and volume -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from piton.contract import InputError
@@ -94,8 +95,11 @@ def stateless(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
 def templates(model: nn.Module, optimizer: Optimizer, document: Mapping[str, Any], key: str) -> dict[str, Tensor]:
     """Return tensors like those of the saved state, by key: sharded like their parameters, or on the same device.
 
-    Where the optimizer has stepped, they are its own. `key` is the prefix of its keys.
+    Where the optimizer has stepped, they are its own. `key` is the prefix of its keys. There are none where all can be
+    new tensors on the CPU.
     """
+    if all(map(_is_ordinary, parameters_of(optimizer))):
+        return {}
     is_new = not optimizer.state
     found = codec.split(get_optimizer_state_dict(model, optimizer), key)[1]
     if is_new:  # torch has made it take an empty step; that is undone, and the tensors are ours
@@ -298,6 +302,11 @@ def _take_no_group_twice(optimizer: Optimizer, theirs: Iterable[int]) -> None:
         add({**group, _PARAMS: members})
 
     optimizer.add_param_group = add_unless_there  # type: ignore[method-assign, assignment]
+
+
+def _is_ordinary(parameter: Tensor) -> bool:
+    """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
+    return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
 
 
 def _groups(optimizer: Optimizer) -> list[Group]:

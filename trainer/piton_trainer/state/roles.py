@@ -5,14 +5,18 @@ shards                           each rank writes and reads those that it holds
 buffers, tensors of plain objects    rank 0's, unless they are kept per rank
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import compress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from piton_trainer.checkpoint.format import codec
+from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
 from piton_trainer.state.state_dicts import WRAPPED, parameters_by_name
 
 
@@ -66,3 +70,33 @@ def _are_in(part: Any, keys: frozenset[str]) -> bool:
     """True if a part of a state is tensors, and all of them have one of these keys."""
     own = codec.keys(part)
     return bool(own) and keys.issuperset(own)
+
+
+def like_shards(state: Any, key: str, wanted: Collection[str]) -> dict[str, Tensor]:
+    """Return new tensors like those of a live state that are spread over ranks, by key, as far as they are wanted.
+
+    An object that holds such tensors, such as an average of its own, takes no others.
+    """
+    found = codec.split(state, key)[1]
+    return {name: torch.zeros_like(value) for name, value in found.items() if name in wanted and is_spread(value)}
+
+
+def steady_of(
+    tensors: Mapping[str, Tensor], optimizers: Iterable[Optimizer], averages: Iterable[Any]
+) -> frozenset[str]:
+    """Return the keys of the tensors that only a step of an optimizer changes: its own, or an average of them."""
+    changing = _memory(tensor for optimizer in optimizers for tensor in _changed_by(optimizer))
+    moving = {*changing, *_memory(value for value in averages if isinstance(value, Tensor))}
+    return frozenset(compress(tensors, map(moving.__contains__, _memory(tensors.values()))))
+
+
+def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Parameters and momenta. What lies in the groups (a learning rate that is a tensor) is changed by others too."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _memory(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.untyped_storage().data_ptr() for tensor in local_tensors(tensors)]

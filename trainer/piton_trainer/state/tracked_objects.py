@@ -5,10 +5,10 @@ tensors stay sharded, so that another world size can load them. Anything else br
 `load_state_dict`; `torch.Generator`s are understood as well.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import compress, starmap
+from itertools import starmap
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_model_state_dict,
 )
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from piton.contract import InputError
@@ -38,7 +37,7 @@ from piton_trainer.state.optimizers import (
     wrapped_in,
 )
 from piton_trainer.state.refusals import casts, flaw_of, parts_of_module, refusing, switched
-from piton_trainer.state.roles import Roles, is_spread
+from piton_trainer.state.roles import Roles, is_spread, like_shards, steady_of
 from piton_trainer.state.state_dicts import (
     Captured,
     ModuleState,
@@ -123,11 +122,8 @@ class TrackedObjects:
         held = [id(parameter) for optimizer in self.optimizers for parameter in parameters_of(optimizer)]
         places = (list(tensors), list(map(Tensor.data_ptr, local_tensors(tensors.values()))), held)
         if places != self._places:
-            changing = _memory(tensor for optimizer in self.optimizers for tensor in _changed_by(optimizer))
             averages = [value for module in self.modules(EMA).values() for value in module.state_dict().values()]
-            moving = {*changing, *_memory(value for value in averages if isinstance(value, Tensor))}
-            steady = map(moving.__contains__, _memory(tensors.values()))
-            self._steady, self._places = frozenset(compress(tensors, steady)), places
+            self._steady, self._places = steady_of(tensors, self.optimizers, averages), places
         return self._steady
 
     def capture(self, *, is_first: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -169,6 +165,13 @@ class TrackedObjects:
         return name in self._modules or name in self._optimizers
 
     @property
+    def _has_shards(self) -> bool:
+        """True if a module has parameters that are spread over ranks; then objects may have tensors like them."""
+        return any(
+            is_spread(value) for module in self.modules(*self._modules).values() for value in module.parameters()
+        )
+
+    @property
     def plain(self) -> frozenset[str]:
         """The names of the objects that are neither modules nor optimizers nor the loader."""
         return frozenset(name for name in self._objects if name != LOADER and not self._is_shared(name))
@@ -202,6 +205,8 @@ class TrackedObjects:
                 own_live, own_fresh = self._momenta(name, optimizers, document)
                 live |= own_live
                 fresh |= own_fresh
+            elif name != LOADER and self._has_shards:
+                fresh |= like_shards(_state_of(value), name, fresh.keys())
         return Targets(live=live, fresh={key: tensor for key, tensor in fresh.items() if key not in live})
 
     def explain(self, documents: Mapping[str, Any]) -> None:
@@ -229,7 +234,7 @@ class TrackedObjects:
         Raises:
             ValueError: an object refuses its state.
         """
-        told, trained = [], names_of(documents[name] for name in self._optimizers)
+        told = []
         for name, value in self._objects.items():
             if documents.get(name) is None:
                 continue
@@ -239,7 +244,7 @@ class TrackedObjects:
                     set_model_state_dict(value, state)
                     told += casts(name, state, dtypes)
                 elif optimizers_of(value):
-                    told += self._restore_optimizers(name, state, dtypes, trained)
+                    told += self._restore_optimizers(name, state, dtypes, documents)
                 elif isinstance(value, torch.Generator):
                     value.set_state(state["generator"])
                 else:
@@ -261,11 +266,14 @@ class TrackedObjects:
         return documents, {key: tensor for _, own in parts for key, tensor in own.items()}
 
     def _optimizer_state(self, optimizer: Optimizer, state: OptimizerState) -> Captured:
-        model, names = self._objects.get(MODEL), self._names
-        if model is None or not optimizer.state:
+        home = self._home(optimizer)
+        names = None if home is None else self._modules[home].names
+        if home is None and any(map(is_spread, parameters_of(optimizer))):
+            self.flaws[state.key] = f"{state.key} holds shards of several modules; name one that has them all, as model"
+        if home is None or not optimizer.state:
             # Asking torch for names would make an optimizer that has not stepped yet take an empty step.
-            return state.split(stateless(optimizer, names or walked_names(self.modules(MODEL).values())))
-        read = partial(get_optimizer_state_dict, model, optimizer)
+            return state.split(stateless(optimizer, names or walked_names(self.modules(home or MODEL).values())))
+        read = partial(get_optimizer_state_dict, self._objects[home], optimizer)
         try:
             return state.split(read()) if names is None else state.capture(names, read)
         except KeyError as error:
@@ -273,10 +281,19 @@ class TrackedObjects:
                 "an optimizer holds parameters that are not the model's; put them into the model"
             ) from error
 
-    @property
-    def _names(self) -> Mapping[int, str] | None:
-        """Of the model's parameters, as of its last capture."""
-        return self._modules[MODEL].names if MODEL in self._modules else None
+    def _home(self, optimizer: Optimizer) -> str | None:
+        """Return the name of the module that has all parameters of an optimizer; the model's where none has."""
+        held = set(map(id, parameters_of(optimizer)))
+        for name in sorted(self._modules, key=lambda name: name != MODEL):
+            if held.issubset(self._modules[name].names or walked_names([self._objects[name]])):
+                return name
+        return MODEL if MODEL in self._modules else None
+
+    def _saved_with(self, home: str | None, documents: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the saved states of the optimizers of a module."""
+        for name in self._optimizers:
+            both = zip(optimizers_of(self._objects[name]), documents[name], strict=False)
+            yield [saved for optimizer, saved in both if self._home(optimizer) == home]
 
     def _momenta(
         self, name: str, optimizers: Sequence[Optimizer], document: Any
@@ -288,22 +305,23 @@ class TrackedObjects:
             )
         live: dict[str, Tensor] = {}
         fresh: dict[str, Tensor] = {}
-        model = self._objects.get(MODEL)
         for number, (optimizer, saved) in enumerate(zip(optimizers, document, strict=True)):
-            if model is None or not saved["state"] or all(map(_is_plain, parameters_of(optimizer))):
+            home = self._home(optimizer)
+            if home is None or not saved["state"]:
                 continue
-            like = templates(model, optimizer, saved, f"{name}/{number}")
+            like = templates(self._objects[home], optimizer, saved, f"{name}/{number}")
             (live if optimizer.state else fresh).update(like)
         return live, fresh
 
     def _restore_optimizers(
-        self, name: str, states: Sequence[Any], dtypes: Mapping[str, torch.dtype], trained: Iterable[str]
+        self, name: str, states: Sequence[Any], dtypes: Mapping[str, torch.dtype], documents: Mapping[str, Any]
     ) -> list[str]:
-        model, prefix = self._objects.get(MODEL), f"{MODEL}/"
-        parameters = {} if model is None else parameters_by_name(model)
-        types = {key.removeprefix(prefix): dtype for key, dtype in dtypes.items() if key.startswith(prefix)}
         told, optimizers = [], optimizers_of(self._objects[name])
         for number, (optimizer, saved) in enumerate(zip(optimizers, states, strict=True)):
+            home = self._home(optimizer)
+            parameters = {} if home is None else parameters_by_name(self._objects[home])
+            types = {key.removeprefix(f"{home}/"): kind for key, kind in dtypes.items() if key.startswith(f"{home}/")}
+            trained = names_of(self._saved_with(home, documents))
             given, called = self._given[name][number], name if len(optimizers) == 1 else f"{name}[{number}]"
             told += restore(
                 optimizer, saved, name=called, given=given, parameters=parameters, dtypes=types, trained=trained
@@ -316,23 +334,6 @@ def _state_of(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return get_model_state_dict(value)
     return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
-
-
-def _is_plain(parameter: Tensor) -> bool:
-    """True if what belongs to a parameter can be a new tensor on the CPU, with its numbers in rows."""
-    return not isinstance(parameter, DTensor) and parameter.device.type == "cpu" and parameter.is_contiguous()
-
-
-def _changed_by(optimizer: Optimizer) -> Iterator[Tensor]:
-    """Parameters and momenta. What lies in the groups (a learning rate that is a tensor) is changed by others too."""
-    for group in optimizer.param_groups:
-        yield from group["params"]
-    for state in optimizer.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def _memory(tensors: Iterable[Tensor]) -> list[int]:
-    return [tensor.untyped_storage().data_ptr() for tensor in local_tensors(tensors)]
 
 
 def _is_ours(name: str, value: Any) -> bool:
