@@ -14,7 +14,7 @@ export PIP_FIND_LINKS := $(strip $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo presubmit nightly pictures check format test test-crash fuzz-loops e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig \
+.PHONY: help setup demo presubmit nightly pictures check format test test-crash fuzz-loops e2e e2e-build e2e-neighbours e2e-neighbours-all e2e-neighbours-build e2e-neighbours-differential e2e-seeds e2e-versions chaos cluster-up cluster-down cluster-status images kubeconfig resume-table \
 	bench bench-checkpoint bench-interval bench-loader bench-mirror bench-operator bench-stop bench-trainer bench-twotower datasets gpu gpu-wheels crd crd-pytorchjob lock worlds clean
 
 help:  ## list the targets
@@ -159,6 +159,9 @@ gpu-wheels: setup  ## fetch what `make gpu PYTHON=…` needs besides torch and n
 
 bench-twotower: datasets  ## what ten folds of two-tower-small cost, over one fold trained the plain way
 	python bench/twotower.py $(ARGS)
+
+resume-table: setup  ## generate docs/resume.md, what a resume does, from the tests that show it
+	PYTHONPATH=tests python -m support.resume
 
 crd: setup  ## generate crds/ from the typed models
 	python -m piton.crd crds

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from piton.api.parse import parse_file
+from support import resume
 from support.builders import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,10 @@ def test_the_run_of_the_readme_is_accepted() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
     assert parse_file(yaml.safe_load(example), now=NOW).spec is not None
+
+
+def test_the_table_of_what_a_resume_does_is_that_of_the_tests() -> None:
+    assert resume.DOCUMENT.read_text() == resume.table(), "run make resume-table"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])

@@ -17,7 +17,7 @@ from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
-from support import ends, tiny
+from support import ends, resume, tiny
 from support import tiny_lightning as pl
 from support.status_server import StatusServer
 
@@ -54,6 +54,7 @@ def test_a_fit_stopped_in_or_after_an_epoch_ends_with_the_same_weights(
     assert (resumed.trainer.global_step, resumed.trainer.current_epoch) == (pl.STEPS, pl.EPOCHS)
 
 
+@resume.exact("Lightning: Trainer.fit, stopped at any step")
 @pytest.mark.crash
 @pytest.mark.parametrize(
     "arguments",
@@ -161,6 +162,7 @@ class DeepSpeed(DeepSpeedStrategy):  # type: ignore[misc]
         super(DeepSpeedStrategy, self).__init__()
 
 
+@resume.refused("Lightning: strategies with checkpoints of their own", "FSDP and DeepSpeed save by themselves")
 @pytest.mark.parametrize(
     ("strategy", "name"), [(Fsdp, "Fsdp"), (ModelParallelStrategy, "ModelParallelStrategy"), (DeepSpeed, "DeepSpeed")]
 )

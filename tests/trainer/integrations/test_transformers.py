@@ -19,7 +19,7 @@ from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.transformers import PitonCallback
-from support import ends, ranks, tiny
+from support import ends, ranks, resume, tiny
 from support import tiny_transformers as hf
 from support.status_server import StatusServer
 
@@ -55,6 +55,7 @@ def test_a_trainer_stopped_in_or_after_an_epoch_ends_with_the_same_weights(
     assert_same(resumed, whole)
 
 
+@resume.exact("transformers: Trainer, stopped at any step")
 @pytest.mark.crash
 @pytest.mark.parametrize("arguments", [{}, {"eval_strategy": "epoch"}, {"eval_strategy": "steps", "eval_steps": 2}])
 @pytest.mark.parametrize("step", range(1, hf.STEPS))
@@ -174,6 +175,7 @@ def test_a_trainer_without_the_callback_is_as_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+@resume.refused("transformers: auto_find_batch_size", "set auto_find_batch_size=False")
 def test_a_batch_size_that_finds_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="needs auto_find_batch_size=False"):
         hf.make_trainer(tmp_path, [PitonCallback()], auto_find_batch_size=True).train()
@@ -184,6 +186,7 @@ def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:
     return {"code": ran.code, "losses": ran.losses}
 
 
+@resume.exact("transformers: Trainer on two ranks")
 @pytest.mark.crash  # forks two ranks three times
 def test_two_ranks_stop_together_and_end_with_the_same_weights(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -28,7 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import piton_trainer
 from piton_trainer.errors import BadConfig, Ended, Stopped
-from support import ranks, tiny
+from support import ranks, resume, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 """torchdata 0.11 calls it in torch 2.13."""
@@ -213,6 +213,9 @@ LOADERS = {
 }
 
 
+@resume.exact(
+    "loaders: map-style, with samplers, workers, torchdata's, accelerate's, with a generator as __iter__, lists",
+)
 @pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
 def test_the_batches_are_those_of_a_run_that_nobody_stopped(make: Any, tmp_path: Path) -> None:
     whole = attempt(tmp_path / "whole", make, total=16)
@@ -307,6 +310,10 @@ def test_a_run_that_is_over_asks_its_loader_for_nothing(tmp_path: Path) -> None:
     assert attempt(tmp_path, make, total=4) == []
 
 
+@resume.approximate(
+    "loaders: random augmentation in worker processes",
+    "it is drawn anew, unless seeded by epoch and index",
+)
 @pytest.mark.parametrize(
     ("make", "warning"),
     [
@@ -394,6 +401,10 @@ def in_ranks(directory: Path, make: Any, at: int) -> list[float] | str:
     return seen
 
 
+@resume.refused(
+    "loaders: a state of each rank's own, with another number of ranks",
+    "other ranks would repeat or skip data",
+)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("make", [OwnCount, distributed])
 def test_a_place_that_is_a_ranks_own_is_refused_by_another_number_of_ranks(

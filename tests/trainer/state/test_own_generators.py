@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import piton_trainer
 from piton_trainer.errors import Stopped
-from support import tiny
+from support import resume, tiny
 
 ITEMS, SIZE, STEPS = 12, 3, 11
 KINDS: dict[str, Any] = {
@@ -108,6 +108,10 @@ def attempt(directory: Path, place: str, kind: str, *, stop: int | None = None) 
 PLACES = ["sampler", "sampler, late", "dataset", "module", "named"]
 
 
+@resume.exact(
+    "generators: attributes of sampler, data set, loader, collate_fn or module; restore(rng=…)",
+    "nothing deeper is seen",
+)
 @pytest.mark.parametrize(
     ("place", "kind"),
     [

@@ -18,7 +18,7 @@ from piton_trainer.checkpoint.load.loader import load_tensors, newest_good
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.training import gradient_accumulation
-from support import ranks, tiny
+from support import ranks, resume, tiny
 
 BATCHES = 12
 Body = Callable[[nn.Module, Optimizer, Tensor, int], object]
@@ -84,6 +84,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@resume.exact("loops: accumulation of gradients, stopped between two batches of a step")
 @pytest.mark.parametrize("body", [cleared_after, cleared_in_place, cleared_before])
 @pytest.mark.parametrize("at", [1, 2, 4, 7])
 def test_a_run_stopped_between_two_batches_of_a_step_ends_with_the_same_weights(
@@ -185,6 +186,7 @@ def test_to_accumulate_less_than_one_batch_is_refused(tmp_path: Path) -> None:
         train(tmp_path, cleared_after, accumulate=0)
 
 
+@resume.refused("loops: gradients that no step ever uses", "there is never a moment for a save")
 def test_gradients_that_no_step_ever_uses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_accumulation, "LIMIT", 10)
     with pytest.raises(BadConfig, match=r"for 10 batches.*accumulate=k"):
@@ -370,6 +372,7 @@ class Idle(Lookahead):
                 parameter.sub_(parameter.grad, alpha=0.1)
 
 
+@resume.exact("optimizers: one inside a wrapper, in the middle of an accumulation")
 @pytest.mark.parametrize("wrap", [Lookahead, Pair])
 @pytest.mark.parametrize("body", [cleared_after, cleared_before])
 @pytest.mark.parametrize("at", [1, 6])

@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import piton_trainer
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.state import tracked_objects
-from support import ranks, tiny
+from support import ranks, resume, tiny
 
 STEPS, STOP = 9, 5
 Objects = dict[str, Any]
@@ -146,6 +146,7 @@ def attempt_or_stop(*args: Any, **kwargs: Any) -> dict[int, float] | str:
         return {}
 
 
+@resume.exact("modules: of any name, several of them, FSDP2, averages of one's own over shards")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @pytest.mark.parametrize(("size", "wrap"), [(1, None), (2, shards)], ids=["whole", "sharded"])
@@ -170,6 +171,7 @@ def test_an_optimizer_of_several_modules_goes_by_numbers(tmp_path: Path) -> None
     assert resumed == {step: loss for step, loss in whole.items() if step > STOP}
 
 
+@resume.refused("optimizers: shards of several modules in one", "no module names all parameters")
 def test_shards_of_several_modules_in_one_optimizer_are_refused(tmp_path: Path) -> None:
     def make(wrap: Any, kind: Callable[..., Optimizer]) -> Objects:
         one, other = wrap(net()), wrap(net())

@@ -17,7 +17,7 @@ import piton_trainer
 from piton_trainer.errors import BadConfig, Ended, Stopped
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.training.session import Session
-from support import ranks, tiny
+from support import ranks, resume, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 BATCHES, SIZE = 6, 4
@@ -92,6 +92,10 @@ def stopped(directory: Path, make: Any, *, stop: int, **how: Any) -> None:
         attempt(directory, make, stop=stop, **how)
 
 
+@resume.refused(
+    "loaders: streams, prefetchers, loaders around loaders",
+    "nobody knows their place; at the start, on Piton",
+)
 @pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN)
 def test_a_loader_whose_place_nobody_knows_is_refused_when_a_run_begins_on_piton(make: Any, tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match=r'^loader: .*StatefulDataLoader.*on_resume="restart_epoch"'):
@@ -112,6 +116,7 @@ def test_a_loader_whose_place_is_known_begins_on_piton(
     assert not caplog.text
 
 
+@resume.approximate('loaders: streams and wrapped loaders with on_resume="restart_epoch"', "the epoch begins anew")
 @pytest.mark.parametrize("name", [name for name in UNKNOWN if name not in ("a generator", "a loader in zip")])
 def test_who_says_so_begins_the_epoch_anew_at_each_resume(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -155,6 +160,7 @@ def test_a_loader_with_state_can_be_adopted_later(make: Any, tmp_path: Path, cap
     assert len(attempt(tmp_path, adopted)) == 2 * BATCHES - 1, "from here on it is exact"
 
 
+@resume.exact("loaders: a StatefulDataLoader that is adopted between two epochs")
 def test_between_two_epochs_it_can_be_adopted_exactly(tmp_path: Path) -> None:
     stopped(tmp_path, rows, stop=BATCHES)
     assert len(attempt(tmp_path, lambda: StatefulDataLoader(rows().dataset, batch_size=SIZE))) == BATCHES
@@ -185,6 +191,10 @@ CHANGES: dict[str, tuple[Any, Any, str]] = {
 }
 
 
+@resume.refused(
+    "loaders: another batch size or data length in the middle of an epoch",
+    "rows would be trained twice or not at all; or allow=[…]",
+)
 @pytest.mark.parametrize(("before", "after", "name"), CHANGES.values(), ids=CHANGES)
 def test_other_data_is_refused_or_taken_where_that_is_allowed(
     before: Any, after: Any, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -196,6 +206,7 @@ def test_other_data_is_refused_or_taken_where_that_is_allowed(
     assert f"loader: {name} was" in caplog.text
 
 
+@resume.approximate("loaders: another batch size or data length between two epochs", "the next epoch has it")
 @pytest.mark.parametrize(("before", "after", "name"), CHANGES.values(), ids=CHANGES)
 def test_between_two_epochs_other_data_is_told_and_taken(
     before: Any, after: Any, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -339,6 +350,10 @@ def in_ranks(directory: Path, make: Any, stop: int, **how: Any) -> tuple[list[fl
     return seen, told
 
 
+@resume.approximate(
+    "loaders: ranks with streams of different length",
+    "the epoch ends with the first; what the others had left is told",
+)
 @pytest.mark.parametrize("make", [uneven, own])
 def test_an_epoch_ends_on_all_ranks_with_the_first_stream_that_does(make: Any, tmp_path: Path) -> None:
     ends = ranks.run(3, partial(in_ranks, tmp_path / "whole", make, 0, epochs=2))

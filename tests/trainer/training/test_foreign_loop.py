@@ -12,7 +12,7 @@ import torch
 import piton_trainer
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.errors import Stopped
-from support import ends, tiny
+from support import ends, resume, tiny
 from support.attempts import completion
 
 EPOCHS, BATCHES = 2, 3
@@ -62,6 +62,7 @@ def loop(
     return seen
 
 
+@resume.exact("loops: one's own, with session.boundary()")
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_a_loop_that_is_stopped_goes_on_as_if_it_had_not_been(step: int, tmp_path: Path) -> None:
     whole = loop(tmp_path / "whole", seed=1)

@@ -28,7 +28,7 @@ import piton_trainer
 from fuzz_loops.models import ExtraState
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.state import optimizers
-from support import ranks, tiny
+from support import ranks, resume, tiny
 
 STEPS, STOP = 9, 5
 Make = Callable[[nn.Sequential], Any]
@@ -181,6 +181,7 @@ def freeze_for_a_while(step: int, model: nn.Sequential, optimizer: Optimizer) ->
     model[0].requires_grad_(not 3 <= step < 8)
 
 
+@resume.exact("optimizers: groups that a script adds, splits, merges or removes in the middle")
 @pytest.mark.parametrize(
     ("make", "body"),
     [
@@ -211,6 +212,7 @@ def test_groups_over_a_model_with_state_of_its_own_are_there_again(kind: Any, tm
     expect_exact(tmp_path, make, split)
 
 
+@resume.exact("optimizers: groups of sharded parameters")
 @pytest.mark.parametrize("body", [unfreeze, unfreeze_twice, freeze_for_a_while])
 def test_groups_of_sharded_parameters_are_there_again(body: Body, tmp_path: Path) -> None:
     make = whole() if body is freeze_for_a_while else head()
@@ -221,6 +223,7 @@ def test_groups_of_sharded_parameters_are_there_again(body: Body, tmp_path: Path
     assert resumed[0].result == undisturbed[0].result
 
 
+@resume.exact("schedules: of a group that was added")
 def test_the_schedule_of_a_group_that_was_added_goes_on(tmp_path: Path) -> None:
     def schedule(optimizer: Optimizer) -> StepLR:
         return StepLR(optimizer, step_size=2, gamma=0.5)
@@ -252,10 +255,12 @@ class WideAdam(Optimizer):
                 p.copy_(state["master"])
 
 
+@resume.exact("optimizers: state in fp32 over weights in bf16")
 def test_momenta_that_are_wider_than_their_weights_stay_so(tmp_path: Path) -> None:
     expect_exact(tmp_path, whole(WideAdam), dtype=torch.bfloat16)
 
 
+@resume.refused("optimizers: another class with other settings", "both are named")
 @pytest.mark.parametrize(
     ("before", "after", "named"),
     [
@@ -292,6 +297,7 @@ def test_a_sibling_with_the_same_settings_goes_on(tmp_path: Path) -> None:
     assert attempt(tmp_path, whole(Mine))["momenta"][0][0][1]["step"] == STEPS
 
 
+@resume.approximate("optimizers: a group that only the resumed script has", "it begins without state")
 def test_a_group_that_only_the_script_has_begins_without_state_and_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -321,6 +327,7 @@ def by_lambdas(optimizer: Optimizer) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
 
+@resume.refused("schedules: a rate per group, for another number of groups", "both numbers are named")
 @pytest.mark.parametrize(
     ("before", "after", "schedule"),
     [
@@ -359,6 +366,10 @@ def test_a_schedule_that_goes_by_the_groups_themselves_takes_those_of_the_checkp
     assert len(attempt(tmp_path, in_groups(0.01, 0.02), schedule=schedule)["momenta"][0]) == 2
 
 
+@resume.approximate(
+    "optimizers: a changed lr, weight decay or amsgrad",
+    "the checkpoint's is used; the script can set its own after restore",
+)
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -412,6 +423,7 @@ def test_a_rate_that_changes_as_it_should_is_not_told(
     assert "in the script" not in caplog.text
 
 
+@resume.approximate("models: another dtype than in the checkpoint", "weights are converted")
 def test_weights_of_another_type_than_in_the_checkpoint_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,6 +461,7 @@ def scaled(directory: Path, *, is_on: bool, stop: bool = False) -> dict[str, Any
         return dict(scaler.state_dict())
 
 
+@resume.exact("GradScaler: on or off")
 @pytest.mark.parametrize("is_on", [False, True])
 def test_a_scaler_goes_on_as_it_was(is_on: bool, tmp_path: Path) -> None:
     whole_run = scaled(tmp_path / "whole", is_on=is_on)
@@ -457,6 +470,7 @@ def test_a_scaler_goes_on_as_it_was(is_on: bool, tmp_path: Path) -> None:
     assert scaled(tmp_path / "disturbed", is_on=is_on) == whole_run
 
 
+@resume.refused("GradScaler: switched on", "the checkpoint has no scale")
 def test_a_scaler_that_is_switched_on_has_no_state_and_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         scaled(tmp_path, is_on=False, stop=True)
@@ -464,6 +478,7 @@ def test_a_scaler_that_is_switched_on_has_no_state_and_is_refused(tmp_path: Path
         scaled(tmp_path, is_on=True)
 
 
+@resume.approximate("GradScaler: switched off", "its scale is left out")
 def test_a_scaler_that_is_switched_off_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Stopped):
         scaled(tmp_path, is_on=True, stop=True)

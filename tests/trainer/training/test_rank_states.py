@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import piton_trainer
 from piton_trainer.state import agreement
-from support import ranks, tiny
+from support import ranks, resume, tiny
 
 STEPS, STOP = 8, 5
 
@@ -119,6 +119,7 @@ CASES = [
 ]
 
 
+@resume.exact("ranks: BatchNorm under DDP, generators, counters and replay buffers of each rank")
 @pytest.mark.parametrize(("build", "make"), CASES)
 def test_what_differs_between_ranks_is_there_again(
     build: Callable[[], nn.Module], make: Callable[[int], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +134,7 @@ def test_what_differs_between_ranks_is_there_again(
         assert here.result == {**there.result, "losses": late}
 
 
+@resume.approximate("ranks: another number of them, with objects of each rank's own", "new ranks have rank 0's")
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3)])
 def test_another_number_of_ranks_has_its_own_state_or_rank_0s(before: int, after: int, tmp_path: Path) -> None:
     ranks.run(before, partial(attempt, tmp_path, plain, lambda rank: Counter(), stop=True))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 import piton_trainer
 from piton_trainer.errors import BadConfig, DeviceLost, Stopped
-from support import tiny
+from support import resume, tiny
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tiny.Ran:
     return tiny.train(tmp_path_factory.mktemp("whole"))
 
 
+@resume.exact("loops: session.steps, stopped by SIGTERM at any step")
 @pytest.mark.parametrize("step", range(1, tiny.STEPS))
 def test_a_run_stopped_at_any_step_ends_with_the_same_weights(step: int, whole: tiny.Ran, tmp_path: Path) -> None:
     stopped = tiny.train(tmp_path, at={step: tiny.terminate})
@@ -30,6 +31,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_weights(step: int, whole: 
     assert resumed.digest() == whole.digest()
 
 
+@resume.exact("loops: session.steps, killed at any step")
 @pytest.mark.parametrize("step", [5, 6, 11, 15])
 def test_a_run_that_vanishes_at_any_step_ends_with_the_same_weights(step: int, whole: tiny.Ran, tmp_path: Path) -> None:
     with pytest.raises(tiny.LostError):
@@ -207,6 +209,7 @@ def test_state_that_only_pickle_could_save_is_refused_by_name(tmp_path: Path) ->
         train_line(tmp_path, [torch.ones(1)], secret=Secretive())
 
 
+@resume.refused("models: another one than the checkpoint's", "missing and further names are named")
 def test_another_model_is_told_what_does_not_fit(tmp_path: Path) -> None:
     train_line(tmp_path, [torch.ones(1)])
     with (

@@ -12,7 +12,7 @@ from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Config, Server
 from piton_trainer.errors import Stopped
 from piton_trainer.training import earlier_sessions
-from support import tiny
+from support import resume, tiny
 from support.mirrored import wait_for
 from support.status_server import StatusServer
 
@@ -44,6 +44,7 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, total: in
     return taken
 
 
+@resume.refused("scripts: a second training without a name", "it would begin with the first one's weights")
 @pytest.mark.parametrize("total", [STEPS - 1, STEPS, STEPS + 1, 2 * STEPS])
 @pytest.mark.parametrize("what", ["another model", "another optimizer"])
 def test_a_second_training_in_the_folder_of_the_first_is_refused(
@@ -99,6 +100,7 @@ def test_other_folders_are_other_trainings(tmp_path: Path, monkeypatch: pytest.M
         assert train(*built()) == STEPS
 
 
+@resume.exact("scripts: several trainings with names")
 def test_names_tell_trainings_apart_and_each_resumes_its_own(here: Path) -> None:
     weights = {}
     for name in ("fold-0", "fold-1"):
