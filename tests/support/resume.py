@@ -36,6 +36,11 @@ def exact(what: str, how: str = "") -> Callable[[Test], Test]:
     return lambda test: test
 
 
+def exact_each(names: str) -> Callable[[Test], Test]:
+    """Mark a test that shows an exact resume for each key of a dictionary of its module."""
+    return lambda test: test
+
+
 def approximate(what: str, how: str) -> Callable[[Test], Test]:
     """Mark a test that shows how a resume differs, and that it says so."""
     return lambda test: test
@@ -64,10 +69,23 @@ def rows() -> Iterator[Row]:
             continue
         found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
         for test, call in ((node, call) for node in found for call in node.decorator_list):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) in {f"resume.{verdict}" for verdict in VERDICTS}:
-                what, *how = (ast.literal_eval(argument) for argument in call.args)
-                verdict = ast.unparse(call.func).removeprefix("resume.")
-                yield Row(what, verdict, "".join(how), f"{path.relative_to(TESTS)}::{test.name}")
+            if not isinstance(call, ast.Call):
+                continue
+            name = ast.unparse(call.func).removeprefix("resume.")
+            place = f"{path.relative_to(TESTS)}::{test.name}"
+            if name in VERDICTS:
+                what, *how = map(ast.literal_eval, call.args)
+                yield Row(what, name, "".join(how), place)
+            elif name == exact_each.__name__:
+                (names,) = map(ast.literal_eval, call.args)
+                yield from (Row(what, "exact", "", place) for what in _keys(text, names))
+
+
+def _keys(text: str, name: str) -> Iterator[str]:
+    """Yield the keys of a dictionary of a module, as its text has them."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and isinstance(node.value, ast.Dict):
+            yield from (ast.literal_eval(key) for key in node.value.keys if key is not None)
 
 
 def table() -> str:

@@ -92,7 +92,7 @@ def train(
 def make_trainer(callbacks: list[Any], **arguments: Any) -> Trainer:
     """A Trainer that says nothing."""
     given = {"max_epochs": EPOCHS, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", devices=1, callbacks=callbacks, **(given | arguments))
+    return Trainer(accelerator="cpu", callbacks=callbacks, **({"devices": 1} | given | arguments))
 
 
 class Augmented(Dataset[tuple[Tensor, ...]]):

@@ -2,13 +2,16 @@
 
 import json
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
@@ -17,7 +20,7 @@ from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
-from support import ends, resume, tiny
+from support import ends, ranks, resume, tiny
 from support import tiny_lightning as pl
 from support.status_server import StatusServer
 
@@ -160,6 +163,23 @@ class DeepSpeed(DeepSpeedStrategy):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super(DeepSpeedStrategy, self).__init__()
+
+
+def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:
+    warnings.simplefilter("ignore")  # Lightning has more of them with ranks
+    ran = pl.train(directory, at=at, strategy="ddp", devices=2, plugins=[TorchElasticEnvironment()])
+    return {"code": ran.code, "error": ran.error, "weights": {name: w.tolist() for name, w in ran.weights.items()}}
+
+
+@resume.exact("Lightning: Trainer on two ranks")
+@pytest.mark.crash  # forks two ranks three times
+def test_two_ranks_stop_together_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    through = ranks.run(2, partial(rank_body, tmp_path / "whole", {}))
+    stopped = ranks.run(2, partial(rank_body, tmp_path / "parts", {3: ends.terminate}))
+    resumed = ranks.run(2, partial(rank_body, tmp_path / "parts", {}))
+    codes = [[end.result["code"] for end in each] for each in (through, stopped, resumed)]
+    assert codes == [[0, 0], [143, 143], [0, 0]]
+    assert [end.result["weights"] for end in resumed] == [end.result["weights"] for end in through]
 
 
 @resume.refused("Lightning: strategies with checkpoints of their own", "FSDP and DeepSpeed save by themselves")

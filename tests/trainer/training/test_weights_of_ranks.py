@@ -235,6 +235,24 @@ def tracker_on(owner: int, rank: int) -> Script:
     return Script(rank, model, {"tracker": tracker if rank == owner else None}, count)
 
 
+class Gathered(Tracker):
+    """An object whose state is gathered on rank 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() if torch.distributed.get_rank() == 0 else {}
+
+
+def gathered(rank: int) -> Script:
+    """Have an object that says its state on rank 0 only, and takes it on all."""
+    model, tracker = DistributedDataParallel(plain()), Gathered()
+
+    def count(step: int) -> None:
+        tracker.seen += 1
+        assert tracker.seen == step
+
+    return Script(rank, model, {"tracker": tracker}, count)
+
+
 def buffers_of_its_own(rank: int) -> Script:
     """Keep running statistics of the rank's own batches."""
     return Script(rank, DistributedDataParallel(norms(), forward_sync_buffers=False))
@@ -283,6 +301,7 @@ def extra_state(rank: int) -> Script:
         average_on_rank_0,
         partial(tracker_on, 0),
         partial(tracker_on, 1),
+        gathered,
         buffers_of_its_own,
         compiled,
         sharded,

@@ -27,6 +27,8 @@ from piton_trainer.checkpoint.load.loader import load_tensors
 
 _COUNT = "n_averaged"
 """Buffer that AveragedModel of torch keeps beside the weights."""
+_ADAPTER = "base_model.model."
+"""Beginning of the names that peft gives to the weights of a model with adapters."""
 _CONFIG_SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 
 
@@ -153,6 +155,11 @@ def _no_tensor(key: str) -> Tensor:
 
 
 def _huggingface(description: dict[str, Any], config: Path | None, state: dict[str, Any], path: Path) -> None:
+    if any(name.startswith(_ADAPTER) for name in state):
+        raise InputError(
+            "these are the weights of a PeftModel, and from_pretrained would take none of them; merge them into the "
+            "model in the script, with merge_and_unload(), or say --format safetensors and load them with peft"
+        )
     path.mkdir()
     if config is not None:
         _copy_config(config, path)

@@ -16,7 +16,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning
@@ -71,15 +71,16 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:
         """`trainer.fit()` inside a session. A `ckpt_path` of the user's counts until we have a better one."""
-        with piton_trainer.session(self._config, name=self._name) as session:
+        with ExitStack() as until_saved, piton_trainer.session(self._config, name=self._name) as session:
             _refuse(trainer)
+            until_saved.enter_context(_authenticator(trainer, self))  # a session saves once more when it ends
             self._session, self._randomness, self._known = session, None, {}
             self._is_restored = self._is_pending = self._is_over = False
             try:
-                with _authenticator(trainer, self):
-                    go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
-                    if self._is_restored and self._randomness is None:
-                        session.begin(total=session.step)  # Lightning saw by itself that nothing is left
+                go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
+                session.finish()  # wherever Lightning ends, it means to
+                if self._is_restored and self._randomness is None:
+                    session.begin(total=session.step)  # Lightning saw by itself that nothing is left
             except _NothingLeftError:
                 pass
             finally:
@@ -89,7 +90,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """Our checkpoint as Lightning expects one."""
         part = _Part(trainer)
         self._restore(trainer, part)
-        return {**part.loaded, _WEIGHTS: trainer.lightning_module.state_dict()}
+        return {_WEIGHTS: trainer.lightning_module.state_dict(), **part.loaded}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is built and restored, but for the place in the data."""
@@ -204,11 +205,14 @@ class _Part:
         self.loaded: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Loops, optimizers, schedules, scaler, callbacks, and what hooks add."""
+        """Loops, optimizers, schedules, scaler, callbacks, and what hooks add. Lightning hands it to rank 0 only."""
         io = self._trainer.strategy.checkpoint_io
         self._trainer.save_checkpoint(_PATH, weights_only=False)
         taken = io.take()
-        return {name: part for name, part in taken.items() if name != _WEIGHTS and not name.endswith(_NOT_STATE)}
+        live = self._trainer.lightning_module.state_dict()
+        is_live = _is_same(taken.get(_WEIGHTS, {}), live)  # else a callback has put others there, such as an average
+        omitted = {_WEIGHTS} if is_live else set()
+        return {name: part for name, part in taken.items() if name not in omitted and not name.endswith(_NOT_STATE)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lightning restores it when it has built the rest."""
@@ -245,6 +249,14 @@ class _LightningState(CheckpointIO):  # type: ignore[misc]
     def remove_checkpoint(self, path: Any) -> None:
         """Retention looks after ours."""
         self.before.remove_checkpoint(path)
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """True if two states have the same names, and tensors that lie in the same place."""
+    if one.keys() != other.keys():
+        return False
+    both = ((value, other[name]) for name, value in one.items() if isinstance(value, Tensor))
+    return all(isinstance(there, Tensor) and here.data_ptr() == there.data_ptr() for here, there in both)
 
 
 def _is_ours(path: Any) -> bool:

@@ -6,6 +6,8 @@ It has been tried with Lightning 2.6.6, and must not know sessions.
 import math
 from typing import Any
 
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
 from piton_trainer.state.data_position import set_epoch
 from piton_trainer.state.tracked_objects import Stateful
 
@@ -21,8 +23,16 @@ class Loops:
     @property
     def total(self) -> int | None:
         """The step at which training ends; None when nobody knows."""
+        if not self._trainer.lightning_module.automatic_optimization or self._changes_accumulation:
+            return None
         total = self._trainer.estimated_stepping_batches
-        return int(total) if self._trainer.lightning_module.automatic_optimization and math.isfinite(total) else None
+        return int(total) if math.isfinite(total) and total >= 0 else None  # -1: data without a length
+
+    @property
+    def _changes_accumulation(self) -> bool:
+        """True if steps are of more batches in some epochs than in others."""
+        own = (item for item in self._trainer.callbacks if isinstance(item, GradientAccumulationScheduler))
+        return any(len(set(item.scheduling.values())) > 1 for item in own)
 
     @property
     def step(self) -> int:

@@ -88,9 +88,7 @@ class Agreement:
     @staticmethod
     def unequal(found: Sequence[Digests]) -> list[str]:
         """Return the objects whose weights ranks do not have alike. One that rank 0 alone has is rank 0's."""
-        weights = [digests.weights for digests in found]
-        names = _differing(weights)
-        return sorted(n for n in names if n not in weights[0] or len({own[n] for own in weights if n in own}) > 1)
+        return sorted(_differing([digests.weights for digests in found]))
 
 
 def digest(document: Any, tensors: Mapping[str, Tensor]) -> str:
@@ -148,9 +146,10 @@ def _sentence(name: str, main: Mapping[str, Content], rank: int, own: Mapping[st
 
 
 def _differing(found: Sequence[Mapping[str, str]]) -> frozenset[str]:
-    """Return the names under which ranks have different digests, or only some ranks have any."""
+    """Return the names under which ranks that have any have different digests, or rank 0 has none."""
     names = {name for digests in found for name in digests}
-    return frozenset(name for name in names if len({digests.get(name) for digests in found}) > 1)
+    several = {name for name in names if len({digests[name] for digests in found if name in digests}) > 1}
+    return frozenset(several | (names - found[0].keys()))
 
 
 def _is_large(document: Any, tensors: Mapping[str, Tensor]) -> bool:

@@ -155,10 +155,13 @@ class TrackedObjects:
         return self._roles
 
     def own_parts(self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the JSON of what may differ between ranks: of plain objects, and of buffers of modules."""
+        """Return the JSON of what may differ between ranks: of plain objects, and of buffers of modules.
+
+        An object without any state here has what rank 0 has: some gather theirs on rank 0 only.
+        """
         buffers = self.roles(documents, tensors).buffers
         parts = {name: {fqn: documents[name][fqn] for fqn in fqns} for name, fqns in buffers.items()}
-        return {name: documents[name] for name in self.plain} | parts
+        return {name: documents[name] for name in self.plain if documents[name]} | parts
 
     def _is_shared(self, name: str) -> bool:
         """True if an object is a module or optimizers, which ranks train together."""
