@@ -127,8 +127,15 @@ class Training:
         return min((str(pod["spec"]["nodeName"]) for pod in started), default=None)
 
     def running(self) -> list[str]:
-        """The pods that run."""
-        return [pod["metadata"]["name"] for pod in self.pods() if pod["status"].get("phase") == "Running"]
+        """The pods that run. The kubelet says Running of one that is deleted until it has cleaned up after its end."""
+        return [
+            pod["metadata"]["name"]
+            for pod in self.pods()
+            if pod["status"].get("phase") == "Running"
+            and not all(
+                "terminated" in found["state"] for found in pod["status"].get("containerStatuses", [{"state": {}}])
+            )
+        ]
 
     def leftovers(self) -> list[str]:
         """Everything of the run that still exists, but events."""
