@@ -3,7 +3,7 @@
 Dropout, noise, a shuffled loader without state, a schedule, and a validation that draws random numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from piton.contract.manifest import Complete
 from piton_trainer.checkpoint import inspect
@@ -64,6 +64,47 @@ class Module(LightningModule):  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class Adversaries(Module):
+    """Two networks with an optimizer each, which step by hand."""
+
+    def __init__(self, events: Mapping[int, Event]) -> None:
+        super().__init__(events)
+        self.automatic_optimization = False
+        self.critic = nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        x, y = batch
+        self.seen.append(tuple(y.flatten().tolist()))
+        first, second = self.optimizers()
+        loss = nn.functional.mse_loss(self.critic(self.net(x)), y)
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        second.step()
+        if event := self.events.get(len(self.seen)):
+            event()
+        return loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.AdamW(self.net.parameters(), lr=0.05), torch.optim.SGD(self.critic.parameters(), lr=0.05)]
+
+
+class Stream(IterableDataset[tuple[Tensor, ...]]):
+    """Rows without a length, or with one that is too large."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        rows = Augmented().x
+        return iter([(row, row.sum(dim=0, keepdim=True)) for row in rows])
+
+
+class Boastful(Stream):
+    """It says that it has more than it has."""
+
+    def __len__(self) -> int:
+        return 10 * 6 * BATCHES * 4
+
+
 def train(
     directory: Path,
     *,
@@ -72,15 +113,19 @@ def train(
     callbacks: Any = (),
     validate: bool = True,
     workers: int = 0,
+    data: Any = None,
+    kind: Callable[[Mapping[int, Event]], Module] = Module,
     **arguments: Any,
 ) -> Ran:
     """One attempt: a new module, a new Trainer, and random numbers that only the first attempt begins with."""
     torch.manual_seed(5 if (directory / "checkpoints").exists() else 0)
-    module = Module(at or {})
+    module = kind(at or {})
     ours = PitonCallback(config or tiny.config(directory / "checkpoints", tiny.every(4)))
     ran = Ran(trainer=make_trainer([ours, *callbacks], **arguments))
     try:
-        ran.trainer.fit(module, loader(workers=workers), loader(shuffle=False) if validate else None)
+        ran.trainer.fit(
+            module, loader(workers=workers) if data is None else data, loader(shuffle=False) if validate else None
+        )
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.seen = module.seen

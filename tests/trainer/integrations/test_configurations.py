@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    Timer,
+)
+from torch.utils.data import DataLoader
 
 from support import ends, resume
 from support import tiny_lightning as pl
@@ -17,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*IterableDataset.*"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
@@ -60,6 +68,10 @@ LIGHTNING: dict[str, Callable[[], dict[str, Any]]] = {
     "Lightning: EarlyStopping": lambda: {"callbacks": [EarlyStopping("val_loss", patience=9)]},
     "Lightning: ModelCheckpoint beside it": lambda: {"callbacks": [ModelCheckpoint(save_last=True)]},
     "Lightning: Timer": lambda: {"callbacks": [Timer(duration="00:01:00:00")]},
+    "Lightning: EMAWeightAveraging": lambda: {"callbacks": [EMAWeightAveraging(decay=0.9)]},
+    "Lightning: manual optimization of two networks": lambda: {"kind": pl.Adversaries},
+    "Lightning: data without a length": lambda: {"data": DataLoader(pl.Stream(), batch_size=6)},
+    "Lightning: data with a length that is too large": lambda: {"data": DataLoader(pl.Boastful(), batch_size=6)},
     "Lightning: GradientAccumulationScheduler": lambda: {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]},
 }
 
