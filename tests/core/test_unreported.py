@@ -387,3 +387,10 @@ def test_the_stages_before_that_of_a_job_which_the_status_does_not_know_are_fini
     assert [each.name for each in adopted.stages] == [
         each for each in ORDER if each in (Stage.PREPARE, Stage.TRAIN, stage)
     ]
+
+
+def test_that_is_so_as_well_while_the_spec_cannot_be_read() -> None:
+    found = an_attempt(a_replica(), number=2, stage=Stage.TRAIN)
+    adopted = decide(an_observed(found, status=RunStatus(), problems=("spec.x: unknown; remove it",)), now=NOW).status
+    assert adopted.stage(Stage.PREPARE).end_time == NOW
+    assert adopted.stage(Stage.TRAIN).end_time is None

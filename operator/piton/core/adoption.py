@@ -45,7 +45,7 @@ def _with_earlier_finished(context: Context, status: RunStatus, stage: Stage) ->
 
     The operator creates a job for a stage only then.
     """
-    requested = stages.wanted(context.spec.stages) if context.spec is not None else ()
+    requested = stages.wanted(context.spec.stages) if context.spec is not None else stages.ORDER
     before = [each for each in stages.ORDER[: stages.ORDER.index(stage)] if each in requested]
     for found in map(status.stage, before):
         if found.end_time is None:
