@@ -120,7 +120,7 @@ PRESUBMIT = Suite(
         _beside("check", "make check", warm=1, after="test"),
         _beside("system", "make e2e PART=system", warm=3, after="check"),
         _beside("loops", "make fuzz-loops LOOPS=50 SEED=0", warm=3, after="system", is_one_case=True),
-        _beside("kills", "make test-crash KILLS=20", warm=9, after="loops", is_one_case=True),
+        _beside("kills", "make test-crash KILLS=20", warm=12, after="loops", is_one_case=True),
     ),
 )
 
@@ -157,7 +157,7 @@ def nightly(day: date) -> Suite:
             _beside("test", "make test", warm=8),
             _beside("check", "make check", warm=1, after="test"),
             _beside("systems", "make e2e PART=systems", warm=18, after="check"),
-            _beside("kills", f"make test-crash KILLS=200 SEED={seed}", warm=14, after="systems", is_one_case=True),
+            _beside("kills", f"make test-crash KILLS=200 SEED={seed}", warm=17, after="systems", is_one_case=True),
             _beside("worlds", f"make worlds WORLDS=1000 SEED={seed}", warm=3, after="kills", is_one_case=True),
             _beside("loops", f"make fuzz-loops LOOPS=300 SEED={seed}", warm=12, after="worlds", is_one_case=True),
             _beside("gpu-dry", "make gpu DRY=1 MINUTES=30", warm=3, after="loops"),
