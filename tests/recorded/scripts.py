@@ -49,7 +49,6 @@ class Case:
     is_exact: bool = True
     """True if the older trainer went on exactly, so that the losses have to be the same."""
     stop: int = STOP
-    epochs: int = 3
     told: str = ""
     """Words of a warning that it gets now."""
 
@@ -231,7 +230,7 @@ def train(directory: Path, case: Case, *, resumes: bool) -> dict[int, float]:
         torch.manual_seed(99 if resumes else 0)
         script = case.build(session.rank, session.world_size, resumes)
         session.restore(**script.objects)
-        for batch in session.steps(script.loader, epochs=case.epochs, total=script.total):
+        for batch in session.steps(script.loader, epochs=3, total=script.total):
             x = batch[0] if isinstance(batch, list | tuple) else batch
             loss = (script.model(x) - x + script.noise()).square().mean()
             loss.backward()

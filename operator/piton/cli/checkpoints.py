@@ -22,7 +22,6 @@ from piton.clock import SystemClock
 from piton.contract import InputError
 from piton.contract.assignment import Objective, SavePolicy
 from piton.contract.duration import format_duration
-from piton.contract.manifest import Complete
 
 if TYPE_CHECKING:
     from piton_trainer.checkpoint.inspect import Checked, CheckpointInfo
@@ -83,9 +82,9 @@ def _print(described: dict[str, Any]) -> None:
     if proof is None:
         click.echo("complete: no, the run has not finished here")
     else:
-        complete = Complete.from_json(json.dumps(proof))
-        weights = "" if complete.weights_digest is None else f"; weights {complete.weights_digest}"
-        click.echo(f"complete: {complete.reason} at step {complete.step:,}{weights}")
+        digest = proof.get("weightsDigest")
+        weights = "" if digest is None else f"; weights {digest}"
+        click.echo(f"complete: {proof['reason']} at step {proof['step']:,}{weights}")
 
 
 def row_of(found: "CheckpointInfo", *, is_newest: bool, is_best: bool) -> dict[str, Any]:

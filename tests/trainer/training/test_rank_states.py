@@ -1,6 +1,5 @@
 """Rank 0 does not speak for all: what differs between ranks comes back to each of them as it was."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import piton_trainer
 from piton_trainer.state import agreement
-from support import ranks, resume, tiny
+from support import logged, ranks, resume, tiny
 
 STEPS, STOP = 8, 5
 
@@ -150,10 +149,7 @@ def test_another_number_of_ranks_has_its_own_state_or_rank_0s(before: int, after
 
 def seen_at_once(directory: Path) -> tuple[float, list[str]]:
     """Return what a rank goes on with, and what it logs."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger().addHandler(handler)
+    lines = logged.warnings_from_now_on()
     with piton_trainer.session(tiny.config(directory)) as session:
         model, extra = plain(), Counter()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

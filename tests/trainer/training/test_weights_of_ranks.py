@@ -1,6 +1,5 @@
 """Weights that ranks do not have alike are refused or told; buffers that they do not have alike are kept per rank."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ from piton_trainer.checkpoint.export import export
 from piton_trainer.checkpoint.inspect import newest_good, survey
 from piton_trainer.errors import BadConfig
 from piton_trainer.state import agreement
-from support import ranks, resume, tiny
+from support import logged, ranks, resume, tiny
 from support.checkpoints import sound_steps
 
 STEPS, STOP = 12, 6
@@ -41,10 +40,7 @@ class Script:
 
 def attempt(directory: Path, make: Callable[[int], Script], *, stop: bool = False) -> dict[str, Any]:
     """Return the losses of a rank, its state in the end, what it logged and how it was refused."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger().addHandler(handler)
+    lines = logged.warnings_from_now_on()
     losses: dict[int, float] = {}
     script = None
     refused = ""
@@ -382,10 +378,7 @@ def test_another_number_of_ranks_has_the_buffers_of_rank_0(after: int, tmp_path:
 
 def restored(directory: Path) -> tuple[list[float], list[str]]:
     """Return the mean that a rank resumes with, and what it logs."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger().addHandler(handler)
+    lines = logged.warnings_from_now_on()
     with piton_trainer.session(tiny.config(directory)) as session:
         model = norms()
         session.restore(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))

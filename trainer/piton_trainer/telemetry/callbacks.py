@@ -25,9 +25,9 @@ NOTICE_SECONDS = 10.0
 class Callback:
     """Receives the events of a training; override the methods of the events that are needed.
 
-    All methods are called on rank 0, in the thread that trains, between two steps. They should return at once, and must
-    not call a collective: the other ranks do not. An exception is logged with its traceback, and ends the calls of this
-    callback, not the training.
+    All methods are called on rank 0, between two steps; all but `on_notice` in the thread that trains. They should
+    return at once, and must not call a collective: the other ranks do not. An exception is logged with its traceback,
+    and ends the calls of this callback, not the training.
     """
 
     report_every_seconds: float = 10.0
