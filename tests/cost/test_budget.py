@@ -410,6 +410,15 @@ def test_a_bill_is_never_from_the_future() -> None:
     assert spent(ahead, 200) == 1
 
 
+@pytest.mark.parametrize("before", [{"billed_until": later(300)}, {"ended_time": later(300)}])
+@pytest.mark.parametrize("placed", [200, 300, 350])
+def test_no_second_is_paid_for_two_attempts(before: dict[str, Any], placed: float) -> None:
+    """The end of the one before is not known exactly: its status was restored, or the operator's clock was ahead."""
+    earlier = an_ended(1, price_per_hour="36", billed_from=NOW, billed_machines=1, **before)
+    status = flown(an_attempt(on(at=placed), number=2), a_status(earlier, a_record(2)), 400)
+    assert spent(status, 400) == 3 + (400 - max(300, placed)) / 100
+
+
 def test_an_attempt_is_told_for_how_long_the_budget_pays_once_it_trains() -> None:
     """At what a node may cost at most; it may wait for hours until then, and that costs nothing."""
     (effect,) = decide(an_observed(spec=a_budget("50")), now=later(9000), timing=TIMING).effects

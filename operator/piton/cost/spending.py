@@ -60,7 +60,8 @@ def bill(status: RunStatus, seen: AttemptSeen | None, spec: Spec | None, *, now:
     found, now = _price(placed, highest(spec)), _counted(status, now)
     if record.billed_from is None and (found is not None or seen.running):
         # Without a price it is not worth a write of its own: that it runs will be one.
-        record = record.model_copy(update={"billed_from": min(_moments(placed)[0], now)})
+        since = min(_moments(placed)[0], now)
+        record = record.model_copy(update={"billed_from": max(since, _paid_until(status.attempts[:-1], since))})
     if found is None:
         return _with(status if record.price_per_hour is None else _noted(status, is_incomplete=True), record)
     if any(replica.node_price is None for replica in placed):
@@ -133,6 +134,16 @@ def _of_attempt(record: AttemptStatus, now: datetime) -> Fraction:
     until = record.billed_until or record.ended_time or now
     seconds = Fraction(max(0, (until - record.billed_from) // _TICK), timedelta(seconds=1) // _TICK)
     return before + dollars(record.price_per_hour) * seconds / HOUR
+
+
+def _paid_until(records: Iterable[AttemptStatus], otherwise: datetime) -> datetime:
+    """Return the moment until which these attempts are paid for. One run pays for no two attempts at a time.
+
+    The clocks of operator and API server differ. The end of an attempt that a restored status still had in flight is
+    only known to lie before the next.
+    """
+    ends = (each.billed_until or each.ended_time for each in records if each.price_per_hour is not None)
+    return max((end for end in ends if end is not None), default=otherwise)
 
 
 def _placed(seen: AttemptSeen | None) -> list[ReplicaSeen]:
