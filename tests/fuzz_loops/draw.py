@@ -16,7 +16,6 @@ from fuzz_loops.loop import (
     LOADERS,
     MOVING_GROUPS,
     NOISE,
-    OPEN,
     OPTIMIZERS,
     PARTS,
     PHASES,
@@ -92,7 +91,7 @@ def _with(random: Random, loop: Loop, name: str) -> Loop:
         if name == "ranks":
             parallel = ALONE if value == 1 else random.choice(_VALUES["parallel"])
             other = replace(other, shares=value, parallel=parallel)
-        if is_right(other) and not (other.words | changed(other).words) & OPEN.keys():
+        if is_right(other):
             return other
     return loop
 

@@ -19,7 +19,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 import piton_trainer
+from fuzz_loops.feeds import Shuffled
 from fuzz_loops.loop import KILL, Kill, Loop
+from fuzz_loops.models import OwnNoise
 from fuzz_loops.script import Script, Trace
 from piton.contract.assignment import Assignment, SavePolicy
 from piton_trainer.config import Config
@@ -97,10 +99,11 @@ def _batches(
 ) -> Iterator[tuple[int, Tensor]]:
     """The batches as a plain script has them, with `torch.save` after some and `torch.load` before the first."""
     loader: Any = script.loader
+    length = 1 if script.loop.loader == "stream" else len(loader)
     saved = None if load is None else _load(script, load, rank)
     number, epoch, done = (0, 0, 0) if saved is None else (saved["number"], saved["epoch"], saved["done"])
-    if saved is not None and len(loader) != saved["batches"]:
-        done = done * len(loader) // saved["batches"]
+    if saved is not None and length != saved["batches"]:
+        done = done * length // saved["batches"]
     while epoch < script.loop.epochs:
         batches, begun = _open(loader, epoch, done, saved, rank)
         saved = None
@@ -108,7 +111,7 @@ def _batches(
             number, done = number + 1, done + 1
             yield number, x
             if number in saves:
-                counts = {"number": number, "epoch": epoch, "done": done, "batches": len(loader)}
+                counts = {"number": number, "epoch": epoch, "done": done, "batches": length}
                 _save(script, place.folder / f"saved-{number}", rank, counts, begun)
         epoch, done = epoch + 1, 0
 
@@ -136,6 +139,7 @@ def _save(script: Script, folder: Path, rank: int, counts: dict[str, int], begun
         **counts,
         "epoch random": begun,
         "random": _random(loader),
+        "noise": [part.generator.get_state() for part in _noises(script.net)],
         "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
         "model": _whole(script.net.state_dict()),
         "optimizers": [_whole(optimizer.state_dict()) for optimizer in script.optimizers],
@@ -149,9 +153,10 @@ def _load(script: Script, folder: Path, rank: int) -> dict[str, Any]:
     own = folder / f"{rank}.pt"
     saved: dict[str, Any] = torch.load(own if own.exists() else folder / "0.pt", weights_only=False)
     saved["is new"] = not own.exists()
-    first = saved if rank == 0 else torch.load(folder / "0.pt", weights_only=False)
-    _load_module(script.net, first["model"])
-    is_cast = first["model"]["0.weight"].dtype != script.net[0].weight.dtype
+    _load_module(script.net, saved["model"])
+    for part, state in zip(_noises(script.net), saved["noise"], strict=True):
+        part.generator.set_state(state)
+    is_cast = saved["model"]["0.weight"].dtype != script.net[0].weight.dtype
     for optimizer, state in zip(script.optimizers, saved["optimizers"], strict=True):
         _load_optimizer(optimizer, state, is_cast=is_cast)
     for name, value in script.extras().items():
@@ -212,6 +217,10 @@ def _spread(value: Any, like: Any) -> Any:
     return value
 
 
+def _noises(net: torch.nn.Module) -> list[OwnNoise]:
+    return [part for part in net.modules() if isinstance(part, OwnNoise)]
+
+
 def _generators(loader: Any) -> list[torch.Generator]:
     owners = (loader, getattr(loader, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
@@ -220,7 +229,9 @@ def _generators(loader: Any) -> list[torch.Generator]:
 
 def _random(loader: Any) -> Any:
     own = [generator.get_state() for generator in _generators(loader)]
-    return torch.get_rng_state(), random.getstate(), np.random.get_state(), own, torch.initial_seed()
+    sampler = getattr(loader, "sampler", None)
+    drawn = sampler.random.getstate() if isinstance(sampler, Shuffled) else None
+    return torch.get_rng_state(), random.getstate(), np.random.get_state(), own, torch.initial_seed(), drawn
 
 
 def _restore_random(state: Any, saved: dict[str, Any], rank: int, loader: Any) -> None:
@@ -233,3 +244,6 @@ def _restore_random(state: Any, saved: dict[str, Any], rank: int, loader: Any) -
     np.random.set_state(state[2])
     for generator, own in zip(_generators(loader), state[3], strict=True):
         generator.set_state(own)
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, Shuffled):
+        sampler.random.setstate(state[5])

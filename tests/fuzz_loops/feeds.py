@@ -72,10 +72,10 @@ class Shuffled(Sampler[int]):
     """Indices in an order that Python's random numbers draw, in a generator of the sampler's own."""
 
     def __init__(self, count: int) -> None:
-        self._count, self._random = count, random.Random(3)
+        self._count, self.random = count, random.Random(3)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._random.sample(range(self._count), self._count))
+        return iter(self.random.sample(range(self._count), self._count))
 
     def __len__(self) -> int:
         return self._count

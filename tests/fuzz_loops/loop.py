@@ -87,8 +87,10 @@ KEPT = (
 """Objects whose state comes back."""
 REFUSED = ("set", "bytes", "complex", "array", "sparse", "date")
 """Objects whose state may be refused."""
-MAY_BE_REFUSED = frozenset((*REFUSED, "stream", "own noise"))
-"""Words of loops that may be refused."""
+MAY_BE_REFUSED = frozenset(REFUSED)
+"""Words of loops that may be refused after their first step."""
+MAY_BE_REFUSED_LATER = frozenset(("stream",))
+"""Words of loops that may be refused when they resume: outside Piton they are warned in their first attempt."""
 STANDARD = ("ordered", "default", "deque", "named", "numpy number")
 """Objects of standard containers."""
 SAMPLERS = (
@@ -105,15 +107,6 @@ SAMPLERS = (
 )
 LOADERS = ("list", "dataloader", "stateful", "own", "own by yield", "stream")
 NOISE = ("torch", "python", "numpy")
-
-_KINDS = "what cannot come back is refused after the first step, and standard containers are kept"
-_DATA = "streams, and random numbers of samplers and modules that are not torch's"
-OPEN: dict[str, str] = {
-    **dict.fromkeys((*REFUSED, *STANDARD, "slashes"), _KINDS),
-    **dict.fromkeys(("python", "own noise", "own by yield", "stream"), _DATA),
-    "own buffers": "buffers of which each rank has its own, as without broadcast_buffers",
-}
-"""Words that are not drawn, with what has to be mended first: faults that are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +204,7 @@ def fits(loop: Loop) -> bool:
             loop.optimizer == "wide" and not loop.bfloat16,
             loop.bfloat16 and loop.words & {"spectralnorm", "weightnorm", "Muon", "Adafactor", "LBFGS", "gru"},
             loop.optimizer == "LBFGS" and (loop.accumulate > 1 or loop.groups != "one" or "scaler" in loop.objects),
-            loop.optimizer == "LBFGS" and loop.words & {"dropout", "embedding"},
+            loop.optimizer == "LBFGS" and loop.words & {"dropout", "embedding", "transposed"},
             loop.optimizer in ("Muon", "pair", "LBFGS") and loop.groups != "one",
             loop.optimizer == "AdamW tensor lr" and (loop.groups != "one" or loop.scheduler not in ("", "StepLR")),
             loop.groups in MOVING_GROUPS and (loop.scheduler not in ("", "StepLR") or loop.change),

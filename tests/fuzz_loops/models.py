@@ -132,7 +132,7 @@ class OwnNoise(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + 0.1 * torch.randn(x.shape, generator=self.generator)
+        return x + 0.1 * torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
 
 
 def linear() -> nn.Linear:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fuzz_loops.changes import CHANGES, Change, changed
 from fuzz_loops.drivers import Place, under_piton, without
-from fuzz_loops.loop import KILL, MAY_BE_REFUSED, Kill, Loop
+from fuzz_loops.loop import KILL, MAY_BE_REFUSED, MAY_BE_REFUSED_LATER, Kill, Loop
 from piton.contract.termination import ExitCode
 from piton_trainer.checkpoint.format import layout
 from support import ranks
@@ -192,13 +192,13 @@ class Play:
         last = attempts[-1]
         words = [line.removeprefix("piton: ") for line in last.log().splitlines() if line.startswith("piton: ")]
         reason = _plain(words[-1]) if words else "without a sentence"
-        if last.steps > 1 or not words:
+        if last.steps > last.loop.accumulate or not words:
             return Verdict(kind=Kind.LATE, reason=reason, detail=last.logs())
         if _TRACEBACK in last.logs():
             return Verdict(kind=Kind.TRACEBACK, reason=reason, detail=last.logs())
         is_changed = last.loop is not self._loop and self._change.refused
-        is_first = not last.resumed_from and len(attempts) == 1
-        may_be = is_changed or (is_first and self._loop.words & MAY_BE_REFUSED)
+        words_that_may = MAY_BE_REFUSED_LATER if last.resumed_from else MAY_BE_REFUSED
+        may_be = is_changed or self._loop.words & words_that_may
         return Verdict(kind=Kind.REFUSED if may_be else Kind.NEEDLESS, reason=reason, detail=last.logs())
 
 

@@ -14,9 +14,13 @@ from fuzz_loops.loop import KILL, TERM, Kill, Loop, simpler
 from fuzz_loops.play import Kind, Verdict, play
 from fuzz_loops.shrink import smallest
 from piton_trainer.state import tracked_objects
+from piton_trainer.state.own_generators import OwnGenerators
+from piton_trainer.training import run_restore
 from piton_trainer.training.gradient_accumulation import Gradients
 
 SIMPLE = Loop(batches=5, every=2, scheduler="StepLR", noise=("torch",), kills=(Kill(step=3),))
+
+OWN_BUFFERS: dict[str, Any] = {"ranks": 2, "shares": 2, "parallel": "ddp", "parts": ("batchnorm",), "broadcasts": False}
 
 
 def test_a_seed_always_has_the_same_loops() -> None:
@@ -37,7 +41,7 @@ def test_all_words_are_drawn() -> None:
     lists = (words.PARTS, words.OPTIMIZERS, words.STATIC_GROUPS, words.MOVING_GROUPS, words.SCHEDULERS, words.EMAS)
     more = (words.KEPT, words.REFUSED, words.STANDARD, words.SAMPLERS, words.LOADERS, words.NOISE, tuple(CHANGES))
     known = {word for part in lists + more for word in part}
-    assert known - drawn == words.OPEN.keys() & known
+    assert known - drawn == set()
     assert {kill.signal for number in range(50) for kill in draw(1, number).kills} == {KILL, TERM}
 
 
@@ -80,12 +84,22 @@ def fail_at_the_restore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked_objects, "set_model_state_dict", fail)
 
 
+def forget_generators_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OwnGenerators, "restore", lambda *_: None)
+
+
+def give_all_ranks_the_buffers_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_restore, "BUFFERS", "nothing")
+
+
 @pytest.mark.parametrize(
     ("plant", "changes", "kind", "reason"),
     [
         (forget_the_schedule, {}, Kind.DIFFERENT, "scheduler"),
         (save_between_two_batches_of_a_step, {"accumulate": 2}, Kind.DIFFERENT, "weights"),
         (fail_at_the_restore, {}, Kind.TRACEBACK, "ArithmeticError: planted"),
+        (forget_generators_of_the_users, {"parts": ("own noise",)}, Kind.DIFFERENT, "loss"),
+        (give_all_ranks_the_buffers_of_rank_0, OWN_BUFFERS, Kind.DIFFERENT, "buffers"),
     ],
 )
 def test_a_fault_that_is_planted_is_found(
