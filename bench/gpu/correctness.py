@@ -34,9 +34,9 @@ def generators(setting: Setting) -> list[Row]:
         return [*drawn, torch.nn.functional.dropout(torch.ones(1000, device=device), 0.3)]
 
     draw()
-    document, tensors = codec.split(rng.capture([own]), "rng")
+    document, tensors = codec.split(rng.RandomNumbers([own]).capture(), "rng")
     first = draw()
-    rng.restore(codec.join(document, tensors.__getitem__), [own])
+    rng.RandomNumbers([own]).restore(codec.join(document, tensors.__getitem__))
     setting.check(
         all(torch.equal(a, b) for a, b in zip(first, draw(), strict=True)), "the draws differ after a restore"
     )

@@ -33,6 +33,7 @@ class Ran:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     state: Any = None
     trainer: Any = None
+    output: Any = None
     complete: Complete | None = None
 
     @property
@@ -69,7 +70,7 @@ def train(
         torch.rand(5)
     ran = Ran(trainer=trainer)
     try:
-        trainer.train()
+        ran.output = trainer.train()
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.state = trainer.state

@@ -15,10 +15,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.termination import ScriptEnd, Termination
+from piton_trainer import Session
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig
-from piton_trainer.integrations.transformers import PitonCallback
+from piton_trainer.integrations.transformers import LOSSES, PitonCallback
 from support import ends, ranks, resume, tiny
 from support import tiny_transformers as hf
 from support.status_server import StatusServer
@@ -67,6 +68,35 @@ def test_a_trainer_stopped_at_any_step_ends_with_the_same_weights(
     resumed = hf.train(tmp_path / "parts", **arguments)
     assert resumed.losses == whole.losses
     assert_same(resumed, whole)
+
+
+@resume.exact("transformers: losses in the log and train_loss", "of all steps, not of those of one attempt")
+@pytest.mark.parametrize("step", [1, MID_EPOCH - 1, MID_EPOCH, hf.STEPS - 1])
+def test_the_losses_that_are_logged_are_those_of_an_undisturbed_training(step: int, tmp_path: Path) -> None:
+    """A line of the log is a mean over several steps, of which the attempt before may have done some."""
+    whole = hf.train(tmp_path / "whole", logging_steps=3)
+    hf.train(tmp_path / "parts", at={step: ends.terminate}, logging_steps=3)
+    resumed = hf.train(tmp_path / "parts", logging_steps=3)
+    assert resumed.losses == whole.losses
+    assert resumed.output.training_loss == pytest.approx(whole.output.training_loss, rel=1e-6)
+    again = hf.train(tmp_path / "parts", logging_steps=3)
+    assert again.output.training_loss == pytest.approx(whole.output.training_loss, rel=1e-6)
+    assert again.output.metrics == {"train_loss": again.output.training_loss}
+
+
+def test_a_checkpoint_without_losses_is_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier trainers saved none."""
+    restore = Session.restore
+
+    def without_losses(session: Session, **objects: Any) -> Any:
+        del objects[LOSSES]
+        return restore(session, **objects)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Session, "restore", without_losses)
+        hf.train(tmp_path, at={MID_EPOCH: ends.terminate})
+    resumed = hf.train(tmp_path)
+    assert (resumed.code, resumed.state.global_step) == (0, hf.STEPS)
 
 
 def test_a_trainer_that_vanishes_resumes_from_the_newest_save(whole: hf.Ran, tmp_path: Path) -> None:
@@ -182,7 +212,7 @@ def test_a_batch_size_that_finds_itself_is_refused(tmp_path: Path) -> None:
 
 
 def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:
-    ran = hf.train(directory, at=at)
+    ran = hf.train(directory, at=at, logging_steps=3)
     return {"code": ran.code, "losses": ran.losses}
 
 
@@ -192,7 +222,7 @@ def test_two_ranks_stop_together_and_end_with_the_same_weights(tmp_path: Path) -
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     through = ranks.run(2, partial(rank_body, whole, {}), **env)
-    stopped = ranks.run(2, partial(rank_body, parts, {MID_EPOCH: ends.terminate}), **env)
+    stopped = ranks.run(2, partial(rank_body, parts, {MID_EPOCH - 1: ends.terminate}), **env)
     resumed = ranks.run(2, partial(rank_body, parts, {}), **env)
     assert [end.result["code"] for end in (*through, *stopped, *resumed)] == [0, 0, 143, 143, 0, 0]
     assert resumed[0].result["losses"] == through[0].result["losses"]

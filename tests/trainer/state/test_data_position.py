@@ -93,7 +93,7 @@ def test_an_epoch_is_begun_again_with_its_random_numbers_and_goes_on_with_those_
 
 def test_a_save_between_two_epochs_begins_the_next_one_with_the_random_numbers_of_the_save() -> None:
     torch.manual_seed(7)
-    save = Resume(epoch_rng=None, rng=rng.capture([]), derive=never)
+    save = Resume(epoch_rng=None, rng=rng.RandomNumbers().capture(), derive=never)
     expected = torch.rand(10).tolist()
     torch.manual_seed(99)
 

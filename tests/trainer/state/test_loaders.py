@@ -20,6 +20,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SubsetRandomSampler,
     TensorDataset,
     _utils,
@@ -105,12 +106,48 @@ class AtLast(WithoutLength):
         yield from super().__iter__()
 
 
+class Eager(Sampler[int]):
+    """A sampler that draws the order of an epoch when it is asked for it."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(ITEMS).tolist())
+
+    def __len__(self) -> int:
+        return ITEMS
+
+
+class EagerByItself(Eager):
+    """One with random numbers of its own."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(3)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.random.sample(range(ITEMS), ITEMS))
+
+
 def plain(**how: Any) -> DataLoader[Any]:
     return DataLoader(Counted(), **{"batch_size": SIZE, "shuffle": True, **how})
 
 
-def batches_of(kind: type[WithoutLength], workers: int) -> StatefulDataLoader[Tensor]:
-    return StatefulDataLoader(Counted(), batch_sampler=kind(), num_workers=workers)
+def torchdatas(workers: dict[str, Any], **how: Any) -> StatefulDataLoader[Tensor]:
+    """Return a loader of torchdata; samplers are given as the classes of which it gets one each time."""
+    made = {name: value() if isinstance(value, type) else value for name, value in how.items()}
+    return StatefulDataLoader(Counted(), **made, **workers)
+
+
+WORKERS: dict[str, dict[str, Any]] = {
+    "no workers": {},
+    "workers": {"num_workers": 2},
+    "persistent workers": {"num_workers": 2, "persistent_workers": True},
+}
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "batches": {"batch_sampler": WithoutLength},
+    "late batches": {"batch_sampler": AtLast},
+    "an eager sampler": {"sampler": Eager, "batch_size": SIZE},
+    "an eager sampler with its own numbers": {"sampler": EagerByItself, "batch_size": SIZE},
+    "an eager sampler of single items": {"sampler": Eager, "batch_size": None},
+}
 
 
 class Ordered:
@@ -172,9 +209,9 @@ def drawn_by_numpy(number: int) -> list[int]:
     return [int(place) for place in np.random.permutation(number)]
 
 
-def of_accelerate() -> Any:
+def of_accelerate(**order: Any) -> Any:
     how = {"put_on_device": False, "use_stateful_dataloader": True, "use_seedable_sampler": True, "data_seed": 5}
-    return prepare_data_loader(DataLoader(Counted(), batch_size=SIZE, shuffle=True), **how)
+    return prepare_data_loader(DataLoader(Counted(), batch_size=SIZE, **order), **how)
 
 
 LOADERS = {
@@ -190,6 +227,7 @@ LOADERS = {
     "collated by the user": partial(plain, collate_fn=collate, num_workers=2),
     "with replacement": lambda: plain(shuffle=False, sampler=RandomSampler(range(ITEMS), replacement=True)),
     "of a subset": lambda: plain(shuffle=False, sampler=SubsetRandomSampler(range(0, ITEMS, 2))),
+    "with an eager sampler": lambda: plain(shuffle=False, sampler=EagerByItself()),
     "with a batch sampler": lambda: DataLoader(Counted(), batch_sampler=WithoutLength()),
     "of torchdata": lambda: StatefulDataLoader(Counted(), batch_size=SIZE, shuffle=True),
     "of torchdata, with workers": lambda: StatefulDataLoader(Counted(), batch_size=SIZE, shuffle=True, num_workers=2),
@@ -197,9 +235,9 @@ LOADERS = {
         Counted(), batch_size=SIZE, sampler=SubsetRandomSampler(range(ITEMS))
     ),
     **{
-        f"of torchdata, with a batch sampler {kind.__name__} and {workers} workers": partial(batches_of, kind, workers)
-        for kind in (WithoutLength, AtLast)
-        for workers in (0, 2)
+        f"of torchdata, with {sampler} and {workers}": partial(torchdatas, WORKERS[workers], **SAMPLERS[sampler])
+        for sampler in SAMPLERS
+        for workers in WORKERS
     },
     "of torchdata, over a stream": lambda: StatefulDataLoader(Counting(), batch_size=SIZE, num_workers=2),
     "with state and a generator": lambda: Ordered(lambda number: torch.randperm(number).tolist()),
@@ -207,7 +245,8 @@ LOADERS = {
     "with state and a generator, by numpy's": lambda: Ordered(drawn_by_numpy),
     "with state, drawing at once": lambda: AtOnce(drawn_by_python),
     "with state and a generator inside": lambda: Mapped(drawn_by_python),
-    "of accelerate": of_accelerate,
+    "of accelerate": partial(of_accelerate, shuffle=True),
+    "of accelerate, with an eager sampler": lambda: of_accelerate(sampler=EagerByItself()),
     "a tensor": lambda: torch.arange(float(BATCHES)).unsqueeze(1),
     "a list": lambda: [torch.tensor([float(number)]) for number in range(BATCHES)],
 }

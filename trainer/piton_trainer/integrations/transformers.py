@@ -34,6 +34,8 @@ from piton_trainer.state.data_position import Randomness
 STATE_FILE = "trainer_state.json"
 TRAINER = "trainer"
 """The object of a checkpoint that is transformers' own."""
+LOSSES = "losses"
+"""The object of a checkpoint that has the losses of which transformers logs means."""
 
 
 class PitonCallback(TrainerCallback):  # type: ignore[misc]
@@ -53,6 +55,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self._session: piton_trainer.Session | None = None
         self._trainer: Any = None
         self._randomness: Randomness | None = None
+        self._losses: _Losses | None = None
         self._is_mid_epoch = False
         self._is_pending = False
         self._waits_for_epoch = False
@@ -81,12 +84,20 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
                 _judge(state, trainer.args)
                 text = json.dumps(state, default=lambda number: number.item())  # of numpy, or a tensor, in its log
                 (Path(folder) / STATE_FILE).write_text(text, encoding="utf-8")
+            # Checkpoints of earlier trainers have no losses, and such a run goes on without.
+            is_known = state is None or session.peek(LOSSES) is not None
+            self._losses = _Losses(trainer) if is_known and _Losses.can_be_kept(trainer) else None
+            come_later = _weights_come_later(trainer) if state is not None else nullcontext()
+            of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
             try:
-                with _weights_come_later(trainer) if state is not None else nullcontext():
+                with come_later, of_all_steps:
                     return go(resume_from_checkpoint)
             except _NothingLeftError:
                 trainer.is_in_train = False
-                return TrainOutput(trainer.state.global_step, 0.0, {})
+                loss = self._losses.mean() if self._losses is not None else 0.0
+                return TrainOutput(
+                    trainer.state.global_step, loss, {} if self._losses is None else {"train_loss": loss}
+                )
             finally:
                 self._session = self._trainer = None
         raise AssertionError("a session swallows nothing")
@@ -109,6 +120,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             scheduler=kwargs["lr_scheduler"],
             scaler=scaler,
             **{TRAINER: _Progress(self._trainer), DESCRIPTION: _Description(kwargs["model"])},
+            **({} if self._losses is None else {LOSSES: self._losses}),
         )
         self._randomness = self._session.begin(
             total=state.max_steps, step=state.global_step, loaders=[kwargs["train_dataloader"]], allow=self._allow
@@ -227,6 +239,63 @@ class _Progress:
 
     def load_state_dict(self, _: dict[str, Any]) -> None:
         """It has been read already."""
+
+
+class _Losses:
+    """What transformers adds up of this rank's losses: its log has means since the log before, the end has that of all.
+
+    transformers itself begins anew with each `train()`, so that the first line of a resumed log, and `train_loss`, are
+    means of fewer steps (transformers#12942).
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._at_the_end: dict[str, Any] | None = None
+
+    @staticmethod
+    def can_be_kept(trainer: Any) -> bool:
+        """True if this version of transformers adds up its losses where they can be read; 5.23 does."""
+        return hasattr(trainer, "_finalize_training")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum of what was logged, the sum of what was not, and the step of the last log."""
+        trainer = self._trainer
+        return self._at_the_end or {
+            "logged": trainer._total_loss_scalar,  # noqa: SLF001
+            "not_logged": float(trainer._tr_loss),  # noqa: SLF001
+            "logged_at": trainer._globalstep_last_logged,  # noqa: SLF001
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let transformers go on from these sums."""
+        trainer = self._trainer
+        trainer._total_loss_scalar = state["logged"]  # noqa: SLF001
+        trainer._tr_loss.fill_(state["not_logged"])  # noqa: SLF001
+        trainer._globalstep_last_logged = state["logged_at"]  # noqa: SLF001
+
+    def mean(self) -> float:
+        """Return the mean of all steps of the run."""
+        sums = self.state_dict()
+        return float((sums["logged"] + sums["not_logged"]) / max(self._trainer.state.global_step, 1))
+
+    @contextmanager
+    def of_all_steps(self) -> Iterator[None]:
+        """Have `train_loss` be the mean of all steps of the run; transformers divides by the steps of this attempt."""
+        trainer = self._trainer
+        original = trainer._finalize_training  # noqa: SLF001
+
+        def finalize(*args: Any, **kwargs: Any) -> TrainOutput:
+            self._at_the_end = self.state_dict()
+            own_steps = trainer.state.global_step - trainer._initial_global_step  # noqa: SLF001
+            trainer._total_loss_scalar = self.mean() * own_steps  # noqa: SLF001
+            trainer._tr_loss.zero_()  # noqa: SLF001
+            return original(*args, **kwargs)
+
+        trainer._finalize_training = finalize  # noqa: SLF001
+        try:
+            yield
+        finally:
+            del trainer._finalize_training  # noqa: SLF001
 
 
 class _Description:

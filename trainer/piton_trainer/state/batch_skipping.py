@@ -7,6 +7,8 @@ at that item. With anything else, such as a stream or a loader around a loader, 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from inspect import isgeneratorfunction
 from itertools import islice
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from piton_trainer.errors import BadConfig
+from piton_trainer.state.rng import RandomNumbers, mark
 
 RESTART_EPOCH = "restart_epoch"
 """The way out: at each resume the epoch under way is begun anew."""
@@ -25,7 +28,7 @@ _CURE = (
 
 def has_state(loader: object) -> bool:
     """True if a loader says its place by itself. One of accelerate's only passes on what the loader inside it says."""
-    inside = getattr(loader, "base_dataloader", loader)
+    inside = _without_accelerate(loader)
     return hasattr(inside, "state_dict") and hasattr(inside, "load_state_dict")
 
 
@@ -49,53 +52,95 @@ def caveat(loader: Iterable[Any]) -> str | None:
     return None
 
 
-def iterate_from(loader: Iterable[Any], batch: int, *, before: Callable[[], None] | None = None) -> Iterator[Any]:
+def iterate_from(loader: Iterable[Any], batch: int, numbers: RandomNumbers, *, epoch: int) -> Iterator[Any]:
     """The batches of an epoch after so many.
 
     Args:
         loader: a DataLoader, or a sequence of batches.
         batch: how many are skipped.
-        before: called whenever the loader is about to begin with its sampler.
+        numbers: as they were when the epoch began.
+        epoch: counted from 0.
 
     Raises:
         BadConfig: only loading could tell which batches are left.
     """
     if isinstance(loader, DataLoader) and _has_indices(loader):
-        return _iterate_loader(loader, batch, before)
+        return _iterate_loader(loader, batch, numbers, epoch)
     if _has_indices(loader):
         rows: Any = loader
         return (rows[number] for number in range(batch, len(rows)))
     raise _refusal(loader, batch)
 
 
-def begin(loader: Iterable[Any]) -> tuple[Iterator[Any], bool]:
-    """Begin an epoch of a loader with state; return its batches, and True if its sampler draws the order now.
+def begin(loader: Iterable[Any], numbers: RandomNumbers, *, epoch: int) -> tuple[Iterator[Any], bool]:
+    """Go on in the middle of an epoch with a loader that has state, as `iterate_from` without any.
 
-    torchdata has a sampler without state draw only when the first batch is asked for.
+    Returns the batches, and True if a sampler of the user's has drawn its order by now: torchdata has one without state
+    draw only when the first batch is asked for.
     """
-    sampler = vars(loader).get(_sampler_name(loader)) if isinstance(loader, DataLoader) else None
+    inside: Any = _without_accelerate(loader)
+    if not isinstance(inside, DataLoader) or isinstance(inside.dataset, IterableDataset):
+        return iter(loader), False
+    sampler: Any = vars(inside)[_sampler_name(inside)]
     if sampler is None or hasattr(sampler, "load_state_dict"):
         return iter(loader), False
-    order = _Order(sampler)
-    iterator = _iterate_with(loader, order)
-    return iterator, order.draw()
+    start = numbers.capture() if _has_workers_already(inside, epoch) else None
+    asks = 1 if start is not None or not inside.num_workers else 2
+    order = _Order(sampler, numbers, asks=asks, start=start)
+    with _indices_as_before(sampler, numbers, asks=asks, start=start), _sampler_of(inside, order):
+        iterator = iter(loader)
+    has_order = order.draw()
+    order.end()
+    return iterator, has_order
 
 
-def _iterate_loader(loader: DataLoader[Any], batch: int, before: Callable[[], None] | None) -> Iterator[Any]:
-    indices = _Indices(vars(loader)[_sampler_name(loader)], skip=batch, before=before)
-    iterator = _iterate_with(loader, indices)
+def _without_accelerate(loader: object) -> object:
+    """Return the loader that one of accelerate's passes on; any other as it is."""
+    return getattr(loader, "base_dataloader", loader)
+
+
+def _has_workers_already(loader: DataLoader[Any], epoch: int) -> bool:
+    """True if the epoch was begun with the workers of the one before.
+
+    Workers are started with a random number, which such an epoch does not draw, and a resume does.
+    """
+    return epoch > 0 and loader.num_workers > 0 and loader.persistent_workers
+
+
+def _iterate_loader(loader: DataLoader[Any], batch: int, numbers: RandomNumbers, epoch: int) -> Iterator[Any]:
+    start = numbers.capture() if _has_workers_already(loader, epoch) else None
+    again = None if start is None else partial(numbers.restore, start)
+    indices = _Indices(vars(loader)[_sampler_name(loader)], skip=batch, before=again)
+    with _sampler_of(loader, indices):
+        iterator = iter(loader)
     if not indices.is_begun:
         raise _refusal(loader, batch)
     indices.skip()
     return iterator
 
 
-def _iterate_with(loader: Iterable[Any], sampler: object) -> Iterator[Any]:
-    """Begin with the loader's own workers, seeds and settings; only its sampler is another one meanwhile."""
+@contextmanager
+def _indices_as_before(batch_sampler: Any, numbers: RandomNumbers, *, asks: int, start: Any) -> Iterator[None]:
+    """Have torchdata's batch sampler get the indices that it got when the epoch began. It asks its sampler itself."""
+    sampler = vars(batch_sampler).get("sampler") if hasattr(batch_sampler, "__dict__") else None
+    if sampler is None or hasattr(sampler, "load_state_dict"):
+        yield
+        return
+    batch_sampler.sampler = order = _SameOrder(sampler, numbers, asks=asks, start=start)
+    try:
+        yield
+    finally:
+        batch_sampler.sampler = sampler
+        order.end()
+
+
+@contextmanager
+def _sampler_of(loader: DataLoader[Any], sampler: object) -> Iterator[None]:
+    """Let a loader have this sampler for a while: workers, seeds and settings stay its own."""
     name, own = _sampler_name(loader), vars(loader)  # a DataLoader refuses to have its sampler set
     before, own[name] = own[name], sampler
     try:
-        return iter(loader)
+        yield
     finally:
         own[name] = before
 
@@ -104,39 +149,81 @@ def _sampler_name(loader: Any) -> str:
     return "sampler" if loader.batch_sampler is None else "batch_sampler"
 
 
-class _Order:
-    """A sampler without state, for a loader of torchdata that skips what is done of it.
+class _SameOrder:
+    """A sampler without state, which gives the order that it gave when the epoch began, however often it is asked.
 
-    torchdata asks once more for the order than in an epoch that it begins, and skips in that one. So the order is the
-    one before; and it is drawn when it is told so, not when the first index is asked for.
+    torchdata asks for the order once when an epoch begins, and twice with workers; at a resume it asks further times,
+    and takes the last answer. A sampler that draws when it is asked would have drawn another order by then.
     """
 
-    def __init__(self, sampler: Iterable[Any]) -> None:
+    def __init__(self, sampler: Iterable[Any], numbers: RandomNumbers, *, asks: int, start: Any) -> None:
+        """Give the order of a sampler that was asked so often when the epoch began.
+
+        `start` has the random numbers that each order begins with; None where they are those of the moment.
+        """
         self._sampler = sampler
-        self._orders: list[Iterator[Any]] = []
-        self._first: list[Any] = []
-        self._has_begun = False
+        self._numbers = numbers
+        self._asks_left = asks
+        self._start = start
+        self._before: Any = None
+        self._is_over = False
+
+    def end(self) -> None:
+        """Be no more than the sampler: persistent workers keep asking this object in later epochs."""
+        self._is_over = True
 
     def __iter__(self) -> Iterator[Any]:
-        order = iter(self._sampler)
-        if hasattr(order, "load_state_dict"):
+        if self._is_over:
+            return iter(self._sampler)
+        if self._start is not None:
+            self._numbers.restore(self._start)
+            return iter(self._sampler)
+        now = self._numbers.capture()
+        if self._asks_left == 0 and self._before is not None:
+            self._numbers.restore(self._before)
+            order = iter(self._sampler)
+            self._numbers.restore(now)
             return order
-        self._orders.append(order)
-        return self._indices()
+        order = iter(self._sampler)
+        is_drawn = mark(self._numbers.capture()) != mark(now)
+        self._before, self._asks_left = now if is_drawn else None, max(0, self._asks_left - 1)
+        return order
 
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]
 
+
+class _Order(_SameOrder):
+    """The same, of a sampler that torchdata asks itself. It draws when it is told so, not with the first index."""
+
+    def __init__(self, sampler: Iterable[Any], numbers: RandomNumbers, *, asks: int, start: Any) -> None:
+        super().__init__(sampler, numbers, asks=asks, start=start)
+        self._newest: Iterator[Any] | None = None
+        self._first: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        order = super().__iter__()
+        if self._is_over or hasattr(order, "load_state_dict"):
+            return order
+        self._newest = order
+        return self._indices(order)
+
     def draw(self) -> bool:
         """Draw the order: most samplers do so with their first index. True if there is one to draw."""
-        if self._orders and not self._has_begun:
-            self._first = list(islice(self._orders[-2:][0], 1))
-        return bool(self._orders)
+        if self._newest is not None:
+            self._first_of(self._newest)
+        return self._newest is not None
 
-    def _indices(self) -> Iterator[Any]:
-        self._has_begun = True
-        yield from self._first
-        yield from self._orders[-2:][0]
+    def _indices(self, order: Iterator[Any]) -> Iterator[Any]:
+        yield from self._first_of(order)
+        yield from order
+
+    def _first_of(self, order: Iterator[Any]) -> list[Any]:
+        if self._first is None:
+            if self._start is not None:
+                self._numbers.restore(self._start)
+            self._first = list(islice(order, 1))
+        return self._first
 
 
 class _Indices:

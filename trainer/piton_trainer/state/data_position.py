@@ -13,7 +13,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count
 from typing import Any
 
@@ -65,8 +64,7 @@ class Randomness:
         own: OwnGenerators | None = None,
         loaders: Sequence[object] = (),
     ) -> None:
-        self._generators = generators
-        self._own = own
+        self._numbers = rng.RandomNumbers(generators, own)
         self._resume = resume
         self._loaders = loaders
         self._shapes = DataShape.of(loaders)
@@ -75,7 +73,7 @@ class Randomness:
 
     def rng(self) -> dict[str, Any]:
         """The random numbers of this moment, those of a loader and of other objects among them."""
-        return rng.capture(self._generators, self._own)
+        return self._numbers.capture()
 
     def part(self) -> dict[str, Any]:
         """The random numbers and the data of this rank, as JSON and tensors for a save."""
@@ -104,7 +102,7 @@ class Randomness:
         if state is None:
             resume.derive()
         else:
-            rng.restore(state, self._generators, self._own)
+            self._numbers.restore(state)
 
 
 class ResumableLoader(Randomness):
@@ -163,7 +161,8 @@ class ResumableLoader(Randomness):
         # Also for a loader with state: its sampler may have none, and draw the epoch's order anew.
         self.replay_epoch()
         if self._replay:
-            iterator = self._skip()
+            place = self._position
+            iterator = iterate_from(self._loader, place.batch, self._numbers, epoch=place.epoch)
             self.catch_up()
             return iterator
         return self._go_on()
@@ -173,7 +172,7 @@ class ResumableLoader(Randomness):
         # isinstance would take accelerate's for a DataLoader; they begin the next epoch, where torchdata's say the end.
         if self._position.batch == length_of(self._loader) and not issubclass(type(self._loader), DataLoader):
             return self._after_the_last()
-        iterator, has_order = begin(self._loader)
+        iterator, has_order = begin(self._loader, self._numbers, epoch=self._position.epoch)
         first = [next(iterator, _END)] if self._draws_late and not has_order else []
         self.catch_up()
         return chain((batch for batch in first if batch is not _END), iterator)
@@ -207,12 +206,6 @@ class ResumableLoader(Randomness):
 
     def _mark(self) -> rng.Mark:
         return rng.mark(self.rng())
-
-    def _skip(self) -> Iterator[Any]:
-        """Persistent workers are started in the first epoch, with a random number that a later epoch does not draw."""
-        is_late = self._position.epoch > 0 and getattr(self._loader, "persistent_workers", False)
-        again = partial(rng.restore, self.rng(), self._generators, self._own) if is_late else None
-        return iterate_from(self._loader, self._position.batch, before=again)
 
 
 def _draws_late(marks: Sequence[rng.Mark]) -> bool:

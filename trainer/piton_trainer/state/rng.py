@@ -15,40 +15,44 @@ _CYCLE = 624
 """Numbers that a Mersenne Twister makes at a time."""
 
 
-def capture(generators: Sequence[torch.Generator] = (), own: OwnGenerators | None = None) -> dict[str, Any]:
-    """The state of every generator, as JSON and tensors (see `codec`)."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-        "generators": [generator.get_state() for generator in generators],
-    }
-    # numpy is not ours to import: who has not imported it has drawn nothing from it.
-    if "numpy" in sys.modules:
-        name, keys, *rest = sys.modules["numpy"].random.get_state()
-        state["numpy"] = (name, keys.tolist(), *rest)
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    if own is not None:
-        state["own"] = own.capture()
-    return state
+class RandomNumbers:
+    """All generators of one rank. Those of a loader and of the user's objects are given."""
 
+    def __init__(self, generators: Sequence[torch.Generator] = (), own: OwnGenerators | None = None) -> None:
+        self._generators = generators
+        self._own = own
 
-def restore(
-    state: dict[str, Any], generators: Sequence[torch.Generator] = (), own: OwnGenerators | None = None
-) -> None:
-    """Put every generator back to where `capture` found it."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    for generator, saved in zip(generators, state["generators"], strict=False):
-        generator.set_state(saved)
-    if "numpy" in state:
-        import numpy as np
+    def capture(self) -> dict[str, Any]:
+        """The state of every generator, as JSON and tensors (see `codec`)."""
+        state: dict[str, Any] = {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "generators": [generator.get_state() for generator in self._generators],
+        }
+        # numpy is not ours to import: who has not imported it has drawn nothing from it.
+        if "numpy" in sys.modules:
+            name, keys, *rest = sys.modules["numpy"].random.get_state()
+            state["numpy"] = (name, keys.tolist(), *rest)
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        if self._own is not None:
+            state["own"] = self._own.capture()
+        return state
 
-        np.random.set_state(state["numpy"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if own is not None:
-        own.restore(state.get("own", {}))
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put every generator back to where `capture` found it."""
+        random.setstate(state["python"])
+        torch.set_rng_state(state["torch"])
+        for generator, saved in zip(self._generators, state["generators"], strict=False):
+            generator.set_state(saved)
+        if "numpy" in state:
+            import numpy as np
+
+            np.random.set_state(state["numpy"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        if self._own is not None:
+            self._own.restore(state.get("own", {}))
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:
