@@ -42,6 +42,7 @@ CHANGES: dict[str, Change] = {
         fits=lambda loop: loop.optimizer not in ("Muon", "pair", "LBFGS", "AdamW tensor lr") and loop.groups != "named",
         like_before=True,
         told="parameter groups are",
+        refused=True,  # some schedules have one function for each group
     ),
     "order of parameters": Change(of=lambda loop: replace(loop, backwards=not loop.backwards), like_before=True),
     "bfloat16": Change(

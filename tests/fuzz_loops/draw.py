@@ -42,7 +42,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "backwards": (False, False, True),
     "scheduler": ("", *SCHEDULERS),
     "ema": ("", *EMAS),
-    "objects": KEPT + REFUSED + STANDARD,
+    "objects": KEPT * 4 + STANDARD * 4 + REFUSED,
     "apart": (False, True),
     "loader": ("list", "dataloader", "dataloader", "dataloader", "stateful", *LOADERS),
     "sampler": SAMPLERS,
@@ -54,6 +54,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "accumulate": (1, 1, 2, 3),
     "declared": (False, True),
     "clears_after": (False, True),
+    "thaws": (False, False, True),
     "clips": (False, False, True),
     "epochs": (1, 2, 3),
     "batches": (3, 4, 5),
@@ -62,7 +63,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "overlaps": (False, False, True),
     "change": ("", *CHANGES),
 }
-"""What a field may be; of a field that holds several words, what they may be."""
+"""What a field may be; of a field that holds several words, what they may be. Some are there twice, to come often."""
 _WORDS_MAX = {"parts": 4, "objects": 2, "noise": 2}
 
 
@@ -86,7 +87,7 @@ def _with(random: Random, loop: Loop, name: str) -> Loop:
     for _ in range(_TRIES):
         value: Any = random.choice(_VALUES[name])
         if name in _WORDS_MAX:
-            value = tuple(random.sample(_VALUES[name], random.randint(0, _WORDS_MAX[name])))
+            value = tuple(dict.fromkeys(random.sample(_VALUES[name], random.randint(0, _WORDS_MAX[name]))))
         other = replace(loop, **{name: value})
         if name == "ranks":
             parallel = ALONE if value == 1 else random.choice(_VALUES["parallel"])

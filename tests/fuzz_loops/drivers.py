@@ -122,6 +122,8 @@ def _open(loader: Any, epoch: int, done: int, saved: dict[str, Any] | None, rank
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
     if saved is not None:
+        if epoch and getattr(loader, "persistent_workers", False):
+            iter(loader)  # starts the workers with a random number, which no later epoch draws
         _restore_random(saved["epoch random" if done else "random"], saved, rank, loader)
     begun, batches = _random(loader), iter(loader)
     if not hasattr(loader, "load_state_dict"):
@@ -139,6 +141,7 @@ def _save(script: Script, folder: Path, rank: int, counts: dict[str, int], begun
         **counts,
         "epoch random": begun,
         "random": _random(loader),
+        "trained": [weight.requires_grad for weight in script.net[0].parameters()],
         "noise": [part.generator.get_state() for part in _noises(script.net)],
         "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
         "model": _whole(script.net.state_dict()),
@@ -154,7 +157,9 @@ def _load(script: Script, folder: Path, rank: int) -> dict[str, Any]:
     saved: dict[str, Any] = torch.load(own if own.exists() else folder / "0.pt", weights_only=False)
     saved["is new"] = not own.exists()
     _load_module(script.net, saved["model"])
-    for part, state in zip(_noises(script.net), saved["noise"], strict=True):
+    for weight, is_trained in zip(script.net[0].parameters(), saved["trained"], strict=True):
+        weight.requires_grad_(is_trained)
+    for part, state in () if saved["is new"] else zip(_noises(script.net), saved["noise"], strict=True):
         part.generator.set_state(state)
     is_cast = saved["model"]["0.weight"].dtype != script.net[0].weight.dtype
     for optimizer, state in zip(script.optimizers, saved["optimizers"], strict=True):

@@ -157,6 +157,8 @@ class Loop:
     declared: bool = False
     """True if the script says `accumulate=` to the session."""
     clears_after: bool = False
+    thaws: bool = False
+    """True if the first layer is trained only from some step on."""
     clips: bool = False
     epochs: int = 1
     batches: int = 6
@@ -208,6 +210,7 @@ def fits(loop: Loop) -> bool:
             loop.optimizer in ("Muon", "pair", "LBFGS") and loop.groups != "one",
             loop.optimizer == "AdamW tensor lr" and (loop.groups != "one" or loop.scheduler not in ("", "StepLR")),
             loop.groups in MOVING_GROUPS and (loop.scheduler not in ("", "StepLR") or loop.change),
+            loop.groups == "added" and loop.clears_after,  # its first step has gradients of earlier ones
             loop.groups == "each" and loop.scheduler in ("CyclicLR", "OneCycleLR"),
             loop.loader not in ("dataloader", "stateful") and (loop.sampler != "in order" or loop.workers),
             loop.loader in ("list", "own", "own by yield", "stream") and (loop.rest or loop.augment),
@@ -216,6 +219,7 @@ def fits(loop: Loop) -> bool:
             loop.persistent and not loop.workers,
             loop.augment and (loop.workers or loop.loader == "stateful"),
             loop.declared and loop.accumulate == 1,
+            loop.thaws and (loop.parallel != ALONE or "more ranks" in loop.change),  # DDP does not see it
             "scaler" in loop.objects and (loop.accumulate > 1 or loop.parallel == FSDP2 or loop.bfloat16 or loop.clips),
         )
     )

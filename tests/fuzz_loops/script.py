@@ -77,6 +77,7 @@ class Script:
         self.loop = loop
         torch.manual_seed(seed)
         self.net = net_of(loop)
+        self.net[0].requires_grad_(not loop.thaws)
         self.optimizers = optimizers_of(loop, self.net)
         self.scheduler = scheduler_of(loop, self.optimizers[0])
         self.ema = self._average()
@@ -131,6 +132,7 @@ class Script:
         at(number, "batch")
         if number == MOVES_AT:
             move_groups(loop, self.net, self.optimizers[0])
+            self.net[0].requires_grad_(True)
         x = x + self._noise(x)
         steps = number % loop.accumulate == 0
         if not loop.clears_after and (number - 1) % loop.accumulate == 0:
@@ -207,6 +209,7 @@ class Script:
         found = {
             "weights": dict(self.net.named_parameters()),
             "buffers": dict(self.net.named_buffers()),
+            "trained": [name for name, weight in self.net.named_parameters() if weight.requires_grad],
             "model": {name: value for name, value in self.net.state_dict().items() if not isinstance(value, Tensor)},
             "optimizers": [spelled(optimizer, self.names) for optimizer in self.optimizers],
             "random numbers": [torch.get_rng_state(), random.getstate(), np.random.get_state()],

@@ -112,7 +112,7 @@ def test_a_fault_that_is_planted_is_found(
 
 
 def test_a_loop_that_fails_is_printed_without_what_does_not_matter() -> None:
-    loops = [draw(5, number) for number in range(300)]
+    loops = (draw(5, number) for number in range(3000))
     loop = next(loop for loop in loops if {"fsdp2", "dropout", "StepLR"} <= loop.words and loop.kills[1:])
     found = smallest(loop, lambda smaller: {"dropout", "StepLR"} <= smaller.words and bool(smaller.kills))
     assert replace(found, kills=()) == Loop(seed=loop.seed, parts=("dropout",), scheduler="StepLR")

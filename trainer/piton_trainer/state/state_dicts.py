@@ -49,7 +49,9 @@ class ModuleState:
         self._flaws = flaws
         self._structure: _Structure | None = None
         self.names: Mapping[int, str] | None = None
-        """The parameters of the newest capture, by `id`; None when only torch knows their names."""
+        """The parameters of the newest capture by `id`, each with its first name; None when only torch knows names."""
+        self.parameters: Mapping[str, Tensor] = {}
+        """The parameters of the newest capture, by all of their names."""
 
     def capture(self) -> Captured:
         """As `codec.split` gives it of `get_model_state_dict`."""
@@ -59,9 +61,10 @@ class ModuleState:
             self._structure = structure = _Structure(self._module, self._key, self._flaws)
             tensors = structure.tensors()
         if tensors is None or not structure.is_known:
-            self.names = None
+            self.names, self.parameters = None, parameters_by_name(self._module)
             return split_module(self._module, self._key, self._flaws)
-        self.names = structure.names(tensors)
+        self.parameters = structure.parameters(tensors)
+        self.names = {id(parameter): name for name, parameter in reversed(self.parameters.items())}
         return structure.document, dict(zip(structure.keys, tensors, strict=True))
 
 
@@ -147,10 +150,9 @@ class _Structure:
         signature, values = self._look()
         return list(compress(values, self._is_saved)) if signature == self._signature else None
 
-    def names(self, tensors: Sequence[Tensor]) -> dict[int, str]:
-        """The names of the parameters among the tensors, by `id`; the first one of a parameter that has several."""
-        parameters = list(zip(map(id, tensors[: self._parameters]), self._fqns, strict=False))
-        return dict(reversed(parameters))
+    def parameters(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters among the tensors by their names; one that is shared has several."""
+        return dict(zip(self._fqns, tensors[: self._parameters], strict=False))
 
     def _run_hooks(self) -> None:
         """Run the modules' hooks before their state is taken; a sharded module gathers its shards."""

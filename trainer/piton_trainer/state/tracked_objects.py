@@ -26,6 +26,7 @@ from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
 from piton_trainer.state.batch_skipping import has_state
+from piton_trainer.state.frozen import freeze_as, frozen_names
 from piton_trainer.state.optimizers import (
     Given,
     names_of,
@@ -223,6 +224,15 @@ class TrackedObjects:
             is_plain = not isinstance(value, nn.Module | torch.Generator) and not optimizers_of(value)
             if is_plain and document is not None and not codec.keys(document):
                 value.load_state_dict(codec.join(document, dict[str, Tensor]().__getitem__))
+
+    def frozen(self) -> dict[str, list[str]]:
+        """Return the names of parameters that were not trained at the newest capture, by module."""
+        return {name: frozen_names(state.parameters) for name, state in self._modules.items()}
+
+    def freeze_as(self, frozen: Mapping[str, Sequence[str]]) -> list[str]:
+        """Let the parameters be trained that were trained at a save; return what is to be told of that."""
+        modules = self.modules(*frozen).items()
+        return [line for name, module in modules for line in freeze_as(name, module, frozenset(frozen[name]))]
 
     def restore(
         self, documents: Mapping[str, Any], tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]

@@ -34,6 +34,8 @@ OBJECTS = "objects"
 """Key of the objects of which each rank has a state of its own, in the JSON of a rank."""
 BUFFERS = "buffers"
 """Key of the buffers of modules of which each rank has its own, in the JSON of a rank."""
+FROZEN = "frozen"
+"""Key of the names of parameters that are not trained, in the JSON of rank 0, or of each rank that has all its own."""
 
 _FRESH_START = (
     "to train from step 0 all the same, annotate the TrainingRun with "
@@ -190,6 +192,7 @@ class RunRestorer:
             told = objects.restore(states_of(document, self._ranks), tensors, dtypes)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
+        told += objects.freeze_as(part.get(FROZEN, document["ranks"][0].get(FROZEN, {})))
         told += _strangers(document, self._ranks)
         for line in told if self._ranks.is_main else ():
             logger.warning("%s", line)

@@ -30,7 +30,7 @@ from piton_trainer.state import agreement
 from piton_trainer.state.agreement import Agreement, Digests
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.state.tracked_objects import LOADER, TrackedObjects
-from piton_trainer.training.run_restore import BUFFERS, OBJECTS
+from piton_trainer.training.run_restore import BUFFERS, FROZEN, OBJECTS
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,8 @@ class RunState:
             raise BadConfig(str(error)) from error
         if is_first and objects.flaws:
             return _Word({}, Digests(), objects.flaws)
+        if self._ranks.is_main or objects.per_rank:
+            part[FROZEN] = objects.frozen()
         digests = Digests()
         if objects.per_rank:
             part |= {PER_RANK: True, OBJECTS: captured.documents}
