@@ -41,7 +41,7 @@ class LastingDenials(ClusterTrouble):
             self.machine_goes("kill_node")
             self._goes_on(9)
         trainer = self._trains_undisturbed() if self._needs_nothing(request) else None
-        heard, was_told = len(self.world.announced), self._says(request, answer)
+        heard, has_failed_before = len(self.world.announced), bool(self.failures)
         was_still = self._is_still()
         self.world.denials.answers[request] = answer
         for second in range(seconds):
@@ -51,7 +51,7 @@ class LastingDenials(ClusterTrouble):
                 self._pass()
                 self.world.admit()
                 self._check_what_is_shown(request, answer)
-            if second == _NOT_YET_TOLD and answer != FORBIDDEN and not was_told:
+            if second == _NOT_YET_TOLD and answer != FORBIDDEN and not has_failed_before:
                 assert not self._says(request, answer, heard)
             if second >= _ANSWERED and request != STATUSES:
                 self._check_answered()
