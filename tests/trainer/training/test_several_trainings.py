@@ -1,9 +1,11 @@
 """Several trainings in one script: the second never takes the first one's weights without a word."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import StepLR
 
 import piton_trainer
 from piton.contract import names
@@ -26,17 +28,31 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
+def another_process() -> None:
+    """Forget what a process remembers: this one goes on as the next attempt."""
+    earlier_sessions._finished.clear()
+
+
 def built() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
     model = torch.nn.Linear(2, 1)
     return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, total: int = STEPS, **options: object) -> int:
+def train(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    total: int = STEPS,
+    batches: int = 1,
+    later: Callable[[piton_trainer.Session], object] = lambda session: None,
+    **options: object,
+) -> int:
     """Train with a session as the environment describes it; return the steps that were taken."""
     taken = 0
     with piton_trainer.session(**options) as session:  # type: ignore[arg-type]
         session.restore(model=model, optimizer=optimizer)
-        for x in session.steps([torch.ones(3, 2)], total=total):
+        later(session)
+        for x in session.steps([torch.ones(3, 2)] * batches, total=total):
             model(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -58,6 +74,92 @@ def test_a_second_training_in_the_folder_of_the_first_is_refused(
         train(*again, total=total)
     assert refusal.value.code == 78
     assert 'piton_trainer.session(name="fold-1"), or PitonCallback(name="fold-1")' in capsys.readouterr().err
+
+
+def test_a_name_that_is_used_for_two_trainings_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody has forgotten the number of the fold."""
+    train(*built(), name="fold")
+    with pytest.raises(SystemExit) as refusal:
+        train(*built(), name="fold")
+    assert refusal.value.code == 78
+    assert "name each training" in capsys.readouterr().err
+
+
+def train_by_trainer(trainer: object, model: torch.nn.Module, *, total: int = STEPS) -> int:
+    """Train in the loop of a framework, which builds its optimizers anew; return the steps that were taken."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with piton_trainer.session() as session:
+        session.restore(model=model, optimizer=optimizer)
+        first = session.step
+        is_over = session.begin(total=total, trainer=trainer) is None
+        while not is_over:
+            optimizer.step()
+            is_over = session.boundary()
+        return session.step - first
+
+
+class Trainer:
+    """A framework's."""
+
+
+@pytest.mark.parametrize("total", [STEPS, STEPS + 2])
+def test_a_second_trainer_of_the_same_model_is_another_training(total: int) -> None:
+    model, _ = built()
+    first = Trainer()
+    assert train_by_trainer(first, model) == STEPS
+    assert train_by_trainer(first, model, total=STEPS + 1) == 1
+    with pytest.raises(SystemExit):
+        train_by_trainer(Trainer(), model, total=total)
+
+
+def test_a_training_that_an_earlier_one_has_left_nothing_to_do_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody can tell whether it is the same once more, or the same model on other data."""
+    model, optimizer = built()
+    train(model, optimizer)
+    assert caplog.text == ""
+    assert train(model, optimizer) == 0
+    assert "left nothing to train; if this is another one, name each training" in caplog.text
+
+
+def test_a_second_training_that_does_not_fit_is_told_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused for its data, or a schedule, and that is not what is wrong."""
+    model, optimizer = built()
+    train(model, optimizer, batches=3)
+    with pytest.raises(SystemExit):
+        train(model, optimizer, batches=7, total=2 * STEPS)
+    said = capsys.readouterr().err
+    assert "data_length was 3" in said
+    assert "name each training" in said
+
+
+def test_objects_of_a_second_restore_are_added() -> None:
+    """Else the checkpoint would have only those, and no attempt could resume from it."""
+
+    def restore_schedule(session: piton_trainer.Session) -> None:
+        schedules.append(StepLR(optimizer, 1, 0.5))
+        session.restore(scheduler=schedules[-1])
+        optimizer.register_step_post_hook(lambda *_: schedules[-1].step())
+
+    schedules: list[StepLR] = []
+    for total, taken in ((3, 3), (4, 1)):
+        model, optimizer = built()
+        assert train(model, optimizer, total=total, later=restore_schedule) == taken
+        another_process()
+    assert schedules[-1].last_epoch == 4
+    assert optimizer.param_groups[0]["lr"] == 0.1 / 16
+
+
+def restore_after_a_step() -> None:
+    model, optimizer = built()
+    with piton_trainer.session() as session:
+        session.restore(model=model, optimizer=optimizer)
+        for _ in session.steps([torch.ones(3, 2)]):
+            session.restore(scheduler=StepLR(optimizer, 1))
+
+
+def test_objects_are_named_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match="training has begun"):
+        restore_after_a_step()
 
 
 def test_a_model_that_is_gone_is_another_one() -> None:
@@ -107,6 +209,7 @@ def test_names_tell_trainings_apart_and_each_resumes_its_own(here: Path) -> None
         model, optimizer = built()
         assert train(model, optimizer, name=name) == STEPS
         weights[name] = model.weight.detach().clone()
+    another_process()
     for name, weight in weights.items():
         model, optimizer = built()
         assert train(model, optimizer, name=name) == 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -156,6 +157,49 @@ def attempt(
             if trained is not None:
                 trained.append(session.step + 1)
         return {"model": model.state_dict(), **extra}
+
+
+def without_state(directory: Path) -> list[str]:
+    """Train beside modules that have no state; return the names of what came back."""
+    trained: list[int] = []
+    modules = {"criterion": nn.CrossEntropyLoss(), "shape": nn.Sequential(nn.Flatten(), nn.ReLU())}
+    attempt(directory, objects=lambda: modules, trained=trained)
+    with pytest.raises(BadConfig, match="has no state of another"):
+        attempt(directory, objects=lambda: {**modules, "another": nn.Identity()})
+    return list(map(str, trained))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_module_without_state_such_as_a_loss_is_no_reason_to_end(world_size: int, tmp_path: Path) -> None:
+    if world_size == 1:
+        assert len(without_state(tmp_path)) == STEPS
+    else:
+        assert [len(end.result) for end in ranks.run(world_size, partial(without_state, tmp_path))] == [STEPS] * 2
+
+
+@resume.exact("modules: a metric of torchmetrics that is persistent, a loss without state")
+def test_a_metric_that_says_its_values_has_them_again(tmp_path: Path) -> None:
+    def values(stops: Body, directory: Path) -> Any:
+        metric = torchmetrics.MeanMetric()
+        metric.persistent(mode=True)
+
+        def body(session: piton_trainer.Session, objects: Any) -> None:
+            objects["mean"].update(torch.tensor(float(session.step)))
+            stops(session, objects)
+
+        return attempt(directory, objects=lambda: {"mean": metric, "loss": nn.MSELoss()}, body=body)["mean"].compute()
+
+    with pytest.raises(Stopped):
+        values(stop_at(STOP), tmp_path)
+    assert values(lambda *_: None, tmp_path) == sum(range(STEPS)) / STEPS
+
+
+@resume.refused("modules: a metric of torchmetrics that is not persistent", "its state is empty; say persistent(True)")
+def test_a_metric_that_leaves_its_values_out_is_refused_after_the_first_step(tmp_path: Path) -> None:
+    trained: list[int] = []
+    with pytest.raises(BadConfig, match=r"leaves its values out of its state; say mean.persistent\(True\)"):
+        attempt(tmp_path, objects=lambda: {"mean": torchmetrics.MeanMetric()}, trained=trained)
+    assert len(trained) <= 1
 
 
 BUFFERS: dict[str, tuple[Callable[[], Tensor], str]] = {

@@ -80,7 +80,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
                 go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
                 session.finish()  # wherever Lightning ends, it means to
                 if self._is_restored and self._randomness is None:
-                    session.begin(total=session.step)  # Lightning saw by itself that nothing is left
+                    session.begin(total=session.step, trainer=trainer)  # Lightning saw by itself that nothing is left
             except _NothingLeftError:
                 pass
             finally:
@@ -107,7 +107,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._session.listen()
         loops = Loops(trainer)
         self._randomness = self._session.begin(
-            total=loops.total, step=loops.step, loaders=loops.loaders, allow=self._allow
+            total=loops.total, step=loops.step, loaders=loops.loaders, allow=self._allow, trainer=trainer
         )
         if self._randomness is None:
             raise _NothingLeftError

@@ -123,7 +123,11 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             **({} if self._losses is None else {LOSSES: self._losses}),
         )
         self._randomness = self._session.begin(
-            total=state.max_steps, step=state.global_step, loaders=[kwargs["train_dataloader"]], allow=self._allow
+            total=state.max_steps,
+            step=state.global_step,
+            loaders=[kwargs["train_dataloader"]],
+            allow=self._allow,
+            trainer=self._trainer,
         )
         if self._randomness is None:
             raise _NothingLeftError

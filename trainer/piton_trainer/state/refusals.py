@@ -45,7 +45,15 @@ def flaw_of(name: str, value: Any) -> tuple[str, str] | None:
     if any(isinstance(optimizer, _spread_optimizers()) for optimizer in optimizers_of(value)):
         cure = "shard the model by torch.distributed.fsdp.fully_shard, or give the optimizer inside to all ranks"
         return name, f"{name} is a ZeroRedundancyOptimizer, whose state is spread over the ranks; {cure}"
+    if isinstance(value, _metrics()) and set(value._persistent.values()) == {False}:  # noqa: SLF001
+        return name, f"{name} is a metric that leaves its values out of its state; say {name}.persistent(True)"
     return None
+
+
+def _metrics() -> tuple[Any, ...]:
+    """Return the class of torchmetrics, if somebody has imported it."""
+    module = sys.modules.get("torchmetrics")
+    return () if module is None else (module.Metric,)
 
 
 def _spread_optimizers() -> tuple[type, ...]:

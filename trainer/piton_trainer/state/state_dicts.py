@@ -140,7 +140,7 @@ class _Structure:
         state = dict(zip(self._fqns, compress(values, self._is_saved), strict=True))
         document, tensors = codec.split(state, key, flaws=flaws, in_place=True)
         self.document, self.keys = codec.Fixed(document), list(tensors)
-        self.is_known = len(state) == len(self._fqns) and _is_same(state, get_model_state_dict(module))
+        self.is_known = len(state) == len(self._fqns) and _is_same(state, state_of_module(module))
 
     def tensors(self) -> list[Tensor] | None:
         """Those of this moment, one for each of `keys`; None when the module is built differently, or not plainly."""
@@ -177,7 +177,15 @@ class _Structure:
 
 def split_module(module: nn.Module, key: str, flaws: dict[str, str]) -> Captured:
     """Ask torch for the state of a module, and split it as `codec.split` does."""
-    return codec.split(dict(get_model_state_dict(module)), key, flaws=flaws, in_place=True)
+    return codec.split(dict(state_of_module(module)), key, flaws=flaws, in_place=True)
+
+
+def state_of_module(module: nn.Module) -> dict[str, Any]:
+    """Return a module's state as torch says it; nothing of one without any, such as a loss: torch takes that amiss."""
+    if next(module.parameters(), None) is None and not module.state_dict():
+        return {}
+    state: dict[str, Any] = get_model_state_dict(module)
+    return state
 
 
 def lazy_part(module: nn.Module) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
 )
@@ -44,6 +43,7 @@ from piton_trainer.state.state_dicts import (
     ModuleState,
     OptimizerState,
     parameters_by_name,
+    state_of_module,
     walked_names,
 )
 
@@ -254,7 +254,8 @@ class TrackedObjects:
             state = codec.join(documents[name], tensors.__getitem__)
             with refusing(name, "take"):
                 if isinstance(value, nn.Module):
-                    set_model_state_dict(value, state)
+                    if state:
+                        set_model_state_dict(value, state)
                     told += casts(name, state, dtypes)
                 elif optimizers_of(value):
                     told += self._restore_optimizers(name, state, dtypes, documents)
@@ -345,7 +346,7 @@ class TrackedObjects:
 
 def _state_of(value: Any) -> Any:
     if isinstance(value, nn.Module):
-        return get_model_state_dict(value)
+        return state_of_module(value)
     return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
 
 

@@ -3,14 +3,13 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from piton_trainer.checkpoint.format.codec import bytes_of
+from piton_trainer.state.state_dicts import state_of_module
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,7 @@ def weights_digest(modules: Mapping[str, nn.Module]) -> str | None:
 def _digest(modules: Mapping[str, nn.Module]) -> str:
     total = hashlib.sha256()
     for owner, module in sorted(modules.items()):
-        state: dict[str, Any] = get_model_state_dict(module)
-        for name, value in sorted(state.items()):
+        for name, value in sorted(state_of_module(module).items()):
             if isinstance(value, Tensor):
                 _update(total, f"{owner}/{name}", value)
     return f"sha256:{total.hexdigest()}"

@@ -1,15 +1,18 @@
 """The trainings that this process has finished, so that another one does not take their weights for its own.
 
-    the same objects again                     goes on, as a longer training does
-    another model or optimizer, same folder    refused: it would begin with the weights and at the step of the first
-    a name, or a Config, of its own            another folder, or one that the script has chosen itself
+    the same objects again            goes on, as a longer training does; told if that leaves nothing to train
+    another model, optimizer or       refused: it would begin with the weights and at the step of the first
+    trainer of a framework
+    a name that is used once          another folder
+    a Config, without a name          a folder that the script has chosen itself
 
 Only the first step tells a training from a look at a model that is trained, so it is judged there.
 """
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from piton.contract import InputError
 from piton_trainer.errors import BadConfig
 from piton_trainer.state.tracked_objects import MODEL
 
@@ -25,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
-    """A training that this process has finished: its model and its optimizers."""
+    """A training that this process has finished: its model, and its optimizers or the trainer of a framework."""
 
     objects: list["weakref.ref[Any]"]
 
@@ -37,16 +41,21 @@ class _Finished:
 _finished: dict[Path, _Finished] = {}
 
 
+_CURE = 'name each training: piton_trainer.session(name="fold-1"), or PitonCallback(name="fold-1")'
+
+
 class SessionFolder:
     """The folder of a session, where another training of this process may have finished before."""
 
     def __init__(self, directory: Path, *, is_chosen: bool) -> None:
-        """`is_chosen`: the script has named the folder, or the session."""
+        """`is_chosen`: the script has named the folder."""
         self._directory = directory.absolute()
         self._is_chosen = is_chosen
 
-    def finish(self, objects: list[Any]) -> None:
-        """Remember that a training of these objects has finished here."""
+    def finish(self, objects: list[Any], *, has_trained: bool) -> None:
+        """Remember that a training of these objects has finished here; tell if another one left it nothing to do."""
+        if self._earlier is not None and not has_trained:
+            logger.warning("%s, which left nothing to train; if this is another one, %s", self._words, _CURE)
         _finished.setdefault(self._directory, _Finished(objects=[weakref.ref(thing) for thing in objects]))
 
     def refuse_another(self, objects: list[Any], *, step: int, tells_apart: bool) -> None:
@@ -57,21 +66,41 @@ class SessionFolder:
         Raises:
             BadConfig: it would silently begin with the other's weights.
         """
-        finished = _finished.get(self._directory)
-        if finished is None or self._is_chosen or finished.is_of(objects):
+        if self._earlier is None or self._earlier.is_of(objects):
             return
         text = (
-            f"session: a training of this script has finished in {self._directory}, and this one is of another model "
-            f"or optimizer: it would begin with the weights of the first, at step {step}. Name each training: "
-            'piton_trainer.session(name="fold-1"), or PitonCallback(name="fold-1")'
+            f"{self._words}, and this one is of another model, optimizer or trainer: it would begin with the weights "
+            f"of the first, at step {step}; {_CURE}"
         )
         if tells_apart:
             raise BadConfig(text)
         logger.warning(text)
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Say of a refusal that the checkpoint may be another training's.
 
-def trained(objects: Mapping[str, Any], *, has_own_loop: bool) -> list[Any]:
-    """Return what makes a training another one: its model and optimizers. A framework builds its optimizers anew."""
+        Raises:
+            ValueError, BadConfig: as in the block.
+        """
+        try:
+            yield
+        except (InputError, BadConfig) as error:
+            if self._earlier is None or _CURE in str(error):
+                raise
+            raise type(error)(f"{error}. {self._words}; if this is another one, {_CURE}") from error
+
+    @property
+    def _earlier(self) -> _Finished | None:
+        return None if self._is_chosen else _finished.get(self._directory)
+
+    @property
+    def _words(self) -> str:
+        return f"session: a training of this script has finished in {self._directory}"
+
+
+def trained(objects: Mapping[str, Any], *, trainer: object = None) -> list[Any]:
+    """Return what makes a training another one: its model and optimizers, or the trainer, which builds these anew."""
     values = [value for given in objects.values() for value in (given if isinstance(given, list | tuple) else [given])]
-    optimizers = [value for value in values if has_own_loop and isinstance(value, Optimizer)]
-    return [*(value for value in [objects.get(MODEL)] if isinstance(value, nn.Module)), *optimizers]
+    own = [value for value in values if isinstance(value, Optimizer)] if trainer is None else [trainer]
+    return [*(value for value in [objects.get(MODEL)] if isinstance(value, nn.Module)), *own]

@@ -82,7 +82,7 @@ def session(
     Raises:
         BadConfig: a variable of the environment makes no sense.
     """
-    is_chosen = config is not None or name is not None
+    is_chosen = config is not None and name is None
     config = config or config_of_environment()
     config = config if name is None else config.named(name)
     folder = SessionFolder(config.checkpoint_dir, is_chosen=is_chosen)
@@ -107,7 +107,8 @@ class Session(RankContext):
         self._folder = folder
         self._objects: dict[str, Any] = {}
         self._resumes_at: int | None = None
-        self._has_own_loop = True
+        self._trainer: object = None
+        self._per_rank = False
         self._overlap_saves = overlap_saves
         self._callbacks = callbacks
         self._clock = clock
@@ -166,7 +167,8 @@ class Session(RankContext):
         try:
             if error is None and self._opened.has_begun:
                 self._opened.conclude()
-                self._folder.finish(trained(self._objects, has_own_loop=self._has_own_loop))
+                objects = trained(self._objects, trainer=self._trainer)
+                self._folder.finish(objects, has_trained=self._opened.has_trained)
         except BaseException as failure:
             self._close(failure)
             raise
@@ -175,9 +177,10 @@ class Session(RankContext):
     def restore(self, *, per_rank: bool = False, **objects: Any) -> RestoredRun | None:
         """Name the objects that a checkpoint consists of, and put the newest good one into them.
 
-        Call it once, when everything is built and before `steps`. `model`, `optimizer` (one or a list), `ema` and
-        `loader` are known by name; anything else needs `state_dict` and `load_state_dict`. An argument that is None is
-        left out. `rng` names random number generators, one or several, that lie too deep in other objects to be seen.
+        Call it when everything is built and before `steps`. `model`, `optimizer` (one or a list), `ema` and `loader`
+        are known by name; anything else needs `state_dict` and `load_state_dict`. An argument that is None is left out.
+        `rng` names random number generators, one or several, that lie too deep in other objects to be seen. A further
+        call adds objects, and restores all of them again.
 
         Args:
             per_rank: True if each rank trains weights of its own, such as a stage of a pipeline or experts: each gets
@@ -191,8 +194,11 @@ class Session(RankContext):
             BadConfig: the checkpoint is of other objects.
             ValueError: an object cannot be saved.
         """
+        self._per_rank |= per_rank
+        objects = self._objects | objects
         try:
-            restored = self._opened.restore(objects, per_rank=per_rank)
+            with self._folder.explaining():
+                restored = self._opened.restore(objects, per_rank=self._per_rank)
         finally:
             readahead.stop()
         self._objects, self._resumes_at = objects, None if restored is None else restored.step
@@ -243,9 +249,13 @@ class Session(RankContext):
             OutOfSpace: a checkpoint does not fit.
             Fenced: another attempt has taken over.
         """
-        self._refuse_another(has_own_loop=True)
+        self._refuse_another()
         feeding = Feeding(epochs=epochs, total=total, on_resume=on_resume, allow=allowed(allow))
-        return self._opened.run(loader, feeding, accumulate=accumulate)
+        return self._run(loader, feeding, accumulate)
+
+    def _run(self, loader: Iterable[Any], feeding: Feeding, accumulate: int | None) -> Iterator[Any]:
+        with self._folder.explaining():
+            yield from self._opened.run(loader, feeding, accumulate=accumulate)
 
     def finish(self) -> None:
         """Say that the loop is left for good, before or after its `break`, also on a single rank.
@@ -272,6 +282,7 @@ class Session(RankContext):
         generators: Sequence[Generator] = (),
         loaders: Sequence[object] = (),
         allow: str | Collection[str] = (),
+        trainer: object = None,
     ) -> Randomness | None:
         """For a loop that is somebody else's, instead of `steps`; call `boundary` after each of its steps.
 
@@ -282,6 +293,7 @@ class Session(RankContext):
             loaders: where the loop has its data from: their generators are found, and their data is compared with that
                 of the checkpoint.
             allow: what of it may differ, see `steps`.
+            trainer: the object whose loop it is; it tells two trainings of one model apart.
 
         Returns:
             The random numbers, which the loop is to take through its epochs; None when nothing is left to train.
@@ -290,8 +302,10 @@ class Session(RankContext):
             Stopped: told to stop before the first step.
             BadConfig: the data is not that of the checkpoint.
         """
-        self._refuse_another(has_own_loop=False)
-        return self._opened.begin(generators, loaders, Feeding(total=total, allow=allowed(allow)), step=step)
+        self._trainer = trainer
+        self._refuse_another()
+        with self._folder.explaining():
+            return self._opened.begin(generators, loaders, Feeding(total=total, allow=allowed(allow)), step=step)
 
     def begin_step(self) -> None:
         """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""
@@ -328,13 +342,13 @@ class Session(RankContext):
         """
         return self._opened.boundary(ended=ended)
 
-    def _refuse_another(self, *, has_own_loop: bool) -> None:
+    def _refuse_another(self) -> None:
         """Refuse to go on with what another training of this script has finished in this folder."""
-        self._has_own_loop = has_own_loop
         if self._resumes_at is not None:
-            refuse_unfit_schedules(self._objects)
-            objects, apart = trained(self._objects, has_own_loop=has_own_loop), self._opened.state.tells_sessions_apart
+            objects, apart = trained(self._objects, trainer=self._trainer), self._opened.state.tells_sessions_apart
             self._folder.refuse_another(objects, step=self._resumes_at, tells_apart=apart)
+            with self._folder.explaining():
+                refuse_unfit_schedules(self._objects)
 
     @property
     def _opened(self) -> Steps:
