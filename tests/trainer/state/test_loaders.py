@@ -26,13 +26,17 @@ from torch.utils.data import (
     _utils,
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 import piton_trainer
 from piton_trainer.errors import BadConfig, Ended, Stopped
 from support import ranks, resume, tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-"""torchdata 0.11 calls it in torch 2.13."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata 0.11 calls it in torch 2.13
+    # A worker that is terminated in the middle of an epoch leaves the thread that feeds its queue with a closed one.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 ITEMS, SIZE = 24, 4
 BATCHES = ITEMS // SIZE
@@ -126,6 +130,71 @@ class EagerByItself(Eager):
         return iter(self.random.sample(range(ITEMS), ITEMS))
 
 
+class Counting(Eager):
+    """One that counts the epochs, and has no random numbers but those of the count."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def order(self) -> list[int]:
+        self.epoch += 1
+        return torch.randperm(ITEMS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order())
+
+
+class CountingLate(Counting):
+    """One that does so with the first index."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order()
+
+
+class InPlace(Eager):
+    """One that shuffles the rows that it has."""
+
+    def __init__(self) -> None:
+        self.rows = list(range(ITEMS))
+
+    def __iter__(self) -> Iterator[int]:
+        random.shuffle(self.rows)
+        return iter(self.rows)
+
+
+class InPlaceArray(Eager):
+    """One that does so with an array, which it makes in the first epoch."""
+
+    def __iter__(self) -> Iterator[int]:
+        self.rows = getattr(self, "rows", np.arange(ITEMS))
+        np.random.shuffle(self.rows)
+        return iter(self.rows.tolist())
+
+
+class Stateful(Eager):
+    """One that says its place."""
+
+    def __init__(self) -> None:
+        self.epoch, self.done = 0, 0
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        for row in order[self.done :]:
+            self.done += 1
+            yield row
+        self.epoch, self.done = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+REMEMBERING: tuple[type[Eager], ...] = (Counting, CountingLate, InPlace, InPlaceArray, Stateful)
+"""Samplers of which the next epoch depends on the last."""
+
+
 def plain(**how: Any) -> DataLoader[Any]:
     return DataLoader(Counted(), **{"batch_size": SIZE, "shuffle": True, **how})
 
@@ -134,6 +203,10 @@ def torchdatas(workers: dict[str, Any], **how: Any) -> StatefulDataLoader[Tensor
     """Return a loader of torchdata; samplers are given as the classes of which it gets one each time."""
     made = {name: value() if isinstance(value, type) else value for name, value in how.items()}
     return StatefulDataLoader(Counted(), **made, **workers)
+
+
+def remembering(kind: type[Eager], **workers: Any) -> DataLoader[Any]:
+    return plain(shuffle=False, sampler=kind(), **workers)
 
 
 WORKERS: dict[str, dict[str, Any]] = {
@@ -239,7 +312,19 @@ LOADERS = {
         for sampler in SAMPLERS
         for workers in WORKERS
     },
-    "of torchdata, over a stream": lambda: StatefulDataLoader(Counting(), batch_size=SIZE, num_workers=2),
+    "of torchdata, over a stream": lambda: StatefulDataLoader(Numbered(), batch_size=SIZE, num_workers=2),
+    **{
+        f"with the sampler {kind.__name__} and {workers}": partial(remembering, kind, **WORKERS[workers])
+        for kind in REMEMBERING
+        for workers in ("no workers", "workers")
+    },
+    **{
+        f"of torchdata, with the sampler {kind.__name__} and {workers}": partial(
+            torchdatas, WORKERS[workers], sampler=kind, batch_size=SIZE
+        )
+        for kind in REMEMBERING
+        for workers in ("no workers", "persistent workers")
+    },
     "with state and a generator": lambda: Ordered(lambda number: torch.randperm(number).tolist()),
     "with state and a generator, by Python's numbers": lambda: Ordered(drawn_by_python),
     "with state and a generator, by numpy's": lambda: Ordered(drawn_by_numpy),
@@ -263,6 +348,26 @@ def test_the_batches_are_those_of_a_run_that_nobody_stopped(make: Any, tmp_path:
         for number, at in enumerate(stops):
             stopped(parts, make, at=at, seed=number, total=16)
         assert attempt(parts, make, seed=77, total=16) == whole[stops[-1] :], stops
+
+
+@pytest.mark.parametrize("kind", [Stateful, partial(StatefulDistributedSampler, range(ITEMS), 1, 0)])
+def test_a_sampler_with_a_state_that_is_named_skips_nothing_twice(kind: Any, tmp_path: Path) -> None:
+    def run(directory: Path, at: int = 0) -> list[list[float]]:
+        sampler, seen = kind(), []
+        loader = plain(shuffle=False, sampler=sampler)
+        with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
+            session.restore(model=nn.Linear(1, 1), sampler=sampler)
+            for batch in session.steps(loader, epochs=3):
+                seen.append(batch.tolist())
+                if session.step + 1 == at:
+                    tiny.terminate(session)
+        return seen
+
+    whole = run(tmp_path / "whole")
+    for stop in (2, BATCHES, BATCHES + 2):
+        with pytest.raises(Stopped):
+            run(tmp_path / str(stop), at=stop)
+        assert run(tmp_path / str(stop)) == whole[stop:]
 
 
 @pytest.mark.parametrize("stop", [2, 8, 9])
@@ -292,7 +397,7 @@ def test_a_loader_has_its_own_sampler_again(tmp_path: Path) -> None:
     assert loader.batch_sampler is sampler
 
 
-class Counting(IterableDataset[Tensor]):
+class Numbered(IterableDataset[Tensor]):
     """A stream, shared out among the workers, that knows its place."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What a resume does not know of its data is refused when a run begins, or begun anew because the script says so."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,32 @@ class Filtering(DataLoader[Any]):
         yield from (batch for batch in super().__iter__() if batch[0].sum() >= 0)
 
 
+class Shuffling(list[Any]):
+    """A list with an order of its own."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in torch.randperm(len(self)).tolist())
+
+
+class Batches(Sequence[Any]):
+    """A sequence of one's own, with the order of its places."""
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < BATCHES:
+            raise IndexError(place)
+        return torch.full((1,), float(place))
+
+
+class Reordered(Batches):
+    """One with another order."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from reversed(list(super().__iter__()))
+
+
 def rows(number: int = BATCHES * SIZE, **how: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.arange(float(number))), **{"batch_size": SIZE, "shuffle": True, **how})
 
@@ -61,12 +87,16 @@ UNKNOWN: dict[str, Any] = {
     "a loader that filters": lambda: Filtering(TensorDataset(torch.arange(24.0)), batch_size=SIZE),
     "accelerate's": lambda: prepare_data_loader(rows(), put_on_device=False),
     "accelerate's stream": lambda: prepare_data_loader(DataLoader(Stream(), batch_size=SIZE), put_on_device=False),
+    "a list with an order of its own": lambda: Shuffling([torch.ones(1)] * BATCHES),
+    "a sequence with an order of its own": Reordered,
     "a generator": lambda: (torch.ones(1) for _ in range(BATCHES)),
     "a loader in zip": lambda: zip(rows(), rows(), strict=True),
 }
 KNOWN: dict[str, Any] = {
     "a plain loader": rows,
     "a loader with state": lambda: StatefulDataLoader(Stream(), batch_size=SIZE),
+    "a sequence of one's own": Batches,
+    "a range": lambda: range(BATCHES),
     "a list": lambda: [torch.ones(1)] * BATCHES,
     "a tensor": lambda: torch.ones(BATCHES, 1),
     "an array": lambda: torch.ones(BATCHES, 1).numpy(),

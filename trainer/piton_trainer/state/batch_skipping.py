@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import isgeneratorfunction
 from itertools import islice
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from piton_trainer.errors import BadConfig
-from piton_trainer.state.rng import RandomNumbers, mark
+
+if TYPE_CHECKING:  # it knows samplers, and they know which loaders have a state
+    from piton_trainer.state.rng import RandomNumbers
 
 RESTART_EPOCH = "restart_epoch"
 """The way out: at each resume the epoch under way is begun anew."""
@@ -52,7 +55,7 @@ def caveat(loader: Iterable[Any]) -> str | None:
     return None
 
 
-def iterate_from(loader: Iterable[Any], batch: int, numbers: RandomNumbers, *, epoch: int) -> Iterator[Any]:
+def iterate_from(loader: Iterable[Any], batch: int, numbers: "RandomNumbers", *, epoch: int) -> Iterator[Any]:
     """The batches of an epoch after so many.
 
     Args:
@@ -72,7 +75,7 @@ def iterate_from(loader: Iterable[Any], batch: int, numbers: RandomNumbers, *, e
     raise _refusal(loader, batch)
 
 
-def begin(loader: Iterable[Any], numbers: RandomNumbers, *, epoch: int) -> tuple[Iterator[Any], bool]:
+def begin(loader: Iterable[Any], numbers: "RandomNumbers", *, epoch: int) -> tuple[Iterator[Any], bool]:
     """Go on in the middle of an epoch with a loader that has state, as `iterate_from` without any.
 
     Returns the batches, and True if a sampler of the user's has drawn its order by now: torchdata has one without state
@@ -107,7 +110,7 @@ def _has_workers_already(loader: DataLoader[Any], epoch: int) -> bool:
     return epoch > 0 and loader.num_workers > 0 and loader.persistent_workers
 
 
-def _iterate_loader(loader: DataLoader[Any], batch: int, numbers: RandomNumbers, epoch: int) -> Iterator[Any]:
+def _iterate_loader(loader: DataLoader[Any], batch: int, numbers: "RandomNumbers", epoch: int) -> Iterator[Any]:
     start = numbers.capture() if _has_workers_already(loader, epoch) else None
     again = None if start is None else partial(numbers.restore, start)
     indices = _Indices(vars(loader)[_sampler_name(loader)], skip=batch, before=again)
@@ -120,7 +123,7 @@ def _iterate_loader(loader: DataLoader[Any], batch: int, numbers: RandomNumbers,
 
 
 @contextmanager
-def _indices_as_before(batch_sampler: Any, numbers: RandomNumbers, *, asks: int, start: Any) -> Iterator[None]:
+def _indices_as_before(batch_sampler: Any, numbers: "RandomNumbers", *, asks: int, start: Any) -> Iterator[None]:
     """Have torchdata's batch sampler get the indices that it got when the epoch began. It asks its sampler itself."""
     sampler = vars(batch_sampler).get("sampler") if hasattr(batch_sampler, "__dict__") else None
     if sampler is None or hasattr(sampler, "load_state_dict"):
@@ -156,7 +159,7 @@ class _SameOrder:
     and takes the last answer. A sampler that draws when it is asked would have drawn another order by then.
     """
 
-    def __init__(self, sampler: Iterable[Any], numbers: RandomNumbers, *, asks: int, start: Any) -> None:
+    def __init__(self, sampler: Iterable[Any], numbers: "RandomNumbers", *, asks: int, start: Any) -> None:
         """Give the order of a sampler that was asked so often when the epoch began.
 
         `start` has the random numbers that each order begins with; None where they are those of the moment.
@@ -178,14 +181,14 @@ class _SameOrder:
         if self._start is not None:
             self._numbers.restore(self._start)
             return iter(self._sampler)
-        now = self._numbers.capture()
+        now, place = self._numbers.capture(), self._numbers.mark()
         if self._asks_left == 0 and self._before is not None:
             self._numbers.restore(self._before)
             order = iter(self._sampler)
             self._numbers.restore(now)
             return order
         order = iter(self._sampler)
-        is_drawn = mark(self._numbers.capture()) != mark(now)
+        is_drawn = self._numbers.mark() != place
         self._before, self._asks_left = now if is_drawn else None, max(0, self._asks_left - 1)
         return order
 
@@ -196,7 +199,7 @@ class _SameOrder:
 class _Order(_SameOrder):
     """The same, of a sampler that torchdata asks itself. It draws when it is told so, not with the first index."""
 
-    def __init__(self, sampler: Iterable[Any], numbers: RandomNumbers, *, asks: int, start: Any) -> None:
+    def __init__(self, sampler: Iterable[Any], numbers: "RandomNumbers", *, asks: int, start: Any) -> None:
         super().__init__(sampler, numbers, asks=asks, start=start)
         self._newest: Iterator[Any] | None = None
         self._first: list[Any] | None = None
@@ -264,7 +267,10 @@ class _Indices:
 def _has_indices(loader: Iterable[Any]) -> bool:
     if isinstance(loader, DataLoader):
         return not isinstance(loader.dataset, IterableDataset)
-    if isinstance(loader, Sequence) or hasattr(loader, "__array__"):
+    if isinstance(loader, Sequence):
+        own = type(loader).__iter__
+        return own is Sequence.__iter__ or not isinstance(own, FunctionType)  # what the user has written may reorder
+    if hasattr(loader, "__array__"):
         return True
     return all(hasattr(loader, name) for name in ("__getitem__", "__len__")) and not hasattr(loader, "__iter__")
 

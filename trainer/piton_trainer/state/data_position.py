@@ -24,6 +24,7 @@ from piton_trainer.state import rng
 from piton_trainer.state.batch_skipping import begin, iterate_from
 from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.own_generators import OwnGenerators, parts_of
+from piton_trainer.state.samplers import Samplers
 from piton_trainer.state.train_state import Position
 
 logger = logging.getLogger(__name__)
@@ -64,11 +65,12 @@ class Randomness:
         own: OwnGenerators | None = None,
         loaders: Sequence[object] = (),
     ) -> None:
-        self._numbers = rng.RandomNumbers(generators, own)
+        self._numbers = rng.RandomNumbers(generators, own, Samplers(loaders))
         self._resume = resume
         self._loaders = loaders
         self._shapes = DataShape.of(loaders)
         self._draws_late = None if resume is None else resume.draws_late
+        self._has_replayed = False
         self.epoch_rng: dict[str, Any] | None = None
 
     def rng(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ class Randomness:
         """Go back to where the epoch began that the save was in."""
         if self._resume is not None:
             self._put_back(self._resume.epoch_rng, self._resume)
+            self._has_replayed = True
         self.begin_epoch()
 
     def catch_up(self) -> None:
@@ -102,7 +105,7 @@ class Randomness:
         if state is None:
             resume.derive()
         else:
-            self._numbers.restore(state)
+            self._numbers.restore(state, is_begun=self._has_replayed)
 
 
 class ResumableLoader(Randomness):
@@ -205,7 +208,7 @@ class ResumableLoader(Randomness):
             yield batch
 
     def _mark(self) -> rng.Mark:
-        return rng.mark(self.rng())
+        return self._numbers.mark()
 
 
 def _draws_late(marks: Sequence[rng.Mark]) -> bool:

@@ -1,4 +1,7 @@
-"""One rank's random number generators: Python's, numpy's, torch's on the CPU and on its GPU, and its objects' own."""
+"""One rank's random number generators: Python's, numpy's, torch's on the CPU and on its GPU, and its objects' own.
+
+With them goes what samplers remember: both decide what an epoch that is begun again is.
+"""
 
 import hashlib
 import random
@@ -10,17 +13,26 @@ from typing import Any
 import torch
 
 from piton_trainer.state.own_generators import OwnGenerators
+from piton_trainer.state.samplers import Samplers
 
+SAMPLERS = "samplers"
+"""Key of what samplers remember, in the random numbers of a rank."""
 _CYCLE = 624
 """Numbers that a Mersenne Twister makes at a time."""
 
 
 class RandomNumbers:
-    """All generators of one rank. Those of a loader and of the user's objects are given."""
+    """All generators of one rank, and its samplers. Those of a loader and of the user's objects are given."""
 
-    def __init__(self, generators: Sequence[torch.Generator] = (), own: OwnGenerators | None = None) -> None:
+    def __init__(
+        self,
+        generators: Sequence[torch.Generator] = (),
+        own: OwnGenerators | None = None,
+        samplers: Samplers | None = None,
+    ) -> None:
         self._generators = generators
         self._own = own
+        self._samplers = samplers
 
     def capture(self) -> dict[str, Any]:
         """The state of every generator, as JSON and tensors (see `codec`)."""
@@ -37,10 +49,19 @@ class RandomNumbers:
             state["cuda"] = torch.cuda.get_rng_state()
         if self._own is not None:
             state["own"] = self._own.capture()
+        if self._samplers is not None:
+            state[SAMPLERS] = self._samplers.capture()
         return state
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put every generator back to where `capture` found it."""
+    def mark(self) -> "Mark":
+        """Return the place of all of them."""
+        return _mark(self.capture())
+
+    def restore(self, state: dict[str, Any], *, is_begun: bool = False) -> None:
+        """Put every generator back to where `capture` found it, and make samplers what they were.
+
+        `is_begun`: the epoch has been opened since, see `Samplers.restore`. Earlier trainers saved no samplers.
+        """
         random.setstate(state["python"])
         torch.set_rng_state(state["torch"])
         for generator, saved in zip(self._generators, state["generators"], strict=False):
@@ -53,6 +74,8 @@ class RandomNumbers:
             torch.cuda.set_rng_state(state["cuda"])
         if self._own is not None:
             self._own.restore(state.get("own", {}))
+        if self._samplers is not None and SAMPLERS in state:
+            self._samplers.restore(state[SAMPLERS], is_begun=is_begun)
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:
@@ -66,7 +89,7 @@ def derive(*, seed: int, step: int, rank: int) -> None:
 
 @dataclass(frozen=True)
 class Mark:
-    """The place of the generators in what they draw, for telling how much is drawn between two of them."""
+    """The place of the generators in what they draw, and of samplers, for telling what happens between two of them."""
 
     states: tuple[bytes | int, ...]
     places: tuple[int, ...]
@@ -77,15 +100,16 @@ class Mark:
         return tuple((now != then, (place - other) % _CYCLE) for now, then, place, other in both)
 
 
-def mark(state: dict[str, Any]) -> Mark:
-    """Return the place of the generators in a state that `capture` found."""
+def _mark(state: dict[str, Any]) -> Mark:
     torch_state = state["torch"].numpy().tobytes() if "numpy" in sys.modules else bytes(state["torch"].tolist())
     python_state = state["python"][1]
     states, places = [torch_state, hash(python_state)], [-_left(torch_state), python_state[-1]]
     if "numpy" in state:
         _, keys, place, *_ = state["numpy"]
         states, places = [*states, hash((*keys, place))], [*places, place]
+    memory = [item for part in state.get(SAMPLERS, {}).values() for item in (*part, *part.values())]
     others = [*map(_content, state["generators"]), *map(_content, state.get("own", {}).values())]
+    others.append(hash(tuple(map(_content, memory))))
     return Mark((*states, *others), (*places, *[0] * len(others)))
 
 
@@ -95,4 +119,4 @@ def _left(torch_state: bytes) -> int:
 
 
 def _content(state: Any) -> int:
-    return hash(bytes(state.tolist()) if isinstance(state, torch.Tensor) else repr(state))
+    return hash(tuple(state.tolist()) if isinstance(state, torch.Tensor) else repr(state))

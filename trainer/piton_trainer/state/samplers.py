@@ -1,0 +1,142 @@
+"""What samplers remember from epoch to epoch: a count of them, an order that is shuffled in place, or a whole state.
+
+An epoch that is resumed is begun again, so a sampler has to be as it was when the epoch began, and once the batches
+that are done are passed over, as it was at the save. Seen are attributes that are numbers, texts, or rows of numbers
+(lists, arrays, tensors), as far as they are not as the script has made them; and the state of a sampler with
+`state_dict` and `load_state_dict` in a loader without these.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.state.batch_skipping import has_state
+from piton_trainer.state.own_generators import parts_of
+
+_ROW_MAX = 2**24
+"""Numbers in a row that is looked at: to compare a longer one takes too long for a save."""
+_STATE = "state_dict()"
+"""Name of the whole state of a sampler, among the names of attributes."""
+_ARRAY = "array"
+"""Key of the numbers of an array of numpy."""
+
+Memory = Mapping[str, Mapping[str, Any]]
+"""Attributes by name, by the names of the samplers."""
+
+
+class Samplers:
+    """The samplers of loaders, by names that are the same in each attempt."""
+
+    def __init__(self, loaders: Iterable[object] = ()) -> None:
+        self._samplers = dict(_samplers_of(loaders))
+        self._made = {name: {} if has_state(part) else _attributes(part) for name, part in self._samplers.items()}
+        """As the script has made them; one with a state may have been given a saved one since."""
+
+    def capture(self) -> Memory:
+        """Return what is not as the script has made it."""
+        found = {name: self._changed(name, part) for name, part in self._samplers.items()}
+        return {name: changed for name, changed in found.items() if changed}
+
+    def restore(self, memory: Memory, *, is_begun: bool) -> None:
+        """Make the samplers what they were at a capture.
+
+        `is_begun`: the epoch has been opened since, so that a sampler is on its way and takes no state any more.
+        """
+        for name, part in self._samplers.items():
+            saved, made = dict(memory.get(name, {})), self._made[name]
+            state = saved.pop(_STATE, None)
+            for key in _attributes(part).keys() - saved.keys():  # those that hold something else by now stay
+                if key in made:
+                    _put(part, key, made[key])
+                else:
+                    del vars(part)[key]
+            for key, value in saved.items():
+                _put(part, key, value)
+            if state is not None and not is_begun and not _says(part, state):
+                part.load_state_dict(state)
+
+    def _changed(self, name: str, part: Any) -> dict[str, Any]:
+        made = self._made[name]
+        own = {key: value for key, value in vars(part).items() if key not in made or not _is_same(value, made[key])}
+        found = {key: _copy(value) for key, value in own.items() if _is_plain(value)}
+        state = _plain_state(part) if has_state(part) else None
+        return found if state is None else {**found, _STATE: state}
+
+
+def _samplers_of(loaders: Iterable[object]) -> Iterator[tuple[str, Any]]:
+    """Yield each sampler once; not one with a state in a loader that has one too, of which it is a part."""
+    known: list[object] = []
+    for number, loader in enumerate(loaders):
+        for name, part in parts_of(loader).items():
+            if "sampler" not in name or not hasattr(part, "__dict__") or any(part is other for other in known):
+                continue
+            known.append(part)
+            if not (has_state(part) and has_state(loader)):
+                yield f"{number}.{name}" if number else name, part
+
+
+def _plain_state(part: Any) -> Any:
+    """Return what a sampler says of itself; None if a checkpoint could not hold it."""
+    state, flaws = part.state_dict(), dict[str, str]()
+    codec.split(state, "sampler", flaws=flaws)
+    return None if flaws else state
+
+
+def _says(part: Any, state: Any) -> bool:
+    """True if that is what a sampler says of itself by now: its attributes are all that its state is made of."""
+    (now, tensors), (then, others) = (codec.split(value, "sampler", flaws={}) for value in (part.state_dict(), state))
+    return bool(now == then) and all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    return {key: _copy(value) for key, value in vars(part).items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    """True for a number, a text, or a row of numbers."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return True
+    if isinstance(value, list | tuple):
+        return len(value) <= _ROW_MAX and set(map(type, value)) <= {bool, int, float}
+    if isinstance(value, Tensor):
+        return type(value) is Tensor and value.device.type == "cpu" and value.ndim == 1 and len(value) <= _ROW_MAX
+    return _is_array(value) and value.ndim == 1 and value.dtype.kind in "biuf" and len(value) <= _ROW_MAX
+
+
+def _is_array(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _copy(value: Any) -> Any:
+    """Return the value as codec can save it, and apart from the sampler's own, which may be changed in place."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if _is_array(value):
+        return {_ARRAY: torch.from_numpy(value.copy())}
+    return list(value) if isinstance(value, list) else value
+
+
+def _is_same(value: Any, copied: Any) -> bool:
+    if _is_array(value):
+        value, copied = torch.from_numpy(value), copied.get(_ARRAY) if isinstance(copied, dict) else None
+    if isinstance(value, Tensor):
+        return isinstance(copied, Tensor) and copied.dtype == value.dtype and torch.equal(value, copied)
+    return type(value) is type(copied) and bool(value == copied)
+
+
+def _put(part: Any, key: str, copied: Any) -> None:
+    """Set an attribute; a list in place, which others may hold too."""
+    own = vars(part)
+    if key in own and _is_same(own[key], copied):
+        return
+    if isinstance(copied, dict):
+        own[key] = copied[_ARRAY].numpy().copy()
+    elif isinstance(copied, list) and isinstance(own.get(key), list):
+        own[key][:] = copied
+    else:
+        own[key] = _copy(copied)
