@@ -191,7 +191,27 @@ class Stateful(Eager):
         self.epoch, self.done = state["epoch"], state["done"]
 
 
-REMEMBERING: tuple[type[Eager], ...] = (Counting, CountingLate, InPlace, InPlaceArray, Stateful)
+class Seeded(Eager):
+    """One that draws a seed when it is made, and the script has none."""
+
+    def __init__(self) -> None:
+        self.seed = int(torch.randint(2**30, ()))
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(ITEMS, generator=torch.Generator().manual_seed(self.seed)).tolist()
+
+
+class Inside(Eager):
+    """One that passes on what another one says."""
+
+    def __init__(self) -> None:
+        self.sampler = EagerByItself()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.sampler
+
+
+REMEMBERING: tuple[type[Eager], ...] = (Counting, CountingLate, InPlace, InPlaceArray, Stateful, Seeded, Inside)
 """Samplers of which the next epoch depends on the last."""
 
 
@@ -201,8 +221,7 @@ def plain(**how: Any) -> DataLoader[Any]:
 
 def torchdatas(workers: dict[str, Any], **how: Any) -> StatefulDataLoader[Tensor]:
     """Return a loader of torchdata; samplers are given as the classes of which it gets one each time."""
-    made = {name: value() if isinstance(value, type) else value for name, value in how.items()}
-    return StatefulDataLoader(Counted(), **made, **workers)
+    return StatefulDataLoader(Counted(), **{name: made(value) for name, value in how.items()}, **workers)
 
 
 def remembering(kind: type[Eager], **workers: Any) -> DataLoader[Any]:
@@ -213,6 +232,14 @@ WORKERS: dict[str, dict[str, Any]] = {
     "no workers": {},
     "workers": {"num_workers": 2},
     "persistent workers": {"num_workers": 2, "persistent_workers": True},
+}
+ACCELERATED: dict[str, dict[str, Any]] = {
+    "shuffled": {"shuffle": True},
+    "with an eager sampler": {"sampler": Eager},
+    "with an eager sampler with its own numbers": {"sampler": EagerByItself},
+    "with a sampler that counts": {"sampler": Counting},
+    "with a seed": {"shuffle": True, "seed": 5},
+    "with workers": {"shuffle": True, "num_workers": 2},
 }
 SAMPLERS: dict[str, dict[str, Any]] = {
     "batches": {"batch_sampler": WithoutLength},
@@ -282,9 +309,16 @@ def drawn_by_numpy(number: int) -> list[int]:
     return [int(place) for place in np.random.permutation(number)]
 
 
-def of_accelerate(**order: Any) -> Any:
-    how = {"put_on_device": False, "use_stateful_dataloader": True, "use_seedable_sampler": True, "data_seed": 5}
-    return prepare_data_loader(DataLoader(Counted(), batch_size=SIZE, **order), **how)
+def of_accelerate(*, seed: int | None = None, **how: Any) -> Any:
+    """Return a loader as `Accelerator.prepare` makes it; with a seed it shuffles by that alone."""
+    seeds = {} if seed is None else {"use_seedable_sampler": True, "data_seed": seed}
+    loader = DataLoader(Counted(), batch_size=SIZE, **{name: made(value) for name, value in how.items()})
+    return prepare_data_loader(loader, put_on_device=False, use_stateful_dataloader=True, **seeds)
+
+
+def made(value: Any) -> Any:
+    """Return the object where a class is given: each attempt has its own."""
+    return value() if isinstance(value, type) else value
 
 
 LOADERS = {
@@ -330,8 +364,7 @@ LOADERS = {
     "with state and a generator, by numpy's": lambda: Ordered(drawn_by_numpy),
     "with state, drawing at once": lambda: AtOnce(drawn_by_python),
     "with state and a generator inside": lambda: Mapped(drawn_by_python),
-    "of accelerate": partial(of_accelerate, shuffle=True),
-    "of accelerate, with an eager sampler": lambda: of_accelerate(sampler=EagerByItself()),
+    **{f"of accelerate, {name}": partial(of_accelerate, **how) for name, how in ACCELERATED.items()},
     "a tensor": lambda: torch.arange(float(BATCHES)).unsqueeze(1),
     "a list": lambda: [torch.tensor([float(number)]) for number in range(BATCHES)],
 }

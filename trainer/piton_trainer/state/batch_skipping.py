@@ -97,6 +97,16 @@ def begin(loader: Iterable[Any], numbers: "RandomNumbers", *, epoch: int) -> tup
     return iterator, has_order
 
 
+def forget_early_order(loader: object) -> None:
+    """Have a loader of torchdata draw the order of the epoch when that begins, as in every other epoch.
+
+    One that was asked for its state before its first epoch, as accelerate does, has begun that epoch by then.
+    """
+    inside: Any = _without_accelerate(loader)
+    if getattr(inside, "_initial_iter_for_state_dict", False):
+        inside._initial_iter_for_state_dict, inside._iterator = False, None  # noqa: SLF001
+
+
 def _without_accelerate(loader: object) -> object:
     """Return the loader that one of accelerate's passes on; any other as it is."""
     return getattr(loader, "base_dataloader", loader)

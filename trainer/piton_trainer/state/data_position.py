@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from piton.contract import InputError
 from piton_trainer.state import rng
-from piton_trainer.state.batch_skipping import begin, iterate_from
+from piton_trainer.state.batch_skipping import begin, forget_early_order, iterate_from
 from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.own_generators import OwnGenerators, parts_of
 from piton_trainer.state.samplers import Samplers
@@ -159,6 +159,7 @@ class ResumableLoader(Randomness):
     def _open(self) -> Iterator[Any]:
         if self._resume is None or self._position.batch == 0:
             self.catch_up()
+            forget_early_order(self._loader)
             self.begin_epoch()
             return iter(self._loader) if self._replay else self._watched()
         # Also for a loader with state: its sampler may have none, and draw the epoch's order anew.

@@ -14,6 +14,8 @@ from torch import nn
 
 from piton.contract import InputError
 
+_SAMPLERS = ("sampler", "batch_sampler")
+_SAMPLERS_DEEP = 4
 RNG = "rng"
 """The name under which a session is given generators that nobody would see."""
 
@@ -60,16 +62,23 @@ class OwnGenerators:
 
 def parts_of(loader: object) -> dict[str, object]:
     """Return a loader and those of its parts that may draw random numbers, by name."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
     parts = {
         "loader": loader,
-        "sampler": getattr(loader, "sampler", None),
-        "batch_sampler": batch_sampler,
-        "batch_sampler.sampler": getattr(batch_sampler, "sampler", None),
+        **_samplers_in(loader, "", depth=_SAMPLERS_DEEP),
         "dataset": getattr(loader, "dataset", None),
         "collate_fn": getattr(loader, "collate_fn", None),
     }
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def _samplers_in(owner: object, prefix: str, *, depth: int) -> dict[str, object]:
+    """Return the samplers of a loader or a sampler: those of batches, and accelerate's, have others inside."""
+    found: dict[str, object] = {}
+    for name in _SAMPLERS:
+        part = getattr(owner, name, None)
+        if part is not None and depth:
+            found |= {f"{prefix}{name}": part, **_samplers_in(part, f"{prefix}{name}.", depth=depth - 1)}
+    return found
 
 
 def named_generators(value: object) -> dict[str, Any]:

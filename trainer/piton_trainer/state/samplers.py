@@ -2,10 +2,11 @@
 
 An epoch that is resumed is begun again, so a sampler has to be as it was when the epoch began, and once the batches
 that are done are passed over, as it was at the save. Seen are attributes that are numbers, texts, or rows of numbers
-(lists, arrays, tensors), as far as they are not as the script has made them; and the state of a sampler with
-`state_dict` and `load_state_dict` in a loader without these.
+(lists, arrays, tensors), as far as they are not as the script has made them; those with a seed in their name, since a
+script may draw one; and the state of a sampler with `state_dict` and `load_state_dict` in a loader without these.
 """
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.own_generators import parts_of
+
+logger = logging.getLogger(__name__)
 
 _ROW_MAX = 2**24
 """Numbers in a row that is looked at: to compare a longer one takes too long for a save."""
@@ -35,6 +38,7 @@ class Samplers:
         self._samplers = dict(_samplers_of(loaders))
         self._made = {name: {} if has_state(part) else _attributes(part) for name, part in self._samplers.items()}
         """As the script has made them; one with a state may have been given a saved one since."""
+        self._told: set[str] = set()
 
     def capture(self) -> Memory:
         """Return what is not as the script has made it."""
@@ -55,13 +59,25 @@ class Samplers:
                 else:
                     del vars(part)[key]
             for key, value in saved.items():
+                if _is_seed(key) and not _is_same(made.get(key, value), value):
+                    self._tell(f"{name}.{key}", value, made[key])
                 _put(part, key, value)
             if state is not None and not is_begun and not _says(part, state):
                 part.load_state_dict(state)
 
+    def _tell(self, name: str, saved: Any, made: Any) -> None:
+        if name not in self._told:
+            logger.warning(
+                "loader: its %s is %s in the checkpoint and %s in the script; training goes on with the checkpoint's",
+                name,
+                saved,
+                made,
+            )
+        self._told.add(name)
+
     def _changed(self, name: str, part: Any) -> dict[str, Any]:
         made = self._made[name]
-        own = {key: value for key, value in vars(part).items() if key not in made or not _is_same(value, made[key])}
+        own = {key: value for key, value in vars(part).items() if not _is_as_made(made, key, value)}
         found = {key: _copy(value) for key, value in own.items() if _is_plain(value)}
         state = _plain_state(part) if has_state(part) else None
         return found if state is None else {**found, _STATE: state}
@@ -77,6 +93,14 @@ def _samplers_of(loaders: Iterable[object]) -> Iterator[tuple[str, Any]]:
             known.append(part)
             if not (has_state(part) and has_state(loader)):
                 yield f"{number}.{name}" if number else name, part
+
+
+def _is_seed(key: str) -> bool:
+    return "seed" in key
+
+
+def _is_as_made(made: Mapping[str, Any], key: str, value: Any) -> bool:
+    return key in made and not _is_seed(key) and _is_same(value, made[key])
 
 
 def _plain_state(part: Any) -> Any:
