@@ -195,19 +195,36 @@ def test_a_run_on_a_machine_without_a_cluster_fails_instead() -> None:
     assert decision.announcements[0].reason is Reason.NO_PROGRESS
 
 
-@pytest.mark.parametrize(("minutes", "count"), [(59, 1), (61, 0)])
-def test_a_program_that_never_says_how_far_it_is_came_far_in_more_than_an_hour(minutes: int, count: int) -> None:
-    begun = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
-    status = transitions.change(begun, billed_from=NOW)
+RAN: dict[str, Any] = {"running_time": NOW, "formed_time": NOW}
 
-    ended = transitions.end(status, TAKEN, now=NOW + timedelta(minutes=minutes), timing=TIMING)
+
+@pytest.mark.parametrize(
+    ("minutes", "record", "count"),
+    [
+        (59, RAN, 1),
+        (61, RAN, 0),
+        (61, {"trained_from": NOW}, 0),
+        (180, {}, 1),
+        (180, {"running_time": NOW, "trained_from": NOW}, 1),
+        (180, {**RAN, "last_words_time": NOW}, 1),
+        (61, {**RAN, "step": 5, "trained_time": NOW}, 0),
+    ],
+    ids=["short", "long", "nobody saw it run", "it never ran", "half a gang", "its last words have no step", "script"],
+)
+def test_a_program_that_never_says_how_far_it_is_came_far_in_more_than_an_hour(
+    minutes: int, record: dict[str, Any], count: int
+) -> None:
+    begun = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
+    status = transitions.change(begun, billed_from=NOW, **record)
+
+    ended = transitions.end(status, TROUBLE, now=NOW + timedelta(minutes=minutes), timing=TIMING)
 
     assert ended.stage(Stage.TRAIN).fruitless_attempts == count
 
 
 def test_one_that_says_how_far_it_is_and_saves_nothing_did_not() -> None:
     begun = transitions.begin(RunStatus(), (), Stage.TRAIN, now=NOW, timing=TIMING)
-    status = transitions.report(transitions.change(begun, billed_from=NOW), a_progress(5), None, now=NOW)
+    status = transitions.report(transitions.change(begun, billed_from=NOW, **RAN), a_progress(5), None, now=NOW)
 
     ended = transitions.end(status, TAKEN, now=NOW + timedelta(hours=2), timing=TIMING)
 

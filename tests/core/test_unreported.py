@@ -16,6 +16,7 @@ from piton.contract.termination import Outcome
 from piton.core import transitions
 from piton.core.decide import decide
 from piton.core.effects import Decision
+from piton.core.stalled import zones_to_avoid
 from piton.core.unreported import may_have_saved, may_hold_checkpoint
 from piton.cost.spending import spent
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState, VolumeSeen
@@ -320,41 +321,68 @@ def test_words_of_the_cluster_or_of_a_program_say_nothing_of_what_was_saved() ->
         assert (ended.current.last_words_time is not None) is words
 
 
-# --- what nobody heard of is not held as Stalled ----------------------------------------------------------------------
-
-
-def _ends(seconds: float, *, heard: bool = False, **spec_parts: Any) -> int:
-    """The attempts without progress, after one more that has lost its machine after so many seconds."""
-    record = a_record(2, running_time=NOW, formed_time=NOW, billed_from=NOW)
-    status = a_status(an_ended(1, reason=Reason.NODE_GONE), record)
-    gone = an_attempt(a_replica(node="n1", node_gone=True), number=2)
-    progress = a_progress(5) if heard else None
-    observed = an_observed(gone, status=status, progress=progress, spec_parts=spec_parts)
-    for _ in range(3):
-        decision = decide(observed, now=later(seconds))
-        observed = replace(observed, status=decision.status)
-    assert observed.status.attempts[-1].state is AttemptState.ENDED
-    return observed.status.stage(Stage.TRAIN).fruitless_attempts
+# --- what nobody heard of counts as decision 44 has it, whoever wrote the program -------------------------------------
 
 
 OWN = {"trainer": {"image": "i", "command": ["train"]}}
+_LOST = said(Outcome.VOLUME_LOST, detail="read-only file system")
 
 
+def _ends(seconds: float, seen: AttemptSeen, *, heard: bool = False, formed: bool = True, **spec_parts: Any) -> int:
+    """The attempts without progress, after one more that has ended like that after so many seconds."""
+    times = {"running_time": NOW, "trained_from": NOW, "billed_from": NOW}
+    record = a_record(2, formed_time=NOW if formed else None, **times)
+    status = a_status(an_ended(1, reason=Reason.NODE_GONE), record)
+    progress = a_progress(5) if heard else None
+    observed = an_observed(seen, status=status, progress=progress, silent_seconds=seconds, spec_parts=spec_parts)
+    while observed.status.attempts[-1].state is not AttemptState.ENDED:
+        observed = replace(observed, status=decide(observed, now=later(seconds)).status)
+    return observed.status.stage(Stage.TRAIN).fruitless_attempts
+
+
+@pytest.mark.parametrize("spec", [{}, OWN], ids=["a recipe", "a program of the user's"])
 @pytest.mark.parametrize(
-    ("seconds", "heard", "spec", "fruitless"),
+    ("seconds", "fields", "heard", "fruitless"),
     [
-        (61, False, {}, 0),
-        (540, False, {}, 0),
-        (60, False, {}, 2),
-        (540, True, {}, 2),
-        (540, False, OWN, 2),  # decision 44
-        (3601, False, OWN, 0),
+        (90, {"node_gone": True}, False, 2),
+        (3600, {"node_gone": True}, False, 2),
+        (3601, {"node_gone": True}, False, 0),
+        (3601, {"node_gone": True}, True, 2),
+        (360, {"state": ReplicaState.FAILED, "exit_code": 82, "termination": _LOST}, False, 2),
+        (7200, {"state": ReplicaState.FAILED, "exit_code": 82, "termination": _LOST}, False, 2),
+        (7200, {"state": ReplicaState.FAILED, "disruption": "EvictionByEvictionAPI", "exit_code": 137}, False, 0),
     ],
 )
-def test_a_recipe_of_which_nothing_is_heard_is_not_held_as_stalled(
-    seconds: float, heard: bool, spec: dict[str, Any], fruitless: int
+def test_an_attempt_of_which_nothing_is_heard_came_far_if_it_trained_for_more_than_an_hour(
+    spec: dict[str, Any], seconds: float, fields: dict[str, Any], heard: bool, fruitless: int
 ) -> None:
-    assert _ends(seconds, heard=heard, **spec) == fruitless
+    """Last words count also if they arrive in the pass that closes the attempt."""
+    replica = a_replica(**{"state": ReplicaState.RUNNING, "node": "n1", "name": "ragcun-2-master-0", **fields})
+    assert _ends(seconds, an_attempt(replica, number=2), heard=heard, **spec) == fruitless
+
+
+@pytest.mark.parametrize("spec", [{}, OWN], ids=["a recipe", "a program of the user's"])
+@pytest.mark.parametrize("seconds", [90, 7200])
+def test_half_a_gang_has_not_trained(spec: dict[str, Any], seconds: float) -> None:
+    alone = a_replica(node="n1", node_gone=True, name="ragcun-2-master-0", began_at=NOW)
+    seen = a_failed_attempt(alone, number=2, expected_replicas=2)
+    assert _ends(seconds, seen, formed=False, workers={"nodes": 2}, **spec) == 2
+
+
+def test_half_a_gang_of_a_recipe_leaves_its_zone() -> None:
+    half = an_ended(
+        1, Verdict.INFRASTRUCTURE, reason=Reason.GANG_INCOMPLETE, running_time=NOW, zone="a", short_of_room=True
+    )
+    master = a_replica(name="ragcun-2-master-0", node="n1", zone="b", placed_at=NOW)
+    waits = a_replica(ReplicaState.WAITING, name="ragcun-2-worker-0", never_started=True)
+    record = a_record(2, running_time=NOW, trained_from=NOW, billed_from=NOW, zone="b")
+    observed = an_observed(
+        an_attempt(master, waits, number=2), status=a_status(half, record), spec=a_spec(workers={"nodes": 2})
+    )
+    stopped = decide(observed, now=later(1800)).status
+    ended = decide(replace(observed, status=stopped, attempts=()), now=later(1801)).status
+    assert ended.attempts[-1].reason is Reason.GANG_INCOMPLETE
+    assert zones_to_avoid(ended) == ("a", "b")
 
 
 def test_an_attempt_that_was_in_flight_when_the_status_was_restored_has_ended_and_costs_no_more() -> None:

@@ -34,7 +34,6 @@ from piton.core.effects import Announcement, Decision
 from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.report_conditions import note_unreported
 from piton.core.stopping import stop_effects
-from piton.core.unreported import is_unheard
 from piton.core.verdict import judge
 from piton.core.wait_reasons import refusal, waited_seconds
 from piton.cost import spending
@@ -282,7 +281,6 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         judgement,
         now=context.now,
         timing=context.timing,
-        is_unheard=is_unheard(context),
     )
     status = note_unreported(context, status)
     record = status.current

@@ -26,7 +26,7 @@ from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
-from piton.core.unreported import began_unseen, has_last_words, may_have_saved, may_hold_unlisted_work, ran_for_long
+from piton.core.unreported import began_unseen, has_last_words, may_have_saved, may_hold_unlisted_work
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing, is_cut_short
@@ -137,13 +137,8 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     return status
 
 
-def end(
-    status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timing, is_unheard: bool = False
-) -> RunStatus:
-    """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes.
-
-    With `is_unheard`, it should have reported and nothing of it was heard: it may have got further than anybody knows.
-    """
+def end(status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timing) -> RunStatus:
+    """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes."""
     status = change(
         status, state=AttemptState.ENDED, ended_time=now, replicas=(), done=None, **verdict_fields(judgement)
     )
@@ -158,7 +153,7 @@ def end(
     failed = judgement.verdict is Verdict.USER_FAILURE
     changes = {
         "failures_since_progress": before + failed,
-        "fruitless_attempts": _fruitless(status, stage, timing, is_unheard),
+        "fruitless_attempts": _fruitless(status, stage, timing),
     }
     stage = stage.model_copy(update=changes)
     counter = COUNTERS.get(judgement.verdict)
@@ -201,12 +196,11 @@ def has_saved(status: RunStatus, record: AttemptStatus) -> bool:
     return trains and status.checkpoint is not None and status.checkpoint.attempt == record.number
 
 
-def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing, is_unheard: bool) -> int:
+def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
     """Count the attempts of the stage in a row without progress, including the one that has just ended."""
     record = status.current
     assert record is not None
-    is_silent_work = is_unheard and ran_for_long(record)
-    if has_saved(status, record) or _may_have_progressed(record, timing) or is_silent_work:
+    if has_saved(status, record) or _may_have_progressed(record, timing):
         return 0
     # What follows a finished training saves nothing newer: its machine may be taken as often as machines are taken.
     is_taken = record.trained_time is not None and record.verdict is Verdict.PREEMPTED
@@ -215,16 +209,20 @@ def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing, is_unheard
 
 
 def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
-    """True if a program that does not say how far it is ran for longer than any back-off lasts.
+    """True if a program that does not say how far it is was on its machines for longer than any back-off lasts.
 
-    Some never say it, and none does after its training.
+    Some never say it, reports of a recipe can be blocked, and none says it after its training. Last words without a
+    step say that there was none.
     """
-    is_silent = record.step is None or record.trained_time is not None
-    if not is_silent or record.billed_from is None or record.ended_time is None:
+    is_silent = (record.step is None and record.last_words_time is None) or record.trained_time is not None
+    if not is_silent or record.billed_from is None or record.ended_time is None or not _has_formed(record):
         return False
-    if record.reason is Reason.GANG_INCOMPLETE and record.running_time is None:
-        return False  # it had machines that started nothing
     return (record.ended_time - record.billed_from).total_seconds() > timing.backoff_seconds_max
+
+
+def _has_formed(record: AttemptStatus) -> bool:
+    """True if all replicas have run. In doubt they have: the attempt was over before anybody saw one run."""
+    return record.formed_time is not None or (record.running_time is None and record.trained_from is not None)
 
 
 def forgive(status: RunStatus) -> RunStatus:

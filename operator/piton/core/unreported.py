@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
-from piton.core.context import Context
 from piton.observed import AttemptSeen, JobState, ReplicaSeen
 
 _SAVES_WITHIN = timedelta(seconds=60)
@@ -72,13 +71,6 @@ def may_have_saved(record: AttemptStatus) -> bool:
         return _has_run_unseen(record)
     if record.last_words_time is None or record.reason in _EXITED_ZERO:
         return True
-    return record.ended_time is None or ran_for_long(record)
-
-
-def ran_for_long(record: AttemptStatus) -> bool:
-    """True if the attempt ran for so long that a trainer may have saved."""
-    if record.running_time is None or record.ended_time is None:
-        return False
     return _lasted(record, min(record.running_time, record.trained_from or record.running_time))
 
 
@@ -112,14 +104,6 @@ def has_seen_all_wait(seen: AttemptSeen) -> bool:
         return False
     is_untouched = seen.job is JobState.ACTIVE and not seen.deleting
     return is_untouched or len(seen.replicas) >= seen.expected_replicas
-
-
-def is_unheard(context: Context) -> bool:
-    """True if a recipe trained, which reports, and neither a report nor last words of the attempt have arrived."""
-    record, spec = context.flying, context.spec
-    if record is None or record.stage is not Stage.TRAIN or spec is None or spec.trainer.recipe is None:
-        return False
-    return record.step is None and record.last_words_time is None and context.observed.progress is None
 
 
 def _has_run_unseen(record: AttemptStatus) -> bool:
