@@ -447,6 +447,7 @@ LEAVES = {"deletionTimestamp": "2026-11-21T12:01:00Z"}
     [
         ({}, "Running", "True", False, False),
         (LEAVES, "Running", "True", True, False),
+        (LEAVES, "Running", "False", True, False),  # its kubelet answers: the container runtime is down, say
         (LEAVES, "Running", "Unknown", False, False),  # its node's silence is another matter
         (LEAVES | {"finalizers": ["example.com/log"]}, "Running", "True", True, False),
         (LEAVES | {"finalizers": ["example.com/log"]}, "Succeeded", "True", True, True),
@@ -536,9 +537,9 @@ def test_only_silence_makes_a_node_count_as_gone(ready: str, seconds: int, gone:
 
 @pytest.mark.parametrize(
     ("ready", "seconds_over", "gone"),
-    [("False", 29, False), ("False", 30, True), ("Unknown", 30, True), ("True", 3600, False)],
+    [("Unknown", 29, False), ("Unknown", 30, True), ("False", 3600, False), ("True", 3600, False), ("", 3600, False)],
 )
-def test_a_pod_that_outstays_its_deletion_on_a_node_that_is_not_ready_is_on_a_node_that_is_gone(
+def test_a_pod_that_outstays_its_deletion_on_a_node_that_does_not_answer_is_on_a_node_that_is_gone(
     ready: str,
     seconds_over: int,
     gone: bool,

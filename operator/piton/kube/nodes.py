@@ -12,8 +12,8 @@ UNREACHABLE_SECONDS = 35.0
 Unknown, and looks every 5 s: that is 90 s since the machine was last heard. Restarts of the kubelet and most partitions
 are over by then. Shorter would force-delete pods that still train, longer leaves paid peers of theirs waiting."""
 OVERSTAY_SECONDS = 30.0
-"""Seconds by which a pod may outstay its deletion before a node that is not Ready counts as gone. A kubelet that works
-is done within the grace period; the rest is the time that it takes to say so."""
+"""Seconds by which a pod may outstay its deletion before a node whose Ready is Unknown counts as gone. A kubelet that
+works is done within the grace period; the rest is the time that it takes to say so."""
 
 _REPLACED_AFTER = timedelta(seconds=30)
 """No cloud launches another machine of the same name sooner, and clocks of a control plane differ by less."""
@@ -63,18 +63,21 @@ class NodeView:
     outage: Outage | None = None
 
     def gone_at(self, pod: Mapping[str, Any]) -> datetime | None:
-        """Return the time at which the pod's node counts as gone, perhaps in the future; None without any sign."""
+        """Return the time at which the pod's node counts as gone, perhaps in the future; None without any sign.
+
+        A kubelet that says of itself that it is not ready answers: its network plugin starts again, say.
+        """
         if self.node is None or _replaced(self.node, pod):
             return self.now
         if any(taint.get("key") in _GONE_TAINTS for taint in self._taints()):
             return self.now
         ready = condition(self.node, "Ready")
-        if ready.get("status") not in ("Unknown", "False"):
+        if ready.get("status") != "Unknown":
             return None
         if self.outage is not None:
             return self.outage.gone_at
         moments = []
-        if ready["status"] == "Unknown" and (since := moment(ready.get("lastTransitionTime"))):
+        if since := moment(ready.get("lastTransitionTime")):
             moments.append(since + timedelta(seconds=UNREACHABLE_SECONDS))
         if leaves := moment(pod["metadata"].get("deletionTimestamp")):
             moments.append(leaves + timedelta(seconds=OVERSTAY_SECONDS))
@@ -97,7 +100,11 @@ class NodeView:
         return cordoned or reclaim_notice(self.node) is not None
 
     def answers(self) -> bool:
-        """True if the kubelet reports, so that what the pod's status says is what is."""
+        """True if the kubelet reports, ready or not."""
+        return self.node is not None and condition(self.node, "Ready").get("status") in ("True", "False")
+
+    def is_ready(self) -> bool:
+        """True if the kubelet can tell what its containers do, so that what the pod's status says is what is."""
         return self.node is not None and condition(self.node, "Ready").get("status") == "True"
 
     def is_closed_to(self, tolerations: Sequence[Mapping[str, Any]]) -> bool:

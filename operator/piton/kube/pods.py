@@ -77,7 +77,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         outlives_trainer=exit_code is not None and _outlives(pod, ended_at, now),
         deleting=bool(meta.get("deletionTimestamp")),
         grace_seconds=meta.get("deletionGracePeriodSeconds"),
-        never_started=not _has_started(status, container) and (view is None or view.answers()),
+        never_started=not _has_started(status, container) and (view is None or view.is_ready()),
         disruption=None if silent and disruption == _BY_TAINT_MANAGER else disruption,
         silent=silent,
         waiting=waiting,
