@@ -32,8 +32,8 @@ _TEXT = f"""# Failures: what follows from each end of an attempt
 A run ends by proof of its completion, by a limit of yours (`limits`), or by an error that another attempt would meet
 again (`permanent` below). Nothing that the cluster does ends it.
 
-- **The back-off** counts the attempts in a row, of any verdict but Stopped, that ended without a newer durable step.
-  It begins with {format_duration(_TIMING.backoff_seconds)}, doubles with each, and is at most
+- **The back-off** counts the attempts in a row that ended without a newer durable step, and not by an order of
+  Piton's. It begins with {format_duration(_TIMING.backoff_seconds)}, doubles with each, and is at most
   {format_duration(_TIMING.backoff_seconds_max)}. A newer durable step sets it back.
 - **Stalled**: from {_TIMING.stalled_attempts} such attempts on, the condition `Stalled` says what was seen and what
   helps. When it has been True for `limits.stalled` ({_LIMITS.stalled}), the run holds, with everything kept.
@@ -81,6 +81,7 @@ def page() -> str:
         counter = COUNTERS.get(kind)
         for reason in found:
             then = "permanent: the run has Failed" if reason in permanent else _NEXT[kind]
+            then = _LATER if reason is Reason.JOB_SUSPENDED else then
             lines.append(f"| `{reason}` | {seen[reason]} | {kind} | {_camel(counter)} | {then} |")
     return _TEXT + "\n".join(lines) + "\n"
 

@@ -11,8 +11,6 @@ UNSTARTED_GRACE_SECONDS = 1
 """For a replica whose trainer never began. Not 0: its kubelet still has to stop an image pull or an init container."""
 
 
-_CUT_SHORT_SECONDS = 60.0
-_LIMITS = (Reason.DEADLINE_EXCEEDED, Reason.BUDGET_EXCEEDED)
 _DOUBLINGS_MAX = 64
 """More than any pace needs to get to its longest wait."""
 
@@ -80,14 +78,9 @@ class Timing:
         return min(max(self.look_seconds, refused_seconds / 4), self.refused_seconds_max)
 
 
-def is_cut_short(record: AttemptStatus) -> bool:
-    """True if a limit of the run's ended the attempt at once: by a clock that is wrong, since the run is within it.
-
-    Nobody else starts an attempt that is over before it has begun.
-    """
-    if record.reason not in _LIMITS or record.running_time is None or record.ended_time is None:
-        return False
-    return (record.ended_time - record.running_time).total_seconds() < _CUT_SHORT_SECONDS
+def is_ordered(record: AttemptStatus) -> bool:
+    """True if the attempt ended as Piton wished: its end says nothing of the next one's. Others may do it again."""
+    return record.verdict is Verdict.STOPPED and record.reason is not Reason.JOB_SUSPENDED
 
 
 def delay_seconds(last: AttemptStatus, fruitless_attempts: int, timing: Timing) -> float:
@@ -96,7 +89,7 @@ def delay_seconds(last: AttemptStatus, fruitless_attempts: int, timing: Timing) 
     A preemption that saved something is followed at once, as is one by itself: the machine went, nothing is wrong with
     the run. Whatever repeats itself without progress waits longer each time.
     """
-    if last.verdict is Verdict.STOPPED and not is_cut_short(last):
+    if is_ordered(last):
         return 0.0
     repeats = fruitless_attempts
     if last.verdict is Verdict.PREEMPTED:

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
+from piton.api.conditions import STALLED
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus, Verdict
 from piton.api.status_base import ConditionStatus, Phase
 from piton.contract.progress import Progress
-from piton.contract.termination import Outcome, PreviousEnd
+from piton.contract.termination import Limit, Outcome, PreviousEnd
 from piton.core import transitions
 from piton.core.decide import decide, refused, still
 from piton.core.effects import AddFinalizer, CreateVolume, RemoveFinalizer, RemoveReplica, StartAttempt, StopAttempt
 from piton.core.evidence import Judgement
-from piton.observed import NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.observed import AttemptSeen, NodePoolSeen, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing, delay_seconds
 from support.builders import (
     NOW,
@@ -397,24 +398,52 @@ def test_the_back_off_grows_with_what_gets_nowhere(ends: list[tuple[Verdict, int
     assert delay_seconds(attempts[-1], fruitless, Timing()) == seconds
 
 
-def test_attempts_that_a_limit_ends_at_once_wait_longer_each_time_though_the_run_is_within_it() -> None:
-    """Their machine's clock is ahead: each would be followed at once, for as long as it is."""
-    status, waits = a_status(), []
-    for number in range(1, 5):
-        record = a_record(number, running_time=NOW)
+_KEPT = failed(143, node="n1", termination=said(Outcome.STOPPED, limit=Limit.DEADLINE, detail="its deadline"))
+_SUSPENDED = an_attempt(a_replica(ReplicaState.FAILED, exit_code=143, node="n1", deleting=True))
+
+
+@pytest.mark.parametrize("seconds", [3, 61, 3500])
+@pytest.mark.parametrize(
+    ("seen", "limits", "reason", "words"),
+    [
+        (a_failed_attempt(_KEPT), {"deadline": "48h"}, Reason.STOPPED_EARLY, "look at the clock of n1"),
+        (a_failed_attempt(_KEPT), {}, Reason.STOPPED_EARLY, "look at the clock of n1"),
+        (a_failed_attempt(failed(137, over_time=True)), {}, Reason.STOPPED_EARLY, "a policy"),
+        (replace(_SUSPENDED, suspended=True), {}, Reason.JOB_SUSPENDED, "another client suspended the job"),
+    ],
+    ids=["a clock that is ahead", "a limit that the run has not", "a deadline of somebody's", "another client"],
+)
+def test_ends_that_piton_has_not_ordered_wait_longer_each_time(
+    seen: AttemptSeen, limits: dict[str, Any], reason: Reason, words: str, seconds: float
+) -> None:
+    status, waits, announced = a_status(), [], []
+    for number in range(1, 6):
+        record = a_record(number, running_time=NOW, formed_time=NOW, billed_from=NOW)
         status = transitions.enter(status, record, Timing())
-        reached = Judgement(verdict=Verdict.STOPPED, reason=Reason.DEADLINE_EXCEEDED, message="limits.deadline")
-        status = transitions.end(status, reached, now=later(3), timing=Timing())
+        observed = an_observed(replace(seen, number=number), status=status, spec=a_spec(limits=limits))
+        closed = decide(observed, now=later(seconds))
+        status = closed.status
         assert status.current is not None
+        assert (status.current.state, status.current.reason) == (AttemptState.ENDED, reason)
+        assert words in status.current.message
         waits.append(delay_seconds(status.current, status.stage(Stage.TRAIN).fruitless_attempts, Timing()))
+        announced.append(closed.announcements[0].severity)
 
-    assert waits == [10, 20, 40, 80]
-    assert (status.failures, status.infrastructure_failures) == (0, 0)
+    assert waits == [10, 20, 40, 80, 160]
+    assert set(announced) == {"Warning"}
+    assert status.failures == 0
+    assert decide(an_observed(status=status), now=later(seconds)).status.is_true(STALLED)
 
-    status = transitions.enter(status, a_record(5, running_time=NOW), Timing())
-    status = transitions.end(status, reached, now=later(3600), timing=Timing())
-    assert status.current is not None
-    assert delay_seconds(status.current, status.stage(Stage.TRAIN).fruitless_attempts, Timing()) == 0
+
+def test_a_limit_that_is_reached_counts_nothing() -> None:
+    """The trainer may have counted some seconds less than the operator."""
+    for seconds in (3560, 3601, 9000):
+        status = a_status(a_record(running_time=NOW, formed_time=NOW))
+        observed = an_observed(a_failed_attempt(_KEPT), status=status, spec=a_spec(limits={"deadline": "1h"}))
+        ended = decide(observed, now=later(seconds)).status
+        assert ended.current is not None
+        assert (ended.current.verdict, ended.current.reason) == (Verdict.STOPPED, Reason.DEADLINE_EXCEEDED)
+        assert ended.stage(Stage.TRAIN).fruitless_attempts == 0
 
 
 def test_suspending_stops_the_attempt_and_counts_nothing() -> None:

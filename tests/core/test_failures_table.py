@@ -113,6 +113,7 @@ SCENES: Mapping[Reason, Scene] = {
         seen=a_failed_attempt(failed(None, init_failure="init container istio-init of a ended with exit code 1")),
     ),
     Reason.GANG_INCOMPLETE: Scene(seen=a_failed_attempt(failed(1), expected_replicas=2)),
+    Reason.STOPPED_EARLY: Scene(seen=a_failed_attempt(failed(143, over_time=True)), spec=COMMAND),
     Reason.NO_EVIDENCE: Scene(seen=a_failed_attempt()),
     Reason.FENCED: ended_as(Outcome.FENCED),
     Reason.VOLUME_LOST: ended_as(Outcome.VOLUME_LOST),

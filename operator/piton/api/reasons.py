@@ -141,6 +141,8 @@ class Reason(OpenEnum):
     """An init container failed that a webhook or the job's controller had added to the pod."""
     GANG_INCOMPLETE = "GangIncomplete"
     """Not all replicas ran within limits.startTimeout, or one gave up waiting for the others before."""
+    STOPPED_EARLY = "StoppedEarly"
+    """A limit ended it that the run has not reached: a node's clock is wrong, or its pods have somebody's deadline."""
     NO_EVIDENCE = "NoEvidence"
     """The job failed and no pod is left to say why."""
     PRICE_TOO_HIGH = "PriceTooHigh"

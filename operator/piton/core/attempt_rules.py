@@ -38,6 +38,7 @@ from piton.core.verdict import judge
 from piton.core.wait_reasons import refusal, waited_seconds
 from piton.cost import spending
 from piton.observed import AttemptSeen, ReplicaState
+from piton.timing import is_ordered
 
 
 def cancel_pending(context: Context) -> Decision | None:
@@ -241,6 +242,7 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
     stage = Stage.TRAIN if record is None else record.stage
     trains = stage is Stage.TRAIN
     known = start_verdicts.remember(programs.remember(context.status, seen), seen)
+    known = spending.bill(known, seen, context.spec, now=context.now)
     if seen.job is None and context.spec is not None:  # nobody says any more how many there were
         seen = replace(seen, expected_replicas=max(seen.expected_replicas, _nodes(context.spec, stage)))
     seen = after_training.with_done(seen, record)
@@ -254,7 +256,7 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
         stage=stage,
         formed=seen.formed or (record is not None and record.formed_time is not None),
         ordered=record.reason if stopped and record else None,
-        limit=Reason.BUDGET_EXCEEDED if _order(context) is Reason.BUDGET_EXCEEDED else Reason.DEADLINE_EXCEEDED,
+        limits=context.reached_limits(known),
     )
 
 
@@ -292,7 +294,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
     at = "" if record.step is None else f" at step {record.step}"
     known = status.checkpoint if record.stage is Stage.TRAIN else None
     saved = "" if known is None else f"; step {known.step} is saved"
-    good = judgement.verdict in (Verdict.FINISHED, Verdict.STOPPED)
+    good = judgement.verdict is Verdict.FINISHED or is_ordered(record)
     news = Announcement(
         severity="Normal" if good else "Warning",
         reason=judgement.reason,

@@ -20,6 +20,9 @@ from piton.cost.budget import Account
 from piton.observed import AttemptSeen, Observed
 from piton.timing import Timing
 
+_MOMENT_SECONDS = 60.0
+"""A trainer may reach a deadline so much earlier than the operator: it counts seconds from when it was told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
@@ -106,6 +109,17 @@ class Context:
         """Seconds left until then; negative when it has passed."""
         deadline = self.deadline
         return None if deadline is None else (deadline.time - self.now).total_seconds()
+
+    def reached_limits(self, status: RunStatus) -> frozenset[Reason]:
+        """Return the limits that the run has reached, or has in a moment, as reasons; both if its spec is not known."""
+        if self.spec is None:
+            return frozenset({Reason.DEADLINE_EXCEEDED, Reason.BUDGET_EXCEEDED})
+        left, account = self.seconds_to_deadline(), self.account(status)
+        reached = {
+            Reason.DEADLINE_EXCEEDED: left is not None and left <= _MOMENT_SECONDS,
+            Reason.BUDGET_EXCEEDED: account is not None and account.used_up,
+        }
+        return frozenset(reason for reason, is_reached in reached.items() if is_reached)
 
     def stop_after(self) -> StopAfter | None:
         """Return for how long the next attempt may train, by the limit that is reached first; None without limits."""

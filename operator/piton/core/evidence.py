@@ -54,8 +54,8 @@ class Evidence:
     """True if this program has run in this run, from this image and in such pods: it can start."""
     start_trouble: bool = False
     """True if the cluster has kept a container of this attempt from starting: a registry was down, say."""
-    limit: Reason = Reason.DEADLINE_EXCEEDED
-    """The limit of the run's for which its pods have an activeDeadlineSeconds."""
+    limits: frozenset[Reason] = frozenset()
+    """The limits of the run that are reached, as the reasons of an attempt that they end."""
     ordered: Reason | None
     """The reason for which Piton stopped the attempt, or None."""
 

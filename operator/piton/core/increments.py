@@ -28,6 +28,7 @@ REASONS: dict[Verdict, tuple[Reason, ...]] = {
         Reason.START_FAILED,
         Reason.INIT_CONTAINER_FAILED,
         Reason.GANG_INCOMPLETE,
+        Reason.STOPPED_EARLY,
         Reason.NO_EVIDENCE,
         Reason.FENCED,
         Reason.VOLUME_LOST,

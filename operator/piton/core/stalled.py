@@ -35,6 +35,8 @@ _HELP: Mapping[Reason, str] = {
     Reason.START_FAILED: "cordon the node if it is always the same; look at its container runtime's log",
     Reason.SANDBOX_FAILED: "cordon the node if it is always the same; look at its network plugin (CNI)",
     Reason.INIT_CONTAINER_FAILED: "look at the log of that init container, and at the webhook that adds it",
+    Reason.STOPPED_EARLY: "look at the clock of its node, and at the webhooks and policies that shape pods",
+    Reason.JOB_SUSPENDED: "look at the controller that suspends jobs; docs/kueue.md says how Kueue leaves them alone",
     Reason.NO_PROOF: "look at the end of the last attempt's log: it ended before its training did",
 }
 """Remedies, by the reason of the last end. Those that depend on the spec are in `_advice`."""

@@ -29,7 +29,7 @@ from piton.core.evidence import Judgement
 from piton.core.unreported import began_unseen, has_last_words, may_have_saved, may_hold_unlisted_work
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
-from piton.timing import Timing, is_cut_short
+from piton.timing import Timing, is_ordered
 
 COUNTERS = {
     Verdict.PREEMPTED: "preemptions",
@@ -204,8 +204,7 @@ def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
         return 0
     # What follows a finished training saves nothing newer: its machine may be taken as often as machines are taken.
     is_taken = record.trained_time is not None and record.verdict is Verdict.PREEMPTED
-    is_fruitless = not is_taken and (record.verdict is not Verdict.STOPPED or is_cut_short(record))
-    return stage.fruitless_attempts + is_fruitless
+    return stage.fruitless_attempts + (not is_taken and not is_ordered(record))
 
 
 def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:

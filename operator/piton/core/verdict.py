@@ -6,7 +6,7 @@
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
-    a limit that it kept     -> Stopped           (deadline, budget)
+    a limit that it kept     -> Stopped           (deadline, budget), if the run has reached it; else Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     a pod its kubelet refused -> Infrastructure
     a failed init container   -> Infrastructure
@@ -153,11 +153,25 @@ def stopped_by_itself(evidence: Evidence) -> Judgement | None:
         end = replica.termination
         if end and end.outcome is Outcome.STOPPED and end.limit in _LIMITS:
             message = f"{replica.name}: {end.detail}"
-            return Judgement(verdict=Verdict.STOPPED, reason=_LIMITS[end.limit], message=message)
+            if _LIMITS[end.limit] in evidence.limits:
+                return Judgement(verdict=Verdict.STOPPED, reason=_LIMITS[end.limit], message=message)
+            clock = f"the clock of {replica.node}" if replica.node else "its machine's clock"
+            return _stopped_early(f"{message}. By the operator's clock that limit is not reached; look at {clock}")
         if replica.over_time:
-            message = f"the kubelet ended {replica.name} at its activeDeadlineSeconds, since nothing else had"
-            return Judgement(verdict=Verdict.STOPPED, reason=evidence.limit, message=message)
+            message = f"the kubelet ended {replica.name} at its activeDeadlineSeconds"
+            reached = next((reason for reason in _LIMITS.values() if reason in evidence.limits), None)
+            if reached is not None:
+                message = f"{message}, since nothing else had"
+                return Judgement(verdict=Verdict.STOPPED, reason=reached, message=message)
+            return _stopped_early(
+                f"{message}, and the run has reached no limit; a webhook, a policy or an admission plugin may "
+                "have set it"
+            )
     return None
+
+
+def _stopped_early(message: str) -> Judgement:
+    return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.STOPPED_EARLY, message=message)
 
 
 def suspended_by_others(evidence: Evidence) -> Judgement | None:
