@@ -155,6 +155,9 @@ def test_it_stands_still_for_at_most_twice_its_value() -> None:
         ((cut(1, 10, placed_time=None),), 10),
         ((cut(1, 10, reason=Reason.SANDBOX_FAILED),), 10),
         ((cut(1, 10, stage=Stage.PREPARE),), 10),
+        ((cut(1, 10, stuck_on_node=True),), 20),
+        (tuple(cut(1 + n, 10 * 2**n, stuck_on_node=True) for n in range(5)), 40),
+        ((*(cut(1 + n, 10 * 2**n) for n in range(3)), cut(4, 80, stuck_on_node=True)), 80),
     ],
 )
 def test_a_start_that_was_too_slow_has_twice_the_time_in_the_next_attempt(

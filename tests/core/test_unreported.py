@@ -330,7 +330,7 @@ _LOST = said(Outcome.VOLUME_LOST, detail="read-only file system")
 
 def _ends(seconds: float, seen: AttemptSeen, *, heard: bool = False, formed: bool = True, **spec_parts: Any) -> int:
     """The attempts without progress, after one more that has ended like that after so many seconds."""
-    times = {"running_time": NOW, "trained_from": NOW, "billed_from": NOW}
+    times: dict[str, Any] = {"running_time": NOW, "trained_from": NOW, "billed_from": NOW}
     record = a_record(2, formed_time=NOW if formed else None, **times)
     status = a_status(an_ended(1, reason=Reason.NODE_GONE), record)
     progress = a_progress(5) if heard else None

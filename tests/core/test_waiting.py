@@ -55,6 +55,57 @@ def told(*words: ClusterMessage, now: datetime = NOW, **fields: Any) -> tuple[Re
     return wait.reason, wait.message
 
 
+_SILENT = {"node": "n1", "placed_at": NOW, "waiting": "ContainerCreating", "never_started": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "seconds", "is_told"),
+    [
+        ((), {}, 119, False),
+        ((), {}, 120, True),
+        ((ClusterMessage(reason="ContainerCreating"),), {}, 120, True),
+        ((), {"placed_at": None}, 120, True),
+        ((), {"placed_at": later(600)}, 719, False),
+        ((a_word("Scheduled"),), {}, 120, True),
+        ((a_word("Pulling", 'image "x"', at=1), a_word("Pulled", 'image "x"', at=300)), {}, 419, False),
+        ((a_word("Pulling", 'image "x"', at=1), a_word("Pulled", 'image "x"', at=300)), {}, 420, True),
+        ((), {"node": None, "placed_at": None}, 3600, False),
+        ((), {"deleting": True}, 3600, False),
+    ],
+)
+def test_two_minutes_in_which_nobody_says_why_a_container_does_not_start_are_told(
+    words: tuple[ClusterMessage, ...], fields: dict[str, Any], seconds: float, is_told: bool
+) -> None:
+    seen = an_attempt(waiting(*words, **{**_SILENT, **fields}))
+    wait = why(seen, now=later(seconds), since=NOW)
+    assert (wait is not None) is is_told
+    assert wait is None or wait.reason is Reason.KUBELET_SILENT
+    assert wait is None or "the kubelet of n1 has not said why the container pytorch does not start" in wait.message
+
+
+def test_a_peer_that_starts_in_silence_is_told_while_the_others_run_and_a_known_cause_is_told_first() -> None:
+    silent = waiting(name="ragcun-1-worker-0", **_SILENT)
+    runs = an_attempt(a_replica(node="n0", placed_at=NOW), silent)
+    status = a_status(a_record(state=AttemptState.RUNNING, running_time=NOW))
+    decision = decide(an_observed(runs, status=status, spec=a_spec(workers={"nodes": 2})), now=later(121))
+    condition = decision.status.condition(WAITING)
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("True", Reason.KUBELET_SILENT)
+    assert [news.reason for news in decision.announcements] == [Reason.KUBELET_SILENT]
+
+    mounts = waiting(a_word("FailedMount", "no"), **_SILENT)
+    wait = why(an_attempt(mounts, silent), now=later(121), since=NOW)
+    assert wait is not None
+    assert wait.reason is Reason.VOLUME_MOUNTING
+
+
+def test_where_events_cannot_be_read_the_kubelet_is_not_blamed() -> None:
+    wait = why(an_attempt(waiting(**_SILENT), words_unknown=True), now=later(121), since=NOW)
+    assert wait is not None
+    assert "Events cannot be read" in wait.message
+    assert "has not said" not in wait.message
+
+
 ONLY_OF_WORKERS = ("workers.template.resources", "workers.template.tol", "workers.template.nodeS", "Types", "tiers")
 """Settings that a stage beside the training does not have."""
 

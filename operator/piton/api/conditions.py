@@ -55,6 +55,7 @@ _WAITS = frozenset(
         Reason.VOLUME_ATTACHING,
         Reason.VOLUME_MOUNTING,
         Reason.SANDBOX_FAILED,
+        Reason.KUBELET_SILENT,
         Reason.IMAGE_PULLING,
         Reason.IMAGE_PULL_FAILED,
         Reason.CONTAINER_CONFIG,

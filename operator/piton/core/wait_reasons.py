@@ -17,6 +17,7 @@ from piton.api.conditions import WAITING, in_phase, settled, with_waiting
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
 from piton.api.status_base import Conditioned, Phase
+from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
@@ -28,6 +29,8 @@ StatusT = TypeVar("StatusT", bound=Conditioned)
 
 SILENT_SECONDS = 15.0
 """After so long a job without a pod and without a word has no controller."""
+KUBELET_SILENT_SECONDS = 120.0
+"""After so long a pod that has its node, and of which nothing was said since, is told."""
 _STEPS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 """Seconds at which a sentence says anew how long something has taken: a dozen writes a day at most."""
 _QUOTE_MAX = 330
@@ -98,10 +101,35 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
     waiting = [replica for replica in seen.replicas if replica.state is ReplicaState.WAITING]
     known = [found for replica in waiting if (found := _of_replica(replica))]
     if not known:
-        return None
+        return _silent_kubelet(seen, waiting, now, since)
     sign, replica, word = min(known, key=lambda found: _SIGNS.index(found[0]))
     zone = next((f" ({other.zone})" for other in seen.replicas if other.zone), "")
     return _wait_for(sign, replica.name, _quoted(word, replica), word, now, stage=seen.stage, zone=zone)
+
+
+def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime, since: datetime) -> Wait | None:
+    """Name the replica that has its node for the longest without a start or a word; None: none has it for long."""
+    heard = {
+        replica.name: max([replica.placed_at or since, *(word.last_time for word in replica.words if word.last_time)])
+        for replica in waiting
+        if replica.node is not None and not replica.deleting
+    }
+    silent = min((replica for replica in waiting if replica.name in heard), key=lambda r: heard[r.name], default=None)
+    seconds = 0.0 if silent is None else (now - heard[silent.name]).total_seconds()
+    if silent is None or seconds < KUBELET_SILENT_SECONDS:
+        return None
+    state = f" ({silent.waiting})" if silent.waiting else ""
+    said = f"the kubelet of {silent.node} has not said why the container {names.CONTAINER} does not start{state}"
+    if seen.words_unknown:
+        said = f"the container {names.CONTAINER} does not start on {silent.node}{state}, and its Events cannot be read"
+    elapsed = _coarse(seconds)
+    return Wait(
+        reason=Reason.KUBELET_SILENT,
+        message=f"{silent.name}: {said}{elapsed}. Look at the log of that kubelet, and of its container runtime; if it"
+        " stays so, replace the node",
+        elapsed=elapsed,
+        next_step_seconds=_seconds_to_next_step(seconds),
+    )
 
 
 def find_hindrance(replica: ReplicaSeen) -> tuple[Reason, str] | None:
