@@ -47,9 +47,10 @@ again (`permanent` below). Nothing that the cluster does ends it.
   Until all replicas have run, an exit code is no failure of the program.
 - **What cannot start** holds its machines for {format_duration(_TIMING.start_seconds)} per attempt; they are free
   during the back-off. What has run once in this run, the same image and command in the same pods, is the cluster's to
-  start again, whatever its kubelet says; but a command, Secret or key that does not exist stays the program's. Before
-  that, a registry that does not answer and a node that starts no containers are waited for, while an image of a wrong
-  name, or one that the registry refuses (401, 403), counts after {format_duration(_TIMING.refused_image_seconds)} each.
+  start again, whatever its kubelet says; but a Secret or key that does not exist stays the program's. Before that, a
+  missing program is the program's if the container runs it, else the node's, as its helpers are. Until it has run, a
+  registry that does not answer and a node that starts no containers are waited for, while an image of a wrong name, or
+  one that the registry refuses (401, 403), counts after {format_duration(_TIMING.refused_image_seconds)} each.
 - **A hang**: no rank ends a step for `limits.hangTimeout` (auto: ten times the median step, at least 5m), outside a
   save, an evaluation, a compile or a wait for data. The trainer's watchdog keeps the stacks and ends the ranks.
 - **What runs beside the trainer**, such as a sidecar of a service mesh, does not count: when the containers `pytorch`

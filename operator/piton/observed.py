@@ -88,6 +88,8 @@ class ReplicaSeen:
     cannot_start: bool = False
     """`waiting` is the kubelet's word that an image, or the container itself, cannot be made; who has to mend that is
     another question. Of a replica that has failed: the container ended without having begun."""
+    program: str | None = None
+    """The first word of its trainer's command; None: not known."""
     init_failure: str | None = None
     """The init container that failed, with its exit code and last words. The trainer has never begun."""
     short_of_memory: bool = False

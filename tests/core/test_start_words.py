@@ -6,28 +6,26 @@ from piton.core.start_words import Blame, blame, is_about_image, tells_no_cause
 
 RUNC = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
 INIT = f"StartError: {RUNC}unable to start container process: error during container init: "
+NO_CONTAINER = "CreateContainerError: failed to create containerd container: "
 PULL = (
     'ErrImagePull: failed to pull and unpack image "ghcr.io/x/timeout:503": failed to resolve reference "ghcr.io/x/y": '
 )
 
 
+def _missing(program: str) -> str:
+    return f'exec: "{program}": executable file not found in $PATH'
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        f'{INIT}exec: "pyhton": executable file not found in $PATH: unknown',
-        f'{INIT}exec: "/train.sh": permission denied: unknown',
-        f'StartError: {RUNC}exec: "/usr/bin/nvidia-smi-wrapper": permission denied',
-        f'{INIT}exec: "/opt/crunch": permission denied: unknown',
-        'ContainerCannotRun: OCI runtime create failed: exec: "webhook": executable file not found in $PATH',
-        "CreateContainerError: container create failed: executable file `pyhton` not found in $PATH: No such file",
-        "RunContainerError: crun: open executable: Permission denied: OCI permission denied",
         'CreateContainerConfigError: secret "timeout" not found',
         'CreateContainerConfigError: configmap "settings" not found',
         "CreateContainerConfigError: couldn't find key token in Secret team/wandb",
         "No such file or directory: pyhton",
     ],
 )
-def test_a_command_or_key_that_does_not_exist_is_the_programs(words: str) -> None:
+def test_a_key_that_does_not_exist_is_the_programs(words: str) -> None:
     assert blame(words) is Blame.PROGRAM
 
 
@@ -80,6 +78,7 @@ def test_a_wrong_name_or_a_refusal_is_the_images(words: str) -> None:
         'StartError: failed to create shim task: exec: "/opt/kata/bin/kata-runtime": permission denied: unknown',
         'StartError: failed to create shim task: exec: "/opt/firecracker": permission denied: unknown',
         'CreateContainerError: container create failed: exec: "/usr/local/bin/crun": executable file not found',
+        'CreateContainerError: the container name "k8s_x" is already in use by abc. You have to remove that container',
         'RunContainerError: OCI runtime create failed: exec: "runsc": executable file not found in $PATH',
     ],
 )
@@ -91,6 +90,13 @@ def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> Non
     "words",
     [
         "ErrImagePull",
+        f'{INIT}exec: "pyhton": executable file not found in $PATH: unknown',
+        f'{INIT}exec: "/train.sh": permission denied: unknown',
+        f'StartError: {RUNC}exec: "/usr/bin/nvidia-smi-wrapper": permission denied',
+        f'{INIT}exec: "/opt/crunch": permission denied: unknown',
+        'ContainerCannotRun: OCI runtime create failed: exec: "webhook": executable file not found in $PATH',
+        "CreateContainerError: container create failed: executable file `pyhton` not found in $PATH: No such file",
+        "RunContainerError: crun: open executable: Permission denied: OCI permission denied",
         'ImagePullBackOff: Back-off pulling image "ghcr.io/x/y:1"',
         f"{INIT}container init was OOM-killed (memory limit too low?)",
         "CreateContainerError: unable to find user app: no matching entries in passwd file",
@@ -107,6 +113,29 @@ def test_trouble_of_registry_node_and_runtime_is_the_clusters(words: str) -> Non
 )
 def test_what_nobody_recognizes_depends_on_what_has_run(words: str) -> None:
     assert blame(words) is Blame.UNPROVEN
+
+
+@pytest.mark.parametrize(
+    ("words", "program", "found"),
+    [
+        (f'{INIT}exec: "pyhton": executable file not found in $PATH: unknown', "pyhton", Blame.UNPROVEN),
+        (f'{INIT}exec: "/opt/t.sh": stat /opt/t.sh: no such file or directory: unknown', "/opt/t.sh", Blame.UNPROVEN),
+        (f"StartError: {RUNC}exec /usr/local/bin/python: exec format error", "python", Blame.UNPROVEN),
+        ("CreateContainerError: executable file `pyhton` not found in $PATH: No such file", "pyhton", Blame.UNPROVEN),
+        ("RunContainerError: crun: open executable: Permission denied: OCI permission denied", "t", Blame.UNPROVEN),
+        (f"{NO_CONTAINER}get apparmor_parser version: {_missing('apparmor_parser')}", "python", Blame.CLUSTER),
+        (f"{NO_CONTAINER}{_missing('fuse-overlayfs')}", "/opt/t.sh", Blame.CLUSTER),
+        (f"{NO_CONTAINER}failed to mount: {_missing('mount.erofs')}", "python", Blame.CLUSTER),
+        (f"StartError: {RUNC}{_missing('nvidia-modprobe')}", "python", Blame.CLUSTER),
+        (f"StartError: {RUNC}{_missing('/usr/sbin/newuidmap')}", "python", Blame.CLUSTER),
+        ("CreateContainerError: executable file `newuidmap` not found in $PATH", "python", Blame.CLUSTER),
+        (f"{NO_CONTAINER}{_missing('apparmor_parser')}", None, Blame.UNPROVEN),
+    ],
+)
+def test_a_missing_program_is_the_nodes_unless_the_container_runs_it(
+    words: str, program: str | None, found: Blame
+) -> None:
+    assert blame(words, program) is found
 
 
 def test_a_back_off_without_a_cause_is_told_from_one_with_a_cause() -> None:

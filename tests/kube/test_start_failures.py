@@ -20,7 +20,6 @@ NVIDIA = (
     "1, stdout: , stderr: Auto-detected mode as 'legacy'\nnvidia-container-cli: initialization error: nvml error"
 )
 MOUNT = f'{OCI}error mounting "/etc/hostname" to rootfs at "/usr": not a directory'
-NO_COMMAND = f'{OCI}unable to start container process: exec: "pyhton": executable file not found in $PATH'
 LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 20Mi. "
 EVICTED = f"{LOW}Container pytorch was using 412000Ki, request is 0, has larger consumption of memory. "
 UNAVAILABLE = (
@@ -94,18 +93,34 @@ async def test_what_has_run_before_is_never_the_users_fault_when_it_cannot_start
 @pytest.mark.parametrize(
     "fate",
     [
-        start_error(NO_COMMAND),
-        start_error(f'{OCI}exec: "/train.sh": permission denied'),
         Waits(reason="CreateContainerConfigError", message='secret "wandb" not found'),
         Waits(reason="CreateContainerConfigError", message="couldn't find key token in Secret team/wandb"),
     ],
-    ids=["no command", "not executable", "no Secret", "no key"],
+    ids=["no Secret", "no key"],
 )
-async def test_a_missing_command_or_secret_stays_the_users(pilot: Pilot, fate: Any) -> None:
+async def test_a_missing_secret_stays_the_users(pilot: Pilot, fate: Any) -> None:
     status = await after_a_save(pilot, fate, limits={"failures": 1})
 
     assert (status.phase, status.failures, status.infrastructure_failures) == (Phase.FAILED, 1, 0)
     assert status.attempts[-1].reason is Reason.CANNOT_START
+
+
+@pytest.mark.parametrize("program", ["python", "/opt/conda/bin/python", "apparmor_parser"])
+async def test_a_missing_program_ends_no_run_that_has_trained(pilot: Pilot, program: str) -> None:
+    words = f'{OCI}exec: "{program}": executable file not found in $PATH'
+    status = await after_a_save(pilot, start_error(words), limits={"failures": 1})
+
+    assert (status.phase, status.failures, status.infrastructure_failures) == (Phase.SUCCEEDED, 0, 1)
+
+
+@pytest.mark.parametrize(("program", "fails"), [("pyhton", True), ("apparmor_parser", False)])
+async def test_before_that_it_is_the_users_if_the_container_runs_it(pilot: Pilot, program: str, fails: bool) -> None:
+    pilot.cluster.script = {1: start_error(f'{OCI}exec: "{program}": executable file not found in $PATH')}
+    own = {"image": "trainer:1", "command": ["pyhton", "train.py"]}
+    await pilot.cluster.apply(a_manifest(trainer=own, limits={"failures": 1}))
+    status = await pilot.until_phase(Phase.FAILED if fails else Phase.SUCCEEDED)
+
+    assert status.attempts[0].reason is (Reason.CANNOT_START if fails else Reason.START_FAILED)
 
 
 async def first(pilot: Pilot, fate: Any, *, seconds: float) -> RunStatus:

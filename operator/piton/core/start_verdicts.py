@@ -1,9 +1,9 @@
 """Verdicts on an attempt whose containers do not start. Rules of `verdict.py`.
 
-A container that cannot start has one of four causes, which `start_words.py` tells apart: the program (a command or a
-Secret that does not exist), the image (a wrong name), the cluster (registry, node, runtime), or nobody knows. What has
-run once in this run exists, so whatever keeps it from starting again is the cluster's; but not a missing command or
-Secret, since somebody may have changed it. A registry that was down may say of an image that it does not exist while it
+A container that cannot start has one of four causes, which `start_words.py` tells apart: the program (a Secret that
+does not exist), the image (a wrong name), the cluster (registry, node, runtime), or nobody knows. What has
+run once in this run exists, so whatever keeps it from starting again is the cluster's; but not a missing Secret, since
+somebody may have deleted it. A registry that was down may say of an image that it does not exist while it
 comes back: in an attempt that has seen the cluster in trouble, that is believed to be the cluster's as well.
 """
 
@@ -63,14 +63,16 @@ def remember(status: RunStatus, seen: AttemptSeen | None) -> RunStatus:
     record = status.current
     if record is None or record.start_trouble or seen is None:
         return status
-    if not any(replica.cannot_start and blame(_words(replica)) is Blame.CLUSTER for replica in seen.replicas):
+    if not any(
+        replica.cannot_start and blame(_words(replica), replica.program) is Blame.CLUSTER for replica in seen.replicas
+    ):
         return status
     return transitions.change(status, start_trouble=True)
 
 
 def _judge_start(replica: ReplicaSeen, evidence: Evidence) -> Judgement:
     words = _words(replica)
-    found, about_image = blame(words), is_about_image(words)
+    found, about_image = blame(words, replica.program), is_about_image(words)
     proven = evidence.image_has_run or evidence.start_trouble if about_image else evidence.program_has_run
     message = f"{_where(replica)} cannot start: {words or replica.waiting}"
     patient, patience = not replica.ended, Patience.START

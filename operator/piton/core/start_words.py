@@ -6,6 +6,7 @@ the program until it has run once in this run, and the cluster afterwards.
 
 import re
 from enum import Enum
+from pathlib import PurePosixPath
 
 PULL_REASONS = frozenset(
     {
@@ -39,7 +40,7 @@ INIT_CONTAINER = "init container "
 class Blame(Enum):
     """The one who has to mend it."""
 
-    PROGRAM = "the user, also after it has run: a command or a Secret that does not exist"
+    PROGRAM = "the user, also after it has run: a Secret that does not exist"
     IMAGE = "the user, if the image has never run in this run: a wrong name, or a registry that refuses"
     UNPROVEN = "the user, if this program has never run in this run"
     CLUSTER = "the registry, the node or its container runtime"
@@ -55,6 +56,7 @@ _EXEC = r"(exec: \"[^\"]*\": (stat [^:]*: )?|exec [^\s:]+: )"
 _NO_COMMAND = (
     rf"executable file .*not found|{_EXEC}permission denied|open executable: permission denied|finding executable"
 )
+_PROGRAM_NAMED = re.compile(r"\bexec(?:: |utable file |(?= /) )[\"`]?([^\"`:\s]+)", re.IGNORECASE)
 _NO_SUCH_KEY = r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
 _WRONG_IMAGE = (
     rf"{_EXEC}(is a directory|not a directory|no such file|exec format)|no command specified"
@@ -65,7 +67,7 @@ _NODE_OR_RUNTIME = (
     r"is reserved for|failed to reserve|deadline exceeded|timed? ?out|ttrpc|containerd-shim|connection (refused|reset)"
     r"|no space left|too many open files|temporarily unavailable|cannot allocate memory|read-only file system"
     r"|input/output error|stale (NFS )?file handle|transport endpoint|cgroup|mount|apparmor|resource busy"
-    r"|failed to sync|not registered|not yet been read"
+    r"|failed to sync|not registered|not yet been read|name .*is already in use"
 )
 _REGISTRY_IS_DOWN = (
     r"time-?out|timed out|deadline exceeded|connection (refused|reset)|no such host|server misbehaving"
@@ -86,8 +88,12 @@ _OF_INIT_CONTAINER = re.compile(rf"^{INIT_CONTAINER}[^:]*: ")
 _BACK_OFF = re.compile(r"ImagePullBackOff|ErrImagePull|Back-off pulling image|[:\s]")
 
 
-def blame(words: str) -> Blame:
-    """Return whose fault it is. `words` begin with the kubelet's reason: `ErrImagePull: not found`."""
+def blame(words: str, program: str | None = None) -> Blame:
+    """Return whose fault it is. `words` begin with the kubelet's reason: `ErrImagePull: not found`.
+
+    `program` is the one that the container runs, where that is known. Another one that is missing is a part of the
+    node: a helper of its container runtime, of its security module or of a file system.
+    """
     if words.startswith(INIT_CONTAINER):
         return Blame.CLUSTER
     reason, _, message = words.partition(":")
@@ -97,10 +103,10 @@ def blame(words: str) -> Blame:
         return Blame.PROGRAM  # no kubelet says so: on this machine, the operating system does
     if _has(_RUNTIMES_OWN, message):
         return Blame.CLUSTER
-    if _has(_NO_COMMAND, message) or _has(_NO_SUCH_KEY, message):
+    if _has(_NO_SUCH_KEY, message):
         return Blame.PROGRAM
-    if _has(_WRONG_IMAGE, message):
-        return Blame.UNPROVEN
+    if _has(_NO_COMMAND, message) or _has(_WRONG_IMAGE, message):
+        return Blame.CLUSTER if _is_about_another(message, program) else Blame.UNPROVEN
     return Blame.CLUSTER if _has(_NODE_OR_RUNTIME, message) else Blame.UNPROVEN
 
 
@@ -123,6 +129,12 @@ def _blame_for_image(reason: str, message: str) -> Blame:
     if _has(_WRONG_NAME, text) or _has(_NOT_ALLOWED, text):
         return Blame.IMAGE
     return Blame.UNPROVEN if tells_no_cause(f"{reason}:{message}") else Blame.CLUSTER
+
+
+def _is_about_another(message: str, program: str | None) -> bool:
+    """True if it names a program, and not the one that the container runs."""
+    named = _PROGRAM_NAMED.search(message)
+    return program is not None and named is not None and PurePosixPath(named[1]).name != PurePosixPath(program).name
 
 
 def _has(pattern: str, text: str) -> bool:

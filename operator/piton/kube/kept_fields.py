@@ -55,10 +55,10 @@ def of_service(body: Body) -> Body:
 
 
 def of_pod(body: Body) -> Body:
-    """Keep what says where a pod is, how it fares, what it requests, and which claims it mounts."""
+    """Keep what says where a pod is, how it fares, what it requests and runs, and which claims it mounts."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
     kept_spec = _only(spec, _POD_SPEC)
-    kept_spec["containers"] = [_only(each, ("name", "resources")) for each in spec.get("containers") or ()]
+    kept_spec["containers"] = [_of_container(each) for each in spec.get("containers") or ()]
     inits = [_only(each, ("name", "restartPolicy")) for each in spec.get("initContainers") or ()]
     kept_spec |= {"initContainers": inits} if inits else {}
     field = "persistentVolumeClaim"
@@ -73,6 +73,13 @@ def of_pod(body: Body) -> Body:
     told = _only(body["metadata"].get("annotations") or {}, (LIMIT_RANGER,))
     metadata |= {"annotations": told} if told else {}
     return {"metadata": metadata, "spec": kept_spec, "status": kept_status}
+
+
+def _of_container(container: Body) -> Body:
+    """Keep the program of the command; its arguments may be long."""
+    kept = _only(container, ("name", "resources"))
+    command = container.get("command")
+    return kept | {"command": command[:1]} if command else kept
 
 
 def of_node(body: Body) -> Body:

@@ -49,6 +49,13 @@ def waiting(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str |
     return _sentence(reason, found.get("message")), reason in _CANNOT_START
 
 
+def program(pod: Mapping[str, Any]) -> str | None:
+    """Return the first word of the trainer's command, after all webhooks; None where it has none."""
+    found = (pod.get("spec") or {}).get("containers") or ()
+    command = next((each.get("command") for each in found if each["name"] == names.CONTAINER), None)
+    return command[0] if command else None
+
+
 def is_start_error(ended: Mapping[str, Any]) -> bool:
     """True if the container has ended without having begun, by its reason or by a start that never was."""
     if ended.get("reason") in START_ERRORS:

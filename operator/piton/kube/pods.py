@@ -83,6 +83,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         waiting=waiting,
         words=pod_start.words(pod),
         cannot_start=cannot_start,
+        program=pod_start.program(pod),
         init_failure=pod_start.init_failure(pod, container),
         node=(pod.get("spec") or {}).get("nodeName"),
         zone=(node["metadata"].get("labels") or {}).get(ZONE) if node else None,

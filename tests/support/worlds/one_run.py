@@ -189,9 +189,8 @@ class OneRun(RuleBasedStateMachine):
 
     def _wrong_starts(self) -> int:
         """Attempts that the user may have kept from starting: what had run before can start."""
-        unproven = ("wrong name", "unknown")
-        starts = self.world.failed_starts
-        return sum(how == "no command" or (how in unproven and not is_proven) for how, is_proven in starts)
+        unproven = ("no command", "wrong name", "unknown")
+        return sum(how in unproven and not is_proven for how, is_proven in self.world.failed_starts)
 
     def _edit(self, spec: Spec) -> None:
         self.world.spec = spec
