@@ -326,6 +326,8 @@ class Observed:
     """The spec in effect: the user's, or the one that was accepted before while the user's is refused."""
     problems: tuple[str, ...] = ()
     """Messages on why the user's is refused."""
+    meanwhile: str = ""
+    """The parts of a spec that is refused that act all the same, and those that do not yet."""
     status: RunStatus
     volume: VolumeSeen
     attempts: tuple[AttemptSeen, ...] = ()

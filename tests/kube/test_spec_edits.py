@@ -1,6 +1,7 @@
 """What a user asks for in the middle of a run, and after it: each change is answered, good or bad."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from piton.api.conditions import ACCEPTED, SPEC_PENDING
 from piton.api.parse import parse
 from piton.api.reasons import Reason
 from piton.api.status_base import Phase
+from piton.core.decide import decide
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
-from support.builders import a_manifest, problems_of
+from support.builders import a_manifest, a_record, a_status, an_observed, later, problems_of
 from support.cluster import Disrupted, Ends, Runs
 from support.pilot import Pilot
 
@@ -114,6 +116,62 @@ async def test_a_deadline_and_a_budget_act_beside_a_mistake(
     await wait(pilot, 1200)
     assert pilot.status().attempts[0].reason is reason
     assert not pilot.server.all(PODS)
+
+
+STAYS = "the spec that was accepted before stays in effect"
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "told"),
+    [
+        ({}, {}, STAYS),
+        ({}, None, STAYS),
+        ({}, {"suspend": True}, f"{STAYS}, but for the new suspend"),
+        ({}, {"suspend": "true"}, f"{STAYS}; the new suspend does not act yet"),
+        (
+            {"limits": {"deadline": "1h"}, "suspend": False},
+            {"limits": {"deadline": "2h"}, "suspend": True},
+            f"{STAYS}, but for the new suspend and limits.deadline",
+        ),
+        ({"limits": {"deadline": "1h"}}, {}, f"{STAYS}, but for the new limits.deadline"),
+        (
+            {"limits": {"deadline": "1h"}},
+            {"limits": {"deadline": "soon"}},
+            f"{STAYS}; the new limits.deadline does not act yet",
+        ),
+        (
+            {},
+            {"capacity": {"maxPricePerHour": "12"}, "limits": {"budget": {"usd": "10"}, "deadline": "9h"}},
+            f"{STAYS}, but for the new limits.deadline; the new limits.budget does not act yet",
+        ),
+        (
+            {"capacity": {"maxPricePerHour": "12"}},
+            {"limits": {"budget": {"usd": "10"}}},
+            f"{STAYS}, but for the new limits.budget",
+        ),
+        (
+            {"capacity": {"maxPricePerHour": "12"}, "limits": {"budget": {"usd": "10"}}},
+            {"limits": {"budget": {"usd": "lots", "warnAt": 50}}},
+            f"{STAYS}, but for the new limits.budget.warnAt; the new limits.budget.usd does not act yet",
+        ),
+    ],
+)
+def test_it_is_told_which_parts_act_beside_a_mistake_and_which_do_not(
+    before: dict[str, Any], written: dict[str, Any] | None, told: str
+) -> None:
+    status = a_status(a_record()).to_wire()
+    status["accepted"] = {"generation": 1, "spec": a_manifest(**before)["spec"]}
+    mistake = {"trainer": {"image": "trainer:1", "recipe": "charlm", "comand": ["x"]}}
+    spec = None if written is None else a_manifest(**written)["spec"] | mistake
+    parsed = parse(a_manifest() | {"spec": spec, "status": status})
+    assert parsed.problems
+    assert parsed.meanwhile == told
+
+    observed = an_observed(status=parsed.status, spec=parsed.spec)
+    observed = replace(observed, problems=parsed.problems, meanwhile=parsed.meanwhile)
+    condition = decide(observed, now=later(1)).status.condition(ACCEPTED)
+    assert condition is not None
+    assert condition.message.endswith(f"(until that is mended, {told})")
 
 
 GOOD = {"usd": "250", "warnAt": 80, "onExceeded": "Pause"}

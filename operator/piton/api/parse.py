@@ -7,7 +7,7 @@ condition `Accepted`.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -77,6 +77,8 @@ class Parsed:
     problems: tuple[str, ...]
     """Messages on why the user's is refused."""
     status: RunStatus
+    meanwhile: str = ""
+    """The parts of a spec that is refused that act all the same, and those that do not yet."""
     asked: Spec | None = None
     """The user's spec, also if it is refused; None if it is no spec at all."""
 
@@ -97,11 +99,12 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     if is_older and spec is not None:
         broken = validation.check(spec, has_begun=True, is_older=True)
     problems += broken
-    in_effect = spec
+    in_effect, meanwhile = spec, ""
     if problems:
-        before = accepted_before(accepted, written, partial(_accept, is_older=is_older)) if accepted else None
+        accept = partial(_accept, is_older=is_older)
+        before, meanwhile = accepted_before(accepted, written, accept) if accepted else (None, "")
         in_effect = None if before is None else _keep(before, written)
-    return Parsed(meta=meta, spec=in_effect, problems=tuple(problems), status=status, asked=spec)
+    return Parsed(meta=meta, spec=in_effect, problems=tuple(problems), status=status, meanwhile=meanwhile, asked=spec)
 
 
 AT_ONCE = ("suspend", "limits.deadline", "limits.budget")
@@ -111,10 +114,10 @@ _BUDGET = tuple(f"limits.budget.{field.alias or name}" for name, field in Budget
 
 def accepted_before(
     accepted: Mapping[str, Any], written: object, accept: Callable[[Mapping[str, Any]], ModelT | None]
-) -> ModelT | None:
+) -> tuple[ModelT | None, str]:
     """Return the spec that was accepted last, with those parts of what is written now that act at once.
 
-    A part that cannot be parsed, or that breaks a rule there, stays as it was.
+    A part that cannot be parsed, or that breaks a rule there, stays as it was. A sentence names both kinds of parts.
 
     Args:
         accepted: the spec that was accepted last.
@@ -123,14 +126,41 @@ def accepted_before(
     """
     spec, document = accept(accepted), accepted
     if spec is None or not isinstance(written, Mapping):
-        return spec
+        return spec, _describe(accepted, accepted, written)
     for path in AT_ONCE:
         is_good = accept(_with_part(document, written, path)) is not None
         for part in (path,) if is_good or path != "limits.budget" else _BUDGET:
             changed = _with_part(document, written, part)
             found = accept(changed)
             spec, document = (spec, document) if found is None else (found, changed)
-    return spec
+    return spec, _describe(accepted, document, written)
+
+
+def _describe(accepted: Mapping[str, Any], document: Mapping[str, Any], written: object) -> str:
+    """Return what is in effect, by the document that is: the new parts that act at once, and those that do not."""
+    taken: list[str] = []
+    left: list[str] = []
+    for path in AT_ONCE if isinstance(written, Mapping) else ():
+        if not _differ(accepted, written, path):
+            continue
+        if not _differ(document, written, path):
+            taken.append(path)
+            continue
+        fields = [field for field in _BUDGET if path == "limits.budget" and _differ(accepted, written, field)]
+        some = [field for field in fields if not _differ(document, written, field)]
+        taken += some
+        left += [field for field in fields if field not in some] if some else [path]
+    but = f", but for the new {_listed(taken)}" if taken else ""
+    yet = f"; the new {_listed(left)} {'does' if len(left) == 1 else 'do'} not act yet" if left else ""
+    return f"the spec that was accepted before stays in effect{but}{yet}"
+
+
+def _differ(one: object, other: object, path: str) -> bool:
+    return _part(one, path) != _part(other, path)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _keep(spec: Spec, written: object) -> Spec:

@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, SPEC_PENDING, settled, with_accepted
-from piton.api.parse import AT_ONCE
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
@@ -102,8 +101,7 @@ def _problem(context: Context) -> str | None:
     if settled(context.status):
         return f"{problems} (until that is mended, nothing is deleted that this spec or the one before it keeps)"
     if context.spec is not None:
-        at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
-        meanwhile = f"the spec that was accepted before stays in effect, and only {at_once} are new"
+        meanwhile = context.observed.meanwhile
     elif context.flying is not None:
         meanwhile = "the attempt that runs goes on, and no other starts"
     else:

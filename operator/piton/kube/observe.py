@@ -127,6 +127,7 @@ class _Reader:
             meta=self._meta,
             spec=self._parsed.spec,
             problems=self._parsed.problems,
+            meanwhile=self._parsed.meanwhile,
             status=self._parsed.status,
             volume=VolumeSeen(exists=False, unknown=True) if "its claim" in self._unread else volume,
             attempts=tuple(sorted(attempts, key=lambda seen: seen.number)),

@@ -104,6 +104,7 @@ class SweepWorld:
             spec=parsed.spec,
             plan=parsed.plan,
             problems=parsed.problems,
+            meanwhile=parsed.meanwhile,
             status=parsed.status,
             runs=runs,
         )

@@ -7,7 +7,6 @@ from functools import cached_property
 from pydantic_core import to_json
 
 from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, in_phase, settled, with_accepted, with_trouble
-from piton.api.parse import AT_ONCE
 from piton.api.reasons import Reason
 from piton.api.status import AcceptedSpec
 from piton.api.status_base import Phase
@@ -106,9 +105,7 @@ def _problem(observed: SweepObserved) -> str | None:
     problems = "; ".join(observed.problems)
     if not problems or observed.spec is None or settled(observed.status):
         return problems or None
-    at_once = f"{', '.join(AT_ONCE[:-1])} and {AT_ONCE[-1]}"
-    meanwhile = f"the spec that was accepted before stays in effect, and only {at_once} are new"
-    return f"{problems} (until that is mended, {meanwhile})"
+    return f"{problems} (until that is mended, {observed.meanwhile})"
 
 
 def _is_new(status: SweepStatus, problem: str) -> bool:

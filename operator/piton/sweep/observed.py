@@ -55,6 +55,8 @@ class SweepObserved:
     """None if there are problems."""
     plan: tuple[PlannedRun, ...] = ()
     problems: tuple[str, ...] = ()
+    meanwhile: str = ""
+    """The parts of a spec that is refused that act all the same, and those that do not yet."""
     status: SweepStatus
     runs: tuple[RunSeen, ...] = ()
     """Existing runs that the sweep owns."""

@@ -26,6 +26,8 @@ class ParsedSweep:
     problems: tuple[str, ...]
     """Messages on why the user's is refused."""
     status: SweepStatus
+    meanwhile: str = ""
+    """The parts of a spec that is refused that act all the same, and those that do not yet."""
 
 
 def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
@@ -34,6 +36,7 @@ def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
     written, accepted = manifest.get("spec"), status.accepted.spec if status.accepted else None
     spec, problems = model_of(SweepSpec, written, "describe the template and its variants")
     plan: tuple[PlannedRun, ...] = ()
+    meanwhile = ""
     if spec is not None:
         plan, problems = rules.check(meta.name, spec)
     has_begun = status.plan != "" or status.unreadable is not None
@@ -43,8 +46,10 @@ def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
     if spec is not None and not problems and status.plan not in ("", digest(spec)):
         problems = [rules.CHANGED]
     if problems:
-        spec, plan = _accepted_before(meta.name, accepted, written, is_older=is_older) if accepted else (None, ())
-    return ParsedSweep(meta=meta, spec=spec, plan=plan, problems=tuple(problems), status=status)
+        spec, plan, meanwhile = (
+            _accepted_before(meta.name, accepted, written, is_older=is_older) if accepted else (None, (), "")
+        )
+    return ParsedSweep(meta=meta, spec=spec, plan=plan, problems=tuple(problems), status=status, meanwhile=meanwhile)
 
 
 def _is_good(name: str, accepted: Mapping[str, Any]) -> bool:
@@ -55,18 +60,19 @@ def _is_good(name: str, accepted: Mapping[str, Any]) -> bool:
 
 def _accepted_before(
     name: str, accepted: Mapping[str, Any], written: object, *, is_older: bool
-) -> tuple[SweepSpec | None, tuple[PlannedRun, ...]]:
-    """Return the spec that was accepted last and its runs, with those parts of what is written that act at once."""
+) -> tuple[SweepSpec | None, tuple[PlannedRun, ...], str]:
+    """Return the spec that was accepted last and its runs, with what acts at once of what is written, and its name."""
     spec, _ = model_of(SweepSpec, accepted, "")
     plan, problems = rules.check(name, spec, is_older=is_older) if spec else ((), [])
     if spec is None or problems:
-        return None, ()
+        return None, (), ""
 
     def accept(document: Mapping[str, Any]) -> SweepSpec | None:
         found, _ = model_of(SweepSpec, document, "")
         return None if found is None or rules.check_limits(found, plan, is_older=is_older) else found
 
-    return accepted_before(accepted, written, accept), plan
+    found, meanwhile = accepted_before(accepted, written, accept)
+    return found, plan, meanwhile
 
 
 def parse_file(document: object, *, now: datetime) -> ParsedSweep:
