@@ -7,7 +7,7 @@ condition `Accepted`.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from piton.api import validation, validation_names
+from piton.api.accepted import accepted_before, keep
 from piton.api.fields import DNS_LABEL, Model
-from piton.api.spec import Budget, Meta, Reclaim, Spec, StuckPods
+from piton.api.spec import Meta, Spec
 from piton.api.status import RETRY_MAX, RunStatus
 from piton.contract import InputError, duration, names, quantity
 
@@ -103,109 +104,14 @@ def parse(manifest: Mapping[str, Any]) -> Parsed:
     if problems:
         accept = partial(_accept, is_older=is_older)
         before, meanwhile = accepted_before(accepted, written, accept) if accepted else (None, "")
-        in_effect = None if before is None else _keep(before, written)
+        in_effect = None if before is None else keep(before, written)
     return Parsed(meta=meta, spec=in_effect, problems=tuple(problems), status=status, meanwhile=meanwhile, asked=spec)
-
-
-AT_ONCE = ("suspend", "limits.deadline", "limits.budget")
-"""Parts of a spec that act at once, also while another part is refused."""
-_BUDGET = tuple(f"limits.budget.{field.alias or name}" for name, field in Budget.model_fields.items())
-
-
-def accepted_before(
-    accepted: Mapping[str, Any], written: object, accept: Callable[[Mapping[str, Any]], ModelT | None]
-) -> tuple[ModelT | None, str]:
-    """Return the spec that was accepted last, with those parts of what is written now that act at once.
-
-    A part that cannot be parsed, or that breaks a rule there, stays as it was. A sentence names both kinds of parts.
-
-    Args:
-        accepted: the spec that was accepted last.
-        written: the spec as it is now.
-        accept: returns a document as the spec that it is; None if it is not acceptable.
-    """
-    spec, document = accept(accepted), accepted
-    if spec is None or not isinstance(written, Mapping):
-        return spec, _describe(accepted, accepted, written)
-    for path in AT_ONCE:
-        is_good = accept(_with_part(document, written, path)) is not None
-        for part in (path,) if is_good or path != "limits.budget" else _BUDGET:
-            changed = _with_part(document, written, part)
-            found = accept(changed)
-            spec, document = (spec, document) if found is None else (found, changed)
-    return spec, _describe(accepted, document, written)
-
-
-def _describe(accepted: Mapping[str, Any], document: Mapping[str, Any], written: object) -> str:
-    """Return what is in effect, by the document that is: the new parts that act at once, and those that do not."""
-    taken: list[str] = []
-    left: list[str] = []
-    for path in AT_ONCE if isinstance(written, Mapping) else ():
-        if not _differ(accepted, written, path):
-            continue
-        if not _differ(document, written, path):
-            taken.append(path)
-            continue
-        fields = [field for field in _BUDGET if path == "limits.budget" and _differ(accepted, written, field)]
-        some = [field for field in fields if not _differ(document, written, field)]
-        taken += some
-        left += [field for field in fields if field not in some] if some else [path]
-    but = f", but for the new {_listed(taken)}" if taken else ""
-    yet = f"; the new {_listed(left)} {'does' if len(left) == 1 else 'do'} not act yet" if left else ""
-    return f"the spec that was accepted before stays in effect{but}{yet}"
-
-
-def _differ(one: object, other: object, path: str) -> bool:
-    return _part(one, path) != _part(other, path)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
-
-
-def _keep(spec: Spec, written: object) -> Spec:
-    """Return the spec, but it deletes nothing that the one that is written now may keep.
-
-    A part that cannot be parsed keeps: a mistake deletes neither a claim nor a run, and forces no pod.
-    """
-    volume, lives = spec.checkpoint.volume, spec.ttl_after_finished
-    if _part(written, "checkpoint.volume.reclaim") != Reclaim.DELETE:
-        volume = volume.model_copy(update={"reclaim": Reclaim.RETAIN})
-    now = _part(written, "ttlAfterFinished")
-    if not isinstance(now, str) or not now or not re.fullmatch(duration.PATTERN, now):
-        lives = None
-    elif lives is not None:
-        lives = max(lives, now, key=duration.parse_duration)
-    limits = spec.limits
-    if _part(written, "limits.stuckPods") != StuckPods.FORCE_DELETE:
-        limits = limits.model_copy(update={"stuck_pods": StuckPods.REPORT})
-    checkpoint = spec.checkpoint.model_copy(update={"volume": volume})
-    return spec.model_copy(update={"checkpoint": checkpoint, "ttl_after_finished": lives, "limits": limits})
-
-
-def _part(document: object, path: str) -> object:
-    """Return what stands at a path of a document; None if nothing does."""
-    for step in path.split("."):
-        document = document.get(step) if isinstance(document, Mapping) else None
-    return document
 
 
 def _accept(document: Mapping[str, Any], *, is_older: bool = False) -> Spec | None:
     """Return the spec if a run that has begun may have it."""
     spec, _ = model_of(Spec, document, "")
     return None if spec is None or validation.check(spec, has_begun=True, is_older=is_older) else spec
-
-
-def _with_part(document: Mapping[str, Any], written: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Return a copy of the document with this part as it is written; as it was, where what it is in is no mapping."""
-    first, _, rest = path.partition(".")
-    if not rest:
-        others = {key: value for key, value in document.items() if key != first}
-        return {**others, first: written[first]} if written.get(first) is not None else others
-    inner = written.get(first) or {}
-    if not isinstance(inner, Mapping):
-        return document
-    return {**document, first: _with_part(document.get(first) or {}, inner, rest)}
 
 
 def parse_file(document: object, *, now: datetime) -> Parsed:

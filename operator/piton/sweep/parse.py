@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from piton.api.parse import SpecError, accepted_before, manifest_of, meta_of, model_of
+from piton.api.accepted import accepted_before
+from piton.api.parse import SpecError, manifest_of, meta_of, model_of
 from piton.api.spec import Meta
 from piton.contract import names
 from piton.sweep import rules
