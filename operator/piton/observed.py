@@ -57,6 +57,8 @@ class ReplicaSeen:
     exit_code: int | None = None
     began_at: datetime | None = None
     """The earliest time at which its trainer may have begun, by the clock of the control plane."""
+    end_unknown: bool = False
+    """Nobody saw its trainer end: the machine has rebooted, or its container runtime has lost the container."""
     ended_at: datetime | None = None
     ended_by_itself: bool = False
     """Its trainer was over, beyond doubt, before anybody could have told it to end: it counts as its own end."""
@@ -93,8 +95,7 @@ class ReplicaSeen:
     init_failure: str | None = None
     """The init container that failed, with its exit code and last words. The trainer has never begun."""
     short_of_memory: bool = False
-    """Evicted because its node ran short of memory, though the trainer asks for none, or killed by the kernel without a
-    limit of its own: others may have used it."""
+    """Evicted from a node short of memory without a request, or killed by the kernel without a limit of its own."""
     node: str | None = None
     zone: str | None = None
     """The zone of its machine."""

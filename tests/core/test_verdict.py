@@ -158,6 +158,32 @@ def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
             id="a machine that is lost meanwhile is a preemption",
         ),
         pytest.param(
+            a_failed_attempt(failed(255, node="n1", end_unknown=True)),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_EVIDENCE,
+            id="a machine that reboots under a program is not the user's failure",
+        ),
+        pytest.param(
+            a_failed_attempt(
+                failed(255, name="a", end_unknown=True, ended_at=later(0)), failed(1, name="b", ended_at=later(0))
+            ),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_EVIDENCE,
+            id="nor is it when its peers fail for that",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(255, end_unknown=True, disruption="NodeShutdown")),
+            Verdict.PREEMPTED,
+            Reason.DISRUPTED,
+            id="a reboot that was announced is a preemption",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(255)),
+            Verdict.USER_FAILURE,
+            Reason.CRASHED,
+            id="a program may end with 255 as well",
+        ),
+        pytest.param(
             a_failed_attempt(failed(143)),
             Verdict.INFRASTRUCTURE,
             Reason.POD_DELETED,

@@ -232,6 +232,24 @@ def test_the_last_words_are_read() -> None:
     assert (seen.termination, seen.state, seen.ended_at) == (words, ReplicaState.SUCCEEDED, NOW - timedelta(minutes=1))
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "is_unknown"),
+    [
+        (255, "Unknown", True),
+        (137, "ContainerStatusUnknown", True),
+        (255, "Error", False),
+        (137, "OOMKilled", False),
+        (1, None, False),
+    ],
+)
+def test_an_end_that_nobody_saw_is_told_from_one_of_the_programs(
+    code: int, reason: str | None, is_unknown: bool
+) -> None:
+    ended = {"exitCode": code, "finishedAt": "2026-11-21T11:59:00Z"} | ({"reason": reason} if reason else {})
+    seen = _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended)))
+    assert (seen.end_unknown, seen.exit_code, seen.state) == (is_unknown, code, ReplicaState.FAILED)
+
+
 def test_plain_text_of_a_program_that_failed_becomes_the_detail() -> None:
     ended = {"exitCode": 128, "reason": "StartError", "message": 'exec: "pyhton": executable file not found in $PATH'}
     seen = _seen(_pod(phase="Failed", containerStatuses=_container(terminated=ended)))

@@ -146,7 +146,7 @@ class Reason(OpenEnum):
     STOPPED_EARLY = "StoppedEarly"
     """A limit ended it that the run has not reached: a node's clock is wrong, or its pods have somebody's deadline."""
     NO_EVIDENCE = "NoEvidence"
-    """The job failed and no pod is left to say why."""
+    """The job failed, and nobody can say why: no pod is left, or a machine has rebooted under its trainer."""
     PRICE_TOO_HIGH = "PriceTooHigh"
     """The machine costs more than capacity.maxPricePerHour."""
     VOLUME_LOST = "VolumeLost"

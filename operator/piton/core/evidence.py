@@ -90,6 +90,8 @@ def cause_of_failure(replica: ReplicaSeen, evidence: Evidence) -> Reason | None:
     """Return the reason for which the replica failed, without regard to the others; None if it did not fail."""
     if outcome_of_replica(replica) is Outcome.STOPPED or deleted_by_others(replica, evidence):
         return Reason.POD_DELETED
+    if replica.end_unknown:
+        return Reason.NO_EVIDENCE
     if replica.exit_code == SIGKILL_EXIT:
         return Reason.KILLED
     if outcome_of_replica(replica) is Outcome.DEVICE_LOST or is_aborted(replica, evidence):

@@ -11,8 +11,8 @@
     a pod its kubelet refused -> Infrastructure
     a failed init container   -> Infrastructure
     what cannot start         -> UserFailure or Infrastructure, by the kubelet's words and by what has run before
-    the first replica to fall: told to stop, SIGKILL, a device lost -> Infrastructure; an error -> UserFailure, but
-                                before all replicas have run -> Infrastructure
+    the first replica to fall: told to stop, an end that nobody saw, SIGKILL, a device lost -> Infrastructure; an error
+                                -> UserFailure, but before all replicas have run -> Infrastructure
     a pod gone from its node -> Infrastructure
     what nobody explains     -> Infrastructure
 
@@ -46,7 +46,7 @@ from piton.core.start_verdicts import cannot_start, failed_to_initialize, has_no
 from piton.observed import JobState, ReplicaSeen, ReplicaState
 
 NEVER = datetime.max.replace(tzinfo=UTC)
-_FALL_ORDER = (Reason.POD_DELETED, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
+_FALL_ORDER = (Reason.POD_DELETED, Reason.NO_EVIDENCE, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
 """Order of trust between replicas that ended in the same second."""
 
 
@@ -238,6 +238,10 @@ def first_failure(evidence: Evidence) -> Judgement | None:
     if how is Reason.POD_DELETED:
         # Patient: a pod on a node that does not answer is deleted by the cluster before the node counts as gone.
         message = f"{replica.name} was told to stop by somebody else"
+        return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
+    if how is Reason.NO_EVIDENCE:
+        where = f"the machine {replica.node}" if replica.node else "its machine"
+        message = f"nobody saw {replica.name} end: {where} has rebooted, or its container runtime lost it{detail}"
         return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=how, message=message, patient=True)
     if how is Reason.KILLED:
         message = f"{replica.name} was killed (SIGKILL) and nothing says by whom{detail}"

@@ -39,6 +39,9 @@ _OWN_MEMORY = re.compile(rf"{_USES} (?!0,)[^,]+, has larger consumption of memor
 is no disruption, and happens again. Any use of the node's disk or memory is more than a request of 0: that says
 nothing. See pkg/kubelet/eviction/helpers.go of Kubernetes."""
 _MEMORY_WITHOUT_REQUEST = re.compile(rf"{_USES} 0, has larger consumption of memory")
+_END_UNKNOWN = frozenset({"Unknown", "ContainerStatusUnknown"})
+"""A container runtime says the first, with exit code 255, of what ran before it was started anew: mostly the machine
+has rebooted. A kubelet says the second, with 137, of a container that it cannot find any more."""
 _OOM_KILLED = "OOMKilled"
 _NODE_OUT_OF_MEMORY = "OOMKilled without a limit of its own, so its node ran out of memory"
 
@@ -65,6 +68,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         uid=meta.get("uid", ""),
         state=_state(status, exit_code),
         exit_code=exit_code,
+        end_unknown=ended.get("reason") in _END_UNKNOWN,
         ended_at=ended_at,
         ended_by_itself=by_itself,
         termination=_termination(ended),
