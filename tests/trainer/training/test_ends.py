@@ -401,6 +401,26 @@ def test_a_budget_stops_a_run_when_it_is_spent_and_waiting_for_a_machine_is_free
     assert termination(log).limit is Limit.BUDGET
 
 
+@pytest.mark.parametrize("hours", [-24, -2, 2, 24])
+@pytest.mark.parametrize("own", [{"stop_after": 60.0}, {"stop_at": datetime(2026, 1, 31, 12, 1, tzinfo=UTC)}])
+def test_a_limit_is_kept_though_the_nodes_clock_is_set_right_meanwhile(
+    checkpoints: Path, own: dict[str, Any], hours: int
+) -> None:
+    clock = FakeClock()
+    session = piton_trainer.session(tiny.config(checkpoints, **own), clock=clock)
+
+    def a_script() -> None:
+        with session:
+            session.restore(model=tiny.build())
+            for step in session.steps(range(9), total=9):
+                clock.pass_seconds(25)
+                clock.set_time(3600 * hours if step == 1 else 0)
+
+    with pytest.raises(Stopped, match="is reached"):
+        a_script()
+    assert session.step == 3
+
+
 def test_a_save_is_due_when_enough_time_has_passed(checkpoints: Path) -> None:
     clock = FakeClock()
     orders = Assignment(save=SavePolicy(every_seconds=25, keep_last=9))

@@ -15,13 +15,13 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from piton.contract.progress import Progress, StopAt, TrainerRequests
+from piton.contract.termination import Limit
 from piton_trainer.clock import Clock
 from piton_trainer.config import Server
 from piton_trainer.telemetry.callbacks import Callback
@@ -37,6 +37,23 @@ _WAIT_SECONDS_MAX = 60.0
 """No server keeps the trainer silent for longer, whatever it asks for."""
 _WAIT_SECONDS_AT_END = 2.0
 """The same for the last report: the process ends, and a machine may be about to go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopBy:
+    """Until when this trainer may go on, by the clock that never jumps: a node's time of day may be set right."""
+
+    moment: float | None = None
+    """None: no limit says anything."""
+    limit: Limit | None = None
+
+    @classmethod
+    def told(cls, stop_at: StopAt, clock: Clock) -> Self:
+        """Return what was told just now; only an older server has no seconds, but a moment of its own clock."""
+        seconds = stop_at.seconds
+        if seconds is None and stop_at.time is not None:
+            seconds = (stop_at.time - clock.now()).total_seconds()
+        return cls(moment=None if seconds is None else clock.monotonic() + seconds, limit=stop_at.limit)
 
 
 class ComeAgain(ConnectionError):  # noqa: N818 - a situation, not an error
@@ -73,6 +90,8 @@ class OperatorClient(Callback):
         self._warned = False
         self._changed = threading.Condition()
         self._requests = TrainerRequests()
+        self.stop_by: StopBy | None = None
+        """Until when the server lets the run go on, by its newest answer that said so."""
         self._silent_until = 0.0
         self._postponed = False
         self._thread = threading.Thread(target=self._deliver, name="piton-report", daemon=True)
@@ -93,11 +112,6 @@ class OperatorClient(Callback):
     def checkpoint_requested(self) -> bool:
         """True if the server wants a checkpoint that has not been made yet."""
         return self._requests.checkpoint
-
-    @property
-    def stop_at(self) -> StopAt | None:
-        """Until when the server lets the run go on, by its newest answer that said so."""
-        return self._requests.stop_at
 
     def on_save(self, *, stall_seconds: float) -> None:  # noqa: ARG002 - of the event
         """Note that the requested checkpoint is being made."""
@@ -145,18 +159,13 @@ class OperatorClient(Callback):
                 self._postpone(progress, error.seconds)
             return
         self.failure = None
+        if answer.stop_at is not None:
+            self.stop_by = StopBy.told(answer.stop_at, self._clock)
         with self._changed:
             self._requests = TrainerRequests(
                 checkpoint=self._requests.checkpoint or answer.checkpoint,
                 stop=self._requests.stop or answer.stop,
-                stop_at=self._on_our_clock(answer.stop_at) or self._requests.stop_at,
             )
-
-    def _on_our_clock(self, stop_at: StopAt | None) -> StopAt | None:
-        """Return the server's moment by the clock of this machine, which may be another."""
-        if stop_at is None or stop_at.seconds is None:
-            return stop_at
-        return replace(stop_at, time=self._clock.now() + timedelta(seconds=stop_at.seconds))
 
     def _postpone(self, progress: Progress, seconds: float) -> None:
         """Be silent for so long, and then send the report unless there is a newer one; the last one only once."""

@@ -14,7 +14,6 @@ from piton.contract.progress import (
     MIRROR_RESTORE_BYTES,
     MIRROR_RESTORED_BYTES,
     Progress,
-    StopAt,
 )
 from piton.contract.termination import Outcome
 from piton_trainer.checkpoint import Saved
@@ -29,7 +28,7 @@ from piton_trainer.mirror.keys import BucketPrefix
 from piton_trainer.mirror.messages import Timeouts, Transfer
 from piton_trainer.telemetry.callbacks import Callback, Callbacks
 from piton_trainer.telemetry.console import ConsoleReporter, transfer_line
-from piton_trainer.telemetry.operator_client import OperatorClient
+from piton_trainer.telemetry.operator_client import OperatorClient, StopBy
 from piton_trainer.termination import print_status
 
 if TYPE_CHECKING:  # the library is needed only where metrics are served
@@ -61,9 +60,9 @@ class Telemetry:
         return self.operator is not None and self.operator.stop_requested
 
     @property
-    def stop_at(self) -> StopAt | None:
-        """Time until which the operator lets the training go on; None if it has not answered with one."""
-        return None if self.operator is None else self.operator.stop_at
+    def stop_by(self) -> StopBy | None:
+        """Moment until which the operator lets the training go on; None if it has not answered with one."""
+        return None if self.operator is None else self.operator.stop_by
 
     @property
     def report_failure(self) -> str | None:

@@ -4,14 +4,13 @@ any rank    a signal: SIGTERM, SIGINT
 rank 0      the operator's answer to a report; the run's deadline or budget, which needs no operator; a rehearsal
 """
 
-from datetime import datetime, timedelta
-
 from piton.contract.progress import StopAt
 from piton.contract.termination import Limit
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import Stopped
 from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.telemetry.operator_client import StopBy
 from piton_trainer.telemetry.telemetry import Telemetry
 from piton_trainer.training.boundary import StopRehearsal
 from piton_trainer.training.signals import StopFlag
@@ -34,7 +33,7 @@ class StopRequests:
 
     def renew(self) -> None:
         """Take over the time limit of the operator's newest answer."""
-        self._time_limit.renew(self._telemetry.stop_at)
+        self._time_limit.renew(self._telemetry.stop_by)
 
     def has_any(self, step: int, *, is_resumed: bool) -> bool:
         """Return True if this rank knows of a request to stop after this step."""
@@ -60,23 +59,20 @@ class TimeLimit:
     """Rank 0's deadline or budget: the one of the environment, until the operator answers a report with another."""
 
     def __init__(self, config: Config, clock: Clock) -> None:
-        now = clock.now()
-        found: list[tuple[datetime, Limit]] = []
+        told = []
         if config.stop_at is not None:
-            found.append((config.stop_at, Limit.DEADLINE))
+            told.append(StopAt(time=config.stop_at, limit=Limit.DEADLINE))
         if config.stop_after is not None:
-            found.append((now + timedelta(seconds=config.stop_after), config.stop_limit))
+            told.append(StopAt(seconds=config.stop_after, limit=config.stop_limit))
+        found = [StopBy.told(stop_at, clock) for stop_at in told]
         self._clock = clock
-        self._stop_at = StopAt()
-        if found:
-            time, limit = min(found)
-            self._stop_at = StopAt(time=time, limit=limit)
+        self._stop_by = min(found, key=lambda each: each.moment or 0.0, default=StopBy())
 
-    def renew(self, stop_at: StopAt | None) -> None:
+    def renew(self, stop_by: StopBy | None) -> None:
         """Take over the operator's limit, if it has named one."""
-        self._stop_at = stop_at or self._stop_at
+        self._stop_by = stop_by or self._stop_by
 
-    def reached(self) -> StopAt | None:
+    def reached(self) -> StopBy | None:
         """Return the limit if it is reached, else None."""
-        time = self._stop_at.time
-        return self._stop_at if time is not None and self._clock.now() >= time else None
+        moment = self._stop_by.moment
+        return self._stop_by if moment is not None and self._clock.monotonic() >= moment else None
