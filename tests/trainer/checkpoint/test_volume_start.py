@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def claim(directory: Path, code: int, *, times: int = 10**9, **who: Any) -> Fenc
 def test_a_volume_in_trouble_is_tried_again_where_the_run_may_have_saved(
     tmp_path: Path, code: int, who: dict[str, Any]
 ) -> None:
+    (tmp_path / names.CACHE_FOLDER).mkdir()
     assert claim(tmp_path, code, times=3, **who).attempt == who["attempt"]
 
 
@@ -78,6 +80,7 @@ def test_a_volume_in_trouble_is_tried_again_where_the_run_may_have_saved(
 def test_trouble_that_stays_ends_the_attempt_as_in_the_middle_of_a_run_and_never_for_good(
     tmp_path: Path, code: int, end: type[Ended], who: dict[str, Any]
 ) -> None:
+    (tmp_path / names.CACHE_FOLDER).mkdir()
     with pytest.raises(end) as ended:
         claim(tmp_path, code, **who)
 
@@ -141,10 +144,26 @@ def test_a_volume_that_cannot_be_read_may_hold_work_unless_nobody_may_read_it(
     assert may_have_saved(tmp_path, attempt=1, durable_step=None) is may
 
 
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("folder", [".", "run"], ids=["empty", "not there"])
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
-def test_a_fresh_volume_that_may_not_be_written_is_a_wrong_setting_at_once(tmp_path: Path, code: int) -> None:
+def test_a_fresh_volume_that_may_not_be_written_is_a_wrong_setting_at_once(
+    tmp_path: Path, code: int, folder: str, attempt: int
+) -> None:
+    """The attempts before have prepared data, or have lost their machines while an image was pulled."""
     with pytest.raises(BadConfig, match="checkpoints cannot be kept in"):
-        claim(tmp_path, code)
+        claim(tmp_path / folder, code, attempt=attempt)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_directory_that_a_later_attempt_cannot_list_may_hold_anything(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Iterator[Path]:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    assert may_have_saved(tmp_path, attempt=2, durable_step=None)
 
 
 def test_a_path_through_a_file_is_a_wrong_setting_whatever_was_saved(tmp_path: Path) -> None:
@@ -209,10 +228,16 @@ def test_a_volume_that_can_be_written_keeps_the_caches_and_nothing_of_the_look(e
     assert Path(environment[names.ENV_INDUCTOR_CACHE]).is_dir()
 
 
+@pytest.mark.parametrize("attempt", ["1", "3"])
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
 def test_a_fresh_volume_of_root_is_named_with_what_would_help(
-    environment: dict[str, str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: dict[str, str],
+    code: int,
+    attempt: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    environment[names.ENV_ATTEMPT] = attempt
     forbid(monkeypatch, code)
     with pytest.raises(SystemExit) as ended:
         look_before_torch(environment)
@@ -231,6 +256,7 @@ def test_a_fresh_volume_of_root_is_named_with_what_would_help(
 def test_a_volume_that_may_hold_work_is_left_to_the_claim_and_torch_gets_no_caches_on_it(
     environment: dict[str, str], known: dict[str, str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (Path(environment[names.ENV_CHECKPOINT_DIR]) / names.CACHE_FOLDER).mkdir(parents=True)
     forbid(monkeypatch, code)
     environment |= known
 

@@ -7,7 +7,9 @@
     a path through a file      BadConfig
     not shared by the ranks    VolumeLost within 10 s, with both paths
 
-A run may have saved if the operator knows a durable step, if this is not its first attempt, or if the volume shows it.
+A run may have saved if the operator knows a durable step, or if the volume shows it. Before a first attempt that needs
+a claim or a checkpoint. Later, anything does, and so does a directory that cannot be listed: not each attempt before
+has run a trainer, and one that has leaves its claim.
 """
 
 import errno
@@ -175,16 +177,19 @@ def _forget_listing(directory: Path) -> None:
 
 def may_have_saved(directory: Path, *, attempt: int | None, durable_step: int | None) -> bool:
     """True if an earlier attempt may have saved in this directory. A volume that does not answer may hold anything."""
-    if durable_step is not None or (attempt or 1) > 1:
+    if durable_step is not None:
         return True
+    is_first = (attempt or 1) == 1
 
     def look() -> bool:
+        if not is_first:
+            return next(directory.iterdir(), None) is not None
         return (directory / names.FENCE_FILE).exists() or next(layout.committed(directory), None) is not None
 
     try:
         return answered(look, directory, seconds=_PROBE_SECONDS)
     except OSError as error:
-        return error.errno not in FORBIDDEN | _WRONG_PATH | {errno.ENOENT}
+        return error.errno not in {errno.ENOENT, *(FORBIDDEN | _WRONG_PATH if is_first else ())}
 
 
 def answered(work: Callable[[], T], directory: Path, *, seconds: float) -> T:
@@ -217,7 +222,7 @@ def answered(work: Callable[[], T], directory: Path, *, seconds: float) -> T:
 
 
 def look_before_torch(environment: MutableMapping[str, str]) -> None:
-    """End a first attempt that cannot write to its volume, with a sentence; torch would die in its own words.
+    """End an attempt that cannot write to its volume, with a sentence; torch would die in its own words.
 
     A volume in any other trouble is left to `claim_directory`.
 
