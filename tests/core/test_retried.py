@@ -117,10 +117,48 @@ def test_a_run_that_gets_nowhere_is_answered_also_while_an_attempt_is_under_way(
     assert decide(an_observed(seen, status=again.status, run=run), now=later(99)).rule == "observe_running"
 
 
-def test_a_run_that_has_succeeded_stays_as_it_is() -> None:
-    done = a_status(an_ended(1, Verdict.FINISHED), phase=Phase.SUCCEEDED)
+BUDGET: dict[str, Any] = {**PRICE, "limits": {"budget": {"usd": "0.01"}}}
 
-    assert looked_at(done, "1").status == done
+
+@pytest.mark.parametrize(
+    ("status", "spec", "told"),
+    [
+        (a_status(an_ended(1, Verdict.FINISHED), phase=Phase.SUCCEEDED), LIMITED, "the run has Succeeded"),
+        (a_status(a_record(1)), LIMITED, "attempt 1 is under way"),
+        (a_status(an_ended(1, ended_time=later(98))), LIMITED, "the next attempt starts by itself"),
+        (
+            a_status(an_ended(1, Verdict.USER_FAILURE, reason=Reason.CRASHED, ended_time=later(98)), failures=1),
+            LIMITED,
+            "the next attempt starts by itself",
+        ),
+        (
+            a_status(an_ended(1, Verdict.STOPPED), phase=Phase.SUSPENDED),
+            a_spec(suspend=True),
+            "set spec.suspend to false",
+        ),
+        (a_status(an_ended(1, Verdict.STOPPED), phase=Phase.SUSPENDED), a_spec(**BUDGET), "limits.budget: "),
+    ],
+    ids=["succeeded", "under way", "preempted", "backs off", "suspended", "over its budget"],
+)
+def test_a_wish_that_changes_nothing_is_answered_once(status: RunStatus, spec: Spec, told: str) -> None:
+    seen = (an_attempt(a_replica()),) if status.current and status.current.state is AttemptState.RUNNING else ()
+    run = meta().model_copy(update={"retry": "1"})
+
+    first = decide(an_observed(*seen, status=status, spec=spec, run=run), now=later(99))
+    again = decide(an_observed(*seen, status=first.status, spec=spec, run=run), now=later(99))
+
+    (event,) = first.announcements
+    assert (event.severity, event.reason) == ("Normal", Reason.NOTHING_TO_RETRY)
+    assert told in event.message
+    assert (first.effects, first.status.phase, first.status.attempts) == ((), status.phase, status.attempts)
+    assert first.status.retried == "1"
+    assert again.rule != "retried"
+    assert Reason.NOTHING_TO_RETRY not in {news.reason for news in again.announcements}
+
+
+def test_a_text_that_the_manifest_of_a_new_run_has_is_no_wish() -> None:
+    first = looked_at(RunStatus(), "1")
+    assert (first.rule, first.status.retried, first.announcements) == ("retried", "1", ())
 
 
 # --- a loop that was left by break ------------------------------------------------------------------------------------

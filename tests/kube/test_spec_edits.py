@@ -9,10 +9,23 @@ import pytest
 from piton.api.conditions import ACCEPTED, SPEC_PENDING
 from piton.api.parse import parse
 from piton.api.reasons import Reason
+from piton.api.status import AttemptState
 from piton.api.status_base import Phase
+from piton.contract.termination import Outcome
 from piton.core.decide import decide
+from piton.observed import LeavingPod
 from support.apiserver import CLAIMS, EVENTS, JOBS, NODES, PODS, RUNS, refusal
-from support.builders import a_manifest, a_record, a_status, an_observed, later, problems_of
+from support.builders import (
+    NOW,
+    a_manifest,
+    a_record,
+    a_replica,
+    a_status,
+    an_attempt,
+    an_observed,
+    later,
+    problems_of,
+)
 from support.cluster import Disrupted, Ends, Runs
 from support.pilot import Pilot
 
@@ -361,6 +374,53 @@ async def test_a_spec_that_no_object_could_hold_is_refused_before_anything_is_ma
     assert found is not None
     assert "KiB are more than a job can hold, 600 KiB" in str(found["status"]["conditions"])
     assert not pilot.server.all(CLAIMS)
+
+
+async def test_an_edit_of_a_run_that_has_failed_says_how_it_comes_into_effect(pilot: Pilot) -> None:
+    pilot.cluster.script = {1: Ends(outcome=Outcome.BAD_CONFIG), 2: Ends()}
+    await pilot.cluster.apply(a_manifest(limits={"failures": 1}))
+    await pilot.until_phase(Phase.FAILED)
+    assert not pilot.status().is_true(SPEC_PENDING)
+
+    await edit(pilot, lambda spec: spec["trainer"].update(image="trainer:2"))
+    await wait(pilot, 60)
+    pending = pilot.status().condition(SPEC_PENDING)
+    assert pending is not None
+    assert (pending.status, pilot.status().phase) == ("True", Phase.FAILED)
+    assert "kubectl annotate trainingrun ragcun -n team --overwrite piton.dev/retry=" in pending.message
+    assert len(events(pilot, "SpecPending")) == 1
+
+    run = run_of(pilot)
+    run["metadata"]["annotations"] = {"piton.dev/retry": "1"}
+    await pilot.server.put(RUNS, run)
+    await pilot.until_phase(Phase.SUCCEEDED)
+    assert not pilot.status().is_true(SPEC_PENDING)
+    assert image(pilot, 2) == "trainer:2"
+
+
+@pytest.mark.parametrize(
+    ("limits", "accepted", "generation"),
+    [({"stuckPods": "ForceDelete"}, "True", 3), ({"stuckPods": "Force"}, "False", 3), ({}, "True", 3)],
+)
+def test_an_edit_of_a_run_whose_deletion_is_held_up_is_answered(
+    limits: dict[str, Any], accepted: str, generation: int
+) -> None:
+    status = a_status(a_record(1, AttemptState.STOPPING, running_time=NOW)).to_wire() | {"observedGeneration": 1}
+    status["accepted"] = {"generation": 1, "spec": a_manifest()["spec"]}
+    manifest = a_manifest(limits=limits)
+    gone = {"generation": 3, "deletionTimestamp": NOW.isoformat(), "finalizers": ["piton.dev/finalizer"]}
+    parsed = parse(manifest | {"metadata": manifest["metadata"] | gone, "status": status})
+    pod = LeavingPod(name="a", uid="a", node="n1", leaves_by=NOW, unshared_claims=(), is_node_closed=True)
+    seen = an_attempt(a_replica(node="n1", deleting=True), deleting=True, job=None, leaving=(pod,))
+    observed = an_observed(seen, status=parsed.status, spec=parsed.spec, run=parsed.meta)
+    observed = replace(observed, problems=parsed.problems, meanwhile=parsed.meanwhile)
+
+    soon, late = (decide(observed, now=later(seconds)).status for seconds in (10, 300))
+
+    assert soon.observed_generation == 1, "nothing holds it up: its deletion alone is not worth a write"
+    found = late.condition(ACCEPTED)
+    assert found is not None
+    assert (found.status, late.observed_generation) == (accepted, generation)
 
 
 DELETE = {"reclaim": "Delete"}

@@ -177,6 +177,8 @@ class Reason(OpenEnum):
     # Stopped on order
     SUSPENDED = "Suspended"
     """spec.suspend is true."""
+    NOTHING_TO_RETRY = "NothingToRetry"
+    """piton.dev/retry was set on a run that has neither Failed nor Stalled."""
     RESUMED = "Resumed"
     """spec.suspend is false again."""
     DELETED = "Deleted"

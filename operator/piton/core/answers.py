@@ -2,7 +2,7 @@
 
 Accepted             whether the spec is good. While it is refused, the one that was accepted last stays in effect
 observedGeneration   the generation that the operator has looked at
-SpecPending          parts of the spec that the attempt in flight does not have
+SpecPending          parts of the spec that the attempt in flight does not have, or a run that has Failed
 OperatorError        what could not be read for long; False again where the operator got through a pass and read all
 
 The spec that was accepted last is kept in the status: nobody else remembers it.
@@ -13,12 +13,22 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from piton.api.conditions import ACCEPTED, OPERATOR_ERROR, SPEC_PENDING, settled, with_accepted
+from piton.api.conditions import (
+    ACCEPTED,
+    FAILED,
+    OPERATOR_ERROR,
+    POD_STUCK,
+    SPEC_PENDING,
+    WAITING,
+    settled,
+    with_accepted,
+)
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
 from piton.api.status import AcceptedSpec, RunStatus
 from piton.api.validation_sizes import is_too_large
+from piton.contract import names
 from piton.contract.quantity import parse_quantity
 from piton.core import programs
 from piton.core.context import Context
@@ -55,8 +65,8 @@ def answer(context: Context, decision: Decision) -> Decision:
         return decision
     decision = _note_unread(context, decision)
     status, generation = decision.status, context.meta.generation
-    if context.meta.deleting:
-        return decision
+    if context.meta.deleting and not (status.is_true(WAITING) or status.is_true(POD_STUCK)):
+        return decision  # a deletion is no edit, though it is a generation: only one that is held up is worth a write
     status = status.model_copy(update={"observed_generation": generation})
     problem = _problem(context)
     status = with_accepted(status, context.status, problem, now=context.now, generation=generation)
@@ -96,7 +106,7 @@ def _note_unread(context: Context, decision: Decision) -> Decision:
 def _problem(context: Context) -> str | None:
     """Return why the spec is refused, and what happens meanwhile; None: it is not."""
     problems = "; ".join(context.observed.problems)
-    if not problems or context.status.attempt == 0:
+    if not problems or context.status.attempt == 0 or context.meta.deleting:
         return problems or None
     if settled(context.status):
         return f"{problems} (until that is mended, nothing is deleted that this spec or the one before it keeps)"
@@ -125,11 +135,26 @@ def _remembered(context: Context, status: RunStatus) -> RunStatus:
 def _pending(context: Context, status: RunStatus) -> Iterator[str]:
     """Yield what the spec asks for and the run does not have yet."""
     record, spec = context.flying, context.spec
-    if settled(status) or spec is None:
+    if status.is_true(FAILED):
+        yield from _changed_too_late(context)
+    if settled(status) or spec is None or context.meta.deleting:
         return
     if record is not None and record.spec_digests and record.spec_generation != context.meta.generation:
         yield from _changed(context, spec, record.spec_digests)
     yield from _volume(context, spec)
+
+
+def _changed_too_late(context: Context) -> Iterator[str]:
+    """Yield what a run that has Failed needs to have the spec that was written since; until it is taken up again."""
+    status = context.status
+    if not status.is_true(FAILED) or context.meta.deleting:
+        return
+    if status.observed_generation != context.meta.generation or status.is_true(SPEC_PENDING):
+        yield (
+            "spec: changed since the run has Failed. What keeps or deletes it acts at once. To start it with the rest: "
+            f"kubectl annotate trainingrun {context.meta.name} -n {context.meta.namespace} --overwrite "
+            f"{names.ANNOTATION_RETRY}=$(date +%s)"
+        )
 
 
 def _changed(context: Context, spec: Spec, known: Mapping[str, str]) -> Iterator[str]:

@@ -24,15 +24,17 @@ def may_go_on(status: RunStatus) -> bool:
 def restart_on_request(context: Context) -> Decision | None:
     """Take the run up again as the annotation asks, once for each text of it, whatever the run does then."""
     status, asked = context.status, context.meta.retry
-    goes_on = may_go_on(status)
-    if not asked or asked == status.retried or (status.is_true(SUCCEEDED) and not goes_on):
+    if not asked or asked == status.retried:
         return None
-    if goes_on:
+    if may_go_on(status):
         return _restart_after_break(context, asked)
     is_stalled, flying = stalled.is_stalled(status, context.timing), context.flying
     status = status.model_copy(update={"retried": asked})
     if not (is_stalled if flying else is_stalled or status.is_true(FAILED)):
-        return Decision(rule="retried", status=status, look_again_seconds=0)
+        message = f"{names.ANNOTATION_RETRY} changes nothing: {_why_not(context)}"
+        said = Announcement(reason=Reason.NOTHING_TO_RETRY, message=message)
+        is_new = not status.attempts  # the manifest may have it from an earlier run
+        return Decision(rule="retried", status=status, announcements=() if is_new else (said,), look_again_seconds=0)
     step = f"step {status.checkpoint.step}" if status.checkpoint else "the beginning"
     how = f"{stages.called(flying)} goes on" if flying else f"taken up again from {step}"
     message = f"{how}, as {names.ANNOTATION_RETRY} asks; failures count anew"
@@ -41,6 +43,20 @@ def restart_on_request(context: Context) -> Decision | None:
         status = context.phase(status, Phase.PENDING, Reason.RETRYING, message)
     news = Announcement(reason=Reason.RETRYING, message=message)
     return Decision(rule="retried", status=status, announcements=(news,), look_again_seconds=0)
+
+
+def _why_not(context: Context) -> str:
+    """Return why there is nothing to take up, and what starts the next attempt."""
+    if context.status.is_true(SUCCEEDED):
+        return "the run has Succeeded; a new run trains anew"
+    if context.flying is not None:
+        return f"{stages.called(context.flying)} is under way; a run that has Failed, or is Stalled, is taken up"
+    if context.spec is not None and context.spec.suspend:
+        return "the run is suspended; set spec.suspend to false"
+    obstacle = _obstacle(context)
+    if obstacle is not None:
+        return f"{obstacle[1]}; change that"
+    return "the next attempt starts by itself; the condition Training says when"
 
 
 def _restart_after_break(context: Context, asked: str) -> Decision:
