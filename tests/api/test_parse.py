@@ -80,6 +80,21 @@ VOLUME = {"size": "1Gi"}
         *(
             (
                 {"workers": {"template": {"resources": {"limits": {"cpu": amount}}}}},
+                f"limits.cpu: {shown} is of the wrong type; write an amount such as 4, ",
+            )
+            for amount, shown in ((None, "null"), (True, "true"))
+        ),
+        *(
+            (
+                {"limits": {"hangTimeout": value}},
+                f"spec.limits.hangTimeout: {shown} is not known; write 'auto' or 'off', or a duration such as 90s, 15m",
+            )
+            for value, shown in (("never", '"never"'), (5, "5"), (None, "null"), ("5 min", '"5 min"'))
+        ),
+        ({"trainer": {"image": None, "recipe": "c"}}, "spec.trainer.image: null is of the wrong type; write text"),
+        *(
+            (
+                {"workers": {"template": {"resources": {"limits": {"cpu": amount}}}}},
                 'is not allowed; write an amount such as 4, "1.5", 500m or 16Gi',
             )
             for amount in ("-1", -1, "1e3m", "1K", "half", "")
@@ -94,7 +109,7 @@ def test_a_bad_spec_gets_a_sentence_with_path_value_and_fix(parts: dict[str, Any
     found = problems_of(**parts)
 
     assert any(problem in sentence for sentence in found), found
-    assert all("\n" not in sentence for sentence in found)
+    assert all("\n" not in sentence and "literal[" not in sentence for sentence in found)
 
 
 @pytest.mark.parametrize(

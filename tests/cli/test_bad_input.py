@@ -216,6 +216,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, piton: Piton) -> 
 
     assert_one_sentence(piton("run", tmp_path / "none.yaml"), "cannot be read (No such file or directory)")
     assert_one_sentence(piton("run", tmp_path), "cannot be read (Is a directory)")
+    for command in ("run", "validate", "plan", "preflight"):
+        assert_one_sentence(piton(command, ""), "it is empty; name the file of a TrainingRun")
     assert_one_sentence(piton("run", tmp_path / "run.yaml"), "is no text")
 
 

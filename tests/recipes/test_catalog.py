@@ -19,6 +19,8 @@ from piton_trainer.recipes.charlm.config import CharlmConfig
         ({"learning": 1, "depth": "x"}, "trainer.config.learning: charlm has no such setting"),
         ({7: 1}, "trainer.config.7: charlm has no such setting; there is activationCheckpointing,"),
         ({"depth": "4"}, "trainer.config.depth: has to be a whole number, not '4'; write 4"),
+        ({"depth": "1e3"}, "trainer.config.depth: has to be a whole number, not '1e3'; write 1000"),
+        ({"depth": "1234567"}, "trainer.config.depth: has to be a whole number, not '1234567'; write 1234567"),
         ({"depth": "deep"}, "trainer.config.depth: has to be a whole number, not 'deep'"),
         ({"depth": 4.5}, "trainer.config.depth: has to be a whole number, not 4.5"),
         ({"depth": None}, "trainer.config.depth: has to be a whole number, not null"),
@@ -43,6 +45,13 @@ def test_a_wrong_setting_is_named_with_its_value_and_a_fix(config: dict[Any, Any
         catalog.check("charlm", config)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1e999", "-inf", "nan", "1e-3", "deep"])
+def test_no_number_is_proposed_that_does_not_fit(text: str) -> None:
+    with pytest.raises(ValueError, match="has to be a whole number") as caught:
+        catalog.check("charlm", {"depth": text})
+    assert str(caught.value).endswith(f"not {text!r}")
 
 
 @pytest.mark.parametrize(

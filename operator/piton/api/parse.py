@@ -27,6 +27,13 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 _AUTO = "literal['auto']"
 """The step of pydantic's that stands for the word among the forms that checkpoint.every can have."""
+_OTHER_FORMS = {
+    _AUTO: ", {minutes: 15}, {steps: 500}, or both of these",
+    "literal['auto','off']": ", or a duration such as 90s, 15m, 24h or 1h30m",
+}
+"""Values that a field takes beside its words, by the step of pydantic's that stands for the words."""
+_TEXT = "constrained-str"
+"""The step of pydantic's that stands for a text among the forms that a field can have."""
 _API_VERSION = f"{names.API_GROUP}/{names.API_VERSION}"
 _TYPES = {
     "int_type": "a whole number",
@@ -56,6 +63,8 @@ _PATTERNS = {
     quantity.PATTERN: 'an amount such as 4, "1.5", 500m or 16Gi',
     r"^[0-9]+(\.[0-9]{1,2})?$": 'an amount of dollars, not below zero, in quotes, such as "250"',
 }
+
+_AMOUNTS = re.compile(r"\.resources\.(requests|limits)\.")
 
 
 class SpecError(InputError):
@@ -202,12 +211,13 @@ def _relevant(problems: list[ErrorDetails]) -> list[ErrorDetails]:
     """Keep the errors about the form, mapping or word, that the value has; sort missing fields last."""
     tried = [p for p in problems if not (_AUTO in p["loc"] and isinstance(p["input"], Mapping))]
     tried = [p for p in tried if not (p["loc"][-1] == "Every" and not isinstance(p["input"], Mapping))]
+    tried = [p for p in tried if p["loc"][-1] != _TEXT]  # the error about the words has this form as well
     return sorted(tried, key=lambda problem: problem["type"] == "missing")
 
 
 def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
     """Return one pydantic error as a message with path, value and fix."""
-    steps = [step for step in problem["loc"] if step not in ("Every", _AUTO, "constrained-str")]
+    steps = [step for step in problem["loc"] if step not in ("Every", _TEXT, *_OTHER_FORMS)]
     path = dotted(["spec", *steps])
     value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -215,17 +225,27 @@ def sentence(problem: ErrorDetails, of: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{path}: missing; it is required"
     if kind in _TYPES:
-        return f"{path}: {show(value)} is of the wrong type; write {_TYPES[kind]}"
+        return f"{path}: {show(value)} is of the wrong type; write {_wanted(kind, value, path)}"
     if kind == "string_pattern_mismatch":
         wanted = _PATTERNS.get(context["pattern"], f"something that matches {context['pattern']}")
         return f"{path}: {show(value)} is not allowed; write {wanted}"
     if kind in ("enum", "literal_error"):
-        others = ", {minutes: 15}, {steps: 500}, or both of these" if _AUTO in problem["loc"] else ""
+        others = next((others for words, others in _OTHER_FORMS.items() if words in problem["loc"]), "")
         return f"{path}: {show(value)} is not known; write {context['expected']}{others}"
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = f"at least {context['ge']}" if kind == "greater_than_equal" else f"at most {context['le']}"
         return f"{path}: {show(value)} is out of range; write {bound}"
     return f"{path}: {show(value)} is not allowed: {problem['msg']}"
+
+
+def _wanted(kind: str, value: object, path: str) -> str:
+    """Return what to write in place of a value of the wrong type. Quotes turn no word into an amount, and no null."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind != "string_type" or is_number:
+        return _TYPES[kind]
+    if _AMOUNTS.search(path):
+        return _PATTERNS[quantity.PATTERN]
+    return "text" if value is None else _TYPES[kind]
 
 
 def dotted(steps: Iterable[str | int]) -> str:

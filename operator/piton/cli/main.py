@@ -27,6 +27,13 @@ def _dollars(_: click.Context, __: click.Parameter, text: str | None) -> str | N
     return text
 
 
+def _named(_: click.Context, __: click.Parameter, text: str) -> Path:
+    """Return the path of a file. An empty text, as of a variable that is not set, would be this folder."""
+    if not text:
+        raise click.BadParameter("it is empty; name the file of a TrainingRun")
+    return Path(text)
+
+
 _PRICE = click.option(
     "--price-per-hour",
     "price",
@@ -52,7 +59,7 @@ def cli(*, debug: bool) -> None:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", callback=_named)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<name>]")
 @click.option(
     "--drill",
@@ -85,7 +92,7 @@ def run(*, file: Path, **options: Any) -> int:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", callback=_named)
 def validate(file: Path) -> int:
     """Say whether a run or a sweep can work as it is written; one line for each problem."""
     from piton.cli import inspect
@@ -94,7 +101,7 @@ def validate(file: Path) -> int:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", callback=_named)
 @_PRICE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(*, file: Path, price: str | None, as_json: bool) -> int:
@@ -105,7 +112,7 @@ def plan(*, file: Path, price: str | None, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", callback=_named)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to rehearse.  [default: runs]")
 @click.option(
     "--steps", default=3, show_default=True, type=click.IntRange(min=2), help="Steps before the stop, and after it."

@@ -3,6 +3,7 @@
 Nothing here or below it may import torch: the command line asks on machines that do not train.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -130,16 +131,19 @@ def _expectation(complaint: ErrorDetails) -> str:
         return f"{value!r} does not fit: {complaint['msg']}"
     wanted = _EXPECTED[kind].format(**complaint.get("ctx", {}))
     shown = "null" if value is None else repr(value)
-    fix = _unquoted(value) if kind in {"int_type", "float_type"} and isinstance(value, str) else ""
+    fix = _unquoted(value, kind) if kind in {"int_type", "float_type"} and isinstance(value, str) else ""
     return f"has to be {wanted}, not {shown}{fix}"
 
 
-def _unquoted(text: str) -> str:
-    """Suggest the spelling of a number: YAML 1.1 reads `1e-3` as text."""
+def _unquoted(text: str, kind: str) -> str:
+    """Suggest the spelling of a number: YAML 1.1 reads `1e-3` as text. Empty where it is none that fits."""
     try:
-        return f"; write {float(text):g}"
+        number = float(text)
     except ValueError:
         return ""
+    if not math.isfinite(number) or (kind == "int_type" and not number.is_integer()):
+        return ""
+    return f"; write {int(number)}" if kind == "int_type" else f"; write {number:g}"
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
