@@ -162,7 +162,9 @@ class StageStatus(Answer):
         default=0, ge=0, description="Those of them since it last had a newer durable step; the limit is for these."
     )
     fruitless_attempts: int = Field(
-        default=0, ge=0, description="Attempts in a row that have ended, by whatever, without a newer durable step."
+        default=0,
+        ge=0,
+        description="Attempts in a row that ended without a newer durable step, and not by Piton's order.",
     )
     has_run: str | None = Field(
         default=None, description="What has last run of it, as an attempt's program: from then on it can start."
