@@ -144,15 +144,26 @@ def test_a_volume_that_cannot_be_read_may_hold_work_unless_nobody_may_read_it(
     assert may_have_saved(tmp_path, attempt=1, durable_step=None) is may
 
 
-@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize(
+    ("code", "attempt"), [(errno.EROFS, 1), (errno.EACCES, 1), (errno.EACCES, 2), (errno.EPERM, 2)]
+)
 @pytest.mark.parametrize("folder", [".", "run"], ids=["empty", "not there"])
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_fresh_volume_that_may_not_be_written_is_a_wrong_setting_at_once(
     tmp_path: Path, code: int, folder: str, attempt: int
 ) -> None:
     """The attempts before have prepared data, or have lost their machines while an image was pulled."""
     with pytest.raises(BadConfig, match="checkpoints cannot be kept in"):
         claim(tmp_path / folder, code, attempt=attempt)
+
+
+@pytest.mark.parametrize(("code", "end"), [(errno.EROFS, VolumeLost), (errno.ENOSPC, OutOfSpace)])
+def test_a_later_attempt_waits_for_a_volume_that_is_read_only_or_full(
+    tmp_path: Path, code: int, end: type[Ended]
+) -> None:
+    """Nobody knows that it always was: a file system that has failed looks like that."""
+    assert claim(tmp_path, code, times=3, attempt=2).attempt == 2
+    with pytest.raises(end):
+        claim(tmp_path / "run", code, attempt=2)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])

@@ -7,9 +7,9 @@
     a path through a file      BadConfig
     not shared by the ranks    VolumeLost within 10 s, with both paths
 
-A run may have saved if the operator knows a durable step, or if the volume shows it. Before a first attempt that needs
-a claim or a checkpoint. Later, anything does, and so does a directory that cannot be listed: not each attempt before
-has run a trainer, and one that has leaves its claim.
+A run may have saved if the operator knows a durable step, or if the volume shows it: in a first attempt by a claim or a
+checkpoint, later by anything, or by a directory that cannot be listed. Not each attempt before has run a trainer, and
+one that has leaves its claim. If a later attempt finds nothing, only a volume of somebody else's ends it at once.
 """
 
 import errno
@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM})
+FORBIDDEN = _NOT_OURS | {errno.EROFS}
 _WRONG_PATH = frozenset({errno.ENOTDIR, errno.EEXIST})
 _CACHES = (names.ENV_INDUCTOR_CACHE, names.ENV_TRITON_CACHE)
 _PROBE_SECONDS = 30.0
@@ -78,9 +79,7 @@ def claim_directory(
         fence.claim()
         return fence
 
-    at_once = set(_WRONG_PATH)
-    if not may_have_saved(directory, attempt=attempt, durable_step=durable_step):
-        at_once |= FORBIDDEN | layout.NO_SPACE
+    at_once = _WRONG_PATH | _hopeless(directory, attempt=attempt, durable_step=durable_step)
     try:
         with layout.raise_out_of_space(directory):
             return Retry(clock, answers=at_once, is_stopping=is_stopping)(
@@ -175,6 +174,16 @@ def _forget_listing(directory: Path) -> None:
         path.unlink()
 
 
+def _hopeless(directory: Path, *, attempt: int | None, durable_step: int | None) -> frozenset[int]:
+    """Return the errors of a first write that no patience mends.
+
+    A later attempt has found a volume that is read-only or full by accident, where nobody knows of any that was not.
+    """
+    if may_have_saved(directory, attempt=attempt, durable_step=durable_step):
+        return frozenset()
+    return FORBIDDEN | layout.NO_SPACE if (attempt or 1) == 1 else _NOT_OURS
+
+
 def may_have_saved(directory: Path, *, attempt: int | None, durable_step: int | None) -> bool:
     """True if an earlier attempt may have saved in this directory. A volume that does not answer may hold anything."""
     if durable_step is not None:
@@ -234,7 +243,7 @@ def look_before_torch(environment: MutableMapping[str, str]) -> None:
     attempt, step = _number(environment, names.ENV_ATTEMPT), _number(environment, names.ENV_DURABLE_STEP)
     if error is None or error.errno not in FORBIDDEN:
         return
-    if not may_have_saved(directory, attempt=attempt, durable_step=step):
+    if error.errno in _hopeless(directory, attempt=attempt, durable_step=step):
         _end(environment, _explained(directory, error))
 
 
