@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
@@ -81,17 +81,17 @@ def test_the_losses_that_are_logged_are_those_of_an_undisturbed_training(step: i
     assert resumed.output.training_loss == pytest.approx(whole.output.training_loss, rel=1e-6)
     again = hf.train(tmp_path / "parts", logging_steps=3)
     assert again.output.training_loss == pytest.approx(whole.output.training_loss, rel=1e-6)
-    assert again.output.metrics == {"train_loss": again.output.training_loss}
+    assert again.output.metrics["train_loss"] == again.output.training_loss
+
+
+def without_losses(session: Session, *, restore: Any = Session.restore, **objects: Any) -> Any:
+    """Restore as earlier trainers did."""
+    del objects[LOSSES]
+    return restore(session, **objects)
 
 
 def test_a_checkpoint_without_losses_is_resumed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Earlier trainers saved none."""
-    restore = Session.restore
-
-    def without_losses(session: Session, **objects: Any) -> Any:
-        del objects[LOSSES]
-        return restore(session, **objects)
-
     with monkeypatch.context() as earlier:
         earlier.setattr(Session, "restore", without_losses)
         hf.train(tmp_path, at={MID_EPOCH: ends.terminate})
@@ -122,6 +122,47 @@ def test_a_finished_trainer_trains_nothing_and_has_the_trained_model(whole: hf.R
     hf.train(tmp_path)
     again = hf.train(tmp_path, at=dict.fromkeys(range(1, 99), ends.vanish))
     assert_same(again, whole)
+
+
+class Publishing(TrainerCallback):  # type: ignore[misc]
+    """It uses what a training has ended with."""
+
+    ends = 0
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends += 1
+
+
+@pytest.mark.parametrize("has_losses", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"skip_memory_metrics": False}], ids=["plain", "memory"])
+def test_what_comes_after_a_training_comes_after_a_finished_one_too(
+    has_losses: bool, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tail of transformers' examples: a notice in it has the script run again."""
+    with monkeypatch.context() as earlier:
+        if not has_losses:
+            earlier.setattr(Session, "restore", without_losses)
+        first = hf.train(tmp_path, **arguments)
+    publishing = Publishing()
+    again = hf.train(tmp_path, callbacks=[publishing], **arguments)
+    assert again.output.metrics.keys() >= first.output.metrics.keys() - {"before_init_mem_cpu"}
+    assert again.output.global_step == hf.STEPS
+    again.trainer.log_metrics("train", again.output.metrics)
+    again.trainer.save_metrics("train", again.output.metrics)
+    again.trainer.save_state()
+    assert math.isfinite(again.trainer.evaluate()["eval_loss"])
+    assert publishing.ends == 1
+    assert_same(again, first)
+
+
+def test_a_transformers_that_ends_in_another_way_has_all_metrics_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = hf.train(tmp_path)
+    monkeypatch.delattr(Trainer, "_finalize_training")
+    again = hf.train(tmp_path)
+    assert again.output.metrics.keys() >= first.output.metrics.keys()
+    assert not again.trainer.is_in_train
 
 
 class Noting(TrainerCallback):  # type: ignore[misc]

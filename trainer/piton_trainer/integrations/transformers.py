@@ -13,6 +13,7 @@ what it did.
 
 import functools
 import json
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, speed_metrics
 
 import piton_trainer
 from piton.contract import InputError
@@ -36,6 +37,8 @@ TRAINER = "trainer"
 """The object of a checkpoint that is transformers' own."""
 LOSSES = "losses"
 """The object of a checkpoint that has the losses of which transformers logs means."""
+_FEWEST = 0.001
+"""What transformers divides by where an attempt has no steps."""
 
 
 class PitonCallback(TrainerCallback):  # type: ignore[misc]
@@ -89,15 +92,13 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             self._losses = _Losses(trainer) if is_known and _Losses.can_be_kept(trainer) else None
             come_later = _weights_come_later(trainer) if state is not None else nullcontext()
             of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
+            start_time = time.time()
             try:
                 with come_later, of_all_steps:
-                    return go(resume_from_checkpoint)
-            except _NothingLeftError:
-                trainer.is_in_train = False
-                loss = self._losses.mean() if self._losses is not None else 0.0
-                return TrainOutput(
-                    trainer.state.global_step, loss, {} if self._losses is None else {"train_loss": loss}
-                )
+                    try:
+                        return go(resume_from_checkpoint)
+                    except _NothingLeftError:
+                        return _finish_training(trainer, start_time)
             finally:
                 self._session = self._trainer = None
         raise AssertionError("a session swallows nothing")
@@ -227,6 +228,19 @@ class _NothingLeftError(Exception):
     """The run is over before transformers has begun with the next step."""
 
 
+def _finish_training(trainer: Any, start_time: float) -> TrainOutput:
+    """Do what transformers does after its last step: callbacks, the best model, and metrics with all their names.
+
+    The times are those of this attempt.
+    """
+    if _Losses.can_be_kept(trainer):
+        return trainer._finalize_training(None, 0, start_time)  # noqa: SLF001
+    trainer.is_in_train = False
+    rates = speed_metrics("train", start_time, num_samples=0, num_steps=0)
+    metrics = {**rates, "total_flos": trainer.state.total_flos, "train_loss": 0.0, "epoch": trainer.state.epoch}
+    return TrainOutput(trainer.state.global_step, 0.0, metrics)
+
+
 class _Progress:
     """transformers' own account of the training, for the checkpoint."""
 
@@ -290,7 +304,7 @@ class _Losses:
 
         def finalize(*args: Any, **kwargs: Any) -> TrainOutput:
             self._at_the_end = self.state_dict()
-            own_steps = trainer.state.global_step - trainer._initial_global_step  # noqa: SLF001
+            own_steps = max(trainer.state.global_step - trainer._initial_global_step, _FEWEST)  # noqa: SLF001
             trainer._total_loss_scalar = self.mean() * own_steps  # noqa: SLF001
             trainer._tr_loss.zero_()  # noqa: SLF001
             return original(*args, **kwargs)
