@@ -3,6 +3,7 @@
 Dropout, noise, a shuffled loader without state, a schedule, and a validation that draws random numbers.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,41 @@ class Adversaries(Module):
 
     def configure_optimizers(self) -> Any:
         return [torch.optim.AdamW(self.net.parameters(), lr=0.05), torch.optim.SGD(self.critic.parameters(), lr=0.05)]
+
+
+class Following(Module):
+    """A second network that follows the first one in the module's own hooks, and numbers that they count."""
+
+    def __init__(self, events: Mapping[int, Event]) -> None:
+        super().__init__(events)
+        self.follower = copy.deepcopy(self.net).requires_grad_(False)
+        self.scale = 1.0
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        x, _ = batch
+        return super().training_step(batch, number) * self.scale + (self.net(x) - self.follower(x)).square().mean()
+
+    def follow(self, share: float) -> None:
+        with torch.no_grad():
+            for mine, other in zip(self.follower.parameters(), self.net.parameters(), strict=True):
+                mine.lerp_(other, share)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.follow(0.2)
+        self.scale *= 0.99
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.scale *= 1.1
+
+    def on_train_epoch_end(self) -> None:
+        self.follow(0.5)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["scale"] = self.scale
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.scale = checkpoint["scale"]
 
 
 class Stream(IterableDataset[tuple[Tensor, ...]]):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
 from piton.contract import names
@@ -79,6 +79,51 @@ def test_a_fit_stopped_at_any_step_ends_with_the_same_weights(arguments: dict[st
         assert stopped.code == 143, step
         assert stopped.seen + resumed.seen == whole.seen, step
         assert_same(resumed, whole)
+
+
+class Late(Checkpoint):  # type: ignore[misc]
+    """Listed after PitonCallback, and to Lightning one of those that come last."""
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def change(self, pl_module: Any, factor: float) -> None:
+        self.factor *= factor
+        with torch.no_grad():
+            pl_module.net[0].bias.mul_(self.factor)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.change(pl_module, 0.99)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.change(pl_module, 1.01)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.change(pl_module, 1.02)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.factor = state["factor"]
+
+
+@resume.exact("Lightning: hooks of the module and of other callbacks", "target networks, averages, counters")
+@pytest.mark.parametrize("step", [MID_EPOCH - 1, MID_EPOCH, EPOCH_END])
+@pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 2, "accumulate_grad_batches": 2}], ids=["", "2"])
+def test_a_checkpoint_has_what_all_hooks_have_done_in_its_step(
+    arguments: dict[str, Any], step: int, tmp_path: Path
+) -> None:
+    step = step if not arguments else step // 2
+    whole = pl.train(tmp_path / "whole", kind=pl.Following, callbacks=[Late()], **arguments)
+    stopped = pl.train(
+        tmp_path / "parts", kind=pl.Following, callbacks=[Late()], at={step: ends.terminate}, **arguments
+    )
+    resumed = pl.train(tmp_path / "parts", kind=pl.Following, callbacks=[Late()], **arguments)
+    assert (stopped.code, stopped.error) == (143, f"told to stop by SIGTERM; step {step} is saved")
+    assert stopped.seen + resumed.seen == whole.seen
+    assert_same(resumed, whole)
 
 
 def test_a_fit_that_vanishes_resumes_from_the_newest_save(whole: pl.Ran, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
     fit()               enter the session; where a checkpoint is, name it to Lightning
     load_checkpoint     Lightning asks for it: restore, and hand over what it restores by itself
     on_train_start      the data and the random numbers, which Lightning does not restore
-    batch, validation,  when nothing of a step is left to do: the boundary
-    epoch end
+    batch, epoch        when nothing of a step is left to do, in no hook either: the boundary
     end of fit()        leave the session: last save, COMPLETE.json, or exit code 143
 
 Lightning's own account of the training goes through a CheckpointIO for that; the module's weights go straight
@@ -17,6 +16,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import lightning
@@ -71,7 +71,10 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:
         """`trainer.fit()` inside a session. A `ckpt_path` of the user's counts until we have a better one."""
-        with ExitStack() as until_saved, piton_trainer.session(self._config, name=self._name) as session:
+        followed = Loops(trainer).followed(
+            batch=partial(self._batch_done, trainer), epoch=partial(self._epoch_done, trainer)
+        )
+        with ExitStack() as until_saved, piton_trainer.session(self._config, name=self._name) as session, followed:
             _refuse(trainer)
             until_saved.enter_context(_authenticator(trainer, self))  # a session saves once more when it ends
             self._session, self._randomness, self._known = session, None, {}
@@ -134,29 +137,32 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A batch is done; a step, when it is the last that its gradients were gathered from."""
+        """All of a batch is computed; it ends a step when it is the last that its gradients were gathered from."""
         if self._session is None or self._is_over:
             return
         self._session.end_step()
-        loops = Loops(trainer)
         loss = outputs.get(LOSS) if isinstance(outputs, Mapping) else outputs
         self._report(trainer, {LOSS: loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {})
-        self._is_pending = loops.has_stepped
-        if self._is_pending and not loops.is_last_batch and not loops.is_validation_due:
-            self._boundary(trainer)
+        self._is_pending = Loops(trainer).has_stepped
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation belongs to the step before it."""
-        if self._session is None or self._randomness is None or trainer.sanity_checking:
-            return
-        self._report(trainer)
+        if self._session is not None and self._randomness is not None and not trainer.sanity_checking:
+            self._report(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is logged of an epoch belongs to its last step."""
+        if self._session is not None and self._is_pending:
+            self._report(trainer)
+
+    def _batch_done(self, trainer: Any) -> None:
+        """Nothing is left of a batch; the last one of an epoch has that epoch's end left."""
         if self._is_pending and not Loops(trainer).is_last_batch:
             self._boundary(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _epoch_done(self, trainer: Any) -> None:
         """Nothing is left of the epoch's last step."""
-        if self._session is not None and self._is_pending:
-            self._report(trainer)
+        if self._is_pending:
             self._boundary(trainer)
 
     def _restore(self, trainer: Any, part: "_Part") -> None:

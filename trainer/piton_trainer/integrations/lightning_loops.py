@@ -4,6 +4,8 @@ It has been tried with Lightning 2.6.6, and must not know sessions.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -50,11 +52,6 @@ class Loops:
         return bool(self._trainer.is_last_batch)
 
     @property
-    def is_validation_due(self) -> bool:
-        """True if a validation follows on this batch."""
-        return bool(self._epoch._should_check_val_fx(self._fit._data_fetcher))  # noqa: SLF001
-
-    @property
     def is_mid_epoch(self) -> bool:
         """True if training begins in the middle of an epoch."""
         epoch = self._fit.epoch_progress.current
@@ -74,6 +71,31 @@ class Loops:
     def is_data_open(self) -> bool:
         """True if the data of an epoch that begins has been opened before anybody could remember its random numbers."""
         return self._trainer.current_epoch == 0 or bool(self._fit.is_resuming)
+
+    @contextmanager
+    def followed(self, *, batch: Callable[[], None], epoch: Callable[[], None]) -> Iterator[None]:
+        """Have these called when Lightning has done all of a batch, its validation too, and all of an epoch.
+
+        No hook of a callback comes after those of the module and of all other callbacks.
+        """
+        batch_done, epoch_done = self._epoch.on_advance_end, self._fit.on_advance_end
+
+        def on_batch(data_fetcher: Any) -> None:
+            if self._epoch._skip_next_val:  # noqa: SLF001 - a resume after a validation; all of its batch is done
+                self._epoch._skip_next_val = False  # noqa: SLF001
+                return
+            batch_done(data_fetcher)
+            batch()
+
+        def on_epoch() -> None:
+            epoch_done()
+            epoch()
+
+        self._epoch.on_advance_end, self._fit.on_advance_end = on_batch, on_epoch
+        try:
+            yield
+        finally:
+            del self._epoch.on_advance_end, self._fit.on_advance_end
 
     def stop(self) -> None:
         """Have no further step taken."""
