@@ -91,6 +91,46 @@ class Adversaries(Module):
         return [torch.optim.AdamW(self.net.parameters(), lr=0.05), torch.optim.SGD(self.critic.parameters(), lr=0.05)]
 
 
+class Accumulating(Module):
+    """A network that steps by hand, with the gradients of several batches; they may come from two epochs."""
+
+    every, zeroes_first = 2, False
+
+    def __init__(self, events: Mapping[int, Event]) -> None:
+        super().__init__(events)
+        self.automatic_optimization = False
+        self.batches = 0
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        x, y = batch
+        self.seen.append(tuple(y.flatten().tolist()))
+        optimizer, is_first = self.optimizers(), self.batches % self.every == 0
+        self.batches += 1
+        if self.zeroes_first and is_first:
+            optimizer.zero_grad()
+        loss = nn.functional.mse_loss(self.net(x), y)
+        self.manual_backward(loss / self.every)
+        if self.batches % self.every == 0:
+            optimizer.step()
+            if not self.zeroes_first:
+                optimizer.zero_grad()
+        if event := self.events.get(self.batches):
+            event()
+        return loss.detach()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches"] = self.batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches = checkpoint["batches"]
+
+
+class AccumulatingThree(Accumulating):
+    """Its gradients are there at all times."""
+
+    every, zeroes_first = 3, True
+
+
 class Following(Module):
     """A second network that follows the first one in the module's own hooks, and numbers that they count."""
 

@@ -20,6 +20,7 @@ from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
+from piton_trainer.training import gradient_accumulation
 from support import ends, ranks, resume, tiny
 from support import tiny_lightning as pl
 from support.status_server import StatusServer
@@ -126,6 +127,58 @@ def test_a_checkpoint_has_what_all_hooks_have_done_in_its_step(
     assert_same(resumed, whole)
 
 
+@resume.exact("Lightning: manual optimization that accumulates gradients", "a save waits for the step that uses them")
+@pytest.mark.parametrize("stop", [4, 5, 7, 9])
+@pytest.mark.parametrize("kind", [pl.Accumulating, pl.AccumulatingThree])
+def test_a_module_that_accumulates_by_hand_loses_no_gradients(
+    kind: type[pl.Accumulating], stop: int, tmp_path: Path
+) -> None:
+    whole = pl.train(tmp_path / "whole", kind=kind, validate=False)
+    stopped = pl.train(tmp_path / "parts", kind=kind, validate=False, at={stop: ends.terminate})
+    resumed = pl.train(tmp_path / "parts", kind=kind, validate=False)
+    assert stopped.code == 143
+    assert len(stopped.seen) == stop + -stop % kind.every
+    assert stopped.seen + resumed.seen == whole.seen
+    assert_same(resumed, whole)
+
+
+def test_gradients_that_a_validation_discards_are_not_waited_for(tmp_path: Path) -> None:
+    """Lightning clears those of a module that steps by hand, whether or not it is done with them."""
+    whole = pl.train(tmp_path / "whole", kind=pl.Accumulating)
+    stopped = pl.train(tmp_path / "parts", kind=pl.Accumulating, at={pl.BATCHES: ends.terminate})
+    resumed = pl.train(tmp_path / "parts", kind=pl.Accumulating)
+    assert (stopped.code, len(stopped.seen)) == (143, pl.BATCHES)
+    assert_same(resumed, whole)
+
+
+class Wasteful(pl.Adversaries):
+    """It has gradients of a network whose optimizer steps in the beginning only."""
+
+    def training_step(self, batch: Any, number: int) -> Any:
+        x, y = batch
+        self.seen.append(tuple(y.flatten().tolist()))
+        first, second = self.optimizers()
+        loss = torch.nn.functional.mse_loss(self.critic(self.net(x)), y)
+        first.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        if len(self.seen) == 1:
+            second.step()
+        if event := self.events.get(len(self.seen)):
+            event()
+        return loss.detach()
+
+
+def test_gradients_that_no_step_uses_hold_up_saves_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gradient_accumulation, "LIMIT", 3)
+    stopped = pl.train(tmp_path, kind=Wasteful, at={3: ends.terminate})
+    assert (stopped.code, len(stopped.seen)) == (143, 5)
+    assert "gradients have waited for the step of an optimizer for 3 batches; they are taken as not used" in caplog.text
+    assert pl.train(tmp_path, kind=Wasteful).complete is not None
+
+
 def test_a_fit_that_vanishes_resumes_from_the_newest_save(whole: pl.Ran, tmp_path: Path) -> None:
     with pytest.raises(tiny.LostError):
         pl.train(tmp_path, at={7: ends.vanish})
@@ -210,18 +263,19 @@ class DeepSpeed(DeepSpeedStrategy):  # type: ignore[misc]
         super(DeepSpeedStrategy, self).__init__()
 
 
-def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:
+def rank_body(kind: type[pl.Module], directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:
     warnings.simplefilter("ignore")  # Lightning has more of them with ranks
-    ran = pl.train(directory, at=at, strategy="ddp", devices=2, plugins=[TorchElasticEnvironment()])
+    ran = pl.train(directory, at=at, kind=kind, strategy="ddp", devices=2, plugins=[TorchElasticEnvironment()])
     return {"code": ran.code, "error": ran.error, "weights": {name: w.tolist() for name, w in ran.weights.items()}}
 
 
 @resume.exact("Lightning: Trainer on two ranks")
 @pytest.mark.crash  # forks two ranks three times
-def test_two_ranks_stop_together_and_end_with_the_same_weights(tmp_path: Path) -> None:
-    through = ranks.run(2, partial(rank_body, tmp_path / "whole", {}))
-    stopped = ranks.run(2, partial(rank_body, tmp_path / "parts", {3: ends.terminate}))
-    resumed = ranks.run(2, partial(rank_body, tmp_path / "parts", {}))
+@pytest.mark.parametrize("kind", [pl.Module, pl.Accumulating])
+def test_two_ranks_stop_together_and_end_with_the_same_weights(kind: type[pl.Module], tmp_path: Path) -> None:
+    through = ranks.run(2, partial(rank_body, kind, tmp_path / "whole", {}))
+    stopped = ranks.run(2, partial(rank_body, kind, tmp_path / "parts", {3: ends.terminate}))
+    resumed = ranks.run(2, partial(rank_body, kind, tmp_path / "parts", {}))
     codes = [[end.result["code"] for end in each] for each in (through, stopped, resumed)]
     assert codes == [[0, 0], [143, 143], [0, 0]]
     assert [end.result["weights"] for end in resumed] == [end.result["weights"] for end in through]

@@ -391,4 +391,4 @@ def test_one_inside_a_wrapper_that_never_steps_is_waited_for_so_long_and_then_no
     monkeypatch.setattr(gradient_accumulation, "LIMIT", 5)
     train(tmp_path, zeroed_at_the_start, wrap=Idle)
     assert saved_steps(tmp_path) == [6, 7, 8, 9, 10, 11, 12]
-    assert "gradients have waited for the step of a wrapped optimizer for 5 batches" in caplog.text
+    assert "gradients have waited for the step of an optimizer for 5 batches" in caplog.text

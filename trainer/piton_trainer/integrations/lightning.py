@@ -7,7 +7,8 @@
     end of fit()        leave the session: last save, COMPLETE.json, or exit code 143
 
 Lightning's own account of the training goes through a CheckpointIO for that; the module's weights go straight
-from our checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says. What Lightning
+from our checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says,
+or where a module steps by hand, as long as gradients wait for the step of an optimizer. What Lightning
 keeps to itself is used in `lightning_loops` only.
 """
 
@@ -32,6 +33,7 @@ from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.lightning_loops import Loops
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
+from piton_trainer.training.gradient_accumulation import Gradients
 
 TRAINER, MADE_BY = "trainer", "lightning"
 """Objects of a checkpoint besides the model."""
@@ -60,6 +62,8 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._name = name
         self._session: piton_trainer.Session | None = None
         self._randomness: Randomness | None = None
+        self._gradients: Gradients | None = None
+        self._until_left = ExitStack()
         self._known: dict[str, Any] = {}
         self._is_restored = self._is_pending = self._is_over = False
         _take_over_fit()
@@ -87,7 +91,8 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             except _NothingLeftError:
                 pass
             finally:
-                self._session = None
+                self._session = self._gradients = None
+                self._until_left.close()
 
     def load(self, trainer: Any) -> dict[str, Any]:
         """Our checkpoint as Lightning expects one."""
@@ -114,6 +119,9 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         )
         if self._randomness is None:
             raise _NothingLeftError
+        if not pl_module.automatic_optimization:
+            watched = Gradients.watched((), trainer.optimizers, accumulate=None)
+            self._gradients = self._until_left.enter_context(watched)
         if loops.is_mid_epoch:
             self._randomness.replay_epoch()
             loops.skip()
@@ -133,17 +141,18 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """The batch is in hand."""
         if self._session is not None:
             self._session.begin_step()
+        if self._gradients is not None:
+            self._gradients.next_batch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """All of a batch is computed; it ends a step when it is the last that its gradients were gathered from."""
+        """All of a batch is computed, but for what other hooks do with it."""
         if self._session is None or self._is_over:
             return
         self._session.end_step()
         loss = outputs.get(LOSS) if isinstance(outputs, Mapping) else outputs
         self._report(trainer, {LOSS: loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {})
-        self._is_pending = Loops(trainer).has_stepped
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation belongs to the step before it."""
@@ -156,9 +165,21 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._report(trainer)
 
     def _batch_done(self, trainer: Any) -> None:
-        """Nothing is left of a batch; the last one of an epoch has that epoch's end left."""
-        if self._is_pending and not Loops(trainer).is_last_batch:
+        """Nothing is left of a batch, nor of a step if no gradients wait; the last one has its epoch's end left."""
+        if self._randomness is None or self._is_over:
+            return
+        loops = Loops(trainer)
+        self._is_pending = loops.has_stepped and not self._waits(trainer)
+        if self._is_pending and not loops.is_last_batch:
             self._boundary(trainer)
+
+    def _waits(self, trainer: Any) -> bool:
+        """True if a module that steps by hand has gradients on some rank that wait for the step of a later batch."""
+        if self._gradients is None:
+            return False
+        waits = bool(trainer.strategy.reduce_boolean_decision(self._gradients.wait(0), all=False))
+        (self._gradients.postpone if waits else self._gradients.stepped)()
+        return waits
 
     def _epoch_done(self, trainer: Any) -> None:
         """Nothing is left of the epoch's last step."""

@@ -53,7 +53,7 @@ class Gradients:
     def __init__(
         self, optimizers: Sequence[Optimizer], wrapped: Sequence[Optimizer] = (), *, accumulate: int | None
     ) -> None:
-        """Watch these optimizers, and those inside of wrappers.
+        """Watch these optimizers, and those inside of wrappers or of a framework's loop.
 
         `accumulate` is how many batches make a step, where the user has said it.
         """
@@ -108,8 +108,9 @@ class Gradients:
                 "if those gradients are not used"
             )
         logger.warning(
-            "gradients have waited for the step of a wrapped optimizer for %d batches; they are taken as not used: if "
-            "they are, say session.steps(loader, accumulate=k)",
+            "gradients have waited for the step of an optimizer for %d batches; they are taken as not used, and "
+            "checkpoints are without them: if they are used, a loop of your own can say "
+            "session.steps(loader, accumulate=k)",
             self._postponed,
         )
         self._wrapped, self._postponed = (), 0
