@@ -54,18 +54,24 @@ class At(TrainerCallback):  # type: ignore[misc]
 
 
 def train(
-    directory: Path, *, at: Mapping[int, Event] | None = None, config: Any = None, callbacks: Any = (), **arguments: Any
+    directory: Path,
+    *,
+    at: Mapping[int, Event] | None = None,
+    config: Any = None,
+    callbacks: Any = (),
+    later: Any = (),
+    **arguments: Any,
 ) -> Ran:
-    """One attempt: a new model, a new Trainer, and random numbers that only the first attempt begins with."""
+    """One attempt: a new model, a new Trainer, and random numbers that only the first attempt begins with.
+
+    `later` are callbacks that are named after ours.
+    """
     is_first = not (directory / "checkpoints").exists()
     torch.manual_seed(0 if is_first else 5)
     for state in (AcceleratorState, GradientState):
         state._reset_state(*([True] if state is AcceleratorState else []))
-    trainer = make_trainer(
-        directory,
-        [*callbacks, At(at or {}), PitonCallback(config or tiny.config(directory / "checkpoints", tiny.every(3)))],
-        **arguments,
-    )
+    ours = PitonCallback(config or tiny.config(directory / "checkpoints", tiny.every(3)))
+    trainer = make_trainer(directory, [*callbacks, At(at or {}), ours, *later], **arguments)
     if not is_first:
         torch.rand(5)
     ran = Ran(trainer=trainer)
@@ -79,7 +85,7 @@ def train(
     return ran
 
 
-def make_trainer(directory: Path, callbacks: list[Any], **arguments: Any) -> Trainer:
+def make_trainer(directory: Path, callbacks: list[Any], *, kind: type[Trainer] = Trainer, **arguments: Any) -> Trainer:
     """A Trainer over random tokens."""
     given = {
         "num_train_epochs": EPOCHS,
@@ -92,7 +98,7 @@ def make_trainer(directory: Path, callbacks: list[Any], **arguments: Any) -> Tra
         "use_cpu": True,
         **arguments,
     }
-    return Trainer(
+    return kind(
         model=build(),
         args=TrainingArguments(output_dir=str(directory / "out"), **given),
         train_dataset=tokens(26 * int(os.environ.get("WORLD_SIZE", "1"))),

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from piton.contract import names
 from piton.contract.assignment import Assignment, Objective, SavePolicy
+from piton.contract.manifest import LEFT_ON_PURPOSE
 from piton.contract.termination import ScriptEnd, Termination
 from piton_trainer import Session
 from piton_trainer.checkpoint.format import layout
@@ -201,13 +202,62 @@ def test_what_transformers_knows_of_its_best_metric_comes_back(tmp_path: Path) -
         "greater_is_better": False,
         "restore_callback_states_from_checkpoint": True,
     }
-    patience = partial(EarlyStoppingCallback, early_stopping_patience=1, early_stopping_threshold=9.0)
-    # The second evaluation is not better by 9, so the patience is at its end, unless the first one is forgotten.
-    hf.train(tmp_path, at={2: ends.terminate}, callbacks=[patience()], **arguments)
+    patience = partial(EarlyStoppingCallback, early_stopping_patience=2, early_stopping_threshold=9.0)
+    # The third evaluation is not better by 9 either, so the patience is at its end, unless the first one is forgotten.
+    for step in (2, 5):  # transformers makes the callback anew, once it has counted and once it has not
+        stopped = hf.train(tmp_path, at={step: ends.terminate}, callbacks=[patience()], **arguments)
+        assert stopped.code == 143
     resumed = hf.train(tmp_path, callbacks=[patience()], **arguments)
     assert resumed.state.best_metric is not None
     assert resumed.complete is not None
-    assert (resumed.complete.step, resumed.complete.reason) == (4, "transformers ended the training")
+    assert (resumed.complete.step, resumed.complete.reason) == (MID_EPOCH, "transformers ended the training")
+    assert is_over(tmp_path, callbacks=[patience()], **arguments)
+
+
+class Ending(TrainerCallback):  # type: ignore[misc]
+    """It ends the training in one of its hooks."""
+
+    def __init__(self, hook: str) -> None:
+        def end(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = control.should_training_stop or state.global_step >= MID_EPOCH
+
+        setattr(self, hook, end)
+
+
+class Impatient(Trainer):  # type: ignore[misc]
+    """It ends the training where no callback hears of it."""
+
+    last = MID_EPOCH - 1
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.state.global_step == self.last:
+            self.control.should_training_stop = True
+
+
+def is_over(directory: Path, step: int = MID_EPOCH, **arguments: Any) -> bool:
+    """The same command trains nothing more."""
+    again = hf.train(directory, at=dict.fromkeys(range(1, 99), ends.vanish), **arguments)
+    return (again.code, again.state.global_step) == (0, step)
+
+
+@pytest.mark.parametrize("hook", ["on_step_end", "on_log", "on_evaluate"])
+@pytest.mark.parametrize("stops", [{}, {MID_EPOCH - 1: ends.terminate}], ids=["whole", "resumed"])
+def test_an_end_that_another_callback_decides_is_meant(stops: dict[int, ends.Event], hook: str, tmp_path: Path) -> None:
+    arguments = {"eval_strategy": "steps", "eval_steps": 2}
+    if stops:
+        hf.train(tmp_path, at=stops, later=[Ending(hook)], **arguments)
+    ended = hf.train(tmp_path, later=[Ending(hook)], **arguments)
+    assert ended.complete is not None
+    assert (ended.complete.step, ended.complete.reason) == (MID_EPOCH, "transformers ended the training")
+    assert is_over(tmp_path, later=[Ending(hook)], **arguments)
+
+
+def test_an_end_that_a_trainer_decides_by_itself_is_meant(tmp_path: Path) -> None:
+    ended = hf.train(tmp_path, kind=Impatient)
+    assert ended.complete is not None
+    assert (ended.complete.step, ended.complete.reason) == (Impatient.last, LEFT_ON_PURPOSE)
+    assert is_over(tmp_path, Impatient.last, kind=Impatient)
 
 
 def test_the_server_hears_it_once_and_not_from_kubeflows_callback(

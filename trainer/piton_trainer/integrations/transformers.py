@@ -42,7 +42,7 @@ _FEWEST = 0.001
 
 
 class PitonCallback(TrainerCallback):  # type: ignore[misc]
-    """Checkpoints, resuming, reports and an orderly stop. Name it last, so that it sees what other callbacks decide."""
+    """Checkpoints, resuming, reports and an orderly stop. Wherever it is named, it comes after all other callbacks."""
 
     def __init__(
         self, config: Config | None = None, *, name: str | None = None, allow: str | Collection[str] = ()
@@ -96,9 +96,11 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             try:
                 with come_later, of_all_steps:
                     try:
-                        return go(resume_from_checkpoint)
+                        output = go(resume_from_checkpoint)
                     except _NothingLeftError:
-                        return _finish_training(trainer, start_time)
+                        output = _finish_training(trainer, start_time)
+                session.finish()  # wherever transformers ends, it means to
+                return output
             finally:
                 self._session = self._trainer = None
         raise AssertionError("a session swallows nothing")
@@ -113,6 +115,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         """Everything is built: put the checkpoint into it."""
         if self._session is None:
             raise InputError("PitonCallback: the training has to be begun by Trainer.train()")
+        self._come_last()
         scaler = getattr(self._trainer.accelerator, "scaler", None)
         self._session.restore(
             per_rank=False,
@@ -199,6 +202,11 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         """Nothing comes any more."""
         if self._is_pending:
             self._boundary(state, control)
+
+    def _come_last(self) -> None:
+        """See what other callbacks decide. Whose state transformers restores, it has made anew and put at the end."""
+        handler = self._trainer.callback_handler
+        handler.callbacks = [*(item for item in handler.callbacks if item is not self), self]
 
     def _settle(self, state: TrainerState, control: TrainerControl) -> None:
         """Act once nothing of the step is left to do: what is logged and evaluated belongs to it."""
