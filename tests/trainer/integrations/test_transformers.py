@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -212,6 +213,64 @@ def test_what_transformers_knows_of_its_best_metric_comes_back(tmp_path: Path) -
     assert resumed.complete is not None
     assert (resumed.complete.step, resumed.complete.reason) == (MID_EPOCH, "transformers ended the training")
     assert is_over(tmp_path, callbacks=[patience()], **arguments)
+
+
+BEST_EARLY: dict[str, Any] = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,  # so the last evaluation is not the best
+    "save_total_limit": 2,
+}
+EACH_EPOCH = {**BEST_EARLY, "eval_strategy": "epoch", "save_strategy": "epoch"}
+EACH_THIRD = {**BEST_EARLY, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+
+
+@resume.exact("transformers: load_best_model_at_end, stopped at the best step", "if output_dir outlives the node")
+@pytest.mark.parametrize("stop", ["before", "at", "after"])
+@pytest.mark.parametrize(
+    ("arguments", "best"),
+    [
+        (EACH_EPOCH, EPOCH_END),
+        (EACH_THIRD, 6),
+        ({**EACH_THIRD, "save_strategy": "best"}, 6),
+        ({**EACH_THIRD, "save_steps": 9}, None),  # the best step is none that transformers saves
+    ],
+    ids=["epoch", "steps", "best", "not-saved"],
+)
+def test_the_best_model_is_that_of_an_undisturbed_training(
+    arguments: dict[str, Any], best: int | None, stop: str, tmp_path: Path
+) -> None:
+    step = (best or 6) + ["before", "at", "after"].index(stop) - 1
+    whole = hf.train(tmp_path / "whole", **arguments)
+    stopped = hf.train(tmp_path / "parts", at={step: ends.terminate}, **arguments)
+    resumed = hf.train(tmp_path / "parts", **arguments)
+    again = hf.train(tmp_path / "parts", **arguments)
+    assert (stopped.code, resumed.code, again.code) == (143, 0, 0)
+    names_of_best = [Path(ran.state.best_model_checkpoint or "").name for ran in (whole, resumed, again)]
+    assert names_of_best == [f"checkpoint-{best}" if best else ""] * 3
+    assert_same(resumed, whole)
+    assert_same(again, whole)
+
+
+def test_the_best_model_is_written_again_if_the_attempt_was_lost_while_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = hf.train(tmp_path / "whole", **EACH_EPOCH)
+    config = tiny.config(tmp_path / "parts" / "checkpoints", tiny.every(1))
+    with monkeypatch.context() as lost:
+        lost.setattr(Trainer, "save_model", lambda *_, **__: ends.vanish())
+        with pytest.raises(tiny.LostError):
+            hf.train(tmp_path / "parts", config=config, **EACH_EPOCH)
+    assert newest(tmp_path / "parts") == EPOCH_END
+    assert_same(hf.train(tmp_path / "parts", config=config, **EACH_EPOCH), whole)
+
+
+def test_a_best_model_that_is_lost_is_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hf.train(tmp_path, at={EPOCH_END + 1: ends.terminate}, **EACH_EPOCH)
+    shutil.rmtree(tmp_path / "out")
+    resumed = hf.train(tmp_path, **EACH_EPOCH)
+    assert resumed.code == 0
+    assert f"load_best_model_at_end: the checkpoint of step {EPOCH_END}, the best so far, is not in" in caplog.text
 
 
 class Ending(TrainerCallback):  # type: ignore[misc]

@@ -13,6 +13,7 @@ what it did.
 
 import functools
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput, speed_metrics
+from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
 import piton_trainer
 from piton.contract import InputError
@@ -31,6 +32,8 @@ from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.state.data_position import Randomness
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 TRAINER = "trainer"
@@ -126,6 +129,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             **{TRAINER: _Progress(self._trainer), DESCRIPTION: _Description(kwargs["model"])},
             **({} if self._losses is None else {LOSSES: self._losses}),
         )
+        _recover_best(self._trainer, tells=self._session.is_main)
         self._randomness = self._session.begin(
             total=state.max_steps,
             step=state.global_step,
@@ -403,6 +407,28 @@ def _judge(state: dict[str, Any], args: TrainingArguments) -> None:
     if found:
         best = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
         state["best_metric"], state["best_global_step"] = best
+
+
+def _recover_best(trainer: Any, *, tells: bool) -> None:
+    """Write transformers' checkpoint of its best step, if the attempt before was stopped or lost between ours and that.
+
+    transformers writes it after our boundary. A stop does not wait for it, since its whole state comes back.
+    """
+    args, state = trainer.args, trainer.state
+    if not args.load_best_model_at_end or not state.best_global_step:
+        return
+    before = state.stateful_callbacks.get(TrainerControl.__name__, {}).get("args", {})
+    was_due = before.get("should_save") or args.save_strategy == SaveStrategy.BEST
+    if was_due and state.best_global_step == state.global_step:
+        trainer._save_checkpoint(trainer.model, None)  # noqa: SLF001
+        trainer.control = trainer.callback_handler.on_save(args, state, trainer.control)
+    elif state.best_model_checkpoint is None and tells:
+        logger.warning(
+            "load_best_model_at_end: the checkpoint of step %d, the best so far, is not in %s; unless a later step is "
+            "better, the training ends with its last weights; keep output_dir where it outlives the node",
+            state.best_global_step,
+            args.output_dir,
+        )
 
 
 def _reports_to_us(callback: Any) -> bool:
