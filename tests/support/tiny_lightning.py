@@ -51,7 +51,8 @@ class Module(LightningModule):  # type: ignore[misc]
         self.seen.append(tuple(y.flatten().tolist()))
         loss = nn.functional.mse_loss(self.net(x + 0.01 * torch.rand(())), y)
         self.log("train_loss", loss)
-        if event := self.events.get(self.global_step + 1):
+        is_tried = not self.trainer.checkpoint_callbacks  # by a finder, without our callback
+        if not is_tried and (event := self.events.get(self.global_step + 1)):
             event()
         return loss
 
@@ -89,6 +90,26 @@ class Adversaries(Module):
 
     def configure_optimizers(self) -> Any:
         return [torch.optim.AdamW(self.net.parameters(), lr=0.05), torch.optim.SGD(self.critic.parameters(), lr=0.05)]
+
+
+class Tunable(Module):
+    """A module with what Lightning's finders look for, and uses for it besides the optimizer."""
+
+    def __init__(self, events: Mapping[int, Event]) -> None:
+        super().__init__(events)
+        self.lr, self.batch_size = 1e-3, 6
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        return super().training_step(batch, number) * (1 + self.lr)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Augmented(), batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return loader(shuffle=False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
 class Accumulating(Module):
@@ -190,18 +211,21 @@ def train(
     validate: bool = True,
     workers: int = 0,
     data: Any = None,
+    brings_data: bool = False,
     kind: Callable[[Mapping[int, Event]], Module] = Module,
     **arguments: Any,
 ) -> Ran:
-    """One attempt: a new module, a new Trainer, and random numbers that only the first attempt begins with."""
+    """One attempt: a new module, a new Trainer, and random numbers that only the first attempt begins with.
+
+    `brings_data` says that the module has a loader of its own.
+    """
     torch.manual_seed(5 if (directory / "checkpoints").exists() else 0)
     module = kind(at or {})
     ours = PitonCallback(config or tiny.config(directory / "checkpoints", tiny.every(4)))
     ran = Ran(trainer=make_trainer([ours, *callbacks], **arguments))
     try:
-        ran.trainer.fit(
-            module, loader(workers=workers) if data is None else data, loader(shuffle=False) if validate else None
-        )
+        given = loader(workers=workers) if data is None and not brings_data else data
+        ran.trainer.fit(module, given, loader(shuffle=False) if validate else None)
     except SystemExit as end:
         ran.code, ran.error = int(end.code or 0), str(end)
     ran.seen = module.seen

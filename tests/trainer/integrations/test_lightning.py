@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
 from piton.contract import names
@@ -139,6 +146,35 @@ def test_a_module_that_accumulates_by_hand_loses_no_gradients(
     assert stopped.code == 143
     assert len(stopped.seen) == stop + -stop % kind.every
     assert stopped.seen + resumed.seen == whole.seen
+    assert_same(resumed, whole)
+
+
+FINDERS: dict[str, Callable[[], Callback]] = {
+    "LearningRateFinder": lambda: LearningRateFinder(num_training_steps=30, min_lr=1e-4),
+    "BatchSizeFinder": lambda: BatchSizeFinder(steps_per_trial=1, init_val=2, max_trials=2),
+}
+
+
+@resume.exact("Lightning: LearningRateFinder and BatchSizeFinder", "what they found in the first attempt is kept")
+@pytest.mark.filterwarnings("ignore:.*Found unsupported keys in the optimizer configuration")
+@pytest.mark.parametrize("stop", [2, 7])
+@pytest.mark.parametrize("names_of_finders", [["LearningRateFinder"], ["BatchSizeFinder"], list(FINDERS)])
+def test_what_a_finder_has_set_comes_back(
+    names_of_finders: list[str], stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def train(directory: Path, **arguments: Any) -> pl.Ran:
+        finders = [FINDERS[name]() for name in names_of_finders]
+        return pl.train(directory, kind=pl.Tunable, brings_data=True, validate=False, callbacks=finders, **arguments)
+
+    whole = train(tmp_path / "whole")
+    stopped = train(tmp_path / "parts", at={stop: ends.terminate})
+    resumed = train(tmp_path / "parts")
+    assert (whole.code, stopped.code, resumed.code) == (0, 143, 0)
+    assert resumed.trainer.global_step == whole.trainer.global_step
+    found = [(ran.trainer.lightning_module.lr, ran.trainer.lightning_module.batch_size) for ran in (whole, resumed)]
+    assert found[0] == found[1] != (pl.Tunable({}).lr, pl.Tunable({}).batch_size)
     assert_same(resumed, whole)
 
 

@@ -14,6 +14,7 @@ keeps to itself is used in `lightning_loops` only.
 
 import functools
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,15 +31,20 @@ from torch import Tensor
 import piton_trainer
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
+from piton_trainer.integrations.lightning_finders import Finders
 from piton_trainer.integrations.lightning_loops import Loops
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
 from piton_trainer.training.gradient_accumulation import Gradients
 
+logger = logging.getLogger(__name__)
+
 TRAINER, MADE_BY = "trainer", "lightning"
 """Objects of a checkpoint besides the model."""
 _PATH = "the checkpoint that Piton has chosen"
 _WEIGHTS = "state_dict"
+_FOUND = "found"
+"""What finders have set, among the keys of Lightning's checkpoint."""
 _NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
 """Keys that Lightning adds for building a module from a checkpoint; here the script builds it."""
 
@@ -65,7 +71,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._gradients: Gradients | None = None
         self._until_left = ExitStack()
         self._known: dict[str, Any] = {}
-        self._is_restored = self._is_pending = self._is_over = False
+        self._is_restored = self._is_computed = self._is_pending = self._is_over = False
         _take_over_fit()
 
     @property
@@ -82,9 +88,11 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             _refuse(trainer)
             until_saved.enter_context(_authenticator(trainer, self))  # a session saves once more when it ends
             self._session, self._randomness, self._known = session, None, {}
-            self._is_restored = self._is_pending = self._is_over = False
+            self._is_restored = self._is_computed = self._is_pending = self._is_over = False
+            if goes_on := session.peek(MADE_BY) is not None:
+                until_saved.enter_context(Finders(trainer).at_rest())
             try:
-                go(ckpt_path if session.peek(MADE_BY) is None else _PATH)
+                go(_PATH if goes_on else ckpt_path)
                 session.finish()  # wherever Lightning ends, it means to
                 if self._is_restored and self._randomness is None:
                     session.begin(total=session.step, trainer=trainer)  # Lightning saw by itself that nothing is left
@@ -151,6 +159,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         if self._session is None or self._is_over:
             return
         self._session.end_step()
+        self._is_computed = True
         loss = outputs.get(LOSS) if isinstance(outputs, Mapping) else outputs
         self._report(trainer, {LOSS: loss} if isinstance(loss, Tensor) and loss.numel() == 1 else {})
 
@@ -166,8 +175,9 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def _batch_done(self, trainer: Any) -> None:
         """Nothing is left of a batch, nor of a step if no gradients wait; the last one has its epoch's end left."""
-        if self._randomness is None or self._is_over:
-            return
+        if not self._is_computed:
+            return  # a finder's batch: it has callbacks of its own
+        self._is_computed = False
         loops = Loops(trainer)
         self._is_pending = loops.has_stepped and not self._waits(trainer)
         if self._is_pending and not loops.is_last_batch:
@@ -239,11 +249,21 @@ class _Part:
         live = self._trainer.lightning_module.state_dict()
         is_live = _is_same(taken.get(_WEIGHTS, {}), live)  # else a callback has put others there, such as an average
         omitted = {_WEIGHTS} if is_live else set()
-        return {name: part for name, part in taken.items() if name not in omitted and not name.endswith(_NOT_STATE)}
+        kept = {name: part for name, part in taken.items() if name not in omitted and not name.endswith(_NOT_STATE)}
+        return kept | ({_FOUND: found} if kept and (found := Finders(self._trainer).found()) else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lightning restores it when it has built the rest."""
-        self.loaded = state
+        """Lightning restores it when it has built the rest; it knows nothing of what its finders have set."""
+        finders = Finders(self._trainer)
+        if _FOUND in state:
+            finders.put_back(state[_FOUND])
+        elif finders.names:
+            logger.warning(
+                "%s: what was found is not in the checkpoint of an earlier version of Piton; the optimizers go on with "
+                "it, and the module's attribute is that of the script",
+                ", ".join(finders.names),
+            )
+        self.loaded = {name: part for name, part in state.items() if name != _FOUND}
 
 
 class _LightningState(CheckpointIO):  # type: ignore[misc]
