@@ -162,7 +162,8 @@ class Following(Module):
 
     def training_step(self, batch: Any, number: int) -> Tensor:
         x, _ = batch
-        return super().training_step(batch, number) * self.scale + (self.net(x) - self.follower(x)).square().mean()
+        distance = nn.functional.mse_loss(self.net(x), self.follower(x))
+        return super().training_step(batch, number) * self.scale + distance
 
     def follow(self, share: float) -> None:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from piton.contract import names
@@ -273,6 +274,95 @@ def test_a_best_model_that_is_lost_is_said_to_be(tmp_path: Path, caplog: pytest.
     assert f"load_best_model_at_end: the checkpoint of step {EPOCH_END}, the best so far, is not in" in caplog.text
 
 
+class Zeroing(TrainerCallback):  # type: ignore[misc]
+    """It zeroes the gradients of a loss, which transformers does not know."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["optimizer"].zero_grad()
+
+
+class Head(nn.Module):
+    """A loss with weights of its own, as sentence-transformers has them; it counts how often it is asked."""
+
+    asked: Tensor
+
+    def __init__(self, model: nn.Module | None) -> None:
+        super().__init__()
+        self.model = model
+        self.scorer = nn.Linear(32, 1)
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        self.asked = self.asked + 1
+        score: Tensor = self.scorer(logits)
+        return score.square().mean() * (1 + self.asked / 100)
+
+
+class Weighted(Trainer):  # type: ignore[misc]
+    """A Trainer whose optimizer has weights of `self.loss` besides those of the model."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.loss = self.make_loss()
+
+    def make_loss(self) -> Any:
+        return Head(self.model)
+
+    @property
+    def heads(self) -> list[Head]:
+        return list(self.loss.values()) if isinstance(self.loss, dict) else [self.loss]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        for head in self.heads:
+            optimizer.add_param_group({"params": list(head.scorer.parameters())})
+        return optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = loss + sum(head(outputs.logits) for head in self.heads)
+        return (loss, outputs) if return_outputs else loss
+
+
+class WeightedByName(Weighted):
+    """One loss for each of its data sets."""
+
+    def make_loss(self) -> Any:
+        return {"pairs": Head(self.model), "triplets": Head(self.model)}
+
+
+class WeightedApart(Weighted):
+    """Its loss does not know the model."""
+
+    def make_loss(self) -> Any:
+        return Head(None)
+
+
+@resume.exact(
+    "transformers: losses with weights", "modules that are attributes of the Trainer, sentence-transformers say"
+)
+@pytest.mark.parametrize("step", [MID_EPOCH - 1, EPOCH_END])
+@pytest.mark.parametrize("kind", [Weighted, WeightedByName, WeightedApart])
+def test_a_loss_with_weights_comes_back_too(kind: type[Weighted], step: int, tmp_path: Path) -> None:
+    whole = hf.train(tmp_path / "whole", kind=kind, later=[Zeroing()])
+    stopped = hf.train(tmp_path / "parts", kind=kind, later=[Zeroing()], at={step: ends.terminate})
+    resumed = hf.train(tmp_path / "parts", kind=kind, later=[Zeroing()])
+    assert (whole.code, stopped.code, resumed.code) == (0, 143, 0), (whole.error, stopped.error, resumed.error)
+    assert resumed.losses == whole.losses
+    assert_same(resumed, whole)
+    for mine, other in zip(resumed.trainer.heads, whole.trainer.heads, strict=True):
+        assert torch.equal(mine.scorer.weight, other.scorer.weight)
+        assert torch.equal(mine.asked, other.asked)
+
+
+@resume.refused("transformers: losses whose gradients add up over steps", "say optimizer.zero_grad() in a callback")
+def test_gradients_of_a_loss_that_outlast_their_step_are_refused(tmp_path: Path) -> None:
+    refused = hf.train(tmp_path, kind=Weighted)
+    assert refused.code == 78
+    assert refused.error.startswith("loss: gradients of its weights are left after a step")
+    assert refused.state.global_step == 1
+
+
 class Ending(TrainerCallback):  # type: ignore[misc]
     """It ends the training in one of its hooks."""
 
@@ -303,7 +393,7 @@ def is_over(directory: Path, step: int = MID_EPOCH, **arguments: Any) -> bool:
 @pytest.mark.parametrize("hook", ["on_step_end", "on_log", "on_evaluate"])
 @pytest.mark.parametrize("stops", [{}, {MID_EPOCH - 1: ends.terminate}], ids=["whole", "resumed"])
 def test_an_end_that_another_callback_decides_is_meant(stops: dict[int, ends.Event], hook: str, tmp_path: Path) -> None:
-    arguments = {"eval_strategy": "steps", "eval_steps": 2}
+    arguments: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2}
     if stops:
         hf.train(tmp_path, at=stops, later=[Ending(hook)], **arguments)
     ended = hf.train(tmp_path, later=[Ending(hook)], **arguments)

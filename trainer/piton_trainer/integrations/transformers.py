@@ -18,10 +18,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
@@ -40,6 +43,8 @@ TRAINER = "trainer"
 """The object of a checkpoint that is transformers' own."""
 LOSSES = "losses"
 """The object of a checkpoint that has the losses of which transformers logs means."""
+LOSS = "loss"
+"""The object of a checkpoint that has weights which are trained beside the model's."""
 _FEWEST = 0.001
 """What transformers divides by where an attempt has no steps."""
 
@@ -62,6 +67,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer: Any = None
         self._randomness: Randomness | None = None
         self._losses: _Losses | None = None
+        self._loss: nn.Module | None = None
+        self._is_first_step = True
         self._is_mid_epoch = False
         self._is_pending = False
         self._waits_for_epoch = False
@@ -111,6 +118,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
     def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
         self._session, self._trainer, self._randomness = session, trainer, None
         self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
+        self._is_first_step = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,13 +128,16 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             raise InputError("PitonCallback: the training has to be begun by Trainer.train()")
         self._come_last()
         scaler = getattr(self._trainer.accelerator, "scaler", None)
+        model, optimizer = kwargs["model"], getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+        self._loss = _loss_with_weights(self._trainer, model, optimizer)
         self._session.restore(
             per_rank=False,
-            model=kwargs["model"],
-            optimizer=getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]),
+            model=model,
+            optimizer=optimizer,
             scheduler=kwargs["lr_scheduler"],
             scaler=scaler,
-            **{TRAINER: _Progress(self._trainer), DESCRIPTION: _Description(kwargs["model"])},
+            **{TRAINER: _Progress(self._trainer), DESCRIPTION: _Description(model)},
+            **{LOSS: self._loss},
             **({} if self._losses is None else {LOSSES: self._losses}),
         )
         _recover_best(self._trainer, tells=self._session.is_main)
@@ -169,6 +180,9 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self._is_pending = self._session is not None
         if self._session is not None:
             self._session.end_step()
+        if self._loss is not None and self._is_first_step:
+            _refuse_gradients(self._loss, kwargs["model"])
+        self._is_first_step = False
         is_last = float(state.epoch or 0).is_integer() or control.should_epoch_stop or control.should_training_stop
         self._waits_for_epoch = is_last
         self._settle(state, control)
@@ -326,6 +340,43 @@ class _Losses:
             yield
         finally:
             del trainer._finalize_training  # noqa: SLF001
+
+
+def _loss_with_weights(trainer: Any, model: nn.Module, optimizer: Optimizer) -> nn.Module | None:
+    """Return a module with all that the optimizer trains, if that is more than the model; None if it is not.
+
+    sentence-transformers has losses with weights, as `trainer.loss` or by name in it, and the model inside of them. The
+    names of what an optimizer holds come from one module, so a checkpoint has the model's weights there once more.
+    """
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    apart = trained - _ids(model)
+    attributes = vars(trainer).values()
+    held = chain.from_iterable(value.values() if isinstance(value, dict) else [value] for value in attributes)
+    parts = list(dict.fromkeys(part for part in held if isinstance(part, nn.Module) and apart & _ids(part)))
+    if not parts:
+        return None
+    if not trained <= set().union(*map(_ids, parts)):
+        parts.append(model)
+    return parts[0] if len(parts) == 1 else nn.ModuleList(parts)
+
+
+def _ids(module: nn.Module) -> set[int]:
+    return set(map(id, module.parameters()))
+
+
+def _refuse_gradients(loss: nn.Module, model: nn.Module) -> None:
+    """Say no to gradients that outlast their step: transformers zeroes the model's only, and no checkpoint has any.
+
+    Raises:
+        BadConfig: there are some.
+    """
+    own = _ids(model)
+    gradients = (weight.grad for weight in loss.parameters() if id(weight) not in own)
+    if any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+        raise BadConfig(
+            "loss: gradients of its weights are left after a step, since transformers zeroes those of the model only; "
+            "say optimizer.zero_grad() in a callback's on_step_end"
+        )
 
 
 class _Description:
