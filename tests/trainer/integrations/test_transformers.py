@@ -22,7 +22,8 @@ from piton_trainer import Session
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig
-from piton_trainer.integrations.transformers import LOSSES, PitonCallback
+from piton_trainer.integrations.transformers import PitonCallback
+from piton_trainer.integrations.transformers_state import LOSSES
 from support import ends, ranks, resume, tiny
 from support import tiny_transformers as hf
 from support.status_server import StatusServer

@@ -6,47 +6,35 @@
     batch, epoch        when nothing of a step is left to do, in no hook either: the boundary
     end of fit()        leave the session: last save, COMPLETE.json, or exit code 143
 
-Lightning's own account of the training goes through a CheckpointIO for that; the module's weights go straight
-from our checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says,
-or where a module steps by hand, as long as gradients wait for the step of an optimizer. What Lightning
-keeps to itself is used in `lightning_loops` only.
+Lightning's own account of the training goes through a CheckpointIO for that; the module's weights go straight from our
+checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says; of a module that steps by
+hand, as many as gather gradients for the step of an optimizer. What Lightning keeps to itself is used in
+`lightning_loops` only.
 """
 
 import functools
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import lightning
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 import piton_trainer
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
-from piton_trainer.integrations.lightning_finders import Finders
-from piton_trainer.integrations.lightning_loops import Loops
+from piton_trainer.integrations.lightning_checkpoint import PATH, WEIGHTS, Made, Part, passed_through
+from piton_trainer.integrations.lightning_loops import Finders, Loops
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
 from piton_trainer.training.gradient_accumulation import Gradients
 
-logger = logging.getLogger(__name__)
-
 TRAINER, MADE_BY = "trainer", "lightning"
 """Objects of a checkpoint besides the model."""
-_PATH = "the checkpoint that Piton has chosen"
-_WEIGHTS = "state_dict"
-_FOUND = "found"
-"""What finders have set, among the keys of Lightning's checkpoint."""
-_NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
-"""Keys that Lightning adds for building a module from a checkpoint; here the script builds it."""
 
 
 class PitonCallback(Checkpoint):  # type: ignore[misc]
@@ -86,13 +74,15 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         )
         with ExitStack() as until_saved, piton_trainer.session(self._config, name=self._name) as session, followed:
             _refuse(trainer)
-            until_saved.enter_context(_authenticator(trainer, self))  # a session saves once more when it ends
+            until_saved.enter_context(
+                passed_through(trainer, partial(self.load, trainer))
+            )  # a session saves once more when it ends
             self._session, self._randomness, self._known = session, None, {}
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
             if goes_on := session.peek(MADE_BY) is not None:
                 until_saved.enter_context(Finders(trainer).at_rest())
             try:
-                go(_PATH if goes_on else ckpt_path)
+                go(PATH if goes_on else ckpt_path)
                 session.finish()  # wherever Lightning ends, it means to
                 if self._is_restored and self._randomness is None:
                     session.begin(total=session.step, trainer=trainer)  # Lightning saw by itself that nothing is left
@@ -104,16 +94,16 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def load(self, trainer: Any) -> dict[str, Any]:
         """Our checkpoint as Lightning expects one."""
-        part = _Part(trainer)
+        part = Part(trainer)
         self._restore(trainer, part)
-        return {_WEIGHTS: trainer.lightning_module.state_dict(), **part.loaded}
+        return {WEIGHTS: trainer.lightning_module.state_dict(), **part.loaded}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything is built and restored, but for the place in the data."""
         if self._session is None:
             return
         if not self._is_restored:
-            self._restore(trainer, _Part(trainer))
+            self._restore(trainer, Part(trainer))
         if trainer.world_size != self._session.world_size:
             raise BadConfig(
                 f"Lightning has {trainer.world_size} ranks where the session has {self._session.world_size}; "
@@ -169,7 +159,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             self._report(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is logged of an epoch belongs to its last step."""
+        """A metric of an epoch belongs to its last step."""
         if self._session is not None and self._is_pending:
             self._report(trainer)
 
@@ -196,9 +186,9 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         if self._is_pending:
             self._boundary(trainer)
 
-    def _restore(self, trainer: Any, part: "_Part") -> None:
+    def _restore(self, trainer: Any, part: "Part") -> None:
         assert self._session is not None
-        self._session.restore(per_rank=False, model=trainer.lightning_module, **{MADE_BY: _Made(), TRAINER: part})
+        self._session.restore(per_rank=False, model=trainer.lightning_module, **{MADE_BY: Made(), TRAINER: part})
         self._is_restored = True
 
     def _report(self, trainer: Any, more: Mapping[str, Tensor] | None = None) -> None:
@@ -221,93 +211,6 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
 class _NothingLeftError(Exception):
     """The run was over before."""
-
-
-class _Made:
-    """A marker of a few bytes: a checkpoint was made here."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """For who reads it."""
-        return {"version": str(lightning.__version__)}
-
-    def load_state_dict(self, _: dict[str, Any]) -> None:
-        """Lightning looks at the version that its own part has."""
-
-
-class _Part:
-    """The content of Lightning's checkpoint file, without the weights."""
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        self.loaded: dict[str, Any] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Loops, optimizers, schedules, scaler, callbacks, and what hooks add. Lightning hands it to rank 0 only."""
-        io = self._trainer.strategy.checkpoint_io
-        self._trainer.save_checkpoint(_PATH, weights_only=False)
-        taken = io.take()
-        live = self._trainer.lightning_module.state_dict()
-        is_live = _is_same(taken.get(_WEIGHTS, {}), live)  # else a callback has put others there, such as an average
-        omitted = {_WEIGHTS} if is_live else set()
-        kept = {name: part for name, part in taken.items() if name not in omitted and not name.endswith(_NOT_STATE)}
-        return kept | ({_FOUND: found} if kept and (found := Finders(self._trainer).found()) else {})
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lightning restores it when it has built the rest; it knows nothing of what its finders have set."""
-        finders = Finders(self._trainer)
-        if _FOUND in state:
-            finders.put_back(state[_FOUND])
-        elif finders.names:
-            logger.warning(
-                "%s: what was found is not in the checkpoint of an earlier version of Piton; the optimizers go on with "
-                "it, and the module's attribute is that of the script",
-                ", ".join(finders.names),
-            )
-        self.loaded = {name: part for name, part in state.items() if name != _FOUND}
-
-
-class _LightningState(CheckpointIO):  # type: ignore[misc]
-    """The CheckpointIO for Lightning's checkpoints. Those of other callbacks are saved as before."""
-
-    def __init__(self, before: Any, trainer: Any, callback: PitonCallback) -> None:
-        self.before = before
-        self._trainer = trainer
-        self._callback = callback
-        self._taken: dict[str, Any] = {}
-
-    def take(self) -> dict[str, Any]:
-        """The checkpoint that was saved last. Lightning passes it to rank 0 only."""
-        taken, self._taken = self._taken, {}
-        return taken
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Keep ours; it becomes part of a checkpoint of Piton."""
-        if _is_ours(path):
-            self._taken = checkpoint
-        else:
-            self.before.save_checkpoint(checkpoint, path, storage_options=storage_options)
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Ours comes out of the session."""
-        if _is_ours(path):
-            return self._callback.load(self._trainer)
-        return self.before.load_checkpoint(path, *args, **kwargs)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Retention looks after ours."""
-        self.before.remove_checkpoint(path)
-
-
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if two states have the same names, and tensors that lie in the same place."""
-    if one.keys() != other.keys():
-        return False
-    both = ((value, other[name]) for name, value in one.items() if isinstance(value, Tensor))
-    return all(isinstance(there, Tensor) and here.data_ptr() == there.data_ptr() for here, there in both)
-
-
-def _is_ours(path: Any) -> bool:
-    return str(path) == _PATH
 
 
 def _refuse(trainer: Any) -> None:
@@ -349,15 +252,3 @@ def _take_over_fit() -> None:
 
     fit.before_piton = original  # type: ignore[attr-defined]
     Trainer.fit = fit
-
-
-@contextmanager
-def _authenticator(trainer: Any, callback: PitonCallback) -> Iterator[None]:
-    before = trainer.strategy.checkpoint_io
-    trainer.strategy.checkpoint_io = _LightningState(before, trainer, callback)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-            yield
-    finally:
-        trainer.strategy.checkpoint_io = before

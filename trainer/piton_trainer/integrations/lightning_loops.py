@@ -1,17 +1,21 @@
-"""State of Lightning's loops that has no public name: the one place that a new version of Lightning can break.
+"""State of Lightning's loops and finders that has no public name: the one place that a new version can break.
 
 It has been tried with Lightning 2.6.6, and must not know sessions.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
 from piton_trainer.state.data_position import set_epoch
 from piton_trainer.state.tracked_objects import Stateful
+
+_RATES = ("lr", "learning_rate")
+"""Names of the learning rate that Lightning tries, unless it is told one."""
 
 
 class Loops:
@@ -130,3 +134,44 @@ class Loops:
     def loaders(self) -> list[Any]:
         """The loaders that the loop has its data from."""
         return list(self._fit._combined_loader.flattened)  # noqa: SLF001
+
+
+class Finders:
+    """The LearningRateFinder and BatchSizeFinder of a Trainer: they try before the first step, and set what is best.
+
+    To try again, in a training that goes on, would begin Lightning's loops anew after their state has come back.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._own = [item for item in trainer.callbacks if isinstance(item, BatchSizeFinder | LearningRateFinder)]
+
+    def found(self) -> dict[str, Any]:
+        """Return the attributes of the module, or of its data, that they set."""
+        module = self._trainer.lightning_module
+        return {name: lightning_getattr(module, name) for name in map(self._attribute, self._own) if name}
+
+    def put_back(self, found: Mapping[str, Any]) -> None:
+        """Set these attributes, as the first attempt has found them."""
+        for name, value in found.items():
+            lightning_setattr(self._trainer.lightning_module, name, value)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep them from trying before the first step."""
+        for item in self._own:
+            item.on_fit_start = lambda *_: None
+        try:
+            yield
+        finally:
+            for item in self._own:
+                del item.on_fit_start
+
+    def _attribute(self, item: Any) -> str:
+        if isinstance(item, BatchSizeFinder):
+            names: tuple[str, ...] = (item._batch_arg_name,)  # noqa: SLF001
+        elif item._update_attr:  # noqa: SLF001
+            names = (item._attr_name,) if item._attr_name else _RATES  # noqa: SLF001
+        else:
+            names = ()
+        return next((name for name in names if lightning_hasattr(self._trainer.lightning_module, name)), "")
