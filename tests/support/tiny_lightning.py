@@ -66,6 +66,24 @@ class Module(LightningModule):  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class Plateau(Module):
+    """Its learning rate falls where a metric does not halve, after each epoch."""
+
+    when, monitor = "epoch", "val_loss"
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5, factor=0.5)
+        how = {"scheduler": scheduler, "interval": self.when, "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": how}
+
+
+class PlateauOfSteps(Plateau):
+    """It is asked after each step."""
+
+    when, monitor = "step", "train_loss"
+
+
 class Adversaries(Module):
     """Two networks with an optimizer each, which step by hand."""
 

@@ -69,6 +69,11 @@ LIGHTNING: dict[str, Callable[[], dict[str, Any]]] = {
     "Lightning: ModelCheckpoint beside it": lambda: {"callbacks": [ModelCheckpoint(save_last=True)]},
     "Lightning: Timer": lambda: {"callbacks": [Timer(duration="00:01:00:00")]},
     "Lightning: EMAWeightAveraging": lambda: {"callbacks": [EMAWeightAveraging(decay=0.9)]},
+    "Lightning: ReduceLROnPlateau by epoch": lambda: {"kind": pl.Plateau},
+    "Lightning: ReduceLROnPlateau by step, validation every 2 batches": lambda: {
+        "kind": pl.PlateauOfSteps,
+        "val_check_interval": 2,
+    },
     "Lightning: manual optimization of two networks": lambda: {"kind": pl.Adversaries},
     "Lightning: data without a length": lambda: {"data": DataLoader(pl.Stream(), batch_size=6)},
     "Lightning: data with a length that is too large": lambda: {"data": DataLoader(pl.Boastful(), batch_size=6)},

@@ -69,20 +69,19 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def fit(self, trainer: Any, go: Callable[[Any], None], ckpt_path: Any) -> None:
         """`trainer.fit()` inside a session. A `ckpt_path` of the user's counts until we have a better one."""
-        followed = Loops(trainer).followed(
-            batch=partial(self._batch_done, trainer), epoch=partial(self._epoch_done, trainer)
-        )
-        with ExitStack() as until_saved, piton_trainer.session(self._config, name=self._name) as session, followed:
+        with ExitStack() as until_saved, piton_trainer.session(self._config, name=self._name) as session:
             _refuse(trainer)
-            until_saved.enter_context(
-                passed_through(trainer, partial(self.load, trainer))
-            )  # a session saves once more when it ends
+            # A session saves once more when it ends.
+            until_saved.enter_context(passed_through(trainer, partial(self.load, trainer)))
             self._session, self._randomness, self._known = session, None, {}
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
-            if goes_on := session.peek(MADE_BY) is not None:
+            marker = session.peek(MADE_BY)
+            if marker is not None:
                 until_saved.enter_context(Finders(trainer).at_rest())
+            done = {"batch": partial(self._batch_done, trainer), "epoch": partial(self._epoch_done, trainer)}
             try:
-                go(PATH if goes_on else ckpt_path)
+                with Loops(trainer).followed(**done, is_whole=Made.is_whole(marker)):
+                    go(ckpt_path if marker is None else PATH)
                 session.finish()  # wherever Lightning ends, it means to
                 if self._is_restored and self._randomness is None:
                     session.begin(total=session.step, trainer=trainer)  # Lightning saw by itself that nothing is left

@@ -24,14 +24,21 @@ _FOUND = "found"
 """The key of what finders have set, which Lightning's checkpoint has not."""
 _NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
 """Keys that Lightning adds for building a module from a checkpoint; here the script builds it."""
+_IS_WHOLE = "is_whole"
+"""The key of the marker that says at which moment a checkpoint was made."""
 
 
 class Made:
-    """A marker of a few bytes: a checkpoint was made here."""
+    """A marker of a few bytes: a checkpoint was made here, with all of its step done."""
 
     def state_dict(self) -> dict[str, Any]:
         """For who reads it."""
-        return {"version": str(lightning.__version__)}
+        return {"version": str(lightning.__version__), _IS_WHOLE: True}
+
+    @staticmethod
+    def is_whole(marker: Any) -> bool:
+        """True if schedules and counts of the step are in the checkpoint; earlier versions saved before those."""
+        return marker is not None and bool(marker.get(_IS_WHOLE))
 
     def load_state_dict(self, _: dict[str, Any]) -> None:
         """Lightning looks at the version that its own part has."""

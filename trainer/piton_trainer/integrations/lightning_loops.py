@@ -77,15 +77,16 @@ class Loops:
         return self._trainer.current_epoch == 0 or bool(self._fit.is_resuming)
 
     @contextmanager
-    def followed(self, *, batch: Callable[[], None], epoch: Callable[[], None]) -> Iterator[None]:
+    def followed(self, *, batch: Callable[[], None], epoch: Callable[[], None], is_whole: bool) -> Iterator[None]:
         """Have these called when Lightning has done all of a batch, its validation too, and all of an epoch.
 
-        No hook of a callback comes after those of the module and of all other callbacks.
+        No hook of a callback comes after those of the module and of all other callbacks. `is_whole` says that the
+        checkpoint was made at such a moment.
         """
         batch_done, epoch_done = self._epoch.on_advance_end, self._fit.on_advance_end
 
         def on_batch(data_fetcher: Any) -> None:
-            if self._epoch._skip_next_val:  # noqa: SLF001 - a resume after a validation; all of its batch is done
+            if is_whole and self._epoch._skip_next_val:  # noqa: SLF001 - a resume after a validation
                 self._epoch._skip_next_val = False  # noqa: SLF001
                 return
             batch_done(data_fetcher)
