@@ -319,8 +319,7 @@ def main() -> None:
     output.keep_going_without("stderr")
     try:
         nul = next((argument for argument in sys.argv if "\0" in argument), None)
-        told = f"{nul!r} holds a NUL, which no name and no path can; remove it"
-        code = cli.main(standalone_mode=False) if nul is None else _complain(told)
+        code = cli.main(standalone_mode=False) if nul is None else _complain(f"{nul!r} holds a NUL; remove it")
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         code = BAD_INPUT

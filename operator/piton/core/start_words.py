@@ -6,7 +6,6 @@ the program until it has run once in this run, and the cluster afterwards.
 
 import re
 from enum import Enum
-from pathlib import PurePosixPath
 
 PULL_REASONS = frozenset(
     {
@@ -134,8 +133,12 @@ def _blame_for_image(reason: str, message: str) -> Blame:
 def _is_about_another(message: str, program: str | None) -> bool:
     """True if it names a program, and not the one that the container runs."""
     named = _PROGRAM_NAMED.search(message)
-    return program is not None and named is not None and PurePosixPath(named[1]).name != PurePosixPath(program).name
+    return program is not None and named is not None and _last_part(named[1]) != _last_part(program)
 
 
 def _has(pattern: str, text: str) -> bool:
     return re.search(pattern, text, re.IGNORECASE) is not None
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]

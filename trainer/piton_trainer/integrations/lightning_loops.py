@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationSch
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
 from piton_trainer.state.data_position import set_epoch
-from piton_trainer.state.tracked_objects import Stateful
+from piton_trainer.state.refusals import Stateful
 
 _RATES = ("lr", "learning_rate")
 """Names of the learning rate that Lightning tries, unless it is told one."""

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,34 @@ from piton_trainer.checkpoint.format import codec
 from piton_trainer.runtime.device_faults import is_device_fault, is_out_of_memory
 from piton_trainer.state.optimizers import optimizers_of
 from piton_trainer.state.state_dicts import lazy_part, split_module
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Whatever can say and take its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in tensors, numbers, strings, lists and dicts."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Become what `state_dict` described."""
+        ...
+
+
+def checked(name: str, value: Any) -> Any:
+    """Return an object that can be saved.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if isinstance(value, Stateful | torch.Generator) or optimizers_of(value):
+        return value
+    if isinstance(value, Mapping) and any(map(optimizers_of, value.values())):
+        raise InputError(
+            f"{name} cannot be saved: optimizers in a dict; give a list of them, or each by a name of its own"
+        )
+    raise InputError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What samplers remember from epoch to epoch: a count of them, an order that is shuffled in place, or a whole state.
+"""Memory of samplers from epoch to epoch: a count of them, an order that is shuffled in place, or a whole state.
 
 An epoch that is resumed is begun again, so a sampler has to be as it was when the epoch began, and once the batches
 that are done are passed over, as it was at the save. Seen are attributes that are numbers, texts, or rows of numbers

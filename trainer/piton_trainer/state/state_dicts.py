@@ -11,7 +11,7 @@ is built, so they are kept, and looked up again when it is built differently:
 No tensor is kept from one capture to the next: one that was replaced meanwhile is saved like any other.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, repeat
 from operator import attrgetter, is_, methodcaller
 from typing import Any
@@ -180,6 +180,13 @@ def split_module(module: nn.Module, key: str, flaws: dict[str, str]) -> Captured
     return codec.split(dict(state_of_module(module)), key, flaws=flaws, in_place=True)
 
 
+def state_of(value: Any) -> Any:
+    """Return the state of an object of any kind that is tracked."""
+    if isinstance(value, nn.Module):
+        return state_of_module(value)
+    return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
+
+
 def state_of_module(module: nn.Module) -> dict[str, Any]:
     """Return a module's state as torch says it; nothing of one without any, such as a loss: torch takes that amiss."""
     if next(module.parameters(), None) is None and not module.state_dict():
@@ -202,6 +209,34 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
         for name, value in _PARAMETERS(part).items()
         if value is not None
     }
+
+
+def frozen_names(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of those that are not trained."""
+    return [name for name, value in parameters.items() if not value.requires_grad]
+
+
+def freeze_as(name: str, module: nn.Module, frozen: Collection[str]) -> list[str]:
+    """Let all parameters of a module but these be trained; return what is to be told where the script says otherwise.
+
+    `name` is that of the module.
+    """
+    known = {
+        key: value
+        for key, value in parameters_by_name(module).items()
+        if value.is_floating_point() or value.is_complex()
+    }
+    thawed = [key for key in frozen_names(known) if key not in frozen]
+    stopped = [key for key in known if key in frozen and known[key].requires_grad]
+    for key in (*thawed, *stopped):
+        known[key].requires_grad_(key not in frozen)
+    sides = ((thawed, "the script", "the checkpoint"), (stopped, "the checkpoint", "the script"))
+    return [
+        f"{name}: {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: frozen in {here}, trained in {there}; "
+        "training goes on as in the checkpoint; to change that, say requires_grad_() after restore"
+        for keys, here, there in sides
+        if keys
+    ]
 
 
 def walked_names(modules: Iterable[nn.Module]) -> dict[int, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import starmap
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from piton_trainer.checkpoint.format.layout import WEIGHTS
 from piton_trainer.checkpoint.load.rank_loader import Targets
 from piton_trainer.checkpoint.save.overlapped_copy import local_tensors
 from piton_trainer.state.batch_skipping import has_state
-from piton_trainer.state.frozen import freeze_as, frozen_names
 from piton_trainer.state.optimizers import (
     Given,
     names_of,
@@ -36,32 +35,21 @@ from piton_trainer.state.optimizers import (
     templates,
     wrapped_in,
 )
-from piton_trainer.state.refusals import casts, flaw_of, parts_of_module, refusing, switched
+from piton_trainer.state.refusals import casts, checked, flaw_of, parts_of_module, refusing, switched
 from piton_trainer.state.roles import Roles, is_spread, like_shards, steady_of
 from piton_trainer.state.state_dicts import (
     Captured,
     ModuleState,
     OptimizerState,
+    freeze_as,
+    frozen_names,
     parameters_by_name,
-    state_of_module,
+    state_of,
     walked_names,
 )
 
 MODEL, EMA = WEIGHTS
 LOADER = "loader"
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Whatever can say and take its state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, in tensors, numbers, strings, lists and dicts."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Become what `state_dict` described."""
-        ...
 
 
 class TrackedObjects:
@@ -70,7 +58,7 @@ class TrackedObjects:
     def __init__(self, objects: Mapping[str, Any], *, per_rank: bool = False) -> None:
         self.per_rank = per_rank
         """True if each rank has all of them for itself."""
-        self._objects = {name: _checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
+        self._objects = {name: checked(name, value) for name, value in objects.items() if _is_ours(name, value)}
         # In the order that all ranks give them in: some modules talk to other ranks when they say their state.
         modules = self.modules(*(name for name in self._objects if name != LOADER))
         self.flaws = dict(filter(None, starmap(flaw_of, self._objects.items())))
@@ -186,7 +174,7 @@ class TrackedObjects:
 
     def capture_loader(self) -> Any:
         """The state of the loader, which every rank has its own of; None when it has none."""
-        return _state_of(self._objects[LOADER]) if LOADER in self._objects else None
+        return state_of(self._objects[LOADER]) if LOADER in self._objects else None
 
     def wanted(self, documents: Mapping[str, Any]) -> Targets:
         """The tensors of the saved states, so that they can be loaded; no object is changed.
@@ -210,7 +198,7 @@ class TrackedObjects:
                 live |= own_live
                 fresh |= own_fresh
             elif name != LOADER and self._has_shards:
-                fresh |= like_shards(_state_of(value), name, fresh.keys())
+                fresh |= like_shards(state_of(value), name, fresh.keys())
         return Targets(live=live, fresh={key: tensor for key, tensor in fresh.items() if key not in live})
 
     def explain(self, documents: Mapping[str, Any]) -> None:
@@ -270,7 +258,7 @@ class TrackedObjects:
         """The state of an object that is no module; those are captured by now."""
         value = self._objects[name]
         if not optimizers_of(value):
-            return self.split(_state_of(value), name)
+            return self.split(state_of(value), name)
         parts = [
             self._optimizer_state(optimizer, state)
             for optimizer, state in zip(optimizers_of(value), self._optimizers[name], strict=True)
@@ -344,18 +332,6 @@ class TrackedObjects:
         return told
 
 
-def _state_of(value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        return state_of_module(value)
-    return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value.state_dict()
-
-
 def _is_ours(name: str, value: Any) -> bool:
     """True if an object carries state; a plain DataLoader does not, `data_position` replays it instead."""
     return value is not None and (name != LOADER or has_state(value))
-
-
-def _checked(name: str, value: Any) -> Any:
-    if isinstance(value, Stateful | torch.Generator) or optimizers_of(value):
-        return value
-    raise InputError(f"{name} cannot be saved: a {type(value).__name__} has no state_dict and load_state_dict")

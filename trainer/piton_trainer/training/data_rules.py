@@ -25,7 +25,8 @@ from piton_trainer.state.data_position import Randomness, ResumableLoader, Resum
 from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.epoch_end import EpochEnd
 from piton_trainer.state.own_generators import RNG, OwnGenerators, named_generators
-from piton_trainer.state.tracked_objects import LOADER, Stateful
+from piton_trainer.state.refusals import Stateful
+from piton_trainer.state.tracked_objects import LOADER
 from piton_trainer.state.train_state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Generator, Tensor
 
-from piton.contract import output, startup_phases
+from piton.contract import InputError, output, startup_phases
 from piton.contract.termination import ScriptEnd, Termination
 from piton_trainer import script_end
 from piton_trainer.checkpoint.format import layout
@@ -168,7 +168,7 @@ class Session(RankContext):
             if error is None and self._opened.has_begun:
                 self._opened.conclude()
                 objects = trained(self._objects, trainer=self._trainer)
-                self._folder.finish(objects, has_trained=self._opened.has_trained)
+                self._folder.finish(objects, has_trained=self.step > (self._resumes_at or 0))
         except BaseException as failure:
             self._close(failure)
             raise
@@ -194,6 +194,8 @@ class Session(RankContext):
             BadConfig: the checkpoint is of other objects.
             ValueError: an object cannot be saved.
         """
+        if self._opened.has_begun:
+            raise InputError("session.restore: training has begun; name all objects before the first step")
         self._per_rank |= per_rank
         objects = self._objects | objects
         try:

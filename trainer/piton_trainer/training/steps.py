@@ -91,19 +91,12 @@ class Steps:
         self._lap = self._waited = 0.0
 
     @property
-    def has_trained(self) -> bool:
-        """True if this attempt has taken a step."""
-        return self.state.step > self._started[0]
-
-    @property
     def fraction(self) -> float:
         """The fraction of the training that is done, 0 to 1."""
         return self.state.fraction_done(self._config.assignment, self._total)
 
     def restore(self, objects: Mapping[str, Any], *, per_rank: bool = False) -> RestoredRun | None:
         """Take the user's objects, and put the newest good checkpoint into them."""
-        if self.has_begun:
-            raise InputError("session.restore: training has begun; name all objects before the first step")
         self._objects = TrackedObjects(self._data.take(objects), per_rank=per_rank)
         self._startup.lap(startup_phases.MODEL)
         found = self._store.restore(self._objects)
