@@ -182,9 +182,7 @@ def test_a_spec_of_any_depth_is_read_or_refused(levels: int, tmp_path: Path, pit
 
 @pytest.mark.parametrize("command", ["run", "validate", "plan", "preflight", "results", "retry", "checkpoint ls"])
 def test_a_nul_in_an_argument_is_bad_input(command: str, piton: Piton) -> None:
-    assert_one_sentence(
-        piton(*command.split(), "a\0b"), "'a\\x00b' holds a NUL; remove it"
-    )
+    assert_one_sentence(piton(*command.split(), "a\0b"), "'a\\x00b' holds a NUL; remove it")
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe{\x00}\x00", b"[" * 100_000, b"5", b"{}", b"", b"{"])

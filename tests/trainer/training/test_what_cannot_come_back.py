@@ -159,6 +159,39 @@ def attempt(
         return {"model": model.state_dict(), **extra}
 
 
+class Growing(nn.Sequential):
+    """A model that gets another layer, or one less."""
+
+    def change(self, *, grows: bool) -> None:
+        if grows:
+            self.append(nn.Linear(4, 4))
+        else:
+            self.pop(1)
+
+
+@resume.approximate(
+    "modules: parts that a script adds or removes in the middle", "told; the resumed script builds them"
+)
+@pytest.mark.parametrize(
+    ("grows", "words"), [(True, "model also has 2.bias and 1 more"), (False, "model lacks 1.bias")]
+)
+def test_a_model_that_is_built_otherwise_in_the_middle_is_told_of(
+    grows: bool, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Growing(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    def body(session: piton_trainer.Session, _: Any) -> None:
+        if session.step == 3:
+            model.change(grows=grows)
+
+    model: Any = build()
+    attempt(tmp_path, lambda: model, lambda model: SGD(model.parameters(), 0.1), body=body)
+    assert words in caplog.text
+    assert "a resumed script has to build it as it is now before session.restore()" in caplog.text
+
+
 def without_state(directory: Path) -> list[str]:
     """Train beside modules that have no state; return the names of what came back."""
     trained: list[int] = []

@@ -93,7 +93,9 @@ class Losses:
         def finalize(*args: Any, **kwargs: Any) -> TrainOutput:
             self._at_the_end = self.state_dict()
             own_steps = max(trainer.state.global_step - trainer._initial_global_step, _FEWEST)  # noqa: SLF001
-            trainer._total_loss_scalar = self.mean() * own_steps  # noqa: SLF001
+            # Versions before 5.20, 5.16 say, divide by all steps of the run.
+            is_of_own = "num_steps_trained" in original.__func__.__code__.co_varnames
+            trainer._total_loss_scalar = self.mean() * (own_steps if is_of_own else trainer.state.global_step)  # noqa: SLF001
             trainer._tr_loss.zero_()  # noqa: SLF001
             return original(*args, **kwargs)
 

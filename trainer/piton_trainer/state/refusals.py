@@ -133,8 +133,22 @@ def parts_of_module(name: str, module: nn.Module, document: Any) -> dict[str, Te
     return {key: tensor for key, tensor in tensors.items() if key in saved}
 
 
+def rebuilt(name: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return that a module has other parts than when training began, if it has: a script begins with those."""
+    if first.keys() == now.keys():
+        return None
+    missing, extra = sorted(first.keys() - now.keys()), sorted(now.keys() - first.keys())
+    return (
+        f"{name} {difference(missing, extra)}, compared with its first save; a resumed script has to build it as it is "
+        "now before session.restore()"
+    )
+
+
 def difference(missing: list[str], extra: list[str]) -> str:
     """Return how the names in a checkpoint differ from those that the script has."""
-    parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-    parts += [f"also has {extra[0]} and {len(extra) - 1} more"] if extra else []
+    parts = [f"{verb} {_first_of(names)}" for verb, names in (("lacks", missing), ("also has", extra)) if names]
     return " and ".join(parts)
+
+
+def _first_of(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]

@@ -35,7 +35,7 @@ from piton_trainer.state.optimizers import (
     templates,
     wrapped_in,
 )
-from piton_trainer.state.refusals import casts, checked, flaw_of, parts_of_module, refusing, switched
+from piton_trainer.state.refusals import casts, checked, flaw_of, parts_of_module, rebuilt, refusing, switched
 from piton_trainer.state.roles import Roles, is_spread, like_shards, steady_of
 from piton_trainer.state.state_dicts import (
     Captured,
@@ -72,6 +72,8 @@ class TrackedObjects:
             if optimizers_of(value)
         }
         self._given = {name: list(map(Given.of, optimizers_of(self._objects[name]))) for name in self._optimizers}
+        self._built: dict[str, Any] = {}
+        """Names of the parts of modules at their first capture."""
         self._roles: Roles | None = None
         """Of the newest capture; they stay the same as long as the keys do."""
         self._steady: frozenset[str] = frozenset()
@@ -127,6 +129,10 @@ class TrackedObjects:
             with refusing(name, "say") if is_first else nullcontext():
                 module = self._modules.get(name)
                 documents[name], own = self._captured(name) if module is None else module.capture()
+            if module is not None and (
+                flaw := rebuilt(name, self._built.setdefault(name, documents[name]), documents[name])
+            ):
+                self.flaws[name] = flaw
             apart = len(tensors) + len(own)
             tensors |= own
             if len(tensors) < apart:

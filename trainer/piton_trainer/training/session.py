@@ -54,6 +54,7 @@ from piton_trainer.training.run_restore import RestoredRun, fetch_from_mirror
 from piton_trainer.training.signals import StopFlag
 from piton_trainer.training.startup import Startup
 from piton_trainer.training.steps import Steps
+from piton_trainer.training.unnamed import telling_of_unnamed
 
 
 def session(
@@ -256,7 +257,7 @@ class Session(RankContext):
         return self._run(loader, feeding, accumulate)
 
     def _run(self, loader: Iterable[Any], feeding: Feeding, accumulate: int | None) -> Iterator[Any]:
-        with self._folder.explaining():
+        with self._folder.explaining(), telling_of_unnamed(self._objects, tells=self.is_main):
             yield from self._opened.run(loader, feeding, accumulate=accumulate)
 
     def finish(self) -> None:

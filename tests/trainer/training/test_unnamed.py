@@ -1,0 +1,97 @@
+"""Optimizers and schedules that train and that no checkpoint has are told of; nothing is ended by that."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, SequentialLR, StepLR
+
+import piton_trainer
+from support import tiny
+
+Objects = dict[str, Any]
+
+
+class Holder:
+    """A class of the user's that has its schedule inside."""
+
+    def __init__(self, schedule: LRScheduler) -> None:
+        self.parts = {"schedule": schedule}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"schedule": self.parts["schedule"].state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.parts["schedule"].load_state_dict(state["schedule"])
+
+
+class Slow(Optimizer):
+    """An optimizer around another one."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        super().__init__(inner.param_groups, {})
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+def sequence(optimizer: Optimizer) -> LRScheduler:
+    return SequentialLR(optimizer, [LinearLR(optimizer), StepLR(optimizer, 2)], milestones=[2])
+
+
+NAMED: dict[str, Callable[[Optimizer], Objects]] = {
+    "no schedule": lambda optimizer: {"optimizer": optimizer},
+    "a schedule": lambda optimizer: {"optimizer": optimizer, "scheduler": StepLR(optimizer, 1)},
+    "a sequence of schedules": lambda optimizer: {"optimizer": [optimizer], "mine": sequence(optimizer)},
+    "a schedule in a class": lambda optimizer: {"optimizer": optimizer, "mine": Holder(StepLR(optimizer, 1))},
+    "an optimizer around another": lambda optimizer: {"optimizer": Slow(optimizer)},
+    "another model's optimizer": lambda optimizer: {"optimizer": optimizer, "other": SGD(nn.Linear(1, 1).parameters())},
+}
+
+
+def train(directory: Path, objects: Callable[[Optimizer], Objects], later: Callable[[Any, Any], object]) -> None:
+    """Train three steps; `later` builds something once the objects are restored."""
+    model = nn.Linear(2, 1)
+    optimizer = SGD(model.parameters(), 0.1)
+    named = objects(optimizer)
+    with piton_trainer.session(tiny.config(directory, tiny.every(100))) as session:
+        session.restore(model=model, **named)
+        extra: Any = later(model, optimizer)
+        for x in session.steps([torch.ones(3, 2)], total=3):
+            model(x).square().mean().backward()
+            for one in (optimizer, extra):
+                if one is not None:
+                    one.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("objects", NAMED.values(), ids=NAMED)
+def test_nothing_is_told_of_what_is_named(
+    objects: Callable[[Optimizer], Objects], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, objects, lambda *_: None)
+    assert "was not given it" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "make", [lambda optimizer: StepLR(optimizer, 1), lambda o: LambdaLR(o, lambda _: 0.5), sequence]
+)
+def test_a_schedule_that_is_not_named_is_told_of_once(
+    make: Callable[[Optimizer], LRScheduler], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, NAMED["no schedule"], lambda _, optimizer: make(optimizer))
+    assert (
+        caplog.text.count("a schedule changes the rates of optimizer SGD, and session.restore() was not given it") == 1
+    )
+
+
+def test_an_optimizer_that_is_not_named_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, NAMED["no schedule"], lambda model, _: AdamW(model.parameters(), 0.1))
+    assert "optimizer AdamW trains weights of the checkpoint" in caplog.text
