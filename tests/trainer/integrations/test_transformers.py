@@ -24,6 +24,7 @@ from piton_trainer.config import Server
 from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.transformers import PitonCallback
 from piton_trainer.integrations.transformers_state import LOSSES
+from piton_trainer.training import earlier_sessions
 from support import ends, ranks, resume, tiny
 from support import tiny_transformers as hf
 from support.status_server import StatusServer
@@ -450,6 +451,23 @@ def test_a_trainer_without_the_callback_is_as_it_was(tmp_path: Path) -> None:
 def test_a_batch_size_that_finds_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="needs auto_find_batch_size=False"):
         hf.make_trainer(tmp_path, [PitonCallback()], auto_find_batch_size=True).train()
+
+
+def test_a_second_trainer_of_the_model_is_refused_and_the_same_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find that all steps are done: a fine-tuning that trains nothing."""
+    monkeypatch.setenv(names.ENV_CHECKPOINT_DIR, str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(earlier_sessions, "_finished", {})
+    first = hf.make_trainer(tmp_path, [PitonCallback()])
+    first.train()
+    first.args.num_train_epochs += 1
+    first.train()
+    assert first.state.global_step == hf.STEPS + hf.STEPS_PER_EPOCH
+    second = hf.make_trainer(tmp_path, [PitonCallback()], learning_rate=1e-3)
+    second.model = second.model_wrapped = first.model
+    with pytest.raises(BadConfig, match="name each training"):
+        second.train()
 
 
 def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from piton.contract import names
 from piton.contract.progress import TrainerRequests
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Config, Server
-from piton_trainer.errors import Stopped
+from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.training import earlier_sessions
 from support import resume, tiny
 from support.mirrored import wait_for
@@ -230,7 +230,7 @@ def test_a_training_with_a_name_leaves_no_proof_that_the_run_is_finished(
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a" * 64])
 def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no name"):
+    with pytest.raises(BadConfig, match="is no name"):
         train(*built(), name=name)
 
 

@@ -85,7 +85,10 @@ def session(
     """
     is_chosen = config is not None and name is None
     config = config or config_of_environment()
-    config = config if name is None else config.named(name)
+    try:
+        config = config if name is None else config.named(name)
+    except InputError as error:
+        raise BadConfig(str(error)) from error
     folder = SessionFolder(config.checkpoint_dir, is_chosen=is_chosen)
     clock = clock or Clock()
     return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk, folder=folder)
