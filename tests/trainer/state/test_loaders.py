@@ -162,6 +162,17 @@ class InPlace(Eager):
         return iter(self.rows)
 
 
+class InPlaceOfMany(InPlace):
+    """One with more rows than it gives."""
+
+    def __init__(self) -> None:
+        self.rows = list(range(20 * ITEMS))
+
+    def __iter__(self) -> Iterator[int]:
+        random.shuffle(self.rows)
+        return iter([row % ITEMS for row in self.rows[:ITEMS]])
+
+
 class InPlaceArray(Eager):
     """One that does so with an array, which it makes in the first epoch."""
 
@@ -211,7 +222,16 @@ class Inside(Eager):
         yield from self.sampler
 
 
-REMEMBERING: tuple[type[Eager], ...] = (Counting, CountingLate, InPlace, InPlaceArray, Stateful, Seeded, Inside)
+REMEMBERING: tuple[type[Eager], ...] = (
+    Counting,
+    CountingLate,
+    InPlace,
+    InPlaceOfMany,
+    InPlaceArray,
+    Stateful,
+    Seeded,
+    Inside,
+)
 """Samplers of which the next epoch depends on the last."""
 
 

@@ -119,4 +119,8 @@ def _left(torch_state: bytes) -> int:
 
 
 def _content(state: Any) -> int:
-    return hash(tuple(state.tolist()) if isinstance(state, torch.Tensor) else repr(state))
+    if isinstance(state, torch.Tensor):
+        return hash(tuple(state.tolist()))
+    if isinstance(state, dict):
+        return hash(tuple((name, _content(part)) for name, part in state.items()))
+    return hash(repr(state))

@@ -9,6 +9,7 @@ script may draw one; and the state of a sampler with `state_dict` and `load_stat
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ _ROW_MAX = 2**24
 """Numbers in a row that is looked at: to compare a longer one takes too long for a save."""
 _STATE = "state_dict()"
 """Name of the whole state of a sampler, among the names of attributes."""
-_ARRAY = "array"
-"""Key of the numbers of an array of numpy."""
+_ARRAY, _LIST = "array", "list"
+"""Keys of the numbers of an array of numpy, and of a list that is long."""
+_SHORT = 64
+_EXACT = {int: torch.int64, float: torch.float64}
 
 Memory = Mapping[str, Mapping[str, Any]]
 """Attributes by name, by the names of the samplers."""
@@ -51,8 +54,9 @@ class Samplers:
         `is_begun`: the epoch has been opened since, so that a sampler is on its way and takes no state any more.
         """
         for name, part in self._samplers.items():
-            saved, made = dict(memory.get(name, {})), self._made[name]
-            state = saved.pop(_STATE, None)
+            held, made = dict(memory.get(name, {})), self._made[name]
+            state = held.pop(_STATE, None)
+            saved = {key: _unpacked(value) for key, value in held.items()}
             for key in _attributes(part).keys() - saved.keys():  # those that hold something else by now stay
                 if key in made:
                     _put(part, key, made[key])
@@ -78,7 +82,7 @@ class Samplers:
     def _changed(self, name: str, part: Any) -> dict[str, Any]:
         made = self._made[name]
         own = {key: value for key, value in vars(part).items() if not _is_as_made(made, key, value)}
-        found = {key: _copy(value) for key, value in own.items() if _is_plain(value)}
+        found = {key: _packed(value) for key, value in own.items() if _is_plain(value)}
         state = _plain_state(part) if has_state(part) else None
         return found if state is None else {**found, _STATE: state}
 
@@ -137,30 +141,46 @@ def _is_array(value: object) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    """Return the value as codec can save it, and apart from the sampler's own, which may be changed in place."""
+    """Return a value of its own: a sampler may change its rows in place."""
     if isinstance(value, Tensor):
         return value.detach().clone()
+    return value.copy() if _is_array(value) else list(value) if isinstance(value, list) else value
+
+
+def _packed(value: Any) -> Any:
+    """Return a copy as a checkpoint holds it: long rows as tensors."""
     if _is_array(value):
         return {_ARRAY: torch.from_numpy(value.copy())}
-    return list(value) if isinstance(value, list) else value
+    kinds = set(map(type, value)) if isinstance(value, list) and len(value) > _SHORT else set()
+    for kind, dtype in _EXACT.items():
+        if kinds == {kind}:
+            with suppress(OverflowError, RuntimeError):  # a number that is too large
+                return {_LIST: torch.tensor(value, dtype=dtype)}
+    return _copy(value)
 
 
-def _is_same(value: Any, copied: Any) -> bool:
-    if _is_array(value):
-        value, copied = torch.from_numpy(value), copied.get(_ARRAY) if isinstance(copied, dict) else None
+def _unpacked(saved: Any) -> Any:
+    if isinstance(saved, dict):
+        return saved[_LIST].tolist() if _LIST in saved else saved[_ARRAY].numpy()
+    return saved
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if type(value) is not type(other):
+        return False
     if isinstance(value, Tensor):
-        return isinstance(copied, Tensor) and copied.dtype == value.dtype and torch.equal(value, copied)
-    return type(value) is type(copied) and bool(value == copied)
+        return value.dtype == other.dtype and torch.equal(value, other)
+    if _is_array(value):
+        return value.dtype == other.dtype and value.shape == other.shape and bool((value == other).all())
+    return bool(value == other)
 
 
-def _put(part: Any, key: str, copied: Any) -> None:
+def _put(part: Any, key: str, value: Any) -> None:
     """Set an attribute; a list in place, which others may hold too."""
     own = vars(part)
-    if key in own and _is_same(own[key], copied):
+    if key in own and _is_same(own[key], value):
         return
-    if isinstance(copied, dict):
-        own[key] = copied[_ARRAY].numpy().copy()
-    elif isinstance(copied, list) and isinstance(own.get(key), list):
-        own[key][:] = copied
+    if isinstance(value, list) and isinstance(own.get(key), list):
+        own[key][:] = value
     else:
-        own[key] = _copy(copied)
+        own[key] = _copy(value)
