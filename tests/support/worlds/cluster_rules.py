@@ -65,6 +65,9 @@ class ClusterTrouble(UserRules):
             return
         if how == "deleted" and not self.deletion:
             return
+        record = self.world.status.current
+        if self.old_news and (record is None or record.number != trainer.number or record.state is AttemptState.ENDED):
+            return  # the operator has believed that it was over, and the next attempt comes once it is told to go
         trainer.never_ends = True
         if how == "evicted":
             self.world.preempt(trainer)
