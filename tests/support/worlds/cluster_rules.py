@@ -85,6 +85,8 @@ class ClusterTrouble(UserRules):
             assert self.world.status.is_true(POD_STUCK)
             record = self.world.status.current
             holds_up = self.world.deleting or (record is not None and record.state is AttemptState.STOPPING)
+            if holds_up and not self.world.status.is_true(WAITING):
+                self._pass()  # it may have begun to stop in the last one
             assert self.world.status.is_true(WAITING) or not holds_up
         self.machines_lost += 1
         self.world.kill_node(trainer)
