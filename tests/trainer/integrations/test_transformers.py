@@ -139,7 +139,9 @@ class Publishing(TrainerCallback):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("has_losses", [True, False])
-@pytest.mark.parametrize("arguments", [{}, {"skip_memory_metrics": False}], ids=["plain", "memory"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"skip_memory_metrics": False}, {"disable_tqdm": False}], ids=["plain", "memory", "bars"]
+)
 def test_what_comes_after_a_training_comes_after_a_finished_one_too(
     has_losses: bool, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,10 +162,17 @@ def test_what_comes_after_a_training_comes_after_a_finished_one_too(
     assert_same(again, first)
 
 
+class EndsAtOnce(TrainerCallback):  # type: ignore[misc]
+    """It has had enough after the first step, so that epochs are left."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
 def test_a_transformers_that_ends_in_another_way_has_all_metrics_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = hf.train(tmp_path)
+    first = hf.train(tmp_path, callbacks=[EndsAtOnce()])
     monkeypatch.delattr(Trainer, "_finalize_training")
     again = hf.train(tmp_path)
     assert again.output.metrics.keys() >= first.output.metrics.keys()
@@ -453,10 +462,10 @@ def test_a_batch_size_that_finds_itself_is_refused(tmp_path: Path) -> None:
         hf.make_trainer(tmp_path, [PitonCallback()], auto_find_batch_size=True).train()
 
 
-def test_a_second_trainer_of_the_model_is_refused_and_the_same_one_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_second_trainer_of_the_model_is_told_of_and_the_same_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would find that all steps are done: a fine-tuning that trains nothing."""
+    """It finds that all steps are done: a fine-tuning that trains nothing."""
     monkeypatch.setenv(names.ENV_CHECKPOINT_DIR, str(tmp_path / "checkpoints"))
     monkeypatch.setattr(earlier_sessions, "_finished", {})
     first = hf.make_trainer(tmp_path, [PitonCallback()])
@@ -466,8 +475,10 @@ def test_a_second_trainer_of_the_model_is_refused_and_the_same_one_goes_on(
     assert first.state.global_step == hf.STEPS + hf.STEPS_PER_EPOCH
     second = hf.make_trainer(tmp_path, [PitonCallback()], learning_rate=1e-3)
     second.model = second.model_wrapped = first.model
-    with pytest.raises(BadConfig, match="name each training"):
-        second.train()
+    assert caplog.text == ""
+    second.train()
+    assert "by another Trainer" in caplog.text
+    assert "left nothing to train; if this is another one, name each training" in caplog.text
 
 
 def rank_body(directory: Path, at: dict[int, ends.Event]) -> dict[str, Any]:

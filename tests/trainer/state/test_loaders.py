@@ -1,5 +1,6 @@
 """Where the data goes on: by index, never by loading what is skipped; exactly, or not at all."""
 
+import enum
 import gc
 import multiprocessing
 import random
@@ -202,6 +203,44 @@ class Stateful(Eager):
         self.epoch, self.done = state["epoch"], state["done"]
 
 
+class Odd(Eager):
+    """One that holds what no checkpoint can, or what looks like a number and is more."""
+
+    def __init__(self) -> None:
+        lengths = np.arange(ITEMS) % 5
+        self.order = np.argsort(lengths, kind="stable")[::-1]
+        self.foreign = np.arange(3).astype(">i8")
+        self.long = np.arange(3).astype(np.longdouble)
+        self.phase = Phase.FIRST
+        self.seeds = np.arange(70)
+        self.place = {"pos": 0}
+        self.many = [2**70] * 70
+
+    def __iter__(self) -> Iterator[int]:
+        self.phase, self.foreign = Phase.SECOND, self.foreign + 1
+        self.many = [*self.many, 1]
+        for place, row in enumerate(self.order.tolist()):
+            self.place["pos"] = place
+            yield row
+
+
+class OddStateful(Odd):
+    """One that says its place, which it does not go by."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": dict(self.place)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = dict(state["place"])
+
+
+class Phase(enum.IntEnum):
+    """A number with a name."""
+
+    FIRST = 1
+    SECOND = 2
+
+
 class Seeded(Eager):
     """One that draws a seed when it is made, and the script has none."""
 
@@ -229,6 +268,8 @@ REMEMBERING: tuple[type[Eager], ...] = (
     InPlaceOfMany,
     InPlaceArray,
     Stateful,
+    Odd,
+    OddStateful,
     Seeded,
     Inside,
 )
@@ -377,6 +418,7 @@ LOADERS = {
             torchdatas, WORKERS[workers], sampler=kind, batch_size=SIZE
         )
         for kind in REMEMBERING
+        if kind is not OddStateful
         for workers in ("no workers", "persistent workers")
     },
     "with state and a generator": lambda: Ordered(lambda number: torch.randperm(number).tolist()),
@@ -421,6 +463,45 @@ def test_a_sampler_with_a_state_that_is_named_skips_nothing_twice(kind: Any, tmp
         with pytest.raises(Stopped):
             run(tmp_path / str(stop), at=stop)
         assert run(tmp_path / str(stop)) == whole[stop:]
+
+
+class OfARank(DistributedSampler[Any]):
+    """One that says its place, and remembers which rows are its own."""
+
+    def __init__(self, world_size: int, rank: int) -> None:
+        super().__init__(range(ITEMS), world_size, rank, shuffle=False)  # type: ignore[arg-type]
+        self.mine: list[int] = []
+
+    def __iter__(self) -> Iterator[int]:
+        self.mine = self.mine or list(super().__iter__())
+        return iter(self.mine)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+def test_another_number_of_ranks_has_the_shares_of_its_own(tmp_path: Path) -> None:
+    def body(directory: Path, at: int) -> list[list[float]]:
+        seen = []
+        with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
+            sampler = OfARank(session.world_size, session.rank)
+            session.restore(model=nn.Linear(1, 1), sampler=sampler)
+            for batch in session.steps(plain(shuffle=False, sampler=sampler), total=9):
+                seen.append(batch.tolist())
+                if session.step + 1 == at:
+                    tiny.terminate(session)
+        return seen
+
+    def stopped_at_one(directory: Path) -> None:
+        with pytest.raises(Stopped):
+            body(directory, 1)
+
+    ranks.run(2, partial(stopped_at_one, tmp_path))
+    seen = body(tmp_path, 0)
+    assert {row for batch in seen[-BATCHES:] for row in batch} == set(map(float, range(ITEMS)))
 
 
 @pytest.mark.parametrize("stop", [2, 8, 9])

@@ -1,6 +1,7 @@
 """Optimizers and schedules that train and that no checkpoint has are told of; nothing is ended by that."""
 
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,42 @@ def test_a_schedule_that_is_not_named_is_told_of_once(
 def test_an_optimizer_that_is_not_named_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path, NAMED["no schedule"], lambda model, _: AdamW(model.parameters(), 0.1))
     assert "optimizer AdamW trains weights of the checkpoint" in caplog.text
+
+
+class Broken(dict[str, Any]):
+    """A mapping of the user's that cannot be read."""
+
+    def values(self) -> Any:
+        raise RuntimeError("not open")
+
+
+class Awkward:
+    """An object that cannot be looked at."""
+
+    def __init__(self) -> None:
+        self.parts, self.gone = Broken(), weakref.proxy(Broken())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing."""
+
+
+def test_what_cannot_be_looked_at_ends_nothing(tmp_path: Path) -> None:
+    train(tmp_path, lambda optimizer: {"optimizer": optimizer, "mine": Awkward()}, lambda *_: None)
+
+
+class OnceEach:
+    """An optimizer for a single step, as of an inner loop of meta-learning."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def step(self) -> None:
+        SGD(self.model.parameters(), 0.1).step()
+
+
+def test_an_optimizer_of_a_single_step_is_not_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, NAMED["no schedule"], lambda model, _: OnceEach(model))
+    assert "was not given it" not in caplog.text

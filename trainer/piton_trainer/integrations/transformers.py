@@ -146,8 +146,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             allow=self._allow,
             trainer=self._trainer,
         )
-        if self._randomness is None:
-            raise _NothingLeftError
+        # Where nothing is left, the loop ends in its first epoch, if it has one: all callbacks have begun by then.
         self._is_mid_epoch = not float(state.epoch or 0).is_integer()
 
     def on_epoch_begin(
@@ -155,7 +154,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Be where the random numbers were when this epoch began before."""
         self._catch_up(state, control)
-        assert self._randomness is not None
+        if self._randomness is None:
+            raise _NothingLeftError
         if self._is_mid_epoch:
             self._randomness.replay_epoch()
         else:

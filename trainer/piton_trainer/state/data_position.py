@@ -23,7 +23,7 @@ from piton.contract import InputError
 from piton_trainer.state import rng
 from piton_trainer.state.batch_skipping import begin, forget_early_order, iterate_from
 from piton_trainer.state.data_shape import DataShape, differences
-from piton_trainer.state.own_generators import OwnGenerators, parts_of
+from piton_trainer.state.own_generators import TOLD, OwnGenerators, parts_of
 from piton_trainer.state.samplers import Samplers
 from piton_trainer.state.train_state import Position
 
@@ -63,14 +63,14 @@ class Randomness:
         resume: Resume | None,
         *,
         own: OwnGenerators | None = None,
+        samplers: Samplers | None = None,
         loaders: Sequence[object] = (),
     ) -> None:
-        self._numbers = rng.RandomNumbers(generators, own, Samplers(loaders))
+        self._numbers = rng.RandomNumbers(generators, own, samplers)
         self._resume = resume
         self._loaders = loaders
         self._shapes = DataShape.of(loaders)
         self._draws_late = None if resume is None else resume.draws_late
-        self._has_replayed = False
         self.epoch_rng: dict[str, Any] | None = None
 
     def rng(self) -> dict[str, Any]:
@@ -92,7 +92,6 @@ class Randomness:
         """Go back to where the epoch began that the save was in."""
         if self._resume is not None:
             self._put_back(self._resume.epoch_rng, self._resume)
-            self._has_replayed = True
         self.begin_epoch()
 
     def catch_up(self) -> None:
@@ -104,8 +103,10 @@ class Randomness:
     def _put_back(self, state: dict[str, Any] | None, resume: Resume) -> None:
         if state is None:
             resume.derive()
+        elif resume.is_of_other_ranks:
+            self._numbers.restore({key: part for key, part in state.items() if key != rng.SAMPLERS})
         else:
-            self._numbers.restore(state, is_begun=self._has_replayed)
+            self._numbers.restore(state)
 
 
 class ResumableLoader(Randomness):
@@ -119,10 +120,11 @@ class ResumableLoader(Randomness):
         replay: bool,
         resume: Resume | None,
         own: OwnGenerators | None = None,
+        samplers: Samplers | None = None,
         together: Callable[[Iterator[Any]], Iterator[Any]] = iter,
     ) -> None:
         """`replay`: the loader has no state. `together` ends an epoch when another rank has no more data."""
-        super().__init__(generators_of(loader), resume, own=own, loaders=[loader])
+        super().__init__(generators_of(loader), resume, own=own, samplers=samplers, loaders=[loader])
         self._loader = loader
         self._position = position
         self._replay = replay
@@ -261,4 +263,5 @@ def set_epoch(loader: object, epoch: int) -> None:
 
 
 def _samplers(loader: object) -> list[object]:
-    return [part for name, part in parts_of(loader).items() if name not in ("dataset", "collate_fn")]
+    """Return the loader and those samplers that torch's own epochs know: others may have epochs of their own."""
+    return [part for name, part in parts_of(loader).items() if name in TOLD]

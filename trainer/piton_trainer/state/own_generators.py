@@ -14,6 +14,8 @@ from torch import nn
 
 from piton.contract import InputError
 
+TOLD = ("loader", "sampler", "batch_sampler", "batch_sampler.sampler")
+"""Names of the parts of a loader that are told which epoch it is."""
 _SAMPLERS = ("sampler", "batch_sampler")
 _SAMPLERS_DEEP = 4
 RNG = "rng"
@@ -61,12 +63,14 @@ class OwnGenerators:
 
 
 def parts_of(loader: object) -> dict[str, object]:
-    """Return a loader and those of its parts that may draw random numbers, by name."""
+    """Return a loader and those of its parts that may draw random numbers, by name; the deepest samplers last."""
+    samplers = _samplers_in(loader, "", depth=_SAMPLERS_DEEP)
     parts = {
         "loader": loader,
-        **_samplers_in(loader, "", depth=_SAMPLERS_DEEP),
+        **{name: samplers.get(name) for name in TOLD[1:]},
         "dataset": getattr(loader, "dataset", None),
         "collate_fn": getattr(loader, "collate_fn", None),
+        **{name: part for name, part in samplers.items() if name not in TOLD},
     }
     return {name: part for name, part in parts.items() if part is not None}
 
@@ -74,9 +78,8 @@ def parts_of(loader: object) -> dict[str, object]:
 def _samplers_in(owner: object, prefix: str, *, depth: int) -> dict[str, object]:
     """Return the samplers of a loader or a sampler: those of batches, and accelerate's, have others inside."""
     found: dict[str, object] = {}
-    for name in _SAMPLERS:
-        part = getattr(owner, name, None)
-        if part is not None and depth:
+    for name in _SAMPLERS if depth else ():
+        if (part := getattr(owner, name, None)) is not None:
             found |= {f"{prefix}{name}": part, **_samplers_in(part, f"{prefix}{name}.", depth=depth - 1)}
     return found
 

@@ -57,11 +57,8 @@ class RandomNumbers:
         """Return the place of all of them."""
         return _mark(self.capture())
 
-    def restore(self, state: dict[str, Any], *, is_begun: bool = False) -> None:
-        """Put every generator back to where `capture` found it, and make samplers what they were.
-
-        `is_begun`: the epoch has been opened since, see `Samplers.restore`. Earlier trainers saved no samplers.
-        """
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put every generator back to where `capture` found it, and make samplers what they were, if that was saved."""
         random.setstate(state["python"])
         torch.set_rng_state(state["torch"])
         for generator, saved in zip(self._generators, state["generators"], strict=False):
@@ -75,7 +72,7 @@ class RandomNumbers:
         if self._own is not None:
             self._own.restore(state.get("own", {}))
         if self._samplers is not None and SAMPLERS in state:
-            self._samplers.restore(state[SAMPLERS], is_begun=is_begun)
+            self._samplers.restore(state[SAMPLERS])
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:
@@ -120,7 +117,7 @@ def _left(torch_state: bytes) -> int:
 
 def _content(state: Any) -> int:
     if isinstance(state, torch.Tensor):
-        return hash(tuple(state.tolist()))
+        return hash(state.numpy().tobytes() if "numpy" in sys.modules else tuple(state.tolist()))
     if isinstance(state, dict):
         return hash(tuple((name, _content(part)) for name, part in state.items()))
     return hash(repr(state))

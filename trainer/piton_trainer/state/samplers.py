@@ -1,9 +1,9 @@
-"""Memory of samplers from epoch to epoch: a count of them, an order that is shuffled in place, or a whole state.
+"""Memory of samplers from epoch to epoch: a count of them, a place, an order that is shuffled in place.
 
 An epoch that is resumed is begun again, so a sampler has to be as it was when the epoch began, and once the batches
 that are done are passed over, as it was at the save. Seen are attributes that are numbers, texts, or rows of numbers
-(lists, arrays, tensors), as far as they are not as the script has made them; those with a seed in their name, since a
-script may draw one; and the state of a sampler with `state_dict` and `load_state_dict` in a loader without these.
+(lists, arrays, tensors), as far as they are not as the script has made them, and those with a seed in their name, since
+a script may draw one. Whatever else there is, of other types or deeper, is left alone.
 """
 
 import logging
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piton_trainer.checkpoint.format import codec
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.own_generators import parts_of
 
@@ -23,41 +22,37 @@ logger = logging.getLogger(__name__)
 
 _ROW_MAX = 2**24
 """Numbers in a row that is looked at: to compare a longer one takes too long for a save."""
-_STATE = "state_dict()"
-"""Name of the whole state of a sampler, among the names of attributes."""
+_SCALARS = frozenset({type(None), bool, int, float, str})
+_ARRAYS = frozenset({"|b1", "|u1", "|i1", "<i2", "<i4", "<i8", "<f4", "<f8"})
+"""Types of arrays that torch has too, as numpy spells them on the machines that we know."""
 _ARRAY, _LIST = "array", "list"
 """Keys of the numbers of an array of numpy, and of a list that is long."""
 _SHORT = 64
 _EXACT = {int: torch.int64, float: torch.float64}
 
-Memory = Mapping[str, Mapping[str, Any]]
-"""Attributes by name, by the names of the samplers."""
+Attributes = Mapping[str, Any]
 
 
 class Samplers:
     """The samplers of loaders, by names that are the same in each attempt."""
 
-    def __init__(self, loaders: Iterable[object] = ()) -> None:
+    def __init__(self, loaders: Iterable[object] = (), made: Mapping[int, Attributes] | None = None) -> None:
+        """`made` has attributes of samplers, by `id`, from before they were given a saved state."""
         self._samplers = dict(_samplers_of(loaders))
-        self._made = {name: {} if has_state(part) else _attributes(part) for name, part in self._samplers.items()}
-        """As the script has made them; one with a state may have been given a saved one since."""
+        self._made = {name: (made or {}).get(id(part)) or attributes(part) for name, part in self._samplers.items()}
+        """As the script has made them."""
         self._told: set[str] = set()
 
-    def capture(self) -> Memory:
-        """Return what is not as the script has made it."""
+    def capture(self) -> dict[str, dict[str, Any]]:
+        """Return what is not as the script has made it, as JSON and tensors, by the names of the samplers."""
         found = {name: self._changed(name, part) for name, part in self._samplers.items()}
         return {name: changed for name, changed in found.items() if changed}
 
-    def restore(self, memory: Memory, *, is_begun: bool) -> None:
-        """Make the samplers what they were at a capture.
-
-        `is_begun`: the epoch has been opened since, so that a sampler is on its way and takes no state any more.
-        """
+    def restore(self, memory: Mapping[str, Attributes]) -> None:
+        """Make the samplers what they were at a capture."""
         for name, part in self._samplers.items():
-            held, made = dict(memory.get(name, {})), self._made[name]
-            state = held.pop(_STATE, None)
-            saved = {key: _unpacked(value) for key, value in held.items()}
-            for key in _attributes(part).keys() - saved.keys():  # those that hold something else by now stay
+            saved, made = {key: _unpacked(value) for key, value in memory.get(name, {}).items()}, self._made[name]
+            for key in attributes(part).keys() - saved.keys():  # those that hold something else by now stay
                 if key in made:
                     _put(part, key, made[key])
                 else:
@@ -66,8 +61,6 @@ class Samplers:
                 if _is_seed(key) and not _is_same(made.get(key, value), value):
                     self._tell(f"{name}.{key}", value, made[key])
                 _put(part, key, value)
-            if state is not None and not is_begun and not _says(part, state):
-                part.load_state_dict(state)
 
     def _tell(self, name: str, saved: Any, made: Any) -> None:
         if name not in self._told:
@@ -81,10 +74,19 @@ class Samplers:
 
     def _changed(self, name: str, part: Any) -> dict[str, Any]:
         made = self._made[name]
-        own = {key: value for key, value in vars(part).items() if not _is_as_made(made, key, value)}
-        found = {key: _packed(value) for key, value in own.items() if _is_plain(value)}
-        state = _plain_state(part) if has_state(part) else None
-        return found if state is None else {**found, _STATE: state}
+        own = {key: value for key, value in vars(part).items() if _is_plain(value)}
+        is_as_made = {key for key, value in own.items() if key in made and _is_same(value, made[key])}
+        return {key: _packed(value) for key, value in own.items() if key not in is_as_made or _is_seed(key)}
+
+
+def attributes(part: Any) -> dict[str, Any]:
+    """Return copies of the attributes of a sampler that are seen."""
+    return {key: _copy(value) for key, value in vars(part).items() if _is_plain(value)}
+
+
+def may_be_sampler(value: object) -> bool:
+    """True if an object that is restored by itself may also be a sampler."""
+    return has_state(value) and hasattr(value, "__dict__") and hasattr(type(value), "__iter__")
 
 
 def _samplers_of(loaders: Iterable[object]) -> Iterator[tuple[str, Any]]:
@@ -103,47 +105,27 @@ def _is_seed(key: str) -> bool:
     return "seed" in key
 
 
-def _is_as_made(made: Mapping[str, Any], key: str, value: Any) -> bool:
-    return key in made and not _is_seed(key) and _is_same(value, made[key])
-
-
-def _plain_state(part: Any) -> Any:
-    """Return what a sampler says of itself; None if a checkpoint could not hold it."""
-    state, flaws = part.state_dict(), dict[str, str]()
-    codec.split(state, "sampler", flaws=flaws)
-    return None if flaws else state
-
-
-def _says(part: Any, state: Any) -> bool:
-    """True if that is what a sampler says of itself by now: its attributes are all that its state is made of."""
-    (now, tensors), (then, others) = (codec.split(value, "sampler", flaws={}) for value in (part.state_dict(), state))
-    return bool(now == then) and all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
-
-
-def _attributes(part: Any) -> dict[str, Any]:
-    return {key: _copy(value) for key, value in vars(part).items() if _is_plain(value)}
-
-
 def _is_plain(value: Any) -> bool:
-    """True for a number, a text, or a row of numbers."""
-    if value is None or isinstance(value, bool | int | float | str):
+    """True for a number, a text, or a row of numbers, of the plain types: those of others have more to them."""
+    if type(value) in _SCALARS:
         return True
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return len(value) <= _ROW_MAX and set(map(type, value)) <= {bool, int, float}
-    if isinstance(value, Tensor):
-        return type(value) is Tensor and value.device.type == "cpu" and value.ndim == 1 and len(value) <= _ROW_MAX
-    return _is_array(value) and value.ndim == 1 and value.dtype.kind in "biuf" and len(value) <= _ROW_MAX
+    if type(value) is Tensor:
+        is_row = value.device.type == "cpu" and value.ndim == 1 and value.layout is torch.strided
+        return is_row and not value.requires_grad and len(value) <= _ROW_MAX
+    return _is_array(value) and value.ndim == 1 and value.dtype.str in _ARRAYS and len(value) <= _ROW_MAX
 
 
 def _is_array(value: object) -> bool:
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    return numpy is not None and type(value) is numpy.ndarray
 
 
 def _copy(value: Any) -> Any:
     """Return a value of its own: a sampler may change its rows in place."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.clone()
     return value.copy() if _is_array(value) else list(value) if isinstance(value, list) else value
 
 
@@ -154,7 +136,7 @@ def _packed(value: Any) -> Any:
     kinds = set(map(type, value)) if isinstance(value, list) and len(value) > _SHORT else set()
     for kind, dtype in _EXACT.items():
         if kinds == {kind}:
-            with suppress(OverflowError, RuntimeError):  # a number that is too large
+            with suppress(OverflowError, RuntimeError, ValueError):  # a number that is too large
                 return {_LIST: torch.tensor(value, dtype=dtype)}
     return _copy(value)
 
@@ -180,7 +162,7 @@ def _put(part: Any, key: str, value: Any) -> None:
     own = vars(part)
     if key in own and _is_same(own[key], value):
         return
-    if isinstance(value, list) and isinstance(own.get(key), list):
+    if isinstance(value, list) and type(own.get(key)) is list:
         own[key][:] = value
     else:
         own[key] = _copy(value)

@@ -26,6 +26,7 @@ from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.epoch_end import EpochEnd
 from piton_trainer.state.own_generators import RNG, OwnGenerators, named_generators
 from piton_trainer.state.refusals import Stateful
+from piton_trainer.state.samplers import Attributes, Samplers, attributes, may_be_sampler
 from piton_trainer.state.tracked_objects import LOADER
 from piton_trainer.state.train_state import TrainState
 
@@ -62,12 +63,16 @@ class DataRules:
         self._begins_on_piton = config.attempt is not None and config.durable_step is None
         self._modules: dict[str, nn.Module] = {}
         self._rng: dict[str, Any] = {}
+        self._made: dict[int, Attributes] = {}
+        """Attributes of samplers before they are restored, by `id`."""
         self._loader: Any = None
 
     def take(self, objects: Mapping[str, Any]) -> Mapping[str, Any]:
         """Take what belongs to the data from the user's objects; return the objects that are saved by themselves."""
         self._modules = {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
         self._loader = objects.get(LOADER)
+        for value in filter(may_be_sampler, objects.values()):
+            self._made.setdefault(id(value), attributes(value))
         rng = objects.get(RNG)
         if isinstance(rng, Stateful):
             return objects
@@ -104,6 +109,7 @@ class DataRules:
             replay=not is_given,
             resume=resume,
             own=self._own([loader]),
+            samplers=Samplers([loader], self._made),
             together=EpochEnd(self._ranks, self.tell).batches if is_uneven else iter,
         )
 
@@ -126,7 +132,8 @@ class DataRules:
         check = partial(self._check_shapes, loaders, feeding.allow, is_between=False, state=state, resume=resume)
         self._ranks.together(check)
         found = [generator for loader in loaders for generator in generators_of(loader)]
-        return Randomness([*generators, *found], resume, own=self._own(loaders), loaders=loaders)
+        own, samplers = self._own(loaders), Samplers(loaders, self._made)
+        return Randomness([*generators, *found], resume, own=own, samplers=samplers, loaders=loaders)
 
     def tell(self, text: str) -> None:
         """Say something to the user, on one rank."""

@@ -89,7 +89,7 @@ def session(
         config = config if name is None else config.named(name)
     except InputError as error:
         raise BadConfig(str(error)) from error
-    folder = SessionFolder(config.checkpoint_dir, is_chosen=is_chosen)
+    folder = SessionFolder(config.checkpoint_dir, is_chosen=is_chosen, is_named=name is not None)
     clock = clock or Clock()
     return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk, folder=folder)
 
@@ -171,8 +171,8 @@ class Session(RankContext):
         try:
             if error is None and self._opened.has_begun:
                 self._opened.conclude()
-                objects = trained(self._objects, trainer=self._trainer)
-                self._folder.finish(objects, has_trained=self.step > (self._resumes_at or 0))
+                objects = trained(self._objects, has_own_loop=self._trainer is None)
+                self._folder.finish(objects, self._trainer, has_trained=self.step > (self._resumes_at or 0))
         except BaseException as failure:
             self._close(failure)
             raise
@@ -198,7 +198,7 @@ class Session(RankContext):
             BadConfig: the checkpoint is of other objects.
             ValueError: an object cannot be saved.
         """
-        if self._opened.has_begun:
+        if self._opened.has_begun and objects.keys() - self._objects.keys():
             raise InputError("session.restore: training has begun; name all objects before the first step")
         self._per_rank |= per_rank
         objects = self._objects | objects
@@ -351,8 +351,10 @@ class Session(RankContext):
     def _refuse_another(self) -> None:
         """Refuse to go on with what another training of this script has finished in this folder."""
         if self._resumes_at is not None:
-            objects, apart = trained(self._objects, trainer=self._trainer), self._opened.state.tells_sessions_apart
-            self._folder.refuse_another(objects, step=self._resumes_at, tells_apart=apart)
+            objects, apart = trained(self._objects, has_own_loop=self._trainer is None), self._opened.state
+            self._folder.refuse_another(
+                objects, self._trainer, step=self._resumes_at, tells_apart=apart.tells_sessions_apart
+            )
             with self._folder.explaining():
                 refuse_unfit_schedules(self._objects)
 

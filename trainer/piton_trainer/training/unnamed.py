@@ -6,8 +6,9 @@ nothing: a script may well set them to where they were by itself.
 """
 
 import logging
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,46 +16,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from piton_trainer.state.tracked_objects import LOADER
+
 logger = logging.getLogger(__name__)
 
+_SEEN = 2
 _DEEP, _MANY = 3, 64
 """Wrappers around wrappers in which an optimizer or a schedule is looked for, and parts of one."""
 
 
 @contextmanager
 def telling_of_unnamed(objects: Mapping[str, Any], *, tells: bool) -> Iterator[None]:
-    """Tell of optimizers and schedules in the block that are not among these objects, nor inside of one of them."""
-    named = list(_inside(list(objects.values()), _DEEP))
-    optimizers = {id(value) for value in named if isinstance(value, Optimizer)}
-    scheduled = {id(value.optimizer) for value in named if isinstance(value, LRScheduler)}
-    trained = {id(weight) for value in named if isinstance(value, nn.Module) for weight in value.parameters()}
-    looked_at: set[int] = set()
-    told: set[str] = set()
+    """Tell of optimizers and schedules in the block that are not among these objects, nor inside of one of them.
 
-    def tell(what: str, lost: str, argument: str) -> None:
-        if what not in told:
-            logger.warning(
-                "%s, and session.restore() was not given it: a resume begins without %s, unless the script sees to it; "
-                "say session.restore(…, %s) before the first step",
-                what,
-                lost,
-                argument,
-            )
-        told.add(what)
-
-    def look(optimizer: Optimizer, *_: object) -> None:
-        if id(optimizer) in looked_at:
-            return
-        looked_at.add(id(optimizer))
-        weights = (weight for group in optimizer.param_groups for weight in group["params"])
-        if id(optimizer) not in optimizers and any(id(weight) in trained for weight in weights):
-            tell(f"optimizer {type(optimizer).__name__} trains weights of the checkpoint", "its state", "optimizer=[…]")
-        elif id(optimizer) in optimizers - scheduled and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-            tell(
-                f"a schedule changes the rates of optimizer {type(optimizer).__name__}", "how far it is", "scheduler=…"
-            )
-
-    handle = register_optimizer_step_post_hook(look) if tells else None
+    Whatever cannot be looked at, as it is made by code of the user's, is no reason to end.
+    """
+    handle = None
+    with suppress(Exception):
+        handle = register_optimizer_step_post_hook(_Look(objects)) if tells else None
     try:
         yield
     finally:
@@ -62,8 +41,43 @@ def telling_of_unnamed(objects: Mapping[str, Any], *, tells: bool) -> Iterator[N
             handle.remove()
 
 
+class _Look:
+    """Looks at each optimizer at its second step: some scripts make one for a single step, and throw it away."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        named = list(_inside([value for name, value in objects.items() if name != LOADER], _DEEP))
+        self._optimizers = {id(value) for value in named if isinstance(value, Optimizer)}
+        self._scheduled = {id(value.optimizer) for value in named if isinstance(value, LRScheduler)}
+        modules = [value for value in named if isinstance(value, nn.Module)]
+        self._trained = {id(weight) for module in modules for weight in module.parameters()}
+        self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._told: set[str] = set()
+
+    def __call__(self, optimizer: Optimizer, *_: object) -> None:
+        self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
+        if self._steps[optimizer] != _SEEN:
+            return
+        weights = (weight for group in optimizer.param_groups for weight in group["params"])
+        kind = type(optimizer).__name__
+        if id(optimizer) not in self._optimizers and any(id(weight) in self._trained for weight in weights):
+            self._tell(f"optimizer {kind} trains weights of the checkpoint", "its state", "optimizer=[…]")
+        elif id(optimizer) in self._optimizers - self._scheduled and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+            self._tell(f"a schedule changes the rates of optimizer {kind}", "how far it is", "scheduler=…")
+
+    def _tell(self, what: str, lost: str, argument: str) -> None:
+        if what not in self._told:
+            logger.warning(
+                "%s, and session.restore() was not given it: a resume begins without %s, unless the script sees to it; "
+                "say session.restore(…, %s) before the first step",
+                what,
+                lost,
+                argument,
+            )
+        self._told.add(what)
+
+
 def _inside(values: Iterable[Any], depth: int) -> Iterator[Any]:
-    """Yield the values and what they hold in attributes, lists and dicts; of modules and data nothing."""
+    """Yield the values and what they hold in attributes, lists and dicts; of modules and tensors nothing."""
     for value in values:
         yield value
         if depth and not isinstance(value, nn.Module | Tensor | str):
@@ -73,9 +87,7 @@ def _inside(values: Iterable[Any], depth: int) -> Iterator[Any]:
 def _parts_of(value: Any) -> list[Any]:
     if isinstance(value, Optimizer):  # its state is none of our business
         return [part for part in vars(value).values() if isinstance(part, Optimizer)]
-    if isinstance(value, list | tuple):
-        parts = value
-    else:
-        held = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-        parts = list(held.values()) if len(held) <= _MANY else []
-    return list(parts) if len(parts) <= _MANY else []
+    if type(value) in (list, tuple):
+        return list(value) if len(value) <= _MANY else []
+    held = value if type(value) is dict else getattr(value, "__dict__", {})
+    return list(held.values()) if type(held) is dict and len(held) <= _MANY else []
