@@ -43,7 +43,7 @@ again (`permanent` below). Nothing that the cluster does ends it.
   the first that runs while others have none; three times that from the first machine if none runs. Time in which
   images are pulled does not count, up to twice that limit.
   After an attempt that it has ended, the next one has twice the time: a mount that takes an hour holds a run up once.
-  A node that says nothing is told after two minutes (`KubeletSilent`), and gets no more time after half an hour.
+  A node that says nothing is told after two minutes (`KubeletSilent`).
   Until all replicas have run, an exit code is no failure of the program.
 - **What cannot start** holds its machines for {format_duration(_TIMING.start_seconds)} per attempt; they are free
   during the back-off. What has run once in this run, the same image and command in the same pods, is the cluster's to

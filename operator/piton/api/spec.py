@@ -221,8 +221,8 @@ class Limits(Model):
     start_timeout: Duration = Field(
         default="30m",
         description="Time from when all replicas of an attempt have a machine, or from the first that runs while "
-        "others have none, until all have run; then it is stopped, and tried again with twice the time (after half an "
-        "hour in which a node has said nothing, with the same). Pulls of images do not count, up to twice this time.",
+        "others have none, until all have run; then it is stopped, and tried again with twice the time. Pulls of "
+        "images do not count, up to twice this time.",
     )
     hang_timeout: Duration | Literal["auto", "off"] = Field(
         default="auto",

@@ -205,7 +205,7 @@ def half_a_gang(context: Context) -> Decision | None:
         return None
     decision = _told_to_stop(context, "half_a_gang", judgement, judgement.message)
     no_room = any(r.state is ReplicaState.WAITING and not r.node for r in seen.replicas)
-    stuck = broken_nodes.find_stuck(seen) is not None and not seen.words_unknown
+    stuck = broken_nodes.find_stuck(seen) is not None
     status = transitions.change(decision.status, short_of_room=no_room or None, stuck_on_node=stuck or None)
     return broken_nodes.with_accused_start(context, replace(decision, status=status), judgement)
 

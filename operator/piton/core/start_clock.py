@@ -8,8 +8,7 @@ operator's own, of its first look, or the API server's: nodes' clocks may be wro
 
 A start that is slow is slow in each attempt: a mount of many files takes its time. So the limit learns. An attempt that
 it has ended doubles it for the next one, until one comes together; what that one took is not too long for the next,
-even when the attempts before it are not listed any more. A node that has said nothing for half an hour gets no more:
-a kubelet says of a mount that lasts, within minutes, that it does.
+even when the attempts before it are not listed any more.
 """
 
 from datetime import datetime
@@ -25,8 +24,6 @@ from piton.core.evidence import Judgement
 from piton.core.wait_reasons import find_hindrance
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
 
-_SILENT_SECONDS_MAX = 1800.0
-"""No attempt gets more time than this because a node started nothing and said nothing."""
 _PULLS_MAX = 2
 """So many times the limit it may stand still."""
 
@@ -104,9 +101,7 @@ def _limit(status: RunStatus, spec: Spec) -> float:
             while _counted(record, record.placed_time, record.formed_time, limit) > limit:
                 limit *= 2
         elif record.reason is Reason.GANG_INCOMPLETE and record.ended_time is not None:
-            is_over = bool(record.stuck_on_node) and limit >= _SILENT_SECONDS_MAX
-            is_too_short = _counted(record, record.placed_time, record.ended_time, limit) >= limit and not is_over
-            limit *= 2 if is_too_short else 1
+            limit *= 2 if _counted(record, record.placed_time, record.ended_time, limit) >= limit else 1
     return limit
 
 
