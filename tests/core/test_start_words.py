@@ -130,6 +130,16 @@ def test_what_nobody_recognizes_depends_on_what_has_run(words: str) -> None:
         (f"StartError: {RUNC}{_missing('/usr/sbin/newuidmap')}", "python", Blame.CLUSTER),
         ("CreateContainerError: executable file `newuidmap` not found in $PATH", "python", Blame.CLUSTER),
         (f"{NO_CONTAINER}{_missing('apparmor_parser')}", None, Blame.UNPROVEN),
+        (f"{INIT}{_missing('python train.py')}: unknown", "python train.py", Blame.UNPROVEN),
+        ("StartError: crun: executable file `python -m app` not found in $PATH", "python -m app", Blame.UNPROVEN),
+        (f'{INIT}exec: "/opt/an app/t": stat /opt/an app/t: no such file', "/opt/an app/t", Blame.UNPROVEN),
+        (f"{INIT}exec /opt/my app/t: exec format error", "/opt/my app/t", Blame.UNPROVEN),
+        (f"{INIT}{_missing('torchrun:v2')}", "torchrun:v2", Blame.UNPROVEN),
+        (f'{INIT}exec: "/app/": permission denied', "/app/", Blame.UNPROVEN),
+        (f"{INIT}{_missing('')}", "", Blame.UNPROVEN),
+        (f"{INIT}{_missing('python3.9')}", "$(PYTHON)", Blame.UNPROVEN),
+        (f"{INIT}{_missing('/opt/v2/train')}", "/opt/$(VERSION)/$(NAME)", Blame.UNPROVEN),
+        (f"{NO_CONTAINER}{_missing('mount helper')}", "python train.py", Blame.CLUSTER),
     ],
 )
 def test_a_missing_program_is_the_nodes_unless_the_container_runs_it(

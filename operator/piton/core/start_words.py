@@ -51,11 +51,12 @@ _RUNTIMES_OWN = (
     r"|exec: \"([^\"]*/)?(containerd-shim[^\"/]*|kata-(runtime|shim)|qemu-[^\"/]*|runsc|runc|crun|youki|conmon)\""
 )
 """Programs of the container runtime that fail. Their words are often those of a program that does not exist."""
-_EXEC = r"(exec: \"[^\"]*\": (stat [^:]*: )?|exec [^\s:]+: )"
+_EXEC = r"(exec: \"[^\"]*\": (stat .*?: )?|exec (/[^:]*|[^\s:]+): )"
 _NO_COMMAND = (
     rf"executable file .*not found|{_EXEC}permission denied|open executable: permission denied|finding executable"
 )
-_PROGRAM_NAMED = re.compile(r"\bexec(?:: |utable file |(?= /) )[\"`]?([^\"`:\s]+)", re.IGNORECASE)
+_PROGRAM_NAMED = re.compile(r"\bexec(?:: |utable file )(?:\"([^\"]+)\"|`([^`]+)`)|\bexec (/[^:]+): ", re.IGNORECASE)
+"""In quotes it may have any characters: `python train.py` is one program if a user wrote it as one word."""
 _NO_SUCH_KEY = r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
 _WRONG_IMAGE = (
     rf"{_EXEC}(is a directory|not a directory|no such file|exec format)|no command specified"
@@ -131,9 +132,14 @@ def _blame_for_image(reason: str, message: str) -> Blame:
 
 
 def _is_about_another(message: str, program: str | None) -> bool:
-    """True if it names a program, and not the one that the container runs."""
+    """True if it names a program, and not the one that the container runs.
+
+    What the kubelet makes of a variable in it is not known.
+    """
     named = _PROGRAM_NAMED.search(message)
-    return program is not None and named is not None and _last_part(named[1]) != _last_part(program)
+    if not program or "$(" in program or named is None:
+        return False
+    return _last_part(next(filter(None, named.groups()))) != _last_part(program)
 
 
 def _has(pattern: str, text: str) -> bool:
