@@ -32,6 +32,9 @@ class Timing:
     """The same for an image that has never run, while the registry says that it does not exist or may not be read."""
     stalled_attempts: int = 5
     """Attempts in a row without a newer durable step after which a run is Stalled."""
+    doubt_seconds: float = 600.0
+    """An attempt that trained for longer, and of which nobody can tell whether it saved, does not count as one of
+    them, nor as progress."""
     fails_when_stalled: bool = False
     """True if it has failed then. On a machine without a cluster nothing heals by itself."""
     kept_jobs: int = 3

@@ -402,7 +402,7 @@ _KEPT = failed(143, node="n1", termination=said(Outcome.STOPPED, limit=Limit.DEA
 _SUSPENDED = an_attempt(a_replica(ReplicaState.FAILED, exit_code=143, node="n1", deleting=True))
 
 
-@pytest.mark.parametrize("seconds", [3, 61, 3500])
+@pytest.mark.parametrize("seconds", [3, 61, 600])
 @pytest.mark.parametrize(
     ("seen", "limits", "reason", "words"),
     [
@@ -433,6 +433,30 @@ def test_ends_that_piton_has_not_ordered_wait_longer_each_time(
     assert set(announced) == {"Warning"}
     assert status.failures == 0
     assert decide(an_observed(status=status), now=later(seconds)).status.is_true(STALLED)
+
+
+_GONE = an_attempt(a_replica(node="n1", node_gone=True, name="ragcun-1-master-0"))
+
+
+@pytest.mark.parametrize(
+    ("seen", "spec"),
+    [(_GONE, {}), (replace(_SUSPENDED, suspended=True), {"trainer": {"image": "i", "command": ["t"]}})],
+    ids=["a recipe whose reports are blocked", "a program that another client suspends"],
+)
+def test_what_may_have_saved_for_ten_minutes_is_followed_at_once_and_never_stalled(
+    seen: AttemptSeen, spec: dict[str, Any]
+) -> None:
+    status, begins = a_status(), NOW
+    for number in range(1, 10):
+        record = a_record(number, running_time=begins, formed_time=begins, billed_from=begins)
+        status = transitions.enter(status, record, Timing())
+        begins += later(3000) - NOW
+        gone = replace(seen, number=number, replicas=tuple(replace(r, name=f"ragcun-{number}") for r in seen.replicas))
+        while status.attempts[-1].state is not AttemptState.ENDED:
+            status = decide(an_observed(gone, status=status, spec=a_spec(**spec)), now=begins).status
+        after = decide(an_observed(status=status, spec=a_spec(**spec)), now=begins)
+        assert after.status.attempt == number + 1
+        assert not after.status.is_true(STALLED)
 
 
 def test_a_limit_that_is_reached_counts_nothing() -> None:

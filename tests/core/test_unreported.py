@@ -325,6 +325,7 @@ def test_words_of_the_cluster_or_of_a_program_say_nothing_of_what_was_saved() ->
 
 
 OWN = {"trainer": {"image": "i", "command": ["train"]}}
+_SUSPENDED = {"state": ReplicaState.FAILED, "exit_code": 143, "deleting": True}
 _LOST = said(Outcome.VOLUME_LOST, detail="read-only file system")
 
 
@@ -345,7 +346,7 @@ def _ends(seconds: float, seen: AttemptSeen, *, heard: bool = False, formed: boo
     ("seconds", "fields", "heard", "fruitless"),
     [
         (90, {"node_gone": True}, False, 2),
-        (3600, {"node_gone": True}, False, 2),
+        (600, {"node_gone": True}, False, 2),
         (3601, {"node_gone": True}, False, 0),
         (3601, {"node_gone": True}, True, 2),
         (360, {"state": ReplicaState.FAILED, "exit_code": 82, "termination": _LOST}, False, 2),
@@ -359,6 +360,32 @@ def test_an_attempt_of_which_nothing_is_heard_came_far_if_it_trained_for_more_th
     """Last words count also if they arrive in the pass that closes the attempt."""
     replica = a_replica(**{"state": ReplicaState.RUNNING, "node": "n1", "name": "ragcun-2-master-0", **fields})
     assert _ends(seconds, an_attempt(replica, number=2), heard=heard, **spec) == fruitless
+
+
+@pytest.mark.parametrize("seconds", [601, 3600])
+@pytest.mark.parametrize(
+    ("spec", "seen", "fruitless"),
+    [
+        ({}, {"node_gone": True}, 1),
+        ({}, {"state": ReplicaState.FAILED, "exit_code": 137}, 1),
+        (OWN, {"node_gone": True}, 2),
+        (OWN, _SUSPENDED, 1),
+        ({}, _SUSPENDED, 1),
+    ],
+    ids=[
+        "a recipe",
+        "a recipe that is killed",
+        "a program",
+        "a program that is suspended",
+        "a recipe that is suspended",
+    ],
+)
+def test_ten_minutes_of_training_that_may_have_saved_neither_count_nor_reset_the_count(
+    spec: dict[str, Any], seen: dict[str, Any], fruitless: int, seconds: float
+) -> None:
+    replica = a_replica(**{"state": ReplicaState.RUNNING, "node": "n1", "name": "ragcun-2-master-0", **seen})
+    suspended = bool(replica.deleting)
+    assert _ends(seconds, an_attempt(replica, number=2, suspended=suspended), **spec) == fruitless
 
 
 @pytest.mark.parametrize("spec", [{}, OWN], ids=["a recipe", "a program of the user's"])

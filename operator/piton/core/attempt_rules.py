@@ -283,6 +283,7 @@ def _close(context: Context, judgement: Judgement, status: RunStatus) -> Decisio
         judgement,
         now=context.now,
         timing=context.timing,
+        spec=context.spec,
     )
     status = note_unreported(context, status)
     record = status.current

@@ -34,7 +34,7 @@ from piton.core import (
 )
 from piton.core.context import Context
 from piton.core.effects import AddFinalizer, Announcement, Decision
-from piton.core.unreported import with_doubt
+from piton.core.unreported import is_in_doubt, with_doubt
 from piton.cost import budget, spending
 from piton.observed import Observed
 from piton.timing import Timing, delay_seconds
@@ -211,7 +211,8 @@ def backing_off(context: Context) -> Decision | None:
     last = context.current
     if last is None or last.ended_time is None:
         return None
-    delay = delay_seconds(last, stalled.attempts(context.status), context.timing)
+    fruitless = 0 if is_in_doubt(last, context.spec, context.timing) else stalled.attempts(context.status)
+    delay = delay_seconds(last, fruitless, context.timing)
     left = delay - (context.now - last.ended_time).total_seconds()
     if left <= 0:
         return None

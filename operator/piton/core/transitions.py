@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Spec, Stage
 from piton.api.status import (
     REPLICAS_MAX,
     AttemptState,
@@ -26,7 +26,14 @@ from piton.contract.duration import format_duration
 from piton.contract.progress import Progress
 from piton.contract.termination import Outcome, PreviousEnd, Termination
 from piton.core.evidence import Judgement
-from piton.core.unreported import began_unseen, has_last_words, may_have_saved, may_hold_unlisted_work
+from piton.core.unreported import (
+    began_unseen,
+    has_last_words,
+    is_in_doubt,
+    may_have_saved,
+    may_hold_unlisted_work,
+    trained_since,
+)
 from piton.cost import spending
 from piton.observed import AttemptSeen, JobState, ReplicaSeen, ReplicaState
 from piton.timing import Timing, is_ordered
@@ -137,7 +144,9 @@ def report(status: RunStatus, progress: Progress | None, seen: AttemptSeen | Non
     return status
 
 
-def end(status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timing) -> RunStatus:
+def end(
+    status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timing, spec: Spec | None = None
+) -> RunStatus:
     """Close the current attempt and move its counters. While nobody trains, nobody knows how long it takes."""
     status = change(
         status, state=AttemptState.ENDED, ended_time=now, replicas=(), done=None, **verdict_fields(judgement)
@@ -153,7 +162,7 @@ def end(status: RunStatus, judgement: Judgement, *, now: datetime, timing: Timin
     failed = judgement.verdict is Verdict.USER_FAILURE
     changes = {
         "failures_since_progress": before + failed,
-        "fruitless_attempts": _fruitless(status, stage, timing),
+        "fruitless_attempts": _fruitless(status, stage, timing, spec),
     }
     stage = stage.model_copy(update=changes)
     counter = COUNTERS.get(judgement.verdict)
@@ -196,12 +205,14 @@ def has_saved(status: RunStatus, record: AttemptStatus) -> bool:
     return trains and status.checkpoint is not None and status.checkpoint.attempt == record.number
 
 
-def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing) -> int:
+def _fruitless(status: RunStatus, stage: StageStatus, timing: Timing, spec: Spec | None) -> int:
     """Count the attempts of the stage in a row without progress, including the one that has just ended."""
     record = status.current
     assert record is not None
     if has_saved(status, record) or _may_have_progressed(record, timing):
         return 0
+    if is_in_doubt(record, spec, timing):
+        return stage.fruitless_attempts
     # What follows a finished training saves nothing newer: its machine may be taken as often as machines are taken.
     is_taken = record.trained_time is not None and record.verdict is Verdict.PREEMPTED
     return stage.fruitless_attempts + (not is_taken and not is_ordered(record))
@@ -214,14 +225,9 @@ def _may_have_progressed(record: AttemptStatus, timing: Timing) -> bool:
     step say that there was none.
     """
     is_silent = (record.step is None and record.last_words_time is None) or record.trained_time is not None
-    if not is_silent or record.billed_from is None or record.ended_time is None or not _has_formed(record):
+    if not is_silent or record.billed_from is None or record.ended_time is None or trained_since(record) is None:
         return False
     return (record.ended_time - record.billed_from).total_seconds() > timing.backoff_seconds_max
-
-
-def _has_formed(record: AttemptStatus) -> bool:
-    """True if all replicas have run. In doubt they have: the attempt was over before anybody saw one run."""
-    return record.formed_time is not None or (record.running_time is None and record.trained_from is not None)
 
 
 def forgive(status: RunStatus) -> RunStatus:

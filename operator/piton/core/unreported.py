@@ -7,9 +7,10 @@ last words go with a machine that is lost.
 from datetime import datetime, timedelta
 
 from piton.api.reasons import Reason
-from piton.api.spec import Stage
+from piton.api.spec import Spec, Stage
 from piton.api.status import AttemptState, AttemptStatus, RunStatus
 from piton.observed import AttemptSeen, JobState, ReplicaSeen
+from piton.timing import Timing
 
 _SAVES_WITHIN = timedelta(seconds=60)
 """An attempt that trained for longer may have saved, whatever it said."""
@@ -72,6 +73,30 @@ def may_have_saved(record: AttemptStatus) -> bool:
     if record.last_words_time is None or record.reason in _EXITED_ZERO:
         return True
     return _lasted(record, min(record.running_time, record.trained_from or record.running_time))
+
+
+def trained_since(record: AttemptStatus) -> datetime | None:
+    """Return since when all replicas of an attempt ran; None if they never did, as in half a gang.
+
+    In doubt they did: the attempt was over before anybody saw one run.
+    """
+    return record.formed_time or (record.trained_from if record.running_time is None else None)
+
+
+def is_in_doubt(record: AttemptStatus, spec: Spec | None, timing: Timing) -> bool:
+    """True if nobody can tell whether an attempt came to something that trained for long enough to.
+
+    A recipe of which neither a step nor last words arrived may have saved. One whose job another client suspended, as a
+    queue does that takes turns, did not end by itself.
+    """
+    since = trained_since(record)
+    if since is None or record.ended_time is None:
+        return False
+    is_recipe = record.stage is Stage.TRAIN and spec is not None and spec.trainer.recipe is not None
+    is_unheard = is_recipe and record.step is None and record.last_words_time is None
+    if not is_unheard and record.reason is not Reason.JOB_SUSPENDED:
+        return False
+    return (record.ended_time - since).total_seconds() > timing.doubt_seconds
 
 
 def began_unseen(record: AttemptStatus, seen: AttemptSeen) -> datetime | None:
