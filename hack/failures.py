@@ -34,8 +34,9 @@ again (`permanent` below). Nothing that the cluster does ends it.
 
 - **The back-off** counts the attempts in a row that ended without a newer durable step, and not by an order of
   Piton's. It begins with {format_duration(_TIMING.backoff_seconds)}, doubles with each, and is at most
-  {format_duration(_TIMING.backoff_seconds_max)}. A newer durable step sets it back. Two ends neither count nor set it back after more than
-  {format_duration(_TIMING.doubt_seconds)} of training: that of a recipe of which nothing was heard, and `JobSuspended`.
+  {format_duration(_TIMING.backoff_seconds_max)}. A newer durable step sets it back.
+  Two ends neither count nor set it back after more than {format_duration(_TIMING.doubt_seconds)} of training: that
+  of a recipe of which nothing was heard, and `JobSuspended`.
 - **Stalled**: from {_TIMING.stalled_attempts} such attempts on, the condition `Stalled` says what was seen and what
   helps. When it has been True for `limits.stalled` ({_LIMITS.stalled}), the run holds, with everything kept.
 - **Failures of the program** count from the newest durable step as well, for `limits.failures`; `limits.totalFailures`

@@ -34,7 +34,7 @@ class Timing:
     """Attempts in a row without a newer durable step after which a run is Stalled."""
     doubt_seconds: float = 600.0
     """An attempt that trained for longer, and of which nobody can tell whether it saved, does not count as one of
-    them, nor as progress."""
+    them, nor as progress. A limit of the run that ends one later was set by Piton."""
     fails_when_stalled: bool = False
     """True if it has failed then. On a machine without a cluster nothing heals by itself."""
     kept_jobs: int = 3

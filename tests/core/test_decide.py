@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -406,12 +407,13 @@ _SUSPENDED = an_attempt(a_replica(ReplicaState.FAILED, exit_code=143, node="n1",
 @pytest.mark.parametrize(
     ("seen", "limits", "reason", "words"),
     [
-        (a_failed_attempt(_KEPT), {"deadline": "48h"}, Reason.STOPPED_EARLY, "look at the clock of n1"),
-        (a_failed_attempt(_KEPT), {}, Reason.STOPPED_EARLY, "look at the clock of n1"),
+        (a_failed_attempt(_KEPT), {"deadline": "48h"}, Reason.STOPPED_EARLY, "the clock of n1 is wrong"),
+        (a_failed_attempt(_KEPT), {}, Reason.STOPPED_EARLY, "a webhook may have set it"),
         (a_failed_attempt(failed(137, over_time=True)), {}, Reason.STOPPED_EARLY, "a policy"),
+        (a_failed_attempt(failed(137, over_time=True)), {"deadline": "48h"}, Reason.STOPPED_EARLY, "was raised since"),
         (replace(_SUSPENDED, suspended=True), {}, Reason.JOB_SUSPENDED, "another client suspended the job"),
     ],
-    ids=["a clock that is ahead", "a limit that the run has not", "a deadline of somebody's", "another client"],
+    ids=["a clock that is ahead", "a limit that the run has not", "somebody's deadline", "early", "another client"],
 )
 def test_ends_that_piton_has_not_ordered_wait_longer_each_time(
     seen: AttemptSeen, limits: dict[str, Any], reason: Reason, words: str, seconds: float
@@ -468,6 +470,28 @@ def test_a_limit_that_is_reached_counts_nothing() -> None:
         assert ended.current is not None
         assert (ended.current.verdict, ended.current.reason) == (Verdict.STOPPED, Reason.DEADLINE_EXCEEDED)
         assert ended.stage(Stage.TRAIN).fruitless_attempts == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "limits", "reason"),
+    [
+        (_KEPT, {"deadline": "48h"}, Reason.DEADLINE_EXCEEDED),
+        (failed(137, over_time=True), {"deadline": "48h"}, Reason.DEADLINE_EXCEEDED),
+        (failed(137, over_time=True), {"budget": {"usd": "90"}}, Reason.BUDGET_EXCEEDED),
+        (failed(137, over_time=True), {"budget": {"usd": "0.01"}, "deadline": "48h"}, Reason.BUDGET_EXCEEDED),
+    ],
+)
+def test_a_limit_that_piton_set_by_a_higher_price_or_before_it_was_raised_counts_nothing(
+    end: ReplicaSeen, limits: dict[str, Any], reason: Reason
+) -> None:
+    record = a_record(running_time=NOW, formed_time=NOW, billed_from=NOW, price_per_hour="4", billed_machines=1)
+    spec = a_spec(capacity={"maxPricePerHour": "10"}, limits=limits)
+    observed = an_observed(a_failed_attempt(replace(end, node_price=Fraction(4))), status=a_status(record), spec=spec)
+    ended = decide(observed, now=later(601)).status
+    assert ended.current is not None
+    assert (ended.current.verdict, ended.current.reason) == (Verdict.STOPPED, reason)
+    assert ended.stage(Stage.TRAIN).fruitless_attempts == 0
+    assert delay_seconds(ended.current, 0, Timing()) == 0
 
 
 def test_suspending_stops_the_attempt_and_counts_nothing() -> None:

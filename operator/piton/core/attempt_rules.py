@@ -5,7 +5,7 @@ Pending --start--> Starting --follow--> Running
 +----- not wanted, vanished, judged ----+--> Stopping --stop--> --close--> Ended
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -34,6 +34,7 @@ from piton.core.effects import Announcement, Decision
 from piton.core.evidence import Evidence, Judgement, Patience
 from piton.core.report_conditions import note_unreported
 from piton.core.stopping import stop_effects
+from piton.core.unreported import trained_since
 from piton.core.verdict import judge
 from piton.core.wait_reasons import refusal, waited_seconds
 from piton.cost import spending
@@ -256,8 +257,20 @@ def _evidence(context: Context, seen: AttemptSeen) -> Evidence:
         stage=stage,
         formed=seen.formed or (record is not None and record.formed_time is not None),
         ordered=record.reason if stopped and record else None,
-        limits=context.reached_limits(known),
+        limits=_limits(context, transitions.form(known, seen, now=context.now)),
     )
+
+
+def _limits(context: Context, status: RunStatus) -> Mapping[Reason, bool]:
+    """Return the limits of the run, with True for those that may have ended the attempt.
+
+    One that is not reached may have, if the attempt trained for long: Piton assumes a price before a machine has one,
+    and a limit that is raised does not reach every trainer.
+    """
+    since, limits = trained_since(status.current) if status.current else None, context.limits(status)
+    if since is None or (context.now - since).total_seconds() <= context.timing.doubt_seconds:
+        return limits
+    return dict.fromkeys(limits, True)
 
 
 def _nodes(spec: Spec, stage: Stage) -> int:

@@ -1,5 +1,6 @@
 """The input of every rule: observation, time, timing, and questions that several rules ask."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -110,16 +111,18 @@ class Context:
         deadline = self.deadline
         return None if deadline is None else (deadline.time - self.now).total_seconds()
 
-    def reached_limits(self, status: RunStatus) -> frozenset[Reason]:
-        """Return the limits that the run has reached, or has in a moment, as reasons; both if its spec is not known."""
+    def limits(self, status: RunStatus) -> Mapping[Reason, bool]:
+        """Return the limits of the run, as reasons, with True for those that it has reached, or has in a moment.
+
+        It has reached both if its spec is not known. One that is reached comes first.
+        """
         if self.spec is None:
-            return frozenset({Reason.DEADLINE_EXCEEDED, Reason.BUDGET_EXCEEDED})
+            return {Reason.DEADLINE_EXCEEDED: True, Reason.BUDGET_EXCEEDED: True}
         left, account = self.seconds_to_deadline(), self.account(status)
-        reached = {
-            Reason.DEADLINE_EXCEEDED: left is not None and left <= _MOMENT_SECONDS,
-            Reason.BUDGET_EXCEEDED: account is not None and account.used_up,
-        }
-        return frozenset(reason for reason, is_reached in reached.items() if is_reached)
+        found = {} if left is None else {Reason.DEADLINE_EXCEEDED: left <= _MOMENT_SECONDS}
+        if account is not None:
+            found[Reason.BUDGET_EXCEEDED] = account.used_up
+        return dict(sorted(found.items(), key=lambda limit: not limit[1]))
 
     def stop_after(self) -> StopAfter | None:
         """Return for how long the next attempt may train, by the limit that is reached first; None without limits."""

@@ -1,6 +1,7 @@
 """Evidence for a verdict on the end of an attempt, and the facts that the rules derive from it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from piton.api.reasons import Reason
@@ -54,8 +55,9 @@ class Evidence:
     """True if this program has run in this run, from this image and in such pods: it can start."""
     start_trouble: bool = False
     """True if the cluster has kept a container of this attempt from starting: a registry was down, say."""
-    limits: frozenset[Reason] = frozenset()
-    """The limits of the run that are reached, as the reasons of an attempt that they end."""
+    limits: Mapping[Reason, bool] = field(default_factory=dict)
+    """The limits of the run, as the reasons of an attempt that they end; True for those that may have ended this one,
+    which come first."""
     ordered: Reason | None
     """The reason for which Piton stopped the attempt, or None."""
 

@@ -80,7 +80,8 @@ def trained_since(record: AttemptStatus) -> datetime | None:
 
     In doubt they did: the attempt was over before anybody saw one run.
     """
-    return record.formed_time or (record.trained_from if record.running_time is None else None)
+    is_half = record.formed_time is None and record.running_time is not None
+    return None if is_half else record.trained_from or record.formed_time
 
 
 def is_in_doubt(record: AttemptStatus, spec: Spec | None, timing: Timing) -> bool:

@@ -6,7 +6,8 @@
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
-    a limit that it kept     -> Stopped           (deadline, budget), if the run has reached it; else Infrastructure
+    a limit that it kept     -> Stopped           (deadline, budget), if the run has it, and has reached it or trained
+                                for long; else Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     a pod its kubelet refused -> Infrastructure
     a failed init container   -> Infrastructure
@@ -152,26 +153,25 @@ def stopped_by_itself(evidence: Evidence) -> Judgement | None:
     for replica in evidence.seen.replicas:
         end = replica.termination
         if end and end.outcome is Outcome.STOPPED and end.limit in _LIMITS:
-            message = f"{replica.name}: {end.detail}"
-            if _LIMITS[end.limit] in evidence.limits:
-                return Judgement(verdict=Verdict.STOPPED, reason=_LIMITS[end.limit], message=message)
-            clock = f"the clock of {replica.node}" if replica.node else "its machine's clock"
-            return _stopped_early(f"{message}. By the operator's clock that limit is not reached; look at {clock}")
+            return _stopped_by(_LIMITS[end.limit], f"{replica.name}: {end.detail}", replica, evidence)
         if replica.over_time:
             message = f"the kubelet ended {replica.name} at its activeDeadlineSeconds"
-            reached = next((reason for reason in _LIMITS.values() if reason in evidence.limits), None)
-            if reached is not None:
-                message = f"{message}, since nothing else had"
-                return Judgement(verdict=Verdict.STOPPED, reason=reached, message=message)
-            return _stopped_early(
-                f"{message}, and the run has reached no limit; a webhook, a policy or an admission plugin may "
-                "have set it"
-            )
+            return _stopped_by(next(iter(evidence.limits), None), message, replica, evidence)
     return None
 
 
-def _stopped_early(message: str) -> Judgement:
-    return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.STOPPED_EARLY, message=message)
+def _stopped_by(limit: Reason | None, message: str, replica: ReplicaSeen, evidence: Evidence) -> Judgement:
+    """Return Stopped by that limit if it may have ended the attempt; else what may have."""
+    if limit is not None and evidence.limits.get(limit):
+        return Judgement(verdict=Verdict.STOPPED, reason=limit, message=message)
+    may_be = "The run has no such limit: an admission plugin, a policy or a webhook may have set it"
+    if limit in evidence.limits:
+        clock = f"the clock of {replica.node}" if replica.node else "its machine's clock"
+        may_be = (
+            "By the operator's count that limit is not reached: the price was lower than assumed, the limit was "
+            f"raised since, {clock} is wrong, or a policy or a webhook has set another"
+        )
+    return Judgement(verdict=Verdict.INFRASTRUCTURE, reason=Reason.STOPPED_EARLY, message=f"{message}. {may_be}")
 
 
 def suspended_by_others(evidence: Evidence) -> Judgement | None:
