@@ -41,6 +41,7 @@ class ClusterMessage:
     message: str = ""
     source: str = ""
     """The component that says it: kubelet, karpenter."""
+    is_warning: bool = False
     first_time: datetime | None = None
     """The time of the first report."""
     last_time: datetime | None = None
@@ -86,10 +87,11 @@ class ReplicaSeen:
     waiting: str | None = None
     """The cluster's reason for a pod that does not start: ImagePullBackOff, Unschedulable and its message."""
     words: tuple[ClusterMessage, ...] = ()
-    """Messages about the waiting replica, including its events as far as they were read."""
+    """Messages about the waiting replica, including its events if they were read."""
+    words_unread: bool = False
+    """True if its events were not read: a pass reads those of a few."""
     cannot_start: bool = False
-    """`waiting` is the kubelet's word that an image, or the container itself, cannot be made; who has to mend that is
-    another question. Of a replica that has failed: the container ended without having begun."""
+    """`waiting` is the kubelet's word that an image or the container cannot be made. Failed: it never began."""
     program: str | None = None
     """The first word of its trainer's command; None: not known."""
     init_failure: str | None = None
@@ -119,11 +121,9 @@ class ReplicaSeen:
     @property
     def has_run(self) -> bool:
         """True if its trainer has begun."""
-        over = self.state is ReplicaState.SUCCEEDED or (
-            self.state is ReplicaState.FAILED and self.exit_code is not None
-        )
-        begun = not (self.never_started or self.cannot_start)
-        return begun and (over or self.state is ReplicaState.RUNNING)
+        if self.never_started or self.cannot_start or self.state is ReplicaState.WAITING:
+            return False
+        return self.state is not ReplicaState.FAILED or self.exit_code is not None
 
     @property
     def is_told_to_end(self) -> bool:
@@ -264,11 +264,9 @@ class VolumeSeen:
     ours: bool = True
     """False: a claim of the name that we would use belongs to somebody else."""
     requested: str = ""
-    """The size that the claim asks for, where Piton has made it."""
+    """The size that the claim asks for, where Piton has made it. So are the two that follow."""
     storage_class: str = ""
-    """Its storage class, where Piton has made it."""
     access_modes: tuple[str, ...] = ()
-    """Its access modes, where Piton has made it."""
     made: bool = False
     """True if Piton has made it; the user has brought it otherwise."""
     made_for: str = ""

@@ -14,6 +14,7 @@ from piton.api.status import AttemptState, RunStatus, Verdict
 from piton.api.status_base import Condition, Phase
 from piton.core import wait_causes
 from piton.core.decide import NO_ROOM, decide, refused, still
+from piton.core.start_words import SIDECAR_STARTS
 from piton.core.wait_causes import Cause, recognize
 from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
 from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaSeen, ReplicaState, VolumeSeen
@@ -35,10 +36,11 @@ POD = "ragcun-1-master-0"
 
 
 def a_word(
-    reason: str, message: str = "", *, source: str = "kubelet", at: float = 0, since: float | None = None
+    reason: str, message: str = "", *, at: float = 0, since: float | None = None, **fields: Any
 ) -> ClusterMessage:
     first = at if since is None else since
-    return ClusterMessage(reason=reason, message=message, source=source, first_time=later(first), last_time=later(at))
+    times = {"first_time": later(first), "last_time": later(at)}
+    return ClusterMessage(**{"reason": reason, "message": message, "source": "kubelet", **times, **fields})
 
 
 def unschedulable(message: str) -> ClusterMessage:
@@ -67,6 +69,7 @@ _SILENT = {"node": "n1", "placed_at": NOW, "waiting": "ContainerCreating", "neve
         ((), {"placed_at": None}, 120, True),
         ((), {"placed_at": later(600)}, 719, False),
         ((a_word("Scheduled"),), {}, 120, True),
+        ((), {"words_unread": True}, 3600, False),
         ((a_word("Pulling", 'image "x"', at=1), a_word("Pulled", 'image "x"', at=300)), {}, 419, False),
         ((a_word("Pulling", 'image "x"', at=1), a_word("Pulled", 'image "x"', at=300)), {}, 420, True),
         ((), {"node": None, "placed_at": None}, 3600, False),
@@ -81,6 +84,52 @@ def test_two_minutes_in_which_nobody_says_why_a_container_does_not_start_are_tol
     assert (wait is not None) is is_told
     assert wait is None or wait.reason is Reason.KUBELET_SILENT
     assert wait is None or "the kubelet of n1 has not said why the container pytorch does not start" in wait.message
+
+
+_DRA = "failed to prepare dynamic resources: no such device"
+_SIDECAR = ClusterMessage(reason=SIDECAR_STARTS, message="its startup probe has not passed in the init container cache")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((a_word("FailedPrepareDynamicResources", _DRA, at=600, is_warning=True),), _DRA),
+        ((a_word("Unhealthy", "Startup probe failed: 503", at=600, is_warning=True),), "Startup probe failed: 503"),
+        ((_SIDECAR, a_word("Started", "Started container cache", at=1)), "in the init container cache"),
+        ((a_word("Unhealthy", "503", at=1, is_warning=True), a_word("Started", "cache", at=300)), None),
+    ],
+)
+def test_a_warning_that_nobody_knows_is_quoted_and_does_not_begin_the_time_anew(
+    words: tuple[ClusterMessage, ...], told: str | None
+) -> None:
+    """A kubelet repeats its warnings each five minutes."""
+    wait = why(an_attempt(waiting(*words, **_SILENT)), now=later(601), since=NOW)
+    assert wait is not None
+    assert wait.reason is Reason.KUBELET_SILENT
+    assert (told or "has not said why") in wait.message
+    assert told is None or "has not said" not in wait.message
+    assert "replace the node" not in wait.message
+
+
+@pytest.mark.parametrize("placed", [a_word("Scheduled", at=3), a_word("Scheduled", at=-60)])
+def test_what_was_said_before_it_had_its_node_says_nothing_of_its_kubelet(placed: ClusterMessage) -> None:
+    before = a_word("FailedScheduling", "0/3 nodes", at=-60, is_warning=True)
+    wait = why(an_attempt(waiting(before, placed, **_SILENT)), now=later(601), since=NOW)
+    assert wait is not None
+    assert "0/3 nodes" not in wait.message
+    assert "replace the node" in wait.message
+
+
+def test_a_replica_whose_events_were_not_read_is_not_accused() -> None:
+    read = waiting(a_word("Pulling", 'image "x"', at=9), name="ragcun-1-worker-1", **_SILENT)
+    unread = waiting(name="ragcun-1-worker-0", **{**_SILENT, "node": "n2"}, words_unread=True)
+    wait = why(an_attempt(unread, read, expected_replicas=2), now=later(600), since=NOW)
+    assert wait is not None
+    assert wait.reason is Reason.IMAGE_PULLING
+    silent = waiting(a_word("Pulled", 'image "x"', at=9), name="ragcun-1-worker-1", **_SILENT)
+    wait = why(an_attempt(unread, silent, expected_replicas=2), now=later(600), since=NOW)
+    assert wait is not None
+    assert wait.message.startswith("ragcun-1-worker-1: the kubelet of n1 has not said why")
 
 
 def test_a_peer_that_starts_in_silence_is_told_while_the_others_run_and_a_known_cause_is_told_first() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from piton.api.status import PlacedReplica
 from piton.contract.termination import Outcome, Termination
+from piton.core.start_words import SIDECAR_STARTS
 from piton.kube import kept_fields
 from piton.kube.last_seen import Sightings
 from piton.kube.nodes import NodeView
@@ -418,6 +419,18 @@ def test_an_init_container_whose_image_cannot_be_pulled_is_named() -> None:
     init = _init(waiting={"reason": "ImagePullBackOff", "message": "503"})
     seen = _seen(_pod(phase="Pending", initContainerStatuses=init, containerStatuses=WAITS_FOR_INIT))
     assert (seen.cannot_start, seen.waiting) == (True, "init container vault-agent-init: ImagePullBackOff: 503")
+
+
+@pytest.mark.parametrize(("started", "is_named"), [(False, True), (True, False)])
+def test_a_native_sidecar_is_named_until_it_has_started(started: bool, is_named: bool) -> None:
+    pod = _pod(
+        phase="Pending",
+        initContainerStatuses=[{**_container("cache", running={})[0], "started": started}],
+        containerStatuses=WAITS_FOR_INIT,
+    )
+    pod["spec"]["initContainers"] = [{"name": "cache", "restartPolicy": "Always"}]
+    told = [word.message for word in _seen(kept_fields.of_pod(pod)).words if word.reason == SIDECAR_STARTS]
+    assert told == ["its startup probe has not passed in the init container cache"] * is_named
 
 
 STARTED = [

@@ -59,7 +59,7 @@ class Reason(OpenEnum):
     SANDBOX_FAILED = "SandboxFailed"
     """The node cannot create the pod's sandbox: its network plugin or container runtime fails."""
     KUBELET_SILENT = "KubeletSilent"
-    """A pod has its node for two minutes, and nothing says why its container does not start."""
+    """A pod has its node for two minutes, and nothing that Piton knows says why its container does not start."""
     IMAGE_PULLING = "ImagePulling"
     """The node pulls an image."""
     IMAGE_PULL_FAILED = "ImagePullFailed"

@@ -32,6 +32,8 @@ START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
 """The kubelet's reasons for a container that has ended without having begun."""
 INIT_CRASHES = "InitContainerCrashes"
 """Piton's own reason, in the place of a kubelet's, of an init container that is started again and again."""
+SIDECAR_STARTS = "SidecarStarts"
+"""Piton's own reason for an init container that runs beside the trainer, and keeps it waiting until it has started."""
 INIT_CONTAINER = "init container "
 """First words where an init container cannot start. A run has none of its own: a webhook or a controller adds it."""
 

@@ -21,7 +21,7 @@ from piton.contract import names
 from piton.contract.duration import format_duration
 from piton.core import wait_causes as causes
 from piton.core.effects import Announcement
-from piton.core.start_words import CREATE_REASONS, INIT_CRASHES, PULL_REASONS
+from piton.core.start_words import CREATE_REASONS, INIT_CRASHES, PULL_REASONS, SIDECAR_STARTS
 from piton.core.wait_causes import Cause, Recognized, recognize
 from piton.observed import AttemptSeen, ClusterMessage, ReplicaSeen, ReplicaState
 
@@ -67,6 +67,7 @@ class _Sign:
 
 
 _CREATED = frozenset({"Pulling", "Pulled", "Created", "Started"})
+_PLACED = "Scheduled"
 _LAUNCHED = frozenset({"Nominated", "TriggeredScaleUp"})
 _NOT_LAUNCHED = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
 _AUTOSCALERS = frozenset({"karpenter", "cluster-autoscaler"})
@@ -108,28 +109,46 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
 
 
 def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime, since: datetime) -> Wait | None:
-    """Name the replica that has its node for the longest without a start or a word; None: none has it for long."""
-    heard = {
-        replica.name: max([replica.placed_at or since, *(word.last_time for word in replica.words if word.last_time)])
+    """Name the replica that has its node for the longest without a start; None: none has it for long.
+
+    Words that are no warning are steps of a start, and begin the time anew. A warning does not: it is repeated.
+    """
+    steps = {
+        replica.name: max(
+            [replica.placed_at or since, *(w.last_time for w in replica.words if w.last_time and not w.is_warning)]
+        )
         for replica in waiting
-        if replica.node is not None and not replica.deleting
+        if replica.node is not None and not replica.deleting and not replica.words_unread
     }
-    silent = min((replica for replica in waiting if replica.name in heard), key=lambda r: heard[r.name], default=None)
-    seconds = 0.0 if silent is None else (now - heard[silent.name]).total_seconds()
+    silent = min((replica for replica in waiting if replica.name in steps), key=lambda r: steps[r.name], default=None)
+    seconds = 0.0 if silent is None else (now - steps[silent.name]).total_seconds()
     if silent is None or seconds < KUBELET_SILENT_SECONDS:
         return None
-    state = f" ({silent.waiting})" if silent.waiting else ""
-    said = f"the kubelet of {silent.node} has not said why the container {names.CONTAINER} does not start{state}"
-    if seen.words_unknown:
-        said = f"the container {names.CONTAINER} does not start on {silent.node}{state}, and its Events cannot be read"
     elapsed = _coarse(seconds)
     return Wait(
         reason=Reason.KUBELET_SILENT,
-        message=f"{silent.name}: {said}{elapsed}. Look at the log of that kubelet, and of its container runtime; if it"
-        " stays so, replace the node",
+        message=f"{silent.name}: {_why_silent(silent, elapsed, is_unknown=seen.words_unknown)}",
         elapsed=elapsed,
         next_step_seconds=_seconds_to_next_step(seconds),
     )
+
+
+def _why_silent(replica: ReplicaSeen, elapsed: str, *, is_unknown: bool) -> str:
+    """Return what is known of a container that does not start, and what to look at."""
+    state = f" ({replica.waiting})" if replica.waiting else ""
+    fact = f"the container {names.CONTAINER} does not start on {replica.node}{state}"
+    sidecar = next((word for word in replica.words if word.reason == SIDECAR_STARTS), None)
+    newest = max((word for word in replica.words if word.last_time), key=_time, default=None)
+    if newest is not None and (newest.reason == _PLACED or (replica.placed_at and _time(newest) < replica.placed_at)):
+        newest = None  # nobody has said anything since it has its node
+    told = [_quoted(word, replica) for word in (sidecar, newest) if word and (word is sidecar or word.is_warning)]
+    if told:
+        return f"{fact}{elapsed}: {'; '.join(told)}. If that lasts, look at the log of what it names"
+    look = "Look at the log of that kubelet, and of its container runtime"
+    if is_unknown:
+        return f"{fact}, and its Events cannot be read{elapsed}. {look}"
+    said = f"the kubelet of {replica.node} has not said why the container {names.CONTAINER} does not start{state}"
+    return f"{said}{elapsed}. {look}" + ("" if newest else "; if it stays so, replace the node")
 
 
 def find_hindrance(replica: ReplicaSeen) -> tuple[Reason, str] | None:

@@ -25,7 +25,7 @@ _POD_METADATA = (
 )
 _POD_SPEC = ("nodeName", "tolerations", "resources", "activeDeadlineSeconds", "terminationGracePeriodSeconds")
 _POD_STATUS = ("phase", "reason", "message", "startTime", "conditions", "initContainerStatuses", "containerStatuses")
-_CONTAINER_STATUS = ("name", "state", "lastState", "restartCount")
+_CONTAINER_STATUS = ("name", "state", "lastState", "restartCount", "started")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 _NODE_METADATA = ("name", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp")
 _EVENT = (

@@ -292,11 +292,11 @@ class _Reader:
         return await self._unread.or_unknown("Events", self._heard(seen, job), replace(seen, words_unknown=True))
 
     async def _heard(self, seen: AttemptSeen, job: Body) -> AttemptSeen:
-        messages = {
-            replica.uid: await warning_events.of_pod(self._events, self._meta.namespace, replica)
-            for replica in warning_events.with_unread_events(seen.replicas)
-        }
-        replicas = tuple(replace(r, words=(*r.words, *messages.get(r.uid, ()))) for r in seen.replicas)
+        asked = warning_events.with_unread_events(seen.replicas)
+        said = {r.uid: await warning_events.of_pod(self._events, self._meta.namespace, r) for r in asked}
+        replicas = tuple(
+            replace(r, words=(*r.words, *said.get(r.uid, ())), words_unread=r.uid not in said) for r in seen.replicas
+        )
         missing = len(replicas) < seen.expected_replicas
         return replace(seen, replicas=replicas, words=await warning_events.of_job(self._events, job) if missing else ())
 

@@ -4,7 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from piton.contract import names
-from piton.core.start_words import CREATE_REASONS, INIT_CONTAINER, INIT_CRASHES, PULL_REASONS, START_ERRORS
+from piton.core.start_words import (
+    CREATE_REASONS,
+    INIT_CONTAINER,
+    INIT_CRASHES,
+    PULL_REASONS,
+    SIDECAR_STARTS,
+    START_ERRORS,
+)
 from piton.kube.clocks import began_at
 from piton.kube.nodes import condition, scheduled_at
 from piton.observed import ClusterMessage
@@ -121,12 +128,15 @@ def _message(found: Mapping[str, Any]) -> ClusterMessage:
 
 
 def _initializing(pod: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[ClusterMessage]:
-    """The init container that runs; a sidecar among them does not keep the trainer from starting."""
+    """The init container that runs; a sidecar among them keeps the trainer from starting until it has started."""
     specs = (pod.get("spec") or {}).get("initContainers") or []
     sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
     for container in _init_containers(pod.get("status") or {}, trainer):
         running = (container.get("state") or {}).get("running")
-        if running is not None and container["name"] not in sidecars:
+        if running is not None and container["name"] in sidecars and container.get("started") is False:
+            message = f"its startup probe has not passed in the init container {container['name']}"
+            yield ClusterMessage(reason=SIDECAR_STARTS, message=message)
+        elif running is not None and container["name"] not in sidecars:
             message = f"{container['name']} is running"
             first = began_at(pod, container, scheduled_at(pod))
             yield ClusterMessage(reason="InitContainer", message=message, first_time=first)

@@ -69,6 +69,7 @@ def _word(event: Body) -> ClusterMessage:
     return ClusterMessage(
         reason=str(event.get("reason") or ""),
         message=str(event.get("message") or ""),
+        is_warning=event.get("type") == "Warning",
         source=str((event.get("source") or {}).get("component") or event.get("reportingComponent") or ""),
         first_time=first,
         last_time=last,
