@@ -172,6 +172,20 @@ def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
             id="nor is it when its peers fail for that",
         ),
         pytest.param(
+            a_failed_attempt(
+                failed(255, name="a", end_unknown=True, ended_at=later(45)), failed(1, name="b", ended_at=later(4))
+            ),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_EVIDENCE,
+            id="a runtime dates the end after the reboot",
+        ),
+        pytest.param(
+            a_failed_attempt(failed(137, name="a", end_unknown=True), failed(1, name="b", ended_at=later(4))),
+            Verdict.INFRASTRUCTURE,
+            Reason.NO_EVIDENCE,
+            id="a kubelet gives no time of an end that it did not see",
+        ),
+        pytest.param(
             a_failed_attempt(failed(255, end_unknown=True, disruption="NodeShutdown")),
             Verdict.PREEMPTED,
             Reason.DISRUPTED,

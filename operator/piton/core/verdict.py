@@ -6,8 +6,7 @@
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
-    a limit that it kept     -> Stopped           (deadline, budget), if the run has it, and has reached it or trained
-                                for long; else Infrastructure
+    a limit that it kept     -> Stopped           (deadline, budget), reached or after a long training; else Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     a pod its kubelet refused -> Infrastructure
     a failed init container   -> Infrastructure
@@ -47,6 +46,7 @@ from piton.core.start_verdicts import cannot_start, failed_to_initialize, has_no
 from piton.observed import JobState, ReplicaSeen, ReplicaState
 
 NEVER = datetime.max.replace(tzinfo=UTC)
+_UNSEEN = datetime.min.replace(tzinfo=UTC)
 _FALL_ORDER = (Reason.POD_DELETED, Reason.NO_EVIDENCE, Reason.KILLED, Reason.CRASHED, Reason.DEVICE_LOST)
 """Order of trust between replicas that ended in the same second."""
 
@@ -221,7 +221,10 @@ def refused_by_the_node(evidence: Evidence) -> Judgement | None:
 
 
 def first_failure(evidence: Evidence) -> Judgement | None:
-    """The replica that ended first decides: its peers fail because it is gone, or are cleaned away afterwards."""
+    """The replica that ended first decides: its peers fail because it is gone, or are cleaned away afterwards.
+
+    An end that nobody saw has the time at which it was found: its peers may have failed for it before.
+    """
     fallen = [
         replica
         for replica in evidence.seen.replicas
@@ -229,7 +232,9 @@ def first_failure(evidence: Evidence) -> Judgement | None:
         and (replica.state is ReplicaState.FAILED or deleted_by_others(replica, evidence))
     ]
     judged = [
-        (r.ended_at or NEVER, _FALL_ORDER.index(how), r, how) for r in fallen if (how := cause_of_failure(r, evidence))
+        (_UNSEEN if how is Reason.NO_EVIDENCE else r.ended_at or NEVER, _FALL_ORDER.index(how), r, how)
+        for r in fallen
+        if (how := cause_of_failure(r, evidence))
     ]
     if not judged:
         return None
