@@ -161,6 +161,8 @@ class LeavingPod:
     name: str
     uid: str
     node: str | None
+    not_ready: str = ""
+    """Why its node is not ready, as it says itself."""
     leaves_by: datetime
     """The end of its grace period, by the clock of the API server."""
     finalizers: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from piton.api.conditions import WAITING
+from piton.api.conditions import POD_STUCK, WAITING
 from piton.api.reasons import Reason
 from piton.api.spec import Meta, Stage
 from piton.api.status import AttemptState, RunStatus, Verdict
@@ -17,7 +17,7 @@ from piton.core.decide import NO_ROOM, decide, refused, still
 from piton.core.start_words import SIDECAR_STARTS
 from piton.core.wait_causes import Cause, recognize
 from piton.core.wait_reasons import SILENT_SECONDS, refusal, why
-from piton.observed import AttemptSeen, ClusterMessage, Observed, ReplicaSeen, ReplicaState, VolumeSeen
+from piton.observed import AttemptSeen, ClusterMessage, LeavingPod, Observed, ReplicaSeen, ReplicaState, VolumeSeen
 from piton.timing import Timing
 from support.builders import (
     NOW,
@@ -628,3 +628,26 @@ def test_a_stop_that_was_refused_says_again_why_it_stops() -> None:
     training = decide(gone, now=NOW).status.condition("Training")
     assert training is not None
     assert (training.reason, training.message) == (Reason.SUSPENDED, "told to stop")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "KubeletNotReady: pleg was last seen active 3m2.5s ago",
+            "it is not ready (KubeletNotReady: pleg was last seen",
+        ),
+        ("", "a process may hang in the kernel"),
+    ],
+)
+def test_a_pod_that_stays_on_a_node_that_is_not_ready_has_that_as_its_cause(words: str, told: str) -> None:
+    pod = LeavingPod(
+        name="a", uid="a", node="n1", leaves_by=NOW, unshared_claims=(), is_node_closed=False, not_ready=words
+    )
+    seen = an_attempt(a_replica(node="n1", deleting=True), deleting=True, job=None, leaving=(pod,))
+    status = a_status(a_record(state=AttemptState.STOPPING))
+    condition = decide(an_observed(seen, status=status), now=later(300)).status.condition(POD_STUCK)
+    assert condition is not None
+    assert told in condition.message
+    assert ("process" in condition.message) is not bool(words)
+    assert "3m2.5s" not in condition.message, "each look would be a write"

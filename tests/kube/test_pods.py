@@ -501,6 +501,17 @@ def test_a_pod_leaves_while_its_kubelet_is_to_end_it_or_a_finalizer_keeps_it(
     assert found is None or found.has_ended is has_ended
 
 
+def test_a_pod_leaves_with_the_words_of_a_node_that_is_not_ready() -> None:
+    node = a_node("node-1", ready="False")
+    (ready,) = [each for each in node["status"]["conditions"] if each["type"] == "Ready"]
+    ready |= {"reason": "KubeletNotReady", "message": "container runtime is down"}
+    for status, words in (("False", "KubeletNotReady: container runtime is down"), ("True", "")):
+        ready["status"] = status
+        found = leaving(_pod(meta=LEAVES), NodeView(node=node, now=NOW), claims={}, next_tolerations=())
+        assert found is not None
+        assert found.not_ready == words
+
+
 OURS = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 
 

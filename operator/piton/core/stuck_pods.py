@@ -8,6 +8,7 @@ the process may still write.
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from textwrap import shorten
 
 from piton.api.conditions import POD_STUCK, settled, with_trouble
 from piton.api.reasons import Reason
@@ -15,9 +16,11 @@ from piton.api.spec import StuckPods
 from piton.core.context import Context
 from piton.core.effects import Decision, RemoveReplica
 from piton.core.stopping import pods_wait_seconds
-from piton.core.wait_reasons import Wait
+from piton.core.wait_reasons import Wait, without_numbers
 from piton.observed import AttemptSeen, LeavingPod
 from piton.timing import Timing
+
+_WORDS_MAX = 300
 
 
 def find_wait(context: Context, *attempts: AttemptSeen) -> Wait | None:
@@ -100,10 +103,19 @@ def _message(context: Context, stuck: list[LeavingPod]) -> str:
         names = ", ".join(first.finalizers)
         return f"{first.name}{others} is to be gone {until}, and is kept by {names}; its controller has to remove that"
     force = f"kubectl delete pod {first.name} -n {context.meta.namespace} --force --grace-period=0"
+    why = (
+        "its kubelet, which answers, has not ended it; a process may hang in the kernel, a driver or a network file "
+        "system. It keeps its machine. Restart or replace the node"
+    )
+    if first.not_ready:
+        said = shorten(without_numbers(first.not_ready), _WORDS_MAX, placeholder=" ...")  # seconds change at each look
+        why = (
+            f"its node says that it is not ready ({said}), so nothing ends it. It keeps its machine. The wait is over "
+            "when the node is repaired or removed"
+        )
     message = (
-        f"{first.name}{others} is to be gone from {first.node} {until}, and its kubelet, which answers, has not ended "
-        "it; a process may hang in the kernel, a driver or a network file system. It keeps its machine. Restart or "
-        f"replace the node; when nothing of it can run any more: {force}"
+        f"{first.name}{others} is to be gone from {first.node} {until}, and {why}; when nothing of it can run any "
+        f"more: {force}"
     )
     why_not = _hindrance(context, first) if _is_forceable(context) else None
     return f"{message}. limits.stuckPods does not act: {why_not}" if why_not else message

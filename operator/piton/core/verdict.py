@@ -6,7 +6,7 @@
     a pod gone with its node -> Preempted         (nobody has to have seen how)
     an order of ours         -> Stopped
     a reserved outcome       -> UserFailure, often permanent; one of a newer trainer's -> Infrastructure
-    a limit that it kept     -> Stopped           (deadline, budget), reached or after a long training; else Infrastructure
+    a limit that it kept     -> Stopped           (deadline, budget), if reached or after a while; else Infrastructure
     a suspended job          -> Stopped           (another client did it, as Kueue does for its quota)
     a pod its kubelet refused -> Infrastructure
     a failed init container   -> Infrastructure

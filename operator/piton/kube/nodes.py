@@ -103,6 +103,13 @@ class NodeView:
         """True if the kubelet reports, ready or not."""
         return self.node is not None and condition(self.node, "Ready").get("status") in ("True", "False")
 
+    def not_ready(self) -> str:
+        """Return why the node is not ready, as its kubelet says; empty where it says no such thing."""
+        ready = condition(self.node, "Ready") if self.node is not None else {}
+        if ready.get("status") != "False":
+            return ""
+        return ": ".join(str(ready[field]) for field in ("reason", "message") if ready.get(field)) or "NotReady"
+
     def is_ready(self) -> bool:
         """True if the kubelet can tell what its containers do, so that what the pod's status says is what is."""
         return self.node is not None and condition(self.node, "Ready").get("status") == "True"

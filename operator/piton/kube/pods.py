@@ -280,6 +280,7 @@ def leaving(
         name=meta["name"],
         uid=meta.get("uid", ""),
         node=spec.get("nodeName"),
+        not_ready="" if view is None else view.not_ready(),
         leaves_by=leaves_by,
         finalizers=finalizers,
         has_ended=is_only_kept,
