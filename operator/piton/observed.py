@@ -162,7 +162,7 @@ class LeavingPod:
     uid: str
     node: str | None
     not_ready: str = ""
-    """Why its node is not ready, as it says itself."""
+    """The words of a node that says of itself that it is not ready."""
     leaves_by: datetime
     """The end of its grace period, by the clock of the API server."""
     finalizers: tuple[str, ...] = ()

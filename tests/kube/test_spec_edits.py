@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from piton.api.conditions import ACCEPTED, SPEC_PENDING
+from piton.api.conditions import ACCEPTED, SPEC_PENDING, with_accepted
 from piton.api.parse import parse
 from piton.api.reasons import Reason
-from piton.api.status import AttemptState
+from piton.api.status import AttemptState, RunStatus
 from piton.api.status_base import Phase
 from piton.contract.termination import Outcome
 from piton.core.decide import decide
@@ -24,6 +24,7 @@ from support.builders import (
     an_attempt,
     an_observed,
     later,
+    meta,
     problems_of,
 )
 from support.cluster import Disrupted, Ends, Runs
@@ -421,6 +422,44 @@ def test_an_edit_of_a_run_whose_deletion_is_held_up_is_answered(
     found = late.condition(ACCEPTED)
     assert found is not None
     assert (found.status, late.observed_generation) == (accepted, generation)
+
+
+def test_a_deletion_that_is_held_up_repeats_no_refusal_but_tells_a_new_one() -> None:
+    told = "spec.x: bad (until that is mended, the spec that was accepted before stays in effect)"
+    status = with_accepted(
+        a_status(a_record(1, AttemptState.STOPPING, running_time=NOW)), RunStatus(), told, now=NOW, generation=2
+    )
+    pod = LeavingPod(name="a", uid="a", node="n1", leaves_by=NOW, unshared_claims=(), is_node_closed=True)
+    seen = an_attempt(a_replica(node="n1", deleting=True), deleting=True, job=None, leaving=(pod,))
+    run = meta().model_copy(update={"deleting": True, "generation": 3})
+    for problem, is_told in (("spec.x: bad", False), ("spec.y: worse", True)):
+        observed = replace(an_observed(seen, status=status, run=run), problems=(problem,))
+        reasons = [news.reason for news in decide(observed, now=later(300)).announcements]
+        assert (Reason.INVALID_SPEC in reasons) is is_told, problem
+
+
+@pytest.mark.parametrize(
+    ("before", "parts", "named", "deadline"),
+    [
+        ({"deadline": "5h"}, {"suspend": False}, "", "5h"),
+        ({"budget": {"usd": "5"}}, {"limits": {"budget": {"usd": "5", "warnAt": 80}}}, "", None),
+        ({"deadline": "5h"}, {"limits": {"deadline": "6h"}}, ", but for the new limits.deadline", "6h"),
+        ({"deadline": "5h"}, {"limits": {"deadline": "soon"}}, "; the new limits.deadline does not act yet", "5h"),
+        ({"deadline": "5h", "budget": {"usd": "5"}}, {"limits": None}, "", "5h"),
+        ({"deadline": "5h"}, {"limits": {}}, ", but for the new limits.deadline", None),
+    ],
+)
+def test_a_mistake_leaves_the_old_limits_and_names_only_parts_whose_values_are_new(
+    before: dict[str, Any], parts: dict[str, Any], named: str, deadline: str | None
+) -> None:
+    status = a_status(a_record(1)).to_wire()
+    good = a_manifest(limits=before, capacity={"maxPricePerHour": "10"})
+    status["accepted"] = {"generation": 1, "spec": good["spec"]}
+    parsed = parse(good | {"spec": {**good["spec"], "workers": {"nodes": 0}, **parts}, "status": status})
+    assert parsed.spec is not None
+    assert parsed.spec.limits.deadline == deadline
+    assert parsed.meanwhile == f"the spec that was accepted before stays in effect{named}"
+    assert (parsed.spec.limits.budget is not None) is ("budget" in before)
 
 
 DELETE = {"reclaim": "Delete"}

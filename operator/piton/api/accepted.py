@@ -32,37 +32,56 @@ def accepted_before(
     """
     spec, document = accept(accepted), accepted
     if spec is None or not isinstance(written, Mapping):
-        return spec, _describe(accepted, accepted, written)
+        return spec, _describe([], [])
     for path in _AT_ONCE:
         is_good = accept(_with_part(document, written, path)) is not None
         for part in (path,) if is_good or path != "limits.budget" else _BUDGET:
             changed = _with_part(document, written, part)
             found = accept(changed)
             spec, document = (spec, document) if found is None else (found, changed)
-    return spec, _describe(accepted, document, written)
+    return spec, _describe(*_new_parts(accepted, document, written, accept))
 
 
-def _describe(accepted: Mapping[str, Any], document: Mapping[str, Any], written: object) -> str:
-    """Return what is in effect, by the document that is: the new parts that act at once, and those that do not."""
+def _new_parts(
+    accepted: Mapping[str, Any],
+    document: Mapping[str, Any],
+    written: Mapping[str, Any],
+    accept: Callable[[Mapping[str, Any]], Model | None],
+) -> tuple[list[str], list[str]]:
+    """Return the new parts that act at once, by the document that is in effect, and those that do not.
+
+    Values are compared, not texts: a default that is written out is not new.
+    """
+    before, now = (_values(accept(each)) for each in (accepted, document))
+
+    def asked(path: str) -> object:
+        """Return the value that is written; what is written where that is none."""
+        found = accept(_with_part(document, written, path))
+        return _part(written, path) if found is None else _part(_values(found), path)
+
     taken: list[str] = []
     left: list[str] = []
-    for path in _AT_ONCE if isinstance(written, Mapping) else ():
-        if not _differ(accepted, written, path):
-            continue
-        if not _differ(document, written, path):
-            taken.append(path)
-            continue
-        fields = [field for field in _BUDGET if path == "limits.budget" and _differ(accepted, written, field)]
-        some = [field for field in fields if not _differ(document, written, field)]
-        taken += some
-        left += [field for field in fields if field not in some] if some else [path]
+    for path in _AT_ONCE:
+        parts = [path]
+        if path == "limits.budget" and asked(path) != _part(now, path):
+            fields = [field for field in _BUDGET if asked(field) != _part(before, field)]
+            parts = fields if any(asked(field) == _part(now, field) for field in fields) else parts
+        for part in parts:
+            wish = asked(part)
+            if wish != _part(before, part) and _part(written, part) != _part(accepted, part):
+                (taken if wish == _part(now, part) else left).append(part)
+    return taken, left
+
+
+def _values(spec: Model | None) -> Mapping[str, Any]:
+    return {} if spec is None else spec.model_dump(mode="json", by_alias=True)
+
+
+def _describe(taken: Sequence[str], left: Sequence[str]) -> str:
+    """Return what is in effect, with the new parts that act at once, and those that do not."""
     but = f", but for the new {_listed(taken)}" if taken else ""
     yet = f"; the new {_listed(left)} {'does' if len(left) == 1 else 'do'} not act yet" if left else ""
     return f"the spec that was accepted before stays in effect{but}{yet}"
-
-
-def _differ(one: object, other: object, path: str) -> bool:
-    return _part(one, path) != _part(other, path)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -102,7 +121,7 @@ def _with_part(document: Mapping[str, Any], written: Mapping[str, Any], path: st
     if not rest:
         others = {key: value for key, value in document.items() if key != first}
         return {**others, first: written[first]} if written.get(first) is not None else others
-    inner = written.get(first) or {}
+    inner = written.get(first, {})
     if not isinstance(inner, Mapping):
-        return document
+        return document  # also where it is null, which is no mapping and no wish to drop all that is in it
     return {**document, first: _with_part(document.get(first) or {}, inner, rest)}

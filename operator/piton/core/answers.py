@@ -220,6 +220,7 @@ def _news(context: Context, decision: Decision, problem: str | None, pending: st
 
 
 def _is_new(context: Context, kind: str, reason: Reason, message: str) -> bool:
+    """True if that was not said before, by itself or with more: a deletion leaves out what happens meanwhile."""
     known = context.status.condition(kind)
     told = known.message if known and known.reason is reason else None
-    return told is None or without_numbers(told) != without_numbers(message)
+    return told is None or not without_numbers(told).startswith(without_numbers(message))
