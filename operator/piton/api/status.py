@@ -164,7 +164,8 @@ class StageStatus(Answer):
     fruitless_attempts: int = Field(
         default=0,
         ge=0,
-        description="Attempts in a row that ended without a newer durable step, and not by Piton's order.",
+        description="Attempts in a row that ended without a newer durable step, and not by Piton's order. One that "
+        "trained for long, and may have saved unheard, is left out.",
     )
     has_run: str | None = Field(
         default=None, description="What has last run of it, as an attempt's program: from then on it can start."
