@@ -137,7 +137,7 @@ def _packed(value: Any) -> Any:
     for kind, dtype in _EXACT.items():
         if kinds == {kind}:
             with suppress(OverflowError, RuntimeError, ValueError):  # a number that is too large
-                return {_LIST: torch.tensor(value, dtype=dtype)}
+                return {_LIST: torch.tensor(value, dtype=dtype, device="cpu")}
     return _copy(value)
 
 
