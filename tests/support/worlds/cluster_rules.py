@@ -130,7 +130,13 @@ class ClusterTrouble(UserRules):
     def what_has_trained_does_not_start_on_another_machine(self, what: str) -> None:
         """After an attempt has had time to report something durable: whatever is said then, it is no failure of its."""
         self._goes_on(12)
-        before, starts = self.world.status.failures, len(self.world.failed_starts)
+        record = self.world.status.current
+        is_judged = record is not None and (record.state, record.verdict) == (
+            AttemptState.STOPPING,
+            Verdict.USER_FAILURE,
+        )
+        before = self.world.status.failures + is_judged  # its end is counted when it is closed
+        starts = len(self.world.failed_starts)
         self.the_next_container_does_not_start(what, 9)
         self.machine_goes("kill_node")
         self._goes_on(14)
