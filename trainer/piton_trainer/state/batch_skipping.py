@@ -191,15 +191,15 @@ class _SameOrder:
         if self._start is not None:
             self._numbers.restore(self._start)
             return iter(self._sampler)
-        now, place = self._numbers.capture(), self._numbers.mark()
+        now = self._numbers.capture()
         if self._asks_left == 0 and self._before is not None:
             self._numbers.restore(self._before)
             order = iter(self._sampler)
             self._numbers.restore(now)
             return order
         order = iter(self._sampler)
-        is_drawn = self._numbers.mark() != place
-        self._before, self._asks_left = now if is_drawn else None, max(0, self._asks_left - 1)
+        self._before = now if self._numbers.have_moved(now) else None
+        self._asks_left = max(0, self._asks_left - 1)
         return order
 
     def __len__(self) -> int:

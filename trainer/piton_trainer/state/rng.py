@@ -57,6 +57,10 @@ class RandomNumbers:
         """Return the place of all of them."""
         return _mark(self.capture())
 
+    def have_moved(self, since: dict[str, Any]) -> bool:
+        """True if anything was drawn since that capture, or a sampler has changed."""
+        return self.mark() != _mark(since)
+
     def restore(self, state: dict[str, Any]) -> None:
         """Put every generator back to where `capture` found it, and make samplers what they were, if that was saved."""
         random.setstate(state["python"])

@@ -21,6 +21,7 @@ from piton_trainer.state.tracked_objects import LOADER
 logger = logging.getLogger(__name__)
 
 _SEEN = 2
+"""The step of an optimizer at which it is looked at."""
 _DEEP, _MANY = 3, 64
 """Wrappers around wrappers in which an optimizer or a schedule is looked for, and parts of one."""
 
