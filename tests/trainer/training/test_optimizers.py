@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adam, Adamax, AdamW, Muon, NAdam, Optimizer, RMSprop, SparseAdam
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -31,6 +31,12 @@ from piton_trainer.state import optimizers
 from support import ranks, resume, tiny
 
 STEPS, STOP = 9, 5
+OF_TORCH = [
+    kind
+    for kind in vars(torch.optim).values()
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind not in (Optimizer, LBFGS, Muon, SparseAdam)
+]
+"""The optimizers that take any parameters, in groups."""
 Make = Callable[[nn.Sequential], Any]
 Body = Callable[[int, nn.Sequential, Any], None]
 
@@ -149,6 +155,11 @@ def unfreeze_twice(step: int, model: nn.Sequential, optimizer: Optimizer) -> Non
         optimizer.add_param_group({"params": [model[4].weight], "weight_decay": 0.3})
 
 
+def unfreeze_late(step: int, model: nn.Sequential, optimizer: Optimizer) -> None:
+    if step > STOP and len(optimizer.param_groups) == 1:
+        optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.003})
+
+
 UNFROZEN: set[int] = set()
 """What a script remembers for as long as its process lives."""
 
@@ -200,6 +211,11 @@ def freeze_for_a_while(step: int, model: nn.Sequential, optimizer: Optimizer) ->
 )
 def test_groups_that_a_script_changes_in_the_middle_are_there_again(make: Make, body: Body, tmp_path: Path) -> None:
     expect_exact(tmp_path, make, body)
+
+
+@pytest.mark.parametrize("kind", OF_TORCH)
+def test_a_group_that_is_added_after_a_resume_has_the_settings_of_the_script(kind: Any, tmp_path: Path) -> None:
+    expect_exact(tmp_path, head(kind), unfreeze_late)
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])

@@ -146,7 +146,7 @@ def restore(
     is_by_name = all(isinstance(param, str) for group in saved[_GROUPS] for param in group[_PARAMS])
     if not is_by_name:
         _expect_same_sizes(optimizer, saved, name)
-        optimizer.load_state_dict({_STATE: saved[_STATE], _GROUPS: saved[_GROUPS]})
+        _load(optimizer, {_STATE: saved[_STATE], _GROUPS: saved[_GROUPS]})
         entries = dict(enumerate(parameters_of(optimizer)))
         _keep_types(optimizer, {id(entries[number]): entry for number, entry in saved[_STATE].items()}, changed=set())
         return []
@@ -156,10 +156,17 @@ def restore(
     held = {fqn: parameters[fqn] for fqn in saved[_STATE]}
     state = {places[id(parameter)]: saved[_STATE][fqn] for fqn, parameter in held.items()}
     numbered = [{**group, _PARAMS: [places[id(parameter)] for parameter in group[_PARAMS]]} for group in groups]
-    optimizer.load_state_dict({_STATE: state, _GROUPS: numbered})
+    _load(optimizer, {_STATE: state, _GROUPS: numbered})
     changed = {id(parameter) for fqn, parameter in held.items() if dtypes.get(fqn, parameter.dtype) != parameter.dtype}
     _keep_types(optimizer, {id(parameter): saved[_STATE][fqn] for fqn, parameter in held.items()}, changed=changed)
     return told
+
+
+def _load(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state dict and keep the defaults of the script: torch adds some, which groups added later would get."""
+    defaults = dict(optimizer.defaults)
+    optimizer.load_state_dict(state)
+    optimizer.defaults = defaults
 
 
 def _arrange(
