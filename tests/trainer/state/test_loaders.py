@@ -301,6 +301,9 @@ ACCELERATED: dict[str, dict[str, Any]] = {
     "with a sampler that counts": {"sampler": Counting},
     "with a seed": {"shuffle": True, "seed": 5},
     "with workers": {"shuffle": True, "num_workers": 2},
+    "with items left over": {"shuffle": True, "size": 5},
+    "one of two ranks": {"shuffle": True, "size": SIZE // 2, "shares": 2},
+    "one of two ranks, with items left over": {"shuffle": True, "size": 5, "shares": 2},
 }
 SAMPLERS: dict[str, dict[str, Any]] = {
     "batches": {"batch_sampler": WithoutLength},
@@ -370,11 +373,12 @@ def drawn_by_numpy(number: int) -> list[int]:
     return [int(place) for place in np.random.permutation(number)]
 
 
-def of_accelerate(*, seed: int | None = None, **how: Any) -> Any:
+def of_accelerate(*, seed: int | None = None, size: int = SIZE, shares: int = 1, **how: Any) -> Any:
     """Return a loader as `Accelerator.prepare` makes it; with a seed it shuffles by that alone."""
     seeds = {} if seed is None else {"use_seedable_sampler": True, "data_seed": seed}
-    loader = DataLoader(Counted(), batch_size=SIZE, **{name: made(value) for name, value in how.items()})
-    return prepare_data_loader(loader, put_on_device=False, use_stateful_dataloader=True, **seeds)
+    loader = DataLoader(Counted(), batch_size=size, **{name: made(value) for name, value in how.items()})
+    share = {"num_processes": shares, "process_index": 0}
+    return prepare_data_loader(loader, put_on_device=False, use_stateful_dataloader=True, **seeds, **share)
 
 
 def made(value: Any) -> Any:
@@ -438,7 +442,7 @@ LOADERS = {
 @pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
 def test_the_batches_are_those_of_a_run_that_nobody_stopped(make: Any, tmp_path: Path) -> None:
     whole = attempt(tmp_path / "whole", make, total=16)
-    for stops in ((1,), (6,), (4, 9, 15)):
+    for stops in ((1,), (5,), (6,), (4, 9, 15)):
         parts = tmp_path / str(stops)
         for number, at in enumerate(stops):
             stopped(parts, make, at=at, seed=number, total=16)

@@ -107,6 +107,30 @@ def forget_early_order(loader: object) -> None:
         inside._initial_iter_for_state_dict, inside._iterator = False, None  # noqa: SLF001
 
 
+@contextmanager
+def before_ahead(loader: object, call: Callable[[], None]) -> Iterator[None]:
+    """Call this before a loader of accelerate's reads its second batch, which it reads ahead of the first one.
+
+    It draws what that batch needs, and the end of the sampler, from the random numbers of the save.
+    """
+    inside: Any = _without_accelerate(loader)
+    if inside is loader or hasattr(loader, "split_batches"):  # a dispatcher reads several batches for its first one
+        yield
+        return
+
+    def read() -> Iterator[Any]:
+        batches = type(inside).__iter__(inside)
+        yield from islice(batches, 1)
+        call()
+        yield from batches
+
+    vars(inside)["__iter__"] = read  # accelerate calls this method by its name
+    try:
+        yield
+    finally:
+        del vars(inside)["__iter__"]
+
+
 def _without_accelerate(loader: object) -> object:
     """Return the loader that one of accelerate's passes on; any other as it is."""
     return getattr(loader, "base_dataloader", loader)

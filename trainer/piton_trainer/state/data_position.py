@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from piton.contract import InputError
 from piton_trainer.state import rng
-from piton_trainer.state.batch_skipping import begin, forget_early_order, iterate_from
+from piton_trainer.state.batch_skipping import before_ahead, begin, forget_early_order, iterate_from
 from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.own_generators import TOLD, OwnGenerators, parts_of
 from piton_trainer.state.samplers import Samplers
@@ -179,7 +179,8 @@ class ResumableLoader(Randomness):
         if self._position.batch == length_of(self._loader) and not issubclass(type(self._loader), DataLoader):
             return self._after_the_last()
         iterator, has_order = begin(self._loader, self._numbers, epoch=self._position.epoch)
-        first = [next(iterator, _END)] if self._draws_late and not has_order else []
+        with before_ahead(self._loader, self.catch_up):
+            first = [next(iterator, _END)] if self._draws_late and not has_order else []
         self.catch_up()
         return chain((batch for batch in first if batch is not _END), iterator)
 
