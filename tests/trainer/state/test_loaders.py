@@ -373,12 +373,14 @@ def drawn_by_numpy(number: int) -> list[int]:
     return [int(place) for place in np.random.permutation(number)]
 
 
-def of_accelerate(*, seed: int | None = None, size: int = SIZE, shares: int = 1, **how: Any) -> Any:
+def of_accelerate(
+    *, seed: int | None = None, size: int = SIZE, shares: int = 1, has_state: bool = False, **how: Any
+) -> Any:
     """Return a loader as `Accelerator.prepare` makes it; with a seed it shuffles by that alone."""
     seeds = {} if seed is None else {"use_seedable_sampler": True, "data_seed": seed}
     loader = DataLoader(Counted(), batch_size=size, **{name: made(value) for name, value in how.items()})
     share = {"num_processes": shares, "process_index": 0}
-    return prepare_data_loader(loader, put_on_device=False, use_stateful_dataloader=True, **seeds, **share)
+    return prepare_data_loader(loader, put_on_device=False, use_stateful_dataloader=has_state, **seeds, **share)
 
 
 def made(value: Any) -> Any:
@@ -431,6 +433,10 @@ LOADERS = {
     "with state, drawing at once": lambda: AtOnce(drawn_by_python),
     "with state and a generator inside": lambda: Mapped(drawn_by_python),
     **{f"of accelerate, {name}": partial(of_accelerate, **how) for name, how in ACCELERATED.items()},
+    **{
+        f"of accelerate, with state, {name}": partial(of_accelerate, has_state=True, **how)
+        for name, how in ACCELERATED.items()
+    },
     "a tensor": lambda: torch.arange(float(BATCHES)).unsqueeze(1),
     "a list": lambda: [torch.tensor([float(number)]) for number in range(BATCHES)],
 }

@@ -85,7 +85,9 @@ UNKNOWN: dict[str, Any] = {
     "a stream with workers": lambda: DataLoader(Stream(), batch_size=SIZE, num_workers=1),
     "a prefetcher": lambda: Prefetcher(rows()),
     "a loader that filters": lambda: Filtering(TensorDataset(torch.arange(24.0)), batch_size=SIZE),
-    "accelerate's": lambda: prepare_data_loader(rows(), put_on_device=False),
+    "accelerate's dispatcher": lambda: prepare_data_loader(
+        rows(), torch.device("cpu"), put_on_device=True, dispatch_batches=True
+    ),
     "accelerate's stream": lambda: prepare_data_loader(DataLoader(Stream(), batch_size=SIZE), put_on_device=False),
     "a list with an order of its own": lambda: Shuffling([torch.ones(1)] * BATCHES),
     "a sequence with an order of its own": Reordered,
@@ -162,12 +164,19 @@ def test_who_says_so_begins_the_epoch_anew_at_each_resume(
     assert told[0].endswith("2 batches of it have been trained already")
 
 
+def test_a_loader_that_reads_ahead_begins_on_piton_with_a_caveat(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt(tmp_path, lambda: prepare_data_loader(rows(), put_on_device=False), attempt=1)
+    assert "random augmentation of the first batch after a resume is not repeated exactly" in caplog.text
+
+
 def test_a_loader_whose_place_is_known_goes_on_exactly_all_the_same(tmp_path: Path) -> None:
     stopped(tmp_path, rows, stop=2, on_resume="restart_epoch")
     assert len(attempt(tmp_path, rows, on_resume="restart_epoch")) == 2 * BATCHES - 2
 
 
-@pytest.mark.parametrize("name", ["a prefetcher", "accelerate's", "a loader that filters"])
+@pytest.mark.parametrize("name", ["a prefetcher", "accelerate's dispatcher", "a loader that filters"])
 def test_a_run_that_is_under_way_between_two_epochs_is_only_warned_of_its_loader(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import isgeneratorfunction
-from itertools import islice
+from itertools import chain, islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ def unknown_place(loader: Iterable[Any]) -> str | None:
 
     A DataLoader whose `__iter__` is a generator may leave out batches, read ahead, or share them out among ranks.
     """
-    if _has_indices(loader) and not (isinstance(loader, DataLoader) and isgeneratorfunction(type(loader).__iter__)):
+    inside: Any = loader if _read_ahead(loader) is None else _read_ahead(loader)
+    if _has_indices(loader) and not (isinstance(loader, DataLoader) and isgeneratorfunction(type(inside).__iter__)):
         return None
     return f"loader: a {type(loader).__name__} like this cannot be resumed in the middle of an epoch: {_CURE}"
 
@@ -51,6 +52,11 @@ def caveat(loader: Iterable[Any]) -> str | None:
         return (
             "a resume passes over the batches that are done without loading them: random augmentation in worker "
             "processes is not repeated exactly, unless it is seeded by epoch and index"
+        )
+    if _read_ahead(loader) is not None:
+        return (
+            f"a {type(loader).__name__} reads a batch ahead: random augmentation of the first batch after a resume is "
+            "not repeated exactly, unless it is seeded by epoch and index"
         )
     return None
 
@@ -113,8 +119,8 @@ def before_ahead(loader: object, call: Callable[[], None]) -> Iterator[None]:
 
     It draws what that batch needs, and the end of the sampler, from the random numbers of the save.
     """
-    inside: Any = _without_accelerate(loader)
-    if inside is loader or hasattr(loader, "split_batches"):  # a dispatcher reads several batches for its first one
+    inside: Any = _read_ahead(loader)
+    if inside is None:
         yield
         return
 
@@ -136,6 +142,17 @@ def _without_accelerate(loader: object) -> object:
     return getattr(loader, "base_dataloader", loader)
 
 
+def _read_ahead(loader: object) -> object | None:
+    """Return the loader inside one of accelerate's that reads one batch ahead; None for any other loader.
+
+    A dispatcher of accelerate's reads several batches for the ranks, and one with batches to skip has skipped them by
+    its first batch.
+    """
+    inside = _without_accelerate(loader)
+    is_other = inside is loader or hasattr(loader, "split_batches") or getattr(loader, "skip_batches", False)
+    return None if is_other else inside
+
+
 def _has_workers_already(loader: DataLoader[Any], epoch: int) -> bool:
     """True if the epoch was begun with the workers of the one before.
 
@@ -147,13 +164,15 @@ def _has_workers_already(loader: DataLoader[Any], epoch: int) -> bool:
 def _iterate_loader(loader: DataLoader[Any], batch: int, numbers: "RandomNumbers", epoch: int) -> Iterator[Any]:
     start = numbers.capture() if _has_workers_already(loader, epoch) else None
     again = None if start is None else partial(numbers.restore, start)
-    indices = _Indices(vars(loader)[_sampler_name(loader)], skip=batch, before=again)
-    with _sampler_of(loader, indices):
+    inside: Any = _without_accelerate(loader)
+    indices = _Indices(vars(inside)[_sampler_name(inside)], skip=batch, before=again)
+    with _sampler_of(inside, indices):
         iterator = iter(loader)
+        first = [] if inside is loader else list(islice(iterator, 1))  # one of accelerate's begins with its first batch
     if not indices.is_begun:
         raise _refusal(loader, batch)
     indices.skip()
-    return iterator
+    return chain(first, iterator)
 
 
 @contextmanager

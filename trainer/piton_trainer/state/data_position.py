@@ -168,7 +168,8 @@ class ResumableLoader(Randomness):
         self.replay_epoch()
         if self._replay:
             place = self._position
-            iterator = iterate_from(self._loader, place.batch, self._numbers, epoch=place.epoch)
+            with before_ahead(self._loader, self.catch_up):
+                iterator = iterate_from(self._loader, place.batch, self._numbers, epoch=place.epoch)
             self.catch_up()
             return iterator
         return self._go_on()
