@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 import piton_trainer
@@ -129,3 +130,54 @@ def test_sharded_parameters_are_trained_again_as_well(tmp_path: Path) -> None:
     ranks.run(2, partial(rank_body, tmp_path / "parts", STOPS_AT))
     again = ranks.run(2, partial(rank_body, tmp_path / "parts", 0))
     assert [end.result for end in again] == [end.result for end in whole]
+
+
+def gan_body(directory: Path, parts: slice, at: int) -> list[list[float]]:
+    """Train a generator against a critic that is frozen while the generator steps, both in DDP after the restore."""
+    with piton_trainer.session(tiny.config(directory)) as session:
+        torch.manual_seed(3)
+        generator, critic = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+        steps = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (generator, critic)]
+        session.restore(model=generator, critic=critic, optimizer=steps)
+        makes, judges = DistributedDataParallel(generator), DistributedDataParallel(critic)
+        for x in session.steps([torch.full((2, 2), session.rank + n / 8) for n in range(STEPS)]):
+            critic[parts].requires_grad_(True)
+            steps[1].zero_grad()
+            (judges(x) - judges(generator(x).detach())).square().mean().backward()
+            steps[1].step()
+            critic[parts].requires_grad_(False)
+            steps[0].zero_grad()
+            critic(makes(x)).mean().backward()
+            steps[0].step()
+            if session.step + 1 == at:
+                tiny.terminate(session)
+    return [weight.detach().flatten().tolist() for net in (generator, critic) for weight in net.parameters()]
+
+
+@resume.exact("modules: a network that is frozen by turns, in DistributedDataParallel")
+@pytest.mark.parametrize("parts", [slice(None), slice(1)], ids=["all of it", "a layer of it"])
+def test_a_network_that_is_frozen_by_turns_is_shared_by_ranks_again(parts: slice, tmp_path: Path) -> None:
+    whole = ranks.run(2, partial(gan_body, tmp_path / "whole", parts, 0))
+    ranks.run(2, partial(gan_body, tmp_path / "parts", parts, STOPS_AT))
+    again = ranks.run(2, partial(gan_body, tmp_path / "parts", parts, 0))
+    assert [end.result for end in whole] == [whole[0].result] * 2
+    assert [end.result for end in again] == [end.result for end in whole]
+
+
+def test_a_model_that_is_frozen_after_a_break_is_trained_when_the_script_is_started_again(tmp_path: Path) -> None:
+    def started() -> list[int]:
+        model, seen = nn.Linear(4, 4), []
+        optimizer = AdamW(model.parameters(), 0.05)
+        with piton_trainer.session(tiny.config(tmp_path)) as session:
+            session.restore(model=model, optimizer=optimizer)
+            for x in session.steps([torch.ones(4, 4)] * STEPS):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+                seen.append(session.step)
+                if len(seen) == CHANGES_AT:
+                    break
+            model.eval().requires_grad_(False)
+        return seen
+
+    assert [started(), started()] == [[0, 1], [2, 3]]

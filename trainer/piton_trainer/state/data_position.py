@@ -11,8 +11,8 @@ one does is seen in each epoch that is not resumed, and is in the checkpoint.
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any
 
@@ -36,7 +36,7 @@ _LOOKED_AT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """The random numbers and the data of a rank at a save."""
+    """The random numbers, the data and the frozen parameters of a rank at a save."""
 
     epoch_rng: dict[str, Any] | None
     """At the start of the epoch; None for a rank that did not exist."""
@@ -52,6 +52,8 @@ class Resume:
     """True if it was another number of ranks, so that an epoch has another number of batches."""
     has_loader: bool = True
     """True if the state of a loader was saved."""
+    frozen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Parameters that were not trained at the save, by module."""
 
 
 class Randomness:

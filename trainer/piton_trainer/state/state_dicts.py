@@ -233,7 +233,7 @@ def freeze_as(name: str, module: nn.Module, frozen: Collection[str]) -> list[str
     sides = ((thawed, "the script", "the checkpoint"), (stopped, "the checkpoint", "the script"))
     return [
         f"{name}: {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: frozen in {here}, trained in {there}; "
-        "training goes on as in the checkpoint; to change that, say requires_grad_() after restore"
+        "training goes on as in the checkpoint; to change that, say requires_grad_() in the loop"
         for keys, here, there in sides
         if keys
     ]

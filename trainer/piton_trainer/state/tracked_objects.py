@@ -76,6 +76,7 @@ class TrackedObjects:
         """Names of the parts of modules at their first capture."""
         self._roles: Roles | None = None
         """Of the newest capture; they stay the same as long as the keys do."""
+        self._frozen: dict[str, list[str]] | None = None
         self._steady: frozenset[str] = frozenset()
         self._places: tuple[list[str], list[int], list[int]] | None = None
         """Locations of tensors at the last call of `steady`, and contents of the optimizers; while both are the same,
@@ -221,7 +222,13 @@ class TrackedObjects:
 
     def frozen(self) -> dict[str, list[str]]:
         """Return the names of parameters that were not trained at the newest capture, by module."""
-        return {name: frozen_names(state.parameters) for name, state in self._modules.items()}
+        now = {name: frozen_names(state.parameters) for name, state in self._modules.items()}
+        return now if self._frozen is None else self._frozen
+
+    def leave_loop(self) -> None:
+        """Remember which parameters were trained: after the loop a script may freeze them all."""
+        modules = self.modules(*self._objects).items()
+        self._frozen = {name: frozen_names(parameters_by_name(module)) for name, module in modules}
 
     def freeze_as(self, frozen: Mapping[str, Sequence[str]]) -> list[str]:
         """Let the parameters be trained that were trained at a save; return what is to be told of that."""

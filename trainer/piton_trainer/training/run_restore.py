@@ -192,7 +192,6 @@ class RunRestorer:
             told = objects.restore(states_of(document, self._ranks), tensors, dtypes)
         except ValueError as error:
             raise BadConfig(f"{loaded.checkpoint.folder} cannot be resumed from: {error}") from error
-        told += objects.freeze_as(part.get(FROZEN, document["ranks"][0].get(FROZEN, {})))
         told += _strangers(document, self._ranks)
         for line in told if self._ranks.is_main else ():
             logger.warning("%s", line)
@@ -205,6 +204,7 @@ class RunRestorer:
             draws_late=part.get("data", {}).get("draws_late"),
             is_of_other_ranks=len(document["ranks"]) != self._ranks.world_size,
             has_loader=part[LOADER] is not None,
+            frozen=part.get(FROZEN, document["ranks"][0].get(FROZEN, {})),
         )
 
 

@@ -7,6 +7,7 @@
 It must not know loops, batches and why a training ends: `steps` says when a boundary is, and when the last one.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ from piton_trainer.telemetry.metrics import ObjectiveMetrics
 from piton_trainer.telemetry.telemetry import Telemetry
 from piton_trainer.training.run_checkpoint import RunCheckpointer
 from piton_trainer.training.signals import StopFlag
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +112,15 @@ class SaveScheduler:
             self._is_prepared = True
             self._store.prepare(trained.objects, trained.feed)
 
-    def postpone(self, *, is_due: bool) -> None:
-        """No moment for a save: one that is due comes at the next boundary."""
+    def postpone(self, step: int, *, is_due: bool, is_best: bool) -> None:
+        """Leave a save that is due to the next boundary: gradients wait for an optimizer's step."""
         self._is_postponed = self._is_postponed or (is_due and not self._has_failed)
+        if is_best and self._ranks.is_main:
+            logger.warning(
+                "the objective is best at step %d, but gradients wait for an optimizer's step there, so these weights "
+                "are not saved; evaluate after a step",
+                step,
+            )
 
     def save_final(self, trained: SaveInputs, *, is_stopping: bool = False) -> None:
         """Save this step, durably, or end."""

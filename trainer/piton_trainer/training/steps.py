@@ -9,7 +9,6 @@ follows the saves. While gradients are accumulated, nothing is saved and nothing
 after an optimizer step.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -44,8 +43,6 @@ from piton_trainer.training.save_scheduler import SaveInputs, SaveScheduler
 from piton_trainer.training.signals import StopFlag
 from piton_trainer.training.startup import Startup
 from piton_trainer.training.stop_requests import StopRequests
-
-logger = logging.getLogger(__name__)
 
 
 class Steps:
@@ -136,6 +133,10 @@ class Steps:
     def _recording_end(self) -> Iterator[None]:
         try:
             yield
+        except GeneratorExit:  # the loop is left by `break`
+            if self._objects is not None:
+                self._objects.leave_loop()
+            raise
         except Ended as end:
             self._end = end
             raise
@@ -237,6 +238,9 @@ class Steps:
         if self._agree().stop:
             raise self._stopped()
         self._ranks.on_main(self._store.reopen)
+        # Not before: a script that freezes a network in each step wraps it in DDP as it makes it.
+        for line in self._objects.freeze_as(self._resume.frozen) if self._resume else ():
+            self._data.tell(line)
         return True
 
     def _refuse_misuse(self) -> None:
@@ -266,7 +270,9 @@ class Steps:
             self._finish(ending)
             return True
         if vote.accumulating:
-            self._postpone(is_due=vote.save, is_best=is_best)
+            assert self._gradients is not None
+            self._gradients.postpone()
+            self._saves.postpone(self.state.step, is_due=vote.save, is_best=is_best)
         elif vote.stop:
             self._telemetry.noticed(step=self.state.step)
             self._saves.save_final(self._begun, is_stopping=True)
@@ -280,18 +286,6 @@ class Steps:
         self._lap = self._clock.monotonic()
         self._beats.enter(RankPhase.BETWEEN)
         return False
-
-    def _postpone(self, *, is_due: bool, is_best: bool) -> None:
-        """Leave a save or a stop to the boundary after the optimizer's step."""
-        assert self._gradients is not None
-        self._gradients.postpone()
-        if is_best and self._ranks.is_main:
-            logger.warning(
-                "the objective is best at step %d, but gradients wait for an optimizer's step there, so these weights "
-                "are not saved; evaluate after a step",
-                self.state.step,
-            )
-        self._saves.postpone(is_due=is_due)
 
     def _agree(self) -> BoundaryVote:
         """Say what this rank has to say, and hear what holds for all."""
