@@ -354,6 +354,31 @@ class AtOnce(Ordered):
         return self.batches(self.draw(BATCHES))
 
 
+class Placed:
+    """A loader of one's own that says its place in a DataLoader whose sampler is told the epoch."""
+
+    def __init__(self) -> None:
+        self.sampler: DistributedSampler[Any] = DistributedSampler(Counted(), num_replicas=1, rank=0)
+        self.inside = DataLoader(Counted(), batch_size=SIZE, sampler=self.sampler)
+        self.place = 0
+
+    def __len__(self) -> int:
+        return len(self.inside)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, batch in enumerate(self.inside, 1):
+            if number > self.place:
+                self.place = number
+                yield batch
+        self.place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
 class InLine(Ordered):
     """One that has no order, and draws random numbers for each batch."""
 
@@ -431,6 +456,7 @@ LOADERS = {
     "with state and a generator, by Python's numbers": lambda: Ordered(drawn_by_python),
     "with state and a generator, by numpy's": lambda: Ordered(drawn_by_numpy),
     "with state, drawing at once": lambda: AtOnce(drawn_by_python),
+    "with state, over a sampler that is told the epoch": Placed,
     "with state and a generator inside": lambda: Mapped(drawn_by_python),
     **{f"of accelerate, {name}": partial(of_accelerate, **how) for name, how in ACCELERATED.items()},
     **{
@@ -491,6 +517,20 @@ class OfARank(DistributedSampler[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch = state["epoch"]
+
+
+def test_a_place_that_the_script_has_loaded_and_looked_at_is_gone_on_from(tmp_path: Path) -> None:
+    def loader() -> StatefulDataLoader[Any]:
+        return StatefulDataLoader(Counted(), batch_size=SIZE)
+
+    before = iter(before_loader := loader())
+    next(before)
+    mine = loader()
+    mine.load_state_dict(before_loader.state_dict())
+    mine.state_dict()
+    with piton_trainer.session(tiny.config(tmp_path)) as session:
+        session.restore(model=nn.Linear(1, 1), loader=mine)
+        assert len(list(session.steps(mine))) == BATCHES - 1
 
 
 def test_another_number_of_ranks_has_the_shares_of_its_own(tmp_path: Path) -> None:

@@ -171,6 +171,18 @@ def test_a_loader_that_reads_ahead_begins_on_piton_with_a_caveat(
     assert "random augmentation of the first batch after a resume is not repeated exactly" in caplog.text
 
 
+def test_an_epoch_that_is_done_is_followed_by_the_next_one_of_a_sampler_that_is_told_so(tmp_path: Path) -> None:
+    def filtering() -> DataLoader[Any]:
+        data = TensorDataset(torch.arange(float(BATCHES * SIZE)))
+        return Filtering(data, batch_size=SIZE, sampler=DistributedSampler(data, num_replicas=1, rank=0))
+
+    run = partial(attempt, make=filtering, on_resume="restart_epoch")
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", stop=BATCHES)
+    assert str(run(tmp_path / "parts")) == str(whole[BATCHES:])
+
+
 def test_a_loader_whose_place_is_known_goes_on_exactly_all_the_same(tmp_path: Path) -> None:
     stopped(tmp_path, rows, stop=2, on_resume="restart_epoch")
     assert len(attempt(tmp_path, rows, on_resume="restart_epoch")) == 2 * BATCHES - 2

@@ -106,10 +106,11 @@ def begin(loader: Iterable[Any], numbers: "RandomNumbers", *, epoch: int) -> tup
 def forget_early_order(loader: object) -> None:
     """Have a loader of torchdata draw the order of the epoch when that begins, as in every other epoch.
 
-    One that was asked for its state before its first epoch, as accelerate does, has begun that epoch by then.
+    One that was asked for its state before its first epoch, as accelerate does, has begun that epoch by then. Where the
+    script has loaded a place, that order belongs to it.
     """
     inside: Any = _without_accelerate(loader)
-    if getattr(inside, "_initial_iter_for_state_dict", False):
+    if getattr(inside, "_initial_iter_for_state_dict", False) and not inside._iterator._num_yielded:  # noqa: SLF001
         inside._initial_iter_for_state_dict, inside._iterator = False, None  # noqa: SLF001
 
 
