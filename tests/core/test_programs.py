@@ -11,13 +11,13 @@ from piton.observed import ReplicaState
 from support.builders import NOW, a_record, a_replica, a_spec, a_status, an_attempt, an_ended, failed
 
 SPEC = a_spec()
-HERE = programs.identify(SPEC, Stage.TRAIN)
+HERE = programs.identify(SPEC, Stage.TRAIN, RunStatus())
 TRAINER = {"image": "trainer:1", "recipe": "charlm"}
 
 
 def identity(**parts: Any) -> tuple[bool, bool]:
     """True if the image, and the program, are still the same with these parts of the spec."""
-    other = programs.identify(a_spec(**parts), Stage.TRAIN)
+    other = programs.identify(a_spec(**parts), Stage.TRAIN, RunStatus())
     return other.partition("-")[0] == HERE.partition("-")[0], other == HERE
 
 
@@ -39,9 +39,19 @@ def test_only_what_shapes_a_pod_is_part_of_it(parts: dict[str, Any], same_image:
     assert identity(**parts) == (same_image, same_program)
 
 
+def test_a_program_that_has_run_under_an_older_operator_keeps_its_identity() -> None:
+    """Older operators identified the text of the spec."""
+    resources = {"limits": {"memory": "1024Mi", "cpu": "1000m"}}
+    spec, older = a_spec(workers={"template": {"resources": resources}}), "8ce30b90cb56-e5a540b4e311"
+    ran = a_status(a_record(program=older))
+    ran = programs.remember(ran, an_attempt(a_replica()))
+    assert programs.identify(spec, Stage.TRAIN, ran) == older
+    assert programs.identify(spec, Stage.TRAIN, RunStatus()) != older
+
+
 def test_an_image_that_has_run_at_another_stage_is_known_and_its_program_is_not() -> None:
     spec = a_spec(stages={"prepare": {"command": ["fetch"]}})
-    prepare, train = (programs.identify(spec, stage) for stage in (Stage.PREPARE, Stage.TRAIN))
+    prepare, train = (programs.identify(spec, stage, RunStatus()) for stage in (Stage.PREPARE, Stage.TRAIN))
     ran = a_status(a_record(stage=Stage.PREPARE, program=prepare))
     ran = programs.remember(ran, an_attempt(a_replica()))
     records = (an_ended(1, stage=Stage.PREPARE, program=prepare), a_record(2, program=train))
@@ -64,7 +74,7 @@ def test_what_ran_under_an_operator_that_did_not_note_it_counts() -> None:
 
 def at(image: str, status: RunStatus | None = None, *, runs: bool = True) -> RunStatus:
     """The status of a run whose current attempt has this image, and runs."""
-    program = programs.identify(a_spec(trainer={**TRAINER, "image": image}), Stage.TRAIN)
+    program = programs.identify(a_spec(trainer={**TRAINER, "image": image}), Stage.TRAIN, RunStatus())
     found = a_status(a_record(program=program))
     found = found if status is None else found.model_copy(update={"stages": status.stages})
     return programs.remember(found, an_attempt(a_replica() if runs else a_replica(ReplicaState.WAITING)))

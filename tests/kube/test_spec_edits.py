@@ -20,6 +20,7 @@ from support.builders import (
     a_manifest,
     a_record,
     a_replica,
+    a_spec,
     a_status,
     an_attempt,
     an_observed,
@@ -334,6 +335,7 @@ async def test_an_edit_that_only_the_next_attempt_has_says_so(pilot: Pilot) -> N
         lambda spec: spec.update(capacity={"maxPricePerHour": "12"}),
         lambda spec: spec["checkpoint"]["volume"].update(reclaim="Delete"),
         lambda spec: spec.update(stages={"evaluate": {}}),
+        lambda spec: spec["checkpoint"].update(patience="60m"),
     ],
 )
 async def test_an_edit_that_acts_at_once_or_later_by_itself_waits_for_nothing(pilot: Pilot, change: Change) -> None:
@@ -341,6 +343,20 @@ async def test_an_edit_that_acts_at_once_or_later_by_itself_waits_for_nothing(pi
     await edit(pilot, change)
     assert pilot.status().condition(SPEC_PENDING) is None
     assert pilot.status().observed_generation == 2
+
+
+def test_an_edit_of_an_attempt_that_an_older_operator_has_started_is_compared_with_the_text_it_noted() -> None:
+    noted = {"workers": "2aae847c", "checkpoint": "773a166d"}
+    status = a_status(a_record(1, spec_digests=noted, spec_generation=1))
+    resources = {"limits": {"memory": "1024Mi", "cpu": "1000m"}}
+    volume = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+    spec = a_spec(workers={"template": {"resources": resources}}, checkpoint={"volume": volume, "patience": "60m"})
+    observed = an_observed(an_attempt(a_replica()), status=status, spec=spec, run=meta(generation=2))
+    assert not decide(observed, now=later(10)).status.is_true(SPEC_PENDING)
+    other = a_spec(workers={"template": {"resources": {}}}, checkpoint={"volume": volume, "patience": "60m"})
+    pending = decide(replace(observed, spec=other), now=later(10)).status.condition(SPEC_PENDING)
+    assert pending is not None
+    assert pending.message.startswith("spec.workers: changed")
 
 
 async def test_a_claim_that_is_smaller_than_asked_for_is_told_with_the_command(pilot: Pilot) -> None:
@@ -443,6 +459,8 @@ def test_a_deletion_that_is_held_up_repeats_no_refusal_but_tells_a_new_one() -> 
     [
         ({"deadline": "5h"}, {"suspend": False}, "", "5h"),
         ({"budget": {"usd": "5"}}, {"limits": {"budget": {"usd": "5", "warnAt": 80}}}, "", None),
+        ({"deadline": "5h"}, {"limits": {"deadline": "300m"}}, "", "300m"),
+        ({"budget": {"usd": "5"}}, {"limits": {"budget": {"usd": "5.00"}}}, "", None),
         ({"deadline": "5h"}, {"limits": {"deadline": "6h"}}, ", but for the new limits.deadline", "6h"),
         ({"deadline": "5h"}, {"limits": {"deadline": "soon"}}, "; the new limits.deadline does not act yet", "5h"),
         ({"deadline": "5h", "budget": {"usd": "5"}}, {"limits": None}, "", "5h"),

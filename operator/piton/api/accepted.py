@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from piton.api.fields import Model
+from piton.api.one_form import in_one_form
 from piton.api.spec import Budget, Reclaim, Spec, StuckPods
 from piton.contract import duration
 
@@ -50,7 +51,7 @@ def _new_parts(
 ) -> tuple[list[str], list[str]]:
     """Return the new parts that act at once, by the document that is in effect, and those that do not.
 
-    Values are compared, not texts: a default that is written out is not new.
+    Values are compared, not texts: neither a default that is written out nor 60m in place of 1h is new.
     """
     before, now = (_values(accept(each)) for each in (accepted, document))
 
@@ -74,7 +75,7 @@ def _new_parts(
 
 
 def _values(spec: Model | None) -> Mapping[str, Any]:
-    return {} if spec is None else spec.model_dump(mode="json", by_alias=True)
+    return {} if spec is None else in_one_form(spec).model_dump(mode="json", by_alias=True)
 
 
 def _describe(taken: Sequence[str], left: Sequence[str]) -> str:

@@ -5,12 +5,15 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from piton.api.one_form import QUANTITY_MAX, dollars_form, duration_form, quantity_form, writes
 from piton.contract import duration, quantity
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-Duration = Annotated[str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32)]
-Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12)]
-Quantity = Annotated[str, StringConstraints(pattern=quantity.PATTERN, max_length=24)]
+Duration = Annotated[
+    str, StringConstraints(pattern=duration.PATTERN, min_length=2, max_length=32), writes(duration_form)
+]
+Dollars = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]{1,2})?$", max_length=12), writes(dollars_form)]
+Quantity = Annotated[str, StringConstraints(pattern=quantity.PATTERN, max_length=QUANTITY_MAX), writes(quantity_form)]
 Amount = Annotated[
     Quantity,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),

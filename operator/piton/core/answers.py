@@ -23,6 +23,7 @@ from piton.api.conditions import (
     settled,
     with_accepted,
 )
+from piton.api.one_form import in_one_form
 from piton.api.reasons import Reason
 from piton.api.spec import Spec, Stage
 from piton.api.stages import called, staged, wanted
@@ -49,7 +50,11 @@ _LOOK_AGAIN_SECONDS = 60.0
 
 
 def digests(spec: Spec, stage: Stage) -> dict[str, str]:
-    """Return a digest of each part of the spec that an attempt at this stage has from its start."""
+    """Return a digest of each part of the spec that an attempt at this stage has from its start, in one form."""
+    return _digests(in_one_form(spec), stage)
+
+
+def _digests(spec: Spec, stage: Stage) -> dict[str, str]:
     document = staged(spec, stage).model_dump(mode="json", include=set(_LATE))
     document["capacity"].pop("max_price_per_hour")  # a machine that is too dear is left at once
     for part in _OF_THE_CLAIM:
@@ -161,8 +166,9 @@ def _changed(context: Context, spec: Spec, known: Mapping[str, str]) -> Iterator
     assert context.flying is not None
     if context.flying.stage not in wanted(spec.stages):
         return
-    found = digests(spec, context.flying.stage)
-    parts = [f"spec.{part}" for part in found if part in known and known[part] != found[part]]
+    stage = context.flying.stage
+    found, older = digests(spec, stage), _digests(spec, stage)  # older operators noted the text as it is written
+    parts = [f"spec.{part}" for part in found if part in known and known[part] not in (found[part], older[part])]
     if parts:
         yield (
             f"{', '.join(parts)}: changed since {called(context.flying)} was started, and in effect with the next. To "

@@ -54,7 +54,7 @@ def start(context: Context) -> Decision | None:
     effects: tuple[Effect, ...] = (start_it,)
     if not context.observed.volume.exists:
         effects = (CreateVolume(reason=reason), *effects)
-    program = programs.identify(context.spec, record.stage)
+    program = programs.identify(context.spec, record.stage, context.status)
     status = transitions.change(
         context.status,
         state=AttemptState.STARTING,

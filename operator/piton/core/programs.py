@@ -8,6 +8,7 @@ budget, suspend, a recipe's config) are no part of it; resources, rights, enviro
 import hashlib
 import json
 
+from piton.api.one_form import in_one_form
 from piton.api.spec import Spec, Stage
 from piton.api.stages import staged
 from piton.api.status import AttemptStatus, RunStatus, StageStatus
@@ -17,8 +18,16 @@ _OTHERS_MOST = 15
 """Programs of a stage that are remembered beside the newest: people go back to an image that worked."""
 
 
-def identify(spec: Spec, stage: Stage) -> str:
-    """Return the identity of what an attempt at this stage runs: a digest of its image, and one of all the rest."""
+def identify(spec: Spec, stage: Stage, status: RunStatus) -> str:
+    """Return the identity of what an attempt at this stage runs: a digest of its image, and one of all the rest.
+
+    An older operator identified the text of the spec. What has run under it keeps that identity.
+    """
+    older = _identity(spec, stage)
+    return older if older in _programs(status.stage(stage)) else _identity(in_one_form(spec), stage)
+
+
+def _identity(spec: Spec, stage: Stage) -> str:
     spec = staged(spec, stage)
     image = [spec.trainer.image, spec.workers.template.service_account_name]
     trainer = spec.trainer.model_dump(mode="json", exclude={"image", "config"})

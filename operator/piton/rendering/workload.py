@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from piton.api.one_form import in_one_form
 from piton.api.spec import Meta, Spec, Stage, Tier
 from piton.api.stages import OPERATING_SYSTEM
 from piton.contract import names
@@ -59,7 +60,7 @@ def workload(meta: Meta, spec: Spec, stage: Stage, *, priority: int = 0) -> Body
             "name": workload_name(meta.name),
             "namespace": meta.namespace,
             "labels": {names.LABEL_RUN: meta.name, LABEL_OWNER: meta.uid},
-            "annotations": {ANNOTATION_ASKED: _digest(meta, pods)},
+            "annotations": {ANNOTATION_ASKED: asked(meta, spec, stage)},
             "ownerReferences": [owner(meta)],
         },
         "spec": wanted,
@@ -67,8 +68,8 @@ def workload(meta: Meta, spec: Spec, stage: Stage, *, priority: int = 0) -> Body
 
 
 def asked(meta: Meta, spec: Spec, stage: Stage) -> str:
-    """Return the digest of what the run would ask for now. Stages that need the same share it."""
-    return _digest(meta, _pod_set(meta, spec, stage))
+    """Return the digest of what the run would ask for now, in one form. Stages that need the same share it."""
+    return _digest(meta, _pod_set(meta, in_one_form(spec), stage))
 
 
 def asks_alike(digest: str, meta: Meta, spec: Spec, stage: Stage) -> bool:
@@ -76,7 +77,9 @@ def asks_alike(digest: str, meta: Meta, spec: Spec, stage: Stage) -> bool:
 
     A Workload that is made anew loses its place in the queue, so an upgrade must not make one.
     """
-    pods = _pod_set(meta, spec, stage)
+    if digest == asked(meta, spec, stage):
+        return True
+    pods = _pod_set(meta, spec, stage)  # as they are written, which older operators noted
     return digest in (_digest(meta, pods), _digest(meta, _as_before(pods, spec)))
 
 
