@@ -40,12 +40,12 @@ class ClusterMessage:
     """In one word: Unschedulable, FailedMount, Pulling."""
     message: str = ""
     source: str = ""
-    """The component that says it: kubelet, karpenter."""
+    host: str = ""
+    """The component that says it, such as kubelet or karpenter, and the node on which that runs; empty: not known."""
     is_warning: bool = False
     first_time: datetime | None = None
-    """The time of the first report."""
     last_time: datetime | None = None
-    """The time of the latest report; None: it is a current state."""
+    """The times of the first and of the latest report. Without the latter it is a current state."""
 
 
 @dataclass(frozen=True, kw_only=True)

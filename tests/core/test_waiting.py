@@ -72,6 +72,12 @@ _SILENT = {"node": "n1", "placed_at": NOW, "waiting": "ContainerCreating", "neve
         ((), {"words_unread": True}, 3600, False),
         ((a_word("Pulling", 'image "x"', at=1), a_word("Pulled", 'image "x"', at=300)), {}, 419, False),
         ((a_word("Pulling", 'image "x"', at=1), a_word("Pulled", 'image "x"', at=300)), {}, 420, True),
+        ((a_word("Pulled", 'image "x"', at=300, host="n1"),), {}, 419, False),
+        ((a_word("Pulled", 'image "x"', at=300, host="n2"),), {}, 120, True),
+        ((a_word("Synced", "all is well", at=3590, since=1, source="secret-syncer"),), {}, 3600, True),
+        ((a_word("Synced", "all is well", at=3590, since=1, source=""),), {}, 3600, True),
+        ((a_word("SuccessfulAttachVolume", at=300, source="attachdetach-controller"),), {}, 419, False),
+        ((a_word("SuccessfulAttachVolume", at=300, source="attachdetach-controller"),), {}, 420, True),
         ((), {"node": None, "placed_at": None}, 3600, False),
         ((), {"deleting": True}, 3600, False),
     ],
@@ -97,6 +103,8 @@ _SIDECAR = ClusterMessage(reason=SIDECAR_STARTS, message="its startup probe has 
         ((a_word("Unhealthy", "Startup probe failed: 503", at=600, is_warning=True),), "Startup probe failed: 503"),
         ((_SIDECAR, a_word("Started", "Started container cache", at=1)), "in the init container cache"),
         ((a_word("Unhealthy", "503", at=1, is_warning=True), a_word("Started", "cache", at=300)), None),
+        ((a_word("Unhealthy", "503", at=1, is_warning=True), a_word("Synced", at=600, source="secret-syncer")), "503"),
+        ((a_word("NotSynced", "no such key", at=600, is_warning=True, source="secret-syncer"),), "no such key"),
     ],
 )
 def test_a_warning_that_nobody_knows_is_quoted_and_does_not_begin_the_time_anew(
@@ -111,8 +119,11 @@ def test_a_warning_that_nobody_knows_is_quoted_and_does_not_begin_the_time_anew(
     assert "replace the node" not in wait.message
 
 
-@pytest.mark.parametrize("placed", [a_word("Scheduled", at=3), a_word("Scheduled", at=-60)])
-def test_what_was_said_before_it_had_its_node_says_nothing_of_its_kubelet(placed: ClusterMessage) -> None:
+@pytest.mark.parametrize(
+    "placed",
+    [a_word("Scheduled", at=3), a_word("Scheduled", at=-60), a_word("Synced", at=600, source="secret-syncer")],
+)
+def test_what_was_said_before_it_had_its_node_or_by_others_says_nothing_of_its_kubelet(placed: ClusterMessage) -> None:
     before = a_word("FailedScheduling", "0/3 nodes", at=-60, is_warning=True)
     wait = why(an_attempt(waiting(before, placed, **_SILENT)), now=later(601), since=NOW)
     assert wait is not None

@@ -165,6 +165,37 @@ async def test_the_order_and_age_of_events_are_by_the_clock_of_the_control_plane
     assert "for more than 30s" in waits.message
 
 
+KUBELET = {"source": {"component": "kubelet", "host": "node-of-ragcun-1-master-0"}}
+NEWER_KUBELET = {"reportingComponent": "kubelet", "reportingInstance": "node-of-ragcun-1-master-0"}
+
+
+@pytest.mark.parametrize(
+    ("by", "is_told"),
+    [
+        (KUBELET, False),
+        (NEWER_KUBELET, False),
+        ({"source": {"component": "kubelet", "host": "another-node"}}, True),
+        ({"source": {"component": "secret-syncer"}}, True),
+        ({"reportingComponent": "example.com/secret-syncer", "reportingInstance": "secret-syncer-0"}, True),
+        ({}, True),
+    ],
+)
+async def test_what_another_controller_says_again_and_again_does_not_hide_that_the_kubelet_is_silent(
+    pilot: Pilot, by: dict[str, Any], is_told: bool
+) -> None:
+    await a_waiting_run(pilot)
+    for _ in range(10):
+        await an_event(pilot, "Synced", "the secrets are there", type="Normal", **by)
+        pilot.advance(30)
+        await pilot.settle(resync=False)
+
+    assert (reason(pilot) is Reason.KUBELET_SILENT) is is_told
+    if not is_told:
+        pilot.advance(120)
+        await pilot.settle(resync=False)
+        assert reason(pilot) is Reason.KUBELET_SILENT
+
+
 async def test_a_run_that_waits_for_the_same_thing_is_not_written_again(pilot: Pilot) -> None:
     await a_waiting_run(pilot)
     await an_event(pilot, "FailedMount", "no such secret")

@@ -68,6 +68,9 @@ class _Sign:
 
 _CREATED = frozenset({"Pulling", "Pulled", "Created", "Started"})
 _PLACED = "Scheduled"
+_BEFORE_ITS_KUBELET = frozenset({_PLACED, "SuccessfulAttachVolume"})
+"""Steps of a start that others do, once, and that a kubelet waits for."""
+_KUBELET = "kubelet"
 _LAUNCHED = frozenset({"Nominated", "TriggeredScaleUp"})
 _NOT_LAUNCHED = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
 _AUTOSCALERS = frozenset({"karpenter", "cluster-autoscaler"})
@@ -111,11 +114,11 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
 def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime, since: datetime) -> Wait | None:
     """Name the replica that has its node for the longest without a start; None: none has it for long.
 
-    Words that are no warning are steps of a start, and begin the time anew. A warning does not: it is repeated.
+    A step of its start begins the time anew.
     """
     steps = {
         replica.name: max(
-            [replica.placed_at or since, *(w.last_time for w in replica.words if w.last_time and not w.is_warning)]
+            [replica.placed_at or since, *(w.last_time for w in replica.words if w.last_time and _is_step(w, replica))]
         )
         for replica in waiting
         if replica.node is not None and not replica.deleting and not replica.words_unread
@@ -133,12 +136,23 @@ def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime
     )
 
 
+def _is_step(word: ClusterMessage, replica: ReplicaSeen) -> bool:
+    """True if the word is a step of the replica's start: its kubelet's, or one for which its kubelet waits.
+
+    A warning is none: it is repeated. What others say of the pod is none either, and they may repeat it for ever.
+    """
+    if word.reason in _BEFORE_ITS_KUBELET:
+        return True
+    return word.source == _KUBELET and word.host in ("", replica.node) and not word.is_warning
+
+
 def _why_silent(replica: ReplicaSeen, elapsed: str, *, is_unknown: bool) -> str:
     """Return what is known of a container that does not start, and what to look at."""
     state = f" ({replica.waiting})" if replica.waiting else ""
     fact = f"the container {names.CONTAINER} does not start on {replica.node}{state}"
     sidecar = next((word for word in replica.words if word.reason == SIDECAR_STARTS), None)
-    newest = max((word for word in replica.words if word.last_time), key=_time, default=None)
+    words = (word for word in replica.words if word.last_time and (word.is_warning or _is_step(word, replica)))
+    newest = max(words, key=_time, default=None)
     if newest is not None and (newest.reason == _PLACED or (replica.placed_at and _time(newest) < replica.placed_at)):
         newest = None  # nobody has said anything since it has its node
     told = [_quoted(word, replica) for word in (sidecar, newest) if word and (word is sidecar or word.is_warning)]

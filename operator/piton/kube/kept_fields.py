@@ -34,6 +34,7 @@ _EVENT = (
     "reason",
     "message",
     "reportingComponent",
+    "reportingInstance",
     "firstTimestamp",
     "eventTime",
     "lastTimestamp",
@@ -108,7 +109,7 @@ def of_event(body: Body) -> Body:
     kept = _only(body, _EVENT)
     kept["metadata"] = _only(body["metadata"], ("name", "namespace", "uid", "creationTimestamp"))
     kept["involvedObject"] = _only(body.get("involvedObject") or {}, ("kind", "name", "namespace", "uid", "fieldPath"))
-    kept["source"] = _only(body.get("source") or {}, ("component",))
+    kept["source"] = _only(body.get("source") or {}, ("component", "host"))
     kept["series"] = _only(body.get("series") or {}, ("lastObservedTime",))
     return kept
 

@@ -66,11 +66,13 @@ def _is_of_sidecar(event: Body) -> bool:
 
 def _word(event: Body) -> ClusterMessage:
     first, last = of_event(event)
+    source = event.get("source") or {}
     return ClusterMessage(
         reason=str(event.get("reason") or ""),
         message=str(event.get("message") or ""),
         is_warning=event.get("type") == "Warning",
-        source=str((event.get("source") or {}).get("component") or event.get("reportingComponent") or ""),
+        source=str(source.get("component") or event.get("reportingComponent") or ""),
+        host=str(source.get("host") or event.get("reportingInstance") or ""),
         first_time=first,
         last_time=last,
     )
