@@ -16,6 +16,7 @@ from support.builders import a_manifest, a_replica, later
 from support.cluster import Runs, Waits
 from support.pilot import Pilot
 
+MASTER, FIRST, SECOND, THIRD = "ragcun-1-master-0", *(f"ragcun-1-worker-{number}" for number in range(3))
 NO_WEBHOOK = (
     'Internal error occurred: failed calling webhook "validator.kubeflow.org": failed to call webhook: Post'
     ' "https://training-operator.kubeflow.svc:443/validate": dial tcp 10.0.0.1:443: connect: connection refused'
@@ -35,9 +36,9 @@ def reason(pilot: Pilot) -> Reason | None:
     return found.reason if found and status.is_true(WAITING) else None
 
 
-async def an_event(pilot: Pilot, why: str, message: str, **fields: Any) -> None:
-    """An event about the attempt's pod, as its component writes it."""
-    pod = pilot.server.find(PODS, "ragcun-1-master-0", "team")
+async def an_event(pilot: Pilot, why: str, message: str, *, pod_name: str = MASTER, **fields: Any) -> None:
+    """An event about a pod of the attempt, as its component writes it."""
+    pod = pilot.server.find(PODS, pod_name, "team")
     assert pod is not None
     meta = {"name": f"{pod['metadata']['name']}.{why}", "namespace": "team"}
     about = {"kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
@@ -45,6 +46,13 @@ async def an_event(pilot: Pilot, why: str, message: str, **fields: Any) -> None:
     times = {} if "eventTime" in fields else {"firstTimestamp": time, "lastTimestamp": time}
     body: Body = {"metadata": meta, "involvedObject": about, "reason": why, "message": message, **times, **fields}
     await pilot.server.put(EVENTS, body)
+
+
+async def wait(pilot: Pilot, seconds: int) -> None:
+    for _ in range(seconds // 10):
+        await pilot.settle()
+        pilot.advance(10)
+    await pilot.settle()
 
 
 async def a_waiting_run(pilot: Pilot) -> None:
@@ -166,6 +174,7 @@ async def test_the_order_and_age_of_events_are_by_the_clock_of_the_control_plane
 
 
 KUBELET = {"source": {"component": "kubelet", "host": "node-of-ragcun-1-master-0"}}
+KUBELET_OF = {"source": {"component": "kubelet"}}
 NEWER_KUBELET = {"reportingComponent": "kubelet", "reportingInstance": "node-of-ragcun-1-master-0"}
 
 
@@ -194,6 +203,86 @@ async def test_what_another_controller_says_again_and_again_does_not_hide_that_t
         pilot.advance(120)
         await pilot.settle(resync=False)
         assert reason(pilot) is Reason.KUBELET_SILENT
+
+
+async def a_waiting_gang(pilot: Pilot, fate: Waits, **spec: Any) -> None:
+    """Four pods that got their nodes one after the other, and the master, whose name is the first, last."""
+    pilot.cluster.script[1] = fate
+    await pilot.cluster.apply(a_manifest(workers={"nodes": 4}, **spec))
+    await pilot.until(lambda: str(pilot.server.all(PODS)).count(f"'{fate.reason}'") == 4)
+    begun = pilot.clock.now()
+    for number, name in enumerate((FIRST, SECOND, THIRD, MASTER)):
+        pod = pilot.server.find(PODS, name, "team")
+        assert pod is not None
+        placed = {"type": "PodScheduled", "status": "True"}
+        pod["status"]["conditions"] = [
+            {**placed, "lastTransitionTime": (begun + timedelta(seconds=10 * number)).isoformat()}
+        ]
+        await pilot.server.put(PODS, pod)
+    pilot.advance(30)
+    await pilot.settle()
+
+
+async def begins(pilot: Pilot, name: str) -> None:
+    pod = pilot.server.find(PODS, name, "team")
+    assert pod is not None
+    pod["status"] |= {"phase": "Running", "startTime": pilot.clock.now().isoformat()}
+    pod["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": pilot.clock.now().isoformat()}}
+    await pilot.server.put(PODS, pod)
+
+
+async def test_of_a_gang_a_kubelet_is_called_silent_only_after_the_events_of_its_pod_were_read(pilot: Pilot) -> None:
+    await a_waiting_gang(pilot, Waits(reason="ContainerCreating", message=""))
+    assert reason(pilot) is None
+    pilot.advance(120)
+    await pilot.settle(resync=False)
+    assert reason(pilot) is Reason.KUBELET_SILENT
+    assert f"{FIRST}: the kubelet of node-of-{FIRST} has not said" in str(pilot.status().condition(WAITING))
+
+    for name in (FIRST, SECOND):
+        await an_event(pilot, "Created", "Created container vault-agent", pod_name=name, type="Normal", **KUBELET_OF)
+    pilot.advance(5)
+    await pilot.settle()
+    assert reason(pilot) is None, "nobody knows what is said of the others"
+
+    await begins(pilot, FIRST)
+    await begins(pilot, SECOND)
+    pilot.advance(5)
+    await pilot.settle()
+    assert reason(pilot) is Reason.KUBELET_SILENT
+    assert f"{THIRD}: the kubelet of node-of-{THIRD} has not said" in str(pilot.status().condition(WAITING))
+
+
+async def test_of_a_gang_that_has_no_image_the_replica_is_told_whose_events_say_why(pilot: Pilot) -> None:
+    """Kubelets before 1.32 say only in an Event why they cannot pull an image."""
+    await a_waiting_gang(pilot, Waits())
+    why = 'Failed to pull image "trainer:1": failed to resolve reference "docker.io/trainer:1": not found'
+    for name in (FIRST, SECOND):
+        await an_event(pilot, "Failed", why, pod_name=name, type="Warning", **KUBELET_OF)
+    await wait(pilot, 600)
+
+    ended = pilot.status().attempts[0]
+    assert ended.reason is Reason.CANNOT_START
+    assert f"{FIRST} on node-of-{FIRST} cannot start" in ended.message
+    assert why in ended.message
+
+
+async def test_of_a_gang_that_never_starts_the_node_is_named_of_a_pod_whose_events_were_read(pilot: Pilot) -> None:
+    await a_waiting_gang(pilot, Waits(reason="ContainerCreating", message=""), limits={"startTimeout": "60s"})
+    await wait(pilot, 60)
+
+    assert pilot.status().attempts[0].reason is Reason.GANG_INCOMPLETE
+    accused = [e["message"] for e in pilot.server.all(EVENTS) if e["message"].startswith("node ")]
+    assert [message.partition(":")[0] for message in accused] == [f"node node-of-{FIRST} did not start {FIRST}"]
+
+
+async def test_of_a_gang_that_comes_together_too_late_the_words_are_told_that_say_why(pilot: Pilot) -> None:
+    await a_waiting_gang(pilot, Waits(reason="ContainerCreating", message=""), limits={"startTimeout": "60s"})
+    await an_event(pilot, "FailedMount", "timed out", pod_name=SECOND, type="Warning", **KUBELET_OF)
+    await wait(pilot, 60)
+
+    assert pilot.status().attempts[0].reason is Reason.GANG_INCOMPLETE
+    assert pilot.status().attempts[0].message.endswith(f": {SECOND}: FailedMount: timed out")
 
 
 async def test_a_run_that_waits_for_the_same_thing_is_not_written_again(pilot: Pilot) -> None:

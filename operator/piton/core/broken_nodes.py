@@ -16,6 +16,7 @@ from piton.contract.termination import Outcome
 from piton.core.context import Context
 from piton.core.effects import Announcement, Decision, TaintNode
 from piton.core.evidence import Judgement
+from piton.core.start_verdicts import find_unstartable
 from piton.core.verdict import NEVER
 from piton.core.wait_reasons import find_hindrance
 from piton.observed import AttemptSeen, ReplicaSeen, ReplicaState
@@ -89,7 +90,8 @@ def find_stuck(seen: AttemptSeen) -> ReplicaSeen | None:
     if any(why is not None and why[0] is not Reason.SANDBOX_FAILED for _, why in found):
         return None  # it pulls an image or waits for a volume; in a gang the events of few replicas are read
     blamed = [replica for replica, why in found if why is not None]
-    return next(iter([*blamed, *waiting]), None)
+    silent = [replica for replica in waiting if not replica.words_unread]
+    return next(iter([*blamed, *silent, *waiting]), None)
 
 
 def _find_unstarted(seen: AttemptSeen | None, judgement: Judgement) -> ReplicaSeen | None:
@@ -97,7 +99,8 @@ def _find_unstarted(seen: AttemptSeen | None, judgement: Judgement) -> ReplicaSe
         return None
     if judgement.reason is not Reason.START_FAILED:
         return find_stuck(seen) if not any(r.exit_code for r in seen.replicas) else None
-    return next((r for r in seen.replicas if r.cannot_start and r.node and not r.node_gone), None)
+    judged = find_unstartable(seen)
+    return judged if judged and judged.node and not judged.node_gone else None
 
 
 def _ended_so_before(context: Context) -> bool:

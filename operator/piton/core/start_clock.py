@@ -122,14 +122,14 @@ def _describe_limit(status: RunStatus, spec: Spec) -> str:
 
 
 def _explain_late(seen: AttemptSeen) -> str:
-    """Return the cluster's words on a replica that has not run, to be appended to a sentence; empty without any."""
+    """Return the cluster's words on a replica that has not run, to be appended to a sentence; empty without any.
+
+    Of a gang the events of few replicas are read. One whose words say why is told before one that only waits.
+    """
     late = [replica for replica in seen.replicas if not replica.has_run]
-    told = [
-        (replica.name, found[1] if found else replica.waiting)
-        for replica in late
-        for found in [find_hindrance(replica)]
-    ]
-    return next((f": {name}: {words}" for name, words in told if words), "")
+    why = [(replica.name, found[1]) for replica in late for found in [find_hindrance(replica)] if found]
+    waits = [(replica.name, replica.waiting) for replica in late]
+    return next((f": {name}: {words}" for name, words in (*why, *waits) if words), "")
 
 
 def _began(record: AttemptStatus) -> datetime | None:

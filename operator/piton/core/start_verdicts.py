@@ -35,10 +35,17 @@ def failed_to_initialize(evidence: Evidence) -> Judgement | None:
 
 def cannot_start(evidence: Evidence) -> Judgement | None:
     """A container cannot be started. One that waits may start yet; one that ended without having begun never will."""
-    for replica in evidence.seen.replicas:
-        if replica.cannot_start:
-            return _judge_start(replica, evidence)
-    return None
+    replica = find_unstartable(evidence.seen)
+    return None if replica is None else _judge_start(replica, evidence)
+
+
+def find_unstartable(seen: AttemptSeen) -> ReplicaSeen | None:
+    """Return a replica whose container cannot be started, one that says why if any does; None: there is none.
+
+    Of a gang the events of few replicas are read, and kubelets before 1.32 say only in an event why.
+    """
+    found = [replica for replica in seen.replicas if replica.cannot_start]
+    return min(found, key=lambda replica: tells_no_cause(_words(replica)), default=None)
 
 
 def has_no_sandbox(evidence: Evidence) -> Judgement | None:
