@@ -363,6 +363,11 @@ class FakeWorld:
             self.unfounded.append(f"the pod of attempt {trainer.number} was forced")
         trainer.shown = False
 
+    def is_late(self, trainer: Trainer, seconds: float) -> bool:
+        """True if its grace period was over so many seconds ago, and a look."""
+        since = trainer.deleted_at if trainer.deleting else None
+        return since is not None and self.time > since + timedelta(seconds=GRACE_SECONDS + seconds)
+
     def may_be_forced(self, trainer: Trainer) -> bool:
         """True if the user wants such a pod to be forced, and nothing else could meet its process."""
         spec, since = self.spec_in_effect(), trainer.deleted_at

@@ -80,7 +80,8 @@ class ClusterTrouble(UserRules):
             self._pass()
             self.world.tick()
         assert len(self.world.created) == created or (trainer.deleting and not trainer.shown)
-        if trainer.deleting and trainer.shown and not trainer.node_gone:  # it may have been about to go
+        is_stuck = self.world.is_late(trainer, TIMING.stuck_seconds)  # a suspension may have been taken back, say
+        if is_stuck and trainer.shown and not trainer.node_gone:  # it may have been about to go
             assert not self.world.may_be_forced(trainer)
             assert self.world.status.is_true(POD_STUCK)
             record = self.world.status.current

@@ -56,6 +56,7 @@ class LastingDenials(ClusterTrouble):
             if second >= _ANSWERED and request != STATUSES:
                 self._check_answered()
             self._tick()
+            was_still = was_still and self._is_still()  # it may have run, and be suspended or over again
         self._pass()
         self._check_told(request, answer, heard, was_still=was_still and self._is_still())
         if trainer is not None and seconds == LONG and meanwhile in ("nothing", "an edit", "a machine goes"):
