@@ -22,9 +22,10 @@ from support.worlds.invariants import Invariants
 from support.worlds.lost_status_rules import LostStatuses
 from support.worlds.one_run import PASSES_TO_CONVERGE, TIMING, at_once, with_enough
 from support.worlds.operator_rules import OperatorTrouble
+from support.worlds.report_rules import BlockedReports
 
 
-class RandomWorld(OperatorTrouble, LastingDenials, LostStatuses, Invariants):
+class RandomWorld(OperatorTrouble, LastingDenials, LostStatuses, BlockedReports, Invariants):
     """One run, one adversary."""
 
     def teardown(self) -> None:
@@ -38,6 +39,8 @@ class RandomWorld(OperatorTrouble, LastingDenials, LostStatuses, Invariants):
             world.typo = {}
             self._edit(world.spec.model_copy(update={"suspend": False}))
         world.slow_seconds, world.next_start = 0, None
+        for trainer in world.jobs.values():
+            trainer.busy_until = None
         world.failing_reads, world.is_volume_empty, world.half_a_gang_seconds = 0, False, 0
         self._converge(world)
         if world.exists and not settled(world.status):

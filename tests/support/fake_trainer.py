@@ -5,6 +5,7 @@ from datetime import datetime
 
 from piton.api.spec import Stage
 from piton.contract.manifest import Complete
+from piton.contract.progress import Progress
 from piton.contract.termination import Limit, Termination
 from piton.core.effects import StartAttempt
 
@@ -56,7 +57,11 @@ class Trainer:
     cannot_report: bool = False
     """Its reports do not arrive, as behind a NetworkPolicy. Its last words do."""
     heard_at: datetime | None = None
-    """When its newest report arrived."""
+    """When its newest report arrived, or since when the operator listens."""
+    newest_report: Progress | None = None
+    """That report; the operator keeps it while no other arrives."""
+    busy_until: datetime | None = None
+    """Until then it trains, and its step takes that long."""
     silent: bool = False
     """Nothing that becomes of it, or of its pod, is known: its machine does not answer, and does not count as gone."""
     told: StartAttempt | None = None

@@ -151,6 +151,8 @@ class FakeWorld:
     """Pods get a container beside the trainer, which does not end with it."""
     beside_leftovers: list[int] = field(default_factory=list)
     """Attempts that began while something of an earlier one had a machine, and nobody had told it to go."""
+    listens_since: datetime = NOW
+    """Since when the operator takes reports."""
     are_reports_blocked: bool = False
     """Attempts that begin meanwhile cannot report."""
     failing_reads: int = 0
@@ -483,6 +485,8 @@ class FakeWorld:
             return
         if trainer.waits_for_peer_until is not None and self.time < trainer.waits_for_peer_until:
             return
+        if trainer.busy_until is not None and self.time < trainer.busy_until:
+            return
         for _ in range(STEPS_PER_SECOND):
             trainer.step = min(trainer.step + 1, TOTAL_STEPS)
             if trainer.step % SAVE_EVERY == 0 or trainer.step == TOTAL_STEPS:
@@ -543,6 +547,9 @@ class FakeWorld:
         tells = is_heard and has_news
         if trainer is not None and is_heard and trainer.alive:
             trainer.heard_at = self.time
+        if trainer is not None and tells:
+            trainer.newest_report = self._report(trainer)
+        heard_at = None if trainer is None else trainer.heard_at
         return Observed(
             meta=self._meta(),
             reservation=self._reservation(),
@@ -552,9 +559,9 @@ class FakeWorld:
             volume=VolumeSeen(exists=self.volume, made=True, owned=self.is_volume_owned),
             attempts=self._without_jobs() if self.unserved == "jobs" else tuple(map(self._seen, sorted(self.jobs))),
             jobs_unknown="the cluster does not serve PyTorchJobs" if self.unserved == "jobs" else "",
-            progress=self._report(trainer) if trainer and tells else None,
+            progress=trainer.newest_report if trainer else None,
             complete=self.store.complete if self.reads_volume else None,
-            silent_seconds=(self.time - (trainer.heard_at or NOW)).total_seconds() if trainer else None,
+            silent_seconds=(self.time - (heard_at or self.listens_since)).total_seconds(),
         )
 
     def spec_in_effect(self) -> Spec | None:
@@ -745,6 +752,19 @@ class FakeWorld:
             trainer.dies_at = trainer.dies_at or self.time + timedelta(seconds=GRACE_SECONDS)
             if not trainer.alive:
                 self._leave(trainer)
+
+    def listen_anew(self) -> None:
+        """Another operator listens, which has heard nothing yet."""
+        self.listens_since = self.time
+        for trainer in self.jobs.values():
+            trainer.heard_at, trainer.newest_report = self.time, None
+
+    def unheard_since(self, trainer: Trainer) -> datetime | None:
+        """Return since when it trains and nobody hears of it; None: somebody does, or it does not train."""
+        if not (trainer.cannot_report and trainer.alive and trainer.stage is Stage.TRAIN and trainer.done_at is None):
+            return None
+        known = (trainer.begun_at, trainer.waits_for_peer_until, trainer.heard_at)
+        return None if trainer.begun_at is None else max(time for time in known if time is not None)
 
     def evict_for_memory(self, trainer: Trainer) -> None:
         """Its node runs short of memory, and it has asked for none."""

@@ -229,11 +229,6 @@ class ClusterTrouble(UserRules):
                     self.job_vanishes()
                     break
 
-    @rule()
-    def reports_are_blocked_or_arrive(self) -> None:
-        """By a NetworkPolicy, a certificate: nothing is heard of the attempts that follow."""
-        self.world.are_reports_blocked = not self.world.are_reports_blocked
-
     @rule(kind=st.sampled_from(["jobs", "workloads"]), seconds=st.integers(1, 12), pod_goes=st.booleans())
     def a_kind_is_not_served(self, kind: str, seconds: int, pod_goes: bool) -> None:
         """Nothing begins that would need it, and no attempt ends because nobody can tell what there is of it."""

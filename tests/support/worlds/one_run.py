@@ -1,6 +1,7 @@
 """One run in a fake world, and what all the rules of its adversary need."""
 
 from collections.abc import Coroutine, Mapping
+from datetime import datetime
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -106,6 +107,7 @@ class OneRun(RuleBasedStateMachine):
             is_volume_shared=shared,
         )
         self.idle_seconds: dict[int, int] = {}
+        self.unheard: dict[int, datetime] = {}
         self.looked_at = NOW
         self.spent, self.slowest = Fraction(0), 0
         self.looks_over_budget = self.seconds_over_budget = 0
@@ -130,6 +132,7 @@ class OneRun(RuleBasedStateMachine):
             pass
         except Crash:
             self.failures = Failures(self.world)  # another operator
+            self.world.listen_anew()
         finally:
             self.world.calls_until_crash, self.world.stale, self.world.lag = None, 0, 0
 
