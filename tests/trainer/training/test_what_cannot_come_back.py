@@ -223,12 +223,39 @@ def test_a_metric_that_says_its_values_has_them_again(tmp_path: Path) -> None:
     assert values(lambda *_: None, tmp_path) == sum(range(STEPS)) / STEPS
 
 
+FORGETFUL: dict[str, Callable[[], Any]] = {
+    "one": torchmetrics.MeanMetric,
+    "a collection": lambda: torchmetrics.MetricCollection([torchmetrics.MeanMetric(), torchmetrics.SumMetric()]),
+    "a sum of two": lambda: torchmetrics.MeanMetric() + torchmetrics.SumMetric(),
+}
+
+
 @resume.refused("modules: a metric of torchmetrics that is not persistent", "its state is empty; say persistent(True)")
-def test_a_metric_that_leaves_its_values_out_is_refused_after_the_first_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", FORGETFUL.values(), ids=FORGETFUL)
+def test_a_metric_that_leaves_its_values_out_is_refused_after_the_first_step(make: Any, tmp_path: Path) -> None:
     trained: list[int] = []
     with pytest.raises(BadConfig, match=r"leaves its values out of its state; say mean.persistent\(True\)"):
-        attempt(tmp_path, objects=lambda: {"mean": torchmetrics.MeanMetric()}, trained=trained)
+        attempt(tmp_path, objects=lambda: {"mean": make()}, trained=trained)
     assert len(trained) <= 1
+    metric = make()
+    metric.persistent(True)
+    attempt(tmp_path / "persistent", objects=lambda: {"mean": metric})
+
+
+@resume.approximate("modules: a metric of torchmetrics inside of a model", "it begins anew; say persistent(True)")
+def test_a_metric_inside_of_a_model_that_leaves_its_values_out_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def build(*, persistent: bool) -> Any:
+        model = net()
+        model.mean = torchmetrics.MeanMetric()
+        model.mean.persistent(persistent)
+        return model
+
+    attempt(tmp_path / "one", build=lambda: build(persistent=True))
+    assert "leaves its values out" not in caplog.text
+    attempt(tmp_path / "two", build=lambda: build(persistent=False))
+    assert "model.mean: a metric that leaves its values out of the model's state" in caplog.text
 
 
 BUFFERS: dict[str, tuple[Callable[[], Tensor], str]] = {

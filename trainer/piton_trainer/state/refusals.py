@@ -73,15 +73,30 @@ def flaw_of(name: str, value: Any) -> tuple[str, str] | None:
     if any(isinstance(optimizer, _spread_optimizers()) for optimizer in optimizers_of(value)):
         cure = "shard the model by torch.distributed.fsdp.fully_shard, or give the optimizer inside to all ranks"
         return name, f"{name} is a ZeroRedundancyOptimizer, whose state is spread over the ranks; {cure}"
-    if isinstance(value, _metrics()) and set(value._persistent.values()) == {False}:  # noqa: SLF001
+    if isinstance(value, _metrics()) and next(forgetful_metrics(value), None) is not None:
         return name, f"{name} is a metric that leaves its values out of its state; say {name}.persistent(True)"
     return None
 
 
+def forgetful_metrics(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the metrics of torchmetrics in a module that leave their values out of its state.
+
+    A metric around another one decides itself what of that one it needs.
+    """
+    inside: set[int] = set()
+    for name, part in module.named_modules():
+        if not isinstance(part, _metrics()) or id(part) in inside:
+            continue
+        if set(vars(part).get("_persistent", {}).values()) == {False}:
+            yield name
+        if vars(part).get("_persistent"):
+            inside.update(map(id, part.modules()))
+
+
 def _metrics() -> tuple[Any, ...]:
-    """Return the class of torchmetrics, if somebody has imported it."""
+    """Return the classes of torchmetrics, if somebody has imported it."""
     module = sys.modules.get("torchmetrics")
-    return () if module is None else (module.Metric,)
+    return () if module is None else (module.Metric, module.MetricCollection)
 
 
 def _spread_optimizers() -> tuple[type, ...]:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules that train what a checkpoint holds, and that it lacks: `restore` was not given them.
+"""Optimizers and schedules that train what a checkpoint holds, and metrics of a model, that the checkpoint lacks.
 
 A script that builds its schedule after `restore`, and does not name it, begins it anew with each attempt. torch tells
 of each step of an optimizer, and marks the step of one that a schedule has been made for. It is told once, and ends
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from piton_trainer.state.refusals import forgetful_metrics
 from piton_trainer.state.tracked_objects import LOADER
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,36 @@ _DEEP, _MANY = 3, 64
 def telling_of_unnamed(objects: Mapping[str, Any], *, tells: bool) -> Iterator[None]:
     """Tell of optimizers and schedules in the block that are not among these objects, nor inside of one of them.
 
-    Whatever cannot be looked at, as it is made by code of the user's, is no reason to end.
+    A metric inside of a model, whose values are not in its state, is told at once. Whatever cannot be looked at, as it
+    is made by code of the user's, is no reason to end.
     """
     handle = None
     with suppress(Exception):
         handle = register_optimizer_step_post_hook(_Look(objects)) if tells else None
+        _tell_of_metrics(objects if tells else {})
     try:
         yield
     finally:
         if handle is not None:
             handle.remove()
+
+
+def _tell_of_metrics(objects: Mapping[str, Any]) -> None:
+    found = [
+        f"{name}.{path}"
+        for name, value in objects.items()
+        if isinstance(value, nn.Module)
+        for path in forgetful_metrics(value)
+        if path
+    ]
+    if found:
+        logger.warning(
+            "%s%s: a metric that leaves its values out of the model's state, so what it has counted before a resume is "
+            "lost; say %s.persistent(True), unless each step resets it",
+            found[0],
+            f" and {len(found) - 1} more" if found[1:] else "",
+            found[0],
+        )
 
 
 class _Look:
