@@ -79,7 +79,7 @@ def test_a_bucket_that_is_gone_in_the_middle_of_a_run_costs_nothing_and_the_mirr
     seen: list[int] = []
 
     def see(session: piton_trainer.Session) -> None:
-        found = session._telemetry.mirror
+        found = session._services.telemetry.mirror
         assert found is not None
         assert wait_for(lambda: errors(found) > 0)
         lag = found.lag()

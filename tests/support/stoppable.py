@@ -29,7 +29,11 @@ def main() -> None:
             optimizer.step()
             time.sleep(0.005)  # a step that takes as long as steps do
             own.with_suffix(f"{own.suffix}.trained").write_text(str(session.step + 1))
-            if session._store is not None and session._store.durable_step is not None and not own.exists():
+            if (
+                session._services.store is not None
+                and session._services.store.durable_step is not None
+                and not own.exists()
+            ):
                 own.touch()
 
 

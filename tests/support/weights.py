@@ -23,9 +23,9 @@ SAVED = (3, 6, 9, 12, 15)
 
 def wait_for_it(session: piton_trainer.Session) -> None:
     """Each save has an interval to become durable."""
-    assert session._store is not None
-    while session._store.in_flight:
-        checkpoints.poll(session._store, session._ranks)
+    assert session._services.store is not None
+    while session._services.store.in_flight:
+        checkpoints.poll(session._services.store, session._ranks)
 
 
 def trained(directory: Path, *, background: bool = False, **policy: Any) -> Path:

@@ -423,8 +423,8 @@ def test_a_run_that_crashes_keeps_the_save_that_was_in_flight(tmp_path: Path) ->
 
 
 def writer_in(session: piton_trainer.Session) -> int:
-    assert session._store is not None
-    return writer_of(session._store._checkpointer)
+    assert session._services.store is not None
+    return writer_of(session._services.store._checkpointer)
 
 
 def stop_writer(session: piton_trainer.Session) -> None:
@@ -436,15 +436,15 @@ def continue_writer(session: piton_trainer.Session) -> None:
 
 
 def let_it_land(session: piton_trainer.Session) -> None:
-    assert session._store is not None
-    store = session._store
+    assert session._services.store is not None
+    store = session._services.store
     wait_for(lambda: poll(store))
 
 
 def let_fail(session: piton_trainer.Session) -> None:
     """Until the writer has given up: polling is left to the boundary, which hears of it."""
-    assert session._store is not None
-    checkpointer = session._store._checkpointer
+    assert session._services.store is not None
+    checkpointer = session._services.store._checkpointer
     assert isinstance(checkpointer, AsyncCheckpointer)
     assert checkpointer._writer._connection.poll(30)
 
@@ -453,8 +453,8 @@ def test_a_periodic_save_waits_for_the_one_before_and_training_does_not(tmp_path
     seen: list[int | None] = []
 
     def look(session: piton_trainer.Session) -> None:
-        assert session._store is not None
-        seen.append(session._store.durable_step)
+        assert session._services.store is not None
+        seen.append(session._services.store.durable_step)
 
     def go_on(session: piton_trainer.Session) -> None:
         continue_writer(session)

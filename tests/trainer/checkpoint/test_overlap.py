@@ -297,8 +297,8 @@ def test_the_copy_ends_when_the_optimizer_steps(tmp_path: Path, gate: threading.
     config = tiny.config(tmp_path, tiny.every(2, keep_last=9), background_saves=True)
     with piton_trainer.session(config, overlap_saves=True) as session:
         session.restore(model=model, optimizer=optimizer)
-        assert session._store is not None
-        saver = session._store._checkpointer
+        assert session._services.store is not None
+        saver = session._services.store._checkpointer
         assert isinstance(saver, AsyncCheckpointer)
         step = a_step(session, model, optimizer)
         for number in session.steps(range(4)):

@@ -138,7 +138,7 @@ def test_a_rank_expects_what_its_number_wrote_and_in_another_world_its_part(tmp_
 def test_a_session_that_resumes_expects_saves_like_the_newest_checkpoint(tmp_path: Path) -> None:
     for attempt, expected in ((1, False), (2, True)):
         with piton_trainer.session(tiny.config(tmp_path, background_saves=True)) as session:
-            store = session._store
+            store = session._services.store
             assert store is not None
             spare = store._checkpointer.spare
             assert spare is not None

@@ -69,7 +69,7 @@ def train(
 
     def live(session: piton_trainer.Session) -> None:
         clock.pass_seconds(STEP_SECONDS)
-        store, step = session._store, session.step + 1
+        store, step = session._services.store, session.step + 1
         assert store is not None
         while store.in_flight and not GONE_AT < step <= until:
             checkpoints.poll(store, session._ranks)

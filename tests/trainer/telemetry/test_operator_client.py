@@ -64,7 +64,7 @@ def test_a_metric_of_the_users_does_not_pass_for_the_step(tmp_path: Path) -> Non
 
 def wait_for_a_wish(session: piton_trainer.Session) -> None:
     """A step that is so long that the server's answer to the step before is there when it ends."""
-    reporter, deadline = session._telemetry.operator, time.monotonic() + 10
+    reporter, deadline = session._services.telemetry.operator, time.monotonic() + 10
     assert reporter is not None
     while not (reporter.stop_requested or reporter.checkpoint_requested):
         assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def test_the_server_moves_a_limit_and_the_training_keeps_it_by_itself(tmp_path: 
     log = tmp_path / "termination-log"
 
     def wait(session: piton_trainer.Session) -> None:
-        reporter = session._telemetry.operator
+        reporter = session._services.telemetry.operator
         assert reporter is not None
         assert wait_for(lambda: reporter.stop_by is not None)
 

@@ -152,7 +152,7 @@ def test_an_image_without_the_library_trains_without_metrics(
 def test_of_several_ranks_only_the_first_serves(tmp_path: Path, port: int) -> None:
     def whether(into: Path) -> tiny.Event:
         def tell(session: piton_trainer.Session) -> None:
-            serves = any(isinstance(callback, Exporter) for callback in session._telemetry.callbacks.members)
+            serves = any(isinstance(callback, Exporter) for callback in session._services.telemetry.callbacks.members)
             (into / f"rank{session.rank}").write_text(f"{serves} {scrape(port)['piton_trainer_world_size']:g}")
 
         return tell

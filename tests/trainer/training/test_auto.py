@@ -156,8 +156,8 @@ def test_the_weights_do_not_depend_on_it(tmp_path: Path) -> None:
 
 def signal_the_writer(signum: signal.Signals) -> Look:
     def send(session: piton_trainer.Session) -> None:
-        assert session._store is not None
-        checkpointer = session._store._checkpointer
+        assert session._services.store is not None
+        checkpointer = session._services.store._checkpointer
         assert isinstance(checkpointer, AsyncCheckpointer)
         assert checkpointer._writer.pid is not None
         os.kill(checkpointer._writer.pid, signum)

@@ -53,14 +53,14 @@ def attempt(
     background: bool = True,
 ) -> tiny.Ran:
     def note(session: piton_trainer.Session) -> None:
-        assert session._store is not None
-        checkpointer = session._store._checkpointer
+        assert session._services.store is not None
+        checkpointer = session._services.store._checkpointer
         if isinstance(checkpointer, AsyncCheckpointer):
             _writers[session.rank] = checkpointer._writer.pid or 0
         # Steps that take no time would be done before the first save is: each save has an interval to become durable.
-        while (session.step + 1) % EVERY == 0 and session._store.in_flight:
-            checkpoints.poll(session._store, session._ranks)
-        _in_flight.value = session._store.in_flight
+        while (session.step + 1) % EVERY == 0 and session._services.store.in_flight:
+            checkpoints.poll(session._services.store, session._ranks)
+        _in_flight.value = session._services.store.in_flight
         _trained.value = session.step + 1
 
     before()

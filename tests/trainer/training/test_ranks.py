@@ -277,8 +277,8 @@ def exchanges_of_steps(directory: Path) -> dict[int, int]:
     def note(session: piton_trainer.Session) -> None:
         nonlocal total
         counted[session.step], total = total, 0
-        assert session._store is not None
-        saver = session._store._checkpointer
+        assert session._services.store is not None
+        saver = session._services.store._checkpointer
         assert isinstance(saver, AsyncCheckpointer)
         if session.step + 1 in (4, 8):
             assert saver._writer.pid is not None

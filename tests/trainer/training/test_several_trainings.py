@@ -240,7 +240,7 @@ def train_until_told(config: Config) -> None:
     model, optimizer = built()
     with piton_trainer.session(config, name="fold-1") as session:
         session.restore(model=model, optimizer=optimizer)
-        operator = session._telemetry.operator
+        operator = session._services.telemetry.operator
         assert operator is not None
         for _ in session.steps([torch.ones(3, 2)], total=9):
             assert session.step == 0 or wait_for(lambda: operator.stop_requested)

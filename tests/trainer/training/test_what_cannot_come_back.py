@@ -477,8 +477,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
 
 def wait_for_the_look(session: piton_trainer.Session, _: Any) -> None:
     """Wait until the first checkpoint has been read again."""
-    assert session._store is not None
-    if (look := session._store._state._read_back) is not None:
+    assert session._services.store is not None
+    if (look := session._services.store._state._read_back) is not None:
         look.wait()
 
 

@@ -8,51 +8,34 @@
 The session knows nothing of models and losses, and it owns no loop: the recipes' loop is its user like anybody's.
 """
 
-import atexit
-import gc
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Generator, Tensor
 
-from piton.contract import InputError, output, startup_phases
-from piton.contract.termination import ScriptEnd, Termination
-from piton_trainer import script_end
+from piton.contract import InputError
 from piton_trainer.checkpoint.format import layout
-from piton_trainer.checkpoint.format.retry import Retry
 from piton_trainer.checkpoint.load import readahead
-from piton_trainer.checkpoint.volume_start import check_shared, claim_directory
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
-from piton_trainer.errors import BadConfig, Ended, Fenced, Stopped
-from piton_trainer.hangs.heartbeats import Heartbeats, RankPhase, record_collectives
-from piton_trainer.hangs.watchdog import Watchdog, watched
-from piton_trainer.runtime.device_faults import require_gpus
+from piton_trainer.errors import BadConfig
+from piton_trainer.hangs.heartbeats import RankPhase
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.state.data_shape import allowed
 from piton_trainer.state.schedules import refuse_unfit_schedules
 from piton_trainer.telemetry.callbacks import Callback
-from piton_trainer.telemetry.telemetry import Telemetry, build_telemetry
 from piton_trainer.termination import (
-    TerminationLog,
     config_of_environment,
-    end_as_lost_device,
-    outcome_of,
     print_status,
 )
+from piton_trainer.training.attempt_services import AttemptServices
 from piton_trainer.training.context import RankContext
 from piton_trainer.training.data_rules import Feeding
 from piton_trainer.training.earlier_sessions import SessionFolder, trained
-from piton_trainer.training.run_checkpoint import RunCheckpointer, make_run_checkpointer
-from piton_trainer.training.run_restore import RestoredRun, fetch_from_mirror
-from piton_trainer.training.signals import StopFlag
-from piton_trainer.training.startup import Startup
+from piton_trainer.training.run_restore import RestoredRun
 from piton_trainer.training.steps import Steps
 from piton_trainer.training.unnamed import telling_of_unnamed
 
@@ -113,25 +96,14 @@ class Session(RankContext):
         self._resumes_at: int | None = None
         self._trainer: object = None
         self._per_rank = False
-        self._overlap_saves = overlap_saves
-        self._callbacks = callbacks
-        self._clock = clock
-        self._saves_in_background = config.background_saves and disk is None
-        self._disk = disk or layout.Disk()
-        self._signals = StopFlag()
-        self._retry = Retry(clock, is_stopping=self._is_stopping)
-        self._attempt = config.attempt or 0
-        self._log = TerminationLog(config.termination_log, self._ranks)
-        self._telemetry = Telemetry()
-        self._beats: Heartbeats = Heartbeats()
-        self._watchdog: Watchdog | None = None
-        self._steps: Steps | None = None
-        self._store: RunCheckpointer | None = None
+        self._services = AttemptServices(
+            config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk
+        )
 
     @property
     def attempt(self) -> int:
         """The number of this attempt; outside Piton they are counted in the checkpoint directory."""
-        return self._attempt
+        return self._services.attempt
 
     @property
     def step(self) -> int:
@@ -161,10 +133,12 @@ class Session(RankContext):
 
     def __enter__(self) -> Self:
         try:
-            self._open()
+            self._services.open()
         except BaseException as error:
-            self._close(error)
+            self._services.close(error)
             raise
+        finally:
+            self._ranks = self._services.ranks
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -174,9 +148,9 @@ class Session(RankContext):
                 objects = trained(self._objects, has_own_loop=self._trainer is None)
                 self._folder.finish(objects, self._trainer, has_trained=self.step > (self._resumes_at or 0))
         except BaseException as failure:
-            self._close(failure)
+            self._services.close(failure)
             raise
-        self._close(error)
+        self._services.close(error)
 
     def restore(self, *, per_rank: bool = False, **objects: Any) -> RestoredRun | None:
         """Name the objects that a checkpoint consists of, and put the newest good one into them.
@@ -277,8 +251,8 @@ class Session(RankContext):
         For those who have to know how far a run is before they can build what is restored. All ranks call it together.
         """
         self._opened  # noqa: B018 - raises if the session is not open
-        assert self._store is not None
-        return self._store.peek(name)
+        assert self._services.store is not None
+        return self._services.store.peek(name)
 
     def begin(
         self,
@@ -315,11 +289,11 @@ class Session(RankContext):
 
     def begin_step(self) -> None:
         """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""
-        self._beats.begin_step()
+        self._services.beats.begin_step()
 
     def end_step(self) -> None:
         """All of the step is computed. What comes before its boundary, an evaluation say, is not timed."""
-        self._beats.end_step()
+        self._services.beats.end_step()
 
     @contextmanager
     def untimed(self) -> Iterator[None]:
@@ -327,12 +301,12 @@ class Session(RankContext):
 
         On all ranks a training that ends no step for too long is ended as one that hangs, see `limits.hangTimeout`.
         """
-        with self._beats.during(RankPhase.UNTIMED), self._ranks.excused():
+        with self._services.beats.during(RankPhase.UNTIMED), self._ranks.excused():
             yield
 
     def listen(self) -> None:
         """Take the signals over again from a framework that has taken them since."""
-        self._signals.listen()
+        self._services.signals.listen()
 
     def boundary(self, *, ended: str | None = None) -> bool:
         """A step of somebody else's loop is done, with all that belongs to it: save, report, stop, as is due.
@@ -360,105 +334,6 @@ class Session(RankContext):
 
     @property
     def _opened(self) -> Steps:
-        if self._steps is None:
+        if self._services.steps is None:
             raise RuntimeError("a session is used as a context manager: with piton_trainer.session() as session")
-        return self._steps
-
-    def _open(self) -> None:
-        output.keep_going()
-        self._signals.install()
-        config, clock, startup = self._config, self._clock, Startup(self._clock)
-        require_gpus(config.gpus)
-        readahead.begin(config.checkpoint_dir)
-        if config.hang_timeout is not None and torch.cuda.is_available():
-            record_collectives(config.checkpoint_dir)
-        try:
-            self._ranks = ranks = Ranks.join(config.collective_seconds, config.join_seconds)
-        except ValueError as error:
-            raise BadConfig(str(error)) from error
-        startup.lap(startup_phases.PROCESS_GROUP)
-        self._log = TerminationLog(config.termination_log, ranks)
-        script_end.forget()
-        self._log.clear()
-        claim = partial(claim_directory, disk=self._disk, clock=clock, is_stopping=self._is_stopping)
-        numbers = {"attempt": config.attempt, "durable_step": config.durable_step}
-        fence = ranks.on_main(partial(claim, config.checkpoint_dir, **numbers))
-        self._attempt = fence.attempt
-        check_shared(config.checkpoint_dir, ranks=ranks, durable_step=config.durable_step, disk=self._disk, clock=clock)
-        self._beats, self._watchdog = watched(config, ranks, attempt=fence.attempt)
-        if self.is_main:
-            self._telemetry = build_telemetry(
-                config, world_size=self.world_size, fence=fence, clock=clock, callbacks=self._callbacks
-            )
-        self._store = store = make_run_checkpointer(
-            config,
-            ranks=ranks,
-            fence=fence,
-            disk=self._disk,
-            clock=clock,
-            retry=self._retry,
-            fetch=None if self.assignment.mirror is None else partial(fetch_from_mirror, self._telemetry, startup),
-            overlaps=self._overlap_saves,
-            background=self._saves_in_background,
-        )
-        store.expect()
-        self._steps = Steps(
-            config,
-            ranks=ranks,
-            store=store,
-            telemetry=self._telemetry,
-            signals=self._signals,
-            clock=clock,
-            startup=startup,
-            beats=self._beats,
-        )
-        startup.lap(startup_phases.CLAIM)
-
-    def _is_stopping(self) -> bool:
-        return self._signals.received is not None
-
-    def _close(self, error: BaseException | None) -> None:
-        """Say how it ended, wherever somebody listens, and give everything back.
-
-        Raises:
-            DeviceLost: the error says so; it has its own exit code.
-        """
-        self._beats.enter(RankPhase.ENDING)
-        outcome, detail = outcome_of(error)
-        steps, in_order = self._steps, error is None or isinstance(error, Ended)
-        complete = None if steps is None or error is not None else steps.complete
-        readahead.stop()
-        if self._store is not None:
-            self._store.release()
-        # The end of a training with a name is not the end of the run.
-        if (complete is not None and self._config.session is None) or error is not None:
-            end = Termination(outcome=outcome, detail=detail) if steps is None else steps.termination(outcome, detail)
-            holder = error.holder if isinstance(error, Fenced) else None
-            limit = error.limit if isinstance(error, Stopped) else None
-            end = replace(end, fence=holder, limit=limit, unreported=self._telemetry.report_failure)
-            if complete is not None:
-                scripts, launched = script_end.processes(), script_end.is_launched()
-                end = replace(end, script=ScriptEnd.RUNNING, scripts_left=scripts, launched=launched)
-                script_end.watch(self._log)
-            self._log.leave(end)
-            if self._store is not None:
-                self._store.leave_end(outcome)
-        if isinstance(error, Ended) and self.local_rank == 0:
-            print_status(detail)
-        if complete is not None and self.is_main:
-            print_status(f"finished at step {complete.step}: {complete.reason}")
-        # The last report comes after it, and says how far the mirror came.
-        self._telemetry.end_mirror(outcome)
-        # After a crash there may be no device left to read metrics from.
-        has_news = steps is not None and steps.has_begun and in_order and self.is_main
-        self._telemetry.close(steps.progress(finished=complete is not None) if steps and has_news else None)
-        self._signals.restore()
-        if self._watchdog is not None:
-            self._watchdog.leave()
-        self._beats.close()
-        if in_order:
-            self._ranks.leave()
-        if isinstance(error, Stopped):
-            # The interpreter ends by looking through all of torch for garbage; a node that goes has no time for that.
-            atexit.register(gc.freeze)
-        end_as_lost_device(error)
+        return self._services.steps
