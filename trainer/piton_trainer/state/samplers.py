@@ -7,28 +7,18 @@ a script may draw one. Whatever else there is, of other types or deeper, is left
 """
 
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.own_generators import parts_of
+from piton_trainer.state.plain_values import copy_of, fill, is_plain, is_same, may_be_shared, packed, unpacked
 
 logger = logging.getLogger(__name__)
 
-_ROW_MAX = 2**24
-"""Numbers in a row that is looked at: to compare a longer one takes too long for a save."""
-_SCALARS = frozenset({type(None), bool, int, float, str})
-_ARRAYS = frozenset({"|b1", "|u1", "|i1", "<i2", "<i4", "<i8", "<f4", "<f8"})
-"""Types of arrays that torch has too, as numpy spells them on the machines that we know."""
-_ARRAY, _LIST = "array", "list"
-"""Keys of the numbers of an array of numpy, and of a list that is long."""
-_SHORT = 64
-_EXACT = {int: torch.int64, float: torch.float64}
+_NEW, _ALIASES = "<new>", "<aliases>"
+"""Keys beside those of attributes: which of them are no longer the objects that the script has made, and which pairs
+of them are one object."""
 
 Attributes = Mapping[str, Any]
 
@@ -38,29 +28,20 @@ class Samplers:
 
     def __init__(self, loaders: Iterable[object] = (), made: Mapping[int, Attributes] | None = None) -> None:
         """`made` has attributes of samplers, by `id`, from before they were given a saved state."""
-        self._samplers = dict(_samplers_of(loaders))
-        self._made = {name: (made or {}).get(id(part)) or attributes(part) for name, part in self._samplers.items()}
-        """As the script has made them."""
+        found = dict(_samplers_of(loaders))
+        self._samplers = {name: _Sampler(part, (made or {}).get(id(part))) for name, part in found.items()}
         self._told: set[str] = set()
 
     def capture(self) -> dict[str, dict[str, Any]]:
         """Return what is not as the script has made it, as JSON and tensors, by the names of the samplers."""
-        found = {name: self._changed(name, part) for name, part in self._samplers.items()}
+        found = {name: sampler.capture() for name, sampler in self._samplers.items()}
         return {name: changed for name, changed in found.items() if changed}
 
     def restore(self, memory: Mapping[str, Attributes]) -> None:
         """Make the samplers what they were at a capture."""
-        for name, part in self._samplers.items():
-            saved, made = {key: _unpacked(value) for key, value in memory.get(name, {}).items()}, self._made[name]
-            for key in attributes(part).keys() - saved.keys():  # those that hold something else by now stay
-                if key in made:
-                    _put(part, key, made[key])
-                else:
-                    del vars(part)[key]
-            for key, value in saved.items():
-                if _is_seed(key) and not _is_same(made.get(key, value), value):
-                    self._tell(f"{name}.{key}", value, made[key])
-                _put(part, key, value)
+        for name, sampler in self._samplers.items():
+            for key, saved, made in sampler.restore(memory.get(name, {})):
+                self._tell(f"{name}.{key}", saved, made)
 
     def _tell(self, name: str, saved: Any, made: Any) -> None:
         if name not in self._told:
@@ -72,16 +53,58 @@ class Samplers:
             )
         self._told.add(name)
 
-    def _changed(self, name: str, part: Any) -> dict[str, Any]:
-        made = self._made[name]
-        own = {key: value for key, value in vars(part).items() if _is_plain(value)}
-        is_as_made = {key for key, value in own.items() if key in made and _is_same(value, made[key])}
-        return {key: _packed(value) for key, value in own.items() if key not in is_as_made or _is_seed(key)}
+
+class _Sampler:
+    """One of them: what it is now, and what the script has made."""
+
+    def __init__(self, part: Any, made: Attributes | None) -> None:
+        self._own: dict[str, Any] = vars(part)
+        self._made = made or attributes(part)
+        self._objects = {key: value for key, value in self._own.items() if is_plain(value) and may_be_shared(value)}
+        """Rows that others may hold too: these objects are filled, not replaced."""
+
+    def capture(self) -> dict[str, Any]:
+        own = {key: value for key, value in self._own.items() if is_plain(value)}
+        is_as_made = {key for key, value in own.items() if key in self._made and is_same(value, self._made[key])}
+        found = {key: packed(value) for key, value in own.items() if key not in is_as_made or _is_seed(key)}
+        further = {_NEW: self._new(found), _ALIASES: _aliases(found, own)}
+        return found | {key: value for key, value in further.items() if value}
+
+    def restore(self, memory: Attributes) -> list[tuple[str, Any, Any]]:
+        """Make it what it was. Return seeds that the script has otherwise: key, what was saved, what the script has."""
+        saved = {key: unpacked(value) for key, value in memory.items() if key not in (_NEW, _ALIASES)}
+        others = [key for key, value in self._own.items() if is_plain(value) and key not in saved]
+        for key in others:  # those that hold something else by now stay
+            if key in self._made:
+                self._put(key, self._made[key], is_new=False)
+            else:
+                del self._own[key]
+        seeds = [(key, value, self._made[key]) for key, value in saved.items() if _is_seed(key) and key in self._made]
+        for key, value in saved.items():
+            self._put(key, value, is_new=key in memory.get(_NEW, ()))
+        for key, other in memory.get(_ALIASES, ()):
+            if other in self._own and is_same(self._own[key], self._own[other]):
+                self._own[key] = self._own[other]
+        return [(key, value, made) for key, value, made in seeds if not is_same(made, value)]
+
+    def _new(self, keys: Iterable[str]) -> list[str]:
+        """Return those of the keys that hold other objects than the script has made."""
+        return [key for key in keys if key in self._objects and self._own[key] is not self._objects[key]]
+
+    def _put(self, key: str, value: Any, *, is_new: bool) -> None:
+        """Set an attribute: a row in place, unless the sampler had replaced it by a row of its own."""
+        made, own = self._objects.get(key), self._own.get(key)
+        holder = own if made is None else made
+        if is_new:
+            if own is made or not is_same(own, value):
+                self._own[key] = copy_of(value)
+        elif own is not holder or not is_same(holder, value):
+            self._own[key] = holder if fill(holder, value) else copy_of(value)
 
 
 def attributes(part: Any) -> dict[str, Any]:
     """Return copies of the attributes of a sampler that are seen."""
-    return {key: _copy(value) for key, value in vars(part).items() if _is_plain(value)}
+    return {key: copy_of(value) for key, value in vars(part).items() if is_plain(value)}
 
 
 def may_be_sampler(value: object) -> bool:
@@ -105,64 +128,8 @@ def _is_seed(key: str) -> bool:
     return "seed" in key
 
 
-def _is_plain(value: Any) -> bool:
-    """True for a number, a text, or a row of numbers, of the plain types: those of others have more to them."""
-    if type(value) in _SCALARS:
-        return True
-    if type(value) in (list, tuple):
-        return len(value) <= _ROW_MAX and set(map(type, value)) <= {bool, int, float}
-    if type(value) is Tensor:
-        is_row = value.device.type == "cpu" and value.ndim == 1 and value.layout is torch.strided
-        return is_row and not value.requires_grad and len(value) <= _ROW_MAX
-    return _is_array(value) and value.ndim == 1 and value.dtype.str in _ARRAYS and len(value) <= _ROW_MAX
-
-
-def _is_array(value: object) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray
-
-
-def _copy(value: Any) -> Any:
-    """Return a value of its own: a sampler may change its rows in place."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    return value.copy() if _is_array(value) else list(value) if isinstance(value, list) else value
-
-
-def _packed(value: Any) -> Any:
-    """Return a copy as a checkpoint holds it: long rows as tensors."""
-    if _is_array(value):
-        return {_ARRAY: torch.from_numpy(value.copy())}
-    kinds = set(map(type, value)) if isinstance(value, list) and len(value) > _SHORT else set()
-    for kind, dtype in _EXACT.items():
-        if kinds == {kind}:
-            with suppress(OverflowError, RuntimeError, ValueError):  # a number that is too large
-                return {_LIST: torch.tensor(value, dtype=dtype, device="cpu")}
-    return _copy(value)
-
-
-def _unpacked(saved: Any) -> Any:
-    if isinstance(saved, dict):
-        return saved[_LIST].tolist() if _LIST in saved else saved[_ARRAY].numpy()
-    return saved
-
-
-def _is_same(value: Any, other: Any) -> bool:
-    if type(value) is not type(other):
-        return False
-    if isinstance(value, Tensor):
-        return value.dtype == other.dtype and torch.equal(value, other)
-    if _is_array(value):
-        return value.dtype == other.dtype and value.shape == other.shape and bool((value == other).all())
-    return bool(value == other)
-
-
-def _put(part: Any, key: str, value: Any) -> None:
-    """Set an attribute; a list in place, which others may hold too."""
-    own = vars(part)
-    if key in own and _is_same(own[key], value):
-        return
-    if isinstance(value, list) and type(own.get(key)) is list:
-        own[key][:] = value
-    else:
-        own[key] = _copy(value)
+def _aliases(keys: Iterable[str], own: Attributes) -> list[list[str]]:
+    """Return pairs of a key and an earlier one that hold the same object."""
+    first = {id(value): key for key, value in reversed(list(own.items())) if may_be_shared(value)}
+    others = ((key, first.get(id(own[key]), key)) for key in keys)
+    return [[key, other] for key, other in others if key != other]

@@ -1,0 +1,163 @@
+"""What a sampler remembers comes back into the objects that the script has made, and no further."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, WeightedRandomSampler
+
+import piton_trainer
+from piton_trainer.checkpoint.format import codec
+from piton_trainer.errors import Stopped
+from piton_trainer.state.samplers import Samplers
+from support import tiny
+
+ITEMS, SIZE = 24, 4
+BATCHES = ITEMS // SIZE
+
+
+class Holding(Sampler[int]):
+    """A sampler with attributes of any kind."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(ITEMS))
+
+    def __len__(self) -> int:
+        return ITEMS
+
+
+def loader_with(sampler: Any) -> DataLoader[Any]:
+    numbers: Any = range(ITEMS)
+    return DataLoader(numbers, batch_size=SIZE, sampler=sampler)
+
+
+def of(sampler: Any) -> Samplers:
+    return Samplers([loader_with(sampler)])
+
+
+def through_a_checkpoint(memory: Any) -> Any:
+    document, tensors = codec.split(memory, "samplers")
+    return codec.join(document, {key: tensor.clone() for key, tensor in tensors.items()}.__getitem__)
+
+
+class Weights:
+    """Weights of rows that a script goes on updating in place."""
+
+    def __init__(self) -> None:
+        self.weights = torch.ones(ITEMS, dtype=torch.double)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"weights": self.weights.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.weights.copy_(state["weights"])
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_weights_that_a_script_updates_are_still_those_of_the_sampler(is_named: bool, tmp_path: Path) -> None:
+    def run(directory: Path, at: int = 0, *, seed: int = 0) -> list[list[float]]:
+        torch.manual_seed(seed)
+        mine, seen = Weights(), []
+        named: dict[str, Any] = {"mine": mine} if is_named else {}
+        sampler = WeightedRandomSampler(mine.weights, ITEMS)  # type: ignore[arg-type]
+        loader = loader_with(sampler)
+        with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
+            session.restore(model=nn.Linear(1, 1), **named)
+            for batch in session.steps(loader, epochs=4):
+                mine.weights[batch.long()] *= 0.5
+                seen.append(batch.tolist())
+                if session.step + 1 == at:
+                    tiny.terminate(session)
+        return seen
+
+    whole = run(tmp_path / "whole")
+    for stop in (2 * BATCHES, 2 * BATCHES + 1):
+        with pytest.raises(Stopped):
+            run(tmp_path / str(stop), at=stop)
+        assert run(tmp_path / str(stop), seed=77) == whole[stop:]
+
+
+ROWS: dict[str, Any] = {
+    "a list": lambda: list(range(8)),
+    "an array": lambda: np.arange(8),
+    "a tensor": lambda: torch.arange(8),
+}
+
+
+def numbers(row: Any) -> list[int]:
+    return [int(number) for number in row]
+
+
+def resumed(before: Any, after: Any, change: Any) -> None:
+    """Make a sampler what another one was after a change."""
+    watched = of(before)
+    change(before)
+    of(after).restore(through_a_checkpoint(watched.capture()))
+
+
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_rows_that_changed_in_place_are_still_those_of_whoever_holds_them(make: Any) -> None:
+    def change(sampler: Any) -> None:
+        sampler.rows[0] = 77
+
+    rows = make()
+    after: Any = Holding(rows=rows, other=rows, view=rows[:4] if not isinstance(rows, list) else rows)
+    rows_before = make()
+    view = rows_before[:4] if not isinstance(rows_before, list) else rows_before
+    resumed(Holding(rows=rows_before, other=rows_before, view=view), after, change)
+    assert after.rows is rows
+    assert after.other is rows
+    assert numbers(rows) == [77, *range(1, 8)]
+    rows[0] = 78
+    assert int(after.view[0]) == 78
+
+
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_rows_that_a_sampler_replaced_are_not_put_into_those_of_others(make: Any) -> None:
+    def change(sampler: Any) -> None:
+        sampler.rows = make()
+        sampler.rows[0] = 77
+        sampler.order = sampler.rows
+
+    of_the_script = make()
+    after: Any = Holding(rows=of_the_script)
+    resumed(Holding(rows=make()), after, change)
+    assert numbers(of_the_script) == list(range(8))
+    assert numbers(after.rows) == [77, *range(1, 8)]
+    assert after.order is after.rows
+
+
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_a_sampler_has_the_object_again_that_it_had_at_a_capture(make: Any) -> None:
+    rows = make()
+    sampler: Any = Holding(rows=rows)
+    watched = of(sampler)
+    sampler.rows[0] = 77
+    memory = watched.capture()
+    sampler.rows = make()
+    watched.restore(memory)
+    assert sampler.rows is rows
+    assert numbers(rows) == [77, *range(1, 8)]
+
+
+def test_rows_that_cannot_be_filled_are_replaced() -> None:
+    fixed, one = np.arange(8), torch.zeros(1, dtype=torch.int64).expand(8)
+    fixed.flags.writeable = False
+    after: Any = Holding(fixed=fixed, one=one, longer=torch.arange(3))
+    before: Any = Holding(fixed=np.arange(8), one=torch.zeros(8, dtype=torch.int64), longer=torch.arange(3))
+    watched = of(before)
+    before.fixed += 1
+    before.one += torch.arange(8)
+    before.longer.resize_(2)
+    of(after).restore(through_a_checkpoint(watched.capture()))
+    assert numbers(after.fixed) == list(range(1, 9))
+    assert numbers(after.one) == list(range(8))
+    assert numbers(after.longer) == [0, 1]
+    assert numbers(fixed) == list(range(8))
