@@ -1,5 +1,6 @@
 """What a sampler remembers comes back into the objects that the script has made, and no further."""
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Sampler, WeightedRandomSampler
 
 import piton_trainer
 from piton_trainer.checkpoint.format import codec
 from piton_trainer.errors import Stopped
+from piton_trainer.runtime.process_group import Ranks
+from piton_trainer.state import plain_values
+from piton_trainer.state.rng import RandomNumbers
 from piton_trainer.state.samplers import Samplers
+from piton_trainer.state.train_state import TrainState
+from piton_trainer.training.data_rules import DataRules, Feeding
 from support import tiny
 
 ITEMS, SIZE = 24, 4
@@ -161,3 +168,80 @@ def test_rows_that_cannot_be_filled_are_replaced() -> None:
     assert numbers(after.one) == list(range(8))
     assert numbers(after.longer) == [0, 1]
     assert numbers(fixed) == list(range(8))
+
+
+VALUES: dict[str, Any] = {
+    "whole numbers": lambda: list(range(-50, 50)),
+    "fractions": lambda: [*map(float, range(100)), float("inf"), -0.0],
+    "truths": lambda: [True, False] * 50,
+    "of several types": lambda: [True, 1, 1.0] * 50,
+    "the largest": lambda: [2**63 - 1, -(2**63)] * 50,
+    "too large": lambda: [2**63] * 100,
+    "few": lambda: [1, 2, 3],
+    "a tuple": lambda: tuple(range(100)),
+    "a short tuple": lambda: (1.0, True),
+    "none": list,
+}
+
+
+@pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
+def test_a_value_comes_back_in_its_types(make: Any) -> None:
+    after: Any = Holding(value=None)
+    resumed(Holding(value=None), after, lambda sampler: setattr(sampler, "value", make()))
+    assert repr(after.value) == repr(make())
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("number", [int, float])
+def test_a_long_row_is_a_tensor_in_a_checkpoint(kind: Any, number: Any) -> None:
+    (found,) = plain_values.packed(kind(map(number, range(100)))).values()
+    assert isinstance(found, Tensor)
+
+
+class LargeTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what torch does with as many numbers as a long row has."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.count += isinstance(made, Tensor) and made.numel() >= 50_000
+        return made
+
+
+def test_the_place_of_a_sampler_is_looked_at_without_a_copy_for_a_checkpoint() -> None:
+    sampler: Any = Holding(rows=list(range(50_000)))
+    numbers = RandomNumbers(samplers=of(sampler))
+    sampler.rows.reverse()
+    with LargeTensors() as large:
+        before = numbers.mark()
+        assert numbers.mark() == before
+    assert large.count == 0
+    sampler.rows.reverse()
+    assert numbers.mark() != before
+
+
+class Replay(Holding):
+    """Something large that says its state, and can be gone through."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Do nothing with it."""
+
+
+def test_what_is_no_sampler_of_the_loader_is_not_held_twice(tmp_path: Path) -> None:
+    buffer = Replay(rows=np.zeros(2**20), more=np.zeros(2**20))
+    rules = DataRules(tiny.config(tmp_path), Ranks())
+    tracemalloc.start()
+    try:
+        rules.take({"buffer": buffer})
+        feed = rules.feed(loader_with(None), Feeding(), is_given=False, state=TrainState(), resume=None)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert feed is not None
+    assert held < 2**20

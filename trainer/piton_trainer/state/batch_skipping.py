@@ -241,8 +241,9 @@ class _SameOrder:
             order = iter(self._sampler)
             self._numbers.restore(now)
             return order
+        place = self._numbers.mark()
         order = iter(self._sampler)
-        self._before = now if self._numbers.have_moved(now) else None
+        self._before = now if self._numbers.mark() != place else None
         self._asks_left = max(0, self._asks_left - 1)
         return order
 

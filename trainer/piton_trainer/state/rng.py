@@ -36,6 +36,16 @@ class RandomNumbers:
 
     def capture(self) -> dict[str, Any]:
         """The state of every generator, as JSON and tensors (see `codec`)."""
+        state = self._states()
+        if self._samplers is not None:
+            state[SAMPLERS] = self._samplers.capture()
+        return state
+
+    def mark(self) -> "Mark":
+        """Return the place of all of them."""
+        return _mark(self._states(), memory=0 if self._samplers is None else self._samplers.digest())
+
+    def _states(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "python": random.getstate(),
             "torch": torch.get_rng_state(),
@@ -49,17 +59,7 @@ class RandomNumbers:
             state["cuda"] = torch.cuda.get_rng_state()
         if self._own is not None:
             state["own"] = self._own.capture()
-        if self._samplers is not None:
-            state[SAMPLERS] = self._samplers.capture()
         return state
-
-    def mark(self) -> "Mark":
-        """Return the place of all of them."""
-        return _mark(self.capture())
-
-    def have_moved(self, since: dict[str, Any]) -> bool:
-        """True if anything was drawn since that capture, or a sampler has changed."""
-        return self.mark() != _mark(since)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put every generator back to where `capture` found it, and make samplers what they were, if that was saved."""
@@ -101,16 +101,14 @@ class Mark:
         return tuple((now != then, (place - other) % _CYCLE) for now, then, place, other in both)
 
 
-def _mark(state: dict[str, Any]) -> Mark:
+def _mark(state: dict[str, Any], *, memory: int) -> Mark:
     torch_state = state["torch"].numpy().tobytes() if "numpy" in sys.modules else bytes(state["torch"].tolist())
     python_state = state["python"][1]
     states, places = [torch_state, hash(python_state)], [-_left(torch_state), python_state[-1]]
     if "numpy" in state:
         _, keys, place, *_ = state["numpy"]
         states, places = [*states, hash((*keys, place))], [*places, place]
-    memory = [item for part in state.get(SAMPLERS, {}).values() for item in (*part, *part.values())]
-    others = [*map(_content, state["generators"]), *map(_content, state.get("own", {}).values())]
-    others.append(hash(tuple(map(_content, memory))))
+    others = [*map(_content, state["generators"]), *map(_content, state.get("own", {}).values()), memory]
     return Mark((*states, *others), (*places, *[0] * len(others)))
 
 
@@ -122,6 +120,4 @@ def _left(torch_state: bytes) -> int:
 def _content(state: Any) -> int:
     if isinstance(state, torch.Tensor):
         return hash(state.numpy().tobytes() if "numpy" in sys.modules else tuple(state.tolist()))
-    if isinstance(state, dict):
-        return hash(tuple((name, _content(part)) for name, part in state.items()))
     return hash(repr(state))

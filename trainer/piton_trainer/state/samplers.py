@@ -12,7 +12,7 @@ from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.own_generators import parts_of
-from piton_trainer.state.plain_values import copy_of, fill, is_plain, is_same, may_be_shared, packed, unpacked
+from piton_trainer.state.plain_values import copy_of, digest, fill, is_plain, is_same, may_be_shared, packed, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ class Samplers:
         """Return what is not as the script has made it, as JSON and tensors, by the names of the samplers."""
         found = {name: sampler.capture() for name, sampler in self._samplers.items()}
         return {name: changed for name, changed in found.items() if changed}
+
+    def digest(self) -> int:
+        """Return a number that is another one when a sampler has changed."""
+        return hash(tuple(sampler.digest() for sampler in self._samplers.values()))
 
     def restore(self, memory: Mapping[str, Attributes]) -> None:
         """Make the samplers what they were at a capture."""
@@ -69,6 +73,9 @@ class _Sampler:
         found = {key: packed(value) for key, value in own.items() if key not in is_as_made or _is_seed(key)}
         further = {_NEW: self._new(found), _ALIASES: _aliases(found, own)}
         return found | {key: value for key, value in further.items() if value}
+
+    def digest(self) -> int:
+        return hash(tuple((key, digest(value)) for key, value in self._own.items() if is_plain(value)))
 
     def restore(self, memory: Attributes) -> list[tuple[str, Any, Any]]:
         """Make it what it was. Return seeds that the script has otherwise: key, what was saved, what the script has."""

@@ -64,7 +64,7 @@ class DataRules:
         self._modules: dict[str, nn.Module] = {}
         self._rng: dict[str, Any] = {}
         self._made: dict[int, Attributes] = {}
-        """Attributes of samplers before they are restored, by `id`."""
+        """Attributes of what may be a sampler before it is restored, by `id`; until the loader is known."""
         self._loader: Any = None
 
     def take(self, objects: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,7 +72,8 @@ class DataRules:
         self._modules = {name: value for name, value in objects.items() if isinstance(value, nn.Module)}
         self._loader = objects.get(LOADER)
         for value in filter(may_be_sampler, objects.values()):
-            self._made.setdefault(id(value), attributes(value))
+            if id(value) not in self._made:
+                self._made[id(value)] = attributes(value)
         rng = objects.get(RNG)
         if isinstance(rng, Stateful):
             return objects
@@ -109,7 +110,7 @@ class DataRules:
             replay=not is_given,
             resume=resume,
             own=self._own([loader]),
-            samplers=Samplers([loader], self._made),
+            samplers=self._samplers([loader]),
             together=EpochEnd(self._ranks, self.tell).batches if is_uneven else iter,
         )
 
@@ -132,7 +133,7 @@ class DataRules:
         check = partial(self._check_shapes, loaders, feeding.allow, is_between=False, state=state, resume=resume)
         self._ranks.together(check)
         found = [generator for loader in loaders for generator in generators_of(loader)]
-        own, samplers = self._own(loaders), Samplers(loaders, self._made)
+        own, samplers = self._own(loaders), self._samplers(loaders)
         return Randomness([*generators, *found], resume, own=own, samplers=samplers, loaders=loaders)
 
     def tell(self, text: str) -> None:
@@ -150,6 +151,10 @@ class DataRules:
 
     def _own(self, loaders: Sequence[object]) -> OwnGenerators:
         return OwnGenerators(loaders=loaders, modules=self._modules, named=self._rng)
+
+    def _samplers(self, loaders: Sequence[object]) -> Samplers:
+        made, self._made = self._made, {}  # a replay buffer may look like a sampler, and is large
+        return Samplers(loaders, made)
 
     def _check_place(
         self, loader: Iterable[Any], feeding: Feeding, *, is_given: bool, state: TrainState, resume: Resume | None
