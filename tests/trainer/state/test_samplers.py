@@ -245,3 +245,79 @@ def test_what_is_no_sampler_of_the_loader_is_not_held_twice(tmp_path: Path) -> N
         tracemalloc.stop()
     assert feed is not None
     assert held < 2**20
+
+
+class Counting(Sampler[int]):
+    """A sampler that counts the epochs, each of which follows from the count."""
+
+    def __init__(self, *, is_lazy: bool) -> None:
+        if not is_lazy:
+            self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch = getattr(self, "epoch", 0) + 1
+        return iter(torch.randperm(ITEMS, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    def __len__(self) -> int:
+        return ITEMS
+
+
+class Data:
+    """What a script has of its own, which puts the count of its sampler back."""
+
+    def __init__(self, *, is_lazy: bool) -> None:
+        self.sampler = Counting(is_lazy=is_lazy)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": getattr(self.sampler, "epoch", 0)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.epoch = state["epoch"]
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+@pytest.mark.parametrize("stops", [(3,), (3, 8, 14), (8, 14, 20), (6, 12, 14)])
+def test_a_sampler_that_is_put_back_by_other_objects_too_is_where_it_was(
+    stops: tuple[int, ...], is_lazy: bool, tmp_path: Path
+) -> None:
+    def run(directory: Path, at: int = 0) -> list[list[float]]:
+        data, seen = Data(is_lazy=is_lazy), []
+        with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
+            session.restore(model=nn.Linear(1, 1), data=data)
+            for batch in session.steps(loader_with(data.sampler), epochs=5):
+                seen.append(batch.tolist())
+                if session.step + 1 == at:
+                    tiny.terminate(session)
+        return seen
+
+    whole = run(tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(Stopped):
+            run(tmp_path / "parts", stop)
+    assert run(tmp_path / "parts") == whole[stops[-1] :]
+
+
+def test_what_has_once_changed_is_in_each_capture() -> None:
+    sampler: Any = Holding(epoch=0, place=0)
+    watched = of(sampler)
+    before = watched.capture()
+    sampler.epoch, sampler.more = 1, 5
+    watched.capture()
+    sampler.epoch = 0
+    del sampler.more
+    assert watched.capture()["sampler"]["epoch"] == 0
+    after: Any = Holding(epoch=7, place=0, more=7)
+    resumed_watch = of(after)
+    resumed_watch.restore(through_a_checkpoint(watched.complete(before)))
+    assert (after.epoch, hasattr(after, "more")) == (0, False)
+    assert resumed_watch.capture()["sampler"]["epoch"] == 0
+
+
+def test_other_ranks_have_what_has_once_changed_in_their_checkpoints() -> None:
+    before: Any = Holding(epoch=0)
+    watched = of(before)
+    before.epoch = 1
+    state = RandomNumbers(samplers=watched).capture()
+    numbers = RandomNumbers(samplers=of(Holding(epoch=3)))
+    numbers.restore(state, is_of_other_ranks=True)
+    assert numbers.capture()["samplers"]["sampler"]["epoch"] == 3

@@ -81,10 +81,14 @@ class Randomness:
 
     def part(self) -> dict[str, Any]:
         """The random numbers and the data of this rank, as JSON and tensors for a save."""
-        now = DataShape.of(self._loaders)
-        shapes = [shape.steady_since(begun).to_document() for shape, begun in zip(now, self._shapes, strict=True)]
+        shapes = [
+            shape.steady_since(before).to_document()
+            for shape, before in zip(DataShape.of(self._loaders), self._shapes, strict=True)
+        ]
         data = {"shapes": shapes, "draws_late": self._draws_late}
-        return {"rng": self.rng(), "epoch_rng": self.epoch_rng, "data": data}
+        now = self.rng()
+        begun = None if self.epoch_rng is None else self._numbers.complete(self.epoch_rng)
+        return {"rng": now, "epoch_rng": begun, "data": data}
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins."""
@@ -105,10 +109,8 @@ class Randomness:
     def _put_back(self, state: dict[str, Any] | None, resume: Resume) -> None:
         if state is None:
             resume.derive()
-        elif resume.is_of_other_ranks:
-            self._numbers.restore({key: part for key, part in state.items() if key != rng.SAMPLERS})
         else:
-            self._numbers.restore(state)
+            self._numbers.restore(state, is_of_other_ranks=resume.is_of_other_ranks)
 
 
 class ResumableLoader(Randomness):

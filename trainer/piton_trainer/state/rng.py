@@ -61,8 +61,17 @@ class RandomNumbers:
             state["own"] = self._own.capture()
         return state
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put every generator back to where `capture` found it, and make samplers what they were, if that was saved."""
+    def complete(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return an earlier capture with what samplers have changed since, as it was then."""
+        if self._samplers is None:
+            return state
+        return {**state, SAMPLERS: self._samplers.complete(state.get(SAMPLERS, {}))}
+
+    def restore(self, state: dict[str, Any], *, is_of_other_ranks: bool = False) -> None:
+        """Put every generator back to where `capture` found it, and make samplers what they were, if that was saved.
+
+        With `is_of_other_ranks` samplers stay as they are: a share is of one rank.
+        """
         random.setstate(state["python"])
         torch.set_rng_state(state["torch"])
         for generator, saved in zip(self._generators, state["generators"], strict=False):
@@ -76,7 +85,7 @@ class RandomNumbers:
         if self._own is not None:
             self._own.restore(state.get("own", {}))
         if self._samplers is not None and SAMPLERS in state:
-            self._samplers.restore(state[SAMPLERS])
+            (self._samplers.keep if is_of_other_ranks else self._samplers.restore)(state[SAMPLERS])
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:

@@ -16,9 +16,9 @@ from piton_trainer.state.plain_values import copy_of, digest, fill, is_plain, is
 
 logger = logging.getLogger(__name__)
 
-_NEW, _ALIASES = "<new>", "<aliases>"
-"""Keys beside those of attributes: which of them are no longer the objects that the script has made, and which pairs
-of them are one object."""
+_NEW, _ALIASES, _ABSENT = "<new>", "<aliases>", "<absent>"
+"""Keys beside those of attributes: which of them are no longer the objects that the script has made, which pairs of
+them are one object, and which did not exist."""
 
 Attributes = Mapping[str, Any]
 
@@ -33,9 +33,22 @@ class Samplers:
         self._told: set[str] = set()
 
     def capture(self) -> dict[str, dict[str, Any]]:
-        """Return what is not as the script has made it, as JSON and tensors, by the names of the samplers."""
+        """Return what is or was not as the script has made it, as JSON and tensors, by the names of the samplers."""
         found = {name: sampler.capture() for name, sampler in self._samplers.items()}
         return {name: changed for name, changed in found.items() if changed}
+
+    def complete(self, memory: Mapping[str, Attributes]) -> dict[str, dict[str, Any]]:
+        """Return an earlier capture with what has changed since, as it was then.
+
+        By a resume the script may have made that otherwise: its own state may put it where it was at the save.
+        """
+        found = {name: sampler.complete(memory.get(name, {})) for name, sampler in self._samplers.items()}
+        return {name: changed for name, changed in found.items() if changed}
+
+    def keep(self, memory: Mapping[str, Attributes]) -> None:
+        """Have in each capture from now on what was in this one."""
+        for name, sampler in self._samplers.items():
+            sampler.keep(memory.get(name, {}))
 
     def digest(self) -> int:
         """Return a number that is another one when a sampler has changed."""
@@ -66,23 +79,38 @@ class _Sampler:
         self._made = made or attributes(part)
         self._objects = {key: value for key, value in self._own.items() if is_plain(value) and may_be_shared(value)}
         """Rows that others may hold too: these objects are filled, not replaced."""
+        self._kept: dict[str, None] = {}
+        """Attributes that were ever otherwise than the script has made them, in this attempt or before."""
 
     def capture(self) -> dict[str, Any]:
         own = {key: value for key, value in self._own.items() if is_plain(value)}
-        is_as_made = {key for key, value in own.items() if key in self._made and is_same(value, self._made[key])}
-        found = {key: packed(value) for key, value in own.items() if key not in is_as_made or _is_seed(key)}
-        further = {_NEW: self._new(found), _ALIASES: _aliases(found, own)}
+        self._kept |= {key: None for key, value in own.items() if key not in self._kept and self._differs(key, value)}
+        found = {key: packed(own[key]) for key in self._kept if key in own}
+        absent = [key for key in self._kept if key not in self._own]
+        further = {_NEW: self._new(found), _ALIASES: _aliases(found, own), _ABSENT: absent}
         return found | {key: value for key, value in further.items() if value}
+
+    def complete(self, memory: Attributes) -> dict[str, Any]:
+        absent = memory.get(_ABSENT, [])
+        left = [key for key in self._kept if key not in memory and key not in absent]
+        absent = [*absent, *(key for key in left if key not in self._made)]
+        found = {**memory, **{key: packed(self._made[key]) for key in left if key in self._made}}
+        return found | ({_ABSENT: absent} if absent else {})
+
+    def keep(self, memory: Attributes) -> None:
+        saved = [key for key in memory if key not in (_NEW, _ALIASES, _ABSENT)]
+        self._kept |= dict.fromkeys([*saved, *memory.get(_ABSENT, ())])
 
     def digest(self) -> int:
         return hash(tuple((key, digest(value)) for key, value in self._own.items() if is_plain(value)))
 
     def restore(self, memory: Attributes) -> list[tuple[str, Any, Any]]:
         """Make it what it was. Return seeds that the script has otherwise: key, what was saved, what the script has."""
-        saved = {key: unpacked(value) for key, value in memory.items() if key not in (_NEW, _ALIASES)}
+        self.keep(memory)
+        saved = {key: unpacked(memory[key]) for key in self._kept if key in memory}
         others = [key for key, value in self._own.items() if is_plain(value) and key not in saved]
         for key in others:  # those that hold something else by now stay
-            if key in self._made:
+            if key in self._made and key not in memory.get(_ABSENT, ()):
                 self._put(key, self._made[key], is_new=False)
             else:
                 del self._own[key]
@@ -93,6 +121,9 @@ class _Sampler:
             if other in self._own and is_same(self._own[key], self._own[other]):
                 self._own[key] = self._own[other]
         return [(key, value, made) for key, value, made in seeds if not is_same(made, value)]
+
+    def _differs(self, key: str, value: Any) -> bool:
+        return _is_seed(key) or key not in self._made or not is_same(value, self._made[key])
 
     def _new(self, keys: Iterable[str]) -> list[str]:
         """Return those of the keys that hold other objects than the script has made."""
