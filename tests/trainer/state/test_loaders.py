@@ -261,6 +261,20 @@ class Inside(Eager):
         yield from self.sampler
 
 
+class Placed(Eager):
+    """It counts its place while it is asked, and begins at it."""
+
+    def __init__(self) -> None:
+        self.epoch = self.place = 0
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        while self.place < ITEMS:
+            self.place += 1
+            yield order[self.place - 1]
+        self.epoch, self.place = self.epoch + 1, 0
+
+
 REMEMBERING: tuple[type[Eager], ...] = (
     Counting,
     CountingLate,
@@ -299,6 +313,7 @@ ACCELERATED: dict[str, dict[str, Any]] = {
     "with an eager sampler": {"sampler": Eager},
     "with an eager sampler with its own numbers": {"sampler": EagerByItself},
     "with a sampler that counts": {"sampler": Counting},
+    "with a sampler that counts its place": {"sampler": Placed},
     "with a seed": {"shuffle": True, "seed": 5},
     "with workers": {"shuffle": True, "num_workers": 2},
     "with items left over": {"shuffle": True, "size": 5},
@@ -663,10 +678,16 @@ def test_what_a_resume_will_not_do_is_said_before_it_matters(
 
 @pytest.mark.parametrize(
     "make",
-    [plain, lambda: StatefulDataLoader(Counted(), num_workers=1), lambda: [torch.ones(2)] * 3, lambda: torch.ones(3)],
+    [
+        plain,
+        lambda: StatefulDataLoader(Counted(), num_workers=1),
+        partial(of_accelerate, has_state=True, sampler=Placed),
+        lambda: [torch.ones(2)] * 3,
+        lambda: torch.ones(3),
+    ],
 )
 def test_a_loader_that_can_do_all_is_not_warned_of(make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    attempt(tmp_path, make, total=1)
+    attempt(tmp_path, make, total=3)
     assert not caplog.text
 
 

@@ -13,6 +13,7 @@ what it did.
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +30,7 @@ from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
+from piton_trainer.integrations.transformers_loader import resumes_exactly
 from piton_trainer.integrations.transformers_state import (
     LOSS,
     LOSSES,
@@ -41,6 +43,8 @@ from piton_trainer.integrations.transformers_state import (
     refuse_gradients,
 )
 from piton_trainer.state.data_position import Randomness
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 TRAINER = "trainer"
@@ -71,6 +75,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self._is_pending = False
         self._waits_for_epoch = False
         self._is_over = False
+        self._epoch_began_at = -1
         _take_over_train()
 
     @property
@@ -101,22 +106,40 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             come_later = _weights_come_later(trainer) if state is not None else nullcontext()
             of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
             start_time = Clock().now().timestamp()
+            exactly = resumes_exactly(trainer, randomness=lambda: self._randomness)
             try:
-                with come_later, of_all_steps:
+                with come_later, of_all_steps, exactly:
                     try:
                         output = go(resume_from_checkpoint)
                     except _NothingLeftError:
                         output = _finish_training(trainer, start_time)
+                self._tell_of_early_end(trainer)
                 session.finish()  # wherever transformers ends, it means to
                 return output
             finally:
                 self._session = self._trainer = None
         raise AssertionError("a session swallows nothing")
 
+    def _tell_of_early_end(self, trainer: Any) -> None:
+        """Say it if nobody has asked for an end before the last step; transformers ends its last epoch silently."""
+        state = trainer.state
+        is_meant = (
+            self._is_over
+            or self._randomness is None
+            or (trainer.control.should_training_stop and state.global_step > self._epoch_began_at)
+        )
+        if state.global_step < state.max_steps and not is_meant and self._session is not None and self._session.is_main:
+            logger.warning(
+                "transformers ended the training at step %d of %d, and no callback asked for that: the data had fewer "
+                "batches, or epochs were cut short; the run counts as finished",
+                state.global_step,
+                state.max_steps,
+            )
+
     def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
         self._session, self._trainer, self._randomness = session, trainer, None
         self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
-        self._is_first_step = True
+        self._is_first_step, self._epoch_began_at = True, -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -154,6 +177,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Be where the random numbers were when this epoch began before."""
         self._catch_up(state, control)
+        self._epoch_began_at = state.global_step
         if self._randomness is None:
             raise _NothingLeftError
         if self._is_mid_epoch:
@@ -168,7 +192,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         """The first one of a resumed epoch comes after transformers has passed over the batches that are done."""
         self._catch_up(state, control)
         if self._is_mid_epoch and self._randomness is not None:
-            self._randomness.catch_up()
+            # The loader has done it by now, unless it is one of which nobody knows how far it reads ahead.
+            self._randomness.catch_up(has_read_on=True)
             self._is_mid_epoch = False
         if self._session is not None:
             self._session.begin_step()

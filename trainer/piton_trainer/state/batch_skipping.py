@@ -7,7 +7,7 @@ at that item. With anything else, such as a stream or a loader around a loader, 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from inspect import isgeneratorfunction
 from itertools import chain, islice
@@ -120,14 +120,18 @@ def before_ahead(loader: object, call: Callable[[], None]) -> Iterator[None]:
 
     It draws what that batch needs, and the end of the sampler, from the random numbers of the save.
     """
-    inside: Any = _read_ahead(loader)
-    if inside is None:
+    inside = _read_ahead(loader)
+    with nullcontext() if inside is None else after_batches(inside, 1, call):
         yield
-        return
+
+
+@contextmanager
+def after_batches(inside: Any, number: int, call: Callable[[], None]) -> Iterator[None]:
+    """Call this before a loader inside one of accelerate's is asked for a batch after so many."""
 
     def read() -> Iterator[Any]:
         batches = type(inside).__iter__(inside)
-        yield from islice(batches, 1)
+        yield from islice(batches, number)
         call()
         yield from batches
 
@@ -241,9 +245,9 @@ class _SameOrder:
             order = iter(self._sampler)
             self._numbers.restore(now)
             return order
-        place = self._numbers.mark()
+        place = self._numbers.place()
         order = iter(self._sampler)
-        self._before = now if self._numbers.mark() != place else None
+        self._before = now if self._numbers.place() != place else None
         self._asks_left = max(0, self._asks_left - 1)
         return order
 

@@ -100,17 +100,27 @@ class Randomness:
             self._put_back(self._resume.epoch_rng, self._resume)
         self.begin_epoch()
 
-    def catch_up(self) -> None:
-        """Go to where the save was, once everything that it had behind it has been passed over."""
+    def catch_up(self, *, has_read_on: bool = False) -> None:
+        """Go to where the save was, once everything that it had behind it has been passed over.
+
+        `has_read_on`: a sampler may have given more since, and is where it belongs.
+        """
         resume, self._resume = self._resume, None
         if resume is not None:
-            self._put_back(resume.rng, resume)
+            self._put_back(resume.rng, resume, has_samplers=not has_read_on)
 
-    def _put_back(self, state: dict[str, Any] | None, resume: Resume) -> None:
+    def skip(self, loader: Iterable[Any], batches: int, *, epoch: int) -> Iterator[Any]:
+        """Return what is left of the epoch that is played again, of a loader without state."""
+        with before_ahead(loader, self.catch_up):
+            iterator = iterate_from(loader, batches, self._numbers, epoch=epoch)
+        self.catch_up()
+        return iterator
+
+    def _put_back(self, state: dict[str, Any] | None, resume: Resume, *, has_samplers: bool = True) -> None:
         if state is None:
             resume.derive()
         else:
-            self._numbers.restore(state, is_of_other_ranks=resume.is_of_other_ranks)
+            self._numbers.restore(state, has_samplers=has_samplers and not resume.is_of_other_ranks)
 
 
 class ResumableLoader(Randomness):
@@ -173,10 +183,7 @@ class ResumableLoader(Randomness):
         self.replay_epoch()
         if self._replay:
             place = self._position
-            with before_ahead(self._loader, self.catch_up):
-                iterator = iterate_from(self._loader, place.batch, self._numbers, epoch=place.epoch)
-            self.catch_up()
-            return iterator
+            return self.skip(self._loader, place.batch, epoch=place.epoch)
         return self._go_on()
 
     def _go_on(self) -> Iterator[Any]:

@@ -42,8 +42,12 @@ class RandomNumbers:
         return state
 
     def mark(self) -> "Mark":
-        """Return the place of all of them."""
-        return _mark(self._states(), memory=0 if self._samplers is None else self._samplers.digest())
+        """Return the place of all generators; what samplers remember is none of it."""
+        return _mark(self._states())
+
+    def place(self) -> tuple["Mark", int]:
+        """Return the place of all generators, and a digest of what samplers remember."""
+        return self.mark(), 0 if self._samplers is None else self._samplers.digest()
 
     def _states(self) -> dict[str, Any]:
         state: dict[str, Any] = {
@@ -67,10 +71,10 @@ class RandomNumbers:
             return state
         return {**state, SAMPLERS: self._samplers.complete(state.get(SAMPLERS, {}))}
 
-    def restore(self, state: dict[str, Any], *, is_of_other_ranks: bool = False) -> None:
+    def restore(self, state: dict[str, Any], *, has_samplers: bool = True) -> None:
         """Put every generator back to where `capture` found it, and make samplers what they were, if that was saved.
 
-        With `is_of_other_ranks` samplers stay as they are: a share is of one rank.
+        Without `has_samplers` these stay as they are.
         """
         random.setstate(state["python"])
         torch.set_rng_state(state["torch"])
@@ -85,7 +89,7 @@ class RandomNumbers:
         if self._own is not None:
             self._own.restore(state.get("own", {}))
         if self._samplers is not None and SAMPLERS in state:
-            (self._samplers.keep if is_of_other_ranks else self._samplers.restore)(state[SAMPLERS])
+            (self._samplers.restore if has_samplers else self._samplers.keep)(state[SAMPLERS])
 
 
 def derive(*, seed: int, step: int, rank: int) -> None:
@@ -99,7 +103,7 @@ def derive(*, seed: int, step: int, rank: int) -> None:
 
 @dataclass(frozen=True)
 class Mark:
-    """The place of the generators in what they draw, and of samplers, for telling what happens between two of them."""
+    """The place of the generators in what they draw, for telling what happens between two of them."""
 
     states: tuple[bytes | int, ...]
     places: tuple[int, ...]
@@ -110,14 +114,14 @@ class Mark:
         return tuple((now != then, (place - other) % _CYCLE) for now, then, place, other in both)
 
 
-def _mark(state: dict[str, Any], *, memory: int) -> Mark:
+def _mark(state: dict[str, Any]) -> Mark:
     torch_state = state["torch"].numpy().tobytes() if "numpy" in sys.modules else bytes(state["torch"].tolist())
     python_state = state["python"][1]
     states, places = [torch_state, hash(python_state)], [-_left(torch_state), python_state[-1]]
     if "numpy" in state:
         _, keys, place, *_ = state["numpy"]
         states, places = [*states, hash((*keys, place))], [*places, place]
-    others = [*map(_content, state["generators"]), *map(_content, state.get("own", {}).values()), memory]
+    others = [*map(_content, state["generators"]), *map(_content, state.get("own", {}).values())]
     return Mark((*states, *others), (*places, *[0] * len(others)))
 
 

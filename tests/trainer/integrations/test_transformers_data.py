@@ -1,0 +1,163 @@
+"""Data of a transformers.Trainer: samplers that remember, random rows, streams, and data that ends early."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import Trainer
+
+from support import ends, resume
+from support import tiny_transformers as hf
+
+ROWS = 26
+
+
+class Counting(Sampler[int]):
+    """A sampler that counts its place while it is asked, and begins at it."""
+
+    def __init__(self) -> None:
+        self.epoch = self.place = 0
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        while self.place < ROWS:
+            self.place += 1
+            yield order[self.place - 1]
+        self.epoch, self.place = self.epoch + 1, 0
+
+    def __len__(self) -> int:
+        return ROWS
+
+
+class Popping(Sampler[int]):
+    """A sampler that uses up a list, and has some of it left from the epoch before."""
+
+    def __init__(self) -> None:
+        self.rows = [0, 1, 2]
+
+    def __iter__(self) -> Iterator[int]:
+        self.rows = torch.randperm(ROWS).tolist() + self.rows
+        for _ in range(ROWS):
+            yield self.rows.pop()
+
+    def __len__(self) -> int:
+        return ROWS
+
+
+class Noisy(Dataset[Any]):
+    """Rows with random augmentation."""
+
+    def __getitem__(self, number: int) -> Any:
+        row = hf.tokens(ROWS)[number]["input_ids"].clone()
+        row[int(torch.randint(len(row), ()))] = 0
+        return {"input_ids": row, "labels": row}
+
+    def __len__(self) -> int:
+        return ROWS
+
+
+def sampled_by(kind: type[Sampler[int]]) -> type[Trainer]:
+    """Return a Trainer whose loader transformers makes, with a sampler of the user's."""
+
+    class Sampled(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return kind()
+
+    return Sampled
+
+
+def loaded(rows: Any = None, **how: Any) -> type[Trainer]:
+    """Return a Trainer with a loader of torch's that the user makes."""
+
+    class Loaded(Trainer):  # type: ignore[misc]
+        def get_train_dataloader(self) -> Any:
+            own = {name: value() if isinstance(value, type) else value for name, value in how.items()}
+            return DataLoader(rows or self.train_dataset, batch_size=4, collate_fn=self.data_collator, **own)
+
+    return Loaded
+
+
+TRAINERS = {
+    "counting": sampled_by(Counting),
+    "popping": sampled_by(Popping),
+    "own loader, counting": loaded(sampler=Counting),
+    "own loader, counting, workers": loaded(sampler=Counting, num_workers=1),
+    "own loader, random rows": loaded(Noisy(), shuffle=True),
+}
+
+
+def assert_resumes(tmp_path: Path, step: int, **arguments: Any) -> None:
+    """Stop at a step, resume, and have what a whole training has."""
+    whole = hf.train(tmp_path / "whole", **arguments)
+    hf.train(tmp_path / "parts", at={step: ends.terminate}, **arguments)
+    resumed = hf.train(tmp_path / "parts", **arguments)
+    assert resumed.losses == whole.losses
+    assert resumed.state.epoch == whole.state.epoch
+    assert [name for name in whole.weights if not torch.equal(resumed.weights[name], whole.weights[name])] == []
+
+
+@resume.exact("transformers: samplers that count their place, or use up a list")
+@pytest.mark.parametrize("step", [1, hf.STEPS_PER_EPOCH, hf.STEPS_PER_EPOCH + 2])
+@pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS)
+def test_a_sampler_is_where_it_was(kind: type[Trainer], step: int, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, step, kind=kind)
+
+
+def test_a_sampler_is_where_it_was_with_workers_that_outlast_an_epoch(tmp_path: Path) -> None:
+    how = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    assert_resumes(tmp_path, hf.STEPS_PER_EPOCH + 1, kind=sampled_by(Popping), **how)
+
+
+class Short(IterableDataset[Any]):
+    """A stream that says it is longer than it is, or says nothing."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(hf.tokens(self.rows))
+
+
+class Boasting(Short):
+    """A stream with too many rows in its length."""
+
+    def __len__(self) -> int:
+        return 4 * self.rows
+
+
+class Once(Short):
+    """A stream that can be read once."""
+
+    def __iter__(self) -> Iterator[Any]:
+        rows, self.rows = self.rows, 0
+        return iter(hf.tokens(rows))
+
+
+def fed_by(kind: type[Short], rows: int) -> type[Trainer]:
+    """Return a Trainer over a stream."""
+
+    class Fed(Trainer):  # type: ignore[misc]
+        def __init__(self, *, train_dataset: Any, **how: Any) -> None:
+            super().__init__(train_dataset=kind(rows), **how)
+
+    return Fed
+
+
+UNDISPATCHED = {"accelerator_config": {"dispatch_batches": False}}
+ENDED_EARLY = "and no callback asked for that"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "step"),
+    [(Boasting, {}, 4), (Once, {"max_steps": 9, **UNDISPATCHED}, 2)],
+    ids=["boasting", "once"],
+)
+def test_data_that_ends_before_the_last_step_is_told_of(
+    kind: type[Short], arguments: dict[str, Any], step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran = hf.train(tmp_path, kind=fed_by(kind, 16), **arguments)
+    assert (ran.code, ran.state.global_step) == (0, step)
+    assert caplog.text.count(ENDED_EARLY) == 1
