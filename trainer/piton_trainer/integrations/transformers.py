@@ -14,8 +14,8 @@ what it did.
 import functools
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,11 +32,15 @@ from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
 from piton_trainer.integrations.transformers_loader import resumes_exactly
 from piton_trainer.integrations.transformers_state import (
+    JUDGED,
     LOSS,
     LOSSES,
     Description,
     Losses,
     OwnAccount,
+    after_judging,
+    as_resumed,
+    can_judge,
     judge,
     loss_with_weights,
     recover_best,
@@ -74,6 +78,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self._is_mid_epoch = False
         self._is_pending = False
         self._waits_for_epoch = False
+        self._waits_for_judging = False
         self._is_over = False
         self._epoch_began_at = -1
         _take_over_train()
@@ -97,18 +102,19 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             state = session.peek(TRAINER)
             if state is not None:
                 resume_from_checkpoint = folder
-                judge(state, trainer.args)
+                if not (session.peek(LOSSES) or {}).get(JUDGED):
+                    judge(state, trainer.args)
                 text = json.dumps(state, default=lambda number: number.item())  # of numpy, or a tensor, in its log
                 (Path(folder) / STATE_FILE).write_text(text, encoding="utf-8")
             # Checkpoints of earlier trainers have no losses, and such a run goes on without.
             is_known = state is None or session.peek(LOSSES) is not None
             self._losses = Losses(trainer) if is_known and Losses.can_be_kept(trainer) else None
-            come_later = _weights_come_later(trainer) if state is not None else nullcontext()
+            resumed = as_resumed(trainer) if state is not None else nullcontext()
             of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
             start_time = Clock().now().timestamp()
             exactly = resumes_exactly(trainer, randomness=lambda: self._randomness)
             try:
-                with come_later, of_all_steps, exactly:
+                with resumed, of_all_steps, exactly, after_judging(trainer, self._judged):
                     try:
                         output = go(resume_from_checkpoint)
                     except _NothingLeftError:
@@ -139,6 +145,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
     def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
         self._session, self._trainer, self._randomness = session, trainer, None
         self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
+        self._waits_for_judging = False
         self._is_first_step, self._epoch_began_at = True, -1
 
     def on_train_begin(
@@ -251,8 +258,15 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
 
     def _settle(self, state: TrainerState, control: TrainerControl) -> None:
         """Act once nothing of the step is left to do: what is logged and evaluated belongs to it."""
-        if self._is_pending and not (self._waits_for_epoch or control.should_log or control.should_evaluate):
+        self._waits_for_judging |= control.should_evaluate and can_judge(self._trainer)
+        is_waiting = self._waits_for_epoch or self._waits_for_judging
+        if self._is_pending and not (is_waiting or control.should_log or control.should_evaluate):
             self._boundary(state, control)
+
+    def _judged(self) -> None:
+        """What transformers knows of its best metric belongs to the step, too."""
+        self._waits_for_judging = False
+        self._settle(self._trainer.state, self._trainer.control)
 
     def _catch_up(self, state: TrainerState, control: TrainerControl) -> None:
         """A log that was due never came; by now there is no flag that would end the loop before its next step."""
@@ -263,7 +277,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
 
     def _boundary(self, state: TrainerState, control: TrainerControl) -> None:
         assert self._session is not None
-        self._is_pending = False
+        self._is_pending = self._waits_for_judging = False
         is_short = control.should_training_stop and state.global_step < state.max_steps
         try:
             self._is_over = self._session.boundary(ended="transformers ended the training" if is_short else None)
@@ -310,16 +324,6 @@ def _take_over_train() -> None:
 
     train.before_piton = original  # type: ignore[attr-defined]
     Trainer.train = train
-
-
-@contextmanager
-def _weights_come_later(trainer: Any) -> Iterator[None]:
-    """Keep transformers from looking for weights in its folder."""
-    trainer._load_from_checkpoint = lambda *_, **__: None  # noqa: SLF001
-    try:
-        yield
-    finally:
-        del trainer._load_from_checkpoint  # noqa: SLF001
 
 
 def _refuse(trainer: Any) -> None:

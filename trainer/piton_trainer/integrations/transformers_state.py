@@ -5,12 +5,14 @@ It has been tried with transformers 5.23, and must not know sessions.
 
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LOSSES = "losses"
 """The object of a checkpoint that has the losses of which transformers logs means."""
+JUDGED = "is_judged"
+"""Key of the losses: true if transformers had judged the evaluation of the step; earlier trainers saved before that."""
 LOSS = "loss"
 """The object of a checkpoint that has weights which are trained beside the model's."""
 _FEWEST = 0.001
@@ -70,6 +74,7 @@ class Losses:
             "logged": trainer._total_loss_scalar,  # noqa: SLF001
             "not_logged": float(trainer._tr_loss),  # noqa: SLF001
             "logged_at": trainer._globalstep_last_logged,  # noqa: SLF001
+            JUDGED: can_judge(trainer),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,14 +172,58 @@ class Description:
         """The script has built the model."""
 
 
+def can_judge(trainer: Any) -> bool:
+    """True if this version of transformers looks for the best metric in a method of its own; 5.23 does."""
+    return hasattr(trainer, "_determine_best_metric")
+
+
+@contextmanager
+def after_judging(trainer: Any, call: Callable[[], None]) -> Iterator[None]:
+    """Call this once transformers has judged an evaluation that it has made itself, and stepped the schedule by it."""
+    if not can_judge(trainer):
+        yield
+        return
+    original = trainer._determine_best_metric  # noqa: SLF001
+
+    def determine(*args: Any, **kwargs: Any) -> Any:
+        is_best = original(*args, **kwargs)
+        call()
+        return is_best
+
+    trainer._determine_best_metric = determine  # noqa: SLF001
+    try:
+        yield
+    finally:
+        del trainer._determine_best_metric  # noqa: SLF001
+
+
 def judge(state: dict[str, Any], args: TrainingArguments) -> None:
-    """Catch up on the best metric: transformers looks for it only after its callbacks have heard of an evaluation."""
+    """Catch up on the evaluation of the step of a save, as transformers would have judged it."""
     name = str(args.metric_for_best_model)
     name = name if name.startswith("eval_") else f"eval_{name}"
-    found = [(entry[name], entry["step"]) for entry in state["log_history"] if name in entry]
-    if found:
-        best = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
-        state["best_metric"], state["best_global_step"] = best
+    is_better, worst = (np.greater, -math.inf) if args.greater_is_better else (np.less, math.inf)
+    for entry in state["log_history"]:
+        if name not in entry or entry["step"] != state["global_step"]:
+            continue
+        best = state["best_metric"]
+        if is_better(entry[name], worst if best is None else best):
+            state["best_metric"] = entry[name]
+            if args.save_strategy != SaveStrategy.NO:
+                state["best_global_step"] = entry["step"]
+
+
+@contextmanager
+def as_resumed(trainer: Any) -> Iterator[None]:
+    """Keep transformers from looking for weights in its folder, and from the evaluation that opens a run."""
+    args: Any = trainer.args
+    evaluates = getattr(args, "eval_on_start", False)
+    trainer._load_from_checkpoint = lambda *_, **__: None  # noqa: SLF001
+    args.eval_on_start = False
+    try:
+        yield
+    finally:
+        del trainer._load_from_checkpoint  # noqa: SLF001
+        args.eval_on_start = evaluates
 
 
 def recover_best(trainer: Any, *, tells: bool) -> None:
