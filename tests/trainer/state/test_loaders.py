@@ -369,7 +369,7 @@ class AtOnce(Ordered):
         return self.batches(self.draw(BATCHES))
 
 
-class Placed:
+class OverTold:
     """A loader of one's own that says its place in a DataLoader whose sampler is told the epoch."""
 
     def __init__(self) -> None:
@@ -471,7 +471,7 @@ LOADERS = {
     "with state and a generator, by Python's numbers": lambda: Ordered(drawn_by_python),
     "with state and a generator, by numpy's": lambda: Ordered(drawn_by_numpy),
     "with state, drawing at once": lambda: AtOnce(drawn_by_python),
-    "with state, over a sampler that is told the epoch": Placed,
+    "with state, over a sampler that is told the epoch": OverTold,
     "with state and a generator inside": lambda: Mapped(drawn_by_python),
     **{f"of accelerate, {name}": partial(of_accelerate, **how) for name, how in ACCELERATED.items()},
     **{

@@ -319,5 +319,5 @@ def test_other_ranks_have_what_has_once_changed_in_their_checkpoints() -> None:
     before.epoch = 1
     state = RandomNumbers(samplers=watched).capture()
     numbers = RandomNumbers(samplers=of(Holding(epoch=3)))
-    numbers.restore(state, is_of_other_ranks=True)
+    numbers.restore(state, has_samplers=False)
     assert numbers.capture()["samplers"]["sampler"]["epoch"] == 3
