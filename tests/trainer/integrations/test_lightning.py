@@ -27,7 +27,6 @@ from piton.contract.assignment import Assignment, Objective, SavePolicy
 from piton.contract.termination import Outcome, ScriptEnd, Termination
 from piton_trainer.checkpoint.format import layout
 from piton_trainer.config import Server
-from piton_trainer.training import gradient_accumulation
 from support import ends, ranks, resume, tiny
 from support import tiny_lightning as pl
 from support.status_server import StatusServer
@@ -185,34 +184,6 @@ def test_gradients_that_a_validation_discards_are_not_waited_for(tmp_path: Path)
     resumed = pl.train(tmp_path / "parts", kind=pl.Accumulating)
     assert (stopped.code, len(stopped.seen)) == (143, pl.BATCHES)
     assert_same(resumed, whole)
-
-
-class Wasteful(pl.Adversaries):
-    """It has gradients of a network whose optimizer steps in the beginning only."""
-
-    def training_step(self, batch: Any, number: int) -> Any:
-        x, y = batch
-        self.seen.append(tuple(y.flatten().tolist()))
-        first, second = self.optimizers()
-        loss = torch.nn.functional.mse_loss(self.critic(self.net(x)), y)
-        first.zero_grad()
-        self.manual_backward(loss)
-        first.step()
-        if len(self.seen) == 1:
-            second.step()
-        if event := self.events.get(len(self.seen)):
-            event()
-        return loss.detach()
-
-
-def test_gradients_that_no_step_uses_hold_up_saves_for_a_while_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(gradient_accumulation, "LIMIT", 3)
-    stopped = pl.train(tmp_path, kind=Wasteful, at={3: ends.terminate})
-    assert (stopped.code, len(stopped.seen)) == (143, 5)
-    assert "gradients have waited for the step of an optimizer for 3 batches; they are taken as not used" in caplog.text
-    assert pl.train(tmp_path, kind=Wasteful).complete is not None
 
 
 def test_a_fit_that_vanishes_resumes_from_the_newest_save(whole: pl.Ran, tmp_path: Path) -> None:

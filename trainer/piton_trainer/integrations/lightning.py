@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 import piton_trainer
+from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.lightning_checkpoint import PATH, WEIGHTS, Made, Part, passed_through
@@ -32,6 +33,7 @@ from piton_trainer.integrations.lightning_loops import Finders, Loops
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
 from piton_trainer.training.gradient_accumulation import Gradients
+from piton_trainer.training.step_patience import StepPatience
 
 TRAINER, MADE_BY = "trainer", "lightning"
 """Objects of a checkpoint besides the model."""
@@ -57,6 +59,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._session: piton_trainer.Session | None = None
         self._randomness: Randomness | None = None
         self._gradients: Gradients | None = None
+        self._patience = StepPatience(Clock())
         self._until_left = ExitStack()
         self._known: dict[str, Any] = {}
         self._is_restored = self._is_computed = self._is_pending = self._is_over = False
@@ -74,6 +77,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             # A session saves once more when it ends.
             until_saved.enter_context(passed_through(trainer, partial(self.load, trainer)))
             self._session, self._randomness, self._known = session, None, {}
+            self._patience = StepPatience(Clock())
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
             marker = session.peek(MADE_BY)
             if marker is not None:
@@ -93,7 +97,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def load(self, trainer: Any) -> dict[str, Any]:
         """Our checkpoint as Lightning expects one."""
-        part = Part(trainer)
+        part = Part(trainer, self._patience)
         self._restore(trainer, part)
         return {WEIGHTS: trainer.lightning_module.state_dict(), **part.loaded}
 
@@ -102,7 +106,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         if self._session is None:
             return
         if not self._is_restored:
-            self._restore(trainer, Part(trainer))
+            self._restore(trainer, Part(trainer, self._patience))
         if trainer.world_size != self._session.world_size:
             raise BadConfig(
                 f"Lightning has {trainer.world_size} ranks where the session has {self._session.world_size}; "
@@ -176,9 +180,17 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """True if a module that steps by hand has gradients on some rank that wait for the step of a later batch."""
         if self._gradients is None:
             return False
-        waits = bool(trainer.strategy.reduce_boolean_decision(self._gradients.wait(0), all=False))
-        (self._gradients.postpone if waits else self._gradients.stepped)()
-        return waits
+        assert self._session is not None
+        self._patience.count(waiting=self._gradients.waiting(), stepped=self._gradients.stepped_in_batch())
+        is_on_any_rank = partial(trainer.strategy.reduce_boolean_decision, all=False)
+        if not is_on_any_rank(self._patience.holds_save):
+            return False
+        if not is_on_any_rank(self._session.is_asked_to_stop):
+            return True
+        if is_on_any_rank(self._patience.holds_stop()):
+            return True
+        self._patience.tell_of_loss()
+        return False
 
     def _epoch_done(self, trainer: Any) -> None:
         """Nothing is left of the epoch's last step."""

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from piton_trainer.integrations.lightning_loops import Finders
+from piton_trainer.training.step_patience import StepPatience
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _FOUND = "found"
 """The key of what finders have set, which Lightning's checkpoint has not."""
 _NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
 """Keys that Lightning adds for building a module from a checkpoint; here the script builds it."""
+_STEPS = "steps_by_hand"
+"""The key of what is known of optimizers that step by hand."""
 _IS_WHOLE = "is_whole"
 """The key of the marker that says at which moment a checkpoint was made."""
 
@@ -47,8 +50,9 @@ class Made:
 class Part:
     """The content of Lightning's checkpoint file, without the weights."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, patience: StepPatience) -> None:
         self._trainer = trainer
+        self._patience = patience
         self.loaded: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +64,10 @@ class Part:
         is_live = _is_same(taken.get(WEIGHTS, {}), live)  # else a callback has put others there, such as an average
         omitted = {WEIGHTS} if is_live else set()
         kept = {name: part for name, part in taken.items() if name not in omitted and not name.endswith(_NOT_STATE)}
-        return kept | ({_FOUND: found} if kept and (found := Finders(self._trainer).found()) else {})
+        if not kept:
+            return {}  # Lightning hands nothing to this rank
+        ours = {_FOUND: Finders(self._trainer).found(), _STEPS: self._patience.state_dict()}
+        return kept | {name: part for name, part in ours.items() if part}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lightning restores it when it has built the rest; it knows nothing of what its finders have set."""
@@ -72,7 +79,8 @@ class Part:
                 ", ".join(sorted(lacking)),
             )
         finders.put_back(found)
-        self.loaded = {name: part for name, part in state.items() if name != _FOUND}
+        self._patience.load_state_dict(state.get(_STEPS, {}))
+        self.loaded = {name: part for name, part in state.items() if name not in (_FOUND, _STEPS)}
 
 
 class _LightningState(CheckpointIO):  # type: ignore[misc]

@@ -92,6 +92,15 @@ class Gradients:
             return step % self._accumulate != 0
         return any(key not in self._stepped and self._are_new(key, optimizer) for key, optimizer in self._keyed())
 
+    def waiting(self) -> list[int]:
+        """Return the numbers of the wrapped optimizers whose gradients wait for a step."""
+        numbered = ((number, _key(optimizer), optimizer) for number, optimizer in enumerate(self._wrapped))
+        return [number for number, key, each in numbered if key not in self._stepped and self._are_new(key, each)]
+
+    def stepped_in_batch(self) -> list[int]:
+        """Return the numbers of the wrapped optimizers that have stepped in this batch."""
+        return [number for number, optimizer in enumerate(self._wrapped) if _key(optimizer) in self._stepped]
+
     def postpone(self) -> None:
         """Count a boundary at which a save or a stop is left to the next one.
 
