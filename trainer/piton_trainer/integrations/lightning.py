@@ -14,6 +14,7 @@ hand, as many as gather gradients for the step of an optimizer. What Lightning k
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -34,6 +35,8 @@ from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
 from piton_trainer.training.gradient_accumulation import Gradients
 from piton_trainer.training.step_patience import StepPatience
+
+logger = logging.getLogger(__name__)
 
 TRAINER, MADE_BY = "trainer", "lightning"
 """Objects of a checkpoint besides the model."""
@@ -60,6 +63,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._randomness: Randomness | None = None
         self._gradients: Gradients | None = None
         self._patience = StepPatience(Clock())
+        self._loaded_in: int | None = None
         self._until_left = ExitStack()
         self._known: dict[str, Any] = {}
         self._is_restored = self._is_computed = self._is_pending = self._is_over = False
@@ -77,7 +81,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             # A session saves once more when it ends.
             until_saved.enter_context(passed_through(trainer, partial(self.load, trainer)))
             self._session, self._randomness, self._known = session, None, {}
-            self._patience = StepPatience(Clock())
+            self._patience, self._loaded_in = StepPatience(Clock()), None
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
             marker = session.peek(MADE_BY)
             if marker is not None:
@@ -99,6 +103,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """Our checkpoint as Lightning expects one."""
         part = Part(trainer, self._patience)
         self._restore(trainer, part)
+        self._loaded_in = part.loaded_in
         return {WEIGHTS: trainer.lightning_module.state_dict(), **part.loaded}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,8 +120,14 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         # Lightning's handler talks to the other ranks in the middle of whatever they do; ours only remembers.
         self._session.listen()
         loops = Loops(trainer)
+        will_reload = self._session.is_resumed and loops.will_reload(self._loaded_in)
         self._randomness = self._session.begin(
-            total=loops.total, step=loops.step, loaders=loops.loaders, allow=self._allow, trainer=trainer
+            total=loops.total,
+            step=loops.step,
+            loaders=loops.loaders,
+            allow=self._allow,
+            is_between=will_reload,
+            trainer=trainer,
         )
         if self._randomness is None:
             raise _NothingLeftError
@@ -129,12 +140,14 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         else:
             loops.leave_epoch()
         self._randomness.catch_up()
+        self._count_reloads(loops, will_reload=will_reload)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the epoch begins, before it asks for its data."""
         if self._randomness is not None:
-            self._randomness.begin_epoch()
             loops = Loops(trainer)
+            self._randomness.look_up(loops.loaders)
+            self._randomness.begin_epoch()
             if loops.is_data_open:
                 loops.open_data()
 
@@ -165,6 +178,23 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """A metric of an epoch belongs to its last step."""
         if self._session is not None and self._is_pending:
             self._report(trainer)
+
+    def _count_reloads(self, loops: Loops, *, will_reload: bool) -> None:
+        """Have loaders that are due made from the random numbers of the save, and later ones in the same epochs."""
+        assert self._session is not None
+        if not self._session.is_resumed or loops.loaded_in is None:
+            return
+        loaded_in = self._loaded_in if self._loaded_in is not None or not will_reload else loops.loaded_in - 1
+        if loaded_in is None:
+            return
+        if not will_reload and loaded_in != loops.loaded_in and self._session.is_main:
+            logger.warning(
+                "train_dataloader: epoch %d has the loader that was made in epoch %d, and the resume makes it again; "
+                "what it takes from the number of the epoch is not as it was",
+                loops.loaded_in,
+                loaded_in,
+            )
+        loops.reload_as_of(loaded_in)
 
     def _batch_done(self, trainer: Any) -> None:
         """Nothing is left of a batch, nor of a step if no gradients wait; the last one has its epoch's end left."""

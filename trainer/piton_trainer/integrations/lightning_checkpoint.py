@@ -13,7 +13,7 @@ import lightning
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from piton_trainer.integrations.lightning_loops import Finders
+from piton_trainer.integrations.lightning_loops import Finders, Loops
 from piton_trainer.training.step_patience import StepPatience
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ _NOT_STATE = ("hyper_parameters", "hparams_name", "hparams_type")
 """Keys that Lightning adds for building a module from a checkpoint; here the script builds it."""
 _STEPS = "steps_by_hand"
 """The key of what is known of optimizers that step by hand."""
+_LOADED_IN = "loaded_in"
+"""The key of the epoch in which the loaders were made."""
 _IS_WHOLE = "is_whole"
 """The key of the marker that says at which moment a checkpoint was made."""
 
@@ -54,6 +56,8 @@ class Part:
         self._trainer = trainer
         self._patience = patience
         self.loaded: dict[str, Any] = {}
+        self.loaded_in: int | None = None
+        """The epoch in which the loaders of the save were made, if that is known."""
 
     def state_dict(self) -> dict[str, Any]:
         """Loops, optimizers, schedules, scaler, callbacks, and what hooks add. Lightning hands it to rank 0 only."""
@@ -66,8 +70,9 @@ class Part:
         kept = {name: part for name, part in taken.items() if name not in omitted and not name.endswith(_NOT_STATE)}
         if not kept:
             return {}  # Lightning hands nothing to this rank
-        ours = {_FOUND: Finders(self._trainer).found(), _STEPS: self._patience.state_dict()}
-        return kept | {name: part for name, part in ours.items() if part}
+        found, steps = Finders(self._trainer).found(), self._patience.state_dict()
+        ours = {_FOUND: found or None, _STEPS: steps or None, _LOADED_IN: Loops(self._trainer).loaded_in}
+        return kept | {name: part for name, part in ours.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lightning restores it when it has built the rest; it knows nothing of what its finders have set."""
@@ -80,7 +85,8 @@ class Part:
             )
         finders.put_back(found)
         self._patience.load_state_dict(state.get(_STEPS, {}))
-        self.loaded = {name: part for name, part in state.items() if name not in (_FOUND, _STEPS)}
+        self.loaded_in = state.get(_LOADED_IN)
+        self.loaded = {name: part for name, part in state.items() if name not in (_FOUND, _STEPS, _LOADED_IN)}
 
 
 class _LightningState(CheckpointIO):  # type: ignore[misc]

@@ -132,6 +132,28 @@ class Loops:
         fetcher.fetched -= self._done  # Lightning counts them in itself
 
     @property
+    def loaded_in(self) -> int | None:
+        """The epoch in which the loaders were made, of a Trainer that makes them anew in some."""
+        epoch = self._fit._last_train_dl_reload_epoch  # noqa: SLF001 - minus infinity before there are any
+        return int(epoch) if self._reloads_every and math.isfinite(epoch) else None
+
+    @property
+    def _reloads_every(self) -> int:
+        return int(self._trainer.reload_dataloaders_every_n_epochs)
+
+    def will_reload(self, loaded_in: int | None) -> bool:
+        """True if new loaders are due in the next epoch, with those of the save made in `loaded_in`."""
+        if self.is_mid_epoch or not self._reloads_every:
+            return False
+        if loaded_in is None:  # a checkpoint of an earlier version
+            return self._reloads_every == 1
+        return int(self._trainer.current_epoch) - loaded_in >= self._reloads_every
+
+    def reload_as_of(self, loaded_in: int) -> None:
+        """Have Lightning count from this epoch for making loaders anew; of those for a resume it counts from there."""
+        self._fit._last_train_dl_reload_epoch = loaded_in  # noqa: SLF001
+
+    @property
     def loaders(self) -> list[Any]:
         """The loaders that the loop has its data from."""
         return list(self._fit._combined_loader.flattened)  # noqa: SLF001

@@ -11,6 +11,7 @@ one does is seen in each epoch that is not resumed, and is in the checkpoint.
 
 import copy
 import logging
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -68,7 +69,9 @@ class Randomness:
         samplers: Samplers | None = None,
         loaders: Sequence[object] = (),
     ) -> None:
-        self._numbers = rng.RandomNumbers(generators, own, samplers)
+        """`generators` are besides those of the loaders."""
+        self._generators = generators
+        self._numbers = rng.RandomNumbers([*generators, *_generators_in(loaders)], own, samplers)
         self._resume = resume
         self._loaders = loaders
         self._shapes = DataShape.of(loaders)
@@ -89,6 +92,13 @@ class Randomness:
         now = self.rng()
         begun = None if self.epoch_rng is None else self._numbers.complete(self.epoch_rng)
         return {"rng": now, "epoch_rng": begun, "data": data}
+
+    def look_up(self, loaders: Sequence[object]) -> None:
+        """Take the loaders of an epoch that begins: a framework may have made them anew."""
+        if len(loaders) == len(self._loaders) and all(map(operator.is_, loaders, self._loaders)):
+            return
+        self._loaders, self._shapes = loaders, DataShape.of(loaders)
+        self._numbers.look_up(loaders, [*self._generators, *_generators_in(loaders)])
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins."""
@@ -138,7 +148,7 @@ class ResumableLoader(Randomness):
         together: Callable[[Iterator[Any]], Iterator[Any]] = iter,
     ) -> None:
         """`replay`: the loader has no state. `together` ends an epoch when another rank has no more data."""
-        super().__init__(generators_of(loader), resume, own=own, samplers=samplers, loaders=[loader])
+        super().__init__((), resume, own=own, samplers=samplers, loaders=[loader])
         self._loader = loader
         self._position = position
         self._replay = replay
@@ -267,6 +277,10 @@ def generators_of(loader: object) -> list[torch.Generator]:
         if isinstance(generator, torch.Generator) and not any(generator is known for known in found):
             found.append(generator)
     return found
+
+
+def _generators_in(loaders: Iterable[object]) -> list[torch.Generator]:
+    return [generator for loader in loaders for generator in generators_of(loader)]
 
 
 def set_epoch(loader: object, epoch: int) -> None:

@@ -33,14 +33,20 @@ class OwnGenerators:
         named: Mapping[str, Any] | None = None,
     ) -> None:
         self._named = dict(named or {})
+        self._of_loaders: dict[str, object] = {}
         self._owners: dict[str, object] = {}
-        for number, loader in enumerate(loaders):
-            prefix = f"{number}." if number else ""
-            self._owners |= {f"{prefix}{name}": owner for name, owner in parts_of(loader).items()}
+        self.look_up(loaders)
         # A model may have thousands of modules; which of them hold any is looked up once.
         for name, root in (modules or {}).items():
             inside = {f"{name}.{path}" if path else name: module for path, module in root.named_modules()}
             self._owners |= {path: module for path, module in inside.items() if any(_held_by(module))}
+
+    def look_up(self, loaders: Iterable[object]) -> None:
+        """Take the generators of these loaders instead."""
+        self._of_loaders = {}
+        for number, loader in enumerate(loaders):
+            prefix = f"{number}." if number else ""
+            self._of_loaders |= {f"{prefix}{name}": owner for name, owner in parts_of(loader).items()}
 
     def capture(self) -> dict[str, Any]:
         """The state of each generator by its name, as JSON and tensors."""
@@ -55,7 +61,8 @@ class OwnGenerators:
 
     def _found(self) -> Iterator[tuple[str, Any]]:
         known: list[object] = []
-        of_owners = ((f"{name}.{key}", value) for name, owner in self._owners.items() for key, value in _held_by(owner))
+        owners = (self._of_loaders | self._owners).items()
+        of_owners = ((f"{name}.{key}", value) for name, owner in owners for key, value in _held_by(owner))
         for name, generator in (*self._named.items(), *of_owners):
             if not any(generator is other for other in known):
                 known.append(generator)

@@ -34,6 +34,14 @@ class RandomNumbers:
         self._own = own
         self._samplers = samplers
 
+    def look_up(self, loaders: Sequence[object], generators: Sequence[torch.Generator]) -> None:
+        """Take the generators and samplers of these loaders instead; `generators` are those of torch's among them."""
+        self._generators = generators
+        if self._own is not None:
+            self._own.look_up(loaders)
+        if self._samplers is not None:
+            self._samplers.look_up(loaders)
+
     def capture(self) -> dict[str, Any]:
         """The state of every generator, as JSON and tensors (see `codec`)."""
         state = self._states()

@@ -7,7 +7,9 @@ a script may draw one. Whatever else there is, of other types or deeper, is left
 """
 
 import logging
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
@@ -28,9 +30,16 @@ class Samplers:
 
     def __init__(self, loaders: Iterable[object] = (), made: Mapping[int, Attributes] | None = None) -> None:
         """`made` has attributes of samplers, by `id`, from before they were given a saved state."""
-        found = dict(_samplers_of(loaders))
-        self._samplers = {name: _Sampler(part, (made or {}).get(id(part))) for name, part in found.items()}
+        self._samplers: dict[str, _Sampler] = {}
+        self._known: list[tuple[weakref.ref[Any], _Sampler]] = []
+        """All samplers so far that are still used."""
         self._told: set[str] = set()
+        self.look_up(loaders, made)
+
+    def look_up(self, loaders: Iterable[object], made: Mapping[int, Attributes] | None = None) -> None:
+        """Take the samplers of these loaders instead. One that is known is still as it was when it came."""
+        self._known = [(part, sampler) for part, sampler in self._known if part() is not None]
+        self._samplers = {name: self._of(part, made or {}) for name, part in _samplers_of(loaders)}
 
     def capture(self) -> dict[str, dict[str, Any]]:
         """Return what is or was not as the script has made it, as JSON and tensors, by the names of the samplers."""
@@ -59,6 +68,14 @@ class Samplers:
         for name, sampler in self._samplers.items():
             for key, saved, made in sampler.restore(memory.get(name, {})):
                 self._tell(f"{name}.{key}", saved, made)
+
+    def _of(self, part: Any, made: Mapping[int, Attributes]) -> "_Sampler":
+        if (known := next((sampler for other, sampler in self._known if other() is part), None)) is not None:
+            return known
+        sampler = _Sampler(part, made.get(id(part)))
+        with suppress(TypeError):  # it has slots, and cannot be remembered
+            self._known.append((weakref.ref(part), sampler))
+        return sampler
 
     def _tell(self, name: str, saved: Any, made: Any) -> None:
         if name not in self._told:

@@ -21,7 +21,7 @@ from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
 from piton_trainer.runtime.process_group import Ranks
 from piton_trainer.state.batch_skipping import RESTART_EPOCH, caveat, has_state, unknown_place
-from piton_trainer.state.data_position import Randomness, ResumableLoader, Resume, generators_of, length_of
+from piton_trainer.state.data_position import Randomness, ResumableLoader, Resume, length_of
 from piton_trainer.state.data_shape import DataShape, differences
 from piton_trainer.state.epoch_end import EpochEnd
 from piton_trainer.state.own_generators import RNG, OwnGenerators, named_generators
@@ -44,6 +44,8 @@ class Feeding:
     """Steps overall instead, or of a loop that is not ours."""
     on_resume: str | None = None
     allow: Collection[str] = ()
+    is_between: bool = False
+    """True if a loop that is not ours begins with the start of an epoch, and with other data than the one before."""
 
     def __post_init__(self) -> None:
         """Refuse a word that means nothing.
@@ -130,11 +132,11 @@ class DataRules:
         """
         if has_state(self._loader) and resume is not None and not resume.has_loader:
             raise BadConfig(f"{_LACKS_STATE}, and how far the loop is in its data is not known; begin a new run")
-        check = partial(self._check_shapes, loaders, feeding.allow, is_between=False, state=state, resume=resume)
+        is_between = feeding.is_between
+        check = partial(self._check_shapes, loaders, feeding.allow, is_between=is_between, state=state, resume=resume)
         self._ranks.together(check)
-        found = [generator for loader in loaders for generator in generators_of(loader)]
         own, samplers = self._own(loaders), self._samplers(loaders)
-        return Randomness([*generators, *found], resume, own=own, samplers=samplers, loaders=loaders)
+        return Randomness(generators, resume, own=own, samplers=samplers, loaders=loaders)
 
     def tell(self, text: str) -> None:
         """Say something to the user, on one rank."""

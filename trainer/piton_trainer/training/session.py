@@ -262,6 +262,7 @@ class Session(RankContext):
         generators: Sequence[Generator] = (),
         loaders: Sequence[object] = (),
         allow: str | Collection[str] = (),
+        is_between: bool = False,
         trainer: object = None,
     ) -> Randomness | None:
         """For a loop that is somebody else's, instead of `steps`; call `boundary` after each of its steps.
@@ -273,6 +274,7 @@ class Session(RankContext):
             loaders: where the loop has its data from: their generators are found, and their data is compared with that
                 of the checkpoint.
             allow: what of it may differ, see `steps`.
+            is_between: True if an epoch begins, which may have other data than the one before.
             trainer: the object whose loop it is; it tells two trainings of one model apart.
 
         Returns:
@@ -285,7 +287,8 @@ class Session(RankContext):
         self._trainer = trainer
         self._refuse_another()
         with self._folder.explaining():
-            return self._opened.begin(generators, loaders, Feeding(total=total, allow=allowed(allow)), step=step)
+            feeding = Feeding(total=total, allow=allowed(allow), is_between=is_between)
+            return self._opened.begin(generators, loaders, feeding, step=step)
 
     def begin_step(self) -> None:
         """A step of somebody else's loop begins, with its batch in hand: from here to its boundary it is timed."""
@@ -307,6 +310,11 @@ class Session(RankContext):
     def listen(self) -> None:
         """Take the signals over again from a framework that has taken them since."""
         self._services.signals.listen()
+
+    @property
+    def is_resumed(self) -> bool:
+        """True if `restore` has found a checkpoint."""
+        return self._resumes_at is not None
 
     @property
     def is_asked_to_stop(self) -> bool:
