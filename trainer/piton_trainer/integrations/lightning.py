@@ -9,7 +9,7 @@
 Lightning's own account of the training goes through a CheckpointIO for that; the module's weights go straight from our
 checkpoint into the module. A step is one or more batches, as `accumulate_grad_batches` says; of a module that steps by
 hand, as many as gather gradients for the step of an optimizer. What Lightning keeps to itself is used in
-`lightning_loops` only.
+`lightning_loops` and `lightning_results` only.
 """
 
 import functools
@@ -31,6 +31,7 @@ from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig
 from piton_trainer.integrations.lightning_checkpoint import PATH, WEIGHTS, Made, Part, passed_through
 from piton_trainer.integrations.lightning_loops import Finders, Loops
+from piton_trainer.integrations.lightning_results import EpochMetrics
 from piton_trainer.state.data_position import Randomness
 from piton_trainer.telemetry.metrics import LOSS
 from piton_trainer.training.gradient_accumulation import Gradients
@@ -64,6 +65,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         self._gradients: Gradients | None = None
         self._patience = StepPatience(Clock())
         self._loaded_in: int | None = None
+        self._results: EpochMetrics | None = None
         self._until_left = ExitStack()
         self._known: dict[str, Any] = {}
         self._is_restored = self._is_computed = self._is_pending = self._is_over = False
@@ -81,14 +83,16 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
             # A session saves once more when it ends.
             until_saved.enter_context(passed_through(trainer, partial(self.load, trainer)))
             self._session, self._randomness, self._known = session, None, {}
-            self._patience, self._loaded_in = StepPatience(Clock()), None
+            self._patience, self._loaded_in, self._results = StepPatience(Clock()), None, EpochMetrics(trainer)
             self._is_restored = self._is_computed = self._is_pending = self._is_over = False
             marker = session.peek(MADE_BY)
             if marker is not None:
                 until_saved.enter_context(Finders(trainer).at_rest())
             done = {"batch": partial(self._batch_done, trainer), "epoch": partial(self._epoch_done, trainer)}
             try:
-                with Loops(trainer).followed(**done, is_whole=Made.is_whole(marker)):
+                with Loops(trainer).followed(
+                    **done, is_whole=Made.is_whole(marker), has_metrics=Made.has_metrics(marker)
+                ):
                     go(ckpt_path if marker is None else PATH)
                 session.finish()  # wherever Lightning ends, it means to
                 if self._is_restored and self._randomness is None:
@@ -110,6 +114,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """Everything is built and restored, but for the place in the data."""
         if self._session is None:
             return
+        assert self._results is not None
         if not self._is_restored:
             self._restore(trainer, Part(trainer, self._patience))
         if trainer.world_size != self._session.world_size:
@@ -134,13 +139,18 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         if not pl_module.automatic_optimization:
             watched = Gradients.watched((), trainer.optimizers, accumulate=None)
             self._gradients = self._until_left.enter_context(watched)
-        if loops.is_mid_epoch:
+        is_mid_epoch = loops.is_mid_epoch
+        if is_mid_epoch:
             self._randomness.replay_epoch()
             loops.skip()
         else:
             loops.leave_epoch()
         self._randomness.catch_up()
         self._count_reloads(loops, will_reload=will_reload)
+        if self._session.is_resumed:
+            if is_mid_epoch:
+                loops.resume_averages()
+            self._known = self._results.put_back(is_mid_epoch=is_mid_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the epoch begins, before it asks for its data."""
@@ -178,6 +188,8 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         """A metric of an epoch belongs to its last step."""
         if self._session is not None and self._is_pending:
             self._report(trainer)
+        if self._results is not None:
+            self._results.end_epoch()
 
     def _count_reloads(self, loops: Loops, *, will_reload: bool) -> None:
         """Have loaders that are due made from the random numbers of the save, and later ones in the same epochs."""
@@ -229,7 +241,9 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
 
     def _restore(self, trainer: Any, part: "Part") -> None:
         assert self._session is not None
-        self._session.restore(per_rank=False, model=trainer.lightning_module, **{MADE_BY: Made(), TRAINER: part})
+        assert self._results is not None
+        own = {MADE_BY: Made(self._results), TRAINER: part}
+        self._session.restore(per_rank=False, model=trainer.lightning_module, **own)
         self._is_restored = True
 
     def _report(self, trainer: Any, more: Mapping[str, Tensor] | None = None) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from piton_trainer.integrations.lightning_loops import Finders, Loops
+from piton_trainer.integrations.lightning_results import EpochMetrics
 from piton_trainer.training.step_patience import StepPatience
 
 logger = logging.getLogger(__name__)
@@ -31,22 +32,32 @@ _LOADED_IN = "loaded_in"
 """The key of the epoch in which the loaders were made."""
 _IS_WHOLE = "is_whole"
 """The key of the marker that says at which moment a checkpoint was made."""
+_RESULTS = "results"
 
 
 class Made:
-    """A marker of a few bytes: a checkpoint was made here, with all of its step done."""
+    """A marker: a checkpoint was made here, with all of its step done. It has the metrics, of each rank its own."""
+
+    def __init__(self, results: EpochMetrics) -> None:
+        self._results = results
 
     def state_dict(self) -> dict[str, Any]:
         """For who reads it."""
-        return {"version": str(lightning.__version__), _IS_WHOLE: True}
+        return {"version": str(lightning.__version__), _IS_WHOLE: True, _RESULTS: self._results.state_dict()}
 
     @staticmethod
     def is_whole(marker: Any) -> bool:
         """True if schedules and counts of the step are in the checkpoint; earlier versions saved before those."""
         return marker is not None and bool(marker.get(_IS_WHOLE))
 
-    def load_state_dict(self, _: dict[str, Any]) -> None:
+    @staticmethod
+    def has_metrics(marker: Any) -> bool:
+        """True if metrics are in the checkpoint."""
+        return marker is not None and bool(marker.get(_RESULTS))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lightning looks at the version that its own part has."""
+        self._results.load_state_dict(state.get(_RESULTS, {}))
 
 
 class Part:

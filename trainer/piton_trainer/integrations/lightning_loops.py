@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
 from piton_trainer.state.data_position import set_epoch
@@ -77,11 +82,14 @@ class Loops:
         return self._trainer.current_epoch == 0 or bool(self._fit.is_resuming)
 
     @contextmanager
-    def followed(self, *, batch: Callable[[], None], epoch: Callable[[], None], is_whole: bool) -> Iterator[None]:
+    def followed(
+        self, *, batch: Callable[[], None], epoch: Callable[[], None], is_whole: bool, has_metrics: bool
+    ) -> Iterator[None]:
         """Have these called when Lightning has done all of a batch, its validation too, and all of an epoch.
 
         No hook of a callback comes after those of the module and of all other callbacks. `is_whole` says that the
-        checkpoint was made at such a moment.
+        checkpoint was made at such a moment, `has_metrics` that it has what schedules look at: without it Lightning
+        leaves ReduceLROnPlateau out in the first epoch after a resume.
         """
         batch_done, epoch_done = self._epoch.on_advance_end, self._fit.on_advance_end
 
@@ -93,6 +101,8 @@ class Loops:
             batch()
 
         def on_epoch() -> None:
+            if has_metrics:
+                self._fit._restarting = False  # noqa: SLF001
             epoch_done()
             epoch()
 
@@ -114,6 +124,23 @@ class Loops:
         self._epoch.restarting = False
         self._fit.reset_restart_stage()
         self._epoch.reset_restart_stage()
+
+    def resume_averages(self) -> None:
+        """Take the average of weights up again that is under way: Lightning does so at the start of an epoch only.
+
+        The new schedule steps once when it is made; the learning rates of the save are put back after it.
+        """
+        trainer = self._trainer
+        for item in trainer.callbacks:
+            if not isinstance(item, StochasticWeightAveraging) or item._scheduler_state is None:  # noqa: SLF001
+                continue
+            if not item.swa_start <= trainer.current_epoch <= item.swa_end:
+                continue  # an epoch for batch norm has no steps, and so no save in its middle
+            groups = trainer.optimizers[0].param_groups
+            before = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+            item.on_train_epoch_start(trainer, trainer.lightning_module)
+            for group, values in zip(groups, before, strict=True):
+                group.update(values)
 
     def open_data(self) -> None:
         """Begin the epoch's data anew."""
