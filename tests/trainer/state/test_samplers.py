@@ -216,11 +216,11 @@ def test_the_place_of_a_sampler_is_looked_at_without_a_copy_for_a_checkpoint() -
     numbers = RandomNumbers(samplers=of(sampler))
     sampler.rows.reverse()
     with LargeTensors() as large:
-        before = numbers.mark()
-        assert numbers.mark() == before
+        before = numbers.place()
+        assert numbers.place() == before
     assert large.count == 0
     sampler.rows.reverse()
-    assert numbers.mark() != before
+    assert numbers.place() != before
 
 
 class Replay(Holding):

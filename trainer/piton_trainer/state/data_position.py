@@ -184,8 +184,9 @@ class ResumableLoader(Randomness):
 
     def _open(self) -> Iterator[Any]:
         if self._resume is None or self._position.batch == 0:
-            self.catch_up()
-            set_epoch(self._loader, self._position.epoch)  # a sampler may just have got that of the save, one earlier
+            if self._resume is not None:
+                self.catch_up()
+                set_epoch(self._loader, self._position.epoch)  # a sampler has just got that of the save, one earlier
             forget_early_order(self._loader)
             self.begin_epoch()
             return iter(self._loader) if self._replay else self._watched()
