@@ -78,7 +78,7 @@ CASES: dict[str, Any] = {
 
 
 def facts(ran: hf.Ran) -> Any:
-    """What a training knows of its evaluations; NaN as a text, since it is not itself."""
+    """Return all that a training knows of its evaluations; NaN as a text, since it is not itself."""
     entries = [(entry["step"], str(entry["eval_score"])) for entry in ran.state.log_history if "eval_score" in entry]
     best = Path(ran.state.best_model_checkpoint or "").name
     return entries, ran.losses, str(ran.state.best_metric), ran.state.best_global_step, best, ran.state.global_step

@@ -146,6 +146,29 @@ def fed_by(kind: type[Short], rows: int) -> type[Trainer]:
     return Fed
 
 
+STREAMS: dict[str, dict[str, Any]] = {
+    "dispatched": {"gradient_accumulation_steps": 1},
+    "read by each rank": {"gradient_accumulation_steps": 1, "accelerator_config": {"dispatch_batches": False}},
+    "with batches left over": {"gradient_accumulation_steps": 2},
+    "evaluated after each epoch": {"gradient_accumulation_steps": 1, "eval_strategy": "epoch"},
+}
+
+
+@resume.exact("transformers: streams without a length, over several epochs")
+@pytest.mark.parametrize("step", [2, 5, 7, 11])
+@pytest.mark.parametrize("how", STREAMS.values(), ids=STREAMS)
+def test_a_stream_goes_on_in_its_epoch(how: dict[str, Any], step: int, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, step, kind=fed_by(Short, 20), max_steps=13, **how)
+
+
+def test_a_stream_goes_on_in_its_epoch_with_more_steps(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"kind": fed_by(Short, 20), "lr_scheduler_type": "constant"}
+    whole = hf.train(tmp_path / "whole", max_steps=13, **how)
+    hf.train(tmp_path / "parts", max_steps=9, at={7: ends.terminate}, **how)
+    resumed = hf.train(tmp_path / "parts", max_steps=13, **how)
+    assert resumed.losses == whole.losses
+
+
 UNDISPATCHED = {"accelerator_config": {"dispatch_batches": False}}
 ENDED_EARLY = "and no callback asked for that"
 

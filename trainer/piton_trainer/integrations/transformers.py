@@ -30,7 +30,7 @@ from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.integrations.transformers_loader import resumes_exactly
+from piton_trainer.integrations.transformers_loader import begins_in_epoch, resumes_exactly
 from piton_trainer.integrations.transformers_state import (
     JUDGED,
     LOSS,
@@ -112,9 +112,10 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             resumed = as_resumed(trainer) if state is not None else nullcontext()
             of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
             start_time = Clock().now().timestamp()
+            in_epoch = begins_in_epoch(trainer, state) if state is not None else nullcontext()
             exactly = resumes_exactly(trainer, randomness=lambda: self._randomness)
             try:
-                with resumed, of_all_steps, exactly, after_judging(trainer, self._judged):
+                with resumed, of_all_steps, in_epoch, exactly, after_judging(trainer, self._judged):
                     try:
                         output = go(resume_from_checkpoint)
                     except _NothingLeftError:
@@ -239,6 +240,9 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The last step of an epoch has only the epoch's log and evaluation left."""
+        if self._is_mid_epoch and self._randomness is not None:  # it had no step left
+            self._randomness.catch_up(has_read_on=True)
+            self._is_mid_epoch = False
         if self._is_over:
             control.should_log = control.should_evaluate = control.should_save = False
         self._waits_for_epoch = False
@@ -264,7 +268,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             self._boundary(state, control)
 
     def _judged(self) -> None:
-        """What transformers knows of its best metric belongs to the step, too."""
+        """Act, now that the best metric of transformers is that of the step, too."""
         self._waits_for_judging = False
         self._settle(self._trainer.state, self._trainer.control)
 

@@ -5,7 +5,7 @@ batches of a step before any callback hears of that, so the random numbers of th
 then, have to be put back while the loader reads. It must not know sessions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -15,6 +15,43 @@ from torch.utils.data import DataLoader
 
 from piton_trainer.state.batch_skipping import after_batches, has_state, unknown_place
 from piton_trainer.state.data_position import Randomness
+
+_NEAR = 1e-3
+"""How far a fraction of an epoch may be from a number of steps."""
+
+
+@contextmanager
+def begins_in_epoch(trainer: Any, saved: Mapping[str, Any]) -> Iterator[None]:
+    """Have transformers begin in the epoch of a stream that the save was in, not in the first one."""
+    original = getattr(trainer, "_init_training_state", None)
+    if original is None:
+        yield
+        return
+
+    def begin(max_steps: int, steps_per_epoch: int, *args: Any, **kwargs: Any) -> Any:
+        place = original(max_steps, steps_per_epoch, *args, **kwargs)
+        has_length = steps_per_epoch != max_steps
+        if has_length or trainer.args.ignore_data_skip:
+            return place
+        return _place_in_stream(saved, trainer.args.gradient_accumulation_steps) or place
+
+    trainer._init_training_state = begin  # noqa: SLF001
+    try:
+        yield
+    finally:
+        del trainer._init_training_state  # noqa: SLF001
+
+
+def _place_in_stream(saved: Mapping[str, Any], accumulate: int) -> tuple[int, int] | None:
+    """Return the epoch, and how many of its batches were done; None in the first epoch, where transformers is right.
+
+    It takes `max_steps` for the length of an epoch, and would skip all steps of the run in one. The fraction of the
+    epoch that it saves is by that length, too.
+    """
+    epoch, share = divmod(float(saved["epoch"] or 0), 1)
+    steps = share * saved["max_steps"]
+    is_whole = abs(steps - round(steps)) < _NEAR
+    return (int(epoch), round(steps) * accumulate) if epoch and is_whole else None
 
 
 @contextmanager
@@ -39,7 +76,7 @@ def resumes_exactly(trainer: Any, *, randomness: Any) -> Iterator[None]:
 
 
 class ResumedEpoch:
-    """What is left of an epoch. It looks like the whole loader, since transformers tells that the epoch."""
+    """The rest of an epoch. It looks like the whole loader, since transformers tells that the epoch."""
 
     def __init__(self, loader: Any, rest: Any, batches: int, randomness: Randomness, epoch: int) -> None:
         """`rest` is the loader that transformers would have; so many batches are skipped."""
