@@ -1,7 +1,12 @@
 """What a sampler remembers comes back into the objects that the script has made, and no further."""
 
+import enum
+import itertools
+import random
 import tracemalloc
+from collections import deque
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from piton_trainer.state.rng import RandomNumbers
 from piton_trainer.state.samplers import Samplers
 from piton_trainer.state.train_state import TrainState
 from piton_trainer.training.data_rules import DataRules, Feeding
-from support import tiny
+from support import resume, tiny
 
 ITEMS, SIZE = 24, 4
 BATCHES = ITEMS // SIZE
@@ -93,13 +98,14 @@ def test_weights_that_a_script_updates_are_still_those_of_the_sampler(is_named: 
 
 ROWS: dict[str, Any] = {
     "a list": lambda: list(range(8)),
+    "a dict": lambda: dict(enumerate(range(8))),
     "an array": lambda: np.arange(8),
     "a tensor": lambda: torch.arange(8),
 }
 
 
 def numbers(row: Any) -> list[int]:
-    return [int(number) for number in row]
+    return [int(row[place]) for place in range(len(row))]
 
 
 def resumed(before: Any, after: Any, change: Any) -> None:
@@ -115,9 +121,9 @@ def test_rows_that_changed_in_place_are_still_those_of_whoever_holds_them(make: 
         sampler.rows[0] = 77
 
     rows = make()
-    after: Any = Holding(rows=rows, other=rows, view=rows[:4] if not isinstance(rows, list) else rows)
+    after: Any = Holding(rows=rows, other=rows, view=rows if isinstance(rows, list | dict) else rows[:4])
     rows_before = make()
-    view = rows_before[:4] if not isinstance(rows_before, list) else rows_before
+    view = rows_before if isinstance(rows_before, list | dict) else rows_before[:4]
     resumed(Holding(rows=rows_before, other=rows_before, view=view), after, change)
     assert after.rows is rows
     assert after.other is rows
@@ -181,14 +187,64 @@ VALUES: dict[str, Any] = {
     "a tuple": lambda: tuple(range(100)),
     "a short tuple": lambda: (1.0, True),
     "none": list,
+    "texts": lambda: ["a", None, "b"],
+    "a number of numpy": lambda: np.int64(7),
+    "a truth of numpy": lambda: np.bool_(True),
+    "a narrow number of numpy": lambda: np.float32(0.1),
+    "numbers of numpy": lambda: list(np.random.permutation(100)),
+    "few numbers of numpy": lambda: tuple(np.arange(3)),
+    "truths of numpy": lambda: list(np.arange(100) > 50),
+    "numbers of numpy among others": lambda: [*np.arange(100), 5, 0.5, True],
+    "rows": lambda: [list(range(first, first + 4)) for first in range(0, 100, 4)],
+    "uneven rows": lambda: [[], [1], [2, 3.0], [], [True, 2**70]],
+    "rows of numbers of numpy": lambda: [list(row) for row in np.arange(100).reshape(-1, 4)],
+    "rows in tuples": lambda: tuple(tuple(range(first)) for first in range(20)),
+    "rows in rows": lambda: [[[1, 2], [3]], [[4]], []],
+    "rows of numbers and texts": lambda: [("a", 1), ("b", 2)],
+    "arrays in a list": lambda: [np.arange(4), np.arange(3.0)],
+    "tensors in a list": lambda: [torch.arange(4), torch.ones(2, 2)],
+    "a table": lambda: np.arange(12).reshape(3, 4),
+    "a table in columns": lambda: np.arange(12).reshape(3, 4).T,
+    "an array of one number": lambda: np.array(5.0),
+    "a tensor of one number": lambda: torch.tensor(5),
+    "a tensor in three dimensions": lambda: torch.arange(24).reshape(2, 3, 4),
+    "names": lambda: {"epoch": 1, "place": {"pos": 2, "rows": [1, 2]}, 3: np.arange(3), "text": None},
+    "names of nothing": dict,
+    "names as in a checkpoint": lambda: {"list": 1, "array": [2], "dict": {}, "$tensor": "x"},
 }
 
 
 @pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
 def test_a_value_comes_back_in_its_types(make: Any) -> None:
-    after: Any = Holding(value=None)
-    resumed(Holding(value=None), after, lambda sampler: setattr(sampler, "value", make()))
-    assert repr(after.value) == repr(make())
+    np.random.seed(0)
+    value, after = make(), Holding(value=0.5)
+    resumed(Holding(value=0.5), after, lambda sampler: setattr(sampler, "value", value))
+    assert repr(vars(after)["value"]) == repr(value)
+    assert plain_values.is_same(vars(after)["value"], value)
+    assert plain_values.digest(vars(after)["value"]) == plain_values.digest(value)
+
+
+FOREIGN: dict[str, Any] = {
+    "other types": lambda: [{1, 2}, b"x", np.arange(3).astype(">i8"), np.longdouble(1), np.str_("x"), 1j],
+    "other types in lists": lambda: [[object()], [[1], {2}], {(1, 2): 3}, [np.float64(1), Fraction(1)]],
+    "too many": lambda: [[0] * (2**24 + 1), [["a", 1]] * (2**16 + 1), dict.fromkeys(range(2**16 + 1), 0)],
+    "too deep": lambda: [[[[[["a"]]]]]],
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_what_would_not_come_back_is_not_looked_at(make: Any) -> None:
+    assert [value for value in make() if plain_values.is_plain(value)] == []
+
+
+@pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
+def test_a_value_that_is_another_one_is_seen(make: Any) -> None:
+    value = make()
+    assert not plain_values.is_same(value, [*value, 1] if isinstance(value, list) else object())
+    rows = plain_values.copy_of([value, 1])
+    assert plain_values.is_same(rows, [value, 1])
+    assert not plain_values.is_same(rows, [value, 2])
+    assert plain_values.digest(rows) != plain_values.digest([value, 2])
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
@@ -321,3 +377,113 @@ def test_other_ranks_have_what_has_once_changed_in_their_checkpoints() -> None:
     numbers = RandomNumbers(samplers=of(Holding(epoch=3)))
     numbers.restore(state, has_samplers=False)
     assert numbers.capture()["samplers"]["sampler"]["epoch"] == 3
+
+
+class Stage(enum.IntEnum):
+    """A number with a name."""
+
+    FIRST = 1
+    SECOND = 2
+
+
+CHANGES: dict[str, tuple[Any, Any]] = {
+    "a set": (lambda: {1, 2}, lambda value: {*value, 3}),
+    "a deque": (lambda: deque([1, 2]), lambda value: deque(reversed(value))),
+    "a named number": (lambda: Stage.FIRST, lambda _: Stage.SECOND),
+    "an array of another type": (lambda: np.arange(3).astype(">i8"), lambda value: value[::-1].copy()),
+    "an object": (lambda: Holding(epoch=0), lambda _: Holding(epoch=1)),
+    "an object in a list": (lambda: [Holding(epoch=0)], lambda _: [Holding(epoch=1)]),
+    "a tensor that is trained": (lambda: torch.zeros(3, requires_grad=True), lambda value: value + 1),
+    "a count": (itertools.count, lambda value: [next(value), value][1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changes_and_is_in_no_checkpoint_is_told_once(change: Any, caplog: pytest.LogCaptureFixture) -> None:
+    make, step = change
+    sampler: Any = Holding(value=make())
+    watched = of(sampler)
+    watched.begin_epoch()
+    watched.begin_epoch()
+    assert caplog.messages == []
+    for _ in range(2):
+        sampler.value = step(sampler.value)
+        watched.begin_epoch()
+    (told,) = caplog.messages
+    assert told.startswith("loader: its sampler.value changes from epoch to epoch and is not in the checkpoint")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {1, 2},
+        lambda: iter([1, 2]),
+        lambda: random.Random(random.random()),
+        lambda: Holding(rows=iter([])),
+        random.random,
+        lambda: {"epoch": random.random()},
+    ],
+)
+def test_what_stays_or_comes_back_or_needs_not_is_not_told(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    sampler: Any = Holding(value=make(), seen=Counting(is_lazy=False))
+    loader = loader_with(sampler)
+    vars(sampler)["sampler"] = sampler.seen
+    watched = Samplers([loader])
+    for _ in range(3):
+        watched.begin_epoch()
+        sampler.value = make()
+        iter(sampler.seen)
+    assert caplog.messages == []
+
+
+class Remembering(Sampler[int]):
+    """A sampler whose next epoch follows from what it keeps in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.batches = [list(range(first, first + SIZE)) for first in range(0, ITEMS, SIZE)]
+        self.rows = list(np.arange(ITEMS))
+        self.offset = np.int64(0)
+        self.state = {"epoch": 0}
+        self.pairs = np.arange(ITEMS).reshape(-1, 2)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.how == "rows":
+            random.shuffle(self.batches)
+            return iter([row for batch in self.batches for row in batch])
+        if self.how == "numbers of numpy":
+            random.shuffle(self.rows)
+            return iter([int(row) for row in self.rows])
+        if self.how == "a number of numpy":
+            self.offset = (self.offset + 7) % ITEMS
+            return iter([int((self.offset + row) % ITEMS) for row in range(ITEMS)])
+        if self.how == "a dict":
+            self.state["epoch"] += 1
+            return iter(random.Random(self.state["epoch"]).sample(range(ITEMS), ITEMS))
+        np.random.shuffle(self.pairs)
+        return iter(self.pairs.flatten().tolist())
+
+    def __len__(self) -> int:
+        return ITEMS
+
+
+@resume.exact("loaders: samplers that remember: numbers, texts; lists, dicts, arrays and tensors of them")
+@pytest.mark.parametrize("how", ["rows", "numbers of numpy", "a number of numpy", "a dict", "a table"])
+def test_the_next_epoch_follows_from_what_a_sampler_has_kept(how: str, tmp_path: Path) -> None:
+    def run(directory: Path, at: int = 0, *, seed: int = 0) -> list[list[float]]:
+        random.seed(seed)
+        np.random.seed(seed)
+        seen = []
+        with piton_trainer.session(tiny.config(directory, tiny.every(10_000))) as session:
+            session.restore(model=nn.Linear(1, 1))
+            for batch in session.steps(loader_with(Remembering(how)), epochs=3):
+                seen.append(batch.tolist())
+                if session.step + 1 == at:
+                    tiny.terminate(session)
+        return seen
+
+    whole = run(tmp_path / "whole")
+    for stop in (3, BATCHES, BATCHES + 2):
+        with pytest.raises(Stopped):
+            run(tmp_path / str(stop), stop)
+        assert run(tmp_path / str(stop), seed=77) == whole[stop:]

@@ -104,7 +104,7 @@ def named_generators(value: object) -> dict[str, Any]:
     else:
         found = {} if value is None else {RNG: value}
     for name, item in found.items():
-        if not _is_generator(item):
+        if not is_generator(item):
             raise InputError(
                 f"{name}: a {type(item).__name__} is no random number generator that can be saved; give a "
                 "random.Random, a generator of numpy's or a torch.Generator, or several in a list"
@@ -113,10 +113,11 @@ def named_generators(value: object) -> dict[str, Any]:
 
 
 def _held_by(owner: object) -> Iterator[tuple[str, Any]]:
-    return ((name, value) for name, value in getattr(owner, "__dict__", {}).items() if _is_generator(value))
+    return ((name, value) for name, value in getattr(owner, "__dict__", {}).items() if is_generator(value))
 
 
-def _is_generator(value: object) -> bool:
+def is_generator(value: object) -> bool:
+    """True for a random number generator of a kind that can be saved."""
     return isinstance(value, (torch.Generator, random.Random, *_numpy_kinds()))
 
 

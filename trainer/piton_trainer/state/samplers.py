@@ -1,20 +1,22 @@
 """Memory of samplers from epoch to epoch: a count of them, a place, an order that is shuffled in place.
 
 An epoch that is resumed is begun again, so a sampler has to be as it was when the epoch began, and once the batches
-that are done are passed over, as it was at the save. Seen are attributes that are numbers, texts, or rows of numbers
-(lists, arrays, tensors), as far as they are not as the script has made them, and those with a seed in their name, since
-a script may draw one. Whatever else there is, of other types or deeper, is left alone.
+that are done are passed over, as it was at the save. Seen are attributes that are numbers, texts, or lists, dicts,
+arrays and tensors of these (`plain_values`), as far as they are not as the script has made them, and those with a seed
+in their name, since a script may draw one. Whatever else there is, of other types or deeper, is left alone, and told of
+if it changes (`unseen_changes`).
 """
 
 import logging
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
 from piton_trainer.state.own_generators import parts_of
 from piton_trainer.state.plain_values import copy_of, digest, fill, is_plain, is_same, may_be_shared, packed, unpacked
+from piton_trainer.state.unseen_changes import UnseenChanges
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ Attributes = Mapping[str, Any]
 class Samplers:
     """The samplers of loaders, by names that are the same in each attempt."""
 
-    def __init__(self, loaders: Iterable[object] = (), made: Mapping[int, Attributes] | None = None) -> None:
+    def __init__(self, loaders: Collection[object] = (), made: Mapping[int, Attributes] | None = None) -> None:
         """`made` has attributes of samplers, by `id`, from before they were given a saved state."""
         self._samplers: dict[str, _Sampler] = {}
         self._known: list[tuple[weakref.ref[Any], _Sampler]] = []
@@ -36,10 +38,16 @@ class Samplers:
         self._told: set[str] = set()
         self.look_up(loaders, made)
 
-    def look_up(self, loaders: Iterable[object], made: Mapping[int, Attributes] | None = None) -> None:
+    def look_up(self, loaders: Collection[object], made: Mapping[int, Attributes] | None = None) -> None:
         """Take the samplers of these loaders instead. One that is known is still as it was when it came."""
         self._known = [(part, sampler) for part, sampler in self._known if part() is not None]
-        self._samplers = {name: self._of(part, made or {}) for name, part in _samplers_of(loaders)}
+        found = dict(_samplers_of(loaders))
+        self._samplers = {name: self._of(part, made or {}) for name, part in found.items()}
+        self._unseen = UnseenChanges(found, [part for loader in loaders for part in parts_of(loader).values()])
+
+    def begin_epoch(self) -> None:
+        """Tell of what changes from epoch to epoch and is not in a capture."""
+        self._unseen.begin_epoch()
 
     def capture(self) -> dict[str, dict[str, Any]]:
         """Return what is or was not as the script has made it, as JSON and tensors, by the names of the samplers."""

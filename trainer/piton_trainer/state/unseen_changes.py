@@ -1,0 +1,94 @@
+"""Changes of samplers from epoch to epoch that no checkpoint holds: each is told of, once.
+
+Looked at are the first numbers and items of a value, so that it costs little: what is longer may change unseen. Random
+number generators and samplers inside are seen elsewhere, data sets and iterators may change as they like.
+"""
+
+import itertools
+import logging
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Collection, Mapping
+from enum import Enum
+from itertools import islice
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from piton_trainer.state.batch_skipping import has_state
+from piton_trainer.state.own_generators import is_generator
+from piton_trainer.state.plain_values import is_array, is_plain
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 1000
+_DEEP = 3
+_DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
+_ROWS = frozenset({list, tuple, deque})
+
+
+class UnseenChanges:
+    """The samplers of a loader, looked at whenever an epoch begins."""
+
+    def __init__(self, samplers: Mapping[str, object], others: Collection[object]) -> None:
+        """Look at those samplers; `others` are seen by themselves."""
+        self._samplers = samplers
+        self._others = others
+        self._before: dict[str, Any] = {}
+        self._told: set[str] = set()
+
+    def begin_epoch(self) -> None:
+        """Tell of what is not what it was when the epoch before began."""
+        now = {
+            f"{name}.{key}": _outline(value, _DEEP)
+            for name, sampler in self._samplers.items()
+            for key, value in vars(sampler).items()
+            if not is_plain(value) and not self._is_seen(value)
+        }
+        for name in now.keys() & self._before.keys() - self._told:
+            if now[name] != self._before[name]:
+                self._told.add(name)
+                logger.warning(
+                    "loader: its %s changes from epoch to epoch and is not in the checkpoint, so after a resume the "
+                    "order may be another one; keep it in numbers, texts, or lists, dicts, arrays or tensors of them",
+                    name,
+                )
+        self._before = now
+
+    def _is_seen(self, value: object) -> bool:
+        return is_generator(value) or has_state(value) or any(value is other for other in self._others)
+
+
+def _outline(value: Any, deep: int) -> Any:
+    """Return some of what a value is made of, for comparing it; None for what is not to be compared."""
+    kind = type(value)
+    if kind in (bool, int, float, str, bytes, type(None)):
+        return kind, value
+    if isinstance(value, Number | Enum) or kind is itertools.count:
+        return kind, repr(value)
+    if kind is Tensor or is_array(value):
+        return _outline_of_numbers(value)
+    if kind in (set, frozenset):
+        return kind, len(value), value.copy() if len(value) <= _LOOKED_AT else None
+    return _outline_of_parts(value, deep - 1) if deep else kind
+
+
+def _outline_of_numbers(value: Any) -> Any:
+    if is_array(value):
+        return value.dtype, value.shape, repr(value.flat[:_LOOKED_AT].tolist()) if value.dtype.kind != "O" else None
+    has_row = value.layout is torch.strided and value.is_contiguous() and not value.is_meta
+    return value.dtype, value.shape, repr(value.detach().view(-1)[:_LOOKED_AT].tolist()) if has_row else None
+
+
+def _outline_of_parts(value: Any, deep: int) -> Any:
+    kind = type(value)
+    if kind in _DICTS:
+        items = islice(value.items(), _LOOKED_AT)
+        return kind, len(value), [(_outline(key, 0), _outline(item, deep)) for key, item in items]
+    if kind in _ROWS:
+        return kind, len(value), [_outline(item, deep) for item in islice(value, _LOOKED_AT)]
+    is_data = isinstance(value, nn.Module | type) or callable(value) or hasattr(kind, "__getitem__")
+    if is_data or hasattr(kind, "__next__") or not hasattr(value, "__dict__") or is_generator(value):
+        return None
+    return kind, _outline(vars(value), deep)
