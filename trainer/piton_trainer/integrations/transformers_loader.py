@@ -17,7 +17,7 @@ from piton_trainer.state.batch_skipping import after_batches, has_state, unknown
 from piton_trainer.state.data_position import Randomness
 
 _NEAR = 1e-3
-"""How far a fraction of an epoch may be from a number of steps."""
+"""Distance that a fraction of an epoch may have from a number of steps."""
 
 
 @contextmanager
