@@ -99,6 +99,11 @@ def test_what_is_trained_since_a_step_is_trained_after_a_resume(
     ) in caplog.text
 
 
+def test_what_was_trained_is_so_where_nothing_is_left_to_train(tmp_path: Path) -> None:
+    trained, _ = attempt(tmp_path, net)
+    assert attempt(tmp_path, net)[0] == trained == [True] * 4
+
+
 def test_nothing_is_told_where_nothing_has_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Stopped):
         attempt(tmp_path, net, at=CHANGES_AT)

@@ -227,7 +227,7 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         is_on_any_rank = partial(trainer.strategy.reduce_boolean_decision, all=False)
         if not is_on_any_rank(self._patience.holds_save):
             return False
-        if not is_on_any_rank(self._session.is_asked_to_stop):
+        if not is_on_any_rank(self._session.is_asked_to_stop()):
             return True
         if is_on_any_rank(self._patience.holds_stop()):
             return True

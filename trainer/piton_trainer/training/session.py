@@ -316,12 +316,9 @@ class Session(RankContext):
         """True if `restore` has found a checkpoint."""
         return self._resumes_at is not None
 
-    @property
     def is_asked_to_stop(self) -> bool:
         """True if this rank knows of a request to stop, which the next boundary grants."""
-        stops = self._opened.stops
-        stops.renew()
-        return stops.has_any(self.step, is_resumed=self._resumes_at is not None)
+        return self._opened.is_asked_to_stop()
 
     def boundary(self, *, ended: str | None = None) -> bool:
         """A step of somebody else's loop is done, with all that belongs to it: save, report, stop, as is due.

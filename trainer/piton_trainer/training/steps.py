@@ -179,7 +179,7 @@ class Steps:
         """A run whose last checkpoint is not in its bucket is not finished."""
         if self._config.assignment.mirror is None:
             return
-        if not self._ranks.await_main(partial(self._telemetry.finish_mirror, self._stop_is_requested)):
+        if not self._ranks.await_main(partial(self._telemetry.finish_mirror, self.is_asked_to_stop)):
             raise self._stopped()
 
     def progress(self, *, finished: bool = False) -> Progress:
@@ -227,6 +227,9 @@ class Steps:
         if len(set(self._ranks.gather(self._total))) > 1:
             raise InputError("the ranks have loaders of different lengths; give each the same number of batches")
         self.has_begun = True
+        # Not before: a script that freezes a network in each step wraps it in DDP as it makes it.
+        for line in self._objects.freeze_as(self._resume.frozen) if self._resume else ():
+            self._data.tell(line)
         self._started = (self.state.step, self.state.training_seconds)
         self._lap = self._clock.monotonic()
         # Whichever attempt made the checkpoint, it and those after it have ended since.
@@ -238,9 +241,6 @@ class Steps:
         if self._agree().stop:
             raise self._stopped()
         self._ranks.on_main(self._store.reopen)
-        # Not before: a script that freezes a network in each step wraps it in DDP as it makes it.
-        for line in self._objects.freeze_as(self._resume.frozen) if self._resume else ():
-            self._data.tell(line)
         return True
 
     def _refuse_misuse(self) -> None:
@@ -297,7 +297,7 @@ class Steps:
         value = self.measured.evaluation(save=will_save) if is_main else None
         lap = self._clock.monotonic() - self._lap
         vote = BoundaryVote(
-            stop=self._stop_is_requested(),
+            stop=self.is_asked_to_stop(),
             save=save,
             diverged=self._has_diverged or self.measured.has_diverged(on_device=False),
             value=value,
@@ -312,7 +312,8 @@ class Steps:
             return "the rehearsal is over"
         return reason_to_end(self.state, self._config.assignment, self._total)
 
-    def _stop_is_requested(self) -> bool:
+    def is_asked_to_stop(self) -> bool:
+        """True if this rank knows of a request to stop, which the next boundary grants."""
         self.stops.renew()
         return self.stops.has_any(self.state.step, is_resumed=self._restored is not None)
 
