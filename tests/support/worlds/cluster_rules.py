@@ -187,7 +187,7 @@ class ClusterTrouble(UserRules):
     def _trains_undisturbed(self) -> Trainer | None:
         """The trainer of a run that goes on to its end if nothing is done to it any more."""
         world, record = self.world, self.world.status.current
-        trainer = world.running()
+        trainer = world.running() if self.understood is None else None  # else nothing is decided meanwhile
         if trainer is None or record is None or world.typo or world.spec.suspend or world.deleting:
             return None
         if world.next_start or world.half_a_gang_seconds or world.failing_reads or world.is_volume_empty:

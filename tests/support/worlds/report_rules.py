@@ -89,7 +89,7 @@ class BlockedReports(ClusterTrouble):
         super()._pass()
         trainer = self._trains_undisturbed()
         is_new = self.looked_at == self.world.time and not self.failures and not self.world.denials.answers
-        if trainer is None or self.understood is not None or not is_new:
+        if trainer is None or not is_new:
             return
         since = self._unheard_since(trainer)
         if since is None:
