@@ -46,7 +46,9 @@ CHANGES: dict[str, Change] = {
     ),
     "order of parameters": Change(of=lambda loop: replace(loop, backwards=not loop.backwards), like_before=True),
     "bfloat16": Change(
-        of=lambda loop: replace(loop, bfloat16=True), fits=lambda loop: not loop.bfloat16, told="is converted"
+        of=lambda loop: replace(loop, bfloat16=True),
+        fits=lambda loop: not loop.bfloat16 and loop.ema != "shadow",  # its own code keeps the type of the checkpoint
+        told="is converted",
     ),
     "other scheduler": Change(
         of=lambda loop: replace(loop, scheduler=_other(loop.scheduler, "StepLR", "CosineAnnealingWarmRestarts")),

@@ -213,6 +213,51 @@ def test_groups_that_a_script_changes_in_the_middle_are_there_again(make: Make, 
     expect_exact(tmp_path, make, body)
 
 
+def by_closure(directory: Path, *, backwards: bool = False, stop: bool = False) -> list[Tensor]:
+    """Train with an optimizer whose one state is of the whole list of parameters; return the weights."""
+    with piton_trainer.session(tiny.config(directory)) as session:
+        model = net()
+        weights = list(model.parameters())
+        optimizer = LBFGS(weights[::-1] if backwards else weights, lr=0.1, max_iter=3, history_size=3)
+        session.restore(model=model, optimizer=optimizer)
+        for x in session.steps([torch.randn(6, 4, generator=torch.Generator().manual_seed(n)) for n in range(STEPS)]):
+
+            def loss(x: Tensor = x) -> Tensor:
+                optimizer.zero_grad()
+                found: Tensor = model(x).square().mean()
+                found.backward()  # type: ignore[no-untyped-call]
+                return found
+
+            optimizer.step(loss)  # type: ignore[no-untyped-call]
+            if stop and session.step + 1 == STOP:
+                tiny.terminate(session)
+    return [weight.detach() for weight in weights]
+
+
+def test_a_state_of_a_whole_list_of_parameters_keeps_their_order(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        by_closure(tmp_path / "parts", stop=True)
+    again = by_closure(tmp_path / "parts", backwards=True)
+    assert all(map(torch.equal, again, by_closure(tmp_path / "whole")))
+
+
+def thaw(step: int, model: nn.Sequential, optimizer: Optimizer) -> None:
+    model[0].requires_grad_(step >= 3)
+
+
+@pytest.mark.parametrize("kind", OF_TORCH)
+def test_a_state_of_a_parameter_that_the_script_has_frozen_is_read(kind: Any, tmp_path: Path) -> None:
+    def make(model: nn.Sequential) -> Optimizer:
+        model[0].weight = nn.Parameter(torch.linspace(-1, 1, 32).view(4, 8).t())  # in columns, as some layers have it
+        model[2].weight = nn.Parameter(torch.linspace(-1, 1, 32).view(4, 8)[:1].expand(4, 8).contiguous())
+        model.requires_grad_(True)[0].requires_grad_(False)
+        model[4].weight = nn.Parameter(torch.ones(1, 4))  # a row, whose factors may be as large as itself
+        optimizer: Optimizer = whole(kind)(model)
+        return optimizer
+
+    expect_exact(tmp_path, make, thaw)
+
+
 @pytest.mark.parametrize("kind", OF_TORCH)
 def test_a_group_that_is_added_after_a_resume_has_the_settings_of_the_script(kind: Any, tmp_path: Path) -> None:
     expect_exact(tmp_path, head(kind), unfreeze_late)

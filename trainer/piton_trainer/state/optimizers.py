@@ -106,6 +106,7 @@ def templates(model: nn.Module, optimizer: Optimizer, document: Mapping[str, Any
         optimizer.state.clear()
     # The live optimizer has no state of a frozen parameter, and none of one whose group the script adds later.
     parameters, kinds, missing = parameters_by_name(model), dict[str, torch.dtype](), list[tuple[str, str, Tensor]]()
+    odd = set[str]()  # parts of another shape than their parameter, as Adafactor's: they can be new tensors
     for name, entry in document[_STATE].items():
         for part, value in entry.items() if name in parameters else ():
             for saved in codec.keys(value):
@@ -113,7 +114,11 @@ def templates(model: nn.Module, optimizer: Optimizer, document: Mapping[str, Any
                     missing.append((part, saved, parameters[name]))
                 elif found[saved].shape == parameters[name].shape:
                     kinds[part] = found[saved].dtype
-    made = {saved: torch.zeros_like(like, dtype=kinds[part]) for part, saved, like in missing if part in kinds}
+                else:
+                    odd.add(part)
+    made = {
+        saved: torch.zeros_like(like, dtype=kinds[part]) for part, saved, like in missing if part in kinds.keys() - odd
+    }
     wanted = set(codec.keys(document))
     return {name: tensor for name, tensor in found.items() if name in wanted} | made
 
@@ -200,8 +205,10 @@ def _arrange(
     told = (
         [] if is_same and not any(rests) else [_regrouped(name, saved, before, parameters, chain.from_iterable(rests))]
     )
-    if is_same:  # in the order of the script, whose list of groups stays as it is
-        groups = [{**group, _PARAMS: own[_PARAMS]} for group, own in zip(groups, live, strict=True)]
+    if is_same:  # the lists of the script stay, in the order of the checkpoint: LBFGS has one state for a whole list
+        for group, own in zip(groups, live, strict=True):
+            own[_PARAMS][:] = group[_PARAMS]
+            group[_PARAMS] = own[_PARAMS]
     else:
         live[:] = groups
     if theirs - owners.keys():
