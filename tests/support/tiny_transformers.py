@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -18,6 +17,7 @@ from piton.contract.manifest import Complete
 from piton_trainer.checkpoint import inspect
 from piton_trainer.integrations.transformers import PitonCallback
 from support import tiny
+from support.accelerators import forget_accelerators
 from support.ends import Event
 
 STEPS_PER_EPOCH, EPOCHS = 4, 2
@@ -68,8 +68,7 @@ def train(
     """
     is_first = not (directory / "checkpoints").exists()
     torch.manual_seed(0 if is_first else 5)
-    for state in (AcceleratorState, GradientState):
-        state._reset_state(*([True] if state is AcceleratorState else []))
+    forget_accelerators()
     ours = PitonCallback(config or tiny.config(directory / "checkpoints", tiny.every(3)))
     trainer = make_trainer(directory, [*callbacks, At(at or {}), ours, *later], **arguments)
     if not is_first:

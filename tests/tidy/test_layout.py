@@ -19,7 +19,7 @@ CLAUSES = re.compile(r"(Whether|What|How|Who|Whoever|Whose|Why|Where|When|Which|
 """First words of a docstring that is a clause, and neither a sentence with a verb nor a noun phrase."""
 LIMITS = {
     "files at the trainer's root": 12,
-    "modules above 350 lines": 1,
+    "modules above 350 lines": 0,
     "modules below 60 lines": 60,
     "class names with several bearers": 6,
     "docstrings that open with a clause": 0,

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import piton_trainer
 from support import ranks, resume, tiny
+from support.accelerators import forget_accelerators
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:OMP_NUM_THREADS"),  # accelerate's, about each process
@@ -34,6 +35,7 @@ def train(directory: Path, settings: dict[str, bool], *, seed: int, kill: int = 
     """Return the sum of each batch, and of the weights after it, by step."""
     seen: dict[int, tuple[float, float]] = {}
     with piton_trainer.session(tiny.config(directory, tiny.every(2))) as session:
+        forget_accelerators()  # a test before this one may have made one in this process
         configuration = DataLoaderConfiguration(**settings)
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, dataloader_config=configuration)
         torch.manual_seed(seed)

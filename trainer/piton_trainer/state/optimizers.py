@@ -207,8 +207,7 @@ def _arrange(
     )
     if is_same:  # the lists of the script stay, in the order of the checkpoint: LBFGS has one state for a whole list
         for group, own in zip(groups, live, strict=True):
-            own[_PARAMS][:] = group[_PARAMS]
-            group[_PARAMS] = own[_PARAMS]
+            own[_PARAMS][:], group[_PARAMS] = group[_PARAMS], own[_PARAMS]
     else:
         live[:] = groups
     if theirs - owners.keys():

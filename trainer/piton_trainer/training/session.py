@@ -73,7 +73,6 @@ def session(
     except InputError as error:
         raise BadConfig(str(error)) from error
     folder = SessionFolder(config.checkpoint_dir, is_chosen=is_chosen, is_named=name is not None)
-    clock = clock or Clock()
     return Session(config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk, folder=folder)
 
 
@@ -86,7 +85,7 @@ class Session(RankContext):
         *,
         overlap_saves: bool,
         callbacks: Sequence[Callback],
-        clock: Clock,
+        clock: Clock | None,
         disk: layout.Disk | None,
         folder: SessionFolder,
     ) -> None:
@@ -97,7 +96,7 @@ class Session(RankContext):
         self._trainer: object = None
         self._per_rank = False
         self._services = AttemptServices(
-            config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock, disk=disk
+            config, overlap_saves=overlap_saves, callbacks=callbacks, clock=clock or Clock(), disk=disk
         )
 
     @property
