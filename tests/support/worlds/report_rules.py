@@ -98,10 +98,12 @@ class BlockedReports(ClusterTrouble):
         assert self.world.time < until or self._is_told_silent(), "nobody hears of it, and nobody is told"
 
     def _unheard_since(self, trainer: Trainer) -> datetime | None:
-        """Return since when it is seen to train unheard, in looks that were new."""
+        """Return since when it is seen to train unheard, in looks that were new; it may have begun after the look."""
         since = self.world.unheard_since(trainer)
         if since is None:
             self.unheard.pop(trainer.owner, None)
+            return None
+        if trainer.owner not in self.unheard and since == self.world.time:
             return None
         return max(since, self.unheard.setdefault(trainer.owner, self.world.time))
 
