@@ -171,6 +171,13 @@ def test_a_loader_that_reads_ahead_begins_on_piton_with_a_caveat(
     assert "random augmentation of the first batch after a resume is not repeated exactly" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["a prefetcher", "accelerate's dispatcher", "a loader that filters"])
+def test_in_the_middle_of_an_epoch_it_is_refused_wherever_the_run_is(name: str, tmp_path: Path) -> None:
+    stopped(tmp_path, UNKNOWN[name], stop=2)
+    with pytest.raises(BadConfig, match=r"^loader: the checkpoint is in the middle of an epoch, after batch 2"):
+        attempt(tmp_path, UNKNOWN[name])
+
+
 def test_an_epoch_that_is_done_is_followed_by_the_next_one_of_a_sampler_that_is_told_so(tmp_path: Path) -> None:
     def filtering() -> DataLoader[Any]:
         data = TensorDataset(torch.arange(float(BATCHES * SIZE)))

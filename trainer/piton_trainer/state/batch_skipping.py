@@ -40,8 +40,9 @@ def unknown_place(loader: Iterable[Any]) -> str | None:
 
     A DataLoader whose `__iter__` is a generator may leave out batches, read ahead, or share them out among ranks.
     """
-    inside: Any = loader if _read_ahead(loader) is None else _read_ahead(loader)
-    if _has_indices(loader) and not (isinstance(loader, DataLoader) and isgeneratorfunction(type(inside).__iter__)):
+    inside = _read_ahead(loader)
+    kind: Any = type(loader if inside is None else inside)
+    if _has_indices(loader) and not (isinstance(loader, DataLoader) and isgeneratorfunction(kind.__iter__)):
         return None
     return f"loader: a {type(loader).__name__} like this cannot be resumed in the middle of an epoch: {_CURE}"
 
@@ -73,12 +74,12 @@ def iterate_from(loader: Iterable[Any], batch: int, numbers: "RandomNumbers", *,
     Raises:
         BadConfig: only loading could tell which batches are left.
     """
-    if isinstance(loader, DataLoader) and _has_indices(loader):
+    if unknown_place(loader) is not None:
+        raise _refusal(loader, batch)
+    if isinstance(loader, DataLoader):
         return _iterate_loader(loader, batch, numbers, epoch)
-    if _has_indices(loader):
-        rows: Any = loader
-        return (rows[number] for number in range(batch, len(rows)))
-    raise _refusal(loader, batch)
+    rows: Any = loader
+    return (rows[number] for number in range(batch, len(rows)))
 
 
 def begin(loader: Iterable[Any], numbers: "RandomNumbers", *, epoch: int) -> tuple[Iterator[Any], bool]:
