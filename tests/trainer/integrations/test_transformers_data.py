@@ -11,25 +11,16 @@ from transformers import Trainer
 
 from support import ends, resume
 from support import tiny_transformers as hf
+from support.samplers import Placed
 
 ROWS = 26
 
 
-class Counting(Sampler[int]):
-    """A sampler that counts its place while it is asked, and begins at it."""
+class Counting(Placed):
+    """One of our rows."""
 
     def __init__(self) -> None:
-        self.epoch = self.place = 0
-
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
-        while self.place < ROWS:
-            self.place += 1
-            yield order[self.place - 1]
-        self.epoch, self.place = self.epoch + 1, 0
-
-    def __len__(self) -> int:
-        return ROWS
+        super().__init__(ROWS)
 
 
 class Popping(Sampler[int]):

@@ -32,6 +32,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 import piton_trainer
 from piton_trainer.errors import BadConfig, Ended, Stopped
 from support import ranks, resume, tiny
+from support.samplers import Placed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata 0.11 calls it in torch 2.13
@@ -261,18 +262,11 @@ class Inside(Eager):
         yield from self.sampler
 
 
-class Placed(Eager):
-    """It counts its place while it is asked, and begins at it."""
+class OfItems(Placed):
+    """One of our items."""
 
     def __init__(self) -> None:
-        self.epoch = self.place = 0
-
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(self.epoch)).tolist()
-        while self.place < ITEMS:
-            self.place += 1
-            yield order[self.place - 1]
-        self.epoch, self.place = self.epoch + 1, 0
+        super().__init__(ITEMS)
 
 
 REMEMBERING: tuple[type[Eager], ...] = (
@@ -313,7 +307,7 @@ ACCELERATED: dict[str, dict[str, Any]] = {
     "with an eager sampler": {"sampler": Eager},
     "with an eager sampler with its own numbers": {"sampler": EagerByItself},
     "with a sampler that counts": {"sampler": Counting},
-    "with a sampler that counts its place": {"sampler": Placed},
+    "with a sampler that counts its place": {"sampler": OfItems},
     "with a seed": {"shuffle": True, "seed": 5},
     "with workers": {"shuffle": True, "num_workers": 2},
     "with items left over": {"shuffle": True, "size": 5},
@@ -681,7 +675,7 @@ def test_what_a_resume_will_not_do_is_said_before_it_matters(
     [
         plain,
         lambda: StatefulDataLoader(Counted(), num_workers=1),
-        partial(of_accelerate, has_state=True, sampler=Placed),
+        partial(of_accelerate, has_state=True, sampler=OfItems),
         lambda: [torch.ones(2)] * 3,
         lambda: torch.ones(3),
     ],

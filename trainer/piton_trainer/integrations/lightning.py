@@ -196,13 +196,15 @@ class PitonCallback(Checkpoint):  # type: ignore[misc]
         assert self._session is not None
         if not self._session.is_resumed or loops.loaded_in is None:
             return
-        loaded_in = self._loaded_in if self._loaded_in is not None or not will_reload else loops.loaded_in - 1
+        loaded_in = self._loaded_in
+        if loaded_in is None and will_reload:  # a checkpoint of an earlier version, with new loaders in each epoch
+            loaded_in = loops.loaded_in - 1
         if loaded_in is None:
             return
         if not will_reload and loaded_in != loops.loaded_in and self._session.is_main:
             logger.warning(
                 "train_dataloader: epoch %d has the loader that was made in epoch %d, and the resume makes it again; "
-                "what it takes from the number of the epoch is not as it was",
+                "if it depends on trainer.current_epoch, it has other data; give it a sampler with set_epoch for that",
                 loops.loaded_in,
                 loaded_in,
             )

@@ -33,6 +33,7 @@ _LOADED_IN = "loaded_in"
 _IS_WHOLE = "is_whole"
 """The key of the marker that says at which moment a checkpoint was made."""
 _RESULTS = "results"
+"""The key of the metrics in the marker."""
 
 
 class Made:

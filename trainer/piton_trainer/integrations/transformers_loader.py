@@ -5,7 +5,7 @@ batches of a step before any callback hears of that, so the random numbers of th
 then, have to be put back while the loader reads. It must not know sessions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import transformers.trainer
 from torch.utils.data import DataLoader
 
-from piton_trainer.state.batch_skipping import after_batches, has_state, unknown_place
+from piton_trainer.state.batch_skipping import after_batches, has_state, unknown_place, without_accelerate
 from piton_trainer.state.data_position import Randomness
 
 _NEAR = 1e-3
@@ -55,7 +55,7 @@ def _place_in_stream(saved: Mapping[str, Any], accumulate: int) -> tuple[int, in
 
 
 @contextmanager
-def resumes_exactly(trainer: Any, *, randomness: Any) -> Iterator[None]:
+def resumes_exactly(trainer: Any, *, randomness: Callable[[], Randomness | None]) -> Iterator[None]:
     """Have transformers begin where the save was when it skips batches of this trainer's loader.
 
     `randomness` returns the random numbers of the run. Dispatched batches are read by one rank for all.
@@ -65,8 +65,9 @@ def resumes_exactly(trainer: Any, *, randomness: Any) -> Iterator[None]:
 
     def skip(loader: Any, num_batches: int = 0) -> Any:
         rest, numbers = original(loader, num_batches), randomness()
-        is_ours = loader is trainer.callback_handler.train_dataloader and numbers is not None
-        return ResumedEpoch(loader, rest, num_batches, numbers, int(trainer.state.epoch)) if is_ours else rest
+        if numbers is None or loader is not trainer.callback_handler.train_dataloader:
+            return rest
+        return ResumedEpoch(loader, rest, num_batches, numbers, int(trainer.state.epoch))
 
     module.skip_first_batches = skip
     try:
@@ -91,8 +92,8 @@ class ResumedEpoch:
 
     def __iter__(self) -> Iterator[Any]:
         loader, rest = self._loader, self._rest
-        own = type(getattr(loader, "base_dataloader", loader)).__iter__
-        if own is DataLoader.__iter__ and not has_state(loader) and unknown_place(loader) is None:
+        kind: Any = type(without_accelerate(loader))
+        if kind.__iter__ is DataLoader.__iter__ and not has_state(loader) and unknown_place(loader) is None:
             return self._randomness.skip(loader, self._batches, epoch=self._epoch)
         if not hasattr(rest, "base_dataloader"):
             return iter(rest)

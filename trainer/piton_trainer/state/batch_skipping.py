@@ -31,7 +31,7 @@ _CURE = (
 
 def has_state(loader: object) -> bool:
     """True if a loader says its place by itself. One of accelerate's only passes on what the loader inside it says."""
-    inside = _without_accelerate(loader)
+    inside = without_accelerate(loader)
     return hasattr(inside, "state_dict") and hasattr(inside, "load_state_dict")
 
 
@@ -88,7 +88,7 @@ def begin(loader: Iterable[Any], numbers: "RandomNumbers", *, epoch: int) -> tup
     Returns the batches, and True if a sampler of the user's has drawn its order by now: torchdata has one without state
     draw only when the first batch is asked for.
     """
-    inside: Any = _without_accelerate(loader)
+    inside: Any = without_accelerate(loader)
     if not isinstance(inside, DataLoader) or isinstance(inside.dataset, IterableDataset):
         return iter(loader), False
     sampler: Any = vars(inside)[_sampler_name(inside)]
@@ -110,7 +110,7 @@ def forget_early_order(loader: object) -> None:
     One that was asked for its state before its first epoch, as accelerate does, has begun that epoch by then. Where the
     script has loaded a place, that order belongs to it.
     """
-    inside: Any = _without_accelerate(loader)
+    inside: Any = without_accelerate(loader)
     if getattr(inside, "_initial_iter_for_state_dict", False) and not inside._iterator._num_yielded:  # noqa: SLF001
         inside._initial_iter_for_state_dict, inside._iterator = False, None  # noqa: SLF001
 
@@ -143,7 +143,7 @@ def after_batches(inside: Any, number: int, call: Callable[[], None]) -> Iterato
         del vars(inside)["__iter__"]
 
 
-def _without_accelerate(loader: object) -> object:
+def without_accelerate(loader: object) -> object:
     """Return the loader that one of accelerate's passes on; any other as it is."""
     return getattr(loader, "base_dataloader", loader)
 
@@ -154,7 +154,7 @@ def _read_ahead(loader: object) -> object | None:
     A dispatcher of accelerate's reads several batches for the ranks, and one with batches to skip has skipped them by
     its first batch.
     """
-    inside = _without_accelerate(loader)
+    inside = without_accelerate(loader)
     is_other = inside is loader or hasattr(loader, "split_batches") or getattr(loader, "skip_batches", False)
     return None if is_other else inside
 
@@ -170,7 +170,7 @@ def _has_workers_already(loader: DataLoader[Any], epoch: int) -> bool:
 def _iterate_loader(loader: DataLoader[Any], batch: int, numbers: "RandomNumbers", epoch: int) -> Iterator[Any]:
     start = numbers.capture() if _has_workers_already(loader, epoch) else None
     again = None if start is None else partial(numbers.restore, start)
-    inside: Any = _without_accelerate(loader)
+    inside: Any = without_accelerate(loader)
     indices = _Indices(vars(inside)[_sampler_name(inside)], skip=batch, before=again)
     with _sampler_of(inside, indices):
         iterator = iter(loader)

@@ -72,7 +72,6 @@ class Randomness:
         """`generators` are besides those of the loaders."""
         self._generators = generators
         self._numbers = rng.RandomNumbers([*generators, *_generators_in(loaders)], own, samplers)
-        self._samplers = samplers
         self._resume = resume
         self._loaders = loaders
         self._shapes = DataShape.of(loaders)
@@ -104,8 +103,7 @@ class Randomness:
     def begin_epoch(self) -> None:
         """Remember where an epoch begins."""
         self.epoch_rng = self.rng()
-        if self._samplers is not None:
-            self._samplers.begin_epoch()
+        self._numbers.begin_epoch()
 
     def replay_epoch(self) -> None:
         """Go back to where the epoch began that the save was in."""

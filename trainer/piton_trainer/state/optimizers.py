@@ -116,9 +116,8 @@ def templates(model: nn.Module, optimizer: Optimizer, document: Mapping[str, Any
                     kinds[part] = found[saved].dtype
                 else:
                     odd.add(part)
-    made = {
-        saved: torch.zeros_like(like, dtype=kinds[part]) for part, saved, like in missing if part in kinds.keys() - odd
-    }
+    like_their_parameter = kinds.keys() - odd
+    made = {saved: torch.zeros_like(p, dtype=kinds[part]) for part, saved, p in missing if part in like_their_parameter}
     wanted = set(codec.keys(document))
     return {name: tensor for name, tensor in found.items() if name in wanted} | made
 
@@ -207,7 +206,8 @@ def _arrange(
     )
     if is_same:  # the lists of the script stay, in the order of the checkpoint: LBFGS has one state for a whole list
         for group, own in zip(groups, live, strict=True):
-            own[_PARAMS][:], group[_PARAMS] = group[_PARAMS], own[_PARAMS]
+            own[_PARAMS][:] = group[_PARAMS]
+            group[_PARAMS] = own[_PARAMS]
     else:
         live[:] = groups
     if theirs - owners.keys():

@@ -43,10 +43,7 @@ class OwnGenerators:
 
     def look_up(self, loaders: Iterable[object]) -> None:
         """Take the generators of these loaders instead."""
-        self._of_loaders = {}
-        for number, loader in enumerate(loaders):
-            prefix = f"{number}." if number else ""
-            self._of_loaders |= {f"{prefix}{name}": owner for name, owner in parts_of(loader).items()}
+        self._of_loaders = {name: part for _, name, part in parts_in(loaders)}
 
     def capture(self) -> dict[str, Any]:
         """The state of each generator by its name, as JSON and tensors."""
@@ -80,6 +77,13 @@ def parts_of(loader: object) -> dict[str, object]:
         **{name: part for name, part in samplers.items() if name not in TOLD},
     }
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def parts_in(loaders: Iterable[object]) -> Iterator[tuple[object, str, object]]:
+    """Yield each loader with its parts and their names, which begin with its number if it is not the first."""
+    for number, loader in enumerate(loaders):
+        prefix = f"{number}." if number else ""
+        yield from ((loader, f"{prefix}{name}", part) for name, part in parts_of(loader).items())
 
 
 def _samplers_in(owner: object, prefix: str, *, depth: int) -> dict[str, object]:

@@ -29,7 +29,8 @@ _ARRAY, _LIST, _TUPLE, _OF_NUMPY = "array", "list", "tuple", " of numpy"
 """Keys of the numbers of an array of numpy, and of a list and a tuple that are long."""
 _ROWS, _LENGTHS, _KINDS = "rows", "lengths", "kinds"
 """Keys of all numbers of the rows in a list, how many there are in each, and the types of the list and of its rows."""
-_PARTS, _DICT = "parts", "dict"
+_DICT = "dict"
+"""Key of a dict, which would look like one of the others."""
 _SHORT = 64
 _EXACT = {int: ("q", torch.int64), float: ("d", torch.float64)}
 """Types of arrays and of tensors that numbers go into and come back from unchanged."""
@@ -77,23 +78,21 @@ def packed(value: Any) -> Any:
         lengths = torch.frombuffer(array("q", map(len, value)), dtype=torch.int64)
         names = [type(value).__name__, *(kind.__name__ for kind in kinds)]
         return {_ROWS: packed(list(chain.from_iterable(value))), _LENGTHS: lengths, _KINDS: names}
-    if kinds <= _SCALARS or all(map(_is_scalar, kinds)):
-        return copy_of(value)
-    return {_PARTS: [packed(item) for item in value], _KINDS: [type(value).__name__]}
+    return copy_of(value) if all(map(_is_scalar, kinds)) else type(value)(map(packed, value))
 
 
 def unpacked(saved: Any) -> Any:
     """Return the value that was packed."""
+    if isinstance(saved, list | tuple):
+        return type(saved)(map(unpacked, saved))
     if not isinstance(saved, dict):
         return saved
     if _DICT in saved:
         return {key: unpacked(item) for key, item in saved[_DICT].items()}
     if _ARRAY in saved:
         return saved[_ARRAY].numpy()
-    kinds = [{_LIST: list, _TUPLE: tuple}[name] for name in saved.get(_KINDS, ())]
-    if _PARTS in saved:
-        return kinds[0](map(unpacked, saved[_PARTS]))
     if _ROWS in saved:
+        kinds = [{_LIST: list, _TUPLE: tuple}[name] for name in saved[_KINDS]]
         numbers, ends = unpacked(saved[_ROWS]), accumulate(saved[_LENGTHS].tolist(), initial=0)
         return kinds[0](kinds[1](numbers[first:last]) for first, last in pairwise(ends))
     ((name, row),) = saved.items()

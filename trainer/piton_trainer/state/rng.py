@@ -42,6 +42,11 @@ class RandomNumbers:
         if self._samplers is not None:
             self._samplers.look_up(loaders)
 
+    def begin_epoch(self) -> None:
+        """Tell of what samplers change from epoch to epoch and a capture has not."""
+        if self._samplers is not None:
+            self._samplers.begin_epoch()
+
     def capture(self) -> dict[str, Any]:
         """The state of every generator, as JSON and tensors (see `codec`)."""
         state = self._states()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from piton_trainer.state.batch_skipping import has_state
-from piton_trainer.state.own_generators import parts_of
+from piton_trainer.state.own_generators import parts_in
 from piton_trainer.state.plain_values import copy_of, digest, fill, is_plain, is_same, may_be_shared, packed, unpacked
 from piton_trainer.state.unseen_changes import UnseenChanges
 
@@ -43,7 +43,7 @@ class Samplers:
         self._known = [(part, sampler) for part, sampler in self._known if part() is not None]
         found = dict(_samplers_of(loaders))
         self._samplers = {name: self._of(part, made or {}) for name, part in found.items()}
-        self._unseen = UnseenChanges(found, [part for loader in loaders for part in parts_of(loader).values()])
+        self._unseen = UnseenChanges(found, [part for _, _, part in parts_in(loaders)])
 
     def begin_epoch(self) -> None:
         """Tell of what changes from epoch to epoch and is not in a capture."""
@@ -178,13 +178,12 @@ def may_be_sampler(value: object) -> bool:
 def _samplers_of(loaders: Iterable[object]) -> Iterator[tuple[str, Any]]:
     """Yield each sampler once; not one with a state in a loader that has one too, of which it is a part."""
     known: list[object] = []
-    for number, loader in enumerate(loaders):
-        for name, part in parts_of(loader).items():
-            if "sampler" not in name or not hasattr(part, "__dict__") or any(part is other for other in known):
-                continue
-            known.append(part)
-            if not (has_state(part) and has_state(loader)):
-                yield f"{number}.{name}" if number else name, part
+    for loader, name, part in parts_in(loaders):
+        if "sampler" not in name or not hasattr(part, "__dict__") or any(part is other for other in known):
+            continue
+        known.append(part)
+        if not (has_state(part) and has_state(loader)):
+            yield name, part
 
 
 def _is_seed(key: str) -> bool:

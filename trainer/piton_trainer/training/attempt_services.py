@@ -92,7 +92,7 @@ class AttemptServices:
         self.attempt = fence.attempt
         check_shared(config.checkpoint_dir, ranks=ranks, durable_step=config.durable_step, disk=self._disk, clock=clock)
         self.beats, self._watchdog = watched(config, ranks, attempt=fence.attempt)
-        if self.ranks.is_main:
+        if ranks.is_main:
             self.telemetry = build_telemetry(
                 config, world_size=ranks.world_size, fence=fence, clock=clock, callbacks=self._callbacks
             )

@@ -112,7 +112,7 @@ class DataRules:
             replay=not is_given,
             resume=resume,
             own=self._own([loader]),
-            samplers=self._samplers([loader]),
+            samplers=self._take_samplers([loader]),
             together=EpochEnd(self._ranks, self.tell).batches if is_uneven else iter,
         )
 
@@ -135,7 +135,7 @@ class DataRules:
         is_between = feeding.is_between
         check = partial(self._check_shapes, loaders, feeding.allow, is_between=is_between, state=state, resume=resume)
         self._ranks.together(check)
-        own, samplers = self._own(loaders), self._samplers(loaders)
+        own, samplers = self._own(loaders), self._take_samplers(loaders)
         return Randomness(generators, resume, own=own, samplers=samplers, loaders=loaders)
 
     def tell(self, text: str) -> None:
@@ -154,7 +154,7 @@ class DataRules:
     def _own(self, loaders: Sequence[object]) -> OwnGenerators:
         return OwnGenerators(loaders=loaders, modules=self._modules, named=self._rng)
 
-    def _samplers(self, loaders: Sequence[object]) -> Samplers:
+    def _take_samplers(self, loaders: Sequence[object]) -> Samplers:
         made, self._made = self._made, {}  # a replay buffer may look like a sampler, and is large
         return Samplers(loaders, made)
 

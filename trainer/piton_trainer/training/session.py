@@ -27,10 +27,7 @@ from piton_trainer.state.data_position import Randomness
 from piton_trainer.state.data_shape import allowed
 from piton_trainer.state.schedules import refuse_unfit_schedules
 from piton_trainer.telemetry.callbacks import Callback
-from piton_trainer.termination import (
-    config_of_environment,
-    print_status,
-)
+from piton_trainer.termination import config_of_environment, print_status
 from piton_trainer.training.attempt_services import AttemptServices
 from piton_trainer.training.context import RankContext
 from piton_trainer.training.data_rules import Feeding
