@@ -1,4 +1,4 @@
-"""What holds for every test: the process that runs it computes on one thread, and no generated example is timed.
+"""What holds for every test: it computes on one thread, its children buffer what they print, and no example is timed.
 
 Ranks are forked from it, and of a pool of threads only the bookkeeping would survive that. Nor have two workers on two
 cores a core for one.
@@ -24,6 +24,8 @@ if _before is None:
 else:
     os.environ[_THREADS] = _before
 torch.set_num_threads(1)
+
+os.environ.pop("PYTHONUNBUFFERED", None)  # it hides that a child ends before it has flushed what it printed
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")

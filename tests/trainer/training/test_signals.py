@@ -99,7 +99,7 @@ def test_a_child_that_multiprocessing_starts_by_exec_outlives_a_signal_to_the_gr
         f"context = multiprocessing.get_context({how!r})\n" + started + "os.killpg(0, signal.SIGTERM)\n"
         "child.join(0.3)\n"  # one that heard it would be gone at once
         "print(flag.received.name, child.is_alive())\n" + ended + "child.join()\n"
-        "print(child.exitcode in (0, -15))\n"
+        "print(child.exitcode in (0, -15), flush=True)\n"
         "os._exit(0)\n"
     )
 
