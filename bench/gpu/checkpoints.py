@@ -31,12 +31,16 @@ from bench.checkpoint_methods import (
     drop_from_cache,
     is_consistent,
     save_file,
+    seconds,
 )
 from bench.gpu.setting import Row, Setting
 from bench.gpu.victim import one_rank
 
 PINNED, PAGEABLE, RAW, PITON = "pinned copy", "pageable copy", "raw O_DIRECT", "piton"
 REPETITIONS = 3
+LAYER_BYTES = 100 << 20
+MOST_LAYERS = 8
+"""0.8 GB."""
 STAGERS_STAY = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 13)
 """`dcp.async_save` of torch 2.11 closes a stager that it is given after one save; 2.12 was not tried."""
 Ratios = dict[str, dict[str, list[float]]]
@@ -61,13 +65,13 @@ class Copy(Method):
 def measure(setting: Setting) -> list[Row]:
     """Everything, on one state of weights and momenta."""
     warnings.simplefilter("ignore")
-    state = _state(setting)
+    state = _state(setting, layers=setting.size(_layers(setting), 1))
     size = sum(value.nbytes for value in state.values())
     found: Ratios = defaultdict(lambda: defaultdict(list))
     with one_rank(setting.folder):
         methods = _methods(setting, state, size)
         try:
-            seconds = _saves(setting, methods, state, found)
+            floors = _saves(setting, methods, state, found)
             _steps(setting, methods, state, found)
             _loads(setting, methods, state, found)
             consistent = is_consistent(methods[PITON], state)
@@ -75,12 +79,22 @@ def measure(setting: Setting) -> list[Row]:
             for method in methods.values():
                 method.close()
     setting.check(consistent, "a change right after `save` came into the checkpoint")
-    return [*_floors(seconds, size), *_rows(found)]
+    return [Row(what="state", value=size / 1e9, unit="GB"), *_floors(floors, size), *_rows(found)]
 
 
-def _state(setting: Setting) -> State:
-    """Weights and Adam's momenta of some transformer layers: 0.8 GB, or 8 MB."""
-    width, layers = setting.size((2048, 2), (256, 1))
+def _layers(setting: Setting) -> int:
+    """Return how many layers this disk writes in about a second, so that all methods have their turns in time."""
+    folder = setting.folder / "probe"
+    folder.mkdir()
+    probe = Raw(folder, 2 * LAYER_BYTES)
+    took = seconds(partial(probe.save, {}, 0))
+    probe.tidy()
+    return max(1, min(MOST_LAYERS, int(2 / took)))
+
+
+def _state(setting: Setting, *, layers: int) -> State:
+    """Return weights and Adam's momenta of transformer layers: 0.1 GB for each, or 6 MB on the CPU."""
+    width = setting.size(1024, 256)
     shapes = {"attention": (4 * width, width), "up": (4 * width, width), "norm": (width,)}
     names = [f"{kind}/{layer}/{name}" for kind in "wmv" for layer in range(layers) for name in shapes]
     return {name: torch.randn(shapes[name.rpartition("/")[2]], device=setting.device) for name in names}
@@ -164,14 +178,14 @@ def _loads(setting: Setting, methods: Mapping[str, Method], state: State, found:
         for name, method in able.items():
             drop_from_cache(method.path)
             took[name] = setting.seconds(partial(method.load, into))
-        for name, seconds in took.items():
-            found["load / raw read"][name].append(seconds / took[RAW])
+        for name, spent in took.items():
+            found["load / raw read"][name].append(spent / took[RAW])
     for method in able.values():
         method.tidy()
 
 
-def _floors(seconds: Mapping[str, float], size: int) -> list[Row]:
-    return [Row(what=name, value=size / 1e9 / took, unit="GB/s", beside="a floor") for name, took in seconds.items()]
+def _floors(floors: Mapping[str, float], size: int) -> list[Row]:
+    return [Row(what=name, value=size / 1e9 / took, unit="GB/s", beside="a floor") for name, took in floors.items()]
 
 
 def _rows(found: Ratios) -> list[Row]:
