@@ -82,6 +82,11 @@ def begun(sweep: ParsedSweep) -> SweepStatus:
     return decide(observed_of(sweep), now=NOW).status
 
 
+def edited(status: SweepStatus, **parts: Any) -> ParsedSweep:
+    """The sweep as it is edited after it has begun, with the status that it has by then."""
+    return parse({**a_sweep(**parts), "status": status.model_dump(mode="json", by_alias=True, exclude_none=True)})
+
+
 def decided(
     sweep: ParsedSweep, *runs: RunSeen, status: SweepStatus | None = None, now: datetime = NOW
 ) -> SweepDecision:

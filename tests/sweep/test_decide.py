@@ -10,12 +10,13 @@ from piton.api.status import Evaluation, MetricValue, ProgressStatus, Result
 from piton.api.status_base import ConditionStatus, Phase
 from piton.ports import RefusedEffect
 from piton.sweep.decide import decide
+from piton.sweep.expand import digest
 from piton.sweep.observed import CreateRun, MoveDeadline, ResumeRun, SuspendRun, SweepDecision
 from piton.sweep.parse import parse
 from piton.sweep.refusals import refused
 from piton.timing import Timing
 from support.builders import NOW, a_status, later
-from support.sweeps import a_run_seen, a_sweep, begun, decided, ends_at, observed_of, parsed
+from support.sweeps import a_run_seen, a_sweep, begun, decided, edited, ends_at, observed_of, parsed
 
 SWEEP = parsed(parallelism=2)
 T, S, F = Phase.TRAINING, Phase.SUCCEEDED, Phase.FAILED
@@ -255,13 +256,43 @@ def test_with_stop_the_first_failure_holds_the_others_back_and_ends_the_sweep() 
 
 @pytest.mark.parametrize("parts", [{"folds": 2}, {"template": {"limits": {"failures": 9}}}, {"variants": []}])
 def test_a_sweep_that_was_changed_creates_nothing_more_and_says_so(parts: dict[str, Any]) -> None:
-    decision = decided(parsed(**parts), status=begun(SWEEP))
+    """An older operator remembered nothing as accepted last; tests/kube/test_sweep_edits.py has what else happens."""
+    decision = decide(observed_of(edited(begun(SWEEP).model_copy(update={"accepted": None}), **parts)), now=NOW)
 
     assert (decision.effects, decision.status.phase) == ((), Phase.REFUSED)
     accepted = decision.status.condition("Accepted")
     assert accepted is not None
     assert accepted.status is ConditionStatus.FALSE
     assert "cannot be changed once the sweep has begun" in accepted.message
+
+
+_TEMPLATE: dict[str, Any] = {"limits": {"startTimeout": "1h", "hangTimeout": "90m"}}
+
+
+@pytest.mark.parametrize(
+    ("template", "is_same"),
+    [
+        ({"limits": {"startTimeout": "60m", "hangTimeout": "5400s"}}, True),
+        ({"checkpoint": {"volume": {"size": "1024Mi"}}, **_TEMPLATE}, True),
+        ({"suspend": False, **_TEMPLATE}, True),
+        ({"limits": {"startTimeout": "61m", "hangTimeout": "90m"}}, False),
+        ({"checkpoint": {"volume": {"size": "1G"}}, **_TEMPLATE}, False),
+    ],
+)
+def test_the_same_runs_in_other_words_are_no_change(template: dict[str, Any], is_same: bool) -> None:
+    """Neither a default that is written out is one, nor another unit; nor later, without what was accepted."""
+    first = begun(parsed(parallelism=2, template=_TEMPLATE))
+    assert first.accepted is not None
+
+    now = edited(first, parallelism=2, template=template)
+    assert now.spec is not None
+    assert (now.problems == ()) is is_same
+    decision = decide(observed_of(now, generation=2), now=NOW)
+    assert (decision.rule == "planned") is is_same
+    if is_same:
+        assert (decision.status.plan, decision.status.phase) == (digest(now.spec), first.phase)
+        after = decision.status.model_copy(update={"accepted": None})
+        assert decide(observed_of(edited(after, parallelism=2, template=template)), now=NOW).rule == "going"
 
 
 @pytest.mark.parametrize("parts", [{"parallelism": 3}, {"limits": {"deadline": "1h"}}, {"onFailure": "Stop"}])

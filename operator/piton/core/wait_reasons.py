@@ -114,11 +114,14 @@ def why(seen: AttemptSeen, *, now: datetime, since: datetime) -> Wait | None:
 def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime, since: datetime) -> Wait | None:
     """Name the replica that has its node for the longest without a start; None: none has it for long.
 
-    A step of its start begins the time anew.
+    A step of its start begins the time anew, the first time that it is said: one that is repeated leads nowhere.
     """
     steps = {
         replica.name: max(
-            [replica.placed_at or since, *(w.last_time for w in replica.words if w.last_time and _is_step(w, replica))]
+            [
+                replica.placed_at or since,
+                *(first for w in replica.words if _is_step(w, replica) if (first := _first(w))),
+            ]
         )
         for replica in waiting
         if replica.node is not None and not replica.deleting and not replica.words_unread
@@ -134,6 +137,11 @@ def _silent_kubelet(seen: AttemptSeen, waiting: list[ReplicaSeen], now: datetime
         elapsed=elapsed,
         next_step_seconds=_seconds_to_next_step(seconds),
     )
+
+
+def _first(word: ClusterMessage) -> datetime | None:
+    """Return when the word was said for the first time; of a current state nobody says that."""
+    return (word.first_time or word.last_time) if word.last_time else None
 
 
 def _is_step(word: ClusterMessage, replica: ReplicaSeen) -> bool:

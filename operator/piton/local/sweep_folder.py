@@ -18,8 +18,8 @@ from piton.local.run_folder import RunFolder, replace_text
 from piton.local.summary import Summary, summarise
 from piton.ports import Clock
 from piton.sweep import rules
-from piton.sweep.expand import PlannedRun, digest
-from piton.sweep.parse import ParsedSweep
+from piton.sweep.expand import PlannedRun
+from piton.sweep.parse import ParsedSweep, is_as_begun
 from piton.sweep.status import Row, SweepStatus
 
 
@@ -78,7 +78,7 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
     saved = load(root)
     if saved is None:
         return SweepState(name=sweep.meta.name, created=clock.now())
-    if sweep.spec is not None and saved.status.plan not in ("", digest(sweep.spec)):
+    if sweep.spec is not None and not is_as_begun(sweep.meta.name, sweep.spec, saved.status):
         raise InputError(
             f"spec: {rules.FIXED} are not what this sweep began with; put them back, say --fresh to start over, or "
             "give the sweep another name"
@@ -86,7 +86,7 @@ def state_of(root: Path, sweep: ParsedSweep, clock: Clock) -> SweepState:
     if not saved.status.is_true(FAILED):
         return saved
     rows = tuple(row if row.succeeded else _begun_again(row) for row in saved.status.runs)
-    fresh = SweepStatus(plan=saved.status.plan, runs=rows, cost=saved.status.cost)
+    fresh = SweepStatus(plan=saved.status.plan, accepted=saved.status.accepted, runs=rows, cost=saved.status.cost)
     return saved.model_copy(update={"status": fresh.with_unknown_of(saved.status)})
 
 

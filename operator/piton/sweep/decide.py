@@ -34,7 +34,6 @@ from piton.sweep.observed import (
 )
 from piton.sweep.refusals import created
 from piton.sweep.rows import counted
-from piton.sweep.rules import CHANGED
 from piton.sweep.status import SweepStatus
 from piton.timing import Timing
 
@@ -86,19 +85,22 @@ def left_alone(context: SweepContext) -> SweepDecision | None:
 def unacceptable(context: SweepContext) -> SweepDecision | None:
     """The spec cannot work as written, or is not what the sweep began with. Runs that exist go on."""
     observed = context.observed
-    if observed.spec is not None and observed.status.plan in ("", digest(observed.spec)):
+    if observed.spec is not None:
         return None
-    message = "; ".join(observed.problems) or CHANGED
+    message = "; ".join(observed.problems)
     status = context.phase(observed.status, Phase.REFUSED, Reason.INVALID_SPEC, message)
     news = Announcement(severity="Warning", reason=Reason.INVALID_SPEC, message=message)
     return SweepDecision(rule="unacceptable", status=status, announcements=(news,))
 
 
 def planned(context: SweepContext) -> SweepDecision | None:
-    """Write down what the sweep begins with, before anything is created."""
-    if context.status.plan:
+    """Write down what the sweep begins with, before anything is created; again when the user words it anew."""
+    begun, now = context.status.plan, digest(context.spec)
+    if begun == now:
         return None
-    status = context.status.model_copy(update={"plan": digest(context.spec)})
+    status = context.status.model_copy(update={"plan": now})
+    if begun:
+        return SweepDecision(rule="planned", status=status, look_again_seconds=0)
     status = context.phase(status, Phase.PENDING, Reason.ACCEPTED, f"{status.counts.total} runs are planned")
     return SweepDecision(rule="planned", status=status, look_again_seconds=0)
 

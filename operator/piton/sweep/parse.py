@@ -6,11 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from piton.api.accepted import accepted_before
+from piton.api.one_form import in_one_form
 from piton.api.parse import SpecError, manifest_of, meta_of, model_of
-from piton.api.spec import Meta
+from piton.api.spec import Meta, Spec
 from piton.contract import names
 from piton.sweep import rules
-from piton.sweep.expand import PlannedRun, digest
+from piton.sweep.expand import PlannedRun, digest, expand
 from piton.sweep.model import SweepSpec
 from piton.sweep.status import SweepStatus
 
@@ -44,13 +45,38 @@ def parse(manifest: Mapping[str, Any]) -> ParsedSweep:
     is_older = has_begun and bool(problems) and (accepted is None or not _is_good(meta.name, accepted))
     if spec is not None and is_older:
         plan, problems = rules.check(meta.name, spec, is_older=True)
-    if spec is not None and not problems and status.plan not in ("", digest(spec)):
+    if spec is not None and not problems and not is_as_begun(meta.name, spec, status):
         problems = [rules.CHANGED]
     if problems:
         spec, plan, meanwhile = (
             _accepted_before(meta.name, accepted, written, is_older=is_older) if accepted else (None, (), "")
         )
     return ParsedSweep(meta=meta, spec=spec, plan=plan, problems=tuple(problems), status=status, meanwhile=meanwhile)
+
+
+def is_as_begun(name: str, spec: SweepSpec, status: SweepStatus) -> bool:
+    """True if the spec describes the runs that the sweep has begun with, or if it has not begun.
+
+    Values are compared, not texts: neither a default that is written out nor 1024Mi in place of 1Gi is another run.
+    """
+    if status.plan in ("", digest(spec)):
+        return True
+    accepted, _ = model_of(SweepSpec, status.accepted.spec, "") if status.accepted else (None, [])
+    return (
+        accepted is not None
+        and (spec.baseline, spec.metrics) == (accepted.baseline, accepted.metrics)
+        and _values(name, spec) == _values(name, accepted)
+    )
+
+
+def _values(name: str, spec: SweepSpec) -> list[object]:
+    """Return the runs of a sweep for a comparison. A spec that cannot be parsed is as it is written."""
+    found: list[object] = []
+    for run in expand(name, spec):
+        parsed, _ = model_of(Spec, run.spec, "")
+        value = run.spec if parsed is None else in_one_form(parsed)
+        found.append((run.name, run.fold, run.seed, run.labels, run.annotations, value))
+    return found
 
 
 def _is_good(name: str, accepted: Mapping[str, Any]) -> bool:
