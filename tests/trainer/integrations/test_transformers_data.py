@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from support import ends, resume
 from support import tiny_transformers as hf
@@ -100,6 +100,37 @@ def test_a_sampler_is_where_it_was(kind: type[Trainer], step: int, tmp_path: Pat
 def test_a_sampler_is_where_it_was_with_workers_that_outlast_an_epoch(tmp_path: Path) -> None:
     how = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     assert_resumes(tmp_path, hf.STEPS_PER_EPOCH + 1, kind=sampled_by(Popping), **how)
+
+
+class Cut(TrainerCallback):  # type: ignore[misc]
+    """Ends epochs early, at steps and by an event of its choice."""
+
+    def __init__(self, event: str, steps: set[int]) -> None:
+        def end(args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_epoch_stop |= state.global_step in steps
+
+        setattr(self, event, end)
+
+
+SHORT_EPOCHS: dict[str, tuple[str, dict[str, Any]]] = {
+    "at a step": ("on_step_end", {}),
+    "by a log": ("on_log", {}),
+    "by an evaluation": ("on_evaluate", {"eval_strategy": "steps", "eval_steps": 1}),
+    "evaluated after each epoch": ("on_step_end", {"eval_strategy": "epoch"}),
+    "up to a number of steps": ("on_step_end", {"max_steps": 9}),
+    "of a sampler that counts": ("on_step_end", {"kind": sampled_by(Counting)}),
+    "of a stream": ("on_step_end", {"max_steps": 9, "gradient_accumulation_steps": 1}),
+}
+
+
+@resume.exact("transformers: epochs that a callback ends early by should_epoch_stop")
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 7])
+@pytest.mark.parametrize(("event", "how"), SHORT_EPOCHS.values(), ids=SHORT_EPOCHS)
+def test_epochs_that_end_early_are_not_made_up_for(event: str, how: dict[str, Any], step: int, tmp_path: Path) -> None:
+    """transformers itself takes the number of steps for that of whole epochs."""
+    cut = Cut(event, {2, 6, 7})
+    kind = {"kind": fed_by(Short, 20)} if how.get("gradient_accumulation_steps") else {}
+    assert_resumes(tmp_path, step, callbacks=[cut], num_train_epochs=4, **kind, **how)
 
 
 class Short(IterableDataset[Any]):

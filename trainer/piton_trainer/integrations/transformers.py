@@ -30,8 +30,9 @@ from piton_trainer.checkpoint.format.layout import DESCRIPTION
 from piton_trainer.clock import Clock
 from piton_trainer.config import Config
 from piton_trainer.errors import BadConfig, Stopped
-from piton_trainer.integrations.transformers_loader import begins_in_epoch, resumes_exactly
+from piton_trainer.integrations.transformers_loader import EpochPlace, resumes_exactly
 from piton_trainer.integrations.transformers_state import (
+    EPOCH,
     JUDGED,
     LOSS,
     LOSSES,
@@ -71,16 +72,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self._name = name
         self._session: piton_trainer.Session | None = None
         self._trainer: Any = None
-        self._randomness: Randomness | None = None
         self._losses: Losses | None = None
         self._loss: nn.Module | None = None
-        self._is_first_step = True
-        self._is_mid_epoch = False
-        self._is_pending = False
-        self._waits_for_epoch = False
-        self._waits_for_judging = False
-        self._is_over = False
-        self._epoch_began_at = -1
         _take_over_train()
 
     @property
@@ -99,20 +92,20 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         ):
             _refuse(trainer)
             self._begin(session, trainer)
-            state = session.peek(TRAINER)
+            state, saved = session.peek(TRAINER), session.peek(LOSSES)
             if state is not None:
                 resume_from_checkpoint = folder
-                if not (session.peek(LOSSES) or {}).get(JUDGED):
+                if not (saved or {}).get(JUDGED):
                     judge(state, trainer.args)
                 text = json.dumps(state, default=lambda number: number.item())  # of numpy, or a tensor, in its log
                 (Path(folder) / STATE_FILE).write_text(text, encoding="utf-8")
             # Checkpoints of earlier trainers have no losses, and such a run goes on without.
-            is_known = state is None or session.peek(LOSSES) is not None
-            self._losses = Losses(trainer) if is_known and Losses.can_be_kept(trainer) else None
+            is_known = state is None or saved is not None
+            self._losses = Losses(trainer, self._place) if is_known and Losses.can_be_kept(trainer) else None
             resumed = as_resumed(trainer) if state is not None else nullcontext()
             of_all_steps = self._losses.of_all_steps() if self._losses is not None else nullcontext()
             start_time = Clock().now().timestamp()
-            in_epoch = begins_in_epoch(trainer, state) if state is not None else nullcontext()
+            in_epoch = self._place.resumes(state, (saved or {}).get(EPOCH))
             exactly = resumes_exactly(trainer, randomness=lambda: self._randomness)
             try:
                 with resumed, of_all_steps, in_epoch, exactly, after_judging(trainer, self._judged):
@@ -144,7 +137,8 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             )
 
     def _begin(self, session: piton_trainer.Session, trainer: Any) -> None:
-        self._session, self._trainer, self._randomness = session, trainer, None
+        self._session, self._trainer, self._place = session, trainer, EpochPlace(trainer)
+        self._randomness: Randomness | None = None
         self._is_mid_epoch = self._is_pending = self._waits_for_epoch = self._is_over = False
         self._waits_for_judging = False
         self._is_first_step, self._epoch_began_at = True, -1
@@ -178,13 +172,14 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
             trainer=self._trainer,
         )
         # Where nothing is left, the loop ends in its first epoch, if it has one: all callbacks have begun by then.
-        self._is_mid_epoch = not float(state.epoch or 0).is_integer()
+        self._is_mid_epoch = not (float(state.epoch or 0).is_integer() or self._place.is_over)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Be where the random numbers were when this epoch began before."""
         self._catch_up(state, control)
+        self._place.begin_epoch()
         self._epoch_began_at = state.global_step
         if self._randomness is None:
             raise _NothingLeftError
@@ -214,8 +209,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         if self._loss is not None and self._is_first_step:
             refuse_gradients(self._loss, kwargs["model"])
         self._is_first_step = False
-        is_last = float(state.epoch or 0).is_integer() or control.should_epoch_stop or control.should_training_stop
-        self._waits_for_epoch = is_last
+        self._waits_for_epoch = float(state.epoch or 0).is_integer() or control.should_training_stop
         self._settle(state, control)
 
     def on_log(
@@ -240,6 +234,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The last step of an epoch has only the epoch's log and evaluation left."""
+        self._place.end_epoch()
         if self._is_mid_epoch and self._randomness is not None:  # it had no step left
             self._randomness.catch_up(has_read_on=True)
             self._is_mid_epoch = False
@@ -262,6 +257,7 @@ class PitonCallback(TrainerCallback):  # type: ignore[misc]
 
     def _settle(self, state: TrainerState, control: TrainerControl) -> None:
         """Act once nothing of the step is left to do: what is logged and evaluated belongs to it."""
+        self._waits_for_epoch |= control.should_epoch_stop and not self._place.is_over
         self._waits_for_judging |= control.should_evaluate and can_judge(self._trainer)
         is_waiting = self._waits_for_epoch or self._waits_for_judging
         if self._is_pending and not (is_waiting or control.should_log or control.should_evaluate):

@@ -20,26 +20,78 @@ _NEAR = 1e-3
 """Distance that a fraction of an epoch may have from a number of steps."""
 
 
-@contextmanager
-def begins_in_epoch(trainer: Any, saved: Mapping[str, Any]) -> Iterator[None]:
-    """Have transformers begin in the epoch of a stream that the save was in, not in the first one."""
-    original = getattr(trainer, "_init_training_state", None)
-    if original is None:
-        yield
-        return
+class EpochPlace:
+    """The epoch that a training is in, and the step at which that began.
 
-    def begin(max_steps: int, steps_per_epoch: int, *args: Any, **kwargs: Any) -> Any:
-        place = original(max_steps, steps_per_epoch, *args, **kwargs)
-        has_length = steps_per_epoch != max_steps
-        if has_length or trainer.args.ignore_data_skip:
+    transformers knows the number of steps only, and takes it for that of whole epochs: as if no callback had ended one
+    early, and no stream before its `max_steps`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._steps_per_epoch = 0
+        self._number, self._began_at = -1, 0
+        self._next = 0
+        self.is_over = False
+        """True if nothing of the epoch is left to train."""
+
+    def begin_epoch(self) -> None:
+        """See that the next epoch begins, or what is left of it."""
+        self._number, self._next, self.is_over = self._next, self._next + 1, False
+
+    def end_epoch(self) -> None:
+        """See that the epoch ends, for whatever reason."""
+        self.is_over = True
+        self._began_at = self._trainer.state.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the epoch that goes on, the step at which it began, and how many it should have."""
+        number = self._next if self.is_over else self._number
+        return {"number": number, "began_at": self._began_at, "steps": self._steps_per_epoch}
+
+    @contextmanager
+    def resumes(self, saved: Mapping[str, Any] | None, known: Mapping[str, Any] | None) -> Iterator[None]:
+        """Have transformers begin where the save was.
+
+        Args:
+            saved: the account of transformers; None in a first attempt.
+            known: what `state_dict` gave; None from earlier trainers.
+        """
+        trainer = self._trainer
+        original = getattr(trainer, "_init_training_state", None)
+        if original is None:
+            yield
+            return
+
+        def begin(max_steps: int, steps_per_epoch: int, *args: Any, **kwargs: Any) -> Any:
+            place = original(max_steps, steps_per_epoch, *args, **kwargs)
+            self._steps_per_epoch = steps_per_epoch
+            if saved is not None:
+                place = self._place(saved, known, has_length=steps_per_epoch != max_steps) or place
+            self._next = place[0]
+            self._began_at = trainer.state.global_step - place[1] // trainer.args.gradient_accumulation_steps
             return place
-        return _place_in_stream(saved, trainer.args.gradient_accumulation_steps) or place
 
-    trainer._init_training_state = begin  # noqa: SLF001
-    try:
-        yield
-    finally:
-        del trainer._init_training_state  # noqa: SLF001
+        trainer._init_training_state = begin  # noqa: SLF001
+        try:
+            yield
+        finally:
+            del trainer._init_training_state  # noqa: SLF001
+
+    def _place(
+        self, saved: Mapping[str, Any], known: Mapping[str, Any] | None, *, has_length: bool
+    ) -> tuple[int, int] | None:
+        """Return the epoch and the number of its batches that are done; None where transformers is right."""
+        args = self._trainer.args
+        if not has_length and args.ignore_data_skip:
+            return None
+        if known is None:
+            return None if has_length else _place_in_stream(saved, args.gradient_accumulation_steps)
+        if has_length and known["steps"] != self._steps_per_epoch:
+            return None  # other data, or another number of ranks
+        self.is_over = known["began_at"] == saved["global_step"]
+        batches = (saved["global_step"] - known["began_at"]) * args.gradient_accumulation_steps
+        return known["number"], 0 if args.ignore_data_skip else batches
 
 
 def _place_in_stream(saved: Mapping[str, Any], accumulate: int) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from piton_trainer.errors import BadConfig
+from piton_trainer.integrations.transformers_loader import EpochPlace
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ LOSSES = "losses"
 """The object of a checkpoint that has the losses of which transformers logs means."""
 JUDGED = "is_judged"
 """Key of the losses: true if transformers had judged the evaluation of the step; earlier trainers saved before that."""
+EPOCH = "epoch"
+"""Key of the losses: the epoch that the save was in, where this trainer or a later one has saved."""
 LOSS = "loss"
 """The object of a checkpoint that has weights which are trained beside the model's."""
 _FEWEST = 0.001
@@ -58,8 +61,9 @@ class Losses:
     means of fewer steps (transformers#12942).
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, place: EpochPlace) -> None:
         self._trainer = trainer
+        self._place = place
         self._at_the_end: dict[str, Any] | None = None
 
     @staticmethod
@@ -68,13 +72,14 @@ class Losses:
         return hasattr(trainer, "_finalize_training")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sum of what was logged, the sum of what was not, and the step of the last log."""
+        """Return the sum of what was logged, the sum of what was not, the step of the last log, and the epoch."""
         trainer = self._trainer
         return self._at_the_end or {
             "logged": trainer._total_loss_scalar,  # noqa: SLF001
             "not_logged": float(trainer._tr_loss),  # noqa: SLF001
             "logged_at": trainer._globalstep_last_logged,  # noqa: SLF001
             JUDGED: can_judge(trainer),
+            EPOCH: self._place.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
