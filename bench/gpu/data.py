@@ -54,7 +54,7 @@ def resnet50(setting: Setting, **changes: object) -> Resnet:
     return build_resnet(ResnetConfig.model_validate(config), Bench(setting))
 
 
-def retrieval(setting: Setting) -> Retrieval:
+def retrieval(setting: Setting, *, compile: bool = True) -> Retrieval:  # noqa: A002 - as the config names it
     """A base model of mpnet's shape that has learned nothing, texts of some 100 tokens, 64 queries a step."""
     data, model = setting.folder / "collection", setting.folder / "model"
     _collection(data, documents=setting.size(4096, 64), words=setting.size(90, 6))
@@ -70,7 +70,7 @@ def retrieval(setting: Setting) -> Retrieval:
         slices=setting.size(256, 8),
         steps=1000,
         precision="bf16",
-        compile=True,
+        compile=compile,
     )
     return build_retrieval(config, Bench(setting))
 

@@ -33,7 +33,8 @@ def compare(setting: Setting) -> list[Row]:
         _row(setting, "charlm: SDPA's flash attention over its math", eager, _within(eager, _math_attention)),
         _row(setting, "charlm: activations computed again", *_checkpointing(setting, depth, eager)),
         _row(setting, "Muon: shape by shape", *(_muon(setting, kind) for kind in (BatchedMuon, Muon))),
-        _row(setting, "AdamW: fused", _adamw(setting, fused=True), _adamw(setting, fused=False)),
+        _row(setting, "AdamW: fused, over torch's default", _adamw(setting, fused=True), _adamw(setting, fused=None)),
+        _row(setting, "retrieval: torch.compile", _retrieval(setting), _retrieval(setting, compile=False)),
         _row(setting, "batch to the device: pinned, not waiting", *_copies(setting)),
         _row(setting, "resnet50: channels_last", *_memory_formats(setting)),
         _row(setting, "resnet50: cudnn.benchmark", *_cudnn(setting)),
@@ -58,6 +59,16 @@ def _charlm(setting: Setting, depth: int, **changes: Any) -> Step:
     tokens = setting.size({"total_batch_tokens": 16_384, "device_batch_size": 8}, {})
     recipe = Charlm(charlm_config(setting, depth, **tokens, **changes), Bench(setting))
     trainee = TrainableModel(recipe, recipe.place)
+    trainee.connect()
+    recipe.tune(trainee.optimizers, fraction=0.1, step=10)
+    batches = next(iter(recipe.loader))
+    return lambda: trainee.step(batches)
+
+
+def _retrieval(setting: Setting, *, compile: bool = True) -> Step:  # noqa: A002 - as the config names it
+    """A step of `retrieval` on one batch."""
+    recipe = data.retrieval(setting, compile=compile)
+    trainee = TrainableModel(recipe, Bench(setting))
     trainee.connect()
     recipe.tune(trainee.optimizers, fraction=0.1, step=10)
     batches = next(iter(recipe.loader))
@@ -102,7 +113,7 @@ def _muon(setting: Setting, kind: type[Muon]) -> Step:
     return kind(weights, lr=0.02, weight_decay=0.0).step
 
 
-def _adamw(setting: Setting, *, fused: bool) -> Step:
+def _adamw(setting: Setting, *, fused: bool | None) -> Step:
     """A step of many weights, with nothing around it."""
     count, side = setting.size((100, 1024), (10, 32))
     weights = [nn.Parameter(torch.randn(side, side, device=setting.device)) for _ in range(count)]
