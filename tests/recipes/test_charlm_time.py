@@ -102,4 +102,5 @@ def test_it_ends_when_validation_gets_worse_and_keeps_its_best(tmp_path: Path) -
     done = completion(tmp_path)
     assert (done.step, done.reason) == (8, "val_loss did not improve in 2 evaluations")
     assert (done.best_step, done.best_metric) == (4, 1.0)
-    assert [step for step, _ in sorted(layout.step_folders(tmp_path))] == [4, 6, 8]
+    steps = [step for step, _ in sorted(layout.step_folders(tmp_path))]
+    assert steps in ([4, 6, 8], [2, 4, 6, 8])  # one more stays where no save has been read back yet
