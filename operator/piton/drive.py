@@ -88,7 +88,8 @@ async def reconcile(
         if told is None:
             return decision
         if isinstance(told.effect, OwnVolume) and told.effect in decision.optional_effects:
-            return cleanup.note_refusal(decision, told.why, volume=observed.volume.name, timing=timing or Timing())
+            volume, known = observed.volume.name, told.is_known
+            return cleanup.note_refusal(decision, told.why, is_known=known, volume=volume, timing=timing or Timing())
         if told.effect in decision.optional_effects:
             return stuck_pods.note_refusal(decision, told.why, now=clock.now(), timing=timing or Timing())
         stands = all(each.effect in decision.optional_effects or _stands_without(each) for each in undone)
@@ -224,18 +225,17 @@ async def _apply(
 
     for effect in (*_in_order(decision.effects, rules, failures), *decision.optional_effects):
         name = rules.name_of(effect)
-        if any(rules.depends(effect, other.effect) for other in undone) or failed_in_a_row == FAILURES_MOST:
-            undone.append(RefusedEffect(effect=effect, why="", is_final=False))
-            continue
-        known = RefusedEffect(effect=effect, why=failures.why(name), is_final=failures.has_lasted(name))
-        if failures.is_early(name) and stands_without(known):
-            undone.append(known)
+        waits = any(rules.depends(effect, other.effect) for other in undone) or failed_in_a_row == FAILURES_MOST
+        untried = RefusedEffect(effect=effect, why="", is_final=False) if waits else _held_back(effect, name, failures)
+        if untried is not None and (waits or stands_without(untried)):
+            undone.append(untried)
             continue
         try:
             await world.apply(effect)
         except Refused as refusal:
             failures.forget(name)
-            undone.append(RefusedEffect(effect=effect, why=str(refusal)))
+            is_optional = effect in decision.optional_effects
+            undone.append(_as_refused(effect, name, str(refusal), failures if is_optional else None))
             failed_in_a_row = 0
         except (Conflict, Unavailable) as error:
             tried, failed_in_a_row = True, failed_in_a_row + 1
@@ -246,10 +246,28 @@ async def _apply(
                 void = void or error
         else:
             failures.forget(name)
+            failures.forget_refusal(name)
             failed_in_a_row = 0
     names = {rules.name_of(each.effect) for each in undone}
     failures.end_pass(names, failed=tried, is_away=failed_in_a_row == FAILURES_MOST)
     return undone, void
+
+
+def _held_back(effect: EffectT, name: str, failures: Failures) -> RefusedEffect[EffectT] | None:
+    """Return the effect with what the world said last, if it is not yet time to ask again; None if it is."""
+    if failures.is_refused(name):
+        return RefusedEffect(effect=effect, why=failures.refusal(name), is_known=True)
+    if failures.is_early(name):
+        return RefusedEffect(effect=effect, why=failures.why(name), is_final=failures.has_lasted(name))
+    return None
+
+
+def _as_refused(effect: EffectT, name: str, why: str, failures: Failures | None) -> RefusedEffect[EffectT]:
+    """Return the refusal of an effect; one that the decision can do without is remembered, and asked for less often."""
+    if failures is None:
+        return RefusedEffect(effect=effect, why=why)
+    is_known = failures.note_refusal(name, why)
+    return RefusedEffect(effect=effect, why=failures.refusal(name), is_known=is_known)
 
 
 def _in_order(

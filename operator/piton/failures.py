@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from piton.core.wait_reasons import without_numbers
 from piton.ports import Clock, PortError
 
 T = TypeVar("T")
@@ -29,12 +30,20 @@ class _Failure:
     why: str
 
 
+@dataclass(kw_only=True)
+class _Refusal:
+    why: str
+    tries: int
+    try_at: datetime
+
+
 class Failures:
-    """The failures of one object, from pass to pass."""
+    """The failures of one object, from pass to pass, and the refusals of what its decisions do not need."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._found: dict[str, _Failure] = {}
+        self._refused: dict[str, _Refusal] = {}
         self._passes = 0
         """Passes in a row with a failure."""
         self._try_at: datetime | None = None
@@ -45,8 +54,8 @@ class Failures:
         self._unread: dict[str, _Failure] = {}
 
     def __len__(self) -> int:
-        """Return the number of effects and reads that fail, with the status where it cannot be written."""
-        return len(self._found) + len(self._unread) + (self._status_since is not None)
+        """Return the number of effects and reads that fail or are refused, with a status that cannot be written."""
+        return len(self._found) + len(self._refused) + len(self._unread) + (self._status_since is not None)
 
     def note(self, name: str, why: str) -> None:
         """Remember that the effect failed, with the newest words."""
@@ -55,6 +64,33 @@ class Failures:
     def forget(self, name: str) -> None:
         """Forget the failure of an effect that was carried out or refused."""
         self._found.pop(name, None)
+
+    def forget_refusal(self, name: str) -> None:
+        """Forget the refusal of an effect that was carried out."""
+        self._refused.pop(name, None)
+
+    def note_refusal(self, name: str, why: str) -> bool:
+        """Remember that an effect was refused that the rest can do without: it is not asked for in each pass.
+
+        Returns True if that is known, and keeps the words then.
+        """
+        known = self._refused.get(name)
+        is_known = known is not None and without_numbers(known.why) == without_numbers(why)
+        tries = 1 if known is None else known.tries + 1
+        self._refused[name] = _Refusal(
+            why=known.why if known is not None and is_known else why,
+            tries=tries,
+            try_at=self._clock.now() + timedelta(seconds=_backoff(tries)),
+        )
+        return is_known
+
+    def refusal(self, name: str) -> str:
+        """Return the words in which such an effect was refused; empty: it was not."""
+        return self._refused[name].why if name in self._refused else ""
+
+    def is_refused(self, name: str) -> bool:
+        """True if such an effect was refused, and it is not yet time to ask again."""
+        return name in self._refused and self._seconds_since(self._refused[name].try_at) < 0
 
     def why(self, name: str) -> str:
         """Return the words of the failure; empty: it has not failed."""
@@ -75,14 +111,14 @@ class Failures:
     def end_pass(self, undone: Collection[str], *, failed: bool, is_away: bool) -> None:
         """Forget what is not asked for any more, and arrange the next try if something failed in this pass."""
         self._found = {name: failure for name, failure in self._found.items() if name in undone}
+        self._refused = {name: refusal for name, refusal in self._refused.items() if name in undone}
         if not self._found:
             self._passes, self._try_at, self._all_wait = 0, None, False
         elif not failed and not self.seconds_left():
             self._try_at, self._all_wait = None, False  # it was not tried, since something before it was refused
         elif failed:
             self._passes, self._all_wait = self._passes + 1, is_away
-            seconds = BACKOFF_SECONDS * 2.0 ** min(self._passes - 1, _DOUBLINGS_MAX)
-            self._try_at = self._clock.now() + timedelta(seconds=min(seconds, BACKOFF_SECONDS_MAX))
+            self._try_at = self._clock.now() + timedelta(seconds=_backoff(self._passes))
 
     def note_status(self, is_refused: bool) -> bool:
         """Remember that the status could not be written. True if people have to hear of it, once."""
@@ -120,6 +156,10 @@ class Failures:
 
     def _seconds_since(self, time: datetime) -> float:
         return (self._clock.now() - time).total_seconds()
+
+
+def _backoff(tries: int) -> float:
+    return min(BACKOFF_SECONDS * 2.0 ** min(tries - 1, _DOUBLINGS_MAX), BACKOFF_SECONDS_MAX)
 
 
 class Unread:

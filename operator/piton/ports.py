@@ -46,6 +46,8 @@ class RefusedEffect(Generic[EffectT]):
     """The world's words; empty for an effect that was not tried, after others were not carried out."""
     is_final: bool = True
     """True if people have to hear of it: a refusal, or a failure that has lasted. A moment's failure is tried again."""
+    is_known: bool = False
+    """True if an earlier pass was refused the same, in words that differ by their numbers at most."""
 
 
 class Clock(Protocol):

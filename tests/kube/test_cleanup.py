@@ -501,12 +501,15 @@ async def test_a_claim_that_is_owned_in_mid_run_is_freed_at_once(pilot: Pilot, n
 async def test_a_claim_that_may_not_be_freed_in_mid_run_is_told_and_stops_nothing(pilot: Pilot) -> None:
     await _is_owned_while_it_trains(pilot)
     _refuse_to_free(pilot, 403, times=10_000)
-    for _ in range(40):
-        await pilot.turn(30)
+    began = len(pilot.server.writes)
+    for _ in range(120):
+        await pilot.turn(10)
 
     assert (pilot.status().phase, pilot.status().attempt) == (Phase.TRAINING, 1)
     (event,) = [event for event in pilot.server.all(EVENTS) if event["reason"] == "PolicyDenied"]
     assert "--cascade=foreground" in event["message"]
+    assert event.get("count", 1) == 1
+    assert len([write for write in pilot.server.writes[began:] if write.resource == CLAIMS]) <= 26, "one a minute"
     await pilot.cluster.apply(a_manifest(suspend=True))
     await pilot.until_phase(Phase.SUSPENDED)
 

@@ -27,6 +27,7 @@ def _error(status: int, body: str = "") -> ApiException:
         (_error(409, '{"reason": "AlreadyExists", "message": "it exists"}'), AlreadyExists),
         (_error(409, '{"reason": "Conflict", "message": "the object has been modified"}'), Conflict),
         (_error(404, '{"reason": "NotFound", "message": "not found"}'), NotFound),
+        (_error(404, '{"message": "admission webhook \\"g\\" denied the request: no team found"}'), Refused),
         (_error(403, '{"reason": "Forbidden", "message": "exceeded quota"}'), Refused),
         (_error(500, '{"reason": "InternalError", "message": "failed calling webhook \\"a\\": EOF"}'), Refused),
         (_error(422, '{"reason": "Invalid", "message": "spec.x: Required value"}'), Refused),

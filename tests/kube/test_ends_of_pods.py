@@ -1,5 +1,6 @@
 """A trainer ends, and its pod does not: through the whole operator, with what runs beside it and what hangs."""
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -331,6 +332,25 @@ async def _sidecar_hangs_and_may_not_be_forced(pilot: Pilot, **limits: Any) -> N
     await pilot.until(lambda: (pilot.status().attempt, pilot.status().phase) == (2, Phase.TRAINING))
     await _cordon(pilot)
     await _wait(pilot, 300)
+
+
+async def test_a_force_that_is_denied_in_other_words_each_time_is_tried_less_and_less_often(pilot: Pilot) -> None:
+    await _sidecar_hangs_and_may_not_be_forced(pilot)
+    numbers = count(4711)
+
+    def deny(request: Any) -> Any:
+        denied = f'admission webhook "no-force.example" denied the request: see request {next(numbers)}'
+        is_it = request.method == "DELETE" and request.resource == PODS
+        return refusal(403, "Forbidden", denied) if is_it else None
+
+    pilot.server.refuse = deny
+    await _wait(pilot, 120)
+    began = len(pilot.server.writes)
+    for _ in range(300):
+        await pilot.settle(resync=False)
+        pilot.advance(1)
+    assert 1 <= len([write for write in pilot.server.writes[began:] if write.resource == PODS]) <= 8
+    assert [write for write in pilot.server.writes[began:] if write.resource == RUNS] == []
 
 
 async def test_a_force_that_is_denied_is_told_once_and_the_next_attempt_finishes(pilot: Pilot) -> None:

@@ -129,6 +129,59 @@ async def test_old_jobs_that_cannot_be_deleted_hold_no_attempt(pilot: Pilot, ans
     assert len(pilot.server.all(JOBS)) > 4
 
 
+DENIED = 'admission webhook "guard.example" denied the request: freeze window'
+
+
+async def edit(pilot: Pilot, spec: dict[str, Any]) -> None:
+    run = pilot.run()
+    assert run is not None
+    await pilot.server.put(RUNS, {**run, "spec": {**run["spec"], **spec}})
+
+
+@pytest.mark.parametrize("answer", [(409, "Conflict", DENIED), (404, "NotFound", DENIED), (403, "Forbidden", DENIED)])
+@pytest.mark.parametrize("asks", [{"suspend": True}, {"limits": {"deadline": "1m"}}, None], ids=str)
+async def test_a_deletion_that_is_denied_with_any_status_is_no_deletion(
+    pilot: Pilot, answer: tuple[int, str, str], asks: dict[str, Any] | None
+) -> None:
+    """Only another uid under the name says that the object is gone. Money is spent meanwhile, and that is told."""
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    deny(pilot, lambda request: (request.method, request.resource) == ("DELETE", JOBS), answer)
+    if asks is None:
+        await pilot.server.delete(RUNS, "ragcun", "team")
+    else:
+        await edit(pilot, asks)
+    for _ in range(20):
+        await pilot.turn(10)
+
+    assert [job["metadata"].get("deletionTimestamp") for job in pilot.server.all(JOBS)] == [None]
+    assert conditions(pilot.run())["Waiting"][0] == "True"
+    assert DENIED in conditions(pilot.run())["Waiting"][1]
+    assert len(told(pilot, DENIED)) == 1
+    pilot.server.refuse = lambda _: None
+    for _ in range(20):
+        await pilot.turn(30)
+    assert not pilot.server.all(JOBS)
+
+
+async def test_a_job_under_whose_name_there_is_another_is_gone(pilot: Pilot) -> None:
+    pilot.cluster.script[1] = Runs()
+    await pilot.cluster.apply(a_manifest())
+    await pilot.until_phase(Phase.TRAINING)
+    words = "Precondition failed: UID in precondition: a, UID in object meta: b"
+    times = deny(
+        pilot,
+        lambda request: (request.method, request.resource) == ("DELETE", JOBS),
+        (409, "Conflict", f'Operation cannot be fulfilled on pytorchjobs "ragcun-1": {words}'),
+    )
+    await edit(pilot, {"suspend": True})
+    for _ in range(5):
+        await pilot.turn(10)
+    assert times
+    assert not told(pilot, "Precondition")
+
+
 @pytest.mark.parametrize("answer", [ANSWERS[0], ANSWERS[2]])
 async def test_a_status_that_cannot_be_written_is_told_by_an_event(pilot: Pilot, answer: tuple[int, str, str]) -> None:
     pilot.cluster.script[1] = Runs()

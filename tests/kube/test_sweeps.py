@@ -168,6 +168,49 @@ def _deny(*names_of_runs: str) -> Any:
     return refuse
 
 
+@pytest.mark.parametrize("refused", [("ragcun-a",), ("ragcun-a", "ragcun-b", "ragcun-c")], ids=["one", "all"])
+@pytest.mark.parametrize("asks", [None, {"suspend": True}, {"limits": {"deadline": "90h"}}], ids=str)
+async def test_what_is_refused_for_long_is_asked_for_less_and_less_often(
+    pilot: Pilot, asks: dict[str, Any] | None, refused: tuple[str, ...]
+) -> None:
+    """A create and a patch alike; the condition keeps its time, and nothing is written meanwhile."""
+    pilot.cluster.fates |= {f"ragcun-{name}-1": Runs() for name in "abc"}
+    verb = "POST" if asks is None else "PATCH"
+
+    def deny(request: Any) -> Any:
+        named = any(name in str(request.url if verb == "PATCH" else request.data) for name in refused)
+        is_it = (request.method, request.resource, request.subresource) == (verb, RUNS, None)
+        return refusal(403, "Forbidden", DENIED) if is_it and named else None
+
+    async def wait(seconds: int) -> None:
+        for _ in range(seconds):
+            pilot.feed.deliver()
+            await pilot.settle_sweeps(resync=False)
+            pilot.advance(1.0)
+
+    pilot.server.refuse = deny if asks is None else lambda _: None
+    await pilot.cluster.apply(a_sweep(parallelism=3, variants=[{"name": name} for name in "abc"]))
+    for _ in range(10):
+        await pilot.settle_sweeps()
+        await pilot.turn(10)
+    if asks is not None:
+        sweep = pilot.server.find(SWEEPS, "ragcun", "team")
+        assert sweep is not None
+        pilot.server.refuse = deny
+        await pilot.server.put(SWEEPS, {**sweep, "spec": {**sweep["spec"], **asks}})
+        await wait(60)
+    began = len(pilot.server.writes)
+    before = status_of(pilot).condition("Waiting")
+    await wait(300)
+
+    writes = pilot.server.writes[began:]
+    assert [write for write in writes if write.resource == SWEEPS] == []
+    tries = [write for write in writes if write.resource == RUNS and not write.done]
+    assert 1 <= len(tries) <= 8 * len(refused)
+    assert status_of(pilot).condition("Waiting") == before
+    assert status_of(pilot).is_true("Waiting")
+
+
 @pytest.mark.parametrize("parallelism", [1, 2, 10])
 async def test_a_run_that_is_refused_holds_none_of_the_others_and_its_row_says_why(
     pilot: Pilot, parallelism: int

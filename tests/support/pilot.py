@@ -123,12 +123,13 @@ class Pilot:
             await self.controller.resync()
         await self._work_off(self.controller)
 
-    async def settle_sweeps(self) -> None:
+    async def settle_sweeps(self, *, resync: bool = True) -> None:
         """Let the other half do all that it wants to do now, for the sweeps and then for their runs."""
         self.feed.deliver()
-        await self.sweeps.resync()
+        if resync:
+            await self.sweeps.resync()
         await self._work_off(self.sweeps)
-        await self.settle()
+        await self.settle(resync=resync)
 
     async def _work_off(self, worker: Worker) -> None:
         for _ in range(PASSES_MAX):

@@ -168,13 +168,15 @@ def with_volume_freed(context: Context, decision: Decision) -> Decision:
     return replace(decision, optional_effects=(*decision.optional_effects, free))
 
 
-def note_refusal(decision: Decision, why: str, *, volume: str, timing: Timing) -> Decision:
-    """Return the decision when the claim of a run that goes on may not be freed: an Event says what that means."""
-    message = f"the claim {volume} belongs to this run, so kubectl delete --cascade=foreground would delete it: {why}"
-    news = Announcement(severity="Warning", reason=refusal(why).reason, message=message)
+def note_refusal(decision: Decision, why: str, *, is_known: bool, volume: str, timing: Timing) -> Decision:
+    """Return the decision when the claim of a run that goes on may not be freed: one Event says what that means."""
     waits = (decision.look_again_seconds, timing.refused_seconds_max)
-    again = min(seconds for seconds in waits if seconds is not None)
-    return replace(decision, announcements=(*decision.announcements, news), look_again_seconds=again)
+    decision = replace(decision, look_again_seconds=min(seconds for seconds in waits if seconds is not None))
+    if is_known:
+        return decision
+    risk = f"the claim {volume} belongs to this run, so kubectl delete --cascade=foreground would delete it"
+    news = Announcement(severity="Warning", reason=refusal(why).reason, message=f"{risk}: {why}")
+    return replace(decision, announcements=(*decision.announcements, news))
 
 
 def _closed(context: Context, status: RunStatus) -> RunStatus:

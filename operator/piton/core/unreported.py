@@ -64,10 +64,13 @@ def may_have_saved(record: AttemptStatus) -> bool:
     """True if the attempt may have left something on the checkpoint volume. In doubt it has.
 
     It has not if no trainer of it has run, or if it failed within a minute and its last words name no checkpoint. A
-    report is not enough: it may have saved since.
+    report is not enough: it may have saved since. What another stage, such as prepare, has made in a minute is soon
+    made again.
     """
     if record.stage is not Stage.TRAIN:
-        return False
+        unseen = None if record.reason in _NEVER_RAN else record.created_time
+        since = record.trained_from or record.running_time or unseen
+        return since is not None and _lasted(record, since)
     if record.running_time is None:
         return _has_run_unseen(record)
     if record.last_words_time is None or record.reason in _EXITED_ZERO:

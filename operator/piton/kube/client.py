@@ -19,11 +19,11 @@ from kubernetes.aio.client.exceptions import ApiException
 from pydantic_core import from_json
 
 from piton import __version__
-from piton.kube.errors import TRANSLATED, Busy, NotFound, UnknownKind, translate
+from piton.kube.errors import TRANSLATED, Busy, NotFound, UnknownKind, is_of_other_uid, translate
 from piton.kube.resources import Body, Resource
 from piton.kube.store import version_of
 from piton.kube.workqueue import Timer
-from piton.ports import PortError
+from piton.ports import Conflict, PortError
 
 Bodies = list[Body]
 
@@ -228,12 +228,22 @@ class Client:
         namespace: str | None = None,
         grace_seconds: int | None = None,
     ) -> None:
-        """Delete the object that has this uid, and this version. What depends on it is the garbage collector's."""
+        """Delete the object that has this uid, and this version. What depends on it is the garbage collector's.
+
+        Raises:
+            NotFound: it is gone, also where another object has its name.
+            Conflict: the server, or a webhook with that status, did not delete it.
+        """
         conditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
         options: Body = {"preconditions": conditions, "propagationPolicy": "Background"}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
-        await self.request("DELETE", resource.path(namespace, name), body=options)
+        try:
+            await self.request("DELETE", resource.path(namespace, name), body=options)
+        except Conflict as error:
+            if is_of_other_uid(error):
+                raise NotFound(str(error)) from error
+            raise
 
     def _written(self, resource: Resource, body: Body) -> Body:
         if self.on_written is not None:

@@ -40,6 +40,9 @@ _TOO_LARGE_FOR_ETCD = re.compile(
 _NOT_SERVED = re.compile(r"could not find the requested resource|page not found|^404 ")
 """The words of a 404, with a Status or without one, where the kind or its version is not served. Else it names an
 object."""
+_DENIED = re.compile(r'^admission webhook ".*" denied the request')
+"""A webhook may deny with any status. With 404 it says nothing about whether the object is there."""
+_OTHER_UID = "Precondition failed: UID in precondition"
 _SENTENCE_MAX = 900
 """A reason has to fit into an event's message, with a few words around it."""
 
@@ -89,9 +92,14 @@ def translate(error: Exception) -> PortError:
         return Expired(sentence)
     if error.status in _BUSY or error.status >= 500:
         return Unavailable(f"the API server answered {error.status}: {sentence}")
-    if error.status == 404:
+    if error.status == 404 and not _DENIED.match(sentence):
         return UnknownKind(sentence) if _NOT_SERVED.search(sentence) else NotFound(sentence)
     return Refused(sentence)
+
+
+def is_of_other_uid(error: Conflict) -> bool:
+    """True if the name has a new bearer: the object that was meant, by its uid, is gone."""
+    return _OTHER_UID in str(error)
 
 
 TRANSLATED = (ApiException, aiohttp.ClientError, TimeoutError, OSError)

@@ -171,7 +171,7 @@ async def _delete(client: Client, found: Body) -> None:
     meta = found["metadata"]
     try:
         await client.delete(WORKLOADS, meta["name"], uid=meta["uid"], namespace=meta["namespace"])
-    except (NotFound, Conflict):  # it is gone, or another one has its name
+    except NotFound:
         return
 
 

@@ -294,8 +294,6 @@ class KubeWorld:
             await self._client.delete(resource, name, uid=uid, namespace=self._namespace, grace_seconds=grace_seconds)
         except NotFound:
             return
-        except Conflict:  # the name has a new bearer: the one that was meant is gone
-            return
 
     async def _write(self, writing: Awaitable[Body]) -> Body:
         """A write to the run itself. A run that is gone is one that has changed: the next look finds out."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from piton.api.conditions import WAITING, as_before
 from piton.api.reasons import Reason
 from piton.core import wait_reasons
 from piton.core.decide import REFUSED
@@ -46,6 +47,7 @@ def refused(
     others = f" (and {len(final) - 1} more)" if len(final) > 1 else ""
     wait = wait_reasons.refusal(first.why)
     wait = replace(wait, message=f"{run_of(first.effect)}{others}: {wait.message}")
+    status = as_before(status, observed.status, WAITING)  # the decision was of an end of the wait
     status, waits = wait_reasons.waits(status, phase, wait, now=now, generation=generation)
     again = context.timing.try_again_seconds(wait_reasons.waited_seconds(status, now))
     status = _answered(context, status)
