@@ -180,6 +180,31 @@ def test_the_longest_good_name_is_accepted() -> None:
     assert problems_of("x" * 46) == ()
 
 
+@pytest.mark.parametrize("field", ["instanceTypes", "zones"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "p4d.24xlarge",
+        "a2-highgpu-8g",
+        "Standard_NC24ads_A100_v4",
+        "Standard_ND96isr_H100_v5",
+        "BM.GPU.A100-v2.8",
+        "g2.4xlarge_v3.B",
+        "PHX-AD-1",
+        "0",
+        "x" * 63,
+    ],
+)
+def test_a_machine_is_named_as_its_cloud_spells_the_label(field: str, value: str) -> None:
+    assert problems_of(workers={field: [value], "gpusPerNode": 8}) == ()
+
+
+@pytest.mark.parametrize("field", ["instanceTypes", "zones"])
+@pytest.mark.parametrize("value", ["", "x" * 64, "_v4", "Standard_", "a b", "a/b", "a\n"])
+def test_what_can_be_no_value_of_a_label_names_no_machine(field: str, value: str) -> None:
+    assert any(f"spec.workers.{field}[0]" in sentence for sentence in problems_of(workers={field: [value]}))
+
+
 def test_everything_that_this_version_acts_on_is_accepted() -> None:
     spec = a_spec(
         suspend=True,

@@ -217,13 +217,22 @@ def test_the_pod_is_as_restricted_as_a_pod_can_be() -> None:
 
 def test_the_operator_understands_its_environment() -> None:
     """What the chart sets are variables that the operator reads, with values that it accepts."""
-    values = ("engine=kubeflow", "namespaces[0]=a", r"prices.p4d\.24xlarge.Spot=12.50", "deviceFaults.taintNodes=true")
+    values = (
+        "engine=kubeflow",
+        "namespaces[0]=a",
+        r"prices.p4d\.24xlarge.Spot=12.50",
+        "prices.Standard_NC24ads_A100_v4.Spot=1",
+        "deviceFaults.taintNodes=true",
+    )
     env = environment(*values)
 
     settings = PitonSettings.from_env(env)
 
     assert (settings.engine, settings.namespaces) == ("kubeflow", ("a",))
-    assert settings.prices.table == {"p4d.24xlarge": {Tier.SPOT: Fraction("12.50")}}
+    assert settings.prices.table == {
+        "p4d.24xlarge": {Tier.SPOT: Fraction("12.50")},
+        "Standard_NC24ads_A100_v4": {Tier.SPOT: Fraction(1)},
+    }
     for name in env:  # a misspelt variable would be ignored
         read: set[str] = set()
         PitonSettings.from_env(_Recording(env, read))

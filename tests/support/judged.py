@@ -573,9 +573,8 @@ RUNS: tuple[Judged, ...] = (
     ),
     Judged("zones", parts={"workers": {"zones": ["us-east-1a", "us-east-1b"]}}),
     Judged(
-        "a zone that is none",
-        ("spec.workers.zones: 'us.east' is no zone; write one such as us-east-1a",),
-        {"workers": {"zones": ["us-east-1a", "us.east"]}},
+        "zones and instance types as other clouds spell them",
+        parts={"workers": {"zones": ["PHX-AD-1", "dc1.room_2", "0"], "instanceTypes": ["Standard_NC24ads_A100_v4"]}},
     ),
     Judged("prepare on a volume of one zone, wherever that comes to be", (ZONES_FOR_PREPARE,), _PREPARES),
     Judged("the same, said", (ZONES_FOR_PREPARE,), {**_PREPARES, **volume(size="1Gi", accessModes=["ReadWriteOnce"])}),

@@ -21,6 +21,8 @@ Amount = Annotated[
 ]
 """Amount of a resource. As in core/v1 a whole number needs no quotes: `cpu: 4`."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=63)]
+"""Value of a label that others write. Clouds spell theirs in their own ways: `Standard_NC24ads_A100_v4`, `PHX-AD-1`."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Word = Annotated[str, StringConstraints(max_length=32_768)]
 """One argument of a command, which may be empty; long enough for a script after `python -c` or `bash -c`."""

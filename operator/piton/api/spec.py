@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from piton.api.fields import Dollars, Duration, Model, Name, Quantity, Text, Word
+from piton.api.fields import Dollars, Duration, LabelValue, Model, Name, Quantity, Text, Word
 from piton.api.pod_template import PodTemplate, Resources, Toleration
 from piton.contract.open_enum import OpenEnum
 
@@ -70,10 +70,10 @@ class Workers(Model):
     gpus_per_node: int = Field(
         default=8, ge=0, le=64, description="GPUs, and processes, per machine. 0 trains on the CPU with one process."
     )
-    instance_types: Annotated[tuple[Name, ...], Field(max_length=32)] = Field(
+    instance_types: Annotated[tuple[LabelValue, ...], Field(max_length=32)] = Field(
         default=(), description="Instance types that will do; none means any."
     )
-    zones: Annotated[tuple[Name, ...], Field(max_length=16)] = Field(
+    zones: Annotated[tuple[LabelValue, ...], Field(max_length=16)] = Field(
         default=(), description="Availability zones that will do; none means any."
     )
     template: PodTemplate = Field(default_factory=PodTemplate, description="An allow-list of pod fields.")

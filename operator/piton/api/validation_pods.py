@@ -1,10 +1,8 @@
 """Rules on the pods: what the API server would refuse of them, and what is Piton's to set."""
 
-import re
 from collections.abc import Iterator
 
 from piton.api.cel import cel
-from piton.api.fields import DNS_LABEL
 from piton.api.spec import EvaluateStage, Spec
 from piton.api.stages import side_stages
 from piton.api.validation_names import good_image, good_references, good_selectors
@@ -58,18 +56,7 @@ def root_or_not(spec: Spec) -> Iterator[str]:
         yield ROOT_OR_NOT
 
 
-NO_ZONE = "spec.workers.zones: '{zone}' is no zone; write one such as us-east-1a"
-
-
-@cel("spec.workers.zones[]", f"self.matches('{DNS_LABEL}')", NO_ZONE, zone="self")
-def good_labels(spec: Spec) -> Iterator[str]:
-    """Check that zones are valid label values."""
-    for zone in spec.workers.zones:
-        if not re.fullmatch(DNS_LABEL, zone):
-            yield NO_ZONE.format(zone=zone)
-
-
 YOUNGER = (good_resources, fitting_limits, good_selectors, good_image, good_references, good_claim)
 """Rules that are younger than some runs. A run may train with what they refuse: only a later stage has it."""
-PODS = (gpus_by_piton, root_or_not, good_labels, *YOUNGER)
+PODS = (gpus_by_piton, root_or_not, *YOUNGER)
 """Rules in the order of display."""
