@@ -148,6 +148,142 @@ def test_a_missing_program_is_the_nodes_unless_the_container_runs_it(
     assert blame(words, program) is found
 
 
+PULLS = 'ErrImagePull: failed to pull and unpack image "ghcr.io/x/y:1": '
+LAYER = f"{PULLS}failed to extract layer sha256:0a: "
+DAEMON = "ErrImagePull: Error response from daemon: "
+CRIO = "ErrImagePull: initializing source docker://ghcr.io/x/blob:1: "
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (f"{LAYER}failed to get reader from content store: content digest sha256:0a: not found"),
+        (
+            f'{PULLS}failed to prepare snapshot "extract-1 sha256:0a": parent snapshot sha256:0a does not exist: '
+            "not found"
+        ),
+        f"{PULLS}failed to commit snapshot extract-1: failed to stat active key during commit: not found",
+        (f"{LAYER}mount callback failed on /var/lib/tmpmounts/m1: open /x: permission denied: unknown"),
+        f"{LAYER}unshare: operation not permitted: permission denied",
+        f"{PULLS}error unpacking image: apply layer error: lease does not exist: not found",
+        f"{PULLS}snapshotter nydus was not found: not found",
+        f"{PULLS}failed to copy: httpReadSeeker: failed open: unexpected status code https://x/blobs/1: 403 Forbidden",
+        f"{PULLS}failed to copy: httpReadSeeker: failed open: could not fetch content descriptor sha256:0: not found",
+        f"{PULLS}unexpected media type text/html for sha256:0a from layer: not found",
+        f"{PULLS}failed to load hosts: open /etc/containerd/certs.d/ghcr.io/hosts.toml: permission denied",
+        f"{PULLS}rename /var/lib/a /var/lib/b: no such file or directory: does not exist",
+        (
+            f"{PULLS}unexpected status from GET request to https://x/v2/y: 403 Forbidden - Server message: denied: "
+            "Quota exceeded for quota metric 'Requests' and limit 'Requests per project per region per minute'"
+        ),
+        "ErrImagePull: denied: Rate exceeded for this account",
+        "ErrImagePull: connection error: desc = dial unix /run/containerd/containerd.sock: connect: permission denied",
+        "ErrImagePull: writing blob: adding layer: processing tar file(open /usr: permission denied)",
+        ('ErrImagePull: copying system image: storing blob to file "/var/tmp/1": open /var/tmp/1: permission denied'),
+        "ErrImagePull: creating /var/tmp: mkdir: permission denied",
+        "ErrImagePull: failed to register layer: lstat /var/lib/docker/0a: no such file or directory: not found",
+        'ImageInspectError: Failed to inspect image "x": rpc error: code = NotFound desc = snapshot 1: not found',
+        'ImageInspectError: Failed to inspect image "x": connect: permission denied',
+        "RegistryUnavailable: 403 denied",
+    ],
+)
+def test_an_image_that_the_node_cannot_fetch_or_store_is_no_wrong_name(words: str) -> None:
+    assert blame(words) is Blame.CLUSTER
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f'{PULLS}failed to resolve reference "ghcr.io/team/snapshot:layer": ghcr.io/team/snapshot:layer: not found',
+        (f"{CRIO}reading manifest layer in ghcr.io/x/blob: manifest unknown"),
+        f"{DAEMON}manifest for snapshotter:nope not found: manifest unknown",
+        (
+            f"{DAEMON}pull access denied for layer, repository does not exist or may "
+            "require 'docker login': denied: requested access is denied"
+        ),
+        f"{PULLS}The repository with name 'snapshot-models' does not exist in the registry with id '12': not found",
+        f'{PULLS}403 Forbidden: denied: Permission denied for "latest" from request "/v2/p/blob/manifests/latest"',
+        f'{PULLS}denied: Permission "downloadArtifacts" denied on resource "projects/x/layer"',
+        f"{PULLS}artifact library/layer:1 not found",
+        f"{PULLS}project snapshot not found",
+        (
+            f"{PULLS}failed to authorize: failed to fetch oauth token: unexpected status from GET request to "
+            "https://x/v2/token: 403 Forbidden"
+        ),
+        f"{PULLS}failed to unpack image on snapshotter x: unexpected media type application/vnd.helm: not found",
+        f"{CRIO}reading manifest 1 in x/y: unauthorized: authentication required",
+        'ImageInspectError: Failed to inspect image "X": rpc error: code = Unknown desc = invalid reference format',
+    ],
+)
+def test_a_wrong_name_stays_the_images_whatever_words_are_in_it(words: str) -> None:
+    assert blame(words) is Blame.IMAGE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (
+            f'StartError: {RUNC}error gathering device information adding device "/dev/infiniband/uverbs0": no '
+            "such file or directory: unknown"
+        ),
+        f"{INIT}open /dev/neuron0: no such file or directory",
+        f"{INIT}write sysctl key net.ipv4.x: open /proc/sys/net/ipv4/x: no such file or directory",
+        f"{INIT}open /run/nvidia/driver: no such file or directory",
+        f"{INIT}error loading seccomp filter into kernel: errno 524",
+        f"{INIT}failed to set rlimit: operation not permitted",
+        f"StartError: {RUNC}unable to start container process: can't get final child's PID from pipe: EOF",
+        f'StartError: {RUNC}unable to start unit "x.scope": Message recipient disconnected from message bus',
+        'StartError: failed to create shim task: Status { message: "failed to allocate guest memory"}',
+        "StartError: failed to create shim task: QMP command failed: unknown",
+        "StartError: OCI runtime start failed: starting root container: failed to setupFS: gofer did not start",
+        "RunContainerError: rpc error: code = Unavailable desc = error reading from server: EOF",
+        "RunContainerError: context canceled",
+        "CreateContainerError: rpc error: code = Canceled desc = grpc: the client connection is closing",
+        'CreateContainerError: connection error: desc = "transport: dial unix /run/crio.sock": connect: no such file',
+        'CreateContainerError: failed to get image from containerd "sha256:0a1b": image "sha256:0a1b": not found',
+        "CreateContainerError: Error response from daemon: No such image: sha256:0a1b",
+        "CreateContainerError: reading image 0a1b: locating image with ID 0a1b: image not known",
+        f"{NO_CONTAINER}snapshot sha256:0a1b does not exist: not found",
+        f'{NO_CONTAINER}failed to create snapshot: missing parent "k8s.io/2/sha256:0a" bucket: not found',
+        f"{NO_CONTAINER}failed to extract layer sha256:0a: content digest sha256:0a: not found",
+        'CreateContainerError: failed to find sandbox id "0a1b": not found',
+        'RunContainerError: failed to create containerd task: container "0a1b": not found',
+        "PreStartHookError: internal error of cpumanager",
+        "PreCreateHookError: no such file or directory",
+        (
+            "CreateContainerConfigError: pre-start check failed for device plugin resource nvidia.com/gpu: "
+            "rpc error: code = Unknown"
+        ),
+        "CreateContainerConfigError: device plugin PreStartContainer rpc failed with err: not found",
+        "CreateContainerConfigError: failed to get container allocated resources: no allocation",
+        "CreateContainerConfigError: failed to create resolv.conf",
+    ],
+)
+def test_a_part_of_the_node_that_fails_is_the_clusters(words: str) -> None:
+    assert blame(words, "python") is Blame.CLUSTER
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f'{INIT}exec: "/opt/device/snapshot.sh": permission denied: unknown',
+        f'{INIT}exec: "/mnt/layer/train": stat /mnt/layer/train: no such file or directory: unknown',
+        f'{INIT}chdir to cwd ("/workspace/device") set in config.json failed: permission denied: unknown',
+        f'{INIT}chdir to cwd ("/workspace") set in config.json failed: no such file or directory: unknown',
+        f"{NO_CONTAINER}failed to generate spec: unable to find user guest: no matching entries in passwd file",
+        f"StartError: {RUNC}unable to start container process: exec /usr/bin/python: argument list too long",
+        'CreateContainerError: Error response from daemon: invalid environment variable: "="',
+    ],
+)
+def test_a_users_own_names_say_nothing_of_the_node(words: str) -> None:
+    assert blame(words) is Blame.UNPROVEN
+
+
+def test_a_key_stays_the_users_whatever_its_name() -> None:
+    assert blame('CreateContainerConfigError: secret "device-layer" not found') is Blame.PROGRAM
+    assert blame("CreateContainerConfigError: couldn't find key snapshot in Secret team/sandbox") is Blame.PROGRAM
+
+
 def test_a_back_off_without_a_cause_is_told_from_one_with_a_cause() -> None:
     assert tells_no_cause('ImagePullBackOff: Back-off pulling image "ghcr.io/x/y:1"')
     assert not tells_no_cause('ImagePullBackOff: Back-off pulling image "x": ErrImagePull: x: not found')

@@ -2,6 +2,9 @@
 
 Words of Kubernetes 1.20 to 1.37, containerd 1.6 to 2, CRI-O 1.2x to 1.3x, runc and crun. What is not recognized blames
 the program until it has run once in this run, and the cluster afterwards.
+
+Registry, node and runtime often fail in the words of a user's fault (`not found`, `permission denied`), so the thing of
+which they are said counts first.
 """
 
 import re
@@ -28,6 +31,8 @@ CREATE_REASONS = frozenset(
     }
 )
 """The kubelet's reasons for a container that waits because an image, or the container itself, cannot be made."""
+_KUBELETS_OWN = frozenset({"PreCreateHookError", "PreStartHookError", "RegistryUnavailable"})
+"""Of these, those that no field of a run can be the cause of. The hooks are those of its managers of devices."""
 START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
 """The kubelet's reasons for a container that has ended without having begun."""
 INIT_CRASHES = "InitContainerCrashes"
@@ -62,7 +67,7 @@ _PROGRAM_NAMED = re.compile(r"\bexec(?:: |utable file )(?:\"([^\"]+)\"|`([^`]+)`
 _NO_SUCH_KEY = r"(secret|configmap) \"[^\"]*\" not found|couldn't find key|non-existent (secret|config ?map|key)"
 _WRONG_IMAGE = (
     rf"{_EXEC}(is a directory|not a directory|no such file|exec format)|no command specified"
-    r"|runAsNonRoot|non-root|non-numeric user"
+    r"|runAsNonRoot|non-root|non-numeric user|unable to find (user|group)"
 )
 """Errors of a program or its image, and also of a node: one of another architecture, or with a broken copy of it."""
 _NODE_OR_RUNTIME = (
@@ -71,21 +76,52 @@ _NODE_OR_RUNTIME = (
     r"|input/output error|stale (NFS )?file handle|transport endpoint|cgroup|mount|apparmor|resource busy"
     r"|failed to sync|not registered|not yet been read|name .*is already in use"
 )
+_STORE = (
+    r"\b(layers?|blobs?|snapshot\w*|mount\w*|lease|ingest|bucket|overlay\w*|tar)\b|content (store|digest|descriptor)"
+    r"|extract|(?<!pull and )unpack|failed to (copy|commit)|get image from"
+)
+"""Words of what comes after the registry has named the image to one who may have it: its layers are fetched, and stored
+on the node. They often end in words of a wrong name: `content digest sha256:0a: not found`."""
+_CALL = (
+    r"\b(open(at2?)?|creat(e|ing)|mk(dir|nod|fifo)(at)?|l?ch(own|mod)|(sym|un)?link(at)?|renam(e|ing)|remov(e|ing)"
+    r"|l?stat(fs)?|read(ing|link)?|writ(e|ing)|truncate|f?sync|unshare|setns|clone|ioctl|chroot|l?[sg]etxattr)"
+)
+_FILE_FAILS = rf"{_CALL}( \"?/[^:]*)?: ([a-z]+: )?(permission denied|operation not permitted|no such file)"
+"""A system call of the one who pulls. Registries deny permissions as well, but they open no file."""
+_FILE_OF_NODE = rf"{_CALL} \"?/(dev|proc|sys|run|var/(run|lib)|etc/(cdi|containers|containerd|crio))/|/dev/|\.sock\b"
+_PART_OF_NODE = (
+    r"\bdevices?\b|pre-?start|allocat(ed|ing|e) |resolv\.conf|sandbox|not running|shutting down|\bEOF\b|cancell?ed"
+    r"|unavailable|connection error|code = (aborted|resourceexhausted)|reading from server|transport is closing"
+    r"|broken pipe|dial unix|systemd|d-?bus|message bus|unable to start unit|seccomp|selinux|rlimit|sysctl|keyring"
+    r"|\be?bpf|\bQMP\b|hypervisor|\bguest\b|gofer|sentry|vsock|firecracker|structure needs cleaning|i/o error"
+    r"|network|external connectivity|iptables|no such (image|container|task)"
+    r"|\b(image|container|task)( id)?( [\w.:-]+)?\s*:?\s+(is |was )?(not (found|known)|does not exist)"
+)
+"""Parts of the node and its runtime that a run cannot name: what is wrong with them is never a field of its spec."""
 _REGISTRY_IS_DOWN = (
     r"time-?out|timed out|deadline exceeded|connection (refused|reset)|no such host|server misbehaving"
-    r"|temporary failure|unreachable|no route|\bEOF\b|too ?many ?requests|dial tcp|tls: |x509"
+    r"|temporary failure|unreachable|no route|\bEOF\b|too ?many ?requests|dial (tcp|unix)|connection error|tls: |x509"
+    r"|quota exceeded|exceeded .*quota|rate ?(limit|exceeded)|throttl|resource.?exhausted"
     r"|\b(429|5\d\d) [A-Z]|status( code)?:? (429|5\d\d)\b"
 )
+_BAD_REFERENCE = r"invalid reference|couldn't parse image"
+_WRONG_KIND = r"unexpected media type application/"
+"""The name of a chart or of another artifact, which no node can unpack."""
 _WRONG_NAME = (
-    r"not found|(manifest|name|repository name)[ _](is )?(unknown|not known)|does not exist|no such image"
-    r"|invalid reference|couldn't parse image|no match(ing)? "
+    rf"{_BAD_REFERENCE}|not found|(manifest|name|repository name)[ _](is )?(unknown|not known)|does not exist"
+    r"|no such image|no match(ing)? "
 )
 _NOT_ALLOWED = (
     r"\b40[13]\b|unauthorized|forbidden|denied|authorization failed|authentication required|no basic auth"
     r"|invalid username"
 )
-_NAMES = re.compile(r'"[^"]*"|[^\s"]*/[^\s"]*')
+_NAMES = re.compile(
+    r"""\"[^\"]*\"|(?<!\w)'[^'\s]+'(?!\w)|[^\s\"]*/[^\s\"]*|(?<=manifest for )\S+|(?<=access denied for )[^\s,]+"""
+    r"|(?<=reading manifest )\S+(?= in )|(?<=(?:project|ository) )\S+(?= (?:is )?not found)"
+)
 """Names of images and addresses, which may contain any word."""
+_WORDS_THAT_NAME = re.compile(r'"[^"\s]*"|[^\s"]*/[^\s"]*')
+"""Names again, where a runtime quotes whole sentences of another program as well."""
 _OF_INIT_CONTAINER = re.compile(rf"^{INIT_CONTAINER}[^:]*: ")
 _BACK_OFF = re.compile(r"ImagePullBackOff|ErrImagePull|Back-off pulling image|[:\s]")
 
@@ -99,6 +135,8 @@ def blame(words: str, program: str | None = None) -> Blame:
     if words.startswith(INIT_CONTAINER):
         return Blame.CLUSTER
     reason, _, message = words.partition(":")
+    if reason in _KUBELETS_OWN:
+        return Blame.CLUSTER
     if reason in PULL_REASONS:
         return _blame_for_image(reason, message)
     if reason not in CREATE_REASONS | START_ERRORS:
@@ -109,7 +147,7 @@ def blame(words: str, program: str | None = None) -> Blame:
         return Blame.PROGRAM
     if _has(_NO_COMMAND, message) or _has(_WRONG_IMAGE, message):
         return Blame.CLUSTER if _is_about_another(message, program) else Blame.UNPROVEN
-    return Blame.CLUSTER if _has(_NODE_OR_RUNTIME, message) else Blame.UNPROVEN
+    return Blame.CLUSTER if _is_about_node(message) else Blame.UNPROVEN
 
 
 def is_about_image(words: str) -> bool:
@@ -126,11 +164,23 @@ def _blame_for_image(reason: str, message: str) -> Blame:
     text = _NAMES.sub("", message)
     if reason in ("InvalidImageName", "ErrImageNeverPull"):
         return Blame.IMAGE
+    if reason == "ImageInspectError":  # asked of the node's runtime alone
+        return Blame.IMAGE if _has(_BAD_REFERENCE, text) else Blame.CLUSTER
     if _has(_REGISTRY_IS_DOWN, text):
+        return Blame.CLUSTER
+    if _has(_WRONG_KIND, message):
+        return Blame.IMAGE
+    if _has(_STORE, text) or _has(_FILE_FAILS, message):
         return Blame.CLUSTER
     if _has(_WRONG_NAME, text) or _has(_NOT_ALLOWED, text):
         return Blame.IMAGE
     return Blame.UNPROVEN if tells_no_cause(f"{reason}:{message}") else Blame.CLUSTER
+
+
+def _is_about_node(message: str) -> bool:
+    """True if the words name a part of the node, outside of all names that a user or an image has given."""
+    text = _WORDS_THAT_NAME.sub("", message)
+    return _has(_NODE_OR_RUNTIME, message) or _has(_FILE_OF_NODE, message) or _has(f"{_STORE}|{_PART_OF_NODE}", text)
 
 
 def _is_about_another(message: str, program: str | None) -> bool:
