@@ -363,6 +363,50 @@ def test_a_node_that_karpenter_launches_outranks_that_no_node_has_room() -> None
     )
 
 
+UP = a_word("TriggeredScaleUp", "pod triggered scale-up: [{gke-gpu 0->1 (max: 4)}]", source="cluster-autoscaler")
+ZONE_FAILED = "Node scale up in zones us-central1-a associated with this pod failed: "
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        (
+            a_word("FailedScaleUp", f"{ZONE_FAILED}GCE out of resources.", source="cluster-autoscaler", at=9),
+            "The cloud has",
+        ),
+        (
+            a_word("FailedScaleUp", f"{ZONE_FAILED}GCE quota exceeded.", source="cluster-autoscaler", at=9),
+            "account's quota",
+        ),
+        (
+            a_word("FailedScaleUp", f"{ZONE_FAILED}Internal error.", source="gke.io/autoscaler", at=9),
+            "nvidia.com/gpu free",
+        ),
+        (
+            a_word("NotTriggerScaleUp", "1 in backoff after failed scale-up", source="cluster-autoscaler", at=9),
+            "The cloud has",
+        ),
+        (
+            a_word("NotTriggerScaleUp", "1 max node group size reached", source="cluster-autoscaler", at=9),
+            "size of the node group",
+        ),
+        (
+            a_word("FailedScheduling", "insufficient capacity for all types", source="eks-auto-mode/compute", at=9),
+            "The cloud has",
+        ),
+    ],
+)
+def test_a_launch_that_has_failed_is_no_node_on_its_way(word: ClusterMessage, advice: str) -> None:
+    nowhere = unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    reason, message = told(nowhere, UP, word, now=later(7200))
+    assert reason is Reason.UNSCHEDULABLE
+    assert word.message in message
+    assert advice in message
+
+    again = a_word("TriggeredScaleUp", "pod triggered scale-up: [{b 0->1}]", source="cluster-autoscaler", at=20)
+    assert told(nowhere, UP, word, again, now=later(7200))[0] is Reason.NODE_LAUNCHING
+
+
 def test_karpenters_words_stand_beside_the_schedulers() -> None:
     nowhere = unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint(s)")
     why_not = "Failed to schedule pod, all available instance types exceed limits for nodepool"

@@ -173,6 +173,21 @@ PLACEMENT = (
     ),
     Cause(
         Reason.UNSCHEDULABLE,
+        r"out of resources|POOL_EXHAUSTED|[Ii]nsufficient ?\w*[Cc]apacity|after failed scale-up|SkuNotAvailable",
+        "The cloud has no such machine at present. Wait for one, or {widen}.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"(?i)quota exceeded|QuotaExceeded|exceed\w* .*\bquota|LimitExceeded",
+        "The account's quota at the cloud has no room for such a machine: have it raised, or {widen}.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
+        r"max node group size reached",
+        "Raise the largest size of the node group, or {widen}.",
+    ),
+    Cause(
+        Reason.UNSCHEDULABLE,
         r"Insufficient (?P<resource>[\w./-]+\w)",
         "No node has enough {resource} free. Wait for one, or {widen}.",
     ),

@@ -72,9 +72,10 @@ _BEFORE_ITS_KUBELET = frozenset({_PLACED, "SuccessfulAttachVolume"})
 """Steps of a start that others do, once, and that a kubelet waits for."""
 _KUBELET = "kubelet"
 _LAUNCHED = frozenset({"Nominated", "TriggeredScaleUp"})
-_NOT_LAUNCHED = frozenset({"FailedScheduling", "NotTriggerScaleUp"})
-_AUTOSCALERS = frozenset({"karpenter", "cluster-autoscaler"})
-"""The scheduler has events of the same names; what it says is in the pod's condition."""
+_NOT_LAUNCHED = frozenset({"NotTriggerScaleUp", "FailedScaleUp"})
+"""Words of autoscalers alone. GKE's says the second when a launch that it has announced fails."""
+_AUTOSCALERS = frozenset({"karpenter", "cluster-autoscaler", "eks-auto-mode/compute"})
+"""Those whose FailedScheduling says the same. Schedulers have one as well; theirs is in the pod's condition."""
 _NOW = datetime.max.replace(tzinfo=UTC)
 
 _SIGNS = (
@@ -269,9 +270,14 @@ def _quoted(word: ClusterMessage, replica: ReplicaSeen) -> str:
     return "; ".join([f"{word.reason}: {word.message}".removesuffix(": ")[:_QUOTE_MAX], *quotes])
 
 
+def _says_no_launch(word: ClusterMessage) -> bool:
+    """True if an autoscaler says that it launches no node for the pod, or that a launch has failed."""
+    return word.reason in _NOT_LAUNCHED or (word.reason == "FailedScheduling" and word.source in _AUTOSCALERS)
+
+
 def _of_autoscaler(replica: ReplicaSeen) -> Iterator[ClusterMessage]:
     """Its newest word about why it launches no node."""
-    words = [word for word in replica.words if word.reason in _NOT_LAUNCHED and word.source in _AUTOSCALERS]
+    words = [word for word in replica.words if _says_no_launch(word)]
     if words:
         yield max(words, key=_time)
 
