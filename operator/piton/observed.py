@@ -70,8 +70,8 @@ class ReplicaSeen:
     """The kubelet's reason for not accepting the pod; no container of it has ever run."""
     out_of_memory: bool = False
     """Killed by the kernel at its own limit, or evicted for more than it asked for."""
-    default_memory_limit: str | None = None
-    """Its memory limit, where a LimitRange of the namespace has set it."""
+    default_limit: str | None = None
+    """Its limit of memory, or of the disk that it ran out of, where a LimitRange of the namespace has set it."""
     out_of_disk: bool = False
     """Evicted for more of its node's disk than it may use, or asked for."""
     outlives_trainer: bool = False

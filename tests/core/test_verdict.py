@@ -32,10 +32,11 @@ def judged(
 def test_what_a_pod_had_too_little_of_is_raised_at_its_stage(
     fields: dict[str, bool], stage: Stage, path: str, default: str | None
 ) -> None:
-    seen = a_failed_attempt(failed(137, default_memory_limit=default, **fields))
+    seen = a_failed_attempt(failed(137, default_limit=default, **fields))
     found = judge(Evidence(seen=seen, complete=None, proof_needed=False, ordered=None, stage=stage))
     assert found is not None
     assert path in found.message
+    assert ("LimitRange" in found.message) is (default is not None)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,12 @@ USES = "Container pytorch was using {1}, request is {2}, has larger consumption 
         ('Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ', True, False),
         ((LOW + USES).format("ephemeral-storage", "90Gi", "10Gi"), True, False),
         ((LOW + USES).format("memory", "900Gi", "800Gi"), False, True),
+        (
+            (LOW + USES).format("ephemeral-storage", "2Gi", "1Gi").replace("pytorch", "istio-proxy")
+            + USES.format("ephemeral-storage", "90Gi", "10Gi"),
+            True,
+            False,
+        ),
     ],
 )
 def test_an_eviction_for_what_the_pod_itself_uses_is_no_disruption(message: str, disk: bool, memory: bool) -> None:
@@ -199,6 +205,12 @@ def test_an_eviction_for_what_the_pod_itself_uses_is_no_disruption(message: str,
         (LOW + USES).format("ephemeral-storage", "40Ki", "0"),
         (LOW + USES).format("memory", "900Gi", "0"),
         (LOW + USES).format("memory", "90Mi", "40Mi").replace("pytorch", "istio-proxy"),
+        (LOW + USES).format("ephemeral-storage", "2Gi", "1Gi").replace("pytorch", "istio-proxy"),
+        (LOW + USES).format("ephemeral-storage", "2Gi", "1Gi").replace("pytorch", "pytorch-metrics"),
+        (LOW + USES).format("ephemeral-storage", "9Gi", "0")
+        + USES.format("ephemeral-storage", "2Gi", "1Gi").replace("pytorch", "vault-agent"),
+        'Container istio-proxy exceeded its local ephemeral storage limit "1Gi". ',
+        'Container my-pytorch exceeded its local ephemeral storage limit "1Gi". ',
     ],
 )
 def test_an_eviction_because_others_use_much_is_a_disruption(message: str) -> None:
@@ -282,8 +294,44 @@ def test_plain_text_never_outweighs_an_exit_code_with_a_meaning(code: int) -> No
 def test_a_memory_limit_of_a_limit_range_is_known(told: str, limit: str | None) -> None:
     pod = _pod(meta={"annotations": {"kubernetes.io/limit-ranger": told}})
     pod["spec"]["containers"] = [{"name": "pytorch", "resources": {"limits": {"memory": "256Mi"}}}]
-    assert _seen(pod).default_memory_limit == limit
-    assert _seen(kept_fields.of_pod(pod)).default_memory_limit == limit
+    assert _seen(pod).default_limit == limit
+    assert _seen(kept_fields.of_pod(pod)).default_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"),
+    [
+        ("LimitRanger plugin set: cpu, ephemeral-storage limit for container pytorch", "2Gi"),
+        (
+            "LimitRanger plugin set: ephemeral-storage, memory limit for container pytorch; cpu limit for container x",
+            "2Gi",
+        ),
+        ("LimitRanger plugin set: memory limit for container pytorch", None),
+        ("LimitRanger plugin set: ephemeral-storage limit for container pytorch-metrics", None),
+        ("LimitRanger plugin set: ephemeral-storage request for container pytorch", None),
+    ],
+)
+def test_a_disk_limit_of_a_limit_range_is_known(told: str, limit: str | None) -> None:
+    meta = {"annotations": {"kubernetes.io/limit-ranger": told}}
+    pod = _pod(phase="Failed", reason="Evicted", message=DISK, meta=meta)
+    limits = {"memory": "1Gi", "ephemeral-storage": "2Gi"}
+    pod["spec"]["containers"] = [{"name": "pytorch", "resources": {"limits": limits}}]
+    assert _seen(kept_fields.of_pod(pod)).default_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("volume", "is_own"), [("shm", True), ("cache", True), ("istio-data", False), ("unknown", False)]
+)
+def test_a_volume_is_the_trainers_if_it_mounts_it(volume: str, is_own: bool) -> None:
+    message = f'Usage of EmptyDir volume "{volume}" exceeds the limit "1Gi". '
+    pod = _pod(phase="Failed", reason="Evicted", message=message)
+    mounts = {"pytorch": ["shm", "cache"], "istio-proxy": ["istio-data", "cache"]}
+    pod["spec"]["containers"] = [
+        {"name": name, "volumeMounts": [{"name": each, "mountPath": f"/{each}"} for each in found]}
+        for name, found in mounts.items()
+    ]
+    for seen in (_seen(pod), _seen(kept_fields.of_pod(pod))):
+        assert (seen.disruption is None, seen.out_of_disk) == (is_own, is_own)
 
 
 def test_out_of_memory_is_seen() -> None:

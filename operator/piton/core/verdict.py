@@ -24,10 +24,10 @@ from datetime import UTC, datetime
 
 from piton.api.reasons import Reason
 from piton.api.spec import Stage
-from piton.api.stages import path_of
 from piton.api.status import Verdict
 from piton.contract.manifest import Complete
 from piton.contract.termination import ExitCode, Limit, Outcome
+from piton.core.evictions import out_of_disk, out_of_memory
 from piton.core.evidence import (
     Evidence,
     Judgement,
@@ -181,34 +181,6 @@ def suspended_by_others(evidence: Evidence) -> Judgement | None:
         return None
     message = "another client suspended the job; to hold the run, set spec.suspend of the TrainingRun"
     return Judgement(verdict=Verdict.STOPPED, reason=Reason.JOB_SUSPENDED, message=message)
-
-
-def out_of_disk(evidence: Evidence) -> Judgement | None:
-    """The kubelet evicted the pod for its own use of the node's disk."""
-    for replica in evidence.seen.replicas:
-        if replica.out_of_disk:
-            message = (
-                f"{replica.name} was evicted for using too much of its node's disk; write less beside the checkpoint "
-                f"volume, or raise ephemeral-storage in {path_of('resources', evidence.stage)}"
-            )
-            return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_DISK, message=message)
-    return None
-
-
-def out_of_memory(evidence: Evidence) -> Judgement | None:
-    """The kernel killed the container at its own limit, or the kubelet evicted its pod for more than it asked for."""
-    for replica in evidence.seen.replicas:
-        if replica.out_of_memory:
-            limit, resources = replica.default_memory_limit, path_of("resources", evidence.stage)
-            smaller = " or shrink the batch" if evidence.stage is Stage.TRAIN else ""
-            message = f"{replica.name} ran out of memory; raise {resources}{smaller}"
-            if limit is not None:
-                message = (
-                    f"{replica.name} ran out of memory: its limit of {limit} is the default of a LimitRange of this "
-                    f"namespace; set {resources}.limits.memory"
-                )
-            return Judgement(verdict=Verdict.USER_FAILURE, reason=Reason.OUT_OF_MEMORY, message=message)
-    return None
 
 
 def refused_by_the_node(evidence: Evidence) -> Judgement | None:

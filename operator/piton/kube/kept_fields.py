@@ -77,8 +77,10 @@ def of_pod(body: Body) -> Body:
 
 
 def _of_container(container: Body) -> Body:
-    """Keep the program of the command; its arguments may be long."""
+    """Keep the program of the command, since its arguments may be long, and which volumes the container mounts."""
     kept = _only(container, ("name", "resources"))
+    if "volumeMounts" in container:
+        kept["volumeMounts"] = [_only(each, ("name",)) for each in container["volumeMounts"]]
     command = container.get("command")
     return kept | {"command": command[:1]} if command else kept
 

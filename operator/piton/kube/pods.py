@@ -27,13 +27,14 @@ from piton.rendering.affinity import ZONE
 _DISRUPTED_REASONS = frozenset({"Evicted", "NodeShutdown", "Terminated", "Shutdown", "NodeLost", "Preempting"})
 _BY_TAINT_MANAGER = "DeletionByTaintManager"
 """It deletes the pods of a node that does not answer: that says no more than the silence does."""
-_OWN_DISK = re.compile(
-    r"exceeds the (total )?limit|exceeded its local ephemeral storage limit"
-    r"|request is (?!0,)[^,]+, has larger consumption of ephemeral-storage"
-)
-_DEFAULT_LIMIT = re.compile(rf"\bmemory\b[^;:]* limit for container {names.CONTAINER}\b")
+_DEFAULT_LIMIT = rf" (?P<all>[^;:]*) limit for container {names.CONTAINER}(?=;| *$)"
 """The API server's words: `LimitRanger plugin set: cpu request for container x; cpu, memory limit for container x`."""
 _USES = f"Container {names.CONTAINER} was using [^,]+, request is"
+_OWN_DISK = re.compile(
+    rf"Pod .*usage exceeds the total limit|Container {names.CONTAINER} exceeded its local ephemeral storage limit"
+    rf"|EmptyDir volume \"(?P<volume>[^\"]*)\" exceeds the limit"
+    rf"|{_USES} (?!0,)[^,]+, has larger consumption of ephemeral-storage"
+)
 _OWN_MEMORY = re.compile(rf"{_USES} (?!0,)[^,]+, has larger consumption of memory")
 """The kubelet also evicts a pod for using more than it may, or more than it asked for while its node runs short. That
 is no disruption, and happens again. Any use of the node's disk or memory is more than a request of 0: that says
@@ -75,7 +76,7 @@ def replica(pod: Mapping[str, Any], view: NodeView | None, prices: Prices) -> Re
         over_time=status.get("reason") == OVER_TIME,
         refused=_refused(status),
         out_of_memory=(is_oom_killed and _has_memory_limit(pod)) or evicted_for(pod) is _OWN_MEMORY,
-        default_memory_limit=_default_memory_limit(pod),
+        default_limit=_default_limit(pod, "ephemeral-storage" if evicted_for(pod) is _OWN_DISK else "memory"),
         out_of_disk=evicted_for(pod) is _OWN_DISK,
         short_of_memory=_is_evicted_without_request(status) or is_without_limit,
         outlives_trainer=exit_code is not None and _outlives(pod, ended_at, now),
@@ -155,16 +156,16 @@ def _has_memory_limit(pod: Mapping[str, Any]) -> bool:
     return not trainers or any("memory" in each for each in limits)
 
 
-def _default_memory_limit(pod: Mapping[str, Any]) -> str | None:
-    """Return the trainer's memory limit if a LimitRange has set it, and not the run."""
+def _default_limit(pod: Mapping[str, Any], resource: str) -> str | None:
+    """Return the trainer's limit of a resource if a LimitRange has set it, and not the run."""
     told = str((pod["metadata"].get("annotations") or {}).get(LIMIT_RANGER) or "")
-    if not _DEFAULT_LIMIT.search(told):
+    if not any(resource in found["all"].split(", ") for found in re.finditer(_DEFAULT_LIMIT, told)):
         return None
     containers = (pod.get("spec") or {}).get("containers") or ()
     limits = [
         (each.get("resources") or {}).get("limits") or {} for each in containers if each["name"] == names.CONTAINER
     ]
-    return next((str(found["memory"]) for found in limits if "memory" in found), None)
+    return next((str(found[resource]) for found in limits if resource in found), None)
 
 
 def _state(status: Mapping[str, Any], exit_code: int | None) -> ReplicaState:
@@ -236,7 +237,16 @@ def evicted_for(pod: Mapping[str, Any]) -> re.Pattern[str] | None:
     if status.get("reason") != "Evicted":
         return None
     message = status.get("message") or ""
-    return next((own for own in (_OWN_MEMORY, _OWN_DISK) if own.search(message)), None)
+    if _OWN_MEMORY.search(message):
+        return _OWN_MEMORY
+    return _OWN_DISK if any(_is_trainers(pod, found["volume"]) for found in _OWN_DISK.finditer(message)) else None
+
+
+def _is_trainers(pod: Mapping[str, Any], volume: str | None) -> bool:
+    """True if the trainer mounts the volume, or nothing is known of its mounts; None is no volume, but its own use."""
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    mounts = next((each.get("volumeMounts") for each in containers if each["name"] == names.CONTAINER), None)
+    return volume is None or mounts is None or any(each["name"] == volume for each in mounts)
 
 
 def _is_evicted_without_request(status: Mapping[str, Any]) -> bool:
