@@ -125,6 +125,23 @@ async def test_a_thousand_runs_that_wait_for_room_cost_few_requests(crowd: Crowd
     assert 0 < await cost(crowd) < 5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_quota_that_is_none_of_the_namespace_is_tried_again_soon(
+    crowd: Crowd, kind: resource, elsewhere: bool
+) -> None:
+    """OpenShift's ClusterResourceQuota refuses in a ResourceQuota's words. Another namespace may have its name."""
+    quota = Quota(crowd.server, kind, 0)
+    if elsewhere:
+        await crowd.server.put(apiserver.QUOTAS, {"metadata": {"name": "gpus", "namespace": "another"}})
+    await crowd.wait(1)
+    assert crowd.reasons() == {Reason.QUOTA_EXCEEDED}
+    quota.hard = 1
+    await crowd.go_on(300)
+    assert crowd.reasons() != {Reason.QUOTA_EXCEEDED}
+    assert quota.used == 1
+
+
 async def test_so_do_a_thousand_whose_next_attempt_waits(crowd: Crowd) -> None:
     """They are read live before each try."""
     crowd.cluster.script[1] = Runs()

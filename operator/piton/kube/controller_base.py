@@ -6,6 +6,7 @@ cache may be behind what is there.
 
 import asyncio
 import logging
+import re
 import traceback
 from abc import ABC, abstractmethod
 
@@ -30,6 +31,8 @@ _REFUSED_SECONDS = 1.0
 """Least time between two passes in which the API server refuses something. A user who mends it waits no longer."""
 _RESYNC_AGAIN_SECONDS = 30.0
 """After a resync that failed: without a cache nothing else finds the objects."""
+
+_QUOTA = re.compile(r"exceeded quota: ([^,\s]+)")
 
 _log = logging.getLogger(__name__)
 
@@ -189,6 +192,14 @@ class Worker(ABC):
     def hears_of_room(self, key: Key) -> bool:
         """True if a change of a ResourceQuota of the object's namespace is noticed."""
         return self._cache is not None and self._cache.is_watched(QUOTAS, key[0])
+
+    def speaks(self, key: Key, refusal: str) -> bool:
+        """True if the quota in the refusal is one of the object's namespace, whose changes are noticed.
+
+        A ClusterResourceQuota of OpenShift refuses in the same words, and nobody hears of its room.
+        """
+        named = _QUOTA.search(refusal)
+        return self._cache is None or named is None or self._cache.peek(QUOTAS, key[0], named[1]) is not None
 
     def hold_back(self, key: Key, *, refused: bool) -> None:
         """Hold back an object that was refused: the status that quotes the refusal would wake it again at once."""

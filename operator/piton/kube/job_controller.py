@@ -81,7 +81,7 @@ class JobController(Worker):
                 self._client, self._clock, *key, cache=cache, repeats=repeats, failures=self.failures(key)
             ).run()
         except NoRoom as refusal:
-            if not self.hears_of_room(key):
+            if not (self.hears_of_room(key) and self.speaks(key, str(refusal))):
                 raise
             self._wait_for_room(key, refusal)
             return

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
-from piton.api.conditions import TRAINING
+from piton.api.conditions import TRAINING, WAITING
 from piton.api.status import RunStatus
 from piton.contract import names
 from piton.contract.progress import Progress, TrainerRequests
@@ -13,6 +13,7 @@ from piton.core.decide import NO_ROOM, REFUSED
 from piton.core.effects import Decision
 from piton.core.increments import increments
 from piton.core.trainer_requests import requests_for
+from piton.core.wait_reasons import waited_seconds
 from piton.drive import reconcile
 from piton.kube.cache import ClusterCache
 from piton.kube.client import Client
@@ -207,13 +208,22 @@ class Controller(Worker):
             self._forget(key)
             return None
         if decision.rule == NO_ROOM:
-            self._waits.was_refused(key)
+            decision = self._waiting_for_room(key, decision)
         _log_decision(key, decision, world.observed)
         self._request(key, decision, world.observed)
         self._measure(key, decision, world.observed)
         return min(
             (s for s in (decision.look_again_seconds, world.look_again_seconds()) if s is not None), default=None
         )
+
+    def _waiting_for_room(self, key: Key, decision: Decision) -> Decision:
+        """Wait for the quota to speak, or try again like anything else that is refused where it will not."""
+        waits = decision.status.condition(WAITING)
+        if waits is None or self.speaks(key, waits.message):
+            self._waits.was_refused(key)
+            return decision
+        again = self._settings.timing.try_again_seconds(waited_seconds(decision.status, self._clock.now()))
+        return replace(decision, look_again_seconds=min(again, decision.look_again_seconds or again))
 
     def _timing(self, key: Key) -> Timing:
         """The patience for one pass: what waits for room need hardly be tried where news of room arrive."""
