@@ -49,7 +49,7 @@ def test_a_bucket_that_is_away_for_five_minutes_costs_nothing_and_the_mirror_cat
     undisturbed = summary_of(tmp_path / "undisturbed", "python", PACED, str(steps), "0", every={"steps": 5})
     file = a_manifest(tmp_path / "run", "python", PACED, str(steps), "1", every={"steps": 5}, mirror={"uri": uri})
     with a_command("run", str(file), "--dir", str(tmp_path / "run/run"), "--json", cwd=tmp_path / "run") as process:
-        went_at = eventually(lambda: mirrored.folders() and newest_step(directory), 60)
+        went_at = eventually(lambda: mirrored.folders() and newest_step(directory), 240)
         server.stop()
         eventually(lambda: (newest_step(directory) or 0) >= went_at + AWAY_SECONDS, AWAY_SECONDS * 1.5)
         server.start()
